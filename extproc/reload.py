@@ -1,0 +1,69 @@
+"""Watch the intents' folder; compile what changed off the event loop; swap it in, or keep the last good one."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from extproc.config import ConfigError, load_config
+from extproc.snapshot import Snapshot, compile_snapshot
+from extproc.telemetry import Telemetry
+from extproc.vectors import Encoder
+
+log = logging.getLogger(__name__)
+
+_INTERVAL_S = 1.0
+
+# A file's identity as stat sees it: follows the symlinks that Kubernetes swaps under a ConfigMap, and needs no
+# inotify, which does not see those swaps on every volume.
+_Signature = tuple[tuple[str, int, int, int], ...]
+
+
+def signature(folder: Path) -> _Signature:
+    """What changes whenever a YAML file in `folder` is edited, added, removed or swapped."""
+    found = []
+    for path in sorted(folder.glob("*.y*ml")):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue  # removed meanwhile, or a dangling link: the next look sees what it became
+        found.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
+    return tuple(found)
+
+
+async def watch(
+    folder: Path,
+    current: Callable[[], Snapshot],
+    encoder: Encoder,
+    swap: Callable[[Snapshot], None],
+    telemetry: Telemetry,
+) -> None:
+    """Until cancelled: whenever the folder changes and compiles, hand the new snapshot to `swap`."""
+    seen = await asyncio.to_thread(signature, folder)
+    while True:
+        await asyncio.sleep(_INTERVAL_S)
+        now = await asyncio.to_thread(signature, folder)
+        if now == seen:
+            continue
+        seen = now
+        try:
+            snapshot = await asyncio.to_thread(_compile, folder, current(), encoder)
+        except ConfigError as error:
+            telemetry.reloaded(None)
+            log.error("reload refused, revision %s serves on:\n%s", current().revision, error)
+            continue
+        except Exception:
+            telemetry.reloaded(None)
+            log.exception("reload failed, revision %s serves on", current().revision)
+            continue
+        if snapshot.revision != current().revision:
+            log.info("reloaded: revision %s replaces %s", snapshot.revision, current().revision)
+            swap(snapshot)
+            telemetry.reloaded(snapshot.revision)
+
+
+def _compile(folder: Path, current: Snapshot, encoder: Encoder) -> Snapshot:
+    config = load_config(folder)
+    if config.policy.encoder.model != current.encoder.model:
+        log.warning("encoder.model changed: it takes effect when the server restarts")
+    return compile_snapshot(config, encoder)

@@ -1,0 +1,186 @@
+"""Sample model servers for the demo, the tests and the benchmarks: one a tier, OpenAI and Anthropic shapes.
+
+They answer at once, in JSON or SSE, and say which model and reasoning fields they were asked with. Like real
+ones they know their own model only, and answer 404 to any other name.
+"""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+_REASONING = ("chat_template_kwargs", "reasoning_effort", "reasoning", "thinking")
+_MAX_BODY_BYTES = 64 * 1024 * 1024
+
+
+class Received(msgspec.Struct, frozen=True):
+    """One request as it reached a tier."""
+
+    tier: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class SampleUpstreams:
+    """Model servers on free loopback ports, in a thread of their own; a context manager."""
+
+    def __init__(self, models: Mapping[str, str], chunk_s: float = 0.0) -> None:
+        """Serve `tier -> model`; streamed words come `chunk_s` seconds apart."""
+        self.models = dict(models)
+        self.ports: dict[str, int] = {}
+        self.received: list[Received] = []
+        self._chunk_s = chunk_s
+        self._loop = asyncio.new_event_loop()
+        self._runners: list[web.AppRunner] = []
+        self._thread = threading.Thread(target=self._loop.run_forever, name="upstreams", daemon=True)
+
+    def __enter__(self) -> "SampleUpstreams":
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    async def _start(self) -> None:
+        for tier in self.models:
+            app = web.Application(client_max_size=_MAX_BODY_BYTES)
+            app["tier"] = tier
+            app.router.add_route("*", "/{path:.*}", self._answer)
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            self._runners.append(runner)
+            self.ports[tier] = runner.addresses[0][1]
+
+    async def _stop(self) -> None:
+        for runner in self._runners:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        tier = request.app["tier"]
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.received.append(Received(tier, request.path, headers, body))
+        if request.path == "/v1/models":
+            return web.json_response({"object": "list", "data": [{"id": self.models[tier], "object": "model"}]})
+        try:
+            asked = msgspec.json.decode(body, type=dict[str, Any])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return _error(400, "the body is not a JSON object")
+        if asked.get("model") != self.models[tier]:
+            return _error(404, f"this server has no model {asked.get('model')!r}")
+        chosen = {name: asked[name] for name in _REASONING if name in asked}
+        said = f"{self.models[tier]} here, reasoning {msgspec.json.encode(chosen).decode() if chosen else 'unset'}"
+        if request.path not in _WHOLE:
+            return _error(404, "no such path")
+        if asked.get("stream"):
+            return await self._stream(request, said)
+        return web.json_response(_WHOLE[request.path](self.models[tier], said))
+
+    async def _stream(self, request: web.Request, said: str) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for frame in _frames(request.path, self.models[request.app["tier"]], said):
+            await response.write(frame)
+            if self._chunk_s:
+                await asyncio.sleep(self._chunk_s)
+        await response.write_eof()
+        return response
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response(
+        {"error": {"message": message, "type": "invalid_request_error", "code": status}}, status=status
+    )
+
+
+_USAGE = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
+_MESSAGES_USAGE = {"input_tokens": 10, "output_tokens": 8}
+
+
+def _chat(model: str, said: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": said}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": model,
+            "choices": [choice], "usage": _USAGE}  # fmt: skip
+
+
+def _completion(model: str, said: str) -> dict[str, Any]:
+    choice = {"index": 0, "text": said, "finish_reason": "stop", "logprobs": None}
+    return {"id": "cmpl-1", "object": "text_completion", "created": 0, "model": model,
+            "choices": [choice], "usage": _USAGE}  # fmt: skip
+
+
+def _response(model: str, said: str) -> dict[str, Any]:
+    content = {"type": "output_text", "text": said, "annotations": []}
+    output = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "status": "completed",
+        "content": [content],
+    }
+    return {"id": "resp_1", "object": "response", "created_at": 0, "model": model, "status": "completed",
+            "output": [output], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+            "usage": {"input_tokens": 10, "output_tokens": 8, "total_tokens": 18}}  # fmt: skip
+
+
+def _message(model: str, said: str) -> dict[str, Any]:
+    return {"id": "msg_1", "type": "message", "role": "assistant", "model": model,
+            "content": [{"type": "text", "text": said}], "stop_reason": "end_turn",
+            "stop_sequence": None, "usage": _MESSAGES_USAGE}  # fmt: skip
+
+
+_WHOLE = {
+    "/v1/chat/completions": _chat,
+    "/v1/completions": _completion,
+    "/v1/responses": _response,
+    "/v1/messages": _message,
+}
+
+
+def _frames(path: str, model: str, said: str) -> list[bytes]:
+    words = [f"{word} " for word in said.split()]
+    if path == "/v1/messages":
+        start = _message(model, "") | {"content": [], "stop_reason": None}
+        events: list[tuple[str, dict[str, Any]]] = [
+            ("message_start", {"message": start}),
+            ("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}),
+            *(("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": w}}) for w in words),
+            ("content_block_stop", {"index": 0}),
+            ("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 8}}),
+            ("message_stop", {}),
+        ]
+        return [_named(kind, {"type": kind} | data) for kind, data in events]
+    if path == "/v1/responses":
+        whole = _response(model, said)
+        place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+        events = [
+            ("response.created", {"response": whole | {"status": "in_progress", "output": []}}),
+            *(("response.output_text.delta", place | {"delta": w, "logprobs": []}) for w in words),
+            ("response.completed", {"response": whole}),
+        ]
+        return [_named(kind, {"type": kind, "sequence_number": i} | data) for i, (kind, data) in enumerate(events)]
+    whole_chunk = _WHOLE[path](model, said)
+    chunks = []
+    for i, word in enumerate(words):
+        delta = {"delta": {"content": word}} if path == "/v1/chat/completions" else {"text": word}
+        finish = "stop" if i == len(words) - 1 else None
+        chunk = whole_chunk | {"choices": [{"index": 0, "finish_reason": finish, **delta}]}
+        chunk.pop("usage")
+        if path == "/v1/chat/completions":
+            chunk["object"] = "chat.completion.chunk"
+        chunks.append(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+    return [*chunks, b"data: [DONE]\n\n"]
+
+
+def _named(kind: str, data: dict[str, Any]) -> bytes:
+    return b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"

