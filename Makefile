@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos bench clean
+.PHONY: help demo test check protos bench bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -29,6 +29,9 @@ protos: $(VENV)/ready  ## compile protos/ into extproc/pb
 
 bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
 	$(BIN)/python -m bench.latency
+
+bench-views: $(VENV)/ready  ## what each view of the text adds to routing accuracy
+	$(BIN)/python -m bench.views
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ from extproc.vectors import Encoder, Vectors
 _BUCKETS = 2048
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
 # Weight of the words beside the embedding, by cross-validation on CLINC150 and on the sample intents.
-_WORDS = 0.7
+WORDS_WEIGHT = 0.7
 # The first sentence or clause; a greeting is shorter than this and opens nothing.
 _OPENING = re.compile(r".{12,}?[:.?!\n](?=\s|$)", re.DOTALL)
 
@@ -40,7 +40,7 @@ class FeatureEncoder:
         if differs:
             first[differs] = self._sentences.encode([openings[i] for i in differs])
         words = _unit(hashed_words(texts)) + _unit(hashed_words(openings))
-        return _unit(np.hstack([_unit(whole + first), _WORDS * _unit(words)]))
+        return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * _unit(words)]))
 
 
 def opening(text: str) -> str:

@@ -1,0 +1,133 @@
+"""What each view of the ask adds, and what fitting the centroids adds: `make bench-views`.
+
+Columns: 5-fold cross-validation on the sample intents' own utterances; the held-out prompts in
+tests/heldout.yaml (accuracy in scope, AUROC of similarity against out_of_scope); CLINC150 with 10 utterances an
+intent (in-scope accuracy, AUROC against its out-of-scope test set), if the data is there.
+"""
+
+import argparse
+import gzip
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import yaml
+
+from extproc import centroids, features
+from extproc.config import load_config
+from extproc.embedding import SentenceEncoder
+from extproc.vectors import Encoder, Vectors
+
+_SHOTS = 10
+
+
+class Views:
+    """The sentence embeddings of some texts and of their openings, computed once."""
+
+    def __init__(self, sentences: Encoder, texts: list[str]) -> None:
+        openings = [features.opening(text) for text in texts]
+        self.whole = sentences.encode(texts)
+        self.opening = sentences.encode(openings)
+        self.words = _unit(features.hashed_words(texts)) + _unit(features.hashed_words(openings))
+
+    def rows(self, view: str) -> Vectors:
+        """float32[n, d] unit vectors by the view's name."""
+        embedded = self.whole if "opening" not in view else _unit(self.whole + self.opening)
+        if "words" not in view:
+            return embedded
+        return _unit(np.hstack([embedded, features.WORDS_WEIGHT * _unit(self.words)]))
+
+
+def _unit(rows: Vectors) -> Vectors:
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return unit
+
+
+def _centroids(rows: Vectors, labels: np.ndarray, fitted: bool) -> Vectors:
+    names = np.unique(labels)
+    if fitted:
+        found = centroids.fit_centroids({str(n): rows[labels == n] for n in names})
+        return np.stack([found[str(n)].centroid for n in names])
+    return _unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
+
+
+def _accuracy(rows: Vectors, labels: np.ndarray, at: Vectors) -> float:
+    return float(((rows @ at.T).argmax(axis=1) == labels).mean())
+
+
+def _auroc(inside: Vectors, outside: Vectors) -> float:
+    """Chance that an in-scope text is more similar than one out of scope (Mann-Whitney)."""
+    ranked = np.searchsorted(np.sort(outside), inside, side="left")
+    ties = np.searchsorted(np.sort(outside), inside, side="right") - ranked
+    return float((ranked + ties / 2).mean() / len(outside))
+
+
+def _cross_validated(rows: Vectors, labels: np.ndarray, fitted: bool) -> float:
+    fold = np.random.default_rng(0).permutation(len(rows)) % 5
+    right = [
+        _accuracy(rows[fold == k], labels[fold == k], _centroids(rows[fold != k], labels[fold != k], fitted))
+        for k in range(5)
+    ]
+    return float(np.mean(right))
+
+
+def _clinc(path: Path) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    with gzip.open(path) as rows:
+        lines = [msgspec.json.decode(row) for row in rows]
+    names = {name: i for i, name in enumerate(sorted({r["intent"] for r in lines} - {"oos"}))}
+    train = [r for r in lines if r["split"] == "train" and r["intent"] != "oos"]
+    order = np.random.default_rng(0).permutation(len(train))
+    seen: dict[str, int] = {}
+    few = []
+    for i in order:
+        seen[train[i]["intent"]] = seen.get(train[i]["intent"], 0) + 1
+        if seen[train[i]["intent"]] <= _SHOTS:
+            few.append(train[i])
+    test = [r for r in lines if r["split"] == "test"]
+    return (
+        [r["text"] for r in few],
+        np.array([names[r["intent"]] for r in few]),
+        [r["text"] for r in test],
+        np.array([names.get(r["intent"], -1) for r in test]),
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    data = parser.parse_args().data / "clinc150.jsonl.gz"
+    sentences = SentenceEncoder("all-MiniLM-L6-v2")
+    intents = load_config(Path("intents")).intents
+    own = Views(sentences, [u for intent in intents for u in intent.utterances])
+    labels = np.repeat(np.arange(len(intents)), [len(intent.utterances) for intent in intents])
+    held_out = yaml.safe_load(Path("tests/heldout.yaml").read_text())
+    prompts = Views(sentences, [p for intent in intents for p in held_out[intent.intent]])
+    truth = np.repeat(np.arange(len(intents)), [len(held_out[intent.intent]) for intent in intents])
+    outside = Views(sentences, held_out["out_of_scope"])
+    clinc = None
+    if data.exists():
+        few, few_labels, test, test_labels = _clinc(data)
+        clinc = (Views(sentences, few), few_labels, Views(sentences, test), test_labels)
+    print("                                       sample intents                    CLINC150, 10 each")
+    print("views                     centroids    own, 5-fold  held out  AUROC      accuracy  AUROC")
+    for view in ("whole", "whole+opening", "whole+words", "whole+opening+words"):
+        for fitted in (False, True):
+            at = _centroids(own.rows(view), labels, fitted)
+            line = f"{view:<26}{'fitted' if fitted else 'means':<10}"
+            line += f"{_cross_validated(own.rows(view), labels, fitted):>12.3f}"
+            line += f"{_accuracy(prompts.rows(view), truth, at):>12.3f}"
+            inside = (prompts.rows(view) @ at.T).max(axis=1)
+            line += f"{_auroc(inside, (outside.rows(view) @ at.T).max(axis=1)):>9.3f}"
+            if clinc is not None:
+                few_rows, test_rows = clinc[0].rows(view), clinc[2].rows(view)
+                at = _centroids(few_rows, clinc[1], fitted)
+                known = clinc[3] >= 0
+                best = (test_rows @ at.T).max(axis=1)
+                line += f"{_accuracy(test_rows[known], clinc[3][known], at):>14.3f}"
+                line += f"{_auroc(best[known], best[~known]):>8.3f}"
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
