@@ -5,11 +5,12 @@ import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
-from extproc.policy import Reasoning, Rule, Tier
+from extproc.acceptance import compile_rules
+from extproc.policy import Escalate, Reasoning, Rule, StreamHold, Tier
 from extproc.strict_yaml import Lines, Problem, decode_yaml, line_of
 
 POLICY_FILE = "policy.yaml"
@@ -25,6 +26,21 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_chars: int = 512  # of the ask: head and tail
 
 
+class Escalations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often one principal may push answers up, so that nobody can force traffic to the dear tier."""
+
+    principal: str = "authorization"  # the request header that tells principals apart; hashed at once
+    per_minute: float = 60
+    burst: int = 20
+
+
+class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long Envoy waits, in seconds."""
+
+    request_s: float = 300  # for the whole request, every rung included
+    attempt_s: float = 120  # for one attempt to send its whole answer, or to start its stream
+
+
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """intents/policy.yaml."""
 
@@ -36,6 +52,8 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Rule, ...] = ()
     mode: Literal["enforce", "shadow"] = "enforce"
     reasoning_choice: Literal["client", "router"] = "client"
+    escalations: Escalations = Escalations()
+    timeouts: Timeouts = Timeouts()
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +69,9 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     risk: Literal["low", "high"] = "low"
     floor: float | None = None  # None: taken from the intent's own utterances
     margin: float = 0.0
+    accept: list[Any] = []  # rules: extproc/acceptance/rules.py lists them
+    escalate: Escalate | None = None
+    stream: StreamHold = "early"
 
 
 class ConfigError(ValueError):
@@ -139,6 +160,10 @@ def _check_tiers(policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
             yield POLICY_FILE, f"{at}.model", "`model` is empty or unprintable: name the model"
         if tier.context <= 0 or tier.price.input < 0 or tier.price.output < 0:
             yield POLICY_FILE, at, "context must be above 0 and prices not below it"
+    if policy.timeouts.attempt_s <= 0 or policy.timeouts.request_s < policy.timeouts.attempt_s:
+        yield POLICY_FILE, ".timeouts", "attempt_s must be above 0 and request_s not below it"
+    if policy.escalations.per_minute < 0 or policy.escalations.burst < 0:
+        yield POLICY_FILE, ".escalations", "per_minute and burst must not be below 0"
     if policy.encoder.deadline_ms <= 0 or policy.encoder.max_chars < 32:
         yield POLICY_FILE, ".encoder", "deadline_ms must be above 0, max_chars at least 32"
 
@@ -183,8 +208,25 @@ def _check_intents(intents: list[tuple[str, Intent]], tiers: list[str]) -> Itera
                 yield file, f".utterances[{i}]", "an empty utterance: write it or drop it"
         if intent.max_output_tokens is not None and intent.max_output_tokens <= 0:
             yield file, ".max_output_tokens", "must be above 0: raise it or leave it out"
+        yield from _check_cascade(file, intent, tiers)
         if intent.floor is not None and not -1 <= intent.floor <= 1:
             yield file, ".floor", "`floor` is a cosine similarity: from -1 to 1"
+
+
+def _check_cascade(file: str, intent: Intent, tiers: list[str]) -> Iterator[_Finding]:
+    try:
+        compile_rules(intent.accept)
+    except ValueError as error:
+        where = re.match(r"accept(\[\d+\])?", str(error))
+        yield file, f".{where[0]}" if where is not None else ".accept", str(error)
+    if intent.escalate is not None:
+        for rung in intent.escalate.rungs:
+            yield from _named(file, ".escalate.to", rung.tier, tiers, "tier")
+        if not intent.escalate.rungs or intent.escalate.max < 1 or not 0 < intent.escalate.share <= 1:
+            yield file, ".escalate", "give at least one rung in `to`, `max` from 1 up, `share` above 0, up to 1"
+    elif intent.accept and tiers and intent.tier == tiers[-1]:
+        what = "`accept` cannot reject anything: no tier is above this one; drop it, or name rungs in `escalate`"
+        yield file, ".accept", what
 
 
 def _named(file: str, path: str, name: str | None, names: list[str], what: str) -> Iterator[_Finding]:

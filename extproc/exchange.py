@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, METADATA, RUNGS
+from extproc.facts import read_facts
 from extproc.match import Match, nearest
 from extproc.mutation import Mutation, mutate
 from extproc.phases import Event, Opening, Reply
@@ -19,10 +21,6 @@ from extproc.signals import Signals, read_signals
 from extproc.snapshot import Snapshot
 from extproc.splice import SpliceError
 from extproc.vectors import DeadlineError, Embedder, EncoderError
-
-METADATA = "semantic_router"
-LADDER = "semantic_router.ladder"
-CLUSTER_HEADER = "x-router-cluster"
 
 # FULL_DUPLEX_STREAMED bodies are ours to hold; what is longer goes on unrouted. In the other modes Envoy's own
 # limit answers 413 before we see anything.
@@ -216,6 +214,25 @@ class RouterExchange:
 
 
 def _metadata(routed: Routed) -> dict[str, Any]:
-    cluster = routed.mutation.cluster
-    group = {"name": cluster, "clusters": [{"cluster_name": cluster, "weight": 1}]}
-    return {METADATA: decision_record(routed), LADDER: {"priority_groups": [group]}}
+    """The decision for Envoy: the record, the ladder of clusters, and what the rungs above need."""
+    decision, mutation, request = routed.decision, routed.mutation, routed.request
+    record = decision_record(routed) | {"max_retries": len(mutation.clusters) - 1, "escalations": 0}
+    groups = [
+        {"name": f"rung{i}", "clusters": [{"cluster_name": cluster, "weight": 1}]}
+        for i, cluster in enumerate(mutation.clusters)
+    ]
+    metadata: dict[str, Any] = {METADATA: record, LADDER: {"priority_groups": groups}}
+    if mutation.rungs:
+        attempts = [
+            [{"at": p.at, "length": p.length, "text": p.text.decode()} for p in patches]
+            for patches in mutation.rungs
+        ]
+        metadata[RUNGS] = {"attempts": attempts}
+    if decision.judged and request is not None and decision.cohort is not None:
+        tiers = [decision.tier, *(rung.tier for rung in decision.ladder[:-1])]
+        record["judge"] = {tier.name: "stream" if request.stream else "body" for tier in tiers}
+        record["rungs"] = len(mutation.clusters)
+        record["api"] = request.api
+        facts = read_facts(request, decision.cohort.accept)
+        metadata[FACTS] = {"facts": msgspec.json.encode(facts).decode()}
+    return metadata

@@ -28,17 +28,17 @@ class FeatureEncoder:
     """An encoder of texts into matched vectors, around an encoder of sentences."""
 
     def __init__(self, sentences: Encoder) -> None:
-        self._sentences = sentences
+        self.sentences = sentences
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
         openings = [opening(text) for text in texts]
-        whole = self._sentences.encode(texts)
+        whole = self.sentences.encode(texts)
         # Apart from the wholes: a batch costs what its longest text costs.
         differs = [i for i, (text, first) in enumerate(zip(texts, openings, strict=True)) if text != first]
         first = whole.copy()
         if differs:
-            first[differs] = self._sentences.encode([openings[i] for i in differs])
+            first[differs] = self.sentences.encode([openings[i] for i in differs])
         words = _unit(hashed_words(texts)) + _unit(hashed_words(openings))
         return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * _unit(words)]))
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from extproc.policy import Budget, Decision, Dialect, Reasoning
+from extproc.policy import Budget, Decision, Dialect, Reasoning, Rung
 from extproc.request import ReasoningField, Request
-from extproc.splice import splice
+from extproc.splice import Patch, apply, patches, rebase
 
 # The field by which each dialect sets reasoning.
 _FIELD: dict[Dialect, ReasoningField] = {
@@ -27,33 +27,54 @@ _Edits = dict[str, Any]
 class Mutation(msgspec.Struct, frozen=True):
     """The change we ask of Envoy."""
 
-    cluster: str
+    clusters: tuple[str, ...]  # the first attempt's, then each rung's
     body: bytes | None = None  # None: as the client sent it
+    # What turns `body` into the body of the second attempt, the third ...
+    rungs: tuple[tuple[Patch, ...], ...] = ()
     # What reasoning was set to ("on", "off", "low" ...), or whose word stands: "client", "model".
     reasoning: str = "client"
+
+    @property
+    def cluster(self) -> str:
+        """Where the first attempt goes."""
+        return self.clusters[0]
 
 
 def mutate(decision: Decision, request: Request | None) -> Mutation:
     """Write `decision` into the request: model, reasoning, cap on output tokens; no other byte changes.
 
+    Likewise for every rung of its ladder, as patches on the first attempt's body.
+
     Raises SpliceError when the body cannot be edited without guessing.
     """
-    tier = decision.tier
     if request is None or not decision.rewrite:
-        return Mutation(tier.cluster_name)
-    edits: _Edits = {"model": msgspec.json.encode(tier.model)}
+        return Mutation((decision.tier.cluster_name,))
+    edits, written = _edits(decision, Rung(decision.tier, decision.reasoning), request)
+    made = patches(request.body, edits)
+    rungs = tuple(
+        tuple(rebase(request.body, made, patches(request.body, _edits(decision, rung, request)[0])))
+        for rung in decision.ladder
+    )
+    clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
+    return Mutation(clusters, apply(request.body, made), rungs, written)
+
+
+def _edits(decision: Decision, rung: Rung, request: Request) -> tuple[_Edits, str]:
+    """What one attempt changes, and what it sets reasoning to."""
+    dialect = rung.tier.reasoning
+    edits: _Edits = {"model": _json(rung.tier.model)}
     clients_word = request.reasoning is not None and not decision.reasoning_forced
-    wanted = _clients_reasoning(request) if clients_word else decision.reasoning
+    wanted = _clients_reasoning(request) if clients_word else rung.reasoning
     # A cap meant for answers alone would starve the thinking that the client asked for.
     cap = None if clients_word and wanted is not False else decision.max_output_tokens
-    edits |= _cap(request, tier.reasoning, cap)
+    edits |= _cap(request, dialect, cap)
     if wanted is None:
-        return Mutation(tier.cluster_name, splice(request.body, edits), "model")
-    if clients_word and request.reasoning_field == _FIELD.get(tier.reasoning):
-        return Mutation(tier.cluster_name, splice(request.body, edits), "client")
+        return edits, "model"
+    if clients_word and request.reasoning_field == _FIELD.get(dialect):
+        return edits, "client"
     room = min((n for n in (request.max_output_tokens, cap) if n is not None), default=None)
-    reasoning, written = _reasoning(tier.reasoning, wanted, request, room)
-    return Mutation(tier.cluster_name, splice(request.body, edits | reasoning), written)
+    reasoning, written = _reasoning(dialect, wanted, request, room)
+    return edits | reasoning, written
 
 
 def _clients_reasoning(request: Request) -> Reasoning | None:

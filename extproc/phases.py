@@ -30,6 +30,8 @@ class Opening(msgspec.Struct, frozen=True):
     headers: dict[str, str]  # of the request, where known: the message's own, or the attributes asked for
     request_body_mode: BodyMode
     response_body_mode: BodyMode
+    metadata: dict[str, dict[str, Any]] = {}  # namespace -> values, as forwarded
+    attempt: int = 1  # which attempt upstream this is, from 1
 
 
 class Reply(msgspec.Struct, frozen=True):

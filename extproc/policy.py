@@ -10,11 +10,14 @@ from typing import Literal
 
 import msgspec
 
+from extproc.acceptance.rules import Rule as AcceptRule
 from extproc.match import Match
 from extproc.signals import Signals
 
 Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
 Capability = Literal["tools", "vision", "audio"]
+# Of a judged stream: hold the first tokens, hold all of it, or let it pass and only record the verdict.
+StreamHold = Literal["early", "buffer", "record"]
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -76,6 +79,27 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning: Reasoning | None = None
 
 
+class RungSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A rung to climb to: a tier, and how it is to reason there."""
+
+    tier: str
+    reasoning: Reasoning | None = None
+
+
+class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a rejected answer goes."""
+
+    to: str | RungSpec | tuple[str | RungSpec, ...]
+    max: int = 1  # rungs that one request may climb
+    share: float = 0.35  # of the cohort's judged answers that may climb
+
+    @property
+    def rungs(self) -> tuple[RungSpec, ...]:
+        """The rungs, in the order they are climbed."""
+        given = self.to if isinstance(self.to, tuple) else (self.to,)
+        return tuple(RungSpec(rung) if isinstance(rung, str) else rung for rung in given)
+
+
 class Cohort(msgspec.Struct, frozen=True):
     """The compiled intent: what a request that lands in it gets."""
 
@@ -88,6 +112,9 @@ class Cohort(msgspec.Struct, frozen=True):
     max_output_tokens: int | None = None
     tier_floor: str | None = None
     risk: Literal["low", "high"] = "low"
+    accept: tuple[AcceptRule, ...] = ()  # what an answer is judged by before the client sees it
+    escalate: Escalate | None = None
+    stream: StreamHold = "early"
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -136,6 +163,13 @@ class Reason(StrEnum):
 _FALLBACKS = frozenset(list(Reason)[list(Reason).index(Reason.OUT_OF_SCOPE) :])
 
 
+class Rung(msgspec.Struct, frozen=True):
+    """One step of a request's own ladder."""
+
+    tier: Tier
+    reasoning: Reasoning | None
+
+
 class Decision(msgspec.Struct, frozen=True):
     """Which tier answers and how, with the one reason."""
 
@@ -148,6 +182,8 @@ class Decision(msgspec.Struct, frozen=True):
     reasoning: Reasoning | None = None  # None: left as the client or the model has it
     reasoning_forced: bool = False  # the policy overrides the client's explicit choice
     max_output_tokens: int | None = None
+    ladder: tuple[Rung, ...] = ()  # above `tier`: where a failed or rejected attempt goes
+    judged: bool = False  # answers below the last rung are judged by the cohort's rules
     proposed_tier: str | None = None  # in shadow mode: where enforcing would have sent it
 
 
@@ -198,6 +234,7 @@ def decide(
     if able > rank:
         rank, reason = able, Reason.CAPABILITY
 
+    ladder = _ladder(policy, settings, rank, reasoning, signals)
     decision = Decision(
         tier=policy.tiers[rank],
         reason=reason,
@@ -207,6 +244,8 @@ def decide(
         reasoning=reasoning,
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=settings.max_output_tokens if settings is not None else None,
+        ladder=ladder,
+        judged=bool(ladder) and settings is not None and bool(settings.accept),
     )
     return decision if policy.mode == "enforce" else _shadowed(policy, decision, signals)
 
@@ -249,9 +288,29 @@ def _applies(when: Conditions, landed: Sequence[Cohort], signals: Signals, heade
 def _first_able(tiers: Sequence[Tier], rank: int, signals: Signals) -> int:
     """The first rung from `rank` up that can serve the request; `rank` itself when none can."""
     for above, tier in enumerate(tiers[rank:], start=rank):
-        if signals.tokens <= tier.context and signals.needs <= tier.capabilities:
+        if _can_serve(tier, signals):
             return above
     return rank
+
+
+def _ladder(
+    policy: Policy, settings: Cohort | None, rank: int, reasoning: Reasoning | None, signals: Signals
+) -> tuple[Rung, ...]:
+    """The rungs above `rank`: those the cohort names that can serve, else the next tier up, for failover."""
+    if settings is not None and settings.escalate is not None:
+        named = [(policy.rank(rung.tier), rung) for rung in settings.escalate.rungs]
+        rungs = [
+            Rung(policy.tiers[at], reasoning if rung.reasoning is None else rung.reasoning)
+            for at, rung in named
+            if at >= rank and _can_serve(policy.tiers[at], signals)
+        ]
+        return tuple(rungs[: settings.escalate.max])
+    above = next((t for t in policy.tiers[rank + 1 :] if _can_serve(t, signals)), None)
+    return (Rung(above, reasoning),) if above is not None else ()
+
+
+def _can_serve(tier: Tier, signals: Signals) -> bool:
+    return signals.tokens <= tier.context and signals.needs <= tier.capabilities
 
 
 def _shadowed(policy: Policy, decision: Decision, signals: Signals) -> Decision:
@@ -262,5 +321,7 @@ def _shadowed(policy: Policy, decision: Decision, signals: Signals) -> Decision:
         tier=policy.tiers[_first_able(policy.tiers, default, signals)],
         reasoning=None,
         max_output_tokens=None,
+        ladder=(),
+        judged=False,
         proposed_tier=decision.tier.name,
     )

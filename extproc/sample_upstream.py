@@ -1,7 +1,9 @@
 """Sample model servers for the demo, the tests and the benchmarks: one a tier, OpenAI and Anthropic shapes.
 
 They answer at once, in JSON or SSE, and say which model and reasoning fields they were asked with. Like real
-ones they know their own model only, and answer 404 to any other name.
+ones they know their own model only, and answer 404 to any other name. The first of them is small and has two
+weaknesses, for cascades to catch: it refuses whatever mentions a password, and answers in prose when asked for
+JSON.
 """
 
 import asyncio
@@ -60,6 +62,11 @@ class SampleUpstreams:
             self._runners.append(runner)
             self.ports[tier] = runner.addresses[0][1]
 
+    def stop_tier(self, tier: str) -> None:
+        """Close one tier's port for good, as when its server dies."""
+        runner = self._runners[list(self.models).index(tier)]
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), self._loop).result(10)
+
     async def _stop(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
@@ -81,6 +88,11 @@ class SampleUpstreams:
         said = f"{self.models[tier]} here, reasoning {msgspec.json.encode(chosen).decode() if chosen else 'unset'}"
         if request.path not in _WHOLE:
             return _error(404, "no such path")
+        weak = tier == next(iter(self.models))
+        if weak and b"password" in body:
+            said = "I'm sorry, but I can't help with that request."
+        elif b'"json_schema"' in body:
+            said = "The sender is Nordwind." if weak else '{"sender": "Nordwind", "total": 420}'
         if asked.get("stream"):
             return await self._stream(request, said)
         return web.json_response(_WHOLE[request.path](self.models[tier], said))

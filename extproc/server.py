@@ -13,11 +13,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from extproc import wire
 from extproc.config import load_config
 from extproc.embedding import Batcher, load_encoder
-from extproc.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
+from extproc.exchange import MAX_BODY_BYTES, Routed, Router, RouterExchange, decision_record
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.reload import watch
 from extproc.snapshot import Snapshot, compile_snapshot
 from extproc.telemetry import Telemetry, set_up_telemetry
+from extproc.verify import Ruling, Verifier, VerifierExchange
 
 log = logging.getLogger(__name__)
 
@@ -31,45 +32,57 @@ class ExternalProcessor:
     """Answers Envoy's ext_proc streams."""
 
     def __init__(self, telemetry: Telemetry) -> None:
-        self.router: Router | None = None  # until the encoder and the index are loaded
+        # Both until the encoder and the index are loaded:
+        self.router: Router | None = None
+        self.verifier: Verifier | None = None
         self._telemetry = telemetry
 
     async def process(
         self, messages: AsyncIterator[pb.ProcessingRequest], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.ProcessingResponse]:
         """One stream is one exchange: answer its messages in order until Envoy ends it."""
-        if self.router is None:
+        if self.router is None or self.verifier is None:
             return  # a clean close: Envoy goes on without us, to the default tier
         metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
-        exchange: RouterExchange | None = None
-        reported = False
+        exchange: RouterExchange | VerifierExchange | None = None
+        reported: object = None
         try:
             async for message in messages:
                 if exchange is None:
-                    exchange = RouterExchange(self.router, wire.read_opening(message))
+                    opening = wire.read_opening(message)
+                    if metadata.get("x-role") == "verifier":
+                        exchange = VerifierExchange(self.verifier, opening)
+                    else:
+                        exchange = RouterExchange(self.router, opening)
                 event = wire.read_event(message)
                 if event is None:
                     continue  # a kind newer than we are; Envoy takes silence as "go on" at its time-out
                 for reply in await exchange.answer(event):
                     yield wire.write_reply(reply)
-                if exchange.routed is not None and not reported:
-                    reported = True
-                    self._report(exchange, metadata)
+                found = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
+                if found is not None and found is not reported:
+                    reported = found
+                    self._report(found, metadata)
         except Exception as error:
             # The one broad except: whatever went wrong, Envoy fails open and traffic goes on.
             log.exception("an exchange failed; Envoy sends it to the default tier")
             self._telemetry.failed(metadata, error)
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
 
-    def _report(self, exchange: RouterExchange, metadata: dict[str, str]) -> None:
-        routed = exchange.routed
-        assert routed is not None
+    def _report(self, found: Routed | Ruling, metadata: dict[str, str]) -> None:
+        if isinstance(found, Ruling):
+            self._telemetry.ruled(
+                metadata, found.cohort, found.attempt, found.word, found.verdict.reason, found.bound,
+                found.verdict.unavailable,
+            )  # fmt: skip
+            return
+        request = found.request
         self._telemetry.decided(
             metadata,
-            decision_record(routed),
-            routed.stages,
-            routed.request.api if routed.request is not None else None,
-            routed.request.model if routed.request is not None else None,
+            decision_record(found),
+            found.stages,
+            request.api if request is not None else None,
+            request.model if request is not None else None,
         )
 
 
@@ -108,6 +121,7 @@ async def serve(folder: Path, listen: str) -> None:
     encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model)
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, encoder)
     router = processor.router = Router(snapshot, Batcher(encoder))
+    processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode)
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
     log.info(

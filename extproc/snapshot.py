@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 
+from extproc.acceptance import compile_rules
 from extproc.centroids import fit_centroids
-from extproc.config import Config, ConfigError, EncoderConfig, Intent
+from extproc.config import Config, ConfigError, EncoderConfig, Escalations, Intent
 from extproc.match import Index, nearest
 from extproc.policy import Cohort, Policy
 from extproc.strict_yaml import Problem, line_of
@@ -20,6 +21,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     policy: Policy
     index: Index
     encoder: EncoderConfig
+    escalations: Escalations
 
     @property
     def trusted_headers(self) -> tuple[str, ...]:
@@ -51,7 +53,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         reasoning_choice=file.reasoning_choice,
     )
     index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
-    snapshot = Snapshot(config.revision, policy, index, file.encoder)
+    snapshot = Snapshot(config.revision, policy, index, file.encoder, file.escalations)
     problems = list(_unreachable(config, snapshot, rows))
     if problems:
         raise ConfigError(problems)
@@ -69,6 +71,9 @@ def _cohort(intent: Intent, own_floor: float) -> Cohort:
         max_output_tokens=intent.max_output_tokens,
         tier_floor=intent.tier_floor,
         risk=intent.risk,
+        accept=compile_rules(intent.accept),
+        escalate=intent.escalate,
+        stream=intent.stream,
     )
 
 

@@ -6,7 +6,7 @@ otherwise the API's no-op providers stay in place and cost next to nothing.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opentelemetry import metrics, trace
@@ -71,6 +71,14 @@ class Telemetry:
                 1.0,
             ],
         )
+        self._verdicts = meter.create_counter(
+            f"{_PREFIX}.verdicts", unit="{answer}", description="Verdicts on answers by cohort and reason"
+        )
+        self._unavailable = meter.create_counter(
+            f"{_PREFIX}.rules.unavailable",
+            unit="{answer}",
+            description="Acceptance rules that could not run and took their declared outcome",
+        )
         self._failures = meter.create_counter(
             f"{_PREFIX}.failures",
             unit="{exchange}",
@@ -113,6 +121,29 @@ class Telemetry:
             if model is not None:
                 span.set_attribute("gen_ai.request.model", model)
         span.end(end)
+
+    def ruled(
+        self,
+        parent: Mapping[str, str],
+        cohort: str,
+        attempt: int,
+        word: str,
+        reason: str,
+        bound: str | None,
+        unavailable: Sequence[str],
+    ) -> None:
+        """Report one verdict on an answer, as a span and a count."""
+        labels: dict[str, Any] = {"cohort": cohort, "verdict": word, "reason": reason}
+        if bound is not None:
+            labels["bound"] = bound
+        self._verdicts.add(1, labels)
+        for rule in unavailable:
+            self._unavailable.add(1, {"cohort": cohort, "rule": rule})
+        span = self._tracer.start_span(
+            "semantic_router.judge", context=_propagator.extract(parent), kind=SpanKind.SERVER
+        )
+        span.set_attributes({f"{_PREFIX}.{k}": v for k, v in labels.items()} | {f"{_PREFIX}.attempt": attempt})
+        span.end()
 
     def failed(self, parent: Mapping[str, str], error: Exception) -> None:
         """Report an exchange that an unexpected error ended."""

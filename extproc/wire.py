@@ -9,6 +9,10 @@ that Envoy (1.40) holds us to, each of which a test pins:
 - a FULL_DUPLEX_STREAMED body is answered with `streamed_response` and nothing else.
 """
 
+from typing import Any
+
+from google.protobuf.struct_pb2 import Value
+
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.phases import BodyMode, Event, Opening, Reply
 
@@ -16,6 +20,7 @@ from extproc.phases import BodyMode, Event, Opening, Reply
 SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
 # The one key under which attributes come, whatever the filter is called.
 _ATTRIBUTES = "envoy.filters.http.ext_proc"
+_ATTEMPT = "upstream.request_attempt_count"
 
 decode_request = pb.ProcessingRequest.FromString
 encode_response = pb.ProcessingResponse.SerializeToString
@@ -36,9 +41,18 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
     if message.WhichOneof("request") == "request_headers":
         headers |= _headers(message.request_headers.headers)
     modes = message.protocol_config
-    if not message.HasField("protocol_config"):  # an Envoy that does not say: the usual mode
-        return Opening(headers, "BUFFERED", "BUFFERED")
-    return Opening(headers, _mode(modes.request_body_mode), _mode(modes.response_body_mode))
+    said = message.HasField("protocol_config")  # an Envoy that does not say uses the usual mode
+    attempt = fields[_ATTEMPT].number_value if _ATTEMPT in fields else 1
+    return Opening(
+        headers,
+        _mode(modes.request_body_mode) if said else "BUFFERED",
+        _mode(modes.response_body_mode) if said else "BUFFERED",
+        {
+            namespace: {name: _plain(value) for name, value in struct.fields.items()}
+            for namespace, struct in message.metadata_context.filter_metadata.items()
+        },
+        int(attempt),
+    )
 
 
 def read_event(message: pb.ProcessingRequest) -> Event | None:
@@ -77,6 +91,16 @@ def write_reply(reply: Reply) -> pb.ProcessingResponse:
     if reply.metadata is not None:
         response.dynamic_metadata.update(reply.metadata)
     return response
+
+
+def _plain(value: Value) -> Any:
+    """A protobuf Struct's value as Python's."""
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {name: _plain(member) for name, member in value.struct_value.fields.items()}
+    if kind == "list_value":
+        return [_plain(member) for member in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 def _headers(headers: pb.HeaderMap) -> dict[str, str]:

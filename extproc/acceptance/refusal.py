@@ -1,0 +1,97 @@
+"""Whether an answer opens as a refusal: a short, conservative list, measured in its tests.
+
+Only the opening is read: an answer *about* refusals says so later. A missed refusal costs one weak
+answer, a false one a needless escalation on every such request, so a phrase is left out when people
+also write it for other reasons ("I can't recommend it enough", "I couldn't open the door").
+"""
+
+import re2  # google-re2 ships no types
+
+OPENING_CHARS = 200
+# What turns a phrase into none ("I can't help but ...") stands within so many characters after it.
+_TAIL_CHARS = 24
+
+# Curly apostrophes become straight ones; markdown and quotes around a phrase go.
+_PLAIN = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4`", "'") | dict.fromkeys('*_#>"\u201c\u201d', ""))
+
+_WE = r"(?:i|we)"
+_AM = r"(?: am|'m| are|'re)"
+_APOLOGY = (
+    r"(?:(?:i(?: am|'m)|we(?: are|'re)) (?:(?:so|very|truly|really|terribly) )?sorry"
+    r"|(?:my )?(?:sincere )?apologies|(?:so )?sorry|(?:i|we) (?:sincerely )?apologi[sz]e)"
+)
+_PREAMBLE = (
+    rf"(?:(?:{_APOLOGY}|unfortunately|regrettably|i'm afraid(?: that)?|i am afraid(?: that)?"
+    r"|i understand|as an? (?:ai|artificial intelligence|large language|language)[a-z ,-]{0,40}?)"
+    r"[,.:;! -]* ?(?:but |however,? |and )?(?:i'm afraid(?: that)? )?)"
+)
+_UNABLE = (
+    rf"{_WE}(?: can't| cannot| can not| won't be able to| will not be able to"
+    rf"|{_AM} (?:unable to|not able to|not allowed to|not permitted to|not programmed to"
+    r"|not going to be able to|not comfortable)| (?:must|have to|need to)(?: \w+)? decline to)"
+)
+# With an object that only a refusal has; "provide" alone is what people write in letters.
+_TASK = (
+    r"(?: (?:help|assist|assisting|helping)(?: you)?(?: with| in|[.!,]|$)"
+    r"|(?: \w+)? comply| fulfil+ (?:that|this|your)| do that(?:[.!,]|$)"
+    r"| (?:answer|respond to) (?:that|this|your)"
+    r"| (?:discuss|engage in|participate in) (?:that|this)"
+    r"| (?:provide|providing|offer|give|share)(?: you)?(?: with)?(?: any| that| this| the| such)?"
+    r"(?: kind of| type of| requested)? (?:information|instructions|guidance|assistance"
+    r"|advice|help|medical|legal|financial|content|details|personal)"
+    r"| (?:create|generate|write|produce|creating|generating|writing)"
+    r" (?:that|this|any|such|content|explicit|harmful)"
+    r"| continue (?:with )?(?:this|that)| (?:support|fulfill) (?:this|that|your) request)"
+)
+_OTHERS = (
+    r"(?:i (?:must|have to|need to)(?: respectfully)? (?:decline|refuse)(?:[.!,]|$)"
+    r"|this request (?:violates|goes against)"
+    r"|your request (?:violates|goes against)|(?:that|this) goes against my"
+    r"|it(?:'s| is| would be) (?:against my (?:guidelines|programming)"
+    r"|not appropriate for me to|inappropriate for me to)"
+    r"|i don't have (?:enough information|the ability) to (?:help|assist|answer))"
+)
+# After an apology a bare inability is a refusal, whatever it is about.
+_SORRY_UNABLE = rf"(?:{_APOLOGY})[,.:;! -]* ?(?:but )?{_UNABLE}\b"
+
+
+def _compiled(pattern: str) -> "re2._Regexp":
+    options = re2.Options()
+    options.log_errors = False
+    return re2.compile(pattern, options)
+
+
+_REFUSAL = _compiled(rf"^(?:{_SORRY_UNABLE}|{_PREAMBLE}*(?:{_UNABLE}{_TASK}|{_OTHERS}))")
+_NOT_REFUSAL = _compiled(
+    rf"^{_PREAMBLE}*{_UNABLE} (?:help but|stress|overstate|emphasi[sz]e|thank|wait|imagine"
+    r"|recommend|say enough)"
+)
+_EMPTY_APOLOGY = _compiled(rf"^{_APOLOGY}(?:,? but)?(?: for (?:the|any) (?:confusion|inconvenience))?[.! ]*$")
+
+
+def _opening(text: str) -> str:
+    """The start of a text in plain lower case; more text only ever adds to its end."""
+    head = text[: 4 * OPENING_CHARS].translate(_PLAIN).lower()
+    return " ".join(head.split())[:OPENING_CHARS]
+
+
+def refuses(text: str) -> bool:
+    """Whether the whole answer is a refusal by its opening, or nothing but an apology."""
+    opening = _opening(text)
+    if _EMPTY_APOLOGY.search(opening) is not None:
+        return True
+    return _REFUSAL.search(opening) is not None and _NOT_REFUSAL.search(opening) is None
+
+
+def surely_refuses(text: str) -> bool:
+    """Whether a text that is still growing refuses, whatever follows."""
+    opening = _opening(text)
+    found = _REFUSAL.search(opening)
+    if found is None or _NOT_REFUSAL.search(opening) is not None:
+        return False
+    return len(opening) == OPENING_CHARS or len(opening) - found.end() >= _TAIL_CHARS
+
+
+def surely_answers(text: str) -> bool:
+    """Whether the opening has been seen whole and does not refuse."""
+    return len(_opening(text)) == OPENING_CHARS and not refuses(text)

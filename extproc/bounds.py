@@ -1,0 +1,59 @@
+"""Caps on escalation: the trigger is a control boundary, so nobody gets to push traffic up without end."""
+
+import hashlib
+from collections import OrderedDict
+
+import msgspec
+
+# Principals remembered at once; the one longest unheard of is forgotten first, with a full bucket when it
+# comes back.
+_PRINCIPALS = 10_000
+# A cohort's first escalations are allowed before its share says anything.
+_SHARE_BURST = 10.0
+
+
+class _Bucket(msgspec.Struct):
+    tokens: float
+    at_s: float = 0.0
+
+
+class Bounds:
+    """Two token buckets an escalation has to pass: its cohort's share, and its principal's rate.
+
+    Counts are this process's own: with several processes each allows its part of the traffic.
+    """
+
+    def __init__(self) -> None:
+        self._cohorts: dict[str, _Bucket] = {}
+        self._principals: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def judged(self, cohort: str, share: float) -> None:
+        """Count one judged answer: it earns its cohort `share` of an escalation."""
+        bucket = self._cohorts.setdefault(cohort, _Bucket(_SHARE_BURST))
+        bucket.tokens = min(bucket.tokens + share, _SHARE_BURST)
+
+    def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> str | None:
+        """Take one escalation from both buckets; or say which bound forbids it: cohort_share, principal_rate."""
+        share = self._cohorts.setdefault(cohort, _Bucket(_SHARE_BURST))
+        rate = self._principals.get(principal)
+        if rate is None:
+            rate = self._principals[principal] = _Bucket(float(burst), now_s)
+            if len(self._principals) > _PRINCIPALS:
+                self._principals.popitem(last=False)
+        self._principals.move_to_end(principal)
+        rate.tokens = min(rate.tokens + (now_s - rate.at_s) * per_minute / 60, float(burst))
+        rate.at_s = now_s
+        if share.tokens < 1:
+            return "cohort_share"
+        if rate.tokens < 1:
+            return "principal_rate"
+        share.tokens -= 1
+        rate.tokens -= 1
+        return None
+
+
+def principal_of(header: str | None) -> str:
+    """Who asks, as a hash: the header itself may be a key and is never kept."""
+    if header is None:
+        return "anonymous"
+    return hashlib.blake2b(header.encode(errors="replace"), digest_size=8).hexdigest()

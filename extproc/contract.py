@@ -1,0 +1,11 @@
+"""The names that Envoy and we agree on; the README's contract table, as code."""
+
+# Dynamic metadata.
+METADATA = "semantic_router"  # the decision record, and what the verifier adds to it
+LADDER = "semantic_router.ladder"  # priority_groups: where each attempt goes
+RUNGS = "semantic_router.rungs"  # attempts: what changes in the body from the second attempt on
+FACTS = "semantic_router.facts"  # what the request asked for, for the verifier; never logged
+# Headers.
+CLUSTER_HEADER = "x-router-cluster"
+VERDICT_HEADER = "x-cascade-verdict"
+REASON_HEADER = "x-cascade-reason"

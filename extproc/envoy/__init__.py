@@ -1,0 +1,45 @@
+"""Tiers -> a complete Envoy bootstrap: what `extproc envoy` prints.
+
+The request path, in the order of the filters: what a client may send (size) -> our server, one message (the
+body) -> the buffer filter, which holds the headers until our edit is whole -> the fail-open model name, skipped
+when there is a decision -> contract headers from the decision's metadata -> the router, whose cluster comes from
+the metadata too. Filters are off by default and switched on by the routes of the four LLM paths; every other
+path streams through to the default tier.
+"""
+
+from typing import Any
+
+import yaml
+
+from extproc.config import Config
+from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
+from extproc.envoy.listener import listener
+from extproc.envoy.words import Dict, address
+
+
+def render_envoy(config: Config, listen: str, extproc: list[str], admin: str | None, otlp: str | None) -> str:
+    """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load."""
+    trusted = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
+    bootstrap: Dict = {
+        "static_resources": {
+            "listeners": [listener(config, listen, trusted, otlp)],
+            "clusters": [
+                extproc_cluster(extproc),
+                *(tier_cluster(tier, config) for tier in config.policy.tiers),
+                *([grpc_cluster("otlp", [otlp])] if otlp is not None else []),
+            ],
+        }
+    }
+    if admin is not None:
+        bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
+    header = (
+        f"# Rendered by `extproc envoy` from revision {config.revision}; render again after a change of tiers.\n"
+    )
+    return header + yaml.dump(bootstrap, Dumper=_PlainDumper, sort_keys=False, width=120)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """No anchors: every part can be read where it stands."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

@@ -1,0 +1,200 @@
+"""The clusters: our own server, the collector, and one for each tier with what runs on every attempt at it."""
+
+from extproc.config import Config
+from extproc.contract import FACTS, METADATA, RUNGS
+from extproc.envoy.words import (
+    Dict,
+    address,
+    filter_entry,
+    metadata_predicate,
+    skipped,
+    strip_headers,
+    typed,
+)
+from extproc.policy import Tier
+
+# Where Debian, Alpine and Envoy's own images keep the public certificate authorities.
+_CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def extproc_cluster(endpoints: list[str]) -> Dict:
+    return {
+        **grpc_cluster("extproc", endpoints, keepalive="1s"),
+        # Buffered bodies of many exchanges share one connection: the larger buffer is required.
+        "per_connection_buffer_limit_bytes": 64 * 1024 * 1024,
+        "lb_policy": "LEAST_REQUEST",
+        "circuit_breakers": {
+            "thresholds": [{"max_requests": 20000, "max_pending_requests": 20000, "max_retries": 1000}]
+        },
+        # A dead or stuck server costs its message time-outs only until these see it.
+        "outlier_detection": {
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 1,
+            "enforcing_consecutive_local_origin_failure": 100,
+            "interval": "0.2s",
+            "base_ejection_time": "2s",
+            "max_ejection_percent": 100,
+        },
+        "health_checks": [
+            {
+                "timeout": "0.5s",
+                "interval": "1s",
+                "no_traffic_interval": "1s",
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "grpc_health_check": {},
+            }
+        ],
+        # With every server out, fail open at once instead of trying the dead.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }
+
+
+def grpc_cluster(name: str, endpoints: list[str], keepalive: str = "30s") -> Dict:
+    http2 = {"connection_keepalive": {"interval": keepalive, "timeout": "1s"}}
+    return {
+        "name": name,
+        **_discovery(endpoints),
+        "connect_timeout": "0.25s",
+        "typed_extension_protocol_options": _protocol({"http2_protocol_options": http2}),
+        "load_assignment": _endpoints(name, endpoints),
+    }
+
+
+def tier_cluster(tier: Tier, config: Config) -> Dict:
+    name = tier.cluster_name
+    cluster: Dict = {
+        "name": name,
+        **_discovery([tier.endpoint]),
+        "connect_timeout": "1s",
+        "circuit_breakers": {
+            "thresholds": [
+                {
+                    "max_requests": 4096,
+                    "max_pending_requests": 4096,
+                    "max_connections": 4096,
+                    # The most of this tier's traffic that may climb, failures and rejections together.
+                    "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 50},
+                }
+            ]
+        },
+        "typed_extension_protocol_options": _protocol(
+            {"http_protocol_options": {}}, _upstream_filters(tier, config)
+        ),
+        "load_assignment": _endpoints(name, [tier.endpoint], {METADATA: {"tier": tier.name}}),
+    }
+    if tier.tls:
+        host = tier.endpoint.rpartition(":")[0]
+        tls = typed(
+            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+            sni=host,
+            auto_sni_san_validation=True,
+            common_tls_context={"validation_context": {"trusted_ca": {"filename": _CA_FILE}}},
+        )
+        cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": tls}
+    return cluster
+
+
+def _upstream_filters(tier: Tier, config: Config) -> list[Dict]:
+    """What runs for every attempt at this tier; all of it is skipped, at no cost, unless the decision wants it."""
+    first = {
+        "single_predicate": {
+            "input": {
+                "name": "attempt",
+                "typed_config": typed(
+                    "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-envoy-attempt-count"
+                ),
+            },
+            "value_match": {"exact": "1"},
+        }
+    }
+    lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _RUNG_BODY})
+    believed = typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"response_mutations": [strip_headers("x-router-"), strip_headers("x-cascade-")]},
+    )
+    filters = [filter_entry("rung_body", skipped(first, "envoy.filters.http.lua", lua))]
+    for mode, body_mode in (("body", "BUFFERED"), ("stream", "FULL_DUPLEX_STREAMED")):
+        other = metadata_predicate(["judge", tier.name], {"string_match": {"exact": mode}}, invert=True)
+        verifier = _verifier(config, body_mode)
+        filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
+    # Behind the verifiers, as answers pass in reverse: a tier cannot forge a verdict on itself.
+    filters.append(filter_entry("envoy.filters.http.header_mutation", believed))
+    codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
+    filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
+    return filters
+
+
+# From the second attempt on, the body of the first is patched into that of the rung; backwards, so that places
+# stay where they are.
+_RUNG_BODY = f"""
+function envoy_on_request(handle)
+  local rungs = handle:streamInfo():dynamicMetadata():get("{RUNGS}")
+  if rungs == nil or rungs["attempts"] == nil then return end
+  local attempt = tonumber(handle:headers():get("x-envoy-attempt-count")) or 1
+  local patches = rungs["attempts"][attempt - 1]
+  if patches == nil then return end
+  local body = handle:body()
+  if body == nil then return end
+  local text = body:getBytes(0, body:length())
+  for i = #patches, 1, -1 do
+    local patch = patches[i]
+    text = text:sub(1, patch["at"]) .. patch["text"] .. text:sub(patch["at"] + patch["length"] + 1)
+  end
+  body:setBytes(text)
+end
+"""
+
+
+def _verifier(config: Config, body_mode: str) -> Dict:
+    return typed(
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        stat_prefix="verifier",
+        grpc_service={
+            "envoy_grpc": {"cluster_name": "extproc"},
+            "initial_metadata": [{"key": "x-role", "value": "verifier"}],
+        },
+        failure_mode_allow=True,  # without a verifier, answers pass unjudged
+        message_timeout="2s",
+        processing_mode={
+            "request_header_mode": "SKIP",
+            "request_body_mode": "NONE",
+            "response_header_mode": "SEND",
+            "response_body_mode": body_mode,
+            **({"response_trailer_mode": "SEND"} if body_mode == "FULL_DUPLEX_STREAMED" else {}),
+        },
+        response_attributes=[
+            "upstream.request_attempt_count",
+            f"request.headers['{config.policy.escalations.principal}']",
+        ],
+        mutation_rules={"disallow_all": True, "allow_expression": {"regex": "^x-cascade-(verdict|reason)$"}},
+        metadata_options={
+            "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
+            "receiving_namespaces": {"untyped": [METADATA]},
+        },
+    )
+
+
+def _protocol(explicit: Dict, filters: list[Dict] | None = None) -> Dict:
+    name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    return {name: typed(name, explicit_http_config=explicit, **({"http_filters": filters} if filters else {}))}
+
+
+def _discovery(endpoints: list[str]) -> Dict:
+    literal = all(e.rpartition(":")[0].replace(".", "").isdecimal() for e in endpoints)
+    return {"type": "STATIC"} if literal else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+
+
+def _endpoints(name: str, endpoints: list[str], metadata: Dict | None = None) -> Dict:
+    said = {"metadata": {"filter_metadata": metadata}} if metadata is not None else {}
+    return {
+        "cluster_name": name,
+        "endpoints": [
+            {
+                "lb_endpoints": [
+                    {"endpoint": {"address": address(e), "hostname": e.rpartition(":")[0]}, **said}
+                    for e in endpoints
+                ]
+            }
+        ],
+    }

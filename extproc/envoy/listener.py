@@ -1,0 +1,281 @@
+"""The listener: routes, and the filters that every request passes."""
+
+from extproc.config import Config
+from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, METADATA, RUNGS, VERDICT_HEADER
+from extproc.envoy.words import (
+    Dict,
+    address,
+    filter_entry,
+    metadata_predicate,
+    set_header,
+    skipped,
+    strip_headers,
+    typed,
+)
+from extproc.exchange import MAX_BODY_BYTES
+from extproc.policy import Tier
+from extproc.request import APIS
+
+# A body grows when a longer model name is written: the limits behind ours leave room for that.
+_ROOM_BYTES = 1024 * 1024
+# Envoy waits this much longer than the router's own deadline, so that the router's fallback arrives first.
+_GRACE_S = 0.2
+_FAILOPEN = "failopen_model"
+_ROUTER = "envoy.filters.http.ext_proc.router"
+
+
+def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) -> Dict:
+    manager = typed(
+        "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="llm",
+        stream_idle_timeout="300s",
+        **({"tracing": _tracing()} if otlp is not None else {}),
+        # Clients can set none of the contract's headers: gone before the first route match.
+        early_header_mutation_extensions=[
+            {
+                "name": "envoy.http.early_header_mutation.header_mutation",
+                "typed_config": typed(
+                    "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
+                    mutations=[strip_headers(prefix) for prefix in ("x-router-", "x-cascade-", "x-envoy-")],
+                ),
+            }
+        ],
+        access_log=[_access_log()],
+        route_config={"virtual_hosts": [_virtual_host(config)]},
+        http_filters=_http_filters(config, trusted),
+    )
+    name = "envoy.filters.network.http_connection_manager"
+    return {
+        "name": "llm",
+        "address": address(listen),
+        "filter_chains": [{"filters": [{"name": name, "typed_config": manager}]}],
+    }
+
+
+def _virtual_host(config: Config) -> Dict:
+    default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
+    specifier = typed(
+        "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier",
+        override_metadata_namespace=LADDER,
+        # Without a decision: the default tier.
+        priority_groups=[{"name": default.name, "clusters": [{"cluster_name": default.cluster_name, "weight": 1}]}],
+    )
+    longest = len(config.policy.tiers) + max(
+        (len(i.escalate.rungs) for i in config.intents if i.escalate), default=0
+    )
+    route = {
+        "timeout": f"{config.policy.timeouts.request_s:g}s",
+        # Failover and escalation are one ladder: the next attempt goes to the next group of the metadata.
+        "retry_policy": {
+            "retry_on": "retriable-headers,retriable-status-codes,5xx,connect-failure,refused-stream,reset",
+            "retriable_status_codes": [429],
+            "retriable_headers": [{"name": VERDICT_HEADER, "string_match": {"exact": "escalate"}}],
+            "num_retries": longest,  # the decision lowers it to its own rungs
+            "refresh_cluster_on_retry": True,
+            "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",
+            "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
+        },
+        "auto_host_rewrite": True,  # providers answer to their own name only
+        "inline_cluster_specifier_plugin": {
+            "extension": {
+                "name": "envoy.router.cluster_specifier_plugin.priority_group",
+                "typed_config": specifier,
+            }
+        },
+    }
+    routes: list[Dict] = [
+        {
+            "name": api,
+            "match": {"path": path},
+            "route": route,
+            "typed_per_filter_config": _switched_on(default),
+        }
+        for path, api in APIS.items()
+    ]
+    rest = {"cluster": default.cluster_name, "timeout": "0s"}
+    routes.append({"name": "rest", "match": {"prefix": "/"}, "route": rest})
+    return {
+        "name": "llm",
+        "domains": ["*"],
+        "include_request_attempt_count": True,
+        "request_body_buffer_limit": MAX_BODY_BYTES + _ROOM_BYTES,
+        "routes": routes,
+    }
+
+
+def _switched_on(default: Tier) -> Dict:
+    """What the LLM routes switch on: the filters that are off in the chain."""
+    transform = typed(
+        "envoy.extensions.filters.http.transform.v3.TransformConfig",
+        request_transformation={
+            "body_transformation": {
+                "action": "MERGE",
+                "body_format": {"json_format": {"model": default.model.replace("%", "%%")}},
+            }
+        },
+    )
+    per_route = {
+        "envoy.filters.http.body_size_limit": {},
+        _ROUTER: typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
+        "envoy.filters.http.buffer": typed(
+            "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+            buffer={"max_request_bytes": MAX_BODY_BYTES + _ROOM_BYTES},
+        ),
+        _FAILOPEN: transform,
+        # Where the decision's own reason is missing: visible, too.
+        "envoy.filters.http.header_mutation": typed(
+            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+            mutations={"response_mutations": [set_header("x-router-reason", "fail_open", "ADD_IF_ABSENT")]},
+        ),
+    }
+    return {
+        name: value
+        if name == "envoy.filters.http.header_mutation"
+        else typed("envoy.config.route.v3.FilterConfig", config=value)
+        for name, value in per_route.items()
+    }
+
+
+def _http_filters(config: Config, trusted: list[str]) -> list[Dict]:
+    return [
+        filter_entry(
+            "envoy.filters.http.body_size_limit",
+            typed(
+                "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+                max_request_bytes=MAX_BODY_BYTES,
+            ),
+            disabled=True,
+        ),
+        filter_entry(_ROUTER, _ext_proc(config, trusted), disabled=True),
+        filter_entry(
+            "envoy.filters.http.buffer",
+            typed(
+                "envoy.extensions.filters.http.buffer.v3.Buffer",
+                max_request_bytes=MAX_BODY_BYTES + _ROOM_BYTES,
+            ),
+            disabled=True,
+        ),
+        filter_entry(_FAILOPEN, _unless_decided(), disabled=True),
+        filter_entry("envoy.filters.http.header_mutation", _contract_headers()),
+        filter_entry("envoy.filters.http.router", typed("envoy.extensions.filters.http.router.v3.Router")),
+    ]
+
+
+def _ext_proc(config: Config, trusted: list[str]) -> Dict:
+    asked = ["content-type", "content-encoding", *trusted]
+    timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
+    return typed(
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        stat_prefix="router",
+        grpc_service={
+            "envoy_grpc": {"cluster_name": "extproc"},
+            "initial_metadata": [{"key": "x-role", "value": "router"}],
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream,reset",
+                "num_retries": 1,
+                "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.004s"},
+            },
+        },
+        failure_mode_allow=True,
+        message_timeout=f"{timeout:.3f}s",
+        # One message: the body. The path and the few headers that matter ride along as attributes.
+        processing_mode={
+            "request_header_mode": "SKIP",
+            "request_body_mode": "BUFFERED",
+            "response_header_mode": "SKIP",
+        },
+        request_attributes=[
+            "request.path",
+            "request.method",
+            "request.id",
+            *(f"request.headers['{name}']" for name in asked),
+        ],
+        # The metadata counts only if the route is chosen again, and that only with a header mutation.
+        route_cache_action="CLEAR",
+        mutation_rules={
+            "disallow_all": True,
+            "allow_expression": {"regex": f"^{CLUSTER_HEADER}$"},
+        },
+        metadata_options={"receiving_namespaces": {"untyped": [METADATA, LADDER, RUNGS, FACTS]}},
+    )
+
+
+def _unless_decided() -> Dict:
+    """The fail-open model name, skipped when the decision's metadata is there."""
+    transform = typed("envoy.extensions.filters.http.transform.v3.TransformConfig")
+    when = metadata_predicate(["cluster"], {"present_match": True})
+    return skipped(when, "envoy.filters.http.transform", transform)
+
+
+def _contract_headers() -> Dict:
+    """Headers from the decision's metadata; where it is absent they are left out."""
+    response = {
+        "x-router-cohort": f"%DYNAMIC_METADATA({METADATA}:cohort)%",
+        "x-router-reason": f"%DYNAMIC_METADATA({METADATA}:reason)%",
+        "x-router-escalations": f"%DYNAMIC_METADATA({METADATA}:escalations)%",
+        "x-router-tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",  # the one that served
+        "x-router-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    }
+    return typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={
+            "request_mutations": [
+                set_header(CLUSTER_HEADER, f"%DYNAMIC_METADATA({METADATA}:cluster)%"),
+                set_header("x-envoy-max-retries", f"%DYNAMIC_METADATA({METADATA}:max_retries)%"),
+            ],
+            "response_mutations": [
+                strip_headers("x-router-"),  # what an upstream says under our names is not believed
+                *(set_header(header, value) for header, value in response.items()),
+            ],
+        },
+    )
+
+
+def _access_log() -> Dict:
+    line = {
+        "time": "%START_TIME%",
+        "path": "%REQ(:PATH)%",
+        "status": "%RESPONSE_CODE%",
+        "flags": "%RESPONSE_FLAGS%",
+        "details": "%RESPONSE_CODE_DETAILS%",
+        "cluster": "%UPSTREAM_CLUSTER%",
+        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        "tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",
+        "verdict": f"%RESP({VERDICT_HEADER})%",
+        "duration_ms": "%DURATION%",
+        "request_id": "%REQ(X-REQUEST-ID)%",
+        "decision": f"%DYNAMIC_METADATA({METADATA})%",
+        "router_us": f"%FILTER_STATE({_ROUTER}:FIELD:request_body_max_latency_us)%",
+    }
+    return {
+        "name": "envoy.access_loggers.stdout",
+        "typed_config": typed(
+            "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
+            log_format={"json_format": line},
+        ),
+    }
+
+
+def _tracing() -> Dict:
+    tags = [
+        {
+            "tag": f"{METADATA}.{key}",
+            "metadata": {
+                "kind": {"request": {}},
+                "metadata_key": {"key": METADATA, "path": [{"key": key}]},
+            },
+        }
+        for key in ("cohort", "tier", "reason")
+    ]
+    return {
+        "spawn_upstream_span": True,
+        "custom_tags": tags,
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": typed(
+                "envoy.config.trace.v3.OpenTelemetryConfig",
+                grpc_service={"envoy_grpc": {"cluster_name": "otlp"}, "timeout": "1s"},
+                service_name="envoy",
+            ),
+        },
+    }

@@ -1,0 +1,91 @@
+"""What a request asked for, as far as its answer will be held to it; read only when an answer is judged."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from extproc.acceptance import RequestFacts
+from extproc.acceptance.rules import Grounded, JsonSchema, Rule, ToolCalls
+from extproc.request import Request
+
+# More than this is no longer a fact to carry beside every request: rules that miss it say that they cannot run.
+MAX_FACTS_BYTES = 256 * 1024
+
+
+class _Format(msgspec.Struct):
+    schema: Any = None
+    json_schema: Any = None
+
+
+class _Holder(msgspec.Struct):
+    format: _Format | None = None
+
+
+class _Tool(msgspec.Struct):
+    name: str | None = None
+    parameters: Any = None
+    input_schema: Any = None
+    function: "_Tool | None" = None
+
+
+class _Asked(msgspec.Struct):
+    response_format: _Format | None = None
+    text: _Holder | None = None
+    output_config: _Holder | None = None
+    output_format: _Format | None = None
+    tools: list[_Tool] = []
+    tool_choice: Any = None
+    n: int = 1
+
+
+_decode = msgspec.json.Decoder(_Asked).decode
+
+
+def read_facts(request: Request, rules: Sequence[Rule]) -> RequestFacts:
+    """The facts that `rules` look at; what cannot be read is left out, and its rules cannot run."""
+    try:
+        asked = _decode(request.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return RequestFacts(stream=request.stream)
+    kinds = {type(rule) for rule in rules}
+    facts = RequestFacts(
+        json_schema=_schema(asked) if JsonSchema in kinds else None,
+        tools=_tools(asked) if ToolCalls in kinds or asked.tools else {},
+        tool_required=asked.tool_choice not in (None, "auto", "none") and ToolCalls in kinds,
+        context=_context(request) if Grounded in kinds else "",
+        stream=request.stream,
+        choices=asked.n,
+    )
+    if len(msgspec.json.encode(facts)) <= MAX_FACTS_BYTES:
+        return facts
+    return RequestFacts(stream=request.stream, choices=asked.n)
+
+
+def _schema(asked: _Asked) -> Any:
+    holders = (
+        asked.response_format,
+        asked.text.format if asked.text else None,
+        asked.output_config.format if asked.output_config else None,
+        asked.output_format,
+    )
+    for found in holders:
+        if found is not None and isinstance(found.json_schema, dict):
+            return found.json_schema.get("schema")
+        if found is not None and found.schema is not None:
+            return found.schema
+    return None
+
+
+def _tools(asked: _Asked) -> dict[str, Any]:
+    tools = [tool.function or tool for tool in asked.tools]
+    return {
+        tool.name: tool.parameters if tool.parameters is not None else tool.input_schema
+        for tool in tools
+        if tool.name is not None
+    }
+
+
+def _context(request: Request) -> str:
+    """Everything that was said to the model before its answer."""
+    return "\n".join(text for turn in request.turns if turn.role != "assistant" for text in turn.texts)

@@ -1,0 +1,56 @@
+"""Server-sent events, reassembled from pieces that were cut anywhere."""
+
+from collections.abc import Iterator
+
+BOM = b"\xef\xbb\xbf"
+
+
+class MalformedAnswer(Exception):
+    """Nothing more can be read of an answer; the argument is the word for it."""
+
+
+class EventStream:
+    """Reassembles server-sent events by the WHATWG rules, in time linear in the bytes."""
+
+    def __init__(self, max_frame_bytes: int) -> None:
+        self._max = max_frame_bytes
+        self._line = bytearray()  # of a line whose end has not come
+        self._data: list[bytes] = []
+        self._size = 0  # of the frame so far, without `_line`
+        self._event = ""
+        self._after_cr = False
+        self._first = True
+
+    def feed(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
+        """Yield (event, data) of each frame that `piece` ends; an unended frame is never one."""
+        if not piece:
+            return
+        skip = self._after_cr and piece.startswith(b"\n")  # CR LF, cut between the two
+        self._after_cr = piece.endswith(b"\r")
+        for line in piece[skip:].splitlines(keepends=True):  # bytes: CR, LF and CR LF only
+            body = line.rstrip(b"\r\n")
+            self._line += body
+            if self._size + len(self._line) > self._max:
+                raise MalformedAnswer("frame too large")
+            if len(body) == len(line):
+                return
+            frame = self._take(bytes(self._line))
+            self._line.clear()
+            if frame is not None:
+                yield frame
+
+    def _take(self, line: bytes) -> tuple[str, bytes] | None:
+        if self._first:
+            self._first, line = False, line.removeprefix(BOM)
+        if not line:
+            frame = (self._event, b"\n".join(self._data)) if self._data else None
+            self._event, self._data, self._size = "", [], 0
+            return frame
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._data.append(value)
+            self._size += len(line) + 1
+        elif name == b"event":
+            self._event = value.decode("utf-8", "replace")
+        return None  # comments and other fields carry nothing for us

@@ -1,0 +1,201 @@
+"""The verifier's side of an exchange: one attempt's answer, judged before the client sees it.
+
+Envoy opens one such stream for each attempt that the decision wants judged. What the judgement needs came with
+the request: the decision's metadata names the cohort and the rungs, and carries the facts that the rules look
+at. So any verifier can judge any answer; nothing is shared with the router.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from extproc.acceptance import RequestFacts, Verdict, judge, judge_early
+from extproc.acceptance.grounding import Embed
+from extproc.acceptance.rules import Grounded, JsonSchema, ToolCalls
+from extproc.bounds import Bounds, principal_of
+from extproc.contract import FACTS, METADATA, REASON_HEADER, VERDICT_HEADER
+from extproc.phases import Event, Opening, Reply
+from extproc.policy import Cohort
+from extproc.response import AnswerReader
+from extproc.snapshot import Snapshot
+
+# Of a stream judged early: this much answer is read before it is let go undecided. A refusal shows by then.
+_HOLD_CHARS = 200
+# No stream is held beyond this, whatever its cohort wants: Envoy's buffers and ours are not a store.
+_HOLD_BYTES = 1024 * 1024
+# Checks that may take milliseconds: they run off the event loop.
+_SLOW = (Grounded, JsonSchema, ToolCalls)
+
+_decode_facts = msgspec.json.Decoder(RequestFacts).decode
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """What became of one attempt's answer."""
+
+    cohort: str
+    attempt: int
+    word: str  # accept, escalate, degraded, recorded (a stream that had left already)
+    verdict: Verdict
+    bound: str | None = None  # the bound that kept a rejected answer from climbing
+
+
+class Verifier:
+    """What all verifier exchanges of a process share."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot], embed: Embed | None) -> None:
+        self.snapshot = snapshot
+        self.embed = embed
+        self.bounds = Bounds()
+
+
+class VerifierExchange:
+    """The verifier's side of one ext_proc stream: one attempt upstream."""
+
+    def __init__(self, verifier: Verifier, opening: Opening) -> None:
+        self._verifier = verifier
+        self._snapshot = verifier.snapshot()
+        self._opening = opening
+        self._decision = opening.metadata.get(METADATA, {})
+        self._facts = _read_facts(opening.metadata.get(FACTS, {}))
+        # A reload may have taken the cohort away meanwhile: then nothing is held against the answer.
+        self._cohort = self._snapshot.policy.cohorts.get(str(self._decision.get("cohort")))
+        self._reader: AnswerReader | None = None
+        self._held: list[Event] = []
+        self._held_bytes = 0
+        self._headers_held = False
+        self.ruling: Ruling | None = None
+
+    async def answer(self, event: Event) -> list[Reply]:
+        """Answer one message; a full-duplex stream is answered when it is let go."""
+        full_duplex = self._opening.response_body_mode == "FULL_DUPLEX_STREAMED"
+        if event.kind == "response_headers":
+            return self._headers(event, full_duplex)
+        if event.kind not in ("response_body", "response_trailers"):
+            return [Reply(event.kind)]
+        if full_duplex:
+            return await self._stream(event)
+        if self._reader is None or self._cohort is None or event.kind == "response_trailers":
+            return [Reply(event.kind)]
+        self._reader.feed(event.body)
+        self._reader.finish()
+        headers, metadata = self._rule(self._cohort, await self._judge(self._cohort, self._reader))
+        return [Reply("response_body", headers=headers, metadata=metadata)]
+
+    def _headers(self, event: Event, full_duplex: bool) -> list[Reply]:
+        """Only a 200 is an answer to judge; anything else is the upstream's own error, and Envoy's to retry."""
+        if event.headers.get(":status") != "200" or self._cohort is None or event.end:
+            return [Reply("response_headers")]
+        self._reader = AnswerReader(
+            self._decision.get("api", "chat"),
+            event.headers.get("content-type"),
+            event.headers.get("content-encoding"),
+        )
+        if full_duplex and self._cohort.stream != "record":
+            self._headers_held = True
+            return []
+        return [Reply("response_headers")]
+
+    # --- streams ----------------------------------------------------------------------------------------
+
+    async def _stream(self, event: Event) -> list[Reply]:
+        if self._reader is None or self._cohort is None:
+            return [_echo(event)]
+        if event.kind == "response_body":
+            self._reader.feed(event.body)
+        over = event.end or event.kind == "response_trailers"
+        if over:
+            self._reader.finish()
+        if not self._headers_held:
+            if over:
+                await self._record(self._cohort, self._reader)
+            return [_echo(event)]
+        self._held.append(event)
+        self._held_bytes += len(event.body)
+        verdict = await self._early(self._cohort, self._reader, over)
+        if verdict is None:
+            return []
+        headers, metadata = self._rule(self._cohort, verdict)
+        self._headers_held = False
+        held, self._held = self._held, []
+        first = Reply("response_headers", headers=headers, metadata=metadata)
+        return [first, *map(_echo, held)]
+
+    async def _early(self, cohort: Cohort, reader: AnswerReader, over: bool) -> Verdict | None:
+        """The verdict, or None to hold on."""
+        if over:
+            return await self._judge(cohort, reader)
+        full = self._held_bytes > _HOLD_BYTES
+        if not full and cohort.stream == "buffer":
+            return None
+        verdict = judge_early(cohort.accept, reader.observation(), request=self._facts)
+        if verdict.decided and not verdict.accept:
+            return verdict
+        if full or verdict.decided or reader.text_chars >= _HOLD_CHARS:
+            return Verdict(True, reason="undecided" if not verdict.decided else verdict.reason)
+        return None
+
+    async def _record(self, cohort: Cohort, reader: AnswerReader) -> None:
+        """The client has the answer already: what is wrong with it is only written down."""
+        verdict = await self._judge(cohort, reader)
+        self.ruling = Ruling(cohort.name, self._opening.attempt, "recorded", verdict)
+
+    # --- verdicts ---------------------------------------------------------------------------------------
+
+    async def _judge(self, cohort: Cohort, reader: AnswerReader) -> Verdict:
+        observation, embed, facts = reader.observation(), self._verifier.embed, self._facts
+        if any(isinstance(rule, _SLOW) for rule in cohort.accept):
+            return await asyncio.to_thread(judge, cohort.accept, observation, request=facts, embed=embed)
+        return judge(cohort.accept, observation, request=facts)
+
+    def _rule(self, cohort: Cohort, verdict: Verdict) -> tuple[dict[str, str], dict[str, Any]]:
+        """Turn a verdict into headers and metadata: climb if it is rejected and nothing forbids it."""
+        escalate = cohort.escalate
+        bounds, share = self._verifier.bounds, escalate.share if escalate is not None else _DEFAULT_SHARE
+        bounds.judged(cohort.name, share)
+        word, bound = "accept", None
+        if not verdict.accept:
+            bound = self._bound(cohort)
+            word = "escalate" if bound is None else "degraded"
+        self.ruling = Ruling(cohort.name, self._opening.attempt, word, verdict, bound)
+        headers = {VERDICT_HEADER: word}
+        said: dict[str, Any] = {"verdict": word}
+        if not verdict.accept:
+            headers[REASON_HEADER] = verdict.reason
+            said["verdict_reason"] = verdict.reason
+        if word == "escalate":
+            said["escalations"] = int(self._decision.get("escalations", 0)) + 1
+        if bound is not None:
+            said["bound"] = bound
+        return headers, {METADATA: said}
+
+    def _bound(self, cohort: Cohort) -> str | None:
+        """What forbids a climb: the last rung, the cohort's share, or the principal's rate."""
+        if self._opening.attempt >= int(self._decision.get("rungs", 1)):
+            return "last_rung"
+        limits = self._snapshot.escalations
+        return self._verifier.bounds.allow(
+            cohort.name,
+            principal_of(self._opening.headers.get(limits.principal)),
+            limits.per_minute,
+            limits.burst,
+            time.monotonic(),
+        )
+
+
+_DEFAULT_SHARE = 0.35  # where a cohort does not say
+
+
+def _read_facts(carried: dict[str, Any]) -> RequestFacts:
+    try:
+        return _decode_facts(str(carried.get("facts", "{}")))
+    except msgspec.DecodeError:
+        return RequestFacts()
+
+
+def _echo(event: Event) -> Reply:
+    if event.kind == "response_trailers":
+        return Reply("response_trailers")
+    return Reply("response_body", body=event.body, streamed=True, end=event.end)
