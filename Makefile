@@ -7,7 +7,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos bench bench-views clean
+.PHONY: help demo test check protos envoy bench bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -26,6 +26,9 @@ check: $(VENV)/ready  ## ruff and mypy
 
 protos: $(VENV)/ready  ## compile protos/ into extproc/pb
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/extproc/pb/*.proto
+
+envoy: $(VENV)/ready  ## render the sample bootstrap into envoy/sample.yaml
+	$(BIN)/extproc envoy --intents intents > envoy/sample.yaml
 
 bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
 	$(BIN)/python -m bench.latency

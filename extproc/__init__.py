@@ -1,0 +1,17 @@
+"""A semantic router for LLM traffic: an external processor beside Envoy.
+
+Reading order, along the path of a request:
+
+    exchange    one exchange as straight-line code: start here
+    request     the client's bytes -> Request, for four API shapes
+    ask         which of its words are the person's
+    signals     cheap facts
+    features    words -> vector (embedding, on behalf of it, runs the model)
+    match       vector -> nearest cohort
+    policy      cohort and rules -> Decision, with exactly one Reason
+    mutation    Decision -> the bytes that change (splice makes them in place)
+    verify      an answer -> verdict, before the client sees it (response reads it, acceptance judges it)
+
+Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
+into what the path needs, `reload` swaps it; `envoy` renders Envoy's side; `contract` names what both sides share.
+"""

@@ -37,6 +37,14 @@ _PROMPTS = (
 )
 
 
+_INVOICE = "Extract the sender and the total as JSON: Invoice from Nordwind, 420 EUR, due 3 May."
+_INVOICE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {"name": "invoice", "schema": {"type": "object", "required": ["sender", "total"]}},
+}
+_PASSWORD = "I forgot my password and cannot get into my account, what can I do?"
+
+
 class _Row(msgspec.Struct):
     prompt: str
     stream: bool
@@ -63,9 +71,10 @@ def run_demo(intents: Path, keep_serving: bool) -> int:
             "ms = added by routing, at the first byte, against the same request through Envoy without it;\n"
             "each text is new to the router, so this includes one embedding."
         )
+        climbed = _cascade(stack)
         if keep_serving:
             _keep_serving(stack)
-    return 0 if served == len(rows) else 1
+    return 0 if served == len(rows) and climbed else 1
 
 
 def _table(stack: Stack) -> list[_Row]:
@@ -113,6 +122,40 @@ def _row(stack: Stack, routed: openai.OpenAI, tiers: dict[str, Any], prompt: str
     )
 
 
+def _cascade(stack: Stack) -> bool:
+    """Requests whose first answer is rejected, or whose first tier is dead; whether all ended well."""
+    prices = {tier.name: tier.price for tier in load_config(stack.intents).policy.tiers}
+    form = "{:<46} {:<1} {:<17} {:<10} {:<8} {:<26}"
+    print("\nWhen the small tier's answer is not good enough, or its server is dead:\n")
+    print(form.format("prompt", "", "served by", "why", "attempts", "paid, per million requests"))
+    print("-" * 106)
+    well = True
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="demo", max_retries=0, timeout=30) as client:
+        for prompt, stream, extra, dead in (
+            (_INVOICE, False, {"response_format": _INVOICE_FORMAT}, None),
+            (_PASSWORD, False, {}, None),
+            (_PASSWORD, True, {}, None),
+            ("Rewrite this more politely: Send me the report now.", False, {}, "small"),
+            ("Rewrite this more politely: Send me the report now.", True, {}, "small"),
+        ):
+            if dead is not None:
+                stack.upstreams.stop_tier(dead)
+            stack.upstreams.answered.clear()
+            _, headers, text = _ask(client, "auto", prompt, stream, extra)
+            paid = [
+                f"{a.tier} ${(a.input_tokens * prices[a.tier].input + a.output_tokens * prices[a.tier].output):.1f}"
+                for a in stack.upstreams.answered
+            ]
+            why = "dead" if dead is not None else headers.get("x-cascade-reason", "-")
+            served = headers["x-router-tier"]
+            well &= served == "large" and headers["x-router-attempts"] == "2" and "sorry" not in text
+            short = prompt if len(prompt) <= 46 else prompt[:45] + "…"
+            costs = " + ".join(paid)
+            line = form.format(short, "*" if stream else "", served, why, headers["x-router-attempts"], costs)
+            print(line, flush=True)
+    return well
+
+
 def _plain(stack: Stack, cluster: str) -> openai.OpenAI:
     return openai.OpenAI(
         base_url=f"{stack.plain_url}/v1", api_key="demo", max_retries=0, timeout=30,
@@ -120,11 +163,13 @@ def _plain(stack: Stack, cluster: str) -> openai.OpenAI:
     )  # fmt: skip
 
 
-def _ask(client: openai.OpenAI, model: str, prompt: str, stream: bool) -> tuple[float, Any, str]:
+def _ask(
+    client: openai.OpenAI, model: str, prompt: str, stream: bool, extra: dict[str, Any] | None = None
+) -> tuple[float, Any, str]:
     """Seconds to the first byte of the answer, its headers, and the text."""
     began = time.perf_counter()
     with client.chat.completions.with_streaming_response.create(
-        model=model, messages=[{"role": "user", "content": prompt}], stream=stream
+        model=model, messages=[{"role": "user", "content": prompt}], stream=stream, extra_body=extra
     ) as answer:
         pieces = answer.iter_bytes()
         first = next(pieces)

@@ -27,6 +27,14 @@ class Received(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class Answered(msgspec.Struct, frozen=True):
+    """What a tier was paid for: one answer, whether the client saw it or not."""
+
+    tier: str
+    input_tokens: int  # a quarter of the bytes, as good as any tokenizer for a sample
+    output_tokens: int
+
+
 class SampleUpstreams:
     """Model servers on free loopback ports, in a thread of their own; a context manager."""
 
@@ -35,6 +43,7 @@ class SampleUpstreams:
         self.models = dict(models)
         self.ports: dict[str, int] = {}
         self.received: list[Received] = []
+        self.answered: list[Answered] = []
         self._chunk_s = chunk_s
         self._loop = asyncio.new_event_loop()
         self._runners: list[web.AppRunner] = []
@@ -93,14 +102,16 @@ class SampleUpstreams:
             said = "I'm sorry, but I can't help with that request."
         elif b'"json_schema"' in body:
             said = "The sender is Nordwind." if weak else '{"sender": "Nordwind", "total": 420}'
+        paid = Answered(tier, max(1, len(body) // 4), max(1, len(said) // 4))
+        self.answered.append(paid)
         if asked.get("stream"):
-            return await self._stream(request, said)
-        return web.json_response(_WHOLE[request.path](self.models[tier], said))
+            return await self._stream(request, said, paid)
+        return web.json_response(_WHOLE[request.path](self.models[tier], said, paid))
 
-    async def _stream(self, request: web.Request, said: str) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, said: str, paid: Answered) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for frame in _frames(request.path, self.models[request.app["tier"]], said):
+        for frame in _frames(request.path, self.models[request.app["tier"]], said, paid):
             await response.write(frame)
             if self._chunk_s:
                 await asyncio.sleep(self._chunk_s)
@@ -114,24 +125,29 @@ def _error(status: int, message: str) -> web.Response:
     )
 
 
-_USAGE = {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18}
-_MESSAGES_USAGE = {"input_tokens": 10, "output_tokens": 8}
+def _usage(paid: Answered) -> dict[str, int]:
+    total = paid.input_tokens + paid.output_tokens
+    return {
+        "prompt_tokens": paid.input_tokens,
+        "completion_tokens": paid.output_tokens,
+        "total_tokens": total,
+    }
 
 
-def _chat(model: str, said: str) -> dict[str, Any]:
+def _chat(model: str, said: str, paid: Answered) -> dict[str, Any]:
     message = {"role": "assistant", "content": said}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     return {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": model,
-            "choices": [choice], "usage": _USAGE}  # fmt: skip
+            "choices": [choice], "usage": _usage(paid)}  # fmt: skip
 
 
-def _completion(model: str, said: str) -> dict[str, Any]:
+def _completion(model: str, said: str, paid: Answered) -> dict[str, Any]:
     choice = {"index": 0, "text": said, "finish_reason": "stop", "logprobs": None}
     return {"id": "cmpl-1", "object": "text_completion", "created": 0, "model": model,
-            "choices": [choice], "usage": _USAGE}  # fmt: skip
+            "choices": [choice], "usage": _usage(paid)}  # fmt: skip
 
 
-def _response(model: str, said: str) -> dict[str, Any]:
+def _response(model: str, said: str, paid: Answered) -> dict[str, Any]:
     content = {"type": "output_text", "text": said, "annotations": []}
     output = {
         "id": "msg_1",
@@ -142,13 +158,15 @@ def _response(model: str, said: str) -> dict[str, Any]:
     }
     return {"id": "resp_1", "object": "response", "created_at": 0, "model": model, "status": "completed",
             "output": [output], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
-            "usage": {"input_tokens": 10, "output_tokens": 8, "total_tokens": 18}}  # fmt: skip
+            "usage": {"input_tokens": paid.input_tokens, "output_tokens": paid.output_tokens,
+                      "total_tokens": paid.input_tokens + paid.output_tokens}}  # fmt: skip
 
 
-def _message(model: str, said: str) -> dict[str, Any]:
+def _message(model: str, said: str, paid: Answered) -> dict[str, Any]:
     return {"id": "msg_1", "type": "message", "role": "assistant", "model": model,
             "content": [{"type": "text", "text": said}], "stop_reason": "end_turn",
-            "stop_sequence": None, "usage": _MESSAGES_USAGE}  # fmt: skip
+            "stop_sequence": None,
+            "usage": {"input_tokens": paid.input_tokens, "output_tokens": paid.output_tokens}}  # fmt: skip
 
 
 _WHOLE = {
@@ -159,21 +177,24 @@ _WHOLE = {
 }
 
 
-def _frames(path: str, model: str, said: str) -> list[bytes]:
+def _frames(path: str, model: str, said: str, paid: Answered) -> list[bytes]:
     words = [f"{word} " for word in said.split()]
     if path == "/v1/messages":
-        start = _message(model, "") | {"content": [], "stop_reason": None}
+        start = _message(model, "", paid) | {"content": [], "stop_reason": None}
         events: list[tuple[str, dict[str, Any]]] = [
             ("message_start", {"message": start}),
             ("content_block_start", {"index": 0, "content_block": {"type": "text", "text": ""}}),
             *(("content_block_delta", {"index": 0, "delta": {"type": "text_delta", "text": w}}) for w in words),
             ("content_block_stop", {"index": 0}),
-            ("message_delta", {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 8}}),
+            (
+                "message_delta",
+                {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": paid.output_tokens}},
+            ),
             ("message_stop", {}),
         ]
         return [_named(kind, {"type": kind} | data) for kind, data in events]
     if path == "/v1/responses":
-        whole = _response(model, said)
+        whole = _response(model, said, paid)
         place = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
         events = [
             ("response.created", {"response": whole | {"status": "in_progress", "output": []}}),
@@ -181,7 +202,7 @@ def _frames(path: str, model: str, said: str) -> list[bytes]:
             ("response.completed", {"response": whole}),
         ]
         return [_named(kind, {"type": kind, "sequence_number": i} | data) for i, (kind, data) in enumerate(events)]
-    whole_chunk = _WHOLE[path](model, said)
+    whole_chunk = _WHOLE[path](model, said, paid)
     chunks = []
     for i, word in enumerate(words):
         delta = {"delta": {"content": word}} if path == "/v1/chat/completions" else {"text": word}

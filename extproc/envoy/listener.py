@@ -213,6 +213,7 @@ def _contract_headers() -> Dict:
         "x-router-cohort": f"%DYNAMIC_METADATA({METADATA}:cohort)%",
         "x-router-reason": f"%DYNAMIC_METADATA({METADATA}:reason)%",
         "x-router-escalations": f"%DYNAMIC_METADATA({METADATA}:escalations)%",
+        "x-cascade-reason": f"%DYNAMIC_METADATA({METADATA}:verdict_reason)%",  # why it climbed, or should have
         "x-router-tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",  # the one that served
         "x-router-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
     }
