@@ -10,6 +10,8 @@ from extproc.vectors import Vectors
 # The fit: cosines are sharpened to this scale, and moved for this many steps of this length (radians, about).
 # Fitted on neither the samples nor the held-out prompts; bench/views.py shows that the result is flat around it.
 _SCALE, _STEPS, _STEP = 20.0, 30, 0.02
+# Slopes below this are rounding noise: cohorts that are well apart stay at their means.
+_STILL = 1e-4
 # Folds by which every utterance is seen once by a fit that did not have it.
 _FOLDS = 5
 # A cohort without evidence trusts what is as similar as this share of its utterances' right matches are.
@@ -66,7 +68,7 @@ def _fit(rows: Vectors, member: np.ndarray, cohorts: int) -> Vectors:
         slope -= (slope * centroids).sum(axis=1, keepdims=True) * centroids  # along the sphere
         momentum = 0.9 * momentum + 0.1 * slope
         spread = 0.999 * spread + 0.001 * (slope**2).mean(axis=1, keepdims=True)
-        pace = np.sqrt(spread / (1 - 0.999**t)) + 1e-8
+        pace = np.sqrt(spread / (1 - 0.999**t)) + _STILL
         centroids = _unit(centroids - _STEP * momentum / (1 - 0.9**t) / pace)
     return centroids
 

@@ -10,35 +10,24 @@ from typing import Any, Literal
 import msgspec
 
 from extproc.acceptance import compile_rules
-from extproc.policy import Escalate, Reasoning, Rule, StreamHold, Tier
+from extproc.acceptance.rules import External
+from extproc.settings import (
+    EncoderConfig,
+    Escalate,
+    Escalations,
+    Human,
+    Judge,
+    Reasoning,
+    Rule,
+    StreamHold,
+    Tier,
+    Timeouts,
+)
 from extproc.strict_yaml import Lines, Problem, decode_yaml, line_of
 
 POLICY_FILE = "policy.yaml"
 # Fewer utterances than this say little about how an intent is phrased, and leave nothing to hold a floor by.
 LEAST_UTTERANCES = 3
-
-
-class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How requests are embedded."""
-
-    model: str = "all-MiniLM-L6-v2"  # by name, or a local path
-    deadline_ms: int = 200
-    max_chars: int = 512  # of the ask: head and tail
-
-
-class Escalations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often one principal may push answers up, so that nobody can force traffic to the dear tier."""
-
-    principal: str = "authorization"  # the request header that tells principals apart; hashed at once
-    per_minute: float = 60
-    burst: int = 20
-
-
-class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long Envoy waits, in seconds."""
-
-    request_s: float = 300  # for the whole request, every rung included
-    attempt_s: float = 120  # for one attempt to send its whole answer, or to start its stream
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,6 +43,8 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_choice: Literal["client", "router"] = "client"
     escalations: Escalations = Escalations()
     timeouts: Timeouts = Timeouts()
+    judges: dict[str, Judge] = {}
+    human: Human | None = None
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,7 +106,8 @@ def load_config(folder: Path) -> Config:
         elif (intent := decode_yaml(path.name, raw, Intent, problems, lines)) is not None:
             intents.append((path.name, intent))
     if policy is not None:
-        problems += _cross_check(policy, intents, lines)
+        whole = len(intents) == len(names) - 1  # else a name may be missing because its file is broken
+        problems += _cross_check(policy, intents, lines, whole)
     if problems or policy is None:
         raise ConfigError(problems)
     return Config(
@@ -127,14 +119,18 @@ def load_config(folder: Path) -> Config:
     )
 
 
-def _cross_check(policy: PolicyFile, intents: list[tuple[str, Intent]], lines: Lines) -> Iterator[Problem]:
+def _cross_check(
+    policy: PolicyFile, intents: list[tuple[str, Intent]], lines: Lines, whole: bool
+) -> Iterator[Problem]:
     """What only shows when the files are read together."""
     tiers = [tier.name for tier in policy.tiers]
-    known = [intent.intent for _, intent in intents]
+    known = [intent.intent for _, intent in intents] if whole else []
+    if whole and not intents:
+        yield Problem(POLICY_FILE, 1, "no intent beside it: write at least one <intent>.yaml")
     for file, path, what in (
         *_check_tiers(policy, tiers),
         *_check_rules(policy.rules, tiers, known),
-        *_check_intents(intents, tiers),
+        *_check_intents(intents, policy, tiers),
     ):
         yield Problem(file, line_of(lines, file, path), what)
 
@@ -186,9 +182,7 @@ def _check_rules(rules: tuple[Rule, ...], tiers: list[str], known: list[str]) ->
                 yield POLICY_FILE, f"{at}.when.headers", what
 
 
-def _check_intents(intents: list[tuple[str, Intent]], tiers: list[str]) -> Iterator[_Finding]:
-    if not intents:
-        yield POLICY_FILE, "", "no intent beside it: write at least one <intent>.yaml"
+def _check_intents(intents: list[tuple[str, Intent]], policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
     seen: dict[str, str] = {}
     for file, intent in intents:
         name = intent.intent
@@ -208,21 +202,38 @@ def _check_intents(intents: list[tuple[str, Intent]], tiers: list[str]) -> Itera
                 yield file, f".utterances[{i}]", "an empty utterance: write it or drop it"
         if intent.max_output_tokens is not None and intent.max_output_tokens <= 0:
             yield file, ".max_output_tokens", "must be above 0: raise it or leave it out"
-        yield from _check_cascade(file, intent, tiers)
+        yield from _check_cascade(file, intent, policy, tiers)
         if intent.floor is not None and not -1 <= intent.floor <= 1:
             yield file, ".floor", "`floor` is a cosine similarity: from -1 to 1"
 
 
-def _check_cascade(file: str, intent: Intent, tiers: list[str]) -> Iterator[_Finding]:
+def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
     try:
-        compile_rules(intent.accept)
+        rules = compile_rules(intent.accept)
     except ValueError as error:
         where = re.match(r"accept(\[\d+\])?", str(error))
         yield file, f".{where[0]}" if where is not None else ".accept", str(error)
+        return
+    for rule in rules:
+        if not isinstance(rule, External):
+            continue
+        yield from _named(file, ".accept", rule.by, [*policy.judges] or ["(none in policy.yaml)"], "judge")
+        judge = policy.judges.get(rule.by)
+        graded = {t.model for t in policy.tiers if t.name == intent.tier}
+        if judge is not None and judge.model in graded:
+            what = f"judge `{rule.by}` is the model it would judge, {judge.model}: name another model"
+            yield file, ".accept", what
+    if intent.escalate is not None and intent.escalate.human:
+        if policy.human is None:
+            what = "`escalate.to: human` needs `human:` in policy.yaml: give it a queue and a message"
+            yield file, ".escalate.to", what
+        if not intent.accept:
+            yield file, ".escalate.to", "`human` without `accept`: nothing would ever be put aside; add rules"
     if intent.escalate is not None:
         for rung in intent.escalate.rungs:
             yield from _named(file, ".escalate.to", rung.tier, tiers, "tier")
-        if not intent.escalate.rungs or intent.escalate.max < 1 or not 0 < intent.escalate.share <= 1:
+        up = intent.escalate
+        if not (up.rungs or up.human) or up.max < 1 or not 0 < up.share <= 1:
             yield file, ".escalate", "give at least one rung in `to`, `max` from 1 up, `share` above 0, up to 1"
     elif intent.accept and tiers and intent.tier == tiers[-1]:
         what = "`accept` cannot reject anything: no tier is above this one; drop it, or name rungs in `escalate`"
@@ -230,7 +241,7 @@ def _check_cascade(file: str, intent: Intent, tiers: list[str]) -> Iterator[_Fin
 
 
 def _named(file: str, path: str, name: str | None, names: list[str], what: str) -> Iterator[_Finding]:
-    if name is not None and name not in names:
+    if name is not None and names and name not in names:
         close = difflib.get_close_matches(name, names, 1)
         remedy = f"did you mean `{close[0]}`?" if close else f"there are: {', '.join(names)}"
         yield file, path, f"no {what} is called `{name}`: {remedy}"

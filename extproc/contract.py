@@ -9,3 +9,7 @@ FACTS = "semantic_router.facts"  # what the request asked for, for the verifier;
 CLUSTER_HEADER = "x-router-cluster"
 VERDICT_HEADER = "x-cascade-verdict"
 REASON_HEADER = "x-cascade-reason"
+
+# What a client may send; Envoy answers 413 above it. Of a FULL_DUPLEX_STREAMED body, which is ours to hold, what
+# is longer goes on unrouted.
+MAX_BODY_BYTES = 8 * 1024 * 1024

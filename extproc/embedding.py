@@ -44,6 +44,25 @@ class SentenceEncoder:
         return np.asarray(vectors, dtype=np.float32)
 
 
+class RememberingEncoder:
+    """Encodes each text once: a reload costs what it changed, and leaves the model to the traffic.
+
+    For utterances, which are configuration; the text of requests is never kept.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, Vectors] = {}
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return float32[len(texts), d], and forget what is not among `texts`."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        vectors = self._encoder.encode(fresh) if fresh else ()
+        known = self._known | dict(zip(fresh, vectors, strict=True))
+        self._known = {text: known[text] for text in texts}
+        return np.stack([known[text] for text in texts])
+
+
 def load_encoder(model: str) -> FeatureEncoder:
     """The encoder that serving, checking and explaining share. Raises EncoderError."""
     return FeatureEncoder(SentenceEncoder(model))
@@ -110,7 +129,7 @@ class Batcher:
                         entry.vector.set_exception(EncoderError(str(type(error).__name__)))
                 continue
             for entry, row in zip(batch, vectors, strict=True):
-                self._remember(entry.key, row)
+                self._remember(entry.key, row.copy())  # not the whole batch it is a row of
                 if not entry.vector.done():
                     entry.vector.set_result(row)
 

@@ -10,21 +10,16 @@ from typing import Any
 
 import msgspec
 
-from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, METADATA, RUNGS
+from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS
 from extproc.facts import read_facts
 from extproc.match import Match, nearest
-from extproc.mutation import Mutation, mutate
+from extproc.mutation import Mutation, mutate, rename_model
 from extproc.phases import Event, Opening, Reply
-from extproc.policy import Decision, Policy, Reason, decide, may_retarget, untouched
+from extproc.policy import Decision, Policy, Reason, Snapshot, decide, may_retarget, untouched
 from extproc.request import Request, RequestError, parse_request
 from extproc.signals import Signals, read_signals
-from extproc.snapshot import Snapshot
 from extproc.splice import SpliceError
 from extproc.vectors import DeadlineError, Embedder, EncoderError
-
-# FULL_DUPLEX_STREAMED bodies are ours to hold; what is longer goes on unrouted. In the other modes Envoy's own
-# limit answers 413 before we see anything.
-MAX_BODY_BYTES = 8 * 1024 * 1024
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -56,7 +51,7 @@ class Router:
         try:
             request = parse_request(headers.get(":path", ""), body)
         except RequestError:
-            return Routed(*_unrouted(policy, Reason.UNREADABLE), snapshot, None, None, clock.laps)
+            return Routed(*_unreadable(policy, body), snapshot, None, None, clock.laps)
         if request is None:
             return Routed(*_unrouted(policy, Reason.PASSTHROUGH), snapshot, None, None, clock.laps)
         if request.model is None or not may_retarget(policy, request.model):
@@ -70,8 +65,7 @@ class Router:
         try:
             mutation = mutate(decision, request)
         except SpliceError:
-            gone = _unrouted(policy, Reason.UNREADABLE)
-            return Routed(*gone, snapshot, request, signals, clock.laps)
+            return Routed(*_unreadable(policy, body), snapshot, request, signals, clock.laps)
         clock.lap("write")
         return Routed(decision, mutation, snapshot, request, signals, clock.laps)
 
@@ -94,6 +88,13 @@ class Router:
 def _unrouted(policy: Policy, reason: Reason, model: str | None = None) -> tuple[Decision, Mutation]:
     decision = untouched(policy, reason, model)
     return decision, mutate(decision, None)
+
+
+def _unreadable(policy: Policy, body: bytes) -> tuple[Decision, Mutation]:
+    """To the default tier, under its model name if at least the model that was asked for can be read."""
+    decision, mutation = _unrouted(policy, Reason.UNREADABLE)
+    renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
+    return decision, msgspec.structs.replace(mutation, body=renamed)
 
 
 class _Stopwatch:
@@ -147,7 +148,8 @@ class RouterExchange:
         self._opening = opening
         self._held: list[bytes] = []  # of a FULL_DUPLEX_STREAMED body
         self._held_bytes = 0
-        self._done = False  # decided, or given up: the rest passes
+        # Decided, or given up: the rest passes. A streamed body has left before it is whole.
+        self._done = opening.request_body_mode in ("NONE", "STREAMED", "GRPC")
         self._headers_held = False
         self.routed: Routed | None = None
 
@@ -162,7 +164,7 @@ class RouterExchange:
             if mode == "FULL_DUPLEX_STREAMED" and not event.end:
                 self._headers_held = True  # answered at the body's end, when the route is known
                 return []
-            self._done = event.end or mode in ("NONE", "STREAMED")  # no whole body will come
+            self._done = event.end  # no body will come
             return [Reply("request_headers")]
         if mode == "FULL_DUPLEX_STREAMED":
             return await self._full_duplex(event)
@@ -190,15 +192,16 @@ class RouterExchange:
         body, trailers = b"".join(self._held), event.kind == "request_trailers"
         self._held.clear()
         replies = []
-        if too_long:
-            replies.append(Reply("request_headers"))
-        else:
+        headers, metadata = None, None
+        if not too_long:
             routed = await self._route(body)
             body = body if routed.mutation.body is None else routed.mutation.body
-            headers = {CLUSTER_HEADER: routed.mutation.cluster}
-            replies.append(Reply("request_headers", headers=headers, metadata=_metadata(routed)))
+            headers, metadata = {CLUSTER_HEADER: routed.mutation.cluster}, _metadata(routed)
+        if self._headers_held:  # they have waited for the route
+            replies.append(Reply("request_headers", headers=headers, metadata=metadata))
+            headers = metadata = None
         end = event.end and not trailers
-        replies.append(Reply("request_body", body=body, streamed=True, end=end))
+        replies.append(Reply("request_body", headers, body, metadata=metadata, streamed=True, end=end))
         if trailers:
             replies.append(Reply("request_trailers"))
         return replies
@@ -229,10 +232,13 @@ def _metadata(routed: Routed) -> dict[str, Any]:
         ]
         metadata[RUNGS] = {"attempts": attempts}
     if decision.judged and request is not None and decision.cohort is not None:
-        tiers = [decision.tier, *(rung.tier for rung in decision.ladder[:-1])]
+        tiers = [decision.tier, *(rung.tier for rung in decision.ladder)]
+        if decision.cohort.escalate is None or not decision.cohort.escalate.human:
+            tiers.pop()  # nobody is above the last rung
         record["judge"] = {tier.name: "stream" if request.stream else "body" for tier in tiers}
         record["rungs"] = len(mutation.clusters)
         record["api"] = request.api
+        record["logprobs_added"] = mutation.logprobs_added
         facts = read_facts(request, decision.cohort.accept)
         metadata[FACTS] = {"facts": msgspec.json.encode(facts).decode()}
     return metadata

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance import RequestFacts
-from extproc.acceptance.rules import Grounded, JsonSchema, Rule, ToolCalls
+from extproc.acceptance.rules import External, Grounded, JsonSchema, Rule, ToolCalls
 from extproc.request import Request
 
 # More than this is no longer a fact to carry beside every request: rules that miss it say that they cannot run.
@@ -53,7 +53,7 @@ def read_facts(request: Request, rules: Sequence[Rule]) -> RequestFacts:
         json_schema=_schema(asked) if JsonSchema in kinds else None,
         tools=_tools(asked) if ToolCalls in kinds or asked.tools else {},
         tool_required=asked.tool_choice not in (None, "auto", "none") and ToolCalls in kinds,
-        context=_context(request) if Grounded in kinds else "",
+        context=_context(request) if kinds & {Grounded, External} else "",
         stream=request.stream,
         choices=asked.n,
     )

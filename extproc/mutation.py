@@ -1,12 +1,15 @@
 """What a decision writes into the request: the model, the reasoning fields, a cap on output tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from extproc.policy import Budget, Decision, Dialect, Reasoning, Rung
+from extproc.acceptance import wants_logprobs
+from extproc.policy import Decision, Rung
 from extproc.request import ReasoningField, Request
-from extproc.splice import Patch, apply, patches, rebase
+from extproc.settings import Budget, Dialect, Reasoning, Tier
+from extproc.splice import Patch, SpliceError, apply, patches, rebase, splice
 
 # The field by which each dialect sets reasoning.
 _FIELD: dict[Dialect, ReasoningField] = {
@@ -33,6 +36,8 @@ class Mutation(msgspec.Struct, frozen=True):
     rungs: tuple[tuple[Patch, ...], ...] = ()
     # What reasoning was set to ("on", "off", "low" ...), or whose word stands: "client", "model".
     reasoning: str = "client"
+    # The answer will hold log-probabilities that the client did not ask for.
+    logprobs_added: bool = False
 
     @property
     def cluster(self) -> str:
@@ -49,21 +54,42 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
     """
     if request is None or not decision.rewrite:
         return Mutation((decision.tier.cluster_name,))
-    edits, written = _edits(decision, Rung(decision.tier, decision.reasoning), request)
-    made = patches(request.body, edits)
-    rungs = tuple(
-        tuple(rebase(request.body, made, patches(request.body, _edits(decision, rung, request)[0])))
-        for rung in decision.ladder
-    )
+    first, *above = (Rung(decision.tier, decision.reasoning), *decision.ladder)
+    edits, written = _edits(decision, first, request)
+    made = patches(request.body, edits | _logprobs(decision, first, request))
+    rungs = []
+    for rung in above:
+        wanted = _edits(decision, rung, request)[0] | _logprobs(decision, rung, request)
+        rungs.append(tuple(rebase(request.body, made, patches(request.body, wanted))))
+    if any(not _is_text(patch.text) for rung in rungs for patch in rung):
+        raise SpliceError("a member that a rung restores is not UTF-8")  # metadata can carry text only
     clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
-    return Mutation(clusters, apply(request.body, made), rungs, written)
+    return Mutation(clusters, apply(request.body, made), tuple(rungs), written, asks_logprobs(decision, request))
+
+
+def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
+    """The body with the tier's model name in place of one that may be replaced; None where that cannot be told."""
+    try:
+        model = _decode_model(body).model
+        return splice(body, {"model": _json(tier.model)}) if may_replace(model) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SpliceError):
+        return None
+
+
+class _Model(msgspec.Struct):
+    model: str
+
+
+_decode_model = msgspec.json.Decoder(_Model).decode
 
 
 def _edits(decision: Decision, rung: Rung, request: Request) -> tuple[_Edits, str]:
     """What one attempt changes, and what it sets reasoning to."""
     dialect = rung.tier.reasoning
     edits: _Edits = {"model": _json(rung.tier.model)}
-    clients_word = request.reasoning is not None and not decision.reasoning_forced
+    # A policy without a wish of its own overrides nobody.
+    forced = decision.reasoning_forced and rung.reasoning is not None
+    clients_word = request.reasoning is not None and not forced
     wanted = _clients_reasoning(request) if clients_word else rung.reasoning
     # A cap meant for answers alone would starve the thinking that the client asked for.
     cap = None if clients_word and wanted is not False else decision.max_output_tokens
@@ -75,6 +101,23 @@ def _edits(decision: Decision, rung: Rung, request: Request) -> tuple[_Edits, st
     room = min((n for n in (request.max_output_tokens, cap) if n is not None), default=None)
     reasoning, written = _reasoning(dialect, wanted, request, room)
     return edits | reasoning, written
+
+
+def asks_logprobs(decision: Decision, request: Request) -> bool:
+    """Whether log-probabilities have to be asked for, because a rule wants them and the client did not."""
+    cohort = decision.cohort
+    wanted = decision.judged and cohort is not None and wants_logprobs(cohort.accept)
+    return wanted and request.logprobs is False
+
+
+def _logprobs(decision: Decision, rung: Rung, request: Request) -> _Edits:
+    """The field that asks for them; not at the last rung, which nobody judges."""
+    unjudged = decision.ladder and rung is decision.ladder[-1]
+    if unjudged or not asks_logprobs(decision, request):
+        return {}
+    if request.api == "responses":
+        return {"include": _json(["message.output_text.logprobs"])}
+    return {"logprobs": b"true" if request.api == "chat" else b"1"}
 
 
 def _clients_reasoning(request: Request) -> Reasoning | None:
@@ -134,10 +177,18 @@ def _budget(wanted: Reasoning, request: Request, room: int | None) -> int | None
     """Tokens to think with, below `room` as Anthropic demands; None: thinking has to stay off."""
     if wanted is False or request.thinking_barred:
         return None
-    budget = wanted.budget_tokens if isinstance(wanted, Budget) else _USUAL_BUDGET
+    budget = max(wanted.budget_tokens, _LEAST_BUDGET) if isinstance(wanted, Budget) else _USUAL_BUDGET
     if room is not None:
-        budget = min(max(budget, _LEAST_BUDGET), room - 1)
+        budget = min(budget, room - 1)
     return budget if budget >= _LEAST_BUDGET else None
+
+
+def _is_text(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _word(on: bool) -> str:

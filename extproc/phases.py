@@ -40,6 +40,8 @@ class Reply(msgspec.Struct, frozen=True):
     kind: Kind
     headers: dict[str, str] | None = None  # to set, with the route chosen again
     body: bytes | None = None  # to put in place of what came
+    remove: tuple[str, ...] = ()  # headers to take away
     metadata: dict[str, Any] | None = None  # namespace -> values
     streamed: bool = False  # the body's mode is FULL_DUPLEX_STREAMED
     end: bool = False  # of the streamed body
+    status: int | None = None  # answer the client with this and `body` instead, whatever the kind

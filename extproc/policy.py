@@ -1,7 +1,4 @@
-"""What we do about a match: the rules, and the one decision they give.
-
-Everything here is also what a user writes in YAML; config.py decodes it straight into these values.
-"""
+"""What we do about a match: the rules, and the one decision they give."""
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -11,93 +8,20 @@ from typing import Literal
 import msgspec
 
 from extproc.acceptance.rules import Rule as AcceptRule
-from extproc.match import Match
+from extproc.match import Index, Match
+from extproc.settings import (
+    Conditions,
+    EncoderConfig,
+    Escalate,
+    Escalations,
+    Human,
+    Judge,
+    Reasoning,
+    Rule,
+    StreamHold,
+    Tier,
+)
 from extproc.signals import Signals
-
-Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
-Capability = Literal["tools", "vision", "audio"]
-# Of a judged stream: hold the first tokens, hold all of it, or let it pass and only record the verdict.
-StreamHold = Literal["early", "buffer", "record"]
-
-
-class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Reasoning on, with about this many tokens for it."""
-
-    budget_tokens: int
-
-
-Reasoning = bool | Budget
-
-
-class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """US dollars per million tokens."""
-
-    input: float
-    output: float
-
-
-class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One level of cost and capability: a model at an upstream."""
-
-    name: str
-    model: str
-    endpoint: str
-    context: int  # tokens
-    price: Price
-    reasoning: Dialect = "none"
-    tls: bool = False
-    cluster: str = ""  # Envoy's name of the upstream; the tier's own when empty
-    capabilities: frozenset[Capability] = frozenset({"tools", "vision", "audio"})
-
-    @property
-    def cluster_name(self) -> str:
-        """What Envoy calls this tier's upstream."""
-        return self.cluster or self.name
-
-
-class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a rule applies: every condition given must hold."""
-
-    intents: tuple[str, ...] | None = None
-    risk: Literal["low", "high"] | None = None
-    tokens_over: int | None = None
-    tokens_under: int | None = None
-    turns_over: int | None = None
-    tools: bool | None = None
-    images: bool | None = None
-    strict_output: bool | None = None
-    headers: dict[str, str] | None = None  # name -> pattern with * and ?
-
-
-class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of the policy; the first rule that applies wins."""
-
-    name: str
-    when: Conditions
-    tier: str | None = None
-    tier_floor: str | None = None
-    reasoning: Reasoning | None = None
-
-
-class RungSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rung to climb to: a tier, and how it is to reason there."""
-
-    tier: str
-    reasoning: Reasoning | None = None
-
-
-class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a rejected answer goes."""
-
-    to: str | RungSpec | tuple[str | RungSpec, ...]
-    max: int = 1  # rungs that one request may climb
-    share: float = 0.35  # of the cohort's judged answers that may climb
-
-    @property
-    def rungs(self) -> tuple[RungSpec, ...]:
-        """The rungs, in the order they are climbed."""
-        given = self.to if isinstance(self.to, tuple) else (self.to,)
-        return tuple(RungSpec(rung) if isinstance(rung, str) else rung for rung in given)
 
 
 class Cohort(msgspec.Struct, frozen=True):
@@ -135,6 +59,18 @@ class Policy(msgspec.Struct, frozen=True):
     def rank(self, name: str) -> int:
         """How far up the ladder the tier called `name` stands, from 0."""
         return next(i for i, tier in enumerate(self.tiers) if tier.name == name)
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """One revision of the configuration, compiled: everything a request needs. Never changed, only replaced."""
+
+    revision: str
+    policy: Policy
+    index: Index
+    encoder: EncoderConfig = EncoderConfig()
+    escalations: Escalations = Escalations()
+    judges: Mapping[str, Judge] = {}
+    human: Human | None = None
 
 
 class Reason(StrEnum):
@@ -245,7 +181,7 @@ def decide(
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=settings.max_output_tokens if settings is not None else None,
         ladder=ladder,
-        judged=bool(ladder) and settings is not None and bool(settings.accept),
+        judged=settings is not None and _is_judged(settings, ladder),
     )
     return decision if policy.mode == "enforce" else _shadowed(policy, decision, signals)
 
@@ -286,11 +222,19 @@ def _applies(when: Conditions, landed: Sequence[Cohort], signals: Signals, heade
 
 
 def _first_able(tiers: Sequence[Tier], rank: int, signals: Signals) -> int:
-    """The first rung from `rank` up that can serve the request; `rank` itself when none can."""
+    """The first rung from `rank` up that can serve the request."""
     for above, tier in enumerate(tiers[rank:], start=rank):
         if _can_serve(tier, signals):
             return above
-    return rank
+    # None can, by our estimate of its size: the one that comes nearest shall say so.
+    capable = [i for i in range(rank, len(tiers)) if signals.needs <= tiers[i].capabilities]
+    return max(capable, key=lambda i: tiers[i].context, default=rank)
+
+
+def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:
+    """Judging is for answers that something above could better."""
+    human = settings.escalate is not None and settings.escalate.human
+    return bool(settings.accept) and (bool(ladder) or human)
 
 
 def _ladder(

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from extproc.config import ConfigError, load_config
-from extproc.snapshot import Snapshot, compile_snapshot
-from extproc.telemetry import Telemetry
+from extproc.policy import Snapshot
+from extproc.snapshot import compile_snapshot
 from extproc.vectors import Encoder
 
 log = logging.getLogger(__name__)
@@ -36,9 +36,12 @@ async def watch(
     current: Callable[[], Snapshot],
     encoder: Encoder,
     swap: Callable[[Snapshot], None],
-    telemetry: Telemetry,
+    report: Callable[[str | None], None],
 ) -> None:
-    """Until cancelled: whenever the folder changes and compiles, hand the new snapshot to `swap`."""
+    """Until cancelled: whenever the folder changes and compiles, hand the new snapshot to `swap`.
+
+    Every reload is reported with the new revision, or None when it was refused.
+    """
     seen = await asyncio.to_thread(signature, folder)
     while True:
         await asyncio.sleep(_INTERVAL_S)
@@ -49,17 +52,17 @@ async def watch(
         try:
             snapshot = await asyncio.to_thread(_compile, folder, current(), encoder)
         except ConfigError as error:
-            telemetry.reloaded(None)
+            report(None)
             log.error("reload refused, revision %s serves on:\n%s", current().revision, error)
             continue
         except Exception:
-            telemetry.reloaded(None)
+            report(None)
             log.exception("reload failed, revision %s serves on", current().revision)
             continue
         if snapshot.revision != current().revision:
             log.info("reloaded: revision %s replaces %s", snapshot.revision, current().revision)
             swap(snapshot)
-            telemetry.reloaded(snapshot.revision)
+            report(snapshot.revision)
 
 
 def _compile(folder: Path, current: Snapshot, encoder: Encoder) -> Snapshot:

@@ -44,6 +44,7 @@ class Request(msgspec.Struct, frozen=True):
     stream: bool
     max_output_tokens: int | None  # the client's own cap
     cap_field: str | None  # where it stands
+    logprobs: bool | None  # the client asked for log-probabilities; None: they cannot be asked for here
     reasoning: bool | int | None  # the client's explicit choice: off, on, a token budget; None: none
     reasoning_field: ReasoningField | None  # where it stands
     thinking_barred: bool  # Anthropic refuses `thinking` beside what this request holds
@@ -103,8 +104,11 @@ class _Body(msgspec.Struct):
     reasoning: _Effort | None = None
     thinking: _Typed | None = None
     chat_template_kwargs: _Template | None = None
+    logprobs: bool | int | None = None
+    include: list[str] | None = None
     temperature: float | None = None
     top_k: int | None = None
+    top_p: float | None = None
 
 
 _decode = msgspec.json.Decoder(_Body).decode
@@ -156,6 +160,7 @@ def parse_request(path: str, body: bytes) -> Request | None:
         stream=read.stream is True,
         max_output_tokens=cap,
         cap_field=cap_field,
+        logprobs=_logprobs(api, read),
         reasoning=reasoning,
         reasoning_field=field,
         thinking_barred=_thinking_barred(read),
@@ -200,6 +205,13 @@ def _cap(api: Api, read: _Body) -> tuple[int | None, str | None]:
     )
 
 
+def _logprobs(api: Api, read: _Body) -> bool | None:
+    if api == "responses":
+        # A list that is there already cannot be added to in place.
+        return False if read.include is None else "message.output_text.logprobs" in read.include or None
+    return None if api == "messages" else read.logprobs is not None and read.logprobs is not False
+
+
 def _chosen_reasoning(read: _Body) -> tuple[bool | int | None, ReasoningField | None]:
     """The client's own word on reasoning, in whichever dialect it speaks."""
     effort = read.reasoning.effort if read.reasoning else read.reasoning_effort
@@ -227,4 +239,5 @@ def _thinking_barred(read: _Body) -> bool:
     last = read.messages[-1] if read.messages else None
     in_loop = last is not None and (last.role == "assistant" or any(p.type == "tool_result" for p in _parts(last)))
     sampling = read.temperature not in (None, 1) or read.top_k is not None
+    sampling = sampling or (read.top_p is not None and read.top_p < 0.95)
     return forced or in_loop or sampling

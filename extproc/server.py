@@ -11,12 +11,16 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from extproc import wire
+from extproc.callouts import call_out
 from extproc.config import load_config
-from extproc.embedding import Batcher, load_encoder
-from extproc.exchange import MAX_BODY_BYTES, Routed, Router, RouterExchange, decision_record
+from extproc.contract import MAX_BODY_BYTES
+from extproc.embedding import Batcher, RememberingEncoder, load_encoder
+from extproc.exchange import Routed, Router, RouterExchange, decision_record
 from extproc.pb import ext_proc_pb2 as pb
+from extproc.policy import Snapshot
 from extproc.reload import watch
-from extproc.snapshot import Snapshot, compile_snapshot
+from extproc.review import enqueue
+from extproc.snapshot import compile_snapshot
 from extproc.telemetry import Telemetry, set_up_telemetry
 from extproc.verify import Ruling, Verifier, VerifierExchange
 
@@ -119,9 +123,10 @@ async def serve(folder: Path, listen: str) -> None:
     await server.start()
     log.info("loading encoder %s", config.policy.encoder.model)
     encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model)
-    snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, encoder)
+    utterances = RememberingEncoder(encoder)
+    snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     router = processor.router = Router(snapshot, Batcher(encoder))
-    processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode)
+    processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue)
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
     log.info(
@@ -131,7 +136,9 @@ async def serve(folder: Path, listen: str) -> None:
         len(snapshot.policy.cohorts),
         uncalibrated,
     )
-    reloading = asyncio.create_task(watch(folder, lambda: router.snapshot, encoder, router.swap, telemetry))
+    reloading = asyncio.create_task(
+        watch(folder, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
+    )
     await stop.wait()
     log.info("draining")
     reloading.cancel()

@@ -1,33 +1,16 @@
-"""Config -> Snapshot: everything a request needs, compiled once and never changed."""
+"""Config -> Snapshot: utterances become centroids and floors, YAML becomes policy."""
 
 from collections.abc import Iterator
 
-import msgspec
 import numpy as np
 
 from extproc.acceptance import compile_rules
 from extproc.centroids import fit_centroids
-from extproc.config import Config, ConfigError, EncoderConfig, Escalations, Intent
+from extproc.config import Config, ConfigError, Intent
 from extproc.match import Index, nearest
-from extproc.policy import Cohort, Policy
+from extproc.policy import Cohort, Policy, Snapshot
 from extproc.strict_yaml import Problem, line_of
 from extproc.vectors import Encoder, Vectors
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """One revision of the configuration, compiled."""
-
-    revision: str
-    policy: Policy
-    index: Index
-    encoder: EncoderConfig
-    escalations: Escalations
-
-    @property
-    def trusted_headers(self) -> tuple[str, ...]:
-        """The request headers that rules read."""
-        names = {h for rule in self.policy.rules for h in rule.when.headers or {}}
-        return tuple(sorted(names))
 
 
 def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
@@ -53,7 +36,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         reasoning_choice=file.reasoning_choice,
     )
     index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
-    snapshot = Snapshot(config.revision, policy, index, file.encoder, file.escalations)
+    snapshot = Snapshot(config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human)
     problems = list(_unreachable(config, snapshot, rows))
     if problems:
         raise ConfigError(problems)

@@ -36,7 +36,10 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
     A mapping edits inside the member if that is an object, and replaces it otherwise. Raises SpliceError when
     a member stands twice: readers differ on which one counts, so what we route by might not be what is served.
     """
-    members = _members(body)
+    try:
+        members = _members(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SpliceError(str(error)) from error
     found: list[Patch] = []
     at = _SPACE.match(body).end() + 1  # type: ignore[union-attr]  # matches empty
     for name, raw in members.items():

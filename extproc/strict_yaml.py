@@ -23,6 +23,7 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 
 T = TypeVar("T")
 _PATH = re.compile(r" - at `\$?(.*)`$")
+_ITEM = re.compile(r"(.*)\[(\d+)\]$")
 _UNKNOWN = re.compile(r"unknown field `(.+?)`")
 
 
@@ -41,17 +42,21 @@ def decode_yaml(name: str, raw: bytes, kind: type[T], problems: list[Problem], l
         data = None
     value: T | None = None
     dropped: set[str] = set()
+    gone: dict[str, list[int]] = {}  # list -> places in it that were dropped
     while data is not None:
         try:
             value = msgspec.convert(data, kind)
             break
         except msgspec.ValidationError as error:
-            path, what, culprit = _explain(str(error), data, kind)
-            if not any(path == d or f"{path}.{_missing(what)}" == d for d in dropped):
-                found.append(Problem(name, line_of(lines, name, culprit), what))
-            if culprit in dropped or not _drop(data, culprit):
+            path, what, culprit = _explain(str(error), data, kind, gone)
+            place = _original(culprit, gone)
+            if f"{_original(path, gone)}.{_missing(what)}" not in dropped:
+                found.append(Problem(name, line_of(lines, name, place), what))
+            if place in dropped or not _drop(data, culprit):
                 break
-            dropped.add(culprit)
+            dropped.add(place)
+            if (item := _ITEM.match(place)) is not None:
+                gone.setdefault(item[1], []).append(int(item[2]))
     problems += found
     return None if found else value
 
@@ -63,6 +68,10 @@ def _plain(node: yaml.Node, path: str, name: str, lines: Lines, found: list[Prob
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = _scalar(key_node)
+            if not isinstance(key, str):
+                line = key_node.start_mark.line + 1
+                found.append(Problem(name, line, f"the key {key} is no text: write a name"))
+                continue
             at = f"{path}.{key}"
             if key in mapping:
                 line = key_node.start_mark.line + 1
@@ -83,7 +92,7 @@ def _scalar(node: yaml.Node) -> Any:
     return value
 
 
-def _explain(message: str, data: Any, kind: type) -> tuple[str, str, str]:
+def _explain(message: str, data: Any, kind: type, gone: dict[str, list[int]]) -> tuple[str, str, str]:
     """A decoder's message -> the path of the object, what to say, and the path of the culprit."""
     at = _PATH.search(message)
     path = at[1] if at else ""
@@ -99,7 +108,7 @@ def _explain(message: str, data: Any, kind: type) -> tuple[str, str, str]:
     if missing:
         return path, f"`{missing}` is missing: add it", path
     value = _at(data, path)
-    shown = path.lstrip(".") or "the file"
+    shown = _original(path, gone).lstrip(".") or "the file"
     words = text[0].lower() + text[1:].replace("`", "")
     hint = _choices(kind, path)
     return path, f"`{shown}` is {_show(value)}: {words}{hint}", path
@@ -117,7 +126,7 @@ def _show(value: Any) -> str:
 
 def _type_at(kind: Any, path: str) -> Any:
     info = msgspec.inspect.type_info(kind)
-    for step in re.findall(r"\.([^.\[]+)|(\[[^\]]*\])", path):
+    for step in re.findall(r"\.([^.\[\]]+)|(\[[^\]]*\])", path):
         members = [info, *getattr(info, "types", ())]
         for member in members:
             if step[0] and isinstance(member, msgspec.inspect.StructType):
@@ -144,8 +153,21 @@ def _choices(kind: type, path: str) -> str:
     return f" (one of: {', '.join(map(str, values))})" if values else ""
 
 
+def _original(path: str, gone: dict[str, list[int]]) -> str:
+    """Where `path` led before items were dropped from the lists on its way."""
+    place = ""
+    for step in re.findall(r"\.[^.\[\]]+|\[[^\]]*\]", path):
+        if step[1:-1].isdecimal():
+            index = int(step[1:-1])
+            for dropped in sorted(gone.get(place, ())):
+                index += index >= dropped
+            step = f"[{index}]"
+        place += step
+    return place
+
+
 def _steps(path: str) -> list[str | int]:
-    return [int(index) if index else key for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path)]
+    return [int(index) if index else key for key, index in re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", path)]
 
 
 def _at(data: Any, path: str) -> Any:

@@ -14,13 +14,15 @@ import msgspec
 
 from extproc.acceptance import RequestFacts, Verdict, judge, judge_early
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.rules import Grounded, JsonSchema, ToolCalls
+from extproc.acceptance.rules import External, Grounded, JsonSchema, ToolCalls
 from extproc.bounds import Bounds, principal_of
 from extproc.contract import FACTS, METADATA, REASON_HEADER, VERDICT_HEADER
-from extproc.phases import Event, Opening, Reply
-from extproc.policy import Cohort
+from extproc.phases import Event, Kind, Opening, Reply
+from extproc.policy import Cohort, Snapshot
+from extproc.request import Api
 from extproc.response import AnswerReader
-from extproc.snapshot import Snapshot
+from extproc.response.strip import StreamStripper, without_logprobs
+from extproc.settings import Human, Judge
 
 # Of a stream judged early: this much answer is read before it is let go undecided. A refusal shows by then.
 _HOLD_CHARS = 200
@@ -42,12 +44,26 @@ class Ruling(msgspec.Struct, frozen=True):
     bound: str | None = None  # the bound that kept a rejected answer from climbing
 
 
+# Runs a rule that asks another model; blocks, and says None where it could not run.
+CallOut = Callable[[External, Judge, RequestFacts, str, Embed | None], bool | None]
+# Puts a case on the queue for people and returns its id; blocks, and never fails.
+Enqueue = Callable[[Human, dict[str, Any], str, str], str]
+
+
 class Verifier:
     """What all verifier exchanges of a process share."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot], embed: Embed | None) -> None:
+    def __init__(
+        self,
+        snapshot: Callable[[], Snapshot],
+        embed: Embed | None = None,
+        call_out: CallOut | None = None,
+        enqueue: Enqueue | None = None,
+    ) -> None:
         self.snapshot = snapshot
         self.embed = embed
+        self.call_out = call_out
+        self.enqueue = enqueue
         self.bounds = Bounds()
 
 
@@ -62,6 +78,8 @@ class VerifierExchange:
         self._facts = _read_facts(opening.metadata.get(FACTS, {}))
         # A reload may have taken the cohort away meanwhile: then nothing is held against the answer.
         self._cohort = self._snapshot.policy.cohorts.get(str(self._decision.get("cohort")))
+        self._api: Api = self._decision.get("api", "chat")
+        self._stripper = StreamStripper(self._api) if self._decision.get("logprobs_added") else None
         self._reader: AnswerReader | None = None
         self._held: list[Event] = []
         self._held_bytes = 0
@@ -82,14 +100,19 @@ class VerifierExchange:
         self._reader.feed(event.body)
         self._reader.finish()
         headers, metadata = self._rule(self._cohort, await self._judge(self._cohort, self._reader))
-        return [Reply("response_body", headers=headers, metadata=metadata)]
+        if self._is_for_a_person(self._cohort):
+            return [await self._put_aside("response_body", self._reader, headers, metadata)]
+        body = without_logprobs(self._api, event.body) if self._stripper is not None else None
+        # A shorter body and the old length would not fit together; Envoy then frames it by chunks.
+        remove = ("content-length",) if body is not None else ()
+        return [Reply("response_body", headers=headers, remove=remove, body=body, metadata=metadata)]
 
     def _headers(self, event: Event, full_duplex: bool) -> list[Reply]:
         """Only a 200 is an answer to judge; anything else is the upstream's own error, and Envoy's to retry."""
         if event.headers.get(":status") != "200" or self._cohort is None or event.end:
             return [Reply("response_headers")]
         self._reader = AnswerReader(
-            self._decision.get("api", "chat"),
+            self._api,
             event.headers.get("content-type"),
             event.headers.get("content-encoding"),
         )
@@ -102,7 +125,7 @@ class VerifierExchange:
 
     async def _stream(self, event: Event) -> list[Reply]:
         if self._reader is None or self._cohort is None:
-            return [_echo(event)]
+            return [self._echo(event)]
         if event.kind == "response_body":
             self._reader.feed(event.body)
         over = event.end or event.kind == "response_trailers"
@@ -111,7 +134,7 @@ class VerifierExchange:
         if not self._headers_held:
             if over:
                 await self._record(self._cohort, self._reader)
-            return [_echo(event)]
+            return [self._echo(event)]
         self._held.append(event)
         self._held_bytes += len(event.body)
         verdict = await self._early(self._cohort, self._reader, over)
@@ -119,9 +142,18 @@ class VerifierExchange:
             return []
         headers, metadata = self._rule(self._cohort, verdict)
         self._headers_held = False
+        if self._is_for_a_person(self._cohort):
+            return [await self._put_aside("response_headers", self._reader, headers, metadata)]
         held, self._held = self._held, []
         first = Reply("response_headers", headers=headers, metadata=metadata)
-        return [first, *map(_echo, held)]
+        return [first, *map(self._echo, held)]
+
+    def _echo(self, event: Event) -> Reply:
+        """What came, as it came, but for log-probabilities that only we asked for."""
+        if event.kind == "response_trailers":
+            return Reply("response_trailers")
+        body = event.body if self._stripper is None else self._stripper.feed(event.body, event.end)
+        return Reply("response_body", body=body, streamed=True, end=event.end)
 
     async def _early(self, cohort: Cohort, reader: AnswerReader, over: bool) -> Verdict | None:
         """The verdict, or None to hold on."""
@@ -146,9 +178,59 @@ class VerifierExchange:
 
     async def _judge(self, cohort: Cohort, reader: AnswerReader) -> Verdict:
         observation, embed, facts = reader.observation(), self._verifier.embed, self._facts
-        if any(isinstance(rule, _SLOW) for rule in cohort.accept):
-            return await asyncio.to_thread(judge, cohort.accept, observation, request=facts, embed=embed)
-        return judge(cohort.accept, observation, request=facts)
+        own = [rule for rule in cohort.accept if not isinstance(rule, External)]
+        if any(isinstance(rule, _SLOW) for rule in own):
+            verdict = await asyncio.to_thread(judge, own, observation, request=facts, embed=embed)
+        else:
+            verdict = judge(own, observation, request=facts)
+        asking = [rule for rule in cohort.accept if isinstance(rule, External)]
+        if not verdict.accept or not asking:
+            return verdict  # what is rejected already is not worth a call
+        external = await self._call_out(asking, observation.text)
+        asked = judge(asking, observation, request=facts, external=external)
+        return msgspec.structs.replace(asked, unavailable=verdict.unavailable + asked.unavailable)
+
+    async def _call_out(self, rules: list[External], answer: str) -> dict[str, bool | None]:
+        """Ask whoever the rules name, all at once."""
+        ask = self._verifier.call_out
+        if ask is None:
+            return {}
+        calls = [
+            asyncio.to_thread(ask, rule, self._snapshot.judges[rule.by], self._facts, answer, self._verifier.embed)
+            for rule in rules
+        ]
+        return dict(zip((rule.name for rule in rules), await asyncio.gather(*calls), strict=True))
+
+    # --- people -----------------------------------------------------------------------------------------
+
+    def _is_for_a_person(self, cohort: Cohort) -> bool:
+        """Rejected, no model left to ask, and the cohort ends with a person."""
+        return (
+            self.ruling is not None
+            and self.ruling.bound == _LAST_RUNG
+            and cohort.escalate is not None
+            and cohort.escalate.human
+            and self._snapshot.human is not None
+            and self._verifier.enqueue is not None
+        )
+
+    async def _put_aside(
+        self, kind: Kind, reader: AnswerReader, headers: dict[str, str], metadata: dict[str, Any]
+    ) -> Reply:
+        human, ruling, put = self._snapshot.human, self.ruling, self._verifier.enqueue
+        assert human is not None and ruling is not None and put is not None
+        facts = {"cohort": ruling.cohort, "reason": ruling.verdict.reason, "attempt": ruling.attempt}
+        facts |= {"revision": self._snapshot.revision}
+        case = await asyncio.to_thread(put, human, facts, self._facts.context, reader.observation().text)
+        self.ruling = msgspec.structs.replace(ruling, word="human")
+        error = {"message": human.message, "type": "human_review", "case": case}
+        return Reply(
+            kind,
+            headers=headers | {"content-type": "application/json", VERDICT_HEADER: "human"},
+            body=msgspec.json.encode({"error": error}),
+            metadata=metadata,
+            status=human.status,
+        )
 
     def _rule(self, cohort: Cohort, verdict: Verdict) -> tuple[dict[str, str], dict[str, Any]]:
         """Turn a verdict into headers and metadata: climb if it is rejected and nothing forbids it."""
@@ -174,7 +256,7 @@ class VerifierExchange:
     def _bound(self, cohort: Cohort) -> str | None:
         """What forbids a climb: the last rung, the cohort's share, or the principal's rate."""
         if self._opening.attempt >= int(self._decision.get("rungs", 1)):
-            return "last_rung"
+            return _LAST_RUNG
         limits = self._snapshot.escalations
         return self._verifier.bounds.allow(
             cohort.name,
@@ -185,6 +267,7 @@ class VerifierExchange:
         )
 
 
+_LAST_RUNG = "last_rung"
 _DEFAULT_SHARE = 0.35  # where a cohort does not say
 
 
@@ -193,9 +276,3 @@ def _read_facts(carried: dict[str, Any]) -> RequestFacts:
         return _decode_facts(str(carried.get("facts", "{}")))
     except msgspec.DecodeError:
         return RequestFacts()
-
-
-def _echo(event: Event) -> Reply:
-    if event.kind == "response_trailers":
-        return Reply("response_trailers")
-    return Reply("response_body", body=event.body, streamed=True, end=event.end)

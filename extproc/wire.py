@@ -9,6 +9,7 @@ that Envoy (1.40) holds us to, each of which a test pins:
 - a FULL_DUPLEX_STREAMED body is answered with `streamed_response` and nothing else.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from google.protobuf.struct_pb2 import Value
@@ -71,6 +72,14 @@ def read_event(message: pb.ProcessingRequest) -> Event | None:
 def write_reply(reply: Reply) -> pb.ProcessingResponse:
     """Turn a reply into the message that Envoy expects."""
     response = pb.ProcessingResponse()
+    if reply.status is not None:
+        immediate = response.immediate_response
+        immediate.status.code = reply.status
+        immediate.body = reply.body or b""
+        _set_headers(immediate.headers, reply.headers)
+        if reply.metadata is not None:
+            response.dynamic_metadata.update(reply.metadata)
+        return response
     part = getattr(response, reply.kind)
     part.SetInParent()  # an empty reply still has to say its kind
     if reply.kind.endswith("_trailers"):
@@ -81,16 +90,22 @@ def write_reply(reply: Reply) -> pb.ProcessingResponse:
         streamed.end_of_stream = reply.end
     elif reply.body is not None:
         part.response.body_mutation.body = reply.body
-    for name, value in (reply.headers or {}).items():
-        option = part.response.header_mutation.set_headers.add()
-        option.append_action = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
-        option.header.key = name
-        option.header.raw_value = value.encode()
+    if reply.remove:
+        part.response.header_mutation.remove_headers.extend(reply.remove)
     if reply.headers:
+        _set_headers(part.response.header_mutation, reply.headers)
         part.response.clear_route_cache = True
     if reply.metadata is not None:
         response.dynamic_metadata.update(reply.metadata)
     return response
+
+
+def _set_headers(mutation: pb.HeaderMutation, headers: Mapping[str, str] | None) -> None:
+    for name, value in (headers or {}).items():
+        option = mutation.set_headers.add()
+        option.append_action = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+        option.header.key = name
+        option.header.raw_value = value.encode()
 
 
 def _plain(value: Value) -> Any:

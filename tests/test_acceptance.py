@@ -16,8 +16,8 @@ from extproc.acceptance import (
     wants_logprobs,
 )
 from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
-from extproc.response import Observation, ToolCall
 from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
+from extproc.response import Observation, ToolCall
 
 PERSON = {
     "type": "object",
@@ -105,8 +105,8 @@ JUDGED: list[tuple[Any, Observation, str | None]] = [
     ({"logprob": {"min": -0.8, "first": 1}}, answer(logprobs=(-0.5, -9.0)), None),
     ({"grounded": 0.5}, answer("The invoice is numbered 4711."), None),
     ({"grounded": {"min": 0.6}}, answer("It is due in May. Bananas grow fast."), "ungrounded"),
-    ("judge", answer(), None),
-    ("agree", answer(), "agree"),
+    ({"judge": "other"}, answer(), None),
+    ({"agree": "other"}, answer(), "agree"),
 ]
 
 
@@ -157,8 +157,8 @@ EARLY: list[tuple[Any, Observation, str | None]] = [
     ({"logprob": {"min": -0.8, "first": 4}}, part(logprobs=(-0.5,) * 5), "ok"),
     ({"logprob": {"min": -0.8, "first": 4}}, part(logprobs=(-0.9,) * 4), "low_logprob"),
     ({"grounded": 0.5}, part("Bananas grow."), None),
-    ("judge", part("a"), "ok"),
-    ("agree", part("a"), "agree"),
+    ({"judge": "other"}, part("a"), "ok"),
+    ({"agree": "other"}, part("a"), "agree"),
 ]
 
 
@@ -225,7 +225,7 @@ def test_a_part_that_ended_is_judged_as_it_is() -> None:
         ("json_schema", {}),
         ("logprob", {"min": -0.8}),
         ("grounded", {"min": 0.5}),
-        ("judge", {}),
+        ("judge", {"by": "other"}),
     ],
 )
 def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) -> None:
@@ -260,7 +260,7 @@ def test_a_tool_call_may_be_required_and_choices_counted() -> None:
         ([{"logprob": float("nan")}], "write {logprob"),
         ([{"grounded": {"mn": 0.5}}], "unknown field `mn`"),
         ([{"grounded": {"min": 0.5, "on_unavailable": "maybe"}}], "on_unavailable"),
-        ([{"judge": {"on_unavailable": "maybe"}}], "on_unavailable"),
+        ([{"judge": {"by": "other", "on_unavailable": "maybe"}}], "on_unavailable"),
         ([{"complete": True}], "Expected `object`"),
         ([{"regex": "(?=a)"}], "no look-around"),
         ([{"json_schema": {"type": "objekt"}}], "'type' cannot be 'objekt'"),
@@ -278,7 +278,7 @@ def test_a_bad_spec_says_where_and_what_to_write(spec: Any, message: str) -> Non
 def test_rules_say_what_they_need() -> None:
     """Log-probabilities are asked for only when a rule reads them."""
     assert wants_logprobs(compile_rules([{"logprob": -1}]))
-    assert not wants_logprobs(compile_rules(["complete", "judge"]))
+    assert not wants_logprobs(compile_rules(["complete", {"judge": "other"}]))
     assert compile_rules([]) == ()
 
 

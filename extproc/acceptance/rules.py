@@ -86,9 +86,11 @@ class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rule that calls out, by its name; its settings are the business of who runs it."""
+    """A rule that calls out: `judge` asks whether the answer is good, `agree` for a second answer."""
 
     name: str
+    by: str  # one of the policy's judges
+    level: Share = 0.8  # agree: least similarity of the two answers
     on_unavailable: OnUnavailable = "accept"
 
 
@@ -144,7 +146,7 @@ def _compile(item: Any, where: str) -> Rule:
     else:
         raise ValueError(f"{where}: a rule is a name or a mapping of one name; write complete or {{min_chars: 20}}")
     if name in _CALL_OUTS:
-        called: Rule = _convert(External, _call_out(name, value), f"{where}.{name}", name)
+        called: Rule = _convert(External, _call_out(name, value), f"{where}.{name}", f"{{{name}: {{by: a-judge}}}}")
         return called
     if name not in _RULES:
         known = (*_RULES, *_CALL_OUTS)
@@ -167,9 +169,7 @@ def _options(name: str, field: str | None, value: Any) -> Any:
 
 
 def _call_out(name: str, value: Any) -> dict[str, Any]:
-    """What concerns the verdict of a rule that calls out; who runs it reads the rest."""
-    options = value if isinstance(value, dict) else {}
-    return {"name": name, "on_unavailable": options.get("on_unavailable", "accept")}
+    return {"name": name, **(value if isinstance(value, dict) else {"by": value})}
 
 
 def _convert(kind: type[Any], options: Any, where: str, example: str) -> Any:

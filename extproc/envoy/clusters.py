@@ -11,7 +11,7 @@ from extproc.envoy.words import (
     strip_headers,
     typed,
 )
-from extproc.policy import Tier
+from extproc.settings import Tier
 
 # Where Debian, Alpine and Envoy's own images keep the public certificate authorities.
 _CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -167,7 +167,10 @@ def _verifier(config: Config, body_mode: str) -> Dict:
             "upstream.request_attempt_count",
             f"request.headers['{config.policy.escalations.principal}']",
         ],
-        mutation_rules={"disallow_all": True, "allow_expression": {"regex": "^x-cascade-(verdict|reason)$"}},
+        mutation_rules={
+            "disallow_all": True,
+            "allow_expression": {"regex": "^(x-cascade-(verdict|reason)|content-length)$"},
+        },
         metadata_options={
             "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
             "receiving_namespaces": {"untyped": [METADATA]},

@@ -1,7 +1,7 @@
 """The listener: routes, and the filters that every request passes."""
 
 from extproc.config import Config
-from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, METADATA, RUNGS, VERDICT_HEADER
+from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS, VERDICT_HEADER
 from extproc.envoy.words import (
     Dict,
     address,
@@ -12,9 +12,8 @@ from extproc.envoy.words import (
     strip_headers,
     typed,
 )
-from extproc.exchange import MAX_BODY_BYTES
-from extproc.policy import Tier
 from extproc.request import APIS
+from extproc.settings import Tier
 
 # A body grows when a longer model name is written: the limits behind ours leave room for that.
 _ROOM_BYTES = 1024 * 1024
@@ -209,6 +208,8 @@ def _unless_decided() -> Dict:
 
 def _contract_headers() -> Dict:
     """Headers from the decision's metadata; where it is absent they are left out."""
+    # A climb that was ordered and that Envoy refused (its retry budget) is none: the client has the small answer.
+    verdict = f"response.headers['{VERDICT_HEADER}']"
     response = {
         "x-router-cohort": f"%DYNAMIC_METADATA({METADATA}:cohort)%",
         "x-router-reason": f"%DYNAMIC_METADATA({METADATA}:reason)%",
@@ -216,6 +217,7 @@ def _contract_headers() -> Dict:
         "x-cascade-reason": f"%DYNAMIC_METADATA({METADATA}:verdict_reason)%",  # why it climbed, or should have
         "x-router-tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",  # the one that served
         "x-router-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+        VERDICT_HEADER: f"%CEL({verdict} == 'escalate' ? 'degraded' : {verdict})%",
     }
     return typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",

@@ -1,0 +1,35 @@
+"""What several test modules share: the real encoder, loaded once, and one that knows nothing but words."""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from extproc.features import FeatureEncoder
+from extproc.vectors import Vectors
+
+
+class WordEncoder:
+    """Texts -> unit vectors of their words: texts that share words are similar, others are not."""
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        rows = np.full((len(texts), 512), 1e-3, dtype=np.float32)  # no text is nothing
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split():
+                row[zlib.crc32(word.encode()) % 512] += 1
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def encoder() -> FeatureEncoder:
+    """The encoder that serves, with real weights: seconds to load, so once a session."""
+    from extproc.embedding import load_encoder
+
+    return load_encoder("all-MiniLM-L6-v2")
+
+
+@pytest.fixture(scope="session")
+def words() -> WordEncoder:
+    """An encoder without a model, for tests that need nearness but no meaning."""
+    return WordEncoder()

@@ -1,0 +1,215 @@
+"""Reading a folder of intents: what is right compiles, and every mistake is told with its place and a remedy.
+
+`configs/good` is a valid folder; each `configs/bad_<mistake>` holds only the files that differ from it.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.config import ConfigError, load_config
+from extproc.policy import Cohort
+from extproc.settings import Conditions, Price, Reasoning, Rule, Tier
+from extproc.snapshot import compile_snapshot
+
+CONFIGS = Path(__file__).parent / "configs"
+MISTAKES = {
+    "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
+    "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],
+    "duplicate_key": ["billing.yaml:3: `tier` stands twice: keep one of them"],
+    "key_that_is_no_text": ["billing.yaml:3: the key 5 is no text: write a name"],
+    "type": ["policy.yaml:8: `tiers[0].context` is 'lots': expected int, got str"],
+    "header_value": ["policy.yaml:18: `rules[0].when.headers[...]` is {'x-user-tier': 5}: expected str, got int"],
+    "enum": [
+        "policy.yaml:7: `tiers[0].reasoning` is 'qwen': invalid enum value 'qwen' "
+        "(one of: anthropic, deepseek, gpt-oss, none, openai, qwen3)"
+    ],
+    "list_items": [
+        "billing.yaml:6: `utterances[1]` is 5: expected str, got int",
+        "billing.yaml:9: `utterances[4]` is 2.5: expected str, got float",
+        "billing.yaml:10: `utterances[5]` is True: expected str, got bool",
+    ],
+    "tiers_twice": [
+        "policy.yaml:4: `model` is missing: add it",
+        "policy.yaml:13: `tiers[1].context` is 'many': expected int, got str",
+    ],
+    "missing_field": ["billing.yaml:1: `tier` is missing: add it"],
+    "empty_file": ["billing.yaml:1: is empty: remove it, or write the intent"],
+    "yaml": ["billing.yaml:3: is not valid YAML: did not find expected ',' or ']'"],
+    "unknown_tier": ["billing.yaml:2: no tier is called `smal`: did you mean `small`?"],
+    "default_tier": ["policy.yaml:2: no tier is called `huge`: there are: small, large"],
+    "no_tiers": ["policy.yaml:3: no tier: write at least one, cheapest first"],
+    "duplicate_tier": [
+        "policy.yaml:16: cluster `small` stands twice: rename or drop it",
+        "policy.yaml:16: tier `small` stands twice: rename or drop it",
+    ],
+    "unknown_intent_in_rule": ["policy.yaml:18: no intent is called `cookign`: did you mean `cooking`?"],
+    "file_that_a_rule_names": [
+        "cooking.yaml:3: `risk` is 'medium': invalid enum value 'medium' (one of: high, low)"
+    ],
+    "rule_without_effect": ["policy.yaml:17: rule `cooks` does nothing: give a tier, a tier_floor or reasoning"],
+    "endpoint": ["policy.yaml:5: endpoint `vllm-small` is not host:port, as in vllm-small:8000"],
+    "header_name": [
+        "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with letters, digits and '-'"
+    ],
+    "negative_price": ["policy.yaml:4: context must be above 0 and prices not below it"],
+    "intent_name": ["billing.yaml:1: `bills and such` becomes a header: use letters, digits, '.', '_', '-'"],
+    "duplicate_intent": ["invoices.yaml:1: intent `billing` is also in billing.yaml: rename one of them"],
+    "duplicate_utterance": [
+        "billing.yaml:7: utterance `send my last invoice again` stands twice: rename or drop it"
+    ],
+    "too_few_utterances": ["billing.yaml:4: only 2 utterances: write at least 3, better 12"],
+    "floor_out_of_range": ["billing.yaml:3: `floor` is a cosine similarity: from -1 to 1"],
+    "utterance_of_another_intent": [
+        "billing.yaml:8: this utterance of `billing` falls to `cooking`: "
+        "reword it, move it there, or add utterances like it"
+    ],
+    "utterance_below_floor": [
+        f"billing.yaml:{line}: this utterance reaches 0.##, below the floor of 0.99: lower `floor`, or leave it out"
+        for line in (5, 6, 7)
+    ],
+    "several_at_once": [
+        "billing.yaml:2: no tier is called `smal`: did you mean `small`?",
+        "billing.yaml:3: must be above 0: raise it or leave it out",
+        "billing.yaml:7: an empty utterance: write it or drop it",
+        "cooking.yaml:3: `risk` is 'medium': invalid enum value 'medium' (one of: high, low)",
+        "cooking.yaml:4: unknown key `utterence`: did you mean `utterances`?",
+        "policy.yaml:5: endpoint `vllm-small:0` is not host:port, as in vllm-small:8000",
+        "policy.yaml:19: no tier is called `larg`: did you mean `large`?",
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A writable copy of the good folder."""
+    return Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+
+
+def refused(folder, words) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compile_snapshot(load_config(folder), words)
+    assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
+    return str(caught.value).splitlines()
+
+
+# Mistakes
+
+
+def test_every_bad_folder_is_expected_to_be_refused():
+    """A fixture without an expectation tests nothing, and the other way round."""
+    assert {path.name for path in CONFIGS.iterdir()} == {"good"} | {f"bad_{mistake}" for mistake in MISTAKES}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_file_line_and_remedy(mistake, folder, words):
+    """All mistakes and nothing else: one is not reported again in other words elsewhere."""
+    shutil.copytree(CONFIGS / f"bad_{mistake}", folder, dirs_exist_ok=True)
+    told = [re.sub(r"reaches 0\.\d\d", "reaches 0.##", line) for line in refused(folder, words)]
+    assert told == MISTAKES[mistake]
+
+
+def test_a_folder_without_a_policy_is_refused(folder, words):
+    """The remedy names the place where it is missing."""
+    (folder / "policy.yaml").unlink()
+    assert refused(folder, words) == [f"policy.yaml:1: not found in {folder}: create it there"]
+
+
+def test_a_folder_without_intents_is_refused(folder, words):
+    """There would be nothing to match."""
+    (folder / "billing.yaml").unlink()
+    (folder / "cooking.yaml").unlink()
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().partition("rules:")[0])
+    assert refused(folder, words) == ["policy.yaml:1: no intent beside it: write at least one <intent>.yaml"]
+
+
+def test_a_file_that_is_no_text_is_refused(folder, words):
+    """A picture renamed to .yaml is told like any other mistake."""
+    (folder / "billing.yaml").write_bytes(b"\x89PNG\r\n\xff\x00")
+    (told,) = refused(folder, words)
+    assert told.startswith("billing.yaml:1: is not valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a]", "a: b: c", "\t- a", "a: !!python/object:os.system {}", "--- a\n--- b", "a: 2024-13-45"]
+)
+def test_hostile_yaml_is_refused_and_never_run(text, folder, words):
+    """Cycles, tabs, tags and second documents are mistakes like any other."""
+    (folder / "billing.yaml").write_text(text)
+    assert refused(folder, words)[0].startswith("billing.yaml:")
+
+
+# What is right
+
+
+def test_a_good_folder_is_read_whole(folder):
+    """Every value where it was written, defaults where nothing was."""
+    config = load_config(folder)
+    assert config.policy.tiers == (
+        Tier("small", "qwen3-8b", "vllm-small:8000", 32_768, Price(0.05, 0.2), "qwen3"),
+        Tier("large", "qwen3-32b", "vllm-large:8000", 131_072, Price(0.4, 1.2), "qwen3"),
+    )
+    conditions = Conditions(intents=("cooking",), headers={"x-user-tier": "gold"})
+    assert config.policy.rules == (Rule("cooks", conditions, tier_floor="large"),)
+    assert (config.policy.default_tier, config.policy.mode, config.policy.retarget) == (
+        "large",
+        "enforce",
+        ("auto",),
+    )
+    assert [(i.intent, i.tier, len(i.utterances)) for i in config.intents] == [
+        ("billing", "small", 3),
+        ("cooking", "large", 3),
+    ]
+    assert config.files == {"billing": "billing.yaml", "cooking": "cooking.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("off", False), ("on", True), ("true", True), ("{budget_tokens: 900}", {"budget_tokens": 900})],
+)
+def test_reasoning_is_off_on_or_a_budget(written, read, folder):
+    """YAML's own words for true and false work, too."""
+    with (folder / "billing.yaml").open("a") as file:
+        file.write(f"reasoning: {written}\n")
+    assert load_config(folder).intents[0].reasoning == msgspec.convert(read, Reasoning)
+
+
+def test_a_revision_names_what_is_in_the_files(folder):
+    """The same files give the same one wherever they lie; any change, a comment even, gives another."""
+    before = load_config(folder).revision
+    assert before == load_config(CONFIGS / "good").revision
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("# reviewed\n")
+    assert load_config(folder).revision != before
+
+
+def test_hidden_and_other_files_are_left_alone(folder):
+    """Kubernetes keeps folders of its own beside the files, and people keep notes."""
+    (folder / "..data").mkdir()
+    (folder / ".draft.yaml").write_text("not: an intent")
+    (folder / "README.md").write_text("# Intents")
+    assert load_config(folder) == load_config(CONFIGS / "good")
+
+
+def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
+    """A floor that nobody wrote comes from the intent's own utterances, and says that it is uncalibrated."""
+    snapshot = compile_snapshot(load_config(folder), words)
+    billing = snapshot.policy.cohorts["billing"]
+    expected = Cohort("billing", "small", billing.floor, 0.0, calibrated=False, max_output_tokens=200)
+    assert billing == expected
+    assert -1 <= billing.floor <= 1
+    assert snapshot.revision == load_config(folder).revision
+    assert snapshot.index.cohorts == ["billing", "cooking"]
+
+
+def test_a_floor_that_was_fitted_is_taken_as_it_is(folder, words):
+    """`floor` in the file is evidence: the cohort is calibrated."""
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("floor: 0.1\nmargin: 0.05\n")
+    billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
+    assert (billing.floor, billing.margin, billing.calibrated) == (0.1, 0.05, True)

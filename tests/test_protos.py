@@ -1,0 +1,159 @@
+"""Our trimmed protos speak Envoy's bytes: every field is compared with the published descriptors."""
+
+from pathlib import Path
+
+import grpc_tools
+import pytest
+from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.message import Message
+from grpc_tools import protoc
+
+from extproc.pb import ext_proc_pb2 as ours
+
+ROOT = Path(__file__).parent.parent
+TRAVELLING = ("ProcessingRequest", "ProcessingResponse")  # every other message is inside these
+
+
+def messages() -> dict[str, tuple[Descriptor, Descriptor]]:
+    """Every message of ours beside Envoy's, found by walking both from the two that travel."""
+    found: dict[str, tuple[Descriptor, Descriptor]] = {}
+    ahead = [(getattr(ours, name).DESCRIPTOR, getattr(envoys, name).DESCRIPTOR) for name in TRAVELLING]
+    while ahead:
+        mine, theirs = ahead.pop()
+        if mine.name not in found and mine.file.package == "extproc.pb":
+            found[mine.name] = (mine, theirs)
+            both = [(field, theirs.fields_by_name[field.name]) for field in mine.fields]
+            ahead += [(a.message_type, b.message_type) for a, b in both if a.message_type is not None]
+    return found
+
+
+MESSAGES = messages()
+
+
+def name_of(descriptor) -> str | None:
+    """A type's name without the package that each side puts it in."""
+    return descriptor and descriptor.full_name.removeprefix(f"{descriptor.file.package}.")
+
+
+def shape(field: FieldDescriptor) -> dict[str, object]:
+    oneof = field.containing_oneof
+    return {
+        "name": field.name,
+        "number": field.number,
+        "type": field.type,
+        "repeated": field.is_repeated,
+        "presence": field.has_presence,
+        "oneof": oneof.name if oneof is not None else None,
+        "message": name_of(field.message_type),
+        "enum": name_of(field.enum_type),
+    }
+
+
+def test_every_message_of_ours_is_reached_and_compared():
+    """A message that neither request nor response holds would escape the comparison, so there is none."""
+    declared = ours.DESCRIPTOR.message_types_by_name.values()
+    assert set(MESSAGES) == {m.name for top in declared for m in (top, *top.nested_types)}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_field_is_envoys(name):
+    """Name, number, type, label, oneof and type of every field agree with Envoy's."""
+    mine, theirs = MESSAGES[name]
+    expected = [shape(theirs.fields_by_name[field.name]) for field in mine.fields]
+    if name == "HttpStatus":
+        # An enum there and an int32 here: both are varints, and any status can be named.
+        assert expected[0]["type"] == FieldDescriptor.TYPE_ENUM
+        expected[0] |= {"type": FieldDescriptor.TYPE_INT32, "enum": None}
+    assert [shape(field) for field in mine.fields] == expected
+    assert name_of(mine) == name_of(theirs)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_oneof_holds_no_stranger(name):
+    """A oneof of ours lacks none that could arrive in place of a member that we know."""
+    mine, theirs = MESSAGES[name]
+    unread = {"streamed_immediate_response"}  # an answer that we never give
+    for oneof in mine.oneofs:
+        others = {field.name for field in theirs.oneofs_by_name[oneof.name].fields}
+        assert {field.name for field in oneof.fields} == others - unread
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_every_enum_value_is_envoys(name):
+    """An enum has the same names and numbers on both sides."""
+    mine, theirs = MESSAGES[name]
+    for enum in mine.enum_types:
+        other = theirs.enum_types_by_name[enum.name]
+        assert {v.name: v.number for v in enum.values} == {v.name: v.number for v in other.values}
+
+
+HEADERS = {"headers": {"headers": [{"key": ":path", "value": "/v1"}, {"key": "a", "rawValue": "wyg="}]}}
+CHANGED = {
+    "response": {
+        "status": 1,
+        "headerMutation": {
+            "setHeaders": [{"header": {"key": "x-router-cluster", "rawValue": "c21hbGw="}, "appendAction": 2}],
+            "removeHeaders": ["content-length"],
+        },
+        "bodyMutation": {"streamedResponse": {"body": "e30=", "endOfStream": True}},
+        "clearRouteCache": True,
+    }
+}
+MODE = {"requestHeaderMode": 1, "responseHeaderMode": 2, "requestBodyMode": 4, "responseTrailerMode": 1}
+EXCHANGED = [
+    ("ProcessingRequest", {"requestHeaders": {**HEADERS, "endOfStream": True}}),
+    ("ProcessingRequest", {"responseHeaders": HEADERS}),
+    (
+        "ProcessingRequest",
+        {
+            "requestBody": {"body": "AP8=", "endOfStream": True},
+            "attributes": {"envoy.filters.http.ext_proc": {"request.path": "/v1", "n": 1.5}},
+            "metadataContext": {"filterMetadata": {"semantic_router": {"cohort": "code"}}},
+            "observabilityMode": True,
+            "protocolConfig": {"requestBodyMode": 2, "sendBodyWithoutWaitingForHeaderResponse": True},
+        },
+    ),
+    ("ProcessingRequest", {"responseBody": {"body": "AP8="}, "protocolConfig": {"responseBodyMode": 5}}),
+    ("ProcessingRequest", {"requestTrailers": {"trailers": HEADERS["headers"]}}),
+    ("ProcessingRequest", {"responseTrailers": {}}),
+    ("ProcessingResponse", {"requestHeaders": CHANGED, "modeOverride": MODE}),
+    ("ProcessingResponse", {"responseHeaders": {}}),
+    ("ProcessingResponse", {"requestBody": CHANGED, "dynamicMetadata": {"a": {"b": [{"c": 1.0}, None, True]}}}),
+    ("ProcessingResponse", {"responseBody": {"response": {"bodyMutation": {"clearBody": True}}}}),
+    ("ProcessingResponse", {"requestTrailers": {"headerMutation": {"removeHeaders": ["a"]}}}),
+    ("ProcessingResponse", {"responseTrailers": {}}),
+    ("ProcessingResponse", {"immediateResponse": {"status": {"code": 429}, "body": "e30=", "details": "why"}}),
+]
+
+
+def plain(message: Message) -> dict[str, object]:
+    return MessageToDict(message, use_integers_for_enums=True)
+
+
+@pytest.mark.parametrize(("name", "value"), EXCHANGED)
+def test_what_we_write_envoy_reads_and_the_other_way_round(name, value):
+    """A message means the same on both sides, and its bytes are the same."""
+    mine, theirs = ParseDict(value, getattr(ours, name)()), ParseDict(value, getattr(envoys, name)())
+    assert plain(mine) == plain(theirs) == value
+    written = mine.SerializeToString(deterministic=True)
+    assert written == theirs.SerializeToString(deterministic=True)
+    assert plain(type(theirs).FromString(written)) == plain(type(mine).FromString(written)) == value
+
+
+def test_what_we_leave_out_is_skipped():
+    """Fields of Envoy's that we do not declare change nothing of what we read."""
+    theirs = envoys.ProcessingRequest(request_body=envoys.HttpBody(body=b"{}", end_of_stream=True))
+    theirs.metadata_context.typed_filter_metadata["a"].type_url = "b"
+    mine = ours.ProcessingRequest.FromString(theirs.SerializeToString())
+    assert plain(mine) == {"requestBody": {"body": "e30=", "endOfStream": True}, "metadataContext": {}}
+
+
+def test_the_committed_code_is_what_the_protos_compile_to(tmp_path):
+    """`make protos` changes nothing: who edits a proto compiles it, too."""
+    source = "extproc/pb/ext_proc.proto"
+    includes = [f"-I{ROOT / 'protos'}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
+    assert protoc.main(["protoc", *includes, f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", source]) == 0
+    for file in ("ext_proc_pb2.py", "ext_proc_pb2.pyi"):
+        assert (tmp_path / "extproc/pb" / file).read_text() == (ROOT / "extproc/pb" / file).read_text()
