@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Where PyTorch publishes builds without CUDA. Used only if pip cannot find a CPU build by itself.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
+XDS_PROTOS := 1.85.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check protos envoy bench bench-views clean
@@ -47,4 +48,6 @@ $(VENV)/ready: pyproject.toml
 	  || $(BIN)/pip install -q --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)" \
 	  || $(BIN)/pip install -q --no-deps "torch==$(TORCH)"
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	# Envoy's published descriptors, which tests compare ours with: apart, as they overwrite OpenTelemetry's.
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)"
 	@touch $@

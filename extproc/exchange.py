@@ -149,7 +149,9 @@ class RouterExchange:
         self._held: list[bytes] = []  # of a FULL_DUPLEX_STREAMED body
         self._held_bytes = 0
         # Decided, or given up: the rest passes. A streamed body has left before it is whole.
-        self._done = opening.request_body_mode in ("NONE", "STREAMED", "GRPC")
+        # A partial one may be cut anywhere.
+        self._done = opening.request_body_mode in ("NONE", "STREAMED", "BUFFERED_PARTIAL", "GRPC")
+        self._headers_passed = False
         self._headers_held = False
         self.routed: Routed | None = None
 
@@ -164,7 +166,8 @@ class RouterExchange:
             if mode == "FULL_DUPLEX_STREAMED" and not event.end:
                 self._headers_held = True  # answered at the body's end, when the route is known
                 return []
-            self._done = event.end  # no body will come
+            self._done |= event.end  # no body will come
+            self._headers_passed = True
             return [Reply("request_headers")]
         if mode == "FULL_DUPLEX_STREAMED":
             return await self._full_duplex(event)
@@ -178,6 +181,8 @@ class RouterExchange:
         return Reply(
             "request_body",
             headers={CLUSTER_HEADER: routed.mutation.cluster},
+            # Where Envoy holds the headers for us, it also holds the length of the body that was.
+            remove=("content-length",) if self._headers_passed and routed.mutation.body is not None else (),
             body=routed.mutation.body,
             metadata=_metadata(routed),
         )

@@ -1,9 +1,9 @@
 """Sample model servers for the demo, the tests and the benchmarks: one a tier, OpenAI and Anthropic shapes.
 
 They answer at once, in JSON or SSE, and say which model and reasoning fields they were asked with. Like real
-ones they know their own model only, and answer 404 to any other name. The first of them is small and has two
-weaknesses, for cascades to catch: it refuses whatever mentions a password, and answers in prose when asked for
-JSON.
+ones they know their own model only, and answer 404 to any other name. The first of them is small and has three
+weaknesses, for cascades to catch: it refuses whatever mentions a password, answers in prose when asked for JSON,
+and is unsure of itself (as its log-probabilities tell) where the request says "unsure".
 """
 
 import asyncio
@@ -33,6 +33,7 @@ class Answered(msgspec.Struct, frozen=True):
     tier: str
     input_tokens: int  # a quarter of the bytes, as good as any tokenizer for a sample
     output_tokens: int
+    logprob: float | None = None  # of each token; None: not asked for
 
 
 class SampleUpstreams:
@@ -102,7 +103,8 @@ class SampleUpstreams:
             said = "I'm sorry, but I can't help with that request."
         elif b'"json_schema"' in body:
             said = "The sender is Nordwind." if weak else '{"sender": "Nordwind", "total": 420}'
-        paid = Answered(tier, max(1, len(body) // 4), max(1, len(said) // 4))
+        sure = None if not asked.get("logprobs") else -2.0 if weak and b"unsure" in body else -0.05
+        paid = Answered(tier, max(1, len(body) // 4), max(1, len(said) // 4), sure)
         self.answered.append(paid)
         if asked.get("stream"):
             return await self._stream(request, said, paid)
@@ -134,9 +136,15 @@ def _usage(paid: Answered) -> dict[str, int]:
     }
 
 
+def _logprobs(words: list[str], paid: Answered) -> dict[str, Any]:
+    if paid.logprob is None:
+        return {}
+    return {"logprobs": {"content": [{"token": word, "logprob": paid.logprob} for word in words]}}
+
+
 def _chat(model: str, said: str, paid: Answered) -> dict[str, Any]:
     message = {"role": "assistant", "content": said}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    choice = {"index": 0, "message": message, "finish_reason": "stop", **_logprobs(said.split(), paid)}
     return {"id": "chatcmpl-1", "object": "chat.completion", "created": 0, "model": model,
             "choices": [choice], "usage": _usage(paid)}  # fmt: skip
 
@@ -207,7 +215,8 @@ def _frames(path: str, model: str, said: str, paid: Answered) -> list[bytes]:
     for i, word in enumerate(words):
         delta = {"delta": {"content": word}} if path == "/v1/chat/completions" else {"text": word}
         finish = "stop" if i == len(words) - 1 else None
-        chunk = whole_chunk | {"choices": [{"index": 0, "finish_reason": finish, **delta}]}
+        choice = {"index": 0, "finish_reason": finish, **delta, **_logprobs([word], paid)}
+        chunk = whole_chunk | {"choices": [choice]}
         chunk.pop("usage")
         if path == "/v1/chat/completions":
             chunk["object"] = "chat.completion.chunk"

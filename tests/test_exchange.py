@@ -176,11 +176,11 @@ def test_a_stream_keeps_the_snapshot_that_it_started_with(router, snapshot):
 
 
 def test_headers_then_a_buffered_body(router):
-    """The headers pass, the body decides; a later message passes, too."""
+    """The headers pass, the body decides, and takes the old length with it; a later message passes, too."""
     _, replies = exchanged(router, "BUFFERED", headers(), body(BODY, end=False), TRAILERS)
     assert replies == [
         [Reply("request_headers")],
-        [routed_reply(router)],
+        [msgspec.structs.replace(routed_reply(router), remove=("content-length",))],
         [Reply("request_trailers")],
     ]
 
@@ -189,7 +189,7 @@ def test_a_body_that_was_cut_off_is_passed_on(router):
     """BUFFERED_PARTIAL may send half a JSON text: nothing can be rewritten in it."""
     _, ((passed,), (reply,)) = exchanged(router, "BUFFERED_PARTIAL", headers(), body(BODY[:50], end=False))
     assert passed == Reply("request_headers")
-    assert (reply.kind, reply.body, reply.headers) == ("request_body", None, {CLUSTER_HEADER: "large"})
+    assert reply == Reply("request_body")
 
 
 @pytest.mark.parametrize("first", [[headers()], []])

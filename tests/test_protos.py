@@ -1,16 +1,21 @@
 """Our trimmed protos speak Envoy's bytes: every field is compared with the published descriptors."""
 
+import sys
 from pathlib import Path
 
 import grpc_tools
 import pytest
-from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
 from extproc.pb import ext_proc_pb2 as ours
+
+# Installed apart by the Makefile: it overwrites files of OpenTelemetry's.
+sys.path.append(str(Path(sys.prefix) / "xds"))
+
+from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys
 
 ROOT = Path(__file__).parent.parent
 TRAVELLING = ("ProcessingRequest", "ProcessingResponse")  # every other message is inside these

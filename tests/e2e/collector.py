@@ -1,0 +1,78 @@
+"""A small OTLP/gRPC collector: keeps the spans and metrics that are sent to it."""
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as traces
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
+
+
+class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
+    def __init__(self, kept: list[Any]) -> None:
+        self._kept = kept
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self._kept.append(request)
+        return traces.ExportTraceServiceResponse()
+
+
+class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
+    def __init__(self, kept: list[Any]) -> None:
+        self._kept = kept
+
+    def Export(self, request: Any, context: Any) -> Any:
+        self._kept.append(request)
+        return metrics.ExportMetricsServiceResponse()
+
+
+class Collector:
+    """Listens on a free loopback port while the `with` block runs."""
+
+    def __enter__(self) -> "Collector":
+        self.traces: list[Any] = []
+        self.metrics: list[Any] = []
+        self._server = grpc.server(ThreadPoolExecutor(4))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(_Traces(self.traces), self._server)
+        metrics_service_pb2_grpc.add_MetricsServiceServicer_to_server(_Metrics(self.metrics), self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(1).wait(5)
+
+    def spans(self, service: str) -> list[Any]:
+        """Every span of `service` so far."""
+        return [
+            span
+            for request in list(self.traces)
+            for resource in request.resource_spans
+            if attributes(resource.resource)["service.name"] == service
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def points(self, name: str) -> list[Any]:
+        """The points of the metric called `name`, as exported last."""
+        found: list[Any] = []
+        for request in list(self.metrics):
+            for resource in request.resource_metrics:
+                for scope in resource.scope_metrics:
+                    for metric in scope.metrics:
+                        if metric.name == name:
+                            found = list(getattr(metric, str(metric.WhichOneof("data"))).data_points)
+        return found
+
+    def everything(self) -> bytes:
+        """All that was received, as bytes to search in."""
+        kept = [*self.traces, *self.metrics]
+        return b"\n".join(request.SerializeToString() + str(request).encode() for request in kept)
+
+
+def attributes(holder: Any) -> Mapping[str, Any]:
+    """Attributes as plain values."""
+    return {a.key: getattr(a.value, str(a.value.WhichOneof("value"))) for a in holder.attributes}

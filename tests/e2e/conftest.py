@@ -1,0 +1,30 @@
+"""One stack for the session: sample upstreams, the router on the sample intents, the real Envoy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from traffic import INTENTS, write_small_intents
+
+from extproc.stack import Stack, running
+
+
+@pytest.fixture(scope="session")
+def shared_stack() -> Iterator[Stack]:
+    with running(INTENTS) as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(shared_stack: Stack) -> Iterator[Stack]:
+    """The shared stack, whose router logs no error during the test."""
+    before = len(shared_stack.log("router.log"))
+    yield shared_stack
+    logged = shared_stack.log("router.log")[before:]
+    assert "Traceback" not in logged and "ERROR" not in logged, logged
+
+
+@pytest.fixture(scope="session")
+def small_intents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three short intents."""
+    return write_small_intents(tmp_path_factory.mktemp("small") / "intents")

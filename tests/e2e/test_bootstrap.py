@@ -1,0 +1,64 @@
+"""What `extproc envoy` prints is what Envoy accepts."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from traffic import INTENTS
+
+_COMMAND = [sys.executable, "-m", "extproc", "envoy", "--intents", str(INTENTS)]
+_OPTIONS = {
+    "plain": [],
+    "admin": ["--admin", "127.0.0.1:19901"],
+    "otlp": ["--otlp", "127.0.0.1:4317"],
+    "another listener": ["--listen", "127.0.0.1:18080"],
+    "two routers": ["--extproc", "127.0.0.1:50051", "--extproc", "127.0.0.1:50052"],
+    "a router by name": ["--extproc", "localhost:50051"],
+    "everything": [
+        "--listen", "127.0.0.1:18080", "--admin", "127.0.0.1:19901", "--otlp", "collector:4317",
+        "--extproc", "router-0:50051", "--extproc", "router-1:50051", "--extproc", "127.0.0.1:50051",
+    ],
+}  # fmt: skip
+
+
+def _rendered(*options: str) -> str:
+    done = subprocess.run([*_COMMAND, *options], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+@pytest.mark.parametrize("options", _OPTIONS.values(), ids=_OPTIONS)
+def test_envoy_accepts_it(tmp_path: Path, options: list[str]) -> None:
+    """`envoy --mode validate` says OK, with every option."""
+    config = tmp_path / "envoy.yaml"
+    config.write_text(_rendered(*options))
+    binary = shutil.which("envoy", path=str(Path(sys.executable).parent)) or "envoy"
+    done = subprocess.run(
+        [binary, "--mode", "validate", "-c", str(config), "--use-dynamic-base-id"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "OK" in done.stdout + done.stderr
+
+
+def test_the_options_show_in_it() -> None:
+    """Addresses stand where they were asked for, and the admin interface is shut unless it was."""
+    everything = yaml.safe_load(_rendered(*_OPTIONS["everything"]))
+    (listener,) = everything["static_resources"]["listeners"]
+    assert listener["address"] == {"socket_address": {"address": "127.0.0.1", "port_value": 18080}}
+    assert everything["admin"]["address"] == {"socket_address": {"address": "127.0.0.1", "port_value": 19901}}
+    clusters = {cluster["name"]: cluster for cluster in everything["static_resources"]["clusters"]}
+    assert {"extproc", "otlp", "small", "large", "frontier"} <= set(clusters)
+    assert len(clusters["extproc"]["load_assignment"]["endpoints"][0]["lb_endpoints"]) == 3
+    assert "admin" not in yaml.safe_load(_rendered())
+
+
+@pytest.mark.parametrize("options", [["--listen", "here"], ["--extproc", "50051"], ["--otlp", "host:"]])
+def test_an_address_that_is_none_is_named(options: list[str]) -> None:
+    """A mistyped address is an error with a remedy, and nothing is printed to stdout."""
+    done = subprocess.run([*_COMMAND, *options], capture_output=True, text=True, timeout=60, check=False)
+    wanted = f"extproc: {options[0]} {options[1]}: give HOST:PORT, as in 127.0.0.1:50051\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)

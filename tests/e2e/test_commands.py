@@ -1,0 +1,156 @@
+"""The commands as a person runs them: what they print, where, and the exit code."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from traffic import EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
+
+from extproc.cli import main
+from extproc.vectors import Encoder
+
+
+def _extproc(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "extproc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+
+
+def test_explain_says_why_in_words(small_intents: Path) -> None:
+    """Every cohort's similarity, the margin, the decision and what would be written."""
+    done = _extproc("explain", "--intents", small_intents, PROVE)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert {"extraction", "math_reasoning", "compliance"} <= {line.split()[0] for line in lines if line.split()}
+    assert any(line.startswith("margin ") for line in lines)
+    assert "decision  tier large, because matched" in lines
+    assert 'writes    model = "qwen3-32b"' in lines
+    assert 'writes    chat_template_kwargs = {"enable_thinking":true}' in lines
+
+
+@pytest.fixture
+def in_process(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run a command without a process of its own, with the encoder that is loaded already."""
+    for module in ("extproc.embedding", "extproc.explain"):
+        monkeypatch.setattr(f"{module}.load_encoder", lambda _: encoder)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main(list(map(str, arguments)))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def test_explain_says_why_in_json(small_intents: Path, in_process: Callable[..., tuple[int, str, str]]) -> None:
+    """The same as one JSON object on stdout."""
+    code, out, err = in_process("explain", "--intents", small_intents, "--json", EXTRACT)
+    assert (code, err) == (0, "")
+    said = json.loads(out)
+    wanted = {"cohort": "extraction", "tier": "small", "cluster": "small", "reason": "matched", "reasoning": "off"}
+    assert {key: said[key] for key in wanted} == wanted
+    assert list(said["similarities"]) == sorted(said["similarities"], key=said["similarities"].get, reverse=True)
+    assert set(said["similarities"]) == {"extraction", "math_reasoning", "compliance"}
+    assert said["written"] == {
+        "model": '"qwen3-8b"', "max_tokens": "512", "chat_template_kwargs": '{"enable_thinking":false}',
+    }  # fmt: skip
+    assert said["ask_text"] == EXTRACT
+
+
+def test_explain_reads_a_request_file(
+    small_intents: Path, tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A recorded body is explained like a served one, headers of rules included."""
+    body = tmp_path / "body.json"
+    body.write_bytes(msgspec.json.encode(body_of(RESPONSES, EXTRACT)))
+    _, out, _ = in_process(
+        "explain", "--intents", small_intents, "--json", "--request", body, "--header", "X-User-Tier: gold"
+    )
+    said = json.loads(out)
+    assert (said["tier"], said["reason"], said["rule"]) == ("large", "tier_floor", "paying-users")
+    assert said["written"]["max_output_tokens"] == "512"
+
+
+def test_check_accepts_the_sample() -> None:
+    """The sample intents are valid, and their size is told."""
+    done = _extproc("check", INTENTS)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{INTENTS}: 9 cohorts, 3 tiers, revision ")
+
+
+def test_check_names_every_mistake(tmp_path: Path) -> None:
+    """Each mistake has its file, line and remedy, on stderr; the exit code is 2."""
+    folder = write_small_intents(tmp_path / "intents")
+    (folder / "extraction.yaml").write_text(small_intent("extraction", "tier: smal\nreasoning: off"))
+    (folder / "compliance.yaml").write_text(small_intent("compliance", "tier: frontier\nrisc: high"))
+    done = _extproc("check", folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"{folder}/compliance.yaml:3: unknown key `risc`: did you mean `risk`?\n"
+        f"{folder}/extraction.yaml:2: no tier is called `smal`: did you mean `small`?\n"
+        f"2 problems in {folder}\n"
+    )
+
+
+def test_check_names_an_utterance_that_would_not_arrive(
+    tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
+) -> None:
+    """An intent whose own words fall to another is refused, at the line of those words."""
+    folder = write_small_intents(tmp_path / "intents")
+    with (folder / "compliance.yaml").open("a") as file:
+        file.write('  - "Show that 17 is a prime number"\n')
+    code, out, err = in_process("check", folder)
+    last = len((folder / "compliance.yaml").read_text().splitlines())
+    assert (code, out) == (2, "")
+    assert f"{folder}/compliance.yaml:{last}: this utterance of `compliance` falls to `math_reasoning`" in err
+
+
+@pytest.mark.parametrize(
+    "command", [["check"], ["envoy", "--intents"], ["serve", "--intents"], ["explain", "x", "--intents"]],
+    ids=["check", "envoy", "serve", "explain"],
+)  # fmt: skip
+def test_a_missing_folder_is_named(tmp_path: Path, command: list[str]) -> None:
+    """No traceback: the folder, and what to do."""
+    missing = tmp_path / "nowhere"
+    done = _extproc(*command, missing)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"{missing}/policy.yaml:1: not found in {missing}: create it there\n1 problem in {missing}\n"
+    )
+
+
+def test_serve_names_a_taken_port(small_intents: Path) -> None:
+    """The port that is taken is named at once, before the model is loaded."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = _extproc("serve", "--intents", small_intents, "--listen", address)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == f"extproc: cannot listen on {address}: is the port taken?"
+    assert "Traceback" not in done.stderr
+
+
+def test_serve_refuses_a_broken_folder(tmp_path: Path) -> None:
+    """A server that could not route does not start."""
+    folder = tmp_path / "intents"
+    shutil.copytree(INTENTS, folder)
+    (folder / "code.yaml").write_text("intent: [\n")
+    done = _extproc("serve", "--intents", folder, "--listen", "127.0.0.1:0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{folder}/code.yaml:2: is not valid YAML: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["explain", "--intents", "x"], ["nonsense"]], ids=str)
+def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
+    """Usage errors are the user's, and say so in a line or two."""
+    done = _extproc(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr and "Traceback" not in done.stderr

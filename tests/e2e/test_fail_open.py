@@ -1,0 +1,179 @@
+"""With the router dead, stuck or draining, traffic goes on: to the default tier, under a model name it knows."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import msgspec
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from processor import FULL_DUPLEX, body_message, ext_proc, headers_message
+from traffic import (
+    APIS,
+    CHAT,
+    EXTRACT,
+    EXTRACTED,
+    FAILED_OPEN,
+    MODELS,
+    PROVE,
+    PROVED,
+    Flow,
+    arrived,
+    ask,
+    body_of,
+    contract_headers,
+    eventually,
+    send,
+)  # fmt: skip
+
+from extproc.stack import Stack, running
+
+
+@pytest.fixture(scope="module")
+def expendable(small_intents: Path) -> Iterator[Stack]:
+    """A stack whose router may be killed."""
+    with running(small_intents) as stack:
+        yield stack
+
+
+@pytest.fixture
+def serving(expendable: Stack) -> Stack:
+    """The expendable stack with a router that serves, a new one if need be."""
+    assert expendable.router is not None
+    if expendable.router.poll() is not None:
+        expendable.start_router()
+    eventually(lambda: ask(expendable.port, PROVE).said == PROVED, "the router routes")
+    return expendable
+
+
+@pytest.fixture(scope="class")
+def dead(expendable: Stack) -> Stack:
+    """The expendable stack with its router killed."""
+    assert expendable.router is not None
+    expendable.router.kill()
+    expendable.router.wait(10)
+    return expendable
+
+
+def test_a_router_that_stands_still_costs_no_request(serving: Stack) -> None:
+    """While the process is stopped requests are answered by the default tier; after that they are routed again."""
+    assert serving.router is not None
+    os.kill(serving.router.pid, signal.SIGSTOP)
+    try:
+        for path in APIS * 2:
+            answer = ask(serving.port, EXTRACT, path)
+            received = arrived(serving)
+            assert (answer.status, answer.said, received.tier) == (200, FAILED_OPEN, "large")
+            assert msgspec.json.decode(received.body) == body_of(path, EXTRACT, MODELS["large"])
+    finally:
+        os.kill(serving.router.pid, signal.SIGCONT)
+    eventually(lambda: ask(serving.port, EXTRACT).said == EXTRACTED, "routing comes back")
+
+
+def test_requests_in_flight_when_the_router_is_killed_are_answered(serving: Stack) -> None:
+    """Not one request is lost between the kill and the moment Envoy has noticed."""
+    assert serving.router is not None
+    with Flow(serving.port, PROVE) as flow:
+        flow.flows_on()
+        serving.router.kill()
+        flow.flows_on(20)
+    assert flow.failures() == []
+    assert {tuple(answer.said.items()) for answer in flow.answers} == {
+        tuple(PROVED.items()), tuple(FAILED_OPEN.items())
+    }  # fmt: skip
+
+
+class TestDeadRouter:
+    """The router was killed."""
+
+    @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+    @pytest.mark.parametrize("path", APIS)
+    def test_the_default_tier_serves(self, dead: Stack, path: str, stream: bool) -> None:
+        """Every API gets its answer from the default tier, with nothing changed but the model's name."""
+        answer = ask(dead.port, EXTRACT, path, stream=stream)
+        received = arrived(dead)
+        assert (answer.status, answer.said, received.tier) == (200, FAILED_OPEN, "large")
+        assert msgspec.json.decode(received.body) == body_of(path, EXTRACT, MODELS["large"]) | {"stream": stream}
+        assert contract_headers(received) == {}
+        assert b"qwen3-32b here" in answer.body or b'"qwen3-32b ' in answer.body
+
+    @pytest.mark.parametrize("model", ["gpt-4o", "claude-x", "qwen3-8b", "frontier-1", ""])
+    def test_whatever_model_was_asked_for(self, dead: Stack, model: str) -> None:
+        """The default tier is never asked for a model that it does not have."""
+        answer = ask(dead.port, EXTRACT, model=model)
+        assert (answer.status, answer.said) == (200, FAILED_OPEN)
+        assert msgspec.json.decode(arrived(dead).body)["model"] == MODELS["large"]
+
+    @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
+    def test_a_large_body_too(self, dead: Stack, chunked: bool) -> None:
+        """Five megabytes are served as well."""
+        body = msgspec.json.encode(body_of(CHAT, "x" * 5 * 1024 * 1024))
+        pieces = [body[i : i + 65536] for i in range(0, len(body), 65536)]
+        answer = send(dead.port, CHAT, pieces if chunked else body)
+        received = arrived(dead)
+        assert (answer.status, answer.said) == (200, FAILED_OPEN)
+        assert msgspec.json.decode(received.body) == body_of(CHAT, "x" * 5 * 1024 * 1024, MODELS["large"])
+        # The model filter stands behind the buffer filter: chunks are right, a wrong length would not be.
+        assert received.headers.get("content-length", str(len(received.body))) == str(len(received.body))
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", b"no JSON", b"[]", b'[{"model":"auto"}]', b"7", b'{"model":', b"\xff\xfe", b"[" * 100_000],
+        ids=["empty", "no JSON", "array", "array of objects", "number", "truncated", "not UTF-8", "deep"],
+    )
+    def test_what_is_no_json_object_is_the_upstreams_to_refuse(self, dead: Stack, body: bytes) -> None:
+        """The upstream gets these bytes, and its own word comes back."""
+        before = len(dead.upstreams.received)
+        answer = send(dead.port, CHAT, body)
+        plain = send(dead.plain_port, CHAT, body, {"x-plain-cluster": "large"})
+        assert dead.upstreams.received[before].body == body
+        assert (answer.status, answer.body) == (plain.status, plain.body)
+
+    def test_other_paths_do_not_notice(self, dead: Stack) -> None:
+        """What never needed the router is as it was."""
+        answer = send(dead.port, "/v1/models", method="GET")
+        assert (answer.status, answer.said) == (200, {"x-router-tier": "large"})
+
+    def test_spoofed_headers_are_still_stripped(self, dead: Stack) -> None:
+        """A dead router is no way around it."""
+        body = msgspec.json.encode(body_of(CHAT, EXTRACT))
+        answer = send(dead.port, CHAT, body, {"x-router-cluster": "frontier", "x-router-tier": "evil"})
+        received = arrived(dead)
+        assert (answer.status, answer.said, received.tier) == (200, FAILED_OPEN, "large")
+        assert contract_headers(received) == {}
+
+
+def test_after_a_restart_routing_comes_back(serving: Stack) -> None:
+    """Envoy finds the new process by itself."""
+    answer = ask(serving.port, EXTRACT)
+    assert (answer.said, arrived(serving).tier) == (EXTRACTED, "small")
+
+
+def test_sigterm_drains(serving: Stack) -> None:
+    """Not serving is said first, a stream in flight is finished, no request is lost, and the exit code is 0."""
+    router, target = serving.router, f"127.0.0.1:{serving.router_port}"
+    assert router is not None
+    with Flow(serving.port, PROVE) as flow, grpc.insecure_channel(target) as channel:
+        flow.flows_on()
+        watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
+        with ext_proc(channel) as stream:
+            stream.say(headers_message({":path": CHAT, ":method": "POST"}, FULL_DUPLEX))
+            stream.say(body_message(msgspec.json.encode(body_of(CHAT, EXTRACT))[:20]))
+
+            router.terminate()
+            assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            watched.cancel()
+            assert router.poll() is None
+
+            stream.say(body_message(msgspec.json.encode(body_of(CHAT, EXTRACT))[20:], end=True))
+            assert [reply.WhichOneof("response") for reply in stream.replies(2)] == [
+                "request_headers",
+                "request_body",
+            ]
+        flow.flows_on()
+    assert router.wait(30) == 0
+    assert flow.failures() == []
+    assert "Traceback" not in serving.log("router.log")

@@ -1,0 +1,62 @@
+"""How many ext_proc messages a request costs, counted by Envoy."""
+
+import pytest
+from traffic import APIS, PROVE, ask, send
+
+from extproc.stack import Stack
+
+_COUNTED = ("streams_started", "stream_msgs_sent", "stream_msgs_received")
+_TROUBLE = (
+    "streams_failed", "failure_mode_allowed", "message_timeouts", "spurious_msgs_received",
+    "rejected_header_mutations", "clear_route_cache_ignored",
+)  # fmt: skip
+
+
+def _counted(stack: Stack) -> dict[str, int]:
+    prefix = "http.llm.ext_proc.router."
+    stats = stack.stats(prefix.replace(".", r"\."))
+    return {name: stats[prefix + name] for name in (*_COUNTED, *_TROUBLE)}
+
+
+def _since(stack: Stack, before: dict[str, int]) -> dict[str, int]:
+    return {name: count - before[name] for name, count in _counted(stack).items()}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("path", APIS)
+def test_a_plain_request_costs_one_message_and_one_reply(stack: Stack, path: str, stream: bool) -> None:
+    """One stream, one message to the router, one reply, and nothing that Envoy had to forgive."""
+    before = _counted(stack)
+    assert ask(stack.port, PROVE, path, stream=stream).status == 200
+    assert _since(stack, before) == dict.fromkeys(_TROUBLE, 0) | dict.fromkeys(_COUNTED, 1)
+
+
+_FORM = (
+    b"--cut\r\ncontent-disposition: form-data; name=model\r\n\r\nauto\r\n"
+    b"--cut\r\ncontent-disposition: form-data; name=file; filename=a.wav\r\n\r\n\x00\xff\x01\r\n--cut--\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "content_type"),
+    [
+        ("GET", "/v1/models", None, None),
+        ("POST", "/v1/embeddings", b'{"model":"auto","input":"Prove that 17 is prime."}', "application/json"),
+        ("POST", "/v1/audio/transcriptions", _FORM, "multipart/form-data; boundary=cut"),
+        ("GET", "/v1/chat/completions", None, None),
+    ],
+)
+def test_what_is_not_ours_costs_none(
+    stack: Stack, method: str, path: str, body: bytes | None, content_type: str | None
+) -> None:
+    """Other paths and methods reach the default tier untouched, without a word to the router."""
+    before = _counted(stack)
+    answer = send(stack.port, path, body, {"content-type": content_type} if content_type else {}, method)
+    received = stack.upstreams.received[-1]
+    plain = send(
+        stack.plain_port, path, body, {"content-type": content_type or "", "x-plain-cluster": "large"}, method
+    )
+    assert (answer.status, answer.body) == (plain.status, plain.body)
+    assert (received.tier, received.path, received.body) == ("large", path, body or b"")
+    assert received.headers.get("content-type") == content_type
+    assert _since(stack, before) == dict.fromkeys((*_TROUBLE, *_COUNTED), 0)

@@ -1,0 +1,137 @@
+"""Nobody but the router speaks in the contract's headers: neither clients nor upstreams."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from aiohttp import web
+from traffic import (
+    AT_ONCE,
+    CHAT,
+    EXTRACT,
+    EXTRACTED,
+    PROVE,
+    PROVED,
+    arrived,
+    body_of,
+    contract_headers,
+    envoy_beside,
+    send,
+)  # fmt: skip
+
+from extproc.stack import Stack
+
+_SPOOFED = {
+    "x-router-cluster": "frontier",
+    "x-router-ladder": "frontier",
+    "x-router-cohort": "evil",
+    "x-router-tier": "evil",
+    "x-router-reason": "evil",
+    "x-router-anything": "evil",
+    "x-cascade-verdict": "escalate",
+    "x-cascade-anything": "evil",
+    "x-envoy-max-retries": "97",
+    "x-envoy-retry-on": "5xx",
+    "x-envoy-original-path": "/evil",
+    "x-envoy-upstream-rq-timeout-ms": "31",
+    "x-envoy-decorator-operation": "evil",
+}
+
+
+@pytest.mark.parametrize("names", [str.lower, str.upper, str.title], ids=["lower", "upper", "title"])
+@pytest.mark.parametrize(
+    ("prompt", "said"), [(EXTRACT, EXTRACTED), (PROVE, PROVED)], ids=["extraction", "math_reasoning"]
+)
+def test_a_client_cannot_set_the_contract_headers(
+    stack: Stack, prompt: str, said: dict[str, str], names: Any
+) -> None:
+    """The route is the router's, and nothing that the client claimed reaches the upstream."""
+    spoofed = {names(name): value for name, value in _SPOOFED.items()}
+    answer = send(stack.port, CHAT, msgspec.json.encode(body_of(CHAT, prompt)), spoofed)
+    received = arrived(stack)
+    assert (answer.status, answer.said, received.tier) == (200, said, said["x-router-tier"])
+    assert contract_headers(received) == {"x-router-cluster": said["x-router-tier"]}
+    assert not (set(_SPOOFED.values()) - {"frontier"}) & set(received.headers.values())
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/v1/models", None),
+        ("POST", "/v1/embeddings", b"{}"),
+        ("POST", CHAT, b""),
+        ("POST", CHAT, b"no JSON"),
+    ],
+)
+def test_nor_on_requests_that_pass(stack: Stack, method: str, path: str, body: bytes | None) -> None:
+    """What the router does not route goes to the default tier, whatever the client claims."""
+    send(stack.port, path, body, _SPOOFED, method)
+    received = arrived(stack)
+    assert received.tier == "large"
+    assert contract_headers(received).get("x-router-cluster", "large") == "large"
+    assert set(contract_headers(received)) <= {"x-router-cluster"}
+    assert not (set(_SPOOFED.values()) - {"frontier"}) & set(received.headers.values())
+
+
+class _Liar:
+    """An upstream that speaks in the router's name; the `upstreams` of a second Envoy."""
+
+    def __init__(self, tiers: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self.ports = dict.fromkeys(tiers, port)
+        self.received: list[Any] = []
+
+    async def _start(self) -> int:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.received.append(request.path)
+        return web.json_response(
+            {}, headers={k: v for k, v in _SPOOFED.items() if k.startswith(("x-router", "x-cas"))}
+        )
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+
+@pytest.fixture(scope="module")
+def lied_to(shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, _Liar]]:
+    liar = _Liar(shared_stack.upstreams.models)
+    try:
+        folder: Path = tmp_path_factory.mktemp("liar")
+        with envoy_beside(shared_stack, folder, lambda _: None, liar) as beside:  # type: ignore[arg-type]
+            yield beside, liar
+    finally:
+        liar.close()
+
+
+def test_an_upstream_is_not_believed(stack: Stack, lied_to: tuple[Stack, _Liar]) -> None:
+    """The client reads the router's decision, asked once, whatever the upstream says of it."""
+    beside, liar = lied_to
+    liar.received.clear()
+    answer = send(beside.port, CHAT, msgspec.json.encode(body_of(CHAT, PROVE)))
+    assert (answer.status, answer.contract) == (200, PROVED | AT_ONCE)
+    assert liar.received == [CHAT]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/embeddings")])
+def test_nor_where_nothing_was_decided(stack: Stack, lied_to: tuple[Stack, _Liar], method: str, path: str) -> None:
+    """On other paths the upstream's claims are taken out, too."""
+    answer = send(lied_to[0].port, path, b"{}" if method == "POST" else None, method=method)
+    assert (answer.status, answer.contract) == (200, {"x-router-tier": "large", "x-router-attempts": "1"})

@@ -1,0 +1,195 @@
+"""What cannot be routed passes, byte for byte, and gets what the upstream would have said anyway."""
+
+import gzip
+import json
+
+import pytest
+from traffic import CHAT, COMPLETIONS, MESSAGES, PROVE, RESPONSES, arrived, send
+
+from extproc.stack import Stack
+
+_MESSAGES = b'"messages":[{"role":"user","content":"Prove that 17 is prime."}]'
+_UNREADABLE = {
+    "no JSON": b"Prove that 17 is prime.",
+    "blank": b"  \n ",
+    "truncated": b'{"model":"auto","messages":[{"role":"user","content":"Prove th',
+    "trailing garbage": b'{"model":"auto",' + _MESSAGES + b"} and more",
+    "an array": b'[{"model":"auto"}]',
+    "null": b"null",
+    "a number": b"7",
+    "a string": b'"auto"',
+    "deep nesting": b'{"model":"auto","x":' + b"[" * 100_000 + b"]" * 100_000 + b"," + _MESSAGES + b"}",
+    "deep nesting of objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+    "model is a number": b'{"model":5,' + _MESSAGES + b"}",
+    "NaN": b'{"model":"auto","temperature":NaN,' + _MESSAGES + b"}",
+    "Infinity": b'{"model":"auto","temperature":-Infinity,' + _MESSAGES + b"}",
+    "comments": b'{/* hi */"model":"auto",' + _MESSAGES + b"}",
+    "single quotes": b"{'model':'auto'}",
+    "UTF-16": '{"model":"auto","messages":[]}'.encode("utf-16"),
+    "gzip, unsaid": gzip.compress(b'{"model":"auto",' + _MESSAGES + b"}"),
+    "model twice": b'{"model":"auto","model":"auto",' + _MESSAGES + b"}",
+    "model twice, escaped": b'{"model":"auto","mod\\u0065l":"auto",' + _MESSAGES + b"}",
+    "another member twice": b'{"model":"auto","x":1,"x":1,' + _MESSAGES + b"}",
+    "half a surrogate pair": b'{"model":"auto","messages":[{"role":"user","content":"Prove \\ud800 it"}]}',
+    "nul bytes": b"\x00" * 64,
+}
+
+
+def _as_without_us(stack: Stack, body: bytes, path: str = CHAT, tier: str = "large") -> tuple[int, bytes]:
+    plain = send(stack.plain_port, path, body, {"x-plain-cluster": tier})
+    return plain.status, plain.body
+
+
+@pytest.mark.parametrize("body", _UNREADABLE.values(), ids=_UNREADABLE)
+def test_unreadable_bodies_pass_untouched(stack: Stack, body: bytes) -> None:
+    """The default tier gets the client's own bytes, and the client the tier's own answer."""
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", body)
+    assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
+    assert (answer.status, answer.body) == _as_without_us(stack, body)
+
+
+_RENAMED = {
+    "messages are a string": b'{"model":"auto","messages":"Prove that 17 is prime."}',
+    "messages are numbers": b'{"model":"auto","messages":[1,2]}',
+    "content is a number": b'{"model":"auto","messages":[{"role":"user","content":7}]}',
+    "invalid UTF-8": b'{"model":"auto","messages":[{"role":"user","content":"Prove \xff\xfe \xc3("}]}',
+}
+
+
+@pytest.mark.parametrize("body", _RENAMED.values(), ids=_RENAMED)
+def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Stack, body: bytes) -> None:
+    """Where only the model can be read, the default tier gets its own name in its place, and no other change."""
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
+    assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
+    assert (answer.status, answer.body) == _as_without_us(stack, received.body)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, RESPONSES, MESSAGES])
+def test_every_api_lets_the_unreadable_pass(stack: Stack, path: str) -> None:
+    """All four APIs read with the same care."""
+    for body in (b"no JSON", b'{"model":"auto","prompt":{},"input":7,"messages":{}}'):
+        answer = send(stack.port, path, body)
+        received = arrived(stack)
+        assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')
+        assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
+        assert (answer.status, answer.body) == _as_without_us(stack, received.body, path)
+
+
+_PASSING = {
+    "unknown model": b'{ "model" : "claude-x" , "temperature":2.50,' + _MESSAGES + b" }",
+    "no model": b"{" + _MESSAGES + b"}",
+    "model is null": b'{"model":null,' + _MESSAGES + b"}",
+    "model is empty": b'{"model":"",' + _MESSAGES + b"}",
+    "CRLF in the model": b'{"model":"auto\\r\\nx-evil: 1\\r\\n\\r\\n",' + _MESSAGES + b"}",
+    "newline in the model": b'{"model":"auto\\n",' + _MESSAGES + b"}",
+    "nul in the model": b'{"model":"auto\\u0000",' + _MESSAGES + b"}",
+    "a long model": b'{"model":"' + b"m" * 100_000 + b'",' + _MESSAGES + b"}",
+    "an empty object": b"{}",
+}
+
+
+@pytest.mark.parametrize("body", _PASSING.values(), ids=_PASSING)
+def test_models_that_are_not_ours_to_replace_pass_untouched(stack: Stack, body: bytes) -> None:
+    """A model outside `retarget` goes to the default tier as the client wrote it."""
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", body)
+    assert answer.said == {"x-router-tier": "large", "x-router-reason": "passthrough"}
+    assert "x-evil" not in received.headers
+    assert (answer.status, answer.body) == _as_without_us(stack, body)
+
+
+def test_control_characters_in_a_model_that_is_ours_go_nowhere(stack: Stack) -> None:
+    """A name that a pattern covers is replaced whole, whatever it holds."""
+    answer = send(stack.port, CHAT, b'{"model":"gpt-4\\r\\nx-evil: 1",' + _MESSAGES + b"}")
+    received = arrived(stack)
+    assert (answer.status, json.loads(received.body)["model"]) == (200, "qwen3-32b")
+    assert "x-evil" not in received.headers
+
+
+@pytest.mark.parametrize(
+    ("tier", "model"), [("small", "qwen3-8b"), ("large", "qwen3-32b"), ("frontier", "frontier-1")]
+)
+def test_a_tiers_own_model_is_pinned_to_it(stack: Stack, tier: str, model: str) -> None:
+    """Who names a tier's model gets that tier, and its body untouched."""
+    body = f'{{ "model":"{model}" ,'.encode() + _MESSAGES + b"}"
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (answer.status, received.tier, received.body) == (200, tier, body)
+    assert answer.said == {"x-router-tier": tier, "x-router-reason": "pinned"}
+
+
+_WORDLESS = {
+    "no messages": b'{"model":"auto","messages":[]}',
+    "messages missing": b'{"model":"auto"}',
+    "empty content": b'{"model":"auto","messages":[{"role":"user","content":""}]}',
+    "blank content": b'{"model":"auto","messages":[{"role":"user","content":" \\n\\t "}]}',
+    "null content": b'{"model":"auto","messages":[{"role":"user","content":null}]}',
+    "no parts": b'{"model":"auto","messages":[{"role":"user","content":[]}]}',
+    "empty messages": b'{"model":"auto","messages":[{}]}',
+    "system only": b'{"model":"auto","messages":[{"role":"system","content":"Be brief."}]}',
+}
+
+
+@pytest.mark.parametrize("body", _WORDLESS.values(), ids=_WORDLESS)
+def test_without_words_the_default_tier_serves(stack: Stack, body: bytes) -> None:
+    """A readable request with nothing to match is served, under a model name that is known there."""
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (answer.status, received.tier) == (200, "large")
+    assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')
+    assert answer.said == {"x-router-tier": "large", "x-router-reason": "no_text"}
+
+
+_ODD_BUT_ROUTED = {
+    "a BOM in the words": '{"model":"auto","messages":[{"role":"user","content":"\ufeff%s"}]}',
+    "a nul in the words": '{"model":"auto","messages":[{"role":"user","content":"%s \\u0000"}]}',
+    "unknown fields": '{"model":"auto","x":{"y":[{"z":1}]},"messages":[{"role":"user","content":"%s","x":1}]}',
+    "unknown role": '{"model":"auto","messages":[{"role":"bard","content":"hm"},{"role":"user","content":"%s"}]}',
+    "unicode": '{"model":"auto","messages":[{"role":"user","content":"%s 証明してください 🙂"}]}',
+    "a huge number": '{"model":"auto","seed":' + "9" * 5000 + ',"messages":[{"role":"user","content":"%s"}]}',
+}
+
+
+@pytest.mark.parametrize("body", _ODD_BUT_ROUTED.values(), ids=_ODD_BUT_ROUTED)
+def test_odd_bodies_are_routed_all_the_same(stack: Stack, body: str) -> None:
+    """What JSON allows is no reason to give up on the words."""
+    sent = body.replace("%s", PROVE).encode()
+    answer = send(stack.port, CHAT, sent)
+    received = arrived(stack)
+    assert (answer.said["x-router-cohort"], answer.said["x-router-reason"]) == ("math_reasoning", "matched")
+    assert received.body == (
+        sent.replace(b'"auto"', b'"qwen3-32b"')[:-1] + b',"chat_template_kwargs":{"enable_thinking":true}}'
+    )
+
+
+def test_a_compressed_body_passes_compressed(stack: Stack) -> None:
+    """Nobody guesses at an encoded body: it goes on as it is, with its own length."""
+    plain = b'{"model":"qwen3-32b",' + _MESSAGES + b"}"
+    packed = gzip.compress(plain)
+    answer = send(stack.port, CHAT, packed, {"content-encoding": "gzip"})
+    received = arrived(stack)
+    assert received.body == plain  # the sample upstream unpacks it
+    assert received.headers["content-length"] == str(len(packed))
+    assert received.headers["content-encoding"] == "gzip"
+    assert (answer.status, answer.said) == (200, {"x-router-tier": "large", "x-router-reason": "unreadable"})
+
+
+def test_an_empty_body_passes(stack: Stack) -> None:
+    """A POST without a body never reaches the router, and its upstream's word is final."""
+    answer = send(stack.port, CHAT, b"")
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", b"")
+    assert (answer.status, answer.body) == _as_without_us(stack, b"")
+
+
+def test_an_empty_chunked_body_passes(stack: Stack) -> None:
+    """The same without a content-length."""
+    answer = send(stack.port, CHAT, iter(()))
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", b"")
+    assert (answer.status, answer.body) == _as_without_us(stack, b"")
