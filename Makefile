@@ -8,7 +8,7 @@ TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos envoy bench bench-views clean
+.PHONY: help demo test check protos envoy bench bench-faults bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,9 @@ envoy: $(VENV)/ready  ## render the sample bootstrap into envoy/sample.yaml
 
 bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
 	$(BIN)/python -m bench.latency
+
+bench-faults: $(VENV)/ready  ## five minutes of load with faults: stalls, kills, clients that leave
+	$(BIN)/python -m bench.faults
 
 bench-views: $(VENV)/ready  ## what each view of the text adds to routing accuracy
 	$(BIN)/python -m bench.views

@@ -26,8 +26,6 @@ from extproc.verify import Ruling, Verifier, VerifierExchange
 
 log = logging.getLogger(__name__)
 
-# Streams in flight get this long to end after SIGTERM; Kubernetes allows 30 s by default.
-_DRAIN_S = 20.0
 # Envoy sends whole buffered bodies, with attributes around them.
 _MAX_MESSAGE_BYTES = 2 * MAX_BODY_BYTES
 
@@ -143,7 +141,8 @@ async def serve(folder: Path, listen: str) -> None:
     log.info("draining")
     reloading.cancel()
     await health_service.enter_graceful_shutdown()
-    await server.stop(_DRAIN_S)
+    # The verifier stays in a judged stream's path to its end: those in flight get as long as a request may take.
+    await server.stop(config.policy.timeouts.request_s)
     log.info("stopped")
 
 

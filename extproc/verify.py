@@ -39,7 +39,7 @@ class Ruling(msgspec.Struct, frozen=True):
 
     cohort: str
     attempt: int
-    word: str  # accept, escalate, degraded, recorded (a stream that had left already)
+    word: str  # accept, escalate, degraded, human, recorded (rejected when it had left already)
     verdict: Verdict
     bound: str | None = None  # the bound that kept a rejected answer from climbing
 
@@ -80,6 +80,7 @@ class VerifierExchange:
         self._cohort = self._snapshot.policy.cohorts.get(str(self._decision.get("cohort")))
         self._api: Api = self._decision.get("api", "chat")
         self._stripper = StreamStripper(self._api) if self._decision.get("logprobs_added") else None
+        self._full_duplex = opening.response_body_mode == "FULL_DUPLEX_STREAMED"
         self._reader: AnswerReader | None = None
         self._held: list[Event] = []
         self._held_bytes = 0
@@ -87,13 +88,12 @@ class VerifierExchange:
         self.ruling: Ruling | None = None
 
     async def answer(self, event: Event) -> list[Reply]:
-        """Answer one message; a full-duplex stream is answered when it is let go."""
-        full_duplex = self._opening.response_body_mode == "FULL_DUPLEX_STREAMED"
+        """Answer one message; a stream that is held is answered when it is let go."""
         if event.kind == "response_headers":
-            return self._headers(event, full_duplex)
+            return await self._headers(event)
         if event.kind not in ("response_body", "response_trailers"):
             return [Reply(event.kind)]
-        if full_duplex:
+        if self._full_duplex:
             return await self._stream(event)
         if self._reader is None or self._cohort is None or event.kind == "response_trailers":
             return [Reply(event.kind)]
@@ -107,16 +107,17 @@ class VerifierExchange:
         remove = ("content-length",) if body is not None else ()
         return [Reply("response_body", headers=headers, remove=remove, body=body, metadata=metadata)]
 
-    def _headers(self, event: Event, full_duplex: bool) -> list[Reply]:
+    async def _headers(self, event: Event) -> list[Reply]:
         """Only a 200 is an answer to judge; anything else is the upstream's own error, and Envoy's to retry."""
-        if event.headers.get(":status") != "200" or self._cohort is None or event.end:
+        if event.headers.get(":status") != "200" or self._cohort is None:
             return [Reply("response_headers")]
         self._reader = AnswerReader(
-            self._api,
-            event.headers.get("content-type"),
-            event.headers.get("content-encoding"),
+            self._api, event.headers.get("content-type"), event.headers.get("content-encoding")
         )
-        if full_duplex and self._cohort.stream != "record":
+        if event.end:  # a 200 without a body: nothing more will come
+            self._reader.finish()
+            return await self._let_go(self._cohort, self._reader, await self._judge(self._cohort, self._reader))
+        if self._full_duplex and self._cohort.stream != "record":
             self._headers_held = True
             return []
         return [Reply("response_headers")]
@@ -125,7 +126,7 @@ class VerifierExchange:
 
     async def _stream(self, event: Event) -> list[Reply]:
         if self._reader is None or self._cohort is None:
-            return [self._echo(event)]
+            return self._echo(event)
         if event.kind == "response_body":
             self._reader.feed(event.body)
         over = event.end or event.kind == "response_trailers"
@@ -134,45 +135,53 @@ class VerifierExchange:
         if not self._headers_held:
             if over:
                 await self._record(self._cohort, self._reader)
-            return [self._echo(event)]
+            return self._echo(event)
         self._held.append(event)
         self._held_bytes += len(event.body)
-        verdict = await self._early(self._cohort, self._reader, over)
-        if verdict is None:
+        if over:
+            return await self._let_go(self._cohort, self._reader, await self._judge(self._cohort, self._reader))
+        full = self._held_bytes > _HOLD_BYTES
+        if self._cohort.stream == "buffer" and not full:
             return []
-        headers, metadata = self._rule(self._cohort, verdict)
-        self._headers_held = False
-        if self._is_for_a_person(self._cohort):
-            return [await self._put_aside("response_headers", self._reader, headers, metadata)]
-        held, self._held = self._held, []
-        first = Reply("response_headers", headers=headers, metadata=metadata)
-        return [first, *map(self._echo, held)]
+        verdict = judge_early(self._cohort.accept, self._reader.observation(), request=self._facts)
+        if verdict.decided and not verdict.accept:
+            return await self._let_go(self._cohort, self._reader, verdict)
+        if full or verdict.decided or self._reader.text_chars >= _HOLD_CHARS:
+            return self._release("degraded" if full else "accept")
+        return []
 
-    def _echo(self, event: Event) -> Reply:
+    async def _let_go(self, cohort: Cohort, reader: AnswerReader, verdict: Verdict) -> list[Reply]:
+        """End the hold with a verdict on it."""
+        headers, metadata = self._rule(cohort, verdict)
+        if self._is_for_a_person(cohort):
+            return [await self._put_aside("response_headers", reader, headers, metadata)]
+        return self._flush(Reply("response_headers", headers=headers, metadata=metadata))
+
+    def _release(self, word: str) -> list[Reply]:
+        """End the hold with the rest of the answer still to come: the verdict is recorded at its end."""
+        self._verifier.bounds.judged(str(self._decision.get("cohort")), self._share)
+        headers, metadata = {VERDICT_HEADER: word}, {METADATA: {"verdict": word}}
+        return self._flush(Reply("response_headers", headers=headers, metadata=metadata))
+
+    def _flush(self, first: Reply) -> list[Reply]:
+        self._headers_held = False
+        held, self._held = self._held, []
+        return [first, *(reply for event in held for reply in self._echo(event))]
+
+    def _echo(self, event: Event) -> list[Reply]:
         """What came, as it came, but for log-probabilities that only we asked for."""
         if event.kind == "response_trailers":
-            return Reply("response_trailers")
+            rest = self._stripper.feed(b"", end=True) if self._stripper is not None else b""
+            last = [Reply("response_body", body=rest, streamed=True)] if rest else []
+            return [*last, Reply("response_trailers")]
         body = event.body if self._stripper is None else self._stripper.feed(event.body, event.end)
-        return Reply("response_body", body=body, streamed=True, end=event.end)
-
-    async def _early(self, cohort: Cohort, reader: AnswerReader, over: bool) -> Verdict | None:
-        """The verdict, or None to hold on."""
-        if over:
-            return await self._judge(cohort, reader)
-        full = self._held_bytes > _HOLD_BYTES
-        if not full and cohort.stream == "buffer":
-            return None
-        verdict = judge_early(cohort.accept, reader.observation(), request=self._facts)
-        if verdict.decided and not verdict.accept:
-            return verdict
-        if full or verdict.decided or reader.text_chars >= _HOLD_CHARS:
-            return Verdict(True, reason="undecided" if not verdict.decided else verdict.reason)
-        return None
+        return [Reply("response_body", body=body, streamed=True, end=event.end)]
 
     async def _record(self, cohort: Cohort, reader: AnswerReader) -> None:
         """The client has the answer already: what is wrong with it is only written down."""
         verdict = await self._judge(cohort, reader)
-        self.ruling = Ruling(cohort.name, self._opening.attempt, "recorded", verdict)
+        word = "accept" if verdict.accept else "recorded"
+        self.ruling = Ruling(cohort.name, self._opening.attempt, word, verdict)
 
     # --- verdicts ---------------------------------------------------------------------------------------
 
@@ -234,9 +243,7 @@ class VerifierExchange:
 
     def _rule(self, cohort: Cohort, verdict: Verdict) -> tuple[dict[str, str], dict[str, Any]]:
         """Turn a verdict into headers and metadata: climb if it is rejected and nothing forbids it."""
-        escalate = cohort.escalate
-        bounds, share = self._verifier.bounds, escalate.share if escalate is not None else _DEFAULT_SHARE
-        bounds.judged(cohort.name, share)
+        self._verifier.bounds.judged(cohort.name, self._share)
         word, bound = "accept", None
         if not verdict.accept:
             bound = self._bound(cohort)
@@ -252,6 +259,11 @@ class VerifierExchange:
         if bound is not None:
             said["bound"] = bound
         return headers, {METADATA: said}
+
+    @property
+    def _share(self) -> float:
+        escalate = self._cohort.escalate if self._cohort is not None else None
+        return escalate.share if escalate is not None else _DEFAULT_SHARE
 
     def _bound(self, cohort: Cohort) -> str | None:
         """What forbids a climb: the last rung, the cohort's share, or the principal's rate."""

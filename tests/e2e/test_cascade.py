@@ -1,0 +1,574 @@
+"""The cascade through the real Envoy: verdicts, rungs, bounds, streams, and a verifier that is killed."""
+
+import asyncio
+import concurrent.futures
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from faulty_upstream import (
+    CHAT,
+    LONG,
+    MESSAGES,
+    RESPONSES,
+    FaultyUpstreams,
+    ask,
+    body_of,
+    new_id,
+    post,
+    read,
+    running_faulty,
+    text_of,
+    write_intents,
+)  # fmt: skip
+from traffic import envoy_beside, eventually
+
+from extproc.stack import Stack
+
+_RULES = "accept: [complete, non_empty, no_refusal]"
+_UP = "escalate: {to: large, share: 1}"
+_COHORTS = {
+    "early": f"tier: small\nreasoning: off\n{_RULES}\n{_UP}",
+    "buffer": f"tier: small\n{_RULES}\n{_UP}\nstream: buffer",
+    "record": f"tier: small\n{_RULES}\n{_UP}\nstream: record",
+    "plain": "tier: small",
+    "climb": f"tier: small\nreasoning: off\n{_RULES}\nescalate:\n  to: [{{tier: small, reasoning: on}}, large]\n"
+    "  max: 2\n  share: 1",
+    "shared": f"tier: small\n{_RULES}\nescalate: {{to: large, share: 0.01}}",
+    "schema": f"tier: small\naccept: [complete, json_schema]\n{_UP}",
+    "tools": f"tier: small\naccept: [complete, tool_calls]\n{_UP}",
+    "gone": f"tier: small\n{_RULES}\n{_UP}",
+    "three": f"tier: small\nreasoning: off\n{_RULES}\nescalate:\n"
+    "  to: [{tier: large, reasoning: on}, {tier: frontier, reasoning: {budget_tokens: 9000}}]\n  max: 2\n"
+    "  share: 1",
+}
+_COHORTS["again"] = (
+    f"tier: small\nreasoning: off\n{_RULES}\nescalate: {{to: {{tier: small, reasoning: on}}, share: 1}}"
+)
+_BURST = 5
+_POLICY = f"escalations: {{per_minute: 0.01, burst: {_BURST}}}\ntimeouts: {{attempt_s: 40, request_s: 80}}\n"
+
+
+class Cascade:
+    """The stack, with what its tests ask of it."""
+
+    def __init__(self, stack: Stack, prompts: dict[str, str]) -> None:
+        self.stack, self.prompts = stack, prompts
+        self.upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
+        self.pool = concurrent.futures.ThreadPoolExecutor(8)
+
+    def ask(
+        self, cohort: str, stream: bool = False, path: str = CHAT, key: str | None = None, **script: Any
+    ) -> Any:
+        """Ask with this script: (id, wire, reading)."""
+        more = script.pop("more", {})
+        script.setdefault("id", new_id())
+        headers = {"authorization": key} if key is not None else None
+        wire, reading = ask(self.stack, self.prompts[cohort], script, stream, path, headers, **more)
+        return script["id"], wire, reading
+
+    def later(self, cohort: str, stream: bool, **script: Any) -> tuple[str, concurrent.futures.Future[Any]]:
+        """Ask in a thread, and return when the first tier has the request."""
+        request_id = new_id()
+        future = self.pool.submit(self.ask, cohort, stream, id=request_id, **script)
+        eventually(lambda: self.upstreams.sent.get((request_id, "small")) is not None, "the request is upstream")
+        return request_id, future
+
+    def sent(self, request_id: str, tier: str, attempt: int = 0) -> bytes:
+        return bytes(self.upstreams.sent[request_id, tier][attempt])
+
+    def route(self) -> list[tuple[str, str]]:
+        """Tier and attempt number of everything that has arrived, oldest first."""
+        return [(r.tier, r.headers["x-envoy-attempt-count"]) for r in self.upstreams.received]
+
+    def streams_opened(self) -> int:
+        counts = self.stack.stats(r"cluster\.[a-z]*\.ext_proc\.")
+        return sum(count for name, count in counts.items() if name.endswith(".streams_started"))
+
+
+def said(wire: Any) -> dict[str, str]:
+    """The contract's headers of an answer, without the cohort."""
+    found = {n: v for n, v in wire.headers.items() if n.startswith(("x-cascade-", "x-router-"))}
+    found.pop("x-router-cohort", None)
+    return found
+
+
+@pytest.fixture(scope="module")
+def cascade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cascade]:
+    folder = tmp_path_factory.mktemp("cascade")
+    prompts = write_intents(folder / "written", _COHORTS, _POLICY)
+    with running_faulty(folder / "written", folder) as stack:
+        found = Cascade(stack, prompts)
+        yield found
+        found.pool.shutdown(wait=True, cancel_futures=True)
+
+
+STREAMS = pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+
+ACCEPTED = {
+    "x-cascade-verdict": "accept", "x-router-reason": "matched", "x-router-escalations": "0",
+    "x-router-tier": "small", "x-router-attempts": "1",
+}  # fmt: skip
+
+
+@STREAMS
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("cohort", ["early", "buffer"])
+def test_a_good_small_answer_is_the_answer(cascade: Cascade, cohort: str, path: str, stream: bool) -> None:
+    """Byte for byte what the small tier sent."""
+    request_id, wire, reading = cascade.ask(cohort, stream, path, words=LONG)
+    assert (wire.status, reading.problems, said(wire)) == (200, [], ACCEPTED)
+    assert reading.text == text_of("small", request_id, LONG)
+    assert wire.body == cascade.sent(request_id, "small")
+    assert cascade.upstreams.attempts(request_id, "large") == []
+
+
+@STREAMS
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("refuses", "refusal"), ("empty_content", "empty"), ("html_as_asked", "malformed"),
+     ("error_in_200", "upstream_error"), ("wrong_type", "wrong_type"), ("other_framing", "wrong_framing")],
+)  # fmt: skip
+def test_a_weak_small_answer_climbs(cascade: Cascade, path: str, stream: bool, fault: str, reason: str) -> None:
+    """The client gets the large tier's answer, byte for byte, and is told why the small one's was not good."""
+    if stream and fault == "error_in_200":
+        reason = "wrong_framing"  # JSON where a stream was asked: known before what it says is
+    request_id, wire, reading = cascade.ask("early", stream, path, small=fault)
+    assert (wire.status, reading.problems) == (200, [])
+    assert wire.body == cascade.sent(request_id, "large")
+    assert reading.text == text_of("large", request_id, 6)
+    assert said(wire) == {
+        "x-router-reason": "matched", "x-router-escalations": "1", "x-router-tier": "large",
+        "x-router-attempts": "2", "x-cascade-reason": reason,
+    }  # fmt: skip
+
+
+# Whitespace and order as no encoder writes them: a rung's body differs in what the rung changes, and nowhere else.
+_ODD = (
+    '{ "messages":[{"role":"user",\t"content":"%s"}] ,\n "model" : "auto", "stream": %s, '
+    '"metadata": {"id": "%s", "small": %s, "large": "%s"}, "user":"\\u00fc" }'
+)
+
+
+@STREAMS
+def test_each_rung_gets_its_own_model_and_reasoning(cascade: Cascade, stream: bool) -> None:
+    """The same tier with reasoning, then the next tier: three attempts, each byte for byte what it should be."""
+    request_id = new_id()
+    values = (cascade.prompts["climb"], str(stream).lower(), request_id, '["refuses", "refuses"]', "fine")
+    body = _ODD % values
+    wire = asyncio.run(post(cascade.stack.port, CHAT, body.encode(), {"authorization": request_id}))
+    arrived = cascade.upstreams.attempts(request_id)
+    assert [r.tier for r in arrived] == ["small", "small", "large"]
+    thinking = ',"chat_template_kwargs":{"enable_thinking":%s} }'
+    # The last rung names no reasoning of its own: the cohort's stands.
+    for got, model, on in zip(
+        arrived, ("qwen3-8b", "qwen3-8b", "qwen3-32b"), ("false", "true", "false"), strict=True
+    ):
+        expected = body.replace('"auto"', f'"{model}"').removesuffix(" }") + thinking % on
+        assert got.body.decode() == expected
+        assert got.headers["content-length"] == str(len(got.body))
+    assert wire.body == cascade.sent(request_id, "large")
+    assert said(wire)["x-router-escalations"] == "2"
+    assert said(wire)["x-router-attempts"] == "3"
+
+
+def test_three_tiers_in_three_dialects(cascade: Cascade) -> None:
+    """Qwen's field on two tiers and OpenAI's on the third; none of one rung's fields is left in the next."""
+    request_id, wire, reading = cascade.ask("three", small="refuses", large="empty_content")
+    small, large, frontier = (msgspec.json.decode(r.body) for r in cascade.upstreams.attempts(request_id))
+    assert (small["model"], small["chat_template_kwargs"]) == ("qwen3-8b", {"enable_thinking": False})
+    assert (large["model"], large["chat_template_kwargs"]) == ("qwen3-32b", {"enable_thinking": True})
+    assert (frontier["model"], frontier["reasoning_effort"]) == ("frontier-1", "high")
+    assert "chat_template_kwargs" not in frontier
+    assert reading.text == text_of("frontier", request_id, 6)
+    assert said(wire)["x-router-tier"] == "frontier"
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "tiers"),
+    [(["refuses", "fine"], "fine", ["small", "small"]),
+     (["status_500", "refuses"], "fine", ["small", "small", "large"]),
+     (["refuses", "reset_before_headers"], "fine", ["small", "small", "large"])],
+    ids=["second", "failure, rejection", "rejection, failure"],
+)  # fmt: skip
+@STREAMS
+def test_failures_and_rejections_share_one_ladder(
+    cascade: Cascade, stream: bool, small: Any, large: str, tiers: list[str]
+) -> None:
+    """Whatever an attempt fails by, the next goes one rung up."""
+    request_id, wire, reading = cascade.ask("climb", stream, small=small, large=large)
+    assert [r.tier for r in cascade.upstreams.attempts(request_id)] == tiers
+    assert (reading.problems, reading.text) == ([], text_of(tiers[-1], request_id, 6))
+    assert wire.body == cascade.sent(request_id, tiers[-1], tiers.count(tiers[-1]) - 1)
+
+
+@STREAMS
+def test_the_last_rung_is_never_rejected(cascade: Cascade, stream: bool) -> None:
+    """It is not even judged: what it says is the answer."""
+    request_id, wire, _ = cascade.ask("early", stream, small="refuses", large="refuses")
+    assert wire.status == 200
+    assert wire.body == cascade.sent(request_id, "large")
+    assert len(cascade.upstreams.attempts(request_id)) == 2
+    assert said(wire).get("x-cascade-verdict") != "escalate"
+
+
+@STREAMS
+def test_a_failing_last_rung_is_reported_honestly(cascade: Cascade, stream: bool) -> None:
+    """An error of the last tier's is the client's to see: no made-up answer."""
+    _, wire, reading = cascade.ask("early", stream, small="refuses", large="status_503")
+    assert wire.status == 503
+    assert reading.problems == ["status 503"]
+
+
+@STREAMS
+def test_exhausted_is_the_last_answer_marked_degraded(cascade: Cascade, stream: bool) -> None:
+    """Rejected where no rung is left to climb to: 200 with that answer, and it says so."""
+    request_id, wire, reading = cascade.ask("again", stream, small="refuses")
+    assert (wire.status, reading.problems) == (200, [])
+    assert wire.body == cascade.sent(request_id, "small", 1)
+    assert len(cascade.upstreams.attempts(request_id)) == 2
+    assert said(wire)["x-cascade-verdict"] == "degraded"
+    assert said(wire)["x-cascade-reason"] == "refusal"
+    # What nobody judges is not marked at all.
+    request_id, wire, _ = cascade.ask("climb", stream, small="status_500", large="refuses")
+    assert (wire.status, wire.body) == (200, cascade.sent(request_id, "large"))
+    assert "x-cascade-verdict" not in wire.headers
+
+
+def test_a_key_over_its_burst_gets_degraded_answers_and_another_still_climbs(cascade: Cascade) -> None:
+    """Nobody forces more traffic up than their share, and nobody else pays for it."""
+    verdicts = []
+    for i in range(_BURST + 2):
+        request_id, wire, _ = cascade.ask("early", i % 2 == 1, key="Bearer greedy", small="refuses")
+        assert wire.status == 200
+        verdicts.append(said(wire).get("x-router-tier"))
+        if i >= _BURST:
+            assert said(wire)["x-cascade-verdict"] == "degraded"
+            assert said(wire)["x-cascade-reason"] == "refusal"
+            assert said(wire)["x-router-escalations"] == "0"
+            assert wire.body == cascade.sent(request_id, "small")
+    assert verdicts == ["large"] * _BURST + ["small"] * 2
+    request_id, wire, _ = cascade.ask("early", key="Bearer modest", small="refuses")
+    assert said(wire)["x-router-tier"] == "large"
+    assert "greedy" not in cascade.stack.log("router.log") + cascade.stack.log("envoy.log")
+
+
+def test_a_cohort_over_its_share_gets_degraded_answers(cascade: Cascade) -> None:
+    """The first ten may climb, then one in a hundred; each from a principal of its own."""
+    asked = [cascade.ask("shared", small="refuses") for _ in range(14)]
+    tiers = [said(wire)["x-router-tier"] for _, wire, _ in asked]
+    assert tiers == ["large"] * 10 + ["small"] * 4
+    assert {said(wire)["x-cascade-verdict"] for _, wire, _ in asked[10:]} == {"degraded"}
+    assert all(wire.status == 200 for _, wire, _ in asked)
+
+
+@STREAMS
+def test_over_envoys_retry_budget_the_answer_is_marked_degraded(
+    cascade: Cascade, tmp_path: Path, stream: bool
+) -> None:
+    """Envoy may refuse a climb that the verifier ordered: the client is not told of a climb that never was."""
+
+    def no_retries(bootstrap: dict[str, Any]) -> None:
+        for cluster in bootstrap["static_resources"]["clusters"]:
+            if cluster["name"] == "small":
+                cluster["circuit_breakers"]["thresholds"][0]["retry_budget"] = {
+                    "budget_percent": {"value": 0}, "min_retry_concurrency": 0,
+                }  # fmt: skip
+
+    with envoy_beside(cascade.stack, tmp_path, no_retries) as beside:
+        request_id = new_id()
+        script = {"id": request_id, "small": "refuses"}
+        wire, _ = ask(beside, cascade.prompts["early"], script, stream)
+        assert (wire.status, wire.body) == (200, cascade.sent(request_id, "small"))
+        assert said(wire)["x-router-attempts"] == "1"
+        assert said(wire)["x-router-tier"] == "small"
+        assert said(wire)["x-cascade-verdict"] == "degraded"
+        # And nothing else changes: an accepted answer says so, an unjudged one says nothing.
+        wire, _ = ask(beside, cascade.prompts["early"], {"id": new_id()}, stream)
+        assert said(wire)["x-cascade-verdict"] == "accept"
+        wire, _ = ask(beside, cascade.prompts["plain"], {"id": new_id()}, stream)
+        assert "x-cascade-verdict" not in wire.headers
+
+
+def test_a_recorded_stream_passes_and_its_verdict_is_written_down(cascade: Cascade) -> None:
+    """`record` judges JSON answers as ever, and holds no stream."""
+    request_id, wire, reading = cascade.ask("record", True, small="refuses")
+    assert (wire.body, reading.problems) == (cascade.sent(request_id, "small"), [])
+    assert said(wire)["x-router-tier"] == "small"
+    assert "x-cascade-verdict" not in wire.headers
+    request_id, wire, _ = cascade.ask("record", False, small="refuses")
+    assert said(wire)["x-router-tier"] == "large"
+
+
+@pytest.mark.parametrize("small", ["fine", "trickled", "paced", "refuses_late"])
+@pytest.mark.parametrize("cohort", ["early", "buffer", "record", "plain"])
+def test_held_bytes_are_neither_lost_nor_reordered(cascade: Cascade, cohort: str, small: str) -> None:
+    """Whatever is held, for however long: the client gets what one tier sent, all of it, in order."""
+    request_id, wire, reading = cascade.ask(cohort, True, small=small, words=60)
+    climbs = small == "refuses_late" and cohort in ("early", "buffer")
+    assert wire.body == cascade.sent(request_id, "large" if climbs else "small")
+    assert reading.problems == []
+    if climbs and cohort == "early":  # the small tier was stopped at its first words
+        assert len(cascade.sent(request_id, "small")) < 12_000
+        eventually(lambda: (request_id, "small") in cascade.upstreams.gone, "the small stream was cancelled")
+
+
+@STREAMS
+def test_a_request_of_five_megabytes_climbs_too(cascade: Cascade, stream: bool) -> None:
+    """Held by Envoy, patched for each rung, whole on all of them."""
+    pad = "ü" * 2_500_000
+    request_id, wire, reading = cascade.ask("climb", stream, small=["refuses", "empty_content"], more={"pad": pad})
+    arrived = cascade.upstreams.attempts(request_id)
+    assert [r.tier for r in arrived] == ["small", "small", "large"]
+    assert all(msgspec.json.decode(r.body)["pad"] == pad for r in arrived)
+    assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "large"))
+
+
+@pytest.mark.parametrize("cohort", ["early", "buffer", "record", "plain"])
+@STREAMS
+def test_an_answer_of_three_megabytes_is_passed_whole(cascade: Cascade, cohort: str, stream: bool) -> None:
+    """Beyond every buffer that is not made for it, and beyond what a stream is held for."""
+    request_id, wire, reading = cascade.ask(cohort, stream, words=20_000 if stream else 200_000)
+    assert (wire.status, reading.problems) == (200, [])
+    assert len(wire.body) > 3_000_000
+    assert wire.body == cascade.sent(request_id, "small")
+
+
+def test_an_early_judgement_lets_go_while_the_answer_still_grows(cascade: Cascade) -> None:
+    """The client reads the first tokens before the upstream has sent its last; a buffered stream waits."""
+
+    async def first_bytes(cohort: str) -> tuple[str, bytes]:
+        request_id = new_id()
+        script = {"id": request_id, "small": "gated_midway", "words": LONG}
+        body = body_of(CHAT, cascade.prompts[cohort], True, script)
+        reader, writer = await asyncio.open_connection("127.0.0.1", cascade.stack.port)
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\n"
+            + f"content-length: {len(body)}\r\n\r\n".encode() + body
+        )  # fmt: skip
+        try:
+            got = await asyncio.wait_for(reader.readuntil(b"w5"), 30 if cohort == "early" else 2)
+        except TimeoutError:
+            got = b""
+        cascade.upstreams.release(request_id)
+        rest = await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), 30)
+        writer.transport.abort()
+        return request_id, got + rest
+
+    _, got = asyncio.run(first_bytes("early"))
+    assert b"x-cascade-verdict: accept" in got
+    _, whole = asyncio.run(first_bytes("buffer"))
+    assert b"[DONE]" in whole and b"[DONE]" in got
+
+
+@STREAMS
+def test_a_cohort_without_rules_pays_nothing(cascade: Cascade, stream: bool) -> None:
+    """No verifier stream is opened for it, nor for the last rung of a ladder."""
+    before = cascade.streams_opened()
+    for fault in ("fine", "refuses", "empty_content", "status_500"):
+        cascade.ask("plain", stream, small=fault)
+    assert cascade.streams_opened() == before
+    cascade.ask("early", stream, small="refuses")
+    assert cascade.streams_opened() == before + 1
+
+
+@STREAMS
+def test_a_forged_verdict_is_ignored(cascade: Cascade, stream: bool) -> None:
+    """A tier cannot make us climb, nor speak in our name."""
+    for cohort, verdict in (("early", {"x-cascade-verdict": "accept"}), ("plain", {})):
+        request_id, wire, _ = cascade.ask(cohort, stream, small="forged")
+        assert wire.body == cascade.sent(request_id, "small")
+        expected = {k: v for k, v in ACCEPTED.items() if not k.startswith("x-cascade-")} | verdict
+        assert said(wire) == expected
+
+
+@STREAMS
+def test_a_forged_verdict_of_the_last_tier_is_ignored(cascade: Cascade, stream: bool) -> None:
+    """Nor on the rung that nobody judges."""
+    request_id, wire, _ = cascade.ask("early", stream, small="refuses", large="forged")
+    assert wire.body == cascade.sent(request_id, "large")
+    assert "forged" not in " ".join(wire.headers.values())
+
+
+_SCHEMA = {
+    "type": "object", "properties": {"sender": {"type": "string"}, "total": {"type": "number"}},
+    "required": ["sender", "total"], "additionalProperties": False,
+}  # fmt: skip
+_FORMAT = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": _SCHEMA}}}
+_GOOD = '{"sender": "Nordwind", "total": 420}'
+
+
+@STREAMS
+@pytest.mark.parametrize(
+    ("small", "verdict"),
+    [(_GOOD, None), ('{"sender": "Nordwind"}', "schema"), ('{"sender": "N", "total": "420"}', "schema"),
+     ("The sender is Nordwind.", "not_json"), (f"```json\n{_GOOD}\n```", "not_json"), (_GOOD[:-4], "not_json")],
+    ids=["fits", "lacks a member", "wrong type", "prose", "fenced", "cut"],
+)  # fmt: skip
+def test_an_answer_is_held_to_the_requests_own_schema(
+    cascade: Cascade, stream: bool, small: str, verdict: str | None
+) -> None:
+    """The schema travels from the request to the verdict, and an answer that misses it never arrives."""
+    request_id, wire, reading = cascade.ask(
+        "schema", stream, say={"small": small, "large": _GOOD}, more=_FORMAT
+    )  # fmt: skip
+    assert (reading.problems, reading.text) == ([], _GOOD)
+    assert said(wire)["x-router-tier"] == ("small" if verdict is None else "large")
+    assert wire.body == cascade.sent(request_id, said(wire)["x-router-tier"])
+    assert said(wire).get("x-cascade-reason") == verdict
+
+
+def test_without_a_schema_there_is_nothing_to_hold_it_to(cascade: Cascade) -> None:
+    _, wire, _ = cascade.ask("schema", say={"small": "prose"})
+    assert (said(wire)["x-router-tier"], said(wire)["x-cascade-verdict"]) == ("small", "accept")
+
+
+_TOOLS = {
+    "tools": [
+        {"type": "function", "function": {"name": "get_weather", "parameters": {
+            "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+    ],
+    "tool_choice": "required",
+}  # fmt: skip
+_CALL = {"get_weather": '{"city": "Lisbon"}'}
+
+
+@STREAMS
+@pytest.mark.parametrize(
+    ("small", "verdict"),
+    [({"calls": {"small": _CALL}}, None), ({"calls": {"small": {"get_wether": "{}"}}}, "unknown_tool"),
+     ({"calls": {"small": {"get_weather": '{"town": 1}'}}}, "tool_arguments"),
+     ({"calls": {"small": {"get_weather": '{"city": '}}}, "tool_arguments"), ({}, "no_tool_call")],
+    ids=["fits", "unknown tool", "wrong arguments", "cut arguments", "no call"],
+)  # fmt: skip
+def test_calls_are_held_to_the_requests_own_tools(
+    cascade: Cascade, stream: bool, small: dict[str, Any], verdict: str | None
+) -> None:
+    """Names and arguments, against what the request offered."""
+    script = {"calls": {"large": _CALL} | small.get("calls", {})}
+    request_id, wire, reading = cascade.ask("tools", stream, more=_TOOLS, **script)
+    assert (reading.problems, reading.calls) == ([], _CALL)
+    assert said(wire)["x-router-tier"] == ("small" if verdict is None else "large")
+    assert wire.body == cascade.sent(request_id, said(wire)["x-router-tier"])
+    assert said(wire).get("x-cascade-reason") == verdict
+
+
+@STREAMS
+@pytest.mark.parametrize("small", ["gated", "gated_midway"])
+def test_a_client_that_leaves_in_the_middle_stops_the_upstream(cascade: Cascade, stream: bool, small: str) -> None:
+    """The small tier's stream is reset, the next tier is never asked, no error is logged."""
+    before = len(cascade.stack.log("router.log"))
+    request_id = new_id()
+    body = body_of(CHAT, cascade.prompts["buffer"], stream, {"id": request_id, "small": small})
+
+    async def leave() -> None:
+        asking = asyncio.create_task(post(cascade.stack.port, CHAT, body))
+        for _ in range(600):
+            if cascade.upstreams.attempts(request_id):
+                break
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(leave())
+    eventually(lambda: (request_id, "small") in cascade.upstreams.gone, "the upstream is told")
+    assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small"]
+    logged = cascade.stack.log("router.log")[before:]
+    assert "Traceback" not in logged and "ERROR" not in logged
+
+
+@STREAMS
+def test_a_cohort_that_a_reload_takes_away_judges_nothing(cascade: Cascade, stream: bool) -> None:
+    """An answer in flight passes as it is."""
+    file = cascade.stack.intents / "gone.yaml"
+    text = file.read_text()
+    request_id, future = cascade.later("gone", stream, small="gated_refusal")
+    file.unlink()
+    try:
+        eventually(
+            lambda: cascade.ask("gone")[1].headers.get("x-router-cohort") != "gone", "the cohort is gone"
+        )  # fmt: skip
+        cascade.upstreams.release(request_id)
+        _, wire, reading = future.result(60)
+    finally:
+        cascade.upstreams.release(request_id)
+        file.write_text(text)
+    assert (wire.status, reading.problems) == (200, [])
+    assert wire.body == cascade.sent(request_id, "small")
+    assert "x-cascade-verdict" not in wire.headers
+    eventually(lambda: cascade.ask("gone")[1].headers.get("x-router-cohort") == "gone", "the cohort is back")
+
+
+def test_no_error_was_logged(cascade: Cascade) -> None:
+    """By the router, in all of the above."""
+    logged = cascade.stack.log("router.log")
+    assert "Traceback" not in logged and "ERROR" not in logged, logged[-2000:]
+
+
+class TestKilledVerifier:
+    """Last in this module: the server is killed, and not started again."""
+
+    def test_what_is_in_flight_passes_or_fails_visibly(
+        self, cascade: Cascade, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Held streams and answers not yet there, at the moment of the kill: none is cut without a sign."""
+        flights = []
+        for cohort in ("early", "buffer", "record", "plain"):
+            for stream in (False, True):
+                for small in ("gated", "gated_midway", "gated_refusal"):
+                    flights.append((cohort, small, stream, *self._fly(cascade, cohort, stream, small)))
+        assert cascade.stack.router is not None
+        os.kill(cascade.stack.router.pid, 9)
+        cascade.stack.router.wait(10)
+        outcomes = []
+        for cohort, small, stream, request_id, future in flights:
+            cascade.upstreams.release(request_id)
+            _, wire, reading = future.result(60)
+            outcomes.append((small, stream, wire.status, wire.fault, reading.problems, cohort))
+            if not reading.problems:
+                sent = [
+                    cascade.sent(request_id, t)
+                    for t in ("small", "large")
+                    if (request_id, t) in cascade.upstreams.sent
+                ]
+                assert wire.body in sent
+            # What is not whole says so: a status, a broken transfer, or a stream without its ending.
+            assert reading.problems or wire.status == 200
+        with capsys.disabled():
+            print(
+                "\nkilled in the middle:",
+                *(f"  {o[5]} {o[0]} {'sse' if o[1] else 'json'}: {o[2:5]}" for o in outcomes),
+                sep="\n",
+            )
+        passed = [o for o in outcomes if not o[4]]
+        # Answers that no verifier had begun to read pass unjudged; what a killed one held cannot.
+        assert [o for o in passed if o[0] == "gated"] == [o for o in outcomes if o[0] == "gated"], outcomes
+
+    def test_envoy_lives_and_the_default_tier_serves(self, cascade: Cascade) -> None:
+        """And nothing is judged."""
+        request_id, _, reading = cascade.ask("early", True)
+        assert (reading.problems, reading.text) == ([], text_of("large", request_id, 6))
+        assert cascade.stack.envoy is not None and cascade.stack.envoy.poll() is None
+
+    @staticmethod
+    def _fly(cascade: Cascade, cohort: str, stream: bool, small: str) -> Any:
+        request_id = new_id()
+        body = body_of(CHAT, cascade.prompts[cohort], stream, {"id": request_id, "small": small, "words": 20})
+
+        def one() -> Any:
+            headers = {"authorization": request_id}
+            wire = asyncio.run(post(cascade.stack.port, CHAT, body, headers))
+            return request_id, wire, read(wire, CHAT, stream)
+
+        pool = concurrent.futures.ThreadPoolExecutor(1)
+        future = pool.submit(one)
+        pool.shutdown(wait=False)
+        eventually(lambda: cascade.upstreams.attempts(request_id), "the request is upstream")
+        if small == "gated_midway":
+            eventually(lambda: cascade.upstreams.sent[request_id, "small"][0], "half of the answer is sent")
+        return request_id, future

@@ -1,0 +1,266 @@
+"""Failover conformance: what a strict client sees of each fault of the first tier.
+
+The tier above is healthy. Each outcome is one of: recovered (the healthy tier's complete answer), served (the
+first tier's own, where nothing was wrong with it), honest (an error or a visibly unfinished answer, every byte
+of it the upstream's), silently wrong (looks complete and fine, and is not).
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from faulty_upstream import (
+    CHAT,
+    LONG,
+    MESSAGES,
+    RESPONSES,
+    SHORT,
+    FaultyUpstreams,
+    Wire,
+    body_of,
+    new_id,
+    post,
+    read,
+    running_faulty,
+    text_of,
+    write_intents,
+)  # fmt: skip
+
+from extproc.stack import Stack
+
+_JUDGED = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
+_COHORTS = {
+    "early": _JUDGED,
+    "buffer": f"{_JUDGED}\nstream: buffer",
+    "unjudged": "tier: small",
+    "dead_early": _JUDGED.replace("small", "dead"),
+    "dead_buffer": _JUDGED.replace("small", "dead") + "\nstream: buffer",
+    "dead_unjudged": "tier: dead\nescalate: {to: large}",
+}
+# Short enough for the stalls to be waited for, long enough for a slow machine's healthy answers.
+_TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
+
+# Nothing is wrong with these, however odd: they are served.
+FINE = ("fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close")
+# Both framings can have these.
+FAULTS = (
+    "refused", "reset_before_headers", "closed_before_headers", "reset_after_headers",
+    "status_429", "status_500", "status_503", "no_headers_in_time", "no_body_in_time", "stalled_midway",
+    "empty_content", "null_content", "no_body", "html", "html_as_asked", "error_in_200",
+    "length_too_long", "length_too_short", "cut_midway", "reset_midway", "other_framing", "wrong_type", "gzipped",
+    "no_json",
+)  # fmt: skip
+JSON_FAULTS = ("truncated_json", "truncated_json_chunked")
+SSE_FAULTS = (
+    "cut_before_first_token", "no_event_at_all", "only_done", "ended_midway", "ended_in_a_frame",
+    "without_ending", "ending_without_finish", "error_event_first", "error_event_midway", "error_event_then_done",
+)  # fmt: skip
+# The same after the first tokens have left: 160 words, where an early judgement lets go after 200 characters.
+LATE_FAULTS = (
+    "stalled_midway", "cut_midway", "reset_midway", "ended_midway", "ended_in_a_frame", "without_ending",
+    "ending_without_finish", "error_event_midway", "error_event_then_done", "length_too_long", "length_too_short",
+)  # fmt: skip
+
+COLUMNS = (
+    ("judged json", "early", False), ("judged sse, early", "early", True), ("judged sse, buffer", "buffer", True),
+    ("unjudged json", "unjudged", False), ("unjudged sse", "unjudged", True),
+)  # fmt: skip
+
+
+class Cell(msgspec.Struct):
+    """One fault in one column."""
+
+    fault: str
+    column: str
+    words: int
+    outcome: str
+    detail: str
+    reason: str
+
+
+class Table:
+    """All outcomes."""
+
+    def __init__(self, cells: list[Cell]) -> None:
+        self.cells = cells
+
+    def outcomes(self, column: str, late: bool = False) -> dict[str, str]:
+        words = LONG if late else SHORT
+        return {c.fault: c.outcome for c in self.cells if c.column == column and c.words == words}
+
+    def __str__(self) -> str:
+        names = [name for name, _, _ in COLUMNS]
+        rows = [f"{'fault of the first tier':<40}" + "".join(f"{name:<20}" for name in names)]
+        keys = list(dict.fromkeys((c.fault, c.words) for c in self.cells))
+        found = {(c.fault, c.words, c.column): c.outcome for c in self.cells}
+        for fault, words in keys:
+            label = f"{fault} (after 200 chars)" if words == LONG else fault
+            rows.append(f"{label:<40}" + "".join(f"{found.get((fault, words, n), '-'):<20}" for n in names))
+        rows.append("")
+        for kind in ("recovered", "served", "honest", "silently wrong"):
+            counts = Counter(c.column for c in self.cells if c.outcome == kind)
+            rows.append(f"{'total ' + kind:<40}" + "".join(f"{counts[n]:<20}" for n in names))
+        wrong = [c for c in self.cells if c.outcome == "silently wrong"]
+        rows += [f"silently wrong: {c.fault} ({c.column}): {c.detail}" for c in wrong]
+        return "\n".join(row.rstrip() for row in rows)
+
+
+def _applicable(stream: bool) -> list[tuple[str, int]]:
+    names = (*FINE, *FAULTS, *(SSE_FAULTS if stream else JSON_FAULTS))
+    return [(name, SHORT) for name in names] + [(name, LONG) for name in LATE_FAULTS if stream]
+
+
+async def _cell(
+    stack: Stack, prompts: dict[str, str], column: tuple[str, str, bool], fault: str, words: int, path: str
+) -> Cell:
+    name, cohort, stream = column
+    request_id = new_id()
+    refused = fault == "refused"
+    script: dict[str, Any] = {"id": request_id, "small": "fine" if refused else fault, "words": words}
+    prompt = prompts[f"dead_{cohort}" if refused else cohort]
+    wire = await post(stack.port, path, body_of(path, prompt, stream, script), within_s=60)
+    upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
+    outcome, detail = classify(upstreams, wire, request_id, path, stream, words, fine=fault in FINE)
+    reason = wire.headers.get("x-cascade-reason", "")
+    return Cell(fault, name, words, outcome, detail, reason)
+
+
+def classify(
+    upstreams: FaultyUpstreams, wire: Wire, request_id: str, path: str, stream: bool, words: int, fine: bool
+) -> tuple[str, str]:
+    """Which of the four outcomes this is, and what the client saw."""
+    reading = read(wire, path, stream)
+    if not reading.problems and reading.text == text_of("large", request_id, words):
+        return "recovered", ""
+    if not reading.problems and fine and reading.text == text_of("small", request_id, words):
+        return "served", ""
+    if not reading.problems:
+        return "silently wrong", f"looks fine: {reading.text[:60]!r}"
+    if wire.status != 200 or wire.fault in ("refused", "hang"):
+        return "honest", "; ".join(reading.problems)
+    sent = [body for tier in ("small", "large") for body in upstreams.sent.get((request_id, tier), [])]
+    if not any(bytes(body).startswith(wire.body) for body in sent):
+        return "silently wrong", f"bytes that no upstream sent: {wire.body[-80:]!r}"
+    return "honest", "; ".join(reading.problems)
+
+
+async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
+    enough = asyncio.Semaphore(12)
+
+    async def one(column: tuple[str, str, bool], fault: str, words: int) -> Cell:
+        async with enough:
+            return await _cell(stack, prompts, column, fault, words, path)
+
+    jobs = [one(column, *which) for column in COLUMNS for which in _applicable(column[2])]
+    cells = await asyncio.gather(*jobs)
+    return Table(list(cells))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("conformance")
+    found = write_intents(folder / "written", _COHORTS, _TIMEOUTS)
+    return found | {"": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def faulty(prompts: dict[str, str]) -> Iterator[Stack]:
+    folder = Path(prompts[""])
+    with running_faulty(folder / "written", folder) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def table(faulty: Stack, prompts: dict[str, str]) -> Table:
+    return asyncio.run(_all(faulty, prompts, CHAT))
+
+
+JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")
+
+
+def test_the_table(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+    """Printed as it is; sixteen faults at the least."""
+    with capsys.disabled():
+        print(f"\n\nFailover conformance, chat completions, strict raw client\n\n{table}\n")
+    assert len({c.fault for c in table.cells} - set(FINE)) >= 16
+
+
+def test_no_judged_answer_is_silently_wrong(table: Table) -> None:
+    """Whatever looks complete and fine is."""
+    wrong = [c for c in table.cells if c.column in JUDGED and c.outcome == "silently wrong"]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("column", JUDGED)
+def test_every_fault_before_the_first_byte_is_recovered(table: Table, column: str) -> None:
+    """Nothing had left: the client gets the next tier's answer, whole."""
+    outcomes = table.outcomes(column)
+    if "early" in column:  # broken only after the answer's own ending, which had left by then
+        assert outcomes.pop("length_too_long") == "honest"
+    kept = {fault: outcome for fault, outcome in outcomes.items() if fault not in FINE and outcome != "recovered"}
+    assert kept == {}
+    assert len(outcomes) - len(FINE) >= 16
+
+
+def test_a_buffered_stream_is_recovered_wherever_it_broke(table: Table) -> None:
+    """All of it was held, so all of it can be replaced."""
+    assert set(table.outcomes("judged sse, buffer", late=True).values()) == {"recovered"}
+
+
+def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table) -> None:
+    """The client has the first tokens: it must see that the rest is missing.
+
+    Where Envoy learns of the break before they have left, it is recovered.
+    """
+    outcomes = Counter(table.outcomes("judged sse, early", late=True).values())
+    assert set(outcomes) <= {"honest", "recovered"}
+    assert outcomes["honest"] >= 1
+
+
+@pytest.mark.parametrize("column", [name for name, _, _ in COLUMNS])
+def test_what_is_fine_is_served_by_the_first_tier(table: Table, column: str) -> None:
+    """Slow, trickled, with hints or trailers: odd is not wrong."""
+    outcomes = table.outcomes(column)
+    assert {fault: outcomes[fault] for fault in FINE} == dict.fromkeys(FINE, "served")
+
+
+@pytest.mark.parametrize("column", ["unjudged json", "unjudged sse"])
+def test_failover_needs_no_judge(table: Table, column: str) -> None:
+    """What Envoy can tell by itself is recovered for every cohort."""
+    outcomes = table.outcomes(column)
+    for fault in (
+        "refused", "reset_before_headers", "closed_before_headers", "status_429", "status_500", "status_503",
+        "no_headers_in_time",
+    ):  # fmt: skip
+        assert outcomes[fault] == "recovered", fault
+
+
+def test_nothing_is_made_up_for_an_unjudged_answer(table: Table) -> None:
+    """It is passed on as it came: what looks fine and is not was sent so by its upstream."""
+    wrong = [c for c in table.cells if c.outcome == "silently wrong" and c.column not in JUDGED]
+    assert {c.fault for c in wrong} <= {"empty_content", "null_content"}
+    assert not [c for c in wrong if c.detail.startswith("bytes that no upstream sent")]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+@pytest.mark.parametrize("path", [MESSAGES, RESPONSES])
+def test_the_other_apis_are_held_to_their_own_endings(
+    faulty: Stack, prompts: dict[str, str], path: str, stream: bool
+) -> None:
+    """message_stop and response.completed, as strictly as [DONE]."""
+    faults = ["fine", "empty_content", "reset_before_headers", "error_in_200", "cut_midway"]
+    faults += ["ended_midway", "without_ending", "error_event_midway", "ended_in_a_frame"] if stream else []
+    faults += [] if stream else ["truncated_json"]
+    columns = [column for column in COLUMNS if column[0] in JUDGED and column[2] == stream]
+
+    async def ask_all() -> list[Cell]:
+        jobs = [_cell(faulty, prompts, column, fault, SHORT, path) for column in columns for fault in faults]
+        return await asyncio.gather(*jobs)
+
+    cells = asyncio.run(ask_all())
+    expected = [(fault, "served" if fault == "fine" else "recovered") for _ in columns for fault in faults]
+    assert [(c.fault, c.outcome) for c in cells] == expected

@@ -1,0 +1,341 @@
+"""The verifier's side of an exchange, message by message: what is held, what is let go, and the verdict."""
+
+import asyncio
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from extproc.acceptance import RequestFacts, compile_rules
+from extproc.contract import FACTS, METADATA
+from extproc.match import Index
+from extproc.phases import Event, Opening, Reply
+from extproc.policy import Cohort, Policy, Snapshot
+from extproc.settings import EncoderConfig, Escalate, Escalations, StreamHold
+from extproc.verify import Verifier, VerifierExchange
+
+_RULES = ("complete", "non_empty", "no_refusal")
+
+
+def snapshot(stream: StreamHold = "early", rules: Any = _RULES, share: float = 1.0, **limits: Any) -> Snapshot:
+    cohort = Cohort(
+        "c", "small", 0.0, 0.0, True,
+        accept=compile_rules(list(rules)), escalate=Escalate("large", share=share), stream=stream,
+    )  # fmt: skip
+    policy = Policy((), "small", {"c": cohort})
+    return Snapshot("r1", policy, cast(Index, None), EncoderConfig(), Escalations(**limits))
+
+
+def opening(mode: str = "FULL_DUPLEX_STREAMED", attempt: int = 1, cohort: str = "c", **facts: Any) -> Opening:
+    given = RequestFacts(stream=mode == "FULL_DUPLEX_STREAMED") if not facts else RequestFacts(**facts)
+    decision = {"cohort": cohort, "rungs": 2.0, "api": "chat", "escalations": 0.0}
+    return Opening(
+        {"authorization": "Bearer x"}, "NONE", mode,  # type: ignore[arg-type]
+        {METADATA: decision, FACTS: {"facts": msgspec.json.encode(given).decode()}}, attempt,
+    )  # fmt: skip
+
+
+def headers(kind: str = "text/event-stream", status: str = "200", end: bool = False, **more: str) -> Event:
+    return Event("response_headers", end, headers={":status": status, "content-type": kind, **more})
+
+
+def run(exchange: VerifierExchange, *events: Event) -> list[list[Reply]]:
+    """The replies to each event."""
+
+    async def play() -> list[list[Reply]]:
+        return [await exchange.answer(event) for event in events]
+
+    return asyncio.run(play())
+
+
+def chunk(content: str | None = None, finish: str | None = None) -> bytes:
+    delta = {} if content is None else {"content": content}
+    return (
+        b"data: "
+        + msgspec.json.encode({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+        + b"\n\n"
+    )
+
+
+def transcript(*said: str, finish: str | None = "stop", done: bool = True) -> bytes:
+    ending = [chunk(finish=finish)] if finish else []
+    return b"".join([*map(chunk, said), *ending, *([b"data: [DONE]\n\n"] if done else [])])
+
+
+def streamed(pieces: list[bytes], trailers: bool = False) -> list[Event]:
+    events = [headers(), *(Event("response_body", body=piece) for piece in pieces)]
+    if trailers:
+        return [*events, Event("response_trailers", True)]
+    return [*events[:-1], Event("response_body", True, pieces[-1])]
+
+
+def checked(replies: list[Reply], whole: bytes, trailers: bool = False) -> dict[str, str]:
+    """The verdict's headers, once it is sure that not one byte was lost, repeated, reordered or sent too soon."""
+    kinds = [reply.kind for reply in replies]
+    assert kinds.count("response_headers") == 1 and kinds[0] == "response_headers"
+    bodies = [reply for reply in replies if reply.kind == "response_body"]
+    assert b"".join(reply.body or b"" for reply in bodies) == whole
+    assert all(reply.streamed for reply in bodies)
+    assert [reply.end for reply in bodies] == [False] * (len(bodies) - 1) + [not trailers]
+    assert kinds[-1] == ("response_trailers" if trailers else "response_body")
+    assert kinds.count("response_trailers") == trailers
+    return replies[0].headers or {}
+
+
+ACCEPT = {"x-cascade-verdict": "accept"}
+
+
+def rejected(reason: str, word: str = "escalate") -> dict[str, str]:
+    return {"x-cascade-verdict": word, "x-cascade-reason": reason}
+
+
+LONG = ("An answer of some length that goes on and on, ",) * 6
+TRANSCRIPTS = {
+    "good": (transcript("Zoë ", "says 🙂."), ACCEPT),
+    "refusal": (transcript("I'm sorry, but I can't help ", "with that request."), rejected("refusal")),
+    "empty": (transcript(""), rejected("empty")),
+    "cut": (transcript("Half an ans", finish=None, done=False), rejected("incomplete")),
+    "no finish": (transcript("Half an ans", finish=None), rejected("incomplete")),
+    "length": (transcript("Half an ans", finish="length"), rejected("cut")),
+    "no done": (transcript("All of it.", done=False), rejected("incomplete")),
+    "error": (
+        transcript("Ha", finish=None, done=False) + b'data: {"error":{"code":"overloaded"}}\n\n',
+        rejected("upstream_error"),
+    ),
+    "html": (b"<html>busy</html>", rejected("malformed")),
+    "json": (b'{"choices":[{"message":{"content":"Hi"},"finish_reason":"stop"}]}', rejected("wrong_type")),
+    "nothing": (b"", rejected("malformed")),
+}
+
+
+@pytest.mark.parametrize("trailers", [False, True], ids=["end", "trailers"])
+@pytest.mark.parametrize("name", TRANSCRIPTS)
+@pytest.mark.parametrize("mode", ["early", "buffer", "record"])
+def test_every_split_of_a_stream_is_passed_on_whole(mode: StreamHold, name: str, trailers: bool) -> None:
+    """Cut at any byte, a byte at a time, or in one piece: the same bytes, in order, under the same verdict."""
+    whole, verdict = TRANSCRIPTS[name]
+    splits = [[whole[:i], whole[i:]] for i in range(len(whole) + 1)]
+    splits += [[whole], [whole, b""], [whole[i : i + 1] for i in range(len(whole))] or [b""]]
+    for pieces in splits:
+        exchange = VerifierExchange(Verifier(lambda: snapshot(mode), None), opening())
+        replies = [reply for some in run(exchange, *streamed(pieces, trailers)) for reply in some]
+        got = checked(replies, whole, trailers)
+        assert exchange.ruling is not None
+        if mode == "record":
+            assert got == {}
+            assert exchange.ruling.word == ("accept" if verdict == ACCEPT else "recorded")
+            assert exchange.ruling.verdict.accept == (verdict == ACCEPT)
+        else:
+            assert got == verdict, pieces
+
+
+def test_an_early_judgement_lets_go_as_soon_as_it_may() -> None:
+    """Nothing leaves before 200 characters; then all that was held, and from there every piece as it comes."""
+    pieces = [chunk(said) for said in LONG] + [transcript()]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
+    first, last = streamed(pieces)[:6], streamed(pieces)[6:]
+    answers = run(exchange, *first)
+    assert [len(replies) for replies in answers] == [
+        0,
+        0,
+        0,
+        0,
+        0,
+        6,
+    ]  # five pieces of 46 characters, and the headers
+    assert exchange.ruling is None  # a stream that has left is not accepted before it has ended
+    answers += run(exchange, *last)
+    assert [len(replies) for replies in answers[6:]] == [1, 1]
+    assert checked([r for some in answers for r in some], b"".join(pieces)) == ACCEPT
+    # What it turned out to be in the end is written down, too.
+    assert (exchange.ruling.word, exchange.ruling.verdict.accept) == ("accept", True)
+
+
+def test_what_breaks_after_it_was_let_go_is_passed_as_it_broke() -> None:
+    """No ending is made up, and nothing is taken back."""
+    pieces = [chunk(said) for said in LONG] + [b"data: {half a fr"]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
+    assert checked([r for some in run(exchange, *streamed(pieces)) for r in some], b"".join(pieces)) == ACCEPT
+    assert exchange.ruling is not None
+    assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "incomplete")
+
+
+def test_a_refusal_is_rejected_before_its_end() -> None:
+    """At the first token after which nothing can change it."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
+    answers = run(
+        exchange, headers(), Event("response_body", body=chunk("I'm sorry, but I can't help with that request. ")),
+        Event("response_body", body=chunk("It is not something I may do. ")),
+    )  # fmt: skip
+    assert answers[0] == [] and next(r for some in answers for r in some).headers == rejected("refusal")
+
+
+def test_a_buffered_stream_is_held_to_its_end_but_not_beyond_a_megabyte() -> None:
+    """Beyond that it leaves as it is, marked degraded, for its rules were not run."""
+    pieces = [chunk("x" * 100_000) for _ in range(12)] + [transcript()]
+    exchange = VerifierExchange(Verifier(lambda: snapshot("buffer"), None), opening())
+    answers = run(exchange, *streamed(pieces))
+    assert [len(replies) for replies in answers[:11]] == [0] * 11
+    assert len(answers[11]) == 12
+    assert checked([r for some in answers for r in some], b"".join(pieces)) == {"x-cascade-verdict": "degraded"}
+
+
+def test_a_recorded_stream_is_never_held() -> None:
+    pieces = [chunk("I'm sorry, "), chunk("but I can't help with that."), transcript()]
+    exchange = VerifierExchange(Verifier(lambda: snapshot("record"), None), opening())
+    assert [len(replies) for replies in run(exchange, *streamed(pieces))] == [1, 1, 1, 1]
+    assert exchange.ruling is not None
+    assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "refusal")
+
+
+# --- whole answers ------------------------------------------------------------------------------------------
+
+
+def answer(content: str | None, finish: str = "stop") -> bytes:
+    message = {"role": "assistant", "content": content}
+    return msgspec.json.encode({"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
+
+
+def judged(body: bytes, exchange: VerifierExchange, kind: str = "application/json", **more: str) -> dict[str, str]:
+    """The verdict on a buffered body; it must not be touched."""
+    first, second = run(exchange, headers(kind, **more), Event("response_body", True, body))
+    assert first == [Reply("response_headers")]
+    assert len(second) == 1 and second[0].kind == "response_body"
+    assert second[0].body is None and not second[0].streamed
+    return second[0].headers or {}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (answer("Fine."), ACCEPT),
+        (answer("I'm sorry, but I can't help with that."), rejected("refusal")),
+        (answer(""), rejected("empty")),
+        (answer(None), rejected("empty")),
+        (answer("Half", "length"), rejected("cut")),
+        (answer("Fine.")[:-5], rejected("malformed")),
+        (b"", rejected("malformed")),
+        (b'{"error":{"code":"overloaded"}}', rejected("upstream_error")),
+        (transcript("Fine."), rejected("wrong_type")),
+    ],
+)
+def test_a_whole_answer(body: bytes, expected: dict[str, str]) -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
+    assert judged(body, exchange) == expected
+    assert exchange.ruling is not None
+    assert exchange.ruling.word == expected["x-cascade-verdict"]
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+@pytest.mark.parametrize("status", ["400", "404", "429", "500", "503"])
+def test_an_error_of_the_upstreams_is_not_judged(mode: str, status: str) -> None:
+    """It is Envoy's to retry, and passes as it is."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode))
+    body = Event("response_body", True, b'{"error":{}}')
+    first, second = run(exchange, headers("application/json", status), body)
+    assert [r.headers for r in (*first, *second)] == [None, None]
+    assert exchange.ruling is None
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+def test_a_200_without_a_body_is_rejected(mode: str) -> None:
+    """No client could read it; no body message will come."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode))
+    [[reply]] = run(exchange, headers(end=True))
+    assert (reply.kind, reply.headers) == ("response_headers", rejected("malformed"))
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+def test_a_cohort_that_is_gone_holds_nothing_against_an_answer(mode: str) -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode, cohort="gone"))
+    answers = run(exchange, headers(), Event("response_body", True, b"<html>"))
+    assert [r.headers for some in answers for r in some] == [None, None]
+    assert exchange.ruling is None
+
+
+def test_a_compressed_answer_is_rejected() -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
+    assert judged(b"\x1f\x8b...", exchange, **{"content-encoding": "gzip"}) == rejected("malformed")
+
+
+def test_the_policy_of_the_moment_judges_to_the_end() -> None:
+    """A reload in the middle of an answer changes nothing about it."""
+    now = [snapshot()]
+    verifier = Verifier(lambda: now[0], None)
+    exchange = VerifierExchange(verifier, opening("BUFFERED"))
+    now[0] = snapshot(rules=[{"min_chars": 100}])
+    assert judged(answer("Fine."), exchange) == ACCEPT
+    assert judged(answer("Fine."), VerifierExchange(verifier, opening("BUFFERED"))) == rejected("too_short")
+
+
+@pytest.mark.parametrize("facts", [{}, {"facts": "no JSON"}, {"facts": 7}, {"facts": '{"tools": 5}'}])
+def test_facts_that_cannot_be_read_are_none(facts: Any) -> None:
+    given = opening("BUFFERED")
+    exchange = VerifierExchange(
+        Verifier(lambda: snapshot(rules=["complete", "json_schema"]), None),
+        msgspec.structs.replace(given, metadata=given.metadata | {FACTS: facts}),
+    )
+    assert judged(answer("Fine."), exchange) == ACCEPT
+    assert exchange.ruling is not None and exchange.ruling.verdict.unavailable == ("json_schema",)
+
+
+def test_without_any_metadata_everything_passes() -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), Opening({}, "NONE", "BUFFERED"))
+    answers = run(exchange, headers(), Event("response_body", True, b"<html>"))
+    assert [r.headers for some in answers for r in some] == [None, None]
+
+
+def test_the_requests_schema_reaches_the_judge() -> None:
+    schema = {"type": "object", "required": ["total"]}
+    for content, expected in (('{"total": 1}', ACCEPT), ('{"sum": 1}', rejected("schema"))):
+        exchange = VerifierExchange(
+            Verifier(lambda: snapshot(rules=["json_schema"]), None), opening("BUFFERED", json_schema=schema)
+        )
+        assert judged(answer(content), exchange) == expected
+
+
+def test_messages_that_are_not_ours_are_answered_in_kind() -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
+    for kind in ("request_headers", "request_body", "request_trailers", "response_trailers"):
+        assert run(exchange, Event(kind)) == [[Reply(kind)]]  # type: ignore[arg-type]
+
+
+# --- bounds -------------------------------------------------------------------------------------------------
+
+REFUSED = answer("I'm sorry, but I can't help with that.")
+
+
+@pytest.mark.parametrize("attempt", [2, 3])
+def test_the_last_rung_does_not_climb(attempt: int) -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED", attempt))
+    assert judged(REFUSED, exchange) == rejected("refusal", "degraded")
+    assert exchange.ruling is not None and exchange.ruling.bound == "last_rung"
+
+
+def test_a_principal_over_its_burst_is_degraded_and_another_climbs() -> None:
+    verifier = Verifier(lambda: snapshot(burst=2, per_minute=0), None)
+    words = [
+        judged(REFUSED, VerifierExchange(verifier, opening("BUFFERED")))["x-cascade-verdict"] for _ in range(4)
+    ]
+    assert words == ["escalate", "escalate", "degraded", "degraded"]
+    other = msgspec.structs.replace(opening("BUFFERED"), headers={"authorization": "Bearer y"})
+    assert judged(REFUSED, VerifierExchange(verifier, other))["x-cascade-verdict"] == "escalate"
+
+
+def test_a_cohort_over_its_share_is_degraded() -> None:
+    verifier = Verifier(lambda: snapshot(share=0.001, burst=1000), None)
+    words = [
+        judged(REFUSED, VerifierExchange(verifier, opening("BUFFERED")))["x-cascade-verdict"] for _ in range(12)
+    ]
+    assert words == ["escalate"] * 10 + ["degraded"] * 2
+
+
+def test_what_a_verdict_tells_envoy() -> None:
+    """The verdict, its reason, the count of climbs, and the bound where one held it."""
+    for attempt, expected in (
+        (1, {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}),
+        (2, {"verdict": "degraded", "verdict_reason": "refusal", "bound": "last_rung"}),
+    ):
+        exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED", attempt))
+        _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, REFUSED))
+        assert reply.metadata == {METADATA: expected}
