@@ -8,7 +8,7 @@ TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos envoy bench bench-faults bench-views clean
+.PHONY: help demo test check protos envoy bench bench-cascade bench-faults bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -36,6 +36,13 @@ bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
 
 bench-faults: $(VENV)/ready  ## five minutes of load with faults: stalls, kills, clients that leave
 	$(BIN)/python -m bench.faults
+
+bench-cascade: $(VENV)/ready  ## the cascade on recorded MMLU-Pro answers, beside its controls
+	$(BIN)/python -m bench.cascade
+	$(BIN)/python -m bench.cascade --charge dollars
+
+bench-ttft: $(VENV)/ready  ## time to first token of streams that climb: judged early against buffered
+	$(BIN)/python -m bench.ttft
 
 bench-views: $(VENV)/ready  ## what each view of the text adds to routing accuracy
 	$(BIN)/python -m bench.views

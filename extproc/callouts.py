@@ -5,6 +5,7 @@ word) the rule has not run, and its declared outcome counts.
 """
 
 import http.client
+import time
 import urllib.request
 from typing import Any
 
@@ -22,6 +23,19 @@ _QUESTION = (
     "the request asks and is right as far as you can tell, no otherwise.\n\n<request>\n{request}\n</request>\n\n"
     "<answer>\n{answer}\n</answer>"
 )
+
+
+_MOST_BYTES = 1 << 20
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A judge that sends us elsewhere would send our key there, too."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
 
 
 def call_out(rule: External, judge: Judge, facts: RequestFacts, answer: str, embed: Embed | None) -> bool | None:
@@ -50,9 +64,15 @@ def _ask(judge: Judge, content: str, max_tokens: int) -> str | None:
         msgspec.json.encode(body),
         {"content-type": "application/json", **judge.authorization()},
     )
+    deadline = time.monotonic() + judge.timeout_ms / 1000
+    said = bytearray()
     try:
-        with urllib.request.urlopen(request, timeout=judge.timeout_ms / 1000) as reply:
-            said: Any = msgspec.json.decode(reply.read(1 << 20))
-        return str(said["choices"][0]["message"]["content"])
+        with _opener.open(request, timeout=judge.timeout_ms / 1000) as reply:
+            while piece := reply.read1(1 << 16):
+                said += piece
+                if time.monotonic() > deadline or len(said) > _MOST_BYTES:
+                    return None
+        answer: Any = msgspec.json.decode(said)
+        return str(answer["choices"][0]["message"]["content"])
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return None

@@ -146,16 +146,21 @@ def _check_tiers(policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
     yield from _named(POLICY_FILE, ".default_tier", policy.default_tier, tiers, "tier")
     for i, tier in enumerate(policy.tiers):
         at = f".tiers[{i}]"
-        host, _, port = tier.endpoint.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            what = f"endpoint `{tier.endpoint}` is not host:port, as in vllm-small:8000"
-            yield POLICY_FILE, f"{at}.endpoint", what
+        yield from _endpoint(f"{at}.endpoint", tier.endpoint)
         for name in {tier.name, tier.cluster_name}:
             yield from _plain(POLICY_FILE, f"{at}.name", name)
         if not tier.model or not tier.model.isprintable():
             yield POLICY_FILE, f"{at}.model", "`model` is empty or unprintable: name the model"
         if tier.context <= 0 or tier.price.input < 0 or tier.price.output < 0:
             yield POLICY_FILE, at, "context must be above 0 and prices not below it"
+    for name, judge in policy.judges.items():
+        yield from _endpoint(f".judges.{name}.endpoint", judge.endpoint)
+        if not 0 < judge.timeout_ms <= 60_000:
+            yield POLICY_FILE, f".judges.{name}.timeout_ms", "`timeout_ms` must be above 0 and at most 60000"
+    if policy.human is not None and not 200 <= policy.human.status <= 599:
+        yield POLICY_FILE, ".human.status", "`status` is an HTTP status: from 200 to 599"
+    for i, header in enumerate(policy.escalations.principal):
+        yield from _header(f".escalations.principal[{i}]", header)
     if policy.timeouts.attempt_s <= 0 or policy.timeouts.request_s < policy.timeouts.attempt_s:
         yield POLICY_FILE, ".timeouts", "attempt_s must be above 0 and request_s not below it"
     if policy.escalations.per_minute < 0 or policy.escalations.burst < 0:
@@ -177,9 +182,7 @@ def _check_rules(rules: tuple[Rule, ...], tiers: list[str], known: list[str]) ->
         for j, name in enumerate(rule.when.intents or ()):
             yield from _named(POLICY_FILE, f"{at}.when.intents[{j}]", name, known, "intent")
         for header in rule.when.headers or {}:
-            if re.fullmatch(r"[a-z0-9-]+", header) is None:
-                what = f"header `{header}`: write its name in lower case, with letters, digits and '-'"
-                yield POLICY_FILE, f"{at}.when.headers", what
+            yield from _header(f"{at}.when.headers", header)
 
 
 def _check_intents(intents: list[tuple[str, Intent]], policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
@@ -219,7 +222,9 @@ def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[st
             continue
         yield from _named(file, ".accept", rule.by, [*policy.judges] or ["(none in policy.yaml)"], "judge")
         judge = policy.judges.get(rule.by)
-        graded = {t.model for t in policy.tiers if t.name == intent.tier}
+        rungs = intent.escalate.rungs if intent.escalate is not None else ()
+        names = {intent.tier, intent.tier_floor, *(rung.tier for rung in rungs[:-1])}
+        graded = {t.model for t in policy.tiers if t.name in names}
         if judge is not None and judge.model in graded:
             what = f"judge `{rule.by}` is the model it would judge, {judge.model}: name another model"
             yield file, ".accept", what
@@ -238,6 +243,18 @@ def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[st
     elif intent.accept and tiers and intent.tier == tiers[-1]:
         what = "`accept` cannot reject anything: no tier is above this one; drop it, or name rungs in `escalate`"
         yield file, ".accept", what
+
+
+def _endpoint(path: str, endpoint: str) -> Iterator[_Finding]:
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        yield POLICY_FILE, path, f"endpoint `{endpoint}` is not host:port, as in vllm-small:8000"
+
+
+def _header(path: str, header: str) -> Iterator[_Finding]:
+    if re.fullmatch(r"[a-z0-9-]+", header) is None:
+        what = f"header `{header}`: write its name in lower case, with letters, digits and '-'"
+        yield POLICY_FILE, path, what
 
 
 def _named(file: str, path: str, name: str | None, names: list[str], what: str) -> Iterator[_Finding]:

@@ -57,7 +57,7 @@ class _Row(msgspec.Struct):
 
 
 def run_demo(intents: Path, keep_serving: bool) -> int:
-    """Run the demo; return 0 when every prompt was served by the tier its decision named."""
+    """Run the demo; return 0 when every prompt was served by the tier its cohort names."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("starting sample upstreams, router and Envoy ...", flush=True)
     began = time.monotonic()
@@ -66,7 +66,7 @@ def run_demo(intents: Path, keep_serving: bool) -> int:
         rows = _table(stack)
         served = sum(row.as_decided for row in rows)
         print(
-            f"\n{served} of {len(rows)} prompts were served by the tier that their decision named; "
+            f"\n{served} of {len(rows)} prompts were served by the tier that their cohort names; "
             "every other prompt was streamed (*).\n"
             "ms = added by routing, at the first byte, against the same request through Envoy without it;\n"
             "each text is new to the router, so this includes one embedding."
@@ -79,7 +79,9 @@ def run_demo(intents: Path, keep_serving: bool) -> int:
 
 def _table(stack: Stack) -> list[_Row]:
     routed = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="demo", max_retries=0, timeout=30)
-    tiers = {tier.name: tier for tier in load_config(stack.intents).policy.tiers}
+    config = load_config(stack.intents)
+    tiers = {tier.name: tier for tier in config.policy.tiers}
+    wanted = {intent.intent: intent.tier for intent in config.intents}
     with routed:
         for tier in tiers.values():  # connections are not what we measure
             _ask(_plain(stack, tier.cluster_name), tier.model, "warm up", False)
@@ -90,6 +92,7 @@ def _table(stack: Stack) -> list[_Row]:
         print("-" * 106)
         for i, prompt in enumerate(_PROMPTS):
             row = _row(stack, routed, tiers, prompt, stream=i % 2 == 1)
+            row.as_decided &= row.reason != "matched" or row.tier == wanted[row.cohort]
             rows.append(row)
             short = prompt if len(prompt) <= 46 else prompt[:45] + "…"
             mark = "*" if row.stream else ""
@@ -124,7 +127,8 @@ def _row(stack: Stack, routed: openai.OpenAI, tiers: dict[str, Any], prompt: str
 
 def _cascade(stack: Stack) -> bool:
     """Requests whose first answer is rejected, or whose first tier is dead; whether all ended well."""
-    prices = {tier.name: tier.price for tier in load_config(stack.intents).policy.tiers}
+    tiers = load_config(stack.intents).policy.tiers
+    prices = {tier.name: tier.price for tier in tiers}
     form = "{:<46} {:<1} {:<17} {:<10} {:<8} {:<26}"
     print("\nWhen the small tier's answer is not good enough, or its server is dead:\n")
     print(form.format("prompt", "", "served by", "why", "attempts", "paid, per million requests"))
@@ -135,8 +139,8 @@ def _cascade(stack: Stack) -> bool:
             (_INVOICE, False, {"response_format": _INVOICE_FORMAT}, None),
             (_PASSWORD, False, {}, None),
             (_PASSWORD, True, {}, None),
-            ("Rewrite this more politely: Send me the report now.", False, {}, "small"),
-            ("Rewrite this more politely: Send me the report now.", True, {}, "small"),
+            ("Rewrite this more politely: Send me the report now.", False, {}, tiers[0].name),
+            ("Rewrite this more politely: Send me the report now.", True, {}, tiers[0].name),
         ):
             if dead is not None:
                 stack.upstreams.stop_tier(dead)
@@ -148,11 +152,12 @@ def _cascade(stack: Stack) -> bool:
             ]
             why = "dead" if dead is not None else headers.get("x-cascade-reason", "-")
             served = headers["x-router-tier"]
-            well &= served == "large" and headers["x-router-attempts"] == "2" and "sorry" not in text
+            well &= served == tiers[1].name and headers["x-router-attempts"] == "2" and "sorry" not in text
             short = prompt if len(prompt) <= 46 else prompt[:45] + "…"
             costs = " + ".join(paid)
             line = form.format(short, "*" if stream else "", served, why, headers["x-router-attempts"], costs)
             print(line, flush=True)
+    stack.upstreams.restart_tier(tiers[0].name)
     return well
 
 

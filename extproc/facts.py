@@ -6,11 +6,13 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance import RequestFacts
-from extproc.acceptance.rules import External, Grounded, JsonSchema, Rule, ToolCalls
+from extproc.acceptance.rules import External, Grounded, JsonSchema, Rule
 from extproc.request import Request
 
-# More than this is no longer a fact to carry beside every request: rules that miss it say that they cannot run.
+# Envoy forwards the facts with every message to the verifier: two for a whole answer, one a chunk for a stream.
+# More than this is not carried; context goes first, and rules that miss a fact say that they cannot run.
 MAX_FACTS_BYTES = 256 * 1024
+MAX_STREAM_FACTS_BYTES = 8 * 1024
 
 
 class _Format(msgspec.Struct):
@@ -34,9 +36,10 @@ class _Asked(msgspec.Struct):
     text: _Holder | None = None
     output_config: _Holder | None = None
     output_format: _Format | None = None
-    tools: list[_Tool] = []
+    tools: list[_Tool] | None = None
     tool_choice: Any = None
-    n: int = 1
+    functions: list[_Tool] | None = None
+    n: int | None = None
 
 
 _decode = msgspec.json.Decoder(_Asked).decode
@@ -47,19 +50,28 @@ def read_facts(request: Request, rules: Sequence[Rule]) -> RequestFacts:
     try:
         asked = _decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return RequestFacts(stream=request.stream)
+        return RequestFacts(tools=None, stream=request.stream)
     kinds = {type(rule) for rule in rules}
     facts = RequestFacts(
         json_schema=_schema(asked) if JsonSchema in kinds else None,
-        tools=_tools(asked) if ToolCalls in kinds or asked.tools else {},
-        tool_required=asked.tool_choice not in (None, "auto", "none") and ToolCalls in kinds,
+        tools=_tools(asked),
+        tool_required=_tool_required(asked.tool_choice),
         context=_context(request) if kinds & {Grounded, External} else "",
         stream=request.stream,
-        choices=asked.n,
+        choices=asked.n or 1,
     )
-    if len(msgspec.json.encode(facts)) <= MAX_FACTS_BYTES:
+    limit = MAX_STREAM_FACTS_BYTES if request.stream else MAX_FACTS_BYTES
+    if len(msgspec.json.encode(facts)) <= limit:
         return facts
-    return RequestFacts(stream=request.stream, choices=asked.n)
+    if len(msgspec.json.encode(bounded := msgspec.structs.replace(facts, context=""))) <= limit:
+        return bounded
+    return RequestFacts(tools=None, stream=request.stream, choices=asked.n or 1)
+
+
+def _tool_required(choice: Any) -> bool:
+    if isinstance(choice, dict):
+        choice = choice.get("mode") if choice.get("type") == "allowed_tools" else choice.get("type")
+    return choice not in (None, "auto", "none")
 
 
 def _schema(asked: _Asked) -> Any:
@@ -78,7 +90,7 @@ def _schema(asked: _Asked) -> Any:
 
 
 def _tools(asked: _Asked) -> dict[str, Any]:
-    tools = [tool.function or tool for tool in asked.tools]
+    tools = [tool.function or tool for tool in (*(asked.tools or ()), *(asked.functions or ()))]
     return {
         tool.name: tool.parameters if tool.parameters is not None else tool.input_schema
         for tool in tools

@@ -145,6 +145,8 @@ def decide(
 ) -> Decision:
     """Choose a tier. The cohort proposes, the first rule that applies disposes, floors and capabilities lift.
 
+    A floor holds whichever rule came first: of all that apply the highest counts.
+
     `match` is None when the text could not be matched, and `failure` says why. `headers` are the trusted ones
     that rules name. An ambiguous match is not trusted, but the tier floors of both its cohorts hold.
     """
@@ -155,14 +157,16 @@ def decide(
     name = settings.tier if settings is not None else policy.default_tier
     reasoning = settings.reasoning if settings is not None else None
 
-    rule = next((r for r in policy.rules if _applies(r.when, landed, signals, headers)), None)
+    applying = [r for r in policy.rules if _applies(r.when, landed, signals, headers)]
+    rule = applying[0] if applying else None
     if rule is not None and rule.tier is not None:
         name, reason = rule.tier, Reason.RULE
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
 
     rank = policy.rank(name)
-    floors = [c.tier_floor for c in landed] + [rule.tier_floor if rule is not None else None]
+    # Of all that apply: nothing lowers a floor.
+    floors = [c.tier_floor for c in landed] + [r.tier_floor for r in applying]
     floor = max((policy.rank(f) for f in floors if f is not None), default=rank)
     if floor > rank:
         rank, reason = floor, Reason.TIER_FLOOR

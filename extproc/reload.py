@@ -5,9 +5,10 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from extproc.config import ConfigError, load_config
+from extproc.config import POLICY_FILE, Config, ConfigError, load_config
 from extproc.policy import Snapshot
 from extproc.snapshot import compile_snapshot
+from extproc.strict_yaml import Problem, line_of
 from extproc.vectors import Encoder
 
 log = logging.getLogger(__name__)
@@ -16,10 +17,10 @@ _INTERVAL_S = 1.0
 
 # A file's identity as stat sees it: follows the symlinks that Kubernetes swaps under a ConfigMap, and needs no
 # inotify, which does not see those swaps on every volume.
-_Signature = tuple[tuple[str, int, int, int], ...]
+Signature = tuple[tuple[str, int, int, int], ...]
 
 
-def signature(folder: Path) -> _Signature:
+def signature(folder: Path) -> Signature:
     """What changes whenever a YAML file in `folder` is edited, added, removed or swapped."""
     found = []
     for path in sorted(folder.glob("*.y*ml")):
@@ -33,6 +34,7 @@ def signature(folder: Path) -> _Signature:
 
 async def watch(
     folder: Path,
+    seen: Signature,
     current: Callable[[], Snapshot],
     encoder: Encoder,
     swap: Callable[[Snapshot], None],
@@ -40,9 +42,9 @@ async def watch(
 ) -> None:
     """Until cancelled: whenever the folder changes and compiles, hand the new snapshot to `swap`.
 
-    Every reload is reported with the new revision, or None when it was refused.
+    `seen` is the folder's signature from before its first load. Every reload is reported with the new revision,
+    or None when it was refused.
     """
-    seen = await asyncio.to_thread(signature, folder)
     while True:
         await asyncio.sleep(_INTERVAL_S)
         now = await asyncio.to_thread(signature, folder)
@@ -69,4 +71,29 @@ def _compile(folder: Path, current: Snapshot, encoder: Encoder) -> Snapshot:
     config = load_config(folder)
     if config.policy.encoder.model != current.encoder.model:
         log.warning("encoder.model changed: it takes effect when the server restarts")
+    _check_against_envoy(config, current)
     return compile_snapshot(config, encoder)
+
+
+def _check_against_envoy(config: Config, current: Snapshot) -> None:
+    """Envoy's side was rendered from what was current: what it does not know must not be routed to.
+
+    Raises ConfigError for a tier whose cluster Envoy lacks; warns of what only Envoy could carry out.
+    """
+    known = {tier.cluster_name for tier in current.policy.tiers}
+    lines = config.lines
+    missing = [
+        Problem(POLICY_FILE, line_of(lines, POLICY_FILE, f".tiers[{i}]"), f"Envoy has no cluster "
+                f"`{tier.cluster_name}` yet: render its configuration again, then restart the router")
+        for i, tier in enumerate(config.policy.tiers)
+        if tier.cluster_name not in known
+    ]  # fmt: skip
+    if missing:
+        raise ConfigError(missing)
+    asked = {h for rule in current.policy.rules for h in rule.when.headers or {}}
+    new = {h for rule in config.policy.rules for h in rule.when.headers or {}} - asked
+    if new or config.policy.escalations.principal != current.escalations.principal:
+        names = ", ".join(sorted(new | set(config.policy.escalations.principal)))
+        log.warning("Envoy may not send these headers yet, render its configuration again: %s", names)
+    if config.policy.encoder.deadline_ms > current.encoder.deadline_ms:
+        log.warning("encoder.deadline_ms rose: Envoy waits no longer than before until it is rendered again")

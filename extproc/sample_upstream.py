@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 _REASONING = ("chat_template_kwargs", "reasoning_effort", "reasoning", "thinking")
+_TIER = web.AppKey("tier", str)
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
@@ -47,7 +48,7 @@ class SampleUpstreams:
         self.answered: list[Answered] = []
         self._chunk_s = chunk_s
         self._loop = asyncio.new_event_loop()
-        self._runners: list[web.AppRunner] = []
+        self._runners: dict[str, web.AppRunner] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, name="upstreams", daemon=True)
 
     def __enter__(self) -> "SampleUpstreams":
@@ -62,28 +63,33 @@ class SampleUpstreams:
 
     async def _start(self) -> None:
         for tier in self.models:
-            app = web.Application(client_max_size=_MAX_BODY_BYTES)
-            app["tier"] = tier
-            app.router.add_route("*", "/{path:.*}", self._answer)
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self._runners.append(runner)
-            self.ports[tier] = runner.addresses[0][1]
+            await self._start_tier(tier)
+
+    async def _start_tier(self, tier: str) -> None:
+        app = web.Application(client_max_size=_MAX_BODY_BYTES)
+        app[_TIER] = tier
+        app.router.add_route("*", "/{path:.*}", self._answer)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", self.ports.get(tier, 0)).start()
+        self._runners[tier] = runner
+        self.ports[tier] = runner.addresses[0][1]
 
     def stop_tier(self, tier: str) -> None:
-        """Close one tier's port for good, as when its server dies."""
-        runner = self._runners[list(self.models).index(tier)]
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), self._loop).result(10)
+        """Close one tier's port, as when its server dies; twice is once."""
+        asyncio.run_coroutine_threadsafe(self._runners[tier].cleanup(), self._loop).result(10)
+
+    def restart_tier(self, tier: str) -> None:
+        """Open it again, on the same port."""
+        asyncio.run_coroutine_threadsafe(self._start_tier(tier), self._loop).result(10)
 
     async def _stop(self) -> None:
-        for runner in self._runners:
+        for runner in self._runners.values():
             await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        tier = request.app["tier"]
+        tier = request.app[_TIER]
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append(Received(tier, request.path, headers, body))
         if request.path == "/v1/models":
@@ -113,7 +119,7 @@ class SampleUpstreams:
     async def _stream(self, request: web.Request, said: str, paid: Answered) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for frame in _frames(request.path, self.models[request.app["tier"]], said, paid):
+        for frame in _frames(request.path, self.models[request.app[_TIER]], said, paid):
             await response.write(frame)
             if self._chunk_s:
                 await asyncio.sleep(self._chunk_s)

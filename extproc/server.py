@@ -18,7 +18,7 @@ from extproc.embedding import Batcher, RememberingEncoder, load_encoder
 from extproc.exchange import Routed, Router, RouterExchange, decision_record
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.policy import Snapshot
-from extproc.reload import watch
+from extproc.reload import signature, watch
 from extproc.review import enqueue
 from extproc.snapshot import compile_snapshot
 from extproc.telemetry import Telemetry, set_up_telemetry
@@ -66,7 +66,7 @@ class ExternalProcessor:
                     reported = found
                     self._report(found, metadata)
         except Exception as error:
-            # The one broad except: whatever went wrong, Envoy fails open and traffic goes on.
+            # Whatever went wrong, Envoy fails open and traffic goes on.
             log.exception("an exchange failed; Envoy sends it to the default tier")
             self._telemetry.failed(metadata, error)
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
@@ -96,6 +96,7 @@ async def serve(folder: Path, listen: str) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    seen = signature(folder)  # before the load: an edit meanwhile is then seen as one
     config = load_config(folder)
     set_up_telemetry()
     server = grpc.aio.server(
@@ -123,7 +124,8 @@ async def serve(folder: Path, listen: str) -> None:
     encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model)
     utterances = RememberingEncoder(encoder)
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
-    router = processor.router = Router(snapshot, Batcher(encoder))
+    batcher = Batcher(encoder)
+    router = processor.router = Router(snapshot, batcher)
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue)
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
@@ -135,7 +137,7 @@ async def serve(folder: Path, listen: str) -> None:
         uncalibrated,
     )
     reloading = asyncio.create_task(
-        watch(folder, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
+        watch(folder, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
     )
     await stop.wait()
     log.info("draining")
@@ -143,6 +145,7 @@ async def serve(folder: Path, listen: str) -> None:
     await health_service.enter_graceful_shutdown()
     # The verifier stays in a judged stream's path to its end: those in flight get as long as a request may take.
     await server.stop(config.policy.timeouts.request_s)
+    batcher.close()
     log.info("stopped")
 
 

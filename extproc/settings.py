@@ -39,6 +39,8 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning: Dialect = "none"
     tls: bool = False
     cluster: str = ""  # Envoy's name of the upstream; the tier's own when empty
+    # A file with the whole Authorization header for this tier; the client's own keys are then taken away.
+    credential: str = ""
     capabilities: frozenset[Capability] = frozenset({"tools", "vision", "audio"})
 
     @property
@@ -135,7 +137,8 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Escalations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How often one principal may push answers up, so that nobody can force traffic to the dear tier."""
 
-    principal: str = "authorization"  # the request header that tells principals apart; hashed at once
+    # The request headers that tell principals apart: the first that is there counts, hashed at once.
+    principal: tuple[str, ...] = ("authorization", "x-api-key")
     per_minute: float = 60
     burst: int = 20
 

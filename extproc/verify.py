@@ -8,6 +8,8 @@ at. So any verifier can judge any answer; nothing is shared with the router.
 import asyncio
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,8 +29,10 @@ from extproc.settings import Human, Judge
 # Of a stream judged early: this much answer is read before it is let go undecided. A refusal shows by then.
 _HOLD_CHARS = 200
 # No stream is held beyond this, whatever its cohort wants: Envoy's buffers and ours are not a store.
-_HOLD_BYTES = 1024 * 1024
+_HOLD_BYTES = 4 * 1024 * 1024
 # Checks that may take milliseconds: they run off the event loop.
+# Calls to judges at once; what finds no caller in time has not run.
+_CALLERS = 16
 _SLOW = (Grounded, JsonSchema, ToolCalls)
 
 _decode_facts = msgspec.json.Decoder(RequestFacts).decode
@@ -65,6 +69,8 @@ class Verifier:
         self.call_out = call_out
         self.enqueue = enqueue
         self.bounds = Bounds()
+        # Of their own: a judge that hangs must not stop anything else that needs a thread.
+        self.callers = ThreadPoolExecutor(_CALLERS, thread_name_prefix="judge")
 
 
 class VerifierExchange:
@@ -133,7 +139,7 @@ class VerifierExchange:
         if over:
             self._reader.finish()
         if not self._headers_held:
-            if over:
+            if over and self.ruling is None:
                 await self._record(self._cohort, self._reader)
             return self._echo(event)
         self._held.append(event)
@@ -143,7 +149,10 @@ class VerifierExchange:
         full = self._held_bytes > _HOLD_BYTES
         if self._cohort.stream == "buffer" and not full:
             return []
-        verdict = judge_early(self._cohort.accept, self._reader.observation(), request=self._facts)
+        observation = self._reader.observation()
+        if observation.complete:  # all of it is here, whether or not the upstream has closed
+            return await self._let_go(self._cohort, self._reader, await self._judge(self._cohort, self._reader))
+        verdict = judge_early(self._cohort.accept, observation, request=self._facts)
         if verdict.decided and not verdict.accept:
             return await self._let_go(self._cohort, self._reader, verdict)
         if full or verdict.decided or self._reader.text_chars >= _HOLD_CHARS:
@@ -204,11 +213,17 @@ class VerifierExchange:
         ask = self._verifier.call_out
         if ask is None:
             return {}
-        calls = [
-            asyncio.to_thread(ask, rule, self._snapshot.judges[rule.by], self._facts, answer, self._verifier.embed)
-            for rule in rules
-        ]
-        return dict(zip((rule.name for rule in rules), await asyncio.gather(*calls), strict=True))
+        results = await asyncio.gather(*(self._one_call(ask, rule, answer) for rule in rules))
+        return dict(zip((rule.name for rule in rules), results, strict=True))
+
+    async def _one_call(self, ask: CallOut, rule: External, answer: str) -> bool | None:
+        judge, verifier = self._snapshot.judges[rule.by], self._verifier
+        work = partial(ask, rule, judge, self._facts, answer, verifier.embed)
+        call = asyncio.get_running_loop().run_in_executor(verifier.callers, work)
+        try:
+            return await asyncio.wait_for(call, judge.timeout_ms / 1000)
+        except TimeoutError:
+            return None
 
     # --- people -----------------------------------------------------------------------------------------
 
@@ -269,10 +284,10 @@ class VerifierExchange:
         """What forbids a climb: the last rung, the cohort's share, or the principal's rate."""
         if self._opening.attempt >= int(self._decision.get("rungs", 1)):
             return _LAST_RUNG
-        limits = self._snapshot.escalations
+        limits, h = self._snapshot.escalations, self._opening.headers
         return self._verifier.bounds.allow(
             cohort.name,
-            principal_of(self._opening.headers.get(limits.principal)),
+            principal_of(next((h[n] for n in limits.principal if n in h), None)),
             limits.per_minute,
             limits.burst,
             time.monotonic(),

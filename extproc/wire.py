@@ -35,10 +35,8 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
         for name, value in fields.items()
         if name.startswith("request.headers['")
     }
-    # Under the names that the headers themselves would have.
-    for attribute, name in (("request.path", ":path"), ("request.method", ":method")):
-        if attribute in fields:
-            headers[name] = fields[attribute].string_value
+    if "request.path" in fields:  # under the name that the header itself would have
+        headers[":path"] = fields["request.path"].string_value
     if message.WhichOneof("request") == "request_headers":
         headers |= _headers(message.request_headers.headers)
     modes = message.protocol_config

@@ -475,9 +475,9 @@ def test_early_facts_cost_nothing_and_come_with_the_frames() -> None:
     """Role and reasoning deltas are frames, but no answer yet."""
     reader = AnswerReader("chat", SSE)
     reader.feed(events(chunk({"role": "assistant"}), chunk({"reasoning": "hm"}), done=False))
-    assert (reader.frames, reader.text_chars, reader.has_answer) == (2, 0, False)
+    assert (reader.frames, reader.text_chars) == (2, 0)
     reader.feed(events(chunk({"content": "abc"}), done=False))
-    assert (reader.frames, reader.text_chars, reader.has_answer) == (3, 3, True)
+    assert (reader.frames, reader.text_chars) == (3, 3)
     assert reader.observation().mean_logprob is None
 
 

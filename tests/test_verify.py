@@ -170,9 +170,9 @@ def test_a_refusal_is_rejected_before_its_end() -> None:
     assert answers[0] == [] and next(r for some in answers for r in some).headers == rejected("refusal")
 
 
-def test_a_buffered_stream_is_held_to_its_end_but_not_beyond_a_megabyte() -> None:
+def test_a_buffered_stream_is_held_to_its_end_but_not_beyond_four_megabytes() -> None:
     """Beyond that it leaves as it is, marked degraded, for its rules were not run."""
-    pieces = [chunk("x" * 100_000) for _ in range(12)] + [transcript()]
+    pieces = [chunk("x" * 400_000) for _ in range(12)] + [transcript()]
     exchange = VerifierExchange(Verifier(lambda: snapshot("buffer"), None), opening())
     answers = run(exchange, *streamed(pieces))
     assert [len(replies) for replies in answers[:11]] == [0] * 11

@@ -44,7 +44,8 @@ class RequestFacts(msgspec.Struct, frozen=True):
     """What the request asked for, as far as an answer is held to it."""
 
     json_schema: Any = None  # of its response format; None: it asked for none
-    tools: Mapping[str, Any] = {}  # name: the schema of its arguments, None when it has none
+    # name: the schema of its arguments, None when it has none; None: not known what was offered
+    tools: Mapping[str, Any] | None = {}
     tool_required: bool = False
     context: str = ""  # what `grounded` holds the answer to
     stream: bool | None = None  # None: not known, so the framing is not held to it
@@ -153,6 +154,8 @@ def _json_schema_early(rule: JsonSchema, observation: Observation, given: Given)
 
 
 def _tool_calls(_: ToolCalls, observation: Observation, given: Given) -> str:
+    if given.request.tools is None:
+        return UNAVAILABLE if observation.tool_calls else OK
     if given.request.tool_required and not observation.tool_calls:
         return "no_tool_call"
     outcomes = [_tool_call(call, given) for call in observation.tool_calls]
@@ -161,9 +164,10 @@ def _tool_calls(_: ToolCalls, observation: Observation, given: Given) -> str:
 
 
 def _tool_call(call: ToolCall, given: Given) -> str:
-    if call.name not in given.request.tools:
+    tools = given.request.tools or {}
+    if call.name not in tools:
         return "unknown_tool"
-    schema = given.request.tools[call.name]
+    schema = tools[call.name]
     if schema is None:
         return OK
     try:
@@ -178,6 +182,8 @@ def _tool_call(call: ToolCall, given: Given) -> str:
 
 def _tool_calls_early(_: ToolCalls, observation: Observation, given: Given) -> str:
     tools = given.request.tools
+    if tools is None:
+        return OPEN
     for call in observation.tool_calls:
         named = [name for name in tools if name.startswith(call.name)]  # it may come in pieces
         if not named:

@@ -28,6 +28,14 @@ def render_envoy(config: Config, listen: str, extproc: list[str], admin: str | N
                 *(tier_cluster(tier, config) for tier in config.policy.tiers),
                 *([grpc_cluster("otlp", [otlp])] if otlp is not None else []),
             ],
+            "secrets": [
+                {
+                    "name": f"{tier.name}_credential",
+                    "generic_secret": {"secret": {"filename": tier.credential}},
+                }
+                for tier in config.policy.tiers
+                if tier.credential
+            ],
         }
     }
     if admin is not None:

@@ -118,11 +118,35 @@ def _upstream_filters(tier: Tier, config: Config) -> list[Dict]:
         other = metadata_predicate(["judge", tier.name], {"string_match": {"exact": mode}}, invert=True)
         verifier = _verifier(config, body_mode)
         filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
+    if tier.credential:
+        filters += _own_credential(tier)
     # Behind the verifiers, as answers pass in reverse: a tier cannot forge a verdict on itself.
     filters.append(filter_entry("envoy.filters.http.header_mutation", believed))
     codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
     filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
     return filters
+
+
+def _own_credential(tier: Tier) -> list[Dict]:
+    """The client's keys are not this tier's to see; its own comes from a file."""
+    stripped = typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={"request_mutations": [{"remove": "authorization"}, {"remove": "x-api-key"}]},
+    )
+    source = typed(
+        "envoy.extensions.http.injected_credentials.generic.v3.Generic",
+        credential={"name": f"{tier.name}_credential"},
+        header="authorization",
+    )
+    injector = typed(
+        "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+        overwrite=True,
+        credential={"name": "envoy.http.injected_credentials.generic", "typed_config": source},
+    )
+    return [
+        filter_entry("strip_credentials", stripped),
+        filter_entry("envoy.filters.http.credential_injector", injector),
+    ]
 
 
 # From the second attempt on, the body of the first is patched into that of the rung; backwards, so that places
@@ -155,7 +179,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
             "initial_metadata": [{"key": "x-role", "value": "verifier"}],
         },
         failure_mode_allow=True,  # without a verifier, answers pass unjudged
-        message_timeout="2s",
+        message_timeout=f"{max([2.0, *(j.timeout_ms / 1000 + 1 for j in config.policy.judges.values())]):g}s",
         processing_mode={
             "request_header_mode": "SKIP",
             "request_body_mode": "NONE",
@@ -165,7 +189,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         },
         response_attributes=[
             "upstream.request_attempt_count",
-            f"request.headers['{config.policy.escalations.principal}']",
+            *(f"request.headers['{name}']" for name in config.policy.escalations.principal),
         ],
         mutation_rules={
             "disallow_all": True,

@@ -85,7 +85,7 @@ def _virtual_host(config: Config) -> Dict:
     routes: list[Dict] = [
         {
             "name": api,
-            "match": {"path": path},
+            "match": {"path": path, "headers": [{"name": ":method", "string_match": {"exact": "POST"}}]},
             "route": route,
             "typed_per_filter_config": _switched_on(default),
         }
@@ -124,7 +124,14 @@ def _switched_on(default: Tier) -> Dict:
         # Where the decision's own reason is missing: visible, too.
         "envoy.filters.http.header_mutation": typed(
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
-            mutations={"response_mutations": [set_header("x-router-reason", "fail_open", "ADD_IF_ABSENT")]},
+            mutations={
+                "request_mutations": [
+                    {"remove": "accept-encoding"},  # a compressed answer cannot be judged
+                    # Without a decision there is no other tier to retry at.
+                    set_header("x-envoy-max-retries", "0", "ADD_IF_ABSENT"),
+                ],
+                "response_mutations": [set_header("x-router-reason", "fail_open", "ADD_IF_ABSENT")],
+            },
         ),
     }
     return {
@@ -161,7 +168,6 @@ def _http_filters(config: Config, trusted: list[str]) -> list[Dict]:
 
 
 def _ext_proc(config: Config, trusted: list[str]) -> Dict:
-    asked = ["content-type", "content-encoding", *trusted]
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
@@ -183,12 +189,7 @@ def _ext_proc(config: Config, trusted: list[str]) -> Dict:
             "request_body_mode": "BUFFERED",
             "response_header_mode": "SKIP",
         },
-        request_attributes=[
-            "request.path",
-            "request.method",
-            "request.id",
-            *(f"request.headers['{name}']" for name in asked),
-        ],
+        request_attributes=["request.path", *(f"request.headers['{name}']" for name in trusted)],
         # The metadata counts only if the route is chosen again, and that only with a header mutation.
         route_cache_action="CLEAR",
         mutation_rules={

@@ -114,11 +114,6 @@ class AnswerReader:
         """Characters of answer text so far, at no cost."""
         return self._answer.text_chars
 
-    @property
-    def has_answer(self) -> bool:
-        """Whether any answer text or tool call has come, at no cost."""
-        return bool(self._answer.text_chars or self._answer.tools)
-
     def feed(self, piece: bytes) -> None:
         """Take the next bytes; what follows the ending, or what made it malformed, is ignored."""
         if not self._ended:

