@@ -120,8 +120,9 @@ def _upstream_filters(tier: Tier, config: Config) -> list[Dict]:
         filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
     if tier.credential:
         filters += _own_credential(tier)
-    # Behind the verifiers, as answers pass in reverse: a tier cannot forge a verdict on itself.
-    filters.append(filter_entry("envoy.filters.http.header_mutation", believed))
+    # Behind the verifiers, as answers pass in reverse: a tier cannot forge a verdict on itself. Not under the name
+    # of the listener's filter: that one's settings per route would hold here, too.
+    filters.append(filter_entry("upstream_claims", believed))
     codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
     filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
     return filters
