@@ -11,7 +11,7 @@ XDS_PROTOS := 1.85.0
 .PHONY: help demo test check protos envoy bench bench-cascade bench-faults bench-ttft bench-views clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 demo: $(VENV)/ready  ## real Envoy + router + sample upstreams, real prompts through them
 	@$(BIN)/extproc demo --intents intents

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from extproc.acceptance.rules import rule_name
 from extproc.config import load_config
 from extproc.embedding import Batcher, load_encoder
 from extproc.exchange import Routed, Router, decision_record
@@ -89,7 +90,7 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
     if signals is not None:
         cut = ", cut to head and tail" if signals.ask.cut else ""
         lines += [
-            f"request   {path}, about {signals.tokens} tokens, {signals.turns} user turns"
+            f"request   {path}, about {signals.tokens} tokens, user turns: {signals.turns}"
             + (f", needs {', '.join(sorted(signals.needs))}" if signals.needs else ""),
             f"ask       {signals.ask.text!r} ({signals.ask.source}{cut})",
         ]
@@ -108,6 +109,11 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
         lines.append(f"shadow    enforcing would choose tier {decision.proposed_tier}")
     lines.append(f"cluster   {routed.mutation.cluster}")
     lines.append(f"reasoning {routed.mutation.reasoning}")
+    if decision.ladder:
+        rungs = ", then ".join(rung.tier.name for rung in decision.ladder)
+        rules = decision.cohort.accept if decision.judged and decision.cohort is not None else ()
+        judged = f", or its answer is rejected by {', '.join(map(rule_name, rules))}" if rules else ""
+        lines.append(f"ladder    {rungs}, if {decision.tier.name} fails{judged}")
     lines += [f"writes    {name} = {value}" for name, value in _written(routed).items()]
     if routed.mutation.body is None:
         lines.append("writes    nothing: the body goes on as it is")

@@ -10,10 +10,14 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
+import envoy
 from extproc.pb import ext_proc_pb2 as ours
 
-# Installed apart by the Makefile: it overwrites files of OpenTelemetry's.
-sys.path.append(str(Path(sys.prefix) / "xds"))
+# Installed apart by the Makefile: it overwrites files of OpenTelemetry's, and its package has the name of the
+# one that brings the Envoy binary.
+XDS = Path(sys.prefix) / "xds"
+sys.path.append(str(XDS))
+envoy.__path__.append(str(XDS / "envoy"))
 
 from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys
 
