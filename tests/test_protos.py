@@ -19,7 +19,7 @@ XDS = Path(sys.prefix) / "xds"
 sys.path.append(str(XDS))
 envoy.__path__.append(str(XDS / "envoy"))
 
-from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys
+from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 TRAVELLING = ("ProcessingRequest", "ProcessingResponse")  # every other message is inside these
