@@ -1,6 +1,6 @@
 """One exchange: what is done, in order, for a request. Start reading here.
 
-`Router.decide` is the whole decision as straight-line code. `RouterExchange` wraps it in the messages of one
+`Router.route` is the whole decision as straight-line code. `RouterExchange` wraps it in the messages of one
 ext_proc stream; which of them come depends on the processing mode that the operator configured.
 """
 
