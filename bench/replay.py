@@ -19,7 +19,7 @@ import msgspec
 from aiohttp import web
 from tokenizers import Tokenizer
 
-from extproc.sample_upstream import SampleUpstreams
+from extproc.sample_upstream import TIER, SampleUpstreams
 from extproc.stack import Stack
 
 # The recording cut answers here. One so long was still going on: its model had not stopped.
@@ -100,7 +100,7 @@ class ReplayUpstreams(SampleUpstreams):
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         asked = msgspec.json.decode(await request.read(), type=dict[str, Any])
-        tier = request.app["tier"]
+        tier = request.app[TIER]
         prompt = asked["messages"][-1]["content"]
         answer = self._answers[tier].get(prompt)
         if asked["model"] != tier or answer is None:

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 _REASONING = ("chat_template_kwargs", "reasoning_effort", "reasoning", "thinking")
-_TIER = web.AppKey("tier", str)
+TIER = web.AppKey("tier", str)
 _MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
@@ -67,7 +67,7 @@ class SampleUpstreams:
 
     async def _start_tier(self, tier: str) -> None:
         app = web.Application(client_max_size=_MAX_BODY_BYTES)
-        app[_TIER] = tier
+        app[TIER] = tier
         app.router.add_route("*", "/{path:.*}", self._answer)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
@@ -89,7 +89,7 @@ class SampleUpstreams:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
-        tier = request.app[_TIER]
+        tier = request.app[TIER]
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append(Received(tier, request.path, headers, body))
         if request.path == "/v1/models":
@@ -119,7 +119,7 @@ class SampleUpstreams:
     async def _stream(self, request: web.Request, said: str, paid: Answered) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for frame in _frames(request.path, self.models[request.app[_TIER]], said, paid):
+        for frame in _frames(request.path, self.models[request.app[TIER]], said, paid):
             await response.write(frame)
             if self._chunk_s:
                 await asyncio.sleep(self._chunk_s)

@@ -1,6 +1,9 @@
 """The cascade bench decides fairly: the split, the fit, the lines to beat and their intervals, worked by hand."""
 
 import gzip
+import json
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -30,7 +33,7 @@ from bench.cascade import (
     weighted_quantile,
     write_intents,
 )
-from bench.replay import CUT_CHARS, Answer, Question, read_questions, words
+from bench.replay import CUT_CHARS, Answer, Question, ReplayUpstreams, Tokens, read_questions, words
 from extproc.config import load_config
 from extproc.features import FeatureEncoder
 
@@ -224,3 +227,22 @@ def test_what_is_written_is_a_valid_folder_with_the_fitted_rules(tmp_path: Path,
     assert intents["math"].escalate is not None
     assert intents["computer-science"].accept == []
     assert yaml.safe_load((tmp_path / "policy.yaml").read_text())["default_tier"] == "small"
+
+
+def test_the_replay_answers_with_what_was_recorded() -> None:
+    """Over HTTP, as a tier would: the recorded text, and 404 for a question that was not recorded."""
+    answers = {"small": {"What is 2 + 2?": Answer("recorded-8b", "The answer is (B).", "B")}}
+    with ReplayUpstreams(answers, {"small": 0.0}, Tokens()) as upstreams:
+        url = f"http://127.0.0.1:{upstreams.ports['small']}/v1/chat/completions"
+
+        def ask(question: str) -> tuple[int, str]:
+            body = {"model": "small", "messages": [{"role": "user", "content": question}]}
+            request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+            try:
+                with urllib.request.urlopen(request, timeout=10) as reply:
+                    return reply.status, json.load(reply)["choices"][0]["message"]["content"]
+            except urllib.error.HTTPError as error:
+                return error.code, ""
+
+        assert ask("What is 2 + 2?") == (200, "The answer is (B).")
+        assert ask("What is 2 + 3?")[0] == 404
