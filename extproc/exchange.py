@@ -166,7 +166,7 @@ class RouterExchange:
             if mode == "FULL_DUPLEX_STREAMED" and not event.end:
                 self._headers_held = True  # answered at the body's end, when the route is known
                 return []
-            self._done |= event.end  # no body will come
+            self._done = event.end  # no body will come
             self._headers_passed = True
             return [Reply("request_headers")]
         if mode == "FULL_DUPLEX_STREAMED":

@@ -122,7 +122,7 @@ class VerifierExchange:
         )
         if event.end:  # a 200 without a body: nothing more will come
             self._reader.finish()
-            return await self._let_go(self._cohort, self._reader, await self._judge(self._cohort, self._reader))
+            return await self._conclude(self._cohort, self._reader)
         if self._full_duplex and self._cohort.stream != "record":
             self._headers_held = True
             return []
@@ -145,19 +145,23 @@ class VerifierExchange:
         self._held.append(event)
         self._held_bytes += len(event.body)
         if over:
-            return await self._let_go(self._cohort, self._reader, await self._judge(self._cohort, self._reader))
+            return await self._conclude(self._cohort, self._reader)
         full = self._held_bytes > _HOLD_BYTES
         if self._cohort.stream == "buffer" and not full:
             return []
         observation = self._reader.observation()
         if observation.complete:  # all of it is here, whether or not the upstream has closed
-            return await self._let_go(self._cohort, self._reader, await self._judge(self._cohort, self._reader))
+            return await self._conclude(self._cohort, self._reader)
         verdict = judge_early(self._cohort.accept, observation, request=self._facts)
         if verdict.decided and not verdict.accept:
             return await self._let_go(self._cohort, self._reader, verdict)
         if full or verdict.decided or self._reader.text_chars >= _HOLD_CHARS:
             return self._release("degraded" if full else "accept")
         return []
+
+    async def _conclude(self, cohort: Cohort, reader: AnswerReader) -> list[Reply]:
+        """End the hold on an answer that is all here."""
+        return await self._let_go(cohort, reader, await self._judge(cohort, reader))
 
     async def _let_go(self, cohort: Cohort, reader: AnswerReader, verdict: Verdict) -> list[Reply]:
         """End the hold with a verdict on it."""
