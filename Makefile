@@ -60,4 +60,5 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	# Envoy's published descriptors, which tests compare ours with: apart, as they overwrite OpenTelemetry's.
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)"
+	$(BIN)/extproc prepare --intents intents
 	@touch $@

@@ -27,8 +27,8 @@ from bench.replay import Answer, Question, ReplayUpstreams, Tokens, read_questio
 from extproc.acceptance import compile_rules, judge
 from extproc.centroids import fit_centroids
 from extproc.config import POLICY_FILE
-from extproc.embedding import load_encoder
 from extproc.response import Observation
+from extproc.sentences import load_encoder
 from extproc.vectors import Encoder, Vectors
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ import yaml
 
 from extproc import centroids, features
 from extproc.config import load_config
-from extproc.embedding import SentenceEncoder
+from extproc.sentences import load_sentences, threads_for
 from extproc.vectors import Encoder, Vectors
 
 _SHOTS = 10
@@ -97,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     data = parser.parse_args().data / "clinc150.jsonl.gz"
-    sentences = SentenceEncoder("all-MiniLM-L6-v2")
+    sentences = load_sentences("all-MiniLM-L6-v2", threads_for(1))
     intents = load_config(Path("intents")).intents
     own = Views(sentences, [u for intent in intents for u in intent.utterances])
     labels = np.repeat(np.arange(len(intents)), [len(intent.utterances) for intent in intents])

@@ -1,10 +1,11 @@
-"""The command line: serve | check | explain | envoy | demo."""
+"""The command line: prepare | serve | check | explain | envoy | demo."""
 
 import argparse
 import asyncio
 import logging
 import os
 import sys
+import time
 from pathlib import Path
 
 from extproc.config import ConfigError, load_config
@@ -57,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--json", action="store_true", help="print JSON")
     explain.set_defaults(run=_explain)
 
+    prepare = commands.add_parser("prepare", help="convert the encoder once for this machine: routing gets faster")
+    _intents_option(prepare)
+    prepare.set_defaults(run=_prepare)
+
     envoy = commands.add_parser("envoy", help="print a complete Envoy bootstrap for the tiers")
     _intents_option(envoy)
     envoy.add_argument("--listen", default="0.0.0.0:10000", metavar="HOST:PORT")
@@ -96,7 +101,7 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    from extproc.embedding import load_encoder
+    from extproc.sentences import load_encoder
     from extproc.snapshot import compile_snapshot
 
     config = load_config(args.intents)
@@ -106,6 +111,23 @@ def _check(args: argparse.Namespace) -> int:
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
     if uncalibrated:
         print(f"uncalibrated (floor taken from their own utterances): {', '.join(uncalibrated)}")
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    try:
+        from extproc.prepare import prepare
+        from extproc.sentences import threads_for
+
+        config = load_config(args.intents)
+        texts = [text for intent in config.intents for text in intent.utterances]
+        choice = prepare(config.policy.encoder.model, texts, time.strftime("%Y-%m-%d"), threads_for(1))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: conversion has needs of its own: pip install 'extproc[prepare]'") from error
+    print("back end          16 tokens   64 tokens   cosine with fp32")
+    for found in choice.candidates:
+        mark = "   chosen" if found == choice.chosen else ""
+        print(f"{found.name:<16}{found.ms_16:>8.1f} ms{found.ms_64:>9.1f} ms{found.agreement:>19.4f}{mark}")
     return 0
 
 

