@@ -5,7 +5,6 @@ whose vectors agree with fp32's is kept. What int8 costs on labelled data is mea
 """
 
 import shutil
-import sys
 import tempfile
 import time
 import warnings
@@ -22,6 +21,7 @@ from extproc.sentences import (
     Measured,
     OpenVinoSentences,
     TorchSentences,
+    import_openvino,
     prepared_folder,
 )
 from extproc.vectors import Encoder, EncoderError, Vectors
@@ -41,8 +41,6 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
     `texts` are of the kind that will be encoded: every other one sets the scales of int8, the rest check it.
     Raises EncoderError or OSError.
     """
-    # OpenVINO's converter and NNCF report to their makers where they find this package. Ours do not.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     warnings.simplefilter("ignore")  # tracing warns of every branch in the model's code
     reference = TorchSentences(model, threads)
     folder = prepared_folder(model)
@@ -64,8 +62,8 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
 
 def _convert(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
     """Precision -> a folder with the converted model and its tokenizer."""
+    openvino = import_openvino()
     import nncf
-    import openvino
     import torch
 
     class Whole(torch.nn.Module):

@@ -2,6 +2,8 @@
 
 import logging
 import random
+import subprocess
+import sys
 
 import msgspec
 import numpy as np
@@ -56,6 +58,20 @@ def test_company_in_a_batch_changes_no_vector(prepared):
     together = prepared.encode(texts)
     alone = np.vstack([prepared.encode([text]) for text in texts])
     assert (together * alone).sum(axis=1).min() > 0.995
+
+
+def test_serving_loads_neither_torch_nor_anything_that_reports_to_others(prepared):
+    """Hundreds of megabytes and seconds; and what runs here is nobody's to know."""
+    script = f"""
+import sys
+from extproc.sentences import load_encoder
+load_encoder({MODEL!r}).encode(["hello"])
+import extproc.server
+loaded = {{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}
+print(sorted(loaded & {{"torch", "sentence_transformers", "transformers", "sklearn", "openvino_telemetry"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_no_texts_have_no_vectors(prepared):
