@@ -43,6 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="answer Envoy's ext_proc calls")
     _intents_option(serve)
     serve.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT")
+    serve.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N",
+        help="processes, on consecutive ports from that of --listen; `auto` is one per core (default 1)",
+    )
+    serve.add_argument(
+        "--health", metavar="HOST:PORT", help="gRPC health of all workers (default: the port before --listen's)"
+    )
+    serve.add_argument("--of", type=int, default=1, help=argparse.SUPPRESS)  # a worker's share of the machine
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate a folder of intents; exit 0 or 2")
@@ -71,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="where `extproc serve` listens; repeat for several (default 127.0.0.1:50051)",
     )
+    envoy.add_argument("--workers", type=_workers, default=1, metavar="N", help="as given to each `extproc serve`")
     envoy.add_argument("--admin", metavar="HOST:PORT", help="open Envoy's admin interface")
     envoy.add_argument("--otlp", metavar="HOST:PORT", help="send traces to this OTLP/gRPC endpoint")
     envoy.set_defaults(run=_envoy)
@@ -95,9 +107,24 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
 
 def _serve(args: argparse.Namespace) -> int:
     from extproc.server import serve
+    from extproc.workers import health_address, supervise, worker_addresses
 
-    asyncio.run(serve(args.intents, args.listen))
-    return 0
+    if args.workers == 1:
+        asyncio.run(serve(args.intents, args.listen, args.of))
+        return 0
+    addresses = worker_addresses(args.listen, args.workers)
+    health = args.health or health_address(args.listen)
+    own = [sys.executable, "-m", "extproc", *sys.argv[1:], "--workers", "1", "--of", str(args.workers)]
+    return asyncio.run(supervise({address: [*own, "--listen", address] for address in addresses}, health))
+
+
+def _workers(given: str) -> int:
+    from extproc.workers import cores
+
+    count = cores() if given == "auto" else int(given)
+    if count < 1:
+        raise ValueError("there must be one worker at least")
+    return count
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -143,6 +170,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _envoy(args: argparse.Namespace) -> int:
     from extproc.envoy import render_envoy
+    from extproc.workers import worker_addresses
 
     config = load_config(args.intents)
     for flag in ("listen", "admin", "otlp", "extproc"):
@@ -151,7 +179,8 @@ def _envoy(args: argparse.Namespace) -> int:
             host, _, port = address.rpartition(":")
             if not host or not port.isdecimal():
                 raise ValueError(f"--{flag} {address}: give HOST:PORT, as in 127.0.0.1:50051")
-    extproc = args.extproc or ["127.0.0.1:50051"]
+    servers = args.extproc or ["127.0.0.1:50051"]
+    extproc = [address for server in servers for address in worker_addresses(server, args.workers)]
     print(render_envoy(config, args.listen, extproc, args.admin, args.otlp), end="")
     return 0
 

@@ -89,9 +89,10 @@ class ExternalProcessor:
         )
 
 
-async def serve(folder: Path, listen: str) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError or EncoderError before anything is served.
+async def serve(folder: Path, listen: str, workers: int = 1) -> None:
+    """Serve until SIGTERM or SIGINT, as one of `workers` that share the machine.
 
+    Raises ConfigError or EncoderError before anything is served.
     The port is open from the start, and the health service says NOT_SERVING until encoder and index are there.
     """
     stop = asyncio.Event()
@@ -122,7 +123,7 @@ async def serve(folder: Path, listen: str) -> None:
         raise OSError(f"cannot listen on {listen}: is the port taken?") from error
     await server.start()
     log.info("loading encoder %s", config.policy.encoder.model)
-    encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model)
+    encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model, workers)
     utterances = RememberingEncoder(encoder)
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)

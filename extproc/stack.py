@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from extproc.config import POLICY_FILE, load_config
 from extproc.envoy import render_envoy
 from extproc.sample_upstream import SampleUpstreams
+from extproc.workers import worker_addresses
 
 # Header by which a request on the plain listener names the upstream itself: Envoy without us.
 PLAIN_CLUSTER = "x-plain-cluster"
@@ -32,11 +33,13 @@ _STOP_S = 10.0
 class Stack:
     """Running processes and where to reach them."""
 
-    def __init__(self, intents: Path, folder: Path, upstreams: SampleUpstreams) -> None:
+    def __init__(self, intents: Path, folder: Path, upstreams: SampleUpstreams, workers: int = 1) -> None:
         self.upstreams = upstreams
         self.folder = folder
         self.intents = folder / "intents"
-        self.port, self.plain_port, self.admin_port, self.router_port = free_ports(4)
+        self.port, self.plain_port, self.admin_port = free_ports(3)
+        self.workers = workers
+        self.router_port = _free_run(workers + 1) + 1  # the supervisor's health is told on the port before
         self.url = f"http://127.0.0.1:{self.port}"
         self.plain_url = f"http://127.0.0.1:{self.plain_port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
@@ -47,7 +50,8 @@ class Stack:
     def start_router(self, env: dict[str, str] | None = None) -> None:
         """Start `extproc serve` and wait until its health service says SERVING."""
         command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents)]
-        self.router = self._spawn([*command, "--listen", f"127.0.0.1:{self.router_port}"], "router.log", env)
+        command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers)]
+        self.router = self._spawn(command, "router.log", env)
         self._wait(self._router_serves, self.router, "router.log")
 
     def start_envoy(self, bootstrap: dict[str, Any] | None = None, otlp: str | None = None) -> None:
@@ -65,8 +69,8 @@ class Stack:
     def bootstrap(self, otlp: str | None = None) -> dict[str, Any]:
         """What `extproc envoy` renders for this stack, as a value."""
         rendered = render_envoy(
-            load_config(self.intents), f"127.0.0.1:{self.port}", [f"127.0.0.1:{self.router_port}"],
-            f"127.0.0.1:{self.admin_port}", otlp,
+            load_config(self.intents), f"127.0.0.1:{self.port}",
+            worker_addresses(f"127.0.0.1:{self.router_port}", self.workers), f"127.0.0.1:{self.admin_port}", otlp,
         )  # fmt: skip
         config: dict[str, Any] = yaml.safe_load(rendered)
         return config
@@ -105,7 +109,8 @@ class Stack:
             time.sleep(0.05)
 
     def _router_serves(self) -> bool:
-        with grpc.insecure_channel(f"127.0.0.1:{self.router_port}") as channel:
+        port = self.router_port if self.workers == 1 else self.router_port - 1
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             try:
                 reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
             except grpc.RpcError:
@@ -125,14 +130,16 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(intents: Path, chunk_s: float = 0.0, env: dict[str, str] | None = None) -> Iterator[Stack]:
+def running(
+    intents: Path, chunk_s: float = 0.0, env: dict[str, str] | None = None, workers: int = 1
+) -> Iterator[Stack]:
     """Upstreams, router and Envoy for `intents`, all stopped at the end."""
     tiers = load_config(intents).policy.tiers
     with (
         tempfile.TemporaryDirectory(prefix="extproc-") as folder,
         SampleUpstreams({tier.name: tier.model for tier in tiers}, chunk_s) as upstreams,
     ):
-        stack = Stack(intents, Path(folder), upstreams)
+        stack = Stack(intents, Path(folder), upstreams, workers)
         try:
             stack.start_router(env)
             stack.start_envoy()
@@ -186,3 +193,13 @@ def free_ports(count: int) -> list[int]:
         for s in sockets:
             s.bind(("127.0.0.1", 0))
         return [s.getsockname()[1] for s in sockets]
+
+
+def _free_run(count: int) -> int:
+    """The first of `count` consecutive loopback ports that are free now."""
+    while True:
+        (first,) = free_ports(1)
+        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
+            for port in range(first, first + count):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first

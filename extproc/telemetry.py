@@ -6,6 +6,7 @@ otherwise the API's no-op providers stay in place and cost next to nothing.
 
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,12 +30,13 @@ def set_up_telemetry() -> None:
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.metrics import MeterProvider
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
-    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     name = os.environ.get("OTEL_SERVICE_NAME", "semantic-router")
-    resource = Resource.create({SERVICE_NAME: name})
+    # Of its own for each process: counters of several are added up, not mixed up.
+    resource = Resource.create({SERVICE_NAME: name, SERVICE_INSTANCE_ID: str(uuid.uuid4())})
     tracers = TracerProvider(resource=resource)
     tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(tracers)

@@ -14,7 +14,7 @@ LAYERS = {
     "build": "config strict_yaml snapshot envoy",
     "edge": "wire embedding sentences telemetry reload callouts review",
     "orchestration": "exchange verify",
-    "entry": "__init__ __main__ server cli prepare explain demo stack sample_upstream",
+    "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
 MAY_IMPORT = {
@@ -36,6 +36,7 @@ VENDORS = {
     "telemetry": {"opentelemetry"},
     "review": {"redis"},  # where a policy names one
     "server": {"grpc", "grpc_health"},
+    "workers": {"grpc", "grpc_health"},
     "stack": {"grpc", "grpc_health", "yaml"},
     "sample_upstream": {"aiohttp"},
     "demo": {"openai"},
