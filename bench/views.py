@@ -71,7 +71,8 @@ def _cross_validated(rows: Vectors, labels: np.ndarray, fitted: bool) -> float:
     return float(np.mean(right))
 
 
-def _clinc(path: Path) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+def few_shot(path: Path) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """(ten utterances an intent, their labels, the test split, its labels); a label of -1 is out of scope."""
     with gzip.open(path) as rows:
         lines = [msgspec.json.decode(row) for row in rows]
     names = {name: i for i, name in enumerate(sorted({r["intent"] for r in lines} - {"oos"}))}
@@ -107,7 +108,7 @@ def main() -> None:
     outside = Views(sentences, held_out["out_of_scope"])
     clinc = None
     if data.exists():
-        few, few_labels, test, test_labels = _clinc(data)
+        few, few_labels, test, test_labels = few_shot(data)
         clinc = (Views(sentences, few), few_labels, Views(sentences, test), test_labels)
     print("                                       sample intents                    CLINC150, 10 each")
     print("views                     centroids    own, 5-fold  held out  AUROC      accuracy  AUROC")

@@ -46,7 +46,7 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
     folder = prepared_folder(model)
     with tempfile.TemporaryDirectory() as scratch:
         max_tokens = int(reference.model.max_seq_length or 512)
-        converted = _convert(reference.model, texts[::2][:_SCALED_ON], max_tokens, Path(scratch))
+        converted = convert(reference.model, texts[::2][:_SCALED_ON], max_tokens, Path(scratch))
         encoders: dict[str, Encoder] = {"torch fp32": reference} | {
             f"openvino {precision}": OpenVinoSentences(path, precision, max_tokens, threads)
             for precision, path in converted.items()
@@ -60,8 +60,8 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
     return choice
 
 
-def _convert(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
-    """Precision -> a folder with the converted model and its tokenizer."""
+def convert(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
+    """Convert a sentence-transformers model: precision -> a folder in `scratch` with it and its tokenizer."""
     openvino = import_openvino()
     import nncf
     import torch

@@ -23,13 +23,9 @@ def pair(small_intents: Path):
 
 def children(stack: Stack) -> list[int]:
     """The workers' process ids."""
-    return [
-        int(line.split()[0])
-        for line in subprocess.run(
-            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(stack.router.pid)], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        if "--of" in line
-    ]
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(stack.router.pid)]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "--of" in line]
 
 
 def serving(port: int) -> bool:

@@ -1,0 +1,87 @@
+"""The encoder's back ends side by side: milliseconds, texts a second, and what each keeps of CLINC150's accuracy.
+
+`make bench-encoders`. The back ends take turns, so that a noisy neighbour hits all. Accuracy is that of routing as
+it serves: fitted centroids on ten utterances an intent, all views of the text, over the whole test split.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bench.views import few_shot
+from extproc.centroids import fit_centroids
+from extproc.config import load_config
+from extproc.features import FeatureEncoder
+from extproc.prepare import convert
+from extproc.sentences import OpenVinoSentences, TorchSentences, threads_for
+from extproc.vectors import Encoder
+
+_MODEL = "all-MiniLM-L6-v2"
+_ROUNDS = 15
+# One token a word, and two around them.
+_TEXTS = {tokens: "invoice " * (tokens - 2) for tokens in (16, 64, 256)}
+_BATCH = 32
+
+
+def main() -> None:
+    """Print the table that docs/decisions/0004 quotes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    data = parser.parse_args().data / "clinc150.jsonl.gz"
+    utterances = [text for intent in load_config(Path("intents")).intents for text in intent.utterances]
+    threads = threads_for(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        reference = TorchSentences(_MODEL, threads)
+        converted = convert(reference.model, utterances[::2][:300], 256, Path(scratch))
+        half = TorchSentences(_MODEL, threads)
+        half.model.bfloat16()
+        encoders: dict[str, Encoder] = {"torch fp32": reference, "torch bf16": half} | {
+            f"openvino {precision}": OpenVinoSentences(path, precision, 256, threads)
+            for precision, path in sorted(converted.items(), reverse=True)
+        }
+        times = _in_turns(encoders)
+        columns = [f"{tokens} tokens" for tokens in _TEXTS]
+        print(f"{'':<16}" + "".join(f"{c:>13}" for c in columns) + f"{'texts/s at 32':>16}{'CLINC150':>11}")
+        for name, encoder in encoders.items():
+            ms = "".join(f"{times[name, tokens] * 1e3:>10.1f} ms" for tokens in _TEXTS)
+            rate = _BATCH / times[name, _BATCH * 16]
+            accuracy = f"{_accuracy(encoder, data) * 100:>9.2f} %" if data.exists() else f"{'no data':>11}"
+            print(f"{name:<16}{ms}{rate:>16.0f}{accuracy}", flush=True)
+
+
+def _in_turns(encoders: dict[str, Encoder]) -> dict[tuple[str, int], float]:
+    """(back end, tokens in the call) -> median seconds."""
+    calls = dict(_TEXTS.items())
+    taken: dict[tuple[str, int], list[float]] = {}
+
+    def clock(name: str, tokens: int, run: Callable[[], object]) -> None:
+        since = time.perf_counter()
+        run()
+        taken.setdefault((name, tokens), []).append(time.perf_counter() - since)
+
+    for _ in range(_ROUNDS):
+        for name, encoder in encoders.items():
+            for tokens, text in calls.items():
+                clock(name, tokens, lambda e=encoder, t=text: e.encode([t]))  # type: ignore[misc]
+            clock(name, _BATCH * 16, lambda e=encoder: e.encode([_TEXTS[16]] * _BATCH))  # type: ignore[misc]
+    return {key: float(np.median(seconds)) for key, seconds in taken.items()}
+
+
+def _accuracy(sentences: Encoder, data: Path) -> float:
+    few, few_labels, texts, labels = few_shot(data)
+    encoder = FeatureEncoder(sentences)
+    rows = encoder.encode(few)
+    names = [str(n) for n in range(few_labels.max() + 1)]
+    fitted = fit_centroids({name: rows[few_labels == int(name)] for name in names})
+    at = np.stack([fitted[name].centroid for name in names])
+    known = labels >= 0
+    inside = encoder.encode([text for text, ours in zip(texts, known, strict=True) if ours])
+    return float(((inside @ at.T).argmax(axis=1) == labels[known]).mean())
+
+
+if __name__ == "__main__":
+    main()
