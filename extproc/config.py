@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from extproc.acceptance import compile_rules
-from extproc.acceptance.rules import External
+from extproc.acceptance.rules import External, rule_name
 from extproc.settings import (
     EncoderConfig,
     Escalate,
@@ -240,9 +240,20 @@ def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[st
         up = intent.escalate
         if not (up.rungs or up.human) or up.max < 1 or not 0 < up.share <= 1:
             yield file, ".escalate", "give at least one rung in `to`, `max` from 1 up, `share` above 0, up to 1"
+        yield from _check_skip(file, intent, up, [rule_name(rule) for rule in rules], tiers)
     elif intent.accept and tiers and intent.tier == tiers[-1]:
         what = "`accept` cannot reject anything: no tier is above this one; drop it, or name rungs in `escalate`"
         yield file, ".accept", what
+
+
+def _check_skip(file: str, intent: Intent, up: Escalate, rules: list[str], tiers: list[str]) -> Iterator[_Finding]:
+    for i, name in enumerate(up.skip):
+        yield from _named(file, f".escalate.skip[{i}]", name, rules or ["(none in `accept`)"], "rule of `accept`")
+    below = tiers[: tiers.index(intent.tier)] if intent.tier in tiers else []
+    climbed = [rung for rung in up.rungs if rung.tier not in below][: up.max]
+    if up.skip and len(climbed) + up.human < 2:
+        what = "`skip` has no rung to jump: name two above this tier in `to`, and give `max` 2 or more"
+        yield file, ".escalate.skip", what
 
 
 def _endpoint(path: str, endpoint: str) -> Iterator[_Finding]:

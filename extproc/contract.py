@@ -1,5 +1,8 @@
 """The names that Envoy and we agree on; the README's contract table, as code."""
 
+from collections.abc import Sequence
+from typing import Any
+
 # Dynamic metadata.
 METADATA = "semantic_router"  # the decision record, and what the verifier adds to it
 LADDER = "semantic_router.ladder"  # priority_groups: where each attempt goes
@@ -13,3 +16,12 @@ REASON_HEADER = "x-cascade-reason"
 # What a client may send; Envoy answers 413 above it. Of a FULL_DUPLEX_STREAMED body, which is ours to hold, what
 # is longer goes on unrouted.
 MAX_BODY_BYTES = 8 * 1024 * 1024
+
+
+def ladder_of(clusters: Sequence[str]) -> dict[str, Any]:
+    """What stands under LADDER: attempt n goes to the nth of these clusters, and past their end to the last."""
+    groups = [
+        {"name": f"rung{i}", "clusters": [{"cluster_name": cluster, "weight": 1}]}
+        for i, cluster in enumerate(clusters)
+    ]
+    return {"priority_groups": groups}

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS
+from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS, ladder_of
 from extproc.facts import read_facts
 from extproc.match import Match, nearest
 from extproc.mutation import Mutation, mutate, rename_model
@@ -225,11 +225,7 @@ def _metadata(routed: Routed) -> dict[str, Any]:
     """The decision for Envoy: the record, the ladder of clusters, and what the rungs above need."""
     decision, mutation, request = routed.decision, routed.mutation, routed.request
     record = decision_record(routed) | {"max_retries": len(mutation.clusters) - 1, "escalations": 0}
-    groups = [
-        {"name": f"rung{i}", "clusters": [{"cluster_name": cluster, "weight": 1}]}
-        for i, cluster in enumerate(mutation.clusters)
-    ]
-    metadata: dict[str, Any] = {METADATA: record, LADDER: {"priority_groups": groups}}
+    metadata: dict[str, Any] = {METADATA: record, LADDER: ladder_of(mutation.clusters)}
     if mutation.rungs:
         attempts = [
             [{"at": p.at, "length": p.length, "text": p.text.decode()} for p in patches]
@@ -241,7 +237,7 @@ def _metadata(routed: Routed) -> dict[str, Any]:
         if decision.cohort.escalate is None or not decision.cohort.escalate.human:
             tiers.pop()  # nobody is above the last rung
         record["judge"] = {tier.name: "stream" if request.stream else "body" for tier in tiers}
-        record["rungs"] = len(mutation.clusters)
+        record["rungs"] = list(mutation.clusters)
         record["api"] = request.api
         record["logprobs_added"] = mutation.logprobs_added
         facts = read_facts(request, decision.cohort.accept)

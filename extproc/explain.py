@@ -114,7 +114,9 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
         rungs = ", then ".join(rung.tier.name for rung in decision.ladder)
         rules = decision.cohort.accept if decision.judged and decision.cohort is not None else ()
         judged = f", or its answer is rejected by {', '.join(map(rule_name, rules))}" if rules else ""
-        lines.append(f"ladder    {rungs}, if {decision.tier.name} fails{judged}")
+        up = decision.cohort.escalate if rules and decision.cohort is not None else None
+        jumps = f"; past a rung by {', '.join(up.skip)}" if up is not None and up.skip else ""
+        lines.append(f"ladder    {rungs}, if {decision.tier.name} fails{judged}{jumps}")
     lines += [f"writes    {name} = {value}" for name, value in _written(routed).items()]
     if routed.mutation.body is None:
         lines.append("writes    nothing: the body goes on as it is")

@@ -8,6 +8,8 @@ import msgspec
 Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
 HUMAN = "human"  # a rung that is no tier
 Capability = Literal["tools", "vision", "audio"]
+# Of a cohort's judged answers, where it does not say: so many may climb.
+SHARE = 0.35
 # Of a judged stream: hold the first tokens, hold all of it, or let it pass and only record the verdict.
 StreamHold = Literal["early", "buffer", "record"]
 
@@ -111,7 +113,8 @@ class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     to: str | RungSpec | tuple[str | RungSpec, ...]
     max: int = 1  # rungs that one request may climb
-    share: float = 0.35  # of the cohort's judged answers that may climb
+    share: float = SHARE  # of the cohort's judged answers that may climb
+    skip: tuple[str, ...] = ()  # rules whose rejection climbs past the next rung, where one is above it
 
     @property
     def rungs(self) -> tuple[RungSpec, ...]:

@@ -18,21 +18,21 @@ from extproc.acceptance import RequestFacts, Verdict, judge, judge_early
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.rules import External, Grounded, JsonSchema, ToolCalls
 from extproc.bounds import Bounds, principal_of
-from extproc.contract import FACTS, METADATA, REASON_HEADER, VERDICT_HEADER
+from extproc.contract import FACTS, LADDER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of
 from extproc.phases import Event, Kind, Opening, Reply
 from extproc.policy import Cohort, Snapshot
 from extproc.request import Api
 from extproc.response import AnswerReader
 from extproc.response.strip import StreamStripper, without_logprobs
-from extproc.settings import Human, Judge
+from extproc.settings import SHARE, Human, Judge
 
 # Of a stream judged early: this much answer is read before it is let go undecided. A refusal shows by then.
 _HOLD_CHARS = 200
 # No stream is held beyond this, whatever its cohort wants: Envoy's buffers and ours are not a store.
 _HOLD_BYTES = 4 * 1024 * 1024
-# Checks that may take milliseconds: they run off the event loop.
 # Calls to judges at once; what finds no caller in time has not run.
 _CALLERS = 16
+# Checks that may take milliseconds: they run off the event loop.
 _SLOW = (Grounded, JsonSchema, ToolCalls)
 
 _decode_facts = msgspec.json.Decoder(RequestFacts).decode
@@ -81,6 +81,10 @@ class VerifierExchange:
         self._snapshot = verifier.snapshot()
         self._opening = opening
         self._decision = opening.metadata.get(METADATA, {})
+        self._attempt = opening.attempt
+        rungs = self._decision.get("rungs")
+        self._rungs: list[str] = rungs if isinstance(rungs, list) else []  # clusters, the first attempt's first
+        self._skipped = int(self._decision.get("skipped", 0))  # rungs that earlier verdicts have jumped
         self._facts = _read_facts(opening.metadata.get(FACTS, {}))
         # A reload may have taken the cohort away meanwhile: then nothing is held against the answer.
         self._cohort = self._snapshot.policy.cohorts.get(str(self._decision.get("cohort")))
@@ -194,7 +198,7 @@ class VerifierExchange:
         """The client has the answer already: what is wrong with it is only written down."""
         verdict = await self._judge(cohort, reader)
         word = "accept" if verdict.accept else "recorded"
-        self.ruling = Ruling(cohort.name, self._opening.attempt, word, verdict)
+        self.ruling = Ruling(cohort.name, self._attempt, word, verdict)
 
     # --- verdicts ---------------------------------------------------------------------------------------
 
@@ -263,30 +267,41 @@ class VerifierExchange:
     def _rule(self, cohort: Cohort, verdict: Verdict) -> tuple[dict[str, str], dict[str, Any]]:
         """Turn a verdict into headers and metadata: climb if it is rejected and nothing forbids it."""
         self._verifier.bounds.judged(cohort.name, self._share)
-        word, bound = "accept", None
+        word, bound, rung = "accept", None, self._next_rung(cohort, verdict)
         if not verdict.accept:
-            bound = self._bound(cohort)
+            bound = self._bound(cohort, rung)
             word = "escalate" if bound is None else "degraded"
-        self.ruling = Ruling(cohort.name, self._opening.attempt, word, verdict, bound)
+        self.ruling = Ruling(cohort.name, self._attempt, word, verdict, bound)
         headers = {VERDICT_HEADER: word}
         said: dict[str, Any] = {"verdict": word}
         if not verdict.accept:
             headers[REASON_HEADER] = verdict.reason
             said["verdict_reason"] = verdict.reason
+        metadata = {METADATA: said}
         if word == "escalate":
             said["escalations"] = int(self._decision.get("escalations", 0)) + 1
+            if rung > self._attempt + self._skipped:  # Envoy counts attempts: the ladder moves instead
+                said["skipped"] = rung - self._attempt
+                metadata[LADDER] = ladder_of(self._rungs[rung - self._attempt :])
         if bound is not None:
             said["bound"] = bound
-        return headers, {METADATA: said}
+        return headers, metadata
 
     @property
     def _share(self) -> float:
         escalate = self._cohort.escalate if self._cohort is not None else None
-        return escalate.share if escalate is not None else _DEFAULT_SHARE
+        return escalate.share if escalate is not None else SHARE
 
-    def _bound(self, cohort: Cohort) -> str | None:
-        """What forbids a climb: the last rung, the cohort's share, or the principal's rate."""
-        if self._opening.attempt >= int(self._decision.get("rungs", 1)):
+    def _next_rung(self, cohort: Cohort, verdict: Verdict) -> int:
+        """Where a rejected answer goes, as a place in the ladder; past its end, no model is left to ask."""
+        rung, up = self._attempt + self._skipped, cohort.escalate
+        # A person at the ladder's end is a rung above the last model.
+        jumps = up is not None and verdict.rule in up.skip and rung + 1 < len(self._rungs) + up.human
+        return rung + jumps
+
+    def _bound(self, cohort: Cohort, rung: int) -> str | None:
+        """What forbids a climb to `rung`: the end of the ladder, the cohort's share, or the principal's rate."""
+        if rung >= len(self._rungs):
             return _LAST_RUNG
         limits, h = self._snapshot.escalations, self._opening.headers
         return self._verifier.bounds.allow(
@@ -299,7 +314,6 @@ class VerifierExchange:
 
 
 _LAST_RUNG = "last_rung"
-_DEFAULT_SHARE = 0.35  # where a cohort does not say
 
 
 def _read_facts(carried: dict[str, Any]) -> RequestFacts:

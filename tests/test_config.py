@@ -71,6 +71,13 @@ MISTAKES = {
         f"billing.yaml:{line}: this utterance reaches 0.##, below the floor of 0.99: lower `floor`, or leave it out"
         for line in (5, 6, 7)
     ],
+    "skip_of_unknown_rule": [
+        "billing.yaml:9: no rule of `accept` is called `no_refusl`: did you mean `no_refusal`?"
+    ],
+    "skip_without_rung": [
+        f"{file}: `skip` has no rung to jump: name two above this tier in `to`, and give `max` 2 or more"
+        for file in ("billing.yaml:6", "cooking.yaml:4")
+    ],
     "several_at_once": [
         "billing.yaml:2: no tier is called `smal`: did you mean `small`?",
         "billing.yaml:3: must be above 0: raise it or leave it out",

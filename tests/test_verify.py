@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from extproc.acceptance import RequestFacts, compile_rules
-from extproc.contract import FACTS, METADATA
+from extproc.contract import FACTS, LADDER, METADATA, ladder_of
 from extproc.match import Index
 from extproc.phases import Event, Opening, Reply
 from extproc.policy import Cohort, Policy, Snapshot
@@ -28,7 +28,7 @@ def snapshot(stream: StreamHold = "early", rules: Any = _RULES, share: float = 1
 
 def opening(mode: str = "FULL_DUPLEX_STREAMED", attempt: int = 1, cohort: str = "c", **facts: Any) -> Opening:
     given = RequestFacts(stream=mode == "FULL_DUPLEX_STREAMED") if not facts else RequestFacts(**facts)
-    decision = {"cohort": cohort, "rungs": 2.0, "api": "chat", "escalations": 0.0}
+    decision = {"cohort": cohort, "rungs": ["small", "large"], "api": "chat", "escalations": 0.0}
     return Opening(
         {"authorization": "Bearer x"}, "NONE", mode,  # type: ignore[arg-type]
         {METADATA: decision, FACTS: {"facts": msgspec.json.encode(given).decode()}}, attempt,
@@ -328,6 +328,54 @@ def test_a_cohort_over_its_share_is_degraded() -> None:
         judged(REFUSED, VerifierExchange(verifier, opening("BUFFERED")))["x-cascade-verdict"] for _ in range(12)
     ]
     assert words == ["escalate"] * 10 + ["degraded"] * 2
+
+
+def climbing(attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes = REFUSED) -> Any:
+    """What a verdict under `skip: [no_refusal]` tells Envoy, with small, large and frontier for a ladder."""
+    given = snapshot()
+    up = Escalate(to, max=2, share=1.0, skip=("no_refusal",))
+    cohort = msgspec.structs.replace(given.policy.cohorts["c"], escalate=up)
+    given = msgspec.structs.replace(given, policy=Policy((), "small", {"c": cohort}))
+    opened = opening("BUFFERED", attempt)
+    opened.metadata[METADATA]["rungs"] = ["small", *(rung for rung in to if rung != "human")]
+    if skipped is not None:
+        opened.metadata[METADATA] |= {"skipped": skipped, "escalations": 1.0}
+    exchange = VerifierExchange(Verifier(lambda: given, None), opened)
+    _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, answered))
+    return reply.metadata
+
+
+UP = {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}
+OUT = {"verdict": "degraded", "verdict_reason": "refusal", "bound": "last_rung"}
+THREE = ("large", "frontier")
+
+
+def test_a_rule_that_skips_climbs_past_a_rung() -> None:
+    """The next attempt's place in the ladder is taken by the rung above it; that is one climb."""
+    assert climbing(1, None, THREE) == {
+        METADATA: UP | {"skipped": 1},
+        LADDER: ladder_of(["large", "frontier"]),  # its second is where the second attempt goes
+    }
+    four = ("large", "frontier", "best")
+    assert climbing(2, None, four) == {METADATA: UP | {"skipped": 1}, LADDER: ladder_of(four)}
+    assert climbing(2, 1.0, (*four, "last")) == {
+        METADATA: UP | {"skipped": 2, "escalations": 2}, LADDER: ladder_of(["frontier", "best", "last"]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("attempt", "skipped", "to", "answered", "expected"),
+    [(2, None, THREE, REFUSED, UP), (2, 1.0, THREE, REFUSED, OUT), (3, 1.0, THREE, REFUSED, OUT),
+     (1, None, THREE, answer(""), UP | {"verdict_reason": "empty"}), (1, None, ("large",), REFUSED, UP),
+     (1, None, ("large", "human"), REFUSED, OUT)],
+    ids=["nothing above the next", "at the end after a jump", "again at the end", "another rule", "one rung",
+         "straight to a person"],
+)  # fmt: skip
+def test_a_rung_is_jumped_only_where_one_is_above_it(
+    attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes, expected: dict[str, Any]
+) -> None:
+    """Otherwise it is a climb like any other; the ladder stays as the router wrote it."""
+    assert climbing(attempt, skipped, to, answered) == {METADATA: expected}
 
 
 def test_what_a_verdict_tells_envoy() -> None:

@@ -1,7 +1,7 @@
 """The clusters: our own server, the collector, and one for each tier with what runs on every attempt at it."""
 
 from extproc.config import Config
-from extproc.contract import FACTS, METADATA, RUNGS
+from extproc.contract import FACTS, LADDER, METADATA, RUNGS
 from extproc.envoy.words import (
     Dict,
     address,
@@ -151,13 +151,15 @@ def _own_credential(tier: Tier) -> list[Dict]:
 
 
 # From the second attempt on, the body of the first is patched into that of the rung; backwards, so that places
-# stay where they are.
+# stay where they are. A rung that a verdict has jumped has no attempt; the one it saved is the last rung's, again.
 _RUNG_BODY = f"""
 function envoy_on_request(handle)
-  local rungs = handle:streamInfo():dynamicMetadata():get("{RUNGS}")
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local rungs = metadata:get("{RUNGS}")
   if rungs == nil or rungs["attempts"] == nil then return end
   local attempt = tonumber(handle:headers():get("x-envoy-attempt-count")) or 1
-  local patches = rungs["attempts"][attempt - 1]
+  local skipped = metadata:get("{METADATA}")["skipped"] or 0
+  local patches = rungs["attempts"][math.min(attempt - 1 + skipped, #rungs["attempts"])]
   if patches == nil then return end
   local body = handle:body()
   if body == nil then return end
@@ -198,7 +200,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         },
         metadata_options={
             "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
-            "receiving_namespaces": {"untyped": [METADATA]},
+            "receiving_namespaces": {"untyped": [METADATA, LADDER]},
         },
     )
 

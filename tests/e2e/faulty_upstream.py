@@ -52,6 +52,10 @@ _SUBJECTS = (
      "What is the tempo of a waltz?", "Recommend a jazz album with piano"),
     ("Is this contract clause enforceable in court?", "Can my landlord lawfully evict me?",
      "What are the legal duties of an employer?", "How do I appeal against a court judgment?"),
+    ("Book a flight from Lisbon to Oslo", "Which train goes to Vienna tonight?",
+     "Find me a hotel near the airport", "How much luggage may I take on the plane?"),
+    ("My dog will not stop barking", "What should a kitten eat?",
+     "How often do I walk a puppy?", "Why does my cat scratch the sofa?"),
 )  # fmt: skip
 
 
@@ -67,7 +71,7 @@ def write_intents(folder: Path, cohorts: Mapping[str, str], policy: str = "") ->
     encoder = "encoder: {deadline_ms: 20000}\n"
     (folder / "policy.yaml").write_text(f"version: 1\ndefault_tier: large\n{encoder}{policy}tiers:\n{tiers}")
     prompts = {}
-    for (name, settings), said in zip(cohorts.items(), _SUBJECTS, strict=False):
+    for (name, settings), said in zip(cohorts.items(), _SUBJECTS[: len(cohorts)], strict=True):
         lines = "".join(f'  - "{utterance}"\n' for utterance in said)
         (folder / f"{name}.yaml").write_text(f"intent: {name}\nfloor: -1\n{settings}\nutterances:\n{lines}")
         prompts[name] = said[0]

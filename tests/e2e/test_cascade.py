@@ -45,6 +45,11 @@ _COHORTS = {
     "  to: [{tier: large, reasoning: on}, {tier: frontier, reasoning: {budget_tokens: 9000}}]\n  max: 2\n"
     "  share: 1",
 }
+_COHORTS["skip"] = (
+    f"tier: small\nreasoning: off\n{_RULES}\nescalate:\n  to: [large, frontier]\n  max: 2\n  share: 1\n"
+    "  skip: [no_refusal]\nstream: buffer"
+)
+_COHORTS["skip_early"] = _COHORTS["skip"].replace("buffer", "early")
 _COHORTS["again"] = (
     f"tier: small\nreasoning: off\n{_RULES}\nescalate: {{to: {{tier: small, reasoning: on}}, share: 1}}"
 )
@@ -186,6 +191,47 @@ def test_three_tiers_in_three_dialects(cascade: Cascade) -> None:
     assert "chat_template_kwargs" not in frontier
     assert reading.text == text_of("frontier", request_id, 6)
     assert said(wire)["x-router-tier"] == "frontier"
+
+
+@STREAMS
+@pytest.mark.parametrize("cohort", ["skip", "skip_early"])
+def test_a_rule_may_jump_a_rung(cascade: Cascade, cohort: str, stream: bool) -> None:
+    """A refusal goes past the large tier, which sees no request; what is merely empty goes to it."""
+    request_id, wire, reading = cascade.ask(cohort, stream, small="refuses", frontier="paced")
+    small, frontier = cascade.upstreams.attempts(request_id)
+    assert (small.tier, frontier.tier) == ("small", "frontier")
+    asked = msgspec.json.decode(frontier.body)
+    assert (asked["model"], asked["reasoning_effort"]) == ("frontier-1", "none")
+    assert "chat_template_kwargs" not in asked
+    assert (reading.problems, reading.text) == ([], text_of("frontier", request_id, 6))
+    assert wire.body == cascade.sent(request_id, "frontier")
+    assert said(wire) == {
+        "x-router-reason": "matched", "x-router-escalations": "1", "x-router-tier": "frontier",
+        "x-router-attempts": "2", "x-cascade-reason": "refusal",
+    }  # fmt: skip
+    request_id, wire, reading = cascade.ask(cohort, stream, small="empty_content")
+    assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small", "large"]
+    assert (reading.text, said(wire)["x-cascade-verdict"]) == (text_of("large", request_id, 6), "accept")
+
+
+@STREAMS
+def test_there_is_no_jump_from_the_last_rung_but_one(cascade: Cascade, stream: bool) -> None:
+    """The next rung is then the last: the refusal goes there."""
+    request_id, wire, _ = cascade.ask("skip", stream, small="status_500", large="refuses")
+    assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small", "large", "frontier"]
+    assert wire.body == cascade.sent(request_id, "frontier")
+    assert (said(wire)["x-router-attempts"], said(wire)["x-router-escalations"]) == ("3", "1")
+
+
+@STREAMS
+def test_the_attempt_that_a_jump_saved_is_a_second_one_at_the_last_tier(cascade: Cascade, stream: bool) -> None:
+    """Envoy counts attempts, and past the ladder's end is the last rung: under its own model, both times."""
+    request_id, wire, reading = cascade.ask("skip", stream, small="refuses", frontier=["status_503", "fine"])
+    arrived = cascade.upstreams.attempts(request_id)
+    assert [r.tier for r in arrived] == ["small", "frontier", "frontier"]
+    assert arrived[1].body == arrived[2].body
+    assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "frontier", 1))
+    assert (said(wire)["x-router-attempts"], said(wire)["x-router-escalations"]) == ("3", "1")
 
 
 @pytest.mark.parametrize(
