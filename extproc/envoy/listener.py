@@ -211,10 +211,12 @@ def _contract_headers() -> Dict:
     """Headers from the decision's metadata; where it is absent they are left out."""
     # A climb that was ordered and that Envoy refused (its retry budget) is none: the client has the small answer.
     verdict = f"response.headers['{VERDICT_HEADER}']"
+    refused = f"'{VERDICT_HEADER}' in response.headers && {verdict} == 'escalate'"
+    escalations = f"metadata.filter_metadata['{METADATA}']['escalations']"
     response = {
         "x-router-cohort": f"%DYNAMIC_METADATA({METADATA}:cohort)%",
         "x-router-reason": f"%DYNAMIC_METADATA({METADATA}:reason)%",
-        "x-router-escalations": f"%DYNAMIC_METADATA({METADATA}:escalations)%",
+        "x-router-escalations": f"%CEL({escalations} - ({refused} ? 1.0 : 0.0))%",
         "x-cascade-reason": f"%DYNAMIC_METADATA({METADATA}:verdict_reason)%",  # why it climbed, or should have
         "x-router-tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",  # the one that served
         "x-router-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",

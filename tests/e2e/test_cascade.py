@@ -330,9 +330,7 @@ def test_over_envoys_retry_budget_the_answer_is_marked_degraded(
         script = {"id": request_id, "small": "refuses"}
         wire, _ = ask(beside, cascade.prompts["early"], script, stream)
         assert (wire.status, wire.body) == (200, cascade.sent(request_id, "small"))
-        assert said(wire)["x-router-attempts"] == "1"
-        assert said(wire)["x-router-tier"] == "small"
-        assert said(wire)["x-cascade-verdict"] == "degraded"
+        assert said(wire) == ACCEPTED | {"x-cascade-verdict": "degraded", "x-cascade-reason": "refusal"}
         # And nothing else changes: an accepted answer says so, an unjudged one says nothing.
         wire, _ = ask(beside, cascade.prompts["early"], {"id": new_id()}, stream)
         assert said(wire)["x-cascade-verdict"] == "accept"
