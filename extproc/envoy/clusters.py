@@ -15,6 +15,10 @@ from extproc.settings import Tier
 
 # Where Debian, Alpine and Envoy's own images keep the public certificate authorities.
 _CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
+# The second priority of every tier: nobody listens there. Envoy does not climb over a tier without hosts (a service
+# scaled to zero), but it does over a refused connection. A tier that has hosts sends nothing there, as long as
+# nothing marks them unhealthy: tiers have no health checks and no outlier detection.
+_REFUSES = "127.0.0.1:1"
 
 
 def extproc_cluster(endpoints: list[str]) -> Dict:
@@ -81,7 +85,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
         "typed_extension_protocol_options": _protocol(
             {"http_protocol_options": {}}, _upstream_filters(tier, config)
         ),
-        "load_assignment": _endpoints(name, [tier.endpoint], {METADATA: {"tier": tier.name}}),
+        "load_assignment": _endpoints(name, [tier.endpoint], [_REFUSES], metadata={METADATA: {"tier": tier.name}}),
     }
     if tier.tls:
         host = tier.endpoint.rpartition(":")[0]
@@ -215,16 +219,18 @@ def _discovery(endpoints: list[str]) -> Dict:
     return {"type": "STATIC"} if literal else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
 
 
-def _endpoints(name: str, endpoints: list[str], metadata: Dict | None = None) -> Dict:
+def _endpoints(name: str, *priorities: list[str], metadata: Dict | None = None) -> Dict:
     said = {"metadata": {"filter_metadata": metadata}} if metadata is not None else {}
     return {
         "cluster_name": name,
         "endpoints": [
             {
+                "priority": priority,
                 "lb_endpoints": [
                     {"endpoint": {"address": address(e), "hostname": e.rpartition(":")[0]}, **said}
                     for e in endpoints
-                ]
+                ],
             }
+            for priority, endpoints in enumerate(priorities)
         ],
     }

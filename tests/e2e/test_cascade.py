@@ -3,7 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from faulty_upstream import (
     text_of,
     write_intents,
 )  # fmt: skip
-from traffic import envoy_beside, eventually
+from nameserver import NameServer
+from traffic import envoy_beside, eventually, manager_of
 
 from extproc.stack import Stack
 
@@ -319,11 +320,9 @@ def test_over_envoys_retry_budget_the_answer_is_marked_degraded(
     """Envoy may refuse a climb that the verifier ordered: the client is not told of a climb that never was."""
 
     def no_retries(bootstrap: dict[str, Any]) -> None:
-        for cluster in bootstrap["static_resources"]["clusters"]:
-            if cluster["name"] == "small":
-                cluster["circuit_breakers"]["thresholds"][0]["retry_budget"] = {
-                    "budget_percent": {"value": 0}, "min_retry_concurrency": 0,
-                }  # fmt: skip
+        cluster_of(bootstrap, "small")["circuit_breakers"]["thresholds"][0]["retry_budget"] = {
+            "budget_percent": {"value": 0}, "min_retry_concurrency": 0,
+        }  # fmt: skip
 
     with envoy_beside(cascade.stack, tmp_path, no_retries) as beside:
         request_id = new_id()
@@ -336,6 +335,96 @@ def test_over_envoys_retry_budget_the_answer_is_marked_degraded(
         assert said(wire)["x-cascade-verdict"] == "accept"
         wire, _ = ask(beside, cascade.prompts["plain"], {"id": new_id()}, stream)
         assert "x-cascade-verdict" not in wire.headers
+
+
+def cluster_of(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
+    clusters: list[dict[str, Any]] = bootstrap["static_resources"]["clusters"]
+    return next(cluster for cluster in clusters if cluster["name"] == name)
+
+
+@STREAMS
+@pytest.mark.parametrize("cohort", ["early", "buffer", "plain"])
+def test_a_tier_without_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path, cohort: str, stream: bool) -> None:
+    """As one that refuses: the first of a ladder, and one in its middle; as the last it is an honest error."""
+
+    def nobody(name: str) -> Callable[[dict[str, Any]], None]:
+        def empty(bootstrap: dict[str, Any]) -> None:
+            cluster_of(bootstrap, name)["load_assignment"]["endpoints"][0]["lb_endpoints"] = []
+
+        return empty
+
+    with envoy_beside(cascade.stack, tmp_path, nobody("small")) as beside:
+        request_id = new_id()
+        wire, reading = ask(beside, cascade.prompts[cohort], {"id": request_id}, stream)
+        assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "large"))
+        assert said(wire) == {
+            "x-router-reason": "matched", "x-router-escalations": "0", "x-router-tier": "large",
+            "x-router-attempts": "2",
+        }  # fmt: skip
+    with envoy_beside(cascade.stack, tmp_path, nobody("large")) as beside:
+        request_id = new_id()
+        wire, _ = ask(beside, cascade.prompts["three"], {"id": request_id, "small": "refuses"}, stream)
+        assert (wire.body, said(wire)["x-router-tier"]) == (cascade.sent(request_id, "frontier"), "frontier")
+        assert (said(wire)["x-router-attempts"], said(wire)["x-router-escalations"]) == ("3", "1")
+        wire, _ = ask(beside, cascade.prompts[cohort], {"id": new_id(), "small": "status_500"}, stream)
+        assert (wire.status, said(wire)["x-router-attempts"]) == (503, "2")
+
+
+def test_a_tier_whose_name_loses_its_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path) -> None:
+    """A service scaled to zero and back; while it has a host, nothing goes past it."""
+    with NameServer("127.0.0.1") as names:
+
+        def named(bootstrap: dict[str, Any]) -> None:
+            cluster = cluster_of(bootstrap, "small")
+            endpoint = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+            endpoint["address"]["socket_address"]["address"] = "small.test"
+            resolver = {
+                "@type": "type.googleapis.com/"
+                "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+                "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": names.port}}],
+                "dns_resolver_options": {"no_default_search_domain": True},
+            }
+            cluster |= {"type": "STRICT_DNS", "dns_refresh_rate": "0.1s"}
+            cluster["typed_dns_resolver_config"] = {
+                "name": "envoy.network.dns_resolver.cares",
+                "typed_config": resolver,
+            }
+
+        def tiers(beside: Stack) -> set[str]:
+            asked = [ask(beside, cascade.prompts["early"], {"id": new_id()}) for _ in range(20)]
+            assert [reading.problems for _, reading in asked] == [[]] * 20
+            return {said(wire)["x-router-tier"] for wire, _ in asked}
+
+        with envoy_beside(cascade.stack, tmp_path, named) as beside:
+            assert tiers(beside) == {"small"}
+            assert beside.stats(r"cluster\.small\.upstream_cx_connect_fail$") == {
+                "cluster.small.upstream_cx_connect_fail": 0
+            }
+            names.host = None
+            eventually(lambda: tiers(beside) == {"large"}, "the tier has no host")
+            names.host = "127.0.0.1"
+            eventually(lambda: tiers(beside) == {"small"}, "it has one again")
+
+
+@STREAMS
+def test_a_full_tier_is_an_honest_503(cascade: Cascade, tmp_path: Path, stream: bool) -> None:
+    """Envoy retries no request that a circuit breaker refused, whatever `retry_on` says."""
+
+    def full(bootstrap: dict[str, Any]) -> None:
+        cluster_of(bootstrap, "small")["circuit_breakers"]["thresholds"][0]["max_requests"] = 0
+        for route in manager_of(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
+            if "retry_policy" in route["route"]:
+                policy = route["route"]["retry_policy"]
+                policy["retry_on"] += ",gateway-error,reset-before-request,envoy-ratelimited"
+                policy["retriable_status_codes"].append(503)
+                policy["retriable_headers"].append({"name": "x-envoy-overloaded"})
+
+    with envoy_beside(cascade.stack, tmp_path, full) as beside:
+        request_id = new_id()
+        wire, _ = ask(beside, cascade.prompts["early"], {"id": request_id}, stream)
+        assert (wire.status, wire.headers["x-envoy-overloaded"], wire.fault) == (503, "true", None)
+        assert said(wire)["x-router-attempts"] == "1"
+        assert cascade.upstreams.attempts(request_id) == []
 
 
 def test_a_recorded_stream_passes_and_its_verdict_is_written_down(cascade: Cascade) -> None:
