@@ -11,6 +11,7 @@ Reading order, along the path of a request:
     policy      cohort and rules -> Decision, with exactly one Reason
     mutation    Decision -> the bytes that change (splice makes them in place)
     verify      an answer -> verdict, before the client sees it (response reads it, acceptance judges it)
+    rescue      a failure -> the answer that an earlier rung gave
 
 Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
 into what the path needs, `reload` swaps it; `envoy` renders Envoy's side; `contract` names what both sides share.

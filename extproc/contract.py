@@ -8,6 +8,7 @@ METADATA = "semantic_router"  # the decision record, and what the verifier adds 
 LADDER = "semantic_router.ladder"  # priority_groups: where each attempt goes
 RUNGS = "semantic_router.rungs"  # attempts: what changes in the body from the second attempt on
 FACTS = "semantic_router.facts"  # what the request asked for, for the verifier; never logged
+ANSWER = "semantic_router.answer"  # the last rejected answer, in case that every rung above fails; never logged
 # Headers.
 CLUSTER_HEADER = "x-router-cluster"
 VERDICT_HEADER = "x-cascade-verdict"

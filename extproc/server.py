@@ -19,6 +19,7 @@ from extproc.exchange import Routed, Router, RouterExchange, decision_record
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.policy import Snapshot
 from extproc.reload import signature, watch
+from extproc.rescue import RescueExchange
 from extproc.review import enqueue
 from extproc.sentences import load_encoder
 from extproc.snapshot import compile_snapshot
@@ -47,16 +48,19 @@ class ExternalProcessor:
         if self.router is None or self.verifier is None:
             return  # a clean close: Envoy goes on without us, to the default tier
         metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
-        exchange: RouterExchange | VerifierExchange | None = None
+        exchange: RouterExchange | VerifierExchange | RescueExchange | None = None
         reported: object = None
         try:
             async for message in messages:
                 if exchange is None:
                     opening = wire.read_opening(message)
-                    if metadata.get("x-role") == "verifier":
-                        exchange = VerifierExchange(self.verifier, opening)
-                    else:
-                        exchange = RouterExchange(self.router, opening)
+                    match metadata.get("x-role"):
+                        case "verifier":
+                            exchange = VerifierExchange(self.verifier, opening)
+                        case "rescue":
+                            exchange = RescueExchange(opening)
+                        case _:
+                            exchange = RouterExchange(self.router, opening)
                 event = wire.read_event(message)
                 if event is None:
                     continue  # a kind newer than we are; Envoy takes silence as "go on" at its time-out

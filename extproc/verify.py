@@ -18,7 +18,7 @@ from extproc.acceptance import RequestFacts, Verdict, judge, judge_early
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.rules import External, Grounded, JsonSchema, ToolCalls
 from extproc.bounds import Bounds, principal_of
-from extproc.contract import FACTS, LADDER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of
+from extproc.contract import ANSWER, FACTS, LADDER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of
 from extproc.phases import Event, Kind, Opening, Reply
 from extproc.policy import Cohort, Snapshot
 from extproc.request import Api
@@ -30,6 +30,8 @@ from extproc.settings import SHARE, Human, Judge
 _HOLD_CHARS = 200
 # No stream is held beyond this, whatever its cohort wants: Envoy's buffers and ours are not a store.
 _HOLD_BYTES = 4 * 1024 * 1024
+# Of a rejected answer that is kept in case every rung above fails: about 15,000 tokens, which Envoy has to hold.
+_KEPT_BYTES = 64 * 1024
 # Calls to judges at once; what finds no caller in time has not run.
 _CALLERS = 16
 # Checks that may take milliseconds: they run off the event loop.
@@ -92,6 +94,7 @@ class VerifierExchange:
         self._stripper = StreamStripper(self._api) if self._decision.get("logprobs_added") else None
         self._full_duplex = opening.response_body_mode == "FULL_DUPLEX_STREAMED"
         self._reader: AnswerReader | None = None
+        self._content_type = ""
         self._held: list[Event] = []
         self._held_bytes = 0
         self._headers_held = False
@@ -113,6 +116,7 @@ class VerifierExchange:
         if self._is_for_a_person(self._cohort):
             return [await self._put_aside("response_body", self._reader, headers, metadata)]
         body = without_logprobs(self._api, event.body) if self._stripper is not None else None
+        metadata |= self._keep(self._reader, event.body if body is None else body)
         # A shorter body and the old length would not fit together; Envoy then frames it by chunks.
         remove = ("content-length",) if body is not None else ()
         return [Reply("response_body", headers=headers, remove=remove, body=body, metadata=metadata)]
@@ -121,9 +125,8 @@ class VerifierExchange:
         """Only a 200 is an answer to judge; anything else is the upstream's own error, and Envoy's to retry."""
         if event.headers.get(":status") != "200" or self._cohort is None:
             return [Reply("response_headers")]
-        self._reader = AnswerReader(
-            self._api, event.headers.get("content-type"), event.headers.get("content-encoding")
-        )
+        self._content_type = event.headers.get("content-type", "")
+        self._reader = AnswerReader(self._api, self._content_type, event.headers.get("content-encoding"))
         if event.end:  # a 200 without a body: nothing more will come
             self._reader.finish()
             return await self._conclude(self._cohort, self._reader)
@@ -172,18 +175,20 @@ class VerifierExchange:
         headers, metadata = self._rule(cohort, verdict)
         if self._is_for_a_person(cohort):
             return [await self._put_aside("response_headers", reader, headers, metadata)]
-        return self._flush(Reply("response_headers", headers=headers, metadata=metadata))
+        rest = self._flush()
+        metadata |= self._keep(reader, b"".join(reply.body or b"" for reply in rest))
+        return [Reply("response_headers", headers=headers, metadata=metadata), *rest]
 
     def _release(self, word: str) -> list[Reply]:
         """End the hold with the rest of the answer still to come: the verdict is recorded at its end."""
         self._verifier.bounds.judged(str(self._decision.get("cohort")), self._share)
         headers, metadata = {VERDICT_HEADER: word}, {METADATA: {"verdict": word}}
-        return self._flush(Reply("response_headers", headers=headers, metadata=metadata))
+        return [Reply("response_headers", headers=headers, metadata=metadata), *self._flush()]
 
-    def _flush(self, first: Reply) -> list[Reply]:
+    def _flush(self) -> list[Reply]:
         self._headers_held = False
         held, self._held = self._held, []
-        return [first, *(reply for event in held for reply in self._echo(event))]
+        return [reply for event in held for reply in self._echo(event)]
 
     def _echo(self, event: Event) -> list[Reply]:
         """What came, as it came, but for log-probabilities that only we asked for."""
@@ -286,6 +291,21 @@ class VerifierExchange:
         if bound is not None:
             said["bound"] = bound
         return headers, metadata
+
+    def _keep(self, reader: AnswerReader, body: bytes) -> dict[str, Any]:
+        """The metadata that keeps an answer from which to climb, if a client could use it: whole, and not empty."""
+        ruling, observation = self.ruling, reader.observation()
+        if ruling is None or ruling.word != "escalate" or ruling.verdict.rule is None or len(body) > _KEPT_BYTES:
+            return {}
+        if not observation.complete or not (observation.text or observation.tool_calls):
+            return {}
+        try:
+            text = body.decode()
+        except UnicodeDecodeError:  # metadata can carry text only
+            return {}
+        cluster = self._rungs[self._attempt + self._skipped - 1]
+        tier = next((t.name for t in self._snapshot.policy.tiers if t.cluster_name == cluster), cluster)
+        return {ANSWER: {"body": text, "type": self._content_type, "tier": tier}}
 
     @property
     def _share(self) -> float:

@@ -13,7 +13,7 @@ LAYERS = {
     "response acceptance facts bounds settings",
     "build": "config strict_yaml snapshot envoy",
     "edge": "wire embedding sentences telemetry reload callouts review",
-    "orchestration": "exchange verify",
+    "orchestration": "exchange verify rescue",
     "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "core": {"core"},
     "build": {"core", "build"},
     "edge": {"core", "build"},
-    "orchestration": {"core"},
+    "orchestration": {"core", "orchestration"},
     "entry": {"core", "build", "edge", "orchestration", "entry"},
 }
 # What comes from elsewhere, besides msgspec, which makes the values, and numpy, which is what vectors are.

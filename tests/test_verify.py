@@ -7,10 +7,11 @@ import msgspec
 import pytest
 
 from extproc.acceptance import RequestFacts, compile_rules
-from extproc.contract import FACTS, LADDER, METADATA, ladder_of
+from extproc.contract import ANSWER, FACTS, LADDER, METADATA, ladder_of
 from extproc.match import Index
 from extproc.phases import Event, Opening, Reply
 from extproc.policy import Cohort, Policy, Snapshot
+from extproc.rescue import RescueExchange
 from extproc.settings import EncoderConfig, Escalate, Escalations, StreamHold
 from extproc.verify import Verifier, VerifierExchange
 
@@ -342,7 +343,8 @@ def climbing(attempt: int, skipped: float | None, to: tuple[str, ...], answered:
         opened.metadata[METADATA] |= {"skipped": skipped, "escalations": 1.0}
     exchange = VerifierExchange(Verifier(lambda: given, None), opened)
     _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, answered))
-    return reply.metadata
+    assert reply.metadata is not None
+    return {namespace: said for namespace, said in reply.metadata.items() if namespace != ANSWER}
 
 
 UP = {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}
@@ -386,4 +388,70 @@ def test_what_a_verdict_tells_envoy() -> None:
     ):
         exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED", attempt))
         _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, REFUSED))
-        assert reply.metadata == {METADATA: expected}
+        kept = {"body": REFUSED.decode(), "type": "application/json", "tier": "small"}
+        assert reply.metadata == {METADATA: expected} | ({ANSWER: kept} if attempt == 1 else {})
+
+
+def kept_of(pieces: list[bytes], rules: Any = _RULES) -> Any:
+    """What is kept of a stream."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot("buffer", rules), None), opening())
+    replies = [reply for some in run(exchange, *streamed(pieces)) for reply in some]
+    assert (replies[0].headers or {})["x-cascade-verdict"] == "escalate"
+    return (replies[0].metadata or {}).get(ANSWER)
+
+
+def test_a_rejected_answer_is_kept_if_a_client_could_use_it() -> None:
+    """Whole, as it came, and bounded: no half answer, no empty one, none that no client could read."""
+    refused = TRANSCRIPTS["refusal"][0]
+    assert kept_of([refused[:50], refused[50:]]) == {
+        "body": refused.decode(), "type": "text/event-stream", "tier": "small",
+    }  # fmt: skip
+    for name in TRANSCRIPTS.keys() - {"good", "refusal", "length"}:
+        assert kept_of([TRANSCRIPTS[name][0]]) is None, name
+    most = 64 * 1024 - len(transcript(""))
+    assert len(kept_of([transcript("x" * most)], [{"max_chars": 1}])["body"]) == 64 * 1024
+    assert kept_of([transcript("x" * (most + 1))], [{"max_chars": 1}]) is None
+
+
+def test_a_stream_rejected_before_its_end_is_not_kept() -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
+    refused = chunk("I'm sorry, but I can't help with that request. It is not something I may do. ")
+    *_, replies = run(exchange, headers(), Event("response_body", body=refused))
+    assert replies[0].headers == rejected("refusal")
+    assert (replies[0].metadata or {}).keys() == {METADATA}
+
+
+# --- rescue -------------------------------------------------------------------------------------------------
+
+KEPT = {"body": REFUSED.decode(), "type": "application/json", "tier": "small"}
+RECORD = {"cohort": "c", "reason": "matched", "verdict_reason": "refusal", "escalations": 1.0}
+
+
+def rescued(status: str = "503", answer: Any = KEPT, **more: str) -> tuple[list[Reply], RescueExchange]:
+    exchange = RescueExchange(Opening({}, "NONE", "NONE", {METADATA: RECORD, ANSWER: answer}, 2))
+    event = Event("response_headers", headers={":status": status, **more})
+    return asyncio.run(exchange.answer(event)), exchange
+
+
+def test_a_failure_is_answered_with_the_answer_that_was_kept() -> None:
+    """Under its own tier's name, marked, and counted."""
+    [reply], exchange = rescued()
+    said = {
+        "content-type": "application/json", "x-cascade-verdict": "degraded", "x-cascade-reason": "refusal",
+        "x-router-cohort": "c", "x-router-reason": "matched", "x-router-tier": "small", "x-router-attempts": "2",
+        "x-router-escalations": "1",
+    }  # fmt: skip
+    assert reply == Reply(
+        "response_headers", said, REFUSED, status=200, metadata={METADATA: {"verdict": "rescued"}}
+    )
+    assert exchange.ruling is not None
+    assert (exchange.ruling.word, exchange.ruling.attempt) == ("rescued", 2)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"status": "200"}, {"answer": {}}, {"x-cascade-verdict": "human"}],
+    ids=["an answer", "nothing kept", "put aside for a person, whatever the status"],
+)
+def test_what_needs_no_rescue_passes(given: Any) -> None:
+    assert rescued(**given)[0] == [Reply("response_headers")]

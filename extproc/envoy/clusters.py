@@ -1,7 +1,7 @@
 """The clusters: our own server, the collector, and one for each tier with what runs on every attempt at it."""
 
 from extproc.config import Config
-from extproc.contract import FACTS, LADDER, METADATA, RUNGS
+from extproc.contract import ANSWER, FACTS, LADDER, METADATA, RUNGS
 from extproc.envoy.words import (
     Dict,
     address,
@@ -204,7 +204,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         },
         metadata_options={
             "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
-            "receiving_namespaces": {"untyped": [METADATA, LADDER]},
+            "receiving_namespaces": {"untyped": [METADATA, LADDER, ANSWER]},
         },
     )
 

@@ -1,7 +1,7 @@
 """The listener: routes, and the filters that every request passes."""
 
 from extproc.config import Config
-from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS, VERDICT_HEADER
+from extproc.contract import ANSWER, CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS, VERDICT_HEADER
 from extproc.envoy.words import (
     Dict,
     address,
@@ -144,6 +144,7 @@ def _switched_on(default: Tier) -> Dict:
 
 def _http_filters(config: Config, trusted: list[str]) -> list[Dict]:
     return [
+        filter_entry("rescue", _rescue()),
         filter_entry(
             "envoy.filters.http.body_size_limit",
             typed(
@@ -205,6 +206,40 @@ def _unless_decided() -> Dict:
     transform = typed("envoy.extensions.filters.http.transform.v3.TransformConfig")
     when = metadata_predicate(["cluster"], {"present_match": True})
     return skipped(when, "envoy.filters.http.transform", transform)
+
+
+def _rescue() -> Dict:
+    """Asked about nothing but a failure that would have been climbed for, where a rejected answer is kept."""
+    status = {
+        "input": {
+            "name": "status",
+            "typed_config": typed("envoy.type.matcher.v3.HttpResponseHeaderMatchInput", header_name=":status"),
+        },
+        "value_match": {"safe_regex": {"google_re2": {}, "regex": "429|5.."}},
+    }
+    kept = metadata_predicate(["body"], {"present_match": True}, namespace=ANSWER)
+    ask = typed(
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        stat_prefix="rescue",
+        grpc_service={
+            "envoy_grpc": {"cluster_name": "extproc"},
+            "initial_metadata": [{"key": "x-role", "value": "rescue"}],
+        },
+        failure_mode_allow=True,  # without us, the failure is the answer
+        message_timeout="2s",
+        processing_mode={"request_header_mode": "SKIP", "response_header_mode": "SEND"},
+        mutation_rules={
+            "disallow_all": True,
+            "allow_expression": {"regex": "^(x-router-[a-z]+|x-cascade-(verdict|reason)|content-type)$"},
+        },
+        response_attributes=["upstream.request_attempt_count"],
+        metadata_options={
+            "forwarding_namespaces": {"untyped": [METADATA, ANSWER]},
+            "receiving_namespaces": {"untyped": [METADATA]},
+        },
+    )
+    weak = {"and_matcher": {"predicate": [{"single_predicate": status}, kept]}}
+    return skipped({"not_matcher": weak}, "envoy.filters.http.ext_proc", ask)
 
 
 def _contract_headers() -> Dict:

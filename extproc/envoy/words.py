@@ -28,11 +28,11 @@ def set_header(header: str, value: str, action: str = "OVERWRITE_IF_EXISTS_OR_AD
     return {"append": {"header": {"key": header, "value": value}, "append_action": action}}
 
 
-def metadata_predicate(path: list[str], value: Dict, invert: bool = False) -> Dict:
-    """Whether the decision's metadata has this value at `path`."""
+def metadata_predicate(path: list[str], value: Dict, invert: bool = False, namespace: str = METADATA) -> Dict:
+    """Whether the metadata, by default the decision's, has this value at `path`."""
     seen = typed(
         "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
-        filter=METADATA,
+        filter=namespace,
         path=[{"key": key} for key in path],
     )
     matcher = typed("envoy.extensions.matching.input_matchers.metadata.v3.Metadata", value=value, invert=invert)

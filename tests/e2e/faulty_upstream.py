@@ -481,6 +481,11 @@ async def _status(x: Scripted, status: int) -> None:
 
 
 @fault
+async def status_400(x: Scripted) -> None:
+    await _status(x, 400)
+
+
+@fault
 async def status_429(x: Scripted) -> None:
     await _status(x, 429)
 

@@ -264,11 +264,82 @@ def test_the_last_rung_is_never_rejected(cascade: Cascade, stream: bool) -> None
 
 
 @STREAMS
-def test_a_failing_last_rung_is_reported_honestly(cascade: Cascade, stream: bool) -> None:
-    """An error of the last tier's is the client's to see: no made-up answer."""
-    _, wire, reading = cascade.ask("early", stream, small="refuses", large="status_503")
+@pytest.mark.parametrize("small", ["status_500", "empty_content", "error_in_200", "cut_midway"])
+def test_a_failing_last_rung_is_reported_honestly(cascade: Cascade, small: str, stream: bool) -> None:
+    """Where no tier gave an answer, an error of the last tier's is the client's to see: none is made up."""
+    _, wire, reading = cascade.ask("early", stream, small=small, large="status_503")
     assert wire.status == 503
     assert reading.problems == ["status 503"]
+
+
+@STREAMS
+@pytest.mark.parametrize("large", ["status_429", "status_500", "reset_before_headers"])
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+def test_a_weak_answer_is_better_than_the_last_rungs_failure(
+    cascade: Cascade, path: str, large: str, stream: bool
+) -> None:
+    """The small tier's answer after all, byte for byte, with 200 and its own tier's name, marked degraded."""
+    request_id, wire, reading = cascade.ask("early", stream, path, small="refuses", large=large)
+    assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small", "large"]
+    assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "small"))
+    assert said(wire) == {
+        "x-router-reason": "matched", "x-router-escalations": "1", "x-router-tier": "small",
+        "x-router-attempts": "2", "x-cascade-verdict": "degraded", "x-cascade-reason": "refusal",
+    }  # fmt: skip
+    assert wire.headers["x-router-cohort"] == "early"
+    eventually(lambda: '"verdict":"rescued"' in cascade.stack.log("envoy.log"), "the access log says so")
+    assert request_id not in cascade.stack.log("envoy.log") + cascade.stack.log("router.log")
+
+
+def test_the_latest_rung_with_an_answer_rescues(cascade: Cascade) -> None:
+    """The large tier's refusal, not the small one's; and an error that no rung would mend stays the client's."""
+    request_id, wire, _ = cascade.ask("three", small="refuses", large="refuses", frontier="status_503")
+    assert (wire.status, wire.body) == (200, cascade.sent(request_id, "large"))
+    assert (said(wire)["x-router-tier"], said(wire)["x-router-attempts"]) == ("large", "3")
+    request_id, wire, _ = cascade.ask("three", small="refuses", large="empty_content", frontier="status_503")
+    assert (wire.status, wire.body) == (200, cascade.sent(request_id, "small"))
+    _, wire, _ = cascade.ask("early", small="refuses", large="status_400")
+    assert wire.status == 400
+
+
+@STREAMS
+@pytest.mark.parametrize("trouble", ["no host", "full", "too slow"])
+def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
+    cascade: Cascade, tmp_path: Path, trouble: str, stream: bool
+) -> None:
+    """Envoy's own errors, too."""
+
+    def edit(bootstrap: dict[str, Any]) -> None:
+        large = cluster_of(bootstrap, "large")
+        if trouble == "no host":
+            large["load_assignment"]["endpoints"][0]["lb_endpoints"] = []
+        elif trouble == "full":
+            large["circuit_breakers"]["thresholds"][0]["max_requests"] = 0
+        else:
+            for route in manager_of(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
+                if "retry_policy" in route["route"]:
+                    route["route"]["retry_policy"]["per_try_timeout"] = "1.5s"
+
+    with envoy_beside(cascade.stack, tmp_path, edit) as beside:
+        request_id = new_id()
+        script = {"id": request_id, "small": "refuses", "large": "no_headers_in_time"}
+        wire, reading = ask(beside, cascade.prompts["early"], script, stream)
+        assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "small"))
+        assert (said(wire)["x-router-tier"], said(wire)["x-cascade-verdict"]) == ("small", "degraded")
+
+
+def test_without_us_the_failure_is_the_answer(cascade: Cascade, tmp_path: Path) -> None:
+    """Nobody to ask: Envoy lets the failure pass."""
+
+    def nobody(bootstrap: dict[str, Any]) -> None:
+        rescue = manager_of(bootstrap)["http_filters"][0]
+        service = rescue["typed_config"]["extension_config"]["typed_config"]["grpc_service"]
+        service["envoy_grpc"]["cluster_name"] = "dead"
+
+    with envoy_beside(cascade.stack, tmp_path, nobody) as beside:
+        script = {"id": new_id(), "small": "refuses", "large": "status_503"}
+        wire, _ = ask(beside, cascade.prompts["early"], script)
+        assert (wire.status, said(wire)["x-router-tier"], said(wire)["x-router-attempts"]) == (503, "large", "2")
 
 
 @STREAMS

@@ -184,7 +184,10 @@ class Load:
                 judged = tier == "small" and (
                     cohort == "early" or cohort == "buffer" or (cohort == "record" and not stream)
                 )
-                why = "the judge was away" if judged else "nobody judges it"
+                kept = wire.headers.get("x-cascade-verdict") == "degraded"
+                why = (
+                    "nothing above could answer" if kept else "the judge was away" if judged else "nobody judges it"
+                )
                 outcomes[f"a weak answer, as sent: {why}"] += 1
             else:
                 self.counts.wrong.append(f"not this request's: {about}")
