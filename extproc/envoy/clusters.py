@@ -200,7 +200,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         ],
         mutation_rules={
             "disallow_all": True,
-            "allow_expression": {"regex": "^(x-cascade-(verdict|reason)|content-length)$"},
+            "allow_expression": {"regex": "^(x-cascade-(verdict|reason)|content-(length|type))$"},
         },
         metadata_options={
             "forwarding_namespaces": {"untyped": [METADATA, FACTS]},

@@ -82,6 +82,7 @@ def ask(stack: Stack, prompt: str, **more: object) -> SimpleNamespace:
     named = {name: headers.get(f"x-{name}") for name in ("router-tier", "cascade-reason", "cascade-verdict")}
     return SimpleNamespace(
         status=status,
+        type=headers["content-type"],
         text=text,
         tier=named["router-tier"],
         reason=named["cascade-reason"],
@@ -118,7 +119,7 @@ def test_what_no_model_may_answer_goes_to_a_person(stack, stream):
     """The client gets the configured message and status, the queue a case without its text."""
     before = len(stack.review.read_text().splitlines()) if stack.review.exists() else 0
     answer = ask(stack, REFUSED, stream=stream)
-    assert (answer.status, answer.verdict) == (422, "human")
+    assert (answer.status, answer.type, answer.verdict) == (422, "application/json", "human")
     error = json.loads(answer.text)["error"]
     assert error["message"] == "A person will answer." and error["type"] == "human_review"
     case = json.loads(stack.review.read_text().splitlines()[before])
