@@ -968,13 +968,16 @@ def ask(
 
 
 @contextlib.contextmanager
-def running_faulty(intents: Path, folder: Path) -> Iterator[Stack]:
-    """Scripted upstreams, router and Envoy for `intents`, all stopped at the end."""
+def running_faulty(
+    folder: Path, cohorts: Mapping[str, str], policy: str = ""
+) -> Iterator[tuple[Stack, dict[str, str]]]:
+    """Scripted upstreams, router and Envoy for these cohorts, with a prompt for each; all stopped at the end."""
+    prompts = write_intents(folder / "written", cohorts, policy)
     with FaultyUpstreams() as upstreams:
-        stack = Stack(intents, folder, upstreams)  # type: ignore[arg-type]  # it has what a stack asks for
+        stack = Stack(folder / "written", folder, upstreams)  # type: ignore[arg-type]  # has what a stack asks for
         try:
             stack.start_router()
             stack.start_envoy()
-            yield stack
+            yield stack, prompts
         finally:
             stack.stop()

@@ -22,7 +22,6 @@ from faulty_upstream import (
     read,
     running_faulty,
     text_of,
-    write_intents,
 )  # fmt: skip
 from nameserver import NameServer
 from traffic import envoy_beside, eventually, manager_of
@@ -104,9 +103,7 @@ def said(wire: Any) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cascade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cascade]:
-    folder = tmp_path_factory.mktemp("cascade")
-    prompts = write_intents(folder / "written", _COHORTS, _POLICY)
-    with running_faulty(folder / "written", folder) as stack:
+    with running_faulty(tmp_path_factory.mktemp("cascade"), _COHORTS, _POLICY) as (stack, prompts):
         found = Cascade(stack, prompts)
         yield found
         found.pool.shutdown(wait=True, cancel_futures=True)

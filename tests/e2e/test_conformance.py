@@ -8,7 +8,6 @@ of it the upstream's), silently wrong (looks complete and fine, and is not).
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,7 +26,6 @@ from faulty_upstream import (
     read,
     running_faulty,
     text_of,
-    write_intents,
 )  # fmt: skip
 
 from extproc.stack import Stack
@@ -161,22 +159,14 @@ async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
 
 
 @pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("conformance")
-    found = write_intents(folder / "written", _COHORTS, _TIMEOUTS)
-    return found | {"": str(folder)}
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, dict[str, str]]]:
+    with running_faulty(tmp_path_factory.mktemp("conformance"), _COHORTS, _TIMEOUTS) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
-def faulty(prompts: dict[str, str]) -> Iterator[Stack]:
-    folder = Path(prompts[""])
-    with running_faulty(folder / "written", folder) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def table(faulty: Stack, prompts: dict[str, str]) -> Table:
-    return asyncio.run(_all(faulty, prompts, CHAT))
+def table(faulty: tuple[Stack, dict[str, str]]) -> Table:
+    return asyncio.run(_all(*faulty, CHAT))
 
 
 JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")
@@ -249,7 +239,7 @@ def test_nothing_is_made_up_for_an_unjudged_answer(table: Table) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 @pytest.mark.parametrize("path", [MESSAGES, RESPONSES])
 def test_the_other_apis_are_held_to_their_own_endings(
-    faulty: Stack, prompts: dict[str, str], path: str, stream: bool
+    faulty: tuple[Stack, dict[str, str]], path: str, stream: bool
 ) -> None:
     """message_stop and response.completed, as strictly as [DONE]."""
     faults = ["fine", "empty_content", "reset_before_headers", "error_in_200", "cut_midway"]
@@ -258,7 +248,7 @@ def test_the_other_apis_are_held_to_their_own_endings(
     columns = [column for column in COLUMNS if column[0] in JUDGED and column[2] == stream]
 
     async def ask_all() -> list[Cell]:
-        jobs = [_cell(faulty, prompts, column, fault, SHORT, path) for column in columns for fault in faults]
+        jobs = [_cell(*faulty, column, fault, SHORT, path) for column in columns for fault in faults]
         return await asyncio.gather(*jobs)
 
     cells = asyncio.run(ask_all())

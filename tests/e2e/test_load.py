@@ -30,7 +30,6 @@ from faulty_upstream import (
     read,
     running_faulty,
     text_of,
-    write_intents,
 )  # fmt: skip
 from traffic import eventually
 
@@ -217,8 +216,7 @@ def checked(stack: Stack, prompts: dict[str, str], counts: Counts) -> None:
 
 def run(folder: Path, seconds: float, clients: int) -> Counts:
     """Start everything, load it, check it."""
-    prompts = write_intents(folder / "written", COHORTS, POLICY)
-    with running_faulty(folder / "written", folder) as stack:
+    with running_faulty(folder, COHORTS, POLICY) as (stack, prompts):
         counts = asyncio.run(Load(stack, prompts).run(seconds, clients))
         print(counts)
         checked(stack, prompts, counts)
@@ -227,10 +225,8 @@ def run(folder: Path, seconds: float, clients: int) -> Counts:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, dict[str, str]]]:
-    folder = tmp_path_factory.mktemp("load")
-    prompts = write_intents(folder / "written", COHORTS, POLICY)
-    with running_faulty(folder / "written", folder) as stack:
-        yield stack, prompts
+    with running_faulty(tmp_path_factory.mktemp("load"), COHORTS, POLICY) as running:
+        yield running
 
 
 def test_no_answer_is_wrong_mixed_or_cut(
