@@ -276,14 +276,14 @@ def test_a_weak_answer_is_better_than_the_last_rungs_failure(
     cascade: Cascade, path: str, large: str, stream: bool
 ) -> None:
     """The small tier's answer after all, byte for byte, with 200 and its own tier's name, marked degraded."""
-    request_id, wire, reading = cascade.ask("early", stream, path, small="refuses", large=large)
+    request_id, wire, reading = cascade.ask("buffer", stream, path, small="refuses", large=large)
     assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small", "large"]
     assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "small"))
     assert said(wire) == {
         "x-router-reason": "matched", "x-router-escalations": "1", "x-router-tier": "small",
         "x-router-attempts": "2", "x-cascade-verdict": "degraded", "x-cascade-reason": "refusal",
     }  # fmt: skip
-    assert wire.headers["x-router-cohort"] == "early"
+    assert wire.headers["x-router-cohort"] == "buffer"
     eventually(lambda: '"verdict":"rescued"' in cascade.stack.log("envoy.log"), "the access log says so")
     assert request_id not in cascade.stack.log("envoy.log") + cascade.stack.log("router.log")
 
