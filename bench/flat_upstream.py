@@ -1,0 +1,100 @@
+"""An upstream that costs next to nothing: `python -m bench.flat_upstream PORT`.
+
+It reads no more of a request than where it ends and whether it wants a stream, and writes answers made once: 300
+bytes of JSON, or 50 server-sent events, each a chunk of its own. One process, one loop, no asyncio: a gateway is
+measured best against an upstream that is faster than it.
+"""
+
+import select
+import socket
+import sys
+
+import msgspec
+
+ANSWER_BYTES = 300
+CHUNKS = 50
+# Chunks a write: with fewer, the upstream alone would be no faster than Envoy in front of it.
+_TOGETHER = 5
+
+
+def json_answer() -> bytes:
+    """A chat completion of exactly ANSWER_BYTES."""
+    return _completion("x" * (ANSWER_BYTES - len(_completion(""))))
+
+
+def _completion(said: str) -> bytes:
+    choice: dict[str, object] = {
+        "index": 0,
+        "message": {"role": "assistant", "content": said},
+        "finish_reason": "stop",
+    }
+    usage = {"prompt_tokens": 16, "completion_tokens": 16, "total_tokens": 32}
+    return msgspec.json.encode(_shape("chat.completion", choice) | {"usage": usage})
+
+
+def events() -> list[bytes]:
+    """A stream of CHUNKS events, the last of them the end mark."""
+    said: list[dict[str, object]] = [
+        {"index": 0, "delta": {"content": f"word{i} "}, "finish_reason": None} for i in range(CHUNKS - 2)
+    ]
+    last: dict[str, object] = {"index": 0, "delta": {}, "finish_reason": "stop"}
+    frames = [msgspec.json.encode(_shape("chat.completion.chunk", choice)) for choice in [*said, last]]
+    return [b"data: " + frame + b"\n\n" for frame in [*frames, b"[DONE]"]]
+
+
+def _shape(kind: str, choice: dict[str, object]) -> dict[str, object]:
+    return {"id": "chatcmpl-1", "object": kind, "created": 1, "model": "m", "choices": [choice]}
+
+
+_JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+_SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def serve(port: int) -> None:
+    """Answer until the process is ended."""
+    whole = _JSON % (ANSWER_BYTES, json_answer())
+    chunks = [_SSE, *(b"%x\r\n%s\r\n" % (len(event), event) for event in events()), b"0\r\n\r\n"]
+    stream = [b"".join(chunks[i : i + _TOGETHER]) for i in range(0, len(chunks), _TOGETHER)]
+    listener = socket.create_server(("127.0.0.1", port), backlog=256)
+    waiting = select.epoll()
+    waiting.register(listener, select.EPOLLIN)
+    connections: dict[int, socket.socket] = {}
+    unread: dict[int, bytes] = {}
+    while True:
+        for fd, _ in waiting.poll():
+            if fd == listener.fileno():
+                accepted, _address = listener.accept()
+                accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connections[accepted.fileno()] = accepted
+                unread[accepted.fileno()] = b""
+                waiting.register(accepted, select.EPOLLIN)
+                continue
+            try:
+                received = connections[fd].recv(65536)
+                unread[fd] = _answer(connections[fd], unread[fd] + received, whole, stream)
+            except ConnectionError:
+                received = b""
+            if not received:
+                waiting.unregister(fd)
+                del unread[fd]
+                connections.pop(fd).close()
+
+
+def _answer(connection: socket.socket, received: bytes, whole: bytes, stream: list[bytes]) -> bytes:
+    """Answer the request if all of it is here; return what is still to be answered."""
+    head, end, body = received.partition(b"\r\n\r\n")
+    if not end:
+        return received
+    _, _, length = head.lower().partition(b"\r\ncontent-length:")
+    if len(body) < int(length.partition(b"\r\n")[0] or 0):
+        return received
+    if b'"stream":true' in body or b'"stream": true' in body:
+        for part in stream:
+            connection.sendall(part)
+    else:
+        connection.sendall(whole)
+    return b""
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,294 @@
+"""Routing beside gateways that never look at the text, in one run: `make bench-peers`.
+
+Every system forwards the same chat request to the same flat upstream (bench.flat_upstream): 300 bytes of JSON, or a
+stream of 50 chunks, over 1 and 16 connections. The load is `wrk`, one thread, closed loop. Systems take turns
+within a round and the table has the median of the rounds, so that a noisy neighbour hits all. Each gateway has one
+worker, and so has Envoy; the router is a second process beside Envoy, and its CPU time is counted in.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.clinc import Row, compare
+from bench.flat_upstream import CHUNKS
+from bench.gateways import GATEWAYS, GatewayError
+from extproc.config import load_config
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import PLAIN_CLUSTER, Stack, end, free_ports
+
+CONNECTIONS = (1, 16)
+# In place of CASE stands a number: always the same, or never the same twice. About 16 tokens, and in a cohort whose
+# answers nobody judges; the second lands in one whose answers are.
+_TEXT = "Translate this sentence into French: the order CASE came in on Monday"
+_JUDGED = "My parcel CASE from Monday has not arrived, when do I get my refund?"
+_START_S = 60.0
+# More requests than a turn can have: no number comes twice in a run.
+_CASES_A_TURN = 100_000
+_TURNS = itertools.count(1)
+
+
+class System(msgspec.Struct, frozen=True):
+    """Something between the client and the upstream, or nothing."""
+
+    name: str
+    url: str
+    model: str
+    pids: tuple[int, ...]
+    headers: dict[str, str] = {}
+    text: str = _TEXT
+    fresh: bool = False  # a text that was never seen before in every request
+
+    def body(self, stream: bool) -> str:
+        """The request, with CASE in it."""
+        asked = {"model": self.model, "messages": [{"role": "user", "content": self.text}]}
+        return msgspec.json.encode({**asked, "stream": True} if stream else asked).decode()
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """What one turn measured."""
+
+    per_second: float
+    p50_ms: float
+    cpu_ms: float  # of the system's own processes, per request
+    client_cores: float  # that the load generator kept busy
+    failed: int
+
+
+# wrk's own script language: the request, made once or anew each time, and what the run found.
+_SCRIPT = """
+wrk.method = "POST"
+wrk.headers["content-type"] = "application/json"
+{headers}
+local body, case = [==[{body}]==], {case}
+wrk.body = body:gsub("CASE", "0")
+if {fresh} then
+  function request()
+    case = case + 1
+    return wrk.format(nil, nil, nil, (body:gsub("CASE", string.format("%d", case))))
+  end
+end
+function done(summary, latency)
+  local e = summary.errors
+  local failed = e.connect + e.read + e.write + e.status + e.timeout
+  local p50 = latency:percentile(50)
+  io.write(string.format("FOUND %d %d %d %d\\n", summary.requests, summary.duration, p50, failed))
+end
+"""
+
+
+def measure(system: System, stream: bool, connections: int, seconds: int, folder: Path) -> Cell:
+    """One turn. Raises GatewayError where no load could be put on."""
+    script = folder / "load.lua"
+    headers = "\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in system.headers.items())
+    script.write_text(
+        _SCRIPT.format(
+            headers=headers, body=system.body(stream), case=next(_TURNS) * _CASES_A_TURN,
+            fresh=str(system.fresh).lower(),
+        )
+    )  # fmt: skip
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script), system.url]
+    before, client = cpu_s(system.pids), resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
+    after, client_after = cpu_s(system.pids), resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = next((line.split()[1:] for line in done.stdout.splitlines() if line.startswith("FOUND")), None)
+    if found is None:
+        raise GatewayError((done.stderr or done.stdout).strip().splitlines()[-1])
+    requests, micros, p50, failed = (int(n) for n in found)
+    if not requests:
+        return Cell(0.0, float("inf"), float("inf"), 0.0, failed + 1)
+    busy = client_after.ru_utime + client_after.ru_stime - client.ru_utime - client.ru_stime
+    return Cell(
+        requests / micros * 1e6, p50 / 1000, (after - before) * 1000 / requests, busy / micros * 1e6, failed
+    )
+
+
+def cpu_s(pids: tuple[int, ...]) -> float:
+    """CPU seconds spent so far by these processes and by those they started."""
+    spent, family = 0.0, set(pids)
+    tick = os.sysconf("SC_CLK_TCK")
+    for path in sorted(Path("/proc").glob("[0-9]*/stat"), key=lambda p: int(p.parent.name)):
+        with contextlib.suppress(OSError):  # it may end meanwhile
+            fields = path.read_text().rpartition(") ")[2].split()
+            if int(path.parent.name) in family or int(fields[1]) in family:
+                family.add(int(path.parent.name))
+                spent += (int(fields[11]) + int(fields[12])) / tick
+    return spent
+
+
+def check(system: System) -> None:
+    """Ask once each way until it answers right. Raises GatewayError when it does not in time."""
+    deadline = time.monotonic() + _START_S
+    for stream in (False, True):
+        headers = {"content-type": "application/json", **system.headers}
+        body = system.body(stream).replace("CASE", "0").encode()
+        while True:
+            try:
+                asked = urllib.request.Request(system.url, body, headers)
+                with urllib.request.urlopen(asked, timeout=10) as answer:
+                    said = answer.read()
+                if stream and not (said.count(b"data: {") >= CHUNKS - 1 and b"word47 " in said):
+                    raise GatewayError(f"its stream is not whole: {said[:200]!r}")
+                if not stream and b"xxxxxxxx" not in said:
+                    raise GatewayError(f"its answer is not the upstream's: {said[:200]!r}")
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise GatewayError(f"no {'stream' if stream else 'answer'}: {error}") from error
+                time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def own_systems(folder: Path, upstream: int, upstream_pid: int) -> Iterator[list[System]]:
+    """The upstream itself, plain Envoy, and the router on the sample intents."""
+    intents = Path("intents")
+    upstreams = SampleUpstreams({tier.name: tier.model for tier in load_config(intents).policy.tiers})
+    upstreams.ports = dict.fromkeys(upstreams.models, upstream)  # never started: the flat one is every tier
+    stack = Stack(intents, folder, upstreams)
+    try:
+        stack.start_router()
+        stack.start_envoy()
+        assert stack.envoy is not None and stack.router is not None
+        path, tier = "/v1/chat/completions", next(iter(upstreams.models))
+        envoy, both = (stack.envoy.pid,), (stack.envoy.pid, stack.router.pid)
+        yield [
+            System("upstream itself", f"http://127.0.0.1:{upstream}{path}", "m", (upstream_pid,)),
+            System("plain Envoy", stack.plain_url + path, upstreams.models[tier], envoy, {PLAIN_CLUSTER: tier}),
+            System("router, text seen before", stack.url + path, "auto", both),
+            System("router, text never seen", stack.url + path, "auto", both, fresh=True),
+            System("router, seen, answer judged", stack.url + path, "auto", both, text=_JUDGED),
+        ]
+    finally:
+        stack.stop()
+
+
+@contextlib.contextmanager
+def all_systems(cache: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
+    """What can be measured, and why the rest cannot."""
+    missing: dict[str, str] = {}
+    with contextlib.ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
+        upstream = free_ports(1)[0]
+        process = subprocess.Popen([sys.executable, "-m", "bench.flat_upstream", str(upstream)])
+        held.callback(end, process)
+        systems = held.enter_context(own_systems(folder, upstream, process.pid))
+        for name, gateway in GATEWAYS.items():
+            print(f"starting {name} (installed at the first run)", file=sys.stderr, flush=True)
+            port = free_ports(1)[0]
+            try:
+                started = held.enter_context(gateway(cache, folder, port, upstream))
+                system = System(
+                    f"{name} {started.version}", started.url, started.model, (started.pid,), started.headers
+                )
+                check(system)
+                systems.append(system)
+            except GatewayError as error:
+                missing[name] = str(error)
+        for system in systems[:5]:
+            check(system)
+        yield systems, missing
+
+
+Found = dict[tuple[str, bool, int], list[Cell]]
+
+
+def rounds(systems: list[System], count: int, seconds: int) -> Found:
+    """(system, stream, connections) -> a cell a round; the order rotates."""
+    found: Found = {}
+    with tempfile.TemporaryDirectory(prefix="load-") as folder:
+        for turn in range(count):
+            for stream in (False, True):
+                for connections in CONNECTIONS:
+                    for system in systems[turn % len(systems) :] + systems[: turn % len(systems)]:
+                        cell = measure(system, stream, connections, seconds, Path(folder))
+                        found.setdefault((system.name, stream, connections), []).append(cell)
+            print(f"round {turn + 1} of {count}", file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: Found, stream: bool) -> Iterator[str]:
+    """Lines of one table: medians over the rounds."""
+    what = f"Streams of {CHUNKS} chunks" if stream else "Answers of 300 bytes"
+    yield f"{what:<32}" + "".join(f"{f'{c} connection' + 's' * (c > 1):^44}" for c in CONNECTIONS)
+    yield " " * 32 + "   per s   p50 ms   added   of Envoy  CPU ms  " * len(CONNECTIONS)
+    for name in dict.fromkeys(name for name, _, _ in found):
+        line = f"{name:<32}"
+        for c in CONNECTIONS:
+            own, plain, direct = (_medians(found[n, stream, c]) for n in (name, "plain Envoy", "upstream itself"))
+            of_envoy = own["p50_ms"] / plain["p50_ms"] if stream else own["per_second"] / plain["per_second"]
+            line += f"{own['per_second']:>8.0f}{own['p50_ms']:>9.2f}{own['p50_ms'] - direct['p50_ms']:>8.2f}"
+            line += f"{of_envoy:>10.2f}{own['cpu_ms']:>9.2f}  "
+        failed = sum(cell.failed for c in CONNECTIONS for cell in found[name, stream, c])
+        yield line + (f"  {failed} failed" if failed else "")
+
+
+def _medians(cells: list[Cell]) -> dict[str, float]:
+    return {
+        name: statistics.median(getattr(cell, name) for cell in cells)
+        for name in ("per_second", "p50_ms", "cpu_ms", "client_cores")
+    }
+
+
+def binding(found: Found) -> str:
+    """Where plain Envoy's limit is, in this run."""
+    direct, plain = (_medians(found[name, False, 16]) for name in ("upstream itself", "plain Envoy"))
+    return (
+        f"At 16 connections plain Envoy's one worker is busy {plain['per_second'] * plain['cpu_ms'] / 1000:.0%} of "
+        f"the time at {plain['per_second']:.0f}/s, the client {plain['client_cores']:.0%} of a core; the client "
+        f"and the upstream alone reach {direct['per_second']:.0f}/s."
+    )
+
+
+def accuracy(rows: list[Row], sample: int) -> Iterator[str]:
+    """Lines of the CLINC150 table."""
+    yield f"CLINC150, 10 utterances an intent, {sample} test texts     accuracy    p50 ms"
+    for row in rows:
+        p50 = "" if row.seconds is None else f"{1000 * statistics.median(row.seconds):>10.1f}"
+        yield f"{row.name:<54}{row.accuracy:>9.3f}{p50}"
+
+
+def main() -> None:
+    """Print the tables that the README quotes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--seconds", type=int, default=2, help="of load a turn")
+    parser.add_argument("--cache", type=Path, default=Path(".venv-peers"), help="the peers' environments")
+    parser.add_argument("--torch-index", help="where pip finds CPU builds of torch")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sample", type=int, default=1000, help="texts of CLINC150's test split")
+    args = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("bench.peers: there is no `wrk` on the PATH: apt-get install wrk")
+    with all_systems(args.cache.resolve()) as (systems, missing):
+        found = rounds(systems, args.rounds, args.seconds)
+    for stream in (False, True):
+        print(*table(found, stream), "", sep="\n")
+    for name, why in missing.items():
+        print(f"{name} not measured: {why}")
+    print(binding(found))
+    print(f'"of Envoy": requests/s of JSON, p50 of streams, over plain Envoy\'s. {args.rounds} rounds.\n')
+    clinc = args.data / "clinc150.jsonl.gz"
+    if not clinc.exists():
+        print(f"CLINC150 not measured: there is no {clinc}")
+        return
+    try:
+        print(*accuracy(compare(clinc, args.cache.resolve(), args.torch_index, args.sample), args.sample), sep="\n")
+    except GatewayError as error:
+        print(f"semantic-router not measured: {error}")
+
+
+if __name__ == "__main__":
+    main()
