@@ -17,8 +17,8 @@ import numpy as np
 from bench.gateways import GatewayError, python_environment
 from bench.views import few_shot
 from extproc.centroids import fit_centroids
-from extproc.embedding import load_encoder
 from extproc.match import Index, nearest
+from extproc.sentences import load_encoder
 from extproc.vectors import Encoder
 
 _ROUNDS, _TEXTS = 6, 20

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from extproc.config import ConfigError, load_config
 from extproc.vectors import EncoderError
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="answer Envoy's ext_proc calls")
     _intents_option(serve)
-    serve.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT")
+    serve.add_argument("--listen", default="127.0.0.1:50051", metavar="HOST:PORT|unix:///PATH")
     serve.add_argument(
         "--workers",
         type=_workers,
@@ -53,7 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--health", metavar="HOST:PORT", help="gRPC health of all workers (default: the port before --listen's)"
     )
+    serve.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)  # where a worker says that it serves
     serve.add_argument("--of", type=int, default=1, help=argparse.SUPPRESS)  # a worker's share of the machine
+    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="mutual TLS: the server's certificate chain")
+    serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    serve.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="who signs the clients that may connect")
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate a folder of intents; exit 0 or 2")
@@ -79,10 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     envoy.add_argument(
         "--extproc",
         action="append",
-        metavar="HOST:PORT",
+        metavar="HOST:PORT|unix:///PATH",
         help="where `extproc serve` listens; repeat for several (default 127.0.0.1:50051)",
     )
     envoy.add_argument("--workers", type=_workers, default=1, metavar="N", help="as given to each `extproc serve`")
+    envoy.add_argument("--extproc-tls-cert", metavar="FILE", help="mutual TLS to it: Envoy's certificate chain")
+    envoy.add_argument("--extproc-tls-key", metavar="FILE", help="its key")
+    envoy.add_argument("--extproc-tls-ca", metavar="FILE", help="who signs the server's certificate")
+    envoy.add_argument(
+        "--extproc-tls-sds", metavar="DIR", help="where two files are written that Envoy reads these by"
+    )
     envoy.add_argument("--admin", metavar="HOST:PORT", help="open Envoy's admin interface")
     envoy.add_argument("--otlp", metavar="HOST:PORT", help="send traces to this OTLP/gRPC endpoint")
     envoy.set_defaults(run=_envoy)
@@ -106,16 +117,19 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from extproc.listening import TlsFiles
     from extproc.server import serve
     from extproc.workers import health_address, supervise, worker_addresses
 
+    files = _together(args, "tls_cert", "tls_key", "tls_client_ca")
     if args.workers == 1:
-        asyncio.run(serve(args.intents, args.listen, args.of))
+        tls = TlsFiles(*files) if files else None
+        asyncio.run(serve(args.intents, args.listen, tls, args.of, args.ready_fd))
         return 0
     addresses = worker_addresses(args.listen, args.workers)
-    health = args.health or health_address(args.listen)
     own = [sys.executable, "-m", "extproc", *sys.argv[1:], "--workers", "1", "--of", str(args.workers)]
-    return asyncio.run(supervise({address: [*own, "--listen", address] for address in addresses}, health))
+    commands = {address: [*own, "--listen", address] for address in addresses}
+    return asyncio.run(supervise(commands, args.health or health_address(args.listen)))
 
 
 def _workers(given: str) -> int:
@@ -170,6 +184,7 @@ def _explain(args: argparse.Namespace) -> int:
 
 def _envoy(args: argparse.Namespace) -> int:
     from extproc.envoy import render_envoy
+    from extproc.envoy.tls import ClientTls, write_secrets
     from extproc.workers import worker_addresses
 
     config = load_config(args.intents)
@@ -177,12 +192,26 @@ def _envoy(args: argparse.Namespace) -> int:
         given = getattr(args, flag) or []
         for address in [given] if isinstance(given, str) else given:
             host, _, port = address.rpartition(":")
+            if flag == "extproc" and address.startswith("unix:///"):
+                continue
             if not host or not port.isdecimal():
                 raise ValueError(f"--{flag} {address}: give HOST:PORT, as in 127.0.0.1:50051")
     servers = args.extproc or ["127.0.0.1:50051"]
     extproc = [address for server in servers for address in worker_addresses(server, args.workers)]
-    print(render_envoy(config, args.listen, extproc, args.admin, args.otlp), end="")
+    files = _together(args, "extproc_tls_cert", "extproc_tls_key", "extproc_tls_ca", "extproc_tls_sds")
+    tls = ClientTls(*files) if files else None
+    if tls is not None:
+        write_secrets(tls, extproc)
+    print(render_envoy(config, args.listen, extproc, args.admin, args.otlp, tls), end="")
     return 0
+
+
+def _together(args: argparse.Namespace, *names: str) -> list[Any]:
+    """The values of options that only make sense together; [] where none is given."""
+    given = [getattr(args, name) for name in names if getattr(args, name) is not None]
+    if given and len(given) < len(names):
+        raise ValueError(f"give all of {', '.join('--' + name.replace('_', '-') for name in names)}, or none")
+    return given
 
 
 def _demo(args: argparse.Namespace) -> int:

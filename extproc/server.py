@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from extproc.config import load_config
 from extproc.contract import MAX_BODY_BYTES
 from extproc.embedding import Batcher, RememberingEncoder
 from extproc.exchange import Routed, Router, RouterExchange, decision_record
+from extproc.listening import TlsFiles, bind
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.policy import Snapshot
 from extproc.reload import signature, watch
@@ -93,8 +95,12 @@ class ExternalProcessor:
         )
 
 
-async def serve(folder: Path, listen: str, workers: int = 1) -> None:
+async def serve(
+    folder: Path, listen: str, tls: TlsFiles | None = None, workers: int = 1, ready_fd: int | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, as one of `workers` that share the machine.
+
+    A byte on `ready_fd` tells whoever started it that it serves.
 
     Raises ConfigError or EncoderError before anything is served.
     The port is open from the start, and the health service says NOT_SERVING until encoder and index are there.
@@ -121,10 +127,7 @@ async def serve(folder: Path, listen: str, workers: int = 1) -> None:
     telemetry = Telemetry(config.revision)
     processor = ExternalProcessor(telemetry)
     server.add_generic_rpc_handlers((_handlers(processor),))
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}: is the port taken?") from error
+    where = bind(server, listen, tls)
     await server.start()
     log.info("loading encoder %s", config.policy.encoder.model)
     encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model, workers)
@@ -134,10 +137,12 @@ async def serve(folder: Path, listen: str, workers: int = 1) -> None:
     router = processor.router = Router(snapshot, batcher)
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue)
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+    if ready_fd is not None:
+        os.write(ready_fd, b"1")
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
     log.info(
-        "serving on port %d: revision %s, %d cohorts (%d uncalibrated)",
-        port,
+        "serving on %s: revision %s, %d cohorts (%d uncalibrated)",
+        where,
         snapshot.revision,
         len(snapshot.policy.cohorts),
         uncalibrated,

@@ -9,14 +9,16 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from extproc.listening import bind
+
 log = logging.getLogger(__name__)
 
-_LOOK_S = 0.5
 # A worker that dies at once is not started in a loop that eats the cores of those that live.
 _BACKOFF_S = (0.1, 1.0, 5.0, 15.0)
 # A worker that has lived this long has started well: the next death is a new story.
@@ -51,12 +53,12 @@ def health_address(listen: str) -> str:
 
 
 class _Worker:
-    """One process, and how often it died lately."""
+    """One process, whether it serves, and how often it died lately."""
 
-    def __init__(self, command: list[str], address: str) -> None:
-        self.address = address
+    def __init__(self, command: list[str], address: str, changed: Callable[[], None]) -> None:
+        self.serves = False
         self.status = 0  # of the last exit
-        self._command = command
+        self._command, self._address, self._changed = command, address, changed
         self._deaths = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -64,31 +66,40 @@ class _Worker:
         """Run it again whenever it ends, until cancelled."""
         while True:
             since = time.monotonic()
-            self._process = await asyncio.create_subprocess_exec(*self._command)
-            self.status = await self._process.wait()
+            await self._live()
             if self.status == 2:
                 return  # the operator's mistake, which it has named: no start will mend it
             self._deaths = 0 if time.monotonic() - since > _SETTLED_S else self._deaths + 1
             pause = _BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)]
-            log.error("worker %s ended with %d: starting it again in %g s", self.address, self.status, pause)
+            log.error("worker %s ended with %d: starting it again in %g s", self._address, self.status, pause)
             await asyncio.sleep(pause)
+
+    async def _live(self) -> None:
+        """Start it, hear when it serves, and wait for its end."""
+        loop = asyncio.get_running_loop()
+        read, write = os.pipe()
+        try:
+            command = [*self._command, "--ready-fd", str(write)]
+            self._process = await asyncio.create_subprocess_exec(*command, pass_fds=(write,))
+            loop.add_reader(read, self._tell, read)
+            self.status = await self._process.wait()
+        finally:
+            loop.remove_reader(read)
+            os.close(read)
+            os.close(write)
+            self.serves = False
+            self._changed()
+
+    def _tell(self, read: int) -> None:
+        os.read(read, 1)
+        self.serves = True
+        self._changed()
 
     async def stop(self) -> None:
         """Let it drain, and wait until it has."""
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             await self._process.wait()
-
-    async def serves(self) -> bool:
-        """Whether its own health service says so."""
-        async with grpc.aio.insecure_channel(self.address) as channel:
-            try:
-                reply = await health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=_LOOK_S
-                )
-            except grpc.RpcError:
-                return False
-            return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 async def supervise(commands: dict[str, list[str]], health_listen: str) -> int:
@@ -103,31 +114,28 @@ async def supervise(commands: dict[str, list[str]], health_listen: str) -> int:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     service = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(service, server)
-    await service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-    try:
-        server.add_insecure_port(health_listen)
-    except RuntimeError as error:
-        raise OSError(f"cannot listen on {health_listen}: is the port taken?") from error
+    bind(server, health_listen, None)
     await server.start()
-    workers = [_Worker(command, address) for address, command in commands.items()]
+    changed = asyncio.Event()
+    changed.set()
+    workers = [_Worker(command, address, changed.set) for address, command in commands.items()]
     lives = [asyncio.create_task(worker.keep_alive()) for worker in workers]
-    watching = asyncio.create_task(_watch(workers, service))
+    telling = asyncio.create_task(_tell_health(workers, service, changed))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([stopped, *lives], return_when=asyncio.FIRST_COMPLETED)
-    status = max(worker.status for worker in workers) if not stop.is_set() else 0
-    watching.cancel()
-    for life in lives:
-        life.cancel()
+    status = 0 if stop.is_set() else max(worker.status for worker in workers)
+    for task in (telling, stopped, *lives):  # first of all: nobody is started again
+        task.cancel()
+    await asyncio.gather(telling, stopped, *lives, return_exceptions=True)
     await service.enter_graceful_shutdown()
     await asyncio.gather(*(worker.stop() for worker in workers))
     await server.stop(None)
-    stopped.cancel()
     return status
 
 
-async def _watch(workers: list[_Worker], service: health.aio.HealthServicer) -> None:
+async def _tell_health(workers: list[_Worker], service: health.aio.HealthServicer, changed: asyncio.Event) -> None:
+    status = health_pb2.HealthCheckResponse
     while True:
-        serving = await asyncio.gather(*(worker.serves() for worker in workers))
-        named = health_pb2.HealthCheckResponse
-        await service.set("", named.SERVING if any(serving) else named.NOT_SERVING)
-        await asyncio.sleep(_LOOK_S)
+        await changed.wait()
+        changed.clear()
+        await service.set("", status.SERVING if any(w.serves for w in workers) else status.NOT_SERVING)

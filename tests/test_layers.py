@@ -12,7 +12,7 @@ LAYERS = {
     "core": "vectors ask request signals splice match policy mutation centroids features phases contract "
     "response acceptance facts bounds settings",
     "build": "config strict_yaml snapshot envoy",
-    "edge": "wire embedding sentences telemetry reload callouts review",
+    "edge": "wire embedding sentences telemetry reload callouts review listening",
     "orchestration": "exchange verify rescue",
     "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream",
 }
@@ -37,6 +37,7 @@ VENDORS = {
     "review": {"redis"},  # where a policy names one
     "server": {"grpc", "grpc_health"},
     "workers": {"grpc", "grpc_health"},
+    "listening": {"grpc"},
     "stack": {"grpc", "grpc_health", "yaml"},
     "sample_upstream": {"aiohttp"},
     "demo": {"openai"},

@@ -14,17 +14,24 @@ import yaml
 from extproc.config import Config
 from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
+from extproc.envoy.tls import ClientTls
 from extproc.envoy.words import Dict, address
 
 
-def render_envoy(config: Config, listen: str, extproc: list[str], admin: str | None, otlp: str | None) -> str:
-    """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load."""
+def render_envoy(
+    config: Config, listen: str, extproc: list[str], admin: str | None, otlp: str | None,
+    tls: ClientTls | None = None,
+) -> str:  # fmt: skip
+    """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load.
+
+    An ext_proc endpoint may be "unix:///path", and is spoken to in the clear unless `tls` is given.
+    """
     trusted = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
     bootstrap: Dict = {
         "static_resources": {
             "listeners": [listener(config, listen, trusted, otlp)],
             "clusters": [
-                extproc_cluster(extproc),
+                extproc_cluster(extproc, tls),
                 *(tier_cluster(tier, config) for tier in config.policy.tiers),
                 *([grpc_cluster("otlp", [otlp])] if otlp is not None else []),
             ],
@@ -38,6 +45,8 @@ def render_envoy(config: Config, listen: str, extproc: list[str], admin: str | N
             ],
         }
     }
+    if tls is not None:  # Envoy wants a name for itself before it reads secrets from files
+        bootstrap = {"node": {"id": "envoy", "cluster": "envoy"}, **bootstrap}
     if admin is not None:
         bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
     header = (

@@ -2,6 +2,7 @@
 
 from extproc.config import Config
 from extproc.contract import ANSWER, FACTS, LADDER, METADATA, RUNGS
+from extproc.envoy.tls import ClientTls, host_name, transport_socket
 from extproc.envoy.words import (
     Dict,
     address,
@@ -21,9 +22,10 @@ _CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 _REFUSES = "127.0.0.1:1"
 
 
-def extproc_cluster(endpoints: list[str]) -> Dict:
+def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
     return {
         **grpc_cluster("extproc", endpoints, keepalive="1s"),
+        **(transport_socket(tls, endpoints) if tls is not None else {}),
         # Buffered bodies of many exchanges share one connection: the larger buffer is required.
         "per_connection_buffer_limit_bytes": 64 * 1024 * 1024,
         "lb_policy": "LEAST_REQUEST",
@@ -215,8 +217,8 @@ def _protocol(explicit: Dict, filters: list[Dict] | None = None) -> Dict:
 
 
 def _discovery(endpoints: list[str]) -> Dict:
-    literal = all(e.rpartition(":")[0].replace(".", "").isdecimal() for e in endpoints)
-    return {"type": "STATIC"} if literal else {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"}
+    named = any(host_name(e) for e in endpoints)
+    return {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if named else {"type": "STATIC"}
 
 
 def _endpoints(name: str, *priorities: list[str], metadata: Dict | None = None) -> Dict:

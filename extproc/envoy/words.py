@@ -8,6 +8,9 @@ Dict = dict[str, Any]
 
 
 def address(host_port: str) -> Dict:
+    """Of "host:port", or of a unix socket: "unix:///path"."""
+    if host_port.startswith("unix://"):
+        return {"pipe": {"path": host_port.removeprefix("unix://")}}
     host, _, port = host_port.rpartition(":")
     return {"socket_address": {"address": host, "port_value": int(port)}}
 

@@ -89,4 +89,6 @@ def test_a_stopped_supervisor_leaves_no_worker(small_intents):
     with running(small_intents, workers=2) as stack:
         pids = children(stack)
         assert len(pids) == 2
+        stack.stop()
+        assert "starting it again" not in stack.log("router.log")
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

@@ -1,0 +1,224 @@
+"""Between Envoy and the server: a unix socket, and mutual TLS whose certificates are renewed while both run."""
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import msgspec
+import pytest
+import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from traffic import EXTRACT, EXTRACTED, INTENTS, ask, eventually
+
+from extproc.config import load_config
+from extproc.envoy import render_envoy
+from extproc.envoy.tls import ClientTls, write_secrets
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import Stack, end
+
+
+class Authority:
+    """Signs certificates into a folder, with the openssl command."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.name = folder, name
+        self.certificate, self._key = folder / f"{name}.crt", folder / f"{name}-ca.key"
+        self._openssl("req", "-x509", *_new_key(self._key), "-subj", f"/CN={name}", "-out", self.certificate)
+
+    def sign(self, name: str, dns: str) -> tuple[Path, Path]:
+        """(certificate, key), each put in place whole, the key ahead of the certificate."""
+        certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
+        new, new_key, request = (self.folder / f".{name}{end}" for end in (".crt", ".key", ".csr"))
+        self._openssl(
+            "req",
+            *_new_key(new_key),
+            "-subj",
+            f"/CN={name}",
+            "-addext",
+            f"subjectAltName=DNS:{dns}",
+            "-out",
+            request,
+        )
+        self._openssl(
+            "x509", "-req", "-in", request, "-CA", self.certificate, "-CAkey", self._key,
+            "-copy_extensions", "copy", "-out", new,
+        )  # fmt: skip
+        new_key.rename(key)
+        new.rename(certificate)
+        return certificate, key
+
+    @staticmethod
+    def _openssl(*words: object) -> None:
+        subprocess.run(["openssl", *map(str, words)], check=True, capture_output=True, timeout=30)
+
+
+def _new_key(path: Path) -> list[object]:
+    return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", path]
+
+
+class Listening(Stack):
+    """A stack whose router listens as told, and whose Envoy is told so, too."""
+
+    def launch_router(self, listen: str, *options: object) -> None:
+        command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents), "--listen", listen]
+        self.router = self._spawn([*command, *map(str, options)], "router.log")
+
+    def launch_envoy(self, listen: str, tls: ClientTls | None = None) -> None:
+        """Start Envoy, and wait until it finds the router healthy."""
+        rendered = render_envoy(
+            load_config(self.intents), f"127.0.0.1:{self.port}", [listen], f"127.0.0.1:{self.admin_port}", None, tls
+        )
+        self.start_envoy(yaml.safe_load(rendered))
+
+
+class Secured(msgspec.Struct, frozen=True):
+    """A stack with mutual TLS between its Envoy and its router, and the files of both."""
+
+    stack: Listening
+    authority: Authority
+    server: tuple[Path, Path]
+    envoy: tuple[Path, Path]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.stack.router_port}"
+
+    def launch_router(self) -> None:
+        certificate, key = self.server
+        options = ["--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", self.authority.certificate]
+        self.stack.launch_router(self.address, *options)
+
+
+@contextlib.contextmanager
+def _stack(intents: Path, folder: Path) -> Iterator[Listening]:
+    models = {tier.name: tier.model for tier in load_config(intents).policy.tiers}
+    with SampleUpstreams(models) as upstreams:
+        stack = Listening(intents, folder, upstreams)
+        try:
+            yield stack
+        finally:
+            stack.stop()
+
+
+@pytest.fixture(scope="module")
+def secured(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    authority = Authority(folder / "pki", "authority")
+    server, envoy = authority.sign("server", "extproc"), authority.sign("envoy", "envoy")
+    tls = ClientTls(str(envoy[0]), str(envoy[1]), str(authority.certificate), str(folder / "sds"))
+    with _stack(small_intents, folder) as stack:
+        secured = Secured(stack, authority, server, envoy)
+        write_secrets(tls, [secured.address])
+        secured.launch_router()
+        stack.launch_envoy(secured.address, tls)
+        yield secured
+
+
+def test_envoy_asks_over_a_unix_socket(small_intents: Path, tmp_path: Path) -> None:
+    """A prompt is routed by a server that has no TCP port."""
+    listen = f"unix://{tmp_path}/router.sock"
+    with _stack(small_intents, tmp_path) as stack:
+        stack.launch_router(listen)
+        stack.launch_envoy(listen)
+        eventually(lambda: ask(stack.port, EXTRACT).said == EXTRACTED, "the prompt is routed")
+        assert f"serving on {listen}" in stack.log("router.log")
+
+
+def test_envoy_asks_over_mutual_tls(secured: Secured) -> None:
+    """A prompt is routed by a server that speaks to nobody in the clear."""
+    eventually(lambda: ask(secured.stack.port, EXTRACT).said == EXTRACTED, "the prompt is routed")
+    with grpc.insecure_channel(secured.address) as channel:
+        assert _health(channel) == grpc.StatusCode.UNAVAILABLE
+
+
+def test_only_the_authority_s_own_may_ask(secured: Secured, tmp_path: Path) -> None:
+    """Without a certificate, or with a stranger's, there is no answer; with one of the authority's, there is."""
+    stranger = Authority(tmp_path / "elsewhere", "stranger").sign("envoy", "envoy")
+    asked = {"nobody": (None, None), "a stranger": stranger, "one of its own": secured.envoy}
+    found = {}
+    for name, (certificate, key) in asked.items():
+        credentials = grpc.ssl_channel_credentials(
+            secured.authority.certificate.read_bytes(),
+            key.read_bytes() if key is not None else None,
+            certificate.read_bytes() if certificate is not None else None,
+        )
+        options = [("grpc.ssl_target_name_override", "extproc")]
+        with grpc.secure_channel(secured.address, credentials, options) as channel:
+            found[name] = _health(channel)
+    refused = grpc.StatusCode.UNAVAILABLE
+    assert found == {"nobody": refused, "a stranger": refused, "one of its own": grpc.StatusCode.OK}
+
+
+def test_the_server_takes_over_a_renewed_certificate(secured: Secured) -> None:
+    """The next connection sees it; a certificate without its key changes nothing."""
+    assert _shown(secured) == secured.server[0].read_text()
+    former = secured.server[0].read_text()
+    secured.server[0].write_text(secured.envoy[0].read_text())
+    assert _shown(secured) == former
+    eventually(lambda: "the certificates stay as they were" in secured.stack.log("router.log"), "the log says so")
+    secured.authority.sign("server", "extproc")
+    renewed = secured.server[0].read_text()
+    assert renewed != former
+    assert _shown(secured) == renewed
+
+
+def test_envoy_takes_over_renewed_certificates(secured: Secured) -> None:
+    """A new authority signs both sides; the router starts anew, and the same Envoy gets through to it."""
+    stack = secured.stack
+    assert stack.router is not None
+    renewals = "cluster.extproc.client_ssl_socket_factory.ssl_context_update_by_sds"
+    before = stack.stats(renewals)[renewals]
+    end(stack.router)
+    anew = Authority(secured.authority.folder, "authority")
+    anew.sign("server", "extproc"), anew.sign("envoy", "envoy")
+    eventually(lambda: stack.stats(renewals)[renewals] > before, "Envoy has read them")
+    secured.launch_router()
+    eventually(lambda: ask(stack.port, EXTRACT).said == EXTRACTED, "Envoy gets through")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("serve", ["--tls-cert", "a.crt"], "give all of --tls-cert, --tls-key, --tls-client-ca, or none"),
+        ("serve", ["--listen", "unix://router.sock"], "give a whole path, as in unix:///run/extproc.sock"),
+        ("envoy", ["--extproc-tls-key", "a.key"], "give all of --extproc-tls-cert, "),
+    ],
+)
+def test_options_that_make_no_sense_are_named(command: str, options: list[str], said: str) -> None:
+    """Exit 2 and one line that says how to mend it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "extproc", command, "--intents", str(INTENTS), *options],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def _health(channel: grpc.Channel) -> grpc.StatusCode:
+    """What a health check over it ends with."""
+    try:
+        health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    except grpc.RpcError as error:
+        return error.code()  # type: ignore[no-any-return]
+    return grpc.StatusCode.OK
+
+
+def _shown(secured: Secured) -> str:
+    """The certificate, as PEM, that the server shows on a new connection."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(secured.authority.certificate)
+    context.load_cert_chain(*secured.envoy)
+    context.set_alpn_protocols(["h2"])
+    with (
+        socket.create_connection(("127.0.0.1", secured.stack.router_port), timeout=10) as connection,
+        context.wrap_socket(connection, server_hostname="extproc") as wrapped,
+    ):
+        shown = wrapped.getpeercert(binary_form=True)
+    assert shown is not None
+    return ssl.DER_cert_to_PEM_cert(shown)
