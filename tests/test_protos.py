@@ -11,7 +11,9 @@ from google.protobuf.message import Message
 from grpc_tools import protoc
 
 import envoy
+from extproc.pb import access_log_pb2 as our_log
 from extproc.pb import ext_proc_pb2 as ours
+from extproc.pb import token_usage_pb2 as our_usage
 
 # Installed apart by the Makefile: it overwrites files of OpenTelemetry's, and its package has the name of the
 # one that brings the Envoy binary.
@@ -19,20 +21,27 @@ XDS = Path(sys.prefix) / "xds"
 sys.path.append(str(XDS))
 envoy.__path__.append(str(XDS / "envoy"))
 
+from envoy.service.accesslog.v3 import als_pb2 as envoys_log  # noqa: E402
 from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-TRAVELLING = ("ProcessingRequest", "ProcessingResponse")  # every other message is inside these
+# Every other message is inside these.
+TRAVELLING = (
+    (ours.ProcessingRequest, envoys.ProcessingRequest),
+    (ours.ProcessingResponse, envoys.ProcessingResponse),
+    (our_log.StreamAccessLogsMessage, envoys_log.StreamAccessLogsMessage),
+)
+SOURCES = ("ext_proc", "access_log", "token_usage")
 
 
 def messages() -> dict[str, tuple[Descriptor, Descriptor]]:
-    """Every message of ours beside Envoy's, found by walking both from the two that travel."""
+    """Every message of ours beside Envoy's, found by walking both from those that travel."""
     found: dict[str, tuple[Descriptor, Descriptor]] = {}
-    ahead = [(getattr(ours, name).DESCRIPTOR, getattr(envoys, name).DESCRIPTOR) for name in TRAVELLING]
+    ahead = [(mine.DESCRIPTOR, theirs.DESCRIPTOR) for mine, theirs in TRAVELLING]
     while ahead:
         mine, theirs = ahead.pop()
-        if mine.name not in found and mine.file.package == "extproc.pb":
-            found[mine.name] = (mine, theirs)
+        if mine.full_name not in found and mine.file.package.startswith("extproc.pb"):
+            found[mine.full_name] = (mine, theirs)
             both = [(field, theirs.fields_by_name[field.name]) for field in mine.fields]
             ahead += [(a.message_type, b.message_type) for a, b in both if a.message_type is not None]
     return found
@@ -61,9 +70,10 @@ def shape(field: FieldDescriptor) -> dict[str, object]:
 
 
 def test_every_message_of_ours_is_reached_and_compared():
-    """A message that neither request nor response holds would escape the comparison, so there is none."""
-    declared = ours.DESCRIPTOR.message_types_by_name.values()
-    assert set(MESSAGES) == {m.name for top in declared for m in (top, *top.nested_types)}
+    """A message that nothing that travels holds would escape the comparison, so there is none."""
+    files = (ours.DESCRIPTOR, our_log.DESCRIPTOR)
+    declared = [message for file in files for message in file.message_types_by_name.values()]
+    assert set(MESSAGES) == {m.full_name for top in declared for m in (top, *top.nested_types)}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -71,7 +81,7 @@ def test_every_field_is_envoys(name):
     """Name, number, type, label, oneof and type of every field agree with Envoy's."""
     mine, theirs = MESSAGES[name]
     expected = [shape(theirs.fields_by_name[field.name]) for field in mine.fields]
-    if name == "HttpStatus":
+    if name == "extproc.pb.HttpStatus":
         # An enum there and an int32 here: both are varints, and any status can be named.
         assert expected[0]["type"] == FieldDescriptor.TYPE_ENUM
         expected[0] |= {"type": FieldDescriptor.TYPE_INT32, "enum": None}
@@ -83,7 +93,8 @@ def test_every_field_is_envoys(name):
 def test_every_oneof_holds_no_stranger(name):
     """A oneof of ours lacks none that could arrive in place of a member that we know."""
     mine, theirs = MESSAGES[name]
-    unread = {"streamed_immediate_response"}  # an answer that we never give
+    # An answer that we never give, and a log of connections, which nobody is told to send.
+    unread = {"streamed_immediate_response", "tcp_logs"}
     for oneof in mine.oneofs:
         others = {field.name for field in theirs.oneofs_by_name[oneof.name].fields}
         assert {field.name for field in oneof.fields} == others - unread
@@ -151,6 +162,38 @@ def test_what_we_write_envoy_reads_and_the_other_way_round(name, value):
     assert plain(type(theirs).FromString(written)) == plain(type(mine).FromString(written)) == value
 
 
+def test_an_entry_of_the_access_log_is_read_as_envoy_writes_it():
+    """Times, flags, tags and both halves of the metadata arrive; what the ledger does not read is skipped."""
+    usage = our_usage.TokenUsage(extraction_status="COMPLETE")
+    usage.input_tokens.value = 7
+    theirs = envoys_log.StreamAccessLogsMessage()
+    entry = theirs.http_logs.log_entry.add()
+    entry.request.path = "/v1?key=secret"
+    common = entry.common_properties
+    common.duration.FromMilliseconds(12)
+    common.response_flags.downstream_connection_termination = True
+    common.response_flags.upstream_retry_limit_exceeded = True
+    common.custom_tags["tier"] = "small"
+    common.metadata.filter_metadata["semantic_router"]["tier"] = "small"
+    common.metadata.typed_filter_metadata["envoy.ai.token_usage"].Pack(usage)
+    entry.response.response_code.value = 200
+    (read,) = our_log.StreamAccessLogsMessage.FromString(theirs.SerializeToString()).http_logs.log_entry
+    unpacked = our_usage.TokenUsage.FromString(
+        read.common_properties.metadata.typed_filter_metadata["envoy.ai.token_usage"].value
+    )
+    assert unpacked == usage
+    read.common_properties.metadata.ClearField("typed_filter_metadata")
+    assert plain(read) == {
+        "commonProperties": {
+            "duration": "0.012s",
+            "responseFlags": {"downstreamConnectionTermination": True},
+            "customTags": {"tier": "small"},
+            "metadata": {"filterMetadata": {"semantic_router": {"tier": "small"}}},
+        },
+        "response": {"responseCode": 200},
+    }
+
+
 def test_what_we_leave_out_is_skipped():
     """Fields of Envoy's that we do not declare change nothing of what we read."""
     theirs = envoys.ProcessingRequest(request_body=envoys.HttpBody(body=b"{}", end_of_stream=True))
@@ -161,8 +204,8 @@ def test_what_we_leave_out_is_skipped():
 
 def test_the_committed_code_is_what_the_protos_compile_to(tmp_path):
     """`make protos` changes nothing: who edits a proto compiles it, too."""
-    source = "extproc/pb/ext_proc.proto"
+    sources = [f"extproc/pb/{name}.proto" for name in SOURCES]
     includes = [f"-I{ROOT / 'protos'}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
-    assert protoc.main(["protoc", *includes, f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", source]) == 0
-    for file in ("ext_proc_pb2.py", "ext_proc_pb2.pyi"):
+    assert protoc.main(["protoc", *includes, f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", *sources]) == 0
+    for file in (f"{name}_pb2{kind}" for name in SOURCES for kind in (".py", ".pyi")):
         assert (tmp_path / "extproc/pb" / file).read_text() == (ROOT / "extproc/pb" / file).read_text()
