@@ -2,12 +2,15 @@
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import msgspec
 
 # Principals remembered at once; the one longest unheard of is forgotten first, with a full bucket when it
 # comes back.
 _PRINCIPALS = 10_000
+# Of what opens a conversation; more tells no two of them apart.
+_OPENING_CHARS = 4096
 # A cohort's first escalations are allowed before its share says anything.
 _SHARE_BURST = 10.0
 
@@ -57,3 +60,13 @@ def principal_of(header: str | None) -> str:
     if header is None:
         return "anonymous"
     return hashlib.blake2b(header.encode(errors="replace"), digest_size=8).hexdigest()
+
+
+def session_of(header: str | None, opening: Sequence[str]) -> str:
+    """The conversation, as a hash of the first words that the person said in it.
+
+    Keyed by the principal's header, which is never kept: without it, nobody can try words against the hash.
+    """
+    key = hashlib.blake2b((header or "").encode(errors="replace")).digest()
+    said = "\n".join(opening)[:_OPENING_CHARS].encode(errors="replace")
+    return hashlib.blake2b(said, digest_size=8, key=key).hexdigest()

@@ -9,6 +9,11 @@ LADDER = "semantic_router.ladder"  # priority_groups: where each attempt goes
 RUNGS = "semantic_router.rungs"  # attempts: what changes in the body from the second attempt on
 FACTS = "semantic_router.facts"  # what the request asked for, for the verifier; never logged
 ANSWER = "semantic_router.answer"  # the last rejected answer, in case that every rung above fails; never logged
+LEDGER = "semantic_router.ledger"  # who asked, hashed; under each judged attempt's number, what it cost
+USAGE = "envoy.ai.token_usage"  # typed, Envoy's own: the tokens of the answer that it passed on
+# An attribute of the verifier's streams: the tier of this attempt, from its endpoint's metadata.
+TIER_ATTRIBUTE = f"xds.upstream_host_metadata.filter_metadata['{METADATA}']['tier']"
+TIER_TAG = "tier"  # of the access log: the tier that served
 # Headers.
 CLUSTER_HEADER = "x-router-cluster"
 VERDICT_HEADER = "x-cascade-verdict"

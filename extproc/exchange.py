@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS, ladder_of
+from extproc.bounds import principal_of, session_of
+from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, LEDGER, MAX_BODY_BYTES, METADATA, RUNGS, ladder_of
 from extproc.facts import read_facts
 from extproc.match import Match, nearest
 from extproc.mutation import Mutation, mutate, rename_model
@@ -184,7 +185,7 @@ class RouterExchange:
             # Where Envoy holds the headers for us, it also holds the length of the body that was.
             remove=("content-length",) if self._headers_passed and routed.mutation.body is not None else (),
             body=routed.mutation.body,
-            metadata=_metadata(routed),
+            metadata=_metadata(routed, self._opening.headers),
         )
 
     async def _full_duplex(self, event: Event) -> list[Reply]:
@@ -201,7 +202,7 @@ class RouterExchange:
         if not too_long:
             routed = await self._route(body)
             body = body if routed.mutation.body is None else routed.mutation.body
-            headers, metadata = {CLUSTER_HEADER: routed.mutation.cluster}, _metadata(routed)
+            headers, metadata = {CLUSTER_HEADER: routed.mutation.cluster}, _metadata(routed, self._opening.headers)
         if self._headers_held:  # they have waited for the route
             replies.append(Reply("request_headers", headers=headers, metadata=metadata))
             headers = metadata = None
@@ -221,11 +222,12 @@ class RouterExchange:
         return Reply(event.kind)
 
 
-def _metadata(routed: Routed) -> dict[str, Any]:
-    """The decision for Envoy: the record, the ladder of clusters, and what the rungs above need."""
+def _metadata(routed: Routed, headers: Mapping[str, str]) -> dict[str, Any]:
+    """The decision for Envoy: the record, the ladder of clusters, what the rungs above need, and who asks."""
     decision, mutation, request = routed.decision, routed.mutation, routed.request
     record = decision_record(routed) | {"max_retries": len(mutation.clusters) - 1, "escalations": 0}
     metadata: dict[str, Any] = {METADATA: record, LADDER: ladder_of(mutation.clusters)}
+    metadata[LEDGER] = _asker(routed, headers)
     if mutation.rungs:
         attempts = [
             [{"at": p.at, "length": p.length, "text": p.text.decode()} for p in patches]
@@ -243,3 +245,14 @@ def _metadata(routed: Routed) -> dict[str, Any]:
         facts = read_facts(request, decision.cohort.accept)
         metadata[FACTS] = {"facts": msgspec.json.encode(facts).decode()}
     return metadata
+
+
+def _asker(routed: Routed, headers: Mapping[str, str]) -> dict[str, str]:
+    """Who asks, and in which conversation, as hashes."""
+    names = routed.snapshot.escalations.principal
+    key = next((headers[name] for name in names if name in headers), None)
+    asker = {"principal": principal_of(key)}
+    opened = next((turn for turn in routed.request.turns if turn.role == "user"), None) if routed.request else None
+    if opened is not None:
+        asker["session"] = session_of(key, opened.texts)
+    return asker

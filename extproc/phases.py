@@ -32,6 +32,7 @@ class Opening(msgspec.Struct, frozen=True):
     response_body_mode: BodyMode
     metadata: dict[str, dict[str, Any]] = {}  # namespace -> values, as forwarded
     attempt: int = 1  # which attempt upstream this is, from 1
+    tier: str | None = None  # where that attempt went
 
 
 class Reply(msgspec.Struct, frozen=True):

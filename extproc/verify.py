@@ -18,11 +18,11 @@ from extproc.acceptance import RequestFacts, Verdict, judge, judge_early
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.rules import External, Grounded, JsonSchema, ToolCalls
 from extproc.bounds import Bounds, principal_of
-from extproc.contract import ANSWER, FACTS, LADDER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of
+from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of
 from extproc.phases import Event, Kind, Opening, Reply
 from extproc.policy import Cohort, Snapshot
 from extproc.request import Api
-from extproc.response import AnswerReader
+from extproc.response import AnswerReader, Usage
 from extproc.response.strip import StreamStripper, without_logprobs
 from extproc.settings import SHARE, Human, Judge
 
@@ -98,6 +98,7 @@ class VerifierExchange:
         self._held: list[Event] = []
         self._held_bytes = 0
         self._headers_held = False
+        self._usage: Usage | None = None  # once the answer is all here and told it
         self.ruling: Ruling | None = None
 
     async def answer(self, event: Event) -> list[Reply]:
@@ -146,9 +147,11 @@ class VerifierExchange:
         if over:
             self._reader.finish()
         if not self._headers_held:
+            replies = self._echo(event)
             if over and self.ruling is None:
-                await self._record(self._cohort, self._reader)
-            return self._echo(event)
+                said = await self._record(self._cohort, self._reader)
+                replies[-1] = msgspec.structs.replace(replies[-1], metadata=said)
+            return replies
         self._held.append(event)
         self._held_bytes += len(event.body)
         if over:
@@ -199,16 +202,19 @@ class VerifierExchange:
         body = event.body if self._stripper is None else self._stripper.feed(event.body, event.end)
         return [Reply("response_body", body=body, streamed=True, end=event.end)]
 
-    async def _record(self, cohort: Cohort, reader: AnswerReader) -> None:
+    async def _record(self, cohort: Cohort, reader: AnswerReader) -> dict[str, Any]:
         """The client has the answer already: what is wrong with it is only written down."""
         verdict = await self._judge(cohort, reader)
         word = "accept" if verdict.accept else "recorded"
         self.ruling = Ruling(cohort.name, self._attempt, word, verdict)
+        reason = {} if verdict.accept else {"verdict_reason": verdict.reason}
+        return {METADATA: {"verdict": word, **reason}, LEDGER: self._entry(word, verdict)}
 
     # --- verdicts ---------------------------------------------------------------------------------------
 
     async def _judge(self, cohort: Cohort, reader: AnswerReader) -> Verdict:
         observation, embed, facts = reader.observation(), self._verifier.embed, self._facts
+        self._usage = observation.usage if observation.complete else None
         own = [rule for rule in cohort.accept if not isinstance(rule, External)]
         if any(isinstance(rule, _SLOW) for rule in own):
             verdict = await asyncio.to_thread(judge, own, observation, request=facts, embed=embed)
@@ -260,6 +266,8 @@ class VerifierExchange:
         facts |= {"revision": self._snapshot.revision}
         case = await asyncio.to_thread(put, human, facts, self._facts.context, reader.observation().text)
         self.ruling = msgspec.structs.replace(ruling, word="human")
+        metadata[METADATA]["verdict"] = "human"
+        metadata[LEDGER] = self._entry("human", ruling.verdict)
         error = {"message": human.message, "type": "human_review", "case": case}
         return Reply(
             kind,
@@ -290,7 +298,20 @@ class VerifierExchange:
                 metadata[LADDER] = ladder_of(self._rungs[rung - self._attempt :])
         if bound is not None:
             said["bound"] = bound
+        metadata[LEDGER] = self._entry(word, verdict)
         return headers, metadata
+
+    def _entry(self, word: str, verdict: Verdict) -> dict[str, Any]:
+        """What the ledger is to know of this attempt; without counts where the answer told none, or not yet."""
+        entry: dict[str, Any] = {"verdict": word}
+        if self._opening.tier is not None:
+            entry["tier"] = self._opening.tier
+        if not verdict.accept:
+            entry["reason"] = verdict.reason
+        if self._usage is not None:
+            counts = msgspec.structs.asdict(self._usage)
+            entry |= {name: count for name, count in counts.items() if count is not None}
+        return {str(self._attempt): entry}
 
     def _keep(self, reader: AnswerReader, body: bytes) -> dict[str, Any]:
         """The metadata that keeps an answer from which to climb, if a client could use it: whole, and not empty."""
@@ -303,9 +324,7 @@ class VerifierExchange:
             text = body.decode()
         except UnicodeDecodeError:  # metadata can carry text only
             return {}
-        cluster = self._rungs[self._attempt + self._skipped - 1]
-        tier = next((t.name for t in self._snapshot.policy.tiers if t.cluster_name == cluster), cluster)
-        return {ANSWER: {"body": text, "type": self._content_type, "tier": tier}}
+        return {ANSWER: {"body": text, "type": self._content_type, "tier": self._opening.tier or ""}}
 
     @property
     def _share(self) -> float:

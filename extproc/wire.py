@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
+from extproc.contract import TIER_ATTRIBUTE
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.phases import BodyMode, Event, Opening, Reply
 
@@ -51,6 +52,7 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
             for namespace, struct in message.metadata_context.filter_metadata.items()
         },
         int(attempt),
+        fields[TIER_ATTRIBUTE].string_value if TIER_ATTRIBUTE in fields else None,
     )
 
 
@@ -80,6 +82,8 @@ def write_reply(reply: Reply) -> pb.ProcessingResponse:
         return response
     part = getattr(response, reply.kind)
     part.SetInParent()  # an empty reply still has to say its kind
+    if reply.metadata is not None:
+        response.dynamic_metadata.update(reply.metadata)
     if reply.kind.endswith("_trailers"):
         return response
     if reply.streamed:
@@ -93,8 +97,6 @@ def write_reply(reply: Reply) -> pb.ProcessingResponse:
     if reply.headers:
         _set_headers(part.response.header_mutation, reply.headers)
         part.response.clear_route_cache = True
-    if reply.metadata is not None:
-        response.dynamic_metadata.update(reply.metadata)
     return response
 
 

@@ -1,6 +1,6 @@
 """The caps on escalation: a cohort's share and a principal's rate, as token buckets."""
 
-from extproc.bounds import Bounds, principal_of
+from extproc.bounds import Bounds, principal_of, session_of
 
 
 def climbs(
@@ -100,3 +100,11 @@ def test_who_asks_is_kept_as_a_hash_only() -> None:
     assert "sk-secret" not in principal_of("Bearer sk-secret")
     assert principal_of("Bearer a") == principal_of("Bearer a") != principal_of("Bearer b")
     assert len(principal_of("ü\udcff" * 1000)) == 16
+
+
+def test_a_conversation_is_kept_as_a_hash_that_needs_the_key() -> None:
+    """The same first words are the same session to one principal, and another to the next."""
+    assert session_of("Bearer a", ["Hello"]) == session_of("Bearer a", ["Hello"])
+    asked = [("Bearer a", "Hello"), ("Bearer a", "Good morning"), ("Bearer b", "Hello"), (None, "Hello")]
+    assert len({session_of(key, [words]) for key, words in asked}) == len(asked)
+    assert len(session_of("ü\udcff" * 1000, ["ü\udcff" * 9000])) == 16

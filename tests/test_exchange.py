@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from extproc.bounds import principal_of
 from extproc.config import load_config
-from extproc.contract import CLUSTER_HEADER, LADDER, METADATA
+from extproc.contract import CLUSTER_HEADER, LADDER, LEDGER, METADATA
 from extproc.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
 from extproc.phases import BodyMode, Event, Opening, Reply
 from extproc.policy import Reason
@@ -131,6 +132,25 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
             {"name": "rung1", "clusters": [{"cluster_name": "large", "weight": 1}]},
         ]
     }
+
+
+def test_the_ledger_is_told_who_asks_as_hashes(router):
+    """The principal by the first of the policy's headers, and the conversation by its first words."""
+
+    def told(raw: bytes, **headers: str) -> dict[str, str]:
+        _, ((reply,),) = exchanged(router, "BUFFERED", body(raw), headers=CHAT | headers)
+        assert reply.metadata is not None
+        return reply.metadata[LEDGER]
+
+    first = told(BODY, authorization="Bearer a")
+    assert first == {"principal": principal_of("Bearer a"), "session": first["session"]}
+    later = BODY.replace(
+        b"}]}", b'}, {"role": "assistant", "content": "Which?"}, {"role": "user", "content": "May"}]}'
+    )
+    assert told(later, authorization="Bearer a") == first
+    assert told(later, authorization="Bearer b")["session"] != first["session"]
+    assert told(BODY)["principal"] == "anonymous"
+    assert told(b"{") == {"principal": "anonymous"}
 
 
 def test_the_record_has_no_word_of_the_prompt(router):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from extproc.acceptance import RequestFacts, compile_rules
-from extproc.contract import ANSWER, FACTS, LADDER, METADATA, ladder_of
+from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, ladder_of
 from extproc.match import Index
 from extproc.phases import Event, Opening, Reply
 from extproc.policy import Cohort, Policy, Snapshot
@@ -344,7 +344,7 @@ def climbing(attempt: int, skipped: float | None, to: tuple[str, ...], answered:
     exchange = VerifierExchange(Verifier(lambda: given, None), opened)
     _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, answered))
     assert reply.metadata is not None
-    return {namespace: said for namespace, said in reply.metadata.items() if namespace != ANSWER}
+    return {namespace: said for namespace, said in reply.metadata.items() if namespace not in (ANSWER, LEDGER)}
 
 
 UP = {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}
@@ -381,20 +381,24 @@ def test_a_rung_is_jumped_only_where_one_is_above_it(
 
 
 def test_what_a_verdict_tells_envoy() -> None:
-    """The verdict, its reason, the count of climbs, and the bound where one held it."""
+    """The verdict, its reason, the count of climbs, the bound where one held it; and the ledger's entry."""
     for attempt, expected in (
         (1, {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}),
         (2, {"verdict": "degraded", "verdict_reason": "refusal", "bound": "last_rung"}),
     ):
-        exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED", attempt))
+        opened = msgspec.structs.replace(opening("BUFFERED", attempt), tier="small")
+        exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opened)
         _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, REFUSED))
         kept = {"body": REFUSED.decode(), "type": "application/json", "tier": "small"}
-        assert reply.metadata == {METADATA: expected} | ({ANSWER: kept} if attempt == 1 else {})
+        entry = {str(attempt): {"verdict": expected["verdict"], "reason": "refusal", "tier": "small"}}
+        told = {METADATA: expected, LEDGER: entry}
+        assert reply.metadata == told | ({ANSWER: kept} if attempt == 1 else {})
 
 
 def kept_of(pieces: list[bytes], rules: Any = _RULES) -> Any:
     """What is kept of a stream."""
-    exchange = VerifierExchange(Verifier(lambda: snapshot("buffer", rules), None), opening())
+    opened = msgspec.structs.replace(opening(), tier="small")
+    exchange = VerifierExchange(Verifier(lambda: snapshot("buffer", rules), None), opened)
     replies = [reply for some in run(exchange, *streamed(pieces)) for reply in some]
     assert (replies[0].headers or {})["x-cascade-verdict"] == "escalate"
     return (replies[0].metadata or {}).get(ANSWER)
@@ -418,7 +422,7 @@ def test_a_stream_rejected_before_its_end_is_not_kept() -> None:
     refused = chunk("I'm sorry, but I can't help with that request. It is not something I may do. ")
     *_, replies = run(exchange, headers(), Event("response_body", body=refused))
     assert replies[0].headers == rejected("refusal")
-    assert (replies[0].metadata or {}).keys() == {METADATA}
+    assert (replies[0].metadata or {}).keys() == {METADATA, LEDGER}
 
 
 # --- rescue -------------------------------------------------------------------------------------------------
@@ -455,3 +459,44 @@ def test_a_failure_is_answered_with_the_answer_that_was_kept() -> None:
 )
 def test_what_needs_no_rescue_passes(given: Any) -> None:
     assert rescued(**given)[0] == [Reply("response_headers")]
+
+
+def test_the_ledger_is_told_what_an_attempt_cost() -> None:
+    """The tier, and the tokens that its answer counts."""
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}}
+    body = msgspec.json.encode(msgspec.json.decode(REFUSED) | {"usage": usage})
+    opened = msgspec.structs.replace(opening("BUFFERED"), tier="small")
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opened)
+    _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, body))
+    assert reply.metadata is not None
+    assert reply.metadata[LEDGER] == {
+        "1": {"verdict": "escalate", "reason": "refusal", "tier": "small", "input": 9, "output": 4, "cached": 3}
+    }
+
+
+@pytest.mark.parametrize("trailers", [False, True], ids=["end", "trailers"])
+def test_a_stream_that_was_let_go_is_told_of_at_its_end(trailers: bool) -> None:
+    """The client has it already: its verdict and its tokens reach the ledger with the last message."""
+    counted = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":70}}\n\n'
+    pieces = [chunk(said) for said in LONG] + [chunk(finish="length") + counted + b"data: [DONE]\n\n"]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
+    *_, last = (reply for some in run(exchange, *streamed(pieces, trailers)) for reply in some)
+    assert last.metadata == {
+        METADATA: {"verdict": "recorded", "verdict_reason": "cut"},
+        LEDGER: {"1": {"verdict": "recorded", "reason": "cut", "input": 9, "output": 70}},
+    }
+
+
+def test_a_stream_cut_at_its_first_words_has_no_count() -> None:
+    """Anthropic counts the output again at the end: the first count is not the last, so it is none."""
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+    block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
+    said = {"type": "text_delta", "text": "I'm sorry, but I can't help with that request."}
+    delta = {"type": "content_block_delta", "index": 0, "delta": said}
+    frames = [b"data: " + msgspec.json.encode(event) + b"\n\n" for event in (start, block, delta)]
+    opened = opening()
+    opened.metadata[METADATA]["api"] = "messages"
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opened)
+    *_, first = run(exchange, headers(), *(Event("response_body", body=frame) for frame in frames))[-1][:1]
+    assert first.metadata is not None
+    assert first.metadata[LEDGER] == {"1": {"verdict": "escalate", "reason": "refusal"}}

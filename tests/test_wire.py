@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from extproc.contract import TIER_ATTRIBUTE
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.phases import Event, Opening, Reply
 from extproc.wire import decode_request, encode_response, read_event, read_opening, write_reply
@@ -131,11 +132,11 @@ def test_an_envoy_that_tells_no_modes_uses_the_usual_one():
 
 def test_metadata_and_attempt_come_as_plain_values():
     """What the router decided, for a verifier: nested values, lists, nothing at all."""
-    message = with_attributes(upstream__request_attempt_count=2)
+    message = with_attributes(upstream__request_attempt_count=2, **{TIER_ATTRIBUTE: "large"})
     value = {"a": "b", "n": 2.0, "yes": True, "none": None, "list": [1.0, {"c": []}]}
     message.metadata_context.filter_metadata["semantic_router"].update(value)
     opening = read_opening(message)
-    assert (opening.metadata, opening.attempt) == ({"semantic_router": value}, 2)
+    assert (opening.metadata, opening.attempt, opening.tier) == ({"semantic_router": value}, 2, "large")
 
 
 # What we write
@@ -206,6 +207,13 @@ def test_metadata_keeps_its_values():
     fields = response.dynamic_metadata.fields["semantic_router"].struct_value
     assert dict(fields.fields["l"].list_value.values[0].struct_value.items()) == {"a": "b"}
     assert (fields["reason"], fields["similarity"], fields["calibrated"]) == ("matched", 0.5, False)
+
+
+def test_trailers_carry_metadata_too():
+    """What is known only at the end of a stream may have no later message to travel with."""
+    response = write_reply(Reply("response_trailers", metadata={"n": {"b": "c"}}))
+    assert response.WhichOneof("response") == "response_trailers"
+    assert response.dynamic_metadata.fields["n"].struct_value.fields["b"].string_value == "c"
 
 
 def test_no_metadata_is_not_written():

@@ -1,7 +1,7 @@
 """The clusters: our own server, the collector, and one for each tier with what runs on every attempt at it."""
 
 from extproc.config import Config
-from extproc.contract import ANSWER, FACTS, LADDER, METADATA, RUNGS
+from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, RUNGS, TIER_ATTRIBUTE
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
 from extproc.envoy.words import (
     Dict,
@@ -198,6 +198,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         },
         response_attributes=[
             "upstream.request_attempt_count",
+            TIER_ATTRIBUTE,
             *(f"request.headers['{name}']" for name in config.policy.escalations.principal),
         ],
         mutation_rules={
@@ -206,7 +207,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         },
         metadata_options={
             "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
-            "receiving_namespaces": {"untyped": [METADATA, LADDER, ANSWER]},
+            "receiving_namespaces": {"untyped": [METADATA, LADDER, ANSWER, LEDGER]},
         },
     )
 

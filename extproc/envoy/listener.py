@@ -1,7 +1,19 @@
 """The listener: routes, and the filters that every request passes."""
 
 from extproc.config import Config
-from extproc.contract import ANSWER, CLUSTER_HEADER, FACTS, LADDER, MAX_BODY_BYTES, METADATA, RUNGS, VERDICT_HEADER
+from extproc.contract import (
+    ANSWER,
+    CLUSTER_HEADER,
+    FACTS,
+    LADDER,
+    LEDGER,
+    MAX_BODY_BYTES,
+    METADATA,
+    RUNGS,
+    TIER_TAG,
+    USAGE,
+    VERDICT_HEADER,
+)
 from extproc.envoy.words import (
     Dict,
     address,
@@ -21,6 +33,17 @@ _ROOM_BYTES = 1024 * 1024
 _GRACE_S = 0.2
 _FAILOPEN = "failopen_model"
 _ROUTER = "envoy.filters.http.ext_proc.router"
+_USAGE_FILTER = "envoy.filters.http.ai_protocol_manager"
+# What the upstreams of each API say of tokens; the older completions say it as chat does.
+_USAGE_SHAPES = {
+    "chat": "OPENAI_CHAT_COMPLETIONS",
+    "completions": "OPENAI_CHAT_COMPLETIONS",
+    "responses": "OPENAI_RESPONSES",
+    "messages": "ANTHROPIC_MESSAGES",
+}
+# Entries of the access log wait this long, or until there are so many bytes, and then travel together; while no
+# router runs they wait up to those bytes. An entry has about 1.5 KB.
+_LOG_FLUSH_S, _LOG_BYTES = 1, 1024 * 1024
 
 
 def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) -> Dict:
@@ -39,7 +62,7 @@ def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) 
                 ),
             }
         ],
-        access_log=[_access_log()],
+        access_log=[_access_log(), _ledger_log()],
         route_config={"virtual_hosts": [_virtual_host(config)]},
         http_filters=_http_filters(config, trusted),
     )
@@ -87,7 +110,7 @@ def _virtual_host(config: Config) -> Dict:
             "name": api,
             "match": {"path": path, "headers": [{"name": ":method", "string_match": {"exact": "POST"}}]},
             "route": route,
-            "typed_per_filter_config": _switched_on(default),
+            "typed_per_filter_config": _switched_on(default, _USAGE_SHAPES[api]),
         }
         for path, api in APIS.items()
     ]
@@ -102,7 +125,7 @@ def _virtual_host(config: Config) -> Dict:
     }
 
 
-def _switched_on(default: Tier) -> Dict:
+def _switched_on(default: Tier, usage_shape: str) -> Dict:
     """What the LLM routes switch on: the filters that are off in the chain."""
     transform = typed(
         "envoy.extensions.filters.http.transform.v3.TransformConfig",
@@ -132,6 +155,10 @@ def _switched_on(default: Tier) -> Dict:
                 ],
                 "response_mutations": [set_header("x-router-reason", "fail_open", "ADD_IF_ABSENT")],
             },
+        ),
+        _USAGE_FILTER: typed(
+            "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManagerPerRoute",
+            response={"llm_protocol": usage_shape},
         ),
     }
     return {
@@ -164,12 +191,22 @@ def _http_filters(config: Config, trusted: list[str]) -> list[Dict]:
         ),
         filter_entry(_FAILOPEN, _unless_decided(), disabled=True),
         filter_entry("envoy.filters.http.header_mutation", _contract_headers()),
+        # Reads the tokens that the answer tells of, while it passes; nothing is held or changed, nobody is asked.
+        filter_entry(
+            _USAGE_FILTER,
+            typed(
+                "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManager",
+                response_handling={"token_usage": {"metadata_namespace": USAGE}},
+            ),
+            disabled=True,
+        ),
         filter_entry("envoy.filters.http.router", typed("envoy.extensions.filters.http.router.v3.Router")),
     ]
 
 
 def _ext_proc(config: Config, trusted: list[str]) -> Dict:
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
+    told = {*trusted, *config.policy.escalations.principal}  # what rules look at, and who asks
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",
@@ -190,14 +227,14 @@ def _ext_proc(config: Config, trusted: list[str]) -> Dict:
             "request_body_mode": "BUFFERED",
             "response_header_mode": "SKIP",
         },
-        request_attributes=["request.path", *(f"request.headers['{name}']" for name in trusted)],
+        request_attributes=["request.path", *(f"request.headers['{name}']" for name in sorted(told))],
         # The metadata counts only if the route is chosen again, and that only with a header mutation.
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
             "allow_expression": {"regex": f"^{CLUSTER_HEADER}$"},
         },
-        metadata_options={"receiving_namespaces": {"untyped": [METADATA, LADDER, RUNGS, FACTS]}},
+        metadata_options={"receiving_namespaces": {"untyped": [METADATA, LADDER, RUNGS, FACTS, LEDGER]}},
     )
 
 
@@ -293,6 +330,28 @@ def _access_log() -> Dict:
         "typed_config": typed(
             "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog",
             log_format={"json_format": line},
+        ),
+    }
+
+
+def _ledger_log() -> Dict:
+    """The same, to our server, for the ledger: in batches, when the answer has gone out, and with the metadata."""
+    tier = {
+        "tag": TIER_TAG,
+        "metadata": {"kind": {"host": {}}, "metadata_key": {"key": METADATA, "path": [{"key": "tier"}]}},
+    }
+    return {
+        "name": "envoy.access_loggers.http_grpc",
+        "typed_config": typed(
+            "envoy.extensions.access_loggers.grpc.v3.HttpGrpcAccessLogConfig",
+            common_config={
+                "log_name": "ledger",
+                "transport_api_version": "V3",
+                "grpc_service": {"envoy_grpc": {"cluster_name": "extproc"}},
+                "buffer_flush_interval": f"{_LOG_FLUSH_S}s",
+                "buffer_size_bytes": _LOG_BYTES,
+                "custom_tags": [tier],
+            },
         ),
     }
 
