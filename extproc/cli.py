@@ -59,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="mutual TLS: the server's certificate chain")
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     serve.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="who signs the clients that may connect")
+    serve.add_argument(
+        "--ledger", type=Path, metavar="FILE", help="keep what every request cost in this SQLite file"
+    )
+    serve.add_argument("--ledger-days", type=float, default=90, metavar="DAYS", help="for so long (default 90)")
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser("check", help="validate a folder of intents; exit 0 or 2")
@@ -117,14 +121,16 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from extproc.ledger import Store
     from extproc.listening import TlsFiles
-    from extproc.server import serve
+    from extproc.server import Serving, serve
     from extproc.workers import health_address, supervise, worker_addresses
 
     files = _together(args, "tls_cert", "tls_key", "tls_client_ca")
     if args.workers == 1:
         tls = TlsFiles(*files) if files else None
-        asyncio.run(serve(args.intents, args.listen, tls, args.of, args.ready_fd))
+        kept = Store(args.ledger, args.ledger_days) if args.ledger is not None else None
+        asyncio.run(serve(Serving(args.intents, args.listen, tls, kept, args.of, args.ready_fd)))
         return 0
     addresses = worker_addresses(args.listen, args.workers)
     own = [sys.executable, "-m", "extproc", *sys.argv[1:], "--workers", "1", "--of", str(args.workers)]

@@ -151,7 +151,8 @@ def _check_tiers(policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
             yield from _plain(POLICY_FILE, f"{at}.name", name)
         if not tier.model or not tier.model.isprintable():
             yield POLICY_FILE, f"{at}.model", "`model` is empty or unprintable: name the model"
-        if tier.context <= 0 or tier.price.input < 0 or tier.price.output < 0:
+        prices = (tier.price.input, tier.price.output, tier.price.cached_input or 0.0)
+        if tier.context <= 0 or min(prices) < 0:
             yield POLICY_FILE, at, "context must be above 0 and prices not below it"
     for name, judge in policy.judges.items():
         yield from _endpoint(f".judges.{name}.endpoint", judge.endpoint)

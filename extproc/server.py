@@ -9,17 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from extproc import wire
+from extproc import accesslog, wire
 from extproc.callouts import call_out
-from extproc.config import load_config
+from extproc.config import PolicyFile, load_config
 from extproc.contract import MAX_BODY_BYTES
 from extproc.embedding import Batcher, RememberingEncoder
 from extproc.exchange import Routed, Router, RouterExchange, decision_record
+from extproc.ledger import Ledger, LogStreams, Store
 from extproc.listening import TlsFiles, bind
+from extproc.outcome import cost_of
 from extproc.pb import ext_proc_pb2 as pb
-from extproc.policy import Snapshot
+from extproc.policy import Policy, Snapshot
 from extproc.reload import signature, watch
 from extproc.rescue import RescueExchange
 from extproc.review import enqueue
@@ -95,21 +98,27 @@ class ExternalProcessor:
         )
 
 
-async def serve(
-    folder: Path, listen: str, tls: TlsFiles | None = None, workers: int = 1, ready_fd: int | None = None
-) -> None:
-    """Serve until SIGTERM or SIGINT, as one of `workers` that share the machine.
+class Serving(msgspec.Struct, frozen=True):
+    """What one server process is to do."""
 
-    A byte on `ready_fd` tells whoever started it that it serves.
+    intents: Path
+    listen: str  # "host:port" or "unix:///path"
+    tls: TlsFiles | None = None
+    ledger: Store | None = None  # where outcomes are kept
+    workers: int = 1  # that share the machine, this one included
+    ready_fd: int | None = None  # a byte there tells whoever started us that we serve
 
-    Raises ConfigError or EncoderError before anything is served.
+
+async def serve(ours: Serving) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError or EncoderError before anything is served.
+
     The port is open from the start, and the health service says NOT_SERVING until encoder and index are there.
     """
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    seen = signature(folder)  # before the load: an edit meanwhile is then seen as one
-    config = load_config(folder)
+    seen = signature(ours.intents)  # before the load: an edit meanwhile is then seen as one
+    config = load_config(ours.intents)
     set_up_telemetry()
     server = grpc.aio.server(
         options=[
@@ -126,19 +135,27 @@ async def serve(
     await health_service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     telemetry = Telemetry(config.revision)
     processor = ExternalProcessor(telemetry)
-    server.add_generic_rpc_handlers((_handlers(processor),))
-    where = bind(server, listen, tls)
+
+    def tariff() -> Policy | PolicyFile:
+        return processor.router.snapshot.policy if processor.router is not None else config.policy
+
+    ledger = Ledger(
+        accesslog.read_outcomes, lambda o: cost_of(o, tariff()), telemetry.ended, telemetry.lost, ours.ledger
+    )
+    logs = LogStreams(ledger)
+    server.add_generic_rpc_handlers(_handlers(processor, logs))
+    where = bind(server, ours.listen, ours.tls)
     await server.start()
     log.info("loading encoder %s", config.policy.encoder.model)
-    encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model, workers)
+    encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model, ours.workers)
     utterances = RememberingEncoder(encoder)
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
     router = processor.router = Router(snapshot, batcher)
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue)
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-    if ready_fd is not None:
-        os.write(ready_fd, b"1")
+    if ours.ready_fd is not None:
+        os.write(ours.ready_fd, b"1")
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
     log.info(
         "serving on %s: revision %s, %d cohorts (%d uncalibrated)",
@@ -148,22 +165,30 @@ async def serve(
         uncalibrated,
     )
     reloading = asyncio.create_task(
-        watch(folder, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
+        watch(ours.intents, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
     )
     await stop.wait()
     log.info("draining")
     reloading.cancel()
     await health_service.enter_graceful_shutdown()
     # The verifier stays in a judged stream's path to its end: those in flight get as long as a request may take.
-    await server.stop(config.policy.timeouts.request_s)
+    stopping = asyncio.create_task(server.stop(config.policy.timeouts.request_s))
+    await logs.drain()
+    await stopping
+    ledger.close()
     batcher.close()
     log.info("stopped")
 
 
-def _handlers(processor: ExternalProcessor) -> grpc.GenericRpcHandler:
-    method = grpc.stream_stream_rpc_method_handler(
+def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.GenericRpcHandler, ...]:
+    process = grpc.stream_stream_rpc_method_handler(
         processor.process,
         request_deserializer=wire.decode_request,
         response_serializer=wire.encode_response,
     )
-    return grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: method})
+    # Bytes: the ledger's thread decodes them.
+    take: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_unary_rpc_method_handler(logs.take)
+    return (
+        grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: process}),
+        grpc.method_handlers_generic_handler(accesslog.SERVICE, {accesslog.METHOD: take}),
+    )

@@ -28,6 +28,7 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     input: float
     output: float
+    cached_input: float | None = None  # of input that the upstream had cached; the input's own when left out
 
 
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

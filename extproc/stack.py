@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,10 @@ class Stack:
         self.envoy: subprocess.Popen[bytes] | None = None
         localize(intents, self.intents, upstreams.ports)
 
-    def start_router(self, env: dict[str, str] | None = None) -> None:
+    def start_router(self, env: dict[str, str] | None = None, options: Sequence[str] = ()) -> None:
         """Start `extproc serve` and wait until its health service says SERVING."""
         command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents)]
-        command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers)]
+        command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers), *options]
         self.router = self._spawn(command, "router.log", env)
         self._wait(self._router_serves, self.router, "router.log")
 

@@ -15,6 +15,9 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from extproc.outcome import Cost, Outcome
+from extproc.response import Usage
+
 # gen_ai.operation.name of the OpenTelemetry GenAI conventions, by API.
 _OPERATIONS = {"chat": "chat", "messages": "chat", "responses": "chat", "completions": "text_completion"}
 _PREFIX = "semantic_router"
@@ -89,6 +92,7 @@ class Telemetry:
         self._reloads = meter.create_counter(
             f"{_PREFIX}.reloads", unit="{reload}", description="Configuration reloads by outcome"
         )
+        self._set_up_ledger(meter)
         meter.create_observable_gauge(
             f"{_PREFIX}.revision",
             [self._observe_revision],
@@ -162,6 +166,65 @@ class Telemetry:
         self._reloads.add(1, {"outcome": "refused" if revision is None else "applied"})
         if revision is not None:
             self.revision = revision
+
+    def _set_up_ledger(self, meter: metrics.Meter) -> None:
+        self._outcomes = meter.create_counter(
+            f"{_PREFIX}.outcomes", unit="{request}", description="Exchanges by how they ended"
+        )
+        self._rejections = meter.create_counter(
+            f"{_PREFIX}.rejections", unit="{answer}", description="Answers that were paid for and never served"
+        )
+        self._tokens = meter.create_counter(
+            f"{_PREFIX}.tokens", unit="{token}", description="Tokens as upstreams counted them"
+        )
+        self._cost = meter.create_counter(
+            f"{_PREFIX}.cost", unit="USD", description="What answers cost, rejected ones apart"
+        )
+        self._default_cost = meter.create_counter(
+            f"{_PREFIX}.cost.default", unit="USD", description="What served answers cost at the default tier"
+        )
+        self._unknown = meter.create_counter(
+            f"{_PREFIX}.usage.unknown", unit="{answer}", description="Answers that told no tokens"
+        )
+        self._first_byte = meter.create_histogram(
+            f"{_PREFIX}.first_byte.duration",
+            unit="s",
+            description="Until the client had the first byte of its answer",
+            explicit_bucket_boundaries_advisory=[0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0],
+        )
+        self._lost = meter.create_counter(
+            f"{_PREFIX}.ledger.lost", unit="{request}", description="Outcomes that the ledger could not keep"
+        )
+
+    def ended(self, outcome: Outcome, cost: Cost) -> None:
+        """Report what became of an exchange; from any thread."""
+        at = {"cohort": outcome.cohort or "", "tier": outcome.tier or ""}
+        self._outcomes.add(1, at | {"reason": outcome.reason, "outcome": outcome.ending})
+        self._paid(at | {"answer": "last"}, outcome.usage, cost.last)
+        if outcome.usage_due and outcome.usage is None:
+            self._unknown.add(1, at | {"answer": "last"})
+        if cost.default is not None:
+            self._default_cost.add(cost.default, at)
+        if outcome.first_byte_s is not None and outcome.served:
+            self._first_byte.record(outcome.first_byte_s, at)
+        for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
+            there = {"cohort": at["cohort"], "tier": rejection.tier or ""}
+            self._rejections.add(1, there | {"reason": rejection.reason})
+            self._paid(there | {"answer": "rejected"}, rejection.usage, price)
+            if rejection.usage is None:
+                self._unknown.add(1, there | {"answer": "rejected"})
+
+    def _paid(self, labels: dict[str, str], usage: Usage | None, price: float | None) -> None:
+        if usage is not None:
+            for kind, count in (("input", usage.input), ("output", usage.output), ("cached", usage.cached)):
+                if count is not None:
+                    self._tokens.add(count, labels | {"type": kind})
+        if price is not None:
+            self._cost.add(price, labels)
+
+    def lost(self, count: int) -> None:
+        """Report outcomes that the ledger could not keep."""
+        self._lost.add(count)
 
     def _observe_revision(self, _options: CallbackOptions) -> list[Observation]:
         return [Observation(1, {"revision": self.revision})]
