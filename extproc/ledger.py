@@ -89,28 +89,42 @@ class Store:
                 connection.close()
 
 
-def open_ledger(path: Path, must_exist: bool = False) -> sqlite3.Connection:
-    """Open the file, and make its tables unless it must exist. Raises sqlite3.Error, or OSError with a remedy."""
-    if must_exist and not path.is_file():
-        raise OSError(f"there is no ledger {path}: `extproc serve --ledger {path}` keeps one")
-    # Opened in one thread and used in another, one after the other.
+def open_ledger(path: Path) -> sqlite3.Connection:
+    """Open the file to write, and make it where it is none yet. Raises sqlite3.Error, or OSError with a remedy."""
+    # Opened in one thread and closed in another, one after the other.
     connection = sqlite3.connect(path, timeout=_LOCK_S, check_same_thread=False)
     try:
-        (schema,) = connection.execute("PRAGMA user_version").fetchone()
-        if schema not in (0, _SCHEMA):
-            raise OSError(f"{path} is of another version of the ledger ({schema}): move it away")
-        # Readers and writers do not wait for each other; a power cut may lose the last second, never the file.
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA foreign_keys = ON")
-        if schema == 0:
+        if _schema(connection, path) == 0:
+            # Readers and writers do not wait for each other.
+            connection.execute("PRAGMA journal_mode = WAL")
             with connection:
                 connection.executescript(_TABLES)
                 connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+        connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last second, never the file
+        connection.execute("PRAGMA foreign_keys = ON")
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def read_ledger(path: Path) -> sqlite3.Connection:
+    """Open the file to read. Raises sqlite3.Error, or OSError with a remedy."""
+    if not path.is_file():
+        raise OSError(f"there is no ledger {path}: `extproc serve --ledger {path}` keeps one")
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_LOCK_S)
+    connection.row_factory = sqlite3.Row
+    if _schema(connection, path) == 0:
+        raise OSError(f"{path} is no ledger")
+    return connection
+
+
+def _schema(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of the tables in an open file; 0: there are none."""
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    if schema not in (0, _SCHEMA):
+        raise OSError(f"{path} is of another version of the ledger ({schema}): move it away")
+    return int(schema)
 
 
 def _insert(connection: sqlite3.Connection, outcome: Outcome, cost: Cost) -> None:
