@@ -122,7 +122,7 @@ def _lines(connection: sqlite3.Connection, since: float, by: str) -> list[Line]:
     served = "AND o.ending IN ('accepted', 'degraded') AND o.first_byte_s IS NOT NULL"
     for group, seconds in select("o.first_byte_s", served):
         first.setdefault(group, []).append(seconds)
-    sums = {row["name"]: row for row in select(_SUMS, "GROUP BY 1 ORDER BY requests DESC")}
+    sums = {row["name"]: row for row in select(_SUMS, "GROUP BY 1 ORDER BY requests DESC, name")}
     return [
         _line(
             name, sums.get(name), rejected.get(name), first.get(name, []), escalations.get(name, {}),

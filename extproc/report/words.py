@@ -16,7 +16,7 @@ _NOTES = (
 
 
 def _outcomes(line: Line) -> dict[str, str]:
-    first = "-" if line.first_byte_s is None else "  ".join(f"{seconds:.2f}" for seconds in line.first_byte_s)
+    first = "-" if line.first_byte_s is None else "{:.2f} ({:.2f})".format(*line.first_byte_s)
     return {
         "requests": f"{line.requests:,}",
         "attempts": f"{line.attempts:,}",
@@ -26,7 +26,7 @@ def _outcomes(line: Line) -> dict[str, str]:
         "left": f"{line.cancelled:,}",
         "escalated": f"{line.escalated:,}",
         "fallback": f"{line.fallback:,}",
-        "first byte p50, p95 s": first,
+        "first byte s (p95)": first,
     }
 
 

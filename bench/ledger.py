@@ -1,0 +1,98 @@
+"""What the ledger costs: CPU of the router and of Envoy per request, with it and without: `make bench-ledger`.
+
+Two routers, each behind an Envoy of its own, in interleaved rounds of one run: one pair keeps a ledger; the other
+has neither the log to our server nor the filter that reads tokens. One connection, whole chat answers, one text
+that is always the same, so that no embedding hides what is measured. Every round waits until the log has been
+written: its cost is in it.
+"""
+
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.latency import Connection, body, texts
+from extproc.config import load_config
+from extproc.report import read_report
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import Stack
+
+_ROUNDS, _REQUESTS = 8, 400
+_WORDS = 48
+# Envoy sends its log every second; then it is written.
+_SETTLE_S = 1.5
+
+
+def without_ledger(bootstrap: dict[str, Any]) -> dict[str, Any]:
+    """The rendered bootstrap as it would be without a ledger."""
+    manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    usage = "envoy.filters.http.ai_protocol_manager"
+    manager["access_log"] = [
+        log for log in manager["access_log"] if log["name"] != "envoy.access_loggers.http_grpc"
+    ]
+    manager["http_filters"] = [f for f in manager["http_filters"] if f["name"] != usage]
+    for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+        route.get("typed_per_filter_config", {}).pop(usage, None)
+    return bootstrap
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time of a process so far, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def send(connection: Connection, prompt: bytes) -> None:
+    for _ in range(_REQUESTS):
+        await connection.post(prompt)
+
+
+async def measure(stacks: dict[str, Stack]) -> dict[str, dict[str, float]]:
+    """CPU seconds: setting -> process -> sum over all rounds."""
+    prompt = body("auto", next(texts(_WORDS, fresh=False)))
+    spent = {name: {"router": 0.0, "envoy": 0.0} for name in stacks}
+    connections = {name: await Connection.open(stack.port) for name, stack in stacks.items()}
+    for connection in connections.values():
+        await send(connection, prompt)
+    await asyncio.sleep(_SETTLE_S)
+    for _ in range(_ROUNDS):
+        for name, stack in stacks.items():
+            assert stack.router is not None and stack.envoy is not None
+            pids = {"router": stack.router.pid, "envoy": stack.envoy.pid}
+            before = {what: cpu_s(pid) for what, pid in pids.items()}
+            await send(connections[name], prompt)
+            await asyncio.sleep(_SETTLE_S)
+            for what, pid in pids.items():
+                spent[name][what] += cpu_s(pid) - before[what]
+    return spent
+
+
+def main() -> None:
+    """Print the table that the README quotes."""
+    intents = Path("intents")
+    tiers = load_config(intents).policy.tiers
+    with tempfile.TemporaryDirectory() as folder, SampleUpstreams({t.name: t.model for t in tiers}) as upstreams:
+        stacks = {name: Stack(intents, Path(folder) / name, upstreams) for name in ("without", "with")}
+        ledger = Path(folder) / "ledger.sqlite"
+        try:
+            stacks["without"].start_router()
+            stacks["without"].start_envoy(without_ledger(stacks["without"].bootstrap()))
+            stacks["with"].start_router(options=["--ledger", str(ledger)])
+            stacks["with"].start_envoy()
+            spent = asyncio.run(measure(stacks))
+            time.sleep(_SETTLE_S)
+            kept = read_report(ledger, 3600).total.requests
+        finally:
+            for stack in stacks.values():
+                stack.stop()
+    print(f"{kept:,} outcomes kept of {(_ROUNDS + 1) * _REQUESTS:,} requests\n")
+    print("CPU per request, us   without   with   added")
+    for what in ("router", "envoy"):
+        without, with_it = (spent[name][what] / (_ROUNDS * _REQUESTS) * 1e6 for name in ("without", "with"))
+        print(f"{what:<20}{without:>9.0f}{with_it:>7.0f}{with_it - without:>8.0f}")
+
+
+if __name__ == "__main__":
+    main()
