@@ -189,13 +189,14 @@ class RouterExchange:
         )
 
     async def _full_duplex(self, event: Event) -> list[Reply]:
-        self._held.append(event.body)
+        if event.kind == "request_body":
+            self._held.append(event.body)
         self._held_bytes += len(event.body)
         too_long = self._held_bytes > MAX_BODY_BYTES
         if not event.end and not too_long:
             return []
         self._done = True
-        body, trailers = b"".join(self._held), event.kind == "request_trailers"
+        body, asked, trailers = b"".join(self._held), bool(self._held), event.kind == "request_trailers"
         self._held.clear()
         replies = []
         headers, metadata = None, None
@@ -206,8 +207,9 @@ class RouterExchange:
         if self._headers_held:  # they have waited for the route
             replies.append(Reply("request_headers", headers=headers, metadata=metadata))
             headers = metadata = None
-        end = event.end and not trailers
-        replies.append(Reply("request_body", headers, body, metadata=metadata, streamed=True, end=end))
+        if asked:  # trailers may come without a body
+            end = event.end and not trailers
+            replies.append(Reply("request_body", headers, body, metadata=metadata, streamed=True, end=end))
         if trailers:
             replies.append(Reply("request_trailers"))
         return replies

@@ -22,6 +22,8 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 
 
 T = TypeVar("T")
+# A file without aliases has no more values than bytes; with a few of them, a short file may have more.
+_LEAST_VALUES = 10_000
 _PATH = re.compile(r" - at `\$?(.*)`$")
 _ITEM = re.compile(r"(.*)\[(\d+)\]$")
 _UNKNOWN = re.compile(r"unknown field `(.+?)`")
@@ -32,9 +34,10 @@ def decode_yaml(name: str, raw: bytes, kind: type[T], problems: list[Problem], l
     found: list[Problem] = []
     try:
         node = yaml.compose(raw, Loader=yaml.CSafeLoader)
-        if node is None:
+        most = len(lines) + max(_LEAST_VALUES, len(raw))
+        data = _plain(node, "", name, lines, found, most) if node is not None else None
+        if data is None:
             found.append(Problem(name, 1, "is empty: remove it, or write the intent"))
-        data = _plain(node, "", name, lines, found) if node is not None else None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -61,26 +64,31 @@ def decode_yaml(name: str, raw: bytes, kind: type[T], problems: list[Problem], l
     return None if found else value
 
 
-def _plain(node: yaml.Node, path: str, name: str, lines: Lines, found: list[Problem]) -> Any:
-    """The node's plain value; every value's line is noted, and a key that stands twice is reported."""
+def _plain(node: yaml.Node, path: str, name: str, lines: Lines, found: list[Problem], most: int) -> Any:
+    """The node's plain value; every value's line is noted, and a key that stands twice is reported.
+
+    Raises ValueError when more than `most` lines would be noted: aliases of aliases stand for any number.
+    """
     lines[name, path] = node.start_mark.line + 1
+    if len(lines) > most:
+        raise ValueError("its aliases stand for too many values: write out what you mean")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
+            key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                line = key_node.start_mark.line + 1
-                found.append(Problem(name, line, f"the key {key} is no text: write a name"))
+                line, shown = key_node.start_mark.line + 1, _show(key_node.value) if key is None else key
+                found.append(Problem(name, line, f"the key {shown} is no text: write a name"))
                 continue
             at = f"{path}.{key}"
             if key in mapping:
                 line = key_node.start_mark.line + 1
                 found.append(Problem(name, line, f"`{key}` stands twice: keep one of them"))
-            mapping[key] = _plain(value_node, at, name, lines, found)
+            mapping[key] = _plain(value_node, at, name, lines, found, most)
             lines[name, at] = key_node.start_mark.line + 1
         return mapping
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(v, f"{path}[{i}]", name, lines, found) for i, v in enumerate(node.value)]
+        return [_plain(v, f"{path}[{i}]", name, lines, found, most) for i, v in enumerate(node.value)]
     return _scalar(node)
 
 
@@ -184,12 +192,12 @@ def _drop(data: Any, path: str) -> bool:
     steps = _steps(path)
     if not steps:
         return False
-    holder = data
-    for step in steps[:-1]:
-        holder = holder[step]
     try:
+        holder = data
+        for step in steps[:-1]:
+            holder = holder[step]
         del holder[steps[-1]]
-    except (KeyError, IndexError, TypeError):
+    except (KeyError, IndexError, TypeError):  # a key may look like a path
         return False
     return True
 

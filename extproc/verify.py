@@ -82,16 +82,15 @@ class VerifierExchange:
         self._verifier = verifier
         self._snapshot = verifier.snapshot()
         self._opening = opening
-        self._decision = opening.metadata.get(METADATA, {})
+        self._decision = _read_decision(opening.metadata.get(METADATA, {}))
         self._attempt = opening.attempt
-        rungs = self._decision.get("rungs")
-        self._rungs: list[str] = rungs if isinstance(rungs, list) else []  # clusters, the first attempt's first
-        self._skipped = int(self._decision.get("skipped", 0))  # rungs that earlier verdicts have jumped
+        self._rungs = self._decision.rungs
+        self._skipped = self._decision.skipped
         self._facts = _read_facts(opening.metadata.get(FACTS, {}))
         # A reload may have taken the cohort away meanwhile: then nothing is held against the answer.
-        self._cohort = self._snapshot.policy.cohorts.get(str(self._decision.get("cohort")))
-        self._api: Api = self._decision.get("api", "chat")
-        self._stripper = StreamStripper(self._api) if self._decision.get("logprobs_added") else None
+        self._cohort = self._snapshot.policy.cohorts.get(self._decision.cohort)
+        self._api = self._decision.api
+        self._stripper = StreamStripper(self._api) if self._decision.logprobs_added else None
         self._full_duplex = opening.response_body_mode == "FULL_DUPLEX_STREAMED"
         self._reader: AnswerReader | None = None
         self._content_type = ""
@@ -184,7 +183,7 @@ class VerifierExchange:
 
     def _release(self, word: str) -> list[Reply]:
         """End the hold with the rest of the answer still to come: the verdict is recorded at its end."""
-        self._verifier.bounds.judged(str(self._decision.get("cohort")), self._share)
+        self._verifier.bounds.judged(self._decision.cohort, self._share)
         headers, metadata = {VERDICT_HEADER: word}, {METADATA: {"verdict": word}}
         return [Reply("response_headers", headers=headers, metadata=metadata), *self._flush()]
 
@@ -292,7 +291,7 @@ class VerifierExchange:
             said["verdict_reason"] = verdict.reason
         metadata = {METADATA: said}
         if word == "escalate":
-            said["escalations"] = int(self._decision.get("escalations", 0)) + 1
+            said["escalations"] = self._decision.escalations + 1
             if rung > self._attempt + self._skipped:  # Envoy counts attempts: the ladder moves instead
                 said["skipped"] = rung - self._attempt
                 metadata[LADDER] = ladder_of(self._rungs[rung - self._attempt :])
@@ -353,6 +352,27 @@ class VerifierExchange:
 
 
 _LAST_RUNG = "last_rung"
+
+
+_COUNTS = ("skipped", "escalations")  # metadata carries every number as a float
+
+
+class _Decision(msgspec.Struct):
+    """What of the decision the verifier goes by."""
+
+    cohort: str = ""
+    api: Api = "chat"
+    rungs: list[str] = []  # clusters, the first attempt's first
+    skipped: int = 0  # rungs that earlier verdicts have jumped
+    escalations: int = 0
+    logprobs_added: bool = False
+
+
+def _read_decision(carried: dict[str, Any]) -> _Decision:
+    try:
+        return msgspec.convert({k: int(v) if k in _COUNTS else v for k, v in carried.items()}, _Decision)
+    except (msgspec.ValidationError, ValueError, TypeError, OverflowError):
+        return _Decision()  # not the router's work: nothing is held against the answer
 
 
 def _read_facts(carried: dict[str, Any]) -> RequestFacts:

@@ -9,6 +9,7 @@ that Envoy (1.40) holds us to, each of which a test pins:
 - a FULL_DUPLEX_STREAMED body is answered with `streamed_response` and nothing else.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,7 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
             namespace: {name: _plain(value) for name, value in struct.fields.items()}
             for namespace, struct in message.metadata_context.filter_metadata.items()
         },
-        int(attempt),
+        int(attempt) if math.isfinite(attempt) else 1,
         fields[TIER_ATTRIBUTE].string_value if TIER_ATTRIBUTE in fields else None,
     )
 

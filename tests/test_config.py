@@ -150,6 +150,32 @@ def test_hostile_yaml_is_refused_and_never_run(text, folder, words):
     assert refused(folder, words)[0].startswith("billing.yaml:")
 
 
+@pytest.mark.parametrize("text", ["null", "~", "--- null\n..."])
+def test_a_file_that_says_null_is_empty(text, folder, words):
+    """It is told, not left out in silence."""
+    for name in ("billing.yaml", "policy.yaml"):
+        (folder / name).write_text(text)
+        assert f"{name}:1: is empty: remove it, or write the intent" in refused(folder, words)
+
+
+@pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "? [a, b]\n"])
+def test_a_key_that_looks_like_a_path_is_a_mistake_like_any_other(key, folder, words):
+    """Dots and brackets in a name, and names that are lists, lead nowhere in what was read."""
+    quoted = key if key.startswith("?") else f"'{key}'"
+    (folder / "billing.yaml").write_text((folder / "billing.yaml").read_text() + f"{quoted}: {{'.': 1}}\n")
+    (told,) = refused(folder, words)
+    assert told.startswith("billing.yaml:8: ")
+
+
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(folder, words):
+    """A few lines can stand for billions of values."""
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(12)]
+    (folder / "billing.yaml").write_text("\n".join(lines))
+    assert refused(folder, words) == [
+        "billing.yaml:1: is not valid YAML: its aliases stand for too many values: write out what you mean"
+    ]
+
+
 # What is right
 
 

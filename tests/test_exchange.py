@@ -428,3 +428,9 @@ def test_unreadable_bytes_that_nobody_reads_go_on_as_they_came(router):
     """Invalid UTF-8 in a field that we do not look at is the upstream's to judge."""
     raw = BODY[:-1] + b', "user": "\xff\xfe"}'
     assert sent(router, raw) == ("matched", "small", SENT_ON.replace(b',"max', b', "user": "\xff\xfe","max'))
+
+
+def test_trailers_without_a_body_are_answered_without_one(router):
+    """FULL_DUPLEX_STREAMED: a reply of a kind that Envoy did not send is one that it does not wait for."""
+    _, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), TRAILERS)
+    assert [[reply.kind for reply in some] for some in replies] == [[], ["request_headers", "request_trailers"]]

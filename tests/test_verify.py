@@ -280,6 +280,20 @@ def test_facts_that_cannot_be_read_are_none(facts: Any) -> None:
     assert exchange.ruling is not None and exchange.ruling.verdict.unavailable == ("json_schema",)
 
 
+@pytest.mark.parametrize(
+    "odd", [{"rungs": "many"}, {"api": "evil"}, {"escalations": None}, {"cohort": 7.0}, {"logprobs_added": {}}]
+)
+def test_a_decision_that_is_not_the_routers_holds_nothing_against_an_answer(odd: dict[str, Any]) -> None:
+    """Metadata of the wrong kind is another filter's mistake: the answer passes, and no exchange is lost."""
+    given = opening()
+    given.metadata[METADATA].update(odd)
+    exchange = VerifierExchange(Verifier(snapshot), given)
+    whole = transcript("I'm sorry, but I can't help ", "with that request.")
+    replies = [reply for some in run(exchange, *streamed([whole])) for reply in some]
+    assert checked(replies, whole) == {}
+    assert exchange.ruling is None
+
+
 def test_without_any_metadata_everything_passes() -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), Opening({}, "NONE", "BUFFERED"))
     answers = run(exchange, headers(), Event("response_body", True, b"<html>"))

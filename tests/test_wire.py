@@ -239,3 +239,9 @@ def test_other_replies_never_change_the_mode_or_answer_the_client():
         response = write_reply(Reply(kind, headers={"a": "b"}, body=b"{}", metadata={"n": {}}))
         assert not response.HasField("mode_override")
         assert response.WhichOneof("response") == kind
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_attempt_that_is_no_number_is_the_first(number):
+    """It would be another filter's mistake, and no reason to lose the exchange."""
+    assert read_opening(with_attributes(upstream__request_attempt_count=number)).attempt == 1

@@ -1,0 +1,106 @@
+"""Answers of upstreams that lie, break off or ramble: read the same however they are cut; never an exception."""
+
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import ANSWERS, Writer, corpus, written
+
+from extproc.acceptance import RequestFacts, compile_rules, judge, judge_early
+from extproc.response import AnswerReader, Observation
+from extproc.response.strip import StreamStripper, without_logprobs
+
+_APIS = st.sampled_from(("chat", "completions", "responses", "messages"))
+_TYPES = st.sampled_from((None, "application/json", "text/event-stream; charset=utf-8", "text/html", "\xff"))
+_RULES = compile_rules([
+    "complete", "non_empty", {"min_chars": 2}, {"max_chars": 100}, "json", "json_schema", "tool_calls",
+    {"regex": "a|i"},
+    "no_refusal", {"logprob": -1}, {"grounded": 0.5},
+])  # fmt: skip
+_RULES_ALONE = [(rule,) for rule in _RULES]
+
+
+def _cut(writer: Writer) -> tuple[bytes, list[bytes]]:
+    answer = writer.damaged(writer.answer()) if writer.rarely(3) else writer.answer()
+    return answer, writer.pieces(answer)
+
+
+_CUT = written(_cut)
+
+
+def read(api: str, kind: str | None, pieces: list[bytes]) -> Observation:
+    reader = AnswerReader(api, kind)  # type: ignore[arg-type]
+    for piece in pieces:
+        reader.feed(piece)
+        reader.observation()
+    reader.finish()
+    return reader.observation()
+
+
+def stripped(api: str, pieces: list[bytes]) -> bytes:
+    stripper = StreamStripper(api)  # type: ignore[arg-type]
+    return b"".join([*(stripper.feed(piece, end=False) for piece in pieces), stripper.feed(b"", end=True)])
+
+
+@given(_APIS, _TYPES, _CUT)
+def test_an_answer_reads_the_same_however_it_is_cut(
+    api: str, kind: str | None, cut: tuple[bytes, list[bytes]]
+) -> None:
+    """What is observed depends on the bytes alone."""
+    answer, pieces = cut
+    assert read(api, kind, pieces) == read(api, kind, [answer])
+
+
+@given(_APIS, _TYPES, ANSWERS, written(lambda w: w.shape("schema")))
+def test_every_answer_gets_a_verdict(api: str, kind: str | None, answer: bytes, schema: bytes) -> None:
+    """Whatever was observed, and whatever schema the client sent, each rule accepts or rejects."""
+    try:
+        asked = msgspec.json.decode(schema)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        asked = None
+    facts = RequestFacts(json_schema=asked, tools={"": asked, "text": asked}, context="Prove it.", stream=None)
+    reader = AnswerReader(api, kind)  # type: ignore[arg-type]
+    reader.feed(answer)
+    for rules in _RULES_ALONE:
+        judge_early(rules, reader.observation(), request=facts)
+    reader.finish()
+    for rules in _RULES_ALONE:
+        assert judge(rules, reader.observation(), request=facts).decided
+
+
+@given(_APIS, _CUT)
+def test_a_stripped_stream_is_the_same_however_it_is_cut(api: str, cut: tuple[bytes, list[bytes]]) -> None:
+    """Where no log-probabilities are, not one byte changes."""
+    answer, pieces = cut
+    out = stripped(api, pieces)
+    assert out == stripped(api, [answer])
+    assert b"logprobs" in answer or out == answer
+
+
+@given(_APIS, ANSWERS)
+def test_a_whole_answer_loses_its_log_probabilities_only(api: str, answer: bytes) -> None:
+    """JSON stays JSON with the same members; anything else stays as it is."""
+    out = without_logprobs(api, answer)  # type: ignore[arg-type]
+    try:
+        before, after = (msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) for raw in (answer, out))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        assert out == answer
+        return
+    assert list(after) == list(before)
+
+
+@pytest.mark.parametrize("name", corpus("answers"))
+@pytest.mark.parametrize("api", ["chat", "completions", "responses", "messages"])
+def test_the_corpus_of_answers(api: str, name: str) -> None:
+    """Each is observed the same whole, in halves and byte by byte, and quickly."""
+    answer, began = corpus("answers")[name], time.perf_counter()
+    whole = read(api, None, [answer])
+    half = len(answer) // 2
+    assert read(api, None, [answer[:half], answer[half:]]) == whole
+    single = [answer[i : i + 1] for i in range(len(answer))] if len(answer) < 2000 else [answer]
+    assert read(api, None, single) == whole
+    assert stripped(api, single) == stripped(api, [answer])
+    judge(_RULES, whole, request=RequestFacts(json_schema={"type": "object"}))
+    assert time.perf_counter() - began < 2

@@ -1,0 +1,157 @@
+"""Request bodies by someone who wishes us ill: read or refused by name, and changed only where it is ours."""
+
+import json
+import time
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from shapes import BODIES, DOCUMENTS, PATHS, Document, Member, corpus
+
+from extproc.acceptance import compile_rules
+from extproc.facts import read_facts
+from extproc.mutation import Mutation, mutate, rename_model
+from extproc.policy import Cohort, Decision, Reason, Rung
+from extproc.request import APIS, Request, RequestError, parse_request
+from extproc.settings import Budget, Price, Tier
+from extproc.signals import read_signals
+from extproc.splice import SpliceError, apply
+
+# The members that a decision may write.
+OURS = {
+    "model", "max_tokens", "max_completion_tokens", "max_output_tokens", "chat_template_kwargs", "reasoning_effort",
+    "reasoning", "thinking", "logprobs", "include",
+}  # fmt: skip
+_DIALECTS = ("none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic")
+_TIERS = st.builds(
+    lambda dialect, model: Tier(dialect, model, "h:1", 1000, Price(0, 0), dialect),
+    st.sampled_from(_DIALECTS), st.sampled_from(("qwen3-8b", 'q"uo\\te', "ünï", "m" * 300)),
+)  # fmt: skip
+_REASONING = st.sampled_from((None, True, False, Budget(0), Budget(2048), Budget(10**9)))
+_RULES = compile_rules(["complete", "json_schema", "tool_calls", {"logprob": -1}, {"grounded": 0.5}])
+_DECISIONS = st.builds(
+    lambda tier, reasoning, forced, cap, ladder, judged: Decision(
+        tier, Reason.MATCHED, cohort=Cohort("c", tier.name, 0, 0, True, accept=_RULES), reasoning=reasoning,
+        reasoning_forced=forced, max_output_tokens=cap, ladder=tuple(ladder), judged=judged,
+    ),
+    _TIERS, _REASONING, st.booleans(), st.sampled_from((None, 1, 512)), st.lists(st.builds(Rung, _TIERS,
+        _REASONING), max_size=2),
+    st.booleans(),
+)  # fmt: skip
+_USUAL = Decision(
+    Tier("t", "qwen3-8b", "h:1", 1000, Price(0, 0), "qwen3"), Reason.MATCHED, reasoning=False, max_output_tokens=64
+)
+
+
+def read(path: str, body: bytes) -> Request | None:
+    """The request; None where it is refused in the one way that is promised."""
+    try:
+        request = parse_request(path, body)
+    except RequestError as error:
+        assert len(str(error)) < 1000 + len(path)  # told briefly, without the body
+        return None
+    if request is not None:
+        signals = read_signals(request, 512)
+        signals.ask.text.encode()
+        assert len(signals.ask.text) <= 512 and signals.tokens >= 0
+        msgspec.json.encode(read_facts(request, _RULES))
+    return request
+
+
+def written(decision: Decision, request: Request) -> list[bytes]:
+    """The body of each attempt; none where it is refused in the one way that is promised."""
+    try:
+        mutation: Mutation = mutate(decision, request)
+    except SpliceError:
+        return []
+    assert mutation.body is not None
+    return [mutation.body, *(apply(mutation.body, rung) for rung in mutation.rungs)]
+
+
+def members(body: bytes) -> dict[str, bytes]:
+    """The top-level members as they are written."""
+    return {name: bytes(raw) for name, raw in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}
+
+
+def foreign(body: bytes) -> dict[str, bytes]:
+    """Those that are none of ours to change."""
+    return {name: raw for name, raw in members(body).items() if name not in OURS}
+
+
+def follows(document: Document, body: bytes) -> bool:
+    """Whether `body` is the document, but for the values of members that are ours, and new members of ours last."""
+    text, at = body.decode("latin-1"), 0  # one character a byte
+
+    def take(piece: bytes) -> bool:
+        nonlocal at
+        found = body.startswith(piece, at)
+        at += len(piece) if found else 0
+        return found
+
+    def take_value(member: Member) -> bool:
+        nonlocal at
+        if member.name not in OURS:
+            return take(member.value)
+        try:
+            _, at = json.JSONDecoder().raw_decode(text, at)
+        except ValueError:  # nothing that we wrote
+            return take(member.value)
+        return True
+
+    if not take(document.lead + b"{"):
+        return False
+    for place, member in enumerate(document.members):
+        if (place and not take(b",")) or not (take(member.head) and take_value(member)):
+            return False
+        if member is not document.members[-1] and not take(member.gap):
+            return False
+    rest = body[at:].removesuffix(document.members[-1].gap + b"}" + document.tail)
+    return members(b"{" + rest.removeprefix(b",") + b"}").keys() <= OURS
+
+
+@given(st.sampled_from(PATHS), BODIES, _DECISIONS)
+def test_any_bytes_are_read_or_refused_by_name(path: str, body: bytes, decision: Decision) -> None:
+    """RequestError, SpliceError, or a request; what is written is JSON with the same other members."""
+    request = read(path, body)
+    for attempt in written(decision, request) if request is not None else ():
+        assert foreign(attempt) == foreign(body)
+    renamed = rename_model(body, decision.tier, lambda _: True)
+    if renamed is not None:
+        assert members(renamed) == members(body) | {"model": msgspec.json.encode(decision.tier.model)}
+
+
+@given(st.sampled_from(list(APIS)), DOCUMENTS, _DECISIONS)
+def test_every_byte_that_is_not_ours_survives(path: str, document: Document, decision: Decision) -> None:
+    """Order, white space, escapes and number forms of every member that no decision writes, in every attempt."""
+    request = read(path, document.body)
+    for attempt in written(decision, request) if request is not None else ():
+        assert follows(document, attempt), attempt
+
+
+def test_the_two_tests_above_meet_bodies_that_are_written() -> None:
+    """An ordinary document is read, changed and recognised, and one with a foreign byte changed is not."""
+    head, asked = b'"model" : ', b'[{"role":"user","content":"Hi"}]'
+    document = Document(
+        b" ", (Member("model", head, b'"auto"', b" "), Member("messages", b'"messages":', asked, b"\n")), b"\n"
+    )
+    request = read("/v1/chat/completions", document.body)
+    assert request is not None
+    (attempt,) = written(_USUAL, request)
+    assert attempt == (
+        b' {"model" : "qwen3-8b" ,"messages":[{"role":"user","content":"Hi"}],"max_tokens":64,'
+        b'"chat_template_kwargs":{"enable_thinking":false}\n}\n'
+    )
+    assert follows(document, attempt)
+    assert not follows(document, attempt.replace(b"Hi", b"Ho"))
+
+
+@pytest.mark.parametrize("name", corpus("bodies"))
+@pytest.mark.parametrize("path", APIS)
+def test_the_corpus_of_bodies(path: str, name: str) -> None:
+    """Each is read or refused, quickly."""
+    body, began = corpus("bodies")[name], time.perf_counter()
+    request = read(path, body)
+    for attempt in written(_USUAL, request) if request is not None else ():
+        assert foreign(attempt) == foreign(body)
+    assert time.perf_counter() - began < 1
