@@ -43,13 +43,14 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self.plain_url = f"http://127.0.0.1:{self.plain_port}"
         self.admin_url = f"http://127.0.0.1:{self.admin_port}"
+        self.program = [sys.executable, "-m", "extproc"]  # what serves
         self.router: subprocess.Popen[bytes] | None = None
         self.envoy: subprocess.Popen[bytes] | None = None
         localize(intents, self.intents, upstreams.ports)
 
     def start_router(self, env: dict[str, str] | None = None, options: Sequence[str] = ()) -> None:
         """Start `extproc serve` and wait until its health service says SERVING."""
-        command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents)]
+        command = [*self.program, "serve", "--intents", str(self.intents)]
         command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers), *options]
         self.router = self._spawn(command, "router.log", env)
         self._wait(self._router_serves, self.router, "router.log")

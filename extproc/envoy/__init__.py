@@ -33,7 +33,7 @@ def render_envoy(
             "clusters": [
                 extproc_cluster(extproc, tls),
                 *(tier_cluster(tier, config) for tier in config.policy.tiers),
-                *([grpc_cluster("otlp", [otlp])] if otlp is not None else []),
+                *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
             ],
             "secrets": [
                 {

@@ -24,7 +24,9 @@ _REFUSES = "127.0.0.1:1"
 
 def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
     return {
-        **grpc_cluster("extproc", endpoints, keepalive="1s"),
+        # A server that stalls for seconds keeps its connection, and with it the streams that it holds: only a lost
+        # connection loses them. That it answers nothing meanwhile is the health check's to see.
+        **grpc_cluster("extproc", endpoints, {"interval": "1s", "timeout": "5s"}),
         **(transport_socket(tls, endpoints) if tls is not None else {}),
         # Buffered bodies of many exchanges share one connection: the larger buffer is required.
         "per_connection_buffer_limit_bytes": 64 * 1024 * 1024,
@@ -56,8 +58,8 @@ def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
     }
 
 
-def grpc_cluster(name: str, endpoints: list[str], keepalive: str = "30s") -> Dict:
-    http2 = {"connection_keepalive": {"interval": keepalive, "timeout": "1s"}}
+def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
+    http2 = {"connection_keepalive": keepalive}
     return {
         "name": name,
         **_discovery(endpoints),

@@ -59,7 +59,9 @@ _SUBJECTS = (
 )  # fmt: skip
 
 
-def write_intents(folder: Path, cohorts: Mapping[str, str], policy: str = "") -> dict[str, str]:
+def write_intents(
+    folder: Path, cohorts: Mapping[str, str], policy: str = "", deadline_ms: int = 20_000
+) -> dict[str, str]:
     """Write intents with these settings; returns a prompt for each, that is certain to land in it."""
     folder.mkdir(parents=True, exist_ok=True)
     tiers = "".join(
@@ -68,7 +70,7 @@ def write_intents(folder: Path, cohorts: Mapping[str, str], policy: str = "") ->
         for name, model in MODELS.items()
     )
     # Machines that run tests are slow: no request here falls to the default tier because of a deadline.
-    encoder = "encoder: {deadline_ms: 20000}\n"
+    encoder = f"encoder: {{deadline_ms: {deadline_ms}}}\n"
     (folder / "policy.yaml").write_text(f"version: 1\ndefault_tier: large\n{encoder}{policy}tiers:\n{tiers}")
     prompts = {}
     for (name, settings), said in zip(cohorts.items(), _SUBJECTS[: len(cohorts)], strict=True):

@@ -1,0 +1,37 @@
+"""`extproc serve` with an encoder that does as the file FAULTY_ENCODER says: works, or `raise`, or `slow`."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from extproc import cli, server  # the repository's, wherever this is started
+from extproc.features import FeatureEncoder
+from extproc.vectors import Encoder, Vectors
+
+# Beyond the deadline of tests that use this, and short enough to be over soon.
+SLOW_S = 3.0
+
+
+class Faulty:
+    """A sentence encoder with a mind of its own."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        word = Path(os.environ["FAULTY_ENCODER"]).read_text()
+        if word == "raise":
+            raise RuntimeError("the model broke")
+        if word == "slow":
+            time.sleep(SLOW_S)
+        return self._encoder.encode(texts)
+
+
+if __name__ == "__main__":
+    load = server.load_encoder
+    server.load_encoder = lambda model: FeatureEncoder(Faulty(load(model).sentences))
+    sys.exit(cli.main())

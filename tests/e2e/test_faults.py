@@ -1,0 +1,401 @@
+"""The fault matrix: what clients get while something of ours, or around us, breaks under steady traffic.
+
+One row a fault. Traffic is JSON and streams, judged and not, of three APIs, at tiers that answer well, badly or not
+at all; every answer is held against what its tier sent for that very request. Short here; `bench/faults.py` is the
+same for as long as one likes.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from collector import Collector
+from faulty_upstream import (
+    CHAT,
+    MESSAGES,
+    RESPONSES,
+    FaultyUpstreams,
+    Wire,
+    ask,
+    body_of,
+    new_id,
+    post,
+    read,
+    text_of,
+    write_intents,
+)  # fmt: skip
+from processor import BUFFERED, headers_message
+from traffic import eventually
+
+from extproc.stack import Stack, end, free_ports
+
+_RULES = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
+COHORTS = {
+    "early": _RULES,
+    "buffer": f"{_RULES}\nstream: buffer",
+    "record": f"{_RULES}\nstream: record",
+    "person": "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: human}",
+    "plain": "tier: small",
+}
+# A deadline that a shared machine keeps, and that a slow encoder does not.
+DEADLINE_MS = 2000
+POLICY = "escalations: {{per_minute: 1000000, burst: 1000000}}\ntimeouts: {{attempt_s: 40, request_s: 80}}\n" \
+         "human: {{queue: 'redis://127.0.0.1:{redis}/0'}}\n"  # fmt: skip
+# By these the first tier answers well, badly, or not at all; cut streams must be seen as such.
+_SMALL = (
+    *("fine",) * 5, "paced", "trickled", "slow_headers", *("refuses",) * 3, "empty_content", "html_as_asked",
+    "error_in_200", "truncated_json", "cut_midway", "ended_midway", "reset_before_headers", "reset_midway",
+    "status_500", "status_429", "error_event_midway",
+)  # fmt: skip
+_LARGE = (*("fine",) * 12, "paced", "status_503", "cut_midway")
+_WELL = {"fine", "paced", "trickled", "slow_headers"}
+_IDLE_STREAMS = 1000
+# What a dead server held of a stream is gone with it, and Envoy says 500 to that client. No other fault may.
+_LOSES_HELD_STREAMS = "server killed"
+PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+
+
+class Row(msgspec.Struct):
+    """What became of the exchanges during one fault."""
+
+    fault: str
+    routed: int = 0  # a valid answer by the decision
+    unrouted: int = 0  # a valid answer of the default tier: no decision was made
+    unjudged: int = 0  # a weak answer as its tier sent it: nobody judges it, or the judge was away
+    aside: int = 0  # put on the queue for people
+    error: int = 0  # the upstream's own error, passed on as such
+    left: int = 0  # the client hung up
+    broken: int = 0  # an error though every tier answered well
+    wrong: int = 0  # not what was sent for this request, or cut and looking complete
+    reasons: Counter[str] = msgspec.field(default_factory=Counter)  # x-router-reason of what came
+    notes: list[str] = []
+
+    @property
+    def sent(self) -> int:
+        """All of them."""
+        return sum(getattr(self, name) for name in COLUMNS[1:])
+
+
+COLUMNS = ("sent", "routed", "unrouted", "unjudged", "aside", "error", "left", "broken", "wrong")
+
+
+def table(rows: list[Row]) -> str:
+    """The matrix, as text."""
+    lines = [f"{'fault':<34}" + "".join(f"{name:>10}" for name in COLUMNS)]
+    lines += [f"{row.fault:<34}" + "".join(f"{getattr(row, name):>10}" for name in COLUMNS) for row in rows]
+    return "\n".join([*lines, *(f"  {row.fault}: {note}" for row in rows for note in row.notes[:3])])
+
+
+class Bench:
+    """Everything that runs, and what breaks of it."""
+
+    def __init__(self, folder: Path, upstreams: FaultyUpstreams, collector: Collector) -> None:
+        self.folder, self.upstreams, self.collector = folder, upstreams, collector
+        (self.redis_port,) = free_ports(1)
+        self.redis: subprocess.Popen[bytes] | None = None
+        self.leave = 0.05  # the share of clients that hang up
+        self.word = folder / "encoder"
+        self.word.write_text("")
+        self.prompts = write_intents(folder / "written", COHORTS, POLICY.format(redis=self.redis_port), DEADLINE_MS)
+        self.stack = Stack(folder / "written", folder, upstreams)  # type: ignore[arg-type]
+        self.stack.program = [sys.executable, str(Path(__file__).parent / "faulty_router.py")]
+
+    def start_router(self) -> None:
+        self.stack.start_router({
+            "FAULTY_ENCODER": str(self.word),
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{self.collector.address}",
+            "OTEL_METRIC_EXPORT_INTERVAL": "500",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        })  # fmt: skip
+
+    def start_redis(self) -> None:
+        binary = shutil.which("redis-server")
+        if binary is not None:  # else its row is every row
+            command = [
+                binary,
+                "--port",
+                str(self.redis_port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+            ]
+            with (self.folder / "redis.log").open("ab") as out:
+                self.redis = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.folder)
+
+    @property
+    def pid(self) -> int:
+        assert self.stack.router is not None
+        return self.stack.router.pid
+
+    def serves(self) -> bool:
+        """Whether a request is routed and a weak answer climbs."""
+        wire, reading = ask(self.stack, self.prompts["early"], {"id": new_id(), "small": "refuses"}, True)
+        return not reading.problems and wire.headers.get("x-router-attempts") == "2"
+
+    # --- faults: each lasts while its block does, and is mended at the end ------------------------------------
+
+    @asynccontextmanager
+    async def nothing(self) -> AsyncIterator[None]:
+        yield
+
+    @asynccontextmanager
+    async def killed(self) -> AsyncIterator[None]:
+        assert self.stack.router is not None
+        self.stack.router.kill()
+        yield
+        await asyncio.to_thread(self.stack.router.wait, 10)
+        await asyncio.to_thread(self.start_router)
+
+    @asynccontextmanager
+    async def stopped(self) -> AsyncIterator[None]:
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(2)
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+        yield
+
+    @asynccontextmanager
+    async def restarted(self) -> AsyncIterator[None]:
+        assert self.stack.router is not None
+        self.stack.router.terminate()
+        assert await asyncio.to_thread(self.stack.router.wait, 100) == 0
+        await asyncio.to_thread(self.start_router)
+        yield
+
+    @asynccontextmanager
+    async def reloading(self) -> AsyncIterator[None]:
+        """Good and bad files in turn, each there for long enough to be seen."""
+        file = self.stack.intents / "plain.yaml"
+        good = file.read_text()
+        for version in (f"{good}max_output_tokens: 99\n", "intent: [", good, f"{good}escalade: {{}}\n"):
+            file.write_text(version)
+            await asyncio.sleep(1.2)
+        yield
+        file.write_text(good)
+
+    @asynccontextmanager
+    async def encoder(self, word: str) -> AsyncIterator[None]:
+        self.word.write_text(word)
+        yield
+        self.word.write_text("")
+
+    @asynccontextmanager
+    async def collector_down(self) -> AsyncIterator[None]:
+        await asyncio.to_thread(self.collector.__exit__)
+        yield
+
+    @asynccontextmanager
+    async def redis_down(self) -> AsyncIterator[None]:
+        if self.redis is not None:
+            await asyncio.to_thread(end, self.redis)
+        yield
+
+    @asynccontextmanager
+    async def idle_streams(self) -> AsyncIterator[None]:
+        """A thousand streams to the server's port on which nothing more is said than the headers."""
+        message = headers_message({":path": CHAT, ":method": "POST"}, body_mode=BUFFERED)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{self.stack.router_port}") as channel:
+            calls = [channel.stream_stream(PROCESS)() for _ in range(_IDLE_STREAMS)]
+            await asyncio.gather(*(call.write(message.SerializeToString()) for call in calls))
+            await asyncio.gather(*(call.read() for call in calls))  # each is open, and answered so far
+            yield
+            assert not any(call.done() for call in calls)
+            for call in calls:
+                call.cancel()
+
+    @asynccontextmanager
+    async def leaving(self) -> AsyncIterator[None]:
+        self.leave = 0.7
+        yield
+        self.leave = 0.05
+
+
+class Traffic:
+    """Clients that ask while one row is filled."""
+
+    def __init__(self, bench: Bench, fault: str, seed: int) -> None:
+        self.bench, self.row = bench, Row(fault)
+        self._random = random.Random(seed)
+        self._over = False
+
+    async def during(self, fault: AbstractAsyncContextManager[None], seconds: float, clients: int) -> Row:
+        """Ask before, during and after the fault; `seconds` of it, besides what it takes by itself."""
+        asking = [asyncio.create_task(self._client()) for _ in range(clients)]
+        try:
+            await asyncio.sleep(seconds / 4)
+            async with fault:
+                await asyncio.sleep(seconds / 2)
+            await asyncio.sleep(seconds / 4)
+        finally:
+            self._over = True
+            done, pending = await asyncio.wait(asking, timeout=120)
+            for task in pending:
+                task.cancel()
+        assert not pending
+        for task in done:
+            task.result()
+        return self.row
+
+    async def _client(self) -> None:
+        while not self._over:
+            await self._one()
+            await asyncio.sleep(self._random.random() * 0.2)
+
+    async def _one(self) -> None:
+        pick, bench = self._random, self.bench
+        request_id, cohort, stream = new_id(), pick.choice(list(COHORTS)), pick.random() < 0.6
+        path = pick.choice((CHAT, CHAT, CHAT, MESSAGES, RESPONSES))
+        small, large = pick.choice(_SMALL), pick.choice(_LARGE)
+        words = 6 if small == "trickled" else pick.choice((6, 6, 40, 120))
+        script = {"id": request_id, "small": small, "large": large, "words": words}
+        body = body_of(path, f"{bench.prompts[cohort]} ({request_id})", stream, script)
+        leaves = pick.random() < bench.leave
+        wire = await post(
+            bench.stack.port, path, body, {"authorization": f"Bearer {pick.randrange(50)}"},
+            cancel_after_s=pick.random() * 0.3 if leaves else None,
+        )  # fmt: skip
+        column = self._column(wire, request_id, path, stream, script)
+        setattr(self.row, column, getattr(self.row, column) + 1)
+        self.row.reasons[wire.headers.get("x-router-reason", "")] += 1
+        if column in ("broken", "wrong"):
+            self.row.notes.append(
+                f"{column}: {script} {cohort} {'sse' if stream else 'json'} {path}: {wire.status} {wire.fault} "
+                f"{wire.body[-120:]!r} {wire.headers}"
+            )
+        bench.upstreams.forget(request_id)
+
+    def _column(self, wire: Wire, request_id: str, path: str, stream: bool, script: dict[str, Any]) -> str:
+        """Where an answer counts, by what each tier really sent for it."""
+        if wire.fault == "cancelled":
+            return "left"
+        sent = {
+            tier: [bytes(body) for body in self.bench.upstreams.sent.get((request_id, tier), [])]
+            for tier in ("small", "large", "frontier")
+        }
+        reading = read(wire, path, stream)
+        if not reading.problems:
+            tier = next((tier for tier, bodies in sent.items() if wire.body in bodies), None)
+            if tier is None or wire.headers.get("x-router-tier", tier) != tier:
+                return "wrong"
+            if reading.text == text_of(tier, request_id, script["words"]) and script.get(tier, "fine") in _WELL:
+                return "routed" if wire.headers.get("x-router-reason") == "matched" else "unrouted"
+            return "unjudged" if request_id in reading.text or not reading.text else "wrong"
+        if wire.headers.get("x-cascade-verdict") == "human" and wire.status == 422 and b"human_review" in wire.body:
+            return "aside"
+        if wire.status == 200 and not any(b.startswith(wire.body) for bodies in sent.values() for b in bodies):
+            return "wrong"  # bytes that nobody sent
+        return "broken" if wire.fault == "hang" or {script["small"], script["large"]} <= _WELL else "error"
+
+
+# Fault -> what has to be seen of it, so that a row cannot be empty.
+FAULTS: dict[str, tuple[Callable[[Bench], AbstractAsyncContextManager[None]], Callable[[Bench, Row], bool]]] = {
+    "none": (Bench.nothing, lambda _, row: row.routed > 0 and row.aside > 0),
+    _LOSES_HELD_STREAMS: (Bench.killed, lambda _, row: row.reasons["fail_open"] > 0),
+    "server stopped for 2 s": (Bench.stopped, lambda _, row: row.reasons["fail_open"] > 0),
+    "server restarted by SIGTERM": (Bench.restarted, lambda _, row: row.reasons["fail_open"] > 0),
+    "good and bad configurations": (Bench.reloading, lambda b, _: b.stack.log("router.log").count("refused") >= 2),
+    "encoder raises": (lambda b: b.encoder("raise"), lambda _, row: row.reasons["encoder_error"] > 0),
+    "encoder past its deadline": (lambda b: b.encoder("slow"), lambda _, row: row.reasons["deadline"] > 0),
+    "1,000 idle streams": (Bench.idle_streams, lambda _, row: row.routed > 0),
+    "clients leave": (Bench.leaving, lambda _, row: row.left > 0),
+    "review queue down": (Bench.redis_down, lambda b, row: "could not be queued" in b.stack.log("router.log")),
+    "OTLP collector down": (Bench.collector_down, lambda _, row: row.routed > 0),
+}
+
+
+def fill(folder: Path, seconds: float, clients: int, show: Callable[[Row], None] = lambda _: None) -> list[Row]:
+    """Run every fault for `seconds` each, one after the other on one stack, and check what has to hold."""
+    rows = []
+    with running_bench(folder) as bench:
+        for seed, (name, (fault, seen)) in enumerate(FAULTS.items()):
+            row = asyncio.run(Traffic(bench, name, seed).during(fault(bench), seconds, clients))
+            show(row)
+            rows.append(row)
+            assert seen(bench, row), f"{name}: the fault was not felt: {row}"
+            eventually(bench.serves, f"routing and the cascade are back after: {name}", 60)
+        assert bench.stack.envoy is not None and bench.stack.envoy.poll() is None
+        assert urllib.request.urlopen(f"{bench.stack.admin_url}/ready", timeout=10).status == 200
+    return rows
+
+
+def lost(rows: list[Row]) -> dict[str, list[str]]:
+    """What no client should have seen, by fault."""
+    return {r.fault: r.notes for r in rows if r.wrong or (r.broken and r.fault != _LOSES_HELD_STREAMS)}
+
+
+@contextlib.contextmanager
+def running_bench(folder: Path) -> Iterator[Bench]:
+    """Scripted upstreams, a collector, a review queue, router and Envoy, all stopped at the end."""
+    with FaultyUpstreams() as upstreams, Collector() as collector:
+        bench = Bench(folder, upstreams, collector)
+        try:
+            bench.start_redis()
+            bench.start_router()
+            bench.stack.start_envoy(otlp=collector.address)
+            yield bench
+        finally:
+            bench.stack.stop()
+            if bench.redis is not None:
+                end(bench.redis)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return fill(tmp_path_factory.mktemp("faults"), 4, 30)
+
+
+def test_no_fault_costs_a_client_its_answer(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+    """Each gets a valid answer of some tier, or the upstream's own error; none is lost, mixed, or cut unseen."""
+    with capsys.disabled():
+        print(f"\n\nFaults under traffic:\n{table(rows)}\n")
+    assert lost(rows) == {}
+
+
+def test_a_router_that_is_told_to_stop_lets_its_streams_end(tmp_path: Path) -> None:
+    """A restart in order cuts no answer: held or let go, judged or recorded."""
+    with running_bench(tmp_path) as bench:
+        stack, upstreams = bench.stack, bench.upstreams
+        assert stack.router is not None
+
+        async def restart() -> list[tuple[str, Wire]]:
+            flights = []
+            for cohort in COHORTS:
+                request_id = new_id()
+                script = {"id": request_id, "small": "gated_midway", "words": 160}
+                body = body_of(CHAT, bench.prompts[cohort], True, script)
+                flights.append((request_id, asyncio.create_task(post(stack.port, CHAT, body))))
+            for _ in range(1200):
+                if all(upstreams.sent.get((request_id, "small"), [b""])[0] for request_id, _ in flights):
+                    break
+                await asyncio.sleep(0.05)
+            assert stack.router is not None
+            stack.router.terminate()
+            await asyncio.sleep(2)
+            for request_id, _ in flights:
+                upstreams.release(request_id)
+            return [(request_id, await task) for request_id, task in flights]
+
+        for request_id, wire in asyncio.run(restart()):
+            reading = read(wire, CHAT, True)
+            assert (reading.problems, reading.text) == ([], text_of("small", request_id, 160))
+            assert wire.body == bytes(upstreams.sent[request_id, "small"][0])
+        assert stack.router.wait(60) == 0
+        assert "Traceback" not in stack.log("router.log")

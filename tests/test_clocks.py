@@ -1,0 +1,24 @@
+"""Durations and deadlines are measured by clocks that cannot jump."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "extproc"
+# Where the time of day is what is meant: spans and cases say when they were.
+WALL_CLOCK = {"telemetry.py": {"time_ns"}, "review.py": {"time"}}
+_READS_IT = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}
+
+
+@pytest.mark.parametrize("file", sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py")))
+def test_the_time_of_day_measures_nothing(file: str) -> None:
+    """A clock that is set back or forward changes no deadline, rate or stage time."""
+    calls = [node.func for node in ast.walk(ast.parse((PACKAGE / file).read_text())) if isinstance(node, ast.Call)]
+    read = {
+        func.attr
+        for func in calls
+        if isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)
+        if func.value.id in ("time", "datetime", "date") and func.attr in _READS_IT
+    }
+    assert read == WALL_CLOCK.get(file, set())
