@@ -30,6 +30,7 @@ from extproc.sentences import load_encoder
 from extproc.snapshot import compile_snapshot
 from extproc.telemetry import Telemetry, set_up_telemetry
 from extproc.verify import Ruling, Verifier, VerifierExchange
+from extproc.watchdog import watch_lag
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +168,7 @@ async def serve(ours: Serving) -> None:
     reloading = asyncio.create_task(
         watch(ours.intents, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
     )
+    watching = asyncio.create_task(watch_lag(telemetry.lagged))
     await stop.wait()
     log.info("draining")
     reloading.cancel()
@@ -176,6 +178,7 @@ async def serve(ours: Serving) -> None:
     await logs.drain()
     await stopping
     ledger.close()
+    watching.cancel()
     batcher.close()
     log.info("stopped")
 

@@ -89,6 +89,12 @@ class Telemetry:
             unit="{exchange}",
             description="Exchanges that an error of ours ended; Envoy failed open",
         )
+        self._lag = meter.create_histogram(
+            f"{_PREFIX}.loop.lag",
+            unit="s",
+            description="By how much the event loop woke too late",
+            explicit_bucket_boundaries_advisory=[1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5],
+        )
         self._reloads = meter.create_counter(
             f"{_PREFIX}.reloads", unit="{reload}", description="Configuration reloads by outcome"
         )
@@ -225,6 +231,10 @@ class Telemetry:
     def lost(self, count: int) -> None:
         """Report outcomes that the ledger could not keep."""
         self._lost.add(count)
+
+    def lagged(self, seconds: float) -> None:
+        """Report by how much the event loop woke too late."""
+        self._lag.record(seconds)
 
     def _observe_revision(self, _options: CallbackOptions) -> list[Observation]:
         return [Observation(1, {"revision": self.revision})]

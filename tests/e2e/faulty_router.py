@@ -33,5 +33,5 @@ class Faulty:
 
 if __name__ == "__main__":
     load = server.load_encoder
-    server.load_encoder = lambda model: FeatureEncoder(Faulty(load(model).sentences))
+    server.load_encoder = lambda model, workers: FeatureEncoder(Faulty(load(model, workers).sentences))
     sys.exit(cli.main())

@@ -1,5 +1,8 @@
 """What is told of a request: its decision, in spans, metrics and logs; never its words, nor a key."""
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,22 @@ def test_metrics_count_decisions_and_time_stages(traced: tuple[Stack, Collector]
     assert {"read", "embed", "match", "write"} <= {attributes(point)["stage"] for point in stages}
     revisions = {attributes(point)["revision"] for point in collector.points("semantic_router.revision")}
     assert {len(revision) for revision in revisions} == {12}
+
+
+def test_a_router_that_stood_still_says_so(traced: tuple[Stack, Collector]) -> None:
+    """The lag of the event loop is a metric, and beyond a bound a line in the log."""
+    stack, collector = traced
+    assert stack.router is not None
+    os.kill(stack.router.pid, signal.SIGSTOP)
+    try:
+        time.sleep(0.6)  # the fault itself
+    finally:
+        os.kill(stack.router.pid, signal.SIGCONT)
+    eventually(
+        lambda: any(point.max > 0.3 for point in collector.points("semantic_router.loop.lag")),
+        "the lag is a metric",
+    )
+    assert "the event loop stood still for" in stack.log("router.log")
 
 
 def _marked(path: str) -> bytes:
