@@ -4,6 +4,7 @@ aurelio's runs in an environment of its own (bench.gateways) and is asked over a
 """
 
 import contextlib
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ def compare(data: Path, cache: Path, torch_index: str | None, sample: int) -> li
     for text, label in zip(few, few_labels, strict=True):
         train.setdefault(str(label), []).append(text)
     test = [(texts[i], str(labels[i])) for i in chosen]
+    for quiet in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(quiet, "1")
     encoder = load_encoder("all-MiniLM-L6-v2")
     fitted = fit_centroids({name: encoder.encode(said) for name, said in train.items()})
     index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
