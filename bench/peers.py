@@ -66,6 +66,7 @@ class Cell(msgspec.Struct, frozen=True):
     cpu_ms: float  # of the system's own processes, per request
     client_cores: float  # that the load generator kept busy
     failed: int
+    late: float = 0.0  # share of never-seen texts that went past the encoder's deadline, to the default tier
 
 
 # wrk's own script language: the request, made once or anew each time, and what the run found.
@@ -80,12 +81,19 @@ if {fresh} then
     case = case + 1
     return wrk.format(nil, nil, nil, (body:gsub("CASE", string.format("%d", case))))
   end
+  function response(_, headers)
+    if headers["x-router-reason"] == "deadline" then late = late + 1 end
+  end
 end
+late = 0
+local threads = {{}}
+function setup(thread) table.insert(threads, thread) end
 function done(summary, latency)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
   local p50 = latency:percentile(50)
-  io.write(string.format("FOUND %d %d %d %d\\n", summary.requests, summary.duration, p50, failed))
+  local past = threads[1]:get("late")
+  io.write(string.format("FOUND %d %d %d %d %d\\n", summary.requests, summary.duration, p50, failed, past))
 end
 """
 
@@ -105,13 +113,14 @@ def measure(system: System, stream: bool, connections: int, seconds: int, folder
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
     after, client_after = cpu_s(system.pids), resource.getrusage(resource.RUSAGE_CHILDREN)
     found = next((line.split()[1:] for line in done.stdout.splitlines() if line.startswith("FOUND")), None)
-    requests, micros, p50, failed = (int(n) for n in found or (0, 1, 0, 0))
+    requests, micros, p50, failed, late = (int(n) for n in found or (0, 1, 0, 0, 0))
     if not requests:
         return Cell(0.0, float("inf"), float("inf"), 0.0, failed + 1)
     busy = client_after.ru_utime + client_after.ru_stime - client.ru_utime - client.ru_stime
     return Cell(
-        requests / micros * 1e6, p50 / 1000, (after - before) * 1000 / requests, busy / micros * 1e6, failed
-    )
+        requests / micros * 1e6, p50 / 1000, (after - before) * 1000 / requests, busy / micros * 1e6, failed,
+        late / requests,
+    )  # fmt: skip
 
 
 def cpu_s(pids: tuple[int, ...]) -> float:
@@ -230,8 +239,9 @@ def table(found: Found, stream: bool) -> Iterator[str]:
             of_envoy = own["p50_ms"] / plain["p50_ms"] if stream else own["per_second"] / plain["per_second"]
             line += f"{own['per_second']:>8.0f}{own['p50_ms']:>9.2f}{own['p50_ms'] - direct['p50_ms']:>8.2f}"
             line += f"{of_envoy:>10.2f}{own['cpu_ms']:>9.2f}  "
-        failed = sum(cell.failed for c in CONNECTIONS for cell in found[name, stream, c])
-        yield line + (f"  {failed} failed" if failed else "")
+        cells = [cell for c in CONNECTIONS for cell in found[name, stream, c]]
+        failed, late = sum(cell.failed for cell in cells), statistics.mean(cell.late for cell in cells)
+        yield line + (f"  {failed} failed" if failed else "") + (f"  {late:.0%} late" if late else "")
 
 
 def _medians(cells: list[Cell]) -> dict[str, float]:
@@ -278,7 +288,10 @@ def main() -> None:
     for name, why in missing.items():
         print(f"{name} not measured: {why}")
     print(binding(found))
-    print(f'"of Envoy": requests/s of JSON, p50 of streams, over plain Envoy\'s. {args.rounds} rounds.\n')
+    print(
+        '"of Envoy": requests/s of answers, p50 of streams, over plain Envoy\'s. "late": past the\n'
+        f"encoder's deadline, routed to the default tier. {args.rounds} rounds of {args.seconds} s a turn.\n"
+    )
     clinc = args.data / "clinc150.jsonl.gz"
     if not clinc.exists():
         print(f"CLINC150 not measured: there is no {clinc}")
