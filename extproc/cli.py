@@ -1,4 +1,4 @@
-"""The command line: prepare | serve | check | explain | envoy | report | export | demo."""
+"""The command line: prepare | serve | health | check | explain | envoy | report | export | demo."""
 
 import argparse
 import asyncio
@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--ledger-days", type=float, default=90, metavar="DAYS", help="for so long (default 90)")
     serve.set_defaults(run=_serve)
 
+    health = commands.add_parser("health", help="ask a router whether it serves; exit 0 or 1")
+    health.add_argument("address", nargs="?", default="127.0.0.1:50051", metavar="HOST:PORT")
+    health.set_defaults(run=_health)
+
     check = commands.add_parser("check", help="validate a folder of intents; exit 0 or 2")
     check.add_argument("intents", type=Path, metavar="DIR")
     check.set_defaults(run=_check)
@@ -100,6 +104,9 @@ def _parser() -> argparse.ArgumentParser:
         "--extproc-tls-sds", metavar="DIR", help="where two files are written that Envoy reads these by"
     )
     envoy.add_argument("--admin", metavar="HOST:PORT", help="open Envoy's admin interface")
+    envoy.add_argument(
+        "--probe", metavar="HOST:PORT", help="answer /ready and /stats/prometheus there; with --admin"
+    )
     envoy.add_argument("--otlp", metavar="HOST:PORT", help="send traces to this OTLP/gRPC endpoint")
     envoy.set_defaults(run=_envoy)
 
@@ -165,6 +172,14 @@ def _workers(given: str) -> int:
     return count
 
 
+def _health(args: argparse.Namespace) -> int:
+    from extproc.health import serves
+
+    serving = serves(args.address)
+    print(f"{args.address}: {'serving' if serving else 'not serving'}")
+    return 0 if serving else 1
+
+
 def _check(args: argparse.Namespace) -> int:
     from extproc.sentences import load_encoder
     from extproc.snapshot import compile_snapshot
@@ -212,7 +227,7 @@ def _envoy(args: argparse.Namespace) -> int:
     from extproc.workers import worker_addresses
 
     config = load_config(args.intents)
-    for flag in ("listen", "admin", "otlp", "extproc"):
+    for flag in ("listen", "admin", "probe", "otlp", "extproc"):
         given = getattr(args, flag) or []
         for address in [given] if isinstance(given, str) else given:
             host, _, port = address.rpartition(":")
@@ -220,13 +235,15 @@ def _envoy(args: argparse.Namespace) -> int:
                 continue
             if not host or not port.isdecimal():
                 raise ValueError(f"--{flag} {address}: give HOST:PORT, as in 127.0.0.1:50051")
+    if args.probe and not args.admin:
+        raise ValueError("--probe shows pages of the admin interface: give --admin too, as in 127.0.0.1:9901")
     servers = args.extproc or ["127.0.0.1:50051"]
     extproc = [address for server in servers for address in worker_addresses(server, args.workers)]
     files = _together(args, "extproc_tls_cert", "extproc_tls_key", "extproc_tls_ca", "extproc_tls_sds")
     tls = ClientTls(*files) if files else None
     if tls is not None:
         write_secrets(tls, extproc)
-    print(render_envoy(config, args.listen, extproc, args.admin, args.otlp, tls), end="")
+    print(render_envoy(config, args.listen, extproc, args.admin, args.otlp, tls=tls, probe=args.probe), end="")
     return 0
 
 

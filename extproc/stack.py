@@ -15,12 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grpc
 import yaml
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.config import POLICY_FILE, load_config
 from extproc.envoy import render_envoy
+from extproc.health import serves
 from extproc.sample_upstream import SampleUpstreams
 from extproc.workers import worker_addresses
 
@@ -111,12 +110,7 @@ class Stack:
 
     def _router_serves(self) -> bool:
         port = self.router_port if self.workers == 1 else self.router_port - 1
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            try:
-                reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
-            except grpc.RpcError:
-                return False
-            return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+        return serves(f"127.0.0.1:{port}")
 
     def _envoy_ready(self) -> bool:
         """Live, and with the router seen as healthy where there is one."""

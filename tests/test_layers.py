@@ -14,7 +14,7 @@ LAYERS = {
     "build": "config strict_yaml snapshot envoy",
     "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger watchdog",
     "orchestration": "exchange verify rescue",
-    "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream report export",
+    "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream report export health",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
 MAY_IMPORT = {
@@ -39,7 +39,8 @@ VENDORS = {
     "server": {"grpc", "grpc_health"},
     "workers": {"grpc", "grpc_health"},
     "listening": {"grpc"},
-    "stack": {"grpc", "grpc_health", "yaml"},
+    "health": {"grpc", "grpc_health"},
+    "stack": {"yaml"},
     "sample_upstream": {"aiohttp"},
     "demo": {"openai"},
 }

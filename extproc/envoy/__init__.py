@@ -14,17 +14,19 @@ import yaml
 from extproc.config import Config
 from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
+from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.tls import ClientTls
 from extproc.envoy.words import Dict, address
 
 
 def render_envoy(
-    config: Config, listen: str, extproc: list[str], admin: str | None, otlp: str | None,
-    tls: ClientTls | None = None,
+    config: Config, listen: str, extproc: list[str], admin: str | None, otlp: str | None, *,
+    tls: ClientTls | None = None, probe: str | None = None,
 ) -> str:  # fmt: skip
     """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load.
 
-    An ext_proc endpoint may be "unix:///path", and is spoken to in the clear unless `tls` is given.
+    An ext_proc endpoint may be "unix:///path", and is spoken to in the clear unless `tls` is given. `probe` opens
+    the admin interface's read-only pages there, and needs `admin`.
     """
     trusted = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
     bootstrap: Dict = {
@@ -47,6 +49,10 @@ def render_envoy(
     }
     if tls is not None:  # Envoy wants a name for itself before it reads secrets from files
         bootstrap = {"node": {"id": "envoy", "cluster": "envoy"}, **bootstrap}
+    if probe is not None:
+        assert admin is not None, "its pages are the admin interface's"
+        bootstrap["static_resources"]["listeners"].append(probe_listener(probe))
+        bootstrap["static_resources"]["clusters"].append(admin_cluster(admin))
     if admin is not None:
         bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
     header = (

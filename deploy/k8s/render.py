@@ -1,0 +1,227 @@
+"""What of the manifests follows from the tiers: `make manifests` writes it, and a test holds it to that.
+
+Envoy's bootstrap comes whole from `extproc envoy`. A mesh brings its own Envoy, so there the router is put into it:
+as an EnvoyFilter for Istio, as Gateway API routes for Envoy Gateway. Both are the *plain* form, which asks nothing of
+Envoy that is newer than 1.36: intents route, reasoning and caps are written, but no answer is judged and nothing
+climbs, as the cascade needs the priority-group cluster specifier of Envoy 1.40.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from extproc.config import Config, load_config
+from extproc.contract import CLUSTER_HEADER, MAX_BODY_BYTES, METADATA
+from extproc.envoy import render_envoy
+from extproc.request import APIS
+from extproc.settings import Tier
+
+Dict = dict[str, Any]
+HERE = Path(__file__).parent
+INTENTS = HERE.parents[1] / "intents"
+# As in base/kustomization.yaml; a mesh's proxies look names up from a namespace of their own.
+NAMESPACE = "semantic-router"
+SOCKET = "/run/extproc/router.sock"
+_ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
+_MANAGER = "envoy.filters.network.http_connection_manager"
+
+
+def rendered(config: Config) -> dict[str, str]:
+    """Every rendered file: its path under deploy/k8s, and its text."""
+    return {
+        "base/envoy/bootstrap.yaml": _bootstrap(config, "extproc:50051"),
+        "overlays/sidecar/bootstrap.yaml": _through_socket(_bootstrap(config, "127.0.0.1:50051")),
+        "overlays/istio/envoyfilter.yaml": _yaml([envoy_filter(config)]),
+        "overlays/envoy-gateway/routes.yaml": _yaml(gateway_routes(config)),
+    }
+
+
+def _bootstrap(config: Config, extproc: str) -> str:
+    return render_envoy(config, "0.0.0.0:10000", [extproc], "127.0.0.1:9901", None, probe="0.0.0.0:9902")
+
+
+def _through_socket(bootstrap: str) -> str:
+    """The same with the router behind a socket in a volume that both containers mount."""
+    header, _, text = bootstrap.partition("\n")
+    config = yaml.safe_load(text)
+    [cluster] = [c for c in config["static_resources"]["clusters"] if c["name"] == "extproc"]
+    endpoint = {"address": {"pipe": {"path": SOCKET}}}
+    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": endpoint}]}]
+    return f"{header}\n{_yaml([config], header='')}"
+
+
+def envoy_filter(config: Config) -> Dict:
+    """Istio's form: patches to the Envoy of its ingress gateway."""
+    tiers = config.policy.tiers
+    default = next(t for t in tiers if t.name == config.policy.default_tier)
+    bootstrap = yaml.safe_load(_bootstrap(config, f"extproc.{NAMESPACE}.svc.cluster.local:50051"))
+    clusters = {c["name"]: c for c in bootstrap["static_resources"]["clusters"]}
+    filters = _filters(bootstrap)
+    gateway: Dict = {"context": "GATEWAY"}
+    before_router = {"name": _MANAGER, "subFilter": {"name": "envoy.filters.http.router"}}
+    chain = gateway | {"listener": {"filterChain": {"filter": before_router}}}
+    manager = gateway | {"listener": {"filterChain": {"filter": {"name": _MANAGER}}}}
+    routes = gateway | {"routeConfiguration": {"vhost": {"name": "*:80"}}}
+    patches = [
+        # Requests are buffered for the router: without this, 413 above one MiB.
+        _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": MAX_BODY_BYTES}),
+        _patch("NETWORK_FILTER", manager, "MERGE", {"name": _MANAGER, "typed_config": _manager(bootstrap)}),
+        *(_patch("HTTP_FILTER", chain, "INSERT_BEFORE", value) for value in _plain_filters(filters)),
+        *(
+            _patch("CLUSTER", gateway, "ADD", cluster)
+            for cluster in (
+                clusters["extproc"],
+                *(_plain_cluster(clusters[t.cluster_name]) for t in tiers),
+            )
+        ),
+        # Each is inserted before those that are there: the last one is looked at first.
+        _patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, default, None)),
+        *(_patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, tier, tier.cluster_name)) for tier in tiers),
+    ]
+    return {
+        "apiVersion": "networking.istio.io/v1alpha3",
+        "kind": "EnvoyFilter",
+        "metadata": {"name": "extproc", "namespace": "istio-system"},
+        "spec": {"workloadSelector": {"labels": {"istio": "ingressgateway"}}, "configPatches": patches},
+    }
+
+
+def _patch(where: str, match: Dict, operation: str, value: Dict) -> Dict:
+    return {"applyTo": where, "match": match, "patch": {"operation": operation, "value": value}}
+
+
+def _filters(bootstrap: Dict) -> Dict:
+    manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
+    return {f["name"]: f["typed_config"] for f in manager["http_filters"]}
+
+
+def _manager(bootstrap: Dict) -> Dict:
+    """What the connection manager takes from clients before the first route match: by name, as older Envoys can."""
+    [entry] = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
+    [early] = copy.deepcopy(entry["typed_config"]["early_header_mutation_extensions"])
+    early["typed_config"]["mutations"] = [{"remove": name} for name in (CLUSTER_HEADER, "x-envoy-max-retries")]
+    return {"@type": entry["typed_config"]["@type"], "early_header_mutation_extensions": [early]}
+
+
+def _plain_filters(filters: Dict) -> list[Dict]:
+    """The router with two messages instead of one, which needs no filter behind it; then what it decided, shown."""
+    router = copy.deepcopy(filters[_ROUTER_FILTER])
+    router["processing_mode"]["request_header_mode"] = "SEND"
+    shown = copy.deepcopy(filters["envoy.filters.http.header_mutation"])
+    shown["mutations"] = {
+        "response_mutations": [
+            {
+                "append": {
+                    "header": {"key": f"x-router-{key}", "value": f"%DYNAMIC_METADATA({METADATA}:{key})%"},
+                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+                }
+            }
+            for key in ("cohort", "tier", "reason")
+        ]
+    }
+    return [
+        {"name": _ROUTER_FILTER, "typed_config": router},
+        {"name": "extproc.decision", "typed_config": shown},
+    ]
+
+
+def _plain_cluster(cluster: Dict) -> Dict:
+    """A tier without what runs on every attempt: nobody judges its answers."""
+    plain = copy.deepcopy(cluster)
+    [options] = plain["typed_extension_protocol_options"].values()
+    del options["http_filters"]
+    [group] = plain["load_assignment"]["endpoints"]
+    for endpoint in group["lb_endpoints"]:
+        address = endpoint["endpoint"]["address"]["socket_address"]
+        address["address"] = _from_elsewhere(address["address"])
+    return plain
+
+
+def _from_elsewhere(host: str) -> str:
+    """A Service's short name as other namespaces see it."""
+    return host if "." in host else f"{host}.{NAMESPACE}.svc.cluster.local"
+
+
+def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
+    """To `tier`: where that was decided, or (None) for every LLM request without a decision."""
+    paths = "|".join(APIS)
+    headers: list[Dict] = [{"name": ":method", "string_match": {"exact": "POST"}}]
+    if decided is not None:
+        headers.append({"name": CLUSTER_HEADER, "string_match": {"exact": decided}})
+    return {
+        "name": f"extproc-{decided or 'undecided'}",
+        "match": {"safe_regex": {"regex": paths}, "headers": headers},
+        "route": {
+            "cluster": tier.cluster_name,
+            "timeout": f"{config.policy.timeouts.request_s:g}s",
+            "auto_host_rewrite": True,
+        },
+    }
+
+
+def gateway_routes(config: Config) -> list[Dict]:
+    """Envoy Gateway's form: a Backend for each tier, and the routes that the decision's header chooses between."""
+    tiers = config.policy.tiers
+    default = next(t for t in tiers if t.name == config.policy.default_tier)
+    rules = [_rule(tier, tier.cluster_name, config) for tier in tiers] + [_rule(default, None, config)]
+    documents = [_http_route("llm", rules), _http_route("rest", [{"backendRefs": [_backend_ref(default)]}])]
+    for tier in tiers:
+        host, _, port = tier.endpoint.rpartition(":")
+        fqdn = {"hostname": _from_elsewhere(host), "port": int(port)}
+        documents.append(
+            _document("gateway.envoyproxy.io/v1alpha1", "Backend", tier.name, {"endpoints": [{"fqdn": fqdn}]})
+        )
+        if tier.tls:
+            target = {"group": "gateway.envoyproxy.io", "kind": "Backend", "name": tier.name}
+            trust = {"wellKnownCACertificates": "System", "hostname": host}
+            spec = {"targetRefs": [target], "validation": trust}
+            documents.append(_document("gateway.networking.k8s.io/v1", "BackendTLSPolicy", tier.name, spec))
+    return documents
+
+
+def _document(version: str, kind: str, name: str, spec: Dict) -> Dict:
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": version, "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _http_route(name: str, rules: list[Dict]) -> Dict:
+    spec = {"parentRefs": [{"name": "llm"}], "rules": rules}
+    return _document("gateway.networking.k8s.io/v1", "HTTPRoute", name, spec)
+
+
+def _backend_ref(tier: Tier) -> Dict:
+    return {"group": "gateway.envoyproxy.io", "kind": "Backend", "name": tier.name}
+
+
+def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
+    match: Dict = {"method": "POST"}
+    if decided is not None:
+        match["headers"] = [{"name": CLUSTER_HEADER, "value": decided}]
+    rule: Dict = {
+        "matches": [match | {"path": {"type": "Exact", "value": path}} for path in APIS],
+        "backendRefs": [_backend_ref(tier)],
+        "timeouts": {"request": f"{config.policy.timeouts.request_s:g}s"},
+    }
+    if tier.tls:  # providers answer to their own name only
+        host = tier.endpoint.rpartition(":")[0]
+        rule["filters"] = [{"type": "URLRewrite", "urlRewrite": {"hostname": host}}]
+    return rule
+
+
+class _PlainDumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _yaml(
+    documents: list[Dict], header: str = "# Rendered by `make manifests`; edit intents/policy.yaml.\n"
+) -> str:
+    return header + yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, width=120)
+
+
+if __name__ == "__main__":
+    for path, text in rendered(load_config(INTENTS)).items():
+        (HERE / path).write_text(text)
+        print(HERE.name, path)
