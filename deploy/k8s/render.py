@@ -1,9 +1,9 @@
 """What of the manifests follows from the tiers: `make manifests` writes it, and a test holds it to that.
 
-Envoy's bootstrap comes whole from `extproc envoy`. A mesh brings its own Envoy, so there the router is put into it:
-as an EnvoyFilter for Istio, as Gateway API routes for Envoy Gateway. Both are the *plain* form, which asks nothing of
-Envoy that is newer than 1.36: intents route, reasoning and caps are written, but no answer is judged and nothing
-climbs, as the cascade needs the priority-group cluster specifier of Envoy 1.40.
+Envoy's bootstrap comes whole from `extproc envoy`. A mesh brings its own Envoy, so there the router is put into
+it: as an EnvoyFilter for Istio, as Gateway API routes for Envoy Gateway. Both are the *plain* form, which asks
+nothing of Envoy that is newer than 1.36: intents route, reasoning and caps are written, but no answer is judged and
+nothing climbs, as the cascade needs the priority-group cluster specifier of Envoy 1.40.
 """
 
 import copy
@@ -25,6 +25,7 @@ INTENTS = HERE.parents[1] / "intents"
 NAMESPACE = "semantic-router"
 SOCKET = "/run/extproc/router.sock"
 _ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
+_HEADER = "# Rendered by `make manifests`; edit intents/policy.yaml.\n"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
@@ -109,6 +110,8 @@ def _plain_filters(filters: Dict) -> list[Dict]:
     """The router with two messages instead of one, which needs no filter behind it; then what it decided, shown."""
     router = copy.deepcopy(filters[_ROUTER_FILTER])
     router["processing_mode"]["request_header_mode"] = "SEND"
+    # The length has gone ahead with the headers, and is taken back when the body changes.
+    router["mutation_rules"]["allow_expression"]["regex"] = f"^({CLUSTER_HEADER}|content-length)$"
     shown = copy.deepcopy(filters["envoy.filters.http.header_mutation"])
     shown["mutations"] = {
         "response_mutations": [
@@ -215,9 +218,7 @@ class _PlainDumper(yaml.SafeDumper):
         return True
 
 
-def _yaml(
-    documents: list[Dict], header: str = "# Rendered by `make manifests`; edit intents/policy.yaml.\n"
-) -> str:
+def _yaml(documents: list[Dict], header: str = _HEADER) -> str:
     return header + yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, width=120)
 
 

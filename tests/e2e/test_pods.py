@@ -1,0 +1,125 @@
+"""The manifests' own commands on their own files: traffic through them, an edit applied, a crash, a drain."""
+
+import http.client
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from manifests import REPOSITORY, build, copied, render
+from pod import Pod
+from traffic import (
+    CHAT,
+    EXTRACT,
+    EXTRACTED,
+    FAILED_OPEN,
+    LEGAL,
+    MODELS,
+    Flow,
+    ask,
+    body_of,
+    eventually,
+    small_intent,
+)
+
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import localize
+
+HTTP, ADMIN, PROBE = 10000, 9901, 9902
+
+
+class Sidecar:
+    """A pod of the sidecar overlay, and the tree that an operator edits and applies."""
+
+    def __init__(self, folder: Path, upstreams: SampleUpstreams) -> None:
+        self.upstreams = upstreams
+        self.tree = copied(folder / "tree")
+        localize(REPOSITORY / "intents", self.tree / "intents", upstreams.ports)
+        render(self.tree)
+        (folder / "pod").mkdir()
+        self.pod = Pod(build("sidecar", self.tree), "envoy", folder / "pod", (HTTP, ADMIN, PROBE))
+        self.port = self.pod.ports[HTTP]
+
+    def apply(self, name: str, text: str) -> None:
+        """Edit a file of intents and apply the overlay: the ConfigMap changes, and the kubelet swaps it in."""
+        (self.tree / "intents" / name).write_text(text)
+        self.pod.mount(build("sidecar", self.tree))
+
+
+@pytest.fixture(scope="module")
+def sidecar() -> Iterator[Sidecar]:
+    # Not pytest's own folder: the path of a socket may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="pod-") as folder, SampleUpstreams(MODELS, chunk_s=0.1) as upstreams:
+        sidecar = Sidecar(Path(folder), upstreams)
+        try:
+            sidecar.pod.start()
+            yield sidecar
+        finally:
+            sidecar.pod.stop()
+
+
+def test_traffic_goes_through_the_sidecar(sidecar: Sidecar) -> None:
+    """Envoy is ready, asks the router over the socket, and the tier gets the request under its model's name."""
+    sidecar.pod.passes("envoy", "readinessProbe")
+    assert sidecar.pod.probe("envoy", "livenessProbe") and sidecar.pod.probe("router", "livenessProbe")
+    eventually(lambda: ask(sidecar.port, EXTRACT).said == EXTRACTED, "Envoy has seen the router")
+    assert json.loads(sidecar.upstreams.received[-1].body)["model"] == "qwen3-8b"
+
+
+def test_the_probe_port_shows_two_pages_of_the_admin_interface(sidecar: Sidecar) -> None:
+    """Metrics for a scraper, and nothing that could stop Envoy."""
+    pages = {}
+    for method, path in (("GET", "/stats/prometheus"), ("POST", "/quitquitquit"), ("GET", "/config_dump")):
+        connection = http.client.HTTPConnection("127.0.0.1", sidecar.pod.ports[PROBE], timeout=10)
+        connection.request(method, path)
+        answer = connection.getresponse()
+        pages[path] = (answer.status, b"envoy_http_downstream_rq_total" in answer.read())
+        connection.close()
+    assert pages == {"/stats/prometheus": (200, True), "/quitquitquit": (404, False), "/config_dump": (404, False)}
+
+
+def test_an_applied_edit_retargets_a_cohort_without_a_restart(sidecar: Sidecar) -> None:
+    """The ConfigMap is swapped under load: the cohort moves, no request fails, and no process is another."""
+    pids = {name: process.pid for name, process in sidecar.pod.processes.items()}
+    eventually(lambda: ask(sidecar.port, LEGAL).said.get("x-router-tier") == "frontier", "routed by the sample")
+    with Flow(sidecar.port, LEGAL) as flow:
+        flow.flows_on()
+        sidecar.apply("compliance.yaml", small_intent("compliance", "tier: large\nreasoning: off\nrisk: low"))
+        eventually(lambda: flow.answers[-1].said.get("x-router-tier") == "large", "the cohort moves")
+        flow.flows_on()
+    assert flow.failures() == []
+    assert {answer.said["x-router-reason"] for answer in flow.answers} == {"matched"}
+    assert {name: process.pid for name, process in sidecar.pod.processes.items()} == pids
+    assert all(process.poll() is None for process in sidecar.pod.processes.values())
+
+
+def test_a_router_that_dies_is_started_again_on_the_same_socket(sidecar: Sidecar) -> None:
+    """Meanwhile the pod stays ready and requests go to the default tier; none fails."""
+    with Flow(sidecar.port, EXTRACT) as flow:
+        flow.flows_on()
+        sidecar.pod.processes["router"].kill()
+        sidecar.pod.processes["router"].wait()
+        eventually(lambda: flow.answers[-1].said == FAILED_OPEN, "requests fail open")
+        assert not sidecar.pod.probe("router", "livenessProbe")
+        assert sidecar.pod.probe("envoy", "readinessProbe")
+        sidecar.pod.start_container("router")
+        sidecar.pod.passes("router", "startupProbe")
+        eventually(lambda: flow.answers[-1].said == EXTRACTED, "requests are routed again")
+    assert flow.failures() == []
+
+
+def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
+    """The drain hook waits for it and makes the pod unready; then SIGTERM, in the order that Kubernetes keeps."""
+    connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=60)
+    body = body_of(CHAT, "word " * 60) | {"stream": True}
+    connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json"})
+    answer = connection.getresponse()
+    assert (answer.status, answer.fp.readline()[:5]) == (200, b"data:")
+    assert sidecar.pod.drain("envoy").returncode == 0
+    assert not sidecar.pod.probe("envoy", "readinessProbe")
+    # All of the stream is there before anything is stopped.
+    connection.sock.setblocking(False)
+    assert b"data: [DONE]" in answer.fp.read()
+    sidecar.pod.stop()
+    assert {name: p.returncode for name, p in sidecar.pod.processes.items()} == {"router": 0, "envoy": 0}

@@ -1,0 +1,78 @@
+"""What the tests of deploy/k8s share: the overlays built by kubectl, and what is in them."""
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from extproc.config import load_config
+
+REPOSITORY = Path(__file__).parents[1]
+OVERLAYS = ("standalone", "sidecar", "envoy-gateway", "istio")
+
+Manifest = dict[str, Any]
+
+
+def executable(*names: str) -> str | None:
+    """The first of these that is beside the interpreter or on the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return next((found for name in names if (found := shutil.which(name, path=path))), None)
+
+
+def build(overlay: str, tree: Path = REPOSITORY) -> list[Manifest]:
+    """The documents that `kubectl kustomize` makes of an overlay; the test is skipped where there is no kubectl."""
+    kubectl = executable("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed (`.ci/run` shows where to get one)")
+    command = [kubectl, "kustomize", str(tree / "deploy/k8s/overlays" / overlay)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@functools.cache
+def built(overlay: str) -> list[Manifest]:
+    """The same of the repository, built once."""
+    return build(overlay)
+
+
+def of_kind(documents: list[Manifest], kind: str) -> dict[str, Manifest]:
+    """Those of one kind, by name."""
+    return {d["metadata"]["name"]: d for d in documents if d["kind"] == kind}
+
+
+def containers(deployment: Manifest) -> list[Manifest]:
+    """A pod's containers, in the order in which they start."""
+    pod = deployment["spec"]["template"]["spec"]
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+@functools.cache
+def render_module() -> ModuleType:
+    """deploy/k8s/render.py, which is a script and in no package."""
+    spec = importlib.util.spec_from_file_location("render", REPOSITORY / "deploy/k8s/render.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def copied(folder: Path) -> Path:
+    """A copy of what an operator edits and applies, to edit and build there."""
+    for part in ("intents", "deploy/k8s"):
+        shutil.copytree(REPOSITORY / part, folder / part)
+    return folder
+
+
+def render(tree: Path) -> None:
+    """What `make manifests` does, in a copy."""
+    for path, text in render_module().rendered(load_config(tree / "intents")).items():
+        (tree / "deploy/k8s" / path).write_text(text)
