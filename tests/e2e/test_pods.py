@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from manifests import REPOSITORY, build, copied, render
+import yaml
+from manifests import build, copied, render
 from pod import Pod
 from traffic import (
     CHAT,
@@ -21,12 +22,15 @@ from traffic import (
     body_of,
     eventually,
     small_intent,
+    write_small_intents,
 )
 
 from extproc.sample_upstream import SampleUpstreams
 from extproc.stack import localize
 
 HTTP, ADMIN, PROBE = 10000, 9901, 9902
+# Five chunks: a stream that is longer than the drain's first five seconds, in which it does not look yet.
+_CHUNK_S = 1.6
 
 
 class Sidecar:
@@ -35,7 +39,13 @@ class Sidecar:
     def __init__(self, folder: Path, upstreams: SampleUpstreams) -> None:
         self.upstreams = upstreams
         self.tree = copied(folder / "tree")
-        localize(REPOSITORY / "intents", self.tree / "intents", upstreams.ports)
+        for path in (self.tree / "intents").glob("*.yaml"):
+            path.unlink()
+        localize(write_small_intents(folder / "small"), self.tree / "intents", upstreams.ports)
+        listed = self.tree / "intents/Kustomization"
+        generators = yaml.safe_load(listed.read_text())
+        generators["configMapGenerator"][0]["files"] = [p.name for p in (self.tree / "intents").glob("*.yaml")]
+        listed.write_text(yaml.safe_dump(generators))
         render(self.tree)
         (folder / "pod").mkdir()
         self.pod = Pod(build("sidecar", self.tree), "envoy", folder / "pod", (HTTP, ADMIN, PROBE))
@@ -50,7 +60,7 @@ class Sidecar:
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
     # Not pytest's own folder: the path of a socket may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="pod-") as folder, SampleUpstreams(MODELS, chunk_s=0.1) as upstreams:
+    with tempfile.TemporaryDirectory(prefix="pod-") as folder, SampleUpstreams(MODELS, _CHUNK_S) as upstreams:
         sidecar = Sidecar(Path(folder), upstreams)
         try:
             sidecar.pod.start()
@@ -115,11 +125,11 @@ def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
     body = body_of(CHAT, "word " * 60) | {"stream": True}
     connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json"})
     answer = connection.getresponse()
-    assert (answer.status, answer.fp.readline()[:5]) == (200, b"data:")
+    assert (answer.status, answer.readline()[:5]) == (200, b"data:")
     assert sidecar.pod.drain("envoy").returncode == 0
     assert not sidecar.pod.probe("envoy", "readinessProbe")
-    # All of the stream is there before anything is stopped.
+    # All of the stream is there before anything is stopped: reading it waits for nothing.
     connection.sock.setblocking(False)
-    assert b"data: [DONE]" in answer.fp.read()
+    assert answer.read().endswith(b"data: [DONE]\n\n")
     sidecar.pod.stop()
     assert {name: p.returncode for name, p in sidecar.pod.processes.items()} == {"router": 0, "envoy": 0}
