@@ -65,6 +65,11 @@ def envoy_filter(config: Config) -> Dict:
     chain = gateway | {"listener": {"filterChain": {"filter": before_router}}}
     manager = gateway | {"listener": {"filterChain": {"filter": {"name": _MANAGER}}}}
     routes = gateway | {"routeConfiguration": {"vhost": {"name": "*:80"}}}
+    rest = {
+        "name": "extproc-rest",
+        "match": {"prefix": "/"},
+        "route": {"cluster": default.cluster_name, "timeout": "0s", "auto_host_rewrite": True},
+    }
     patches = [
         # Requests are buffered for the router: without this, 413 above one MiB.
         _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": MAX_BODY_BYTES}),
@@ -78,6 +83,7 @@ def envoy_filter(config: Config) -> Dict:
             )
         ),
         # Each is inserted before those that are there: the last one is looked at first.
+        _patch("HTTP_ROUTE", routes, "INSERT_FIRST", rest),
         _patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, default, None)),
         *(_patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, tier, tier.cluster_name)) for tier in tiers),
     ]
