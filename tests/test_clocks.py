@@ -6,8 +6,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "extproc"
-# Where the time of day is what is meant: spans and cases say when they were.
-WALL_CLOCK = {"telemetry.py": {"time_ns"}, "review.py": {"time"}}
+# Where the time of day is what is meant: spans, cases and the ledger's rows say when they were.
+WALL_CLOCK = {
+    "telemetry.py": {"time_ns"},
+    "review.py": {"time"},
+    "ledger.py": {"time"},
+    "export.py": {"time"},
+    "report/__init__.py": {"time"},
+    "report/words.py": {"gmtime"},
+}
 _READS_IT = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}
 
 

@@ -72,7 +72,12 @@ class Listening(Stack):
     def launch_envoy(self, listen: str, tls: ClientTls | None = None) -> None:
         """Start Envoy, and wait until it finds the router healthy."""
         rendered = render_envoy(
-            load_config(self.intents), f"127.0.0.1:{self.port}", [listen], f"127.0.0.1:{self.admin_port}", None, tls
+            load_config(self.intents),
+            f"127.0.0.1:{self.port}",
+            [listen],
+            f"127.0.0.1:{self.admin_port}",
+            None,
+            tls=tls,
         )
         self.start_envoy(yaml.safe_load(rendered))
 
