@@ -178,7 +178,7 @@ class VerifierExchange:
         if self._is_for_a_person(cohort):
             return [await self._put_aside("response_headers", reader, headers, metadata)]
         rest = self._flush()
-        metadata |= self._keep(reader, b"".join(reply.body or b"" for reply in rest))
+        metadata |= self._keep(reader, *(reply.body or b"" for reply in rest))
         return [Reply("response_headers", headers=headers, metadata=metadata), *rest]
 
     def _release(self, word: str) -> list[Reply]:
@@ -312,15 +312,16 @@ class VerifierExchange:
             entry |= {name: count for name, count in counts.items() if count is not None}
         return {str(self._attempt): entry}
 
-    def _keep(self, reader: AnswerReader, body: bytes) -> dict[str, Any]:
+    def _keep(self, reader: AnswerReader, *body: bytes) -> dict[str, Any]:
         """The metadata that keeps an answer from which to climb, if a client could use it: whole, and not empty."""
-        ruling, observation = self.ruling, reader.observation()
-        if ruling is None or ruling.word != "escalate" or ruling.verdict.rule is None or len(body) > _KEPT_BYTES:
+        ruling, size = self.ruling, sum(map(len, body))
+        if ruling is None or ruling.word != "escalate" or ruling.verdict.rule is None or size > _KEPT_BYTES:
             return {}
+        observation = reader.observation()
         if not observation.complete or not (observation.text or observation.tool_calls):
             return {}
         try:
-            text = body.decode()
+            text = b"".join(body).decode()
         except UnicodeDecodeError:  # metadata can carry text only
             return {}
         return {ANSWER: {"body": text, "type": self._content_type, "tier": self._opening.tier or ""}}

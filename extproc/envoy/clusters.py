@@ -4,6 +4,7 @@ from extproc.config import Config
 from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, RUNGS, TIER_ATTRIBUTE
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
 from extproc.envoy.words import (
+    BUFFER_BYTES,
     Dict,
     address,
     filter_entry,
@@ -29,7 +30,7 @@ def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
         **grpc_cluster("extproc", endpoints, {"interval": "1s", "timeout": "5s"}),
         **(transport_socket(tls, endpoints) if tls is not None else {}),
         # Buffered bodies of many exchanges share one connection: the larger buffer is required.
-        "per_connection_buffer_limit_bytes": 64 * 1024 * 1024,
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": {
             "thresholds": [{"max_requests": 20000, "max_pending_requests": 20000, "max_retries": 1000}]

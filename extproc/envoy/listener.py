@@ -15,6 +15,7 @@ from extproc.contract import (
     VERDICT_HEADER,
 )
 from extproc.envoy.words import (
+    BUFFER_BYTES,
     Dict,
     address,
     filter_entry,
@@ -70,6 +71,7 @@ def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) 
     return {
         "name": "llm",
         "address": address(listen),
+        "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "filter_chains": [{"filters": [{"name": name, "typed_config": manager}]}],
     }
 

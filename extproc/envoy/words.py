@@ -6,6 +6,10 @@ from extproc.contract import METADATA
 
 Dict = dict[str, Any]
 
+# Judged answers pass Envoy's buffers in both directions at once, many on one connection to us, each as fast as its
+# client reads: towards us and towards the clients the larger buffer is required.
+BUFFER_BYTES = 64 * 1024 * 1024
+
 
 def address(host_port: str) -> Dict:
     """Of "host:port", or of a unix socket: "unix:///path"."""

@@ -539,6 +539,24 @@ def test_an_answer_of_three_megabytes_is_passed_whole(cascade: Cascade, cohort: 
     assert wire.body == cascade.sent(request_id, "small")
 
 
+def test_long_streams_at_once_are_passed_whole(cascade: Cascade) -> None:
+    """Faster than their clients read, and all on one connection to the verifier: Envoy lives."""
+
+    async def ask_all() -> list[tuple[str, Any]]:
+        flights = []
+        for i in range(12):
+            request_id, prompt = new_id(), cascade.prompts["buffer" if i % 2 else "early"]
+            body = body_of(CHAT, prompt, True, {"id": request_id, "words": 20_000})
+            flights.append((request_id, post(cascade.stack.port, CHAT, body, {"authorization": request_id})))
+        wires = await asyncio.gather(*(flight for _, flight in flights))
+        return [(request_id, wire) for (request_id, _), wire in zip(flights, wires, strict=True)]
+
+    for request_id, wire in asyncio.run(ask_all()):
+        assert (wire.status, wire.fault) == (200, None)
+        assert wire.body == cascade.sent(request_id, "small")
+    assert cascade.stack.envoy is not None and cascade.stack.envoy.poll() is None
+
+
 def test_an_early_judgement_lets_go_while_the_answer_still_grows(cascade: Cascade) -> None:
     """The client reads the first tokens before the upstream has sent its last; a buffered stream waits."""
 
