@@ -19,6 +19,11 @@ APIS: dict[str, Api] = {
 }
 
 
+# No conversation comes near it. Eight megabytes of empty messages are millions, and each costs a microsecond of the
+# event loop, that is of everybody's time.
+MAX_ITEMS = 20_000
+
+
 class RequestError(ValueError):
     """The client sent something that we cannot read; it goes on unrouted, as it is."""
 
@@ -136,6 +141,8 @@ def parse_request(path: str, body: bytes) -> Request | None:
         read = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError(f"{path}: {error}") from error
+    if _items(read) > MAX_ITEMS:
+        raise RequestError(f"{path}: more than {MAX_ITEMS} messages and parts")
     messages = _messages(api, read)
     media = [p for m in messages for p in _parts(m) if p.type in _NEEDS]
     needs = {_NEEDS[p.type] for p in media}
@@ -165,6 +172,16 @@ def parse_request(path: str, body: bytes) -> Request | None:
         reasoning_field=field,
         thinking_barred=_thinking_barred(read),
     )
+
+
+def _items(read: _Body) -> int:
+    """Messages, prompts and parts: what is looked at one by one."""
+    lists = [held for held in (read.messages, read.input, read.prompt, read.system) if isinstance(held, list)]
+    count = sum(map(len, lists))
+    if count > MAX_ITEMS:
+        return count
+    messages = [m for held in (read.messages, read.input) if isinstance(held, list) for m in held]
+    return count + sum(len(m.content) for m in messages if isinstance(m.content, list))
 
 
 def _messages(api: Api, read: _Body) -> list[_Message]:

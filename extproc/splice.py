@@ -13,6 +13,10 @@ _KEY = re.compile(rb'[\s,]*("(?:[^"\\]|\\.)*")\s*:\s*')
 _SPACE = re.compile(rb"\s*")
 
 
+# Each is looked at, for a microsecond of the event loop; no request has a hundred.
+MAX_MEMBERS = 10_000
+
+
 class SpliceError(ValueError):
     """The object cannot be edited without guessing, for instance because a member stands twice."""
 
@@ -40,6 +44,8 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
         members = _members(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpliceError(str(error)) from error
+    if len(members) > MAX_MEMBERS:
+        raise SpliceError(f"it has more than {MAX_MEMBERS} members")
     found: list[Patch] = []
     at = _SPACE.match(body).end() + 1  # type: ignore[union-attr]  # matches empty
     for name, raw in members.items():

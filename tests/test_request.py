@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from extproc.request import Request, RequestError, Turn, parse_request
+from extproc.request import MAX_ITEMS, Request, RequestError, Turn, parse_request
 from extproc.signals import Signals, read_signals
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
@@ -365,3 +365,19 @@ def test_text_beyond_ascii_counts_two_bytes_a_token():
     request = parse_request(CHAT, body)
     assert request is not None
     assert 1_900 <= read_signals(request, 512).tokens <= 2_100
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{}] * (MAX_ITEMS + 1)}),
+        ("/v1/chat/completions", {"messages": [{"content": [{}] * (MAX_ITEMS // 2)}] * 2}),
+        ("/v1/completions", {"prompt": [""] * (MAX_ITEMS + 1)}),
+        ("/v1/responses", {"input": [{}] * (MAX_ITEMS + 1)}),
+        ("/v1/messages", {"system": [{}] * (MAX_ITEMS + 1)}),
+    ],
+)
+def test_more_messages_than_any_conversation_has_are_refused(path, body):
+    """Millions of empty ones fit in a body, and each would cost everybody's time."""
+    with pytest.raises(RequestError, match="more than 20000 messages and parts"):
+        parse_request(path, json.dumps(body).encode())

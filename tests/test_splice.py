@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from extproc.splice import Edits, SpliceError, apply, patches, rebase, splice
+from extproc.splice import MAX_MEMBERS, Edits, SpliceError, apply, patches, rebase, splice
 
 SPACES = ("", "", " ", "\n", "\t", " \r\n  ")
 STRINGS = (
@@ -181,3 +181,10 @@ def test_one_edit_can_be_turned_into_another(seed):
     first, second = patches(body, some_edits()), patches(body, some_edits())
     assert apply(apply(body, first), rebase(body, first, second)) == apply(body, second)
     assert rebase(body, first, first) == []
+
+
+def test_more_members_than_any_request_has_are_refused():
+    """Each is looked at."""
+    body = json.dumps({f"m{i}": i for i in range(MAX_MEMBERS + 1)}).encode()
+    with pytest.raises(SpliceError, match="it has more than 10000 members"):
+        splice(body, {"m1": b"2"})
