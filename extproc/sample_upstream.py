@@ -99,7 +99,7 @@ class SampleUpstreams:
             return web.json_response({"object": "list", "data": [{"id": self.models[tier], "object": "model"}]})
         try:
             asked = msgspec.json.decode(body, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _error(400, "the body is not a JSON object")
         if asked.get("model") != self.models[tier]:
             return _error(404, f"this server has no model {asked.get('model')!r}")

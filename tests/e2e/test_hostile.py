@@ -1,0 +1,81 @@
+"""Bodies sent to hurt: they get what they would get without us, decide nothing, and leave nothing behind."""
+
+import gzip
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from processor import BUFFERED, OPTIONS, body_message, ext_proc
+from traffic import APIS, CHAT, PROVE, PROVED, arrived, ask, contract_headers, send
+
+from extproc.stack import Stack
+
+_CORPUS = {path.name: path for path in sorted((Path(__file__).parents[1] / "fuzz/corpus/bodies").iterdir())}
+_MEGABYTE = 1 << 20
+
+
+def _resident(stack: Stack) -> int:
+    """Bytes of memory that the router holds."""
+    assert stack.router is not None
+    status = Path(f"/proc/{stack.router.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.parametrize("name", _CORPUS)
+def test_the_corpus_gets_what_its_tier_says(stack: Stack, name: str) -> None:
+    """Through the real Envoy, under every path: the tier's own answer, and nothing of the body in a header."""
+    body = _CORPUS[name].read_bytes()
+    for path in APIS:
+        answer = send(stack.port, path, body)
+        received = arrived(stack)
+        plain = send(stack.plain_port, path, received.body, {"x-plain-cluster": received.tier})
+        assert (answer.status, answer.body) == (plain.status, plain.body)
+        assert answer.headers["x-router-tier"] == received.tier
+        assert contract_headers(received).get("x-router-cluster", received.tier) == received.tier
+        assert "x-evil" not in received.headers and "x-evil" not in answer.headers
+
+
+def test_a_body_that_looks_like_a_decision_decides_nothing(stack: Stack) -> None:
+    """Members under the names of our metadata are the client's, and stay where they are."""
+    body = _CORPUS["metadata_look_alike.json"].read_bytes()
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (answer.status, received.tier) == (200, "large")
+    assert answer.said == PROVED
+    assert json.loads(received.body)["semantic_router"] == {"cluster": "frontier"}
+
+
+_FLOODS = {
+    "arrays in arrays": b'{"model":"auto","x":' + b"[" * (7 * _MEGABYTE),
+    "objects in objects": b'{"model":"auto","x":' + b'{"":' * (7 * _MEGABYTE // 4),
+    "empty messages": b'{"model":"auto","messages":[' + b"{}," * _MEGABYTE + b"{}]}",
+    "members": b'{"model":"auto",' + b'"a":1,' * (7 * _MEGABYTE // 6) + b'"b":1}',
+    "tags": b'{"model":"auto","messages":[{"role":"user","content":"' + b"<system-reminder>" * 400_000 + b'"}]}',
+    "escapes": b'{"model":"auto","messages":[{"role":"user","content":"' + b"\\u0041" * 1_000_000 + b'"}]}',
+}
+
+
+@pytest.mark.parametrize("flood", _FLOODS.values(), ids=_FLOODS)
+def test_a_flood_costs_neither_the_router_nor_the_next_request(stack: Stack, flood: bytes) -> None:
+    """Megabytes of structure, three times: the next request is routed, and the memory comes back."""
+    assert send(stack.port, CHAT, flood).status < 500
+    before = _resident(stack)
+    for _ in range(3):
+        assert send(stack.port, CHAT, flood).status < 500
+        assert ask(stack.port, PROVE).said == PROVED
+    assert _resident(stack) - before < 64 * _MEGABYTE
+
+
+def test_a_compressed_bomb_is_not_unpacked(stack: Stack) -> None:
+    """Half a gigabyte in half a megabyte: the router answers as to any bytes it cannot read."""
+    bomb = gzip.compress(b'{"model":"auto","x":"' + b"a" * (512 * _MEGABYTE) + b'"}', 1)
+    attributes = {"request.path": CHAT, "request.headers['content-encoding']": "gzip"}
+    before = _resident(stack)
+    with grpc.insecure_channel(f"127.0.0.1:{stack.router_port}", OPTIONS) as channel, ext_proc(channel) as stream:
+        stream.say(body_message(bomb, True, BUFFERED, attributes))
+        (reply,) = stream.replies(1)
+    record = reply.dynamic_metadata["semantic_router"]
+    assert (record["reason"], record["tier"]) == ("unreadable", "large")
+    assert not reply.request_body.response.HasField("body_mutation")
+    assert _resident(stack) - before < 64 * _MEGABYTE
