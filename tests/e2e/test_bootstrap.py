@@ -17,6 +17,7 @@ _OPTIONS = {
     "another listener": ["--listen", "127.0.0.1:18080"],
     "two routers": ["--extproc", "127.0.0.1:50051", "--extproc", "127.0.0.1:50052"],
     "a router by name": ["--extproc", "localhost:50051"],
+    "a router on a unix socket": ["--extproc", "unix:///run/extproc.sock"],
     "everything": [
         "--listen", "127.0.0.1:18080", "--admin", "127.0.0.1:19901", "--otlp", "collector:4317",
         "--extproc", "router-0:50051", "--extproc", "router-1:50051", "--extproc", "127.0.0.1:50051",

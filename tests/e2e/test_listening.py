@@ -187,6 +187,29 @@ def test_envoy_takes_over_renewed_certificates(secured: Secured) -> None:
     eventually(lambda: ask(stack.port, EXTRACT).said == EXTRACTED, "Envoy gets through")
 
 
+def test_the_command_writes_what_envoy_reads(tmp_path: Path) -> None:
+    """Two files beside the bootstrap, one secret each; the server must carry the name that its address has."""
+    options = {"cert": "/pki/tls.crt", "key": "/pki/tls.key", "ca": "/pki/ca.crt", "sds": tmp_path / "sds"}
+    given = [str(word) for name, value in options.items() for word in (f"--extproc-tls-{name}", value)]
+    done = subprocess.run(
+        [sys.executable, "-m", "extproc", "envoy", "--intents", str(INTENTS), "--extproc", "router:50051", *given],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    clusters = yaml.safe_load(done.stdout)["static_resources"]["clusters"]
+    socket_of = {cluster["name"]: cluster.get("transport_socket", {}).get("typed_config") for cluster in clusters}
+    common = socket_of["extproc"]["common_tls_context"]
+    sources = [*common["tls_certificate_sds_secret_configs"], common["validation_context_sds_secret_config"]]
+    (certificate,), (authority,) = (
+        yaml.safe_load(Path(source["sds_config"]["path_config_source"]["path"]).read_text())["resources"]
+        for source in sources
+    )
+    assert [certificate["name"], authority["name"]] == [source["name"] for source in sources]
+    assert certificate["tls_certificate"]["private_key"] == {"filename": "/pki/tls.key"}
+    assert authority["validation_context"]["match_typed_subject_alt_names"] == [
+        {"san_type": "DNS", "matcher": {"exact": "router"}}
+    ]
+
+
 @pytest.mark.parametrize(
     ("command", "options", "said"),
     [
