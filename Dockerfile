@@ -17,7 +17,8 @@ ENV PATH=/opt/extproc/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK
 # Torch first and from where it has no CUDA in it, as in the Makefile: left to itself pip takes gigabytes of it.
 ARG TORCH=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --no-deps "torch==${TORCH}+cpu" || pip install --no-deps --index-url "${TORCH_INDEX}" "torch==${TORCH}"
+RUN pip install --no-deps "torch==${TORCH}+cpu" \
+ || pip install --no-deps --index-url "${TORCH_INDEX}" "torch==${TORCH}"
 # The dependencies apart from the source, which changes more often. The weights are one of them.
 WORKDIR /src
 COPY pyproject.toml README.md ./

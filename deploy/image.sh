@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Build the Dockerfile and run its image where there is no Docker: debootstrap makes the base, buildah carries out the
-# very same instructions in a chroot (both are Debian's). Needs root, and 8 GB in the work folder: $1, which is kept
-# with the base in it, or a temporary one. pip's configuration on this machine, and the wheels that it finds here, are
-# lent to the build and are no part of the image.
+# Build the Dockerfile and run its image where there is no Docker: debootstrap makes the base, buildah carries out
+# the very same instructions in a chroot (both are Debian's). Needs root, and 8 GB in the work folder: $1, which is
+# kept with the base in it, or a temporary one. pip's configuration on this machine, and the wheels that it finds
+# here, are lent to the build and are no part of the image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 keep=${1:-}
@@ -40,8 +40,8 @@ done
 store bud --pull-never --network host --layers=false "${lent[@]}" --build-arg "BASE=$base" -t "$image" . \
   > "$work/build.log" 2>&1 || { tail -40 "$work/build.log"; exit 1; }
 
-# As in the sidecar's pod: not root, no capabilities, a read-only root, the intents mounted and a socket to listen on;
-# and no network at all, so that whatever it would fetch it could not.
+# As in the sidecar's pod: not root, no capabilities, a read-only root, the intents mounted and a socket to listen
+# on; and no network at all, so that whatever it would fetch it could not.
 container=$(store from "$image")
 rootfs=$(store mount "$container")
 environment=$(store inspect --format '{{range .OCIv1.Config.Env}}{{.}} {{end}}' "$container")
@@ -50,9 +50,10 @@ export rootfs environment intents="$PWD/intents"
 unshare --mount --net bash -euo pipefail -c '
   mount --bind "$rootfs" "$rootfs"
   mount --bind "$intents" "$rootfs/etc/extproc/intents"
-  mount --bind /dev "$rootfs/dev"
+  mount --rbind /dev "$rootfs/dev"
   mount -t proc proc "$rootfs/proc"
   mount -t tmpfs -o mode=777 tmpfs "$rootfs/run/extproc"
+  mount -t tmpfs -o mode=777 tmpfs "$rootfs/tmp"
   mount -o remount,bind,ro "$rootfs"
   locked=(setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all)
   inside=(env -i $environment chroot "$rootfs" "${locked[@]}")

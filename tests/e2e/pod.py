@@ -64,9 +64,9 @@ class Pod:
             old.rmdir()
 
     def _mapped(self, text: str) -> str:
-        for container in self.containers.values():
-            for mount in container["volumeMounts"]:
-                text = text.replace(mount["mountPath"], str(self.folder / mount["name"]))
+        mounts = [mount for container in self.containers.values() for mount in container["volumeMounts"]]
+        places = {mount["mountPath"]: str(self.folder / mount["name"]) for mount in mounts}
+        text = re.sub("|".join(map(re.escape, places)), lambda found: places[found[0]], text)
         for declared, actual in self.ports.items():
             text = re.sub(rf"\b{declared}\b", str(actual), text)
         return text.replace("0.0.0.0", "127.0.0.1")

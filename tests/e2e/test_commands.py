@@ -13,6 +13,7 @@ import pytest
 from traffic import EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
 
 from extproc.cli import main
+from extproc.stack import Stack
 from extproc.vectors import Encoder
 
 
@@ -154,3 +155,23 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
     done = _extproc(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr and "Traceback" not in done.stderr
+
+
+def test_health_says_whether_a_router_serves(stack: Stack) -> None:
+    """In words and by exit code: 0 of a router that serves, 1 of a port where none does."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        silent = f"127.0.0.1:{taken.getsockname()[1]}"
+        serving = f"127.0.0.1:{stack.router_port}"
+        done = [_extproc("health", address) for address in (serving, silent)]
+    assert [(d.returncode, d.stdout) for d in done] == [
+        (0, f"{serving}: serving\n"),
+        (1, f"{silent}: not serving\n"),
+    ]
+
+
+def test_the_probe_listener_needs_the_admin_interface(small_intents: Path) -> None:
+    """Its pages are that interface's: asked for alone, it is refused with the remedy."""
+    done = _extproc("envoy", "--intents", small_intents, "--probe", "0.0.0.0:9902")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "give --admin too" in done.stderr

@@ -150,7 +150,8 @@ def test_a_mesh_routes_by_intent(gateway: Stack, prompt: str, said: dict[str, st
 def test_a_mesh_takes_the_routing_header_from_clients(gateway: Stack) -> None:
     """Nobody reaches a tier by naming it."""
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": EXTRACT}]}).encode()
-    assert send(gateway.port, CHAT, body, {"x-router-cluster": "frontier"}).said == EXTRACTED
+    send(gateway.port, CHAT, body, {"x-router-cluster": "frontier"})
+    assert arrived(gateway).tier in ("small", "large")
     gone = send(gateway.port, CHAT, b"not JSON", {"x-router-cluster": "frontier"})
     assert (gone.status, arrived(gateway).tier) == (400, "large")
 
