@@ -57,7 +57,7 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         ending=_ending(status, common.response_flags, last.get("verdict")),
         status=status,
         attempts=attempts,
-        reason=decision.get("reason", "fail_open"),
+        reason=decision.get("reason", "fail_open" if attempts else "none"),
         judged="verdict" in last,
         cohort=decision.get("cohort"),
         tier=common.custom_tags.get(TIER_TAG) or last.get("tier"),

@@ -38,7 +38,7 @@ class Outcome(msgspec.Struct, frozen=True):
     ending: Ending
     status: int  # what the client got; 0: nothing
     attempts: int
-    reason: str  # of the decision; fail_open without one
+    reason: str  # of the decision; without one, fail_open, or none where nothing was sent on
     judged: bool = False  # a rule looked at the answer that was served
     cohort: str | None = None
     tier: str | None = None  # the last one asked

@@ -56,6 +56,11 @@ class Policy(msgspec.Struct, frozen=True):
         """The tier called `name`."""
         return self.tiers[self.rank(name)]
 
+    @property
+    def escalation_shares(self) -> dict[str, float]:
+        """Of each cohort whose answers may climb, the share that may."""
+        return {name: cohort.escalate.share for name, cohort in self.cohorts.items() if cohort.escalate is not None}
+
     def rank(self, name: str) -> int:
         """How far up the ladder the tier called `name` stands, from 0."""
         return next(i for i, tier in enumerate(self.tiers) if tier.name == name)

@@ -157,6 +157,7 @@ async def serve(ours: Serving) -> None:
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     if ours.ready_fd is not None:
         os.write(ours.ready_fd, b"1")
+    telemetry.shares = lambda: router.snapshot.policy.escalation_shares
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
     log.info(
         "serving on %s: revision %s, %d cohorts (%d uncalibrated)",

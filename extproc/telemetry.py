@@ -1,14 +1,16 @@
 """OpenTelemetry: one span a decision, counters, stage latencies. Never a prompt, never a key.
 
-Exported over OTLP when OTEL_EXPORTER_OTLP_ENDPOINT is set (the SDK reads the standard OTEL_* variables);
-otherwise the API's no-op providers stay in place and cost next to nothing.
+Exported over OTLP when OTEL_EXPORTER_OTLP_ENDPOINT is set (the SDK reads the standard OTEL_* variables), and to
+whatever Prometheus scrapes us when OTEL_METRICS_EXPORTER names it; otherwise the API's no-op providers stay in
+place and cost next to nothing.
 """
 
+import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -18,6 +20,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from extproc.outcome import Cost, Outcome
 from extproc.response import Usage
 
+if TYPE_CHECKING:
+    from opentelemetry.sdk.metrics.export import MetricReader
+
+log = logging.getLogger(__name__)
+
 # gen_ai.operation.name of the OpenTelemetry GenAI conventions, by API.
 _OPERATIONS = {"chat": "chat", "messages": "chat", "responses": "chat", "completions": "text_completion"}
 _PREFIX = "semantic_router"
@@ -26,25 +33,44 @@ _propagator = TraceContextTextMapPropagator()
 
 
 def set_up_telemetry() -> None:
-    """Install OTLP exporters if an endpoint is configured; call once per process, before Telemetry()."""
-    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+    """Install the exporters that are configured; call once per process, before Telemetry()."""
+    over_otlp = bool(os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"))
+    scraped = "prometheus" in os.environ.get("OTEL_METRICS_EXPORTER", "").split(",")
+    if not (over_otlp or scraped):
         return
-    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
-    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.metrics import MeterProvider
-    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     name = os.environ.get("OTEL_SERVICE_NAME", "semantic-router")
     # Of its own for each process: counters of several are added up, not mixed up.
     resource = Resource.create({SERVICE_NAME: name, SERVICE_INSTANCE_ID: str(uuid.uuid4())})
-    tracers = TracerProvider(resource=resource)
-    tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    trace.set_tracer_provider(tracers)
-    reader = PeriodicExportingMetricReader(OTLPMetricExporter())
-    metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=[reader]))
+    readers: list[MetricReader] = [_scraped()] if scraped else []
+    if over_otlp:
+        from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        tracers = TracerProvider(resource=resource)
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(tracers)
+        readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
+    metrics.set_meter_provider(MeterProvider(resource=resource, metric_readers=readers))
+
+
+def _scraped() -> "MetricReader":
+    """Open the port that Prometheus scrapes, under OpenTelemetry's own variables and default."""
+    from opentelemetry.exporter.prometheus import PrometheusMetricReader
+    from prometheus_client import start_http_server
+
+    host = os.environ.get("OTEL_EXPORTER_PROMETHEUS_HOST", "localhost")
+    port = int(os.environ.get("OTEL_EXPORTER_PROMETHEUS_PORT", "9464"))
+    try:
+        start_http_server(port, host)
+    except OSError as error:  # taken, by another process of ours perhaps: traffic goes first
+        log.error("no metrics for Prometheus on %s:%d: %s", host, port, error)
+    return PrometheusMetricReader()
 
 
 class Telemetry:
@@ -52,6 +78,8 @@ class Telemetry:
 
     def __init__(self, revision: str) -> None:
         self.revision = revision
+        # Cohort -> the share of its judged answers that may climb; what escalations are held against.
+        self.shares: Callable[[], Mapping[str, float]] = dict
         self._tracer = trace.get_tracer("extproc")
         meter = metrics.get_meter("extproc")
         self._decisions = meter.create_counter(
@@ -99,10 +127,17 @@ class Telemetry:
             f"{_PREFIX}.reloads", unit="{reload}", description="Configuration reloads by outcome"
         )
         self._set_up_ledger(meter)
+        for outcome in ("applied", "refused"):  # from nought on: who watches for an increase sees the first, too
+            self._reloads.add(0, {"outcome": outcome})
         meter.create_observable_gauge(
             f"{_PREFIX}.revision",
             [self._observe_revision],
             description="1 for the configuration revision in force",
+        )
+        meter.create_observable_gauge(
+            f"{_PREFIX}.escalation.share",
+            [self._observe_shares],
+            description="The part of a cohort's judged answers that may climb, as its intent says",
         )
 
     def decided(
@@ -201,6 +236,7 @@ class Telemetry:
         self._lost = meter.create_counter(
             f"{_PREFIX}.ledger.lost", unit="{request}", description="Outcomes that the ledger could not keep"
         )
+        self._lost.add(0)
 
     def ended(self, outcome: Outcome, cost: Cost) -> None:
         """Report what became of an exchange; from any thread."""
@@ -238,3 +274,6 @@ class Telemetry:
 
     def _observe_revision(self, _options: CallbackOptions) -> list[Observation]:
         return [Observation(1, {"revision": self.revision})]
+
+    def _observe_shares(self, _options: CallbackOptions) -> list[Observation]:
+        return [Observation(share, {"cohort": cohort}) for cohort, share in self.shares().items()]

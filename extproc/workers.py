@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 _BACKOFF_S = (0.1, 1.0, 5.0, 15.0)
 # A worker that has lived this long has started well: the next death is a new story.
 _SETTLED_S = 60.0
+_SCRAPED_PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -55,10 +56,13 @@ def health_address(listen: str) -> str:
 class _Worker:
     """One process, whether it serves, and how often it died lately."""
 
-    def __init__(self, command: list[str], address: str, changed: Callable[[], None]) -> None:
+    def __init__(self, place: int, command: list[str], address: str, changed: Callable[[], None]) -> None:
         self.serves = False
         self.status = 0  # of the last exit
         self._command, self._address, self._changed = command, address, changed
+        # Each is scraped by itself, on consecutive ports, too.
+        scraped = int(os.environ.get(_SCRAPED_PORT, "9464")) + place
+        self._env = os.environ | {_SCRAPED_PORT: str(scraped)}
         self._deaths = 0
         self._process: asyncio.subprocess.Process | None = None
 
@@ -80,7 +84,7 @@ class _Worker:
         read, write = os.pipe()
         try:
             command = [*self._command, "--ready-fd", str(write)]
-            self._process = await asyncio.create_subprocess_exec(*command, pass_fds=(write,))
+            self._process = await asyncio.create_subprocess_exec(*command, pass_fds=(write,), env=self._env)
             loop.add_reader(read, self._tell, read)
             self.status = await self._process.wait()
         finally:
@@ -118,7 +122,7 @@ async def supervise(commands: dict[str, list[str]], health_listen: str) -> int:
     await server.start()
     changed = asyncio.Event()
     changed.set()
-    workers = [_Worker(command, address, changed.set) for address, command in commands.items()]
+    workers = [_Worker(i, command, address, changed.set) for i, (address, command) in enumerate(commands.items())]
     lives = [asyncio.create_task(worker.keep_alive()) for worker in workers]
     telling = asyncio.create_task(_tell_health(workers, service, changed))
     stopped = asyncio.create_task(stop.wait())

@@ -81,6 +81,12 @@ def test_without_a_decision_it_failed_open() -> None:
     assert (found.reason, found.cohort, found.tier) == ("fail_open", None, "large")
 
 
+def test_what_was_never_sent_on_did_not_fail_open() -> None:
+    """A body too long, or a client that left while it sent one: no decision, and no attempt."""
+    found = read(decision=None, status=413, upstreamRequestAttemptCount=0, customTags={})
+    assert (found.reason, found.ending, found.attempts, found.tier) == ("none", "failed", 0, None)
+
+
 @pytest.mark.parametrize("route", ["rest", "", "elsewhere"])
 def test_what_is_no_api_of_ours_is_left_out(route: str) -> None:
     assert read_outcomes(batch(routeName=route)) == []

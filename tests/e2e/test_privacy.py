@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from collector import Collector, attributes
 from traffic import CHAT, EXTRACT, MESSAGES, MODELS, PROVE, ask, body_of, eventually, send
 
+from bench.collector import Collector, attributes
 from extproc.sample_upstream import SampleUpstreams
 from extproc.stack import Stack
 

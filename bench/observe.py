@@ -1,0 +1,224 @@
+"""Watching, tried out: the stack under a mixed load, a real Prometheus, an OTLP receiver: `make observe`.
+
+Prometheus loads the rules and scrapes the router, the receiver takes Envoy's and the router's spans. What is
+printed was asked of them: every query of the dashboard, and one whole trace of a request whose first answer was
+rejected. With `--serve`, all of it keeps running until Ctrl-C.
+"""
+
+import argparse
+import contextlib
+import http.client
+import itertools
+import json
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from bench.collector import Collector, attributes
+from extproc.config import load_config
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import Stack, end, free_ports
+
+OBSERVE = Path("deploy/observe")
+_INTENTS = Path("intents")
+_SERVICES = ("envoy", "semantic-router")
+_WITHIN_S = 60.0
+_ROUNDS = 6  # at least: a rate needs a counter that was seen to move
+# Plain, judged, climbing, out of scope; streams that tell tokens and streams that do not.
+_PROMPTS = (
+    "Prove that the sum of two odd numbers is even.",
+    "Where is my order? It should have arrived last Tuesday.",
+    "I forgot my password and cannot get into my account, what can I do?",
+    "What rhymes with orange, and who would win, a shark or a bear?",
+)
+
+
+class Watched:
+    """A running stack and what watches it."""
+
+    def __init__(self, stack: Stack, collector: Collector, url: str) -> None:
+        self.stack, self.collector, self.url = stack, collector, url
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """What Prometheus answers to a query, now: its samples, without those that are no number."""
+        asked = urllib.parse.urlencode({"query": query.replace("$__rate_interval", "1m")})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{asked}", timeout=10) as answer:
+            samples: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+        return [sample for sample in samples if sample["value"][1] != "NaN"]
+
+    def unanswered(self) -> list[str]:
+        """Queries of the dashboard that return nothing."""
+        return [query for query in dashboard_queries() if not self.ask(query)]
+
+    def traces(self) -> dict[bytes, list[tuple[str, Any]]]:
+        """Spans with their service, by trace."""
+        found: dict[bytes, list[tuple[str, Any]]] = {}
+        for service in _SERVICES:
+            for span in self.collector.spans(service):
+                found.setdefault(span.trace_id, []).append((service, span))
+        return found
+
+    def climb(self) -> list[tuple[str, Any]]:
+        """A whole trace in which an answer was rejected; empty as long as none is here."""
+        for spans in self.traces().values():
+            names = [span.name for _, span in spans]
+            ids = {span.span_id for _, span in spans}
+            rejected = any(attributes(span).get("semantic_router.verdict") == "escalate" for _, span in spans)
+            whole = all(span.parent_span_id in ids for _, span in spans if span.parent_span_id)
+            if rejected and whole and "semantic_router.decide" in names:
+                return spans
+        return []
+
+
+def dashboard_queries() -> list[str]:
+    """Every query of every panel."""
+    panels = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
+
+
+def load(stack: Stack) -> None:
+    """One round: each prompt, whole and streamed, and one client that leaves."""
+    for prompt, stream, counted in itertools.product(_PROMPTS, (False, True), (False, True)):
+        more = {"stream": stream} | ({"stream_options": {"include_usage": True}} if stream and counted else {})
+        body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]} | more
+        connection = http.client.HTTPConnection("127.0.0.1", stack.port, timeout=30)
+        connection.request(
+            "POST", "/v1/chat/completions", msgspec.json.encode(body), {"content-type": "application/json"}
+        )
+        connection.getresponse().read()
+        connection.close()
+    with contextlib.closing(socket.create_connection(("127.0.0.1", stack.port), 30)) as leaving:
+        leaving.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Watched]:
+    """Everything, running; all of it stopped at the end."""
+    binary = shutil.which("prometheus")
+    if binary is None:
+        raise OSError("there is no `prometheus` on the PATH: apt-get install prometheus")
+    tiers = load_config(_INTENTS).policy.tiers
+    with (
+        tempfile.TemporaryDirectory(prefix="observe-") as folder,
+        Collector() as collector,
+        SampleUpstreams({tier.name: tier.model for tier in tiers}) as upstreams,
+    ):
+        stack = Stack(_INTENTS, Path(folder), upstreams)
+        scraped, port = free_ports(2)
+        prometheus = None
+        try:
+            stack.start_router({
+                "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
+                "OTEL_BSP_SCHEDULE_DELAY": "200",
+                "OTEL_METRICS_EXPORTER": "prometheus",
+                "OTEL_EXPORTER_PROMETHEUS_PORT": str(scraped),
+            })  # fmt: skip
+            stack.start_envoy(otlp=collector.address)
+            prometheus = _start_prometheus(binary, Path(folder), scraped, port)
+            yield Watched(stack, collector, f"http://127.0.0.1:{port}")
+        finally:
+            if prometheus is not None:
+                end(prometheus)
+            stack.stop()
+
+
+def _start_prometheus(binary: str, folder: Path, scraped: int, port: int) -> subprocess.Popen[bytes]:
+    """Our own configuration, at the pace of a trial and at these ports."""
+    config = yaml.safe_load((OBSERVE / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str((OBSERVE / "rules.yml").resolve())]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"localhost:{scraped}"]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    command = [
+        binary, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus",
+        f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
+    ]  # fmt: skip
+    with (folder / "prometheus.log").open("wb") as out:
+        return subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def settle(running: Watched) -> list[str]:
+    """Send load until every query returns something and a trace is whole; what is missing in the end."""
+    deadline = time.monotonic() + _WITHIN_S
+    missing = ["everything"]
+    for rounds in itertools.count(1):
+        load(running.stack)
+        time.sleep(2)
+        if time.monotonic() > deadline or (rounds > _ROUNDS and not missing):
+            break
+        try:
+            missing = running.unanswered() + ([] if running.climb() else ["a whole trace of a climb"])
+        except (urllib.error.URLError, ConnectionError):
+            continue  # Prometheus is starting
+    return missing
+
+
+def main() -> int:
+    """Print what arrived; return 0 when nothing was missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--serve", action="store_true", help="keep it all running")
+    serve = parser.parse_args().serve
+    print("starting sample upstreams, router, Envoy, Prometheus and an OTLP receiver ...", flush=True)
+    with watched() as running:
+        missing = settle(running)
+        panels = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
+        for panel in panels:
+            print(f"\n{panel['title']}")
+            for target in panel["targets"]:
+                for sample in running.ask(target["expr"]):
+                    labels = ", ".join(f"{name} {value or '-'}" for name, value in _named(sample).items())
+                    print(f"  {float(sample['value'][1]):>12.5g}  {labels}")
+        print("\none trace: spans, service, milliseconds")
+        _print_trace(running.climb())
+        if missing:
+            print("\nmissing: " + "; ".join(missing))
+        if serve:
+            print(
+                f"\nPrometheus: {running.url}   Envoy: {running.stack.url}   Ctrl-C stops everything.", flush=True
+            )
+            with contextlib.suppress(KeyboardInterrupt):
+                while True:
+                    load(running.stack)
+                    time.sleep(1)
+    return 1 if missing else 0
+
+
+def _named(sample: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in sample["metric"].items() if name != "__name__"}
+
+
+def _print_trace(spans: list[tuple[str, Any]]) -> None:
+    children: dict[bytes, list[tuple[str, Any]]] = {}
+    for service, span in sorted(spans, key=lambda each: each[1].start_time_unix_nano):
+        children.setdefault(span.parent_span_id, []).append((service, span))
+    _walk(children, b"", 0, lambda line: print(line))
+
+
+def _walk(
+    children: dict[bytes, list[tuple[str, Any]]], parent: bytes, depth: int, say: Callable[[str], None]
+) -> None:
+    for service, span in children.get(parent, []):
+        told = attributes(span)
+        about = [
+            str(told[f"semantic_router.{key}"])
+            for key in ("cohort", "tier", "verdict")
+            if f"semantic_router.{key}" in told
+        ]
+        took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+        say(f"  {'  ' * depth}{span.name} [{service}] {took:.1f}{'  ' if about else ''}{' '.join(about)}")
+        _walk(children, span.span_id, depth + 1, say)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

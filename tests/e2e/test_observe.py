@@ -1,0 +1,38 @@
+"""What is in deploy/observe/ works with the real Prometheus: rules, alerts, and every query of the dashboard."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+from traffic import REPOSITORY
+
+from bench.observe import OBSERVE, dashboard_queries, settle, watched
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="Prometheus is not installed: apt-get install prometheus"
+)
+
+
+@pytest.mark.parametrize("command", [["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]], ids=str)
+def test_promtool_accepts_the_rules(command: list[str]) -> None:
+    """They are valid, and each alert fires for what it is for."""
+    done = subprocess.run(
+        ["promtool", *command], cwd=REPOSITORY / OBSERVE, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested() -> None:
+    alerts = re.findall(r"alert: (\w+)", (REPOSITORY / OBSERVE / "rules.yml").read_text())
+    tested = re.findall(r"alertname: (\w+)", (REPOSITORY / OBSERVE / "rules_test.yml").read_text())
+    assert set(alerts) == set(tested)
+
+
+def test_every_query_of_the_dashboard_returns_data_and_a_trace_is_whole() -> None:
+    """Under a mixed load: nothing on the dashboard is empty, and Envoy's spans and ours are one tree."""
+    assert len(dashboard_queries()) > 15
+    with watched() as running:
+        assert settle(running) == []
+        services = {service for service, _ in running.climb()}
+    assert services == {"envoy", "semantic-router"}
