@@ -35,12 +35,12 @@ _INTENTS = Path("intents")
 _SERVICES = ("envoy", "semantic-router")
 _WITHIN_S = 60.0
 _ROUNDS = 6  # at least: a rate needs a counter that was seen to move
-# Plain, judged, climbing, out of scope; streams that tell tokens and streams that do not.
+# Plain, accepted, rejected by the sample's small tier, and one that says nothing: the default tier's.
 _PROMPTS = (
     "Prove that the sum of two odd numbers is even.",
     "Where is my order? It should have arrived last Tuesday.",
     "I forgot my password and cannot get into my account, what can I do?",
-    "What rhymes with orange, and who would win, a shark or a bear?",
+    "",
 )
 
 
@@ -88,7 +88,7 @@ def dashboard_queries() -> list[str]:
 
 
 def load(stack: Stack) -> None:
-    """One round: each prompt, whole and streamed, and one client that leaves."""
+    """One round: each prompt, whole and streamed, with and without its tokens told; and one client that leaves."""
     for prompt, stream, counted in itertools.product(_PROMPTS, (False, True), (False, True)):
         more = {"stream": stream} | ({"stream_options": {"include_usage": True}} if stream and counted else {})
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]} | more
