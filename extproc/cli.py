@@ -1,4 +1,4 @@
-"""The command line: prepare | serve | health | check | explain | envoy | report | export | demo."""
+"""The command line: prepare | serve | health | check | explain | envoy | report | export | demo; and offline/'s."""
 
 import argparse
 import asyncio
@@ -126,7 +126,19 @@ def _parser() -> argparse.ArgumentParser:
     _intents_option(demo, default=Path("intents"))
     demo.add_argument("--serve", action="store_true", help="keep it running and print a curl line")
     demo.set_defaults(run=_demo)
+
+    _evidence_commands(commands)
     return parser
+
+
+def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    convert = commands.add_parser("convert", help="print another file's rows as labelled or recorded traffic")
+    convert.add_argument("kind", choices=("clinc150", "routellm", "mmlupro", "openai-log"))
+    convert.add_argument("file", type=Path, metavar="FILE", help="JSON lines, or gzipped (.gz)")
+    convert.add_argument(
+        "--where", action="append", default=[], metavar="MEMBER=VALUE", help="only lines with this; repeat for more"
+    )
+    convert.set_defaults(run=_convert)
 
 
 def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
@@ -287,3 +299,10 @@ def _demo(args: argparse.Namespace) -> int:
         raise ValueError(f"{error}: the demo's own needs are missing: pip install 'extproc[demo]'") from error
 
     return run_demo(args.intents, args.serve)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from extproc.offline.commands import run_convert
+
+    where = dict(condition.partition("=")[::2] for condition in args.where)
+    return run_convert(args.kind, args.file, where)

@@ -11,6 +11,8 @@ from extproc.config import load_config
 from extproc.embedding import Batcher
 from extproc.exchange import Routed, Router, decision_record
 from extproc.match import similarities
+from extproc.policy import routable_model
+from extproc.request import path_of
 from extproc.sentences import load_encoder
 from extproc.snapshot import compile_snapshot
 
@@ -42,10 +44,10 @@ def explain(
     encoder = load_encoder(config.policy.encoder.model)
     snapshot = compile_snapshot(config, encoder)
     if body is None:
-        model = _a_routable_model(config.policy.retarget)
+        model = routable_model(config.policy.retarget)
         message = {"role": "user", "content": prompt}
         body = msgspec.json.encode({"model": model, "messages": [message]})
-    path = path or _path_of(body)
+    path = path or path_of(body)
     given = {":path": path}
     for header in headers:
         name, _, value = header.partition(":")
@@ -56,23 +58,6 @@ def explain(
     if routed.signals is not None and routed.signals.ask.text:
         found = similarities(snapshot.index, encoder.encode([routed.signals.ask.text])[0])
     return _as_json(routed, found) if as_json else _as_text(routed, found, path)
-
-
-def _a_routable_model(patterns: tuple[str, ...]) -> str:
-    return next((p for p in patterns if not set(p) & set("*?[")), patterns[0].strip("*?") or "auto")
-
-
-def _path_of(body: bytes) -> str:
-    """The API that a body's shape speaks of; Anthropic's cannot be told from OpenAI's by shape alone."""
-    try:
-        keys = set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"the request is not a JSON object: {error}") from error
-    if "input" in keys:
-        return "/v1/responses"
-    if "prompt" in keys:
-        return "/v1/completions"
-    return "/v1/messages" if "system" in keys or "thinking" in keys else "/v1/chat/completions"
 
 
 def _as_json(routed: Routed, found: dict[str, float]) -> str:

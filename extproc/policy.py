@@ -141,6 +141,11 @@ def may_retarget(policy: Policy, model: str) -> bool:
     return any(fnmatchcase(model, pattern) for pattern in policy.retarget)
 
 
+def routable_model(patterns: Sequence[str]) -> str:
+    """A model name that these `retarget` patterns let us replace, for a request that is made from a text."""
+    return next((p for p in patterns if not set(p) & set("*?[")), patterns[0].strip("*?") or "auto")
+
+
 def decide(
     policy: Policy,
     signals: Signals,

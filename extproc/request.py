@@ -184,6 +184,22 @@ def _items(read: _Body) -> int:
     return count + sum(len(m.content) for m in messages if isinstance(m.content, list))
 
 
+def path_of(body: bytes) -> str:
+    """The API that a body's shape speaks of; Anthropic's cannot be told from OpenAI's by shape alone.
+
+    Raises ValueError when it is no JSON object.
+    """
+    try:
+        keys = set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"the request is not a JSON object: {error}") from error
+    if "input" in keys:
+        return "/v1/responses"
+    if "prompt" in keys:
+        return "/v1/completions"
+    return "/v1/messages" if "system" in keys or "thinking" in keys else "/v1/chat/completions"
+
+
 def _messages(api: Api, read: _Body) -> list[_Message]:
     if api == "completions":
         prompts = [read.prompt] if isinstance(read.prompt, str) else read.prompt or []

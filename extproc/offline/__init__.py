@@ -1,0 +1,12 @@
+"""Evidence: what a configuration does to recorded or labelled traffic, found out by the functions that serve.
+
+Reading order:
+
+    traffic      the JSONL of labelled or recorded traffic (convert makes it from other formats)
+    execution    rows -> decisions -> which tiers' recorded answers would have been served (tokens, if none are)
+    metrics      numbers from arrays, with intervals
+    evaluation   `extproc eval`: executions -> a report (report prints it, page and charts draw it)
+    calibration  `extproc calibrate`: labelled rows -> floors and probabilities (edits writes them into the YAML)
+    comparison   `extproc diff` and `extproc gate`: two configurations on the same traffic
+    suggestion   `extproc suggest`: new intents from what falls out of scope
+"""
