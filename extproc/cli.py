@@ -199,10 +199,13 @@ def _check(args: argparse.Namespace) -> int:
     config = load_config(args.intents)
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()
-    uncalibrated = [cohort.name for cohort in cohorts if not cohort.calibrated]
+    uncalibrated = [cohort.name for cohort in cohorts if cohort.evidence is None]
+    stale = [cohort.name for cohort in cohorts if cohort.evidence is not None and not cohort.calibrated]
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
     if uncalibrated:
-        print(f"uncalibrated (floor taken from their own utterances): {', '.join(uncalibrated)}")
+        print(f"uncalibrated (no evidence for their floors): {', '.join(uncalibrated)}")
+    if stale:
+        print(f"stale (utterances changed since `extproc calibrate`): {', '.join(stale)}")
     return 0
 
 

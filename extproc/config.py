@@ -15,6 +15,7 @@ from extproc.settings import (
     EncoderConfig,
     Escalate,
     Escalations,
+    Evidence,
     Human,
     Judge,
     Reasoning,
@@ -60,6 +61,7 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     risk: Literal["low", "high"] = "low"
     floor: float | None = None  # None: taken from the intent's own utterances
     margin: float = 0.0
+    evidence: Evidence | None = None  # what floor and margin were fitted on; `extproc calibrate` writes it
     accept: list[Any] = []  # rules: extproc/acceptance/rules.py lists them
     escalate: Escalate | None = None
     stream: StreamHold = "early"
@@ -209,6 +211,18 @@ def _check_intents(intents: list[tuple[str, Intent]], policy: PolicyFile, tiers:
         yield from _check_cascade(file, intent, policy, tiers)
         if intent.floor is not None and not -1 <= intent.floor <= 1:
             yield file, ".floor", "`floor` is a cosine similarity: from -1 to 1"
+        if intent.evidence is not None:
+            yield from _check_evidence(file, intent.evidence, intent.floor)
+
+
+def _check_evidence(file: str, evidence: Evidence, floor: float | None) -> Iterator[_Finding]:
+    if floor is None:
+        yield file, ".evidence", "`evidence` without the `floor` it speaks of: run `extproc calibrate` again"
+    if evidence.probability.similarity < 0 or evidence.probability.margin < 0:
+        yield file, ".evidence.probability", "slopes are not below 0: run `extproc calibrate` again"
+    shares = (evidence.risk, evidence.accepted, *evidence.wrong)
+    if not all(0 <= share <= 1 for share in shares) or evidence.wrong[0] > evidence.wrong[1]:
+        yield file, ".evidence", "`risk`, `wrong` and `accepted` are shares from 0 to 1, `wrong` lower end first"
 
 
 def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:

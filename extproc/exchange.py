@@ -127,6 +127,9 @@ def decision_record(routed: Routed) -> dict[str, Any]:
             "margin": round(decision.match.margin, 4),
             "calibrated": decision.cohort.calibrated,
         }
+        probability = decision.cohort.probability(decision.match)
+        if probability is not None and decision.cohort.evidence is not None:
+            record |= {"probability": round(probability, 4), "evidence": decision.cohort.evidence.stamp}
     if signals is not None:
         record |= {
             "ask": signals.ask.source,

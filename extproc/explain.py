@@ -10,8 +10,8 @@ from extproc.acceptance.rules import rule_name
 from extproc.config import load_config
 from extproc.embedding import Batcher
 from extproc.exchange import Routed, Router, decision_record
-from extproc.match import similarities
-from extproc.policy import routable_model
+from extproc.match import Match, similarities
+from extproc.policy import Cohort, routable_model
 from extproc.request import path_of
 from extproc.sentences import load_encoder
 from extproc.snapshot import compile_snapshot
@@ -83,12 +83,13 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
     if found:
         lines.append("\ncohort            similarity   floor")
         for name, value in found.items():
-            mark = "" if cohorts[name].calibrated else "  uncalibrated"
+            mark = "" if cohorts[name].calibrated else f"  {uncalibrated(cohorts[name])}"
             lines.append(f"{name:<18}{value:>10.3f}{cohorts[name].floor:>8.3f}{mark}")
         lines.append("")
     if decision.match is not None:
         least = decision.cohort.margin if decision.cohort is not None else 0.0
         lines.append(f"margin    {decision.match.margin:.3f} (least {least:.3f})")
+        lines += _likely(decision.cohort, decision.match)
     rule = f", rule `{decision.rule}`" if decision.rule is not None else ""
     lines.append(f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}")
     if decision.proposed_tier is not None:
@@ -106,6 +107,22 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
     if routed.mutation.body is None:
         lines.append("writes    nothing: the body goes on as it is")
     return "\n".join(lines)
+
+
+def uncalibrated(cohort: Cohort) -> str:
+    """The word for a floor without evidence, or with evidence about other centroids."""
+    return "uncalibrated" if cohort.evidence is None else "stale: utterances changed since it was calibrated"
+
+
+def _likely(cohort: Cohort | None, match: Match) -> list[str]:
+    """The chance that the match is right and what says so, if anything does."""
+    probability = cohort.probability(match) if cohort is not None else None
+    if cohort is None or cohort.evidence is None or probability is None:
+        return []
+    evidence = cohort.evidence
+    return [
+        f"right     {100 * probability:.1f} % likely, by {evidence.rows} rows of {evidence.data}, {evidence.date}"
+    ]
 
 
 def _written(routed: Routed) -> dict[str, str]:

@@ -14,6 +14,7 @@ from extproc.settings import (
     EncoderConfig,
     Escalate,
     Escalations,
+    Evidence,
     Human,
     Judge,
     Reasoning,
@@ -31,7 +32,7 @@ class Cohort(msgspec.Struct, frozen=True):
     tier: str
     floor: float  # least similarity at which a match is trusted
     margin: float  # least margin, likewise
-    calibrated: bool  # False: the floor comes from the intent's own utterances, not from evidence
+    calibrated: bool  # the floor rests on evidence, and on evidence about these very centroids
     reasoning: Reasoning | None = None
     max_output_tokens: int | None = None
     tier_floor: str | None = None
@@ -39,6 +40,13 @@ class Cohort(msgspec.Struct, frozen=True):
     accept: tuple[AcceptRule, ...] = ()  # what an answer is judged by before the client sees it
     escalate: Escalate | None = None
     stream: StreamHold = "early"
+    evidence: Evidence | None = None  # also when it is stale
+
+    def probability(self, match: Match) -> float | None:
+        """The chance that the match is right; None without evidence."""
+        if self.evidence is None or not self.calibrated:
+            return None
+        return self.evidence.probability.of(match.similarity, match.margin)
 
 
 class Policy(msgspec.Struct, frozen=True):
@@ -161,7 +169,7 @@ def decide(
     that rules name. An ambiguous match is not trusted, but the tier floors of both its cohorts hold.
     """
     cohort = policy.cohorts[match.cohort] if match is not None else None
-    reason = _trust(cohort, match, failure)
+    reason = trust(cohort, match, failure)
     settings = cohort if reason is Reason.MATCHED else None
     landed = _landed(policy, match, reason)
     name = settings.tier if settings is not None else policy.default_tier
@@ -200,7 +208,8 @@ def decide(
     return decision if policy.mode == "enforce" else _shadowed(policy, decision, signals)
 
 
-def _trust(cohort: Cohort | None, match: Match | None, failure: Reason) -> Reason:
+def trust(cohort: Cohort | None, match: Match | None, failure: Reason = Reason.NO_TEXT) -> Reason:
+    """MATCHED when the match lies above its cohort's floors, else the reason for the default tier."""
     if cohort is None or match is None:
         return failure
     if match.similarity < cohort.floor:

@@ -1,5 +1,6 @@
 """What a user writes, as values: config.py decodes YAML straight into these, and the core reads them."""
 
+import math
 import os
 from typing import Literal
 
@@ -128,6 +129,37 @@ class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def human(self) -> bool:
         """Whether a person is the last rung."""
         return HUMAN in (self.to if isinstance(self.to, tuple) else (self.to,))
+
+
+class Probability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The chance that a match is right, from its similarity and margin: a logistic curve (Platt 1999)."""
+
+    similarity: float  # slopes, from 0 up: what is nearer is never less likely right
+    margin: float
+    offset: float
+
+    def of(self, similarity: float, margin: float) -> float:
+        """A chance from 0 to 1."""
+        return 1 / (1 + math.exp(-max(-700.0, self.similarity * similarity + self.margin * margin + self.offset)))
+
+
+class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a cohort's floor was fitted on, and what came of it; `extproc calibrate` writes it."""
+
+    date: str
+    data: str  # the hash of the labelled traffic
+    rows: int  # of it that landed in the cohort
+    encoder: str
+    centroids: str  # the hash of all that makes centroids: any other utterance, and the evidence is stale
+    risk: float  # the share of accepted matches that may be wrong, at 95 % confidence
+    wrong: tuple[float, float]  # 95 % interval of that share, on rows that the fit had not seen
+    accepted: float  # share of the rows that the floor accepts, likewise
+    probability: Probability
+
+    @property
+    def stamp(self) -> str:
+        """Which data and when, in one short word each."""
+        return f"{self.data} {self.date}"
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

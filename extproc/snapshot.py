@@ -1,5 +1,6 @@
 """Config -> Snapshot: utterances become centroids and floors, YAML becomes policy."""
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,11 +26,11 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     names = [intent.intent for intent in config.intents]
     rows = dict(zip(names, np.split(vectors, ends[:-1]), strict=True))
     fitted = fit_centroids(rows)
-    file = config.policy
+    file, centroids = config.policy, centroids_digest(config)
     policy = Policy(
         tiers=file.tiers,
         default_tier=file.default_tier,
-        cohorts={i.intent: _cohort(i, fitted[i.intent].floor) for i in config.intents},
+        cohorts={i.intent: _cohort(i, fitted[i.intent].floor, centroids) for i in config.intents},
         rules=file.rules,
         retarget=file.retarget,
         mode=file.mode,
@@ -43,13 +44,20 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     return snapshot
 
 
-def _cohort(intent: Intent, own_floor: float) -> Cohort:
+def centroids_digest(config: Config) -> str:
+    """The hash of all that makes the centroids: evidence about others says nothing of these."""
+    encoder = config.policy.encoder
+    spoken = [(intent.intent, intent.utterances) for intent in config.intents]
+    return hashlib.sha256(repr((encoder.model, encoder.max_chars, spoken)).encode()).hexdigest()[:12]
+
+
+def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
     return Cohort(
         name=intent.intent,
         tier=intent.tier,
         floor=own_floor if intent.floor is None else intent.floor,
         margin=intent.margin,
-        calibrated=intent.floor is not None,
+        calibrated=intent.evidence is not None and intent.evidence.centroids == centroids,
         reasoning=intent.reasoning,
         max_output_tokens=intent.max_output_tokens,
         tier_floor=intent.tier_floor,
@@ -57,6 +65,7 @@ def _cohort(intent: Intent, own_floor: float) -> Cohort:
         accept=compile_rules(intent.accept),
         escalate=intent.escalate,
         stream=intent.stream,
+        evidence=intent.evidence,
     )
 
 
@@ -74,7 +83,8 @@ def _unreachable(config: Config, snapshot: Snapshot, rows: dict[str, Vectors]) -
                     f"this utterance of `{intent.intent}` falls to `{match.cohort}`: "
                     "reword it, move it there, or add utterances like it",
                 )
-            elif match.similarity < floor:
+            # A floor with evidence knows better than the utterance what is wrong at such a distance.
+            elif match.similarity < floor and intent.evidence is None:
                 yield Problem(
                     file,
                     line,

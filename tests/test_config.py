@@ -3,6 +3,7 @@
 `configs/good` is a valid folder; each `configs/bad_<mistake>` holds only the files that differ from it.
 """
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -11,9 +12,10 @@ import msgspec
 import pytest
 
 from extproc.config import ConfigError, load_config
+from extproc.match import Match
 from extproc.policy import Cohort
 from extproc.settings import Conditions, Price, Reasoning, Rule, Tier
-from extproc.snapshot import compile_snapshot
+from extproc.snapshot import centroids_digest, compile_snapshot
 
 CONFIGS = Path(__file__).parent / "configs"
 MISTAKES = {
@@ -63,6 +65,17 @@ MISTAKES = {
     ],
     "too_few_utterances": ["billing.yaml:4: only 2 utterances: write at least 3, better 12"],
     "floor_out_of_range": ["billing.yaml:3: `floor` is a cosine similarity: from -1 to 1"],
+    "evidence_without_floor": [
+        "billing.yaml:3: `evidence` without the `floor` it speaks of: run `extproc calibrate` again"
+    ],
+    "evidence_out_of_range": [
+        "billing.yaml:4: `risk`, `wrong` and `accepted` are shares from 0 to 1, `wrong` lower end first",
+        "billing.yaml:13: slopes are not below 0: run `extproc calibrate` again",
+    ],
+    "evidence_key": [
+        "billing.yaml:7: `evidence.rows` is 'many': expected int, got str",
+        "billing.yaml:9: unknown key `centroid`: did you mean `centroids`?",
+    ],
     "utterance_of_another_intent": [
         "billing.yaml:8: this utterance of `billing` falls to `cooking`: "
         "reword it, move it there, or add utterances like it"
@@ -240,9 +253,51 @@ def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
     assert snapshot.index.cohorts == ["billing", "cooking"]
 
 
-def test_a_floor_that_was_fitted_is_taken_as_it_is(folder, words):
-    """`floor` in the file is evidence: the cohort is calibrated."""
+def test_a_floor_that_a_person_wrote_is_taken_as_it_is(folder, words):
+    """It is no evidence: the cohort stays uncalibrated."""
     with (folder / "billing.yaml").open("a") as file:
         file.write("floor: 0.1\nmargin: 0.05\n")
     billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
-    assert (billing.floor, billing.margin, billing.calibrated) == (0.1, 0.05, True)
+    assert (billing.floor, billing.margin, billing.calibrated) == (0.1, 0.05, False)
+
+
+EVIDENCE = """
+floor: 0.9
+evidence:
+  date: 2026-11-22
+  data: 3f2a9c0d1e4b
+  rows: 240
+  encoder: all-MiniLM-L6-v2
+  centroids: CENTROIDS
+  risk: 0.05
+  wrong: [0.004, 0.071]
+  accepted: 0.93
+  probability: {similarity: 12, margin: 8, offset: -4}
+"""
+
+
+def with_evidence(folder, words):
+    """The cohort billing, calibrated on the utterances that the folder has now."""
+    centroids = centroids_digest(load_config(folder))
+    with (folder / "billing.yaml").open("a") as file:
+        file.write(EVIDENCE.replace("CENTROIDS", centroids))
+    return compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
+
+
+def test_a_floor_with_evidence_is_calibrated(folder, words):
+    """A match then has a probability; and an utterance below such a floor is no mistake of the file's."""
+    billing = with_evidence(folder, words)
+    assert (billing.floor, billing.calibrated) == (0.9, True)
+    assert billing.evidence is not None and billing.evidence.stamp == "3f2a9c0d1e4b 2026-11-22"
+    assert billing.probability(Match("billing", 0.25, 0.25)) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert billing.probability(Match("billing", -1000, 0)) == pytest.approx(0, abs=1e-300)
+
+
+def test_evidence_about_other_utterances_is_stale(folder, words):
+    """An utterance of any intent moves centroids: the floor holds, but nobody calls it calibrated."""
+    with_evidence(folder, words)
+    with (folder / "cooking.yaml").open("a") as file:
+        file.write("  - How much salt in a soup recipe\n")
+    billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
+    assert (billing.floor, billing.calibrated) == (0.9, False)
+    assert billing.probability(Match("billing", 0.25, 0.25)) is None

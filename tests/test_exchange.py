@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from extproc.contract import CLUSTER_HEADER, LADDER, LEDGER, METADATA
 from extproc.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
 from extproc.phases import BodyMode, Event, Opening, Reply
 from extproc.policy import Reason
+from extproc.settings import Evidence, Probability
 from extproc.snapshot import compile_snapshot
 from extproc.vectors import DeadlineError, EncoderError
 
@@ -151,6 +153,23 @@ def test_the_ledger_is_told_who_asks_as_hashes(router):
     assert told(later, authorization="Bearer b")["session"] != first["session"]
     assert told(BODY)["principal"] == "anonymous"
     assert told(b"{") == {"principal": "anonymous"}
+
+
+def test_a_calibrated_match_says_how_likely_it_is_and_by_which_evidence(snapshot, words):
+    """A similarity is no probability; with evidence there is one, beside the stamp of the data behind it."""
+    curve = Probability(similarity=3, margin=2, offset=-1)
+    evidence = Evidence("2026-11-22", "3f2a9c0d1e4b", 240, "m", "c", 0.05, (0.0, 0.04), 0.9, curve)
+    billing = msgspec.structs.replace(snapshot.policy.cohorts["billing"], calibrated=True, evidence=evidence)
+    policy = msgspec.structs.replace(snapshot.policy, cohorts=snapshot.policy.cohorts | {"billing": billing})
+    calibrated = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words))
+    exchange, _ = exchanged(calibrated, "BUFFERED", body(BODY))
+    assert exchange.routed is not None and exchange.routed.decision.match is not None
+    match, record = exchange.routed.decision.match, decision_record(exchange.routed)
+    assert (record["calibrated"], record["probability"], record["evidence"]) == (
+        True,
+        round(1 / (1 + math.exp(1 - 3 * match.similarity - 2 * match.margin)), 4),
+        "3f2a9c0d1e4b 2026-11-22",
+    )
 
 
 def test_the_record_has_no_word_of_the_prompt(router):

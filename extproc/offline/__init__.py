@@ -3,7 +3,8 @@
 Reading order:
 
     traffic      the JSONL of labelled or recorded traffic (convert makes it from other formats)
-    execution    rows -> decisions -> which tiers' recorded answers would have been served (tokens, if none are)
+    execution    rows -> decisions, sealed -> what is known of them
+    answers      recorded answers -> what the client would have got, and its cost (tokens counts where nobody did)
     metrics      numbers from arrays, with intervals
     evaluation   `extproc eval`: executions -> a report (report prints it, page and charts draw it)
     calibration  `extproc calibrate`: labelled rows -> floors and probabilities (edits writes them into the YAML)

@@ -1,0 +1,165 @@
+"""Rows -> decisions, and, once those are sealed, what the recorded answers make of them.
+
+Every decision is `Router.route`'s, with an encoder that is patient.
+"""
+
+import asyncio
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from extproc.acceptance.grounding import Embed
+from extproc.config import Config, load_config
+from extproc.exchange import Routed, Router
+from extproc.offline.answers import Answered, Prices, Served, Upstreams
+from extproc.offline.tokens import Tokens
+from extproc.offline.traffic import BadRow, Known, Row, Traffic, reveal_all
+from extproc.policy import Snapshot, routable_model
+from extproc.snapshot import compile_snapshot
+from extproc.vectors import Encoder, Vectors
+
+# Rows in flight at once: their texts are encoded together.
+_AT_ONCE = 512
+
+
+class Memory:
+    """Encodes each text once a run, in batches, whichever configuration asks; tells how far it is."""
+
+    def __init__(self, encoder: Encoder, sentences: Embed | None = None, progress: bool = False) -> None:
+        """`sentences`: what the rule `grounded` embeds with; without it, it cannot run."""
+        self._encoder = encoder
+        self.sentences = sentences
+        self._known: dict[str, Vectors] = {}
+        self._progress = progress
+        self._waiting: list[tuple[str, asyncio.Future[Vectors]]] = []
+
+    async def embed(self, text: str, deadline_s: float) -> Vectors:
+        """Return float32[d]; the deadline is for requests, and nobody waits for these."""
+        del deadline_s
+        if text in self._known:
+            return self._known[text]
+        loop = asyncio.get_running_loop()
+        if not self._waiting:  # what starts in this turn of the loop is encoded together
+            loop.call_soon(self._encode)
+        self._waiting.append((text, loop.create_future()))
+        return await self._waiting[-1][1]
+
+    def _encode(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for (_, vector), found in zip(waiting, self.encode([text for text, _ in waiting]), strict=True):
+            vector.set_result(found)
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return float32[len(texts), d], each row of unit length."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if fresh:
+            self._known |= dict(zip(fresh, self._encoder.encode(fresh), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+    def told(self, done: int, of: int, began: float) -> None:
+        """Draw the progress line, if somebody watches."""
+        if self._progress:
+            left = (time.monotonic() - began) * (of - done) / max(done, 1)
+            end = "\r\033[K" if done == of else ""
+            print(
+                f"\rencoding {done:,} of {of:,} rows, {left:.0f} s left   {end}",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def route_all(snapshot: Snapshot, memory: Memory, rows: Sequence[Row]) -> list[Routed]:
+    """What the router decides about every row."""
+    router = Router(snapshot, memory)
+    model = routable_model(snapshot.policy.retarget)
+
+    async def run() -> list[Routed]:
+        routed: list[Routed] = []
+        began = time.monotonic()
+        for at in range(0, len(rows), _AT_ONCE):
+            memory.told(at, len(rows), began)
+            some = [row.request(model) for row in rows[at : at + _AT_ONCE]]
+            routed += await asyncio.gather(*(router.route(body, headers) for body, headers in some))
+        memory.told(len(rows), len(rows), began)
+        return routed
+
+    return asyncio.run(run())
+
+
+def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:
+    """The hash of everything that decides (files, centroids, thresholds) and of every decision."""
+    digest = hashlib.sha256(snapshot.revision.encode())
+    faiss = snapshot.index.faiss
+    digest.update(faiss.reconstruct_n(0, faiss.ntotal).tobytes())
+    for cohort in snapshot.policy.cohorts.values():
+        digest.update(repr((cohort.name, cohort.floor, cohort.margin)).encode())
+    for one in routed:
+        cohort_name = one.decision.cohort.name if one.decision.cohort is not None else None
+        digest.update(repr((cohort_name, one.decision.reason.value, one.decision.tier.name)).encode())
+    return digest.hexdigest()[:12]
+
+
+# --- the whole run ------------------------------------------------------------------------------------------------
+
+
+class Execution(msgspec.Struct, frozen=True):
+    """One configuration on one file of traffic; the lists have an entry a row."""
+
+    config: Config
+    snapshot: Snapshot
+    digest: str  # of the traffic
+    sealed: str  # the hash of everything decided before a label or an outcome was read
+    rows: list[Row]
+    routed: list[Routed]
+    known: list[Known]
+    answers: list[dict[str, Answered]]
+    served: list[Served | None]
+    bad: list[BadRow]
+    verbatim: int  # rows left out because they are an utterance, word by word
+    token_counts: dict[str, int]  # answers by where their token counts come from
+
+
+def execute(folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens) -> Execution:
+    """Decide about every row, seal that, and only then read what is known. Raises ConfigError."""
+    config = load_config(folder)
+    snapshot = compile_snapshot(config, memory)
+    spoken = {_plain(text) for intent in config.intents for text in intent.utterances}
+    rows = [row for row in traffic.rows if row.text is None or _plain(row.text) not in spoken]
+    routed = route_all(snapshot, memory, rows)
+    sealed = seal(snapshot, routed)
+    revealed, bad = reveal_all(rows)
+    both = [(row, one, known) for row, one, known in zip(rows, routed, revealed, strict=True) if known is not None]
+    prices = Prices(tokens)
+    answers: list[dict[str, Answered]] = []
+    for _, one, known in both:
+        found = {tier.name: prices.answered(tier, one, known) for tier in snapshot.policy.tiers}
+        answers.append({name: answer for name, answer in found.items() if answer is not None})
+    upstreams = Upstreams(memory.sentences)
+    return Execution(
+        config,
+        snapshot,
+        traffic.digest,
+        sealed,
+        rows=[row for row, _, _ in both],
+        routed=[one for _, one, _ in both],
+        known=[known for _, _, known in both],
+        answers=answers,
+        served=[upstreams.serve(one, found) for (_, one, _), found in zip(both, answers, strict=True)],
+        bad=[*traffic.bad, *bad],
+        verbatim=len(traffic.rows) - len(rows),
+        token_counts={
+            "recorded": prices.recorded,
+            "estimated": prices.estimated,
+            "input only": prices.input_only,
+        },
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
