@@ -140,6 +140,14 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     )
     convert.set_defaults(run=_convert)
 
+    evaluate = commands.add_parser("eval", help="what these intents do to labelled or recorded traffic")
+    _intents_option(evaluate)
+    evaluate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md), or gzipped (.gz)")
+    evaluate.add_argument("--out", type=Path, metavar="REPORT.html", help="also as a page with plots")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also as JSON, every number")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the resampling")
+    evaluate.set_defaults(run=_eval)
+
 
 def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     parser.add_argument(
@@ -309,3 +317,9 @@ def _convert(args: argparse.Namespace) -> int:
 
     where = dict(condition.partition("=")[::2] for condition in args.where)
     return run_convert(args.kind, args.file, where)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from extproc.offline.commands import run_eval
+
+    return run_eval(args.intents, args.data, args.out, args.json, args.seed)

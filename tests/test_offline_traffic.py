@@ -142,7 +142,7 @@ SOURCES = {
         {
             "id": 7,
             "text": "Which?\n\nA. one\nB. two",
-            "intent": "computer_science",
+            "intent": "computer-science",
             "outcomes": {"small": {"success": True, "answer": "The answer is (B)", "finish": "stop"}},
         },
     ),

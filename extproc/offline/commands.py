@@ -4,8 +4,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
+from extproc.config import load_config
+from extproc.embedding import load_encoder
 from extproc.offline.convert import convert
-from extproc.offline.traffic import BadRow
+from extproc.offline.evaluation import evaluate
+from extproc.offline.execution import Memory, execute
+from extproc.offline.page import as_html
+from extproc.offline.report import as_text
+from extproc.offline.tokens import Tokens
+from extproc.offline.traffic import BadRow, Traffic, read_traffic
 
 # Of the rows that cannot be used, so many are told one by one.
 _TOLD = 10
@@ -23,6 +32,35 @@ def run_convert(kind: str, path: Path, where: dict[str, str]) -> int:
     tell_bad_rows(path, bad)
     print(f"{path}: {count} rows converted, {len(bad)} skipped", file=sys.stderr)
     return 0
+
+
+def run_eval(intents: Path, data: Path, out: Path | None, as_json: Path | None, seed: int) -> int:
+    """`extproc eval`: the report to the terminal, and to files."""
+    traffic = usable(data)
+    run = execute(intents, patient_encoder(intents), traffic, Tokens())
+    tell_bad_rows(data, run.bad)
+    report = evaluate(run, seed)
+    print(as_text(report))
+    if as_json is not None:
+        as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+    if out is not None:
+        out.write_text(as_html(report, title=f"{intents} on {data.name}"))
+    return 0
+
+
+def usable(path: Path) -> Traffic:
+    """The traffic in a file. Raises ValueError when no row of it can be used."""
+    traffic = read_traffic(path)
+    if not traffic.rows:
+        tell_bad_rows(path, traffic.bad)
+        raise ValueError(f"{path}: no row can be used; docs/evidence.md has the format")
+    return traffic
+
+
+def patient_encoder(intents: Path) -> Memory:
+    """The encoder that these intents are served with; it remembers what it encoded."""
+    encoder = load_encoder(load_config(intents).policy.encoder.model)
+    return Memory(encoder, encoder.sentences.encode, progress=sys.stderr.isatty())
 
 
 def tell_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:

@@ -42,7 +42,7 @@ def mmlupro(source: Source) -> Source:
     return {
         "id": source["id"],
         "text": "\n".join((source["question"].strip(), "", *options)),
-        "intent": source["category"].replace(" ", "_"),
+        "intent": source["category"].replace(" ", "-"),
         "outcomes": outcomes,
     }
 

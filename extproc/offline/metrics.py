@@ -65,7 +65,11 @@ class Ratio(msgspec.Struct, frozen=True):
             return NOTHING
         # Rows outside the measure change nothing but the time it takes.
         some = self.rows(counted | (self.top != 0))
-        return spread(self.value(), some.resampled(seed), int(counted.sum()))
+        found, n = spread(self.value(), some.resampled(seed), int(counted.sum())), int(counted.sum())
+        if found.low == found.high and found.value in (0.0, 1.0):
+            # All alike: resampling them would claim certainty. The exact interval of a share does not.
+            return Estimate(found.value, *exact_interval(round(found.value * n), n), n)
+        return found
 
 
 def share(of: Bools, among: Bools) -> Ratio:
@@ -93,7 +97,7 @@ def spread(value: float, again: Floats, rows: int) -> Estimate:
     again = again[~np.isnan(again)]
     if not len(again):
         return Estimate(value, math.nan, math.nan, rows)
-    low, high = np.quantile(again, (0.025, 0.975))
+    low, high = np.quantile(again, (0.025, 0.975), method="inverted_cdf")  # dollars a success may be infinite
     return Estimate(value, float(low), float(high), rows)
 
 

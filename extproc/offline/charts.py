@@ -1,0 +1,122 @@
+"""Small plots as inline SVG: enough for a report, readable on a phone, in print and in the dark.
+
+Written out here rather than drawn by a plotting library: four kinds of marks on two axes, styled by the page's own
+CSS, for a page of a few kilobytes and no dependency of fifty megabytes.
+"""
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+# Drawn at this size and scaled by the page; text stays readable down to 340 pixels.
+_WIDTH, _HEIGHT = 460, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
+
+Pair = tuple[float, float]
+
+
+class Plot:
+    """Two axes and what is drawn on them; `svg()` is the finished picture."""
+
+    def __init__(self, title: str, x: str, y: str, x_range: Pair, y_range: Pair) -> None:
+        self._title, self._names = title, (x, y)
+        self._x, self._y = _widened(x_range), _widened(y_range)
+        self._marks: list[str] = []
+        self._labels: list[tuple[float, float, str, str]] = []
+
+    def line(self, points: Sequence[Pair], kind: str) -> None:
+        """A line through the points; `kind` is its CSS class."""
+        if points:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self._at, points))
+            self._marks.append(f'<polyline class="{kind}" points="{path}"/>')
+
+    def dot(self, point: Pair, kind: str, label: str = "", interval: Pair | None = None) -> None:
+        """A point, named beside it, with its vertical interval."""
+        x, y = self._at(point)
+        if interval is not None and not any(map(math.isnan, interval)):
+            low, high = (self._at((point[0], end))[1] for end in interval)
+            self._marks.append(
+                f'<line class="{kind} bar" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+            )
+        radius = 6 if kind == "chosen" else 4
+        self._marks.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
+        if label:
+            self._labels.append((x, y, label, kind))
+
+    def svg(self) -> str:
+        """The picture, with a title for those who cannot see it."""
+        parts = [*self._grid(), *self._marks, *self._placed()]
+        return (
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(self._title)}">'
+            f"<title>{escape(self._title)}</title>{''.join(parts)}</svg>"
+        )
+
+    def _at(self, point: Pair) -> Pair:
+        (x0, x1), (y0, y1) = self._x, self._y
+        across, up = (point[0] - x0) / (x1 - x0), (point[1] - y0) / (y1 - y0)
+        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    def _grid(self) -> list[str]:
+        parts = []
+        for tick in ticks(*self._x):
+            x, y = self._at((tick, self._y[0]))
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{tick:g}</text>')
+        for tick in ticks(*self._y):
+            x, y = self._at((self._x[0], tick))
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text class="tick" x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2
+        parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>')
+        at = f'x="14" y="{_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2}" text-anchor="middle"'
+        turned = f'transform="rotate(-90 14 {_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2})"'
+        parts.append(f"<text {at} {turned}>{escape(self._names[1])}</text>")
+        return parts
+
+    def _placed(self) -> list[str]:
+        """Names beside their points, where no other name stands already."""
+        taken: list[tuple[float, float, float, float]] = []
+        parts = []
+        for x, y, label, kind in sorted(self._labels, key=lambda entry: entry[3] != "chosen"):
+            width = 6.6 * len(label)
+            left, middle, right = x - 9 - width, x - width / 2, x + 9
+            spots = [(right, y + 4), (left, y + 4), (middle, y - 11), (middle, y + 20)]
+            spots += [(right, y - 10), (right, y + 18), (left, y - 10), (left, y + 18)]
+            edges = _WIDTH - width, _HEIGHT - _BOTTOM
+            inside = [s for s in spots if s[0] > _LEFT and s[0] < edges[0] and 10 < s[1] < edges[1]]
+            free = [s for s in inside if not any(_overlap((s[0], s[1] - 11, width, 14), other) for other in taken)]
+            left, base = next(iter([*free, *inside, *spots]))
+            taken.append((left, base - 11, width, 14))
+            parts.append(f'<text class="{kind} name" x="{left:.1f}" y="{base:.1f}">{escape(label)}</text>')
+        return parts
+
+
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+
+
+def _widened(ends: Pair) -> Pair:
+    """Some room beside the data; a range of no width gets one."""
+    low, high = ends
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    return low - (0 if low == 0 else room), high + (0 if high in (1.0, 100.0) else room)
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers between the ends."""
+    step = 10 ** math.floor(math.log10((high - low) / 4))
+    step *= next(times for times in (1, 2, 5, 10) if (high - low) / (step * times) <= 6)
+    first = math.ceil(low / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def stacked(shares: Sequence[tuple[str, float, str]]) -> str:
+    """A bar of shares that add up to 1: name, share, CSS class."""
+    parts, at = [], 0.0
+    for name, part, kind in shares:
+        parts.append(
+            f'<rect class="{kind}" x="{100 * at:.2f}" width="{100 * part:.2f}" height="10">'
+            f"<title>{escape(name)} {100 * part:.0f} %</title></rect>"
+        )
+        at += part
+    return f'<svg class="stack" viewBox="0 0 100 10" preserveAspectRatio="none" role="img">{"".join(parts)}</svg>'

@@ -1,0 +1,271 @@
+"""An execution -> how well it matches, where it sends what, what that keeps and costs; each with its interval."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from extproc.offline import metrics
+from extproc.offline.controls import Line, Point, frontier, lines
+from extproc.offline.execution import Execution
+from extproc.offline.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
+from extproc.offline.tokens import TOKENIZER
+from extproc.policy import Reason, trust
+
+OUT_OF_SCOPE = "out of scope"
+NO_COHORT = "no cohort"  # neither labelled nor trusted to be in one
+# A curve drawn with more points looks no different.
+_CURVE_POINTS = 100
+
+
+class Columns(msgspec.Struct, frozen=True):
+    """An execution as arrays, one entry a row."""
+
+    group: list[str]  # the label, or the cohort where it landed, if nobody labelled it
+    label: list[str | None]  # OUT_OF_SCOPE, or None: not labelled
+    nearest: list[str | None]
+    trusted: Bools  # above its cohort's floors
+    similarity: Floats  # NaN without a match
+    probability: Floats  # NaN without evidence
+    fallback: Bools
+    judged: Bools
+    escalated: Bools
+    quality: Floats  # of what was served; NaN where it is not known
+    first_quality: Floats
+    cost: Floats  # dollars a request; NaN where it is not known
+
+    @property
+    def labelled(self) -> Bools:
+        return np.array([label is not None for label in self.label], dtype=bool)
+
+    @property
+    def outside(self) -> Bools:
+        return np.array([label == OUT_OF_SCOPE for label in self.label], dtype=bool)
+
+    @property
+    def right(self) -> Bools:
+        """Nearest to its label's cohort."""
+        pairs = zip(self.label, self.nearest, strict=True)
+        return np.array([label is not None and label == nearest for label, nearest in pairs], dtype=bool)
+
+
+class Group(msgspec.Struct, frozen=True):
+    """The measures of some rows."""
+
+    name: str
+    rows: int
+    accuracy: Estimate  # of rows in scope: nearest to their label's cohort
+    accepted: Estimate  # trusted matches among all rows
+    wrong: Estimate  # of trusted matches that landed here: not their label's cohort
+    fallback: Estimate
+    escalated: Estimate  # of judged
+    corrected: Estimate  # of escalated: the served answer is better than the one rejected first
+    quality: Estimate
+    per_1000: Estimate  # dollars
+    per_success: Estimate  # dollars
+    tiers: dict[str, int]  # where the first attempt goes
+    reasons: dict[str, int]
+    rejections: dict[str, int]
+
+
+class Report(msgspec.Struct, frozen=True):
+    """Everything that `extproc eval` shows."""
+
+    data: dict[str, Any]
+    groups: list[Group]
+    overall: Group
+    scope_recall: Estimate  # of rows out of scope: not trusted
+    scope_recall_at_5: float  # with one threshold that rejects 5 % of the rows in scope
+    auroc: Estimate
+    score: str  # what AUROC and the curve rank by
+    calibration_error: float
+    reliability: list[Bin]
+    risk_coverage: list[tuple[float, float]]
+    confusion: list[tuple[str, str, int]]  # label, where it landed, rows; most first
+    lines: list[Line]
+    frontier: list[Point]
+    latency_s: dict[str, tuple[int, float, float]]  # by path: rows, p50, p95
+    notes: list[str]
+
+
+def evaluate(run: Execution, seed: int = 0) -> Report:
+    """Measure an execution; the same seed gives the same report."""
+    c = columns(run)
+    everything = np.ones(len(c.group), dtype=bool)
+    names = [name for name in [*run.snapshot.policy.cohorts, OUT_OF_SCOPE, NO_COHORT] if name in c.group]
+    scores, score = _scores(c)
+    known = ~np.isnan(scores)
+    inside = c.labelled & ~c.outside
+    calibrated = ~np.isnan(c.probability) & c.labelled
+    trusted = c.trusted & c.labelled
+    return Report(
+        data=_data(run, c),
+        groups=[_group(run, c, name, np.array([g == name for g in c.group]), seed) for name in names],
+        overall=_group(run, c, "all", everything, seed),
+        scope_recall=share(~c.trusted, c.outside).estimate(seed),
+        scope_recall_at_5=metrics.recall_at_rejection(scores[known & inside], scores[known & c.outside]),
+        auroc=metrics.auroc_estimate(scores[known & c.labelled], inside[known & c.labelled], seed),
+        score=score,
+        calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated]),
+        reliability=metrics.reliability(c.probability[calibrated], c.right[calibrated]),
+        risk_coverage=_risk_coverage(scores[trusted], c.right[trusted], int(c.labelled.sum())),
+        confusion=_confusion(c),
+        lines=lines(run, c.quality, c.cost, seed),
+        frontier=frontier(run, c.nearest),
+        latency_s=_latency(run),
+        notes=list(_notes(run, c)),
+    )
+
+
+def columns(run: Execution) -> Columns:
+    """The execution as arrays."""
+    cohorts = run.snapshot.policy.cohorts
+    decisions = [one.decision for one in run.routed]
+    labels = [_label(known.intent, cohorts) for known in run.known]
+    trusted = [trust(d.cohort, d.match) is Reason.MATCHED for d in decisions]
+    nearest = [d.cohort.name if d.cohort is not None else None for d in decisions]
+    landed = [name if sure else None for name, sure in zip(nearest, trusted, strict=True)]
+    chances = [d.cohort.probability(d.match) if d.cohort and d.match else None for d in decisions]
+
+    def served(member: str) -> Floats:
+        values = [getattr(s, member) if s is not None else None for s in run.served]
+        return np.array(values, dtype=np.float64)  # None becomes NaN
+
+    return Columns(
+        group=[a or b or NO_COHORT for a, b in zip(labels, landed, strict=True)],
+        label=labels,
+        nearest=nearest,
+        trusted=np.array(trusted, dtype=bool),
+        similarity=np.array([d.match.similarity if d.match else None for d in decisions], dtype=np.float64),
+        probability=np.array(chances, dtype=np.float64),
+        fallback=np.array([d.reason.is_fallback for d in decisions], dtype=bool),
+        judged=np.array([s is not None and s.judged > 0 for s in run.served], dtype=bool),
+        escalated=np.array([s is not None and bool(s.rejections) for s in run.served], dtype=bool),
+        quality=served("quality"),
+        first_quality=served("first_quality"),
+        cost=served("cost"),
+    )
+
+
+def _label(intent: Any, cohorts: Any) -> str | None:
+    if intent is msgspec.UNSET:
+        return None
+    return intent if intent in cohorts else OUT_OF_SCOPE
+
+
+def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Group:
+    landed = c.trusted & c.labelled & np.array([name in ("all", n) for n in c.nearest], dtype=bool)
+    known = rows & ~np.isnan(c.quality) & ~np.isnan(c.cost)
+    quality, cost = np.where(known, c.quality, 0.0), np.where(known, c.cost, 0.0)
+    some = np.flatnonzero(rows)
+    rejections = [reason for i in some for s in [run.served[i]] if s is not None for reason in s.rejections]
+    return Group(
+        name=name,
+        rows=int(rows.sum()),
+        accuracy=share(c.right, rows & c.labelled & ~c.outside).estimate(seed),
+        accepted=share(c.trusted, rows).estimate(seed),
+        wrong=share(~c.right, landed).estimate(seed),
+        fallback=share(c.fallback, rows).estimate(seed),
+        escalated=share(c.escalated, rows & c.judged).estimate(seed),
+        corrected=share(c.quality > c.first_quality, rows & c.escalated & ~np.isnan(c.quality)).estimate(seed),
+        quality=mean(c.quality, known).estimate(seed),
+        per_1000=mean(1000 * c.cost, known).estimate(seed),
+        per_success=Ratio(cost, quality).estimate(seed) if quality.sum() else NOTHING,
+        tiers=dict(Counter(run.routed[i].decision.tier.name for i in some).most_common()),
+        reasons=dict(Counter(run.routed[i].decision.reason.value for i in some).most_common()),
+        rejections=dict(Counter(rejections).most_common()),
+    )
+
+
+def _scores(c: Columns) -> tuple[Floats, str]:
+    """What says how sure a match is: its probability if every match has one, else its similarity."""
+    matched = ~np.isnan(c.similarity)
+    if matched.any() and not np.isnan(c.probability[matched]).any():
+        return c.probability, "probability"
+    return c.similarity, "similarity"
+
+
+def _risk_coverage(scores: Floats, right: Bools, labelled: int) -> list[tuple[float, float]]:
+    """(share of all labelled rows accepted, share of those that are wrong), surest first."""
+    if not len(scores):
+        return []
+    order = np.argsort(-scores, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    wrong = np.cumsum(~right[order]) / count
+    # A run of equal scores is accepted together.
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
+    keep = ends[np.unique(np.linspace(0, len(ends) - 1, _CURVE_POINTS).astype(int))]
+    return [(float(count[i] / labelled), float(wrong[i])) for i in keep]
+
+
+def _confusion(c: Columns) -> list[tuple[str, str, int]]:
+    landed = [name if sure and name else "fallback" for name, sure in zip(c.nearest, c.trusted, strict=True)]
+    pairs = Counter((label, at) for label, at in zip(c.label, landed, strict=True) if label is not None)
+    return [(label, at, rows) for (label, at), rows in pairs.most_common()]
+
+
+def _latency(run: Execution) -> dict[str, tuple[int, float, float]]:
+    paths: dict[str, list[float]] = {}
+    for served in run.served:
+        if served is not None and served.latency_s is not None:
+            paths.setdefault(" > ".join(served.path), []).append(served.latency_s)
+    found = sorted(paths.items(), key=lambda item: -len(item[1]))
+    return {path: (len(v), *(float(q) for q in np.quantile(v, (0.5, 0.95)))) for path, v in found}  # type: ignore[misc]
+
+
+def _data(run: Execution, c: Columns) -> dict[str, Any]:
+    return {
+        "traffic": run.digest,
+        "rows": len(run.rows),
+        "skipped": len(run.bad),
+        "verbatim": run.verbatim,
+        "labelled": int(c.labelled.sum()),
+        "out_of_scope": int(c.outside.sum()),
+        "with_outcomes": int((~np.isnan(c.quality)).sum()),
+        "revision": run.snapshot.revision,
+        "sealed": run.sealed,
+        "encoder": run.snapshot.encoder.model,
+        "cohorts": len(run.snapshot.policy.cohorts),
+        "calibrated": sum(cohort.calibrated for cohort in run.snapshot.policy.cohorts.values()),
+        "prices": {tier.name: (tier.price.input, tier.price.output) for tier in run.snapshot.policy.tiers},
+        "token_counts": run.token_counts,
+    }
+
+
+def _notes(run: Execution, c: Columns) -> Sequence[str]:
+    """What a reader has to know to read the numbers rightly."""
+    notes = [
+        f"Decided before a label or an outcome was read: files, centroids, thresholds and decisions hash to "
+        f"{run.sealed}."
+    ]
+    if run.verbatim:
+        notes.append(f"{run.verbatim} rows were left out: they are utterances of the intents, word by word.")
+    cohorts = run.snapshot.policy.cohorts
+    strange = Counter(k.intent for k in run.known if isinstance(k.intent, str) and k.intent not in cohorts)
+    if strange:
+        names = ", ".join(f"{name} ({rows})" for name, rows in strange.most_common(5))
+        notes.append(f"Labels that are no intent here count as out of scope: {names}{_more(len(strange), 5)}.")
+    counts = run.token_counts
+    if counts["estimated"]:
+        notes.append(f"Tokens of {counts['estimated']} answers are estimated with {TOKENIZER}.")
+    if counts["input only"]:
+        notes.append(f"{counts['input only']} answers have neither text nor tokens: only their input is priced.")
+    unavailable = Counter(rule for s in run.served if s is not None for rule in s.unavailable)
+    for rule, rows in unavailable.items():
+        notes.append(f"Rule `{rule}` could not run on {rows} recorded answers and took its declared outcome.")
+    bounds = sum(s is not None and s.bound is not None for s in run.served)
+    if bounds:
+        notes.append(f"{bounds} rejected answers were served: their cohort's share of escalations was spent.")
+    persons = sum(s is not None and s.person for s in run.served)
+    if persons:
+        notes.append(f"{persons} answers went to a person; they have no quality here.")
+    missing = sum(bool(k.outcomes) and s is None for k, s in zip(run.known, run.served, strict=True))
+    if missing:
+        notes.append(f"{missing} rows lack the answer of a tier they were sent to: they count as not recorded.")
+    return notes
+
+
+def _more(count: int, shown: int) -> str:
+    return f" and {count - shown} more" if count > shown else ""

@@ -1,0 +1,243 @@
+"""Evaluating a configuration: the serving functions on recorded traffic, the controls beside it, and the report."""
+
+import asyncio
+import math
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.exchange import Router
+from extproc.offline.controls import MIX, ORACLE, RANDOM, ROUTED
+from extproc.offline.evaluation import columns, evaluate
+from extproc.offline.execution import Memory, execute, seal
+from extproc.offline.page import as_html
+from extproc.offline.report import as_text
+from extproc.offline.tokens import Tokens
+from extproc.offline.traffic import read_traffic
+
+CONFIGS = Path(__file__).parent / "configs"
+BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return Tokens()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The good folder, its small tier's answers judged; a person's floors keep out what shares no word."""
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    for name in ("billing", "cooking"):
+        with (folder / f"{name}.yaml").open("a") as file:
+            file.write("floor: 0.2\n")
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("accept: [complete, {min_chars: 3}]\nescalate: {to: large, share: 1.0}\n")
+    return folder
+
+
+def run(folder, tmp_path, words, tokens, *rows):
+    path = tmp_path / "traffic.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return execute(folder, Memory(words), read_traffic(path), tokens)
+
+
+def said(small, large, answer="a long answer", **more):
+    """Outcomes of both tiers, with token counts that make a small answer cost 1 and a large one 8."""
+    return {
+        "small": {"success": small, "answer": answer, "tokens_in": 16, "tokens_out": 1, "latency_s": 0.5} | more,
+        "large": {"success": large, "answer": "sure", "tokens_in": 14, "tokens_out": 2, "latency_s": 1.0},
+    }
+
+
+SMALL, LARGE = (16 * 0.05 + 1 * 0.2) / 1e6, (14 * 0.4 + 2 * 1.2) / 1e6
+
+
+def test_a_row_is_decided_as_a_request_is_served(folder, tmp_path, words, tokens):
+    """The same router gives the same decision, whichever way the row is written."""
+    bodies = [{"model": "auto", "messages": [{"role": "user", "content": text}]} for text in (BILL, COOK, NEITHER)]
+    done = run(
+        folder, tmp_path, words, tokens, {"text": BILL}, *({"request": body} for body in bodies),
+        {"request": bodies[0] | {"model": "gpt-9"}}, {"request": bodies[1], "headers": {"x-user-tier": "gold"}},
+        {"request": {"model": "auto", "messages": [{"role": "user", "content": ""}]}},
+    )  # fmt: skip
+    assert [one.decision.reason.value for one in done.routed] == [
+        "matched", "matched", "matched", "out_of_scope", "passthrough", "matched", "no_text"
+    ]  # fmt: skip
+    assert done.routed[5].decision.rule == "cooks"
+    router = Router(done.snapshot, Memory(words))
+    body, headers = done.rows[1].request("auto")
+    again = asyncio.run(router.route(body, headers))
+    assert (again.decision, again.mutation) == (done.routed[1].decision, done.routed[1].mutation)
+
+
+def test_recorded_answers_are_judged_and_climb_as_they_are_served(folder, tmp_path, words, tokens):
+    """Accepted, rejected with a better answer above, worse above, and not judged where no answer was recorded."""
+    unsaid = said(False, True)
+    del unsaid["small"]["answer"]
+    done = run(
+        folder, tmp_path, words, tokens,
+        {"text": f"{BILL} a", "outcomes": said(True, True)},
+        {"text": f"{BILL} b", "outcomes": said(False, True, "no")},
+        {"text": f"{BILL} c", "outcomes": said(True, False, finish="length")},
+        {"text": f"{BILL} d", "outcomes": unsaid},
+        {"text": COOK, "outcomes": said(True, False)},
+    )  # fmt: skip
+    found = [(s.path, s.rejections, s.quality, s.cost, s.latency_s, s.judged) for s in done.served if s is not None]
+    both = SMALL + LARGE
+    assert found == [
+        (("small",), (), 1.0, pytest.approx(SMALL), 0.5, 1),
+        (("small", "large"), ("too_short",), 1.0, pytest.approx(both), 1.5, 1),
+        (("small", "large"), ("cut",), 0.0, pytest.approx(both), 1.5, 1),
+        (("small",), (), 0.0, pytest.approx(SMALL), 0.5, 0),
+        (("large",), (), 0.0, pytest.approx(LARGE), 1.0, 0),
+    ]
+
+
+def test_a_response_is_read_as_the_verifier_reads_it(folder, tmp_path, words, tokens):
+    """Its text is judged, its usage is priced; under the model's name it is the tier's."""
+    message = {"message": {"role": "assistant", "content": "no"}, "finish_reason": "stop", "index": 0}
+    response = {"choices": [message], "usage": {"prompt_tokens": 16, "completion_tokens": 1}}
+    outcomes = {"qwen3-8b": {"response": response, "quality": 0.25}, "large": said(True, True)["large"]}
+    (served,) = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes}).served
+    assert served is not None
+    assert (served.rejections, served.first_quality, served.quality) == (("too_short",), 0.25, 1.0)
+    assert served.cost == pytest.approx(SMALL + LARGE)
+
+
+def test_the_bound_on_a_cohorts_share_holds_offline_too(folder, tmp_path, words, tokens):
+    """After a first ten, a share of a tenth lets one in ten climb; the others' answers are served as they are."""
+    path = folder / "billing.yaml"
+    path.write_text(path.read_text().replace("share: 1.0", "share: 0.1"))
+    rows = [{"text": f"{BILL} {i}", "outcomes": said(False, True, "no")} for i in range(40)]
+    done = run(folder, tmp_path, words, tokens, *rows)
+    climbed = sum(len(s.path) == 2 for s in done.served if s is not None)
+    assert 12 <= climbed <= 14
+    assert f"{40 - climbed} rejected answers were served: their cohort's share of escalations was spent." in (
+        evaluate(done).notes
+    )
+
+
+def test_nothing_is_decided_with_sight_of_labels_or_outcomes(folder, tmp_path, words, tokens):
+    """The seal is the same whatever the labels and outcomes are, and another when a threshold is."""
+    texts = (BILL, COOK, NEITHER)
+    plain = run(folder, tmp_path, words, tokens, *({"text": t} for t in texts))
+    known = run(folder, tmp_path, words, tokens, *({"text": t, "intent": "billing", "outcomes": said(1 == 1, False)}
+                                                   for t in texts))  # fmt: skip
+    assert plain.sealed == known.sealed
+    cohorts = dict(plain.snapshot.policy.cohorts)
+    cohorts["billing"] = msgspec.structs.replace(cohorts["billing"], floor=0.21)
+    policy = msgspec.structs.replace(plain.snapshot.policy, cohorts=cohorts)
+    assert seal(msgspec.structs.replace(plain.snapshot, policy=policy), plain.routed) != plain.sealed
+
+
+def test_matching_is_measured_by_cohort_and_overall(folder, tmp_path, words, tokens):
+    """Six rows counted by hand; an utterance word by word is left out, a foreign label is out of scope."""
+    report = evaluate(
+        run(
+            folder, tmp_path, words, tokens,
+            {"text": f"{BILL} a", "intent": "billing"}, {"text": f"{BILL} b", "intent": "billing"},
+            {"text": f"{COOK} c", "intent": "billing"}, {"text": f"{COOK} d", "intent": "cooking"},
+            {"text": NEITHER, "intent": None}, {"text": f"{COOK} e", "intent": "travel"},
+            {"text": "send my  last INVOICE again", "intent": "cooking"},
+        )
+    )  # fmt: skip
+    billing, cooking, outside = report.groups
+    assert [(g.name, g.rows) for g in report.groups] == [("billing", 3), ("cooking", 1), ("out of scope", 2)]
+    assert (billing.accuracy.value, cooking.accuracy.value, report.overall.accuracy.value) == (2 / 3, 1.0, 0.75)
+    assert (billing.wrong.value, cooking.wrong.value, report.overall.wrong.value) == (0.0, 2 / 3, 0.4)
+    assert (outside.accepted.value, report.scope_recall.value, math.isnan(outside.accuracy.value)) == (
+        0.5,
+        0.5,
+        True,
+    )
+    assert report.overall.reasons == {"matched": 5, "out_of_scope": 1}
+    assert report.overall.tiers == {"large": 4, "small": 2}
+    assert report.confusion[0] == ("billing", "billing", 2)
+    assert set(report.confusion[1:]) == {
+        ("billing", "cooking", 1), ("cooking", "cooking", 1), ("out of scope", "cooking", 1),
+        ("out of scope", "fallback", 1),
+    }  # fmt: skip
+    assert report.data["verbatim"] == 1
+    assert "Labels that are no intent here count as out of scope: travel (1)." in report.notes
+
+
+def test_the_controls_stand_beside_what_is_configured(folder, tmp_path, words, tokens):
+    """Four rows: two stay small, one climbs and wins, one goes to large at once. Worked by hand."""
+    done = run(
+        folder, tmp_path, words, tokens,
+        {"text": f"{BILL} a", "outcomes": said(True, True)}, {"text": f"{BILL} b", "outcomes": said(False, True)},
+        {"text": f"{BILL} c", "outcomes": said(False, True, "no")}, {"text": COOK, "outcomes": said(True, False)},
+    )  # fmt: skip
+    lines = {line.name: line for line in evaluate(done).lines}
+    small, large = 0.5, 0.75
+    routed_cost = (2 * SMALL + (SMALL + LARGE) + LARGE) / 4
+    expected = {
+        ROUTED: (0.5, routed_cost),
+        "always small": (small, SMALL),
+        "always large": (large, LARGE),
+        RANDOM: (0.5 * small + 0.5 * large, routed_cost),
+        MIX: (small + (routed_cost - SMALL) / (LARGE - SMALL) * (large - small), routed_cost),
+        ORACLE: (1.0, (2 * SMALL + 2 * LARGE) / 4),
+    }
+    assert {name: (line.quality.value, line.per_1000.value / 1000) for name, line in lines.items()} == {
+        name: (pytest.approx(quality), pytest.approx(cost)) for name, (quality, cost) in expected.items()
+    }
+    behind = lines["always large"].behind
+    assert lines[ROUTED].behind is None and behind is not None and behind.value == pytest.approx(-0.25)
+    assert lines[ROUTED].per_success.value == pytest.approx(routed_cost / 0.5)
+
+
+def test_rows_without_the_answer_that_they_need_are_told(folder, tmp_path, words, tokens):
+    """A route to a tier that was not recorded has no quality, and is not counted as a failure."""
+    only_small = {"small": said(True, True)["small"]}
+    report = evaluate(run(folder, tmp_path, words, tokens, {"text": COOK, "outcomes": only_small}, {"text": BILL}))
+    assert report.lines == []
+    assert "1 rows lack the answer of a tier they were sent to: they count as not recorded." in report.notes
+
+
+def test_tokens_that_nobody_counted_are_estimated_and_said_so(folder, tmp_path, words, tokens):
+    """From the texts where they are recorded; without a text only the input is priced."""
+    outcomes = {"small": {"success": True, "answer": "one two three"}, "large": {"success": True}}
+    done = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes})
+    (answers,) = done.answers
+    asked = tokens.count(BILL)
+    assert answers["small"].cost == pytest.approx((asked * 0.05 + 3 * 0.2) / 1e6)
+    assert answers["large"].cost == pytest.approx(asked * 0.4 / 1e6)
+    assert done.token_counts == {"recorded": 0, "estimated": 1, "input only": 1}
+
+
+@pytest.mark.parametrize("rows", [
+    [{"text": BILL}],
+    [{"text": NEITHER, "intent": None}],
+    [{"text": BILL, "intent": "billing", "outcomes": said(True, True)}],
+    [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": said(False, False)} for i in range(3)],
+    [{"text": BILL, "outcomes": {"elsewhere": {"success": True}}}],
+], ids=["unlabelled", "nothing in scope", "one row", "all fail", "a tier nobody has"])  # fmt: skip
+def test_degenerate_traffic_is_reported_without_complaint(rows, folder, tmp_path, words, tokens):
+    """One class, one row, no success, no outcomes: what cannot be measured is a dash in text, page and JSON."""
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    text, page, json = as_text(report), as_html(report, "t"), msgspec.json.encode(report)
+    assert "nan" not in text.lower() and "nan" not in page.lower().replace("finance", "")
+    assert msgspec.json.decode(json)["data"]["rows"] == len(rows)
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_holds_no_prompt(folder, tmp_path, words, tokens):
+    """No link, no script, no text of a request or an answer."""
+    rows = [{"text": f"{BILL} {w}", "intent": "billing", "outcomes": said(True, True)} for w in ("a", "b")]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    page = as_html(report, "intents <on> traffic")
+    assert "http" not in page and "<script" not in page and "url(" not in page
+    assert "intents &lt;on&gt; traffic" in page
+    assert "invoice" not in page and "a long answer" not in page
+
+
+def test_the_same_seed_gives_the_same_report(folder, tmp_path, words, tokens):
+    """To the last bit, in every measure."""
+    rows = [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": said(i % 3 > 0, True)} for i in range(9)]
+    done = run(folder, tmp_path, words, tokens, *rows)
+    first, second, other = (msgspec.json.encode(evaluate(done, seed)) for seed in (1, 1, 2))
+    assert first == second != other
+    assert columns(done).labelled.all()
