@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import datetime
 import logging
 import os
 import sqlite3
@@ -147,6 +148,17 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also as JSON, every number")
     evaluate.add_argument("--seed", type=int, default=0, help="of the resampling")
     evaluate.set_defaults(run=_eval)
+
+    calibrate = commands.add_parser(
+        "calibrate", help="fit each cohort's floors and probability on labelled traffic"
+    )
+    _intents_option(calibrate)
+    calibrate.add_argument("data", type=Path, metavar="DATA", help="labelled JSON lines (docs/evidence.md)")
+    calibrate.add_argument("--risk", type=float, default=0.05, help="share of accepted matches that may be wrong")
+    calibrate.add_argument("--write", action="store_true", help="change the files; else only show the change")
+    calibrate.add_argument("--date", metavar="YYYY-MM-DD", help="of the evidence (default: today)")
+    calibrate.add_argument("--seed", type=int, default=0, help="of the split into rows to fit and to report on")
+    calibrate.set_defaults(run=_calibrate)
 
 
 def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
@@ -323,3 +335,12 @@ def _eval(args: argparse.Namespace) -> int:
     from extproc.offline.commands import run_eval
 
     return run_eval(args.intents, args.data, args.out, args.json, args.seed)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from extproc.offline.commands import run_calibrate
+
+    if not 0 < args.risk < 1:
+        raise ValueError(f"--risk {args.risk:g}: give a share above 0 and below 1, as in 0.05")
+    date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
+    return run_calibrate(args.intents, args.data, args.risk, date.isoformat(), args.seed, args.write)

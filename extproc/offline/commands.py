@@ -8,6 +8,9 @@ import msgspec
 
 from extproc.config import load_config
 from extproc.embedding import load_encoder
+from extproc.offline import edits
+from extproc.offline.calibration import as_text as describe
+from extproc.offline.calibration import calibrate
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Memory, execute
@@ -45,6 +48,32 @@ def run_eval(intents: Path, data: Path, out: Path | None, as_json: Path | None, 
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     if out is not None:
         out.write_text(as_html(report, title=f"{intents} on {data.name}"))
+    return 0
+
+
+def run_calibrate(intents: Path, data: Path, risk: float, date: str, seed: int, write: bool) -> int:
+    """`extproc calibrate`: what was fitted, and the change to the YAML; written only if asked."""
+    traffic = usable(data)
+    run = execute(intents, patient_encoder(intents), traffic, Tokens())
+    tell_bad_rows(data, run.bad)
+    found = calibrate(run, risk, date, seed)
+    print("\n".join(describe(found, risk, run.snapshot.policy.cohorts)) + "\n")
+    changed = 0
+    for fit in found.fits:
+        if fit.evidence is None:
+            continue
+        path = intents / run.config.files[fit.name]
+        before = path.read_text()
+        try:
+            after = edits.with_evidence(before, fit.floor, fit.margin, fit.evidence)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        changed += before != after
+        print("\n".join(edits.diff(path, before, after)))
+        if write:
+            edits.write(path, after)
+    done = "written" if write else "not written: give --write to apply this"
+    print(f"\n{changed} files {'changed and ' if write else ''}{done}" if changed else "\nnothing to change")
     return 0
 
 

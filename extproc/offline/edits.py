@@ -1,0 +1,101 @@
+"""Fitted values into the YAML that people wrote: lines are edited in place, so comments and layout stay."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from extproc.config import Intent
+from extproc.settings import Evidence
+from extproc.strict_yaml import Problem, decode_yaml
+
+# New keys stand above this one, which is the longest.
+_LAST = "utterances"
+_SIGN = "# written by `extproc calibrate`"
+
+
+def with_evidence(text: str, floor: float, margin: float, evidence: Evidence) -> str:
+    """The text of an intent's file with these values. Raises ValueError where the file is not laid out in lines."""
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    _set(lines, "floor", [f"floor: {floor:g}\n"])
+    if margin or _place(lines, "margin") is not None:
+        _set(lines, "margin", [f"margin: {margin:g}\n"])
+    _set(lines, "evidence", list(_evidence_lines(evidence)))
+    edited = "".join(lines)
+    before, after = (_decoded(each) for each in (text, edited))
+    if after != msgspec.structs.replace(before, floor=floor, margin=margin, evidence=evidence):
+        raise ValueError("the file is not laid out with one key a line: write it so, then calibrate again")
+    return edited
+
+
+def _set(lines: list[str], key: str, new: list[str]) -> None:
+    """Replace a top-level key with its block, or put it above the utterances; a comment on its line stays."""
+    place = _place(lines, key)
+    if place is None:
+        at = _place(lines, _LAST)
+        if at is None:
+            raise ValueError(f"no line begins with `{_LAST}:`: write the file with one key a line")
+        first = at[0]
+        while first > 0 and lines[first - 1].startswith("#"):  # that speaks of the utterances
+            first -= 1
+        lines[first:first] = new
+        return
+    comment = re.search(r"\s+#.*$", lines[place[0]].rstrip("\n"))
+    if comment is not None and len(new) == 1:
+        new = [new[0].rstrip("\n") + comment[0] + "\n"]
+    lines[place[0] : place[1]] = new
+
+
+def _place(lines: list[str], key: str) -> tuple[int, int] | None:
+    """The lines of a top-level key: its own, and the indented ones below it."""
+    first = next((i for i, line in enumerate(lines) if line.startswith(f"{key}:")), None)
+    if first is None:
+        return None
+    end = first + 1
+    while end < len(lines) and lines[end].startswith((" ", "\t")):
+        end += 1
+    return first, end
+
+
+def _evidence_lines(evidence: Evidence) -> Iterator[str]:
+    yield f"evidence: {_SIGN}\n"
+    for name, value in msgspec.to_builtins(evidence).items():
+        yield f"  {name}: {_flow(value)}\n"
+
+
+def _flow(value: Any) -> str:
+    """A value on one line, as both YAML 1.1 and 1.2 read it."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_flow(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    # A hash of digits, or of digits around an e, would be read as a number.
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _decoded(text: str) -> Intent:
+    problems: list[Problem] = []
+    intent = decode_yaml("", text.encode(), Intent, problems, {})
+    if intent is None:
+        raise ValueError("; ".join(problem.what for problem in problems))
+    return intent
+
+
+def diff(path: Path, before: str, after: str) -> Iterator[str]:
+    """A unified diff of one file."""
+    names = f"{path}", f"{path} (calibrated)"
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="", n=1)
+    yield from lines
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file at once: a router that watches the folder never reads half of it."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text)
+    os.replace(beside, path.resolve())
