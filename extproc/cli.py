@@ -160,6 +160,23 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     calibrate.add_argument("--seed", type=int, default=0, help="of the split into rows to fit and to report on")
     calibrate.set_defaults(run=_calibrate)
 
+    diff = commands.add_parser("diff", help="what flips between two folders of intents on the same traffic")
+    diff.add_argument("old", type=Path, metavar="OLD")
+    diff.add_argument("intents", type=Path, metavar="NEW")
+    diff.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md)")
+    diff.add_argument("--show-text", action="store_true", help="show words of the requests that flip")
+    diff.add_argument("--seed", type=int, default=0, help="of the resampling")
+    diff.set_defaults(run=_diff)
+
+    gate = commands.add_parser("gate", help="exit 1 if a cohort is worse than with the baseline")
+    gate.add_argument("--baseline", type=Path, metavar="OLD", required=True)
+    gate.add_argument("intents", type=Path, metavar="NEW")
+    gate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md)")
+    gate.add_argument("--max-quality-drop", type=float, default=0.02, metavar="SHARE", help="0.02 is two points")
+    gate.add_argument("--max-cost-rise", type=float, default=0.10, metavar="SHARE", help="0.10 is a tenth")
+    gate.add_argument("--seed", type=int, default=0, help="of the resampling")
+    gate.set_defaults(run=_gate)
+
 
 def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     parser.add_argument(
@@ -344,3 +361,27 @@ def _calibrate(args: argparse.Namespace) -> int:
         raise ValueError(f"--risk {args.risk:g}: give a share above 0 and below 1, as in 0.05")
     date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
     return run_calibrate(args.intents, args.data, args.risk, date.isoformat(), args.seed, args.write)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from extproc.offline.commands import run_diff
+
+    _check_baseline(args, args.old)
+    return run_diff(args.old, args.intents, args.data, args.seed, args.show_text)
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from extproc.offline.commands import run_gate
+
+    _check_baseline(args, args.baseline)
+    limits = args.max_quality_drop, args.max_cost_rise
+    if min(limits) < 0:
+        raise ValueError("--max-quality-drop and --max-cost-rise are shares, from 0 up")
+    return run_gate(args.baseline, args.intents, args.data, *limits, args.seed)
+
+
+def _check_baseline(args: argparse.Namespace, baseline: Path) -> None:
+    """Mistakes in the baseline are told with its own paths."""
+    new, args.intents = args.intents, baseline
+    load_config(baseline)
+    args.intents = new

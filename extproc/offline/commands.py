@@ -1,19 +1,20 @@
 """The bodies of the commands: read, run, print. Exit codes: 0; 1, a regression; 2, the user's input is at fault."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from extproc.config import load_config
 from extproc.embedding import load_encoder
-from extproc.offline import edits
+from extproc.exchange import Routed
+from extproc.offline import comparison, edits
+from extproc.offline.calibration import Fit, calibrate
 from extproc.offline.calibration import as_text as describe
-from extproc.offline.calibration import calibrate
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
-from extproc.offline.execution import Memory, execute
+from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.page import as_html
 from extproc.offline.report import as_text
 from extproc.offline.tokens import Tokens
@@ -57,9 +58,21 @@ def run_calibrate(intents: Path, data: Path, risk: float, date: str, seed: int, 
     run = execute(intents, patient_encoder(intents), traffic, Tokens())
     tell_bad_rows(data, run.bad)
     found = calibrate(run, risk, date, seed)
+    changes = list(_changes(intents, run, found.fits))
+    if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
+        for path, _, after in changes:
+            edits.write(path, after)
     print("\n".join(describe(found, risk, run.snapshot.policy.cohorts)) + "\n")
-    changed = 0
-    for fit in found.fits:
+    for change in changes:
+        print("\n".join(edits.diff(*change)))
+    done = "changed and written" if write else "not written: give --write to apply this"
+    print(f"\n{len(changes)} files {done}" if changes else "\nnothing to change")
+    return 0
+
+
+def _changes(intents: Path, run: Execution, fits: Sequence[Fit]) -> Iterator[tuple[Path, str, str]]:
+    """(path, text before, text after) of every file that a fit changes. Raises ValueError."""
+    for fit in fits:
         if fit.evidence is None:
             continue
         path = intents / run.config.files[fit.name]
@@ -68,13 +81,41 @@ def run_calibrate(intents: Path, data: Path, risk: float, date: str, seed: int, 
             after = edits.with_evidence(before, fit.floor, fit.margin, fit.evidence)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        changed += before != after
-        print("\n".join(edits.diff(path, before, after)))
-        if write:
-            edits.write(path, after)
-    done = "written" if write else "not written: give --write to apply this"
-    print(f"\n{changed} files {'changed and ' if write else ''}{done}" if changed else "\nnothing to change")
+        if before != after:
+            yield path, before, after
+
+
+def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> int:
+    """`extproc diff`: what flips between two folders, and what that does."""
+    found, run = _compared(old, new, data, seed)
+    texts = {row.line: _words(one) for row, one in zip(run.rows, run.routed, strict=True)} if show_text else None
+    print("\n".join(comparison.as_text(found, texts)))
     return 0
+
+
+def run_gate(old: Path, new: Path, data: Path, max_quality_drop: float, max_cost_rise: float, seed: int) -> int:
+    """`extproc gate`: 1 if a cohort regresses from `old` to `new` beyond what is allowed, else 0."""
+    found, _ = _compared(old, new, data, seed)
+    rulings = comparison.gate(found, max_quality_drop, max_cost_rise)
+    print("\n".join(comparison.as_text(found, None)) + "\n")
+    print("\n".join(comparison.gate_text(rulings, max_quality_drop, max_cost_rise)))
+    return int(any(ruling.regressed for ruling in rulings))
+
+
+def _compared(old: Path, new: Path, data: Path, seed: int) -> tuple[comparison.Comparison, Execution]:
+    traffic, tokens = usable(data), Tokens()
+    memory = patient_encoder(old)
+    same = load_config(old).policy.encoder.model == load_config(new).policy.encoder.model
+    before = execute(old, memory, traffic, tokens)
+    after = execute(new, memory if same else patient_encoder(new), traffic, tokens)
+    tell_bad_rows(data, before.bad)
+    for name, run in (("old", before), ("new", after)):
+        print(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
+    return comparison.compare(before, after, seed), before
+
+
+def _words(routed: Routed) -> str:
+    return routed.signals.ask.text if routed.signals is not None else ""
 
 
 def usable(path: Path) -> Traffic:

@@ -1,0 +1,248 @@
+"""Two configurations on the same traffic: what flips, what it does to quality and cost, whether it regresses."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+import numpy as np
+from scipy import stats
+
+from extproc.exchange import Routed
+from extproc.offline.evaluation import NO_COHORT, OUT_OF_SCOPE
+from extproc.offline.execution import Execution
+from extproc.offline.metrics import Estimate, Floats, resamples, spread
+from extproc.offline.report import percent
+from extproc.policy import Reason, trust
+
+ROUTING, QUALITY, COST = "routed right", "quality", "cost"
+ALL = "all"
+# A gate cries wolf in at most this share of comparisons where nothing changed for the worse.
+_FALSE_ALARMS = 0.05
+# Random signs that a p-value rests on; the least that it can say is one in so many.
+_FLIPS = 20_000
+_CHUNK = 500
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One measure of one group, on the rows where both configurations have it."""
+
+    group: str
+    measure: str
+    rows: int
+    old: float
+    new: float
+    change: Estimate  # new less old; of cost, as a share of old
+    differing: int  # rows that differ
+    chance: float  # of so much worse by mere chance (one-sided, sign-flip test)
+
+
+class Flip(msgspec.Struct, frozen=True):
+    """A row that is decided otherwise."""
+
+    line: int
+    group: str
+    old: str
+    new: str
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Everything that `extproc diff` shows."""
+
+    rows: int
+    groups: dict[str, int]  # rows, most first
+    cells: list[Cell]
+    flips: list[Flip]
+    estimated: bool  # no outcome was recorded: costs are of the input alone
+
+
+def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
+    """Compare two executions of one file; the rows that both used count. Same seed, same comparison."""
+    places = [{row.line: i for i, row in enumerate(run.rows)} for run in (old, new)]
+    lines = [line for line in places[0] if line in places[1]]
+    pairs = [(places[0][line], places[1][line]) for line in lines]
+    groups = [_group(old, new, i) for i, _ in pairs]
+    flips = []
+    for line, group, (i, j) in zip(lines, groups, pairs, strict=True):
+        was, now = _landing(old.routed[i]), _landing(new.routed[j])
+        if was != now:
+            flips.append(Flip(line, group, was, now))
+    priced = any(s is not None for s in (*old.served, *new.served))
+    measures: dict[str, _Measure] = {
+        ROUTING: _routed_right,
+        QUALITY: _quality,
+        COST: _cost if priced else _input_cost,
+    }
+    columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
+    counts = Counter(groups)
+    cells = []
+    for name in [ALL, *dict(counts.most_common())]:
+        inside = np.array([name in (ALL, group) for group in groups], dtype=bool)
+        for measure, (a, b) in columns.items():
+            known = inside & ~np.isnan(a) & ~np.isnan(b)
+            if known.any():
+                cells.append(_cell(name, measure, a[known], b[known], seed))
+    return Comparison(len(lines), dict(counts.most_common()), cells, flips, estimated=not priced)
+
+
+def _group(old: Execution, new: Execution, i: int) -> str:
+    """The label, if either knows such a cohort; without a label, where the row landed before."""
+    intent = old.known[i].intent
+    if intent is msgspec.UNSET:
+        landed = old.routed[i].decision.cohort
+        return landed.name if landed is not None and _trusted(old.routed[i]) else NO_COHORT
+    known = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
+    return intent if isinstance(intent, str) and intent in known else OUT_OF_SCOPE
+
+
+def _trusted(routed: Routed) -> bool:
+    return trust(routed.decision.cohort, routed.decision.match) is Reason.MATCHED
+
+
+def _landing(routed: Routed) -> str:
+    decision = routed.decision
+    name = decision.cohort.name if decision.cohort is not None and _trusted(routed) else decision.reason.value
+    return f"{name}, {decision.tier.name}"
+
+
+# The measure of a row of an execution, or None; the group is the row's.
+_Measure = Callable[[Execution, int, str], float | None]
+
+
+def _both(
+    old: Execution, new: Execution, pairs: Sequence[tuple[int, int]], groups: Sequence[str], measure: _Measure
+) -> tuple[Floats, Floats]:
+    values = [(measure(old, i, g), measure(new, j, g)) for (i, j), g in zip(pairs, groups, strict=True)]
+    table = np.array(values, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
+    return table[:, 0], table[:, 1]
+
+
+def _routed_right(run: Execution, i: int, group: str) -> float | None:
+    """In scope: trusted to be in the label's cohort. Out of scope: trusted to be in none."""
+    if run.known[i].intent is msgspec.UNSET:
+        return None
+    decision, trusted = run.routed[i].decision, _trusted(run.routed[i])
+    if group == OUT_OF_SCOPE:
+        return float(not trusted)
+    return float(trusted and decision.cohort is not None and decision.cohort.name == group)
+
+
+def _quality(run: Execution, i: int, _: str) -> float | None:
+    served = run.served[i]
+    return served.quality if served is not None else None
+
+
+def _cost(run: Execution, i: int, _: str) -> float | None:
+    served = run.served[i]
+    return served.cost if served is not None else None
+
+
+def _input_cost(run: Execution, i: int, _: str) -> float | None:
+    signals = run.routed[i].signals
+    return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
+
+
+def _cell(group: str, measure: str, old: Floats, new: Floats, seed: int) -> Cell:
+    relative = measure == COST
+    before, after = float(old.mean()), float(new.mean())
+    base = before if relative and before else 1.0
+    tops = np.concatenate([w @ (new - old) for w in resamples(len(old), seed)])
+    bottoms = np.concatenate([w @ old for w in resamples(len(old), seed)]) if relative and before else len(old)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        again = np.asarray(tops / bottoms)
+    change = spread((after - before) / base, again, len(old))
+    worse = new - old if relative else old - new
+    differing = int((worse != 0).sum())
+    return Cell(group, measure, len(old), before, after, change, differing, sign_flip(worse, seed))
+
+
+def sign_flip(worse: Floats, seed: int) -> float:
+    """The chance of a sum as large as that of `worse`, if each difference were as likely for the better.
+
+    A paired randomisation test: it holds for any distribution of the differences that is symmetric about 0. Of
+    differences of one size, as of right and wrong, it is the sign test, and exact.
+    """
+    differing = worse[worse != 0]
+    if not len(differing):
+        return 1.0
+    if np.ptp(np.abs(differing)) == 0:
+        return float(stats.binom.sf((differing > 0).sum() - 1, len(differing), 0.5))
+    total, reached, rng = float(differing.sum()), 0, np.random.default_rng(seed)
+    for _ in range(_FLIPS // _CHUNK):
+        signs = rng.integers(0, 2, (_CHUNK, len(differing))) * 2 - 1
+        reached += int((signs @ differing >= total - 1e-12).sum())
+    return (reached + 1) / (_FLIPS + 1)
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """What the gate says of one cell."""
+
+    cell: Cell
+    regressed: bool
+    unclear: bool  # worse than allowed, but not beyond chance
+
+
+def gate(found: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[Ruling]:
+    """Every cell that is worse than allowed. It regresses if chance does not explain that.
+
+    Each cell in which anything differs is a test; they share the false alarms (Bonferroni), so that a comparison
+    in which nothing changed for the worse fails at most one time in twenty, however many cohorts there are.
+    """
+    tests = sum(cell.differing > 0 for cell in found.cells)
+    rulings = []
+    for cell in found.cells:
+        rise = cell.change.value if cell.measure == COST else -cell.change.value
+        if rise > (max_cost_rise if cell.measure == COST else max_quality_drop):
+            regressed = cell.chance <= _FALSE_ALARMS / tests
+            rulings.append(Ruling(cell, regressed, not regressed))
+    return rulings
+
+
+# --- in words ---------------------------------------------------------------------------------------------------
+
+
+def as_text(found: Comparison, texts: dict[int, str] | None, examples: int = 3) -> Iterator[str]:
+    """The comparison; `texts` (line -> words of the person) only where the user asked to see them."""
+    share = 100 * len(found.flips) / max(found.rows, 1)
+    yield f"{len(found.flips):,} of {found.rows:,} rows flip ({share:.1f} %)"
+    if found.estimated:
+        yield "no outcomes recorded: cost is that of the input alone, tokens estimated as the router does"
+    yield ""
+    yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
+    yield from map(_line, found.cells)
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for flip in found.flips:
+        kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
+    if kinds:
+        yield f"\n{'flips of':<22}{'rows':>6}  from -> to"
+    for (group, was, now), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
+        shown = ", ".join(map(str, lines[:examples])) + (", ..." if len(lines) > examples else "")
+        yield f"{group[:21]:<22}{len(lines):>6}  {was} -> {now}  (line {shown})"
+        if texts is not None:
+            yield from (f"{'':<30}{texts.get(line, '')[:80]!r}" for line in lines[:examples])
+
+
+def _line(cell: Cell) -> str:
+    if cell.measure == COST:
+        values = f"{1000 * cell.old:>11.5f}{1000 * cell.new:>11.5f}"
+        change = f"{percent(cell.change, '+')} %" if not math.isnan(cell.change.value) else "-"
+    else:
+        values, change = f"{100 * cell.old:>11.1f}{100 * cell.new:>11.1f}", f"{percent(cell.change, '+')} points"
+    measure = "$ per 1,000" if cell.measure == COST else f"{cell.measure} %"
+    return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
+
+
+def gate_text(rulings: list[Ruling], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
+    """The gate's ruling, worst first; nothing worse than allowed is one line."""
+    limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
+    regressed = [ruling for ruling in rulings if ruling.regressed]
+    if not rulings:
+        yield f"passed: no cohort is worse than allowed ({limits})"
+        return
+    yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
+    for ruling in sorted(rulings, key=lambda r: (not r.regressed, r.cell.chance)):
+        word = "regressed" if ruling.regressed else "unclear: chance explains it"
+        yield f"{_line(ruling.cell)}  {word} (p {ruling.cell.chance:.1g})"
