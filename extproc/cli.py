@@ -177,6 +177,14 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     gate.add_argument("--seed", type=int, default=0, help="of the resampling")
     gate.set_defaults(run=_gate)
 
+    suggest = commands.add_parser("suggest", help="propose intents for what falls out of scope; shows its words")
+    _intents_option(suggest)
+    suggest.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md), labelled or not")
+    suggest.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write each proposal to a file in this folder"
+    )
+    suggest.set_defaults(run=_suggest)
+
 
 def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     parser.add_argument(
@@ -378,6 +386,12 @@ def _gate(args: argparse.Namespace) -> int:
     if min(limits) < 0:
         raise ValueError("--max-quality-drop and --max-cost-rise are shares, from 0 up")
     return run_gate(args.baseline, args.intents, args.data, *limits, args.seed)
+
+
+def _suggest(args: argparse.Namespace) -> int:
+    from extproc.offline.commands import run_suggest
+
+    return run_suggest(args.intents, args.data, args.out)
 
 
 def _check_baseline(args: argparse.Namespace, baseline: Path) -> None:

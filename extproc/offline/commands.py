@@ -17,8 +17,10 @@ from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.page import as_html
 from extproc.offline.report import as_text
+from extproc.offline.suggestion import as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Traffic, read_traffic
+from extproc.policy import Reason
 
 # Of the rows that cannot be used, so many are told one by one.
 _TOLD = 10
@@ -112,6 +114,27 @@ def _compared(old: Path, new: Path, data: Path, seed: int) -> tuple[comparison.C
     for name, run in (("old", before), ("new", after)):
         print(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
     return comparison.compare(before, after, seed), before
+
+
+def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
+    """`extproc suggest`: proposed intents as YAML, to the terminal or into a folder, and utterances to look at."""
+    memory = patient_encoder(intents)
+    run = execute(intents, memory, usable(data), Tokens())
+    tell_bad_rows(data, run.bad)
+    proposals = propose(run, memory)
+    tier = run.snapshot.policy.default_tier
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        for i, proposal in enumerate(proposals, start=1):
+            (out / f"proposed-{i:02}.yaml").write_text(as_yaml(proposal, tier))
+    outside = sum(one.decision.reason is Reason.OUT_OF_SCOPE for one in run.routed)
+    print(f"{outside:,} of {len(run.rows):,} rows fall out of scope; {len(proposals)} proposed intents")
+    for proposal in proposals:
+        print("\n" + as_yaml(proposal, tier), end="")
+    print("\nutterances that the others of their intent support least; reword them, or move them:")
+    for pull in pulls(run, memory):
+        print(f"  {pull.file}: {pull.utterance[:60]!r} ({pull.other}, margin {pull.margin:.3f})")
+    return 0
 
 
 def _words(routed: Routed) -> str:

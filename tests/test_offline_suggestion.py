@@ -1,0 +1,81 @@
+"""Suggesting intents: from clusters out of scope, from labels without an intent; and utterances on the edge."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.cli import main
+from extproc.config import load_config
+from extproc.offline import commands
+from extproc.offline.execution import Memory, execute
+from extproc.offline.suggestion import Pull, propose, pulls
+from extproc.offline.tokens import Tokens
+from extproc.offline.traffic import read_traffic
+from extproc.snapshot import compile_snapshot
+
+CONFIGS = Path(__file__).parent / "configs"
+FLIGHTS = [
+    {"text": f"when will flight {place} leave"}
+    for place in ("Oslo", "Rome", "Paris", "Lima", "Cairo", "Bern", "Quito", "Riga", "Bonn")
+]
+TUNES = [{"text": f"play tune {name} again", "intent": "music"} for name in "abcdefghij"]
+NOISE = [{"text": text} for text in ("zebras graze", "blue paint dries", "wind turbines hum")]
+BILLS = [{"text": f"Is my invoice wrong this month {i}"} for i in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    for intent in ("billing", "cooking"):
+        with (folder / f"{intent}.yaml").open("a") as file:
+            file.write("floor: 0.2\n")
+    return folder
+
+
+def traffic(tmp_path, rows):
+    path = tmp_path / "traffic.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def test_clusters_and_labels_out_of_scope_are_proposed(folder, tmp_path, words):
+    """Most rows first; what lies alone, is in scope, or is labelled with an intent that is there is not proposed."""
+    bills = [row | {"intent": "billing"} for row in FLIGHTS]
+    memory = Memory(words)
+    run = execute(folder, memory, read_traffic(traffic(tmp_path, [*FLIGHTS, *TUNES, *NOISE, *BILLS])), Tokens())
+    music, flights = propose(run, memory)
+    assert (music.name, music.rows, music.labelled) == ("music", 10, True)
+    assert (flights.name, flights.rows, flights.labelled) == ("flight-leave", 9, False)
+    assert set(flights.utterances) == {row["text"] for row in FLIGHTS}
+    run = execute(folder, memory, read_traffic(traffic(tmp_path, [*bills, *BILLS])), Tokens())
+    assert propose(run, memory) == []
+
+
+def test_what_is_proposed_is_an_intent_that_loads(folder, tmp_path, words, monkeypatch, capsys):
+    """Moved beside the others it compiles, and its rows are in scope."""
+    monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
+    data, out = traffic(tmp_path, [*FLIGHTS, *NOISE]), tmp_path / "proposed"
+    assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("12 of 12 rows fall out of scope; 1 proposed intents\n\n# proposed from 9 rows")
+    (proposed,) = out.iterdir()
+    assert proposed.read_text() in shown
+    shutil.move(proposed, folder)
+    cohorts = compile_snapshot(load_config(folder), words).policy.cohorts
+    assert cohorts["flight-leave"].tier == "large"
+
+
+def test_utterances_on_the_edge_are_listed_least_margin_first(folder, tmp_path, words):
+    """One that shares its words with the other intent comes first."""
+    with (folder / "billing.yaml").open("r+") as file:
+        lines = file.read().replace("utterances:\n", "utterances:\n  - invoice for the egg recipe\n")
+        file.seek(0)
+        file.write(lines)
+    memory = Memory(words)
+    run = execute(folder, memory, read_traffic(traffic(tmp_path, BILLS)), Tokens())
+    found = pulls(run, memory)
+    assert found[0] == Pull("billing.yaml", "billing", "cooking", found[0].margin, "invoice for the egg recipe")
+    assert [pull.margin for pull in found] == sorted(pull.margin for pull in found)
+    assert len(found) == 7
