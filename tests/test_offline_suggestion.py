@@ -41,7 +41,7 @@ def traffic(tmp_path, rows):
 
 
 def test_clusters_and_labels_out_of_scope_are_proposed(folder, tmp_path, words):
-    """Most rows first; what lies alone, is in scope, or is labelled with an intent that is there is not proposed."""
+    """Most rows first; what lies alone, is in scope, or has the label of an intent is not proposed."""
     bills = [row | {"intent": "billing"} for row in FLIGHTS]
     memory = Memory(words)
     run = execute(folder, memory, read_traffic(traffic(tmp_path, [*FLIGHTS, *TUNES, *NOISE, *BILLS])), Tokens())
