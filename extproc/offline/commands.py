@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 
 from extproc.config import load_config
-from extproc.embedding import load_encoder
 from extproc.exchange import Routed
 from extproc.offline import comparison, edits
 from extproc.offline.calibration import Fit, calibrate
@@ -21,6 +20,7 @@ from extproc.offline.suggestion import as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Traffic, read_traffic
 from extproc.policy import Reason
+from extproc.sentences import load_encoder
 
 # Of the rows that cannot be used, so many are told one by one.
 _TOLD = 10
