@@ -8,5 +8,5 @@ settings.register_profile(
     "short", max_examples=150, derandomize=True, database=None, phases=[Phase.explicit, Phase.generate], **_ALIKE
 )
 # Other examples every time; what failed is remembered in .hypothesis/ and tried first.
-settings.register_profile("long", max_examples=20_000, **_ALIKE)
+settings.register_profile("long", max_examples=5_000, **_ALIKE)
 settings.load_profile("short")
