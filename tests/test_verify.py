@@ -12,7 +12,7 @@ from extproc.match import Index
 from extproc.phases import Event, Opening, Reply
 from extproc.policy import Cohort, Policy, Snapshot
 from extproc.rescue import RescueExchange
-from extproc.settings import EncoderConfig, Escalate, Escalations, StreamHold
+from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold
 from extproc.verify import Verifier, VerifierExchange
 
 _RULES = ("complete", "non_empty", "no_refusal")
@@ -292,6 +292,26 @@ def test_a_decision_that_is_not_the_routers_holds_nothing_against_an_answer(odd:
     replies = [reply for some in run(exchange, *streamed([whole])) for reply in some]
     assert checked(replies, whole) == {}
     assert exchange.ruling is None
+
+
+def test_a_case_is_put_aside_once_whatever_comes_after_it() -> None:
+    """What Envoy had sent before it read our answer to the client gets none, and makes no second case."""
+    aside = snapshot()
+    cohort = msgspec.structs.replace(aside.policy.cohorts["c"], escalate=Escalate("human"))
+    policy = msgspec.structs.replace(aside.policy, cohorts={"c": cohort})
+    aside = msgspec.structs.replace(aside, policy=policy, human=Human())
+    cases: list[str] = []
+
+    def enqueue(_: Human, __: dict[str, Any], ___: str, answer: str) -> str:
+        cases.append(answer)
+        return "case1"
+
+    given = opening(attempt=2)
+    exchange = VerifierExchange(Verifier(lambda: aside, enqueue=enqueue), given)
+    whole = transcript("I'm sorry, but I can't help ", "with that request.")
+    replies = run(exchange, *streamed([whole, b": bye\n\n"], trailers=True))
+    assert [[reply.status for reply in some] for some in replies] == [[], [422], [], []]
+    assert cases == ["I'm sorry, but I can't help with that request."]
 
 
 def test_without_any_metadata_everything_passes() -> None:
