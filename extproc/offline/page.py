@@ -19,7 +19,7 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e6eaf0;--soft:#9aa6b6;--paper:#14181f;--band:#1d232d;--rule:#313a48;
 --own:#fb923c;--other:#7db3ea;--t0:#3c6288;--t1:#7db3ea;--t2:#c4ddf5}}
 *{box-sizing:border-box}
-body{margin:0 auto;max-width:1120px;padding:24px 16px 48px;background:var(--paper);color:var(--ink);
+body{margin:0 auto;max-width:1200px;padding:24px 16px 48px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.45rem;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:32px 0 8px}
 p,li{max-width:75ch}p.soft,li,figcaption{color:var(--soft);font-size:.87rem}
@@ -44,18 +44,18 @@ svg .ideal{stroke:var(--rule);stroke-width:1.5}
 svg circle.control{fill:var(--other)}svg circle.chosen{fill:var(--own)}
 svg .bar{stroke-width:1.5;stroke:var(--other)}svg .chosen.bar{stroke:var(--own)}
 svg text.name{fill:var(--ink)}svg text.chosen{fill:var(--own);font-weight:600}
-svg.stack{width:120px;height:12px;border-radius:3px;vertical-align:middle}
+svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 .t0{fill:var(--t0)}.t1{fill:var(--t1)}.t2{fill:var(--t2)}.t3{fill:var(--t3)}.t4{fill:var(--t4)}
 .key span{display:inline-block;margin-right:14px;font-size:.84rem;color:var(--soft)}
 .key svg{width:11px;height:11px;margin-right:5px}
 .matrix td,.matrix th{padding:3px 5px;text-align:center;border:1px solid var(--paper);min-width:26px}
-.matrix thead th{height:120px;vertical-align:bottom;padding:4px 0}
+.matrix thead th{vertical-align:bottom;padding:8px 0 4px}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg)}
 .matrix th:first-child{text-align:right}.matrix td.hit{font-weight:600}
 @media print{:root{--ink:#000;--soft:#444;--paper:#fff;--band:#f2f2f2;--rule:#bbb;--own:#a33a00;--other:#1c4f8a;
 --t0:#8fb8de;--t1:#2563a8;--t2:#123a66}body{max-width:none;padding:0;font-size:11pt}
 .scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{padding:2px 4px}.plots{grid-template-columns:1fr 1fr}
-th:first-child,td:first-child{position:static}tr{break-inside:avoid}}
+th:first-child,td:first-child{position:static}tr{break-inside:avoid}h2,.key{break-after:avoid}}
 """
 
 
@@ -215,12 +215,12 @@ def _cohorts(report: Report) -> Iterable[str]:
         shares = [(t, g.tiers.get(t, 0) / max(g.rows, 1), f"t{i % 5}") for i, t in enumerate(tiers)]
         dollars = f"{g.per_1000.value:.3f}" if g.per_1000.known else "-"
         fallback = f"{100 * g.fallback.value:.1f}" if g.fallback.known else "-"
-        cells = [f"{g.rows:,}", stacked(shares), *(_cell(e) for e in (g.accuracy, g.accepted, g.wrong)), fallback]
+        cells = [f"{g.rows:,}", *(_cell(e) for e in (g.accuracy, g.accepted, g.wrong)), fallback, stacked(shares)]
         if report.lines:
             cells += [*(_cell(e) for e in (g.escalated, g.quality)), dollars]
         body = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(g.name)}</td>{body}</tr>")
-    header = ["", "rows", "first tier", "nearest is right, %", "accepted, %", "wrong of accepted, %", "fallback, %"]
+    header = ["", "rows", "nearest is right, %", "accepted, %", "wrong of accepted, %", "fallback, %", "first tier"]
     outcomes = ["escalated, %", "quality, %", "$ per 1,000"] if report.lines else []
     yield _table([*header, *outcomes], rows)
     reasons = ", ".join(f"{name} {count:,}" for name, count in report.overall.reasons.items())
