@@ -6,18 +6,23 @@ BIN := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
+UV := 0.13.9
+CYCLONEDX := 7.5.0
 # The oldest Envoy that the Istio overlay is tested on.
 OLD_ENVOY := 1.36.4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check protos envoy manifests image bench bench-cascade bench-faults bench-footprint \
-  bench-ttft bench-views clean
+.PHONY: help demo observe test check fuzz protos envoy manifests image lock sbom bench bench-cascade bench-encoders \
+  bench-faults bench-footprint bench-ledger bench-peers bench-routing bench-soak bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 demo: $(VENV)/ready  ## real Envoy + router + sample upstreams, real prompts through them
 	@$(BIN)/extproc demo --intents intents
+
+observe: $(VENV)/ready  ## the demo's traffic into a real Prometheus and an OTLP receiver: metrics, dashboard, one trace
+	$(BIN)/python -m bench.observe
 
 test: $(VENV)/ready  ## lint, types, every test (real Envoy, real weights)
 	@$(MAKE) --no-print-directory check
@@ -27,6 +32,9 @@ check: $(VENV)/ready  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: $(VENV)/ready  ## look for inputs that break it, with other examples every time
+	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long
 
 protos: $(VENV)/ready  ## compile protos/ into extproc/pb
 	$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=. --pyi_out=. protos/extproc/pb/*.proto
@@ -40,18 +48,43 @@ manifests: $(VENV)/ready  ## render into deploy/k8s what follows from the tiers
 image:  ## build the image with Debian's buildah on a base from debootstrap, and run it (root)
 	@deploy/image.sh
 
-bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it
+lock:  ## write requirements.lock anew, as pyproject.toml asks; LOCK=--upgrade moves versions
+	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "uv==$(UV)"
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra redis \
+	  --universal --generate-hashes --no-emit-package torch -o requirements.lock $(LOCK)
+
+sbom:  ## what runs in production, as CycloneDX, into sbom.json
+	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "cyclonedx-bom==$(CYCLONEDX)"
+	(cat requirements.lock; echo "torch==$(TORCH)") | $(VENV)/tools/bin/cyclonedx-py requirements \
+	  --pyproject pyproject.toml --of JSON -o sbom.json -
+
+bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it (needs wrk)
 	$(BIN)/python -m bench.latency
 
-bench-faults: $(VENV)/ready  ## five minutes of load with faults: stalls, kills, clients that leave
+bench-encoders: $(VENV)/ready  ## the encoder's back ends: speed, and what each keeps of CLINC150's accuracy
+	$(BIN)/python -m bench.encoders
+
+bench-peers: $(VENV)/ready  ## beside LiteLLM, Portkey, TensorZero and semantic-router, in one run (needs wrk)
+	$(BIN)/python -m bench.peers --torch-index $(TORCH_INDEX)
+
+bench-footprint: $(VENV)/ready  ## memory and CPU of the router and of Envoy
+	$(BIN)/python -m bench.footprint
+
+bench-ledger: $(VENV)/ready  ## what the ledger costs per request
+	$(BIN)/python -m bench.ledger
+
+bench-faults: $(VENV)/ready  ## the fault matrix under traffic, 30 s a fault
 	$(BIN)/python -m bench.faults
+
+bench-soak: $(VENV)/ready  ## ten minutes of mixed traffic: fails if memory, descriptors or p99 grow
+	$(BIN)/python -m bench.soak
+
+bench-routing: $(VENV)/ready  ## routing, cascading and both on recorded data, beside the controls
+	$(BIN)/python -m bench.routing
 
 bench-cascade: $(VENV)/ready  ## the cascade on recorded MMLU-Pro answers, beside its controls
 	$(BIN)/python -m bench.cascade
 	$(BIN)/python -m bench.cascade --charge dollars
-
-bench-footprint: $(VENV)/ready  ## memory and CPU of the router and of Envoy
-	$(BIN)/python -m bench.footprint
 
 bench-ttft: $(VENV)/ready  ## time to first token of streams that climb: judged early against buffered
 	$(BIN)/python -m bench.ttft
@@ -64,11 +97,12 @@ clean:  ## remove the environment and caches
 
 # A CPU build of torch first: left to itself pip takes gigabytes of CUDA on Linux. The first line finds one that
 # pip has at hand, the second asks PyTorch's own index, the third is for platforms whose only build is CPU.
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps "torch==$(TORCH)+cpu" 2>/dev/null \
 	  || $(BIN)/pip install -q --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)" \
 	  || $(BIN)/pip install -q --no-deps "torch==$(TORCH)"
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
 	# Envoy's published descriptors, which tests compare ours with: apart, as they overwrite OpenTelemetry's.
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)"
