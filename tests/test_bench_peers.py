@@ -10,7 +10,8 @@ import pytest
 
 from bench.flat_upstream import ANSWER_BYTES, CHUNKS
 from bench.gateways import GATEWAYS, GatewayError, python_environment
-from bench.peers import CONNECTIONS, Cell, System, check, cpu_s, table
+from bench.load import Cell, System, check, cpu_s
+from bench.peers import CONNECTIONS, table
 from extproc.stack import end, free_ports
 
 PATH = "/v1/chat/completions"
