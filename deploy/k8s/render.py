@@ -33,7 +33,7 @@ def rendered(config: Config) -> dict[str, str]:
     """Every rendered file: its path under deploy/k8s, and its text."""
     return {
         "base/envoy/bootstrap.yaml": _bootstrap(config, "extproc:50051"),
-        "overlays/sidecar/bootstrap.yaml": _through_socket(_bootstrap(config, "127.0.0.1:50051")),
+        "overlays/sidecar/bootstrap.yaml": _bootstrap(config, f"unix://{SOCKET}"),
         "overlays/istio/envoyfilter.yaml": _yaml([envoy_filter(config)]),
         "overlays/envoy-gateway/routes.yaml": _yaml(gateway_routes(config)),
     }
@@ -41,16 +41,6 @@ def rendered(config: Config) -> dict[str, str]:
 
 def _bootstrap(config: Config, extproc: str) -> str:
     return render_envoy(config, "0.0.0.0:10000", [extproc], "127.0.0.1:9901", None, probe="0.0.0.0:9902")
-
-
-def _through_socket(bootstrap: str) -> str:
-    """The same with the router behind a socket in a volume that both containers mount."""
-    header, _, text = bootstrap.partition("\n")
-    config = yaml.safe_load(text)
-    [cluster] = [c for c in config["static_resources"]["clusters"] if c["name"] == "extproc"]
-    endpoint = {"address": {"pipe": {"path": SOCKET}}}
-    cluster["load_assignment"]["endpoints"] = [{"lb_endpoints": [{"endpoint": endpoint}]}]
-    return f"{header}\n{_yaml([config], header='')}"
 
 
 def envoy_filter(config: Config) -> Dict:
@@ -141,7 +131,9 @@ def _plain_cluster(cluster: Dict) -> Dict:
     plain = copy.deepcopy(cluster)
     [options] = plain["typed_extension_protocol_options"].values()
     del options["http_filters"]
-    [group] = plain["load_assignment"]["endpoints"]
+    # Nothing climbs here: nor is there need of the endpoints that refuse, from which to climb.
+    group = plain["load_assignment"]["endpoints"][0]
+    plain["load_assignment"]["endpoints"] = [group]
     for endpoint in group["lb_endpoints"]:
         address = endpoint["endpoint"]["address"]["socket_address"]
         address["address"] = _from_elsewhere(address["address"])
