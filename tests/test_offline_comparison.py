@@ -17,14 +17,13 @@ from extproc.offline.comparison import (
     Cell,
     Comparison,
     Flip,
-    as_text,
     compare,
     gate,
-    gate_text,
     sign_flip,
 )
 from extproc.offline.execution import Memory, execute
 from extproc.offline.metrics import Estimate
+from extproc.offline.report import comparison_text, gate_text
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
 
@@ -91,7 +90,7 @@ def test_a_configuration_is_the_same_as_itself(folders, tmp_path, words, tokens)
     assert (found.flips, gate(found, 0, 0)) == ([], [])
     assert {cell.differing for cell in found.cells} == {0}
     assert "cooking               routed right %     5      100.0      100.0  the same" in list(
-        as_text(found, None)
+        comparison_text(found, None)
     )
 
 
@@ -209,7 +208,7 @@ def test_degenerate_traffic_compares_without_complaint(rows, folders, tmp_path, 
     """One row, no label, no success, no cost: numbers or dashes, never an error."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
     found = compared(folders, tmp_path, words, tokens, rows)
-    assert "nan" not in "\n".join(as_text(found, None))
+    assert "nan" not in "\n".join(comparison_text(found, None))
     assert not any(ruling.regressed for ruling in gate(found, 0.02, 0.1))
 
 

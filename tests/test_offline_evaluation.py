@@ -13,7 +13,7 @@ from extproc.offline.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.offline.evaluation import columns, evaluate
 from extproc.offline.execution import Memory, execute, seal
 from extproc.offline.page import as_html
-from extproc.offline.report import as_text
+from extproc.offline.report import evaluation_text
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
 
@@ -219,7 +219,7 @@ def test_tokens_that_nobody_counted_are_estimated_and_said_so(folder, tmp_path, 
 def test_degenerate_traffic_is_reported_without_complaint(rows, folder, tmp_path, words, tokens):
     """One class, one row, no success, no outcomes: what cannot be measured is a dash in text, page and JSON."""
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
-    text, page, json = as_text(report), as_html(report, "t"), msgspec.json.encode(report)
+    text, page, json = evaluation_text(report), as_html(report, "t"), msgspec.json.encode(report)
     assert "nan" not in text.lower() and "nan" not in page.lower().replace("finance", "")
     assert msgspec.json.decode(json)["data"]["rows"] == len(rows)
 

@@ -6,8 +6,9 @@ Reading order:
     execution    rows -> decisions, sealed -> what is known of them
     answers      recorded answers -> what the client would have got, and its cost (tokens counts where nobody did)
     metrics      numbers from arrays, with intervals
-    evaluation   `extproc eval`: executions -> a report (report prints it, page and charts draw it)
+    evaluation   `extproc eval`: executions -> a report, beside its controls (page and charts draw it)
     calibration  `extproc calibrate`: labelled rows -> floors and probabilities (edits writes them into the YAML)
     comparison   `extproc diff` and `extproc gate`: two configurations on the same traffic
     suggestion   `extproc suggest`: new intents from what falls out of scope
+    report       all of it in words (commands reads, runs and prints)
 """

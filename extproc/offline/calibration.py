@@ -11,7 +11,7 @@ reported on.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -20,7 +20,6 @@ from scipy import optimize
 
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Bools, Floats, ece, exact_interval
-from extproc.policy import Cohort
 from extproc.settings import Evidence, Probability
 from extproc.snapshot import centroids_digest
 
@@ -246,41 +245,3 @@ def _why(fit: Matches, rows: int, risk: float, kind: Kind) -> str:
 
 def _in_all(fitted: int) -> int:
     return math.ceil(fitted / FIT_SHARE)
-
-
-# --- in words ---------------------------------------------------------------------------------------------------
-
-
-def as_text(found: Calibration, risk: float, present: Mapping[str, Cohort]) -> Iterator[str]:
-    """What was fitted beside what it replaces, on the rows that the fit had not seen."""
-    fitted, held = (sum(fit.rows[i] for fit in found.fits) for i in (0, 1))
-    yield f"fitted on {fitted:,} labelled rows, reported on {held:,} others; risk {100 * risk:g} %, by {found.kind}"
-    one, own = (100 * error for error in found.error)
-    yield f"calibration error of the probability: {own:.1f} points, {one:.1f} with one curve for all cohorts"
-    yield ""
-    yield (
-        f"{'cohort':<22}{'rows':>6}{'floor':>8}{'was':>8}{'margin':>8}{'was':>8}{'accepted %':>12}{'was':>7}"
-        f"  {'wrong % [95 %]':<20}was"
-    )
-    calibrated = [fit for fit in found.fits if fit.evidence is not None]
-    for fit in calibrated:
-        was = present[fit.name]
-        floors = f"{fit.floor:>8.4f}{was.floor:>8.4f}{fit.margin:>8.4f}{was.margin:>8.4f}"
-        yield f"{fit.name[:21]:<22}{sum(fit.rows):>6}{floors}{_on_others(fit.rows[1], fit.after, fit.before)}"
-    if calibrated:
-        rows = sum(fit.rows[1] for fit in calibrated)
-        after, before = (
-            [sum(getattr(f, when)[i] for f in calibrated) for i in (0, 1)] for when in ("after", "before")
-        )
-        total = sum(sum(fit.rows) for fit in calibrated)
-        yield f"{'together':<22}{total:>6}{'':>32}{_on_others(rows, after, before)}"
-    for fit in found.fits:
-        if fit.evidence is None:
-            yield f"{fit.name[:21]:<22}uncalibrated: {fit.why}"
-
-
-def _on_others(rows: int, after: Sequence[int], before: Sequence[int]) -> str:
-    low, high = (100 * end for end in exact_interval(after[1], after[0]))
-    shares = [f"{100 * wrong / accepted:.1f}" if accepted else "-" for accepted, wrong in (after, before)]
-    accepted = [100 * counts[0] / max(rows, 1) for counts in (after, before)]
-    return f"{accepted[0]:>12.1f}{accepted[1]:>7.1f}  {f'{shares[0]} [{low:.1f}, {high:.1f}]':<20}{shares[1]}"

@@ -10,12 +10,11 @@ from extproc.config import load_config
 from extproc.exchange import Routed
 from extproc.offline import comparison, edits
 from extproc.offline.calibration import Fit, calibrate
-from extproc.offline.calibration import as_text as describe
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.page import as_html
-from extproc.offline.report import as_text
+from extproc.offline.report import calibration_text, comparison_text, evaluation_text, gate_text
 from extproc.offline.suggestion import as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Traffic, read_traffic
@@ -46,7 +45,7 @@ def run_eval(intents: Path, data: Path, out: Path | None, as_json: Path | None, 
     run = execute(intents, patient_encoder(intents), traffic, Tokens())
     tell_bad_rows(data, run.bad)
     report = evaluate(run, seed)
-    print(as_text(report))
+    print(evaluation_text(report))
     if as_json is not None:
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     if out is not None:
@@ -64,7 +63,7 @@ def run_calibrate(intents: Path, data: Path, risk: float, date: str, seed: int, 
     if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
         for path, _, after in changes:
             edits.write(path, after)
-    print("\n".join(describe(found, risk, run.snapshot.policy.cohorts)) + "\n")
+    print("\n".join(calibration_text(found, risk, run.snapshot.policy.cohorts)) + "\n")
     for change in changes:
         print("\n".join(edits.diff(*change)))
     done = "changed and written" if write else "not written: give --write to apply this"
@@ -91,7 +90,7 @@ def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> in
     """`extproc diff`: what flips between two folders, and what that does."""
     found, run = _compared(old, new, data, seed)
     texts = {row.line: _words(one) for row, one in zip(run.rows, run.routed, strict=True)} if show_text else None
-    print("\n".join(comparison.as_text(found, texts)))
+    print("\n".join(comparison_text(found, texts)))
     return 0
 
 
@@ -99,8 +98,8 @@ def run_gate(old: Path, new: Path, data: Path, max_quality_drop: float, max_cost
     """`extproc gate`: 1 if a cohort regresses from `old` to `new` beyond what is allowed, else 0."""
     found, _ = _compared(old, new, data, seed)
     rulings = comparison.gate(found, max_quality_drop, max_cost_rise)
-    print("\n".join(comparison.as_text(found, None)) + "\n")
-    print("\n".join(comparison.gate_text(rulings, max_quality_drop, max_cost_rise)))
+    print("\n".join(comparison_text(found, None)) + "\n")
+    print("\n".join(gate_text(rulings, max_quality_drop, max_cost_rise)))
     return int(any(ruling.regressed for ruling in rulings))
 
 

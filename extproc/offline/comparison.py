@@ -1,8 +1,7 @@
 """Two configurations on the same traffic: what flips, what it does to quality and cost, whether it regresses."""
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -12,7 +11,6 @@ from extproc.exchange import Routed
 from extproc.offline.evaluation import NO_COHORT, OUT_OF_SCOPE
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Estimate, Floats, resamples, spread
-from extproc.offline.report import percent
 from extproc.policy import Reason, trust
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"
@@ -199,50 +197,3 @@ def gate(found: Comparison, max_quality_drop: float, max_cost_rise: float) -> li
             regressed = cell.chance <= _FALSE_ALARMS / tests
             rulings.append(Ruling(cell, regressed, not regressed))
     return rulings
-
-
-# --- in words ---------------------------------------------------------------------------------------------------
-
-
-def as_text(found: Comparison, texts: dict[int, str] | None, examples: int = 3) -> Iterator[str]:
-    """The comparison; `texts` (line -> words of the person) only where the user asked to see them."""
-    share = 100 * len(found.flips) / max(found.rows, 1)
-    yield f"{len(found.flips):,} of {found.rows:,} rows flip ({share:.1f} %)"
-    if found.estimated:
-        yield "no outcomes recorded: cost is that of the input alone, tokens estimated as the router does"
-    yield ""
-    yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
-    yield from map(_line, found.cells)
-    kinds: dict[tuple[str, str, str], list[int]] = {}
-    for flip in found.flips:
-        kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
-    if kinds:
-        yield f"\n{'flips of':<22}{'rows':>6}  from -> to"
-    for (group, was, now), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
-        shown = ", ".join(map(str, lines[:examples])) + (", ..." if len(lines) > examples else "")
-        yield f"{group[:21]:<22}{len(lines):>6}  {was} -> {now}  (line {shown})"
-        if texts is not None:
-            yield from (f"{'':<30}{texts.get(line, '')[:80]!r}" for line in lines[:examples])
-
-
-def _line(cell: Cell) -> str:
-    if cell.measure == COST:
-        values = f"{1000 * cell.old:>11.5f}{1000 * cell.new:>11.5f}"
-        change = f"{percent(cell.change, '+')} %" if not math.isnan(cell.change.value) else "-"
-    else:
-        values, change = f"{100 * cell.old:>11.1f}{100 * cell.new:>11.1f}", f"{percent(cell.change, '+')} points"
-    measure = "$ per 1,000" if cell.measure == COST else f"{cell.measure} %"
-    return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
-
-
-def gate_text(rulings: list[Ruling], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
-    """The gate's ruling, worst first; nothing worse than allowed is one line."""
-    limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
-    regressed = [ruling for ruling in rulings if ruling.regressed]
-    if not rulings:
-        yield f"passed: no cohort is worse than allowed ({limits})"
-        return
-    yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
-    for ruling in sorted(rulings, key=lambda r: (not r.regressed, r.cell.chance)):
-        word = "regressed" if ruling.regressed else "unclear: chance explains it"
-        yield f"{_line(ruling.cell)}  {word} (p {ruling.cell.chance:.1g})"

@@ -1,17 +1,21 @@
-"""A report as text for a terminal: compact, and nothing that is not in the JSON."""
+"""What was found, as text for a terminal: compact, in lines of at most 116 characters where names allow."""
 
+import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+from extproc.offline.calibration import Calibration
+from extproc.offline.comparison import COST, Cell, Comparison, Ruling
 from extproc.offline.evaluation import Group, Report
-from extproc.offline.metrics import Estimate
+from extproc.offline.metrics import Estimate, exact_interval
+from extproc.policy import Cohort
 
 # Cohorts and confusions shown in a terminal; the JSON has them all.
 _MOST_GROUPS = 40
 _MOST_CONFUSIONS = 8
 
 
-def as_text(report: Report) -> str:
+def evaluation_text(report: Report) -> str:
     """The report in lines of at most 116 characters."""
     return "\n".join(_lines(report))
 
@@ -124,3 +128,88 @@ def percent(estimate: Estimate, sign: str = "") -> str:
 
 def _number(estimate: Estimate, times: float) -> str:
     return f"{times * estimate.value:.1f}" if estimate.known else "-"
+
+
+# --- calibration ------------------------------------------------------------------------------------------------
+
+
+def calibration_text(found: Calibration, risk: float, present: Mapping[str, Cohort]) -> Iterator[str]:
+    """What was fitted beside what it replaces, on the rows that the fit had not seen."""
+    fitted, held = (sum(fit.rows[i] for fit in found.fits) for i in (0, 1))
+    yield f"fitted on {fitted:,} labelled rows, reported on {held:,} others; risk {100 * risk:g} %, by {found.kind}"
+    one, own = (100 * error for error in found.error)
+    yield f"calibration error of the probability: {own:.1f} points, {one:.1f} with one curve for all cohorts"
+    yield ""
+    yield (
+        f"{'cohort':<22}{'rows':>6}{'floor':>8}{'was':>8}{'margin':>8}{'was':>8}{'accepted %':>12}{'was':>7}"
+        f"  {'wrong % [95 %]':<20}was"
+    )
+    calibrated = [fit for fit in found.fits if fit.evidence is not None]
+    for fit in calibrated:
+        was = present[fit.name]
+        floors = f"{fit.floor:>8.4f}{was.floor:>8.4f}{fit.margin:>8.4f}{was.margin:>8.4f}"
+        yield f"{fit.name[:21]:<22}{sum(fit.rows):>6}{floors}{_on_others(fit.rows[1], fit.after, fit.before)}"
+    if calibrated:
+        rows = sum(fit.rows[1] for fit in calibrated)
+        after, before = (
+            [sum(getattr(f, when)[i] for f in calibrated) for i in (0, 1)] for when in ("after", "before")
+        )
+        total = sum(sum(fit.rows) for fit in calibrated)
+        yield f"{'together':<22}{total:>6}{'':>32}{_on_others(rows, after, before)}"
+    for fit in found.fits:
+        if fit.evidence is None:
+            yield f"{fit.name[:21]:<22}uncalibrated: {fit.why}"
+
+
+def _on_others(rows: int, after: Sequence[int], before: Sequence[int]) -> str:
+    low, high = (100 * end for end in exact_interval(after[1], after[0]))
+    shares = [f"{100 * wrong / accepted:.1f}" if accepted else "-" for accepted, wrong in (after, before)]
+    accepted = [100 * counts[0] / max(rows, 1) for counts in (after, before)]
+    return f"{accepted[0]:>12.1f}{accepted[1]:>7.1f}  {f'{shares[0]} [{low:.1f}, {high:.1f}]':<20}{shares[1]}"
+
+
+# --- comparison and gate ------------------------------------------------------------------------------------------
+
+
+def comparison_text(found: Comparison, texts: dict[int, str] | None, examples: int = 3) -> Iterator[str]:
+    """The comparison; `texts` (line -> words of the person) only where the user asked to see them."""
+    share = 100 * len(found.flips) / max(found.rows, 1)
+    yield f"{len(found.flips):,} of {found.rows:,} rows flip ({share:.1f} %)"
+    if found.estimated:
+        yield "no outcomes recorded: cost is that of the input alone, tokens estimated as the router does"
+    yield ""
+    yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
+    yield from map(_cell_line, found.cells)
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for flip in found.flips:
+        kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
+    if kinds:
+        yield f"\n{'flips of':<22}{'rows':>6}  from -> to"
+    for (group, was, now), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
+        shown = ", ".join(map(str, lines[:examples])) + (", ..." if len(lines) > examples else "")
+        yield f"{group[:21]:<22}{len(lines):>6}  {was} -> {now}  (line {shown})"
+        if texts is not None:
+            yield from (f"{'':<30}{texts.get(line, '')[:80]!r}" for line in lines[:examples])
+
+
+def _cell_line(cell: Cell) -> str:
+    if cell.measure == COST:
+        values = f"{1000 * cell.old:>11.5f}{1000 * cell.new:>11.5f}"
+        change = f"{percent(cell.change, '+')} %" if not math.isnan(cell.change.value) else "-"
+    else:
+        values, change = f"{100 * cell.old:>11.1f}{100 * cell.new:>11.1f}", f"{percent(cell.change, '+')} points"
+    measure = "$ per 1,000" if cell.measure == COST else f"{cell.measure} %"
+    return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
+
+
+def gate_text(rulings: list[Ruling], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
+    """The gate's ruling, worst first; nothing worse than allowed is one line."""
+    limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
+    regressed = [ruling for ruling in rulings if ruling.regressed]
+    if not rulings:
+        yield f"passed: no cohort is worse than allowed ({limits})"
+        return
+    yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
+    for ruling in sorted(rulings, key=lambda r: (not r.regressed, r.cell.chance)):
+        word = "regressed" if ruling.regressed else "unclear: chance explains it"
+        yield f"{_cell_line(ruling.cell)}  {word} (p {ruling.cell.chance:.1g})"
