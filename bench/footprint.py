@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from bench.latency import Connection, body, texts
+from bench.client import Connection, body, texts
 from extproc.config import load_config
 from extproc.sample_upstream import SampleUpstreams
 from extproc.stack import Stack

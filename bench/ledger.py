@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.latency import Connection, body, texts
+from bench.client import Connection, body, texts
 from extproc.config import load_config
 from extproc.report import read_report
 from extproc.sample_upstream import SampleUpstreams

@@ -1,18 +1,24 @@
-"""The load that bench.peers puts on a system: `wrk`, one thread, closed loop; and what it cost the system."""
+"""The load that is put on a system: `wrk`, one thread, closed loop; and what it cost the system."""
 
 import contextlib
 import itertools
 import os
 import resource
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from bench.flat_upstream import CHUNKS
 from bench.gateways import GatewayError
+from extproc.config import load_config
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import Stack, end, free_ports
 
 # In place of CASE stands a number: always the same, or never the same twice. About 16 tokens, and in a cohort whose
 # answers nobody judges; the second lands in one whose answers are.
@@ -46,12 +52,19 @@ class System(msgspec.Struct, frozen=True):
 class Cell(msgspec.Struct, frozen=True):
     """What one turn measured."""
 
+    requests: int
     per_second: float
     p50_ms: float
-    cpu_ms: float  # of the system's own processes, per request
+    p99_ms: float
+    cpu_each: tuple[float, ...]  # CPU milliseconds per request of each of the system's own processes
     client_cores: float  # that the load generator kept busy
     failed: int
     late: float = 0.0  # share of never-seen texts that went past the encoder's deadline, to the default tier
+
+    @property
+    def cpu_ms(self) -> float:
+        """CPU milliseconds per request of all of them."""
+        return sum(self.cpu_each)
 
 
 # wrk's own script language: the request, made once or anew each time, and what the run found.
@@ -76,11 +89,38 @@ function setup(thread) table.insert(threads, thread) end
 function done(summary, latency)
   local e = summary.errors
   local failed = e.connect + e.read + e.write + e.status + e.timeout
-  local p50 = latency:percentile(50)
+  local p50, p99 = latency:percentile(50), latency:percentile(99)
   local past = threads[1]:get("late")
-  io.write(string.format("FOUND %d %d %d %d %d\\n", summary.requests, summary.duration, p50, failed, past))
+  io.write(string.format("FOUND %d %d %d %d %d %d\\n", summary.requests, summary.duration, p50, p99, failed, past))
 end
 """
+
+
+@contextlib.contextmanager
+def flat_upstream() -> Iterator[tuple[int, int]]:
+    """Port and process id of bench.flat_upstream."""
+    port = free_ports(1)[0]
+    process = subprocess.Popen([sys.executable, "-m", "bench.flat_upstream", str(port)])
+    try:
+        yield port, process.pid
+    finally:
+        end(process)
+
+
+@contextlib.contextmanager
+def routing_stack(upstream: int, workers: int = 1) -> Iterator[Stack]:
+    """The router on the sample intents behind Envoy, with what listens on `upstream` as every tier."""
+    intents = Path("intents")
+    upstreams = SampleUpstreams({tier.name: tier.model for tier in load_config(intents).policy.tiers})
+    upstreams.ports = dict.fromkeys(upstreams.models, upstream)  # never started: the flat one is every tier
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        stack = Stack(intents, Path(folder), upstreams, workers)
+        try:
+            stack.start_router()
+            stack.start_envoy()
+            yield stack
+        finally:
+            stack.stop()
 
 
 def measure(system: System, stream: bool, connections: int, seconds: int, folder: Path) -> Cell:
@@ -94,20 +134,28 @@ def measure(system: System, stream: bool, connections: int, seconds: int, folder
         )
     )  # fmt: skip
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", str(script), system.url]
-    before, client = cpu_s(system.pids), resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, client = [cpu_s((pid,)) for pid in system.pids], resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
-    after, client_after = cpu_s(system.pids), resource.getrusage(resource.RUSAGE_CHILDREN)
+    after, client_after = [cpu_s((pid,)) for pid in system.pids], resource.getrusage(resource.RUSAGE_CHILDREN)
     found = next((line.split()[1:] for line in done.stdout.splitlines() if line.startswith("FOUND")), None)
-    requests, micros, p50, failed, late = (int(n) for n in found or (0, 1, 0, 0, 0))
+    requests, micros, p50, p99, failed, late = (int(n) for n in found or (0, 1, 0, 0, 0, 0))
     if requests <= failed and seconds < _LONGEST_TURN_S:  # slower than that, not broken
         return measure(system, stream, connections, _LONGEST_TURN_S, folder)
     if requests <= failed:
-        return Cell(0.0, float("inf"), float("inf"), 0.0, failed + 1)
+        never = float("inf")
+        return Cell(0, 0.0, never, never, tuple(never for _ in system.pids), 0.0, failed + 1)
     busy = client_after.ru_utime + client_after.ru_stime - client.ru_utime - client.ru_stime
+    each = tuple((late_s - early_s) * 1000 / requests for early_s, late_s in zip(before, after, strict=True))
     return Cell(
-        requests / micros * 1e6, p50 / 1000, (after - before) * 1000 / requests, busy / micros * 1e6, failed,
+        requests,
+        requests / micros * 1e6,
+        p50 / 1000,
+        p99 / 1000,
+        each,
+        busy / micros * 1e6,
+        failed,
         late / requests,
-    )  # fmt: skip
+    )
 
 
 def cpu_s(pids: tuple[int, ...]) -> float:

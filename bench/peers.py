@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,36 +18,25 @@ from pathlib import Path
 from bench.clinc import Row, compare
 from bench.flat_upstream import CHUNKS
 from bench.gateways import GATEWAYS, GatewayError
-from bench.load import JUDGED, Cell, System, check, measure
-from extproc.config import load_config
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import PLAIN_CLUSTER, Stack, end, free_ports
+from bench.load import JUDGED, Cell, System, check, flat_upstream, measure, routing_stack
+from extproc.stack import PLAIN_CLUSTER, Stack, free_ports
 
 CONNECTIONS = (1, 16)
 
 
-@contextlib.contextmanager
-def own_systems(folder: Path, upstream: int, upstream_pid: int) -> Iterator[list[System]]:
+def own_systems(stack: Stack, upstream: int, upstream_pid: int) -> list[System]:
     """The upstream itself, plain Envoy, and the router on the sample intents."""
-    intents = Path("intents")
-    upstreams = SampleUpstreams({tier.name: tier.model for tier in load_config(intents).policy.tiers})
-    upstreams.ports = dict.fromkeys(upstreams.models, upstream)  # never started: the flat one is every tier
-    stack = Stack(intents, folder, upstreams)
-    try:
-        stack.start_router()
-        stack.start_envoy()
-        assert stack.envoy is not None and stack.router is not None
-        path, tier = "/v1/chat/completions", next(iter(upstreams.models))
-        envoy, both = (stack.envoy.pid,), (stack.envoy.pid, stack.router.pid)
-        yield [
-            System("upstream itself", f"http://127.0.0.1:{upstream}{path}", "m", (upstream_pid,)),
-            System("plain Envoy", stack.plain_url + path, upstreams.models[tier], envoy, {PLAIN_CLUSTER: tier}),
-            System("router, text seen before", stack.url + path, "auto", both),
-            System("router, text never seen", stack.url + path, "auto", both, fresh=True),
-            System("router, seen, answer judged", stack.url + path, "auto", both, text=JUDGED),
-        ]
-    finally:
-        stack.stop()
+    assert stack.envoy is not None and stack.router is not None
+    path = "/v1/chat/completions"
+    tier, model = next(iter(stack.upstreams.models.items()))
+    envoy, both = (stack.envoy.pid,), (stack.envoy.pid, stack.router.pid)
+    return [
+        System("upstream itself", f"http://127.0.0.1:{upstream}{path}", "m", (upstream_pid,)),
+        System("plain Envoy", stack.plain_url + path, model, envoy, {PLAIN_CLUSTER: tier}),
+        System("router, text seen before", stack.url + path, "auto", both),
+        System("router, text never seen", stack.url + path, "auto", both, fresh=True),
+        System("router, seen, answer judged", stack.url + path, "auto", both, text=JUDGED),
+    ]
 
 
 @contextlib.contextmanager
@@ -57,10 +45,8 @@ def all_systems(cache: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
     missing: dict[str, str] = {}
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
-        upstream = free_ports(1)[0]
-        process = subprocess.Popen([sys.executable, "-m", "bench.flat_upstream", str(upstream)])
-        held.callback(end, process)
-        systems = held.enter_context(own_systems(folder, upstream, process.pid))
+        upstream, upstream_pid = held.enter_context(flat_upstream())
+        systems = own_systems(held.enter_context(routing_stack(upstream)), upstream, upstream_pid)
         for system in systems:
             check(system)
         for name, gateway in GATEWAYS.items():

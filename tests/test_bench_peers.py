@@ -63,9 +63,9 @@ def test_a_machine_without_node_fails_no_run(tmp_path: Path, monkeypatch: pytest
 def test_the_table_compares_with_plain_envoy():
     """Requests/s of JSON as a share of Envoy's, streams by how much longer they take; failures are counted."""
     cells = {
-        "upstream itself": Cell(8000.0, 0.1, 0.01, 0.5, 0),
-        "plain Envoy": Cell(4000.0, 0.2, 0.05, 0.2, 0),
-        "a gateway": Cell(1000.0, 1.0, 0.5, 0.1, 3),
+        "upstream itself": Cell(800, 8000.0, 0.1, 0.3, (0.01,), 0.5, 0),
+        "plain Envoy": Cell(400, 4000.0, 0.2, 0.5, (0.05,), 0.2, 0),
+        "a gateway": Cell(100, 1000.0, 1.0, 2.0, (0.4, 0.1), 0.1, 3),
     }
     found = {(name, stream, c): [cell] for name, cell in cells.items() for stream in (0, 1) for c in CONNECTIONS}
     rows = {stream: list(table(found, stream))[-1].split() for stream in (False, True)}

@@ -23,7 +23,6 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
-from collector import Collector
 from faulty_upstream import (
     CHAT,
     MESSAGES,
@@ -41,6 +40,7 @@ from faulty_upstream import (
 from processor import BUFFERED, headers_message
 from traffic import eventually
 
+from bench.collector import Collector
 from extproc.stack import Stack, end, free_ports
 
 _RULES = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
