@@ -55,6 +55,7 @@ class Expected(msgspec.Struct, frozen=True):
     gain_by_cohort: Floats  # of the large tier over the small one, from the cohort
     gain_asked: Floats  # from the prompt
     gain_judged: Floats  # from the prompt and the small tier's answer
+    gain_both: Floats  # the mean of the two: each errs in its own way
     cost: Floats  # dollars of the large tier's answer
 
 
@@ -99,13 +100,15 @@ def expect(fit: Known, asked: Known, seed: int) -> Expected:
     facts, theirs = (np.hstack([of.facts, of.cohort[:, None] == names]) for of in (fit, asked))
     stack = fit_stack(fit.asked, facts, fit.large - fit.small, seed)
     large, small = (fit_scorer(fit.judged, right).chances(asked.judged) for right in (fit.large, fit.small))
+    routed, judged = stack.gains(asked.asked, theirs), large - small
     # What an answer will cost, from the prompt's form alone: least squares on its logarithm.
     slopes = np.linalg.lstsq(facts, np.log(fit.large_cost), rcond=None)[0]
     off = fit.large_cost.mean() / np.exp(facts @ slopes).mean()
     return Expected(
         cohort_gains(fit.cohort, fit.large - fit.small, asked.cohort),
-        stack.gains(asked.asked, theirs),
-        large - small,
+        routed,
+        judged,
+        (routed + judged) / 2,
         off * np.exp(theirs @ slopes),
     )
 
@@ -154,13 +157,17 @@ def policies(known: Known, expected: Expected, direct: Floats) -> dict[str, list
         large = [(gain > price * dearer).astype(float) for price in _TRADES]
         return [Paid(1 - some, some) for some in large]
 
-    climbed = [(expected.gain_judged > price * expected.cost).astype(float) for price in _TRADES]
+    def climb(gain: Floats) -> list[Floats]:
+        return [(gain > price * expected.cost).astype(float) for price in _TRADES]
+
     first = [(worth > 0).astype(float) for worth in direct.T]
     return {
         "routing, a tier a cohort": route(expected.gain_by_cohort),
         "routing, by the prompt": route(expected.gain_asked),
-        "cascade, acceptance score": [Paid(ones, some) for some in climbed],
-        "both": [Paid(some, np.maximum(1 - some, up)) for some, up in zip(first, climbed, strict=True)],
+        "cascade, acceptance score": [Paid(ones, some) for some in climb(expected.gain_judged)],
+        "both": [
+            Paid(some, np.maximum(1 - some, up)) for some, up in zip(first, climb(expected.gain_both), strict=True)
+        ],
     }
 
 
@@ -169,7 +176,7 @@ def worth_asking(fit: Known, expected: Expected, known: Known) -> Floats:
 
     Not climbing saves the large answer and its gain; the small answer is paid either way. A ridge for each price.
     """
-    saved = np.maximum(_TRADES * expected.cost[:, None] - expected.gain_judged[:, None], 0)
+    saved = np.maximum(_TRADES * expected.cost[:, None] - expected.gain_both[:, None], 0)
     target = saved - _TRADES * fit.small_cost.mean()
     names = np.unique(fit.cohort)
     rows, asked = (

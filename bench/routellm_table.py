@@ -70,6 +70,7 @@ def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
         "cohort success rates, nearest fitted centroid", _predicted(_nearest(kept), asked, rows), asked, seed
     )
     yield _line("stack: neighbours, ridge, boosting", _predicted(_stack(seed), asked, rows), asked, seed)
+    yield _line("the same, subject given", _predicted(_stack(seed, subjects), asked, rows), asked, seed)
     yield _line("oracle", asked.gain, asked, seed)
     yield f"out of domain, {_FOLDS}-fold over subjects: calibrated on other subjects"
     yield _line(
@@ -100,8 +101,11 @@ def _nearest(kept: Kept) -> Way:
     return way
 
 
-def _stack(seed: int) -> Way:
-    return lambda fit, asked: fit_stack(fit.vectors, fit.facts, fit.gain, seed).gains(asked.vectors, asked.facts)
+def _stack(seed: int, subjects: np.ndarray | None = None) -> Way:
+    def facts(of: Asked) -> Floats:
+        return of.facts if subjects is None else np.hstack([of.facts, of.subject[:, None] == subjects])
+
+    return lambda fit, asked: fit_stack(fit.vectors, facts(fit), fit.gain, seed).gains(asked.vectors, facts(asked))
 
 
 def _line(name: str, scores: Floats, asked: Asked, seed: int) -> str:

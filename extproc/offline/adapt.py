@@ -24,6 +24,9 @@ _BATCH = 64
 _PACE, _CENTROID_PACE, _WARMING = 1e-4, 1e-3, 0.1
 # Texts read in all: few utterances are read `_MOST` times, very many at least `_LEAST` times.
 _READ, _LEAST, _MOST = 30_000, 2, 8
+# Of the way from the weights it came with to the trained ones. On CLINC150's validation rows, 10 utterances an
+# intent, as much accuracy as all the way, and a better AUROC: as good as two encoders with their scores averaged.
+_SHARE = 0.75
 # Utterances are short; of a longer text its beginning says what is asked.
 _MAX_TOKENS = 64
 # Batches are cut from so many at a time by length: padding costs as much as words.
@@ -44,7 +47,12 @@ class Adaptation(msgspec.Struct, frozen=True):
 
 
 def adapt(
-    model: str, utterances: Mapping[str, Sequence[str]], folder: Path, date: str, share: float = 0.5, seed: int = 0
+    model: str,
+    utterances: Mapping[str, Sequence[str]],
+    folder: Path,
+    date: str,
+    share: float = _SHARE,
+    seed: int = 0,
 ) -> Adaptation:
     """Train `model` on `cohort -> texts` and write it to `folder`, with its stamp. One thread, deterministic.
 
@@ -93,7 +101,7 @@ def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors,
         {"params": [p for p in model.parameters() if p.requires_grad], "lr": _PACE, "weight_decay": 0.01},
         {"params": [centroids], "lr": _CENTROID_PACE, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=True)
     batches = list(_batches([len(text) for text in texts], epochs, seed))
     warm = max(1, round(_WARMING * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -111,7 +119,7 @@ def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors,
         logits = _SCALE * vectors @ functional.normalize(centroids, dim=1).T
         loss = functional.cross_entropy(logits, labels[batch], weight=weights)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     model.eval()
