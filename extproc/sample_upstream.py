@@ -35,7 +35,7 @@ class Answered(msgspec.Struct, frozen=True):
     input_tokens: int  # a quarter of the bytes, as good as any tokenizer for a sample
     output_tokens: int
     logprob: float | None = None  # of each token; None: not asked for
-    cached_tokens: int = 0  # of the input: half of a prompt that this tier has seen before
+    cached_tokens: int = 0  # of the input: half of it where the request says "as before"
 
 
 class SampleUpstreams:
@@ -48,7 +48,6 @@ class SampleUpstreams:
         self.received: list[Received] = []
         self.answered: list[Answered] = []
         self.told: list[Answered] = []  # of them, those whose tokens were sent to the end
-        self._seen: set[tuple[str, bytes]] = set()
         self._chunk_s = chunk_s
         self._loop = asyncio.new_event_loop()
         self._runners: dict[str, web.AppRunner] = {}
@@ -114,8 +113,7 @@ class SampleUpstreams:
             said = "The sender is Nordwind." if weak else '{"sender": "Nordwind", "total": 420}'
         sure = None if not asked.get("logprobs") else -2.0 if weak and b"unsure" in body else -0.05
         tokens = max(1, len(body) // 4)
-        cached = tokens // 2 if (tier, body) in self._seen else 0
-        self._seen.add((tier, body))
+        cached = tokens // 2 if b"as before" in body else 0
         paid = Answered(tier, tokens, max(1, len(said) // 4), sure, cached)
         self.answered.append(paid)
         if asked.get("stream"):

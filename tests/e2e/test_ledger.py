@@ -102,7 +102,8 @@ class Mix:
     def send(self) -> None:
         """Every API, whole and streamed: plain, judged, climbing; and clients that leave."""
         jobs = [
-            (kind, path, prompt, stream, more)
+            (kind, path, prompt + cached, stream, more)
+            for cached in ("", " Just as before.")
             for path in APIS
             for stream in (False, True)
             for kind, prompt in (("plain", PROVE), ("judged", EXTRACT), ("climbs", _CLIMBS))
@@ -110,7 +111,6 @@ class Mix:
         ]
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(self._ask, jobs))
-            list(pool.map(self._ask, jobs))  # the servers have half of these cached
             list(pool.map(self._leave, [CHAT, COMPLETIONS, RESPONSES, MESSAGES]))
         arrived = len(self.stack.upstreams.received)
         with asking(self.stack.port, body_of(CHAT, f"{PROVE} And wait for ever.")):
