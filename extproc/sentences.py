@@ -159,12 +159,11 @@ def load_encoder(model: str, workers: int = 1) -> FeatureEncoder:
 
 
 def load_sentences(model: str, threads: int) -> Encoder:
-    """The encoder of sentences that `extproc prepare` chose, else torch. Says which. Raises EncoderError."""
+    """The encoder of sentences that `extproc prepare` chose, else torch. Raises EncoderError."""
     choice = read_choice(model)
     if choice is None:
         log.warning("encoder %s is not prepared for this machine: run `extproc prepare` to route faster", model)
         return TorchSentences(model, threads)
-    log.info("encoder %s", choice)
     backend, _, precision = choice.chosen.name.partition(" ")
     if backend == "torch":
         return TorchSentences(model, threads)

@@ -26,7 +26,7 @@ from extproc.policy import Policy, Snapshot
 from extproc.reload import signature, watch
 from extproc.rescue import RescueExchange
 from extproc.review import enqueue
-from extproc.sentences import load_encoder
+from extproc.sentences import load_encoder, read_choice
 from extproc.snapshot import compile_snapshot
 from extproc.telemetry import Telemetry, set_up_telemetry
 from extproc.verify import Ruling, Verifier, VerifierExchange
@@ -147,8 +147,9 @@ async def serve(ours: Serving) -> None:
     server.add_generic_rpc_handlers(_handlers(processor, logs))
     where = bind(server, ours.listen, ours.tls)
     await server.start()
-    log.info("loading encoder %s", config.policy.encoder.model)
-    encoder = await asyncio.to_thread(load_encoder, config.policy.encoder.model, ours.workers)
+    model = config.policy.encoder.model
+    log.info("encoder %s", read_choice(model) or model)
+    encoder = await asyncio.to_thread(load_encoder, model, ours.workers)
     utterances = RememberingEncoder(encoder)
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
