@@ -23,10 +23,11 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from bench.replay import Answer, Question, ReplayUpstreams, Tokens, read_questions, replaying
+from bench.replay import Answer, Question, ReplayUpstreams, read_questions, replaying
 from extproc.acceptance import compile_rules, judge
 from extproc.centroids import fit_centroids
 from extproc.config import POLICY_FILE
+from extproc.offline.tokens import Tokens
 from extproc.response import Observation
 from extproc.sentences import load_encoder
 from extproc.vectors import Encoder, Vectors

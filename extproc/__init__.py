@@ -6,7 +6,7 @@ Reading order, along the path of a request:
     request     the client's bytes -> Request, for four API shapes
     ask         which of its words are the person's
     signals     cheap facts
-    features    words -> vector (embedding, on behalf of it, runs the model)
+    features    words -> vector (sentences runs the model, embedding shares it)
     match       vector -> nearest cohort
     policy      cohort and rules -> Decision, with exactly one Reason
     mutation    Decision -> the bytes that change (splice makes them in place)
@@ -16,5 +16,6 @@ Reading order, along the path of a request:
 Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
 into what the path needs, `reload` swaps it; `envoy` renders Envoy's side; `contract` names what both sides share.
 Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a request and what it cost, `ledger` keeps
-it and `report` adds it up.
+it and `report` adds it up. `offline` evaluates, calibrates and gates with the functions above. `sentences` runs the
+encoder, `prepare` converts it once; `workers` keeps several processes alive.
 """

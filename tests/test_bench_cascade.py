@@ -33,9 +33,10 @@ from bench.cascade import (
     weighted_quantile,
     write_intents,
 )
-from bench.replay import CUT_CHARS, Answer, Question, ReplayUpstreams, Tokens, read_questions, words
+from bench.replay import CUT_CHARS, Answer, Question, ReplayUpstreams, read_questions, words
 from extproc.config import load_config
 from extproc.features import FeatureEncoder
+from extproc.offline.tokens import Tokens
 
 FINAL = " The answer is (A)."
 
