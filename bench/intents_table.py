@@ -61,7 +61,10 @@ def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
         yield f"{'all' if shots is None else shots} utterances an intent"
         for name, scores in ways(kept, data).items():
             n = len(data.test)
-            yield f"  {name:<42}" + "".join(f"{e:<20}" for e in _measured(scores[-n:], data.test_labels, seed))
+            yield (
+                f"  {name:<42}"
+                + "".join(f"{e:<20}" for e in _measured(scores[-n:], data.test_labels, seed)).rstrip()
+            )
             if name in _CONTROLLED and shots is not None:
                 labels = np.concatenate([data.val_labels, data.test_labels])
                 controlled += _controlled(name, scores, labels, seed)
@@ -215,7 +218,8 @@ def int8_against_fp32(kept: Kept, path: Path, seed: int) -> str:
         found.append(100 * float((similarity.argmax(axis=1) == data.test_labels)[inside].mean()))
     with kept.prepared():
         choice = read_choice(str(folder))
+    by = choice.chosen.name if choice is not None else "torch fp32"
     return (
-        f"the adapted encoder ({SHOTS} an intent, fitted centroids) in fp32 {found[0]:.2f} %, "
-        f"as prepared {found[1]:.2f} %: {choice}"
+        f"the adapted encoder ({SHOTS} utterances an intent, fitted centroids) by torch in fp32: {found[0]:.2f} %, "
+        f"as `extproc prepare` chose ({by}): {found[1]:.2f} %"
     )

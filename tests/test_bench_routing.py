@@ -1,0 +1,112 @@
+"""The arithmetic behind the tables of bench/routing.py, on cases worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from bench.frontier_table import Known, Paid, _area, _line, _oracle
+from bench.intents_table import floor_nearly_always, floor_on_average
+from bench.kept import Kept, means
+from extproc.offline.scorer import Judged
+
+
+def test_a_floor_counts_one_mistake_more_than_it_saw():
+    """Of ten the last is wrong: nine and none wrong are 1/9 * 10/11, ten and one are 2/10 * 10/11."""
+    scores, wrong = np.arange(10.0)[::-1], np.array([False] * 9 + [True])
+    assert floor_on_average(scores, wrong, risk=0.15) == 1.0
+    assert floor_on_average(scores, wrong, risk=0.2) == 0.0
+    assert floor_on_average(scores, wrong, risk=0.1) == math.inf
+
+
+@pytest.mark.parametrize("rule", [floor_on_average, floor_nearly_always])
+def test_floors_hold_their_risk_on_simulated_data(rule):
+    """On average over 200 fits, and, where that is promised, in 95 % of them; each against the true risk."""
+    rng = np.random.default_rng(0)
+
+    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = rng.random(n)
+        return scores, rng.random(n) < 0.9 * (1 - scores) ** 4
+
+    floors = np.array([rule(*draw(1000), 0.05) for _ in range(200)])
+    # Above a floor f the true share of wrong ones is 0.9 * (1 - f) ** 4 / 5.
+    risks = 0.18 * (1 - np.minimum(floors, 1)) ** 4
+    assert risks.mean() <= 0.05
+    assert risks.mean() > 0.03
+    if rule is floor_nearly_always:
+        assert (risks > 0.05).mean() <= 0.05
+
+
+@pytest.mark.parametrize("rule", [floor_on_average, floor_nearly_always])
+def test_nothing_is_accepted_where_nothing_is_safe_and_all_where_all_is(rule):
+    """All wrong, and all right."""
+    scores = np.linspace(0, 1, 500)
+    assert rule(scores, np.ones(500, dtype=bool), 0.05) == math.inf
+    assert rule(scores, np.zeros(500, dtype=bool), 0.05) == 0.0
+
+
+@pytest.fixture
+def known():
+    """Four questions: both right, only the large, only the large and dearer, only the small."""
+    four = np.zeros((4, 1))
+    return Known(
+        questions=[],
+        cohort=np.array(["a"] * 4),
+        asked=four.astype(np.float32),
+        facts=four,
+        judged=Judged(np.array(["a"] * 4), four, four.astype(np.float32)),
+        small=np.array([1.0, 0, 0, 1]),
+        large=np.array([1.0, 1, 1, 0]),
+        small_cost=np.full(4, 1.0),
+        large_cost=np.array([5.0, 5, 9, 5]),
+    )
+
+
+def test_a_cascade_pays_for_what_it_rejects(known):
+    """Climbing costs both answers, going straight up only one."""
+    up = np.array([0.0, 1, 0, 0])
+    assert Paid(np.ones(4), up).cost(known).tolist() == [1, 6, 1, 1]
+    assert Paid(1 - up, up).cost(known).tolist() == [1, 5, 1, 1]
+    assert Paid(1 - up, up).quality(known).tolist() == [1, 1, 0, 1]
+
+
+def test_the_oracle_buys_the_cheapest_wins_first(known):
+    """For a mean of 2 it buys one, for a mean of 4 both, and never what it need not."""
+    assert _oracle(known, 2.0).large.tolist() == [0, 1, 0, 0]
+    assert _oracle(known, 4.0).large.tolist() == [0, 1, 1, 0]
+    assert _oracle(known, 99.0).quality(known).tolist() == [1, 1, 1, 1]
+
+
+def test_a_line_is_set_against_the_static_mix_of_its_cost(known):
+    """A mean of 2 buys a fifth of the way from 1 to 6: 0.5 to 0.75 is 0.55, and the policy has 0.75."""
+    up = np.array([0.0, 1, 0, 0])
+    line = _line("one", Paid(1 - up, up), known, seed=0)
+    assert line.split()[:2] == ["one", "75.0"]
+    assert "+20.0" in line
+
+
+def test_the_area_of_a_mix_is_a_half_and_of_the_best_one_is_one():
+    """From the tiers' own points alone; and with all the gap recovered at the small tier's cost."""
+    tiers = [0.4, 0.8, 1.0, 5.0]
+    assert _area(np.array([0.4, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((0.5, 1.0), abs=1e-6)
+    assert _area(np.array([0.8, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((1.0, 0.2), abs=2e-3)
+
+
+def test_what_was_made_is_kept(tmp_path):
+    """Once for each key, in any process."""
+    made = []
+
+    def make():
+        made.append(1)
+        return np.arange(3, dtype=np.float32)
+
+    for _ in range(2):
+        assert Kept(tmp_path).array("key", make).tolist() == [0, 1, 2]
+    assert Kept(tmp_path).array("other", make).tolist() == [0, 1, 2]
+    assert len(made) == 2
+
+
+def test_means_are_one_unit_centroid_a_label_in_order():
+    """Two of one label, one of the other."""
+    rows = np.array([[0, 1], [1, 0], [0, 1]], dtype=np.float32)
+    assert means(rows, np.array([1, 0, 1])).tolist() == [[1, 0], [0, 1]]
