@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from threadpoolctl import threadpool_limits
+
 from bench import frontier_table, intents_table, routellm_table
 from bench.intents_table import adapt_encoders
 from bench.kept import Kept
@@ -45,8 +47,9 @@ def main() -> None:
     given = parser.parse_args()
     began = time.monotonic()
     kept = Kept(given.kept)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
-        # Adapting encoders takes one core for minutes: the other tables have the other.
+    # Adapting encoders takes one core for minutes: the other tables have the other. More threads than that wait for
+    # one another, busily.
+    with threadpool_limits(1), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as beside:
         clinc = given.data / TABLES["clinc150"][1]
         adapting = (
             beside.submit(adapt_encoders, given.kept, clinc, given.seed) if "clinc150" in given.tables else None
