@@ -54,7 +54,9 @@ def adapt(
     share: float = _SHARE,
     seed: int = 0,
 ) -> Adaptation:
-    """Train `model` on `cohort -> texts` and write it to `folder`, with its stamp. One thread, deterministic.
+    """Train `model` on `cohort -> texts` and write it to `folder`, with its stamp.
+
+    One thread and one seed, so that it can be repeated, up to what rounding grows to over thousands of steps.
 
     Raises EncoderError when the model cannot be loaded or there are fewer than two cohorts.
     """
