@@ -47,7 +47,7 @@ def test_cohorts_move_apart_and_the_folder_says_what_it_was_made_of(adapted):
 
 
 def test_adaptation_is_repeatable_and_its_share_is_a_way_back(adapted):
-    """The same seed, the same vectors but for rounding; half the way lies between, and none of it is the model as it came."""
+    """One seed gives the same vectors but for rounding; half the way lies between, none of it changes nothing."""
     folder, _ = adapted
     texts = ["where is my refund", "what is the weather"]
     vectors = {0.0: np.array([]), 0.5: np.array([]), 1.0: np.array([])}
