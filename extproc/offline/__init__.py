@@ -11,4 +11,10 @@ Reading order:
     comparison   `extproc diff` and `extproc gate`: two configurations on the same traffic
     suggestion   `extproc suggest`: new intents from what falls out of scope
     report       all of it in words (commands reads, runs and prints)
+
+For research, used by `make bench-routing` and not served yet:
+
+    adapt        the encoder -> one that tells these cohorts apart, at the same speed
+    scorer       question and answer -> the chance that the answer is right (surface reads it, logistic fits it)
+    success      prompt -> the chance that a tier answers it right
 """
