@@ -48,7 +48,7 @@ def test_the_prepared_model_gives_the_vectors_of_torch(torch_sentences, prepared
     fast, slow = prepared.encode(texts), torch_sentences.encode(texts)
     assert fast.shape == slow.shape and fast.dtype == slow.dtype == np.float32
     agreement = (fast * slow).sum(axis=1)
-    assert agreement[:3].min() > 0.99 and agreement.min() > 0.95  # no text at all is the hardest
+    assert agreement[:3].min() > 0.98 and agreement.min() > 0.9  # no text at all is the hardest
 
 
 def test_company_in_a_batch_changes_no_vector(prepared):
