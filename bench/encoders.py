@@ -23,7 +23,7 @@ from extproc.vectors import Encoder
 _MODEL = "all-MiniLM-L6-v2"
 _ROUNDS = 15
 # One token a word, and two around them.
-_TEXTS = {tokens: "invoice " * (tokens - 2) for tokens in (16, 64, 256)}
+_TEXTS = {tokens: "order " * (tokens - 2) for tokens in (16, 64, 256)}
 _BATCH = 32
 
 
