@@ -58,6 +58,7 @@ class Batcher:
         self._cache: OrderedDict[bytes, Vectors] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._worker: asyncio.Task[None] | None = None
+        self._text_s = 0.0  # that the last batch took for each of its texts
 
     async def embed(self, text: str, deadline_s: float) -> Vectors:
         """Return float32[d] for `text` within `deadline_s`. Raises DeadlineError or EncoderError."""
@@ -82,6 +83,7 @@ class Batcher:
         """Encode batches until nothing waits."""
         loop = asyncio.get_running_loop()
         while batch := self._next_batch():
+            began = time.monotonic()
             try:
                 vectors = await loop.run_in_executor(
                     self._pool, self._encoder.encode, [entry.text for entry in batch]
@@ -91,19 +93,30 @@ class Batcher:
                     if not entry.vector.done():
                         entry.vector.set_exception(EncoderError(str(type(error).__name__)))
                 continue
+            self._text_s = (time.monotonic() - began) / len(batch)
             for entry, row in zip(batch, vectors, strict=True):
                 self._remember(entry.key, row.copy())  # not the whole batch it is a row of
                 if not entry.vector.done():
                     entry.vector.set_result(row)
 
     def _next_batch(self) -> list[_Waiting]:
-        """The oldest texts that someone still waits for."""
+        """The oldest texts that someone still waits for and whose vectors will come in time.
+
+        Under more load than the encoder can take, who would be too late is told so at once: otherwise every batch
+        would be for those who have just given up, and nobody would be served.
+        """
         batch: list[_Waiting] = []
+        late: list[_Waiting] = []
         now = time.monotonic()
+        ready = now + self._text_s * min(len(self._waiting), _MAX_BATCH)
         while self._waiting and len(batch) < _MAX_BATCH:
             entry = self._waiting.popleft()
             if not entry.vector.done() and entry.expires > now:
-                batch.append(entry)
+                (batch if entry.expires > ready else late).append(entry)
+        if late and not batch:
+            batch.append(late.pop())  # one that may be late after all: or a single slow batch would end all others
+        for entry in late:
+            entry.vector.set_exception(DeadlineError("the encoder has too much to do"))
         return batch
 
     def _remember(self, key: bytes, vector: Vectors) -> None:

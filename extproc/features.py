@@ -33,12 +33,11 @@ class FeatureEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
         openings = [opening(text) for text in texts]
-        whole = self.sentences.encode(texts)
-        # Apart from the wholes: a batch costs what its longest text costs.
         differs = [i for i, (text, first) in enumerate(zip(texts, openings, strict=True)) if text != first]
-        first = whole.copy()
-        if differs:
-            first[differs] = self.sentences.encode([openings[i] for i in differs])
+        # In one call: a model's weights pass through memory once for all of it.
+        vectors = self.sentences.encode([*texts, *(openings[i] for i in differs)])
+        whole, first = vectors[: len(texts)], vectors[: len(texts)].copy()
+        first[differs] = vectors[len(texts) :]
         words = _unit(hashed_words(texts)) + _unit(hashed_words(openings))
         return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * _unit(words)]))
 

@@ -31,6 +31,8 @@ _LENGTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 44
 _BATCHES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 # Tokens in one batch: more bring no more texts a second, and their activations are tens of megabytes.
 _BATCH_TOKENS = 1024
+# Padding up to here costs less than a batch of its own would.
+_CHEAP_TOKENS = 96
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -114,13 +116,19 @@ class OpenVinoSentences:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
         tokens: list[list[int]] = [found.ids for found in self._tokenizer.encode_batch_fast(list(texts))]
-        # Neighbours in length share a batch: one costs what its longest text costs.
+        # Neighbours in length share a batch, as one costs what its longest text costs for each; but short texts go
+        # with any: below so many tokens, what a batch costs is to have the weights pass.
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         rows: dict[int, Vectors] = {}
         while order:
             longest = _at_least(self._lengths, len(tokens[order[0]]))
             count = max(n for n in _BATCHES if n == 1 or n * longest <= _BATCH_TOKENS)
-            some, order = order[:count], order[count:]
+            near = [
+                i
+                for n, i in enumerate(order[:count])
+                if 2 * len(tokens[i]) >= longest or n * longest < _CHEAP_TOKENS
+            ]
+            some, order = near, order[len(near) :]
             rows |= zip(some, self._infer([tokens[i] for i in some]), strict=False)
         return np.stack([rows[i] for i in range(len(tokens))]) if rows else np.empty((0, 0), np.float32)
 

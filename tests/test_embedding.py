@@ -222,6 +222,35 @@ def test_a_vector_that_came_too_late_is_kept_for_the_next_request(gated, batcher
     assert gated.batches == [["slow"], ["other"]]
 
 
+def test_who_would_be_too_late_is_told_at_once_and_the_rest_are_served(gated, batcher):
+    """More texts than can be encoded in time: the encoder works for those who will still be there."""
+    batcher._text_s = 1.0  # as a slow batch before has shown
+    gated.gate.set()
+
+    async def scenario() -> None:
+        asked = (("a", 0.6), ("b", 0.6), ("cc", LONG_S), ("dd", LONG_S))
+        found = await asyncio.gather(*(batcher.embed(*one) for one in asked), return_exceptions=True)
+        assert [type(one) for one in found[:2]] == [DeadlineError, DeadlineError]
+        assert [vector.tolist() for vector in found[2:]] == [[2, 0], [2, 0]]
+
+    run(scenario())
+
+
+def test_one_slow_batch_does_not_end_all_others(gated, batcher):
+    """If by the last batch everybody would be late, the newest is tried: it may have been a hiccup."""
+    batcher._text_s = 1000.0
+    gated.gate.set()
+
+    async def scenario() -> None:
+        old, new = await waiting(batcher, "old", "newer", deadline_s=LONG_S)
+        assert (await new).tolist() == [5, 0]
+        with pytest.raises(DeadlineError):
+            await old
+
+    run(scenario())
+    assert gated.batches == [["newer"]]
+
+
 def test_a_batcher_serves_one_loop_after_another(gated, batcher):
     """A worker that ended with its loop is started anew."""
     gated.gate.set()

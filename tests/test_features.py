@@ -84,13 +84,12 @@ class Counting:
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
 
-def test_openings_are_encoded_apart_and_only_where_they_differ():
-    """A batch costs what its longest text costs, and a text of one sentence costs no second look."""
+def test_openings_are_encoded_in_the_same_call_and_only_where_they_differ():
+    """The weights pass through memory once for all, and a text of one sentence costs no second look."""
     counting = Counting()
     FeatureEncoder(counting).encode(["Where is my parcel?", "Summarize this contract: the tenant pays."])
     assert counting.batches == [
-        ["Where is my parcel?", "Summarize this contract: the tenant pays."],
-        ["Summarize this contract:"],
+        ["Where is my parcel?", "Summarize this contract: the tenant pays.", "Summarize this contract:"],
     ]
 
 
