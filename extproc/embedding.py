@@ -39,7 +39,7 @@ class RememberingEncoder:
         return np.stack([known[text] for text in texts])
 
 
-class _Waiting(msgspec.Struct):
+class _Waiting(msgspec.Struct, eq=False):
     text: str
     key: bytes
     expires: float  # time.monotonic()
@@ -105,18 +105,22 @@ class Batcher:
         Under more load than the encoder can take, who would be too late is told so at once: otherwise every batch
         would be for those who have just given up, and nobody would be served.
         """
-        batch: list[_Waiting] = []
-        late: list[_Waiting] = []
         now = time.monotonic()
-        ready = now + self._text_s * min(len(self._waiting), _MAX_BATCH)
-        while self._waiting and len(batch) < _MAX_BATCH:
-            entry = self._waiting.popleft()
-            if not entry.vector.done() and entry.expires > now:
-                (batch if entry.expires > ready else late).append(entry)
-        if late and not batch:
-            batch.append(late.pop())  # one that may be late after all: or a single slow batch would end all others
-        for entry in late:
-            entry.vector.set_exception(DeadlineError("the encoder has too much to do"))
+        live = [entry for entry in self._waiting if not entry.vector.done() and entry.expires > now]
+        patience = sorted((entry.expires - now for entry in live), reverse=True)[:_MAX_BATCH]
+        # As many as have the patience for a batch of that size, by what the last one took for each.
+        count = max((n for n, left in enumerate(patience, 1) if left > n * self._text_s), default=1)
+        ready = now + count * self._text_s
+        # If all would be late, the newest is tried: a single slow batch is not to end all others.
+        batch = [entry for entry in live if entry.expires > ready][:count] or live[-1:]
+        self._waiting.clear()
+        for entry in live:
+            if entry in batch:
+                continue
+            if entry.expires > ready:
+                self._waiting.append(entry)
+            else:
+                entry.vector.set_exception(DeadlineError("the encoder has too much to do"))
         return batch
 
     def _remember(self, key: bytes, vector: Vectors) -> None:

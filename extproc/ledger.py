@@ -247,8 +247,13 @@ class LogStreams:
         async for batch in batches:
             self._ledger.offer(batch)
 
+    @property
+    def connected(self) -> bool:
+        """Whether an Envoy is there."""
+        return self._open > 0
+
     async def drain(self) -> None:
         """Let the last batch of an Envoy that is still there come, and end: such a stream never does by itself."""
-        if self._open:
+        if self.connected:
             await asyncio.sleep(_LAST_BATCH_S)
         self._over.set()

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # Envoy sends whole buffered bodies, with attributes around them.
 _MAX_MESSAGE_BYTES = 2 * MAX_BODY_BYTES
+# Two of Envoy's health checks, a second apart, and some: then it opens no stream to us any more.
+_NOTICE_S = 3.0
 
 
 class ExternalProcessor:
@@ -175,6 +177,8 @@ async def serve(ours: Serving) -> None:
     log.info("draining")
     reloading.cancel()
     await health_service.enter_graceful_shutdown()
+    if logs.connected:  # it may open a stream until it has heard: one that we refused then would be an answer lost
+        await asyncio.sleep(_NOTICE_S)
     # The verifier stays in a judged stream's path to its end: those in flight get as long as a request may take.
     stopping = asyncio.create_task(server.stop(config.policy.timeouts.request_s))
     await logs.drain()

@@ -228,7 +228,7 @@ def test_who_would_be_too_late_is_told_at_once_and_the_rest_are_served(gated, ba
     gated.gate.set()
 
     async def scenario() -> None:
-        asked = (("a", 0.6), ("b", 0.6), ("cc", LONG_S), ("dd", LONG_S))
+        asked = (("a", 1.5), ("b", 1.5), ("cc", LONG_S), ("dd", LONG_S))
         found = await asyncio.gather(*(batcher.embed(*one) for one in asked), return_exceptions=True)
         assert [type(one) for one in found[:2]] == [DeadlineError, DeadlineError]
         assert [vector.tolist() for vector in found[2:]] == [[2, 0], [2, 0]]
