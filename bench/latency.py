@@ -61,10 +61,10 @@ def run(stack: Stack, rounds: int, seconds: int) -> Found:
 
 def table(found: Found, ceilings: dict[int, float]) -> Iterator[str]:
     """Lines: medians over the rounds."""
-    yield "                    plain Envoy    text seen before                        text never seen"
+    yield "                 plain Envoy    text seen before                              text never seen"
     yield (
         "tokens connections      per s     per s  +p50   +p99    CPU ms: Envoy server"
-        "   per s  +p50   +p99  encoder ms  late  encoder alone"
+        "   per s    +p50   +p99  encoder ms  late  encoder alone"
     )
     for tokens in _TOKENS:
         for connections in _CONNECTIONS:
@@ -72,7 +72,7 @@ def table(found: Found, ceilings: dict[int, float]) -> Iterator[str]:
             line = f"{tokens:>6}{connections:>12}{plain.per_second:>11.0f}"
             line += f"{seen.per_second:>10.0f}{seen.p50_ms - plain.p50_ms:>6.2f}{seen.p99_ms - plain.p99_ms:>7.2f}"
             line += f"{seen.cpu_each[0]:>14.2f}{seen.cpu_each[1]:>7.2f}"
-            line += f"{new.per_second:>8.0f}{new.p50_ms - plain.p50_ms:>6.2f}{new.p99_ms - plain.p99_ms:>7.2f}"
+            line += f"{new.per_second:>8.0f}{new.p50_ms - plain.p50_ms:>8.2f}{new.p99_ms - plain.p99_ms:>7.2f}"
             line += f"{new.cpu_each[1] - seen.cpu_each[1]:>12.2f}{new.late:>6.0%}{ceilings[tokens]:>12.0f}/s"
             failed = sum(c.failed for n in ("plain", "seen", "new") for c in found[tokens, connections, n])
             yield line + (f"  {failed} failed" if failed else "")
