@@ -6,6 +6,7 @@ ext_proc stream; which of them come depends on the processing mode that the oper
 
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from extproc.splice import SpliceError
 from extproc.vectors import DeadlineError, Embedder, EncoderError
 
 
-class Routed(msgspec.Struct, frozen=True):
+class Routed(msgspec.Struct, frozen=True, dict=True):
     """Everything that was found out and decided about one request."""
 
     decision: Decision
@@ -32,6 +33,11 @@ class Routed(msgspec.Struct, frozen=True):
     request: Request | None
     signals: Signals | None
     stages: dict[str, float]  # seconds spent in: read, embed, match, write
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """The decision's record, made once for all who tell it; theirs to read, not to change."""
+        return decision_record(self)
 
 
 class Router:
@@ -230,7 +236,7 @@ class RouterExchange:
 def _metadata(routed: Routed, headers: Mapping[str, str]) -> dict[str, Any]:
     """The decision for Envoy: the record, the ladder of clusters, what the rungs above need, and who asks."""
     decision, mutation, request = routed.decision, routed.mutation, routed.request
-    record = decision_record(routed) | {"max_retries": len(mutation.clusters) - 1, "escalations": 0}
+    record = routed.record | {"max_retries": len(mutation.clusters) - 1, "escalations": 0}
     metadata: dict[str, Any] = {METADATA: record, LADDER: ladder_of(mutation.clusters)}
     metadata[LEDGER] = _asker(routed, headers)
     if mutation.rungs:

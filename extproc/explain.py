@@ -9,7 +9,7 @@ import msgspec
 from extproc.acceptance.rules import rule_name
 from extproc.config import load_config
 from extproc.embedding import Batcher
-from extproc.exchange import Routed, Router, decision_record
+from extproc.exchange import Routed, Router
 from extproc.match import Match, similarities
 from extproc.policy import Cohort, routable_model
 from extproc.request import path_of
@@ -61,7 +61,7 @@ def explain(
 
 
 def _as_json(routed: Routed, found: dict[str, float]) -> str:
-    record = decision_record(routed) | {
+    record = routed.record | {
         "similarities": {name: round(value, 4) for name, value in found.items()},
         "ask_text": routed.signals.ask.text if routed.signals is not None else "",
         "written": _written(routed),

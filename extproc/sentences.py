@@ -5,6 +5,7 @@ that, serving imports neither torch nor sentence-transformers; without it, the m
 the same vectors, several times slower.
 """
 
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -189,13 +190,18 @@ def read_choice(model: str) -> Choice | None:
 def prepared_folder(model: str) -> Path:
     """Where what was prepared for `model` is: beside the installed packages, or under EXTPROC_PREPARED."""
     root = Path(os.environ.get("EXTPROC_PREPARED") or Path(sys.prefix) / "share" / "extproc")
-    located = Path(locate(model))
+    return root / f"{Path(model).name}-{_digest(Path(locate(model)))}"
+
+
+@functools.cache  # a process asks several times as it starts, and the weights are ninety megabytes
+def _digest(located: Path) -> str:
+    """What changes with the weights, the tokenizer, OpenVINO's version and the recipe."""
     digest = hashlib.sha256(f"{_RECIPE} {importlib.metadata.version('openvino')} {located.name}".encode())
     for path in sorted(located.rglob("*")) if located.is_dir() else ():
         if path.suffix in (".safetensors", ".bin", ".json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-    return root / f"{Path(model).name}-{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]
 
 
 def locate(model: str) -> str:

@@ -17,7 +17,7 @@ from extproc.callouts import call_out
 from extproc.config import PolicyFile, load_config
 from extproc.contract import MAX_BODY_BYTES
 from extproc.embedding import Batcher, RememberingEncoder
-from extproc.exchange import Routed, Router, RouterExchange, decision_record
+from extproc.exchange import Routed, Router, RouterExchange
 from extproc.ledger import Ledger, LogStreams, Store
 from extproc.listening import TlsFiles, bind
 from extproc.outcome import cost_of
@@ -94,7 +94,7 @@ class ExternalProcessor:
         request = found.request
         self._telemetry.decided(
             metadata,
-            decision_record(found),
+            found.record,
             found.stages,
             request.api if request is not None else None,
             request.model if request is not None else None,
