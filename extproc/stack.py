@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -25,6 +26,9 @@ from extproc.workers import worker_addresses
 
 # Header by which a request on the plain listener names the upstream itself: Envoy without us.
 PLAIN_CLUSTER = "x-plain-cluster"
+# Below those that systems give to outgoing connections (from 32768 up on Linux): a port from there, given back by a
+# stopped process, may be some connection's own when it starts again.
+_OWN_PORTS = 10_000, 32_768
 _START_S = 90.0
 _STOP_S = 10.0
 
@@ -185,12 +189,15 @@ def with_plain_listener(bootstrap: dict[str, Any], port: int) -> dict[str, Any]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now."""
+    """Loopback ports that are free now, and stay so: below those that systems give to outgoing connections."""
+    found: list[int] = []
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
+        while len(found) < count:
+            with contextlib.suppress(OSError):
+                port = random.randrange(*_OWN_PORTS)
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                found.append(port)
+    return found
 
 
 def _free_run(count: int) -> int:
