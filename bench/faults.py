@@ -1,7 +1,8 @@
-"""The fault matrix in its long form: `python -m bench.faults [--seconds 30] [--clients 60]`, seconds a fault.
+"""The fault matrix in its long form: `python -m bench.faults [--seconds 30] [--clients 60] [--fault NAME]`.
 
-The driver is that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, or if Envoy, the
-routing or the cascade did not come back.
+Seconds are those of one fault; `--fault`, which may come several times, chooses rows of the table. The driver is
+that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, or if Envoy, the routing or the
+cascade did not come back.
 """
 
 import argparse
@@ -15,14 +16,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--clients", type=int, default=60)
-    given = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
     driver = importlib.import_module("test_faults")
+    parser.add_argument("--fault", action="append", choices=list(driver.FAULTS))
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         try:
             rows = driver.fill(
-                Path(folder), given.seconds, given.clients, lambda row: print(row.fault, "...", flush=True)
-            )
+                Path(folder), given.seconds, given.clients, lambda row: print(row.fault, "...", flush=True),
+                given.fault or list(driver.FAULTS),
+            )  # fmt: skip
         except AssertionError as error:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1

@@ -33,6 +33,7 @@ class Opening(msgspec.Struct, frozen=True):
     metadata: dict[str, dict[str, Any]] = {}  # namespace -> values, as forwarded
     attempt: int = 1  # which attempt upstream this is, from 1
     tier: str | None = None  # where that attempt went
+    body_before_reply: bool = False  # a STREAMED body comes without waiting for our reply to the headers
 
 
 class Reply(msgspec.Struct, frozen=True):

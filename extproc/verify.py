@@ -92,10 +92,14 @@ class VerifierExchange:
         self._api = self._decision.api
         self._stripper = StreamStripper(self._api) if self._decision.logprobs_added else None
         self._full_duplex = opening.response_body_mode == "FULL_DUPLEX_STREAMED"
+        self._streamed = self._full_duplex or opening.response_body_mode == "STREAMED"
+        # Else the body waits for our reply to the headers, as we should for the body.
+        self._may_hold = self._full_duplex or (self._streamed and opening.body_before_reply)
         self._reader: AnswerReader | None = None
         self._content_type = ""
         self._held: list[Event] = []
         self._held_bytes = 0
+        self._owed: list[bytes] = []  # of a STREAMED body: what to reply to messages that end inside a frame
         self._headers_held = False
         self._usage: Usage | None = None  # once the answer is all here and told it
         self.ruling: Ruling | None = None
@@ -108,7 +112,7 @@ class VerifierExchange:
             return await self._headers(event)
         if event.kind not in ("response_body", "response_trailers"):
             return [Reply(event.kind)]
-        if self._full_duplex:
+        if self._streamed:
             return await self._stream(event)
         if self._reader is None or self._cohort is None or event.kind == "response_trailers":
             return [Reply(event.kind)]
@@ -132,7 +136,7 @@ class VerifierExchange:
         if event.end:  # a 200 without a body: nothing more will come
             self._reader.finish()
             return await self._conclude(self._cohort, self._reader)
-        if self._full_duplex and self._cohort.stream != "record":
+        if self._may_hold and self._cohort.stream != "record":
             self._headers_held = True
             return []
         return [Reply("response_headers")]
@@ -179,8 +183,9 @@ class VerifierExchange:
         headers, metadata = self._rule(cohort, verdict)
         if self._is_for_a_person(cohort):
             return [await self._put_aside("response_headers", reader, headers, metadata)]
+        held = [event.body for event in self._held]
         rest = self._flush()
-        metadata |= self._keep(reader, *(reply.body or b"" for reply in rest))
+        metadata |= self._keep(reader, *(held if self._stripper is None else [r.body or b"" for r in rest]))
         return [Reply("response_headers", headers=headers, metadata=metadata), *rest]
 
     def _release(self, word: str) -> list[Reply]:
@@ -196,12 +201,33 @@ class VerifierExchange:
 
     def _echo(self, event: Event) -> list[Reply]:
         """What came, as it came, but for log-probabilities that only we asked for."""
+        if not self._full_duplex:
+            return self._passed(event)
         if event.kind == "response_trailers":
             rest = self._stripper.feed(b"", end=True) if self._stripper is not None else b""
             last = [Reply("response_body", body=rest, streamed=True)] if rest else []
             return [*last, Reply("response_trailers")]
         body = event.body if self._stripper is None else self._stripper.feed(event.body, event.end)
         return [Reply("response_body", body=body, streamed=True, end=event.end)]
+
+    def _passed(self, event: Event) -> list[Reply]:
+        """One reply a message of a STREAMED body: Envoy keeps each until then, and passes it on if we are lost.
+
+        One that ends inside a frame waits for the frame's end: what we gave of it and what Envoy then passes on
+        would not fit together.
+        """
+        if self._stripper is None:
+            return [Reply(event.kind)]
+        over = event.end or event.kind == "response_trailers"
+        if event.kind == "response_body":
+            self._owed.append(b"")
+        if self._owed:
+            self._owed[-1] += self._stripper.feed(event.body, over)
+        if self._stripper.inside_frame and not over:
+            return []
+        owed, self._owed = self._owed, []
+        replies = [Reply("response_body", body=body) for body in owed]
+        return [*replies, Reply(event.kind)] if event.kind == "response_trailers" else replies
 
     async def _record(self, cohort: Cohort, reader: AnswerReader) -> dict[str, Any]:
         """The client has the answer already: what is wrong with it is only written down."""

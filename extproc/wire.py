@@ -54,6 +54,7 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
         },
         int(attempt) if math.isfinite(attempt) else 1,
         fields[TIER_ATTRIBUTE].string_value if TIER_ATTRIBUTE in fields else None,
+        modes.send_body_without_waiting_for_header_response,
     )
 
 

@@ -12,6 +12,7 @@ from extproc.match import Index
 from extproc.phases import Event, Opening, Reply
 from extproc.policy import Cohort, Policy, Snapshot
 from extproc.rescue import RescueExchange
+from extproc.response.strip import without_logprobs
 from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold
 from extproc.verify import Verifier, VerifierExchange
 
@@ -27,12 +28,17 @@ def snapshot(stream: StreamHold = "early", rules: Any = _RULES, share: float = 1
     return Snapshot("r1", policy, cast(Index, None), EncoderConfig(), Escalations(**limits))
 
 
-def opening(mode: str = "FULL_DUPLEX_STREAMED", attempt: int = 1, cohort: str = "c", **facts: Any) -> Opening:
-    given = RequestFacts(stream=mode == "FULL_DUPLEX_STREAMED") if not facts else RequestFacts(**facts)
+# A stream is told in either; what `extproc envoy` renders is the first.
+STREAMS = ("STREAMED", "FULL_DUPLEX_STREAMED")
+
+
+def opening(mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", **facts: Any) -> Opening:
+    given = RequestFacts(stream=mode in STREAMS) if not facts else RequestFacts(**facts)
     decision = {"cohort": cohort, "rungs": ["small", "large"], "api": "chat", "escalations": 0.0}
     return Opening(
         {"authorization": "Bearer x"}, "NONE", mode,  # type: ignore[arg-type]
         {METADATA: decision, FACTS: {"facts": msgspec.json.encode(given).decode()}}, attempt,
+        body_before_reply=mode == "STREAMED",
     )  # fmt: skip
 
 
@@ -70,14 +76,18 @@ def streamed(pieces: list[bytes], trailers: bool = False) -> list[Event]:
     return [*events[:-1], Event("response_body", True, pieces[-1])]
 
 
-def checked(replies: list[Reply], whole: bytes, trailers: bool = False) -> dict[str, str]:
+def checked(replies: list[Reply], pieces: list[bytes], trailers: bool = False) -> dict[str, str]:
     """The verdict's headers, once it is sure that not one byte was lost, repeated, reordered or sent too soon."""
     kinds = [reply.kind for reply in replies]
     assert kinds.count("response_headers") == 1 and kinds[0] == "response_headers"
     bodies = [reply for reply in replies if reply.kind == "response_body"]
-    assert b"".join(reply.body or b"" for reply in bodies) == whole
-    assert all(reply.streamed for reply in bodies)
-    assert [reply.end for reply in bodies] == [False] * (len(bodies) - 1) + [not trailers]
+    if bodies[0].streamed:  # what it does not give back is lost
+        assert all(reply.streamed for reply in bodies)
+        assert b"".join(reply.body or b"" for reply in bodies) == b"".join(pieces)
+        assert [reply.end for reply in bodies] == [False] * (len(bodies) - 1) + [not trailers]
+    else:  # one to a message, and what it does not change passes
+        assert bodies == [Reply("response_body", metadata=reply.metadata) for reply in bodies]
+        assert len(bodies) == len(pieces)
     assert kinds[-1] == ("response_trailers" if trailers else "response_body")
     assert kinds.count("response_trailers") == trailers
     return replies[0].headers or {}
@@ -111,18 +121,19 @@ TRANSCRIPTS = {
 
 @pytest.mark.parametrize("trailers", [False, True], ids=["end", "trailers"])
 @pytest.mark.parametrize("name", TRANSCRIPTS)
-@pytest.mark.parametrize("mode", ["early", "buffer", "record"])
-def test_every_split_of_a_stream_is_passed_on_whole(mode: StreamHold, name: str, trailers: bool) -> None:
+@pytest.mark.parametrize("hold", ["early", "buffer", "record"])
+@pytest.mark.parametrize("mode", STREAMS)
+def test_every_split_of_a_stream_is_passed_on_whole(mode: str, hold: StreamHold, name: str, trailers: bool) -> None:
     """Cut at any byte, a byte at a time, or in one piece: the same bytes, in order, under the same verdict."""
     whole, verdict = TRANSCRIPTS[name]
     splits = [[whole[:i], whole[i:]] for i in range(len(whole) + 1)]
     splits += [[whole], [whole, b""], [whole[i : i + 1] for i in range(len(whole))] or [b""]]
     for pieces in splits:
-        exchange = VerifierExchange(Verifier(lambda: snapshot(mode), None), opening())
+        exchange = VerifierExchange(Verifier(lambda: snapshot(hold), None), opening(mode))
         replies = [reply for some in run(exchange, *streamed(pieces, trailers)) for reply in some]
-        got = checked(replies, whole, trailers)
+        got = checked(replies, pieces, trailers)
         assert exchange.ruling is not None
-        if mode == "record":
+        if hold == "record":
             assert got == {}
             assert exchange.ruling.word == ("accept" if verdict == ACCEPT else "recorded")
             assert exchange.ruling.verdict.accept == (verdict == ACCEPT)
@@ -147,7 +158,7 @@ def test_an_early_judgement_lets_go_as_soon_as_it_may() -> None:
     assert exchange.ruling is None  # a stream that has left is not accepted before it has ended
     answers += run(exchange, *last)
     assert [len(replies) for replies in answers[6:]] == [1, 1]
-    assert checked([r for some in answers for r in some], b"".join(pieces)) == ACCEPT
+    assert checked([r for some in answers for r in some], pieces) == ACCEPT
     # What it turned out to be in the end is written down, too.
     assert (exchange.ruling.word, exchange.ruling.verdict.accept) == ("accept", True)
 
@@ -156,7 +167,7 @@ def test_what_breaks_after_it_was_let_go_is_passed_as_it_broke() -> None:
     """No ending is made up, and nothing is taken back."""
     pieces = [chunk(said) for said in LONG] + [b"data: {half a fr"]
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
-    assert checked([r for some in run(exchange, *streamed(pieces)) for r in some], b"".join(pieces)) == ACCEPT
+    assert checked([r for some in run(exchange, *streamed(pieces)) for r in some], pieces) == ACCEPT
     assert exchange.ruling is not None
     assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "incomplete")
 
@@ -178,7 +189,7 @@ def test_a_buffered_stream_is_held_to_its_end_but_not_beyond_four_megabytes() ->
     answers = run(exchange, *streamed(pieces))
     assert [len(replies) for replies in answers[:11]] == [0] * 11
     assert len(answers[11]) == 12
-    assert checked([r for some in answers for r in some], b"".join(pieces)) == {"x-cascade-verdict": "degraded"}
+    assert checked([r for some in answers for r in some], pieces) == {"x-cascade-verdict": "degraded"}
 
 
 def test_a_recorded_stream_is_never_held() -> None:
@@ -187,6 +198,37 @@ def test_a_recorded_stream_is_never_held() -> None:
     assert [len(replies) for replies in run(exchange, *streamed(pieces))] == [1, 1, 1, 1]
     assert exchange.ruling is not None
     assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "refusal")
+
+
+def test_where_the_body_waits_for_our_reply_nothing_is_held() -> None:
+    """Each would wait for the other: what could not be held is recorded."""
+    pieces = [chunk("I'm sorry, "), chunk("but I can't help with that."), transcript()]
+    given = msgspec.structs.replace(opening(), body_before_reply=False)
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), given)
+    replies = run(exchange, *streamed(pieces))
+    assert [len(some) for some in replies] == [1, 1, 1, 1]
+    assert checked([reply for some in replies for reply in some], pieces) == {}
+    assert exchange.ruling is not None and exchange.ruling.word == "recorded"
+
+
+def test_a_server_that_is_lost_at_any_message_costs_no_client_a_frame() -> None:
+    """Envoy passes on what was not answered; log-probabilities that nobody asked for are all that may be in it."""
+    frame = {"index": 0, "delta": {"content": "An answer "}, "logprobs": {"content": [{"logprob": -0.5}]}}
+    whole = (b"data: " + msgspec.json.encode({"choices": [frame]}) + b"\n\n") * 4 + transcript()
+    bare = [without_logprobs("chat", line[5:]) for line in whole.split(b"\n\n")]
+    opened = opening()
+    opened.metadata[METADATA]["logprobs_added"] = True
+    for size in (9, 60, 107, 1000):
+        pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
+        for trailers in (False, True):
+            events = streamed(pieces, trailers)
+            for known in range(1, len(events) + 1):
+                exchange = VerifierExchange(Verifier(lambda: snapshot("record"), None), opened)
+                replies = [reply for some in run(exchange, *events[:known]) for reply in some]
+                ours = [reply.body for reply in replies if reply.kind == "response_body"]
+                got = b"".join(body or b"" for body in ours) + b"".join(pieces[len(ours) :])
+                assert [without_logprobs("chat", line[5:]) for line in got.split(b"\n\n")] == bare
+            assert b"-0.5" not in got
 
 
 # --- whole answers ------------------------------------------------------------------------------------------
@@ -227,7 +269,7 @@ def test_a_whole_answer(body: bytes, expected: dict[str, str]) -> None:
     assert exchange.ruling.word == expected["x-cascade-verdict"]
 
 
-@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+@pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
 @pytest.mark.parametrize("status", ["400", "404", "429", "500", "503"])
 def test_an_error_of_the_upstreams_is_not_judged(mode: str, status: str) -> None:
     """It is Envoy's to retry, and passes as it is."""
@@ -238,7 +280,7 @@ def test_an_error_of_the_upstreams_is_not_judged(mode: str, status: str) -> None
     assert exchange.ruling is None
 
 
-@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+@pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
 def test_a_200_without_a_body_is_rejected(mode: str) -> None:
     """No client could read it; no body message will come."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode))
@@ -246,7 +288,7 @@ def test_a_200_without_a_body_is_rejected(mode: str) -> None:
     assert (reply.kind, reply.headers) == ("response_headers", rejected("malformed"))
 
 
-@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+@pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
 def test_a_cohort_that_is_gone_holds_nothing_against_an_answer(mode: str) -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode, cohort="gone"))
     answers = run(exchange, headers(), Event("response_body", True, b"<html>"))
@@ -290,7 +332,7 @@ def test_a_decision_that_is_not_the_routers_holds_nothing_against_an_answer(odd:
     exchange = VerifierExchange(Verifier(snapshot), given)
     whole = transcript("I'm sorry, but I can't help ", "with that request.")
     replies = [reply for some in run(exchange, *streamed([whole])) for reply in some]
-    assert checked(replies, whole) == {}
+    assert checked(replies, [whole]) == {}
     assert exchange.ruling is None
 
 

@@ -123,7 +123,7 @@ def _upstream_filters(tier: Tier, config: Config) -> list[Dict]:
         mutations={"response_mutations": [strip_headers("x-router-"), strip_headers("x-cascade-")]},
     )
     filters = [filter_entry("rung_body", skipped(first, "envoy.filters.http.lua", lua))]
-    for mode, body_mode in (("body", "BUFFERED"), ("stream", "FULL_DUPLEX_STREAMED")):
+    for mode, body_mode in (("body", "BUFFERED"), ("stream", "STREAMED")):
         other = metadata_predicate(["judge", tier.name], {"string_match": {"exact": mode}}, invert=True)
         verifier = _verifier(config, body_mode)
         filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
@@ -183,6 +183,14 @@ end
 
 
 def _verifier(config: Config, body_mode: str) -> Dict:
+    """Of whole answers one message; of streams each chunk, which Envoy keeps until we have replied to it.
+
+    So a server that dies while it holds an answer loses none of it. A held stream's headers wait for as long as its
+    first words take: no longer than the attempt; a server that is gone is seen long before, by its connection.
+    """
+    streamed = body_mode == "STREAMED"
+    judges_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
+    timeout_s = config.policy.timeouts.attempt_s if streamed else judges_s
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="verifier",
@@ -191,14 +199,15 @@ def _verifier(config: Config, body_mode: str) -> Dict:
             "initial_metadata": [{"key": "x-role", "value": "verifier"}],
         },
         failure_mode_allow=True,  # without a verifier, answers pass unjudged
-        message_timeout=f"{max([2.0, *(j.timeout_ms / 1000 + 1 for j in config.policy.judges.values())]):g}s",
+        message_timeout=f"{timeout_s:g}s",
         processing_mode={
             "request_header_mode": "SKIP",
             "request_body_mode": "NONE",
             "response_header_mode": "SEND",
             "response_body_mode": body_mode,
-            **({"response_trailer_mode": "SEND"} if body_mode == "FULL_DUPLEX_STREAMED" else {}),
+            **({"response_trailer_mode": "SEND"} if streamed else {}),
         },
+        **({"send_body_without_waiting_for_header_response": True} if streamed else {}),
         response_attributes=[
             "upstream.request_attempt_count",
             TIER_ATTRIBUTE,

@@ -48,6 +48,11 @@ class StreamStripper:
             self._rest = b""
         return b"".join(pieces)
 
+    @property
+    def inside_frame(self) -> bool:
+        """Whether the last chunk ended in the middle of a frame."""
+        return bool(self._rest)
+
     def _frame(self, frame: bytes) -> bytes:
         if b"logprobs" not in frame:
             return frame

@@ -366,8 +366,9 @@ class Messenger(Writer):
             said.append(self.message(f"{kind}_body", piece, end=not trailers and len(said) == len(pieces) - 1))
         return [*said, self.message(f"{kind}_trailers", headers=self.headers())] if trailers else said
 
-    def open(self, first: Message, request_mode: int, response_mode: int) -> None:
-        """Make this the first message of a stream."""
+    def open(self, first: Message, request_mode: int, response_mode: int, waits: bool = False) -> None:
+        """Make this the first message of a stream; a STREAMED body `waits` for our reply to the headers."""
+        first.protocol_config.send_body_without_waiting_for_header_response = not waits
         first.protocol_config.request_body_mode = request_mode  # type: ignore[assignment]
         first.protocol_config.response_body_mode = response_mode  # type: ignore[assignment]
 
