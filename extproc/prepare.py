@@ -55,8 +55,12 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
         sound = [found for found in candidates if found.agreement >= _AGREEMENT]
         chosen = min(sound, key=lambda found: found.ms_16 + found.ms_64)
         choice = Choice(model, chosen, tuple(candidates), len(texts[1::2]), max_tokens, date)
-        source = converted.get(chosen.name.removeprefix("openvino "))
-        _keep(choice, source, folder)
+        precision = chosen.name.removeprefix("openvino ")
+        _keep(choice, converted.get(precision), folder)
+    if precision in converted:
+        OpenVinoSentences(folder, precision, max_tokens, threads)  # compiled here and now, not at every start
+    for path in folder.iterdir():
+        path.chmod(0o644)  # who serves is not who prepared, and OpenVINO lets nobody else read what it compiled
     return choice
 
 
@@ -143,7 +147,8 @@ def _keep(choice: Choice, source: Path | None, folder: Path) -> None:
             made = Path(beside) / "made"
             made.mkdir()
             for path in source.iterdir() if source is not None else ():
-                shutil.copy(path, made)
+                if path.suffix != ".blob":  # what was compiled is known by the path that it was made for
+                    shutil.copy(path, made)
             (made / CHOICE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(choice), indent=2))
             shutil.rmtree(folder, ignore_errors=True)
             made.rename(folder)

@@ -108,6 +108,9 @@ def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch):
     assert read_choice(MODEL) == choice and choice.date == "2026-01-02" and choice.texts == 4
     kept = {path.name for path in prepared_folder(MODEL).iterdir()}
     assert kept >= {"choice.json"} and (choice.chosen.name == "torch fp32" or "model.xml" in kept)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in prepared_folder(MODEL).iterdir()}
+    assert set(modes.values()) == {0o644}, "who serves is not who prepared"
+    assert (".blob" in modes) == (".xml" in modes), "compiled once, by who may write"
     assert str(choice).startswith(f"{MODEL} by {choice.chosen.name}: ")
     assert msgspec.json.decode((prepared_folder(MODEL) / "choice.json").read_bytes())["model"] == MODEL
 
