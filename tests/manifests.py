@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -17,6 +18,15 @@ from extproc.config import load_config
 
 REPOSITORY = Path(__file__).parents[1]
 OVERLAYS = ("standalone", "sidecar", "envoy-gateway", "istio")
+
+# A mesh's own kinds, which Kubernetes has no schema for: where each API's types and validators are.
+MESH_KINDS = {
+    "gateway.networking.k8s.io/v1": "@kubernetes-models/gateway-api",
+    "gateway.envoyproxy.io/v1alpha1": "@kubernetes-models/envoy-gateway",
+    "networking.istio.io/v1": "@kubernetes-models/istio",
+    "networking.istio.io/v1alpha3": "@kubernetes-models/istio",
+}
+MESH_TYPES = Path(sys.prefix) / "mesh"  # see the Makefile
 
 Manifest = dict[str, Any]
 
@@ -53,6 +63,34 @@ def containers(deployment: Manifest) -> list[Manifest]:
     """A pod's containers, in the order in which they start."""
     pod = deployment["spec"]["template"]["spec"]
     return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+def refused_by_mesh(documents: list[Manifest], folder: Path) -> str:
+    """What is wrong with documents of a mesh's kinds: nothing said, nothing wrong. `folder` is for scratch.
+
+    The compiler knows the fields: one that a kind has not, or of another type, is an error of types. What it cannot
+    know (lengths, ranges, patterns) the kinds' own validators do.
+    """
+    compiler, node = MESH_TYPES / "node_modules/.bin/tsc", executable("node")
+    if node is None or not compiler.exists():
+        assert "CI" not in os.environ, "nothing is skipped there"
+        pytest.skip("the meshes' types are not installed (they come by npm: see the Makefile)")
+    lines = []
+    for n, document in enumerate(documents):
+        api, kind = document["apiVersion"], document["kind"]
+        lines += [
+            f'import {{ {kind} as K{n}, type I{kind} as T{n} }} from "{MESH_KINDS[api]}/{api}/{kind}";',
+            f"const d{n}: T{n} = {json.dumps(document)};",
+            f"try {{ new K{n}(d{n}).validate() }} catch (e) {{ console.log(`{kind}: ${{(e as Error).message}}`) }}",
+        ]
+    (folder / "node_modules").symlink_to(MESH_TYPES / "node_modules")
+    (folder / "kinds.mts").write_text("\n".join(lines))
+    options = ["--strict", "--skipLibCheck", "--target", "es2022", "--module", "nodenext", "--noEmitOnError"]
+    for command in ([str(compiler), *options, "kinds.mts"], [node, "kinds.mjs"]):
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode != 0 or done.stdout:
+            return done.stdout + done.stderr
+    return ""
 
 
 @functools.cache

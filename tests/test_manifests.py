@@ -1,11 +1,13 @@
 """The manifests in deploy/k8s: what Kubernetes accepts, and what an operator relies on."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from manifests import (
+    MESH_KINDS,
     OVERLAYS,
     REPOSITORY,
     Manifest,
@@ -15,6 +17,7 @@ from manifests import (
     copied,
     executable,
     of_kind,
+    refused_by_mesh,
     render,
     render_module,
 )
@@ -64,6 +67,31 @@ def test_kubernetes_accepts_every_document_strictly(overlay: str, version: str) 
         except validator.SchemaNotFoundError:
             unknown.add(document["kind"])
     assert unknown == CUSTOM[overlay]
+
+
+def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
+    """Known fields only, of the right types and within their limits, by the kinds' published types."""
+    documents = [d for overlay in OVERLAYS for d in built(overlay) if d["apiVersion"] in MESH_KINDS]
+    assert {d["kind"] for d in documents} == set().union(*CUSTOM.values())
+    assert refused_by_mesh(documents, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("failOpen", "failOpn", ["EnvoyExtensionPolicy", "'\"failOpn\"' does not exist in type"]),
+        ("INSERT_BEFORE", "BEFORE", ["EnvoyFilter", "Type '\"BEFORE\"' is not assignable to type"]),
+        ("300s", "300 s", ["HTTPRoute", "timeouts/request must match pattern"]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_mistake_in_a_mesh_s_kind_is_refused(right: str, wrong: str, said: list[str], tmp_path: Path) -> None:
+    """The check above can fail: by a field, by a word that is none of the list, by a value."""
+    kind, problem = said
+    documents = [d for overlay in OVERLAYS for d in built(overlay) if d["kind"] == kind]
+    written = json.dumps(documents)
+    assert f'"{right}"' in written
+    assert problem in refused_by_mesh(json.loads(written.replace(f'"{right}"', f'"{wrong}"')), tmp_path)
 
 
 def test_a_misspelt_field_is_refused() -> None:
