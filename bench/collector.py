@@ -58,14 +58,22 @@ class Collector:
 
     def points(self, name: str) -> list[Any]:
         """The points of the metric called `name`, as exported last."""
-        found: list[Any] = []
-        for request in list(self.metrics):
-            for resource in request.resource_metrics:
-                for scope in resource.scope_metrics:
-                    for metric in scope.metrics:
-                        if metric.name == name:
-                            found = list(getattr(metric, str(metric.WhichOneof("data"))).data_points)
-        return found
+        exports = self._exports(name)
+        return exports[-1] if exports else []
+
+    def exported(self, name: str) -> list[Any]:
+        """Its points of every export so far: an exemplar is in one of them."""
+        return [point for points in self._exports(name) for point in points]
+
+    def _exports(self, name: str) -> list[list[Any]]:
+        return [
+            list(getattr(metric, str(metric.WhichOneof("data"))).data_points)
+            for request in list(self.metrics)
+            for resource in request.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == name
+        ]
 
     def everything(self) -> bytes:
         """All that was received, as bytes to search in."""

@@ -2,7 +2,8 @@
 
 Exported over OTLP when OTEL_EXPORTER_OTLP_ENDPOINT is set (the SDK reads the standard OTEL_* variables), and to
 whatever Prometheus scrapes us when OTEL_METRICS_EXPORTER names it; otherwise the API's no-op providers stay in
-place and cost next to nothing.
+place and cost next to nothing. Over OTLP, what is counted and timed within a sampled trace has it as an exemplar
+(OTEL_METRICS_EXEMPLAR_FILTER; the SDK's exporter for Prometheus writes none).
 """
 
 import logging
@@ -13,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Observation
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from extproc.outcome import Cost, Outcome
@@ -149,17 +151,12 @@ class Telemetry:
         model: str | None,
     ) -> None:
         """Report one decision: a span as long as its stages took, child of the `traceparent` in `parent`."""
-        labels = {k: record[k] for k in ("cohort", "tier", "reason") if k in record}
-        self._decisions.add(1, labels)
-        for stage, seconds in stages.items():
-            self._stages.record(seconds, {"stage": stage})
         end = time.time_ns()
-        span = self._tracer.start_span(
-            "semantic_router.decide",
-            context=_propagator.extract(parent),
-            kind=SpanKind.SERVER,
-            start_time=end - int(sum(stages.values()) * 1e9),
-        )
+        span, context = self._begin("decide", parent, end - int(sum(stages.values()) * 1e9))
+        labels = {k: record[k] for k in ("cohort", "tier", "reason") if k in record}
+        self._decisions.add(1, labels, context)
+        for stage, seconds in stages.items():
+            self._stages.record(seconds, {"stage": stage}, context)
         if span.is_recording():
             span.set_attributes({f"{_PREFIX}.{k}": v for k, v in record.items()})
             span.set_attributes({f"{_PREFIX}.{s}_ms": round(t * 1e3, 3) for s, t in stages.items()})
@@ -168,6 +165,12 @@ class Telemetry:
             if model is not None:
                 span.set_attribute("gen_ai.request.model", model)
         span.end(end)
+
+    def _begin(self, name: str, parent: Mapping[str, str], start_ns: int | None = None) -> tuple[Span, Context]:
+        """Start a span. What is counted in its context may carry it as an exemplar: one request of many."""
+        context = _propagator.extract(parent)
+        span = self._tracer.start_span(f"{_PREFIX}.{name}", context, SpanKind.SERVER, start_time=start_ns)
+        return span, trace.set_span_in_context(span, context)
 
     def ruled(
         self,
@@ -183,21 +186,17 @@ class Telemetry:
         labels: dict[str, Any] = {"cohort": cohort, "verdict": word, "reason": reason}
         if bound is not None:
             labels["bound"] = bound
-        self._verdicts.add(1, labels)
+        span, context = self._begin("judge", parent)
+        self._verdicts.add(1, labels, context)
         for rule in unavailable:
-            self._unavailable.add(1, {"cohort": cohort, "rule": rule})
-        span = self._tracer.start_span(
-            "semantic_router.judge", context=_propagator.extract(parent), kind=SpanKind.SERVER
-        )
+            self._unavailable.add(1, {"cohort": cohort, "rule": rule}, context)
         span.set_attributes({f"{_PREFIX}.{k}": v for k, v in labels.items()} | {f"{_PREFIX}.attempt": attempt})
         span.end()
 
     def failed(self, parent: Mapping[str, str], error: Exception) -> None:
         """Report an exchange that an unexpected error ended."""
-        self._failures.add(1, {"error.type": type(error).__name__})
-        span = self._tracer.start_span(
-            "semantic_router.decide", context=_propagator.extract(parent), kind=SpanKind.SERVER
-        )
+        span, context = self._begin("decide", parent)
+        self._failures.add(1, {"error.type": type(error).__name__}, context)
         span.set_attribute("error.type", type(error).__name__)
         span.set_status(Status(StatusCode.ERROR))
         span.end()

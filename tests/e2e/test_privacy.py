@@ -120,6 +120,21 @@ def test_metrics_count_decisions_and_time_stages(traced: tuple[Stack, Collector]
     assert {len(revision) for revision in revisions} == {12}
 
 
+@pytest.mark.parametrize(("metric", "label"), [("decisions", "cohort"), ("stage.duration", "stage")])
+def test_metrics_name_a_trace_to_look_at(traced: tuple[Stack, Collector], metric: str, label: str) -> None:
+    """A count or a time has exemplars: spans of its own decisions, in the trace of their request."""
+    stack, collector = traced
+
+    def named() -> set[tuple[bytes, bytes]]:
+        ask(stack.port, PROVE)
+        points = [p for p in collector.exported(f"semantic_router.{metric}") if label in attributes(p)]
+        exemplars = {(exemplar.trace_id, exemplar.span_id) for point in points for exemplar in point.exemplars}
+        spans = [span for span in collector.spans("semantic-router") if span.name == "semantic_router.decide"]
+        return exemplars & {(span.trace_id, span.span_id) for span in spans}
+
+    assert eventually(named, f"an exemplar of {metric}")
+
+
 def test_a_router_that_stood_still_says_so(traced: tuple[Stack, Collector]) -> None:
     """The lag of the event loop is a metric, and beyond a bound a line in the log."""
     stack, collector = traced
