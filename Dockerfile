@@ -34,7 +34,7 @@ FROM build AS convert
 # An image that cannot load its encoder is not an image: here it would have to fetch, and may not.
 ENV HF_HUB_OFFLINE=1
 COPY intents intents
-RUN python3 -m ensurepip -q && python3 -m pip install "nncf>=3,<4"
+RUN python3 -m ensurepip && python3 -m pip install "nncf>=3,<4"
 RUN extproc prepare --intents intents && extproc check intents
 
 FROM ${BASE}
