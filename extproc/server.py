@@ -91,14 +91,7 @@ class ExternalProcessor:
                 found.verdict.unavailable,
             )  # fmt: skip
             return
-        request = found.request
-        self._telemetry.decided(
-            metadata,
-            found.record,
-            found.stages,
-            request.api if request is not None else None,
-            request.model if request is not None else None,
-        )
+        self._telemetry.decided(metadata, found.record, found.stages, found.request)
 
 
 class Serving(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from extproc.outcome import Cost, Outcome
+from extproc.request import Request
 from extproc.response import Usage
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# gen_ai.operation.name of the OpenTelemetry GenAI conventions, by API.
-_OPERATIONS = {"chat": "chat", "messages": "chat", "responses": "chat", "completions": "text_completion"}
+# By API: gen_ai.operation.name and gen_ai.provider.name of the OpenTelemetry GenAI conventions. Where nobody knows
+# who answers, they call a provider by the API that is spoken.
+_OPERATIONS = {
+    "chat": ("chat", "openai"),
+    "completions": ("text_completion", "openai"),
+    "responses": ("chat", "openai"),
+    "messages": ("chat", "anthropic"),
+}
 _PREFIX = "semantic_router"
 
 _propagator = TraceContextTextMapPropagator()
@@ -73,6 +80,20 @@ def _scraped() -> "MetricReader":
     except OSError as error:  # taken, by another process of ours perhaps: traffic goes first
         log.error("no metrics for Prometheus on %s:%d: %s", host, port, error)
     return PrometheusMetricReader()
+
+
+def _genai(request: Request) -> dict[str, str | int | bool]:
+    """What the GenAI conventions tell of a request, but for its words; what it does not say is left out."""
+    operation, provider = _OPERATIONS[request.api]
+    told: dict[str, str | int | bool | None] = {
+        "gen_ai.operation.name": operation,
+        "gen_ai.provider.name": provider,
+        "gen_ai.request.model": request.model,
+        "gen_ai.request.max_tokens": request.max_output_tokens,
+        "gen_ai.request.stream": request.stream or None,  # told of streams only
+        "gen_ai.output.type": "json" if request.strict_output else None,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 class Telemetry:
@@ -147,8 +168,7 @@ class Telemetry:
         parent: Mapping[str, str],
         record: Mapping[str, Any],
         stages: Mapping[str, float],
-        api: str | None,
-        model: str | None,
+        request: Request | None,
     ) -> None:
         """Report one decision: a span as long as its stages took, child of the `traceparent` in `parent`."""
         end = time.time_ns()
@@ -160,10 +180,8 @@ class Telemetry:
         if span.is_recording():
             span.set_attributes({f"{_PREFIX}.{k}": v for k, v in record.items()})
             span.set_attributes({f"{_PREFIX}.{s}_ms": round(t * 1e3, 3) for s, t in stages.items()})
-            if api is not None:
-                span.set_attribute("gen_ai.operation.name", _OPERATIONS[api])
-            if model is not None:
-                span.set_attribute("gen_ai.request.model", model)
+            if request is not None:
+                span.set_attributes(_genai(request))
         span.end(end)
 
     def _begin(self, name: str, parent: Mapping[str, str], start_ns: int | None = None) -> tuple[Span, Context]:

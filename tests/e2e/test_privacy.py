@@ -9,11 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
+from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from traffic import CHAT, EXTRACT, MESSAGES, MODELS, PROVE, ask, body_of, eventually, send
 
 from bench.collector import Collector, attributes
+from extproc.request import parse_request
 from extproc.sample_upstream import SampleUpstreams
 from extproc.stack import Stack
+from extproc.telemetry import _genai
 
 _MARK, _SECRET = "zanzibarquokka7391", "sk-hushhush-55aa"
 
@@ -62,8 +65,27 @@ def test_a_span_tells_the_decision(traced: tuple[Stack, Collector]) -> None:
     assert len(ours["revision"]) == 12
     assert {"read_ms", "embed_ms", "match_ms", "write_ms"} <= set(ours)
     genai = {name: value for name, value in told.items() if name.startswith("gen_ai.")}
-    assert genai == {"gen_ai.operation.name": "chat", "gen_ai.request.model": "gpt-4-span"}
+    assert genai == {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "gpt-4-span",
+    }  # fmt: skip
     assert (span.name, span.end_time_unix_nano > span.start_time_unix_nano) == ("semantic_router.decide", True)
+
+
+def test_a_span_tells_what_was_asked_for_by_the_genai_conventions() -> None:
+    """The names are those of OpenTelemetry's own list, and what a request does not say is not told."""
+    asked = {"model": "auto", "max_tokens": 9, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    request = parse_request(MESSAGES, msgspec.json.encode(asked))
+    assert request is not None
+    told = _genai(request)
+    assert told == {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic", "gen_ai.request.model": "auto",
+        "gen_ai.request.max_tokens": 9, "gen_ai.request.stream": True,
+    }  # fmt: skip
+    strict = parse_request(CHAT, msgspec.json.encode(asked | {"response_format": {"type": "json_object"}}))
+    assert strict is not None and _genai(strict)["gen_ai.output.type"] == "json"
+    assert {*told, "gen_ai.output.type"} <= {
+        value for name, value in vars(gen_ai_attributes).items() if name.isupper()
+    }
 
 
 def test_the_routers_span_is_a_child_of_envoys(traced: tuple[Stack, Collector]) -> None:
