@@ -53,7 +53,7 @@ image:  ## build the image with Debian's buildah on a base from debootstrap, and
 
 lock:  ## write requirements.lock anew, as pyproject.toml asks; LOCK=--upgrade moves versions
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "uv==$(UV)"
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra redis \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra redis --extra postgres \
 	  --universal --generate-hashes --no-emit-package torch -o requirements.lock $(LOCK)
 
 sbom:  ## what runs in production, as CycloneDX, into sbom.json

@@ -15,7 +15,7 @@ Reading order, along the path of a request:
 
 Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
 into what the path needs, `reload` swaps it; `envoy` renders Envoy's side; `contract` names what both sides share.
-Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a request and what it cost, `ledger` keeps
-it and `report` adds it up. `offline` evaluates, calibrates and gates with the functions above. `sentences` runs the
-encoder, `prepare` converts it once; `workers` keeps several processes alive.
+Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a request and what it cost, `ledger` hands
+it to a `store` and `report` adds it up. `offline` evaluates, calibrates and gates with the functions above.
+`sentences` runs the encoder, `prepare` converts it once; `workers` keeps several processes alive.
 """

@@ -5,7 +5,6 @@ import asyncio
 import datetime
 import logging
 import os
-import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -32,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{args.intents / problem.file}:{problem.line}: {problem.what}", file=sys.stderr)
         count = len(error.problems)
         print(f"{count} problem{'s' * (count != 1)} in {args.intents}", file=sys.stderr)
-    except (EncoderError, OSError, ValueError, sqlite3.Error) as error:
+    except (EncoderError, OSError, ValueError) as error:
         print(f"extproc: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     serve.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="who signs the clients that may connect")
     serve.add_argument(
-        "--ledger", type=Path, metavar="FILE", help="keep what every request cost in this SQLite file"
+        "--ledger", metavar="FILE|postgresql://...", help="keep what every request cost, in SQLite or Postgres"
     )
     serve.add_argument("--ledger-days", type=float, default=90, metavar="DAYS", help="for so long (default 90)")
     serve.set_defaults(run=_serve)
@@ -198,14 +197,16 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
 
 
 def _ledger_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ledger", type=Path, metavar="FILE", required=True, help="as given to `extproc serve`")
+    parser.add_argument(
+        "--ledger", metavar="FILE|postgresql://...", required=True, help="as given to `extproc serve`"
+    )
     parser.add_argument("--since", default="24h", metavar="SPAN", help="how far back: 30m, 24h, 7d (default 24h)")
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from extproc.ledger import Store
     from extproc.listening import TlsFiles
     from extproc.server import Serving, serve
+    from extproc.store import Store
     from extproc.workers import health_address, supervise, worker_addresses
 
     files = _together(args, "tls_cert", "tls_key", "tls_client_ca")

@@ -1,39 +1,47 @@
 """`extproc export`: what the ledger says, row by row, to learn from."""
 
-import sqlite3
+import contextlib
+import itertools
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from extproc.ledger import read_ledger
+from extproc.store import connect
+
+_ROWS = """
+  SELECT o.*, r.attempt AS r_attempt, r.tier AS r_tier, r.reason AS r_reason, r.input AS r_input,
+    r.output AS r_output, r.cached AS r_cached, r.cost AS r_cost
+  FROM outcomes o LEFT JOIN rejections r ON r.outcome = o.id
+  WHERE o.time >= ? ORDER BY o.time, o.id, r.attempt
+"""
 
 
-def export(path: Path, since_s: float, share: float = 1.0) -> Iterator[bytes]:
+def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[bytes]:
     """Yield outcomes as JSON lines, oldest first; of a `share` of the sessions, whole ones.
 
     There is no text in a ledger, and the principal is left out: what remains is the decision, how it ended, tokens,
     dollars and times, and the session as a hash. `accepted` is null where no rule judged the answer. Raises OSError
-    with a remedy, or sqlite3.Error.
+    with a remedy.
     """
-    connection = read_ledger(path)
-    try:
-        rows = connection.execute("SELECT * FROM outcomes WHERE time >= ? ORDER BY time", (time.time() - since_s,))
-        for row in rows:
-            if zlib.crc32((row["session"] or str(row["id"])).encode()) < share * 2**32:
-                yield msgspec.json.encode(_exported(connection, row)) + b"\n"
-    finally:
-        connection.close()
+    with contextlib.closing(connect(place)) as ledger:
+        rows = ledger.select(_ROWS, (time.time() - since_s,))
+        for number, of_one in itertools.groupby(rows, lambda row: row["id"]):
+            outcome = list(of_one)
+            if zlib.crc32((outcome[0]["session"] or str(number)).encode()) < share * 2**32:
+                yield msgspec.json.encode(_exported(outcome)) + b"\n"
 
 
-def _exported(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any]:
-    rejected = connection.execute("SELECT * FROM rejections WHERE outcome = ? ORDER BY attempt", (row["id"],))
+def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """One outcome, from a row for each rejection, or one row without."""
+    row = rows[0]
     answers = [
-        {"tier": r["tier"], "accepted": False, "reason": r["reason"], "cost": r["cost"]} | _tokens(r)
-        for r in rejected
+        {"tier": r["r_tier"], "accepted": False, "reason": r["r_reason"], "cost": r["r_cost"]} | _tokens(r, "r_")
+        for r in rows
+        if r["r_attempt"] is not None
     ]
     known = row["judged"] and row["ending"] in ("accepted", "degraded", "human")
     accepted = row["ending"] == "accepted" if known else None
@@ -42,5 +50,5 @@ def _exported(connection: sqlite3.Connection, row: sqlite3.Row) -> dict[str, Any
     return {"v": 1, "intent": row["cohort"]} | {name: row[name] for name in same} | {"answers": answers}
 
 
-def _tokens(row: sqlite3.Row) -> dict[str, Any]:
-    return {"tokens": {name: row[name] for name in ("input", "output", "cached")}}
+def _tokens(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {"tokens": {name: row[prefix + name] for name in ("input", "output", "cached")}}

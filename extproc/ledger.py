@@ -9,150 +9,28 @@ import asyncio
 import contextlib
 import logging
 import queue
-import sqlite3
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from extproc.outcome import Cost, Outcome
-from extproc.response import Usage
+from extproc.outcome import Cost, Outcome, Priced
 
 log = logging.getLogger(__name__)
 
 # Batches of at most a second or 1 MiB each (see extproc/envoy/listener.py): what a store may lag behind.
 _WAITING = 64
-# How long to wait for another process to be done writing; batches queue meanwhile.
-_LOCK_S = 2.0
-_PRUNE_S = 3600.0
+# What a stop allows the queue, and then the batches in it: a store gives up on each wait of its own sooner.
+_ROOM_S, _LAST_S = 2.0, 4.0
 # Envoy sends what it has every second.
 _LAST_BATCH_S = 1.5
-_SCHEMA = 1
-_TABLES = """
-CREATE TABLE IF NOT EXISTS outcomes (
-  id INTEGER PRIMARY KEY, time REAL NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL, status INTEGER NOT NULL,
-  attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL, reason TEXT NOT NULL, judged INTEGER NOT NULL,
-  cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
-  duration_s REAL, first_byte_s REAL,
-  input INTEGER, output INTEGER, cached INTEGER, usage_from TEXT, cost REAL, default_cost REAL
-);
-CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
-CREATE TABLE IF NOT EXISTS rejections (
-  outcome INTEGER NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
-  reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost REAL
-);
-CREATE INDEX IF NOT EXISTS rejections_outcome ON rejections (outcome);
-"""
-
-Priced = tuple[Outcome, Cost]
 
 
-class Store:
-    """Outcomes in one SQLite file, which several processes may write; used by one thread."""
+class Store(Protocol):
+    """Where outcomes are kept; whatever fails is an OSError."""
 
-    def __init__(self, path: Path, keep_days: float) -> None:
-        """Nothing is opened yet. Raises OSError when there is no folder to put the file in."""
-        if not path.parent.is_dir():
-            raise OSError(f"no folder {path.parent} to keep the ledger in: create it")
-        self._path = path
-        self._keep_s = keep_days * 86400
-        self._connection: sqlite3.Connection | None = None
-        self._pruned_at = 0.0
-
-    def add(self, rows: Sequence[Priced]) -> None:
-        """Keep these, all or none. Raises sqlite3.Error or OSError; the next call starts afresh."""
-        try:
-            with self._opened() as connection:
-                for outcome, cost in rows:
-                    _insert(connection, outcome, cost)
-                if time.monotonic() - self._pruned_at > _PRUNE_S or not self._pruned_at:
-                    connection.execute("DELETE FROM outcomes WHERE time < ?", (time.time() - self._keep_s,))
-                    self._pruned_at = time.monotonic()
-        except (sqlite3.Error, OSError):
-            self.close()
-            raise
-
-    def open(self) -> None:
-        """Make the file, before there is anything to lose. Raises as `add` does."""
-        self._opened()
-
-    def _opened(self) -> sqlite3.Connection:
-        if self._connection is None:
-            self._connection = open_ledger(self._path)
-        return self._connection
-
-    def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-
-
-def open_ledger(path: Path) -> sqlite3.Connection:
-    """Open the file to write, and make it where it is none yet. Raises sqlite3.Error, or OSError with a remedy."""
-    # Opened in one thread and closed in another, one after the other.
-    connection = sqlite3.connect(path, timeout=_LOCK_S, check_same_thread=False)
-    try:
-        if _schema(connection, path) == 0:
-            # Readers and writers do not wait for each other.
-            connection.execute("PRAGMA journal_mode = WAL")
-            with connection:
-                connection.executescript(_TABLES)
-                connection.execute(f"PRAGMA user_version = {_SCHEMA}")
-        connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may cost the last second, never the file
-        connection.execute("PRAGMA foreign_keys = ON")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def read_ledger(path: Path) -> sqlite3.Connection:
-    """Open the file to read. Raises sqlite3.Error, or OSError with a remedy."""
-    if not path.is_file():
-        raise OSError(f"there is no ledger {path}: `extproc serve --ledger {path}` keeps one")
-    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=_LOCK_S)
-    connection.row_factory = sqlite3.Row
-    if _schema(connection, path) == 0:
-        raise OSError(f"{path} is no ledger")
-    return connection
-
-
-def _schema(connection: sqlite3.Connection, path: Path) -> int:
-    """The version of the tables in an open file; 0: there are none."""
-    (schema,) = connection.execute("PRAGMA user_version").fetchone()
-    if schema not in (0, _SCHEMA):
-        raise OSError(f"{path} is of another version of the ledger ({schema}): move it away")
-    return int(schema)
-
-
-def _insert(connection: sqlite3.Connection, outcome: Outcome, cost: Cost) -> None:
-    row = (
-        outcome.time, outcome.api, outcome.ending, outcome.status, outcome.attempts, outcome.failed_attempts,
-        outcome.reason, outcome.judged, outcome.cohort, outcome.tier, outcome.principal, outcome.session,
-        outcome.revision, outcome.mode, outcome.duration_s, outcome.first_byte_s,
-        *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default,
-    )  # fmt: skip
-    inserted = connection.execute(f"INSERT INTO outcomes VALUES (NULL{', ?' * len(row)})", row)
-    connection.executemany(
-        "INSERT INTO rejections VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                inserted.lastrowid,
-                rejection.attempt,
-                rejection.tier,
-                rejection.reason,
-                *_counts(rejection.usage),
-                price,
-            )
-            for rejection, price in zip(outcome.rejections, cost.rejected, strict=True)
-        ],
-    )
-
-
-def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
-    return (None, None, None) if usage is None else (usage.input, usage.output, usage.cached)
+    def open(self) -> object: ...
+    def add(self, rows: Sequence[Priced]) -> None: ...
+    def close(self) -> None: ...
 
 
 class Ledger:
@@ -183,13 +61,13 @@ class Ledger:
     def close(self) -> None:
         """Keep what waits, for as long as that is quick."""
         with contextlib.suppress(queue.Full):
-            self._batches.put(None, timeout=_LOCK_S)
-        self._thread.join(2 * _LOCK_S)
+            self._batches.put(None, timeout=_ROOM_S)
+        self._thread.join(_LAST_S)
 
     def _run(self) -> None:
         if self._store is not None:
-            # Several processes may make the file at once: whoever comes too late opens it with its first batch.
-            with contextlib.suppress(sqlite3.Error, OSError):
+            # Several processes may make it at once: whoever comes too late opens it with its first batch.
+            with contextlib.suppress(OSError):
                 self._store.open()
         while (batch := self._batches.get()) is not None:
             try:
@@ -207,7 +85,7 @@ class Ledger:
     def _keep(self, store: Store, rows: list[Priced]) -> None:
         try:
             store.add(rows)
-        except (sqlite3.Error, OSError) as error:
+        except OSError as error:
             self._drop(len(rows), str(error))
             return
         if self._complained:

@@ -78,6 +78,9 @@ class Cost(msgspec.Struct, frozen=True):
     default: float | None
 
 
+Priced = tuple[Outcome, Cost]
+
+
 class Tariff(Protocol):
     """What prices are read from: a policy, compiled or not."""
 

@@ -18,7 +18,7 @@ from extproc.config import PolicyFile, load_config
 from extproc.contract import MAX_BODY_BYTES
 from extproc.embedding import Batcher, RememberingEncoder
 from extproc.exchange import Routed, Router, RouterExchange
-from extproc.ledger import Ledger, LogStreams, Store
+from extproc.ledger import Ledger, LogStreams
 from extproc.listening import TlsFiles, bind
 from extproc.outcome import cost_of
 from extproc.pb import ext_proc_pb2 as pb
@@ -28,6 +28,7 @@ from extproc.rescue import RescueExchange
 from extproc.review import enqueue
 from extproc.sentences import load_encoder, read_choice
 from extproc.snapshot import compile_snapshot
+from extproc.store import Store
 from extproc.telemetry import Telemetry, set_up_telemetry
 from extproc.verify import Ruling, Verifier, VerifierExchange
 from extproc.watchdog import watch_lag

@@ -12,7 +12,7 @@ LAYERS = {
     "core": "vectors ask request signals splice match policy mutation centroids features phases contract "
     "response acceptance facts bounds settings outcome",
     "build": "config strict_yaml snapshot envoy",
-    "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger watchdog",
+    "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger store watchdog",
     "orchestration": "exchange verify rescue",
     "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream report export health",
     "offline": "offline",
@@ -37,6 +37,7 @@ VENDORS = {
     "prepare": {"torch", "openvino", "nncf"},
     "accesslog": {"google"},
     "telemetry": {"opentelemetry", "prometheus_client"},  # which OpenTelemetry's exporter for Prometheus is made of
+    "store": {"psycopg"},  # where a ledger is in Postgres
     "review": {"redis"},  # where a policy names one
     "server": {"grpc", "grpc_health"},
     "workers": {"grpc", "grpc_health"},

@@ -1,6 +1,7 @@
 """The ledger keeps what it can, loses what it must, and traffic never waits for either."""
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import subprocess
@@ -12,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from extproc.ledger import _WAITING, Ledger, LogStreams, Store, open_ledger, read_ledger
+from extproc.ledger import _WAITING, Ledger, LogStreams
 from extproc.outcome import Cost, Outcome, Rejection
 from extproc.response import Usage
+from extproc.store import Store, connect
 
 DAY_S = 86400.0
 
@@ -33,11 +35,9 @@ COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
 
 
-def rows(path: Path, table: str = "outcomes") -> list[dict[str, Any]]:
-    connection = read_ledger(path)
-    found = [dict(row) for row in connection.execute(f"SELECT * FROM {table}")]
-    connection.close()
-    return found
+def rows(place: Path | str, table: str = "outcomes") -> list[dict[str, Any]]:
+    with contextlib.closing(connect(place)) as ledger:
+        return [dict(row) for row in ledger.select(f"SELECT * FROM {table} ORDER BY 1")]
 
 
 def until(look: Callable[[], object]) -> None:
@@ -139,7 +139,7 @@ class Failing:
         self.kept = 0
 
     def open(self) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise OSError("disk I/O error")
 
     def add(self, rows: Any) -> None:
         failure = self.failures.pop(0)
@@ -152,7 +152,7 @@ class Failing:
 
 def test_a_store_that_fails_loses_outcomes_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     """Until it works again; the metrics have them all."""
-    full = sqlite3.OperationalError("database or disk is full")
+    full = OSError("database or disk is full")
     store = Failing(full, OSError(28, "No space left on device"), None, full)
     told = Told(store)
     with caplog.at_level(logging.WARNING, "extproc.ledger"):
@@ -169,7 +169,7 @@ def test_a_store_that_fails_loses_outcomes_and_says_so_once(caplog: pytest.LogCa
 
 def test_a_file_that_another_holds_locked_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A writer that never ends costs outcomes, and keeps nobody waiting but the ledger's own thread."""
-    monkeypatch.setattr("extproc.ledger._LOCK_S", 0.05)
+    monkeypatch.setattr("extproc.store._LOCK_S", 0.05)
     path = tmp_path / "ledger.sqlite"
     told = Told(Store(path, 30))
     told.ledger.offer(b"a")
@@ -248,12 +248,12 @@ def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path) -> None:
     other.execute("PRAGMA user_version = 9")
     other.close()
     with pytest.raises(OSError, match=r"another version of the ledger \(9\): move it away"):
-        open_ledger(path)
+        Store(path, 30).open()
     with pytest.raises(OSError, match="there is no ledger"):
-        read_ledger(tmp_path / "none")
+        connect(tmp_path / "none")
     (tmp_path / "empty").touch()
     with pytest.raises(OSError, match="is no ledger"):
-        read_ledger(tmp_path / "empty")
+        connect(tmp_path / "empty")
 
 
 def test_a_stream_of_logs_ends_when_the_server_drains(monkeypatch: pytest.MonkeyPatch) -> None:

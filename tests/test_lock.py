@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Extras that a production install may ask for.
-EXTRAS = ("redis",)
+EXTRAS = ("redis", "postgres")
 # Installed from elsewhere, in the build that suits the machine; the Makefile has its version.
 APART = {"torch"}
 ENTRY = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^\\]+))? \\$")

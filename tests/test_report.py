@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from extproc.ledger import Store
 from extproc.outcome import Cost, Outcome, Rejection
 from extproc.report import Line, read_report, seconds_of
 from extproc.report.words import html_of, text_of
 from extproc.response import Usage
+from extproc.store import Store
 
 HOUR_S = 3600.0
 CLIMBED = {

@@ -1,42 +1,48 @@
 """`extproc report`: what the ledger says, added up."""
 
+import contextlib
 import re
-import sqlite3
 import time
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Literal, get_args
 
 import msgspec
 
-from extproc.ledger import read_ledger
+from extproc.outcome import Ending
 from extproc.policy import Reason
+from extproc.store import Connection, connect, name_of
 
 By = Literal["cohort", "tier", "principal"]
 
 _FALLBACKS = (*(reason.value for reason in Reason if reason.is_fallback), "fail_open")
 # What lines are named by.
-_NAMES = {"total": "'total'"} | {by: f"coalesce(o.{by}, '-')" for by in get_args(By)}
+_NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)}
 _REJECTED_NAMES = _NAMES | {"tier": "coalesce(r.tier, '-')"}  # what a tier was paid for counts as its own
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 # An answer that may have been paid for (see extproc/outcome.py): without tokens, its usage is unknown.
-_DUE = "attempts > 0 AND (status = 200 OR ending IN ('cancelled', 'human'))"
+_DUE = "o.attempts > 0 AND (o.status = 200 OR o.ending IN ('cancelled', 'human'))"
+
+
+def _count(condition: str) -> str:
+    return f"sum(CASE WHEN {condition} THEN 1 ELSE 0 END)"
+
+
+_TOKENS = ", ".join(f"sum(coalesce({{0}}.{kind}, 0)) AS {kind}" for kind in ("input", "output", "cached"))
 _SUMS = f"""
-  count(*) AS requests, sum(attempts) AS attempts, sum(failed_attempts) AS failed_attempts,
-  sum(ending = 'accepted') AS accepted, sum(ending = 'accepted' AND judged) AS judged,
-  sum(ending = 'degraded') AS degraded, sum(ending = 'human') AS human, sum(ending = 'failed') AS failed,
-  sum(ending = 'cancelled') AS cancelled,
-  sum(reason IN ({", ".join(f"'{reason}'" for reason in _FALLBACKS)})) AS fallback,
-  total(cost) AS cost, total(default_cost) AS default_cost,
-  sum(coalesce(input, 0)) AS input, sum(coalesce(output, 0)) AS output, sum(coalesce(cached, 0)) AS cached,
-  sum({_DUE} AND cost IS NULL) AS unknown
+  count(*) AS requests, sum(o.attempts) AS attempts, sum(o.failed_attempts) AS failed_attempts,
+  {_count("o.ending = 'accepted' AND o.judged = 1")} AS judged,
+  {", ".join(_count(f"o.ending = '{ending}'") + f" AS {ending}" for ending in get_args(Ending))},
+  {_TOKENS.format("o")}, coalesce(sum(o.cost), 0) AS cost, coalesce(sum(o.default_cost), 0) AS default_cost,
+  {_count(f"{_DUE} AND o.cost IS NULL")} AS unknown
 """
-_REJECTED = """
-  count(DISTINCT r.outcome) AS escalated, total(r.cost) AS cost,
-  sum(coalesce(r.input, 0)) AS input, sum(coalesce(r.output, 0)) AS output,
-  sum(coalesce(r.cached, 0)) AS cached, sum(r.cost IS NULL) AS unknown
+_REJECTED = f"""
+  count(*) AS rejected, {_TOKENS.format("r")}, coalesce(sum(r.cost), 0) AS cost,
+  {_count("r.cost IS NULL")} AS unknown
 """
+_REJECTIONS = "rejections r JOIN outcomes o ON o.id = r.outcome WHERE o.time >= ?"
 
 
 class Line(msgspec.Struct):
@@ -86,78 +92,82 @@ def seconds_of(span: str) -> float:
     return float(found[1]) * _UNITS_S[found[2]]
 
 
-def read_report(path: Path, since_s: float, by: By = "cohort") -> Report:
-    """Add up the last `since_s` seconds. Raises OSError with a remedy, or sqlite3.Error."""
+def read_report(place: Path | str, since_s: float, by: By = "cohort") -> Report:
+    """Add up the last `since_s` seconds. Raises OSError with a remedy."""
     until = time.time()
-    connection = read_ledger(path)
-    try:
-        total, groups = (_lines(connection, until - since_s, name) for name in ("total", by))
-    finally:
-        connection.close()
-    nothing = _line("total", None, None, [], {}, {})
-    return Report(str(path), until - since_s, until, by, total[0] if total else nothing, groups)
-
-
-def _lines(connection: sqlite3.Connection, since: float, by: str) -> list[Line]:
-    """One line for each value of `by`, the one with most requests first."""
-
-    def select(what: str, more: str = "") -> list[sqlite3.Row]:
-        query = f"SELECT {_NAMES[by]} AS name, {what} FROM outcomes o WHERE o.time >= ? {more}"
-        return connection.execute(query, (since,)).fetchall()
-
-    def select_rejected(what: str, more: str) -> list[sqlite3.Row]:
-        joined = "rejections r JOIN outcomes o ON o.id = r.outcome"
-        query = f"SELECT {_REJECTED_NAMES[by]} AS name, {what} FROM {joined} WHERE o.time >= ? {more}"
-        return connection.execute(query, (since,)).fetchall()
-
-    rejected = {row["name"]: row for row in select_rejected(_REJECTED, "GROUP BY 1")}
-    escalations: dict[str, dict[str, int]] = {}
-    for group, reason, count in select_rejected("r.reason, count(*)", "GROUP BY 1, 2"):
-        escalations.setdefault(group, {})[reason] = count
-    fallbacks: dict[str, dict[str, int]] = {}
-    for group, reason, count in select("o.reason, count(*)", "GROUP BY 1, 2"):
-        if reason in _FALLBACKS:
-            fallbacks.setdefault(group, {})[reason] = count
-    first: dict[str, list[float]] = {}
-    served = "AND o.ending IN ('accepted', 'degraded') AND o.first_byte_s IS NOT NULL"
-    for group, seconds in select("o.first_byte_s", served):
-        first.setdefault(group, []).append(seconds)
-    sums = {row["name"]: row for row in select(_SUMS, "GROUP BY 1 ORDER BY requests DESC, name")}
-    return [
-        _line(
-            name, sums.get(name), rejected.get(name), first.get(name, []), escalations.get(name, {}),
-            fallbacks.get(name, {}),
-        )
-        for name in {**sums, **rejected}
-    ]  # fmt: skip
-
-
-def _line(
-    name: str,
-    sums: sqlite3.Row | None,
-    rejected: sqlite3.Row | None,
-    first: Sequence[float],
-    escalations: dict[str, int],
-    fallbacks: dict[str, int],
-) -> Line:
-    def of(row: sqlite3.Row | None, key: str) -> Any:
-        return row[key] if row is not None else 0
-
-    both = {key: of(sums, key) + of(rejected, key) for key in ("cost", "input", "output", "cached", "unknown")}
-    counts = (
-        "requests", "attempts", "failed_attempts", "accepted", "judged", "degraded", "human", "failed", "cancelled",
-        "fallback",
-    )  # fmt: skip
-    cuts = quantiles(first, n=20, method="inclusive") if len(first) > 1 else [*first] * 19
-    return Line(
-        name=name,
-        **{key: of(sums, key) for key in counts},
-        **both,
-        escalated=of(rejected, "escalated"),
-        cascade_cost=of(rejected, "cost"),
-        cost_per_accepted=both["cost"] / sums["accepted"] if sums is not None and sums["accepted"] else None,
-        saving=of(sums, "default_cost") - both["cost"],
-        first_byte_s=(cuts[9], cuts[18]) if cuts else None,
-        escalations=escalations,
-        fallbacks=fallbacks,
+    with contextlib.closing(connect(place)) as ledger:
+        total, groups = _tallies(ledger, until - since_s, by)
+    lines = sorted(
+        (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
+    return Report(name_of(place), until - since_s, until, by, total.line("total"), lines)
+
+
+class _Tally:
+    """What is added up for one line, each row of the ledger read once."""
+
+    def __init__(self) -> None:
+        self.sums, self.rejected = Counter[str](), Counter[str]()
+        self.escalations, self.fallbacks = Counter[str](), Counter[str]()
+        self.first_byte_s: list[float] = []
+        self.escalated = 0
+
+    def line(self, name: str) -> Line:
+        sums, rejected = self.sums, self.rejected
+        both = {key: sums[key] + rejected[key] for key in ("input", "output", "cached", "unknown")}
+        cost = float(sums["cost"] + rejected["cost"])
+        counts = (
+            "requests", "attempts", "failed_attempts", "accepted", "judged", "degraded", "human", "failed",
+            "cancelled",
+        )  # fmt: skip
+        first = self.first_byte_s
+        cuts = quantiles(first, n=20, method="inclusive") if len(first) > 1 else [*first] * 19
+        return Line(
+            name=name,
+            **{key: sums[key] for key in counts},
+            **both,
+            cost=cost,
+            fallback=self.fallbacks.total(),
+            escalated=self.escalated,
+            cascade_cost=float(rejected["cost"]),
+            cost_per_accepted=cost / sums["accepted"] if sums["accepted"] else None,
+            saving=sums["default_cost"] - cost,
+            first_byte_s=(cuts[9], cuts[18]) if cuts else None,
+            escalations=dict(self.escalations),
+            fallbacks=dict(self.fallbacks),
+        )
+
+
+def _tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, dict[str, _Tally]]:
+    """The whole, and each value of `by`."""
+    total, groups = _Tally(), defaultdict[str, _Tally](_Tally)
+    name, rejected_name = _NAMES[by], _REJECTED_NAMES[by]
+    outcomes = "outcomes o WHERE o.time >= ?"
+    served = "o.ending IN ('accepted', 'degraded') AND o.first_byte_s IS NOT NULL"
+
+    for row in ledger.select(f"SELECT {name} AS name, o.reason, {_SUMS} FROM {outcomes} GROUP BY 1, 2", (since,)):
+        for tally in (total, groups[row["name"]]):
+            tally.sums.update(_numbers(row))
+            if row["reason"] in _FALLBACKS:
+                tally.fallbacks[row["reason"]] += row["requests"]
+    query = f"SELECT {rejected_name} AS name, r.reason, {_REJECTED} FROM {_REJECTIONS} GROUP BY 1, 2"
+    for row in ledger.select(query, (since,)):
+        for tally in (total, groups[row["name"]]):
+            tally.rejected.update(_numbers(row))
+            tally.escalations[row["reason"]] += row["rejected"]
+    # A request whose answers were rejected at two tiers escalated at each, and is one in the whole.
+    distinct = f"count(DISTINCT r.outcome) AS escalated FROM {_REJECTIONS}"
+    for row in ledger.select(f"SELECT {rejected_name} AS name, {distinct} GROUP BY 1", (since,)):
+        groups[row["name"]].escalated = row["escalated"]
+    [row] = ledger.select(f"SELECT {distinct}", (since,))
+    total.escalated = row["escalated"]
+    for row in ledger.select(f"SELECT {name} AS name, o.first_byte_s FROM {outcomes} AND {served}", (since,)):
+        groups[row["name"]].first_byte_s.append(row["first_byte_s"])
+    for tally in groups.values():
+        tally.first_byte_s.sort()
+        total.first_byte_s += tally.first_byte_s
+    return total, groups
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in row.keys() if key not in ("name", "reason")}  # noqa: SIM118 (a sqlite3.Row)

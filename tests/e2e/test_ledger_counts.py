@@ -34,10 +34,10 @@ from traffic import (
 
 from extproc.config import load_config
 from extproc.export import export
-from extproc.ledger import read_ledger
 from extproc.report import Report, read_report
 from extproc.sample_upstream import TIER, Answered, Received, SampleUpstreams
 from extproc.stack import Stack
+from extproc.store import connect
 
 # Between the words of a stream: time for Envoy to cut it.
 _CHUNK_S = 0.15
@@ -270,9 +270,8 @@ def test_no_word_and_no_key_is_kept(stack: Stack, mix: Mix) -> None:
     mix.asked["judged"] += 1
 
     def principals() -> set[str]:
-        connection = read_ledger(ledger_of(stack))
-        with contextlib.closing(connection):
-            return {row[0] for row in connection.execute("SELECT principal FROM outcomes")} - {"anonymous"}
+        with contextlib.closing(connect(ledger_of(stack))) as ledger:
+            return {row["principal"] for row in ledger.select("SELECT principal FROM outcomes")} - {"anonymous"}
 
     (principal,) = eventually(principals, "the request is in the ledger")
     assert len(principal) == 16
