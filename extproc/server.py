@@ -103,7 +103,8 @@ class Serving(msgspec.Struct, frozen=True):
     tls: TlsFiles | None = None
     ledger: Store | None = None  # where outcomes are kept
     workers: int = 1  # that share the machine, this one included
-    ready_fd: int | None = None  # a byte there tells whoever started us that we serve
+    # A byte there tells the supervisor that we serve; and the other end of it closes with the supervisor.
+    ready_fd: int | None = None
 
 
 async def serve(ours: Serving) -> None:
@@ -114,6 +115,8 @@ async def serve(ours: Serving) -> None:
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    if ours.ready_fd is not None:
+        _stop_without(ours.ready_fd, stop)
     seen = signature(ours.intents)  # before the load: an edit meanwhile is then seen as one
     config = load_config(ours.intents)
     set_up_telemetry()
@@ -152,7 +155,7 @@ async def serve(ours: Serving) -> None:
     router = processor.router = Router(snapshot, batcher)
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue)
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-    if ours.ready_fd is not None:
+    if ours.ready_fd is not None and not stop.is_set():
         os.write(ours.ready_fd, b"1")
     telemetry.shares = lambda: router.snapshot.policy.escalation_shares
     uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
@@ -181,6 +184,18 @@ async def serve(ours: Serving) -> None:
     watching.cancel()
     batcher.close()
     log.info("stopped")
+
+
+def _stop_without(supervisor: int, stop: asyncio.Event) -> None:
+    """Stop as on SIGTERM when nobody reads the pipe any more: a supervisor that was killed could not tell us."""
+    loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        loop.remove_reader(supervisor)
+        log.error("the supervisor is gone, and nobody would restart or stop this worker: it ends")
+        stop.set()
+
+    loop.add_reader(supervisor, gone)  # nothing is ever read there: it is the error that wakes us
 
 
 def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.GenericRpcHandler, ...]:

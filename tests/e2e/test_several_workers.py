@@ -10,8 +10,9 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from traffic import EXTRACT, Flow, ask, eventually
+from traffic import EXTRACT, MODELS, Flow, ask, eventually
 
+from extproc.sample_upstream import SampleUpstreams
 from extproc.stack import Stack, running
 
 
@@ -92,3 +93,26 @@ def test_a_stopped_supervisor_leaves_no_worker(small_intents):
         stack.stop()
         assert "starting it again" not in stack.log("router.log")
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_killed_supervisor_leaves_no_worker(small_intents, tmp_path):
+    """It could tell them nothing: they see it, say so, and end as they would on SIGTERM."""
+
+    def alive(pid: int) -> bool:
+        state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+        return state.strip() != "" and not state.startswith("Z")  # ended, whoever may bury it
+
+    with SampleUpstreams(MODELS) as upstreams:
+        stack = Stack(small_intents, tmp_path, upstreams, workers=2)
+        pids: list[int] = []
+        try:
+            stack.start_router()
+            pids = children(stack)
+            assert len(pids) == 2
+            stack.router.kill()
+            eventually(lambda: not any(alive(pid) for pid in pids), "the workers have ended", 60)
+        finally:
+            stack.stop()
+            for pid in filter(alive, pids):
+                os.kill(pid, signal.SIGKILL)
+    assert stack.log("router.log").count("the supervisor is gone") == 2
