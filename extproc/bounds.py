@@ -23,28 +23,31 @@ class _Bucket(msgspec.Struct):
 class Bounds:
     """Two token buckets an escalation has to pass: its cohort's share, and its principal's rate.
 
-    Counts are this process's own: with several processes each allows its part of the traffic.
+    Counts are this process's own. As one of `workers`, among which Envoy spreads everybody's requests, it allows
+    its part of a rate and of a burst (one escalation at least), so that all of them together allow the whole.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, workers: int = 1) -> None:
+        self._workers = workers
         self._cohorts: dict[str, _Bucket] = {}
         self._principals: OrderedDict[str, _Bucket] = OrderedDict()
 
     def judged(self, cohort: str, share: float) -> None:
         """Count one judged answer: it earns its cohort `share` of an escalation."""
-        bucket = self._cohorts.setdefault(cohort, _Bucket(_SHARE_BURST))
-        bucket.tokens = min(bucket.tokens + share, _SHARE_BURST)
+        burst = self._part(_SHARE_BURST)
+        bucket = self._cohorts.setdefault(cohort, _Bucket(burst))
+        bucket.tokens = min(bucket.tokens + share, burst)
 
     def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> str | None:
         """Take one escalation from both buckets; or say which bound forbids it: cohort_share, principal_rate."""
-        share = self._cohorts.setdefault(cohort, _Bucket(_SHARE_BURST))
-        rate = self._principals.get(principal)
+        share = self._cohorts.setdefault(cohort, _Bucket(self._part(_SHARE_BURST)))
+        rate, most = self._principals.get(principal), self._part(burst)
         if rate is None:
-            rate = self._principals[principal] = _Bucket(float(burst), now_s)
+            rate = self._principals[principal] = _Bucket(most, now_s)
             if len(self._principals) > _PRINCIPALS:
                 self._principals.popitem(last=False)
         self._principals.move_to_end(principal)
-        rate.tokens = min(rate.tokens + (now_s - rate.at_s) * per_minute / 60, float(burst))
+        rate.tokens = min(rate.tokens + (now_s - rate.at_s) * per_minute / 60 / self._workers, most)
         rate.at_s = now_s
         if share.tokens < 1:
             return "cohort_share"
@@ -53,6 +56,9 @@ class Bounds:
         share.tokens -= 1
         rate.tokens -= 1
         return None
+
+    def _part(self, burst: float) -> float:
+        return max(burst / self._workers, min(burst, 1.0))
 
 
 def principal_of(header: str | None) -> str:

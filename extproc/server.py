@@ -153,7 +153,9 @@ async def serve(ours: Serving) -> None:
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
     router = processor.router = Router(snapshot, batcher)
-    processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue)
+    processor.verifier = Verifier(
+        lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, ours.workers
+    )
     await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     if ours.ready_fd is not None and not stop.is_set():
         os.write(ours.ready_fd, b"1")

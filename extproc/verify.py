@@ -65,12 +65,13 @@ class Verifier:
         embed: Embed | None = None,
         call_out: CallOut | None = None,
         enqueue: Enqueue | None = None,
+        workers: int = 1,
     ) -> None:
         self.snapshot = snapshot
         self.embed = embed
         self.call_out = call_out
         self.enqueue = enqueue
-        self.bounds = Bounds()
+        self.bounds = Bounds(workers)
         # Of their own: a judge that hangs must not stop anything else that needs a thread.
         self.callers = ThreadPoolExecutor(_CALLERS, thread_name_prefix="judge")
 

@@ -22,6 +22,27 @@ def test_a_principals_rate_comes_back_with_time_up_to_its_burst() -> None:
     assert climbs(bounds, 4, now_s=1000.0) == [None, None, None, "principal_rate"]
 
 
+def test_workers_together_allow_what_one_would() -> None:
+    """Requests are spread over them: a burst of twelve and six a minute, however many there are."""
+
+    def allowed(workers: int) -> int:
+        each = [Bounds(workers) for _ in range(workers)]
+        asked = [(i, now_s) for now_s in (0.0, 120.0) for i in range(60)]
+        return sum(each[i % workers].allow(f"c{i}", "p", 6, 12, now_s) is None for i, now_s in asked)
+
+    assert {workers: allowed(workers) for workers in (1, 2, 3, 4, 6)} == dict.fromkeys((1, 2, 3, 4, 6), 12 + 12)
+
+
+def test_a_worker_may_always_climb_once_but_where_nobody_may() -> None:
+    """A burst of two among four workers is one each: a part of one would be none for ever."""
+    assert [Bounds(4).allow("c", "p", 60, burst, 0.0) for burst in (2, 0)] == [None, "principal_rate"]
+
+
+def test_the_free_climbs_of_a_cohort_are_shared_among_workers() -> None:
+    worker = Bounds(5)
+    assert [worker.allow("c", f"p{i}", 60, 30, 0.0) for i in range(3)] == [None, None, "cohort_share"]
+
+
 def test_principals_do_not_pay_for_each_other() -> None:
     bounds = Bounds()
     climbs(bounds, 4, "greedy")
