@@ -20,35 +20,58 @@ class _Bucket(msgspec.Struct):
     at_s: float = 0.0
 
 
-class Bounds:
-    """Two token buckets an escalation has to pass: its cohort's share, and its principal's rate.
+class Rates:
+    """A token bucket for each principal.
 
     Counts are this process's own. As one of `workers`, among which Envoy spreads everybody's requests, it allows
-    its part of a rate and of a burst (one escalation at least), so that all of them together allow the whole.
+    its part of a rate and of a burst (one at least), so that all of them together allow the whole.
     """
 
     def __init__(self, workers: int = 1) -> None:
         self._workers = workers
-        self._cohorts: dict[str, _Bucket] = {}
         self._principals: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def judged(self, cohort: str, share: float) -> None:
-        """Count one judged answer: it earns its cohort `share` of an escalation."""
-        burst = self._part(_SHARE_BURST)
-        bucket = self._cohorts.setdefault(cohort, _Bucket(burst))
-        bucket.tokens = min(bucket.tokens + share, burst)
+    def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
+        """Take one, if there is one."""
+        bucket = self.bucket(principal, per_minute, burst, now_s)
+        if bucket.tokens < 1:
+            return False
+        bucket.tokens -= 1
+        return True
 
-    def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> str | None:
-        """Take one escalation from both buckets; or say which bound forbids it: cohort_share, principal_rate."""
-        share = self._cohorts.setdefault(cohort, _Bucket(self._part(_SHARE_BURST)))
-        rate, most = self._principals.get(principal), self._part(burst)
-        if rate is None:
-            rate = self._principals[principal] = _Bucket(most, now_s)
+    def bucket(self, principal: str, per_minute: float, burst: int, now_s: float) -> _Bucket:
+        """A principal's bucket, filled up to now."""
+        bucket, most = self._principals.get(principal), _part(burst, self._workers)
+        if bucket is None:
+            bucket = self._principals[principal] = _Bucket(most, now_s)
             if len(self._principals) > _PRINCIPALS:
                 self._principals.popitem(last=False)
         self._principals.move_to_end(principal)
-        rate.tokens = min(rate.tokens + (now_s - rate.at_s) * per_minute / 60 / self._workers, most)
-        rate.at_s = now_s
+        bucket.tokens = min(bucket.tokens + (now_s - bucket.at_s) * per_minute / 60 / self._workers, most)
+        bucket.at_s = now_s
+        return bucket
+
+
+class Bounds:
+    """Two token buckets an escalation has to pass: its cohort's share, and its principal's rate.
+
+    Counts are this process's own, as those of `Rates` are.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        self._share_burst = _part(_SHARE_BURST, workers)
+        self._cohorts: dict[str, _Bucket] = {}
+        self._rates = Rates(workers)
+
+    def judged(self, cohort: str, share: float) -> None:
+        """Count one judged answer: it earns its cohort `share` of an escalation."""
+        bucket = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
+        bucket.tokens = min(bucket.tokens + share, self._share_burst)
+
+    def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> str | None:
+        """Take one escalation from both buckets; or say which bound forbids it: cohort_share, principal_rate."""
+        share = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
+        rate = self._rates.bucket(principal, per_minute, burst, now_s)
         if share.tokens < 1:
             return "cohort_share"
         if rate.tokens < 1:
@@ -57,8 +80,9 @@ class Bounds:
         rate.tokens -= 1
         return None
 
-    def _part(self, burst: float) -> float:
-        return max(burst / self._workers, min(burst, 1.0))
+
+def _part(burst: float, workers: int) -> float:
+    return max(burst / workers, min(burst, 1.0))
 
 
 def principal_of(header: str | None) -> str:

@@ -145,7 +145,10 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     evaluate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md), or gzipped (.gz)")
     evaluate.add_argument("--out", type=Path, metavar="REPORT.html", help="also as a page with plots")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also as JSON, every number")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the resampling")
+    evaluate.add_argument(
+        "--perturb", action="store_true", help="also: what flips under typos, paraphrase and searched gadgets"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the resampling, and of what is perturbed")
     evaluate.set_defaults(run=_eval)
 
     calibrate = commands.add_parser(
@@ -360,7 +363,7 @@ def _convert(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from extproc.offline.commands import run_eval
 
-    return run_eval(args.intents, args.data, args.out, args.json, args.seed)
+    return run_eval(args.intents, args.data, args.out, args.json, args.seed, args.perturb)
 
 
 def _calibrate(args: argparse.Namespace) -> int:

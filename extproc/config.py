@@ -23,6 +23,7 @@ from extproc.settings import (
     StreamHold,
     Tier,
     Timeouts,
+    Upgrades,
 )
 from extproc.strict_yaml import Lines, Problem, decode_yaml, line_of
 
@@ -43,6 +44,7 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["enforce", "shadow"] = "enforce"
     reasoning_choice: Literal["client", "router"] = "client"
     escalations: Escalations = Escalations()
+    upgrades: Upgrades | None = None
     timeouts: Timeouts = Timeouts()
     judges: dict[str, Judge] = {}
     human: Human | None = None
@@ -168,6 +170,9 @@ def _check_tiers(policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
         yield POLICY_FILE, ".timeouts", "attempt_s must be above 0 and request_s not below it"
     if policy.escalations.per_minute < 0 or policy.escalations.burst < 0:
         yield POLICY_FILE, ".escalations", "per_minute and burst must not be below 0"
+    if policy.upgrades is not None and (policy.upgrades.per_minute < 0 or policy.upgrades.burst < 1):
+        what = "per_minute must not be below 0, nor burst below 1: without upgrades, name no tier above the default"
+        yield POLICY_FILE, ".upgrades", what
     if policy.encoder.deadline_ms <= 0 or policy.encoder.max_chars < 32:
         yield POLICY_FILE, ".encoder", "deadline_ms must be above 0, max_chars at least 32"
 

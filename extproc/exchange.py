@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.bounds import principal_of, session_of
+from extproc.bounds import Rates, principal_of, session_of
 from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, LEDGER, MAX_BODY_BYTES, METADATA, RUNGS, ladder_of
 from extproc.facts import read_facts
 from extproc.match import Match, nearest
@@ -43,9 +43,11 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
 class Router:
     """Routes requests by the snapshot of the moment."""
 
-    def __init__(self, snapshot: Snapshot, embedder: Embedder) -> None:
+    def __init__(self, snapshot: Snapshot, embedder: Embedder, rates: Rates | None = None) -> None:
+        """`rates`: what principals have left of their upgrades; without it, nobody is held to any."""
         self.snapshot = snapshot  # swapped whole on reload; a stream binds it once
         self.embedder = embedder
+        self._rates = rates
 
     def swap(self, snapshot: Snapshot) -> None:
         """Route what comes from now on by `snapshot`."""
@@ -67,7 +69,7 @@ class Router:
         signals = read_signals(request, snapshot.encoder.max_chars)
         clock.lap("read")
         match, failure = await self._match(snapshot, signals, clock)
-        decision = decide(policy, signals, match, headers, failure)
+        decision = self._bounded(snapshot, signals, match, headers, failure)
         clock.lap("match")
         try:
             mutation = mutate(decision, request)
@@ -75,6 +77,22 @@ class Router:
             return Routed(*_unreadable(policy, body), snapshot, request, signals, clock.laps)
         clock.lap("write")
         return Routed(decision, mutation, snapshot, request, signals, clock.laps)
+
+    def _bounded(
+        self, snapshot: Snapshot, signals: Signals, match: Match | None, headers: Mapping[str, str], failure: Reason
+    ) -> Decision:
+        """Decide; above the default tier, only as often as the principal may go there."""
+        policy, limits = snapshot.policy, snapshot.policy.upgrades
+        decision = decide(policy, signals, match, headers, failure)
+        above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
+        if limits is None or self._rates is None or not above:
+            return decision
+        held = decide(policy, signals, match, headers, failure, spent=True)
+        if held.tier == decision.tier:  # a floor or a capability: no bound changes that
+            return decision
+        principal = principal_of(_key(snapshot, headers))
+        allowed = self._rates.take(principal, limits.per_minute, limits.burst, time.monotonic())
+        return decision if allowed else held
 
     async def _match(
         self, snapshot: Snapshot, signals: Signals, clock: "_Stopwatch"
@@ -260,10 +278,14 @@ def _metadata(routed: Routed, headers: Mapping[str, str]) -> dict[str, Any]:
 
 def _asker(routed: Routed, headers: Mapping[str, str]) -> dict[str, str]:
     """Who asks, and in which conversation, as hashes."""
-    names = routed.snapshot.escalations.principal
-    key = next((headers[name] for name in names if name in headers), None)
+    key = _key(routed.snapshot, headers)
     asker = {"principal": principal_of(key)}
     opened = next((turn for turn in routed.request.turns if turn.role == "user"), None) if routed.request else None
     if opened is not None:
         asker["session"] = session_of(key, opened.texts)
     return asker
+
+
+def _key(snapshot: Snapshot, headers: Mapping[str, str]) -> str | None:
+    """What tells principals apart, as it came."""
+    return next((headers[name] for name in snapshot.escalations.principal if name in headers), None)

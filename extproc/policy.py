@@ -21,6 +21,7 @@ from extproc.settings import (
     Rule,
     StreamHold,
     Tier,
+    Upgrades,
 )
 from extproc.signals import Signals
 
@@ -59,6 +60,7 @@ class Policy(msgspec.Struct, frozen=True):
     retarget: tuple[str, ...] = ("auto",)
     mode: Literal["enforce", "shadow"] = "enforce"
     reasoning_choice: Literal["client", "router"] = "client"
+    upgrades: Upgrades | None = None
 
     def tier(self, name: str) -> Tier:
         """The tier called `name`."""
@@ -93,6 +95,7 @@ class Reason(StrEnum):
     RULE = "rule"  # a rule named the tier
     TIER_FLOOR = "tier_floor"  # lifted to the least tier that a cohort or rule allows
     CAPABILITY = "capability"  # lifted past tiers that cannot serve it
+    UPGRADE_RATE = "upgrade_rate"  # held to the default tier: its principal has had its share of dearer ones
     PINNED = "pinned"  # the client named a tier's own model
     PASSTHROUGH = "passthrough"  # not ours to route: another model, or no API of ours
     # Fallbacks: we could not decide.
@@ -160,6 +163,7 @@ def decide(
     match: Match | None,
     headers: Mapping[str, str],
     failure: Reason = Reason.NO_TEXT,
+    spent: bool = False,
 ) -> Decision:
     """Choose a tier. The cohort proposes, the first rule that applies disposes, floors and capabilities lift.
 
@@ -167,6 +171,7 @@ def decide(
 
     `match` is None when the text could not be matched, and `failure` says why. `headers` are the trusted ones
     that rules name. An ambiguous match is not trusted, but the tier floors of both its cohorts hold.
+    `spent`: the principal has had its upgrades, and is held to the default tier as far as `policy.upgrades` says.
     """
     cohort = policy.cohorts[match.cohort] if match is not None else None
     reason = trust(cohort, match, failure)
@@ -183,11 +188,13 @@ def decide(
         reasoning = rule.reasoning
 
     rank = policy.rank(name)
-    # Of all that apply: nothing lowers a floor.
+    # Of all that apply: nothing lowers a floor, but a bound on upgrades that says so.
     floors = [c.tier_floor for c in landed] + [r.tier_floor for r in applying]
-    floor = max((policy.rank(f) for f in floors if f is not None), default=rank)
+    floor = max((policy.rank(f) for f in floors if f is not None), default=0)
     if floor > rank:
         rank, reason = floor, Reason.TIER_FLOOR
+    if spent and (held := _held(policy, floor)) < rank:
+        rank, reason = held, Reason.UPGRADE_RATE
     able = _first_able(policy.tiers, rank, signals)
     if able > rank:
         rank, reason = able, Reason.CAPABILITY
@@ -217,6 +224,12 @@ def trust(cohort: Cohort | None, match: Match | None, failure: Reason = Reason.N
     if match.margin < cohort.margin:
         return Reason.AMBIGUOUS
     return Reason.MATCHED
+
+
+def _held(policy: Policy, floor: int) -> int:
+    """The highest rung for a principal that has had its upgrades."""
+    default = policy.rank(policy.default_tier)
+    return default if policy.upgrades is not None and policy.upgrades.lower_floors else max(default, floor)
 
 
 def _landed(policy: Policy, match: Match | None, reason: Reason) -> list[Cohort]:

@@ -13,6 +13,7 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from extproc import accesslog, wire
+from extproc.bounds import Rates
 from extproc.callouts import call_out
 from extproc.config import PolicyFile, load_config
 from extproc.contract import MAX_BODY_BYTES
@@ -152,7 +153,7 @@ async def serve(ours: Serving) -> None:
     utterances = RememberingEncoder(encoder)
     snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
-    router = processor.router = Router(snapshot, batcher)
+    router = processor.router = Router(snapshot, batcher, Rates(ours.workers))
     processor.verifier = Verifier(
         lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, ours.workers
     )

@@ -179,6 +179,15 @@ class Escalations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     burst: int = 20
 
 
+class Upgrades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How often one principal's words may take it above the default tier; past that, the default tier serves."""
+
+    per_minute: float
+    burst: int
+    # A tier_floor that the words called for is held all the same, unless this says that cost comes first.
+    lower_floors: bool = False
+
+
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long Envoy waits, in seconds."""
 

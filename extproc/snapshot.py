@@ -35,6 +35,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         retarget=file.retarget,
         mode=file.mode,
         reasoning_choice=file.reasoning_choice,
+        upgrades=file.upgrades,
     )
     index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
     snapshot = Snapshot(config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human)

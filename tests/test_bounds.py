@@ -106,7 +106,7 @@ def test_only_so_many_principals_are_remembered() -> None:
         bounds.allow("c", f"p{i}", 60, 3, 0.0)
         if i % 1000 == 0:
             assert climbs(bounds, 1, "kept") == ["principal_rate"]
-    assert len(bounds._principals) == 10_000
+    assert len(bounds._rates._principals) == 10_000
     assert climbs(bounds, 1, "kept") == ["principal_rate"]
 
 

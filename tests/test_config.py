@@ -57,6 +57,10 @@ MISTAKES = {
     "header_name": [
         "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with letters, digits and '-'"
     ],
+    "upgrades": [
+        "policy.yaml:20: per_minute must not be below 0, nor burst below 1: without upgrades, name no tier above "
+        "the default"
+    ],
     "negative_price": ["policy.yaml:4: context must be above 0 and prices not below it"],
     "intent_name": ["billing.yaml:1: `bills and such` becomes a header: use letters, digits, '.', '_', '-'"],
     "duplicate_intent": ["invoices.yaml:1: intent `billing` is also in billing.yaml: rename one of them"],

@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.bounds import principal_of
+from extproc.bounds import Rates, principal_of
 from extproc.config import load_config
 from extproc.contract import CLUSTER_HEADER, LADDER, LEDGER, METADATA
 from extproc.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
 from extproc.phases import BodyMode, Event, Opening, Reply
 from extproc.policy import Reason
-from extproc.settings import Evidence, Probability
+from extproc.settings import Evidence, Probability, Upgrades
 from extproc.snapshot import compile_snapshot
 from extproc.vectors import DeadlineError, EncoderError
 
@@ -347,6 +347,27 @@ def test_a_stream_may_start_with_the_response(router, mode):
     """Envoy answers some requests itself before we saw them; there is no request to decide about."""
     exchange, replies = exchanged(router, mode, Event("response_headers", True), headers={})
     assert (replies, exchange.routed) == ([[Reply("response_headers")]], None)
+
+
+# Upgrades
+
+
+def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(snapshot, words):
+    """Past its burst the default tier serves it, and says why; others do not pay for it."""
+    cohorts = dict(snapshot.policy.cohorts)
+    cohorts["billing"] = msgspec.structs.replace(cohorts["billing"], tier="large")
+    policy = msgspec.structs.replace(
+        snapshot.policy, cohorts=cohorts, default_tier="small", upgrades=Upgrades(per_minute=0, burst=2)
+    )
+    router = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words), Rates())
+
+    def asked(key: str, times: int) -> list[tuple[str, str]]:
+        return [sent(router, BODY, headers=CHAT | {"authorization": key})[:2] for _ in range(times)]
+
+    dear, cheap = ("matched", "large"), ("upgrade_rate", "small")
+    assert asked("Bearer greedy", 4) == [dear, dear, cheap, cheap]
+    assert asked("Bearer modest", 1) == [dear]
+    assert sent(router, BODY.replace(b'"auto"', b'"qwen3-32b"'))[:2] == ("pinned", "large")
 
 
 # Bodies that cannot be routed go on as they are, to the default tier, with the reason

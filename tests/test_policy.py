@@ -8,7 +8,7 @@ import pytest
 from extproc.ask import Ask
 from extproc.match import Match
 from extproc.policy import Cohort, Decision, Policy, Reason, decide, may_retarget, untouched
-from extproc.settings import Budget, Conditions, Price, Rule, Tier
+from extproc.settings import Budget, Conditions, Price, Rule, Tier, Upgrades
 from extproc.signals import Signals
 
 SMALL = Tier("small", "qwen3-8b", "small:80", 1_000, Price(1, 2), "qwen3", capabilities=frozenset({"tools"}))
@@ -301,6 +301,42 @@ def test_shadow_still_skips_tiers_that_cannot_serve():
 def test_the_policy_says_whose_choice_of_reasoning_wins(choice, forced):
     """The decision carries it to where the body is written."""
     assert decide(policy(reasoning_choice=choice), signals(), clearly("faq"), {}).reasoning_forced is forced
+
+
+# A principal that has had its upgrades
+
+
+def held(policy: Policy, match: Match | None, lower_floors: bool = False, **more: Any) -> tuple[str, Reason]:
+    bounded = msgspec.structs.replace(policy, upgrades=Upgrades(30, 10, lower_floors))
+    decision = decide(bounded, signals(**more), match, {}, spent=True)
+    return decision.tier.name, decision.reason
+
+
+def test_who_has_had_its_upgrades_is_held_to_the_default_tier():
+    """Whether the cohort or a rule names the dear tier; what goes no higher than the default is as it was."""
+    dear = policy(rule(tier="frontier"))
+    assert went(dear, clearly("faq")) == ("frontier", Reason.RULE)
+    assert held(dear, clearly("faq")) == ("large", Reason.UPGRADE_RATE)
+    cohorts = POLICY.cohorts | {"code": msgspec.structs.replace(CODE, tier="frontier")}
+    assert held(policy(cohorts=cohorts), clearly("code")) == ("large", Reason.UPGRADE_RATE)
+    assert held(POLICY, clearly("faq")) == ("small", Reason.MATCHED)
+    assert held(POLICY, NOWHERE) == ("large", Reason.OUT_OF_SCOPE)
+
+
+def test_a_floor_is_held_against_the_bound_unless_the_policy_puts_cost_first():
+    """By default a legal question is answered by the tier it needs, however many came before."""
+    assert held(POLICY, clearly("legal")) == ("frontier", Reason.TIER_FLOOR)
+    assert held(POLICY, clearly("legal"), lower_floors=True) == ("large", Reason.UPGRADE_RATE)
+    assert held(policy(rule(tier_floor="large")), clearly("faq"), lower_floors=True) == (
+        "large",
+        Reason.TIER_FLOOR,
+    )
+
+
+def test_the_bound_sends_nothing_to_a_tier_that_cannot_serve_it():
+    """A picture needs the tier that can see."""
+    seen = held(policy(rule(tier="frontier")), clearly("faq"), needs=frozenset({"vision"}))
+    assert seen == ("frontier", Reason.CAPABILITY)
 
 
 # What is not ours to route

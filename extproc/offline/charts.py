@@ -120,3 +120,27 @@ def stacked(shares: Sequence[tuple[str, float, str]]) -> str:
         )
         at += part
     return f'<svg class="stack" viewBox="0 0 100 10" preserveAspectRatio="none" role="img">{"".join(parts)}</svg>'
+
+
+def ranges(title: str, x: str, rows: Sequence[tuple[str, Sequence[tuple[Pair, float, str]]]]) -> str:
+    """Values with their intervals, a line for each name: name, [(interval, value, CSS class)], all in per cent."""
+    left, step, top = 190, 24, 6
+    bottom, scale, parts = top + step * len(rows), (_WIDTH - left - _RIGHT) / 100, []
+    for tick in range(0, 101, 20):
+        at = left + scale * tick
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
+    for i, (name, marks) in enumerate(rows):
+        middle = top + step * i + step / 2
+        parts.append(f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(name[:31])}</text>')
+        for n, ((low, high), value, kind) in enumerate(marks):
+            y = middle + 7 * n - 3.5 * (len(marks) - 1)
+            ends = f'x1="{left + scale * low:.1f}" x2="{left + scale * high:.1f}"'
+            parts.append(f'<line class="{kind} bar" {ends} y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<circle class="{kind}" cx="{left + scale * value:.1f}" cy="{y:.1f}" r="3.5"/>')
+    named = f'x="{(left + _WIDTH - _RIGHT) / 2}" y="{bottom + 30}" text-anchor="middle"'
+    parts.append(f"<text {named}>{escape(x)}</text>")
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {bottom + 36}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )

@@ -15,6 +15,7 @@ from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.page import as_html
 from extproc.offline.report import calibration_text, comparison_text, evaluation_text, gate_text
+from extproc.offline.robustness import perturb
 from extproc.offline.suggestion import as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Traffic, read_traffic
@@ -39,12 +40,16 @@ def run_convert(kind: str, path: Path, where: dict[str, str]) -> int:
     return 0
 
 
-def run_eval(intents: Path, data: Path, out: Path | None, as_json: Path | None, seed: int) -> int:
+def run_eval(
+    intents: Path, data: Path, out: Path | None, as_json: Path | None, seed: int, perturbed: bool = False
+) -> int:
     """`extproc eval`: the report to the terminal, and to files."""
-    traffic = usable(data)
-    run = execute(intents, patient_encoder(intents), traffic, Tokens())
+    traffic, memory, tokens = usable(data), patient_encoder(intents), Tokens()
+    run = execute(intents, memory, traffic, tokens)
     tell_bad_rows(data, run.bad)
     report = evaluate(run, seed)
+    if perturbed:
+        report = msgspec.structs.replace(report, robustness=perturb(run, memory, tokens.words(), seed))
     print(evaluation_text(report))
     if as_json is not None:
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

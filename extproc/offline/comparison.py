@@ -7,11 +7,9 @@ import msgspec
 import numpy as np
 from scipy import stats
 
-from extproc.exchange import Routed
 from extproc.offline.evaluation import NO_COHORT, OUT_OF_SCOPE
-from extproc.offline.execution import Execution
+from extproc.offline.execution import Execution, landed, landing
 from extproc.offline.metrics import Estimate, Floats, resamples, spread
-from extproc.policy import Reason, trust
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"
 ALL = "all"
@@ -62,7 +60,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
     groups = [_group(old, new, i) for i, _ in pairs]
     flips = []
     for line, group, (i, j) in zip(lines, groups, pairs, strict=True):
-        was, now = _landing(old.routed[i]), _landing(new.routed[j])
+        was, now = landing(old.routed[i]), landing(new.routed[j])
         if was != now:
             flips.append(Flip(line, group, was, now))
     priced = any(s is not None for s in (*old.served, *new.served))
@@ -87,20 +85,9 @@ def _group(old: Execution, new: Execution, i: int) -> str:
     """The label, if either knows such a cohort; without a label, where the row landed before."""
     intent = old.known[i].intent
     if intent is msgspec.UNSET:
-        landed = old.routed[i].decision.cohort
-        return landed.name if landed is not None and _trusted(old.routed[i]) else NO_COHORT
+        return landed(old.routed[i]) or NO_COHORT
     known = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
     return intent if isinstance(intent, str) and intent in known else OUT_OF_SCOPE
-
-
-def _trusted(routed: Routed) -> bool:
-    return trust(routed.decision.cohort, routed.decision.match) is Reason.MATCHED
-
-
-def _landing(routed: Routed) -> str:
-    decision = routed.decision
-    name = decision.cohort.name if decision.cohort is not None and _trusted(routed) else decision.reason.value
-    return f"{name}, {decision.tier.name}"
 
 
 # The measure of a row of an execution, or None; the group is the row's.
@@ -119,10 +106,7 @@ def _routed_right(run: Execution, i: int, group: str) -> float | None:
     """In scope: trusted to be in the label's cohort. Out of scope: trusted to be in none."""
     if run.known[i].intent is msgspec.UNSET:
         return None
-    decision, trusted = run.routed[i].decision, _trusted(run.routed[i])
-    if group == OUT_OF_SCOPE:
-        return float(not trusted)
-    return float(trusted and decision.cohort is not None and decision.cohort.name == group)
+    return float(landed(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
 
 
 def _quality(run: Execution, i: int, _: str) -> float | None:

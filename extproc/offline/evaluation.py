@@ -11,6 +11,7 @@ from extproc.offline import metrics
 from extproc.offline.controls import Line, Point, frontier, lines
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
+from extproc.offline.robustness import Robustness
 from extproc.offline.tokens import TOKENIZER
 from extproc.policy import Reason, trust
 
@@ -88,6 +89,7 @@ class Report(msgspec.Struct, frozen=True):
     frontier: list[Point]
     latency_s: dict[str, tuple[int, float, float]]  # by path: rows, p50, p95
     notes: list[str]
+    robustness: Robustness | None = None  # where it was asked for
 
 
 def evaluate(run: Execution, seed: int = 0) -> Report:

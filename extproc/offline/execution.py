@@ -14,12 +14,13 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.grounding import Embed
+from extproc.bounds import Rates
 from extproc.config import Config, load_config
 from extproc.exchange import Routed, Router
 from extproc.offline.answers import Answered, Prices, Served, Upstreams
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Known, Row, Traffic, reveal_all
-from extproc.policy import Snapshot, routable_model
+from extproc.policy import Reason, Snapshot, routable_model, trust
 from extproc.snapshot import compile_snapshot
 from extproc.vectors import Encoder, Vectors
 
@@ -61,35 +62,53 @@ class Memory:
             self._known |= dict(zip(fresh, self._encoder.encode(fresh), strict=True))
         return np.stack([self._known[text] for text in texts])
 
-    def told(self, done: int, of: int, began: float) -> None:
+    def fresh(self) -> "Memory":
+        """The same encoder with nothing remembered: for texts that nobody asks for again."""
+        return Memory(self._encoder, self.sentences, self._progress)
+
+    def told(self, done: int, of: int, began: float, what: str = "rows") -> None:
         """Draw the progress line, if somebody watches."""
         if self._progress:
             left = (time.monotonic() - began) * (of - done) / max(done, 1)
             end = "\r\033[K" if done == of else ""
             print(
-                f"\rencoding {done:,} of {of:,} rows, {left:.0f} s left   {end}",
+                f"\rencoding {done:,} of {of:,} {what}, {left:.0f} s left   {end}",
                 end="",
                 file=sys.stderr,
                 flush=True,
             )
 
 
-def route_all(snapshot: Snapshot, memory: Memory, rows: Sequence[Row]) -> list[Routed]:
-    """What the router decides about every row."""
-    router = Router(snapshot, memory)
+def route_all(
+    snapshot: Snapshot, memory: Memory, rows: Sequence[Row], rates: Rates | None = None, what: str = "rows"
+) -> list[Routed]:
+    """What the router decides about every row; nobody recorded the principals, so `rates` bound nobody."""
+    router = Router(snapshot, memory, rates)
     model = routable_model(snapshot.policy.retarget)
 
     async def run() -> list[Routed]:
         routed: list[Routed] = []
         began = time.monotonic()
         for at in range(0, len(rows), _AT_ONCE):
-            memory.told(at, len(rows), began)
+            memory.told(at, len(rows), began, what)
             some = [row.request(model) for row in rows[at : at + _AT_ONCE]]
             routed += await asyncio.gather(*(router.route(body, headers) for body, headers in some))
-        memory.told(len(rows), len(rows), began)
+        memory.told(len(rows), len(rows), began, what)
         return routed
 
     return asyncio.run(run())
+
+
+def landed(routed: Routed) -> str | None:
+    """The cohort that a row is trusted to be in, or None."""
+    decision = routed.decision
+    trusted = trust(decision.cohort, decision.match) is Reason.MATCHED
+    return decision.cohort.name if decision.cohort is not None and trusted else None
+
+
+def landing(routed: Routed) -> str:
+    """Where a row landed, in words: rows of which this differs are decided otherwise."""
+    return f"{landed(routed) or routed.decision.reason.value}, {routed.decision.tier.name}"
 
 
 def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:

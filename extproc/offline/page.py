@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from extproc.offline.charts import Plot, stacked
+from extproc.offline.charts import Plot, ranges, stacked
 from extproc.offline.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.offline.evaluation import OUT_OF_SCOPE, Report
 from extproc.offline.metrics import Estimate, exact_interval
 from extproc.offline.report import percent
+from extproc.offline.robustness import Robustness
 
 # A larger confusion matrix is a grey square: its largest entries are listed instead.
 _MATRIX = 30
@@ -71,6 +72,7 @@ def as_html(report: Report, title: str) -> str:
         *_controls(report),
         *_cohorts(report),
         *_confusion(report),
+        *_robustness(report.robustness),
         "<h2>How to read this</h2><ul>",
         *(f"<li>{escape(note)}</li>" for note in report.notes),
         "<li>Brackets are 95 % bootstrap intervals over rows (exact ones where all rows are alike); differences "
@@ -263,6 +265,32 @@ def _confusion(report: Report) -> Iterable[str]:
     yield '<p class="soft">Rows: the label. Columns: the cohort where it landed, trusted.</p>'
     yield f'<div class="scroll"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
     yield f"{''.join(rows)}</table></div>"
+
+
+def _robustness(found: Robustness | None) -> Iterable[str]:
+    if found is None:
+        return
+    yield "<h2>The same ask put otherwise</h2>"
+    drawn, rows = [], []
+    for e in found.effects:
+        marks = [(m, kind) for m, kind in ((e.flipped, "control"), (e.upgraded, "chosen")) if m.known]
+        drawn.append((e.kind, [((100 * m.low, 100 * m.high), 100 * m.value, kind) for m, kind in marks]))
+        cells = [
+            f"{e.rows:,}",
+            *(_cell(m) for m in (e.flipped, e.upgraded, e.above, e.held, e.downgraded, e.right)),
+        ]
+        cells.append(_cell(e.change, "+"))
+        rows.append(f"<tr><td>{escape(e.kind)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    yield _figure("Flips and upgrades", ranges("Flips and upgrades", "% of rows", drawn), (
+        "Above, blue: decided otherwise, to another cohort or tier. Below, orange: of the rows with a dearer tier "
+        "above them, moved to one. Bars are 95 % intervals."
+    ))  # fmt: skip
+    yield "<p></p>"
+    yield _table(("", "rows", "flipped, %", "to a dearer tier, %", "above the default tier, %",
+                  "above it, upgrades spent, %", "to a cheaper tier, %", "routed right, %", "change, points"),
+                 rows)  # fmt: skip
+    gadgets = [f"{escape(e.kind)}: <q>{escape(e.gadget)}</q>" for e in found.effects if e.gadget]
+    yield "<ul>" + "".join(f"<li>{line}</li>" for line in [*gadgets, *map(escape, found.notes)]) + "</ul>"
 
 
 def _table(header: Sequence[str], rows: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from extproc.offline.calibration import Calibration
 from extproc.offline.comparison import COST, Cell, Comparison, Ruling
 from extproc.offline.evaluation import Group, Report
 from extproc.offline.metrics import Estimate, exact_interval
+from extproc.offline.robustness import Robustness
 from extproc.policy import Cohort
 
 # Cohorts and confusions shown in a terminal; the JSON has them all.
@@ -45,6 +46,25 @@ def _lines(report: Report) -> Iterator[str]:
         yield f"{'path':<40}{'rows':>7}{'p50 s':>9}{'p95 s':>9}"
         for path, (rows, p50, p95) in report.latency_s.items():
             yield f"{path:<40}{rows:>7}{p50:>9.2f}{p95:>9.2f}"
+    if report.robustness is not None:
+        yield ""
+        yield from _robustness(report.robustness)
+
+
+def _robustness(found: Robustness) -> Iterator[str]:
+    bounded = any(effect.held.known for effect in found.effects)
+    yield (
+        f"{'changed, % [95 %]':<30}{'rows':>5}  {'flipped':<20}{'to a dearer tier':<20}{'above':>6}"
+        f"{'held' if bounded else '':>6}{'cheaper':>9}  routed right"
+    )
+    for e in found.effects:
+        held = _number(e.held, 100) if bounded else ""
+        moved = f"{_number(e.above, 100):>6}{held:>6}{_number(e.downgraded, 100):>9}"
+        right = f"{_number(e.right, 100)} ({100 * e.change.value:+.1f})" if e.right.known else "-"
+        yield f"{e.kind[:29]:<30}{e.rows:>5}  {percent(e.flipped):<20}{percent(e.upgraded):<20}{moved}  {right}"
+    yield from (f"{e.kind}: {e.gadget!r}" for e in found.effects if e.gadget)
+    for note in found.notes:
+        yield from textwrap.wrap(f"note      {note}", 116, subsequent_indent=" " * 10)
 
 
 def _matching(report: Report) -> Iterator[str]:

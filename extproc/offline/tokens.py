@@ -19,6 +19,10 @@ class Tokens:
         self._tokenizer.no_padding()
         self._known: dict[str, int] = {}
 
+    def words(self) -> list[str]:
+        """The whole words of the vocabulary, sorted."""
+        return sorted(w for w in self._tokenizer.get_vocab() if w.isascii() and w.isalpha() and len(w) > 2)
+
     def learn(self, texts: Sequence[str]) -> None:
         """Count many at once, which is faster."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._known]

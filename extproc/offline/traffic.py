@@ -64,6 +64,7 @@ class Row(msgspec.Struct, frozen=True):
     session: str | None
     time: datetime | float | None
     sealed: tuple[bytes, bytes]  # the label and the outcomes as JSON, not yet looked at
+    variants: dict[str, str] = {}  # the same ask put otherwise by whoever recorded it: translations, paraphrases
 
     def request(self, model: str) -> tuple[bytes, dict[str, str]]:
         """(body, headers) as the router gets them; a text becomes a chat request for `model`."""
@@ -72,6 +73,19 @@ class Row(msgspec.Struct, frozen=True):
             message = {"role": "user", "content": self.text}
             body = msgspec.json.encode({"model": model, "messages": [message]})
         return body, {**self.headers, ":path": self.path}
+
+    def asking(self, words: str) -> "Row":
+        """The same row with these words of the person instead: of a request, in its last user message."""
+        if self.body is None:
+            return msgspec.structs.replace(self, text=words)
+        body = msgspec.json.decode(self.body)
+        member = next(name for name in ("messages", "input", "prompt") if body.get(name))
+        if member == "prompt" or isinstance(body[member], str):
+            body[member] = words
+        else:
+            last = next(turn for turn in reversed(body[member]) if turn.get("role") == "user")
+            last["content"] = words
+        return msgspec.structs.replace(self, body=msgspec.json.encode(body))
 
 
 class BadRow(msgspec.Struct, frozen=True):
@@ -99,6 +113,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: str | int | None = None  # the user's own, to find the row again; not read
     session: str | None = None
     time: datetime | float | None = None
+    variants: dict[str, str] = {}
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -148,7 +163,7 @@ def _row(number: int, line: bytes) -> Row:
         raise ValueError(f"`path` {path} is no API that is routed: {', '.join(APIS)}")
     headers = {name.lower(): value for name, value in read.headers.items()}
     sealed = bytes(read.intent), bytes(read.outcomes)
-    return Row(number, read.text, body, path, headers, read.session, read.time, sealed)
+    return Row(number, read.text, body, path, headers, read.session, read.time, sealed, read.variants)
 
 
 def reveal(row: Row) -> Known:
