@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
         "--ledger", metavar="FILE|postgresql://...", help="keep what every request cost, in SQLite or Postgres"
     )
     serve.add_argument("--ledger-days", type=float, default=90, metavar="DAYS", help="for so long (default 90)")
+    serve.add_argument(
+        "--gate",
+        type=Path,
+        metavar="DATA",
+        help="refuse a reload that regresses on this traffic, as `extproc gate` does",
+    )
+    _limits_options(serve)
     serve.set_defaults(run=_serve)
 
     health = commands.add_parser("health", help="ask a router whether it serves; exit 0 or 1")
@@ -174,8 +181,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     gate.add_argument("--baseline", type=Path, metavar="OLD", required=True)
     gate.add_argument("intents", type=Path, metavar="NEW")
     gate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md)")
-    gate.add_argument("--max-quality-drop", type=float, default=0.02, metavar="SHARE", help="0.02 is two points")
-    gate.add_argument("--max-cost-rise", type=float, default=0.10, metavar="SHARE", help="0.10 is a tenth")
+    _limits_options(gate)
     gate.add_argument("--seed", type=int, default=0, help="of the resampling")
     gate.set_defaults(run=_gate)
 
@@ -199,6 +205,18 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
     )
 
 
+def _limits_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-quality-drop", type=float, default=0.02, metavar="SHARE", help="0.02 is two points")
+    parser.add_argument("--max-cost-rise", type=float, default=0.10, metavar="SHARE", help="0.10 is a tenth")
+
+
+def _limits(args: argparse.Namespace) -> tuple[float, float]:
+    limits = args.max_quality_drop, args.max_cost_rise
+    if not min(limits) >= 0:
+        raise ValueError("--max-quality-drop and --max-cost-rise are shares, from 0 up")
+    return limits
+
+
 def _ledger_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ledger", metavar="FILE|postgresql://...", required=True, help="as given to `extproc serve`"
@@ -207,16 +225,18 @@ def _ledger_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from extproc.gate import Gate
     from extproc.listening import TlsFiles
     from extproc.server import Serving, serve
     from extproc.store import Store
     from extproc.workers import health_address, supervise, worker_addresses
 
     files = _together(args, "tls_cert", "tls_key", "tls_client_ca")
+    gate = Gate(args.gate, *_limits(args)) if args.gate is not None else None
     if args.workers == 1:
         tls = TlsFiles(*files) if files else None
         kept = Store(args.ledger, args.ledger_days) if args.ledger is not None else None
-        asyncio.run(serve(Serving(args.intents, args.listen, tls, kept, args.of, args.ready_fd)))
+        asyncio.run(serve(Serving(args.intents, args.listen, tls, kept, args.of, gate, args.ready_fd)))
         return 0
     addresses = worker_addresses(args.listen, args.workers)
     own = [sys.executable, "-m", "extproc", *sys.argv[1:], "--workers", "1", "--of", str(args.workers)]
@@ -386,10 +406,7 @@ def _gate(args: argparse.Namespace) -> int:
     from extproc.offline.commands import run_gate
 
     _check_baseline(args, args.baseline)
-    limits = args.max_quality_drop, args.max_cost_rise
-    if min(limits) < 0:
-        raise ValueError("--max-quality-drop and --max-cost-rise are shares, from 0 up")
-    return run_gate(args.baseline, args.intents, args.data, *limits, args.seed)
+    return run_gate(args.baseline, args.intents, args.data, *_limits(args), args.seed)
 
 
 def _suggest(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from extproc.config import POLICY_FILE, Config, ConfigError, load_config
+from extproc.gate import Gate, GateError
 from extproc.policy import Snapshot
 from extproc.snapshot import compile_snapshot
 from extproc.strict_yaml import Problem, line_of
@@ -38,12 +39,13 @@ async def watch(
     current: Callable[[], Snapshot],
     encoder: Encoder,
     swap: Callable[[Snapshot], None],
-    report: Callable[[str | None], None],
+    report: Callable[[str, str], None],
+    gate: Gate | None = None,
 ) -> None:
-    """Until cancelled: whenever the folder changes and compiles, hand the new snapshot to `swap`.
+    """Until cancelled: whenever the folder changes, compiles and passes the gate, hand the snapshot to `swap`.
 
-    `seen` is the folder's signature from before its first load. Every reload is reported with the new revision,
-    or None when it was refused.
+    `seen` is the folder's signature from before its first load. Every reload is reported with its outcome (applied;
+    or why it was refused: invalid, regression, gate: it could not tell, error) and the revision that then serves.
     """
     while True:
         await asyncio.sleep(_INTERVAL_S)
@@ -52,19 +54,37 @@ async def watch(
             continue
         seen = now
         try:
-            snapshot = await asyncio.to_thread(_compile, folder, current(), encoder)
-        except ConfigError as error:
-            report(None)
+            snapshot = await _admitted(folder, current(), encoder, gate)
+        except (ConfigError, GateError) as error:
+            why = "invalid" if isinstance(error, ConfigError) else "regression" if error.regressed else "gate"
+            report(why, current().revision)
             log.error("reload refused, revision %s serves on:\n%s", current().revision, error)
             continue
         except Exception:
-            report(None)
+            report("error", current().revision)
             log.exception("reload failed, revision %s serves on", current().revision)
             continue
         if snapshot.revision != current().revision:
             log.info("reloaded: revision %s replaces %s", snapshot.revision, current().revision)
             swap(snapshot)
-            report(snapshot.revision)
+            report("applied", snapshot.revision)
+
+
+async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gate | None) -> Snapshot:
+    """What the folder compiles to, if it may serve. Raises ConfigError or GateError."""
+    if gate is None:
+        return await asyncio.to_thread(_compile, folder, current, encoder)
+    copy = await asyncio.to_thread(gate.copy, folder)
+    try:
+        snapshot = await asyncio.to_thread(_compile, copy, current, encoder)
+        if snapshot.revision != current.revision:
+            log.info("revision %s compiles; the gate is asked whether it may serve", snapshot.revision)
+            await gate.check(copy)
+    except BaseException:
+        gate.forget(copy)
+        raise
+    gate.serves(copy)
+    return snapshot
 
 
 def _compile(folder: Path, current: Snapshot, encoder: Encoder) -> Snapshot:

@@ -19,6 +19,7 @@ from extproc.config import PolicyFile, load_config
 from extproc.contract import MAX_BODY_BYTES
 from extproc.embedding import Batcher, RememberingEncoder
 from extproc.exchange import Routed, Router, RouterExchange
+from extproc.gate import Gate
 from extproc.ledger import Ledger, LogStreams
 from extproc.listening import TlsFiles, bind
 from extproc.outcome import cost_of
@@ -104,6 +105,7 @@ class Serving(msgspec.Struct, frozen=True):
     tls: TlsFiles | None = None
     ledger: Store | None = None  # where outcomes are kept
     workers: int = 1  # that share the machine, this one included
+    gate: Gate | None = None  # what a reload has to pass
     # A byte there tells the supervisor that we serve; and the other end of it closes with the supervisor.
     ready_fd: int | None = None
 
@@ -119,7 +121,10 @@ async def serve(ours: Serving) -> None:
     if ours.ready_fd is not None:
         _stop_without(ours.ready_fd, stop)
     seen = signature(ours.intents)  # before the load: an edit meanwhile is then seen as one
-    config = load_config(ours.intents)
+    copy = ours.gate.copy(ours.intents) if ours.gate is not None else None
+    config = load_config(copy or ours.intents)
+    if ours.gate is not None and copy is not None:
+        ours.gate.serves(copy)
     set_up_telemetry()
     server = grpc.aio.server(
         options=[
@@ -170,7 +175,7 @@ async def serve(ours: Serving) -> None:
         uncalibrated,
     )
     reloading = asyncio.create_task(
-        watch(ours.intents, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded)
+        watch(ours.intents, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded, ours.gate)
     )
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
     await stop.wait()

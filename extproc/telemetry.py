@@ -38,6 +38,9 @@ _OPERATIONS = {
 }
 _PREFIX = "semantic_router"
 
+# How a reload ends: applied, or why it was refused.
+_RELOADS = ("applied", "invalid", "regression", "gate", "error")
+
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -150,8 +153,8 @@ class Telemetry:
             f"{_PREFIX}.reloads", unit="{reload}", description="Configuration reloads by outcome"
         )
         self._set_up_ledger(meter)
-        for outcome in ("applied", "refused"):  # from nought on: who watches for an increase sees the first, too
-            self._reloads.add(0, {"outcome": outcome})
+        for outcome in _RELOADS:  # from nought on: who watches for an increase sees the first, too
+            self._reloads.add(0, _reload_labels(outcome))
         meter.create_observable_gauge(
             f"{_PREFIX}.revision",
             [self._observe_revision],
@@ -219,11 +222,10 @@ class Telemetry:
         span.set_status(Status(StatusCode.ERROR))
         span.end()
 
-    def reloaded(self, revision: str | None) -> None:
-        """Report a reload: the new revision, or None when it was refused and the last good one serves on."""
-        self._reloads.add(1, {"outcome": "refused" if revision is None else "applied"})
-        if revision is not None:
-            self.revision = revision
+    def reloaded(self, outcome: str, revision: str) -> None:
+        """Report a reload: "applied", or why it was refused; `revision` is in force after it."""
+        self._reloads.add(1, _reload_labels(outcome))
+        self.revision = revision
 
     def _set_up_ledger(self, meter: metrics.Meter) -> None:
         self._outcomes = meter.create_counter(
@@ -294,3 +296,7 @@ class Telemetry:
 
     def _observe_shares(self, _options: CallbackOptions) -> list[Observation]:
         return [Observation(share, {"cohort": cohort}) for cohort, share in self.shares().items()]
+
+
+def _reload_labels(outcome: str) -> dict[str, str]:
+    return {"outcome": "applied"} if outcome == "applied" else {"outcome": "refused", "reason": outcome}

@@ -12,7 +12,8 @@ LAYERS = {
     "core": "vectors ask request signals splice match policy mutation centroids features phases contract "
     "response acceptance facts bounds settings outcome",
     "build": "config strict_yaml snapshot envoy",
-    "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger store watchdog",
+    "edge": "wire embedding sentences telemetry reload callouts review listening accesslog ledger store watchdog "
+    "gate",
     "orchestration": "exchange verify rescue",
     "entry": "__init__ __main__ server workers cli prepare explain demo stack sample_upstream report export health",
     "offline": "offline",

@@ -1,0 +1,80 @@
+"""`extproc serve --gate DATA`: a reload that regresses is refused under traffic, one that does not is taken."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from traffic import EXTRACT, MODELS, Flow, ask, eventually, small_intent, write_small_intents
+
+from extproc.health import serves
+from extproc.sample_upstream import SampleUpstreams
+from extproc.stack import Stack
+
+_THINGS = (
+    "order number", "due date", "sender", "total", "currency", "tax", "address", "phone number", "email", "name",
+    "invoice number", "weight",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose reloads are held against rows that the small tier answers well, and the frontier too."""
+    root = tmp_path_factory.mktemp("gated")
+    told = {"success": True, "tokens_in": 100, "tokens_out": 100}
+    rows = [
+        {
+            "text": f"Extract the {thing} from this invoice as JSON",
+            "intent": "extraction",
+            "outcomes": dict.fromkeys(MODELS, told),
+        }
+        for thing in _THINGS
+    ]
+    data = root / "traffic.jsonl"
+    data.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    with SampleUpstreams(MODELS) as upstreams:
+        stack = Stack(write_small_intents(root / "source"), root, upstreams)
+        try:
+            stack.start_router(options=["--gate", str(data), "--max-cost-rise", "0.5"])
+            stack.start_envoy()
+            yield stack
+        finally:
+            stack.stop()
+
+
+def edit(stack: Stack, settings: str) -> None:
+    (stack.intents / "extraction.yaml").write_text(small_intent("extraction", settings))
+
+
+def test_a_reload_that_regresses_is_refused_and_one_that_does_not_is_taken(gated: Stack) -> None:
+    """The log says which cohort and by how much, once; the old revision serves, and the router is healthy."""
+    was = ask(gated.port, EXTRACT).said
+    assert was["x-router-tier"] == "small"
+    before = len(gated.log("router.log"))
+
+    def logged() -> str:
+        return gated.log("router.log")[before:]
+
+    with Flow(gated.port, EXTRACT) as flow:
+        edit(gated, "tier: frontier\nmax_output_tokens: 512")  # as good, at a hundred times the price
+        eventually(lambda: "reload refused" in logged() and "regressed" in logged(), "it is refused", 120)
+        flow.flows_on()
+        assert ask(gated.port, EXTRACT).said == was
+        assert serves(f"127.0.0.1:{gated.router_port}")
+        edit(gated, "tier: small\nmax_output_tokens: 500")  # no worse
+        eventually(lambda: " replaces " in logged(), "it is taken", 120)
+        flow.flows_on()
+    assert flow.failures() == []
+    assert {answer.said["x-router-tier"] for answer in flow.answers} == {"small"}
+    assert logged().count("reload refused") == 1 and "Traceback" not in logged()
+    assert "FAILED" in logged() and "extraction" in logged() and "cost may rise 50 %" in logged()
+
+
+def test_a_gate_that_cannot_tell_refuses_too(gated: Stack) -> None:
+    """Whoever asks for a gate does not want what it has not seen; the reason says what is missing."""
+    before = len(gated.log("router.log"))
+    (data,) = gated.folder.glob("traffic.jsonl")
+    data.rename(data.with_suffix(".away"))
+    edit(gated, "tier: small\nmax_output_tokens: 400")
+    refused = f"the gate could not tell: [Errno 2] No such file or directory: '{data}'"
+    eventually(lambda: refused in gated.log("router.log")[before:], "it is refused", 60)
+    assert serves(f"127.0.0.1:{gated.router_port}")
