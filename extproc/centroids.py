@@ -35,35 +35,50 @@ def fit_centroids(utterances: Mapping[str, Vectors]) -> dict[str, Fitted]:
     names = list(utterances)
     rows = np.concatenate([utterances[name] for name in names])
     member = np.repeat(np.arange(len(names)), [len(utterances[name]) for name in names])
-    centroids = _fit(rows, member, len(names))
+    means, each = mean_directions(rows, member, len(names)), np.arange(len(names))
+    centroids = fit(rows, member, means, each)
     # Dealt in turn within each cohort, so that none is missing from any fold's fit.
     fold = np.concatenate([np.arange(len(utterances[name])) % _FOLDS for name in names])
     held_out = np.empty(len(rows), dtype=np.float32)
     right = np.empty(len(rows), dtype=bool)
     for k in range(_FOLDS):
         seen, unseen = fold != k, fold == k
-        similarity = rows[unseen] @ _fit(rows[seen], member[seen], len(names)).T
+        means = mean_directions(rows[seen], member[seen], len(names))
+        similarity = rows[unseen] @ fit(rows[seen], member[seen], means, each).T
         held_out[unseen] = similarity.max(axis=1)
         right[unseen] = similarity.argmax(axis=1) == member[unseen]
-    return {name: Fitted(centroids[i], _floor(held_out[right & (member == i)])) for i, name in enumerate(names)}
+    return {name: Fitted(centroids[i], own_floor(held_out[right & (member == i)])) for i, name in enumerate(names)}
 
 
-def _floor(right_matches: Vectors) -> float:
+def own_floor(right_matches: Vectors) -> float:
     """The similarity that most right matches reach; -1 where there is none, so that nothing is rejected."""
     return float(np.quantile(right_matches, 1 - _TRUSTED)) if len(right_matches) else -1.0
 
 
-def _fit(rows: Vectors, member: np.ndarray, cohorts: int) -> Vectors:
-    """float32[cohorts, d]: gradient descent on the sphere, with steps scaled as Adam does, but per centroid."""
+def mean_directions(rows: Vectors, member: np.ndarray, groups: int) -> Vectors:
+    """float32[groups, d]: the unit mean of each group's rows; `member` tells the group of each row."""
+    return _unit(np.eye(groups, dtype=np.float32)[member].T @ rows)
+
+
+def fit(rows: Vectors, member: np.ndarray, starts: Vectors, owner: np.ndarray) -> Vectors:
+    """float32[k, d]: unit centroids, moved from `starts` to lower the cross-entropy on `rows`.
+
+    `member` is the cohort of each row, `owner` that of each centroid. Of several centroids, a row pulls those of its
+    cohort in proportion to how near they are. Gradient descent on the sphere, with steps scaled as Adam does, but
+    per centroid.
+    """
+    cohorts = int(owner.max()) + 1
     counts = np.bincount(member, minlength=cohorts)
     weight = (1 / np.maximum(counts, 1) / cohorts)[member, None].astype(np.float32)
-    target = np.eye(cohorts, dtype=np.float32)[member]
-    centroids = _unit(target.T @ rows)
-    momentum, spread = np.zeros_like(centroids), np.zeros((cohorts, 1), dtype=np.float32)
+    own = (member[:, None] == owner).astype(np.float32)
+    centroids = starts
+    momentum, spread = np.zeros_like(centroids), np.zeros((len(centroids), 1), dtype=np.float32)
     for t in range(1, _STEPS + 1 if cohorts > 1 else 1):
         logits = _SCALE * (rows @ centroids.T)
         chance = np.exp(logits - logits.max(axis=1, keepdims=True))
         chance /= chance.sum(axis=1, keepdims=True)
+        target = own * chance
+        target /= target.sum(axis=1, keepdims=True)
         slope = _SCALE * ((chance - target) * weight).T @ rows
         slope -= (slope * centroids).sum(axis=1, keepdims=True) * centroids  # along the sphere
         momentum = 0.9 * momentum + 0.1 * slope
