@@ -63,9 +63,9 @@ def mean_directions(rows: Vectors, member: np.ndarray, groups: int) -> Vectors:
 def fit(rows: Vectors, member: np.ndarray, starts: Vectors, owner: np.ndarray) -> Vectors:
     """float32[k, d]: unit centroids, moved from `starts` to lower the cross-entropy on `rows`.
 
-    `member` is the cohort of each row, `owner` that of each centroid. Of several centroids, a row pulls those of its
-    cohort in proportion to how near they are. Gradient descent on the sphere, with steps scaled as Adam does, but
-    per centroid.
+    `member` is the cohort of each row, `owner` that of each centroid. Of several centroids, a row pulls those of
+    its cohort in proportion to how near they are. Gradient descent on the sphere, with steps scaled as Adam does,
+    but per centroid.
     """
     cohorts = int(owner.max()) + 1
     counts = np.bincount(member, minlength=cohorts)

@@ -262,6 +262,7 @@ def _health(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from extproc.centroid_file import CENTROIDS_FILE, in_configmap
     from extproc.sentences import load_encoder
     from extproc.snapshot import compile_snapshot
 
@@ -271,10 +272,12 @@ def _check(args: argparse.Namespace) -> int:
     uncalibrated = [cohort.name for cohort in cohorts if cohort.evidence is None]
     stale = [cohort.name for cohort in cohorts if cohort.evidence is not None and not cohort.calibrated]
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
+    if config.fitted is not None:
+        print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents)}")
     if uncalibrated:
         print(f"uncalibrated (no evidence for their floors): {', '.join(uncalibrated)}")
     if stale:
-        print(f"stale (utterances changed since `extproc calibrate`): {', '.join(stale)}")
+        print(f"stale (utterances or centroids changed since `extproc calibrate`): {', '.join(stale)}")
     return 0
 
 

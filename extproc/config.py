@@ -1,7 +1,8 @@
-"""YAML -> Config. Every mistake is reported with its file, its line and a remedy, and all at once."""
+"""YAML, and centroids beside it -> Config. Mistakes are told with file, line and a remedy, and all at once."""
 
 import difflib
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import msgspec
 
 from extproc.acceptance import compile_rules
 from extproc.acceptance.rules import External, rule_name
+from extproc.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
 from extproc.settings import (
     EncoderConfig,
     Escalate,
@@ -85,10 +87,11 @@ class Config(msgspec.Struct, frozen=True):
     revision: str
     files: dict[str, str]  # intent -> file name
     lines: Lines
+    fitted: CentroidFile | None = None  # centroids.safetensors, if it is there
 
 
 def load_config(folder: Path) -> Config:
-    """Read and validate policy.yaml and every other *.yaml in `folder`. Raises ConfigError."""
+    """Read and validate policy.yaml, every other *.yaml and the centroids in `folder`. Raises ConfigError."""
     problems: list[Problem] = []
     lines: Lines = {}
     policy: PolicyFile | None = None
@@ -109,7 +112,10 @@ def load_config(folder: Path) -> Config:
             policy = decode_yaml(path.name, raw, PolicyFile, problems, lines)
         elif (intent := decode_yaml(path.name, raw, Intent, problems, lines)) is not None:
             intents.append((path.name, intent))
+    fitted, raw = _read_centroids(folder, problems)
+    digest.update(raw)
     if policy is not None:
+        policy = msgspec.structs.replace(policy, encoder=_located(policy.encoder, folder))
         whole = len(intents) == len(names) - 1  # else a name may be missing because its file is broken
         problems += _cross_check(policy, intents, lines, whole)
     if problems or policy is None:
@@ -120,7 +126,31 @@ def load_config(folder: Path) -> Config:
         revision=digest.hexdigest()[:12],
         files={intent.intent: name for name, intent in intents},
         lines=lines,
+        fitted=fitted,
     )
+
+
+def _read_centroids(folder: Path, problems: list[Problem]) -> tuple[CentroidFile | None, bytes]:
+    """The fitted centroids and their bytes; (None, b"") where there are none, or no sound ones."""
+    try:
+        raw = (folder / CENTROIDS_FILE).read_bytes()
+        return decode_centroids(raw), raw
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problems.append(Problem(CENTROIDS_FILE, 1, f"cannot be read: {error.strerror}"))
+    except ValueError as error:
+        problems.append(Problem(CENTROIDS_FILE, 1, str(error)))
+    return None, b""
+
+
+def _located(encoder: EncoderConfig, folder: Path) -> EncoderConfig:
+    """A model's path begins at the folder of the YAML, wherever the command runs; a name stays a name."""
+    path = folder / Path(encoder.model).expanduser()
+    if not path.exists() and not encoder.model.startswith((".", "/", "~")):
+        return encoder
+    # Links are not followed: a ConfigMap's mount is made of them.
+    return msgspec.structs.replace(encoder, model=os.path.abspath(path))
 
 
 def _cross_check(

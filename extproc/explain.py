@@ -111,7 +111,8 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
 
 def uncalibrated(cohort: Cohort) -> str:
     """The word for a floor without evidence, or with evidence about other centroids."""
-    return "uncalibrated" if cohort.evidence is None else "stale: utterances changed since it was calibrated"
+    stale = "stale: utterances or centroids changed since it was calibrated"
+    return "uncalibrated" if cohort.evidence is None else stale
 
 
 def _likely(cohort: Cohort | None, match: Match) -> list[str]:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from extproc.centroid_file import CENTROIDS_FILE
 from extproc.config import POLICY_FILE, Config, ConfigError, load_config
 from extproc.gate import Gate, GateError
 from extproc.policy import Snapshot
@@ -22,13 +23,13 @@ Signature = tuple[tuple[str, int, int, int], ...]
 
 
 def signature(folder: Path) -> Signature:
-    """What changes whenever a YAML file in `folder` is edited, added, removed or swapped."""
+    """What changes whenever a YAML file or the centroids in `folder` are edited, added, removed or swapped."""
     found = []
-    for path in sorted(folder.glob("*.y*ml")):
+    for path in [*sorted(folder.glob("*.y*ml")), folder / CENTROIDS_FILE]:
         try:
             stat = path.stat()
         except OSError:
-            continue  # removed meanwhile, or a dangling link: the next look sees what it became
+            continue  # removed meanwhile, a dangling link, or never there: the next look sees what it became
         found.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
     return tuple(found)
 
@@ -90,7 +91,10 @@ async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gat
 def _compile(folder: Path, current: Snapshot, encoder: Encoder) -> Snapshot:
     config = load_config(folder)
     if config.policy.encoder.model != current.encoder.model:
-        log.warning("encoder.model changed: it takes effect when the server restarts")
+        # Floors and centroids come with the encoder that they were fitted for: half of a change serves neither.
+        line = line_of(config.lines, POLICY_FILE, ".encoder.model")
+        what = "`encoder.model` changed: it is loaded when the router starts, restart it"
+        raise ConfigError([Problem(POLICY_FILE, line, what)])
     _check_against_envoy(config, current)
     return compile_snapshot(config, encoder)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -165,9 +166,14 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How requests are embedded."""
 
-    model: str = "all-MiniLM-L6-v2"  # by name, or a local path
+    model: str = "all-MiniLM-L6-v2"  # by name, or a local path: a relative one begins at the YAML's folder
     deadline_ms: int = 200
     max_chars: int = 512  # of the ask: head and tail
+
+    @property
+    def name(self) -> str:
+        """What the model is called, wherever its folder lies."""
+        return Path(self.model).name
 
 
 class Escalations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,11 +1,13 @@
 """Config -> Snapshot: utterances become centroids and floors, YAML becomes policy."""
 
 import hashlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from extproc.acceptance import compile_rules
+from extproc.centroid_file import CENTROIDS_FILE
 from extproc.centroids import fit_centroids
 from extproc.config import Config, ConfigError, Intent
 from extproc.match import Index, nearest
@@ -13,43 +15,67 @@ from extproc.policy import Cohort, Policy, Snapshot
 from extproc.strict_yaml import Problem, line_of
 from extproc.vectors import Encoder, Vectors
 
+log = logging.getLogger(__name__)
+
 
 def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     """Embed every intent's utterances and compile the policy.
 
     Raises ConfigError when an intent's own utterances would not reach it: such an intent cannot do what its
-    file says.
+    file says. With centroids fitted on labelled rows that is only warned of.
     """
     texts = [text for intent in config.intents for text in intent.utterances]
     vectors = encoder.encode(texts)
     ends = np.cumsum([len(intent.utterances) for intent in config.intents])
     names = [intent.intent for intent in config.intents]
     rows = dict(zip(names, np.split(vectors, ends[:-1]), strict=True))
-    fitted = fit_centroids(rows)
-    file, centroids = config.policy, centroids_digest(config)
+    index, floors, centroids = _matching(config, rows)
+    file = config.policy
     policy = Policy(
         tiers=file.tiers,
         default_tier=file.default_tier,
-        cohorts={i.intent: _cohort(i, fitted[i.intent].floor, centroids) for i in config.intents},
+        cohorts={i.intent: _cohort(i, floors[i.intent], centroids) for i in config.intents},
         rules=file.rules,
         retarget=file.retarget,
         mode=file.mode,
         reasoning_choice=file.reasoning_choice,
         upgrades=file.upgrades,
     )
-    index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
     snapshot = Snapshot(config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human)
     problems = list(_unreachable(config, snapshot, rows))
-    if problems:
+    if problems and centroids == utterances_digest(config):
         raise ConfigError(problems)
+    if problems:  # labelled rows know better than an utterance
+        log.warning("%d utterances do not reach their cohort by %s: %s", len(problems), CENTROIDS_FILE, problems[0])
     return snapshot
+
+
+def _matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[str, float], str]:
+    """(centroids, own floors, the hash of what made them): the fitted ones, or else the utterances' own."""
+    spoken, file = utterances_digest(config), config.fitted
+    if file is not None:
+        stale = file.stale(config.policy.encoder.name, spoken, next(iter(rows.values()))[0])
+        if stale is None:
+            return Index(file.centroids), file.floors, centroids_digest(config)
+        log.warning("%s", stale)
+    found = fit_centroids(rows)
+    index = Index({name: cohort.centroid[None, :] for name, cohort in found.items()})
+    return index, {name: cohort.floor for name, cohort in found.items()}, spoken
+
+
+def utterances_digest(config: Config) -> str:
+    """The hash of all that makes centroids where nothing is fitted on labelled rows."""
+    encoder = config.policy.encoder
+    spoken = [(intent.intent, intent.utterances) for intent in config.intents]
+    return hashlib.sha256(repr((encoder.name, encoder.max_chars, spoken)).encode()).hexdigest()[:12]
 
 
 def centroids_digest(config: Config) -> str:
     """The hash of all that makes the centroids: evidence about others says nothing of these."""
-    encoder = config.policy.encoder
-    spoken = [(intent.intent, intent.utterances) for intent in config.intents]
-    return hashlib.sha256(repr((encoder.model, encoder.max_chars, spoken)).encode()).hexdigest()[:12]
+    spoken, file = utterances_digest(config), config.fitted
+    if file is None or file.header.utterances != spoken:
+        return spoken
+    return hashlib.sha256(f"{spoken} {file.header.seal}".encode()).hexdigest()[:12]
 
 
 def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
