@@ -105,10 +105,9 @@ def decode_centroids(raw: bytes) -> CentroidFile:
     )
 
 
-def in_configmap(folder: Path) -> str:
-    """How much of what a ConfigMap holds these files are, in words."""
-    files = [*folder.glob("*.y*ml"), folder / CENTROIDS_FILE]
-    size = sum(path.stat().st_size for path in files if path.is_file())
+def in_configmap(folder: Path, raw: bytes) -> str:
+    """How much of what a ConfigMap holds the YAML and these bytes of the file are, in words."""
+    size = len(raw) + sum(path.stat().st_size for path in folder.glob("*.y*ml") if path.is_file())
     told = f"{size / 1024:,.0f} KiB with the YAML"
     return told if size <= CONFIGMAP_BYTES else f"{told}: a ConfigMap holds 1,024 KiB, MOUNT A VOLUME INSTEAD"
 

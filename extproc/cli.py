@@ -165,6 +165,9 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     calibrate.add_argument("data", type=Path, metavar="DATA", help="labelled JSON lines (docs/evidence.md)")
     calibrate.add_argument("--risk", type=float, default=0.05, help="share of accepted matches that may be wrong")
     calibrate.add_argument("--write", action="store_true", help="change the files; else only show the change")
+    calibrate.add_argument(
+        "--adapt", type=Path, metavar="DIR", help="try an encoder adapted to utterances and rows, too; kept in DIR"
+    )
     calibrate.add_argument("--date", metavar="YYYY-MM-DD", help="of the evidence (default: today)")
     calibrate.add_argument("--seed", type=int, default=0, help="of the split into rows to fit and to report on")
     calibrate.set_defaults(run=_calibrate)
@@ -273,7 +276,8 @@ def _check(args: argparse.Namespace) -> int:
     stale = [cohort.name for cohort in cohorts if cohort.evidence is not None and not cohort.calibrated]
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
     if config.fitted is not None:
-        print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents)}")
+        raw = (args.intents / CENTROIDS_FILE).read_bytes()
+        print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
     if uncalibrated:
         print(f"uncalibrated (no evidence for their floors): {', '.join(uncalibrated)}")
     if stale:
@@ -395,7 +399,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     if not 0 < args.risk < 1:
         raise ValueError(f"--risk {args.risk:g}: give a share above 0 and below 1, as in 0.05")
     date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
-    return run_calibrate(args.intents, args.data, args.risk, date.isoformat(), args.seed, args.write)
+    day = date.isoformat()
+    return run_calibrate(args.intents, args.data, args.risk, day, args.seed, args.write, args.adapt)
 
 
 def _diff(args: argparse.Namespace) -> int:

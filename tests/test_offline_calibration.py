@@ -17,8 +17,8 @@ from extproc.offline.calibration import (
     best_kind,
     choose_floors,
     fit_probability,
-    is_fitted,
     least_rows,
+    place_of,
 )
 from extproc.offline.execution import Memory
 from extproc.settings import Evidence, Probability
@@ -158,10 +158,10 @@ def test_a_cohort_of_few_rows_or_one_class_keeps_near_the_common_curve(right):
 
 def test_a_text_is_always_in_the_same_part():
     """By its words and the seed alone, so that repeated requests never stand on both sides."""
-    parts = [is_fitted(f"text {i}", seed=0) for i in range(4000)]
-    assert np.mean(parts) == pytest.approx(FIT_SHARE, abs=0.03)
-    assert parts == [is_fitted(f" Text  {i}", seed=0) for i in range(4000)]
-    assert parts != [is_fitted(f"text {i}", seed=1) for i in range(4000)]
+    places = np.array([place_of(f"text {i}", seed=0) for i in range(4000)])
+    assert (places < FIT_SHARE).mean() == pytest.approx(FIT_SHARE, abs=0.03)
+    assert places.tolist() == [place_of(f" Text  {i}", seed=0) for i in range(4000)]
+    assert places.tolist() != [place_of(f"text {i}", seed=1) for i in range(4000)]
 
 
 # The YAML

@@ -18,12 +18,17 @@ import msgspec
 import numpy as np
 from scipy import optimize
 
+from extproc.config import Config
+from extproc.match import Match
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Bools, Floats, ece, exact_interval
+from extproc.policy import Cohort
 from extproc.settings import Evidence, Probability
-from extproc.snapshot import centroids_digest
+from extproc.snapshot import centroids_digest, utterances_digest
 
 FIT_SHARE = 0.6
+# Where there are so many rows that centroids are fitted, too, these are taken from FIT_SHARE, a half of it.
+LEARN_SHARE = 0.3
 # A cohort's own curve is drawn to that of all cohorts as by so much precision in each (standardised) coefficient:
 # a dozen rows outweigh it.
 _PRIOR = 1.0
@@ -49,13 +54,47 @@ class Matches(msgspec.Struct, frozen=True):
         return (self.similarity >= floor) & (self.margin >= margin)
 
 
+class Labelled(msgspec.Struct, frozen=True, eq=False):
+    """The labelled rows that have a match, an entry a row."""
+
+    texts: list[str]
+    labels: np.ndarray  # a cohort's name; None: out of scope, or of no cohort that there is
+    place: Floats  # by the text's hash, from 0 to 1: which part it belongs to
+    landed: np.ndarray  # the name of the nearest cohort
+    matches: Matches
+
+    def some(self, chosen: Bools) -> "Labelled":
+        """Some of the rows."""
+        texts = [text for text, one in zip(self.texts, chosen, strict=True) if one]
+        labels, place, landed = self.labels[chosen], self.place[chosen], self.landed[chosen]
+        return Labelled(texts, labels, place, landed, self.matches.rows(chosen))
+
+    def landing(self, found: Sequence[Match]) -> "Labelled":
+        """The same rows where other centroids put them."""
+        landed = np.array([match.cohort for match in found], dtype=object)
+        table = np.array([(match.similarity, match.margin) for match in found], dtype=np.float64).reshape(-1, 2)
+        right = np.array([a == b for a, b in zip(landed, self.labels, strict=True)], dtype=bool)
+        matches = Matches(table[:, 0], table[:, 1], right)
+        return msgspec.structs.replace(self, landed=landed, matches=matches)
+
+
+class Ground(msgspec.Struct, frozen=True, eq=False):
+    """What floors are fitted for, and on."""
+
+    rows: Labelled  # where the centroids put them that will serve
+    fit: Bools  # which of them are fitted on: none that those centroids were fitted or chosen on
+    report: Bools  # which of them are reported on
+    share: float  # of all labelled rows that are fitted on
+    config: Config  # with the encoder and centroids that will serve
+
+
 class Fit(msgspec.Struct, frozen=True):
     """What calibration found for one cohort."""
 
     name: str
-    rows: tuple[int, int]  # that landed here: fitted on, reported on
-    before: tuple[int, int]  # of the rows reported on, accepted by the present floors, and wrong of those
-    after: tuple[int, int]  # likewise by the fitted ones
+    rows: tuple[int, int]  # that land here: fitted on, reported on
+    before: tuple[int, int, int]  # of the rows reported on, those that landed here, were accepted, and were wrong
+    after: tuple[int, int, int]  # likewise with what was fitted
     floor: float = math.nan
     margin: float = 0.0
     evidence: Evidence | None = None  # None: too little data, or too many mistakes
@@ -68,48 +107,62 @@ class Calibration(msgspec.Struct, frozen=True):
     fits: list[Fit]
     kind: Kind  # which threshold was fitted
     error: tuple[float, float]  # calibration error on the rows reported on: all cohorts one curve, each its own
-    rows: int  # labelled, with a match
 
 
-def calibrate(run: Execution, risk: float, date: str, seed: int) -> Calibration:
-    """Fit every cohort. Raises ValueError when nothing is labelled."""
-    names, matches, fit = _labelled(run, seed)
-    if not len(names):
-        raise ValueError("no labelled row has a match: give rows an `intent` (docs/evidence.md)")
-    pooled = fit_probability(matches.rows(fit), None)
-    cohorts = [*run.snapshot.policy.cohorts]
-    parts = [(matches.rows((names == name) & fit), matches.rows((names == name) & ~fit)) for name in cohorts]
+def calibrate(run: Execution, before: Labelled, ground: Ground, risk: float, date: str) -> Calibration:
+    """Fit every cohort; `before` is where rows land with the centroids of now."""
+    matches, landed = ground.rows.matches, ground.rows.landed
+    pooled = fit_probability(matches.rows(ground.fit), None)
+    cohorts = [*run.snapshot.policy.cohorts.values()]
+    parts = [
+        (matches.rows((landed == c.name) & ground.fit), matches.rows((landed == c.name) & ground.report))
+        for c in cohorts
+    ]
     kind = best_kind([fitted for fitted, _ in parts], risk)
     curves = [fit_probability(fitted, pooled) for fitted, _ in parts]
-    fits = [_fit(run, *of, risk, kind, date) for of in zip(cohorts, parts, curves, strict=True)]
+    fits = []
+    for cohort, part, curve in zip(cohorts, parts, curves, strict=True):
+        was = before.matches.rows((before.landed == cohort.name) & ground.report)
+        blank = _blank(run, ground, curve, risk, date)
+        fits.append(_fit(cohort, part, _counts(was, cohort.floor, cohort.margin), blank, kind, ground.share))
     right = np.concatenate([held.right for _, held in parts])
     one = np.concatenate([_chances(pooled, held) for _, held in parts])
     own = np.concatenate([_chances(curve, held) for curve, (_, held) in zip(curves, parts, strict=True)])
-    return Calibration(fits, kind, (ece(one, right), ece(own, right)), len(names))
+    return Calibration(fits, kind, (ece(one, right), ece(own, right)))
 
 
-def _labelled(run: Execution, seed: int) -> tuple[np.ndarray, Matches, Bools]:
-    """(nearest cohorts, matches, which rows are fitted on) of the labelled rows that have a match."""
-    names, values, right, fit = [], [], [], []
+def labelled(run: Execution, seed: int) -> Labelled:
+    """The labelled rows that have a match. Raises ValueError when there is none."""
+    texts, labels, found = [], [], []
     for one, known in zip(run.routed, run.known, strict=True):
         match, signals = one.decision.match, one.signals
         if match is None or signals is None or known.intent is msgspec.UNSET:
             continue
-        names.append(match.cohort)
-        values.append((match.similarity, match.margin))
-        right.append(match.cohort == known.intent)
-        fit.append(is_fitted(signals.ask.text, seed))
-    table = np.array(values, dtype=np.float64).reshape(-1, 2)
-    matches = Matches(table[:, 0], table[:, 1], np.array(right, dtype=bool))
-    return np.array(names, dtype=object), matches, np.array(fit, dtype=bool)
+        texts.append(signals.ask.text)
+        labels.append(known.intent if known.intent in run.snapshot.policy.cohorts else None)
+        found.append(match)
+    if not texts:
+        raise ValueError("no labelled row has a match: give rows an `intent` (docs/evidence.md)")
+    nothing = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
+    place = np.array([place_of(text, seed) for text in texts])
+    return Labelled(texts, np.array(labels, dtype=object), place, np.empty(0), nothing).landing(found)
 
 
-def is_fitted(text: str, seed: int) -> bool:
-    """Whether a text belongs to the part that is fitted on; the same text always does or never."""
-    digest = hashlib.blake2b(
-        " ".join(text.lower().split()).encode(), key=str(seed).encode(), digest_size=8
-    ).digest()
-    return int.from_bytes(digest, "big") / 2**64 < FIT_SHARE
+def ground_of_now(run: Execution, rows: Labelled) -> Ground:
+    """The centroids that serve now, and all rows that they were not fitted on."""
+    fitted = run.config.fitted
+    seen = np.zeros(len(rows.texts), dtype=bool)
+    if fitted is not None and centroids_digest(run.config) != utterances_digest(run.config):
+        seen = np.array([place_of(text, fitted.header.seed) < LEARN_SHARE for text in rows.texts], dtype=bool)
+    fit, report = (rows.place < FIT_SHARE) & ~seen, (rows.place >= FIT_SHARE) & ~seen
+    return Ground(rows, fit, report, FIT_SHARE, run.config)
+
+
+def place_of(text: str, seed: int) -> float:
+    """From 0 to 1: the part of a text, by its words and the seed alone; repeated texts are never on both sides."""
+    words = " ".join(text.lower().split()).encode()
+    digest = hashlib.blake2b(words, key=str(seed).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
 
 
 # --- probability ------------------------------------------------------------------------------------------------
@@ -192,56 +245,59 @@ def least_rows(risk: float, wrong_share: float = 0.0) -> int | None:
 
 
 def _fit(
-    run: Execution,
-    name: str,
+    cohort: Cohort,
     parts: tuple[Matches, Matches],
-    curve: Probability,
-    risk: float,
+    before: tuple[int, int, int],
+    blank: Evidence,
     kind: Kind,
-    date: str,
+    share: float,
 ) -> Fit:
-    cohort, (fit, held) = run.snapshot.policy.cohorts[name], parts
+    fit, held = parts
     sizes = len(fit.right), len(held.right)
-    before = _counts(held, held.accepted(cohort.floor, cohort.margin))
-    found = choose_floors(fit, risk, kind)
+    found = choose_floors(fit, blank.risk, kind)
     if found is None:
-        return Fit(
-            name, sizes, before, before, cohort.floor, cohort.margin, None, _why(fit, sum(sizes), risk, kind)
-        )
-    floor, margin = found
-    accepted, wrong = _counts(held, held.accepted(floor, margin))
+        why = _why(fit, sum(sizes), blank.risk, kind, share)
+        return Fit(cohort.name, sizes, before, before, cohort.floor, cohort.margin, None, why)
+    rows, accepted, wrong = after = _counts(held, *found)
     low, high = exact_interval(wrong, accepted)
-    evidence = Evidence(
+    evidence = msgspec.structs.replace(
+        blank,
+        rows=sum(sizes),
+        wrong=(round(low, _DIGITS), round(high, _DIGITS)),
+        accepted=round(accepted / max(rows, 1), _DIGITS),
+    )
+    return Fit(cohort.name, sizes, before, after, *found, evidence)
+
+
+def _blank(run: Execution, ground: Ground, curve: Probability, risk: float, date: str) -> Evidence:
+    """The evidence, but for what came of the fit."""
+    return Evidence(
         date=date,
         data=run.digest,
-        rows=sum(sizes),
-        encoder=run.snapshot.encoder.model,
-        centroids=centroids_digest(run.config),
+        rows=0,
+        encoder=ground.config.policy.encoder.name,
+        centroids=centroids_digest(ground.config),
         risk=risk,
-        wrong=(round(low, _DIGITS), round(high, _DIGITS)),
-        accepted=round(accepted / max(sizes[1], 1), _DIGITS),
+        wrong=(0.0, 1.0),
+        accepted=0.0,
         probability=curve,
     )
-    return Fit(name, sizes, before, (accepted, wrong), floor, margin, evidence)
 
 
-def _counts(matches: Matches, accepted: Bools) -> tuple[int, int]:
-    return int(accepted.sum()), int((accepted & ~matches.right).sum())
+def _counts(matches: Matches, floor: float, margin: float) -> tuple[int, int, int]:
+    accepted = matches.accepted(floor, margin)
+    return len(accepted), int(accepted.sum()), int((accepted & ~matches.right).sum())
 
 
-def _why(fit: Matches, rows: int, risk: float, kind: Kind) -> str:
+def _why(fit: Matches, rows: int, risk: float, kind: Kind, share: float) -> str:
     """Why there are no floors, and what would help."""
     least = least_rows(risk)
     if least is None or len(fit.right) < least:
-        return f"needs about {_in_all(least or 0)} labelled rows that land here; has {rows}"
+        return f"needs about {math.ceil((least or 0) / share)} labelled rows that land here; has {rows}"
     scores = fit.similarity if kind == "similarity" else fit.margin
     share = float((~fit.right[scores >= np.median(scores)]).mean())
     more = least_rows(risk, share)
     found = f"{100 * share:.0f} % are wrong even of the surer half"
     if more is None:
         return f"{found}: reword its utterances, or those it is confused with"
-    return f"{found}: needs about {_in_all(2 * more)} labelled rows; has {rows}"
-
-
-def _in_all(fitted: int) -> int:
-    return math.ceil(fitted / FIT_SHARE)
+    return f"{found}: needs about {math.ceil(2 * more / share)} labelled rows; has {rows}"

@@ -1,20 +1,24 @@
 """The bodies of the commands: read, run, print. Exit codes: 0; 1, a regression; 2, the user's input is at fault."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
-from extproc.config import load_config
+from extproc.centroid_file import CENTROIDS_FILE, in_configmap
+from extproc.config import POLICY_FILE, Config, load_config
 from extproc.exchange import Routed
 from extproc.offline import comparison, edits
-from extproc.offline.calibration import Fit, calibrate
+from extproc.offline.adapted import adapted_encoder
+from extproc.offline.calibration import Fit, Ground, Labelled, calibrate, labelled
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
+from extproc.offline.learning import Candidate, Learned, ground_for, learn, texts_for_encoder, too_few
 from extproc.offline.page import as_html
-from extproc.offline.report import calibration_text, comparison_text, evaluation_text, gate_text
+from extproc.offline.report import calibration_text, comparison_text, evaluation_text, gate_text, learned_text
 from extproc.offline.robustness import perturb
 from extproc.offline.suggestion import as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
@@ -24,6 +28,7 @@ from extproc.sentences import load_encoder
 
 # Of the rows that cannot be used, so many are told one by one.
 _TOLD = 10
+_NOT_WRITTEN = "not written: give --write to apply this"
 
 
 def run_convert(kind: str, path: Path, where: dict[str, str]) -> int:
@@ -58,22 +63,71 @@ def run_eval(
     return 0
 
 
-def run_calibrate(intents: Path, data: Path, risk: float, date: str, seed: int, write: bool) -> int:
+def run_calibrate(
+    intents: Path, data: Path, risk: float, date: str, seed: int, write: bool, adapt: Path | None = None
+) -> int:
     """`extproc calibrate`: what was fitted, and the change to the YAML; written only if asked."""
-    traffic = usable(data)
-    run = execute(intents, patient_encoder(intents), traffic, Tokens())
+    traffic, memory = usable(data), patient_encoder(intents)
+    run = execute(intents, memory, traffic, Tokens())
     tell_bad_rows(data, run.bad)
-    found = calibrate(run, risk, date, seed)
-    changes = list(_changes(intents, run, found.fits))
+    rows = labelled(run, seed)
+    learned = _learned(run, rows, memory, risk, date, seed, adapt)
+    ground = ground_for(run, rows, learned)
+    found = calibrate(run, rows, ground, risk, date)
+    centroids = learned.raw if ground.config.fitted is not None and not _same_centroids(run, ground) else b""
+    changes = [*_encoder_change(intents, run, ground.config), *_changes(intents, run, found.fits)]
     if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
+        if centroids:
+            edits.write(intents / CENTROIDS_FILE, centroids)
         for path, _, after in changes:
-            edits.write(path, after)
+            edits.write(path, after.encode())
+    print("\n".join(learned_text(learned, rows, ground, seed)) + "\n")
     print("\n".join(calibration_text(found, risk, run.snapshot.policy.cohorts)) + "\n")
+    if centroids and ground.config.fitted is not None:
+        told = in_configmap(intents, centroids)
+        print(f"{intents / CENTROIDS_FILE}: {ground.config.fitted.header}; {told}")
     for change in changes:
         print("\n".join(edits.diff(*change)))
-    done = "changed and written" if write else "not written: give --write to apply this"
-    print(f"\n{len(changes)} files {done}" if changes else "\nnothing to change")
+    count, done = len(changes) + bool(centroids), "changed and written" if write else _NOT_WRITTEN
+    print(f"\n{count} files {done}" if count else "\nnothing to change")
+    if ground.config.policy.encoder != run.config.policy.encoder:
+        print(f"then `extproc prepare --intents {intents}` on the machine that serves, and restart the router")
     return 0
+
+
+def _learned(
+    run: Execution, rows: Labelled, memory: Memory, risk: float, date: str, seed: int, adapt: Path | None
+) -> Learned:
+    """Better centroids, and with `adapt` a better encoder, if these rows show any."""
+    if (why := too_few(run, rows, risk)) is not None:
+        return Learned(0, (), f"centroids {'and encoder ' * (adapt is not None)}stay as they are: {why}")
+    now = run.config.policy.encoder
+    encoders = [Candidate(now, memory)]
+    if adapt is not None:
+        texts = texts_for_encoder(run, rows)
+        count = sum(map(len, texts.values()))
+        print(f"adapting the encoder on {count:,} texts: minutes, unless it is there already", file=sys.stderr)
+        folder = adapted_encoder(now.model, texts, adapt, date)
+        model = os.path.abspath(folder)
+        encoders.append(Candidate(msgspec.structs.replace(now, model=model), patient(model)))
+    return learn(run, rows, encoders, date, seed)
+
+
+def _same_centroids(run: Execution, ground: Ground) -> bool:
+    old, new = run.config.fitted, ground.config.fitted
+    return old is not None and new is not None and old.header.seal == new.header.seal
+
+
+def _encoder_change(intents: Path, run: Execution, config: Config) -> Iterator[tuple[Path, str, str]]:
+    """(path, text before, text after) of policy.yaml, if it is to name another encoder. Raises ValueError."""
+    model = config.policy.encoder.model
+    if model != run.config.policy.encoder.model:
+        path = intents / POLICY_FILE
+        before = path.read_text()
+        line = run.config.lines.get((POLICY_FILE, ".encoder.model"))
+        # What lies beside the YAML's folder may move with it.
+        near = Path(model).is_relative_to(os.path.abspath(intents.parent))
+        yield path, before, edits.with_encoder(before, line, os.path.relpath(model, intents) if near else model)
 
 
 def _changes(intents: Path, run: Execution, fits: Sequence[Fit]) -> Iterator[tuple[Path, str, str]]:
@@ -156,7 +210,12 @@ def usable(path: Path) -> Traffic:
 
 def patient_encoder(intents: Path) -> Memory:
     """The encoder that these intents are served with; it remembers what it encoded."""
-    encoder = load_encoder(load_config(intents).policy.encoder.model)
+    return patient(load_config(intents).policy.encoder.model)
+
+
+def patient(model: str) -> Memory:
+    """The encoder that serves as `model`; it remembers what it encoded."""
+    encoder = load_encoder(model)
     return Memory(encoder, encoder.sentences.encode, progress=sys.stderr.isatty())
 
 

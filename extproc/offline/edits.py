@@ -5,13 +5,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
-from extproc.config import Intent
+from extproc.config import POLICY_FILE, Intent, PolicyFile
 from extproc.settings import Evidence
 from extproc.strict_yaml import Problem, decode_yaml
+
+T = TypeVar("T")
 
 # New keys stand above this one, which is the longest.
 _LAST = "utterances"
@@ -28,7 +30,7 @@ def with_evidence(text: str, floor: float, margin: float, evidence: Evidence) ->
         _set(lines, "margin", [f"margin: {margin:g}\n"])
     _set(lines, "evidence", list(_evidence_lines(evidence)))
     edited = "".join(lines)
-    before, after = (_decoded(each) for each in (text, edited))
+    before, after = (_decoded(each, Intent) for each in (text, edited))
     if after != msgspec.structs.replace(before, floor=floor, margin=margin, evidence=evidence):
         raise ValueError("the file is not laid out with one key a line: write it so, then calibrate again")
     return edited
@@ -79,12 +81,12 @@ def _flow(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _decoded(text: str) -> Intent:
+def _decoded(text: str, kind: type[T]) -> T:
     problems: list[Problem] = []
-    intent = decode_yaml("", text.encode(), Intent, problems, {})
-    if intent is None:
+    value = decode_yaml("", text.encode(), kind, problems, {})
+    if value is None:
         raise ValueError("; ".join(problem.what for problem in problems))
-    return intent
+    return value
 
 
 def diff(path: Path, before: str, after: str) -> Iterator[str]:
@@ -94,8 +96,31 @@ def diff(path: Path, before: str, after: str) -> Iterator[str]:
     yield from lines
 
 
-def write(path: Path, text: str) -> None:
+def with_encoder(text: str, line: int | None, model: str) -> str:
+    """The text of policy.yaml with this encoder; `line` is that of `encoder.model`, None where it is left out.
+
+    Raises ValueError where the file is not laid out in lines.
+    """
+    lines, quoted = text.splitlines(keepends=True), f'"{model}"'
+    if line is not None:
+        old = re.compile(r"""(model["']?:\s*)("[^"]*"|'[^']*'|[^\s,}#]+)""")
+        lines[line - 1] = old.sub(lambda found: found[1] + quoted, lines[line - 1], count=1)
+    elif (place := _place(lines, "encoder")) is None:
+        lines[-1:] = [lines[-1].removesuffix("\n") + "\n", f"encoder: {{model: {quoted}}}\n"]
+    elif "{" in lines[place[0]]:
+        lines[place[0]] = lines[place[0]].replace("{", f"{{model: {quoted}, ", 1)
+    else:
+        lines.insert(place[0] + 1, f"  model: {quoted}\n")
+    edited = "".join(lines)
+    before, after = (_decoded(each, PolicyFile) for each in (text, edited))
+    encoder = msgspec.structs.replace(before.encoder, model=model)
+    if after != msgspec.structs.replace(before, encoder=encoder):
+        raise ValueError(f"{POLICY_FILE} is not laid out with one key a line: write `encoder: {{model: {quoted}}}`")
+    return edited
+
+
+def write(path: Path, content: bytes) -> None:
     """Replace a file at once: a router that watches the folder never reads half of it."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text)
+    beside.write_bytes(content)
     os.replace(beside, path.resolve())

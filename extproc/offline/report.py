@@ -4,10 +4,13 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-from extproc.offline.calibration import Calibration
+import numpy as np
+
+from extproc.offline.calibration import Calibration, Ground, Labelled
 from extproc.offline.comparison import COST, Cell, Comparison, Ruling
 from extproc.offline.evaluation import Group, Report
-from extproc.offline.metrics import Estimate, exact_interval
+from extproc.offline.learning import Learned
+from extproc.offline.metrics import Estimate, auroc_estimate, exact_interval, share
 from extproc.offline.robustness import Robustness
 from extproc.policy import Cohort
 
@@ -153,6 +156,30 @@ def _number(estimate: Estimate, times: float) -> str:
 # --- calibration ------------------------------------------------------------------------------------------------
 
 
+def learned_text(learned: Learned, rows: Labelled, ground: Ground, seed: int) -> Iterator[str]:
+    """The ways of making centroids that were tried, the choice, and what it does on rows that nothing had seen."""
+    if not learned.tried:
+        yield from textwrap.wrap(learned.why, 116)
+        return
+    yield f"centroids, tried on {learned.rows:,} labelled rows that each was fitted without, % [95 %]"
+    yield f"{'kind':<18}{'encoder':<31}{'accuracy':<19}{'AUROC':<19}{'right and above':<19}gain"
+    for way in learned.tried:
+        measured = (percent(way.accuracy), percent(way.auroc), percent(way.routed))
+        gain = percent(way.gain, "+") if way is not learned.tried[0] else ""
+        yield f"{way.kind:<18}{way.encoder[:30]:<31}{''.join(f'{m:<19}' for m in measured)}{gain}".rstrip()
+    yield learned.why
+    if learned.astray:
+        yield f"{learned.astray} utterances are then nearest to another cohort than their own"
+    was, now = rows.some(ground.report), ground.rows.some(ground.report)
+    inside = np.array([label is not None for label in was.labels], dtype=bool)
+    for name, values in {
+        "accuracy": [share(each.matches.right, inside).estimate(seed) for each in (was, now)],
+        "AUROC": [auroc_estimate(each.matches.similarity, inside, seed) for each in (was, now)],
+    }.items():
+        if learned.chosen is not None:
+            yield f"on {len(was.texts):,} rows reported on: {name} {percent(values[1])}, was {percent(values[0])}"
+
+
 def calibration_text(found: Calibration, risk: float, present: Mapping[str, Cohort]) -> Iterator[str]:
     """What was fitted beside what it replaces, on the rows that the fit had not seen."""
     fitted, held = (sum(fit.rows[i] for fit in found.fits) for i in (0, 1))
@@ -168,23 +195,22 @@ def calibration_text(found: Calibration, risk: float, present: Mapping[str, Coho
     for fit in calibrated:
         was = present[fit.name]
         floors = f"{fit.floor:>8.4f}{was.floor:>8.4f}{fit.margin:>8.4f}{was.margin:>8.4f}"
-        yield f"{fit.name[:21]:<22}{sum(fit.rows):>6}{floors}{_on_others(fit.rows[1], fit.after, fit.before)}"
+        yield f"{fit.name[:21]:<22}{sum(fit.rows):>6}{floors}{_on_others(fit.after, fit.before)}"
     if calibrated:
-        rows = sum(fit.rows[1] for fit in calibrated)
         after, before = (
-            [sum(getattr(f, when)[i] for f in calibrated) for i in (0, 1)] for when in ("after", "before")
+            [sum(getattr(f, when)[i] for f in calibrated) for i in (0, 1, 2)] for when in ("after", "before")
         )
         total = sum(sum(fit.rows) for fit in calibrated)
-        yield f"{'together':<22}{total:>6}{'':>32}{_on_others(rows, after, before)}"
+        yield f"{'together':<22}{total:>6}{'':>32}{_on_others(after, before)}"
     for fit in found.fits:
         if fit.evidence is None:
             yield f"{fit.name[:21]:<22}uncalibrated: {fit.why}"
 
 
-def _on_others(rows: int, after: Sequence[int], before: Sequence[int]) -> str:
-    low, high = (100 * end for end in exact_interval(after[1], after[0]))
-    shares = [f"{100 * wrong / accepted:.1f}" if accepted else "-" for accepted, wrong in (after, before)]
-    accepted = [100 * counts[0] / max(rows, 1) for counts in (after, before)]
+def _on_others(after: Sequence[int], before: Sequence[int]) -> str:
+    low, high = (100 * end for end in exact_interval(after[2], after[1]))
+    shares = [f"{100 * wrong / accepted:.1f}" if accepted else "-" for _, accepted, wrong in (after, before)]
+    accepted = [100 * accepted / max(rows, 1) for rows, accepted, _ in (after, before)]
     return f"{accepted[0]:>12.1f}{accepted[1]:>7.1f}  {f'{shares[0]} [{low:.1f}, {high:.1f}]':<20}{shares[1]}"
 
 
