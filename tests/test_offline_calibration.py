@@ -224,6 +224,26 @@ def test_a_file_that_cannot_be_edited_by_lines_is_refused(text):
         edits.with_evidence(text, 0.41, 0.0, EVIDENCE)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("", 'encoder: {model: "../e/m-1"}\n'),
+        ("encoder: {deadline_ms: 90}  # slow\n", 'encoder: {model: "../e/m-1", deadline_ms: 90}  # slow\n'),
+        ("encoder:\n  deadline_ms: 90\n", 'encoder:\n  model: "../e/m-1"\n  deadline_ms: 90\n'),
+        ("encoder: {deadline_ms: 90, model: old}\n", 'encoder: {deadline_ms: 90, model: "../e/m-1"}\n'),
+        ("encoder:\n  model: 'old' # ours\n", 'encoder:\n  model: "../e/m-1" # ours\n'),
+    ],
+    ids=["none", "flow", "block", "in flow", "in block"],
+)
+def test_another_encoder_is_written_where_the_old_one_stood(folder, old, new):
+    """And nothing else of policy.yaml changes: tiers keep their models."""
+    path = folder / "policy.yaml"
+    text = path.read_text()
+    path.write_text(text + old)
+    line = load_config(folder).lines.get(("policy.yaml", ".encoder.model"))
+    assert edits.with_encoder(text + old, line, "../e/m-1") == text + new
+
+
 # The command
 
 

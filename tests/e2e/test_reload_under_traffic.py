@@ -7,8 +7,12 @@ from collections.abc import Callable, Iterator
 import pytest
 from traffic import EXTRACT, LEGAL, MODELS, PROVE, Flow, arrived, ask, eventually, small_intent, write_small_intents
 
+from extproc.centroid_file import CENTROIDS_FILE, Header, encode_centroids
+from extproc.config import load_config
 from extproc.sample_upstream import SampleUpstreams
+from extproc.snapshot import utterances_digest
 from extproc.stack import Stack
+from extproc.vectors import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +128,39 @@ def test_no_broken_file_stops_the_router(mounted: Stack, broken: bytes) -> None:
         assert ask(mounted.port, EXTRACT).said["x-router-cohort"] == "extraction"
     finally:
         path.unlink()
+
+
+def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack, encoder: Encoder) -> None:
+    """They serve while their file is there; a damaged one leaves the last good revision; no request fails."""
+    config = load_config(mounted.intents)
+    rows = {intent.intent: encoder.encode(intent.utterances) for intent in config.intents}
+    names = list(rows)
+    header = Header(
+        "fitted", "2026-11-22", config.policy.encoder.name, utterances_digest(config), "f1f958a82ea0", 12, 0,
+        {name: len(some) for name, some in rows.items()},
+    )  # fmt: skip
+    # Each cohort has the centroids of the next: nobody could overlook it.
+    turned = dict(zip(names, [rows[name] for name in names[1:] + names[:1]], strict=True))
+    raw = encode_centroids(header, turned, dict.fromkeys(names, 0.05), rows[names[0]][0])
+    was = ask(mounted.port, EXTRACT).said["x-router-cohort"]
+    before = len(mounted.log("router.log"))
+    with Flow(mounted.port, EXTRACT) as flow:
+        flow.flows_on()
+        (mounted.folder / "new").write_bytes(raw)
+        os.replace(mounted.folder / "new", mounted.intents / CENTROIDS_FILE)
+        now = names[names.index(was) - 1]
+        eventually(lambda: flow.answers[-1].said.get("x-router-cohort") == now, "they serve")
+        (mounted.folder / "new").write_bytes(raw[:-1])
+        os.replace(mounted.folder / "new", mounted.intents / CENTROIDS_FILE)
+        eventually(
+            lambda: "centroids.safetensors:1: is no file" in mounted.log("router.log")[before:], "it is refused"
+        )
+        flow.flows_on()
+        assert flow.answers[-1].said["x-router-cohort"] == now
+        (mounted.intents / CENTROIDS_FILE).unlink()
+        eventually(lambda: flow.answers[-1].said.get("x-router-cohort") == was, "the utterances serve again")
+    assert flow.failures() == []
+    assert "Traceback" not in mounted.log("router.log")
 
 
 def test_a_removed_policy_is_refused(mounted: Stack) -> None:
