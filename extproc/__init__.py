@@ -14,7 +14,8 @@ Reading order, along the path of a request:
     rescue      a failure -> the answer that an earlier rung gave
 
 Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
-into what the path needs, `reload` swaps it; `envoy` renders Envoy's side; `contract` names what both sides share.
+(and fitted centroids: `centroid_file`) into what the path needs, `reload` swaps it once a `gate` lets it; `envoy`
+renders Envoy's side; `contract` names what both sides share.
 Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a request and what it cost, `ledger` hands
 it to a `store` and `report` adds it up. `offline` evaluates, calibrates and gates with the functions above.
 `sentences` runs the encoder, `prepare` converts it once; `workers` keeps several processes alive.

@@ -14,6 +14,7 @@ from extproc.offline import commands, edits
 from extproc.offline.calibration import (
     FIT_SHARE,
     Matches,
+    _why,
     best_kind,
     choose_floors,
     fit_probability,
@@ -103,6 +104,18 @@ def test_the_rows_needed_are_those_that_would_show_it():
     assert least_rows(0.05) == 20
     assert choose_floors(matches([0.9 - i / 1000 for i in range(20)], [True] * 20), 0.05, "similarity") is not None
     assert (least_rows(0.05, 0.03), least_rows(0.05, 0.05)) == (50, None)
+
+
+def test_why_there_is_no_floor_says_what_would_help():
+    """Rows, in all parts together, or other utterances; whatever share of the surer half is wrong."""
+    few = matches([0.9] * 19, [True] * 19)
+    tied = matches([0.9 - i / 100 for i in range(20)] + [0.1] * 20, [True] * 20 + [False] * 20)
+    sure = matches([0.5] * 40, [True] * 37 + [False] * 3)
+    assert [_why(rows, 99, 0.05, "similarity", 0.3) for rows in (few, tied, sure)] == [
+        "needs about 67 labelled rows that land here; has 99",
+        "0 % are wrong even of the surer half: needs about 134 labelled rows; has 99",
+        "8 % are wrong even of the surer half: reword its utterances, or those it is confused with",
+    ]
 
 
 # Probability

@@ -198,7 +198,7 @@ def test_floors_are_fitted_on_rows_that_nothing_was_learned_from(folder):
         ground = ground_for(run, rows, found)
         assert ground.fit.tolist() == middle
         assert ground.report.tolist() == (rows.place >= FIT_SHARE).tolist()
-        assert ground.share == FIT_SHARE - LEARN_SHARE
+        assert ground.part == FIT_SHARE - LEARN_SHARE
     given = texts_for_encoder(run, rows)
     places = [place_of(text, 0) for name, texts in given.items() for text in texts if text.startswith(f"{name}-")]
     assert min(places) >= LEARN_SHARE / 4 and max(places) < LEARN_SHARE

@@ -7,14 +7,15 @@ Reading order:
     answers      recorded answers -> what the client would have got, and its cost (tokens counts where nobody did)
     metrics      numbers from arrays, with intervals
     evaluation   `extproc eval`: executions -> a report, beside its controls (page and charts draw it)
-    calibration  `extproc calibrate`: labelled rows -> floors and probabilities (edits writes them into the YAML)
+    learning     `extproc calibrate`: labelled rows -> centroids, chosen by rows held out
+    adapt        the encoder -> one that tells these cohorts apart, at the same speed (adapted keeps them)
+    calibration  other labelled rows -> floors and probabilities (edits writes them into the YAML)
     comparison   `extproc diff` and `extproc gate`: two configurations on the same traffic
     suggestion   `extproc suggest`: new intents from what falls out of scope
     report       all of it in words (commands reads, runs and prints)
 
 For research, used by `make bench-routing` and not served yet:
 
-    adapt        the encoder -> one that tells these cohorts apart, at the same speed
     scorer       question and answer -> the chance that the answer is right (surface reads it, logistic fits it)
     success      prompt -> the chance that a tier answers it right
 """

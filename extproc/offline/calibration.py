@@ -84,7 +84,7 @@ class Ground(msgspec.Struct, frozen=True, eq=False):
     rows: Labelled  # where the centroids put them that will serve
     fit: Bools  # which of them are fitted on: none that those centroids were fitted or chosen on
     report: Bools  # which of them are reported on
-    share: float  # of all labelled rows that are fitted on
+    part: float  # of all labelled rows that are fitted on
     config: Config  # with the encoder and centroids that will serve
 
 
@@ -124,7 +124,7 @@ def calibrate(run: Execution, before: Labelled, ground: Ground, risk: float, dat
     for cohort, part, curve in zip(cohorts, parts, curves, strict=True):
         was = before.matches.rows((before.landed == cohort.name) & ground.report)
         blank = _blank(run, ground, curve, risk, date)
-        fits.append(_fit(cohort, part, _counts(was, cohort.floor, cohort.margin), blank, kind, ground.share))
+        fits.append(_fit(cohort, part, _counts(was, cohort.floor, cohort.margin), blank, kind, ground.part))
     right = np.concatenate([held.right for _, held in parts])
     one = np.concatenate([_chances(pooled, held) for _, held in parts])
     own = np.concatenate([_chances(curve, held) for curve, (_, held) in zip(curves, parts, strict=True)])
@@ -250,13 +250,13 @@ def _fit(
     before: tuple[int, int, int],
     blank: Evidence,
     kind: Kind,
-    share: float,
+    part: float,
 ) -> Fit:
     fit, held = parts
     sizes = len(fit.right), len(held.right)
     found = choose_floors(fit, blank.risk, kind)
     if found is None:
-        why = _why(fit, sum(sizes), blank.risk, kind, share)
+        why = _why(fit, sum(sizes), blank.risk, kind, part)
         return Fit(cohort.name, sizes, before, before, cohort.floor, cohort.margin, None, why)
     rows, accepted, wrong = after = _counts(held, *found)
     low, high = exact_interval(wrong, accepted)
@@ -289,15 +289,15 @@ def _counts(matches: Matches, floor: float, margin: float) -> tuple[int, int, in
     return len(accepted), int(accepted.sum()), int((accepted & ~matches.right).sum())
 
 
-def _why(fit: Matches, rows: int, risk: float, kind: Kind, share: float) -> str:
+def _why(fit: Matches, rows: int, risk: float, kind: Kind, part: float) -> str:
     """Why there are no floors, and what would help."""
     least = least_rows(risk)
     if least is None or len(fit.right) < least:
-        return f"needs about {math.ceil((least or 0) / share)} labelled rows that land here; has {rows}"
+        return f"needs about {math.ceil((least or 0) / part)} labelled rows that land here; has {rows}"
     scores = fit.similarity if kind == "similarity" else fit.margin
     share = float((~fit.right[scores >= np.median(scores)]).mean())
     more = least_rows(risk, share)
     found = f"{100 * share:.0f} % are wrong even of the surer half"
     if more is None:
         return f"{found}: reword its utterances, or those it is confused with"
-    return f"{found}: needs about {math.ceil(2 * more / share)} labelled rows; has {rows}"
+    return f"{found}: needs about {math.ceil(2 * more / part)} labelled rows; has {rows}"

@@ -228,7 +228,7 @@ def _data(run: Execution, c: Columns) -> dict[str, Any]:
         "with_outcomes": int((~np.isnan(c.quality)).sum()),
         "revision": run.snapshot.revision,
         "sealed": run.sealed,
-        "encoder": run.snapshot.encoder.model,
+        "encoder": run.snapshot.encoder.name,
         "cohorts": len(run.snapshot.policy.cohorts),
         "calibrated": sum(cohort.calibrated for cohort in run.snapshot.policy.cohorts.values()),
         "prices": {tier.name: (tier.price.input, tier.price.output) for tier in run.snapshot.policy.tiers},

@@ -136,13 +136,13 @@ def ground_for(run: Execution, rows: Labelled, learned: Learned) -> Ground:
     now = ground_of_now(run, rows)
     if not learned.tried:
         return now
-    part, portion = now.fit & (rows.place >= LEARN_SHARE), FIT_SHARE - LEARN_SHARE
+    fit, part = now.fit & (rows.place >= LEARN_SHARE), FIT_SHARE - LEARN_SHARE
     if learned.config is None or learned.config.fitted is None or learned.vectors is None:
-        return msgspec.structs.replace(now, fit=part, share=portion)
-    part = (rows.place >= LEARN_SHARE) & (rows.place < FIT_SHARE)  # whatever the file of now was fitted on
+        return msgspec.structs.replace(now, fit=fit, part=part)
+    fit = (rows.place >= LEARN_SHARE) & (rows.place < FIT_SHARE)  # whatever the file of now was fitted on
     index = Index(learned.config.fitted.centroids)
     found = [nearest(index, row) for row in learned.vectors.encode(rows.texts)]
-    return Ground(rows.landing(found), part, now.report, portion, learned.config)
+    return Ground(rows.landing(found), fit, now.report, part, learned.config)
 
 
 def _fold(place: Floats) -> np.ndarray:
