@@ -227,12 +227,14 @@ def test_a_file_that_is_mounted_swapped_and_damaged_is_noticed(folder, words, tm
     mounted.mkdir()
     mount(mounted, folder, "..1")
     serving = [compile_snapshot(load_config(mounted), words)]
-    reports: list[str | None] = []
+    reports: list[tuple[str, str]] = []
 
     async def run() -> None:
         seen = reload.signature(mounted)
         watching = asyncio.create_task(
-            reload.watch(mounted, seen, lambda: serving[-1], words, serving.append, reports.append)
+            reload.watch(
+                mounted, seen, lambda: serving[-1], words, serving.append, lambda *told: reports.append(told)
+            )
         )
         raw = put(folder, words, swapped=False)
         mount(mounted, folder, "..2")
@@ -247,19 +249,21 @@ def test_a_file_that_is_mounted_swapped_and_damaged_is_noticed(folder, words, tm
         ["billing", "cooking"],
         ["billing", "cooking", "cooking", "cooking"],
     ]
-    assert reports == [serving[1].revision, None]
+    assert reports == [("applied", serving[1].revision), ("invalid", serving[1].revision)]
 
 
 def test_another_encoder_waits_for_a_restart(folder, words, monkeypatch, caplog):
     """Its floors and centroids would meet the vectors of the encoder that is loaded."""
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.01)
     serving = [compile_snapshot(load_config(folder), words)]
-    reports: list[str | None] = []
+    reports: list[tuple[str, str]] = []
 
     async def run() -> None:
         seen = reload.signature(folder)
         watching = asyncio.create_task(
-            reload.watch(folder, seen, lambda: serving[-1], words, serving.append, reports.append)
+            reload.watch(
+                folder, seen, lambda: serving[-1], words, serving.append, lambda *told: reports.append(told)
+            )
         )
         with (folder / "policy.yaml").open("a") as file:
             file.write("encoder: {model: another}\n")
@@ -267,5 +271,5 @@ def test_another_encoder_waits_for_a_restart(folder, words, monkeypatch, caplog)
         watching.cancel()
 
     asyncio.run(run())
-    assert (len(serving), reports) == (1, [None])
+    assert (len(serving), reports) == (1, [("invalid", serving[0].revision)])
     assert "`encoder.model` changed: it is loaded when the router starts, restart it" in caplog.text

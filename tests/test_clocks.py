@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "extproc"
 WALL_CLOCK = {
     "telemetry.py": {"time_ns"},
     "review.py": {"time"},
-    "ledger.py": {"time"},
+    "store.py": {"time"},
     "export.py": {"time"},
     "report/__init__.py": {"time"},
     "report/words.py": {"gmtime"},
