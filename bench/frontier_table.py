@@ -13,9 +13,9 @@ import numpy as np
 from bench.cascade import _FIT_SHARE, PRICES, SMALL, band, fit_rules, outcomes, rejects, split
 from bench.kept import Kept, KeptEncoder
 from bench.replay import Question, read_questions
+from bench.scorer import Judged, fit_scorer, read_answers
 from extproc.offline import surface
 from extproc.offline.metrics import Estimate, Floats, resamples, spread, static_mix
-from extproc.offline.scorer import Judged, fit_scorer, read_answers
 from extproc.offline.success import cohort_gains, fit_stack
 from extproc.offline.tokens import Tokens
 from extproc.vectors import Vectors

@@ -159,11 +159,25 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     evaluate.set_defaults(run=_eval)
 
     calibrate = commands.add_parser(
-        "calibrate", help="fit each cohort's floors and probability on labelled traffic"
+        "calibrate",
+        help="fit each cohort's floors on labelled traffic, or its tier and settings on recorded outcomes",
     )
     _intents_option(calibrate)
     calibrate.add_argument("data", type=Path, metavar="DATA", help="labelled JSON lines (docs/evidence.md)")
     calibrate.add_argument("--risk", type=float, default=0.05, help="share of accepted matches that may be wrong")
+    calibrate.add_argument(
+        "--target",
+        metavar="quality=SHARE|cost=DOLLARS",
+        help="choose tier, reasoning, score and cap by outcomes instead: at least this quality, or at most this "
+        "cost per 1,000 requests",
+    )
+    calibrate.add_argument(
+        "--cut",
+        type=float,
+        default=0.01,
+        metavar="SHARE",
+        help="of good answers that a cap on output tokens may cut",
+    )
     calibrate.add_argument("--write", action="store_true", help="change the files; else only show the change")
     calibrate.add_argument(
         "--adapt", type=Path, metavar="DIR", help="try an encoder adapted to utterances and rows, too; kept in DIR"
@@ -265,6 +279,7 @@ def _health(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
+    from extproc.acceptance import needs_whole_answer
     from extproc.centroid_file import CENTROIDS_FILE, in_configmap
     from extproc.sentences import load_encoder
     from extproc.snapshot import compile_snapshot
@@ -274,6 +289,9 @@ def _check(args: argparse.Namespace) -> int:
     cohorts = snapshot.policy.cohorts.values()
     uncalibrated = [cohort.name for cohort in cohorts if cohort.evidence is None]
     stale = [cohort.name for cohort in cohorts if cohort.evidence is not None and not cohort.calibrated]
+    changed = [c.name for c in cohorts if c.chosen is not None and not c.chosen.holds(config.policy.tiers)]
+    whole = {c.name: needs_whole_answer(c.accept) for c in cohorts if c.stream == "early"}
+    late = [f"{name} ({', '.join(rules)})" for name, rules in whole.items() if rules]
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
     if config.fitted is not None:
         raw = (args.intents / CENTROIDS_FILE).read_bytes()
@@ -282,6 +300,12 @@ def _check(args: argparse.Namespace) -> int:
         print(f"uncalibrated (no evidence for their floors): {', '.join(uncalibrated)}")
     if stale:
         print(f"stale (utterances or centroids changed since `extproc calibrate`): {', '.join(stale)}")
+    if changed:
+        print(f"stale (models changed since tier and settings were chosen): {', '.join(changed)}")
+    if late:
+        print(
+            f"long streams pass rules that need the whole answer (`stream: buffer` holds them): {', '.join(late)}"
+        )
     return 0
 
 
@@ -394,12 +418,17 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from extproc.offline.commands import run_calibrate
+    from extproc.offline.choice import parse_target
+    from extproc.offline.commands import run_calibrate, run_choose
 
     if not 0 < args.risk < 1:
         raise ValueError(f"--risk {args.risk:g}: give a share above 0 and below 1, as in 0.05")
     date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
     day = date.isoformat()
+    if args.target is not None:
+        if not 0 < args.cut < 1:
+            raise ValueError(f"--cut {args.cut:g}: give a share above 0 and below 1, as in 0.01")
+        return run_choose(args.intents, args.data, parse_target(args.target), args.cut, day, args.seed, args.write)
     return run_calibrate(args.intents, args.data, args.risk, day, args.seed, args.write, args.adapt)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ import msgspec
 
 from extproc.acceptance import compile_rules
 from extproc.acceptance.rules import External, rule_name
+from extproc.acceptance.score import FACTS, Scorer
 from extproc.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
 from extproc.settings import (
+    Chosen,
     EncoderConfig,
     Escalate,
     Escalations,
@@ -67,7 +70,9 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     margin: float = 0.0
     evidence: Evidence | None = None  # what floor and margin were fitted on; `extproc calibrate` writes it
     accept: list[Any] = []  # rules: extproc/acceptance/rules.py lists them
+    scorer: Scorer | None = None  # what the rule `score` goes by; `extproc calibrate --target` writes it
     escalate: Escalate | None = None
+    chosen: Chosen | None = None  # what tier and settings were chosen on; it writes this, too
     stream: StreamHold = "early"
 
 
@@ -246,6 +251,8 @@ def _check_intents(intents: list[tuple[str, Intent]], policy: PolicyFile, tiers:
         yield from _check_cascade(file, intent, policy, tiers)
         if intent.floor is not None and not -1 <= intent.floor <= 1:
             yield file, ".floor", "`floor` is a cosine similarity: from -1 to 1"
+        if intent.chosen is not None and not 0 <= intent.chosen.quality[0] <= intent.chosen.quality[1] <= 1:
+            yield file, ".chosen.quality", "`quality` is an interval within 0 to 1, lower end first"
         if intent.evidence is not None:
             yield from _check_evidence(file, intent.evidence, intent.floor)
 
@@ -262,11 +269,13 @@ def _check_evidence(file: str, evidence: Evidence, floor: float | None) -> Itera
 
 def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
     try:
-        rules = compile_rules(intent.accept)
+        rules = compile_rules(intent.accept, intent.scorer)
     except ValueError as error:
         where = re.match(r"accept(\[\d+\])?", str(error))
         yield file, f".{where[0]}" if where is not None else ".accept", str(error)
         return
+    if intent.scorer is not None:
+        yield from _check_scorer(file, intent.scorer, policy, tiers)
     for rule in rules:
         if not isinstance(rule, External):
             continue
@@ -294,6 +303,21 @@ def _check_cascade(file: str, intent: Intent, policy: PolicyFile, tiers: list[st
     elif intent.accept and tiers and intent.tier == tiers[-1]:
         what = "`accept` cannot reject anything: no tier is above this one; drop it, or name rungs in `escalate`"
         yield file, ".accept", what
+
+
+def _check_scorer(file: str, scorer: Scorer, policy: PolicyFile, tiers: list[str]) -> Iterator[_Finding]:
+    again = "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`"
+    yield from _named(file, ".scorer.tier", scorer.tier, tiers, "tier")
+    now = next((tier.model for tier in policy.tiers if tier.name == scorer.tier), scorer.model)
+    if now != scorer.model:
+        what = f"fitted on answers of {scorer.model}, but tier `{scorer.tier}` is {now} now: {again}"
+        yield file, ".scorer.model", what
+    for name in scorer.weights:
+        yield from _named(file, f".scorer.weights.{name}", name, list(FACTS), "fact")
+    if not all(map(math.isfinite, (scorer.offset, *scorer.weights.values()))):
+        yield file, ".scorer", f"its numbers must be finite: {again}"
+    if scorer.rows < 0 or not 0 <= scorer.auroc[0] <= scorer.auroc[1] <= 1:
+        yield file, ".scorer", "`auroc` is an interval within 0 to 1, lower end first, `rows` a count"
 
 
 def _check_skip(file: str, intent: Intent, up: Escalate, rules: list[str], tiers: list[str]) -> Iterator[_Finding]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from extproc.acceptance.rules import rule_name
+from extproc.acceptance import needs_whole_answer
+from extproc.acceptance.rules import Rule, Score, rule_name
 from extproc.config import load_config
 from extproc.embedding import Batcher
 from extproc.exchange import Routed, Router
@@ -14,6 +15,7 @@ from extproc.match import Match, similarities
 from extproc.policy import Cohort, routable_model
 from extproc.request import path_of
 from extproc.sentences import load_encoder
+from extproc.settings import Chosen
 from extproc.snapshot import compile_snapshot
 
 # A person is waiting, not a request.
@@ -90,6 +92,8 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
         least = decision.cohort.margin if decision.cohort is not None else 0.0
         lines.append(f"margin    {decision.match.margin:.3f} (least {least:.3f})")
         lines += _likely(decision.cohort, decision.match)
+    if decision.cohort is not None and decision.cohort.chosen is not None:
+        lines.append(f"chosen    {_chosen(decision.cohort.chosen)}")
     rule = f", rule `{decision.rule}`" if decision.rule is not None else ""
     lines.append(f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}")
     if decision.proposed_tier is not None:
@@ -99,14 +103,29 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
     if decision.ladder:
         rungs = ", then ".join(rung.tier.name for rung in decision.ladder)
         rules = decision.cohort.accept if decision.judged and decision.cohort is not None else ()
-        judged = f", or its answer is rejected by {', '.join(map(rule_name, rules))}" if rules else ""
+        judged = f", or its answer is rejected by {', '.join(map(_rule, rules))}" if rules else ""
         up = decision.cohort.escalate if rules and decision.cohort is not None else None
         jumps = f"; past a rung by {', '.join(up.skip)}" if up is not None and up.skip else ""
         lines.append(f"ladder    {rungs}, if {decision.tier.name} fails{judged}{jumps}")
+        if routed.request is not None and routed.request.stream and decision.cohort is not None:
+            late = needs_whole_answer(rules) if decision.cohort.stream == "early" else []
+            lines += [f"stream    only its first tokens are held: {name} needs the whole answer" for name in late]
     lines += [f"writes    {name} = {value}" for name, value in _written(routed).items()]
     if routed.mutation.body is None:
         lines.append("writes    nothing: the body goes on as it is")
     return "\n".join(lines)
+
+
+def _rule(rule: Rule) -> str:
+    if not isinstance(rule, Score) or rule.scorer is None:
+        return rule_name(rule)
+    return f"score (below {rule.min:g}; fitted on {rule.scorer.rows} rows of {rule.scorer.stamp})"
+
+
+def _chosen(chosen: Chosen) -> str:
+    low, high = (100 * end for end in chosen.quality)
+    rows = f"{chosen.rows} rows of {chosen.data}, {chosen.date}"
+    return f"for {chosen.target}, by {rows}: quality {low:.1f} to {high:.1f} %"
 
 
 def uncalibrated(cohort: Cohort) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance import RequestFacts
-from extproc.acceptance.rules import External, Grounded, JsonSchema, Rule
+from extproc.acceptance.rules import External, Grounded, JsonSchema, Rule, Score
+from extproc.acceptance.score import QUESTION_CHARS, ends
 from extproc.request import Request
 
 # Envoy forwards the facts with every message to the verifier: two for a whole answer, one a chunk for a stream.
@@ -57,6 +58,7 @@ def read_facts(request: Request, rules: Sequence[Rule]) -> RequestFacts:
         tools=_tools(asked),
         tool_required=_tool_required(asked.tool_choice),
         context=_context(request) if kinds & {Grounded, External} else "",
+        question=question_of(request) if Score in kinds else None,
         stream=request.stream,
         choices=asked.n or 1,
     )
@@ -96,6 +98,13 @@ def _tools(asked: _Asked) -> dict[str, Any]:
         for tool in tools
         if tool.name is not None
     }
+
+
+def question_of(request: Request) -> str:
+    """The last that a person, or a program for one, said."""
+    turn = next((turn for turn in reversed(request.turns) if turn.role == "user"), None)
+    text = "\n".join(turn.texts) if turn is not None else ""
+    return ends(text, QUESTION_CHARS)
 
 
 def _context(request: Request) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from extproc.acceptance.rules import Rule as AcceptRule
 from extproc.match import Index, Match
 from extproc.settings import (
+    Chosen,
     Conditions,
     EncoderConfig,
     Escalate,
@@ -42,6 +43,7 @@ class Cohort(msgspec.Struct, frozen=True):
     escalate: Escalate | None = None
     stream: StreamHold = "early"
     evidence: Evidence | None = None  # also when it is stale
+    chosen: Chosen | None = None  # what its tier and settings were chosen on
 
     def probability(self, match: Match) -> float | None:
         """The chance that the match is right; None without evidence."""

@@ -163,6 +163,28 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.data} {self.date}"
 
 
+class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a cohort's tier and settings were chosen on, and what came of it; `extproc calibrate` writes it."""
+
+    date: str
+    data: str  # the hash of the recorded traffic
+    rows: int  # of it that landed in the cohort with outcomes
+    target: str  # quality=SHARE or cost=DOLLARS per 1,000 requests, over all the traffic
+    models: dict[str, str]  # by the tiers that were compared: with any other model, this says nothing
+    quality: tuple[float, float]  # 95 % interval, on rows that were not chosen on
+    per_1000: tuple[float, float]  # dollars, likewise
+
+    def holds(self, tiers: tuple[Tier, ...]) -> bool:
+        """Whether the tiers that were compared are still the same models."""
+        now = {tier.name: tier.model for tier in tiers}
+        return all(now.get(name) == model for name, model in self.models.items())
+
+    @property
+    def stamp(self) -> str:
+        """Which data and when, in one short word each."""
+        return f"{self.data} {self.date}"
+
+
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How requests are embedded."""
 

@@ -89,10 +89,11 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
         max_output_tokens=intent.max_output_tokens,
         tier_floor=intent.tier_floor,
         risk=intent.risk,
-        accept=compile_rules(intent.accept),
+        accept=compile_rules(intent.accept, intent.scorer),
         escalate=intent.escalate,
         stream=intent.stream,
         evidence=intent.evidence,
+        chosen=intent.chosen,
     )
 
 

@@ -168,7 +168,7 @@ class VerifierExchange:
         observation = self._reader.observation()
         if observation.complete:  # all of it is here, whether or not the upstream has closed
             return await self._conclude(self._cohort, self._reader)
-        verdict = judge_early(self._cohort.accept, observation, request=self._facts)
+        verdict = judge_early(self._cohort.accept, observation, request=self._facts, tier=self._opening.tier)
         if verdict.decided and not verdict.accept:
             return await self._let_go(self._cohort, self._reader, verdict)
         if full or verdict.decided or self._reader.text_chars >= _HOLD_CHARS:
@@ -242,12 +242,13 @@ class VerifierExchange:
 
     async def _judge(self, cohort: Cohort, reader: AnswerReader) -> Verdict:
         observation, embed, facts = reader.observation(), self._verifier.embed, self._facts
+        tier = self._opening.tier
         self._usage = observation.usage if observation.complete else None
         own = [rule for rule in cohort.accept if not isinstance(rule, External)]
         if any(isinstance(rule, _SLOW) for rule in own):
-            verdict = await asyncio.to_thread(judge, own, observation, request=facts, embed=embed)
+            verdict = await asyncio.to_thread(judge, own, observation, request=facts, embed=embed, tier=tier)
         else:
-            verdict = judge(own, observation, request=facts)
+            verdict = judge(own, observation, request=facts, tier=tier)
         asking = [rule for rule in cohort.accept if isinstance(rule, External)]
         if not verdict.accept or not asking:
             return verdict  # what is rejected already is not worth a call

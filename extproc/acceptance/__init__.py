@@ -12,10 +12,18 @@ import msgspec
 
 from extproc.acceptance.checks import EARLY, FINAL, OK, OPEN, UNAVAILABLE, Given, RequestFacts, still_open
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.rules import Logprob, Rule, compile_rules, rule_name
+from extproc.acceptance.rules import Logprob, Rule, Score, compile_rules, rule_name
 from extproc.response import Observation
 
-__all__ = ["RequestFacts", "Verdict", "compile_rules", "judge", "judge_early", "wants_logprobs"]
+__all__ = [
+    "RequestFacts",
+    "Verdict",
+    "compile_rules",
+    "judge",
+    "judge_early",
+    "needs_whole_answer",
+    "wants_logprobs",
+]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -35,9 +43,10 @@ def judge(
     request: RequestFacts | None = None,
     embed: Embed | None = None,
     external: Mapping[str, bool | None] | None = None,
+    tier: str | None = None,
 ) -> Verdict:
-    """The verdict on an answer that is over; always decided."""
-    given = Given(request or RequestFacts(), embed, external or {})
+    """The verdict on an answer that is over, given by `tier`; always decided."""
+    given = Given(request or RequestFacts(), embed, external or {}, tier)
     reason = _unreadable(observation, given.request)
     if reason is None and not observation.complete:
         reason = "incomplete"
@@ -60,6 +69,7 @@ def judge_early(
     request: RequestFacts | None = None,
     embed: Embed | None = None,
     external: Mapping[str, bool | None] | None = None,
+    tier: str | None = None,
 ) -> Verdict:
     """The verdict on an answer that still grows, as far as it is certain whatever follows.
 
@@ -67,8 +77,8 @@ def judge_early(
     log-probability is a bet: it must lie below its floor by the rule's slack.
     """
     if observation.complete or observation.ended:
-        return judge(rules, observation, request=request, embed=embed, external=external)
-    given = Given(request or RequestFacts(), embed, external or {})
+        return judge(rules, observation, request=request, embed=embed, external=external, tier=tier)
+    given = Given(request or RequestFacts(), embed, external or {}, tier)
     reason = _unreadable(observation, given.request)
     if reason is not None:
         return Verdict(False, reason=reason)
@@ -83,7 +93,13 @@ def judge_early(
 
 def wants_logprobs(rules: Sequence[Rule]) -> bool:
     """Whether the upstream must be asked for log-probabilities."""
-    return any(isinstance(rule, Logprob) for rule in rules)
+    scorers = [rule.scorer for rule in rules if isinstance(rule, Score) and rule.scorer is not None]
+    return any(isinstance(rule, Logprob) for rule in rules) or any(scorer.wants_logprobs for scorer in scorers)
+
+
+def needs_whole_answer(rules: Sequence[Rule]) -> list[str]:
+    """The names of the rules that say nothing of a part of an answer."""
+    return [rule_name(rule) for rule in rules if type(rule) not in EARLY]
 
 
 def _unreadable(observation: Observation, request: RequestFacts) -> str | None:

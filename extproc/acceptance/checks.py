@@ -23,6 +23,7 @@ from extproc.acceptance.rules import (
     NonEmpty,
     NoRefusal,
     Regex,
+    Score,
     ToolCalls,
 )
 from extproc.acceptance.schema import SchemaUnusable, compile_pattern, conforms, schema_fault
@@ -48,6 +49,7 @@ class RequestFacts(msgspec.Struct, frozen=True):
     tools: Mapping[str, Any] | None = {}
     tool_required: bool = False
     context: str = ""  # what `grounded` holds the answer to
+    question: str | None = None  # what `score` reads the answer with; None: not known
     stream: bool | None = None  # None: not known, so the framing is not held to it
     choices: int = 1
 
@@ -58,6 +60,7 @@ class Given(msgspec.Struct, frozen=True):
     request: RequestFacts
     embed: Embed | None
     external: Mapping[str, bool | None]
+    tier: str | None = None  # whose answer it is; None: not known
 
 
 def _only_calls(observation: Observation, given: Given) -> bool:
@@ -233,6 +236,18 @@ def _grounded(rule: Grounded, text: str, given: Given) -> str:
     return OK if share >= rule.min else "ungrounded"
 
 
+def _score(rule: Score, observation: Observation, given: Given) -> str:
+    scorer, question = rule.scorer, given.request.question
+    if scorer is None or question is None or given.tier not in (None, scorer.tier):
+        return UNAVAILABLE
+    if _only_calls(observation, given):
+        return OK
+    score = scorer.score(question, observation)
+    if score is None:
+        return UNAVAILABLE
+    return OK if score >= rule.min else "low_score"
+
+
 def _external(rule: External, _: Observation, given: Given) -> str:
     passed = given.external.get(rule.name)
     if passed is None:
@@ -270,6 +285,7 @@ FINAL: dict[type[Any], _Outcome] = {
     NoRefusal: _no_refusal,
     Logprob: _logprob,
     Grounded: _of_text(_grounded),
+    Score: _score,
     External: _external,
 }
 # Rules that are not here need the whole answer.

@@ -2,7 +2,7 @@
 
     accept: [complete, non_empty, {min_chars: 20}, {max_chars: 4000}, json, json_schema,
              tool_calls, {regex: "^[A-E]$"}, no_refusal, {logprob: {min: -0.8}},
-             {grounded: {min: 0.5}}, {judge: {on_unavailable: reject}}]
+             {grounded: {min: 0.5}}, {score: {min: 0.62}}, {judge: {on_unavailable: reject}}]
 
 A rule that cannot run (no logprobs, no context, an unusable schema, a judge that is down) counts as
 `on_unavailable` says, and the verdict names it.
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from extproc.acceptance.schema import compile_pattern, schema_fault
+from extproc.acceptance.score import Scorer
 
 OnUnavailable = Literal["accept", "reject"]
 Count = Annotated[int, Meta(ge=1)]
@@ -85,6 +86,14 @@ class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_unavailable: OnUnavailable = "accept"
 
 
+class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The answer is at least so likely right, by the curve that `extproc calibrate` fitted for the cohort."""
+
+    min: Share
+    on_unavailable: OnUnavailable = "accept"
+    scorer: Scorer | None = None  # the cohort's; not the rule's to give
+
+
 class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule that calls out: `judge` asks whether the answer is good, `agree` for a second answer."""
 
@@ -96,7 +105,7 @@ class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 Rule = (
     Complete | NonEmpty | MinChars | MaxChars | Json | JsonSchema | ToolCalls | Regex | NoRefusal
-    | Logprob | Grounded | External
+    | Logprob | Grounded | Score | External
 )  # fmt: skip
 
 # Name: the type, the field that a plain value sets, an example.
@@ -112,6 +121,7 @@ _RULES: dict[str, tuple[type[Any], str | None, str]] = {
     "no_refusal": (NoRefusal, None, "no_refusal"),
     "logprob": (Logprob, "min", "{logprob: {min: -0.8}}"),
     "grounded": (Grounded, "min", "{grounded: {min: 0.5}}"),
+    "score": (Score, "min", "{score: {min: 0.62}}"),
 }
 _NAMES = {kind: name for name, (kind, _, _) in _RULES.items()}
 _CALL_OUTS = ("agree", "judge")
@@ -122,11 +132,11 @@ def rule_name(rule: Rule) -> str:
     return rule.name if isinstance(rule, External) else _NAMES[type(rule)]
 
 
-def compile_rules(spec: Any) -> tuple[Rule, ...]:
-    """Rules of an `accept` list. Raises ValueError: where, what is wrong, what to write."""
+def compile_rules(spec: Any, scorer: Scorer | None = None) -> tuple[Rule, ...]:
+    """Rules of an `accept` list; `score` goes by `scorer`. Raises ValueError: where, what is wrong, a remedy."""
     if not isinstance(spec, list):
         raise ValueError("accept: must be a list of rules; write accept: [complete, no_refusal]")
-    rules = tuple(_compile(item, f"accept[{index}]") for index, item in enumerate(spec))
+    rules = tuple(_compile(item, f"accept[{index}]", scorer) for index, item in enumerate(spec))
     names = [rule_name(rule) for rule in rules]
     for name in names:
         if names.count(name) > 1:
@@ -138,7 +148,7 @@ def compile_rules(spec: Any) -> tuple[Rule, ...]:
     return rules
 
 
-def _compile(item: Any, where: str) -> Rule:
+def _compile(item: Any, where: str, scorer: Scorer | None) -> Rule:
     if isinstance(item, str):
         name, value = item, None
     elif isinstance(item, dict) and len(item) == 1 and isinstance(next(iter(item)), str):
@@ -156,7 +166,16 @@ def _compile(item: Any, where: str) -> Rule:
     kind, field, example = _RULES[name]
     rule: Rule = _convert(kind, _options(name, field, value), f"{where}.{name}", example)
     _prove(rule, f"{where}.{name}")
-    return rule
+    return _scored(rule, scorer, f"{where}.{name}") if isinstance(rule, Score) else rule
+
+
+def _scored(rule: Score, scorer: Scorer | None, where: str) -> Score:
+    if rule.scorer is not None:
+        raise ValueError(f"{where}: `scorer` is a key of the intent, not of the rule; write {{score: 0.62}}")
+    if scorer is None:
+        remedy = "run `extproc calibrate --target ... --write`, or drop the rule"
+        raise ValueError(f"{where}: no `scorer` was fitted for this intent; {remedy}")
+    return msgspec.structs.replace(rule, scorer=scorer)
 
 
 def _options(name: str, field: str | None, value: Any) -> Any:

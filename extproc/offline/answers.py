@@ -4,7 +4,7 @@
 and its bound on a cohort's escalations. Rules that ask another model cannot run here and say so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -16,10 +16,20 @@ from extproc.facts import read_facts
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import Known, Outcome
 from extproc.response import AnswerReader, Observation, Usage
-from extproc.settings import SHARE, Tier
+from extproc.settings import SHARE, Reasoning, Tier
 
 # The principals of recorded requests are not known: only the bound on the cohort's share holds.
 _NO_RATE = 1e9
+
+
+# What an outcome's key says of reasoning, after the tier's name: as it came, on, off.
+SETTINGS: dict[str, bool | None] = {"": None, "+reasoning": True, "+direct": False}
+
+
+def setting_name(tier: str, reasoning: Reasoning | None) -> str:
+    """What an outcome of a tier is called that answered with this reasoning; None: as it came."""
+    on = None if reasoning is None else reasoning is not False
+    return tier + next(said for said, means in SETTINGS.items() if means is on)
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -29,6 +39,7 @@ class Answered(msgspec.Struct, frozen=True):
     cost: float  # US dollars
     latency_s: float | None
     observation: Observation | None  # as the verifier sees it; None when only its worth was recorded
+    tokens_out: int | None = None  # as recorded; never an estimate
 
 
 class Prices:
@@ -38,11 +49,17 @@ class Prices:
         self._tokens = tokens
         self.recorded = self.estimated = self.input_only = 0  # answers, by where their counts come from
 
-    def answered(self, tier: Tier, routed: Routed, known: Known) -> Answered | None:
-        """What the tier answered, recorded under its own name or its model's; None if it was not."""
-        outcome = known.outcomes.get(tier.name) or known.outcomes.get(tier.model)
-        if outcome is None:
-            return None
+    def all_answered(self, tiers: Sequence[Tier], routed: Routed, known: Known) -> dict[str, Answered]:
+        """What was recorded of these tiers, by `setting_name`; an outcome may go by its tier's model instead."""
+        found = {}
+        for tier in tiers:
+            for said in SETTINGS:
+                outcome = known.outcomes.get(tier.name + said) or known.outcomes.get(tier.model + said)
+                if outcome is not None:
+                    found[tier.name + said] = self._answered(tier, outcome, routed)
+        return found
+
+    def _answered(self, tier: Tier, outcome: Outcome, routed: Routed) -> Answered:
         answer = _observed(outcome, routed)
         usage = (answer.usage if answer is not None else None) or Usage()
         read = outcome.tokens_in if outcome.tokens_in is not None else usage.input
@@ -58,7 +75,8 @@ class Prices:
         if wrote is None:
             wrote = self._tokens.count(answer.text) if answer is not None else 0
         cost = (read * tier.price.input + wrote * tier.price.output) / 1e6
-        return Answered(outcome.worth, cost, outcome.latency_s, answer)
+        counted = outcome.tokens_out if outcome.tokens_out is not None else usage.output
+        return Answered(outcome.worth, cost, outcome.latency_s, answer, counted)
 
 
 def _said(routed: Routed) -> str:
@@ -80,7 +98,7 @@ def _observed(outcome: Outcome, routed: Routed) -> Observation | None:
 class Served(msgspec.Struct, frozen=True):
     """What a row would have got, as far as answers were recorded."""
 
-    path: tuple[str, ...]  # the tiers that answered, in order; the last one's answer was served
+    path: tuple[str, ...]  # what answered, by `setting_name`, in order; the last one's answer was served
     rejections: tuple[str, ...] = ()  # why each answer before it was rejected
     quality: float | None = None  # of the answer served
     first_quality: float | None = None  # of the first answer
@@ -102,28 +120,33 @@ class Upstreams:
     def serve(self, routed: Routed, answers: Mapping[str, Answered]) -> Served | None:
         """Follow the decision's ladder; None when an answer that it needs was not recorded."""
         decision = routed.decision
-        tiers = [decision.tier, *(rung.tier for rung in decision.ladder if decision.judged)]
+        above = decision.ladder if decision.judged else ()
+        asked = [(decision.tier, decision.reasoning), *((rung.tier, rung.reasoning) for rung in above)]
         served = Served(path=())
-        for tier in tiers:
-            answer = answers.get(tier.name)
+        for at, (tier, reasoning) in enumerate(asked):
+            name = setting_name(tier.name, reasoning)
+            name = name if name in answers else tier.name  # recorded once, whatever the reasoning
+            answer = answers.get(name)
             if answer is None:
                 return None
-            last = tier is tiers[-1]
-            served = _with_answer(served, tier, answer)
+            last = at == len(asked) - 1
+            served = _with_answer(served, name, answer)
             if not decision.judged or answer.observation is None or (last and not _ends_with_person(routed)):
                 return served
-            served, climbs = self._judged(served, routed, answer.observation, last)
+            served, climbs = self._judged(served, routed, tier, answer.observation, last)
             if not climbs:
                 return served
         return served
 
-    def _judged(self, served: Served, routed: Routed, answer: Observation, last: bool) -> tuple[Served, bool]:
+    def _judged(
+        self, served: Served, routed: Routed, tier: Tier, answer: Observation, last: bool
+    ) -> tuple[Served, bool]:
         """Judge one answer as the verifier does; True when the next tier is asked."""
         cohort, request = routed.decision.cohort, routed.request
         assert cohort is not None and request is not None, "judged decisions have both"
         # How the answer was framed was not recorded: it is not held to it.
         facts = msgspec.structs.replace(read_facts(request, cohort.accept), stream=None)
-        verdict = judge(cohort.accept, answer, request=facts, embed=self._embed)
+        verdict = judge(cohort.accept, answer, request=facts, embed=self._embed, tier=tier.name)
         unavailable = served.unavailable + verdict.unavailable
         served = msgspec.structs.replace(served, judged=served.judged + 1, unavailable=unavailable)
         share = cohort.escalate.share if cohort.escalate is not None else SHARE
@@ -138,13 +161,13 @@ class Upstreams:
         return msgspec.structs.replace(served, rejections=(*served.rejections, verdict.reason)), True
 
 
-def _with_answer(served: Served, tier: Tier, answer: Answered) -> Served:
+def _with_answer(served: Served, name: str, answer: Answered) -> Served:
     late = None
     if served.latency_s is not None and answer.latency_s is not None:
         late = served.latency_s + answer.latency_s
     return msgspec.structs.replace(
         served,
-        path=(*served.path, tier.name),
+        path=(*served.path, name),
         quality=answer.quality,
         first_quality=served.first_quality if served.path else answer.quality,
         cost=served.cost + answer.cost,

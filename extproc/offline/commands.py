@@ -13,12 +13,21 @@ from extproc.exchange import Routed
 from extproc.offline import comparison, edits
 from extproc.offline.adapted import adapted_encoder
 from extproc.offline.calibration import Fit, Ground, Labelled, calibrate, labelled
+from extproc.offline.choice import Choice, Target, changes, choose
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.learning import Candidate, Learned, ground_for, learn, texts_for_encoder, too_few
+from extproc.offline.options import tabulate
 from extproc.offline.page import as_html
-from extproc.offline.report import calibration_text, comparison_text, evaluation_text, gate_text, learned_text
+from extproc.offline.report import (
+    calibration_text,
+    choice_text,
+    comparison_text,
+    evaluation_text,
+    gate_text,
+    learned_text,
+)
 from extproc.offline.robustness import perturb
 from extproc.offline.suggestion import as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
@@ -128,6 +137,38 @@ def _encoder_change(intents: Path, run: Execution, config: Config) -> Iterator[t
         # What lies beside the YAML's folder may move with it.
         near = Path(model).is_relative_to(os.path.abspath(intents.parent))
         yield path, before, edits.with_encoder(before, line, os.path.relpath(model, intents) if near else model)
+
+
+def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str, seed: int, write: bool) -> int:
+    """`extproc calibrate --target`: each cohort's tier and settings, and the change to the YAML likewise."""
+    traffic, memory = usable(data), patient_encoder(intents)
+    run = execute(intents, memory, traffic, Tokens())
+    tell_bad_rows(data, run.bad)
+    found = choose(tabulate(run, seed, memory.sentences), target, cut, date)
+    edited = list(_edited(intents, run, found))
+    if write:
+        for path, _, after in edited:
+            edits.write(path, after.encode())
+    print("\n".join(choice_text(found)) + "\n")
+    for change in edited:
+        print("\n".join(edits.diff(*change)))
+    done = "changed and written" if write else _NOT_WRITTEN
+    print(f"\n{len(edited)} files {done}" if edited else "\nnothing to change")
+    return 0
+
+
+def _edited(intents: Path, run: Execution, found: Choice) -> Iterator[tuple[Path, str, str]]:
+    """(path, text before, text after) of every file that a choice changes. Raises ValueError."""
+    written = {intent.intent: intent for intent in run.config.intents}
+    for setting in found.settings:
+        path = intents / run.config.files[setting.name]
+        before = path.read_text()
+        try:
+            after = edits.with_settings(before, changes(setting, written[setting.name]))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        if before != after:
+            yield path, before, after
 
 
 def _changes(intents: Path, run: Execution, fits: Sequence[Fit]) -> Iterator[tuple[Path, str, str]]:

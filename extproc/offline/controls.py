@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from extproc.offline.answers import SETTINGS
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Bools, Estimate, Floats, resamples, spread, static_mix
 
@@ -37,9 +38,9 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """Qualities and dollars of the rows where the configured path and every compared tier are known."""
+    """Qualities and dollars of the rows where the configured path and every compared setting are known."""
 
-    tiers: list[str]
+    tiers: list[str]  # and how they reasoned, where that was recorded (`setting_name`)
     rows: Bools
     quality: Floats  # [row, tier]
     cost: Floats
@@ -47,7 +48,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
 def recorded(run: Execution, quality: Floats, cost: Floats) -> Recorded:
     """What can be compared: the tiers recorded on most rows, and the rows that have all of them."""
-    names = [tier.name for tier in run.snapshot.policy.tiers]
+    names = settings_of(run)
     table = np.full((2, len(run.rows), len(names)), np.nan)
     for i, answers in enumerate(run.answers):
         for j, name in enumerate(names):
@@ -65,6 +66,12 @@ def recorded(run: Execution, quality: Floats, cost: Floats) -> Recorded:
     return Recorded(names, rows, table[0][rows][:, kept], table[1][rows][:, kept])
 
 
+def settings_of(run: Execution) -> list[str]:
+    """Every tier that outcomes were recorded of, cheapest first, and each reasoning setting of it apart."""
+    seen = {name for answers in run.answers for name in answers}
+    return [name for tier in run.snapshot.policy.tiers for said in SETTINGS if (name := tier.name + said) in seen]
+
+
 def lines(run: Execution, quality: Floats, cost: Floats, seed: int) -> list[Line]:
     """What is configured beside its controls, with paired intervals; empty without outcomes.
 
@@ -77,7 +84,12 @@ def lines(run: Execution, quality: Floats, cost: Floats, seed: int) -> list[Line
         return []
     own = quality[found.rows], cost[found.rows]
     served = [run.served[i] for i in np.flatnonzero(found.rows)]
-    paths = [s.path if s is not None else () for s in served]
+    return beside(found, own, [s.path if s is not None else () for s in served], seed)
+
+
+def beside(found: Recorded, own: tuple[Floats, Floats], paths: Sequence[tuple[str, ...]], seed: int) -> list[Line]:
+    """Qualities and dollars that were had by these paths, beside the controls on the same rows."""
+    n = len(paths)
     once = _all_lines(np.ones((1, n)), found, own, paths)
     again = [_all_lines(w, found, own, paths) for w in resamples(n, seed)]
     return [_line(name, once, {k: np.concatenate([a[k] for a in again], axis=1) for k in (name, ROUTED)}, n)

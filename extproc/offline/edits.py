@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 # New keys stand above this one, which is the longest.
 _LAST = "utterances"
+# Text that YAML, in 1.1 and in 1.2, reads as the text it is; but for the words for true, false and nothing.
+_BARE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_SWITCHES = frozenset(word for w in ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+                      for word in (w, w.title(), w.upper()))  # fmt: skip
 _SIGN = "# written by `extproc calibrate`"
 
 
@@ -32,6 +36,28 @@ def with_evidence(text: str, floor: float, margin: float, evidence: Evidence) ->
     edited = "".join(lines)
     before, after = (_decoded(each, Intent) for each in (text, edited))
     if after != msgspec.structs.replace(before, floor=floor, margin=margin, evidence=evidence):
+        raise ValueError("the file is not laid out with one key a line: write it so, then calibrate again")
+    return edited
+
+
+def with_settings(text: str, values: Mapping[str, Any]) -> str:
+    """The text of an intent's file with these values by key; None takes a key away. Raises ValueError likewise."""
+    lines = text.splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += "\n"
+    for key, value in values.items():
+        if value is None:
+            del lines[slice(*(_place(lines, key) or (0, 0)))]
+        elif isinstance(value, msgspec.Struct):
+            _set(lines, key, list(_evidence_lines(value, key)))
+        else:
+            _set(lines, key, [f"{key}: {_written(value)}\n"])
+    edited = "".join(lines)
+    intent = msgspec.to_builtins(_decoded(text, Intent))
+    wanted = intent | {key: value for key, value in msgspec.to_builtins(values).items() if value is not None}
+    for key in [key for key, value in values.items() if value is None]:
+        del wanted[key]
+    if _decoded(edited, Intent) != msgspec.convert(wanted, Intent):
         raise ValueError("the file is not laid out with one key a line: write it so, then calibrate again")
     return edited
 
@@ -65,8 +91,8 @@ def _place(lines: list[str], key: str) -> tuple[int, int] | None:
     return first, end
 
 
-def _evidence_lines(evidence: Evidence) -> Iterator[str]:
-    yield f"evidence: {_SIGN}\n"
+def _evidence_lines(evidence: msgspec.Struct, key: str = "evidence") -> Iterator[str]:
+    yield f"{key}: {_SIGN}\n"
     for name, value in msgspec.to_builtins(evidence).items():
         yield f"  {name}: {_flow(value)}\n"
 
@@ -87,6 +113,18 @@ def _decoded(text: str, kind: type[T]) -> T:
     if value is None:
         raise ValueError("; ".join(problem.what for problem in problems))
     return value
+
+
+def _written(value: Any) -> str:
+    """A value on one line as people write it: words and switches bare, what else needs it quoted."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_written(name)}: {_written(each)}" for name, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_written, value)) + "]"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    bare = isinstance(value, str) and _BARE.fullmatch(value) and value not in _SWITCHES
+    return value if bare else msgspec.json.encode(value).decode()
 
 
 def diff(path: Path, before: str, after: str) -> Iterator[str]:

@@ -157,8 +157,7 @@ def execute(folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens) -> E
     prices = Prices(tokens)
     answers: list[dict[str, Answered]] = []
     for _, one, known in both:
-        found = {tier.name: prices.answered(tier, one, known) for tier in snapshot.policy.tiers}
-        answers.append({name: answer for name, answer in found.items() if answer is not None})
+        answers.append(prices.all_answered(snapshot.policy.tiers, one, known))
     upstreams = Upstreams(memory.sentences)
     return Execution(
         config,

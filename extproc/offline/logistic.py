@@ -28,9 +28,12 @@ def fit_logistic(columns: Floats, target: Floats, ridge: Floats) -> Logistic:
 
     The offset is free: on the rows fitted on, the mean chance is the mean target. Deterministic.
     """
-    center, spread = columns.mean(axis=0), columns.std(axis=0)
-    scale = np.where(spread > 1e-9, spread, 1.0)
-    rows = standardised(columns, center, scale)
+    center, scale = spread_of(columns)
+    return Logistic(center, scale, *fit_weights(standardised(columns, center, scale), target, ridge))
+
+
+def fit_weights(rows: Floats, target: Floats, ridge: Floats) -> tuple[Floats, float]:
+    """(weights, offset) of columns as they are."""
 
     def loss(coefficients: Floats) -> tuple[float, Floats]:
         weights, offset = coefficients[:-1], coefficients[-1]
@@ -39,9 +42,15 @@ def fit_logistic(columns: Floats, target: Floats, ridge: Floats) -> Logistic:
         value = np.logaddexp(0, logits).sum() - target @ logits + ridge @ weights**2 / 2
         return float(value), np.append(rows.T @ miss + ridge * weights, miss.sum())
 
-    found = optimize.minimize(loss, np.zeros(columns.shape[1] + 1), jac=True, method="L-BFGS-B",
+    found = optimize.minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B",
                               options={"maxiter": 200}).x  # fmt: skip
-    return Logistic(center, scale, found[:-1], float(found[-1]))
+    return found[:-1], float(found[-1])
+
+
+def spread_of(columns: Floats) -> tuple[Floats, Floats]:
+    """(mean, standard deviation) of each column; 1 for one that never changes."""
+    spread = columns.std(axis=0)
+    return columns.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
 
 
 def standardised(columns: Floats, center: Floats, scale: Floats) -> Floats:

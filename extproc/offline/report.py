@@ -7,10 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from extproc.offline.calibration import Calibration, Ground, Labelled
+from extproc.offline.choice import Choice
 from extproc.offline.comparison import COST, Cell, Comparison, Ruling
+from extproc.offline.controls import Line
 from extproc.offline.evaluation import Group, Report
 from extproc.offline.learning import Learned
 from extproc.offline.metrics import Estimate, auroc_estimate, exact_interval, share
+from extproc.offline.options import Plan
 from extproc.offline.robustness import Robustness
 from extproc.policy import Cohort
 
@@ -107,11 +110,7 @@ def _serving(report: Report) -> Iterator[str]:
 
 
 def _controls(report: Report) -> Iterator[str]:
-    yield f"{'quality and cost':<24}{'quality % [95 %]':<22}{'$/1,000':>9}{'$/success':>11}   configured, less this"
-    for line in report.lines:
-        behind = "" if line.behind is None else f"{percent(line.behind, '+')} points{_verdict(line.behind)}"
-        dollars = f"{line.per_1000.value:>9.4f}{line.per_success.value:>11.6f}"
-        yield f"{line.name:<24}{percent(line.quality):<22}{dollars}   {behind}".rstrip()
+    yield from line_table(report.lines)
     measured = [g for g in _shown(report)[1:] if g.quality.known]
     if len(measured) < 2:
         return
@@ -120,6 +119,15 @@ def _controls(report: Report) -> Iterator[str]:
     for g in measured:
         per_success = f"{g.per_success.value:>11.6f}" if g.per_success.known else f"{'-':>11}"
         yield f"{g.name[:23]:<24}{percent(g.quality):<22}{g.per_1000.value:>9.4f}{per_success}"
+
+
+def line_table(lines: Sequence[Line]) -> Iterator[str]:
+    """What is configured beside its controls."""
+    yield f"{'quality and cost':<24}{'quality % [95 %]':<22}{'$/1,000':>9}{'$/success':>11}   configured, less this"
+    for line in lines:
+        behind = "" if line.behind is None else f"{percent(line.behind, '+')} points{_verdict(line.behind)}"
+        dollars = f"{line.per_1000.value:>9.4f}{line.per_success.value:>11.6f}"
+        yield f"{line.name:<24}{percent(line.quality):<22}{dollars}   {behind}".rstrip()
 
 
 def _shown(report: Report) -> list[Group]:
@@ -214,6 +222,40 @@ def _on_others(after: Sequence[int], before: Sequence[int]) -> str:
     shares = [f"{100 * wrong / accepted:.1f}" if accepted else "-" for _, accepted, wrong in (after, before)]
     accepted = [100 * accepted / max(rows, 1) for rows, accepted, _ in (after, before)]
     return f"{accepted[0]:>12.1f}{accepted[1]:>7.1f}  {f'{shares[0]} [{low:.1f}, {high:.1f}]':<20}{shares[1]}"
+
+
+# --- choice of tiers and settings ---------------------------------------------------------------------------------
+
+
+def choice_text(found: Choice) -> Iterator[str]:
+    """What was chosen beside what it replaces, and beside the controls, on the rows that it was not chosen on."""
+    yield (f"{found.target}: chosen on {found.rows[0]:,} rows with outcomes, reported on {found.rows[1]:,} others")
+    yield ""
+    yield f"{'cohort':<22}{'rows':>6}  {'chosen':<34}{'quality % [95 %]':<21}{'was':>5}{'$/1,000':>10}{'was':>9}"
+    for setting in found.settings:
+        if setting.plan is not None:
+            quality, dollars = setting.after
+            was = f"{100 * setting.before[0].value:>5.1f}{dollars.value:>10.4f}{setting.before[1].value:>9.4f}"
+            told = f"{plan_text(setting.plan):<34}{percent(quality):<21}"
+            yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {told}{was}"
+    for setting in found.settings:
+        if setting.plan is None:
+            kept = f"as it is, {percent(setting.before[0])}"
+            yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {kept}{': ' if setting.why else ''}{setting.why}"
+    if found.lines:
+        yield ""
+        yield from line_table(found.lines)
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan in a few words: "small, below 0.412 large, at most 800 tokens"."""
+    option = plan.option
+    told = [option.first]
+    if option.up is not None:
+        told.append(f"rejected {option.up}" if option.level is None else f"below {plan.least:g} {option.up}")
+    if plan.cap is not None:
+        told.append(f"cap {plan.cap}")
+    return ", ".join(told)
 
 
 # --- comparison and gate ------------------------------------------------------------------------------------------

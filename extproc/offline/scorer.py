@@ -1,77 +1,83 @@
-"""The acceptance score: how likely a tier's answer is right, from question, answer and what the rules said of it.
+"""The acceptance score's fit: which weights of extproc/acceptance/score.py's facts predict that an answer is right.
 
-After FrugalGPT (Chen et al. 2023): a small model of each task that predicts success. Here all cohorts share one
-logistic curve, and each has a level and slopes of its own as far as its rows speak for them. `Judged` is what it
-reads; everything in it is at hand when the verifier has the whole answer.
+All cohorts share one logistic curve, and each has a level and weights of its own as far as its rows speak for them;
+the two are folded into one list of weights a cohort, which serves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import msgspec
 import numpy as np
 
-from extproc.offline import surface
-from extproc.offline.logistic import Logistic, fit_logistic
+from extproc.acceptance.score import FACTS, LOGPROB_FACTS
+from extproc.offline.logistic import fit_weights, logistic, spread_of
 from extproc.offline.metrics import Floats
-from extproc.vectors import Vectors
 
-# How much weights are drawn to 0: of facts, of embeddings, of cohorts' own slopes. By cross-validation on the part
-# of MMLU-Pro that is fitted on; flat around them.
-_RIDGE = (30.0, 6000.0, 1000.0)
-# Where the slope of a fact may change: its quartiles.
-_KNEES = (0.25, 0.5, 0.75)
+# How much weights are drawn to 0: the shared ones, and a cohort's own. By cross-validation on the part of MMLU-Pro
+# that bench/cascade.py fits on; flat around them.
+_SHARED, _OWN = 10.0, 100.0
+_FOLDS = 5
+_DIGITS = 4
 
 
-class Judged(msgspec.Struct, frozen=True):
-    """Answers to score, a row each."""
+class Answers(msgspec.Struct, frozen=True):
+    """Recorded answers of one tier, a row each."""
 
     cohort: np.ndarray  # names
-    facts: Floats  # of surface.of_question and surface.of_answer, and of the rules
-    meaning: Vectors  # embeddings of question and answer, side by side
+    facts: Floats  # [row, fact], as FACTS has them
+    right: Floats  # from 0 to 1
+
+    def rows(self, at: np.ndarray) -> "Answers":
+        """Some of them."""
+        return Answers(self.cohort[at], self.facts[at], self.right[at])
 
 
-class Scorer(msgspec.Struct, frozen=True):
-    """A fitted acceptance score."""
+class Curve(msgspec.Struct, frozen=True):
+    """One cohort's weights, as the YAML has them."""
 
-    cohorts: tuple[str, ...]
-    knees: Floats  # [quartile, fact]
-    curve: Logistic
+    offset: float
+    weights: dict[str, float]
 
-    def chances(self, judged: Judged) -> Floats:
+    def chances(self, facts: Floats) -> Floats:
         """float64[n]: how likely each answer is right."""
-        return self.curve.chances(_columns(judged, self.cohorts, self.knees))
+        return logistic(facts @ np.array([self.weights.get(name, 0.0) for name in FACTS]) + self.offset)
 
 
-def fit_scorer(judged: Judged, right: Floats, ridge: tuple[float, float, float] = _RIDGE) -> Scorer:
-    """Fit on answers known to be right (1) or wrong (0). Deterministic."""
-    cohorts = tuple(sorted(set(judged.cohort.tolist())))
-    knees = np.quantile(judged.facts, _KNEES, axis=0)
-    columns = _columns(judged, cohorts, knees)
-    shared = judged.facts.shape[1] * (1 + len(_KNEES))
-    sizes = (shared, judged.meaning.shape[1], columns.shape[1] - shared - judged.meaning.shape[1])
-    return Scorer(cohorts, knees, fit_logistic(columns, right, np.repeat(ridge, sizes)))
+def fit_curves(answers: Answers, logprobs: bool) -> dict[str, Curve]:
+    """Each cohort's curve. Deterministic. `logprobs`: all answers have them, so that they may be weighed."""
+    names = np.unique(answers.cohort)
+    used = np.array([logprobs or name not in LOGPROB_FACTS for name in FACTS])
+    center, scale = spread_of(answers.facts)
+    rows = np.where(used, (answers.facts - center) / scale, 0.0)
+    member = (answers.cohort[:, None] == names).astype(np.float64)
+    own = (member[:, :, None] * rows[:, None, :]).reshape(len(rows), -1)
+    ridge = np.repeat([_SHARED, _OWN, _OWN], [len(FACTS), len(names), own.shape[1]])
+    found, offset = fit_weights(np.hstack([rows, member, own]), answers.right, ridge)
+    shared, level, slopes = np.split(found, [len(FACTS), len(FACTS) + len(names)])
+    curves = {}
+    for name, up, mine in zip(names.tolist(), level, slopes.reshape(len(names), -1), strict=True):
+        weights = (shared + mine) / scale
+        curves[name] = Curve(
+            round(float(offset + up - weights @ center), _DIGITS),
+            {fact: weight for fact, w in zip(FACTS, weights, strict=True) if (weight := round(float(w), _DIGITS))},
+        )
+    return curves
 
 
-def read_answers(
-    cohorts: Sequence[str],
-    questions: Sequence[str],
-    answers: Sequence[str],
-    rejected: Sequence[bool],
-    meaning: Vectors,
-) -> Judged:
-    """What the score reads; `rejected`: by the cohort's rules. `meaning`: float32[n, d]."""
-    facts = [
-        np.concatenate([surface.of_question(question), surface.of_answer(question, answer), [float(no)]])
-        for question, answer, no in zip(questions, answers, rejected, strict=True)
-    ]
-    return Judged(np.array(cohorts), np.stack(facts), meaning)
+def unseen_chances(answers: Answers, logprobs: bool, seed: int) -> Floats:
+    """float64[n]: what curves say of each answer that were fitted without it. NaN for a cohort of one fold."""
+    fold = np.random.default_rng(seed).permutation(len(answers.right)) % _FOLDS
+    chances = np.full(len(fold), np.nan)
+    for k in range(_FOLDS):
+        if (fold == k).any() and (fold != k).any():
+            chances[fold == k] = chances_of(fit_curves(answers.rows(fold != k), logprobs), answers.rows(fold == k))
+    return chances
 
 
-def _columns(judged: Judged, cohorts: tuple[str, ...], knees: Floats) -> Floats:
-    """float64[n, columns]: facts, bent at their quartiles; meaning; and each cohort's own level and slopes."""
-    spread = np.maximum(knees[-1] - knees[0], 1e-9)
-    bent = [np.maximum(judged.facts - knee, 0) for knee in knees]
-    member = (judged.cohort[:, None] == np.array(cohorts)[None, :]).astype(np.float64)
-    slopes = np.clip((judged.facts - knees[1]) / spread, -3, 3)
-    own = (member[:, :, None] * slopes[:, None, :]).reshape(len(member), -1)
-    return np.hstack([judged.facts, *bent, judged.meaning, member, own])
+def chances_of(curves: Mapping[str, Curve], answers: Answers) -> Floats:
+    """float64[n], each by its own cohort's curve; NaN where it has none."""
+    chances = np.full(len(answers.right), np.nan)
+    for name, curve in curves.items():
+        mine = answers.cohort == name
+        chances[mine] = curve.chances(answers.facts[mine])
+    return chances
