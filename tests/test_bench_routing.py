@@ -8,7 +8,7 @@ import pytest
 from bench.frontier_table import Known, Paid, _area, _line, _oracle
 from bench.intents_table import floor_nearly_always, floor_on_average
 from bench.kept import Kept, means
-from extproc.offline.scorer import Judged
+from bench.scorer import Judged
 
 
 def test_a_floor_counts_one_mistake_more_than_it_saw():

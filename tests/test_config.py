@@ -76,6 +76,20 @@ MISTAKES = {
         "billing.yaml:4: `risk`, `wrong` and `accepted` are shares from 0 to 1, `wrong` lower end first",
         "billing.yaml:13: slopes are not below 0: run `extproc calibrate` again",
     ],
+    "score_without_scorer": [
+        "billing.yaml:3: accept[1].score: no `scorer` was fitted for this intent; "
+        "run `extproc calibrate --target ... --write`, or drop the rule"
+    ],
+    "scorer_of_another_model": [
+        "billing.yaml:9: fitted on answers of qwen2-7b, but tier `small` is qwen3-8b now: "
+        "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`"
+    ],
+    "scorer_numbers": [
+        "billing.yaml:4: its numbers must be finite: "
+        "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`",
+        "billing.yaml:12: no fact is called `lenght`: did you mean `length`?",
+    ],
+    "chosen_out_of_range": ["billing.yaml:9: `quality` is an interval within 0 to 1, lower end first"],
     "evidence_key": [
         "billing.yaml:7: `evidence.rows` is 'many': expected int, got str",
         "billing.yaml:9: unknown key `centroid`: did you mean `centroids`?",

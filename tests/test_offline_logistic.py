@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from bench.scorer import Judged, fit_scorer, read_answers
 from extproc.offline import surface
 from extproc.offline.logistic import fit_logistic
 from extproc.offline.metrics import auroc
-from extproc.offline.scorer import Judged, fit_scorer, read_answers
 
 QUESTION = "How many apples are left of 12 after 5 are eaten?\n\nA. 5\nB. 7\nC. 17"
 

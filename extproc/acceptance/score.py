@@ -25,7 +25,7 @@ _LONGEST_WORD = 20.0
 _DOUBT = -1.0
 
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?\d{1,15}(?:,\d{3}){0,4}(?:\.\d{1,15})?")  # no more digits than a float can hold
 # What a multiple-choice question offers, and what an answer settles on.
 _OPTION = re.compile(r"^\(?([A-J])[.)][ \t]+(\S.*)$", re.MULTILINE)
 _CHOICE = re.compile(r"answer is:?[ \t]*\**\(?([A-J])\b")

@@ -56,6 +56,10 @@ _SUBJECTS = (
      "Find me a hotel near the airport", "How much luggage may I take on the plane?"),
     ("My dog will not stop barking", "What should a kitten eat?",
      "How often do I walk a puppy?", "Why does my cat scratch the sofa?"),
+    ("Paint the living room walls white", "Which colour of paint suits a kitchen?",
+     "How do I remove old wallpaper?", "How long must wall paint dry?"),
+    ("What is the chess opening after e4 e5?", "Can a pawn become a queen in chess?",
+     "Who is the world champion of chess?", "When is a chess game a draw?"),
 )  # fmt: skip
 
 

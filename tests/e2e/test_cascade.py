@@ -53,6 +53,13 @@ _COHORTS["skip_early"] = _COHORTS["skip"].replace("buffer", "early")
 _COHORTS["again"] = (
     f"tier: small\nreasoning: off\n{_RULES}\nescalate: {{to: {{tier: small, reasoning: on}}, share: 1}}"
 )
+# Answers of fewer than about 300 characters score below a half.
+_SCORER = (
+    'scorer: {date: "2026-11-22", data: "123456789012", rows: 300, tier: small, model: qwen3-8b, '
+    "auroc: [0.6, 0.7], offset: -22.8, weights: {length: 4.0}}"
+)
+_COHORTS["scored"] = f"tier: small\naccept: [complete, {{score: 0.5}}]\n{_UP}\nstream: buffer\n{_SCORER}"
+_COHORTS["scored_early"] = _COHORTS["scored"].replace("buffer", "early")
 _BURST = 5
 _POLICY = f"escalations: {{per_minute: 0.01, burst: {_BURST}}}\ntimeouts: {{attempt_s: 40, request_s: 80}}\n"
 
@@ -148,6 +155,26 @@ def test_a_weak_small_answer_climbs(cascade: Cascade, path: str, stream: bool, f
         "x-router-reason": "matched", "x-router-escalations": "1", "x-router-tier": "large",
         "x-router-attempts": "2", "x-cascade-reason": reason,
     }  # fmt: skip
+
+
+@STREAMS
+def test_an_answer_that_scores_low_climbs(cascade: Cascade, stream: bool) -> None:
+    """A short one is rejected by the fitted score before the client sees it; a long one is the answer."""
+    request_id, wire, reading = cascade.ask("scored", stream, words=6)
+    assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "large"))
+    assert said(wire) == {
+        "x-router-reason": "matched", "x-router-escalations": "1", "x-router-tier": "large",
+        "x-router-attempts": "2", "x-cascade-reason": "low_score",
+    }  # fmt: skip
+    request_id, wire, reading = cascade.ask("scored", stream, words=LONG)
+    assert (said(wire), wire.body) == (ACCEPTED, cascade.sent(request_id, "small"))
+
+
+def test_a_stream_held_for_its_first_tokens_passes_the_score(cascade: Cascade) -> None:
+    """The score needs the whole answer: once the hold is full, it can only be recorded."""
+    request_id, wire, reading = cascade.ask("scored_early", True, words=24)
+    assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "small"))
+    assert said(wire)["x-router-escalations"] == "0"
 
 
 # Whitespace and order as no encoder writes them: a rung's body differs in what the rung changes, and nowhere else.
