@@ -28,8 +28,8 @@ _LEAST = 30
 # In rows: what all cohorts' rows say of an option, beside a cohort's own.
 _PRIOR = 20.0
 _SIGMA = 1.645  # of a normal mean: 95 % lie above its lower end
-# Prices of a dollar, relative to what the dearest setting costs: from quality alone to cost alone.
-_PRICES = np.concatenate([[0.0], np.geomspace(0.01, 100.0, 400)])
+# Prices of a dollar, relative to what the dearest setting costs: from nearly quality alone to nearly cost alone.
+_PRICES = np.geomspace(1e-4, 1e2, 600)
 # A share of escalations is allowed somewhat above the one seen: traffic varies from hour to hour.
 _MORE, _OVER = 1.25, 0.05
 _DIGITS = 4
@@ -87,6 +87,7 @@ class _Weighed(msgspec.Struct, frozen=True):
 
     cohort: Cohort
     rows: Bools
+    total: int  # with those that are reported on
     plans: list[Plan | None]
     quality: Floats  # [plan, row]
     cost: Floats
@@ -117,10 +118,11 @@ def _weigh(table: Table, cohort: Cohort, cut: float) -> _Weighed:
             plans.append(plan)
             given.append(table.given(cohort, plan, rows)[:2])
     quality, cost = (np.stack([one[i] for one in given]) for i in (0, 1))
+    total = int((table.cohort == cohort.name).sum())
     if not rows.any():
-        return _Weighed(cohort, rows, plans, quality, cost, (np.zeros(1), np.zeros(1)), np.zeros(1))
+        return _Weighed(cohort, rows, total, plans, quality, cost, (np.zeros(1), np.zeros(1)), np.zeros(1))
     means = quality.mean(axis=1), cost.mean(axis=1)
-    return _Weighed(cohort, rows, plans, quality, cost, means, _needed(quality, cost))
+    return _Weighed(cohort, rows, total, plans, quality, cost, means, _needed(quality, cost))
 
 
 def _needed(quality: Floats, cost: Floats) -> Floats:
@@ -136,26 +138,31 @@ def _needed(quality: Floats, cost: Floats) -> Floats:
 
 
 def _draw(weighed: Sequence[_Weighed], table: Table) -> list[_Weighed]:
-    """Means drawn to what the same option gains over the cheapest setting in all cohorts."""
-    pooled: dict[Option, list[Floats]] = {}
-    cheapest = table.found.quality[:, 0], table.found.cost[:, 0]
+    """Means drawn to what the same option gains over the cheapest setting in all cohorts.
+
+    A cap's own effect is seen on every answer, and is no guess: it comes on top, as it is.
+    """
+    cheapest = np.stack([table.found.quality[:, 0], table.found.cost[:, 0]])
+    gains: dict[Option, list[Floats]] = {}
     for w in weighed:
-        for plan, *gained in zip(
-            w.plans, w.quality - cheapest[0][w.rows], w.cost - cheapest[1][w.rows], strict=True
-        ):
-            if plan is not None:
-                pooled.setdefault(plan.option, []).append(np.stack(gained))
-    means = {option: np.concatenate(some, axis=1).mean(axis=1) for option, some in pooled.items()}
-    drawn = []
-    for w in weighed:
-        n, expected = int(w.rows.sum()), [values.copy() for values in w.expected]
         for k, plan in enumerate(w.plans):
-            for i in (0, 1) if plan is not None else ():
-                base = float(cheapest[i][w.rows].mean())
-                own = expected[i][k] - base
-                expected[i][k] = base + (n * own + _PRIOR * means[plan.option][i]) / (n + _PRIOR)  # type: ignore[union-attr]
-        drawn.append(msgspec.structs.replace(w, expected=(expected[0], expected[1])))
-    return drawn
+            if plan is not None and not plan.option.capped:
+                gains.setdefault(plan.option, []).append(np.stack([w.quality[k], w.cost[k]]) - cheapest[:, w.rows])
+    pooled = {option: np.concatenate(some, axis=1).mean(axis=1) for option, some in gains.items()}
+    return [_drawn(w, pooled, cheapest[:, w.rows]) for w in weighed]
+
+
+def _drawn(w: _Weighed, pooled: Mapping[Option, Floats], cheapest: Floats) -> _Weighed:
+    n, own = int(w.rows.sum()), np.stack(w.expected)
+    expected, place = own.copy(), {plan.option: k for k, plan in enumerate(w.plans) if plan is not None}
+    for option, k in place.items():
+        if option.capped:
+            bare = place[msgspec.structs.replace(option, capped=False)]  # it stands before this one
+            expected[:, k] = expected[:, bare] + (own[:, k] - own[:, bare])
+        else:
+            base = cheapest.mean(axis=1)
+            expected[:, k] = base + (n * (own[:, k] - base) + _PRIOR * pooled[option]) / (n + _PRIOR)
+    return msgspec.structs.replace(w, expected=(expected[0], expected[1]))
 
 
 _Pick = tuple[int, str]  # which plan, and why none
@@ -165,18 +172,16 @@ def _pick(w: _Weighed, price: float) -> _Pick:
     """The plan worth most at this price of a dollar, of those that the cohort's own rows speak for."""
     n = int(w.rows.sum())
     if n < _LEAST:
-        return 0, _needs(_LEAST, n, "")
+        return 0, _needs(_LEAST, w.total, "")
     worth = w.expected[0] - price * w.expected[1]
     best, shown = int(worth.argmax()), int(np.where(w.needed <= n, worth, -np.inf).argmax())
     if shown or not best or not math.isfinite(w.needed[best]):
         return shown, ""
-    return 0, _needs(math.ceil(w.needed[best]), n, "to show that another setting pays, ")
+    return 0, _needs(math.ceil(w.needed[best]), w.total, "to show that another setting pays, ")
 
 
 def _needs(fitted: int, has: int, what: str) -> str:
-    return f"{what}needs about {math.ceil(fitted / FIT_SHARE)} rows with outcomes that land here; has about " + str(
-        math.ceil(has / FIT_SHARE)
-    )
+    return f"{what}needs about {math.ceil(fitted / FIT_SHARE)} rows with outcomes that land here; has {has}"
 
 
 def _meeting(
