@@ -29,7 +29,7 @@ _LEAST = 30
 _PRIOR = 20.0
 _SIGMA = 1.645  # of a normal mean: 95 % lie above its lower end
 # Prices of a dollar, relative to what the dearest setting costs: from nearly quality alone to nearly cost alone.
-_PRICES = np.geomspace(1e-4, 1e2, 600)
+_PRICES = np.geomspace(1e-4, 1e2, 4000)
 # A share of escalations is allowed somewhat above the one seen: traffic varies from hour to hour.
 _MORE, _OVER = 1.25, 0.05
 _DIGITS = 4
@@ -100,7 +100,8 @@ def choose(table: Table, target: Target, cut: float, date: str) -> Choice:
     cohorts = table.run.snapshot.policy.cohorts
     weighed = _draw([_weigh(table, cohort, cut) for cohort in cohorts.values()], table)
     prices = _PRICES / max(float(table.found.cost.mean(axis=0).max()), 1e-12)
-    picks = _meeting(table, weighed, [[_pick(w, price) for w in weighed] for price in prices], target)
+    tried = dict.fromkeys(tuple(_pick(w, price) for w in weighed) for price in prices)  # most prices agree
+    picks = _meeting(table, weighed, [*tried], target)
     settings = [_setting(table, w, *pick, target, date) for w, pick in zip(weighed, picks, strict=True)]
     return Choice(target, settings, _lines(table, settings), (int(table.fit.sum()), int((~table.fit).sum())))
 
