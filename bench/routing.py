@@ -1,7 +1,7 @@
 """How well we route, beside the lines to beat: `make bench-routing`.
 
 CLINC150: which intent, and in scope or not. RouteLLM's MMLU: which prompts need the strong model. MMLU-Pro as
-recorded: what routing, cascading and both buy.
+recorded: what routing, cascading and both buy, as far as can be seen, and as `extproc calibrate` chooses them.
 
 Embeddings, fitted centroids and adapted encoders are kept in .cache/bench-routing: a second run takes minutes.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from bench import frontier_table, intents_table, routellm_table
+from bench import calibrate_table, frontier_table, intents_table, routellm_table
 from bench.intents_table import adapt_encoders
 from bench.kept import Kept
 
@@ -32,6 +32,11 @@ TABLES: dict[str, tuple[str, str, Table]] = {
         "MMLU-Pro as recorded (Llama-3.1-8B and Gemini-1.5-Pro)",
         "mmlupro_recorded.jsonl.gz",
         frontier_table.table,
+    ),
+    "calibrate": (
+        "MMLU-Pro as recorded, as `extproc calibrate --target` chooses and `extproc eval` serves",
+        "mmlupro_recorded.jsonl.gz",
+        calibrate_table.table,
     ),
     "clinc150": ("CLINC150: 4,500 texts in scope, 1,000 out of scope", "clinc150.jsonl.gz", intents_table.table),
 }

@@ -1,0 +1,77 @@
+"""MMLU-Pro as recorded, as `extproc calibrate --target` chooses and `extproc eval` serves.
+
+An operator who has everything on the small tier takes utterances from the part fitted on, as bench/cascade.py does;
+calibration chooses tiers and acceptance scores on that part and edits the YAML; evaluation serves the other part.
+Requests find their cohort by their embedding, which is right two times in three.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.cascade import _FIT_SHARE, LARGE, SMALL, Fit, split, utterances, write_intents
+from bench.kept import Kept, KeptEncoder
+from bench.replay import Question, read_questions
+from extproc.features import FeatureEncoder
+from extproc.offline import edits
+from extproc.offline.choice import changes, choose, parse_target
+from extproc.offline.controls import MIX, ROUTED, Line
+from extproc.offline.evaluation import evaluate
+from extproc.offline.execution import Execution, Memory, execute
+from extproc.offline.options import tabulate
+from extproc.offline.report import percent
+from extproc.offline.tokens import Tokens
+from extproc.offline.traffic import read_traffic
+
+# Dollars per 1,000 requests, from nearly the small tier's to nearly the large one's; and a quality.
+TARGETS = ("cost=0.15", "cost=0.25", "cost=0.35", "cost=0.5", "quality=0.6")
+
+
+def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
+    """The lines of the table, as they are ready."""
+    memory, tokens = Memory(FeatureEncoder(KeptEncoder(kept))), Tokens()
+    parts = split(read_questions(path), _FIT_SHARE)
+    with tempfile.TemporaryDirectory(prefix="calibrate-") as name:
+        folder, fit, rest = Path(name) / "intents", Path(name) / "fit.jsonl", Path(name) / "rest.jsonl"
+        spoken = utterances(parts[0], memory)
+        write_intents(folder, Fit(dict.fromkeys(spoken), 0.0), spoken)
+        for traffic, questions in zip((fit, rest), parts, strict=True):
+            traffic.write_bytes(b"".join(msgspec.json.encode(_row(question)) + b"\n" for question in questions))
+        run = execute(folder, memory, read_traffic(fit), tokens)
+        chosen_by = tabulate(run, seed)
+        untouched = {file: (folder / file).read_text() for file in run.config.files.values()}
+        yield f"{'':<22}{'accuracy % [95 %]':<22}{'to large %':>10}{'$/1,000':>9}   minus static mix of equal cost"
+        for target in TARGETS:
+            found = choose(chosen_by, parse_target(target), 0.01, "2026-01-01")
+            for setting, intent in zip(found.settings, run.config.intents, strict=True):
+                file = run.config.files[intent.intent]
+                edits.write(folder / file, edits.with_settings(untouched[file], changes(setting, intent)))
+            served = execute(folder, memory, read_traffic(rest), tokens)
+            lines = {line.name: line for line in evaluate(served, seed).lines}
+            if target == TARGETS[0]:
+                yield from (_line(name, lines[f"always {name}"], None, share) for name, share in _ALWAYS)
+            yield _line(target, lines[ROUTED], lines[MIX], _to_large(served))
+
+
+_ALWAYS = ((SMALL, 0.0), (LARGE, 1.0))
+
+
+def _row(question: Question) -> dict[str, object]:
+    outcomes = {
+        tier: {"success": question.right(tier), "answer": answer.text, "finish": answer.finish}
+        for tier, answer in question.answers.items()
+        if tier in (SMALL, LARGE)
+    }
+    return {"text": question.prompt, "outcomes": outcomes}
+
+
+def _to_large(run: Execution) -> float:
+    return sum(served is not None and served.path[-1] == LARGE for served in run.served) / len(run.served)
+
+
+def _line(name: str, line: Line, mix: Line | None, to_large: float) -> str:
+    ahead = percent(mix.behind, "+") if mix is not None and mix.behind is not None else ""
+    dollars = f"{100 * to_large:>10.1f}{line.per_1000.value:>9.3f}"
+    return f"{name:<22}{percent(line.quality):<22}{dollars}   {ahead}".rstrip()
