@@ -1,8 +1,8 @@
-"""The acceptance score: how likely a tier's answer is right, from question, answer and what the rules said of it.
+"""A richer acceptance score than the one that serves: how much is left to gain above extproc/offline/scorer.py.
 
-After FrugalGPT (Chen et al. 2023): a small model of each task that predicts success. Here all cohorts share one
-logistic curve, and each has a level and slopes of its own as far as its rows speak for them. `Judged` is what it
-reads; everything in it is at hand when the verifier has the whole answer.
+It also reads embeddings of question and answer and 45 facts, bent at their quartiles; the verifier would have to embed
+every answer for it. All cohorts share one logistic curve, and each has a level and slopes of its own as far as its
+rows speak for them.
 """
 
 from collections.abc import Sequence

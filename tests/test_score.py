@@ -150,5 +150,5 @@ def test_the_question_is_the_last_that_the_person_said():
     request = parse_request("/v1/chat/completions", body)
     assert request is not None
     question = facts_of_request(request, compile_rules([{"score": 0.6}], SCORER)).question
-    assert question is not None and len(question) == 4001 and question.startswith("three three")
+    assert question is not None and len(question) == 2001 and question.startswith("three three")
     assert facts_of_request(request, compile_rules(["complete"])).question is None

@@ -14,8 +14,9 @@ import msgspec
 from extproc.acceptance.refusal import refuses
 from extproc.response import Observation
 
-# Of a question and an answer; more would be milliseconds on the event loop.
-QUESTION_CHARS, ANSWER_CHARS = 4000, 8000
+# Of a question, which travels to the verifier with every chunk of a stream, and of an answer; more of that would be
+# milliseconds on the event loop.
+QUESTION_CHARS, ANSWER_CHARS = 2000, 8000
 # The end of the reasoning, where its result stands.
 _TAIL_CHARS = 200
 _CLOSE = 0.02  # of a number that was rounded on the way

@@ -10,12 +10,13 @@ Reading order:
     learning     `extproc calibrate`: labelled rows -> centroids, chosen by rows held out
     adapt        the encoder -> one that tells these cohorts apart, at the same speed (adapted keeps them)
     calibration  other labelled rows -> floors and probabilities (edits writes them into the YAML)
+    options      what a cohort could be set to, and what each recorded row would then have given
+    choice       `extproc calibrate --target`: of those, one a cohort (scorer fits the acceptance score, by logistic)
     comparison   `extproc diff` and `extproc gate`: two configurations on the same traffic
     suggestion   `extproc suggest`: new intents from what falls out of scope
     report       all of it in words (commands reads, runs and prints)
 
 For research, used by `make bench-routing` and not served yet:
 
-    scorer       question and answer -> the chance that the answer is right (surface reads it, logistic fits it)
-    success      prompt -> the chance that a tier answers it right
+    success      prompt -> the chance that a tier answers it right (surface reads it)
 """

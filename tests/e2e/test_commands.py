@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from traffic import EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
+from traffic import CHAT, EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
 
 from extproc.cli import main
 from extproc.stack import Stack
@@ -111,6 +111,41 @@ def test_check_names_an_utterance_that_would_not_arrive(
     last = len((folder / "compliance.yaml").read_text().splitlines())
     assert (code, out) == (2, "")
     assert f"{folder}/compliance.yaml:{last}: this utterance of `compliance` falls to `math_reasoning`" in err
+
+
+_FITTED = """\
+tier: small
+accept: [complete, {score: {min: 0.6}}]
+escalate: {to: large}
+scorer: {date: "2026-11-22", data: "0123456789ab", rows: 240, tier: small, model: qwen3-8b, auroc: [0.6, 0.7],
+  offset: 1.5, weights: {length: -0.5}}
+chosen: {date: "2026-11-22", data: "0123456789ab", rows: 400, target: "cost=2",
+  models: {small: qwen3-8b, large: old}, quality: [0.7, 0.8], per_1000: [1.5, 1.9]}"""
+
+
+def test_what_was_fitted_on_outcomes_is_told(
+    tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
+) -> None:
+    """By check: what streams pass, and which choice another model has made stale; by explain: the evidence."""
+    folder = write_small_intents(tmp_path / "intents")
+    (folder / "extraction.yaml").write_text(small_intent("extraction", _FITTED))
+    code, out, _ = in_process("check", folder)
+    assert (code, out.splitlines()[-2:]) == (
+        0,
+        [
+            "stale (models changed since tier and settings were chosen): extraction",
+            "long streams pass rules that need the whole answer (`stream: buffer` holds them): extraction (score)",
+        ],
+    )
+    body = tmp_path / "body.json"
+    body.write_bytes(msgspec.json.encode(body_of(CHAT, EXTRACT) | {"stream": True}))
+    lines = in_process("explain", "--intents", folder, "--request", body)[1].splitlines()
+    assert "chosen    for cost=2, by 400 rows of 0123456789ab, 2026-11-22: quality 70.0 to 80.0 %" in lines
+    assert (
+        "ladder    large, if small fails, or its answer is rejected by complete, "
+        "score (below 0.6; fitted on 240 rows of 0123456789ab 2026-11-22)"
+    ) in lines
+    assert "stream    only its first tokens are held: score needs the whole answer" in lines
 
 
 @pytest.mark.parametrize(
