@@ -1,8 +1,8 @@
 """A richer acceptance score than the one that serves: how much is left to gain above extproc/offline/scorer.py.
 
-It also reads embeddings of question and answer and 45 facts, bent at their quartiles; the verifier would have to embed
-every answer for it. All cohorts share one logistic curve, and each has a level and slopes of its own as far as its
-rows speak for them.
+It also reads embeddings of question and answer, and 45 facts, bent at their quartiles; the verifier would have to
+embed every answer for it. All cohorts share one logistic curve, and each has a level and slopes of its own as far
+as its rows speak for them.
 """
 
 from collections.abc import Sequence

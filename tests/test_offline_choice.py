@@ -211,6 +211,31 @@ def test_too_few_rows_choose_nothing_and_say_how_many_would(folder, tmp_path, wo
     assert "nan" not in "\n".join(choice_text(found)).lower()
 
 
+def test_floors_hold_whatever_pays(folder, tmp_path, words, tokens):
+    """No option lies below a cohort's tier floor; rows that a rule holds up are not the cohort's to decide."""
+    path = folder / "cooking.yaml"
+    path.write_text(path.read_text() + "tier_floor: large\n")
+    rows = plain()
+    for row in rows[:100]:
+        row["headers"] = {"x-user-tier": "gold"}
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().replace("intents: [cooking]", "intents: [billing]"))
+    tab = table(folder, tmp_path, words, tokens, rows)
+    assert (tab.cohort == "billing").sum() == 100
+    found = choose(tab, Target("cost", 0.02), 0.01, DAY)
+    assert chosen(found) == {"billing": Option("large"), "cooking": None}
+
+
+def test_a_cohort_that_ends_with_a_person_is_left_alone(folder, tmp_path, words, tokens):
+    """What goes to a person has no recorded outcome."""
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("accept: [complete]\nescalate: {to: [large, human]}\n")
+    with (folder / "policy.yaml").open("a") as file:
+        file.write("human: {}\n")
+    found = choose(table(folder, tmp_path, words, tokens, plain()), Target("cost", 0.02), 0.01, DAY)
+    assert found.settings[0].why == "left alone: it ends with a person"
+
+
 def test_what_is_not_shown_to_pay_is_not_bought(folder, tmp_path, words, tokens):
     """Money alone buys nothing: the larger tier is right one time in a hundred more often."""
     rows = [

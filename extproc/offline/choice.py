@@ -19,7 +19,7 @@ from extproc.config import Intent
 from extproc.offline.calibration import FIT_SHARE
 from extproc.offline.controls import Line, Recorded, beside
 from extproc.offline.metrics import Bools, Estimate, Floats, auroc_estimate, mean
-from extproc.offline.options import Option, Plan, Table, reasoning_of
+from extproc.offline.options import Option, Plan, Table, ends_with_person, reasoning_of
 from extproc.policy import Cohort
 from extproc.settings import Chosen
 
@@ -172,6 +172,8 @@ _Pick = tuple[int, str]  # which plan, and why none
 def _pick(w: _Weighed, price: float) -> _Pick:
     """The plan worth most at this price of a dollar, of those that the cohort's own rows speak for."""
     n = int(w.rows.sum())
+    if ends_with_person(w.cohort):
+        return 0, "left alone: it ends with a person"
     if n < _LEAST:
         return 0, _needs(_LEAST, w.total, "")
     worth = w.expected[0] - price * w.expected[1]

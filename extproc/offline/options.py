@@ -24,9 +24,11 @@ from extproc.offline.controls import Recorded, recorded
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Bools, Floats
 from extproc.offline.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
-from extproc.policy import Cohort, Reason
+from extproc.policy import Cohort, Policy, Reason, decide
 from extproc.settings import Tier
 
+# Of a cohort's scores, from the lowest to the highest: in less there is nothing to part.
+_SPREAD = 0.01
 # Of a cohort's scores: where its threshold may lie. Finer steps choose among noise.
 _LEVELS = tuple(k / 10 for k in range(1, 10))
 
@@ -97,7 +99,10 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     def options(self, cohort: Cohort) -> Iterator[Option]:
         """All that the cohort could be set to."""
+        policy = self.run.snapshot.policy
         for option in self._uncapped(own_rules(cohort)):
+            if policy.rank(self.tier(option.first).name) < _floor(policy, cohort):
+                continue
             yield option
             if not np.isnan(self.tokens).all():
                 yield msgspec.structs.replace(option, capped=True)
@@ -126,8 +131,10 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         rows = self.fit & (self.cohort == cohort.name)
         least, cap = -math.inf, None
         if option.level is not None:
-            scores = self.scores[option.first][rows]
-            if not len(scores) or np.isnan(scores).any():
+            scores, curve = self.scores[option.first][rows], self.curves[option.first].get(cohort.name)
+            served = curve.chances(self.facts[option.first][rows]) if curve is not None else np.zeros(0)
+            # Where the curve tells no answer from another, those that had not seen them differ by chance alone.
+            if np.isnan(scores).any() or not len(served) or np.ptp(served) < _SPREAD:
                 return None
             least = round(float(np.quantile(scores, option.level)), 3)
         if option.capped:
@@ -200,12 +207,13 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> Table:
         if all(one is not None for one in seen):
             facts[name] = _facts(run, at, seen)
             logprobs[name] = all(one is not None and one.logprobs for one in seen)
+    lowest = _at_the_bottom(run.snapshot.policy)
     tokens = [[row[j].tokens_out for j in range(len(names))] for row in answers]
     return Table(
         run,
         at,
         found,
-        np.array([_decided_by(run, i) for i in at], dtype=object),
+        np.array([_decided_by(run, i, lowest) for i in at], dtype=object),
         np.array([_is_fitted(run, i, seed) for i in at], dtype=np.bool_),
         (quality[at], cost[at]),
         [s.path if (s := run.served[i]) is not None else () for i in at],
@@ -225,13 +233,32 @@ def _facts(run: Execution, at: Sequence[int], seen: Sequence[object]) -> Floats:
     return rows
 
 
-def _decided_by(run: Execution, i: int) -> str:
-    """The cohort whose tier and settings served a row, if it was the cohort that decided."""
-    decision = run.routed[i].decision
-    cohort = decision.cohort
-    if decision.reason is not Reason.MATCHED or cohort is None:
+def _decided_by(run: Execution, i: int, lowest: Policy) -> str:
+    """The cohort whose tier and settings served a row, if the cohort decided and would, whatever its tier."""
+    one = run.routed[i]
+    decision, cohort = one.decision, one.decision.cohort
+    if decision.reason is not Reason.MATCHED or cohort is None or one.signals is None or ends_with_person(cohort):
         return ""
-    return "" if cohort.escalate is not None and cohort.escalate.human else cohort.name
+    _, headers = run.rows[i].request("")
+    least = decide(lowest, one.signals, decision.match, headers).tier
+    return cohort.name if lowest.rank(least.name) <= _floor(lowest, cohort) else ""  # else a rule holds it up
+
+
+def _at_the_bottom(policy: Policy) -> Policy:
+    """The policy as if every cohort were set to the cheapest tier."""
+    bottom = policy.tiers[0].name
+    cohorts = {name: msgspec.structs.replace(cohort, tier=bottom) for name, cohort in policy.cohorts.items()}
+    return msgspec.structs.replace(policy, cohorts=cohorts, mode="enforce")
+
+
+def _floor(policy: Policy, cohort: Cohort) -> int:
+    """The rank of the least tier that the cohort allows itself."""
+    return policy.rank(cohort.tier_floor) if cohort.tier_floor is not None else 0
+
+
+def ends_with_person(cohort: Cohort) -> bool:
+    """Whether what its models may not answer goes to a person."""
+    return cohort.escalate is not None and cohort.escalate.human
 
 
 def _is_fitted(run: Execution, i: int, seed: int) -> bool:
