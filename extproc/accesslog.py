@@ -5,6 +5,7 @@ attempt it judged, and the tokens that Envoy itself read from the answer that it
 the verifier's reading of that answer stands, and where neither did, the usage is unknown.
 """
 
+import re
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -20,6 +21,8 @@ from extproc.response import Usage
 # Served under Envoy's name, as ext_proc is.
 SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLogs"
 
+# Envoy makes one; where it is told to keep the client's, that may be anything.
+_REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _API_NAMES = frozenset(APIS.values())
 _CLIENT_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
 _CUT = (
@@ -67,6 +70,7 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         ),
         usage=usage,
         usage_from=source if usage is not None else None,  # type: ignore[arg-type]  # one of its two words
+        request=entry.request.request_id if _REQUEST_ID.fullmatch(entry.request.request_id) else None,
         principal=ledger.get("principal"),
         session=ledger.get("session"),
         revision=decision.get("revision"),

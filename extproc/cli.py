@@ -127,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="print the ledger's outcomes as JSON lines: no text, no principals")
     _ledger_options(export)
     export.add_argument("--share", type=float, default=1.0, metavar="0..1", help="of the sessions (default all)")
+    export.add_argument(
+        "--requests",
+        type=Path,
+        metavar="FILE",
+        help="print traffic (docs/evidence.md) instead: these requests, as for `convert openai-log`, by their `id`",
+    )
     export.set_defaults(run=_export)
 
     demo = commands.add_parser("demo", help="real Envoy, sample upstreams, real prompts")
@@ -385,13 +391,20 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from extproc.export import export
+    from extproc.export import Learned, as_traffic, export
     from extproc.report import seconds_of
 
     if not 0 <= args.share <= 1:
         raise ValueError(f"--share {args.share:g}: give a part from 0 to 1, as in 0.1")
-    for line in export(args.ledger, seconds_of(args.since), args.share):
+    lines, count = export(args.ledger, seconds_of(args.since), args.share), Learned()
+    if args.requests is not None:
+        from extproc.offline.commands import requests_by_id
+
+        lines = as_traffic(lines, requests_by_id(args.requests), count)
+    for line in lines:
         sys.stdout.buffer.write(line)
+    if args.requests is not None:
+        print(f"{args.requests}: {count.rows} rows joined, {count.without} without a request", file=sys.stderr)
     return 0
 
 

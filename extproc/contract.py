@@ -14,6 +14,7 @@ USAGE = "envoy.ai.token_usage"  # typed, Envoy's own: the tokens of the answer t
 # An attribute of the verifier's streams: the tier of this attempt, from its endpoint's metadata.
 TIER_ATTRIBUTE = f"xds.upstream_host_metadata.filter_metadata['{METADATA}']['tier']"
 TIER_TAG = "tier"  # of the access log: the tier that served
+DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs/decision-log.schema.json
 # Headers.
 CLUSTER_HEADER = "x-router-cluster"
 VERDICT_HEADER = "x-cascade-verdict"

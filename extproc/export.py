@@ -1,10 +1,10 @@
-"""`extproc export`: what the ledger says, row by row, to learn from."""
+"""`extproc export`: what the ledger says, row by row, to learn from; with what was asked, where that was kept."""
 
 import contextlib
 import itertools
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,61 @@ def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     known = row["judged"] and row["ending"] in ("accepted", "degraded", "human")
     accepted = row["ending"] == "accepted" if known else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
-    same = ("time", "ending", "status", "reason", "revision", "mode", "session", "duration_s", "first_byte_s")
+    same = (
+        "request",
+        "time",
+        "ending",
+        "status",
+        "reason",
+        "revision",
+        "mode",
+        "session",
+        "duration_s",
+        "first_byte_s",
+    )
     return {"v": 1, "intent": row["cohort"]} | {name: row[name] for name in same} | {"answers": answers}
 
 
 def _tokens(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {"tokens": {name: row[prefix + name] for name in ("input", "output", "cached")}}
+
+
+class Learned(msgspec.Struct):
+    """How many rows found what was asked."""
+
+    rows: int = 0
+    without: int = 0
+
+
+def as_traffic(
+    exported: Iterable[bytes], requests: Mapping[str, dict[str, Any]], count: Learned
+) -> Iterator[bytes]:
+    """Join exported lines with the requests that they are about, by id: labelled traffic's format, without labels.
+
+    An answer that a rule accepted is a success, one that a rule rejected is none; of one that nobody judged that is
+    not known. A cohort is no label: whether it was the right one, only a person can say.
+    """
+    for line in exported:
+        row = msgspec.json.decode(line)
+        asked = requests.get(row["request"] or "")
+        if asked is None:
+            count.without += 1
+            continue
+        count.rows += 1
+        outcomes = {answer["tier"]: _outcome(answer) for answer in row["answers"] if answer["tier"] is not None}
+        last = row["answers"][-1]["tier"]
+        if len(row["answers"]) == 1 and last is not None and row["ending"] in _ANSWERED:
+            outcomes[last]["latency_s"] = row["duration_s"]
+        for said in asked.get("outcomes", {}).values():  # what the client was answered, if that was kept
+            outcomes.setdefault(last, {}).update(said)
+        known = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
+        yield msgspec.json.encode(asked | known | {"session": row["session"], "time": row["time"]}) + b"\n"
+
+
+_ANSWERED = ("accepted", "degraded")
+
+
+def _outcome(answer: dict[str, Any]) -> dict[str, Any]:
+    tokens = answer["tokens"]
+    known = {"success": answer["accepted"], "tokens_in": tokens["input"], "tokens_out": tokens["output"]}
+    return {name: value for name, value in known.items() if value is not None}

@@ -16,14 +16,6 @@ _TURN_S = 0.5
 _LOWEST_PRIORITY = 19
 
 
-class GateError(ValueError):
-    """The new configuration may not serve; `regressed`, or the gate could not tell."""
-
-    def __init__(self, what: str, regressed: bool) -> None:
-        super().__init__(what)
-        self.regressed = regressed
-
-
 class Gate:
     """Copies of what serves and of what wants to, compared on a file of traffic.
 
@@ -59,22 +51,24 @@ class Gate:
         """This copy is not needed any more."""
         shutil.rmtree(copy, ignore_errors=True)
 
-    async def check(self, new: Path) -> None:
-        """Hold the copy `new` against what serves; takes as long as the traffic takes. Raises GateError."""
+    async def refusal(self, new: Path) -> tuple[str, str] | None:
+        """Hold the copy `new` against what serves: None, or why it may not, "regression" or "gate", and in words.
+
+        "gate": it could not tell. Takes as long as the traffic takes.
+        """
         try:
             with self._data.open("rb") as file:
                 while not _locked(file.fileno()):
                     await asyncio.sleep(_TURN_S)
                 code, out, err = await self._run(new)
+        except TimeoutError:
+            return "gate", f"the gate could not tell within {_PATIENCE_S:.0f} s"
         except OSError as error:
-            raise GateError(f"the gate could not tell: {error}", regressed=False) from error
-        if code == 0:
-            return
+            return "gate", f"the gate could not tell: {error}"
         if code == 1:
-            ruling = out[out.rfind("FAILED") :].strip()
-            raise GateError(f"it regresses on {self._data}: {ruling}", regressed=True)
+            return "regression", f"it regresses on {self._data}: {out[out.rfind('FAILED') :].strip()}"
         what = err.strip().splitlines()[-1:] or [f"it ended with {code}"]
-        raise GateError(f"the gate could not tell: {what[0]}", regressed=False)
+        return ("gate", f"the gate could not tell: {what[0]}") if code else None
 
     async def _run(self, new: Path) -> tuple[int, str, str]:
         drop, rise = self._limits
@@ -87,8 +81,6 @@ class Gate:
             with contextlib.suppress(ProcessLookupError):  # over already
                 os.setpriority(os.PRIO_PROCESS, process.pid, _LOWEST_PRIORITY)
             out, err = await asyncio.wait_for(process.communicate(), _PATIENCE_S)
-        except TimeoutError as error:
-            raise GateError(f"the gate could not tell within {_PATIENCE_S:.0f} s", regressed=False) from error
         finally:
             if process.returncode is None:
                 process.kill()

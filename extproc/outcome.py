@@ -45,6 +45,7 @@ class Outcome(msgspec.Struct, frozen=True):
     rejections: tuple[Rejection, ...] = ()
     usage: Usage | None = None  # of the last attempt
     usage_from: Literal["envoy", "verifier"] | None = None
+    request: str | None = None  # Envoy's x-request-id, by which its log, the client's and the upstream's are joined
     principal: str | None = None
     session: str | None = None
     revision: str | None = None

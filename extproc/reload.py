@@ -4,10 +4,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from extproc.centroid_file import CENTROIDS_FILE
 from extproc.config import POLICY_FILE, Config, ConfigError, load_config
-from extproc.gate import Gate, GateError
 from extproc.policy import Snapshot
 from extproc.snapshot import compile_snapshot
 from extproc.strict_yaml import Problem, line_of
@@ -34,6 +34,23 @@ def signature(folder: Path) -> Signature:
     return tuple(found)
 
 
+class Gate(Protocol):
+    """What a new configuration has to pass before it may serve."""
+
+    def copy(self, folder: Path) -> Path: ...
+    def serves(self, copy: Path) -> None: ...
+    def forget(self, copy: Path) -> None: ...
+    async def refusal(self, new: Path) -> tuple[str, str] | None: ...
+
+
+class RefusedError(ValueError):
+    """The gate refuses: `why` in one word."""
+
+    def __init__(self, why: str, what: str) -> None:
+        super().__init__(what)
+        self.why = why
+
+
 async def watch(
     folder: Path,
     seen: Signature,
@@ -56,9 +73,8 @@ async def watch(
         seen = now
         try:
             snapshot = await _admitted(folder, current(), encoder, gate)
-        except (ConfigError, GateError) as error:
-            why = "invalid" if isinstance(error, ConfigError) else "regression" if error.regressed else "gate"
-            report(why, current().revision)
+        except (ConfigError, RefusedError) as error:
+            report(error.why if isinstance(error, RefusedError) else "invalid", current().revision)
             log.error("reload refused, revision %s serves on:\n%s", current().revision, error)
             continue
         except Exception:
@@ -72,7 +88,7 @@ async def watch(
 
 
 async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gate | None) -> Snapshot:
-    """What the folder compiles to, if it may serve. Raises ConfigError or GateError."""
+    """What the folder compiles to, if it may serve. Raises ConfigError or RefusedError."""
     if gate is None:
         return await asyncio.to_thread(_compile, folder, current, encoder)
     copy = await asyncio.to_thread(gate.copy, folder)
@@ -80,7 +96,9 @@ async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gat
         snapshot = await asyncio.to_thread(_compile, copy, current, encoder)
         if snapshot.revision != current.revision:
             log.info("revision %s compiles; the gate is asked whether it may serve", snapshot.revision)
-            await gate.check(copy)
+            refusal = await gate.refusal(copy)
+            if refusal is not None:
+                raise RefusedError(*refusal)
     except BaseException:
         gate.forget(copy)
         raise

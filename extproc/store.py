@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS outcomes (
   status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL, reason TEXT NOT NULL,
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
-  usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION
+  usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT
 );
 CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
 CREATE TABLE IF NOT EXISTS rejections (
@@ -37,7 +37,7 @@ CREATE INDEX IF NOT EXISTS rejections_outcome ON rejections (outcome);
 _COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
-    "usage_from", "cost", "default_cost",
+    "usage_from", "cost", "default_cost", "request",
 )  # fmt: skip
 
 Statement = tuple[str, Sequence[Any]]
@@ -105,7 +105,7 @@ def _inserts(outcome: Outcome, cost: Cost, last: str) -> Iterator[Statement]:
         outcome.time, outcome.api, outcome.ending, outcome.status, outcome.attempts, outcome.failed_attempts,
         outcome.reason, int(outcome.judged), outcome.cohort, outcome.tier, outcome.principal, outcome.session,
         outcome.revision, outcome.mode, outcome.duration_s, outcome.first_byte_s,
-        *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default,
+        *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
     )  # fmt: skip
     yield f"INSERT INTO outcomes ({', '.join(_COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
     for found, price in zip(outcome.rejections, cost.rejected, strict=True):

@@ -156,3 +156,16 @@ def test_how_it_ended(status: int, flag: str | None, ending: str) -> None:
 def test_what_is_no_log_is_refused() -> None:
     with pytest.raises(ValueError, match="not an access log"):
         read_outcomes(b"\xff\xff")
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("8d875a95-12ac-404f-acae-0738446164e9", "8d875a95-12ac-404f-acae-0738446164e9"), ("my own words", None),
+     ("x" * 65, None), ("", None)],
+)  # fmt: skip
+def test_a_request_is_known_by_an_id_that_can_hold_no_words(sent: str, kept: str | None) -> None:
+    """Where Envoy is told to keep the client's, that may be anything."""
+    message = pb.StreamAccessLogsMessage.FromString(batch())
+    message.http_logs.log_entry[0].request.request_id = sent
+    (found,) = read_outcomes(message.SerializeToString())
+    assert found.request == kept

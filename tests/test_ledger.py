@@ -29,7 +29,7 @@ def outcome(at: float | None = None, **what: Any) -> Outcome:
 CLIMBED = outcome(
     1e9, attempts=2, tier="large", cohort="faq", judged=False, usage=Usage(10, 4, 3), usage_from="envoy",
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
-    mode="enforce", duration_s=1.5, first_byte_s=0.5,
+    mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5",
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -73,7 +73,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "failed_attempts": 0, "reason": "matched", "judged": 0, "cohort": "faq", "tier": "large",
             "principal": "p", "session": "s", "revision": "r1", "mode": "enforce", "duration_s": 1.5,
             "first_byte_s": 0.5, "input": 10, "output": 4, "cached": 3, "usage_from": "envoy", "cost": 0.5,
-            "default_cost": 0.5,
+            "default_cost": 0.5, "request": "5-5",
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [

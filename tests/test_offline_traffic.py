@@ -169,7 +169,7 @@ def test_a_foreign_row_is_converted_whole(kind, tmp_path):
         (REQUEST, {"request": REQUEST}),
         (
             {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": REQUEST},
-            {"request": REQUEST, "path": "/v1/chat/completions"},
+            {"request": REQUEST, "id": "1", "path": "/v1/chat/completions"},
         ),
     ],
 )

@@ -169,6 +169,7 @@ def test_an_entry_of_the_access_log_is_read_as_envoy_writes_it():
     theirs = envoys_log.StreamAccessLogsMessage()
     entry = theirs.http_logs.log_entry.add()
     entry.request.path = "/v1?key=secret"
+    entry.request.request_id = "5-5"
     common = entry.common_properties
     common.duration.FromMilliseconds(12)
     common.response_flags.downstream_connection_termination = True
@@ -190,6 +191,7 @@ def test_an_entry_of_the_access_log_is_read_as_envoy_writes_it():
             "customTags": {"tier": "small"},
             "metadata": {"filterMetadata": {"semantic_router": {"tier": "small"}}},
         },
+        "request": {"requestId": "5-5"},
         "response": {"responseCode": 200},
     }
 

@@ -4,6 +4,7 @@ from extproc.config import Config
 from extproc.contract import (
     ANSWER,
     CLUSTER_HEADER,
+    DECISION_LOG,
     FACTS,
     LADDER,
     LEDGER,
@@ -312,7 +313,9 @@ def _contract_headers() -> Dict:
 
 
 def _access_log() -> Dict:
+    """The decision log: docs/decision-log.schema.json says what a line holds."""
     line = {
+        "version": DECISION_LOG,
         "time": "%START_TIME%",
         "path": "%REQ(:PATH)%",
         "status": "%RESPONSE_CODE%",
@@ -324,6 +327,8 @@ def _access_log() -> Dict:
         "verdict": f"%RESP({VERDICT_HEADER})%",
         "duration_ms": "%DURATION%",
         "request_id": "%REQ(X-REQUEST-ID)%",
+        "principal": f"%DYNAMIC_METADATA({LEDGER}:principal)%",
+        "session": f"%DYNAMIC_METADATA({LEDGER}:session)%",
         "decision": f"%DYNAMIC_METADATA({METADATA})%",
         "router_us": f"%FILTER_STATE({_ROUTER}:FIELD:request_body_max_latency_us)%",
     }

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -52,6 +53,18 @@ def run_convert(kind: str, path: Path, where: dict[str, str]) -> int:
     tell_bad_rows(path, bad)
     print(f"{path}: {count} rows converted, {len(bad)} skipped", file=sys.stderr)
     return 0
+
+
+def requests_by_id(path: Path) -> dict[str, dict[str, Any]]:
+    """The requests of an OpenAI log as rows, by their ids; what cannot be used is told on stderr."""
+    rows, bad = [], []
+    for row in convert("openai-log", path, {}):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        else:
+            rows.append(msgspec.json.decode(row))
+    tell_bad_rows(path, bad)
+    return {str(row["id"]): row for row in rows if "id" in row}
 
 
 def run_eval(

@@ -55,6 +55,9 @@ def openai_log(source: Source) -> Source:
     if not isinstance(request, dict):
         raise ValueError("no request: expected `request`, `body`, or the request's own members")
     row: Source = {"request": request}
+    name = source.get("custom_id") or source.get("id")
+    if request is not source and name is not None:
+        row["id"] = name
     if (path := source.get("path") or source.get("url")) is not None:
         row["path"] = path
     answered = source.get("response")

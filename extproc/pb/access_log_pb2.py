@@ -29,7 +29,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65xtproc/pb/access_log.proto\x12\x14\x65xtproc.pb.accesslog\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xd6\x01\n\x17StreamAccessLogsMessage\x12W\n\thttp_logs\x18\x02 \x01(\x0b\x32\x42.extproc.pb.accesslog.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1aS\n\x14HTTPAccessLogEntries\x12;\n\tlog_entry\x18\x01 \x03(\x0b\x32(.extproc.pb.accesslog.HTTPAccessLogEntryB\r\n\x0blog_entries\"\x96\x01\n\x12HTTPAccessLogEntry\x12@\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32%.extproc.pb.accesslog.AccessLogCommon\x12>\n\x08response\x18\x04 \x01(\x0b\x32,.extproc.pb.accesslog.HTTPResponseProperties\"\xa0\x04\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x43\n time_to_first_downstream_tx_byte\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32#.extproc.pb.accesslog.ResponseFlags\x12\x30\n\x08metadata\x18\x11 \x01(\x0b\x32\x1e.extproc.pb.accesslog.Metadata\x12\x12\n\nroute_name\x18\x13 \x01(\t\x12J\n\x0b\x63ustom_tags\x18\x16 \x03(\x0b\x32\x35.extproc.pb.accesslog.AccessLogCommon.CustomTagsEntry\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\x1a\x31\n\x0f\x43ustomTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x03\n\rResponseFlags\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\xd1\x02\n\x08Metadata\x12K\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x32.extproc.pb.accesslog.Metadata.FilterMetadataEntry\x12V\n\x15typed_filter_metadata\x18\x02 \x03(\x0b\x32\x37.extproc.pb.accesslog.Metadata.TypedFilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x1aP\n\x18TypedFilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"M\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x65xtproc/pb/access_log.proto\x12\x14\x65xtproc.pb.accesslog\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xd6\x01\n\x17StreamAccessLogsMessage\x12W\n\thttp_logs\x18\x02 \x01(\x0b\x32\x42.extproc.pb.accesslog.StreamAccessLogsMessage.HTTPAccessLogEntriesH\x00\x1aS\n\x14HTTPAccessLogEntries\x12;\n\tlog_entry\x18\x01 \x03(\x0b\x32(.extproc.pb.accesslog.HTTPAccessLogEntryB\r\n\x0blog_entries\"\xd4\x01\n\x12HTTPAccessLogEntry\x12@\n\x11\x63ommon_properties\x18\x01 \x01(\x0b\x32%.extproc.pb.accesslog.AccessLogCommon\x12<\n\x07request\x18\x03 \x01(\x0b\x32+.extproc.pb.accesslog.HTTPRequestProperties\x12>\n\x08response\x18\x04 \x01(\x0b\x32,.extproc.pb.accesslog.HTTPResponseProperties\"\xa0\x04\n\x0f\x41\x63\x63\x65ssLogCommon\x12.\n\nstart_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x41\n\x1etime_to_first_upstream_rx_byte\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x43\n time_to_first_downstream_tx_byte\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12;\n\x0eresponse_flags\x18\x10 \x01(\x0b\x32#.extproc.pb.accesslog.ResponseFlags\x12\x30\n\x08metadata\x18\x11 \x01(\x0b\x32\x1e.extproc.pb.accesslog.Metadata\x12\x12\n\nroute_name\x18\x13 \x01(\t\x12J\n\x0b\x63ustom_tags\x18\x16 \x03(\x0b\x32\x35.extproc.pb.accesslog.AccessLogCommon.CustomTagsEntry\x12+\n\x08\x64uration\x18\x17 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x1eupstream_request_attempt_count\x18\x18 \x01(\r\x1a\x31\n\x0f\x43ustomTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x03\n\rResponseFlags\x12 \n\x18upstream_request_timeout\x18\x03 \x01(\x08\x12\x13\n\x0blocal_reset\x18\x04 \x01(\x08\x12\x1d\n\x15upstream_remote_reset\x18\x05 \x01(\x08\x12\'\n\x1fupstream_connection_termination\x18\x07 \x01(\x08\x12)\n!downstream_connection_termination\x18\x0f \x01(\x08\x12\x1b\n\x13stream_idle_timeout\x18\x11 \x01(\x08\x12!\n\x19\x64ownstream_protocol_error\x18\x13 \x01(\x08\x12,\n$upstream_max_stream_duration_reached\x18\x14 \x01(\x08\x12\x18\n\x10\x64uration_timeout\x18\x17 \x01(\x08\x12\x1f\n\x17upstream_protocol_error\x18\x18 \x01(\x08\x12\x1f\n\x17\x64ownstream_remote_reset\x18\x1c \x01(\x08\"\xd1\x02\n\x08Metadata\x12K\n\x0f\x66ilter_metadata\x18\x01 \x03(\x0b\x32\x32.extproc.pb.accesslog.Metadata.FilterMetadataEntry\x12V\n\x15typed_filter_metadata\x18\x02 \x03(\x0b\x32\x37.extproc.pb.accesslog.Metadata.TypedFilterMetadataEntry\x1aN\n\x13\x46ilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12&\n\x05value\x18\x02 \x01(\x0b\x32\x17.google.protobuf.Struct:\x02\x38\x01\x1aP\n\x18TypedFilterMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.google.protobuf.Any:\x02\x38\x01\"+\n\x15HTTPRequestProperties\x12\x12\n\nrequest_id\x18\t \x01(\t\"M\n\x16HTTPResponseProperties\x12\x33\n\rresponse_code\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt32Valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,19 +47,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_start=324
   _globals['_STREAMACCESSLOGSMESSAGE_HTTPACCESSLOGENTRIES']._serialized_end=407
   _globals['_HTTPACCESSLOGENTRY']._serialized_start=425
-  _globals['_HTTPACCESSLOGENTRY']._serialized_end=575
-  _globals['_ACCESSLOGCOMMON']._serialized_start=578
-  _globals['_ACCESSLOGCOMMON']._serialized_end=1122
-  _globals['_ACCESSLOGCOMMON_CUSTOMTAGSENTRY']._serialized_start=1073
-  _globals['_ACCESSLOGCOMMON_CUSTOMTAGSENTRY']._serialized_end=1122
-  _globals['_RESPONSEFLAGS']._serialized_start=1125
-  _globals['_RESPONSEFLAGS']._serialized_end=1512
-  _globals['_METADATA']._serialized_start=1515
-  _globals['_METADATA']._serialized_end=1852
-  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=1692
-  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=1770
-  _globals['_METADATA_TYPEDFILTERMETADATAENTRY']._serialized_start=1772
-  _globals['_METADATA_TYPEDFILTERMETADATAENTRY']._serialized_end=1852
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1854
-  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=1931
+  _globals['_HTTPACCESSLOGENTRY']._serialized_end=637
+  _globals['_ACCESSLOGCOMMON']._serialized_start=640
+  _globals['_ACCESSLOGCOMMON']._serialized_end=1184
+  _globals['_ACCESSLOGCOMMON_CUSTOMTAGSENTRY']._serialized_start=1135
+  _globals['_ACCESSLOGCOMMON_CUSTOMTAGSENTRY']._serialized_end=1184
+  _globals['_RESPONSEFLAGS']._serialized_start=1187
+  _globals['_RESPONSEFLAGS']._serialized_end=1574
+  _globals['_METADATA']._serialized_start=1577
+  _globals['_METADATA']._serialized_end=1914
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_start=1754
+  _globals['_METADATA_FILTERMETADATAENTRY']._serialized_end=1832
+  _globals['_METADATA_TYPEDFILTERMETADATAENTRY']._serialized_start=1834
+  _globals['_METADATA_TYPEDFILTERMETADATAENTRY']._serialized_end=1914
+  _globals['_HTTPREQUESTPROPERTIES']._serialized_start=1916
+  _globals['_HTTPREQUESTPROPERTIES']._serialized_end=1959
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_start=1961
+  _globals['_HTTPRESPONSEPROPERTIES']._serialized_end=2038
 # @@protoc_insertion_point(module_scope)

@@ -25,12 +25,14 @@ class StreamAccessLogsMessage(_message.Message):
     def __init__(self, http_logs: _Optional[_Union[StreamAccessLogsMessage.HTTPAccessLogEntries, _Mapping]] = ...) -> None: ...
 
 class HTTPAccessLogEntry(_message.Message):
-    __slots__ = ("common_properties", "response")
+    __slots__ = ("common_properties", "request", "response")
     COMMON_PROPERTIES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
     RESPONSE_FIELD_NUMBER: _ClassVar[int]
     common_properties: AccessLogCommon
+    request: HTTPRequestProperties
     response: HTTPResponseProperties
-    def __init__(self, common_properties: _Optional[_Union[AccessLogCommon, _Mapping]] = ..., response: _Optional[_Union[HTTPResponseProperties, _Mapping]] = ...) -> None: ...
+    def __init__(self, common_properties: _Optional[_Union[AccessLogCommon, _Mapping]] = ..., request: _Optional[_Union[HTTPRequestProperties, _Mapping]] = ..., response: _Optional[_Union[HTTPResponseProperties, _Mapping]] = ...) -> None: ...
 
 class AccessLogCommon(_message.Message):
     __slots__ = ("start_time", "time_to_first_upstream_rx_byte", "time_to_first_downstream_tx_byte", "response_flags", "metadata", "route_name", "custom_tags", "duration", "upstream_request_attempt_count")
@@ -108,6 +110,12 @@ class Metadata(_message.Message):
     filter_metadata: _containers.MessageMap[str, _struct_pb2.Struct]
     typed_filter_metadata: _containers.MessageMap[str, _any_pb2.Any]
     def __init__(self, filter_metadata: _Optional[_Mapping[str, _struct_pb2.Struct]] = ..., typed_filter_metadata: _Optional[_Mapping[str, _any_pb2.Any]] = ...) -> None: ...
+
+class HTTPRequestProperties(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
 
 class HTTPResponseProperties(_message.Message):
     __slots__ = ("response_code",)

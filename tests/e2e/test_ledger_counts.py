@@ -32,8 +32,10 @@ from traffic import (
     write_small_intents,
 )
 
+from extproc.cli import main
 from extproc.config import load_config
 from extproc.export import export
+from extproc.offline.traffic import read_traffic, reveal_all
 from extproc.report import Report, read_report
 from extproc.sample_upstream import TIER, Answered, Received, SampleUpstreams
 from extproc.stack import Stack
@@ -261,6 +263,31 @@ def test_a_part_of_the_sessions_is_exported_whole(stack: Stack, mix: Mix) -> Non
     part = Counter(msgspec.json.decode(line)["session"] for line in export(ledger_of(stack), 3600, 0.5))
     assert 0 < len(part) < len(sessions)
     assert all(sessions[session] == count for session, count in part.items())
+
+
+def test_with_the_requests_beside_it_the_ledger_is_traffic_to_learn_from(
+    stack: Stack, mix: Mix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Requests that somebody kept, joined by Envoy's id: every row has what each tier's answer was worth."""
+    kept = {
+        received.headers["x-request-id"]: json.loads(received.body) | {"model": "auto"}
+        for received in stack.upstreams.received
+        if received.path == CHAT and "x-request-id" in received.headers
+    }
+    log, traffic = tmp_path / "requests.jsonl", tmp_path / "traffic.jsonl"
+    log.write_bytes(b"".join(msgspec.json.encode({"id": i, "request": r}) + b"\n" for i, r in kept.items()))
+    code = main(["export", "--ledger", str(ledger_of(stack)), "--since", "1h", "--requests", str(log)])
+    printed = capsys.readouterr()
+    assert (code, printed.err.split(": ")[1].split(",")[0]) == (0, f"{len(kept)} rows joined")
+    traffic.write_text(printed.out)
+    read = read_traffic(traffic)
+    known, bad = reveal_all(read.rows)
+    assert (read.bad, bad, len(read.rows)) == ([], [], len(kept))
+    worth = Counter(one.outcomes["small"].worth for one in known if one is not None and "small" in one.outcomes)
+    assert worth[1.0] and worth == {1.0: worth[1.0], 0.0: worth[1.0]}  # as many judged well as rejected
+    told = [one.outcomes for one in known if one is not None and len(one.outcomes) == 2]
+    assert told and all(o["small"].worth == 0.0 and o["large"].worth is None for o in told)
+    assert all(o["large"].tokens_out for o in told)
 
 
 def test_no_word_and_no_key_is_kept(stack: Stack, mix: Mix) -> None:
