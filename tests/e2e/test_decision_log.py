@@ -1,10 +1,15 @@
 """The decision log: what Envoy writes of every request, held to the published schema."""
 
 import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
-from traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, send
+import pytest
+from traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
 
 from extproc.policy import Reason
 from extproc.stack import Stack
@@ -42,3 +47,28 @@ def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_p
 def test_the_schema_knows_every_reason() -> None:
     """A new reason is a change of the schema."""
     assert set(SCHEMA["$defs"]["decision"]["properties"]["reason"]["enum"]) == {reason.value for reason in Reason}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small disk can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_lines_and_no_request(stack: Stack, small_disk: Path) -> None:
+    """A thread of Envoy's own writes; whoever asks never waits for it."""
+    with envoy_beside(stack, small_disk, lambda bootstrap: None) as beside:
+        (small_disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
+        asked = 150  # 80 KiB of lines for 8 KiB of room
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: ask(beside.port, PROVE).status, range(asked)))
+        written = eventually(lambda: beside.stats("filesystem.write_failed").get("filesystem.write_failed"), "full")
+        assert ask(beside.port, PROVE).status == 200
+    assert (set(found), written > 0) == ({200}, True)
+    assert len(beside.log("envoy.log").splitlines()) < asked
