@@ -16,7 +16,8 @@ OLD_ENVOY := 1.36.4
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check fuzz protos envoy manifests image lock sbom bench bench-cascade bench-encoders \
-  bench-faults bench-footprint bench-ledger bench-peers bench-routing bench-soak bench-ttft bench-views clean
+  bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak bench-ttft \
+  bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -84,6 +85,9 @@ bench-soak: $(VENV)/ready  ## ten minutes of mixed traffic: fails if memory, des
 
 bench-routing: $(VENV)/ready  ## routing, cascading and both on recorded data, beside the controls
 	$(BIN)/python -m bench.routing
+
+bench-robustness: $(VENV)/ready  ## what flips under other words for the same ask, and under searched ones
+	$(BIN)/python -m bench.robustness
 
 bench-cascade: $(VENV)/ready  ## the cascade on recorded MMLU-Pro answers, beside its controls
 	$(BIN)/python -m bench.cascade

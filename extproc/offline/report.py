@@ -54,10 +54,11 @@ def _lines(report: Report) -> Iterator[str]:
             yield f"{path:<40}{rows:>7}{p50:>9.2f}{p95:>9.2f}"
     if report.robustness is not None:
         yield ""
-        yield from _robustness(report.robustness)
+        yield from robustness_text(report.robustness)
 
 
-def _robustness(found: Robustness) -> Iterator[str]:
+def robustness_text(found: Robustness) -> Iterator[str]:
+    """What flipped, by kind of change, and the words of the gadgets."""
     bounded = any(effect.held.known for effect in found.effects)
     yield (
         f"{'changed, % [95 %]':<30}{'rows':>5}  {'flipped':<20}{'to a dearer tier':<20}{'above':>6}"
