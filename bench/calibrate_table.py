@@ -47,7 +47,7 @@ def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
             found = choose(chosen_by, parse_target(target), 0.01, "2026-01-01")
             for setting, intent in zip(found.settings, run.config.intents, strict=True):
                 file = run.config.files[intent.intent]
-                edits.write(folder / file, edits.with_settings(untouched[file], changes(setting, intent)))
+                edits.write(folder / file, edits.with_settings(untouched[file], changes(setting, intent)).encode())
             served = execute(folder, memory, read_traffic(rest), tokens)
             lines = {line.name: line for line in evaluate(served, seed).lines}
             if target == TARGETS[0]:
