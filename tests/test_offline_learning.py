@@ -205,6 +205,16 @@ def test_floors_are_fitted_on_rows_that_nothing_was_learned_from(folder):
     assert given["a"][:4] == ["ua-0", "ua-1", "ua-2", "ua-3"]
 
 
+def test_without_rows_to_try_them_on_nothing_is_tried(folder):
+    """A few rows may all lie in other parts; then floors may be fitted on all that there are."""
+    run, rows, candidates = executed(folder, 20, Planted(DIRECTIONS))
+    some = rows.some(rows.place >= LEARN_SHARE)
+    learned = learn(run, some, candidates, "2026-11-22", 0)
+    assert (learned.tried, learned.rows) == ((), 0)
+    assert learned.why == "centroids stay as they are: no labelled row in scope is left to try others on"
+    assert ground_for(run, some, learned).part == FIT_SHARE
+
+
 def test_the_stated_risk_holds_with_learned_centroids():
     """Mean share of wrong among accepted, over fits of both parts; floors from rows learned from break it."""
     dice = np.random.default_rng(0)

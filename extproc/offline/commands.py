@@ -99,10 +99,10 @@ def run_calibrate(
     centroids = learned.raw if ground.config.fitted is not None and not _same_centroids(run, ground) else b""
     changes = [*_encoder_change(intents, run, ground.config), *_changes(intents, run, found.fits)]
     if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
+        for path, _, after in changes:  # an encoder first: a router that runs then waits for its restart
+            edits.write(path, after.encode())
         if centroids:
             edits.write(intents / CENTROIDS_FILE, centroids)
-        for path, _, after in changes:
-            edits.write(path, after.encode())
     print("\n".join(learned_text(learned, rows, ground, seed)) + "\n")
     print("\n".join(calibration_text(found, risk, run.snapshot.policy.cohorts)) + "\n")
     if centroids and ground.config.fitted is not None:
@@ -112,7 +112,7 @@ def run_calibrate(
         print("\n".join(edits.diff(*change)))
     count, done = len(changes) + bool(centroids), "changed and written" if write else _NOT_WRITTEN
     print(f"\n{count} files {done}" if count else "\nnothing to change")
-    if ground.config.policy.encoder != run.config.policy.encoder:
+    if write and ground.config.policy.encoder != run.config.policy.encoder:
         print(f"then `extproc prepare --intents {intents}` on the machine that serves, and restart the router")
     return 0
 

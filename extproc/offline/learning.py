@@ -108,6 +108,8 @@ def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: s
     inside = np.array([label is not None for label in rows.labels], dtype=bool)
     fold = _fold(rows.place)
     tried_on = fold == 0 if len(encoders) > 1 else np.ones(len(fold), dtype=bool)
+    if not inside[tried_on].any():
+        return Learned(0, (), "centroids stay as they are: no labelled row in scope is left to try others on")
     ways = [(encoder, kind) for encoder in encoders for kind in KINDS]
     found: list[_HeldOut] = []
     for encoder in encoders:

@@ -171,13 +171,13 @@ def learned_text(learned: Learned, rows: Labelled, ground: Ground, seed: int) ->
         yield from textwrap.wrap(learned.why, 116)
         return
     yield f"centroids, tried on {learned.rows:,} labelled rows that each was fitted without, % [95 %]"
-    yield f"{'':<28}{'accuracy':<19}{'AUROC':<19}{'right and above':<19}gain"
+    yield f"{'':<28}{'accuracy':<21}{'AUROC':<21}{'right and above':<21}gain"
     for way in learned.tried:
         measured = (percent(way.accuracy), percent(way.auroc), percent(way.routed))
         first = learned.tried[0]
         gain = percent(way.gain, "+") if way is not first else ""
         name = way.kind if way.encoder == first.encoder else f"{way.kind}, adapted"
-        yield f"{name:<28}{''.join(f'{m:<19}' for m in measured)}{gain}".rstrip()
+        yield f"{name:<28}{''.join(f'{m:<21}' for m in measured)}{gain}".rstrip()
     yield learned.why
     if learned.astray:
         yield f"{learned.astray} utterances are then nearest to another cohort than their own"
