@@ -1,9 +1,11 @@
 """The manifests in deploy/k8s: what Kubernetes accepts, and what an operator relies on."""
 
+import base64
 import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from manifests import (
@@ -22,6 +24,7 @@ from manifests import (
     render_module,
 )
 
+from extproc.centroid_file import CENTROIDS_FILE, Header, encode_centroids
 from extproc.config import load_config
 
 # Native sidecars are from 1.29 on.
@@ -204,6 +207,19 @@ def test_the_sidecar_is_the_standalone_container_but_for_its_socket() -> None:
     assert alone["args"][:-1] == beside["args"][:-1]
     assert alone["volumeMounts"][0] in beside["volumeMounts"]
     assert beside["restartPolicy"] == "Always"  # started first, stopped last
+
+
+def test_fitted_centroids_reach_the_pod_as_they_are(tmp_path: Path) -> None:
+    """A file that is no text becomes binaryData, byte for byte."""
+    tree = copied(tmp_path)
+    header = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 0, {"one": 1})
+    vector = np.full((1, 16), 0.25, dtype=np.float32)
+    raw = encode_centroids(header, {"one": vector}, {"one": 0.5}, vector[0])
+    (tree / "intents" / CENTROIDS_FILE).write_bytes(raw)
+    with (tree / "intents/Kustomization").open("a") as file:
+        file.write(f"  - {CENTROIDS_FILE}\n")
+    intents = of_kind(build("standalone", tree), "ConfigMap")["intents"]
+    assert {name: base64.b64decode(data) for name, data in intents["binaryData"].items()} == {CENTROIDS_FILE: raw}
 
 
 def test_another_policy_reaches_every_overlay(tmp_path: Path) -> None:
