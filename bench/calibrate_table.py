@@ -16,12 +16,13 @@ from bench.kept import Kept, KeptEncoder
 from bench.replay import Question, read_questions
 from extproc.features import FeatureEncoder
 from extproc.offline import edits
-from extproc.offline.choice import changes, choose, parse_target
+from extproc.offline.choice import changes, choose
 from extproc.offline.controls import MIX, ROUTED, Line
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.options import tabulate
 from extproc.offline.report import percent
+from extproc.offline.target import parse_target
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
 

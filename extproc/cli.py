@@ -431,8 +431,8 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from extproc.offline.choice import parse_target
     from extproc.offline.commands import run_calibrate, run_choose
+    from extproc.offline.target import parse_target
 
     if not 0 < args.risk < 1:
         raise ValueError(f"--risk {args.risk:g}: give a share above 0 and below 1, as in 0.05")

@@ -9,11 +9,12 @@ import pytest
 
 from extproc.config import load_config
 from extproc.offline import commands, edits
-from extproc.offline.choice import Target, choose, parse_target
+from extproc.offline.choice import choose
 from extproc.offline.controls import MIX, ROUTED
 from extproc.offline.execution import Memory, execute
 from extproc.offline.options import Option, cap_of, tabulate
 from extproc.offline.report import choice_text
+from extproc.offline.target import Target, parse_target
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
 from extproc.settings import Chosen

@@ -11,7 +11,8 @@ Reading order:
     adapt        the encoder -> one that tells these cohorts apart, at the same speed (adapted keeps them)
     calibration  other labelled rows -> floors and probabilities (edits writes them into the YAML)
     options      what a cohort could be set to, and what each recorded row would then have given
-    choice       `extproc calibrate --target`: of those, one a cohort (scorer and logistic fit its score)
+    target       of those, one a cohort, so that all together meet the target
+    choice       `extproc calibrate --target`: what came of it (scorer and logistic fit the acceptance score)
     comparison   `extproc diff` and `extproc gate`: two configurations on the same traffic
     suggestion   `extproc suggest`: new intents from what falls out of scope
     report       all of it in words (commands reads, runs and prints)

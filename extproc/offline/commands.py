@@ -14,7 +14,7 @@ from extproc.exchange import Routed
 from extproc.offline import comparison, edits
 from extproc.offline.adapted import adapted_encoder
 from extproc.offline.calibration import Fit, Ground, Labelled, calibrate, labelled
-from extproc.offline.choice import Choice, Target, changes, choose
+from extproc.offline.choice import Choice, changes, choose
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
@@ -31,6 +31,7 @@ from extproc.offline.report import (
 )
 from extproc.offline.robustness import perturb
 from extproc.offline.suggestion import as_yaml, propose, pulls
+from extproc.offline.target import Target
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Traffic, read_traffic
 from extproc.policy import Reason
