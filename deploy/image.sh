@@ -52,6 +52,7 @@ unshare --mount --net bash -euo pipefail -c '
   mount --bind "$intents" "$rootfs/etc/extproc/intents"
   mount --rbind /dev "$rootfs/dev"
   mount -t proc proc "$rootfs/proc"
+  mount -t sysfs -o ro sysfs "$rootfs/sys"
   mount -t tmpfs -o mode=777 tmpfs "$rootfs/run/extproc"
   mount -t tmpfs -o mode=777 tmpfs "$rootfs/tmp"
   mount -o remount,bind,ro "$rootfs"

@@ -106,10 +106,14 @@ class OpenVinoSentences:
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the cores are Envoy's and the event loop's, too
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            # Compiled for this CPU, kept by whoever may write there: a start takes a fifth of the time.
-            "CACHE_DIR": str(folder),
         }
-        self._compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", settings)
+        model, cached = folder / "model.xml", {"CACHE_DIR": str(folder)}
+        try:
+            # Compiled for this CPU, kept by whoever may write there: a start takes a fifth of the time.
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings | cached)
+        except RuntimeError:
+            # What another CPU has compiled it would remove, and may not on a read-only file system.
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._local = threading.local()  # a request may not be run by two threads at once
         for length in self._lengths:
             self._infer([[0] * length])  # planned now, not while a client waits

@@ -2,6 +2,8 @@
 
 import logging
 import random
+import re
+import shutil
 import subprocess
 import sys
 
@@ -94,6 +96,26 @@ def test_a_spoilt_choice_is_as_none(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "choice.json").write_text('{"model": 3}')
     assert read_choice(MODEL) is None
+
+
+def test_what_another_machine_compiled_costs_time_and_not_the_start(prepared, tmp_path):
+    """On a read-only file system, as in a container, where it can be neither loaded nor replaced."""
+    choice, folder = read_choice(MODEL), tmp_path / "prepared"
+    shutil.copytree(prepared_folder(MODEL), folder, ignore=shutil.ignore_patterns("*.blob"))
+    precision = choice.chosen.name.removeprefix("openvino ")
+    OpenVinoSentences(folder, precision, choice.max_tokens, 1)
+    [compiled] = folder.glob("*.blob")
+    compiled.chmod(0o644)
+    written, changed = re.subn(rb"isa=.", b"isa=?", compiled.read_bytes(), count=1)
+    assert changed
+    compiled.write_bytes(written)
+    for command in (["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]):
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("a folder can be mounted by root only")
+    try:
+        assert OpenVinoSentences(folder, precision, choice.max_tokens, 1).encode(["hello"]).shape == (1, 384)
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch):
