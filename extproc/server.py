@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 2 * MAX_BODY_BYTES
 # Two of Envoy's health checks, a second apart, and some: then it opens no stream to us any more.
 _NOTICE_S = 3.0
+# What is cancelled takes milliseconds to end.
+_LAST_S = 1.0
 
 
 class ExternalProcessor:
@@ -191,6 +193,9 @@ async def serve(ours: Serving) -> None:
     ledger.close()
     watching.cancel()
     batcher.close()
+    # gRPC has cancelled the streams that outlived their time; those that have not ended when the loop does, it logs
+    # as errors.
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()} or {watching}, timeout=_LAST_S)
     log.info("stopped")
 
 

@@ -1,6 +1,7 @@
 """The external-processing protocol, message by message: a script in Envoy's place."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,9 +20,10 @@ from processor import (
     ext_proc,
     headers_message,
 )  # fmt: skip
-from traffic import CHAT, EXTRACT, PROVE, body_of, eventually
+from traffic import CHAT, EXTRACT, MODELS, PROVE, body_of, eventually, write_small_intents
 
 from extproc.pb import ext_proc_pb2 as pb
+from extproc.sample_upstream import SampleUpstreams
 from extproc.stack import Stack
 
 _PATH = {"request.path": CHAT, "request.method": "POST"}
@@ -285,3 +287,26 @@ def test_many_streams_at_once_are_each_answered(channel: grpc.Channel) -> None:
     for prompt, stream in streams.items():
         (reply,) = stream.finish()
         assert prompts[prompt] + b'"' in reply.request_body.response.body_mutation.body
+
+
+def test_streams_that_outlive_a_stop_are_no_errors(tmp_path: Path) -> None:
+    """They are cut when a request's time is over, and the log says that the router stopped, and nothing else."""
+    intents = write_small_intents(tmp_path / "written")
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("\ntimeouts: {attempt_s: 1, request_s: 1}\n")
+    with SampleUpstreams(MODELS) as upstreams:
+        stack = Stack(intents, tmp_path, upstreams)
+        try:
+            stack.start_router()
+            assert stack.router is not None
+            with grpc.insecure_channel(f"127.0.0.1:{stack.router_port}", OPTIONS) as channel:
+                streams = [Stream(channel) for _ in range(20)]
+                for stream in streams:
+                    stream.say(headers_message(_HEADERS, BUFFERED))
+                assert [_kinds(stream.replies(1)) for stream in streams] == [["request_headers"]] * 20
+                stack.router.terminate()
+                assert stack.router.wait(60) == 0
+        finally:
+            stack.stop()
+    _, _, after = stack.log("router.log").partition("draining\n")
+    assert [line.partition(" INFO ")[2] for line in after.splitlines()] == ["stopped"]
