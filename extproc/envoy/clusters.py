@@ -1,18 +1,12 @@
 """The clusters: our own server, the collector, and one for each tier with what runs on every attempt at it."""
 
+from collections.abc import Sequence
+
 from extproc.config import Config
-from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, RUNGS, TIER_ATTRIBUTE
+from extproc.contract import METADATA
+from extproc.envoy.attempts import attempt_filters
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
-from extproc.envoy.words import (
-    BUFFER_BYTES,
-    Dict,
-    address,
-    filter_entry,
-    metadata_predicate,
-    skipped,
-    strip_headers,
-    typed,
-)
+from extproc.envoy.words import BUFFER_BYTES, Dict, address, typed
 from extproc.settings import Tier
 
 # Where Debian, Alpine and Envoy's own images keep the public certificate authorities.
@@ -88,7 +82,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
             ]
         },
         "typed_extension_protocol_options": _protocol(
-            {"http_protocol_options": {}}, _upstream_filters(tier, config)
+            {"http_protocol_options": {}}, attempt_filters([tier], config)
         ),
         "load_assignment": _endpoints(name, [tier.endpoint], [_REFUSES], metadata={METADATA: {"tier": tier.name}}),
     }
@@ -104,124 +98,22 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
     return cluster
 
 
-def _upstream_filters(tier: Tier, config: Config) -> list[Dict]:
-    """What runs for every attempt at this tier; all of it is skipped, at no cost, unless the decision wants it."""
-    first = {
-        "single_predicate": {
-            "input": {
-                "name": "attempt",
-                "typed_config": typed(
-                    "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-envoy-attempt-count"
-                ),
-            },
-            "value_match": {"exact": "1"},
-        }
+def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
+    """The tiers of one ladder as one cluster, for Envoys that choose by attempt: the nth serves the nth attempt."""
+    members = [{"name": tier.cluster_name} for tier in tiers]
+    composite = typed("envoy.extensions.clusters.composite.v3.ClusterConfig", clusters=members)
+    first = tier_cluster(tiers[0], config)
+    return {
+        "name": name,
+        "connect_timeout": first["connect_timeout"],
+        "lb_policy": "CLUSTER_PROVIDED",
+        "cluster_type": {"name": "envoy.clusters.composite", "typed_config": composite},
+        "circuit_breakers": first["circuit_breakers"],
+        # Those of its members do not run.
+        "typed_extension_protocol_options": _protocol(
+            {"http_protocol_options": {}}, attempt_filters(tiers, config)
+        ),
     }
-    lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _RUNG_BODY})
-    believed = typed(
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={"response_mutations": [strip_headers("x-router-"), strip_headers("x-cascade-")]},
-    )
-    filters = [filter_entry("rung_body", skipped(first, "envoy.filters.http.lua", lua))]
-    for mode, body_mode in (("body", "BUFFERED"), ("stream", "STREAMED")):
-        other = metadata_predicate(["judge", tier.name], {"string_match": {"exact": mode}}, invert=True)
-        verifier = _verifier(config, body_mode)
-        filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
-    if tier.credential:
-        filters += _own_credential(tier)
-    # Behind the verifiers, as answers pass in reverse: a tier cannot forge a verdict on itself. Not under the name
-    # of the listener's filter: that one's settings per route would hold here, too.
-    filters.append(filter_entry("upstream_claims", believed))
-    codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
-    filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
-    return filters
-
-
-def _own_credential(tier: Tier) -> list[Dict]:
-    """The client's keys are not this tier's to see; its own comes from a file."""
-    stripped = typed(
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={"request_mutations": [{"remove": "authorization"}, {"remove": "x-api-key"}]},
-    )
-    source = typed(
-        "envoy.extensions.http.injected_credentials.generic.v3.Generic",
-        credential={"name": f"{tier.name}_credential"},
-        header="authorization",
-    )
-    injector = typed(
-        "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
-        overwrite=True,
-        credential={"name": "envoy.http.injected_credentials.generic", "typed_config": source},
-    )
-    return [
-        filter_entry("strip_credentials", stripped),
-        filter_entry("envoy.filters.http.credential_injector", injector),
-    ]
-
-
-# From the second attempt on, the body of the first is patched into that of the rung; backwards, so that places
-# stay where they are. A rung that a verdict has jumped has no attempt; the one it saved is the last rung's, again.
-_RUNG_BODY = f"""
-function envoy_on_request(handle)
-  local metadata = handle:streamInfo():dynamicMetadata()
-  local rungs = metadata:get("{RUNGS}")
-  if rungs == nil or rungs["attempts"] == nil then return end
-  local attempt = tonumber(handle:headers():get("x-envoy-attempt-count")) or 1
-  local skipped = metadata:get("{METADATA}")["skipped"] or 0
-  local patches = rungs["attempts"][math.min(attempt - 1 + skipped, #rungs["attempts"])]
-  if patches == nil then return end
-  local body = handle:body()
-  if body == nil then return end
-  local text = body:getBytes(0, body:length())
-  for i = #patches, 1, -1 do
-    local patch = patches[i]
-    text = text:sub(1, patch["at"]) .. patch["text"] .. text:sub(patch["at"] + patch["length"] + 1)
-  end
-  body:setBytes(text)
-end
-"""
-
-
-def _verifier(config: Config, body_mode: str) -> Dict:
-    """Of whole answers one message; of streams each chunk, which Envoy keeps until we have replied to it.
-
-    So a server that dies while it holds an answer loses none of it. A held stream's headers wait for as long as its
-    first words take: no longer than the attempt; a server that is gone is seen long before, by its connection.
-    """
-    streamed = body_mode == "STREAMED"
-    judges_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
-    timeout_s = config.policy.timeouts.attempt_s if streamed else judges_s
-    return typed(
-        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
-        stat_prefix="verifier",
-        grpc_service={
-            "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": [{"key": "x-role", "value": "verifier"}],
-        },
-        failure_mode_allow=True,  # without a verifier, answers pass unjudged
-        message_timeout=f"{timeout_s:g}s",
-        processing_mode={
-            "request_header_mode": "SKIP",
-            "request_body_mode": "NONE",
-            "response_header_mode": "SEND",
-            "response_body_mode": body_mode,
-            **({"response_trailer_mode": "SEND"} if streamed else {}),
-        },
-        **({"send_body_without_waiting_for_header_response": True} if streamed else {}),
-        response_attributes=[
-            "upstream.request_attempt_count",
-            TIER_ATTRIBUTE,
-            *(f"request.headers['{name}']" for name in config.policy.escalations.principal),
-        ],
-        mutation_rules={
-            "disallow_all": True,
-            "allow_expression": {"regex": "^(x-cascade-(verdict|reason)|content-(length|type))$"},
-        },
-        metadata_options={
-            "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
-            "receiving_namespaces": {"untyped": [METADATA, LADDER, ANSWER, LEDGER]},
-        },
-    )
 
 
 def _protocol(explicit: Dict, filters: list[Dict] | None = None) -> Dict:

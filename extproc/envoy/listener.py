@@ -15,6 +15,7 @@ from extproc.contract import (
     USAGE,
     VERDICT_HEADER,
 )
+from extproc.envoy.attempts import client_keys
 from extproc.envoy.words import (
     BUFFER_BYTES,
     Dict,
@@ -173,8 +174,10 @@ def _switched_on(default: Tier, usage_shape: str) -> Dict:
 
 
 def _http_filters(config: Config, trusted: list[str]) -> list[Dict]:
+    own_keys = any(tier.credential for tier in config.policy.tiers)
     return [
         filter_entry("rescue", _rescue()),
+        *([filter_entry("client_keys", client_keys())] if own_keys else []),
         filter_entry(
             "envoy.filters.http.body_size_limit",
             typed(
