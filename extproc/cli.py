@@ -115,6 +115,11 @@ def _parser() -> argparse.ArgumentParser:
         "--probe", metavar="HOST:PORT", help="answer /ready and /stats/prometheus there; with --admin"
     )
     envoy.add_argument("--otlp", metavar="HOST:PORT", help="send traces to this OTLP/gRPC endpoint")
+    envoy.add_argument(
+        "--cascade", choices=("priority-group", "composite", "none"), default="priority-group",
+        help="how attempts climb: priority-group needs Envoy 1.40, composite 1.37; with none nothing climbs and no "
+        "answer is judged: 1.36",
+    )  # fmt: skip
     envoy.set_defaults(run=_envoy)
 
     report = commands.add_parser("report", help="what requests cost and kept, from the ledger")
@@ -364,7 +369,10 @@ def _envoy(args: argparse.Namespace) -> int:
     tls = ClientTls(*files) if files else None
     if tls is not None:
         write_secrets(tls, extproc)
-    print(render_envoy(config, args.listen, extproc, args.admin, args.otlp, tls=tls, probe=args.probe), end="")
+    rendered = render_envoy(
+        config, args.listen, extproc, args.admin, args.otlp, tls=tls, probe=args.probe, cascade=args.cascade
+    )
+    print(rendered, end="")
     return 0
 
 

@@ -4,7 +4,7 @@ The request path, in the order of the filters: what a client may send (size) -> 
 body) -> the buffer filter, which holds the headers until our edit is whole -> the fail-open model name, skipped
 when there is a decision -> contract headers from the decision's metadata -> the router, whose cluster comes from
 the metadata too. Filters are off by default and switched on by the routes of the four LLM paths; every other
-path streams through to the default tier.
+path streams through to the default tier. `older` makes of it what Envoys before 1.40 can run.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ import yaml
 from extproc.config import Config
 from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
+from extproc.envoy.older import NOTES, Cascade, for_older
 from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.tls import ClientTls
 from extproc.envoy.words import Dict, address
@@ -21,12 +22,13 @@ from extproc.envoy.words import Dict, address
 
 def render_envoy(
     config: Config, listen: str, extproc: list[str], admin: str | None, otlp: str | None, *,
-    tls: ClientTls | None = None, probe: str | None = None,
+    tls: ClientTls | None = None, probe: str | None = None, cascade: Cascade = "priority-group",
 ) -> str:  # fmt: skip
     """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load.
 
     An ext_proc endpoint may be "unix:///path", and is spoken to in the clear unless `tls` is given. `probe` opens
-    the admin interface's read-only pages there, and needs `admin`.
+    the admin interface's read-only pages there, and needs `admin`. Raises ValueError where the intents need another
+    `cascade`.
     """
     trusted = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
     bootstrap: Dict = {
@@ -47,6 +49,8 @@ def render_envoy(
             ],
         }
     }
+    if cascade != "priority-group":
+        for_older(bootstrap, config, cascade)
     if tls is not None:  # Envoy wants a name for itself before it reads secrets from files
         bootstrap = {"node": {"id": "envoy", "cluster": "envoy"}, **bootstrap}
     if probe is not None:
@@ -57,6 +61,7 @@ def render_envoy(
         bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
     header = (
         f"# Rendered by `extproc envoy` from revision {config.revision}; render again after a change of tiers.\n"
+        + NOTES[cascade]
     )
     return header + yaml.dump(bootstrap, Dumper=_PlainDumper, sort_keys=False, width=120)
 

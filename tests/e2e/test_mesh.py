@@ -20,7 +20,7 @@ from extproc.stack import Stack, running
 
 Dict = dict[str, Any]
 # `make` puts an Envoy of 1.36 there, apart from the one that the product needs.
-_OLD = sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))
+_OLD = sorted((REPOSITORY / ".venv").glob("envoy-1.36*/envoy/_bin/envoy"))
 _ENVOYS, _NAMES = [*_OLD, None], [*(path.parents[2].name for path in _OLD), "ours"]
 _MANAGER = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 

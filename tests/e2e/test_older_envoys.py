@@ -1,0 +1,216 @@
+"""What is rendered for Envoys before 1.40, on such Envoys and on ours; and whose keys a tier sees, on all."""
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import pytest
+import yaml
+from faulty_upstream import FaultyUpstreams, ask, new_id, text_of, write_intents
+from traffic import REPOSITORY
+
+from extproc.config import load_config
+from extproc.envoy import render_envoy
+from extproc.envoy.older import Cascade
+from extproc.stack import Stack
+
+_RULES = "accept: [complete, non_empty, no_refusal]"
+_COHORTS = {
+    "plain": "tier: small",
+    "large": "tier: large",
+    "climb": f"tier: small\nreasoning: off\n{_RULES}\nescalate:\n  to: [{{tier: small, reasoning: on}}, large]\n"
+    "  max: 2\n  share: 1",
+    "three": f"tier: small\n{_RULES}\nescalate: {{to: [large, frontier], max: 2, share: 1}}",
+}
+_PERSON = f"tier: small\n{_RULES}\nescalate: {{to: human}}"
+# `make` puts them there, apart from the one that the product needs.
+_OLD = {path.parents[2].name: str(path) for path in sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))}
+_OLD_FOR: dict[Cascade, str] = {"none": "envoy-1.36", "composite": "envoy-1.37"}
+
+
+def _on(*cascades: Cascade) -> list[Any]:
+    """Each of these cascades on our Envoy and on the oldest that it is for."""
+    pairs: list[tuple[Cascade, str]] = [(cascade, "ours") for cascade in cascades]
+    pairs += [(c, name) for c in cascades for name in _OLD if name.startswith(_OLD_FOR.get(c, "no other"))]
+    return [pytest.param(pair, id=f"{pair[0]} on {pair[1]}") for pair in pairs]
+
+
+class Older:
+    """Routers and upstreams that every Envoy here shares, and the Envoys, started when asked for."""
+
+    def __init__(self, folder: Path, stack: Stack, prompts: dict[str, str]) -> None:
+        self.folder, self.stack, self.prompts = folder, stack, prompts
+        self.upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
+        self._running: dict[Any, Stack] = {}
+
+    def envoy(self, cascade: Cascade, name: str, router: bool = True, lacks: str = "") -> Stack:
+        """An Envoy of that release with that cascade; `lacks` is an intent that it was rendered without."""
+        key = (cascade, name, router, lacks)
+        if key not in self._running:
+            folder = self.folder / "-".join(map(str, key))
+            beside = Stack(self.stack.intents, folder, self.stack.upstreams)
+            (beside.intents / f"{lacks}.yaml").unlink(missing_ok=True)
+            if router:
+                beside.router_port, beside.router = self.stack.router_port, self.stack.router
+            config = load_config(beside.intents)
+            addresses = f"127.0.0.1:{beside.port}", [f"127.0.0.1:{beside.router_port}"]
+            rendered = render_envoy(config, *addresses, f"127.0.0.1:{beside.admin_port}", None, cascade=cascade)
+            self._running[key] = beside
+            beside.start_envoy(yaml.safe_load(rendered), binary=_OLD.get(name))
+        return self._running[key]
+
+    def ask(self, envoy: Stack, cohort: str, stream: bool = False, **script: Any) -> Any:
+        """Ask with this script: (where it arrived, wire, reading)."""
+        more, headers = script.pop("more", {}), script.pop("headers", None)
+        script.setdefault("id", new_id())
+        wire, reading = ask(envoy, self.prompts[cohort], script, stream, headers=headers, **more)
+        return self.upstreams.attempts(script["id"]), wire, reading
+
+    def stop(self) -> None:
+        for beside in self._running.values():
+            beside.router = None  # shared
+            beside.stop()
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
+    folder = tmp_path_factory.mktemp("older")
+    policy = "escalations: {per_minute: 1000000, burst: 1000000}\nhuman: {}\n"
+    prompts = write_intents(folder / "written", _COHORTS | {"person": _PERSON}, policy)
+    (folder / "key").write_text("Bearer of the small tier")
+    file = folder / "written" / "policy.yaml"
+    file.write_text(file.read_text().replace("{name: small,", f"{{name: small, credential: {folder / 'key'},"))
+    with contextlib.ExitStack() as ending:
+        stack = Stack(folder / "written", folder, ending.enter_context(FaultyUpstreams()))  # type: ignore[arg-type]
+        ending.callback(stack.stop)
+        stack.start_router()
+        found = Older(folder, stack, prompts)
+        ending.callback(found.stop)
+        yield found
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+@pytest.mark.parametrize("on", _on("composite"))
+def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str], stream: bool) -> None:
+    """The same tier with reasoning, then the next: each judged, each under its own model, byte for byte."""
+    arrived, wire, reading = older.ask(
+        older.envoy(*on), "climb", stream, small=["refuses", "empty_content"], more={"pad": "x" * 5_000_000}
+    )
+    bodies = [msgspec.json.decode(r.body) for r in arrived]
+    assert [(r.tier, body["model"]) for r, body in zip(arrived, bodies, strict=True)] == [
+        ("small", "qwen3-8b"), ("small", "qwen3-8b"), ("large", "qwen3-32b"),
+    ]  # fmt: skip
+    assert [b["chat_template_kwargs"]["enable_thinking"] for b in bodies] == [False, True, False]
+    assert (reading.problems, reading.text) == ([], text_of("large", bodies[0]["metadata"]["id"], 6))
+    assert {n: v for n, v in wire.headers.items() if n.startswith(("x-router-", "x-cascade-"))} == {
+        "x-router-cohort": "climb", "x-router-reason": "matched", "x-router-tier": "large",
+        "x-router-attempts": "3", "x-router-escalations": "2", "x-cascade-reason": "empty",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("on", _on("composite"))
+def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tuple[Cascade, str]) -> None:
+    """A dead connection goes one rung up; where the last rung fails, the answer that was rejected comes back."""
+    arrived, wire, _ = older.ask(older.envoy(*on), "plain", small="reset_before_headers")
+    assert ([r.tier for r in arrived], wire.headers["x-router-tier"]) == (["small", "large"], "large")
+    arrived, wire, _ = older.ask(
+        older.envoy(*on), "three", small="refuses", large="status_503", frontier="status_503"
+    )
+    assert ([r.tier for r in arrived], wire.status) == (["small", "large", "frontier"], 200)
+    assert (wire.headers["x-router-tier"], wire.headers["x-cascade-verdict"]) == ("small", "degraded")
+
+
+@pytest.mark.parametrize("on", _on("composite"))
+def test_a_case_for_a_person_is_put_aside(older: Older, on: tuple[Cascade, str]) -> None:
+    """Though its ladder has a single rung."""
+    _, wire, _ = older.ask(older.envoy(*on), "person", True, small="refuses")
+    assert (wire.status, wire.headers["x-cascade-verdict"]) == (422, "human")
+
+
+@pytest.mark.parametrize("on", _on("composite"))
+def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(older: Older, on: tuple[Cascade, str]) -> None:
+    """Its intent was written after Envoy's side was rendered."""
+    envoy = older.envoy(*on, lacks="three")
+    arrived, wire, _ = older.ask(envoy, "three", small="refuses")
+    assert ([r.tier for r in arrived], wire.status) == (["small"], 200)
+    assert wire.headers["x-cascade-verdict"] == "degraded"
+
+
+@pytest.mark.parametrize("on", _on("none"))
+@pytest.mark.parametrize(("cohort", "model"), [("climb", "qwen3-8b"), ("large", "qwen3-32b")])
+def test_without_a_cascade_requests_are_routed(
+    older: Older, on: tuple[Cascade, str], cohort: str, model: str
+) -> None:
+    """To the cohort's tier under its model's name, with its reasoning; the answer is not judged."""
+    [one], wire, reading = older.ask(older.envoy(*on, lacks="person"), cohort, small="refuses")
+    body = msgspec.json.decode(one.body)
+    assert (body["model"], one.headers["content-length"]) == (model, str(len(one.body)))
+    assert body.get("chat_template_kwargs") == ({"enable_thinking": False} if cohort == "climb" else None)
+    assert (reading.problems, wire.headers["x-router-cohort"]) == ([], cohort)
+    assert "x-cascade-verdict" not in wire.headers
+
+
+@pytest.mark.parametrize("on", _on("none", "composite"))
+def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str]) -> None:
+    """The header between Lua and the route is not to be had from outside."""
+    lacks = "person" if on[0] == "none" else ""
+    spoofed = {"x-router-ladder": "frontier", "x-router-cluster": "frontier"}
+    [one], *_ = older.ask(older.envoy(*on, lacks=lacks), "plain", headers=spoofed)
+    assert one.tier == "small"
+
+
+@pytest.mark.parametrize("on", _on("none", "composite"))
+def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascade, str]) -> None:
+    """Under its own model's name, where Envoy can write it."""
+    envoy = older.envoy(*on, router=False, lacks="person" if on[0] == "none" else "")
+    [one], wire, reading = older.ask(envoy, "plain")
+    model = "auto" if on[0] == "none" else "qwen3-32b"
+    assert (one.tier, msgspec.json.decode(one.body)["model"]) == ("large", model)
+    assert (reading.problems, wire.headers["x-router-reason"]) == ([], "fail_open")
+
+
+@pytest.mark.parametrize("on", _on("priority-group", "composite"))
+@pytest.mark.parametrize("key", [{"authorization": "Bearer of a client"}, {"x-api-key": "a client's"}, {}])
+def test_a_key_is_seen_by_the_tiers_that_it_is_for(
+    older: Older, on: tuple[Cascade, str], key: dict[str, str]
+) -> None:
+    """A tier's own by that tier alone, the client's by all that have none, whoever was asked before."""
+    arrived, *_ = older.ask(
+        older.envoy(*on), "three", small="refuses", large="status_500", headers={"a": "b"} | key
+    )
+    seen = [(r.tier, {k: v for k, v in r.headers.items() if k in ("authorization", "x-api-key")}) for r in arrived]
+    assert seen == [("small", {"authorization": "Bearer of the small tier"}), ("large", key), ("frontier", key)]
+
+
+@pytest.mark.parametrize(
+    ("cascade", "settings", "why"),
+    [
+        (
+            "composite", "escalate: {to: [large, frontier], max: 2, skip: [no_refusal]}",
+            "`skip` jumps a rung, which takes the cascade of Envoy 1.40",
+        ),
+        (
+            "none", "escalate: {to: human}",
+            "what goes to a person has to be judged, which takes --cascade composite and Envoy 1.37",
+        ),
+        (
+            "none", "escalate: {to: large}",
+            "`logprob` asks for log-probabilities that only a judged answer is freed of again",
+        ),
+    ],
+    ids=["skip", "human", "logprob"],
+)  # fmt: skip
+def test_what_a_release_cannot_do_is_refused(
+    tmp_path: Path, cascade: Literal["composite", "none"], settings: str, why: str
+) -> None:
+    """With the intent's name and a remedy, and nothing on stdout."""
+    accept = "accept: [no_refusal, {logprob: -3}]" if "log-prob" in why else "accept: [no_refusal]"
+    write_intents(tmp_path, {"odd": f"tier: small\n{accept}\n{settings}"}, "human: {}\n")
+    command = [sys.executable, "-m", "extproc", "envoy", "--intents", str(tmp_path), "--cascade", cascade]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    wanted = f"extproc: --cascade {cascade}: intent odd: {why}; drop it from the intent\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)
