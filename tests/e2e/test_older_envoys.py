@@ -1,4 +1,4 @@
-"""What is rendered for Envoys before 1.40, on such Envoys and on ours; and whose keys a tier sees, on all."""
+"""What is rendered for Envoys before 1.40, on the oldest of them; and whose keys a tier sees, on any."""
 
 import contextlib
 import subprocess
@@ -28,28 +28,30 @@ _COHORTS = {
 }
 _PERSON = f"tier: small\n{_RULES}\nescalate: {{to: human}}"
 # `make` puts them there, apart from the one that the product needs.
-_OLD = {path.parents[2].name: str(path) for path in sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))}
-_OLD_FOR: dict[Cascade, str] = {"none": "envoy-1.36", "composite": "envoy-1.37"}
+_OLD = sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))
+_OLDEST: dict[Cascade, str] = {"none": "envoy-1.36", "composite": "envoy-1.37"}
 
 
 def _on(*cascades: Cascade) -> list[Any]:
-    """Each of these cascades on our Envoy and on the oldest that it is for."""
-    pairs: list[tuple[Cascade, str]] = [(cascade, "ours") for cascade in cascades]
-    pairs += [(c, name) for c in cascades for name in _OLD if name.startswith(_OLD_FOR.get(c, "no other"))]
-    return [pytest.param(pair, id=f"{pair[0]} on {pair[1]}") for pair in pairs]
+    """Each of these cascades, on the oldest Envoy that it is for; on ours where that is not there."""
+    pairs: list[tuple[Cascade, str | None]] = []
+    for cascade in cascades:
+        fit = [path for path in _OLD if path.parents[2].name.startswith(_OLDEST.get(cascade, "ours"))]
+        pairs.append((cascade, str(fit[0]) if fit else None))
+    return [pytest.param(pair, id=pair[0]) for pair in pairs]
 
 
 class Older:
-    """Routers and upstreams that every Envoy here shares, and the Envoys, started when asked for."""
+    """A router and upstreams that every Envoy here shares, and the Envoys, started when asked for."""
 
     def __init__(self, folder: Path, stack: Stack, prompts: dict[str, str]) -> None:
         self.folder, self.stack, self.prompts = folder, stack, prompts
         self.upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
         self._running: dict[Any, Stack] = {}
 
-    def envoy(self, cascade: Cascade, name: str, router: bool = True, lacks: str = "") -> Stack:
-        """An Envoy of that release with that cascade; `lacks` is an intent that it was rendered without."""
-        key = (cascade, name, router, lacks)
+    def envoy(self, cascade: Cascade, binary: str | None, router: bool = True, lacks: str = "") -> Stack:
+        """An Envoy with that cascade; `lacks` is an intent that it was rendered without."""
+        key = (cascade, router, lacks)
         if key not in self._running:
             folder = self.folder / "-".join(map(str, key))
             beside = Stack(self.stack.intents, folder, self.stack.upstreams)
@@ -60,7 +62,7 @@ class Older:
             addresses = f"127.0.0.1:{beside.port}", [f"127.0.0.1:{beside.router_port}"]
             rendered = render_envoy(config, *addresses, f"127.0.0.1:{beside.admin_port}", None, cascade=cascade)
             self._running[key] = beside
-            beside.start_envoy(yaml.safe_load(rendered), binary=_OLD.get(name))
+            beside.start_envoy(yaml.safe_load(rendered), binary=binary)
         return self._running[key]
 
     def ask(self, envoy: Stack, cohort: str, stream: bool = False, **script: Any) -> Any:
@@ -95,7 +97,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 @pytest.mark.parametrize("on", _on("composite"))
-def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str], stream: bool) -> None:
+def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str | None], stream: bool) -> None:
     """The same tier with reasoning, then the next: each judged, each under its own model, byte for byte."""
     arrived, wire, reading = older.ask(
         older.envoy(*on), "climb", stream, small=["refuses", "empty_content"], more={"pad": "x" * 5_000_000}
@@ -113,7 +115,7 @@ def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str],
 
 
 @pytest.mark.parametrize("on", _on("composite"))
-def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tuple[Cascade, str]) -> None:
+def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tuple[Cascade, str | None]) -> None:
     """A dead connection goes one rung up; where the last rung fails, the answer that was rejected comes back."""
     arrived, wire, _ = older.ask(older.envoy(*on), "plain", small="reset_before_headers")
     assert ([r.tier for r in arrived], wire.headers["x-router-tier"]) == (["small", "large"], "large")
@@ -125,14 +127,16 @@ def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tu
 
 
 @pytest.mark.parametrize("on", _on("composite"))
-def test_a_case_for_a_person_is_put_aside(older: Older, on: tuple[Cascade, str]) -> None:
+def test_a_case_for_a_person_is_put_aside(older: Older, on: tuple[Cascade, str | None]) -> None:
     """Though its ladder has a single rung."""
     _, wire, _ = older.ask(older.envoy(*on), "person", True, small="refuses")
     assert (wire.status, wire.headers["x-cascade-verdict"]) == (422, "human")
 
 
 @pytest.mark.parametrize("on", _on("composite"))
-def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(older: Older, on: tuple[Cascade, str]) -> None:
+def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(
+    older: Older, on: tuple[Cascade, str | None]
+) -> None:
     """Its intent was written after Envoy's side was rendered."""
     envoy = older.envoy(*on, lacks="three")
     arrived, wire, _ = older.ask(envoy, "three", small="refuses")
@@ -143,7 +147,7 @@ def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(older: Older, on
 @pytest.mark.parametrize("on", _on("none"))
 @pytest.mark.parametrize(("cohort", "model"), [("climb", "qwen3-8b"), ("large", "qwen3-32b")])
 def test_without_a_cascade_requests_are_routed(
-    older: Older, on: tuple[Cascade, str], cohort: str, model: str
+    older: Older, on: tuple[Cascade, str | None], cohort: str, model: str
 ) -> None:
     """To the cohort's tier under its model's name, with its reasoning; the answer is not judged."""
     [one], wire, reading = older.ask(older.envoy(*on, lacks="person"), cohort, small="refuses")
@@ -155,7 +159,7 @@ def test_without_a_cascade_requests_are_routed(
 
 
 @pytest.mark.parametrize("on", _on("none", "composite"))
-def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str]) -> None:
+def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str | None]) -> None:
     """The header between Lua and the route is not to be had from outside."""
     lacks = "person" if on[0] == "none" else ""
     spoofed = {"x-router-ladder": "frontier", "x-router-cluster": "frontier"}
@@ -164,7 +168,7 @@ def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str]) 
 
 
 @pytest.mark.parametrize("on", _on("none", "composite"))
-def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascade, str]) -> None:
+def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascade, str | None]) -> None:
     """Under its own model's name, where Envoy can write it."""
     envoy = older.envoy(*on, router=False, lacks="person" if on[0] == "none" else "")
     [one], wire, reading = older.ask(envoy, "plain")
@@ -176,7 +180,7 @@ def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascad
 @pytest.mark.parametrize("on", _on("priority-group", "composite"))
 @pytest.mark.parametrize("key", [{"authorization": "Bearer of a client"}, {"x-api-key": "a client's"}, {}])
 def test_a_key_is_seen_by_the_tiers_that_it_is_for(
-    older: Older, on: tuple[Cascade, str], key: dict[str, str]
+    older: Older, on: tuple[Cascade, str | None], key: dict[str, str]
 ) -> None:
     """A tier's own by that tier alone, the client's by all that have none, whoever was asked before."""
     arrived, *_ = older.ask(
