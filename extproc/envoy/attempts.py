@@ -9,6 +9,7 @@ from extproc.settings import Tier
 
 # Where clients put their keys for the upstreams.
 _CLIENT_KEYS = ("authorization", "x-api-key")
+_LONGEST_S = 3600.0  # that Envoy waits for a reply of ours
 
 
 def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
@@ -143,7 +144,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
     """
     streamed = body_mode == "STREAMED"
     judges_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
-    timeout_s = config.policy.timeouts.attempt_s if streamed else judges_s
+    timeout_s = min(config.policy.timeouts.attempt_s, _LONGEST_S) if streamed else judges_s
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="verifier",

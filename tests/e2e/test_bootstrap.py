@@ -31,18 +31,31 @@ def _rendered(*options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("options", _OPTIONS.values(), ids=_OPTIONS)
-def test_envoy_accepts_it(tmp_path: Path, options: list[str]) -> None:
-    """`envoy --mode validate` says OK, with every option."""
-    config = tmp_path / "envoy.yaml"
-    config.write_text(_rendered(*options))
+def _validated(config: Path) -> str:
     binary = shutil.which("envoy", path=str(Path(sys.executable).parent)) or "envoy"
     done = subprocess.run(
         [binary, "--mode", "validate", "-c", str(config), "--use-dynamic-base-id"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "OK" in done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("options", _OPTIONS.values(), ids=_OPTIONS)
+def test_envoy_accepts_it(tmp_path: Path, options: list[str]) -> None:
+    """`envoy --mode validate` says OK, with every option."""
+    config = tmp_path / "envoy.yaml"
+    config.write_text(_rendered(*options))
+    assert "OK" in _validated(config)
+
+
+def test_an_attempt_may_take_hours(tmp_path: Path, small_intents: Path) -> None:
+    """Though Envoy waits for no reply of ours for longer than one."""
+    intents, config = shutil.copytree(small_intents, tmp_path / "intents"), tmp_path / "envoy.yaml"
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("\ntimeouts: {attempt_s: 7200, request_s: 9000}\n")
+    config.write_text(_rendered("--intents", str(intents)))
+    assert "OK" in _validated(config)
 
 
 def test_the_options_show_in_it() -> None:
