@@ -181,8 +181,9 @@ def _notes(run: Execution, usable: int, left_out: int, attacked: bool) -> Iterat
     )
     if attacked:
         yield (
-            f"Gadgets are the worst that {_FITTED_ON} prompts, the utterances and the centroids let an attacker "
-            "find greedily; they are tried on the other rows that have somewhere to go, the random control on all."
+            f"Gadgets were searched greedily on {_FITTED_ON} prompts at most, with sight of the utterances and the "
+            "centroids; who searches longer may find better ones. They are tried on the other rows that have "
+            "somewhere to go, the random control on all."
         )
     else:
         yield "No gadget was searched: every cohort leads to the same tier."
