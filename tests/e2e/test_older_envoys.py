@@ -81,7 +81,7 @@ class Older:
 @pytest.fixture(scope="module")
 def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
     folder = tmp_path_factory.mktemp("older")
-    policy = "escalations: {per_minute: 1000000, burst: 1000000}\nhuman: {}\n"
+    policy = f"escalations: {{per_minute: 1000000, burst: 1000000}}\nhuman: {{queue: '{folder}/review.jsonl'}}\n"
     prompts = write_intents(folder / "written", _COHORTS | {"person": _PERSON}, policy)
     (folder / "key").write_text("Bearer of the small tier")
     file = folder / "written" / "policy.yaml"
