@@ -54,7 +54,7 @@ def _matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[
     """(centroids, own floors, the hash of what made them): the fitted ones, or else the utterances' own."""
     spoken, file = utterances_digest(config), config.fitted
     if file is not None:
-        stale = file.stale(config.policy.encoder.name, spoken, next(iter(rows.values()))[0])
+        stale = file.stale(config.policy.encoder.name, spoken, np.concatenate(list(rows.values())))
         if stale is None:
             return Index(file.centroids), file.floors, centroids_digest(config)
         log.warning("%s", stale)

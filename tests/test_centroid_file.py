@@ -19,6 +19,7 @@ from extproc.centroid_file import (
     decode_centroids,
     encode_centroids,
     in_configmap,
+    neighbours,
 )
 from extproc.config import ConfigError, load_config
 from extproc.match import nearest
@@ -35,7 +36,7 @@ def unit(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def encoded(header: Header = HEADER) -> bytes:
-    return encode_centroids(header, {"one": unit(2), "two": unit(1, 1)}, {"one": 0.25, "two": 0.5}, unit(1, 2)[0])
+    return encode_centroids(header, {"one": unit(2), "two": unit(1, 1)}, {"one": 0.25, "two": 0.5}, unit(6, 2))
 
 
 # The file
@@ -49,7 +50,7 @@ def test_what_is_written_is_read():
     assert list(found.centroids) == ["one", "two"]
     assert found.centroids["one"] == pytest.approx(unit(2), abs=5e-4)
     assert found.centroids["two"] == pytest.approx(unit(1, 1), abs=5e-4)
-    assert found.probe == pytest.approx(unit(1, 2)[0], abs=5e-4)
+    assert found.probe == pytest.approx(neighbours(unit(6, 2)))
     assert encoded() == encoded() != encoded(msgspec.structs.replace(HEADER, seed=8))
 
 
@@ -75,10 +76,24 @@ def rewritten(raw: bytes, **arrays: np.ndarray) -> bytes:
         (lambda raw: raw.replace(b"fitted", b"means "), "its content is not what `extproc calibrate` wrote"),
         (lambda raw: raw.replace(b"one", b"uno"), "its content is not what `extproc calibrate` wrote"),
         (lambda raw: rewritten(raw, floors=np.zeros(3, np.float32)), "its arrays are not those"),
-        (lambda raw: rewritten(raw, centroids=np.zeros((3, 8), np.float16)), "its arrays are not those"),
+        (lambda raw: rewritten(raw, centroids=np.zeros((2, 16), np.float16)), "its arrays are not those"),
+        (lambda raw: rewritten(raw, centroids=np.zeros((3, 8), np.float16)), "its content is not what"),
         (lambda raw: rewritten(raw, probe=np.zeros((), np.float16)), "its arrays are not those"),
     ],
-    ids=["empty", "cut", "longer", "pickle", "no header", "one bit", "kind", "cohort", "floors", "shape", "probe"],
+    ids=[
+        "empty",
+        "cut",
+        "longer",
+        "pickle",
+        "no header",
+        "one bit",
+        "kind",
+        "cohort",
+        "floors",
+        "fewer",
+        "shorter",
+        "probe",
+    ],
 )
 def test_a_damaged_file_is_refused_with_a_remedy(damage, what):
     """Never a wrong centroid, never a traceback."""
@@ -91,17 +106,18 @@ def test_a_damaged_file_is_refused_with_a_remedy(damage, what):
 def test_it_holds_for_one_encoder_and_the_same_utterances():
     """What it does not hold for is told with the file's name and what to do."""
     file = decode_centroids(encoded())
-    first = unit(1, 2)[0]
-    assert file.stale("m", HEADER.utterances, first) is None
+    rows = unit(6, 2)
+    assert file.stale("m", HEADER.utterances, rows) is None
+    assert file.stale("m", HEADER.utterances, rows + 0.001 * unit(6, 3)) is None
     stale = "centroids.safetensors is stale, centroids come from the utterances alone: "
     remedy = "; run `extproc calibrate --write` again, or delete the file"
     reasons = {
-        "it was fitted with the encoder m, not n": file.stale("n", HEADER.utterances, first),
-        "utterances or encoder.max_chars changed since it was fitted": file.stale("m", "another", first),
-        "the encoder's weights are not those it was fitted with": file.stale("m", HEADER.utterances, unit(1)[0]),
+        "it was fitted with the encoder m, not n": file.stale("n", HEADER.utterances, rows),
+        "utterances or encoder.max_chars changed since it was fitted": file.stale("m", "another", rows),
+        "the encoder's weights are not those it was fitted with": file.stale("m", HEADER.utterances, unit(6)),
     }
     assert reasons == {why: stale + why + remedy for why in reasons}
-    assert "weights" in str(file.stale("m", HEADER.utterances, first[:8]))
+    assert "weights" in str(file.stale("m", HEADER.utterances, rows[:, :8]))
 
 
 def test_its_size_is_told_and_warned_of(tmp_path):
@@ -124,7 +140,7 @@ def put(folder: Path, words, swapped: bool = True) -> bytes:
     )  # fmt: skip
     two, three = ("cooking", "billing") if swapped else ("billing", "cooking")
     centroids = {"billing": rows[two][:1], "cooking": rows[three]}
-    raw = encode_centroids(header, centroids, {"billing": 0.3, "cooking": 0.2}, rows["billing"][0])
+    raw = encode_centroids(header, centroids, {"billing": 0.3, "cooking": 0.2}, np.concatenate(list(rows.values())))
     (folder / CENTROIDS_FILE).write_bytes(raw)
     return raw
 

@@ -282,5 +282,5 @@ def _file(
         seed=seed,
         cohorts={name: len(some) for name, some in centroids.items()},
     )
-    raw = encode_centroids(header, centroids, floors, next(iter(spoken.values()))[0])
+    raw = encode_centroids(header, centroids, floors, np.concatenate(list(spoken.values())))
     return msgspec.structs.replace(config, fitted=decode_centroids(raw)), raw

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
 from traffic import EXTRACT, LEGAL, MODELS, PROVE, Flow, arrived, ask, eventually, small_intent, write_small_intents
 
@@ -141,7 +142,7 @@ def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack,
     )  # fmt: skip
     # Each cohort has the centroids of the next: nobody could overlook it.
     turned = dict(zip(names, [rows[name] for name in names[1:] + names[:1]], strict=True))
-    raw = encode_centroids(header, turned, dict.fromkeys(names, 0.05), rows[names[0]][0])
+    raw = encode_centroids(header, turned, dict.fromkeys(names, 0.05), np.concatenate(list(rows.values())))
     was = ask(mounted.port, EXTRACT).said["x-router-cohort"]
     before = len(mounted.log("router.log"))
     with Flow(mounted.port, EXTRACT) as flow:
