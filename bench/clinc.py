@@ -45,7 +45,10 @@ def compare(data: Path, cache: Path, torch_index: str | None, sample: int) -> li
         os.environ.setdefault(quiet, "1")
     encoder = load_encoder("all-MiniLM-L6-v2")
     fitted = fit_centroids({name: encoder.encode(said) for name, said in train.items()})
-    index = Index({name: found.centroid[None, :] for name, found in fitted.items()})
+    index = Index(
+        {name: found.centroid[None, :] for name, found in fitted.items()},
+        {name: found.mean for name, found in fitted.items()},
+    )
     vectors = encoder.encode([text for text, _ in test])
     ours = np.mean([nearest(index, row).cohort == name for row, (_, name) in zip(vectors, test, strict=True)])
     own: list[float] = []

@@ -54,20 +54,17 @@ def read_clinc(path: Path, shots: int | None, seed: int) -> Clinc:
 def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
     """The lines of the table, as they are ready."""
     head = ("accuracy % [95 %]", "AUROC % [95 %]", "found out of scope % [95 %]")
-    yield f"{'':<44}{head[0]:<20}{head[1]:<20}{head[2]}"
+    yield f"{'':<56}{head[0]:<20}{head[1]:<20}{head[2]}"
     controlled: list[str] = []
     for shots in (SHOTS, None):
         data = read_clinc(path, shots, seed)
         yield f"{'all' if shots is None else shots} utterances an intent"
-        for name, scores in ways(kept, data).items():
-            n = len(data.test)
-            yield (
-                f"  {name:<42}"
-                + "".join(f"{e:<20}" for e in _measured(scores[-n:], data.test_labels, seed)).rstrip()
-            )
+        for name, found in ways(kept, data).items():
+            cells = (f"{estimate:<20}" for estimate in _measured(found, data.test_labels, seed))
+            yield f"  {name:<54}" + "".join(cells).rstrip()
             if name in _CONTROLLED and shots is not None:
                 labels = np.concatenate([data.val_labels, data.test_labels])
-                controlled += _controlled(name, scores, labels, seed)
+                controlled += _controlled(name, found, labels, seed)
     yield int8_against_fp32(kept, path, seed)
     yield ""
     yield from controlled
@@ -79,39 +76,53 @@ def adapt_encoders(folder: Path, path: Path, seed: int) -> None:
         Kept(folder).adapted(read_clinc(path, shots, seed).train)
 
 
-_CONTROLLED = ("as served: fitted, with opening and words", "adapted, as served")
+class Matched(msgspec.Struct, frozen=True):
+    """Of each text of val and test."""
+
+    cohort: np.ndarray  # the nearest
+    similarity: Floats  # to it
 
 
-def ways(kept: Kept, data: Clinc) -> dict[str, Vectors]:
-    """Name -> similarity of each text of val and test to each intent."""
+def ways(kept: Kept, data: Clinc) -> dict[str, Matched]:
+    """Name -> what each text of val and test is matched to."""
     labels = np.repeat(np.arange(len(data.intents)), [len(some) for some in data.train.values()])
     texts = [text for some in data.train.values() for text in some]
     asked = [*data.val, *data.test]
-    found: dict[str, Vectors] = {}
-    frozen = KeptEncoder(kept)
-    rows, queries = frozen.encode(texts), frozen.encode(asked)
-    found["mean centroid"] = queries @ means(rows, labels).T
-    found["fitted centroids"] = queries @ fitted(kept, rows, labels).T
-    served = FeatureEncoder(frozen)
-    hybrid, asked_hybrid = served.encode(texts), served.encode(asked)
-    found["as served: fitted, with opening and words"] = asked_hybrid @ fitted(kept, hybrid, labels).T
-    folder = kept.adapted(data.train)
-    adapted = KeptEncoder(kept, str(folder))
-    rows, queries = adapted.encode(texts), adapted.encode(asked)
-    found["adapted, mean centroid"] = queries @ means(rows, labels).T
-    found["adapted, fitted centroids"] = queries @ fitted(kept, rows, labels).T
-    served = FeatureEncoder(adapted)
-    hybrid, asked_hybrid = served.encode(texts), served.encode(asked)
-    found["adapted, as served"] = asked_hybrid @ fitted(kept, hybrid, labels).T
-    both = (found["adapted, as served"], found["as served: fitted, with opening and words"])
-    found["two encoders: adapted + frozen, averaged"] = np.mean(both, axis=0, dtype=np.float32)
+    found: dict[str, Matched] = {}
+    served: list[View] = []
+    for adapted in ("", "adapted, "):
+        sentences = KeptEncoder(kept, str(kept.adapted(data.train))) if adapted else KeptEncoder(kept)
+        rows, queries = sentences.encode(texts), sentences.encode(asked)
+        mean, (centroids, typical) = means(rows, labels), fitted(kept, rows, labels)
+        found[f"{adapted}mean centroid"] = matched((queries, mean, mean))
+        found[f"{adapted}fitted centroids"] = matched((queries, centroids, typical))
+        encoder = FeatureEncoder(sentences)
+        queries = encoder.encode(asked)
+        centroids, typical = fitted(kept, encoder.encode(texts), labels)
+        found[f"{adapted}{_OWN}"] = matched((queries, centroids, centroids))
+        served.append((queries, centroids, typical))
+        found[f"{adapted}{_SERVED}"] = matched(served[-1])
+    found["two encoders: adapted + frozen, averaged"] = matched(*served)
     return found
 
 
-def _measured(scores: Vectors, labels: np.ndarray, seed: int) -> tuple[str, str, str]:
-    inside = labels >= 0
-    best = scores.max(axis=1).astype(np.float64)
-    right = (scores.argmax(axis=1) == labels)[inside].astype(np.float64)
+View = tuple[Vectors, Vectors, Vectors]
+_SERVED = "as served: fitted, opening and words"
+_OWN = "the same, similarity to the centroid itself"
+_CONTROLLED = (_SERVED, f"adapted, {_SERVED}")
+
+
+def matched(*views: View) -> Matched:
+    """By the queries, centroids and what similarity is measured to, of one encoder or of several, averaged."""
+    nearest = np.sum([queries @ centroids.T for queries, centroids, _ in views], axis=0).argmax(axis=1)
+    similar = [(queries * typical[nearest]).sum(axis=1, dtype=np.float64) for queries, _, typical in views]
+    return Matched(nearest, np.mean(similar, axis=0))
+
+
+def _measured(found: Matched, labels: np.ndarray, seed: int) -> tuple[str, str, str]:
+    """Of the last texts, which have these labels."""
+    inside, best = labels >= 0, found.similarity[-len(labels) :]
+    right = (found.cohort[-len(labels) :] == labels)[inside].astype(np.float64)
     return (
         show(mean(right).estimate(seed)),
         show(auroc_estimate(best, inside, seed)),
@@ -135,11 +146,10 @@ def show(estimate: Estimate) -> str:
 # --- a stated risk ----------------------------------------------------------------------------------------------
 
 
-def _controlled(name: str, scores: Vectors, labels: np.ndarray, seed: int) -> Iterator[str]:
+def _controlled(name: str, matches: Matched, labels: np.ndarray, seed: int) -> Iterator[str]:
     """Floors fitted and tried on resamples: how often, and how far, the share of wrong tiers is above the risk."""
-    tier = np.arange(scores.shape[1]) % _TIERS
-    best = scores.max(axis=1).astype(np.float64)
-    wrong = (labels < 0) | (tier[scores.argmax(axis=1)] != tier[labels])
+    best = matches.similarity
+    wrong = (labels < 0) | (matches.cohort % _TIERS != labels % _TIERS)
     rng = np.random.default_rng(seed)
     inside, outside = np.flatnonzero(labels >= 0), np.flatnonzero(labels < 0)
     found: dict[str, list[tuple[float, float]]] = {rule: [] for rule in _RULES}
@@ -214,7 +224,8 @@ def int8_against_fp32(kept: Kept, path: Path, seed: int) -> str:
         torch,
         np.concatenate([adapted.encode(texts), adapted.encode([*data.val, *data.test])[-len(data.test) :]]),
     ):
-        similarity = rows[len(texts) :] @ fitted(kept, rows[: len(texts)], labels).T
+        centroids, _ = fitted(kept, rows[: len(texts)], labels)
+        similarity = rows[len(texts) :] @ centroids.T
         found.append(100 * float((similarity.argmax(axis=1) == data.test_labels)[inside].mean()))
     with kept.prepared():
         choice = read_choice(str(folder))

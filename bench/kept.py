@@ -94,17 +94,18 @@ def means(rows: Vectors, labels: np.ndarray) -> Vectors:
     return unit
 
 
-def fitted(kept: Kept, rows: Vectors, labels: np.ndarray) -> Vectors:
-    """float32[cohorts, d]: the centroids that serve, one a label, in order."""
+def fitted(kept: Kept, rows: Vectors, labels: np.ndarray) -> tuple[Vectors, Vectors]:
+    """Two float32[cohorts, d], one row a label, in order: the centroids that serve, and what similarity is to."""
 
     def make() -> Vectors:
         names = np.unique(labels)
         found = centroids.fit_centroids({str(name): rows[labels == name] for name in names})
-        return np.stack([found[str(name)].centroid for name in names])
+        return np.stack([[found[str(name)].centroid, found[str(name)].typical] for name in names], axis=1)
 
     source = Path(centroids.__file__).read_text()
     data = hashlib.sha256(np.ascontiguousarray(rows).tobytes() + labels.astype(str).tobytes()).hexdigest()
-    return kept.array(source + data, make)
+    centroid, typical = kept.array(source + data, make)
+    return centroid, typical
 
 
 def _hash(key: str) -> str:

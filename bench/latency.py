@@ -111,9 +111,10 @@ def growth() -> Iterator[str]:
     for cohorts, each in ((10, 1), (100, 1), (1000, 1), (10_000, 1), (100, 10), (1000, 10)):
         rows = rng.standard_normal((cohorts * each, _DIMENSIONS), dtype=np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        index = Index({str(i): rows[i * each : (i + 1) * each] for i in range(cohorts)})
+        means = {str(i): rows[i * each].copy() for i in range(cohorts)}
+        index = Index({str(i): rows[i * each : (i + 1) * each] for i in range(cohorts)}, means)
         took = [_search_s(index, rows[i % len(rows)]) for i in range(60)]
-        size = rows.nbytes / 2**20
+        size = (rows.nbytes + sum(row.nbytes for row in means.values())) / 2**20
         yield f"{cohorts:>7}{each:>17}{statistics.median(took) * 1e3:>12.3f}{size:>11.1f}"
 
 

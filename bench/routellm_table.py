@@ -94,7 +94,7 @@ def _by_subject(fit: Asked, asked: Asked) -> Floats:
 def _nearest(kept: Kept) -> Way:
     def way(fit: Asked, asked: Asked) -> Floats:
         names, labels = np.unique(fit.subject, return_inverse=True)
-        at = fitted(kept, fit.vectors, labels)
+        at, _ = fitted(kept, fit.vectors, labels)
         mine, theirs = (names[(one.vectors @ at.T).argmax(axis=1)] for one in (fit, asked))
         return cohort_gains(mine, fit.gain, theirs)
 

@@ -43,16 +43,25 @@ def _unit(rows: Vectors) -> Vectors:
     return unit
 
 
-def _centroids(rows: Vectors, labels: np.ndarray, fitted: bool) -> Vectors:
-    names = np.unique(labels)
-    if fitted:
-        found = centroids.fit_centroids({str(n): rows[labels == n] for n in names})
-        return np.stack([found[str(n)].centroid for n in names])
-    return _unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
+class Centroids:
+    """One a label, and what similarity is measured to: the means, or as they are fitted to serve."""
 
+    def __init__(self, rows: Vectors, labels: np.ndarray, fitted: bool) -> None:
+        names = np.unique(labels)
+        self.at = self.typical = _unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
+        if fitted:
+            found = centroids.fit_centroids({str(n): rows[labels == n] for n in names})
+            self.at = np.stack([found[str(n)].centroid for n in names])
+            self.typical = np.stack([found[str(n)].typical for n in names])
 
-def _accuracy(rows: Vectors, labels: np.ndarray, at: Vectors) -> float:
-    return float(((rows @ at.T).argmax(axis=1) == labels).mean())
+    def accuracy(self, rows: Vectors, labels: np.ndarray) -> float:
+        """The share of rows whose nearest centroid has their label."""
+        return float(((rows @ self.at.T).argmax(axis=1) == labels).mean())
+
+    def similarity(self, rows: Vectors) -> Vectors:
+        """float32[n]: of each row, to the cohort of the nearest centroid."""
+        found: Vectors = (rows * self.typical[(rows @ self.at.T).argmax(axis=1)]).sum(axis=1)
+        return found
 
 
 def _auroc(inside: Vectors, outside: Vectors) -> float:
@@ -65,7 +74,7 @@ def _auroc(inside: Vectors, outside: Vectors) -> float:
 def _cross_validated(rows: Vectors, labels: np.ndarray, fitted: bool) -> float:
     fold = np.random.default_rng(0).permutation(len(rows)) % 5
     right = [
-        _accuracy(rows[fold == k], labels[fold == k], _centroids(rows[fold != k], labels[fold != k], fitted))
+        Centroids(rows[fold != k], labels[fold != k], fitted).accuracy(rows[fold == k], labels[fold == k])
         for k in range(5)
     ]
     return float(np.mean(right))
@@ -114,18 +123,17 @@ def main() -> None:
     print("views                     centroids    own, 5-fold  held out  AUROC      accuracy  AUROC")
     for view in ("whole", "whole+opening", "whole+words", "whole+opening+words"):
         for fitted in (False, True):
-            at = _centroids(own.rows(view), labels, fitted)
+            at = Centroids(own.rows(view), labels, fitted)
             line = f"{view:<26}{'fitted' if fitted else 'means':<10}"
             line += f"{_cross_validated(own.rows(view), labels, fitted):>12.3f}"
-            line += f"{_accuracy(prompts.rows(view), truth, at):>12.3f}"
-            inside = (prompts.rows(view) @ at.T).max(axis=1)
-            line += f"{_auroc(inside, (outside.rows(view) @ at.T).max(axis=1)):>9.3f}"
+            line += f"{at.accuracy(prompts.rows(view), truth):>12.3f}"
+            line += f"{_auroc(at.similarity(prompts.rows(view)), at.similarity(outside.rows(view))):>9.3f}"
             if clinc is not None:
                 few_rows, test_rows = clinc[0].rows(view), clinc[2].rows(view)
-                at = _centroids(few_rows, clinc[1], fitted)
+                at = Centroids(few_rows, clinc[1], fitted)
                 known = clinc[3] >= 0
-                best = (test_rows @ at.T).max(axis=1)
-                line += f"{_accuracy(test_rows[known], clinc[3][known], at):>14.3f}"
+                best = at.similarity(test_rows)
+                line += f"{at.accuracy(test_rows[known], clinc[3][known]):>14.3f}"
                 line += f"{_auroc(best[known], best[~known]):>8.3f}"
             print(line, flush=True)
 

@@ -1,10 +1,14 @@
-"""Utterances -> one unit centroid a cohort, and the floor that they themselves speak for."""
+"""Utterances -> one unit centroid a cohort, their mean, and the floor that they speak for.
+
+Which cohort, and how similar to it, are two questions: match.py answers them by the centroid and by both.
+"""
 
 from collections.abc import Mapping
 
 import msgspec
 import numpy as np
 
+from extproc.match import similarity
 from extproc.vectors import Vectors
 
 # The fit: cosines are sharpened to this scale, and moved for this many steps of this length (radians, about).
@@ -14,6 +18,8 @@ _SCALE, _STEPS, _STEP = 20.0, 30, 0.02
 _STILL = 1e-4
 # Folds by which every utterance is seen once by a fit that did not have it.
 _FOLDS = 5
+# Change it when the method changes: evidence about what was fitted before says nothing of what is fitted now.
+RECIPE = 2
 # A cohort without evidence trusts what is as similar as this share of its utterances' right matches are.
 _TRUSTED = 0.98
 
@@ -21,8 +27,15 @@ _TRUSTED = 0.98
 class Fitted(msgspec.Struct, frozen=True):
     """The centroid of one cohort."""
 
-    centroid: Vectors  # float32[d], unit length
-    floor: float  # a low quantile of its utterances' similarity to a centroid that had not seen them
+    centroid: Vectors  # float32[d], unit length: the nearest one says which cohort
+    mean: Vectors  # float32[d], unit length: similarity is measured part of the way back to it
+    floor: float  # a low quantile of its utterances' similarity by fits that had not seen them
+
+    @property
+    def typical(self) -> Vectors:
+        """An inner product with it is the similarity."""
+        found: Vectors = similarity(self.centroid, self.mean)
+        return found
 
 
 def fit_centroids(utterances: Mapping[str, Vectors]) -> dict[str, Fitted]:
@@ -43,11 +56,30 @@ def fit_centroids(utterances: Mapping[str, Vectors]) -> dict[str, Fitted]:
     right = np.empty(len(rows), dtype=bool)
     for k in range(_FOLDS):
         seen, unseen = fold != k, fold == k
-        means = mean_directions(rows[seen], member[seen], len(names))
-        similarity = rows[unseen] @ fit(rows[seen], member[seen], means, each).T
-        held_out[unseen] = similarity.max(axis=1)
-        right[unseen] = similarity.argmax(axis=1) == member[unseen]
-    return {name: Fitted(centroids[i], own_floor(held_out[right & (member == i)])) for i, name in enumerate(names)}
+        blind = mean_directions(rows[seen], member[seen], len(names))
+        held_out[unseen], nearest = _like(rows[unseen], fit(rows[seen], member[seen], blind, each), blind)
+        right[unseen] = nearest == member[unseen]
+    listed, _ = _like(rows, centroids, means, member)
+    found = {}
+    for i, name in enumerate(names):
+        # What somebody listed as an utterance is accepted, however odd.
+        floor = min(own_floor(held_out[right & (member == i)]), float(listed[member == i].min()))
+        found[name] = Fitted(centroids[i], means[i], floor)
+    return found
+
+
+def means_of(utterances: Mapping[str, Vectors]) -> dict[str, Vectors]:
+    """Each cohort's mean, `cohort -> float32[n, d]` in, float32[d] of unit length out."""
+    return {name: mean_directions(rows, np.zeros(len(rows), dtype=int), 1)[0] for name, rows in utterances.items()}
+
+
+def _like(
+    rows: Vectors, centroids: Vectors, means: Vectors, cohort: np.ndarray | None = None
+) -> tuple[Vectors, np.ndarray]:
+    """(similarity of each row to its cohort, that cohort): the nearest one, unless it is told."""
+    cosines, at = rows @ centroids.T, np.arange(len(rows))
+    nearest = cosines.argmax(axis=1) if cohort is None else cohort
+    return similarity(cosines[at, nearest], (rows * means[nearest]).sum(axis=1)), nearest
 
 
 def own_floor(right_matches: Vectors) -> float:

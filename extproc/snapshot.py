@@ -8,7 +8,7 @@ import numpy as np
 
 from extproc.acceptance import compile_rules
 from extproc.centroid_file import CENTROIDS_FILE
-from extproc.centroids import fit_centroids
+from extproc.centroids import RECIPE, fit_centroids, means_of
 from extproc.config import Config, ConfigError, Intent
 from extproc.match import Index, nearest
 from extproc.policy import Cohort, Policy, Snapshot
@@ -29,7 +29,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     ends = np.cumsum([len(intent.utterances) for intent in config.intents])
     names = [intent.intent for intent in config.intents]
     rows = dict(zip(names, np.split(vectors, ends[:-1]), strict=True))
-    index, floors, centroids = _matching(config, rows)
+    index, floors, centroids = matching(config, rows)
     file = config.policy
     policy = Policy(
         tiers=file.tiers,
@@ -50,16 +50,19 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     return snapshot
 
 
-def _matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[str, float], str]:
+def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[str, float], str]:
     """(centroids, own floors, the hash of what made them): the fitted ones, or else the utterances' own."""
     spoken, file = utterances_digest(config), config.fitted
     if file is not None:
         stale = file.stale(config.policy.encoder.name, spoken, np.concatenate(list(rows.values())))
         if stale is None:
-            return Index(file.centroids), file.floors, centroids_digest(config)
+            return Index(file.centroids, means_of(rows)), file.floors, centroids_digest(config)
         log.warning("%s", stale)
     found = fit_centroids(rows)
-    index = Index({name: cohort.centroid[None, :] for name, cohort in found.items()})
+    index = Index(
+        {name: cohort.centroid[None, :] for name, cohort in found.items()},
+        {name: cohort.mean for name, cohort in found.items()},
+    )
     return index, {name: cohort.floor for name, cohort in found.items()}, spoken
 
 
@@ -67,7 +70,7 @@ def utterances_digest(config: Config) -> str:
     """The hash of all that makes centroids where nothing is fitted on labelled rows."""
     encoder = config.policy.encoder
     spoken = [(intent.intent, intent.utterances) for intent in config.intents]
-    return hashlib.sha256(repr((encoder.name, encoder.max_chars, spoken)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, spoken)).encode()).hexdigest()[:12]
 
 
 def centroids_digest(config: Config) -> str:

@@ -54,12 +54,24 @@ def test_overlapping_cohorts_are_told_apart_better_than_by_their_means():
     shared = np.eye(32, dtype=np.float32)[5]
     rows = {name: around(i, 40, 1.0) * 0.35 + shared for i, name in enumerate(("code", "faq"))}
     rows = {name: (r / np.linalg.norm(r, axis=1, keepdims=True)).astype(np.float32) for name, r in rows.items()}
-    means = {name: Fitted(r.mean(axis=0) / np.linalg.norm(r.mean(axis=0)), 0) for name, r in rows.items()}
+    units = {name: r.mean(axis=0) / np.linalg.norm(r.mean(axis=0)) for name, r in rows.items()}
+    means = {name: Fitted(unit, unit, 0) for name, unit in units.items()}
     fitted = fit_centroids(rows)
     assert min(right(fitted, name, rows[name]) for name in rows) >= min(
         right(means, name, rows[name]) for name in rows
     )
     assert fitted["code"].centroid @ fitted["faq"].centroid < means["code"].centroid @ means["faq"].centroid
+
+
+def test_what_is_like_both_cohorts_is_more_similar_than_their_centroids_say():
+    """Similarity is measured part of the way back to the mean, which did not turn away from what they share."""
+    shared = np.eye(32, dtype=np.float32)[5]
+    rows = {name: around(i, 40) * 0.35 + shared for i, name in enumerate(("code", "faq"))}
+    rows = {name: (r / np.linalg.norm(r, axis=1, keepdims=True)).astype(np.float32) for name, r in rows.items()}
+    for name, found in fit_centroids(rows).items():
+        mean = rows[name].mean(axis=0) / np.linalg.norm(rows[name].mean(axis=0))
+        assert found.centroid @ shared < found.typical @ shared < mean @ shared
+        assert np.linalg.norm(found.typical) <= 1
 
 
 def test_a_small_cohort_is_not_crowded_out_by_a_large_one():
@@ -83,6 +95,7 @@ def test_one_cohort_is_its_mean():
     mean = rows.mean(axis=0)
     fitted = fit_centroids({"code": rows})
     assert np.allclose(fitted["code"].centroid, mean / np.linalg.norm(mean), atol=1e-6)
+    assert np.allclose(fitted["code"].typical, fitted["code"].centroid, atol=1e-6)
     assert 0.5 < fitted["code"].floor < 1
 
 
@@ -90,8 +103,8 @@ def test_a_floor_keeps_what_is_alike_and_rejects_what_is_not():
     """It lies between a cohort's own kind and texts about nothing that any cohort knows."""
     fitted = fit_centroids(THREE)
     for i, name in enumerate(THREE):
-        own = around(i, 200, seed=7) @ fitted[name].centroid
-        strange = around(20 + i, 200) @ fitted[name].centroid
+        own = around(i, 200, seed=7) @ fitted[name].typical
+        strange = around(20 + i, 200) @ fitted[name].typical
         assert strange.max() < fitted[name].floor < np.quantile(own, 0.2)
 
 
@@ -99,7 +112,16 @@ def test_no_utterance_of_a_clear_cohort_is_below_its_floor():
     """A floor comes from fits that had not seen the utterance, which is harder than what serves."""
     fitted = fit_centroids(THREE)
     for name, rows in THREE.items():
-        assert (rows @ fitted[name].centroid).min() >= fitted[name].floor
+        assert (rows @ fitted[name].typical).min() >= fitted[name].floor
+
+
+def test_an_odd_utterance_is_not_below_its_own_floor_either():
+    """Whoever sends what is listed reaches the cohort: its floor goes down to there."""
+    odd = np.concatenate([around(0, 100), 0.3 * around(0, 1) + around(9, 1)])
+    odd /= np.linalg.norm(odd, axis=1, keepdims=True)
+    fitted = fit_centroids({"code": odd, "faq": around(1, 100)})
+    assert (odd @ fitted["code"].typical).min() == pytest.approx(fitted["code"].floor)
+    assert fitted["faq"].floor > fitted["code"].floor
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

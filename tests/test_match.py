@@ -37,6 +37,20 @@ def test_with_one_cohort_the_margin_is_the_similarity():
     assert match == Match("code", pytest.approx(0.6), pytest.approx(0.6), None)
 
 
+def test_similarity_is_measured_part_of_the_way_back_to_the_mean():
+    """The nearest centroid, of however many, says which cohort and margin; it and the mean say how similar."""
+    centroids = {"code": np.stack([unit(0, -1, 0), X]), "faq": Y[None, :]}
+    index = Index(centroids, {"code": unit(1, 0, 1), "faq": unit(0, 1, 1)})
+    query = unit(2, 1, 2)
+    match = nearest(index, query)
+    assert match == Match("code", pytest.approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)), pytest.approx(1 / 3), "faq")
+    assert similarities(index, query) == {
+        "code": pytest.approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)),
+        "faq": pytest.approx(0.7 / 3 + 0.3 * np.sqrt(1 / 2)),
+    }
+    assert type(match.similarity) is float
+
+
 def test_a_vector_opposite_to_all_still_has_a_nearest():
     """Similarities go down to -1, and whether that is near enough is for the floor to say."""
     match = nearest(INDEX, -unit(1, 1, 0.5))

@@ -24,6 +24,7 @@ from extproc.offline.learning import (
     by_label,
     centroids_of,
     ground_for,
+    index_of,
     learn,
     needed_rows,
     split,
@@ -123,7 +124,7 @@ def test_labelled_rows_that_differ_from_the_utterances_are_learned_from(folder):
     assert learned.chosen is not None and learned.config is not None and learned.config.fitted is not None
     assert learned.chosen.gain.low > 0
     before = accuracy(run.snapshot.index, encoder)
-    after = accuracy(Index(learned.config.fitted.centroids), encoder)
+    after = accuracy(index_of(learned.config, encoder), encoder)
     assert after > before + 0.03
     assert learned.chosen.accuracy.low - 0.03 < after < learned.chosen.accuracy.high + 0.03
     assert learned.tried[0].accuracy.low - 0.03 < before < learned.tried[0].accuracy.high + 0.03
@@ -159,7 +160,7 @@ def test_a_cohort_of_several_kinds_gets_several_centroids(folder):
     assert learned.chosen is not None and learned.config is not None and learned.config.fitted is not None
     assert learned.chosen.kind == "several, fitted"
     assert learned.config.fitted.header.cohorts["a"] == 3
-    assert accuracy(Index(learned.config.fitted.centroids), two) > 0.95
+    assert accuracy(index_of(learned.config, two), two) > 0.95
 
 
 def test_groups_of_alike_rows_are_found():

@@ -116,6 +116,8 @@ def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:
     digest = hashlib.sha256(snapshot.revision.encode())
     faiss = snapshot.index.faiss
     digest.update(faiss.reconstruct_n(0, faiss.ntotal).tobytes())
+    for row in (snapshot.index.means or {}).values():
+        digest.update(row.tobytes())
     for cohort in snapshot.policy.cohorts.values():
         digest.update(repr((cohort.name, cohort.floor, cohort.margin)).encode())
     for one in routed:

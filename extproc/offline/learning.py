@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from extproc.centroid_file import Header, decode_centroids, encode_centroids
-from extproc.centroids import fit, fit_centroids, mean_directions, own_floor
+from extproc.centroids import fit, fit_centroids, mean_directions, means_of, own_floor
 from extproc.config import LEAST_UTTERANCES, Config
 from extproc.match import Index, nearest
 from extproc.offline.calibration import (
@@ -27,7 +27,7 @@ from extproc.offline.calibration import (
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Bools, Estimate, Floats, auroc, auroc_estimate, resamples, share, spread
 from extproc.settings import EncoderConfig
-from extproc.snapshot import utterances_digest
+from extproc.snapshot import matching, utterances_digest
 from extproc.vectors import Encoder, Vectors
 
 # Simplest first: of two that do equally well, the first is taken. The first of all is what serves without a file.
@@ -123,7 +123,7 @@ def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: s
         return Learned(count, tried, why)
     encoder, kind = ways[best]
     config, raw = _file(run, rows, encoder, kind, found[best], date, seed)
-    index = Index(config.fitted.centroids) if config.fitted is not None else run.snapshot.index
+    index = index_of(config, encoder.vectors)
     astray = sum(
         nearest(index, row).cohort != name
         for name, some in _spoken(config, encoder.vectors).items()
@@ -139,12 +139,18 @@ def ground_for(run: Execution, rows: Labelled, learned: Learned) -> Ground:
     if not learned.tried:
         return now
     fit, part = now.fit & (rows.place >= LEARN_SHARE), FIT_SHARE - LEARN_SHARE
-    if learned.config is None or learned.config.fitted is None or learned.vectors is None:
+    if learned.config is None or learned.vectors is None:
         return msgspec.structs.replace(now, fit=fit, part=part)
+    index = index_of(learned.config, learned.vectors)
     fit = (rows.place >= LEARN_SHARE) & (rows.place < FIT_SHARE)  # whatever the file of now was fitted on
-    index = Index(learned.config.fitted.centroids)
     found = [nearest(index, row) for row in learned.vectors.encode(rows.texts)]
     return Ground(rows.landing(found), fit, now.report, part, learned.config)
+
+
+def index_of(config: Config, encoder: Encoder) -> Index:
+    """What requests are matched with under this configuration."""
+    index, _, _ = matching(config, _spoken(config, encoder))
+    return index
 
 
 def _fold(place: Floats) -> np.ndarray:
@@ -210,7 +216,7 @@ def _held_out(
     similarity, names = np.full(len(rows), np.nan), np.full(len(rows), None, dtype=object)
     for k in np.unique(fold[tried]):
         seen = fold != k
-        index = Index(centroids_of(kind, spoken, by_label(rows[seen], labels[seen])))
+        index = Index(centroids_of(kind, spoken, by_label(rows[seen], labels[seen])), means_of(spoken))
         for i in np.flatnonzero(fold == k):
             match = nearest(index, rows[i])
             similarity[i], names[i] = match.similarity, match.cohort
