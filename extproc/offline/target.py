@@ -162,37 +162,46 @@ def _meeting(
 ) -> list[Pick]:
     """Of the picks, a list a price, the cheapest that keeps the quality, or the best that keeps to the cost.
 
-    Both with 95 % confidence, over all rows fitted on. One price leaves gaps where a cohort's next option is far
-    dearer: what the target leaves over is spent cohort by cohort, as long as that gets nearer to it.
+    Both by the end of an interval, over all rows fitted on.
     """
     alone = table.fit & ~np.any([w.rows for w in weighed], axis=0)
     rest = _sums(*(values[None, alone] for values in table.present))[0]
     sums = [_sums(w.quality, w.cost, w.expected[0]) for w in weighed]
-    n = int(table.fit.sum())
 
     def total(picks: Sequence[Pick]) -> Floats:
         found: Floats = rest + np.sum([some[k] for some, (k, _) in zip(sums, picks, strict=True)], axis=0)
         return found
 
     totals = [total(picks) for picks in tried]
-    worths = [_worth(each, n, target) for each in totals]
+    worths = [_worth(each, target) for each in totals]
     if max(worths) == -math.inf:
-        ends = np.array([_ends(each, n) for each in totals])
+        ends = np.array([_ends(each) for each in totals])
         raise ValueError(
             f"--target {target}: out of reach on these rows, at 95 %: with what could be shown to help, quality "
             f"reaches {ends[:, 0].max():.3f}, and cost comes down to {ends[:, 1].min():.4f} dollars per 1,000"
         )
     best = int(np.argmax(worths))
-    picks, now, worth = list(tried[best]), totals[best], worths[best]
+    return _spent(weighed, sums, tried[best], totals[best], target) if target.kind == "cost" else list(tried[best])
+
+
+def _spent(
+    weighed: Sequence[Weighed], sums: Sequence[Floats], tried: Sequence[Pick], now: Floats, target: Target
+) -> list[Pick]:
+    """The picks, with what they leave over of a cost spent cohort by cohort, where its rows show that it pays.
+
+    One price leaves gaps where a cohort's next option is far dearer. A quality that is kept with room to spare is
+    kept: to save there would be to pick what is lucky on these very rows.
+    """
+    picks = list(tried)
     shown = [(i, int(k)) for i, w in enumerate(weighed) for k in np.flatnonzero(w.needed <= w.rows.sum())]
     while shown:
         moved = [now + sums[i][k] - sums[i][picks[i][0]] for i, k in shown]
-        further = [_worth(each, n, target) for each in moved]
+        further, worth = [_worth(each, target) for each in moved], _worth(now, target)
         nearer = [at for at in np.argsort(further)[::-1] if further[at] > worth + 1e-9]
         at = next((at for at in nearer if _pays(weighed[shown[at][0]], picks[shown[at][0]][0], shown[at][1])), None)
         if at is None:
             break
-        (i, k), now, worth = shown[at], moved[at], further[at]
+        (i, k), now = shown[at], moved[at]
         picks[i] = k, ""
     return picks
 
@@ -204,25 +213,26 @@ def _pays(w: Weighed, now: int, then: int) -> bool:
 
 
 def _sums(quality: Floats, cost: Floats, expected: Floats | None = None) -> Floats:
-    """float64[plan, 5]: over the rows, quality and dollars per 1,000, their squares, and the quality expected."""
+    """float64[plan, 6]: sums of quality, dollars per 1,000, their squares, the quality expected; and the rows."""
     cost, n = 1000 * cost, quality.shape[1]
     likely = quality.sum(axis=1) if expected is None else n * expected
     squares = (quality**2).sum(axis=1), (cost**2).sum(axis=1)
-    return np.stack([quality.sum(axis=1), cost.sum(axis=1), *squares, likely], axis=1)
+    return np.stack([quality.sum(axis=1), cost.sum(axis=1), *squares, likely, np.full(len(cost), float(n))], axis=1)
 
 
-def _ends(sums: Floats, n: int) -> tuple[float, float]:
-    """The lower end of the mean quality, and the upper one of the mean cost; one-sided, 95 %."""
+def _ends(sums: Floats) -> tuple[float, float]:
+    """The lower end of the quality expected, and the upper one of the mean cost; one-sided, 95 %."""
+    n = sums[5]
     if n < 2:
         return -math.inf, math.inf
-    quality, cost, quality2, cost2, _ = sums / n
+    quality, cost, quality2, cost2, likely = sums[:5] / n
     spread = [_SIGMA * math.sqrt(max(0.0, of - mean**2) / n) for of, mean in ((quality2, quality), (cost2, cost))]
-    return float(quality - spread[0]), float(cost + spread[1])
+    return float(likely - spread[0]), float(cost + spread[1])
 
 
-def _worth(sums: Floats, n: int, target: Target) -> float:
+def _worth(sums: Floats, target: Target) -> float:
     """What there is most to gain of, within the target; minus infinity outside."""
-    low, high = _ends(sums, n)
+    low, high = _ends(sums)
     if target.kind == "quality":
-        return -float(sums[1]) / n if low >= target.value else -math.inf
-    return float(sums[4]) / n if high <= target.value else -math.inf
+        return -float(sums[1] / sums[5]) if low >= target.value else -math.inf
+    return float(sums[4] / sums[5]) if high <= target.value else -math.inf
