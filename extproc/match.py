@@ -11,9 +11,9 @@ from extproc.vectors import Vectors
 
 # One query is too little work to share among threads.
 faiss.omp_set_num_threads(1)
-# The part of the way from the nearest centroid back to its cohort's mean at which similarity is measured. The further
-# back, the more of CLINC150's out-of-scope validation rows are found, and the fewer of those out of scope but near
-# (whole intents left out): from here on, that cost grows faster.
+# Similarity is measured this part of the way from the nearest centroid back to its cohort's mean. The further back,
+# the more of CLINC150's out-of-scope validation rows are found, and the fewer of those that are near one (whole
+# intents left out): from here on, that cost grows faster.
 _BACK = 0.3
 
 
