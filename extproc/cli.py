@@ -211,6 +211,8 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     gate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md)")
     _limits_options(gate)
     gate.add_argument("--seed", type=int, default=0, help="of the resampling")
+    # `serve --gate` compares copies of its folder; the path of a model begins at the folder itself.
+    gate.add_argument("--copies-of", type=Path, help=argparse.SUPPRESS)
     gate.set_defaults(run=_gate)
 
     suggest = commands.add_parser("suggest", help="propose intents for what falls out of scope; shows its words")
@@ -464,7 +466,7 @@ def _gate(args: argparse.Namespace) -> int:
     from extproc.offline.commands import run_gate
 
     _check_baseline(args, args.baseline)
-    return run_gate(args.baseline, args.intents, args.data, *_limits(args), args.seed)
+    return run_gate(args.baseline, args.intents, args.data, *_limits(args), args.seed, args.copies_of)
 
 
 def _suggest(args: argparse.Namespace) -> int:

@@ -95,8 +95,11 @@ class Config(msgspec.Struct, frozen=True):
     fitted: CentroidFile | None = None  # centroids.safetensors, if it is there
 
 
-def load_config(folder: Path) -> Config:
-    """Read and validate policy.yaml, every other *.yaml and the centroids in `folder`. Raises ConfigError."""
+def load_config(folder: Path, copy_of: Path | None = None) -> Config:
+    """Read and validate policy.yaml, every other *.yaml and the centroids in `folder`. Raises ConfigError.
+
+    In a copy, the path of a model begins where it did in the folder that was copied.
+    """
     problems: list[Problem] = []
     lines: Lines = {}
     policy: PolicyFile | None = None
@@ -120,7 +123,7 @@ def load_config(folder: Path) -> Config:
     fitted, raw = _read_centroids(folder, problems)
     digest.update(raw)
     if policy is not None:
-        policy = msgspec.structs.replace(policy, encoder=_located(policy.encoder, folder))
+        policy = msgspec.structs.replace(policy, encoder=_located(policy.encoder, copy_of or folder))
         whole = len(intents) == len(names) - 1  # else a name may be missing because its file is broken
         problems += _cross_check(policy, intents, lines, whole)
     if problems or policy is None:

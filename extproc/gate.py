@@ -9,6 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from extproc.centroid_file import CENTROIDS_FILE
+
 # A file of traffic that takes longer is too long for a gate that somebody waits for.
 _PATIENCE_S = 900.0
 # How often to look whether another worker's gate is done: one at a time on a machine, as each loads the encoder.
@@ -29,15 +31,17 @@ class Gate:
         self._data, self._limits = data, (max_quality_drop, max_cost_rise)
         self._copies = tempfile.TemporaryDirectory(prefix="extproc-gate-")
         self._count = 0
+        self._original: Path | None = None
         self._serving: Path | None = None
 
     def copy(self, folder: Path) -> Path:
-        """A copy of the YAML files as they are now."""
+        """A copy of the YAML files, and centroids beside them, as they are now."""
         self._count += 1
+        self._original = folder
         copy = Path(self._copies.name) / str(self._count)
         copy.mkdir()
-        for path in folder.glob("*.y*ml"):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile: the next look sees that
+        for path in (*folder.glob("*.y*ml"), folder / CENTROIDS_FILE):
+            with contextlib.suppress(FileNotFoundError):  # or removed meanwhile: the next look sees that
                 shutil.copyfile(path, copy / path.name)
         return copy
 
@@ -74,7 +78,7 @@ class Gate:
         drop, rise = self._limits
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "extproc", "gate", "--baseline", str(self._serving), str(new), str(self._data),
-            "--max-quality-drop", str(drop), "--max-cost-rise", str(rise),
+            "--max-quality-drop", str(drop), "--max-cost-rise", str(rise), "--copies-of", str(self._original),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:

@@ -93,7 +93,7 @@ async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gat
         return await asyncio.to_thread(_compile, folder, current, encoder)
     copy = await asyncio.to_thread(gate.copy, folder)
     try:
-        snapshot = await asyncio.to_thread(_compile, copy, current, encoder)
+        snapshot = await asyncio.to_thread(_compile, copy, current, encoder, folder)
         if snapshot.revision != current.revision:
             log.info("revision %s compiles; the gate is asked whether it may serve", snapshot.revision)
             refusal = await gate.refusal(copy)
@@ -106,8 +106,8 @@ async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gat
     return snapshot
 
 
-def _compile(folder: Path, current: Snapshot, encoder: Encoder) -> Snapshot:
-    config = load_config(folder)
+def _compile(folder: Path, current: Snapshot, encoder: Encoder, copy_of: Path | None = None) -> Snapshot:
+    config = load_config(folder, copy_of)
     if config.policy.encoder.model != current.encoder.model:
         # Floors and centroids come with the encoder that they were fitted for: half of a change serves neither.
         line = line_of(config.lines, POLICY_FILE, ".encoder.model")

@@ -124,7 +124,7 @@ async def serve(ours: Serving) -> None:
         _stop_without(ours.ready_fd, stop)
     seen = signature(ours.intents)  # before the load: an edit meanwhile is then seen as one
     copy = ours.gate.copy(ours.intents) if ours.gate is not None else None
-    config = load_config(copy or ours.intents)
+    config = load_config(copy or ours.intents, copy_of=ours.intents)
     if ours.gate is not None and copy is not None:
         ours.gate.serves(copy)
     set_up_telemetry()

@@ -208,21 +208,31 @@ def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> in
     return 0
 
 
-def run_gate(old: Path, new: Path, data: Path, max_quality_drop: float, max_cost_rise: float, seed: int) -> int:
+def run_gate(
+    old: Path,
+    new: Path,
+    data: Path,
+    max_quality_drop: float,
+    max_cost_rise: float,
+    seed: int,
+    copies_of: Path | None = None,
+) -> int:
     """`extproc gate`: 1 if a cohort regresses from `old` to `new` beyond what is allowed, else 0."""
-    found, _ = _compared(old, new, data, seed)
+    found, _ = _compared(old, new, data, seed, copies_of)
     rulings = comparison.gate(found, max_quality_drop, max_cost_rise)
     print("\n".join(comparison_text(found, None)) + "\n")
     print("\n".join(gate_text(rulings, max_quality_drop, max_cost_rise)))
     return int(any(ruling.regressed for ruling in rulings))
 
 
-def _compared(old: Path, new: Path, data: Path, seed: int) -> tuple[comparison.Comparison, Execution]:
+def _compared(
+    old: Path, new: Path, data: Path, seed: int, copies_of: Path | None = None
+) -> tuple[comparison.Comparison, Execution]:
     traffic, tokens = usable(data), Tokens()
-    memory = patient_encoder(old)
-    same = load_config(old).policy.encoder.model == load_config(new).policy.encoder.model
-    before = execute(old, memory, traffic, tokens)
-    after = execute(new, memory if same else patient_encoder(new), traffic, tokens)
+    models = [load_config(folder, copies_of).policy.encoder.model for folder in (old, new)]
+    memory = patient(models[0])
+    before = execute(old, memory, traffic, tokens, copies_of)
+    after = execute(new, memory if models[0] == models[1] else patient(models[1]), traffic, tokens, copies_of)
     tell_bad_rows(data, before.bad)
     for name, run in (("old", before), ("new", after)):
         print(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")

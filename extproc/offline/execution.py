@@ -146,9 +146,11 @@ class Execution(msgspec.Struct, frozen=True):
     token_counts: dict[str, int]  # answers by where their token counts come from
 
 
-def execute(folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens) -> Execution:
+def execute(
+    folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens, copy_of: Path | None = None
+) -> Execution:
     """Decide about every row, seal that, and only then read what is known. Raises ConfigError."""
-    config = load_config(folder)
+    config = load_config(folder, copy_of)
     snapshot = compile_snapshot(config, memory)
     spoken = {_plain(text) for intent in config.intents for text in intent.utterances}
     rows = [row for row in traffic.rows if row.text is None or _plain(row.text) not in spoken]

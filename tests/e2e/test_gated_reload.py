@@ -8,6 +8,7 @@ from traffic import EXTRACT, MODELS, Flow, ask, eventually, small_intent, write_
 
 from extproc.health import serves
 from extproc.sample_upstream import SampleUpstreams
+from extproc.sentences import locate
 from extproc.stack import Stack
 
 _THINGS = (
@@ -18,8 +19,12 @@ _THINGS = (
 
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose reloads are held against rows that the small tier answers well, and the frontier too."""
+    """A stack whose reloads are held against rows that the small tier answers well, and the frontier too.
+
+    Its encoder is named by a path beside the YAML, which the gate's copies of it have to find.
+    """
     root = tmp_path_factory.mktemp("gated")
+    (root / "encoder").symlink_to(locate("all-MiniLM-L6-v2"))
     told = {"success": True, "tokens_in": 100, "tokens_out": 100}
     rows = [
         {
@@ -32,7 +37,10 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     data = root / "traffic.jsonl"
     data.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     with SampleUpstreams(MODELS) as upstreams:
-        stack = Stack(write_small_intents(root / "source"), root, upstreams)
+        source = write_small_intents(root / "source")
+        policy = source / "policy.yaml"
+        policy.write_text(policy.read_text().replace("model: all-MiniLM-L6-v2", "model: ../encoder"))
+        stack = Stack(source, root, upstreams)
         try:
             stack.start_router(options=["--gate", str(data), "--max-cost-rise", "0.5"])
             stack.start_envoy()
