@@ -20,6 +20,8 @@ _STILL = 1e-4
 _FOLDS = 5
 # Change it when the method changes: evidence about what was fitted before says nothing of what is fitted now.
 RECIPE = 2
+# By so much the similarity of one text differs from one batch to another.
+_ROUNDING = 1e-3
 # A cohort without evidence trusts what is as similar as this share of its utterances' right matches are.
 _TRUSTED = 0.98
 
@@ -63,7 +65,7 @@ def fit_centroids(utterances: Mapping[str, Vectors]) -> dict[str, Fitted]:
     found = {}
     for i, name in enumerate(names):
         # What somebody listed as an utterance is accepted, however odd.
-        floor = min(own_floor(held_out[right & (member == i)]), float(listed[member == i].min()))
+        floor = min(own_floor(held_out[right & (member == i)]), float(listed[member == i].min()) - _ROUNDING)
         found[name] = Fitted(centroids[i], means[i], floor)
     return found
 

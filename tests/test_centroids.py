@@ -120,7 +120,7 @@ def test_an_odd_utterance_is_not_below_its_own_floor_either():
     odd = np.concatenate([around(0, 100), 0.3 * around(0, 1) + around(9, 1)])
     odd /= np.linalg.norm(odd, axis=1, keepdims=True)
     fitted = fit_centroids({"code": odd, "faq": around(1, 100)})
-    assert (odd @ fitted["code"].typical).min() == pytest.approx(fitted["code"].floor)
+    assert (odd @ fitted["code"].typical).min() == pytest.approx(fitted["code"].floor + 1e-3)
     assert fitted["faq"].floor > fitted["code"].floor
 
 
