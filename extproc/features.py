@@ -38,14 +38,18 @@ class FeatureEncoder:
         vectors = self.sentences.encode([*texts, *(openings[i] for i in differs)])
         whole, first = vectors[: len(texts)], vectors[: len(texts)].copy()
         first[differs] = vectors[len(texts) :]
-        words = _unit(hashed_words(texts)) + _unit(hashed_words(openings))
-        return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * _unit(words)]))
+        return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * words_view(texts)]))
 
 
 def opening(text: str) -> str:
     """The first sentence or clause of `text`; all of it when it has only one."""
     found = _OPENING.match(text)
     return found[0] if found is not None else text
+
+
+def words_view(texts: Sequence[str]) -> Vectors:
+    """float32[n, 2048]: unit rows, the words of the whole and those of the opening."""
+    return _unit(_unit(hashed_words(texts)) + _unit(hashed_words([opening(text) for text in texts])))
 
 
 def hashed_words(texts: Sequence[str]) -> Vectors:

@@ -1,9 +1,10 @@
 """Utterances -> an encoder of the same size and speed that tells their cohorts apart.
 
 The model is trained for minutes to classify the utterances by cosine to one centroid a cohort (normalised softmax,
-Wang et al. 2017), and its weights are then drawn back towards those it came with (Wortsman et al. 2022): what it
-knew of texts that are like none of the utterances is what finds those out of scope. The result is a folder for
-`encoder: {model: FOLDER}`; `extproc prepare` converts it like any other.
+Wang et al. 2017), beside the words that it serves with: it learns what they do not tell. Its weights are then drawn
+back towards those it came with (Wortsman et al. 2022): what it knew of texts that are like none of the utterances
+is what finds those out of scope. The result is a folder for `encoder: {model: FOLDER}`; `extproc prepare` converts
+it like any other.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from extproc.features import WORDS_WEIGHT, words_view
 from extproc.vectors import EncoderError, Vectors
 
 STAMP_FILE = "adapted.json"
@@ -72,7 +74,8 @@ def adapt(
     epochs = int(np.clip(_READ // len(texts), _LEAST, _MOST))
     before = {name: values.clone() for name, values in sentences.model.state_dict().items()}
     torch.manual_seed(seed)
-    _train(sentences.model, texts, member, _means(sentences.encode(texts), member), epochs, seed)
+    means = _means(sentences.encode(texts), member)
+    _train(sentences.model, texts, member, means, _by_words(texts, member), epochs, seed)
     after = sentences.model.state_dict()
     mixed = {name: torch.lerp(old, after[name], share) if old.is_floating_point() else old
              for name, old in before.items()}  # fmt: skip
@@ -90,7 +93,24 @@ def utterances_digest(utterances: Mapping[str, Sequence[str]]) -> str:
     ]
 
 
-def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors, epochs: int, seed: int) -> None:
+def _by_words(texts: Sequence[str], member: np.ndarray) -> Vectors:
+    """float32[n, cohorts]: how similar each text is to each cohort's others by the words they use."""
+    rows = words_view(texts)
+    sums = np.eye(member.max() + 1, dtype=np.float32)[member].T @ rows
+    found: Vectors = rows @ _unit(sums).T
+    found[np.arange(len(rows)), member] = (rows * _unit(sums[member] - rows)).sum(axis=1)
+    return found
+
+
+def _train(
+    model: Any,
+    texts: Sequence[str],
+    member: np.ndarray,
+    means: Vectors,
+    by_words: Vectors,
+    epochs: int,
+    seed: int,
+) -> None:
     """Move the weights of `model`, but for its word embeddings: words that no utterance has keep their place."""
     import torch
     from torch.nn import functional
@@ -111,15 +131,16 @@ def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors,
     )
     # Every cohort weighs the same, however many utterances it has.
     weights = torch.from_numpy(len(member) / len(means) / np.bincount(member)).float()
-    labels = torch.from_numpy(member)
+    labels, known = torch.from_numpy(member), WORDS_WEIGHT**2 * torch.from_numpy(by_words)
     model.train()
     for batch in batches:
         tokens = model.tokenizer(
             [texts[i] for i in batch], padding=True, truncation=True, max_length=_MAX_TOKENS, return_tensors="pt"
         )
         vectors = functional.normalize(model(dict(tokens))["sentence_embedding"], dim=1)
-        logits = _SCALE * vectors @ functional.normalize(centroids, dim=1).T
-        loss = functional.cross_entropy(logits, labels[batch], weight=weights)
+        # The inner product of two vectors as they serve: embedding and weighted words, side by side.
+        cosines = (vectors @ functional.normalize(centroids, dim=1).T + known[batch]) / (1 + WORDS_WEIGHT**2)
+        loss = functional.cross_entropy(_SCALE * cosines, labels[batch], weight=weights)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -140,6 +161,9 @@ def _batches(lengths: Sequence[int], epochs: int, seed: int) -> Iterator[list[in
 
 
 def _means(vectors: Vectors, member: np.ndarray) -> Vectors:
-    means = np.stack([vectors[member == i].mean(axis=0) for i in range(member.max() + 1)])
-    unit: Vectors = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9)
+    return _unit(np.stack([vectors[member == i].mean(axis=0) for i in range(member.max() + 1)]))
+
+
+def _unit(rows: Vectors) -> Vectors:
+    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
     return unit
