@@ -16,8 +16,8 @@ OLD_ENVOYS := 1.36.4 1.37.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check fuzz protos envoy manifests image lock sbom bench bench-cascade bench-encoders \
-  bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak bench-ttft \
-  bench-views clean
+  bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak bench-static \
+  bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -95,6 +95,9 @@ bench-cascade: $(VENV)/ready  ## the cascade on recorded MMLU-Pro answers, besid
 
 bench-ttft: $(VENV)/ready  ## time to first token of streams that climb: judged early against buffered
 	$(BIN)/python -m bench.ttft
+
+bench-static: $(VENV)/ready  ## a static embedding ahead of the transformer: what it would keep and save
+	$(BIN)/python -m bench.static
 
 bench-views: $(VENV)/ready  ## what each view of the text adds to routing accuracy
 	$(BIN)/python -m bench.views
