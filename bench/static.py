@@ -136,14 +136,14 @@ def lines(tasks: Sequence[Task], encoder: Encoder, table: TokenTable) -> list[st
 
 
 def costs(task: Task, encoder: Encoder, table: TokenTable) -> list[str]:
-    """The time of single texts, by the stage and the transformer in turns, and what is paid at every start."""
+    """Lines: the time of single texts, by stage and transformer in turns, and what every start would pay."""
     spoken = Memory(encoder)
     spoken.encode([text for texts in task.utterances.values() for text in texts])
-    began = time.perf_counter()
+    began = time.process_time()
     alone = Transformer(task.utterances, spoken)
-    between = time.perf_counter()
+    between = time.process_time()
     stage = fit_stage(task.utterances, table)
-    start = f"{time.perf_counter() - between:.1f} s to fit it, {between - began:.1f} s for the centroids that serve"
+    fits = between - began, time.process_time() - between
     seconds = np.empty((_ROUNDS, len(task.texts), 2))
     for turn in seconds:
         for at, text in zip(turn, task.texts, strict=True):
@@ -156,9 +156,10 @@ def costs(task: Task, encoder: Encoder, table: TokenTable) -> list[str]:
     left = np.array([stage.match(text) is None for text in task.texts])
     before, after = model.mean(), (static + model * left).mean()
     return [
-        f"ms per text, {task.name}: stage {static.mean():.2f}, transformer {before:.2f}; stage first, and the "
-        f"transformer for what it leaves: {after:.2f}, {1 - after / before:.0%} less",
-        f"at start: {start}; {table.rows.nbytes / 1e6:.0f} MB for the table",
+        f"ms per text, {task.name}: static stage {static.mean():.2f}, transformer {before:.2f}",
+        f"stage first, and the transformer for what it leaves: {after:.2f}, {1 - after / before:.0%} less",
+        f"CPU s at start: {fits[0]:.1f} to fit what serves, {fits[1]:.1f} more for the stage; "
+        f"MB of its table: {table.rows.nbytes / 1e6:.0f}",
     ]
 
 
