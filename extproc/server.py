@@ -52,6 +52,7 @@ class ExternalProcessor:
         # Both until the encoder and the index are loaded:
         self.router: Router | None = None
         self.verifier: Verifier | None = None
+        self.stopping = False
         self._telemetry = telemetry
 
     async def process(
@@ -84,6 +85,8 @@ class ExternalProcessor:
                     reported = found
                     self._report(found, metadata)
         except Exception as error:
+            if self.stopping and isinstance(error, grpc.aio.BaseError):
+                return  # gRPC's own: the stream was open, with nothing left to answer, when the server stopped
             # Whatever went wrong, Envoy fails open and traffic goes on.
             log.exception("an exchange failed; Envoy sends it to the default tier")
             self._telemetry.failed(metadata, error)
@@ -182,6 +185,7 @@ async def serve(ours: Serving) -> None:
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
     await stop.wait()
     log.info("draining")
+    processor.stopping = True
     reloading.cancel()
     await health_service.enter_graceful_shutdown()
     if logs.connected:  # it may open a stream until it has heard: one that we refused then would be an answer lost
