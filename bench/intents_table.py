@@ -99,9 +99,9 @@ def ways(kept: Kept, data: Clinc) -> dict[str, Matched]:
         encoder = FeatureEncoder(sentences)
         queries = encoder.encode(asked)
         centroids, typical = fitted(kept, encoder.encode(texts), labels)
-        found[f"{adapted}{_OWN}"] = matched((queries, centroids, centroids))
         served.append((queries, centroids, typical))
         found[f"{adapted}{_SERVED}"] = matched(served[-1])
+        found[f"{adapted}{_OWN}"] = matched((queries, centroids, centroids))
     found["two encoders: adapted + frozen, averaged"] = matched(*served)
     return found
 
