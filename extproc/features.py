@@ -4,11 +4,14 @@ Three views of the ask, because intents are *tasks* and sentence embeddings most
 contract" lies near contracts): the embedding of the whole, the embedding of its opening, where people put the
 instruction, and hashed words, which know "summarize" from "extract" whatever the text. Side by side in one unit
 vector they cost one inner product. What each view adds is measured by bench/views.py.
+
+Courtesies around the ask are no part of it: they are left out before anything is measured.
 """
 
 import re
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -20,8 +23,27 @@ _BUCKETS = 2048
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
 # Weight of the words beside the embedding, by cross-validation on CLINC150 and on the sample intents.
 WORDS_WEIGHT = 0.7
-# The first sentence or clause; a greeting is shorter than this and opens nothing.
+# As _WORD, but an apostrophe of any kind ends a word: telephones type a curly one.
+_PART = re.compile(r"[^\W_]+")
+# Where a sentence or clause ends.
+_END = re.compile(r"[:.?!\n](?=\s|$)")
+# The first of them; a word or two is shorter than this and opens nothing.
 _OPENING = re.compile(r".{12,}?[:.?!\n](?=\s|$)", re.DOTALL)
+# A clause of these alone greets, thanks, or says that something is wanted, never what: English courtesies and the
+# words between them. What asks for something by itself ("what", "why", "not", "brief") is none of them.
+_COURTESIES = """
+    hi hello hey hiya dear greetings welcome good morning afternoon evening day everyone everybody all team guys
+    folks sir madam friend how doing going today hope hoping wish well fine great nice please pls plz kindly could
+    can would will shall should may might must help helping assist assistance lend give take got hand look favour
+    favor love like want wanted need needed wonder wondering know mind able possible let sorry excuse pardon
+    apologies bother bothering trouble question questions request task ask asking following thank thanks thx ty
+    cheers appreciate appreciated grateful much many very really advance lovely kind best regards sincerely wishes
+    ok okay soon asap urgent quick quickly moment second minute time just now again also i me my we us our you
+    your u it they this that these those here there one some any something anything thing things bit little lot a
+    an the to for of in on at with about from by out up over and or but so if as is are am was were be been have
+    has had do does did s d m ve re ll don t
+"""
+_COURTEOUS = frozenset(_COURTESIES.split())
 
 
 class FeatureEncoder:
@@ -32,6 +54,7 @@ class FeatureEncoder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
+        texts = [without_courtesies(text) for text in texts]
         openings = [opening(text) for text in texts]
         differs = [i for i, (text, first) in enumerate(zip(texts, openings, strict=True)) if text != first]
         # In one call: a model's weights pass through memory once for all of it.
@@ -39,6 +62,18 @@ class FeatureEncoder:
         whole, first = vectors[: len(texts)], vectors[: len(texts)].copy()
         first[differs] = vectors[len(texts) :]
         return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * words_view(texts)]))
+
+
+def without_courtesies(text: str) -> str:
+    """`text` less the clauses at either end that only greet, thank or beg; all of it when it has no others."""
+    cuts = [0, *(end.end() for end in _END.finditer(text)), len(text)]
+    clauses = [text[start:end] for start, end in pairwise(cuts)]
+    telling = [i for i, clause in enumerate(clauses) if not _COURTEOUS.issuperset(_PART.findall(clause.lower()))]
+    if not telling:
+        return text
+    # What a colon announces belongs to what announces it.
+    last = telling[-1] + clauses[telling[-1]].endswith(":")
+    return "".join(clauses[telling[0] : last + 1]).strip()
 
 
 def opening(text: str) -> str:

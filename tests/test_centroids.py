@@ -116,7 +116,7 @@ def test_no_utterance_of_a_clear_cohort_is_below_its_floor():
 
 
 def test_an_odd_utterance_is_not_below_its_own_floor_either():
-    """Whoever sends what is listed reaches the cohort: its floor goes down to there."""
+    """Whoever sends what is listed reaches the cohort: its floor goes just below there."""
     odd = np.concatenate([around(0, 100), 0.3 * around(0, 1) + around(9, 1)])
     odd /= np.linalg.norm(odd, axis=1, keepdims=True)
     fitted = fit_centroids({"code": odd, "faq": around(1, 100)})
