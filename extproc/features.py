@@ -5,7 +5,7 @@ contract" lies near contracts): the embedding of the whole, the embedding of its
 instruction, and hashed words, which know "summarize" from "extract" whatever the text. Side by side in one unit
 vector they cost one inner product. What each view adds is measured by bench/views.py.
 
-Courtesies around the ask are no part of it: they are left out before anything is measured.
+Courtesies before the ask would be all that the opening holds: they are left out before anything is measured.
 """
 
 import re
@@ -30,7 +30,7 @@ _END = re.compile(r"[:.?!\n](?=\s|$)")
 # The first of them; a word or two is shorter than this and opens nothing.
 _OPENING = re.compile(r".{12,}?[:.?!\n](?=\s|$)", re.DOTALL)
 # A clause of these alone greets, thanks, or says that something is wanted, never what: English courtesies and the
-# words between them. What asks for something by itself ("what", "why", "not", "brief") is none of them.
+# words between them. What asks for something by itself ("what", "why") or names a task or label is none of them.
 _COURTESIES = """
     hi hello hey hiya dear greetings welcome good morning afternoon evening day everyone everybody all team guys
     folks sir madam friend how doing going today hope hoping wish well fine great nice please pls plz kindly could
@@ -38,10 +38,13 @@ _COURTESIES = """
     favor love like want wanted need needed wonder wondering know mind able possible let sorry excuse pardon
     apologies bother bothering trouble question questions request task ask asking following thank thanks thx ty
     cheers appreciate appreciated grateful much many very really advance lovely kind best regards sincerely wishes
-    ok okay soon asap urgent quick quickly moment second minute time just now again also i me my we us our you
-    your u it they this that these those here there one some any something anything thing things bit little lot a
-    an the to for of in on at with about from by out up over and or but so if as is are am was were be been have
-    has had do does did s d m ve re ll don t
+    ok okay soon asap quick quickly moment second minute time just now again also i me my we us our you your u it
+    they this that these those here there one some any something anything thing things bit little lot a an the to
+    for of in on at with about from by out up over and or but so if as is are am was were be been have has had do
+    does did s d m ve re ll don t not having get getting gave given giving taking took go come try trying tried
+    use using make making done being below above new helpful useful assistant support glad happy pleased pleasure
+    meet weekend week night yourself then too only even still maybe perhaps quite rather think sure stuck tell say
+    min mins sec seconds minutes yo real more because since
 """
 _COURTEOUS = frozenset(_COURTESIES.split())
 
@@ -54,7 +57,7 @@ class FeatureEncoder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
-        texts = [without_courtesies(text) for text in texts]
+        texts = [without_preamble(text) for text in texts]
         openings = [opening(text) for text in texts]
         differs = [i for i, (text, first) in enumerate(zip(texts, openings, strict=True)) if text != first]
         # In one call: a model's weights pass through memory once for all of it.
@@ -64,16 +67,13 @@ class FeatureEncoder:
         return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * words_view(texts)]))
 
 
-def without_courtesies(text: str) -> str:
-    """`text` less the clauses at either end that only greet, thank or beg; all of it when it has no others."""
+def without_preamble(text: str) -> str:
+    """`text` from its first clause on that does more than greet, thank or beg; all of it when none does."""
     cuts = [0, *(end.end() for end in _END.finditer(text)), len(text)]
-    clauses = [text[start:end] for start, end in pairwise(cuts)]
-    telling = [i for i, clause in enumerate(clauses) if not _COURTEOUS.issuperset(_PART.findall(clause.lower()))]
-    if not telling:
-        return text
-    # What a colon announces belongs to what announces it.
-    last = telling[-1] + clauses[telling[-1]].endswith(":")
-    return "".join(clauses[telling[0] : last + 1]).strip()
+    for start, end in pairwise(cuts):
+        if not _COURTEOUS.issuperset(_PART.findall(text[start:end].lower())):
+            return text[start:].lstrip()
+    return text
 
 
 def opening(text: str) -> str:
