@@ -22,10 +22,10 @@ _SHOTS = 10
 
 
 class Views:
-    """The sentence embeddings of some texts and of their openings, without preambles, computed once."""
+    """The sentence embeddings of some texts and of their openings, without courtesies, computed once."""
 
     def __init__(self, sentences: Encoder, texts: list[str]) -> None:
-        texts = [features.without_preamble(text) for text in texts]
+        texts = [features.without_courtesies(text) for text in texts]
         openings = [features.opening(text) for text in texts]
         self.whole = sentences.encode(texts)
         self.opening = sentences.encode(openings)

@@ -5,7 +5,8 @@ contract" lies near contracts): the embedding of the whole, the embedding of its
 instruction, and hashed words, which know "summarize" from "extract" whatever the text. Side by side in one unit
 vector they cost one inner product. What each view adds is measured by bench/views.py.
 
-Courtesies before the ask would be all that the opening holds: they are left out before anything is measured.
+Courtesies around the ask are no part of it (before it, they would be all that its opening holds): they are left out
+before anything is measured.
 """
 
 import re
@@ -44,7 +45,7 @@ _COURTESIES = """
     does did s d m ve re ll don t not having get getting gave given giving taking took go come try trying tried
     use using make making done being below above new helpful useful assistant support glad happy pleased pleasure
     meet weekend week night yourself then too only even still maybe perhaps quite rather think sure stuck tell say
-    min mins sec seconds minutes yo real more because since
+    min mins sec seconds yo real more because since
 """
 _COURTEOUS = frozenset(_COURTESIES.split())
 
@@ -57,7 +58,7 @@ class FeatureEncoder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
-        texts = [without_preamble(text) for text in texts]
+        texts = [without_courtesies(text) for text in texts]
         openings = [opening(text) for text in texts]
         differs = [i for i, (text, first) in enumerate(zip(texts, openings, strict=True)) if text != first]
         # In one call: a model's weights pass through memory once for all of it.
@@ -67,13 +68,16 @@ class FeatureEncoder:
         return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * words_view(texts)]))
 
 
-def without_preamble(text: str) -> str:
-    """`text` from its first clause on that does more than greet, thank or beg; all of it when none does."""
+def without_courtesies(text: str) -> str:
+    """`text` less the clauses at either end that only greet, thank or beg; all of it when it has no others."""
     cuts = [0, *(end.end() for end in _END.finditer(text)), len(text)]
-    for start, end in pairwise(cuts):
-        if not _COURTEOUS.issuperset(_PART.findall(text[start:end].lower())):
-            return text[start:].lstrip()
-    return text
+    clauses = [text[start:end] for start, end in pairwise(cuts)]
+    telling = [i for i, clause in enumerate(clauses) if not _COURTEOUS.issuperset(_PART.findall(clause.lower()))]
+    if not telling:
+        return text
+    # What a colon announces belongs to what announces it.
+    last = telling[-1] + clauses[telling[-1]].endswith(":")
+    return "".join(clauses[telling[0] : last + 1]).strip()
 
 
 def opening(text: str) -> str:

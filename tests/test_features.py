@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from extproc.features import FeatureEncoder, hashed_words, opening, without_preamble
+from extproc.features import FeatureEncoder, hashed_words, opening, without_courtesies
 
 TEXTS = [
     "Summarize this contract: the tenant pays on the first of each month. The landlord repairs the roof.",
@@ -78,27 +78,27 @@ def test_the_opening_is_the_first_sentence_or_clause(text, first):
     [
         ("Hello! Could you lend me a hand with this? Summarize this contract.", "Summarize this contract."),
         ("I\u2019d like to ask for a favour: extract the rent.", "extract the rent."),
-        ("Hi. How are you? Fix this: I am fine.", "Fix this: I am fine."),
+        ("Hi. How are you? Fix this: I am fine. Thank you.", "Fix this: I am fine."),
         ("Fix this. Can you help? Keep the tabs.", "Fix this. Can you help? Keep the tabs."),
-        ("Where is my parcel? Many thanks in advance!", "Where is my parcel? Many thanks in advance!"),
+        ("Where is my parcel? Many thanks in advance! Best regards", "Where is my parcel?"),
         ("What is this? 3 + x", "What is this? 3 + x"),
         ("Urgent or not: the server room is flooding", "Urgent or not: the server room is flooding"),
-        ("Hello, the roof leaks. Help!", "Hello, the roof leaks. Help!"),
+        ("Hello, the roof leaks. Help!", "Hello, the roof leaks."),
         ("Can you help me? Thanks.", "Can you help me? Thanks."),
         ("你好。请把这封信翻译成法语。", "你好。请把这封信翻译成法语。"),
         ("?!", "?!"),
         ("", ""),
     ],
 )
-def test_clauses_of_courtesy_before_the_ask_are_left_out(text, rest):
-    """Only whole clauses, only English ones, and never all there is."""
-    assert without_preamble(text) == rest
+def test_clauses_of_courtesy_around_the_ask_are_left_out(text, rest):
+    """Only at the ends, only whole clauses, never what a colon announces, and never all there is."""
+    assert without_courtesies(text) == rest
 
 
-def test_the_vector_of_an_ask_is_that_of_the_same_ask_with_a_preamble(encoder):
+def test_the_vector_of_an_ask_is_that_of_the_same_ask_with_courtesies(encoder):
     """A preamble would otherwise be all that the opening holds."""
     plain = "Summarize this contract: the tenant pays on the first of each month."
-    polite = f"Good morning! I have a question, could you please help me? {plain}"
+    polite = f"Good morning! I have a question, could you please help me? {plain} Thank you!"
     assert np.allclose(*encoder.encode([plain, polite]), atol=1e-3)
 
 
