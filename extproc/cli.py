@@ -449,6 +449,8 @@ def _calibrate(args: argparse.Namespace) -> int:
     date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
     day = date.isoformat()
     if args.target is not None:
+        if args.adapt is not None:
+            raise ValueError("--adapt goes with labelled rows, --target with outcomes: calibrate once with each")
         if not 0 < args.cut < 1:
             raise ValueError(f"--cut {args.cut:g}: give a share above 0 and below 1, as in 0.01")
         return run_choose(args.intents, args.data, parse_target(args.target), args.cut, day, args.seed, args.write)

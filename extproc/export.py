@@ -91,8 +91,9 @@ def as_traffic(
         last = row["answers"][-1]["tier"]
         if len(row["answers"]) == 1 and last is not None and row["ending"] in _ANSWERED:
             outcomes[last]["latency_s"] = row["duration_s"]
-        for said in asked.get("outcomes", {}).values():  # what the client was answered, if that was kept
-            outcomes.setdefault(last, {}).update(said)
+        if last is not None and row["ending"] in _ANSWERED:
+            for said in asked.get("outcomes", {}).values():  # what the client was answered, if that was kept
+                outcomes.setdefault(last, {}).update(said)
         known = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
         yield msgspec.json.encode(asked | known | {"session": row["session"], "time": row["time"]}) + b"\n"
 

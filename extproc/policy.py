@@ -88,6 +88,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     escalations: Escalations = Escalations()
     judges: Mapping[str, Judge] = {}
     human: Human | None = None
+    centroids: str = ""  # the hash of all that made the index
 
 
 class Reason(StrEnum):

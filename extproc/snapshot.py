@@ -41,7 +41,9 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         reasoning_choice=file.reasoning_choice,
         upgrades=file.upgrades,
     )
-    snapshot = Snapshot(config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human)
+    snapshot = Snapshot(
+        config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids
+    )
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):
         raise ConfigError(problems)

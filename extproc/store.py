@@ -18,7 +18,10 @@ from extproc.response import Usage
 # How long to wait for another writer, for a connection, and for each statement; batches queue meanwhile.
 _LOCK_S = 2.0
 _PRUNE_S = 3600.0
-_SCHEMA = 1
+# Outcomes that one statement forgets: an hour of much traffic takes several batches, and none of them longer than a
+# store is waited for.
+_FORGOTTEN = 5000
+_SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
   id {identity} PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
@@ -75,18 +78,27 @@ class Store:
     def add(self, rows: Sequence[Priced]) -> None:
         """Keep these, all or none. Raises OSError; the next call starts afresh."""
         connection = self.open()
-        statements = [statement for row in rows for statement in _inserts(*row, connection.last)]
-        now = time.monotonic()
-        prune = now - self._pruned_at > _PRUNE_S or not self._pruned_at
-        if prune:
-            statements.append(("DELETE FROM outcomes WHERE time < ?", (time.time() - self._keep_s,)))
         try:
-            connection.write(statements)
+            connection.write([statement for row in rows for statement in _inserts(*row, connection.last)])
         except OSError:
             self.close()
             raise
-        if prune:
-            self._pruned_at = now
+        if time.monotonic() - self._pruned_at > _PRUNE_S or not self._pruned_at:
+            self._prune(connection)
+
+    def _prune(self, connection: Connection) -> None:
+        """Forget some of what is too old, with the next batches the rest of it; failing costs no outcome."""
+        old = "SELECT id FROM outcomes WHERE time < ? LIMIT ?"
+        before = time.time() - self._keep_s
+        try:
+            count = sum(1 for _ in connection.select(old, (before, _FORGOTTEN)))
+            if count:
+                connection.write([(f"DELETE FROM outcomes WHERE id IN ({old})", (before, _FORGOTTEN))])
+            if count < _FORGOTTEN:
+                self._pruned_at = time.monotonic()
+        except OSError:
+            self._pruned_at = time.monotonic()
+            self.close()
 
     def open(self) -> Connection:
         """Make the tables, before there is anything to lose. Raises as `add` does."""

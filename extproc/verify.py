@@ -184,9 +184,10 @@ class VerifierExchange:
         headers, metadata = self._rule(cohort, verdict)
         if self._is_for_a_person(cohort):
             return [await self._put_aside("response_headers", reader, headers, metadata)]
-        held = [event.body for event in self._held]
+        held = b"".join(event.body for event in self._held)
         rest = self._flush()
-        metadata |= self._keep(reader, *(held if self._stripper is None else [r.body or b"" for r in rest]))
+        whole = held if self._stripper is None else StreamStripper(self._api).feed(held, True)
+        metadata |= self._keep(reader, whole)
         return [Reply("response_headers", headers=headers, metadata=metadata), *rest]
 
     def _release(self, word: str) -> list[Reply]:

@@ -277,3 +277,14 @@ def test_a_stream_of_logs_ends_when_the_server_drains(monkeypatch: pytest.Monkey
     assert asyncio.run(play()) == b""
     told.ledger.close()
     assert [o.cohort for o in told.ended] == ["a", "b"]
+
+
+def test_what_is_too_old_is_forgotten_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement takes no longer than a store is waited for, and no outcome waits for it."""
+    monkeypatch.setattr("extproc.store._FORGOTTEN", 2)
+    store = Store(tmp_path / "ledger.sqlite", 30)
+    store.add([(outcome(1e9), FREE)] * 3 + [(outcome(time.time()), FREE)])
+    assert [row["id"] for row in rows(tmp_path / "ledger.sqlite")] == [3, 4]
+    store.add([(outcome(time.time()), FREE)])
+    assert [row["id"] for row in rows(tmp_path / "ledger.sqlite")] == [4, 5]
+    store.close()

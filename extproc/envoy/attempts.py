@@ -10,6 +10,7 @@ from extproc.settings import Tier
 # Where clients put their keys for the upstreams.
 _CLIENT_KEYS = ("authorization", "x-api-key")
 _LONGEST_S = 3600.0  # that Envoy waits for a reply of ours
+_LATER_S = 5.0  # a busy Envoy's timers fire late
 
 
 def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
@@ -144,7 +145,8 @@ def _verifier(config: Config, body_mode: str) -> Dict:
     """
     streamed = body_mode == "STREAMED"
     judges_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
-    timeout_s = min(config.policy.timeouts.attempt_s, _LONGEST_S) if streamed else judges_s
+    # Later than the attempt's own end: else what was held would leave just as the next rung is tried.
+    timeout_s = min(config.policy.timeouts.attempt_s + _LATER_S, _LONGEST_S) if streamed else judges_s
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="verifier",

@@ -104,8 +104,8 @@ def _refuse(config: Config, cascade: Cascade) -> None:
             why = "`skip` jumps a rung, which takes the cascade of Envoy 1.40"
         elif cascade == "none" and up is not None and up.human:
             why = "what goes to a person has to be judged, which takes --cascade composite and Envoy 1.37"
-        elif cascade == "none" and wants_logprobs(compile_rules(intent.accept)):
-            why = "`logprob` asks for log-probabilities that only a judged answer is freed of again"
+        elif cascade == "none" and wants_logprobs(compile_rules(intent.accept, intent.scorer)):
+            why = "`logprob`, or a `score` of them, asks for what only a judged answer is freed of again"
         else:
             continue
         raise ValueError(f"--cascade {cascade}: intent {intent.intent}: {why}; drop it from the intent")

@@ -21,7 +21,7 @@ from extproc.offline.answers import Answered, Prices, Served, Upstreams
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Known, Row, Traffic, reveal_all
 from extproc.policy import Reason, Snapshot, routable_model, trust
-from extproc.snapshot import compile_snapshot
+from extproc.snapshot import compile_snapshot, utterances_digest
 from extproc.vectors import Encoder, Vectors
 
 # Rows in flight at once: their texts are encoded together.
@@ -152,6 +152,8 @@ def execute(
     """Decide about every row, seal that, and only then read what is known. Raises ConfigError."""
     config = load_config(folder, copy_of)
     snapshot = compile_snapshot(config, memory)
+    if snapshot.centroids == utterances_digest(config):  # a file of centroids that is stale is as good as none
+        config = msgspec.structs.replace(config, fitted=None)
     spoken = {_plain(text) for intent in config.intents for text in intent.utterances}
     rows = [row for row in traffic.rows if row.text is None or _plain(row.text) not in spoken]
     routed = route_all(snapshot, memory, rows)

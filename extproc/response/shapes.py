@@ -30,6 +30,8 @@ _FINISH = {
 _PROMPT = ("prompt_tokens", "input_tokens")
 _CACHE = ("cache_read_input_tokens", "cache_creation_input_tokens")  # Anthropic: beside the input
 _COUNTS = (*_PROMPT, *_CACHE, "completion_tokens", "output_tokens", "cached_tokens")
+# What an upstream says is not believed beyond this: no answer has so many, and stores count in 32 bits.
+_MOST_TOKENS = 2**31
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -121,7 +123,7 @@ class Answer:
         ):
             for name in _COUNTS:
                 count = holder.get(name)
-                if type(count) is int and count >= 0:
+                if type(count) is int and 0 <= count < _MOST_TOKENS:
                     self.counts[name] = count
 
 

@@ -203,7 +203,7 @@ def test_a_key_is_seen_by_the_tiers_that_it_is_for(
         ),
         (
             "none", "escalate: {to: large}",
-            "`logprob` asks for log-probabilities that only a judged answer is freed of again",
+            "`logprob`, or a `score` of them, asks for what only a judged answer is freed of again",
         ),
     ],
     ids=["skip", "human", "logprob"],
