@@ -205,12 +205,11 @@ async def serve(ours: Serving) -> None:
 
 def _stop_without(supervisor: int, stop: asyncio.Event) -> None:
     """Stop as on SIGTERM when nobody reads the pipe any more: a supervisor that was killed could not tell us."""
-    loop, parent = asyncio.get_running_loop(), os.getppid()
+    loop = asyncio.get_running_loop()
 
     def gone() -> None:
         loop.remove_reader(supervisor)
-        if os.getppid() != parent:  # else it only stops, and says so in a moment
-            log.error("the supervisor is gone, and nobody would restart or stop this worker: it ends")
+        log.error("the supervisor is gone, and nobody would restart or stop this worker: it ends")
         stop.set()
 
     loop.add_reader(supervisor, gone)  # nothing is ever read there: it is the error that wakes us

@@ -64,6 +64,7 @@ class _Worker:
         scraped = int(os.environ.get(_SCRAPED_PORT, "9464")) + place
         self._env = os.environ | {_SCRAPED_PORT: str(scraped)}
         self._deaths = 0
+        self._stopping = False
         self._process: asyncio.subprocess.Process | None = None
 
     async def keep_alive(self) -> None:
@@ -71,6 +72,8 @@ class _Worker:
         while True:
             since = time.monotonic()
             await self._live()
+            if self._stopping:
+                return
             if self.status == 2:
                 return  # the operator's mistake, which it has named: no start will mend it
             self._deaths = 0 if time.monotonic() - since > _SETTLED_S else self._deaths + 1
@@ -100,7 +103,8 @@ class _Worker:
         self._changed()
 
     async def stop(self) -> None:
-        """Let it drain, and wait until it has."""
+        """Let it drain, and wait until it has; its pipe stays open so long, or it would think that we are gone."""
+        self._stopping = True
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
             await self._process.wait()
@@ -128,11 +132,12 @@ async def supervise(commands: dict[str, list[str]], health_listen: str) -> int:
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait([stopped, *lives], return_when=asyncio.FIRST_COMPLETED)
     status = 0 if stop.is_set() else max(worker.status for worker in workers)
-    for task in (telling, stopped, *lives):  # first of all: nobody is started again
-        task.cancel()
-    await asyncio.gather(telling, stopped, *lives, return_exceptions=True)
+    telling.cancel()
     await service.enter_graceful_shutdown()
     await asyncio.gather(*(worker.stop() for worker in workers))
+    for task in (stopped, *lives):
+        task.cancel()
+    await asyncio.gather(telling, stopped, *lives, return_exceptions=True)
     await server.stop(None)
     return status
 

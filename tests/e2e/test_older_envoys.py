@@ -212,7 +212,7 @@ def test_what_a_release_cannot_do_is_refused(
     tmp_path: Path, cascade: Literal["composite", "none"], settings: str, why: str
 ) -> None:
     """With the intent's name and a remedy, and nothing on stdout."""
-    accept = "accept: [no_refusal, {logprob: -3}]" if "log-prob" in why else "accept: [no_refusal]"
+    accept = "accept: [no_refusal, {logprob: -3}]" if "logprob" in why else "accept: [no_refusal]"
     write_intents(tmp_path, {"odd": f"tier: small\n{accept}\n{settings}"}, "human: {}\n")
     command = [sys.executable, "-m", "extproc", "envoy", "--intents", str(tmp_path), "--cascade", cascade]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
