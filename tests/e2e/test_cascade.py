@@ -331,7 +331,7 @@ def test_the_latest_rung_with_an_answer_rescues(cascade: Cascade) -> None:
 def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
     cascade: Cascade, tmp_path: Path, trouble: str, stream: bool
 ) -> None:
-    """Envoy's own errors, too."""
+    """Envoy's own errors, too. Held as a whole: of a stream that is stopped at its first words, nothing is kept."""
 
     def edit(bootstrap: dict[str, Any]) -> None:
         large = cluster_of(bootstrap, "large")
@@ -348,7 +348,7 @@ def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
     with envoy_beside(cascade.stack, tmp_path, edit) as beside:
         request_id = new_id()
         script = {"id": request_id, "small": "refuses", "large": "no_headers_in_time"}
-        wire, reading = ask(beside, cascade.prompts["early"], script, stream)
+        wire, reading = ask(beside, cascade.prompts["buffer"], script, stream)
         assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "small"))
         assert (said(wire)["x-router-tier"], said(wire)["x-cascade-verdict"]) == ("small", "degraded")
 
