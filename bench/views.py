@@ -16,7 +16,7 @@ import yaml
 from extproc import centroids, features
 from extproc.config import load_config
 from extproc.sentences import load_sentences, threads_for
-from extproc.vectors import Encoder, Vectors
+from extproc.vectors import Encoder, Vectors, unit
 
 _SHOTS = 10
 
@@ -29,19 +29,14 @@ class Views:
         openings = [features.opening(text) for text in texts]
         self.whole = sentences.encode(texts)
         self.opening = sentences.encode(openings)
-        self.words = _unit(features.hashed_words(texts)) + _unit(features.hashed_words(openings))
+        self.words = unit(features.hashed_words(texts)) + unit(features.hashed_words(openings))
 
     def rows(self, view: str) -> Vectors:
         """float32[n, d] unit vectors by the view's name."""
-        embedded = self.whole if "opening" not in view else _unit(self.whole + self.opening)
+        embedded = self.whole if "opening" not in view else unit(self.whole + self.opening)
         if "words" not in view:
             return embedded
-        return _unit(np.hstack([embedded, features.WORDS_WEIGHT * _unit(self.words)]))
-
-
-def _unit(rows: Vectors) -> Vectors:
-    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return unit
+        return unit(np.hstack([embedded, features.WORDS_WEIGHT * unit(self.words)]))
 
 
 class Centroids:
@@ -49,7 +44,7 @@ class Centroids:
 
     def __init__(self, rows: Vectors, labels: np.ndarray, fitted: bool) -> None:
         names = np.unique(labels)
-        self.at = self.typical = _unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
+        self.at = self.typical = unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
         if fitted:
             found = centroids.fit_centroids({str(n): rows[labels == n] for n in names})
             self.at = np.stack([found[str(n)].centroid for n in names])

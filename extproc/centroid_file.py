@@ -6,7 +6,6 @@ utterance they say nothing of the intents as they are now, and serving goes back
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,8 +15,6 @@ from safetensors.numpy import load, save
 from extproc.vectors import Vectors
 
 CENTROIDS_FILE = "centroids.safetensors"
-# What the values of a ConfigMap may be together (Kubernetes' own limit).
-CONFIGMAP_BYTES = 1 << 20
 _CALIBRATE = "run `extproc calibrate --write` again, or delete the file"
 # By int8 and fp32 of one model, similarities of utterances differ by 0.0045 (root mean square; sample intents and
 # CLINC150's); by the same model adapted to other intents by 0.03, to these by 0.08.
@@ -113,13 +110,6 @@ def decode_centroids(raw: bytes) -> CentroidFile:
         dict(zip(header.cohorts, map(float, arrays["floors"]), strict=True)),
         arrays["probe"],
     )
-
-
-def in_configmap(folder: Path, raw: bytes) -> str:
-    """How much of what a ConfigMap holds the YAML and these bytes of the file are, in words."""
-    size = len(raw) + sum(path.stat().st_size for path in folder.glob("*.y*ml") if path.is_file())
-    told = f"{size / 1024:,.0f} KiB with the YAML"
-    return told if size <= CONFIGMAP_BYTES else f"{told}: a ConfigMap holds 1,024 KiB, MOUNT A VOLUME INSTEAD"
 
 
 def _metadata(raw: bytes) -> str:

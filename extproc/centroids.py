@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from extproc.match import similarity
-from extproc.vectors import Vectors
+from extproc.vectors import Vectors, unit
 
 # The fit: cosines are sharpened to this scale, and moved for this many steps of this length (radians, about).
 # Chosen by cross-validation on the sample intents and on CLINC150; results are flat around them.
@@ -91,7 +91,7 @@ def own_floor(right_matches: Vectors) -> float:
 
 def mean_directions(rows: Vectors, member: np.ndarray, groups: int) -> Vectors:
     """float32[groups, d]: the unit mean of each group's rows; `member` tells the group of each row."""
-    return _unit(np.eye(groups, dtype=np.float32)[member].T @ rows)
+    return unit(np.eye(groups, dtype=np.float32)[member].T @ rows)
 
 
 def fit(rows: Vectors, member: np.ndarray, starts: Vectors, owner: np.ndarray) -> Vectors:
@@ -118,10 +118,5 @@ def fit(rows: Vectors, member: np.ndarray, starts: Vectors, owner: np.ndarray) -
         momentum = 0.9 * momentum + 0.1 * slope
         spread = 0.999 * spread + 0.001 * (slope**2).mean(axis=1, keepdims=True)
         pace = np.sqrt(spread / (1 - 0.999**t)) + _STILL
-        centroids = _unit(centroids - _STEP * momentum / (1 - 0.9**t) / pace)
+        centroids = unit(centroids - _STEP * momentum / (1 - 0.9**t) / pace)
     return centroids
-
-
-def _unit(rows: Vectors) -> Vectors:
-    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return unit

@@ -293,7 +293,8 @@ def _health(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from extproc.acceptance import needs_whole_answer
-    from extproc.centroid_file import CENTROIDS_FILE, in_configmap
+    from extproc.centroid_file import CENTROIDS_FILE
+    from extproc.config import in_configmap
     from extproc.sentences import load_encoder
     from extproc.snapshot import compile_snapshot
 

@@ -35,6 +35,8 @@ from extproc.strict_yaml import Lines, Problem, decode_yaml, line_of
 POLICY_FILE = "policy.yaml"
 # Fewer utterances than this say little about how an intent is phrased, and leave nothing to hold a floor by.
 LEAST_UTTERANCES = 3
+# What the values of a ConfigMap may be together (Kubernetes' own limit).
+_CONFIGMAP_BYTES = 1 << 20
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,8 +107,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     policy: PolicyFile | None = None
     intents: list[tuple[str, Intent]] = []
     digest = hashlib.sha256()
-    # Kubernetes mounts a ConfigMap with hidden folders beside the files.
-    names = sorted(p for p in folder.glob("*.y*ml") if not p.name.startswith("."))
+    names = yaml_files(folder)
     if folder / POLICY_FILE not in names:
         raise ConfigError([Problem(POLICY_FILE, 1, f"not found in {folder}: create it there")])
     for path in names:
@@ -123,7 +124,8 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     fitted, raw = _read_centroids(folder, problems)
     digest.update(raw)
     if policy is not None:
-        policy = msgspec.structs.replace(policy, encoder=_located(policy.encoder, copy_of or folder))
+        encoder = msgspec.structs.replace(policy.encoder, model=located(policy.encoder.model, copy_of or folder))
+        policy = msgspec.structs.replace(policy, encoder=encoder)
         whole = len(intents) == len(names) - 1  # else a name may be missing because its file is broken
         problems += _cross_check(policy, intents, lines, whole)
     if problems or policy is None:
@@ -152,13 +154,26 @@ def _read_centroids(folder: Path, problems: list[Problem]) -> tuple[CentroidFile
     return None, b""
 
 
-def _located(encoder: EncoderConfig, folder: Path) -> EncoderConfig:
+def yaml_files(folder: Path) -> list[Path]:
+    """The policy and the intents, by name."""
+    # Kubernetes mounts a ConfigMap with hidden folders beside the files.
+    return sorted(path for path in folder.glob("*.y*ml") if not path.name.startswith("."))
+
+
+def in_configmap(folder: Path, raw: bytes) -> str:
+    """How much of what a ConfigMap holds the YAML and these bytes of the centroids' file are, in words."""
+    size = len(raw) + sum(path.stat().st_size for path in yaml_files(folder) if path.is_file())
+    told = f"{size / 1024:,.0f} KiB with the YAML"
+    return told if size <= _CONFIGMAP_BYTES else f"{told}: a ConfigMap holds 1,024 KiB, MOUNT A VOLUME INSTEAD"
+
+
+def located(model: str, folder: Path) -> str:
     """A model's path begins at the folder of the YAML, wherever the command runs; a name stays a name."""
-    path = folder / Path(encoder.model).expanduser()
-    if not path.exists() and not encoder.model.startswith((".", "/", "~")):
-        return encoder
+    path = folder / Path(model).expanduser()
+    if not path.exists() and not model.startswith((".", "/", "~")):
+        return model
     # Links are not followed: a ConfigMap's mount is made of them.
-    return msgspec.structs.replace(encoder, model=os.path.abspath(path))
+    return os.path.abspath(path)
 
 
 def _cross_check(

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from extproc.vectors import Encoder, Vectors
+from extproc.vectors import Encoder, Vectors, unit
 
 # Hashed words (signed feature hashing, Weinberger et al. 2009). 2,048 buckets keep ten thousand centroids
 # under 100 MB; with twice as many, accuracy was within noise.
@@ -65,7 +65,7 @@ class FeatureEncoder:
         vectors = self.sentences.encode([*texts, *(openings[i] for i in differs)])
         whole, first = vectors[: len(texts)], vectors[: len(texts)].copy()
         first[differs] = vectors[len(texts) :]
-        return _unit(np.hstack([_unit(whole + first), WORDS_WEIGHT * words_view(texts)]))
+        return unit(np.hstack([unit(whole + first), WORDS_WEIGHT * words_view(texts, openings)]))
 
 
 def without_courtesies(text: str) -> str:
@@ -86,9 +86,9 @@ def opening(text: str) -> str:
     return found[0] if found is not None else text
 
 
-def words_view(texts: Sequence[str]) -> Vectors:
-    """float32[n, 2048]: unit rows, the words of the whole and those of the opening."""
-    return _unit(_unit(hashed_words(texts)) + _unit(hashed_words([opening(text) for text in texts])))
+def words_view(texts: Sequence[str], openings: Sequence[str]) -> Vectors:
+    """float32[n, 2048]: unit rows, the words of the whole and those of its opening."""
+    return unit(unit(hashed_words(texts)) + unit(hashed_words(openings)))
 
 
 def hashed_words(texts: Sequence[str]) -> Vectors:
@@ -100,9 +100,3 @@ def hashed_words(texts: Sequence[str]) -> Vectors:
             number = zlib.crc32(word.encode(errors="replace"))
             row[number % _BUCKETS] += 1.0 if number >> 31 else -1.0
     return np.sign(counts) * np.sqrt(np.abs(counts))
-
-
-def _unit(rows: Vectors) -> Vectors:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: Vectors = rows / np.maximum(lengths, 1e-9)
-    return unit

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from extproc.centroid_file import CENTROIDS_FILE
+from extproc.config import yaml_files
 
 # A file of traffic that takes longer is too long for a gate that somebody waits for.
 _PATIENCE_S = 900.0
@@ -40,7 +41,7 @@ class Gate:
         self._original = folder
         copy = Path(self._copies.name) / str(self._count)
         copy.mkdir()
-        for path in (*folder.glob("*.y*ml"), folder / CENTROIDS_FILE):
+        for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
             with contextlib.suppress(FileNotFoundError):  # or removed meanwhile: the next look sees that
                 shutil.copyfile(path, copy / path.name)
         return copy

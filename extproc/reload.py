@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from extproc.centroid_file import CENTROIDS_FILE
-from extproc.config import POLICY_FILE, Config, ConfigError, load_config
+from extproc.config import POLICY_FILE, Config, ConfigError, load_config, yaml_files
 from extproc.policy import Snapshot
 from extproc.snapshot import compile_snapshot
 from extproc.strict_yaml import Problem, line_of
@@ -25,7 +25,7 @@ Signature = tuple[tuple[str, int, int, int], ...]
 def signature(folder: Path) -> Signature:
     """What changes whenever a YAML file or the centroids in `folder` are edited, added, removed or swapped."""
     found = []
-    for path in [*sorted(folder.glob("*.y*ml")), folder / CENTROIDS_FILE]:
+    for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
         try:
             stat = path.stat()
         except OSError:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from extproc.centroid_file import CENTROIDS_FILE
-from extproc.config import POLICY_FILE, load_config
+from extproc.config import POLICY_FILE, load_config, located, yaml_files
 from extproc.envoy import render_envoy
 from extproc.health import serves
 from extproc.sample_upstream import SampleUpstreams
@@ -165,12 +165,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
     """Copy a folder of intents, with every tier's endpoint on a loopback port."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*source.glob("*.y*ml"), *source.glob(CENTROIDS_FILE)):
+    for path in (*yaml_files(source), *source.glob(CENTROIDS_FILE)):
         shutil.copy(path, target / path.name)
     policy = yaml.safe_load((source / POLICY_FILE).read_text())
-    model = Path(policy.get("encoder", {}).get("model", "."))
-    if model.parts and (source / model).is_dir():  # beside the folder that is copied
-        policy["encoder"]["model"] = os.path.abspath(source / model)
+    if "model" in policy.get("encoder", {}):
+        policy["encoder"]["model"] = located(policy["encoder"]["model"], source)
     for tier in policy["tiers"]:
         tier["endpoint"] = f"127.0.0.1:{ports[tier['name']]}"
         tier["tls"] = False

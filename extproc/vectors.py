@@ -9,6 +9,12 @@ from numpy.typing import NDArray
 Vectors = NDArray[np.float32]
 
 
+def unit(rows: Vectors) -> Vectors:
+    """Each row at length 1; what is next to nothing stays so."""
+    found: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return found
+
+
 class EncoderError(RuntimeError):
     """Our encoder cannot be loaded, or failed on a text."""
 

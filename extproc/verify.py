@@ -123,7 +123,7 @@ class VerifierExchange:
         if self._is_for_a_person(self._cohort):
             return [await self._put_aside("response_body", self._reader, headers, metadata)]
         body = without_logprobs(self._api, event.body) if self._stripper is not None else None
-        metadata |= self._keep(self._reader, event.body if body is None else body)
+        metadata |= self._keep(self._reader, lambda: event.body if body is None else body)
         # A shorter body and the old length would not fit together; Envoy then frames it by chunks.
         remove = ("content-length",) if body is not None else ()
         return [Reply("response_body", headers=headers, remove=remove, body=body, metadata=metadata)]
@@ -184,10 +184,8 @@ class VerifierExchange:
         headers, metadata = self._rule(cohort, verdict)
         if self._is_for_a_person(cohort):
             return [await self._put_aside("response_headers", reader, headers, metadata)]
-        held = b"".join(event.body for event in self._held)
+        metadata |= self._keep(reader, self._stripped)
         rest = self._flush()
-        whole = held if self._stripper is None else StreamStripper(self._api).feed(held, True)
-        metadata |= self._keep(reader, whole)
         return [Reply("response_headers", headers=headers, metadata=metadata), *rest]
 
     def _release(self, word: str) -> list[Reply]:
@@ -343,16 +341,23 @@ class VerifierExchange:
             entry |= {name: count for name, count in counts.items() if count is not None}
         return {str(self._attempt): entry}
 
-    def _keep(self, reader: AnswerReader, *body: bytes) -> dict[str, Any]:
+    def _stripped(self) -> bytes:
+        """What is held of a stream, as a client would get it."""
+        held = b"".join(event.body for event in self._held)
+        return held if self._stripper is None else StreamStripper(self._api).feed(held, True)
+
+    def _keep(self, reader: AnswerReader, body: Callable[[], bytes]) -> dict[str, Any]:
         """The metadata that keeps an answer from which to climb, if a client could use it: whole, and not empty."""
-        ruling, size = self.ruling, sum(map(len, body))
-        if ruling is None or ruling.word != "escalate" or ruling.verdict.rule is None or size > _KEPT_BYTES:
+        ruling = self.ruling
+        if ruling is None or ruling.word != "escalate" or ruling.verdict.rule is None:
             return {}
-        observation = reader.observation()
-        if not observation.complete or not (observation.text or observation.tool_calls):
+        observation, said = reader.observation(), body()
+        if len(said) > _KEPT_BYTES or not observation.complete:
+            return {}
+        if not (observation.text or observation.tool_calls):
             return {}
         try:
-            text = b"".join(body).decode()
+            text = said.decode()
         except UnicodeDecodeError:  # metadata can carry text only
             return {}
         return {ANSWER: {"body": text, "type": self._content_type, "tier": self._opening.tier or ""}}

@@ -18,10 +18,9 @@ from extproc.centroid_file import (
     Header,
     decode_centroids,
     encode_centroids,
-    in_configmap,
     neighbours,
 )
-from extproc.config import ConfigError, load_config
+from extproc.config import ConfigError, in_configmap, load_config
 from extproc.match import nearest
 from extproc.policy import Snapshot
 from extproc.snapshot import centroids_digest, compile_snapshot, utterances_digest

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from extproc.config import load_config
+from extproc.config import Intent, load_config
 from extproc.offline import commands, edits
 from extproc.offline.calibration import (
     FIT_SHARE,
+    Fit,
     Matches,
     _why,
     best_kind,
@@ -24,6 +25,7 @@ from extproc.offline.calibration import (
 from extproc.offline.execution import Memory
 from extproc.settings import Evidence, Probability
 from extproc.snapshot import centroids_digest, compile_snapshot
+from extproc.strict_yaml import decode_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -196,9 +198,16 @@ utterances:
 """
 
 
+def with_evidence(text, floor, margin, evidence):
+    """As `extproc calibrate --write` edits."""
+    fit = Fit("billing", (0, 0), (0, 0, 0), (0, 0, 0), floor, margin, evidence)
+    intent = decode_yaml("billing.yaml", text.encode(), Intent, [], {})
+    return edits.with_settings(text, fit.changes(intent))
+
+
 def test_values_are_put_above_the_utterances_and_nothing_else_changes():
     """Comments, quotes, folded texts and blank lines are the writer's."""
-    edited = edits.with_evidence(WRITTEN, 0.41, 0.0, EVIDENCE)
+    edited = with_evidence(WRITTEN, 0.41, 0.0, EVIDENCE)
     added = """\
 floor: 0.41
 evidence: # written by `extproc calibrate`
@@ -218,10 +227,10 @@ evidence: # written by `extproc calibrate`
 def test_values_that_stand_there_are_replaced_where_they_stand():
     """Calibrating twice is calibrating once; a comment beside a value stays."""
     old = WRITTEN.replace("tier: small\n", "tier: small\nmargin: 0.2 # by feel\nfloor: 0.3 # by feel\n")
-    once = edits.with_evidence(old, 0.41, 0.0, EVIDENCE)
+    once = with_evidence(old, 0.41, 0.0, EVIDENCE)
     assert "margin: 0 # by feel\nfloor: 0.41 # by feel\n" in once
     newer = msgspec.structs.replace(EVIDENCE, date="2026-12-01", rows=300)
-    twice = edits.with_evidence(once, 0.52, 0.1, newer)
+    twice = with_evidence(once, 0.52, 0.1, newer)
     assert twice == once.replace("0.41", "0.52").replace("margin: 0 ", "margin: 0.1 ").replace(
         "2026-11-22", "2026-12-01"
     ).replace("rows: 240", "rows: 300")
@@ -234,7 +243,7 @@ def test_values_that_stand_there_are_replaced_where_they_stand():
 def test_a_file_that_cannot_be_edited_by_lines_is_refused(text):
     """Rather than dumped anew without its layout."""
     with pytest.raises(ValueError, match="one key a line"):
-        edits.with_evidence(text, 0.41, 0.0, EVIDENCE)
+        with_evidence(text, 0.41, 0.0, EVIDENCE)
 
 
 @pytest.mark.parametrize(

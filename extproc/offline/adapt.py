@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from extproc.features import WORDS_WEIGHT, words_view
-from extproc.vectors import EncoderError, Vectors
+from extproc.centroids import mean_directions
+from extproc.features import WORDS_WEIGHT, opening, words_view
+from extproc.vectors import EncoderError, Vectors, unit
 
 STAMP_FILE = "adapted.json"
 # Cosines are sharpened to this scale, as in extproc/centroids.py.
@@ -74,7 +75,7 @@ def adapt(
     epochs = int(np.clip(_READ // len(texts), _LEAST, _MOST))
     before = {name: values.clone() for name, values in sentences.model.state_dict().items()}
     torch.manual_seed(seed)
-    means = _means(sentences.encode(texts), member)
+    means = mean_directions(sentences.encode(texts), member, member.max() + 1)
     _train(sentences.model, texts, member, means, _by_words(texts, member), epochs, seed)
     after = sentences.model.state_dict()
     mixed = {name: torch.lerp(old, after[name], share) if old.is_floating_point() else old
@@ -95,10 +96,10 @@ def utterances_digest(utterances: Mapping[str, Sequence[str]]) -> str:
 
 def _by_words(texts: Sequence[str], member: np.ndarray) -> Vectors:
     """float32[n, cohorts]: how similar each text is to each cohort's others by the words they use."""
-    rows = words_view(texts)
+    rows = words_view(texts, [opening(text) for text in texts])
     sums = np.eye(member.max() + 1, dtype=np.float32)[member].T @ rows
-    found: Vectors = rows @ _unit(sums).T
-    found[np.arange(len(rows)), member] = (rows * _unit(sums[member] - rows)).sum(axis=1)
+    found: Vectors = rows @ unit(sums).T
+    found[np.arange(len(rows)), member] = (rows * unit(sums[member] - rows)).sum(axis=1)
     return found
 
 
@@ -158,12 +159,3 @@ def _batches(lengths: Sequence[int], epochs: int, seed: int) -> Iterator[list[in
             pool = sorted(order[begin : begin + _BATCH * _POOL].tolist(), key=lambda i: lengths[i])
             batches += [pool[i : i + _BATCH] for i in range(0, len(pool), _BATCH)]
         yield from (batches[i] for i in rng.permutation(len(batches)))
-
-
-def _means(vectors: Vectors, member: np.ndarray) -> Vectors:
-    return _unit(np.stack([vectors[member == i].mean(axis=0) for i in range(member.max() + 1)]))
-
-
-def _unit(rows: Vectors) -> Vectors:
-    unit: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return unit

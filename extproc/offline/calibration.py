@@ -11,14 +11,14 @@ reported on.
 
 import hashlib
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from scipy import optimize
 
-from extproc.config import Config
+from extproc.config import Config, Intent
 from extproc.match import Match
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import Bools, Floats, ece, exact_interval
@@ -99,6 +99,13 @@ class Fit(msgspec.Struct, frozen=True):
     margin: float = 0.0
     evidence: Evidence | None = None  # None: too little data, or too many mistakes
     why: str = ""  # there is no evidence
+
+    def changes(self, intent: Intent) -> Mapping[str, Any]:
+        """key -> value of the intent's file; a margin of zero only where one was written."""
+        if self.evidence is None:
+            return {}
+        margin = {"margin": self.margin} if self.margin or intent.margin else {}
+        return {"floor": self.floor, **margin, "evidence": self.evidence}
 
 
 class Calibration(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from extproc.acceptance.score import Scorer
 from extproc.config import Intent
 from extproc.offline.controls import Line, Recorded, beside
 from extproc.offline.metrics import Bools, Estimate, Floats, auroc_estimate, mean
-from extproc.offline.options import Plan, Table, reasoning_of
+from extproc.offline.options import Plan, Table, reasoning_of, tier_of
 from extproc.offline.target import Target, Weighed, picks_for
 from extproc.settings import Chosen
 
@@ -126,7 +126,7 @@ def changes(setting: Setting, intent: Intent) -> Mapping[str, Any]:
     if plan is None:
         return {}
     option = plan.option
-    found: dict[str, Any] = {"tier": option.first.partition("+")[0], "chosen": setting.chosen}
+    found: dict[str, Any] = {"tier": tier_of(option.first), "chosen": setting.chosen}
     if (reasoning := reasoning_of(option.first)) is not None:
         found["reasoning"] = reasoning
     if plan.cap is not None:
@@ -148,5 +148,5 @@ def changes(setting: Setting, intent: Intent) -> Mapping[str, Any]:
 
 def _rung(setting: str) -> Any:
     reasoning = reasoning_of(setting)
-    tier = setting.partition("+")[0]
+    tier = tier_of(setting)
     return tier if reasoning is None else {"tier": tier, "reasoning": reasoning}

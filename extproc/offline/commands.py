@@ -2,19 +2,19 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from extproc.centroid_file import CENTROIDS_FILE, in_configmap
-from extproc.config import POLICY_FILE, Config, load_config
+from extproc.centroid_file import CENTROIDS_FILE
+from extproc.config import POLICY_FILE, Config, in_configmap, load_config
 from extproc.exchange import Routed
 from extproc.offline import comparison, edits
 from extproc.offline.adapted import adapted_encoder
-from extproc.offline.calibration import Fit, Ground, Labelled, calibrate, labelled
-from extproc.offline.choice import Choice, changes, choose
+from extproc.offline.calibration import Ground, Labelled, calibrate, labelled
+from extproc.offline.choice import changes, choose
 from extproc.offline.convert import convert
 from extproc.offline.evaluation import evaluate
 from extproc.offline.execution import Execution, Memory, execute
@@ -98,9 +98,11 @@ def run_calibrate(
     ground = ground_for(run, rows, learned)
     found = calibrate(run, rows, ground, risk, date)
     centroids = learned.raw if ground.config.fitted is not None and not _same_centroids(run, ground) else b""
-    changes = [*_encoder_change(intents, run, ground.config), *_changes(intents, run, found.fits)]
+    written = {intent.intent: intent for intent in run.config.intents}
+    values = {fit.name: fit.changes(written[fit.name]) for fit in found.fits}
+    edited = [*_encoder_change(intents, run, ground.config), *_edited(intents, run, values)]
     if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
-        for path, _, after in changes:  # an encoder first: a router that runs then waits for its restart
+        for path, _, after in edited:  # an encoder first: a router that runs then waits for its restart
             edits.write(path, after.encode())
         if centroids:
             edits.write(intents / CENTROIDS_FILE, centroids)
@@ -109,10 +111,7 @@ def run_calibrate(
     if centroids and ground.config.fitted is not None:
         told = in_configmap(intents, centroids)
         print(f"{intents / CENTROIDS_FILE}: {ground.config.fitted.header}; {told}")
-    for change in changes:
-        print("\n".join(edits.diff(*change)))
-    count, done = len(changes) + bool(centroids), "changed and written" if write else _NOT_WRITTEN
-    print(f"\n{count} files {done}" if count else "\nnothing to change")
+    _tell_edits(edited, bool(centroids), write)
     if write and ground.config.policy.encoder != run.config.policy.encoder:
         print(f"then `extproc prepare --intents {intents}` on the machine that serves, and restart the router")
     return 0
@@ -159,45 +158,37 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     run = execute(intents, memory, traffic, Tokens())
     tell_bad_rows(data, run.bad)
     found = choose(tabulate(run, seed, memory.sentences), target, cut, date)
-    edited = list(_edited(intents, run, found))
+    written = {intent.intent: intent for intent in run.config.intents}
+    edited = list(_edited(intents, run, {one.name: changes(one, written[one.name]) for one in found.settings}))
     if write:
         for path, _, after in edited:
             edits.write(path, after.encode())
     print("\n".join(choice_text(found)) + "\n")
-    for change in edited:
-        print("\n".join(edits.diff(*change)))
-    done = "changed and written" if write else _NOT_WRITTEN
-    print(f"\n{len(edited)} files {done}" if edited else "\nnothing to change")
+    _tell_edits(edited, 0, write)
     return 0
 
 
-def _edited(intents: Path, run: Execution, found: Choice) -> Iterator[tuple[Path, str, str]]:
-    """(path, text before, text after) of every file that a choice changes. Raises ValueError."""
-    written = {intent.intent: intent for intent in run.config.intents}
-    for setting in found.settings:
-        path = intents / run.config.files[setting.name]
+def _edited(
+    intents: Path, run: Execution, values: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[Path, str, str]]:
+    """(path, text before, text after) of every file that values, by intent and key, change. Raises ValueError."""
+    for name, some in values.items():
+        path = intents / run.config.files[name]
         before = path.read_text()
         try:
-            after = edits.with_settings(before, changes(setting, written[setting.name]))
+            after = edits.with_settings(before, some)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if before != after:
             yield path, before, after
 
 
-def _changes(intents: Path, run: Execution, fits: Sequence[Fit]) -> Iterator[tuple[Path, str, str]]:
-    """(path, text before, text after) of every file that a fit changes. Raises ValueError."""
-    for fit in fits:
-        if fit.evidence is None:
-            continue
-        path = intents / run.config.files[fit.name]
-        before = path.read_text()
-        try:
-            after = edits.with_evidence(before, fit.floor, fit.margin, fit.evidence)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        if before != after:
-            yield path, before, after
+def _tell_edits(edited: Sequence[tuple[Path, str, str]], others: int, write: bool) -> None:
+    """Every change to the YAML, and how many files changed, with `others` that are no text."""
+    for change in edited:
+        print("\n".join(edits.diff(*change)))
+    count, done = len(edited) + others, "changed and written" if write else _NOT_WRITTEN
+    print(f"\n{count} files {done}" if count else "\nnothing to change")
 
 
 def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> int:

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from extproc.config import POLICY_FILE, Intent, PolicyFile
-from extproc.settings import Evidence
 from extproc.strict_yaml import Problem, decode_yaml
 
 T = TypeVar("T")
@@ -24,24 +23,11 @@ _SWITCHES = frozenset(word for w in ("y", "n", "yes", "no", "on", "off", "true",
 _SIGN = "# written by `extproc calibrate`"
 
 
-def with_evidence(text: str, floor: float, margin: float, evidence: Evidence) -> str:
-    """The text of an intent's file with these values. Raises ValueError where the file is not laid out in lines."""
-    lines = text.splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += "\n"
-    _set(lines, "floor", [f"floor: {floor:g}\n"])
-    if margin or _place(lines, "margin") is not None:
-        _set(lines, "margin", [f"margin: {margin:g}\n"])
-    _set(lines, "evidence", list(_evidence_lines(evidence)))
-    edited = "".join(lines)
-    before, after = (_decoded(each, Intent) for each in (text, edited))
-    if after != msgspec.structs.replace(before, floor=floor, margin=margin, evidence=evidence):
-        raise ValueError("the file is not laid out with one key a line: write it so, then calibrate again")
-    return edited
-
-
 def with_settings(text: str, values: Mapping[str, Any]) -> str:
-    """The text of an intent's file with these values by key; None takes a key away. Raises ValueError likewise."""
+    """The text of an intent's file with these values by key; None takes a key away.
+
+    Raises ValueError where the file is not laid out in lines.
+    """
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines[-1] += "\n"
@@ -123,6 +109,8 @@ def _written(value: Any) -> str:
         return "[" + ", ".join(map(_written, value)) + "]"
     if isinstance(value, bool):
         return "on" if value else "off"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:g}"
     bare = isinstance(value, str) and _BARE.fullmatch(value) and value not in _SWITCHES
     return value if bare else msgspec.json.encode(value).decode()
 

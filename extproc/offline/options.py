@@ -93,7 +93,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
 
     def tier(self, setting: str) -> Tier:
         """The tier of a setting."""
-        return self.run.snapshot.policy.tier(setting.partition("+")[0])
+        return self.run.snapshot.policy.tier(tier_of(setting))
 
     # --- options ------------------------------------------------------------------------------------------
 
@@ -275,6 +275,11 @@ def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None
     facts = msgspec.structs.replace(read_facts(one.request, rules), stream=None)
     seen = [run.answers[i][name].observation for name in settings]
     return [given is None or judge(rules, given, request=facts, embed=embed).accept for given in seen]
+
+
+def tier_of(setting: str) -> str:
+    """The name of a setting's tier."""
+    return setting.partition("+")[0]
 
 
 def reasoning_of(setting: str) -> bool | None:

@@ -99,6 +99,7 @@ class _Trial:
 
     def __init__(self, run: Execution, memory: Memory, seed: int) -> None:
         self._run, self._memory, self.seed = run, memory, seed
+        self._written: dict[int, Routed] = {}
         policy = run.snapshot.policy
         self._top, self._default = len(policy.tiers) - 1, policy.rank(policy.default_tier)
 
@@ -122,9 +123,7 @@ class _Trial:
         run, seed, memory = self._run, self.seed, self._memory.fresh()
         rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(some, changed, strict=True)]
         now = route_all(run.snapshot, memory, rows, what=f"rows, {kind}")
-        # A request's ask is put in its last message, without what an agent wraps around it: so is the old one.
-        plain = [run.rows[i].asking(self.ask(i)) for i in some]
-        was = route_all(run.snapshot, self._memory, plain)
+        was = self._as_written(some)
         before, after = self._ranks(was), self._ranks(now)
         held = NOTHING
         if run.snapshot.policy.upgrades is not None:
@@ -143,6 +142,16 @@ class _Trial:
             change=mean(right[1] - right[0]).estimate(seed),
             gadget=gadget,
         )
+
+    def _as_written(self, some: Sequence[int]) -> list[Routed]:
+        """The decisions that changed words are held against, made once a row.
+
+        A request's ask is put in its last message, without what an agent wraps around it, as the changed one is.
+        """
+        fresh = [i for i in some if i not in self._written]
+        plain = [self._run.rows[i].asking(self.ask(i)) for i in fresh]
+        self._written |= zip(fresh, route_all(self._run.snapshot, self._memory, plain), strict=True)
+        return [self._written[i] for i in some]
 
     def _rank(self, routed: Routed) -> int:
         """The tier's rung; in shadow mode, of the tier that enforcing would have chosen."""
