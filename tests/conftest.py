@@ -1,7 +1,9 @@
 """What several test modules share: the real encoder, loaded once, and one that knows nothing but words."""
 
+import subprocess
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,3 +35,15 @@ def encoder() -> FeatureEncoder:
 def words() -> WordEncoder:
     """An encoder without a model, for tests that need nearness but no meaning."""
     return WordEncoder()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of 256 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("a small disk can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -10,7 +10,7 @@ from extproc.cli import main
 from extproc.config import load_config
 from extproc.offline import commands
 from extproc.offline.execution import Memory, execute
-from extproc.offline.suggestion import Pull, propose, pulls
+from extproc.offline.suggestion import Proposal, Pull, as_yaml, propose, pulls
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
 from extproc.snapshot import compile_snapshot
@@ -65,6 +65,15 @@ def test_what_is_proposed_is_an_intent_that_loads(folder, tmp_path, words, monke
     shutil.move(proposed, folder)
     cohorts = compile_snapshot(load_config(folder), words).policy.cohorts
     assert cohorts["flight-leave"].tier == "large"
+
+
+@pytest.mark.parametrize("label", ["no", "12", "off-topic", "Frage: Ärger?"])
+def test_a_label_that_yaml_reads_as_something_else_is_quoted(folder, words, label):
+    """A proposal from rows labelled `no` is an intent of that name, as far as names may be spelt so."""
+    proposal = Proposal(label, 9, tuple(row["text"] for row in FLIGHTS), True, "billing")
+    (folder / "proposed.yaml").write_text(as_yaml(proposal, "large"))
+    name = {"Frage: Ärger?": "Frage-rger-"}.get(label, label)
+    assert name in compile_snapshot(load_config(folder), words).policy.cohorts
 
 
 def test_utterances_on_the_edge_are_listed_least_margin_first(folder, tmp_path, words):

@@ -37,7 +37,7 @@ def with_settings(text: str, values: Mapping[str, Any]) -> str:
         elif isinstance(value, msgspec.Struct):
             _set(lines, key, list(_evidence_lines(value, key)))
         else:
-            _set(lines, key, [f"{key}: {_written(value)}\n"])
+            _set(lines, key, [f"{key}: {written(value)}\n"])
     edited = "".join(lines)
     intent = msgspec.to_builtins(_decoded(text, Intent))
     wanted = intent | {key: value for key, value in msgspec.to_builtins(values).items() if value is not None}
@@ -101,12 +101,12 @@ def _decoded(text: str, kind: type[T]) -> T:
     return value
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """A value on one line as people write it: words and switches bare, what else needs it quoted."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_written(name)}: {_written(each)}" for name, each in value.items()) + "}"
+        return "{" + ", ".join(f"{written(name)}: {written(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_written, value)) + "]"
+        return "[" + ", ".join(map(written, value)) + "]"
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, float) and value.is_integer():

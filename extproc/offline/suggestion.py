@@ -14,6 +14,7 @@ from scipy.cluster import hierarchy
 
 from extproc.centroids import fit_centroids
 from extproc.match import Index, similarities
+from extproc.offline.edits import written
 from extproc.offline.execution import Execution
 from extproc.policy import Reason
 from extproc.vectors import Encoder, Vectors
@@ -136,8 +137,8 @@ def as_yaml(proposal: Proposal, tier: str) -> str:
     source = "with this label" if proposal.labelled else "that lie together"
     lines = [
         f"# proposed from {proposal.rows} rows {source}; nearest so far: {proposal.nearest}",
-        f"intent: {re.sub(r'[^A-Za-z0-9._-]+', '-', proposal.name)}",
-        f"tier: {tier}",
+        f"intent: {written(re.sub(r'[^A-Za-z0-9._-]+', '-', proposal.name))}",
+        f"tier: {written(tier)}",
         "utterances:",
         # JSON strings are YAML strings.
         *(f"  - {msgspec.json.encode(text).decode()}" for text in proposal.utterances),

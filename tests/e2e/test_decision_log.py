@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
-import pytest
 from traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
 
 from extproc.policy import Reason
@@ -47,18 +44,6 @@ def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_p
 def test_the_schema_knows_every_reason() -> None:
     """A new reason is a change of the schema."""
     assert set(SCHEMA["$defs"]["decision"]["properties"]["reason"]["enum"]) == {reason.value for reason in Reason}
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("a small disk can be mounted by root only")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_costs_lines_and_no_request(stack: Stack, small_disk: Path) -> None:
