@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from extproc import centroids
+from extproc.match import BACK
 from extproc.offline import adapt
 from extproc.prepare import prepare
-from extproc.sentences import load_sentences, prepared_folder, read_choice
+from extproc.sentences import ADAPTED_FILE, load_sentences, prepared_folder, read_choice
 from extproc.vectors import Encoder, Vectors
 
 BASE = "all-MiniLM-L6-v2"
@@ -43,7 +44,7 @@ class Kept:
         """A folder with the encoder adapted to `utterances`, converted for this machine."""
         made_by = Path(adapt.__file__).read_text()
         folder = self.folder / f"adapted-{_hash(made_by + adapt.utterances_digest(utterances))}"
-        if not (folder / adapt.STAMP_FILE).exists():
+        if not (folder / ADAPTED_FILE).exists():
             began = time.process_time()
             adapt.adapt(BASE, utterances, folder, time.strftime("%Y-%m-%d"))
             (folder / "seconds").write_text(f"{time.process_time() - began:.0f}")
@@ -94,17 +95,17 @@ def means(rows: Vectors, labels: np.ndarray) -> Vectors:
     return unit
 
 
-def fitted(kept: Kept, rows: Vectors, labels: np.ndarray) -> tuple[Vectors, Vectors]:
+def fitted(kept: Kept, rows: Vectors, labels: np.ndarray, back: float = BACK) -> tuple[Vectors, Vectors]:
     """Two float32[cohorts, d], one row a label, in order: the centroids that serve, and what similarity is to."""
 
     def make() -> Vectors:
         names = np.unique(labels)
-        found = centroids.fit_centroids({str(name): rows[labels == name] for name in names})
+        found = centroids.fit_centroids({str(name): rows[labels == name] for name in names}, back)
         return np.stack([[found[str(name)].centroid, found[str(name)].typical] for name in names], axis=1)
 
     source = Path(centroids.__file__).read_text()
     data = hashlib.sha256(np.ascontiguousarray(rows).tobytes() + labels.astype(str).tobytes()).hexdigest()
-    centroid, typical = kept.array(source + data, make)
+    centroid, typical = kept.array(f"{source}{data} {back}", make)
     return centroid, typical
 
 

@@ -31,6 +31,7 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data: str  # hash of the labelled rows
     rows: int  # of them that centroids were fitted on
     seed: int  # of the split: other rows than these had no part in it
+    back: float  # part of the way from a centroid to its cohort's mean that similarity is measured at
     cohorts: dict[str, int]  # in order, with how many centroids each has
     seal: str = ""  # hash of the arrays and of all above
 

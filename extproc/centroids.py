@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from extproc.match import similarity
+from extproc.match import BACK, similarity
 from extproc.vectors import Vectors, unit
 
 # The fit: cosines are sharpened to this scale, and moved for this many steps of this length (radians, about).
@@ -32,20 +32,22 @@ class Fitted(msgspec.Struct, frozen=True):
     centroid: Vectors  # float32[d], unit length: the nearest one says which cohort
     mean: Vectors  # float32[d], unit length: similarity is measured part of the way back to it
     floor: float  # a low quantile of its utterances' similarity by fits that had not seen them
+    back: float = BACK  # part of the way to the mean that similarity is measured at
 
     @property
     def typical(self) -> Vectors:
         """An inner product with it is the similarity."""
-        found: Vectors = similarity(self.centroid, self.mean)
+        found: Vectors = similarity(self.centroid, self.mean, self.back)
         return found
 
 
-def fit_centroids(utterances: Mapping[str, Vectors]) -> dict[str, Fitted]:
+def fit_centroids(utterances: Mapping[str, Vectors], back: float = BACK) -> dict[str, Fitted]:
     """Fit centroids that tell cohorts apart: `cohort -> float32[n, d]` unit vectors in, one centroid each out.
 
     Starting from the means, unit centroids are moved to lower the cross-entropy of softmax(scale * cosine) on
     the utterances (normalised softmax, Wang et al. 2017): the means, sharpened where cohorts overlap. Every
-    cohort weighs the same, however many utterances it has. Deterministic.
+    cohort weighs the same, however many utterances it has. Similarity is measured `back` of the way to the mean
+    (match.py). Deterministic.
     """
     names = list(utterances)
     rows = np.concatenate([utterances[name] for name in names])
@@ -59,14 +61,14 @@ def fit_centroids(utterances: Mapping[str, Vectors]) -> dict[str, Fitted]:
     for k in range(_FOLDS):
         seen, unseen = fold != k, fold == k
         blind = mean_directions(rows[seen], member[seen], len(names))
-        held_out[unseen], nearest = _like(rows[unseen], fit(rows[seen], member[seen], blind, each), blind)
+        held_out[unseen], nearest = _like(rows[unseen], fit(rows[seen], member[seen], blind, each), blind, back)
         right[unseen] = nearest == member[unseen]
-    listed, _ = _like(rows, centroids, means, member)
+    listed, _ = _like(rows, centroids, means, back, member)
     found = {}
     for i, name in enumerate(names):
         # What somebody listed as an utterance is accepted, however odd.
         floor = min(own_floor(held_out[right & (member == i)]), float(listed[member == i].min()) - _ROUNDING)
-        found[name] = Fitted(centroids[i], means[i], floor)
+        found[name] = Fitted(centroids[i], means[i], floor, back)
     return found
 
 
@@ -76,12 +78,12 @@ def means_of(utterances: Mapping[str, Vectors]) -> dict[str, Vectors]:
 
 
 def _like(
-    rows: Vectors, centroids: Vectors, means: Vectors, cohort: np.ndarray | None = None
+    rows: Vectors, centroids: Vectors, means: Vectors, back: float, cohort: np.ndarray | None = None
 ) -> tuple[Vectors, np.ndarray]:
     """(similarity of each row to its cohort, that cohort): the nearest one, unless it is told."""
     cosines, at = rows @ centroids.T, np.arange(len(rows))
     nearest = cosines.argmax(axis=1) if cohort is None else cohort
-    return similarity(cosines[at, nearest], (rows * means[nearest]).sum(axis=1)), nearest
+    return similarity(cosines[at, nearest], (rows * means[nearest]).sum(axis=1), back), nearest
 
 
 def own_floor(right_matches: Vectors) -> float:

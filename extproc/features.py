@@ -51,10 +51,10 @@ _COURTEOUS = frozenset(_COURTESIES.split())
 
 
 class FeatureEncoder:
-    """An encoder of texts into matched vectors, around an encoder of sentences."""
+    """An encoder of texts into matched vectors, around an encoder of sentences; `words`: their weight beside it."""
 
-    def __init__(self, sentences: Encoder) -> None:
-        self.sentences = sentences
+    def __init__(self, sentences: Encoder, words: float = WORDS_WEIGHT) -> None:
+        self.sentences, self._words = sentences, words
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
@@ -65,7 +65,7 @@ class FeatureEncoder:
         vectors = self.sentences.encode([*texts, *(openings[i] for i in differs)])
         whole, first = vectors[: len(texts)], vectors[: len(texts)].copy()
         first[differs] = vectors[len(texts) :]
-        return unit(np.hstack([unit(whole + first), WORDS_WEIGHT * words_view(texts, openings)]))
+        return unit(np.hstack([unit(whole + first), self._words * words_view(texts, openings)]))
 
 
 def without_courtesies(text: str) -> str:

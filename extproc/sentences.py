@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from extproc.features import FeatureEncoder
+from extproc.features import WORDS_WEIGHT, FeatureEncoder
 from extproc.vectors import Encoder, EncoderError, Vectors
 
 log = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 # Change it when conversion changes: what was prepared before is then prepared anew.
 _RECIPE = 1
 CHOICE_FILE = "choice.json"
+# Beside the weights of an encoder that was adapted (offline/adapt.py): what it was made of.
+ADAPTED_FILE = "adapted.json"
 # Every new shape costs the runtime milliseconds to plan: lengths and batches are rounded up to few.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _BATCHES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
@@ -43,6 +45,12 @@ class Measured(msgspec.Struct, frozen=True):
     ms_16: float  # of one text of 16 tokens, median
     ms_64: float
     agreement: float  # mean cosine with torch fp32, on texts that nothing was fitted to
+
+
+class _Adapted(msgspec.Struct, frozen=True):
+    """What serving reads of that file."""
+
+    words: float
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -168,7 +176,18 @@ def _at_least(steps: Sequence[int], count: int) -> int:
 
 def load_encoder(model: str, workers: int = 1) -> FeatureEncoder:
     """The encoder that serving, checking and explaining share, as one of `workers`. Raises EncoderError."""
-    return FeatureEncoder(load_sentences(model, threads_for(workers)))
+    return FeatureEncoder(load_sentences(model, threads_for(workers)), words_weight(model))
+
+
+def words_weight(model: str) -> float:
+    """The weight of words beside this encoder: an adapted one has learned some of what they tell."""
+    path = Path(locate(model)) / ADAPTED_FILE
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Adapted).words
+    except FileNotFoundError:
+        return WORDS_WEIGHT
+    except (OSError, msgspec.DecodeError) as error:
+        raise EncoderError(f"{path} cannot be read ({error}): copy the folder again") from error
 
 
 def load_sentences(model: str, threads: int) -> Encoder:

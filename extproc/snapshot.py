@@ -58,7 +58,7 @@ def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[s
     if file is not None:
         stale = file.stale(config.policy.encoder.name, spoken, np.concatenate(list(rows.values())))
         if stale is None:
-            return Index(file.centroids, means_of(rows)), file.floors, centroids_digest(config)
+            return Index(file.centroids, means_of(rows), file.header.back), file.floors, centroids_digest(config)
         log.warning("%s", stale)
     found = fit_centroids(rows)
     index = Index(

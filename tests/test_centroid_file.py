@@ -26,7 +26,7 @@ from extproc.policy import Snapshot
 from extproc.snapshot import centroids_digest, compile_snapshot, utterances_digest
 
 CONFIGS = Path(__file__).parent / "configs"
-HEADER = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 7, {"one": 2, "two": 1})
+HEADER = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 7, 0.3, {"one": 2, "two": 1})
 
 
 def unit(rows: int, seed: int = 0) -> np.ndarray:
@@ -134,7 +134,7 @@ def put(folder: Path, words, swapped: bool = True) -> bytes:
     config = load_config(folder)
     rows = {intent.intent: words.encode(intent.utterances) for intent in config.intents}
     header = Header(
-        "fitted", "2026-11-22", config.policy.encoder.name, utterances_digest(config), "f1f958a82ea0", 24, 0,
+        "fitted", "2026-11-22", config.policy.encoder.name, utterances_digest(config), "f1f958a82ea0", 24, 0, 0.3,
         {"billing": 1, "cooking": 3},
     )  # fmt: skip
     two, three = ("cooking", "billing") if swapped else ("billing", "cooking")

@@ -212,7 +212,7 @@ def test_the_sidecar_is_the_standalone_container_but_for_its_socket() -> None:
 def test_fitted_centroids_reach_the_pod_as_they_are(tmp_path: Path) -> None:
     """A file that is no text becomes binaryData, byte for byte."""
     tree = copied(tmp_path)
-    header = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 0, {"one": 1})
+    header = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 0, 0.3, {"one": 1})
     vector = np.full((1, 16), 0.25, dtype=np.float32)
     raw = encode_centroids(header, {"one": vector}, {"one": 0.5}, vector)
     (tree / "intents" / CENTROIDS_FILE).write_bytes(raw)

@@ -1,5 +1,6 @@
 """The nearest cohort: an exact search, and a margin over the best of any other."""
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -49,6 +50,10 @@ def test_similarity_is_measured_part_of_the_way_back_to_the_mean():
         "faq": pytest.approx(0.7 / 3 + 0.3 * np.sqrt(1 / 2)),
     }
     assert type(match.similarity) is float
+    further = Index(centroids, index.means, back=0.8)
+    assert nearest(further, query) == msgspec.structs.replace(
+        match, similarity=pytest.approx(0.2 * 2 / 3 + 0.8 * np.sqrt(8 / 9))
+    )
 
 
 def test_a_vector_opposite_to_all_still_has_a_nearest():

@@ -1,12 +1,16 @@
 """Adapting the encoder, on a handful of texts and with the real weights."""
 
+import shutil
+
 import msgspec
 import numpy as np
 import pytest
+import torch
 
+from extproc.features import WORDS_WEIGHT
 from extproc.offline import adapt
-from extproc.offline.adapt import STAMP_FILE, Adaptation
-from extproc.sentences import TorchSentences
+from extproc.offline.adapt import Adaptation
+from extproc.sentences import ADAPTED_FILE, TorchSentences, load_encoder
 from extproc.vectors import EncoderError
 
 UTTERANCES = {
@@ -32,7 +36,7 @@ def test_cohorts_move_apart_and_the_folder_says_what_it_was_made_of(adapted):
     """It loads like any other local model; its stamp is beside its weights."""
     folder, stamp = adapted
     assert gap(TorchSentences(str(folder / "once"), 1)) > gap(TorchSentences("all-MiniLM-L6-v2", 1)) + 0.05
-    written = msgspec.json.decode((folder / "once" / STAMP_FILE).read_bytes(), type=Adaptation)
+    written = msgspec.json.decode((folder / "once" / ADAPTED_FILE).read_bytes(), type=Adaptation)
     assert written == stamp
     assert stamp == Adaptation(
         model="all-MiniLM-L6-v2",
@@ -42,8 +46,21 @@ def test_cohorts_move_apart_and_the_folder_says_what_it_was_made_of(adapted):
         epochs=8,
         seed=0,
         share=1.0,
+        words=0.5,
         date="2026-01-01",
     )
+
+
+def test_words_weigh_as_the_stamp_says_where_it_serves(adapted):
+    """Less beside an adapted encoder; as ever beside one as it comes; and a damaged stamp stops the start."""
+    folder, _ = adapted
+    for model, words in ((str(folder / "once"), 0.5), ("all-MiniLM-L6-v2", WORDS_WEIGHT)):
+        (row,) = load_encoder(model).encode(["I want my money back"])
+        assert np.linalg.norm(row[384:]) / np.linalg.norm(row[:384]) == pytest.approx(words, rel=1e-4)
+    damaged = shutil.copytree(folder / "once", folder / "damaged")
+    (damaged / ADAPTED_FILE).write_text('{"model"')
+    with pytest.raises(EncoderError, match=r"adapted\.json cannot be read .*: copy the folder again"):
+        load_encoder(str(damaged))
 
 
 def test_adaptation_is_repeatable_and_its_share_is_a_way_back(adapted):
@@ -76,10 +93,28 @@ def test_there_must_be_something_to_tell_apart(utterances, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_every_text_is_read_once_an_epoch_among_its_like():
-    """Batches of one length cost least; their order is the seed's."""
-    lengths = [10] * 70 + [50] * 70
-    batches = [*adapt._batches(lengths, epochs=2, seed=0)]
-    assert sorted(i for batch in batches for i in batch) == sorted([*range(140)] * 2)
-    assert max(map(len, batches)) == 64
-    assert batches == [*adapt._batches(lengths, epochs=2, seed=0)] != [*adapt._batches(lengths, epochs=2, seed=1)]
+@pytest.mark.parametrize("cohorts", [2, 40])
+def test_a_batch_has_as_many_texts_of_each_cohort_however_few_it_has(cohorts):
+    """Every text has others of its cohort to be drawn to; cohorts and texts come in turn, in the seed's order."""
+    member = np.repeat(np.arange(cohorts), [200, *[3] * (cohorts - 1)])
+    batches = [*adapt._batches(member, epochs=8, seed=0)]
+    some = min(cohorts, 16)
+    assert len(batches) == round(8 * len(member) / 64)
+    for batch in batches:
+        _, counts = np.unique(member[batch], return_counts=True)
+        assert counts.sum() == 64 and set(counts / (64 // some)) <= {1, 2}
+    read = np.bincount(np.concatenate(batches), minlength=len(member))
+    turns = np.bincount(member[np.concatenate(batches)]) / (64 // some)
+    assert turns.max() - turns.min() <= 1
+    assert all(np.ptp(read[member == cohort]) <= 1 for cohort in range(cohorts))
+    assert batches == [*adapt._batches(member, epochs=8, seed=0)] != [*adapt._batches(member, epochs=8, seed=1)]
+
+
+def test_contrast_is_the_published_loss():
+    """Worked by hand: pairs of equal texts, of cosine 0.9 with the other pair; and cohorts across the pairs."""
+    x, y = [1.0, 0.0], [0.9, np.sqrt(0.19)]
+    labels = torch.tensor([0, 0, 1, 1])
+    apart, mixed = (float(adapt._contrast(torch.tensor(rows), labels)) for rows in ([x, x, y, y], [x, y, x, y]))
+    same, other = np.exp(1 / 0.07), np.exp(0.9 / 0.07)
+    assert apart == pytest.approx(-np.log(same / (same + 2 * other)), rel=1e-4)
+    assert mixed == pytest.approx(-np.log(other / (same + 2 * other)), rel=1e-4)

@@ -14,7 +14,7 @@ from extproc.centroid_file import CENTROIDS_FILE
 from extproc.config import load_config
 from extproc.match import Index, nearest
 from extproc.offline import adapted, commands
-from extproc.offline.adapt import STAMP_FILE, Adaptation, utterances_digest
+from extproc.offline.adapt import Adaptation, utterances_digest
 from extproc.offline.adapted import adapted_encoder
 from extproc.offline.calibration import FIT_SHARE, LEARN_SHARE, Labelled, Matches, choose_floors, place_of
 from extproc.offline.execution import Execution, Memory, execute
@@ -33,6 +33,7 @@ from extproc.offline.learning import (
 )
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
+from extproc.sentences import ADAPTED_FILE
 from extproc.settings import EncoderConfig
 from extproc.snapshot import centroids_digest, compile_snapshot
 from extproc.vectors import Vectors
@@ -131,6 +132,22 @@ def test_labelled_rows_that_differ_from_the_utterances_are_learned_from(folder):
     header = learned.config.fitted.header
     assert (header.data, header.seed, header.kind) == (run.digest, 0, learned.chosen.kind)
     assert header.rows == int(((rows.place < LEARN_SHARE) & (rows.labels != None)).sum())  # noqa: E711
+
+
+def test_how_far_back_similarity_is_measured_is_kept_with_the_centroids(folder):
+    """It serves as it was tried; held against what serves without a file, which keeps nothing."""
+    encoder = Planted(DIRECTIONS, noise=1.6)
+    run, rows, (near,) = executed(folder, 90, encoder)
+    far = msgspec.structs.replace(near, back=1.0)
+    learned, other = (learn(run, rows, [candidate], "2026-11-22", 0) for candidate in (far, near))
+    assert learned.config is not None and learned.config.fitted is not None and learned.chosen is not None
+    assert (learned.tried[0], learned.chosen.accuracy) == (other.tried[0], other.chosen.accuracy)
+    assert learned.chosen.auroc != other.chosen.auroc
+    assert learned.config.fitted.header.back == 1.0
+    (row,) = encoder.encode(["a-5000"])
+    index = index_of(learned.config, encoder)
+    found = nearest(index, row)
+    assert found.similarity == pytest.approx(index.means[found.cohort] @ row)
 
 
 def test_utterances_that_say_it_all_stay(folder):
@@ -340,8 +357,8 @@ def adapts(monkeypatch) -> list[dict[str, list[str]]]:
         asked.append(dict(texts))
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(str(len(asked)).encode())
-        stamp = Adaptation(model, utterances_digest(texts), len(texts), 0, 8, 0, 0.75, date)
-        (folder / STAMP_FILE).write_bytes(msgspec.json.encode(stamp))
+        stamp = Adaptation(model, utterances_digest(texts), len(texts), 0, 8, 0, 0.75, 0.5, date)
+        (folder / ADAPTED_FILE).write_bytes(msgspec.json.encode(stamp))
 
     monkeypatch.setattr(adapted, "adapt", adapt)
     return asked
@@ -356,7 +373,7 @@ def test_an_encoder_is_adapted_once_and_named_by_its_weights(tmp_path, adapts):
     assert (again, len(adapts)) == (first, 1)
     other = adapted_encoder(str(first), {"a": ["x"], "b": ["z"]}, tmp_path / "encoders", "2026-11-23")
     assert (other.name, len(adapts)) == ("all-MiniLM-L6-v2-d4735e3a265e", 2)
-    assert msgspec.json.decode((other / STAMP_FILE).read_bytes())["model"] == "all-MiniLM-L6-v2"
+    assert msgspec.json.decode((other / ADAPTED_FILE).read_bytes())["model"] == "all-MiniLM-L6-v2"
     assert sorted(path.name for path in (tmp_path / "encoders").iterdir()) == sorted([first.name, other.name])
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from extproc.offline.adapt import STAMP_FILE, Adaptation, adapt, utterances_digest
+from extproc.match import BACK
+from extproc.offline.adapt import BACK as ADAPTED_BACK
+from extproc.offline.adapt import Adaptation, adapt, utterances_digest
+from extproc.sentences import ADAPTED_FILE
 
 
 def adapted_encoder(model: str, texts: Mapping[str, Sequence[str]], into: Path, date: str) -> Path:
@@ -30,9 +33,14 @@ def adapted_encoder(model: str, texts: Mapping[str, Sequence[str]], into: Path, 
         return kept if kept.exists() else made.rename(kept)
 
 
+def back_of(model: str) -> float:
+    """The part of the way back to a cohort's mean that similarity by this encoder is best measured at."""
+    return BACK if _stamp(Path(model)) is None else ADAPTED_BACK
+
+
 def _stamp(folder: Path) -> Adaptation | None:
     """What an adapted encoder was made of; None for any other folder."""
     try:
-        return msgspec.json.decode((folder / STAMP_FILE).read_bytes(), type=Adaptation)
+        return msgspec.json.decode((folder / ADAPTED_FILE).read_bytes(), type=Adaptation)
     except (OSError, msgspec.DecodeError):
         return None

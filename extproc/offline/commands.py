@@ -12,7 +12,7 @@ from extproc.centroid_file import CENTROIDS_FILE
 from extproc.config import POLICY_FILE, Config, in_configmap, load_config
 from extproc.exchange import Routed
 from extproc.offline import comparison, edits
-from extproc.offline.adapted import adapted_encoder
+from extproc.offline.adapted import adapted_encoder, back_of
 from extproc.offline.calibration import Ground, Labelled, calibrate, labelled
 from extproc.offline.choice import changes, choose
 from extproc.offline.convert import convert
@@ -124,14 +124,14 @@ def _learned(
     if (why := too_few(run, rows, risk)) is not None:
         return Learned(0, (), f"centroids {'and encoder ' * (adapt is not None)}stay as they are: {why}")
     now = run.config.policy.encoder
-    encoders = [Candidate(now, memory)]
+    encoders = [Candidate(now, memory, back_of(now.model))]
     if adapt is not None:
         texts = texts_for_encoder(run, rows)
         count = sum(map(len, texts.values()))
         print(f"adapting the encoder on {count:,} texts: minutes, unless it is there already", file=sys.stderr)
         folder = adapted_encoder(now.model, texts, adapt, date)
         model = os.path.abspath(folder)
-        encoders.append(Candidate(msgspec.structs.replace(now, model=model), patient(model)))
+        encoders.append(Candidate(msgspec.structs.replace(now, model=model), patient(model), back_of(model)))
     return learn(run, rows, encoders, date, seed)
 
 

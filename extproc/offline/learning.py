@@ -15,7 +15,7 @@ import numpy as np
 from extproc.centroid_file import Header, decode_centroids, encode_centroids
 from extproc.centroids import fit, fit_centroids, mean_directions, means_of, own_floor
 from extproc.config import LEAST_UTTERANCES, Config
-from extproc.match import Index, nearest
+from extproc.match import BACK, Index, nearest
 from extproc.offline.calibration import (
     FIT_SHARE,
     LEARN_SHARE,
@@ -44,6 +44,7 @@ class Candidate(msgspec.Struct, frozen=True, eq=False):
 
     config: EncoderConfig
     vectors: Encoder
+    back: float = BACK  # part of the way from a centroid to its cohort's mean that similarity is measured at
 
 
 class Tried(msgspec.Struct, frozen=True):
@@ -114,7 +115,10 @@ def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: s
     found: list[_HeldOut] = []
     for encoder in encoders:
         spoken, vectors = _spoken(run.config, encoder.vectors), encoder.vectors.encode(rows.texts)
-        found += [_held_out(kind, spoken, vectors, rows.labels, fold, tried_on) for kind in KINDS]
+        for kind in KINDS:
+            # The first is what serves without a file, which tells nobody how far back.
+            back = encoder.back if found else BACK
+            found.append(_held_out(kind, spoken, vectors, rows.labels, fold, tried_on, back))
     tried = _measured(ways, found, inside[tried_on], seed)
     best = max(range(len(ways)), key=lambda i: tried[i].routed.value)
     count = int(tried_on.sum())
@@ -211,12 +215,18 @@ class _HeldOut(msgspec.Struct, frozen=True):
 
 
 def _held_out(
-    kind: str, spoken: Mapping[str, Vectors], rows: Vectors, labels: np.ndarray, fold: np.ndarray, tried: Bools
+    kind: str,
+    spoken: Mapping[str, Vectors],
+    rows: Vectors,
+    labels: np.ndarray,
+    fold: np.ndarray,
+    tried: Bools,
+    back: float,
 ) -> _HeldOut:
     similarity, names = np.full(len(rows), np.nan), np.full(len(rows), None, dtype=object)
     for k in np.unique(fold[tried]):
         seen = fold != k
-        index = Index(centroids_of(kind, spoken, by_label(rows[seen], labels[seen])), means_of(spoken))
+        index = Index(centroids_of(kind, spoken, by_label(rows[seen], labels[seen])), means_of(spoken), back)
         for i in np.flatnonzero(fold == k):
             match = nearest(index, rows[i])
             similarity[i], names[i] = match.similarity, match.cohort
@@ -273,7 +283,7 @@ def _file(
     spoken = _spoken(config, encoder.vectors)
     labelled = by_label(encoder.vectors.encode(rows.texts), rows.labels)
     centroids = centroids_of(kind, spoken, labelled)
-    floors = {name: cohort.floor for name, cohort in fit_centroids(spoken).items()}
+    floors = {name: cohort.floor for name, cohort in fit_centroids(spoken, encoder.back).items()}
     for name in floors:
         right = held_out.similarity[held_out.right & (held_out.nearest == name)]
         if len(right) >= LEAST_UTTERANCES:
@@ -286,6 +296,7 @@ def _file(
         data=run.digest,
         rows=sum(map(len, labelled.values())),
         seed=seed,
+        back=encoder.back,
         cohorts={name: len(some) for name, some in centroids.items()},
     )
     raw = encode_centroids(header, centroids, floors, np.concatenate(list(spoken.values())))

@@ -137,7 +137,7 @@ def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack,
     rows = {intent.intent: encoder.encode(intent.utterances) for intent in config.intents}
     names = list(rows)
     header = Header(
-        "fitted", "2026-11-22", config.policy.encoder.name, utterances_digest(config), "f1f958a82ea0", 12, 0,
+        "fitted", "2026-11-22", config.policy.encoder.name, utterances_digest(config), "f1f958a82ea0", 12, 0, 0.3,
         {name: len(some) for name, some in rows.items()},
     )  # fmt: skip
     # Each cohort has the centroids of the next: nobody could overlook it.
