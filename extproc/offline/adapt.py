@@ -30,8 +30,6 @@ _SCALE, _TEMPERATURE = 10.0, 0.07
 _BATCH, _COHORTS = 64, 16
 # Steps of the encoder and of the centroids, at their longest; a tenth of the steps lead up to it, the rest down.
 _PACE, _CENTROID_PACE, _WARMING = 1e-4, 1e-3, 0.1
-# Share of activations left out while training, twice what the model was made with: there are few texts.
-_DROPOUT = 0.2
 # Texts read in all: few utterances are read `_MOST` times, very many at least `_LEAST` times.
 _READ, _LEAST, _MOST = 30_000, 2, 8
 # Of the way from the weights it came with to the trained ones. On CLINC150's validation rows, 10 utterances an
@@ -122,8 +120,6 @@ def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors,
     for module in model.modules():
         if isinstance(module, torch.nn.Embedding):
             module.weight.requires_grad = False
-        if isinstance(module, torch.nn.Dropout):
-            module.p = _DROPOUT
     centroids = torch.nn.Parameter(torch.from_numpy(means.copy()))
     groups = [
         {"params": [p for p in model.parameters() if p.requires_grad], "lr": _PACE, "weight_decay": 0.01},
