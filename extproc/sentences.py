@@ -50,7 +50,7 @@ class Measured(msgspec.Struct, frozen=True):
 class _Adapted(msgspec.Struct, frozen=True):
     """What serving reads of that file."""
 
-    words: float
+    words: float = WORDS_WEIGHT  # as beside any encoder, where the stamp does not say
 
 
 class Choice(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ import torch
 from extproc.features import WORDS_WEIGHT
 from extproc.offline import adapt
 from extproc.offline.adapt import Adaptation
-from extproc.sentences import ADAPTED_FILE, TorchSentences, load_encoder
+from extproc.sentences import ADAPTED_FILE, TorchSentences, load_encoder, words_weight
 from extproc.vectors import EncoderError
 
 UTTERANCES = {
@@ -57,6 +57,8 @@ def test_words_weigh_as_the_stamp_says_where_it_serves(adapted):
     for model, words in ((str(folder / "once"), 0.5), ("all-MiniLM-L6-v2", WORDS_WEIGHT)):
         (row,) = load_encoder(model).encode(["I want my money back"])
         assert np.linalg.norm(row[384:]) / np.linalg.norm(row[:384]) == pytest.approx(words, rel=1e-4)
+    (shutil.copytree(folder / "once", folder / "older") / ADAPTED_FILE).write_text('{"model": "m", "share": 0.75}')
+    assert words_weight(str(folder / "older")) == WORDS_WEIGHT
     damaged = shutil.copytree(folder / "once", folder / "damaged")
     (damaged / ADAPTED_FILE).write_text('{"model"')
     with pytest.raises(EncoderError, match=r"adapted\.json cannot be read .*: copy the folder again"):
