@@ -11,7 +11,7 @@ from scipy import stats
 from bench.kept import Kept, KeptEncoder, fitted, means
 from extproc.features import WORDS_WEIGHT, FeatureEncoder
 from extproc.match import BACK
-from extproc.offline import adapt
+from extproc.offline.adapt import ADAPTED_BACK, ADAPTED_WORDS
 from extproc.offline.metrics import Bools, Estimate, Floats, auroc_estimate, mean, recall_at_rejection, spread
 from extproc.sentences import TorchSentences, read_choice
 from extproc.vectors import Vectors
@@ -95,11 +95,11 @@ def ways(kept: Kept, data: Clinc) -> dict[str, Matched]:
     for adapted in ("", "adapted, "):
         sentences = KeptEncoder(kept, str(kept.adapted(data.train))) if adapted else KeptEncoder(kept)
         rows, queries = sentences.encode(texts), sentences.encode(asked)
-        back = adapt.BACK if adapted else BACK
+        back = ADAPTED_BACK if adapted else BACK
         mean, (centroids, typical) = means(rows, labels), fitted(kept, rows, labels, back)
         found[f"{adapted}mean centroid"] = matched((queries, mean, mean))
         found[f"{adapted}fitted centroids"] = matched((queries, centroids, typical))
-        encoder = FeatureEncoder(sentences, adapt.WORDS if adapted else WORDS_WEIGHT)
+        encoder = FeatureEncoder(sentences, ADAPTED_WORDS if adapted else WORDS_WEIGHT)
         queries = encoder.encode(asked)
         centroids, typical = fitted(kept, encoder.encode(texts), labels, back)
         served.append((queries, centroids, typical))

@@ -90,9 +90,8 @@ class KeptEncoder:
 
 def means(rows: Vectors, labels: np.ndarray) -> Vectors:
     """float32[cohorts, d]: one unit centroid a label, in order."""
-    found = np.stack([rows[labels == label].mean(axis=0) for label in np.unique(labels)])
-    unit: Vectors = found / np.linalg.norm(found, axis=1, keepdims=True)
-    return unit
+    names, member = np.unique(labels, return_inverse=True)
+    return centroids.mean_directions(rows, member, len(names))
 
 
 def fitted(kept: Kept, rows: Vectors, labels: np.ndarray, back: float = BACK) -> tuple[Vectors, Vectors]:

@@ -40,7 +40,7 @@ _MAX_TOKENS = 64
 # How an adapted encoder is matched with, by the same rows: similarity is measured so far back to the cohort's mean
 # (match.py), which it was trained around, and words weigh less beside it (features.py): it has learned some of what
 # they tell.
-BACK, WORDS = 0.9, 0.5
+ADAPTED_BACK, ADAPTED_WORDS = 0.9, 0.5
 
 
 class Adaptation(msgspec.Struct, frozen=True):
@@ -97,7 +97,7 @@ def adapt(
         epochs=epochs,
         seed=seed,
         share=share,
-        words=WORDS,
+        words=ADAPTED_WORDS,
         date=date,
     )
     sentences.model.save(str(folder), create_model_card=False)
@@ -159,7 +159,7 @@ def _contrast(vectors: Any, labels: Any) -> Any:
 
 
 def _batches(member: np.ndarray, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Batches of indices, one or more an epoch, of as many texts as there are: cohorts in turn, and their texts."""
+    """Batches of indices, one or more an epoch: cohorts come in turn, and the texts of each in turn."""
     rng = np.random.default_rng(seed)
     cohorts = int(member.max()) + 1
     some = min(_COHORTS, cohorts)

@@ -8,8 +8,7 @@ from pathlib import Path
 import msgspec
 
 from extproc.match import BACK
-from extproc.offline.adapt import BACK as ADAPTED_BACK
-from extproc.offline.adapt import Adaptation, adapt, utterances_digest
+from extproc.offline.adapt import ADAPTED_BACK, Adaptation, adapt, utterances_digest
 from extproc.sentences import ADAPTED_FILE
 
 
