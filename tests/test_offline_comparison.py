@@ -171,6 +171,19 @@ def test_a_null_change_seldom_fails_and_a_planted_one_nearly_always():
     assert found >= 90
 
 
+def test_a_rise_of_every_cost_is_found_among_hundreds_of_cohorts():
+    """What is rarer than random signs can show is still rare enough for every one of 400 cohorts."""
+    rng, cells = np.random.default_rng(0), []
+    for i in range(400):
+        old = rng.uniform(1e-4, 2e-4, 30)
+        change = Estimate(9.0, 9.0, 9.0, 30)
+        for measure in (ROUTING, QUALITY, COST):  # all three differ, so that all three are tests
+            chance = sign_flip(9 * old, 0) if measure == COST and i < 3 else 1.0
+            cells.append(Cell(f"c{i}", measure, 30, old.mean(), 10 * old.mean(), change, 30, chance))
+    regressed = [r.cell.group for r in gate(Comparison(12_000, {}, cells, [], False), 0.02, 0.1) if r.regressed]
+    assert regressed == ["c0", "c1", "c2"]
+
+
 def test_what_chance_explains_is_said_to_be_unclear():
     """One row worse of five is more than two points, and proves nothing."""
     worse = np.array([1.0, 0, 0, 0, 0])
