@@ -147,6 +147,33 @@ def test_dearer_answers_fail_by_their_own_limit(folders, tmp_path, words, tokens
     assert gate(found, 0.02, 7.1) == []
 
 
+def test_to_pay_for_what_was_free_is_a_rise_beyond_any_limit(folders, tmp_path, words, tokens):
+    """A small tier of one's own costs nothing; the large one does. Both free is the same."""
+    edit(folders[0], "policy.yaml", "price: {input: 0.05, output: 0.20}", "price: {input: 0, output: 0}")
+    shutil.copy(folders[0] / "policy.yaml", folders[1] / "policy.yaml")
+    same = {
+        (cell.group, cell.measure): cell.change.value
+        for cell in compared(folders, tmp_path, words, tokens, mixed(12)).cells
+    }
+    assert same["billing", COST] == 0.0
+    edit(folders[1], "billing.yaml", "tier: small", "tier: large")
+    found = compared(folders, tmp_path, words, tokens, mixed(12))
+    failed = {(r.cell.group, r.cell.measure): r.cell.change.value for r in gate(found, 0.02, 7.1) if r.regressed}
+    assert failed["billing", COST] == math.inf
+    assert "+inf" in "\n".join(comparison_text(found, None))
+
+
+def test_rows_of_one_session_are_no_evidence_by_themselves(folders, tmp_path, words, tokens):
+    """Twelve answers that got worse: in twelve conversations no chance, in one it may well be."""
+    edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
+    edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
+    for sessions, chance in ((12, 0.5**12), (3, 0.5**3), (1, 0.5)):
+        rows = [row(f"{COOK} {i}", False, True, "cooking") | {"session": f"s{i % sessions}"} for i in range(12)]
+        cells = {(c.group, c.measure): c for c in compared(folders, tmp_path, words, tokens, rows).cells}
+        found = cells["cooking", QUALITY]
+        assert (found.rows, found.differing, found.change.value, found.chance) == (12, 12, -1.0, chance)
+
+
 def simulated(rng, cohorts, rows, share, better):
     """A comparison in which a share of each cohort's rows flips, for the better with the chance `better`."""
     cells = []

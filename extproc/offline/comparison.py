@@ -71,6 +71,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         COST: _cost if priced else _input_cost,
     }
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
+    sessions = _sessions(old, [i for i, _ in pairs])
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -78,7 +79,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         for measure, (a, b) in columns.items():
             known = inside & ~np.isnan(a) & ~np.isnan(b)
             if known.any():
-                cells.append(_cell(name, measure, a[known], b[known], seed))
+                cells.append(_cell(name, measure, a[known], b[known], sessions[known], seed))
     return Comparison(len(lines), dict(counts.most_common()), cells, flips, estimated=not priced)
 
 
@@ -89,6 +90,12 @@ def _group(old: Execution, new: Execution, i: int) -> str:
         return landed(old.routed[i]) or NO_COHORT
     known = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
     return intent if isinstance(intent, str) and intent in known else OUT_OF_SCOPE
+
+
+def _sessions(run: Execution, at: Sequence[int]) -> np.ndarray:
+    """A number for each conversation: its rows change together. A row of none that was told is one by itself."""
+    names: dict[str | int, int] = {}
+    return np.array([names.setdefault(run.rows[i].session or i, len(names)) for i in at], dtype=int)
 
 
 # The measure of a row of an execution, or None; the group is the row's.
@@ -125,18 +132,18 @@ def _input_cost(run: Execution, i: int, _: str) -> float | None:
     return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
 
 
-def _cell(group: str, measure: str, old: Floats, new: Floats, seed: int) -> Cell:
-    relative = measure == COST
-    before, after = float(old.mean()), float(new.mean())
-    base = before if relative and before else 1.0
-    tops = np.concatenate([w @ (new - old) for w in resamples(len(old), seed)])
-    bottoms = np.concatenate([w @ old for w in resamples(len(old), seed)]) if relative and before else len(old)
+def _cell(group: str, measure: str, old: Floats, new: Floats, session: np.ndarray, seed: int) -> Cell:
+    relative = measure == COST and bool(old.any() or new.any())  # to pay for what was free is a rise without end
+    _, unit = np.unique(session, return_inverse=True)
+    gained, base = (np.bincount(unit, v).astype(float) for v in (new - old, old if relative else np.ones(len(old))))
+    tops, bottoms = (np.concatenate([w @ values for w in resamples(len(base), seed)]) for values in (gained, base))
     with np.errstate(divide="ignore", invalid="ignore"):
-        again = np.asarray(tops / bottoms)
-    change = spread((after - before) / base, again, len(old))
-    worse = new - old if relative else old - new
-    differing = int((worse != 0).sum())
-    return Cell(group, measure, len(old), before, after, change, differing, sign_flip(worse, seed))
+        change = spread(float(gained.sum() / base.sum()), tops / bottoms, len(old))
+    worse = gained if measure == COST else -gained
+    differing = int((new != old).sum())
+    return Cell(
+        group, measure, len(old), float(old.mean()), float(new.mean()), change, differing, sign_flip(worse, seed)
+    )
 
 
 def sign_flip(worse: Floats, seed: int) -> float:
