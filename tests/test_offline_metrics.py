@@ -109,6 +109,16 @@ def test_degenerate_ratios():
     assert math.isnan(Ratio(array(2.0), array(0.0)).value())
 
 
+def test_what_is_no_share_has_no_interval_of_a_share():
+    """Three changes of nothing may hide some for better or worse; three equal prices have no width, as all ties."""
+    most = pytest.approx(0.707598, abs=1e-5)
+    assert metrics.mean(np.zeros(3), least=-1.0).estimate(0) == Estimate(
+        0.0, pytest.approx(-0.707598, abs=1e-5), most, 3
+    )
+    assert metrics.mean(np.zeros(3), least=None).estimate(0) == Estimate(0.0, 0.0, 0.0, 3)
+    assert metrics.mean(np.ones(3), least=None).estimate(0) == Estimate(1.0, 1.0, 1.0, 3)
+
+
 def test_the_gap_recovered_by_hand():
     """Four requests, the strong model better at two. The best score first: half the gap with one call in four."""
     weak, strong = array(0, 0, 1, 0), array(1, 1, 1, 0)

@@ -79,7 +79,7 @@ def _setting(table: Table, w: Weighed, k: int, why: str, target: Target, date: s
 
 
 def _estimates(quality: Floats, cost: Floats, seed: int) -> tuple[Estimate, Estimate]:
-    return mean(quality).estimate(seed), mean(1000 * cost).estimate(seed)
+    return mean(quality).estimate(seed), mean(1000 * cost, least=None).estimate(seed)
 
 
 def _scorer(table: Table, w: Weighed, plan: Plan, date: str, held: Bools) -> Scorer | None:

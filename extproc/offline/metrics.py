@@ -40,10 +40,11 @@ class Ratio(msgspec.Struct, frozen=True):
 
     top: Floats
     bottom: Floats
+    least: float | None = 0.0  # that a row's value can be; the most is 1. None: it may be anything, as dollars are
 
     def rows(self, chosen: Bools) -> "Ratio":
         """The same over some of the rows."""
-        return Ratio(self.top[chosen], self.bottom[chosen])
+        return Ratio(self.top[chosen], self.bottom[chosen], self.least)
 
     def value(self) -> float:
         """The measure; NaN when the bottom is 0."""
@@ -66,9 +67,16 @@ class Ratio(msgspec.Struct, frozen=True):
         # Rows outside the measure change nothing but the time it takes.
         some = self.rows(counted | (self.top != 0))
         found, n = spread(self.value(), some.resampled(seed), int(counted.sum())), int(counted.sum())
-        if found.low == found.high and found.value in (0.0, 1.0):
-            # All alike: resampling them would claim certainty. The exact interval of a share does not.
-            return Estimate(found.value, *exact_interval(round(found.value * n), n), n)
+        if self.least is not None and found.low == found.high and found.value in (self.least, 0.0, 1.0):
+            # All alike: resampling them would claim certainty. The exact interval of a share does not: so many may
+            # be otherwise, by as much as a row can be.
+            others = exact_interval(0, n)[1]
+            return Estimate(
+                found.value,
+                found.value - others * (found.value - self.least),
+                found.value + others * (1 - found.value),
+                n,
+            )
         return found
 
 
@@ -77,10 +85,10 @@ def share(of: Bools, among: Bools) -> Ratio:
     return Ratio((of & among).astype(float), among.astype(float))
 
 
-def mean(values: Floats, among: Bools | None = None) -> Ratio:
-    """The mean of the values that are not NaN."""
+def mean(values: Floats, among: Bools | None = None, least: float | None = 0.0) -> Ratio:
+    """The mean of the values that are not NaN; none is below `least`, or above 1 (None: no such limits)."""
     known = ~np.isnan(values) if among is None else ~np.isnan(values) & among
-    return Ratio(np.where(known, values, 0.0), known.astype(float))
+    return Ratio(np.where(known, values, 0.0), known.astype(float), least)
 
 
 def resamples(n: int, seed: int, times: int = RESAMPLES) -> Iterator[Floats]:

@@ -139,7 +139,7 @@ class _Trial:
             above=share(after > self._default, before <= self._default).estimate(seed),
             held=held,
             right=mean(right[1]).estimate(seed),
-            change=mean(right[1] - right[0]).estimate(seed),
+            change=mean(right[1] - right[0], least=-1.0).estimate(seed),
             gadget=gadget,
         )
 
