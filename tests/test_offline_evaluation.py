@@ -190,6 +190,18 @@ def test_the_controls_stand_beside_what_is_configured(folder, tmp_path, words, t
     assert lines[ROUTED].per_success.value == pytest.approx(routed_cost / 0.5)
 
 
+def test_what_a_climb_corrected_is_known_where_both_answers_were_judged_by_somebody(
+    folder, tmp_path, words, tokens
+):
+    """Of two climbs the first answer of one has no known worth: one of one is better, not one of two."""
+    unknown = said(False, True, "no")
+    del unknown["small"]["success"]
+    rows = [{"text": f"{BILL} a", "outcomes": said(False, True, "no")}, {"text": f"{BILL} b", "outcomes": unknown}]
+    overall = evaluate(run(folder, tmp_path, words, tokens, *rows)).overall
+    assert (overall.escalated.rows, overall.escalated.value) == (2, 1.0)
+    assert (overall.corrected.rows, overall.corrected.value) == (1, 1.0)
+
+
 def test_rows_without_the_answer_that_they_need_are_told(folder, tmp_path, words, tokens):
     """A route to a tier that was not recorded has no quality, and is not counted as a failure."""
     only_small = {"small": said(True, True)["small"]}

@@ -160,6 +160,7 @@ def _label(intent: Any, cohorts: Any) -> str | None:
 def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Group:
     landed = c.trusted & c.labelled & np.array([name in ("all", n) for n in c.nearest], dtype=bool)
     known = rows & ~np.isnan(c.quality) & ~np.isnan(c.cost)
+    compared = ~np.isnan(c.quality) & ~np.isnan(c.first_quality)
     quality, cost = np.where(known, c.quality, 0.0), np.where(known, c.cost, 0.0)
     some = np.flatnonzero(rows)
     rejections = [reason for i in some for s in [run.served[i]] if s is not None for reason in s.rejections]
@@ -171,7 +172,7 @@ def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Gro
         wrong=share(~c.right, landed).estimate(seed),
         fallback=share(c.fallback, rows).estimate(seed),
         escalated=share(c.escalated, rows & c.judged).estimate(seed),
-        corrected=share(c.quality > c.first_quality, rows & c.escalated & ~np.isnan(c.quality)).estimate(seed),
+        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared).estimate(seed),
         quality=mean(c.quality, known).estimate(seed),
         per_1000=mean(1000 * c.cost, known, least=None).estimate(seed),
         per_success=Ratio(cost, quality, least=None).estimate(seed) if quality.sum() else NOTHING,
