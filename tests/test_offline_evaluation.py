@@ -202,6 +202,20 @@ def test_what_a_climb_corrected_is_known_where_both_answers_were_judged_by_someb
     assert (overall.corrected.rows, overall.corrected.value) == (1, 1.0)
 
 
+def test_what_was_fitted_on_the_same_file_is_told(folder, tmp_path, words, tokens):
+    """Rows that floors or tiers were fitted on flatter them; another file's do not."""
+    row = {"text": f"{BILL} a", "intent": "billing"}
+    digest = run(folder, tmp_path, words, tokens, row).digest
+    models = "models: {small: qwen3-8b}"
+    with (folder / "billing.yaml").open("a") as file:
+        file.write(f"chosen: {{date: '2026-11-22', data: '{digest}', rows: 1, target: cost=1, {models}, "
+                   "quality: [0.0, 1.0], per_1000: [0.0, 1.0]}\n")  # fmt: skip
+    told = "Fitted on rows of this very file: tiers of 1 cohorts."
+    assert any(note.startswith(told) for note in evaluate(run(folder, tmp_path, words, tokens, row)).notes)
+    other = evaluate(run(folder, tmp_path, words, tokens, row, {"text": f"{BILL} b"}))
+    assert not any(note.startswith("Fitted on") for note in other.notes)
+
+
 def test_rows_without_the_answer_that_they_need_are_told(folder, tmp_path, words, tokens):
     """A route to a tier that was not recorded has no quality, and is not counted as a failure."""
     only_small = {"small": said(True, True)["small"]}

@@ -1,7 +1,7 @@
 """An execution -> how well it matches, where it sends what, what that keeps and costs; each with its interval."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -245,6 +245,11 @@ def _notes(run: Execution, c: Columns) -> Sequence[str]:
     ]
     if run.verbatim:
         notes.append(f"{run.verbatim} rows were left out: they are utterances of the intents, word by word.")
+    if fitted := list(_fitted_here(run)):
+        notes.append(
+            f"Fitted on rows of this very file: {', '.join(fitted)}. These numbers flatter it; what "
+            "`extproc calibrate` reported is of rows that it was not fitted on."
+        )
     cohorts = run.snapshot.policy.cohorts
     strange = Counter(k.intent for k in run.known if isinstance(k.intent, str) and k.intent not in cohorts)
     if strange:
@@ -268,6 +273,19 @@ def _notes(run: Execution, c: Columns) -> Sequence[str]:
     if missing:
         notes.append(f"{missing} rows lack the answer of a tier they were sent to: they count as not recorded.")
     return notes
+
+
+def _fitted_here(run: Execution) -> Iterator[str]:
+    """What of the configuration was fitted or chosen on this traffic, by the hash of the data."""
+    fitted = run.config.fitted
+    if fitted is not None and fitted.header.data == run.digest:
+        yield "the centroids"
+    kinds = {"floors": "evidence", "acceptance scores": "scorer", "tiers": "chosen"}
+    for what, key in kinds.items():
+        stamps = [getattr(intent, key) for intent in run.config.intents]
+        count = sum(stamp is not None and stamp.data == run.digest for stamp in stamps)
+        if count:
+            yield f"{what} of {count} cohorts"
 
 
 def _more(count: int, shown: int) -> str:
