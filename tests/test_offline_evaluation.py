@@ -202,6 +202,16 @@ def test_what_a_climb_corrected_is_known_where_both_answers_were_judged_by_someb
     assert (overall.corrected.rows, overall.corrected.value) == (1, 1.0)
 
 
+def test_a_request_that_asks_an_utterance_is_left_out_as_its_words_are(folder, tmp_path, words, tokens):
+    """Traffic in either form: an utterance is no test of the centroids that it made."""
+    rows = [
+        {"request": {"model": "auto", "messages": [{"role": "user", "content": text}]}, "intent": "billing"}
+        for text in ("Send my last  invoice AGAIN", f"{BILL} a")
+    ]
+    done = run(folder, tmp_path, words, tokens, *rows, {"text": "send my last invoice again"})
+    assert ([row.line for row in done.rows], done.verbatim) == ([2], 2)
+
+
 def test_what_was_fitted_on_the_same_file_is_told(folder, tmp_path, words, tokens):
     """Rows that floors or tiers were fitted on flatter them; another file's do not."""
     row = {"text": f"{BILL} a", "intent": "billing"}

@@ -155,8 +155,9 @@ def execute(
     if snapshot.centroids == utterances_digest(config):  # a file of centroids that is stale is as good as none
         config = msgspec.structs.replace(config, fitted=None)
     spoken = {_plain(text) for intent in config.intents for text in intent.utterances}
-    rows = [row for row in traffic.rows if row.text is None or _plain(row.text) not in spoken]
-    routed = route_all(snapshot, memory, rows)
+    every = zip(traffic.rows, route_all(snapshot, memory, traffic.rows), strict=True)
+    kept = [(row, one) for row, one in every if _plain(_asked(row, one)) not in spoken]
+    rows, routed = [row for row, _ in kept], [one for _, one in kept]
     sealed = seal(snapshot, routed)
     revealed, bad = reveal_all(rows)
     both = [(row, one, known) for row, one, known in zip(rows, routed, revealed, strict=True) if known is not None]
@@ -183,6 +184,11 @@ def execute(
             "input only": prices.input_only,
         },
     )
+
+
+def _asked(row: Row, routed: Routed) -> str:
+    """A person's words: those of the row, or what the router read as the ask of a request."""
+    return row.text if row.text is not None else routed.signals.ask.text if routed.signals is not None else ""
 
 
 def _plain(text: str) -> str:
