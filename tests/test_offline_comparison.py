@@ -124,6 +124,20 @@ def test_a_row_counts_under_its_label_or_where_it_landed_before(folders, tmp_pat
     assert found.estimated
 
 
+def test_rows_that_move_to_a_tier_that_nobody_recorded_are_told(folders, tmp_path, words, tokens):
+    """Their quality and cost cannot be compared, and whoever reads that the gate passed has to know."""
+    edit(folders[1], "billing.yaml", "tier: small", "tier: large")
+    rows = mixed(4)
+    for one in rows[:4]:
+        del one["outcomes"]["large"]
+    found = compared(folders, tmp_path, words, tokens, rows)
+    assert {(cell.group, cell.rows) for cell in found.cells if cell.measure == COST} == {("all", 4), ("cooking", 4)}
+    told = (
+        "4 rows have no recorded answer of the tier that serves them now: their quality and cost are not compared"
+    )
+    assert told in list(comparison_text(found, None))
+
+
 # The gate
 
 

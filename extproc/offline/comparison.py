@@ -51,6 +51,7 @@ class Comparison(msgspec.Struct, frozen=True):
     cells: list[Cell]
     flips: list[Flip]
     estimated: bool  # no outcome was recorded: costs are of the input alone
+    unrecorded: int = 0  # rows whose outcome is known as they were served, and not as they would be now
 
 
 def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
@@ -80,7 +81,8 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
             known = inside & ~np.isnan(a) & ~np.isnan(b)
             if known.any():
                 cells.append(_cell(name, measure, a[known], b[known], sessions[known], seed))
-    return Comparison(len(lines), dict(counts.most_common()), cells, flips, estimated=not priced)
+    lost = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
+    return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, lost)
 
 
 def _group(old: Execution, new: Execution, i: int) -> str:

@@ -268,6 +268,11 @@ def comparison_text(found: Comparison, texts: dict[int, str] | None, examples: i
     yield f"{len(found.flips):,} of {found.rows:,} rows flip ({share:.1f} %)"
     if found.estimated:
         yield "no outcomes recorded: cost is that of the input alone, tokens estimated as the router does"
+    if found.unrecorded:
+        yield (
+            f"{found.unrecorded:,} rows have no recorded answer of the tier that serves them now: "
+            "their quality and cost are not compared"
+        )
     yield ""
     yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
     yield from map(_cell_line, found.cells)
