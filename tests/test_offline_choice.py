@@ -7,13 +7,16 @@ import msgspec
 import numpy as np
 import pytest
 
+from extproc.acceptance.score import FACTS
 from extproc.config import load_config
 from extproc.offline import commands, edits
 from extproc.offline.choice import choose
 from extproc.offline.controls import MIX, ROUTED
 from extproc.offline.execution import Memory, execute
+from extproc.offline.metrics import auroc
 from extproc.offline.options import Option, cap_of, tabulate
 from extproc.offline.report import choice_text
+from extproc.offline.scorer import Answers, unseen_chances
 from extproc.offline.target import Target, parse_target
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import read_traffic
@@ -200,6 +203,18 @@ def test_repeated_requests_never_stand_on_both_sides(folder, tmp_path, words, to
     """A row's part depends on its words."""
     tab = table(folder, tmp_path, words, tokens, [row for row in plain(40) for _ in range(3)])
     assert tab.fit.reshape(-1, 3).std(axis=1).max() == 0
+
+
+def test_answers_to_a_repeated_request_are_left_out_together():
+    """Noise tells nothing of answers that were not seen, however often each request came."""
+    areas = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        facts, right = rng.normal(size=(60, len(FACTS))), (rng.random(60) < 0.5).astype(float)
+        facts, right, text = (np.repeat(some, 5, axis=0) for some in (facts, right, rng.random(60)))
+        answers = Answers(np.full(len(right), "billing", dtype=object), facts, right)
+        areas.append(auroc(unseen_chances(answers, text, True, seed), right > 0.5)[0])
+    assert np.mean(areas) < 0.6
 
 
 def test_too_few_rows_choose_nothing_and_say_how_many_would(folder, tmp_path, words, tokens):

@@ -57,6 +57,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
     at: list[int]  # their places in the execution
     found: Recorded  # quality and dollars by setting
     cohort: np.ndarray  # where they landed; "" where it is not the cohort that decided
+    place: Floats  # by the text's hash, from 0 to 1: which part it belongs to
     fit: Bools  # fitted on; the others are reported on
     present: tuple[Floats, Floats]  # quality and dollars as configured
     paths: list[tuple[str, ...]]  # likewise
@@ -84,7 +85,8 @@ class Table(msgspec.Struct, frozen=True, dict=True):
         for name, curves in self.curves.items():
             scores[name] = chances_of(curves, self._answers(name, self.fit | ~self.fit))
             rows = self.fit & (self.cohort != "")
-            scores[name][rows] = unseen_chances(self._answers(name, rows), self.logprobs[name], self.seed)
+            answers = self._answers(name, rows)
+            scores[name][rows] = unseen_chances(answers, self.place[rows], self.logprobs[name], self.seed)
         return scores
 
     def _answers(self, setting: str, rows: Bools) -> Answers:
@@ -208,13 +210,15 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> Table:
             facts[name] = _facts(run, at, seen)
             logprobs[name] = all(one is not None and one.logprobs for one in seen)
     lowest = _at_the_bottom(run.snapshot.policy)
+    place = np.array([_place(run, i, seed) for i in at])
     tokens = [[row[j].tokens_out for j in range(len(names))] for row in answers]
     return Table(
         run,
         at,
         found,
         np.array([_decided_by(run, i, lowest) for i in at], dtype=object),
-        np.array([_is_fitted(run, i, seed) for i in at], dtype=np.bool_),
+        place,
+        place < FIT_SHARE,
         (quality[at], cost[at]),
         [s.path if (s := run.served[i]) is not None else () for i in at],
         np.array(tokens, dtype=np.float64),
@@ -261,9 +265,9 @@ def ends_with_person(cohort: Cohort) -> bool:
     return cohort.escalate is not None and cohort.escalate.human
 
 
-def _is_fitted(run: Execution, i: int, seed: int) -> bool:
+def _place(run: Execution, i: int, seed: int) -> float:
     signals = run.routed[i].signals
-    return place_of(signals.ask.text if signals is not None else str(i), seed) < FIT_SHARE
+    return place_of(signals.ask.text if signals is not None else str(i), seed)
 
 
 def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None) -> list[bool]:

@@ -64,9 +64,15 @@ def fit_curves(answers: Answers, logprobs: bool) -> dict[str, Curve]:
     return curves
 
 
-def unseen_chances(answers: Answers, logprobs: bool, seed: int) -> Floats:
-    """float64[n]: what curves say of each answer that were fitted without it. NaN for a cohort of one fold."""
-    fold = np.random.default_rng(seed).permutation(len(answers.right)) % _FOLDS
+def unseen_chances(answers: Answers, text: Floats, logprobs: bool, seed: int) -> Floats:
+    """float64[n]: what curves say of each answer that were fitted without it. NaN for a cohort of one fold.
+
+    `text`: float64[n], equal where requests repeat each other; their answers are left out together.
+    """
+    _, first, which = np.unique(text, return_index=True, return_inverse=True)
+    fold = np.empty(len(first), dtype=int)
+    fold[first.argsort()] = np.random.default_rng(seed).permutation(len(first)) % _FOLDS
+    fold = fold[which]
     chances = np.full(len(fold), np.nan)
     for k in range(_FOLDS):
         if (fold == k).any() and (fold != k).any():
