@@ -237,7 +237,7 @@ def _line(name: str, path: Paid, known: Known, seed: int) -> str:
     columns = np.stack([quality, cost, known.small, known.large, known.small_cost, known.large_cost], axis=1)
     again = np.concatenate([weights @ columns for weights in resamples(len(quality), seed)]) / len(quality)
     every = np.concatenate([columns.mean(axis=0)[None], again])
-    mixed = static_mix(every[:, 4:].T, every[:, 2:4].T, every[:, 1])
+    mixed, _ = static_mix(every[:, 4:].T, every[:, 2:4].T, every[:, 1])
     accuracy, ahead = (spread(100 * v[0], 100 * v[1:], len(quality)) for v in (every[:, 0], every[:, 0] - mixed))
     found = f"{accuracy.value:.1f} [{accuracy.low:.1f}, {accuracy.high:.1f}]"
     behind = f"{ahead.value:+.1f} [{ahead.low:+.1f}, {ahead.high:+.1f}]" if 0 < path.large.mean() < 1 else ""

@@ -139,8 +139,12 @@ def test_a_router_without_opinion_is_random_and_one_without_gap_is_nothing():
 
 
 def test_a_static_mix_buys_what_the_money_buys():
-    """Between two tiers in proportion; what is dear and no better is not bought; too little buys the first."""
+    """Between two tiers in proportion; the dear and no better is neither bought nor paid; too little buys the first."""
     costs, qualities = array(1, 2, 5), array(0.4, 0.3, 0.8)
     budgets = array(0.5, 1, 3, 5, 9)
     tiled = [np.repeat(values[:, None], len(budgets), axis=1) for values in (costs, qualities)]
-    assert metrics.static_mix(*tiled, budgets).tolist() == pytest.approx([0.4, 0.4, 0.6, 0.8, 0.8])
+    quality, spent = metrics.static_mix(*tiled, budgets)
+    assert quality.tolist() == pytest.approx([0.4, 0.4, 0.6, 0.8, 0.8])
+    assert spent.tolist() == [1, 1, 3, 5, 5]
+    worse_above = metrics.static_mix(tiled[0], tiled[1][::-1], budgets)
+    assert [values.tolist() for values in worse_above] == [[0.8] * 5, [1] * 5]

@@ -130,9 +130,7 @@ def _all_lines(
         random += portion * np.stack([quality[place[path[-1]]], sum(cost[place[tier]] for tier in path)])
     else:
         result[RANDOM] = random
-    result[MIX] = np.stack(
-        [static_mix(cost, quality, routed[1]), np.clip(routed[1], cost.min(axis=0), cost.max(axis=0))]
-    )
+    result[MIX] = np.stack(static_mix(cost, quality, routed[1]))
     best = _oracle(found)
     result[ORACLE] = np.stack(
         [weights @ table[np.arange(len(best)), best] / total for table in (found.quality, found.cost)]

@@ -230,8 +230,8 @@ def cpt(scores: Floats, weak: Floats, strong: Floats, target: float) -> float:
 # --- cost and its controls ---------------------------------------------------------------------------------------
 
 
-def static_mix(costs: Floats, qualities: Floats, budget: Floats) -> Floats:
-    """The best quality that a fixed random mix of tiers buys for each `budget` a request.
+def static_mix(costs: Floats, qualities: Floats, budget: Floats) -> tuple[Floats, Floats]:
+    """The best quality that a fixed random mix of tiers buys for each `budget` a request, and what it spends of it.
 
     `costs`, `qualities`: float64[tiers, draws], the mean of each tier. A budget below the cheapest tier buys the
     cheapest. The mix is chosen with hindsight: the control is the strongest of its kind.
@@ -239,13 +239,16 @@ def static_mix(costs: Floats, qualities: Floats, budget: Floats) -> Floats:
     cheapest = costs.argmin(axis=0)
     draws = np.arange(costs.shape[1])
     best: Floats = qualities[cheapest, draws]
+    spent: Floats = costs[cheapest, draws]
     for i in range(len(costs)):
-        best = np.where((costs[i] <= budget) & (qualities[i] > best), qualities[i], best)
+        alone = (costs[i] <= budget) & (qualities[i] > best)
+        best, spent = np.where(alone, qualities[i], best), np.where(alone, costs[i], spent)
         for j in range(len(costs)):
             between = (costs[i] <= budget) & (budget < costs[j])
             part = np.divide(
                 budget - costs[i], costs[j] - costs[i], out=np.zeros_like(budget), where=costs[j] != costs[i]
             )
             mixed = qualities[i] + part * (qualities[j] - qualities[i])
-            best = np.where(between & (mixed > best), mixed, best)
-    return best
+            mixing = between & (mixed > best)
+            best, spent = np.where(mixing, mixed, best), np.where(mixing, budget, spent)
+    return best, spent
