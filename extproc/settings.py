@@ -152,7 +152,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int  # of it that landed in the cohort
     encoder: str
     centroids: str  # the hash of all that makes centroids: any other utterance, and the evidence is stale
-    risk: float  # the share of accepted matches that may be wrong, at 95 % confidence
+    risk: float  # the share of accepted matches that may be wrong, on average over fits
     wrong: tuple[float, float]  # 95 % interval of that share, on rows that the fit had not seen
     accepted: float  # share of the rows that the floor accepts, likewise
     probability: Probability

@@ -139,7 +139,7 @@ def test_a_router_without_opinion_is_random_and_one_without_gap_is_nothing():
 
 
 def test_a_static_mix_buys_what_the_money_buys():
-    """Between two tiers in proportion; the dear and no better is neither bought nor paid; too little buys the first."""
+    """In proportion; what is dear and no better is neither bought nor paid; too little buys the first."""
     costs, qualities = array(1, 2, 5), array(0.4, 0.3, 0.8)
     budgets = array(0.5, 1, 3, 5, 9)
     tiled = [np.repeat(values[:, None], len(budgets), axis=1) for values in (costs, qualities)]
