@@ -120,6 +120,23 @@ def test_a_gzipped_file_reads_like_a_plain_one_and_a_broken_one_is_an_error(tmp_
         read_traffic(packed)
 
 
+@pytest.mark.parametrize("content", [b'{"text": "a"}\n', gzip.compress(b"")[:10] + b"\xff" * 20])
+def test_what_only_calls_itself_gzipped_is_told_by_its_name(content, tmp_path):
+    """A file that was never packed, and one whose packed data are damaged."""
+    path = tmp_path / "traffic.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"traffic\.jsonl\.gz: its name ends in \.gz, and it is no sound gzip file"):
+        read_traffic(path)
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path):
+    """Editors and spreadsheets put it before the first line."""
+    plain = written(tmp_path, {"text": "a"}, {"text": "b"})
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert read_traffic(marked) == read_traffic(plain)
+
+
 SOURCES = {
     "clinc150": ({"split": "test", "intent": "oos", "text": "hi"}, {"text": "hi", "intent": "oos"}),
     "routellm": (

@@ -4,8 +4,10 @@ What a row asks is decoded at once; its label and its outcomes stay undecoded by
 nothing can be decided or fitted with sight of them by mistake.
 """
 
+import codecs
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -139,14 +141,19 @@ def read_traffic(path: Path) -> Traffic:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, content) of every line that is not blank. Raises OSError, also for a broken gzip file."""
+    """(number, content) of every line that is not blank, without the mark that some editors put before the first.
+
+    Raises OSError, also for a broken gzip file.
+    """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         try:
             for number, line in enumerate(lines, start=1):
-                if content := line.strip():
+                if content := (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
                     yield number, content
         except EOFError as error:
             raise OSError(f"{path}: ends in the middle of its compressed data") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise OSError(f"{path}: its name ends in .gz, and it is no sound gzip file: {error}") from error
 
 
 def _row(number: int, line: bytes) -> Row:
