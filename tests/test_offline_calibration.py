@@ -317,6 +317,19 @@ def test_calibrating_again_on_the_same_rows_changes_nothing(folder, tmp_path, wo
     assert capsys.readouterr().out.endswith("\nnothing to change\n")
 
 
+def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
+    """What nobody asked to change is not changed."""
+    path, data = folder / "billing.yaml", labelled(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    path.chmod(0o640)
+    before = path.read_bytes().splitlines(keepends=True)
+    commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
+    after = path.read_bytes().splitlines(keepends=True)
+    assert [line for line in after if line in before] == before
+    assert [line for line in after if not line.endswith(b"\r\n")] == []
+    assert (len(after) - len(before), path.stat().st_mode & 0o777) == (11, 0o640)
+
+
 def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
     """It says what is missing."""
     path = tmp_path / "plain.jsonl"

@@ -103,7 +103,7 @@ def run_calibrate(
     edited = [*_encoder_change(intents, run, ground.config), *_edited(intents, run, values)]
     if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
         for path, _, after in edited:  # an encoder first: a router that runs then waits for its restart
-            edits.write(path, after.encode())
+            edits.write_text(path, after)
         if centroids:
             edits.write(intents / CENTROIDS_FILE, centroids)
     print("\n".join(learned_text(learned, rows, ground, seed)) + "\n")
@@ -162,7 +162,7 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     edited = list(_edited(intents, run, {one.name: changes(one, written[one.name]) for one in found.settings}))
     if write:
         for path, _, after in edited:
-            edits.write(path, after.encode())
+            edits.write_text(path, after)
     print("\n".join(choice_text(found)) + "\n")
     _tell_edits(edited, 0, write)
     return 0

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,8 +146,16 @@ def with_encoder(text: str, line: int | None, model: str) -> str:
     return edited
 
 
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text at once; its lines end as its first one did."""
+    ends = b"\r\n" if path.read_bytes().partition(b"\n")[0].endswith(b"\r") else b"\n"
+    write(path, text.encode().replace(b"\n", ends))
+
+
 def write(path: Path, content: bytes) -> None:
-    """Replace a file at once: a router that watches the folder never reads half of it."""
+    """Replace a file at once: a router that watches the folder never reads half of it. Who may read it stays."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_bytes(content)
+    if path.exists():
+        shutil.copymode(path, beside)
     os.replace(beside, path.resolve())
