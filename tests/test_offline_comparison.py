@@ -308,3 +308,15 @@ def test_a_mistake_in_either_folder_is_told_with_its_own_path(folders, tmp_path,
     edit(folders[1], "billing.yaml", "tier: small", "tier: smal")
     assert main(["diff", str(folders[0]), str(folders[1]), data]) == 2
     assert capsys.readouterr().err.startswith(f"{folders[1]}/billing.yaml:2: no tier is called `smal`")
+
+
+def test_an_intent_that_only_one_of_the_two_has_is_told(folders, tmp_path, quick, capsys):
+    """Renamed, its rows would else seem to be routed wrong for no reason; the label is not out of scope."""
+    edit(folders[1], "cooking.yaml", "intent: cooking", "intent: meals")
+    edit(folders[1], "policy.yaml", "cooking", "meals")
+    assert main(["diff", str(folders[0]), str(folders[1]), str(traffic(tmp_path, mixed(4)))]) == 0
+    out, err = capsys.readouterr()
+    _, new, lacks, *_ = out.splitlines()
+    assert new.startswith("new       revision")
+    assert lacks == "          has no intent cooking: rows with this label count as routed wrong"
+    assert "Labels that are no intent" not in err

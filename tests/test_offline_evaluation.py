@@ -10,7 +10,7 @@ import pytest
 
 from extproc.exchange import Router
 from extproc.offline.controls import MIX, ORACLE, RANDOM, ROUTED
-from extproc.offline.evaluation import columns, evaluate
+from extproc.offline.evaluation import columns, evaluate, unused
 from extproc.offline.execution import Memory, execute, seal
 from extproc.offline.page import as_html
 from extproc.offline.report import evaluation_text
@@ -162,6 +162,26 @@ def test_matching_is_measured_by_cohort_and_overall(folder, tmp_path, words, tok
     }  # fmt: skip
     assert report.data["verbatim"] == 1
     assert "Labels that are no intent here count as out of scope: travel (1)." in report.notes
+
+
+def test_what_does_not_count_as_it_reads_is_told(folder, tmp_path, words, tokens):
+    """A label or a tier misspelt, and a request for a model that the policy leaves alone."""
+    request = {"model": "gpt-4o", "messages": [{"role": "user", "content": BILL}]}
+    done = run(
+        folder, tmp_path, words, tokens,
+        {"text": f"{BILL} a", "intent": "Billing", "outcomes": {"Small": {"success": True}, "large": {}}},
+        {"text": f"{BILL} b", "intent": "", "outcomes": {"large+reasoning": {}, "large+thinking": {}}},
+        {"request": request, "intent": "billing"},
+    )  # fmt: skip
+    told = [
+        "Labels that are no intent here count as out of scope: Billing (1), '' (1).",
+        "Outcomes under names that are no tier here, nor its model, are not used: Small (1), large+thinking (1).",
+        "Requests for a model that `retarget` in policy.yaml does not list pass through, matched with nothing: "
+        "gpt-4o (1).",
+    ]
+    assert list(unused(done)) == told
+    assert [note for note in evaluate(done).notes if note in told] == told
+    assert list(unused(done, {"Billing", ""})) == told[1:]
 
 
 def test_the_controls_stand_beside_what_is_configured(folder, tmp_path, words, tokens):

@@ -16,7 +16,7 @@ from extproc.offline.adapted import adapted_encoder, back_of
 from extproc.offline.calibration import Ground, Labelled, calibrate, labelled
 from extproc.offline.choice import changes, choose
 from extproc.offline.convert import convert
-from extproc.offline.evaluation import evaluate
+from extproc.offline.evaluation import evaluate, unused
 from extproc.offline.execution import Execution, Memory, execute
 from extproc.offline.learning import Candidate, Learned, ground_for, learn, texts_for_encoder, too_few
 from extproc.offline.options import tabulate
@@ -92,7 +92,7 @@ def run_calibrate(
     """`extproc calibrate`: what was fitted, and the change to the YAML; written only if asked."""
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
-    tell_bad_rows(data, run.bad)
+    _tell_unused(data, run)
     rows = labelled(run, seed)
     learned = _learned(run, rows, memory, risk, date, seed, adapt)
     ground = ground_for(run, rows, learned)
@@ -156,7 +156,7 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     """`extproc calibrate --target`: each cohort's tier and settings, and the change to the YAML likewise."""
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
-    tell_bad_rows(data, run.bad)
+    _tell_unused(data, run)
     found = choose(tabulate(run, seed, memory.sentences), target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
     edited = list(_edited(intents, run, {one.name: changes(one, written[one.name]) for one in found.settings}))
@@ -224,9 +224,13 @@ def _compared(
     memory = patient(models[0])
     before = execute(old, memory, traffic, tokens, copies_of)
     after = execute(new, memory if models[0] == models[1] else patient(models[1]), traffic, tokens, copies_of)
-    tell_bad_rows(data, before.bad)
-    for name, run in (("old", before), ("new", after)):
+    _tell_unused(data, before, after)
+    for name, run, other in (("old", before, after), ("new", after, before)):
         print(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
+        labels = {known.intent for known in run.known if isinstance(known.intent, str)}
+        if lacks := labels & {*other.snapshot.policy.cohorts} - {*run.snapshot.policy.cohorts}:
+            told = ", ".join(sorted(lacks))
+            print(f"          has no intent {told}: rows with this label count as routed wrong")
     return comparison.compare(before, after, seed), before
 
 
@@ -234,7 +238,7 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     """`extproc suggest`: proposed intents as YAML, to the terminal or into a folder, and utterances to look at."""
     memory = patient_encoder(intents)
     run = execute(intents, memory, usable(data), Tokens())
-    tell_bad_rows(data, run.bad)
+    _tell_unused(data, run)
     proposals = propose(run, memory)
     tier = run.snapshot.policy.default_tier
     if out is not None:
@@ -273,6 +277,14 @@ def patient(model: str) -> Memory:
     """The encoder that serves as `model`; it remembers what it encoded."""
     encoder = load_encoder(model)
     return Memory(encoder, encoder.sentences.encode, progress=sys.stderr.isatty())
+
+
+def _tell_unused(path: Path, *runs: Execution) -> None:
+    """Say on stderr what of the rows is skipped, or counts otherwise than it reads; each thing once."""
+    tell_bad_rows(path, runs[0].bad)
+    intents = {name for run in runs for name in run.snapshot.policy.cohorts}
+    for note in dict.fromkeys(note for run in runs for note in unused(run, intents)):
+        print(f"{path}: {note}", file=sys.stderr)
 
 
 def tell_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:

@@ -1,13 +1,14 @@
 """An execution -> how well it matches, where it sends what, what that keeps and costs; each with its interval."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from extproc.offline import metrics
+from extproc.offline.answers import SETTINGS
 from extproc.offline.controls import Line, Point, frontier, lines
 from extproc.offline.execution import Execution
 from extproc.offline.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
@@ -19,6 +20,8 @@ OUT_OF_SCOPE = "out of scope"
 NO_COHORT = "no cohort"  # neither labelled nor trusted to be in one
 # A curve drawn with more points looks no different.
 _CURVE_POINTS = 100
+# Of names that are none here, so many are told.
+_MOST_NAMES = 5
 
 
 class Columns(msgspec.Struct, frozen=True):
@@ -243,18 +246,12 @@ def _notes(run: Execution, c: Columns) -> Sequence[str]:
         f"Decided before a label or an outcome was read: files, centroids, thresholds and decisions hash to "
         f"{run.sealed}."
     ]
-    if run.verbatim:
-        notes.append(f"{run.verbatim} rows were left out: they are utterances of the intents, word by word.")
+    notes += unused(run)
     if fitted := list(_fitted_here(run)):
         notes.append(
             f"Fitted on rows of this very file: {', '.join(fitted)}. These numbers flatter it; what "
             "`extproc calibrate` reported is of rows that it was not fitted on."
         )
-    cohorts = run.snapshot.policy.cohorts
-    strange = Counter(k.intent for k in run.known if isinstance(k.intent, str) and k.intent not in cohorts)
-    if strange:
-        names = ", ".join(f"{name} ({rows})" for name, rows in strange.most_common(5))
-        notes.append(f"Labels that are no intent here count as out of scope: {names}{_more(len(strange), 5)}.")
     counts = run.token_counts
     if counts["estimated"]:
         notes.append(f"Tokens of {counts['estimated']} answers are estimated with {TOKENIZER}.")
@@ -288,5 +285,32 @@ def _fitted_here(run: Execution) -> Iterator[str]:
             yield f"{what} of {count} cohorts"
 
 
-def _more(count: int, shown: int) -> str:
-    return f" and {count - shown} more" if count > shown else ""
+def unused(run: Execution, beside: Container[str] = ()) -> Iterator[str]:
+    """What of the rows does not count as whoever wrote them may think: names that are none here, and whole rows.
+
+    `beside`: intents that another execution of the same comparison has.
+    """
+    if run.verbatim:
+        yield f"{run.verbatim} rows were left out: they are utterances of the intents, word by word."
+    policy = run.snapshot.policy
+    named = Counter(known.intent for known in run.known if isinstance(known.intent, str))
+    if labels := Counter({n: rows for n, rows in named.items() if n not in policy.cohorts and n not in beside}):
+        yield f"Labels that are no intent here count as out of scope: {_counted(labels)}."
+    here = {name + said for tier in policy.tiers for name in (tier.name, tier.model) for said in SETTINGS}
+    if tiers := Counter(name for known in run.known for name in known.outcomes if name not in here):
+        yield f"Outcomes under names that are no tier here, nor its model, are not used: {_counted(tiers)}."
+    models = Counter(
+        one.request.model or "no model"
+        for one in run.routed
+        if one.request is not None and one.decision.reason is Reason.PASSTHROUGH
+    )
+    if models:
+        yield (
+            "Requests for a model that `retarget` in policy.yaml does not list pass through, matched with nothing: "
+            f"{_counted(models)}."
+        )
+
+
+def _counted(names: Counter[str]) -> str:
+    told = ", ".join(f"{name or repr(name)} ({rows})" for name, rows in names.most_common(_MOST_NAMES))
+    return told + (f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else "")
