@@ -242,8 +242,11 @@ def _limits_options(parser: argparse.ArgumentParser) -> None:
 
 def _limits(args: argparse.Namespace) -> tuple[float, float]:
     limits = args.max_quality_drop, args.max_cost_rise
-    if not min(limits) >= 0:
-        raise ValueError("--max-quality-drop and --max-cost-rise are shares, from 0 up")
+    if not (0 <= limits[0] < 1 and limits[1] >= 0):
+        raise ValueError(
+            "--max-quality-drop and --max-cost-rise are shares, from 0 up, and no whole quality may drop: "
+            "0.02 is two points"
+        )
     return limits
 
 
@@ -447,7 +450,10 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     if not 0 < args.risk < 1:
         raise ValueError(f"--risk {args.risk:g}: give a share above 0 and below 1, as in 0.05")
-    date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
+    try:
+        date = datetime.date.fromisoformat(args.date) if args.date else datetime.date.today()
+    except ValueError as error:
+        raise ValueError(f"--date {args.date}: give a day as YYYY-MM-DD: {error}") from error
     day = date.isoformat()
     if args.target is not None:
         if args.adapt is not None:

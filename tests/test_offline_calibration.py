@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from extproc.cli import main
 from extproc.config import Intent, load_config
 from extproc.offline import commands, edits
 from extproc.offline.calibration import (
@@ -336,3 +337,14 @@ def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
     path.write_text('{"text": "Is my invoice wrong"}\n')
     with pytest.raises(ValueError, match="no labelled row has a match: give rows an `intent`"):
         commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
+    path.write_text('{"request": {"model": "gpt-4o", "prompt": "Is my invoice wrong"}, "intent": "billing"}\n')
+    with pytest.raises(ValueError, match="no labelled row has a match: `extproc eval` says why"):
+        commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
+
+
+def test_a_date_that_is_none_is_told_by_its_option(capsys):
+    """Not by what Python calls it alone."""
+    assert main(["calibrate", "--intents", "nowhere", "nothing.jsonl", "--date", "2026-13-09"]) == 2
+    assert capsys.readouterr().err == (
+        "extproc: --date 2026-13-09: give a day as YYYY-MM-DD: month must be in 1..12\n"
+    )

@@ -320,3 +320,13 @@ def test_an_intent_that_only_one_of_the_two_has_is_told(folders, tmp_path, quick
     assert new.startswith("new       revision")
     assert lacks == "          has no intent cooking: rows with this label count as routed wrong"
     assert "Labels that are no intent" not in err
+
+
+def test_a_limit_in_points_is_no_share(folders, tmp_path, capsys):
+    """A gate that allows a drop of 200 points would pass everything, for ever."""
+    arguments = ["gate", "--baseline", *map(str, folders), str(traffic(tmp_path, mixed(1)))]
+    assert main([*arguments, "--max-quality-drop", "2"]) == 2
+    assert capsys.readouterr().err.endswith(
+        "--max-quality-drop and --max-cost-rise are shares, from 0 up, and no whole quality may drop: "
+        "0.02 is two points\n"
+    )

@@ -149,7 +149,9 @@ def labelled(run: Execution, seed: int) -> Labelled:
         labels.append(known.intent if known.intent in run.snapshot.policy.cohorts else None)
         found.append(match)
     if not texts:
-        raise ValueError("no labelled row has a match: give rows an `intent` (docs/evidence.md)")
+        some = any(known.intent is not msgspec.UNSET for known in run.known)
+        remedy = "`extproc eval` says why" if some else "give rows an `intent` (docs/evidence.md)"
+        raise ValueError(f"no labelled row has a match: {remedy}")
     nothing = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
     place = np.array([place_of(text, seed) for text in texts])
     return Labelled(texts, np.array(labels, dtype=object), place, np.empty(0), nothing).landing(found)
