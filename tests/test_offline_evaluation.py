@@ -297,3 +297,18 @@ def test_the_same_seed_gives_the_same_report(folder, tmp_path, words, tokens):
     first, second, other = (msgspec.json.encode(evaluate(done, seed)) for seed in (1, 1, 2))
     assert first == second != other
     assert columns(done).labelled.all()
+
+
+def test_who_no_longer_waits_is_passed_over(words):
+    """Ctrl-C while texts are encoded ends the command, without a traceback from the loop."""
+    complaints = []
+
+    async def interrupted():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        task = asyncio.create_task(Memory(words).embed(BILL, 1.0))
+        await asyncio.sleep(0)  # it waits now
+        task.cancel()
+        return await asyncio.gather(task, return_exceptions=True)
+
+    (ended,) = asyncio.run(interrupted())
+    assert (type(ended), complaints) == (asyncio.CancelledError, [])

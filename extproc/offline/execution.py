@@ -53,7 +53,8 @@ class Memory:
     def _encode(self) -> None:
         waiting, self._waiting = self._waiting, []
         for (_, vector), found in zip(waiting, self.encode([text for text, _ in waiting]), strict=True):
-            vector.set_result(found)
+            if not vector.done():  # Ctrl-C cancels who waits, in the middle of this
+                vector.set_result(found)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
