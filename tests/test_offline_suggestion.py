@@ -76,6 +76,28 @@ def test_a_label_that_yaml_reads_as_something_else_is_quoted(folder, words, labe
     assert name in compile_snapshot(load_config(folder), words).policy.cohorts
 
 
+@pytest.mark.parametrize("label", ["\u914d\u9001", ""])
+def test_a_label_that_no_name_can_hold_stands_above_its_proposal(label):
+    """Two such labels would else be proposed under one name, and nobody knew which is which."""
+    text = as_yaml(Proposal(label, 9, ("a", "b"), True, "billing"), "large")
+    assert text.startswith(f'# proposed from 9 rows with the label "{label}"; nearest so far: billing\n')
+    assert "\nintent: unnamed\n" in text
+
+
+def test_proposals_that_somebody_may_be_editing_are_not_written_over(folder, tmp_path, capsys):
+    """They are named and pruned where they lie."""
+    out = tmp_path / "proposed"
+    out.mkdir()
+    (out / "proposed-01.yaml").write_text("mine")
+    data = traffic(tmp_path, FLIGHTS)
+    assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"extproc: {out}/proposed-01.yaml is there already: move it into {folder}, delete it, "
+        "or name another folder\n"
+    )
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+
+
 def test_utterances_on_the_edge_are_listed_least_margin_first(folder, tmp_path, words):
     """One that shares its words with the other intent comes first."""
     with (folder / "billing.yaml").open("r+") as file:

@@ -236,6 +236,8 @@ def _compared(
 
 def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     """`extproc suggest`: proposed intents as YAML, to the terminal or into a folder, and utterances to look at."""
+    if out is not None and (there := sorted(out.glob("proposed-*.yaml"))):
+        raise ValueError(f"{there[0]} is there already: move it into {intents}, delete it, or name another folder")
     memory = patient_encoder(intents)
     run = execute(intents, memory, usable(data), Tokens())
     _tell_unused(data, run)

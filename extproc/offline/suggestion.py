@@ -134,10 +134,12 @@ def pulls(run: Execution, encoder: Encoder) -> list[Pull]:
 
 def as_yaml(proposal: Proposal, tier: str) -> str:
     """The proposal as an intent's file, at the default tier until evidence says otherwise."""
-    source = "with this label" if proposal.labelled else "that lie together"
+    label = msgspec.json.encode(proposal.name).decode()  # as it is: a name may hold less
+    source = f"with the label {label}" if proposal.labelled else "that lie together"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", proposal.name)
     lines = [
         f"# proposed from {proposal.rows} rows {source}; nearest so far: {proposal.nearest}",
-        f"intent: {written(re.sub(r'[^A-Za-z0-9._-]+', '-', proposal.name))}",
+        f"intent: {written(name if name.strip('-') else 'unnamed')}",
         f"tier: {written(tier)}",
         "utterances:",
         # JSON strings are YAML strings.
