@@ -398,7 +398,7 @@ def _report(args: argparse.Namespace) -> int:
 
     report = read_report(args.ledger, seconds_of(args.since), args.by)
     if args.html is not None:
-        args.html.write_text(html_of(report))
+        args.html.write_text(html_of(report), encoding="utf-8")
     else:
         print(msgspec.json.encode(report).decode() if args.json else text_of(report), end="\n" if args.json else "")
     return 0

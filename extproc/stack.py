@@ -167,7 +167,7 @@ def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for path in (*yaml_files(source), *source.glob(CENTROIDS_FILE)):
         shutil.copy(path, target / path.name)
-    policy = yaml.safe_load((source / POLICY_FILE).read_text())
+    policy = yaml.safe_load((source / POLICY_FILE).read_text(encoding="utf-8"))
     if "model" in policy.get("encoder", {}):
         policy["encoder"]["model"] = located(policy["encoder"]["model"], source)
     for tier in policy["tiers"]:

@@ -1,6 +1,7 @@
 """Evaluating a configuration: the serving functions on recorded traffic, the controls beside it, and the report."""
 
 import asyncio
+import json
 import math
 import shutil
 from pathlib import Path
@@ -96,10 +97,14 @@ def test_recorded_answers_are_judged_and_climb_as_they_are_served(folder, tmp_pa
     ]
 
 
-def test_a_response_is_read_as_the_verifier_reads_it(folder, tmp_path, words, tokens):
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_is_read_as_the_verifier_reads_it(folder, tmp_path, words, tokens, stream):
     """Its text is judged, its usage is priced; under the model's name it is the tier's."""
-    message = {"message": {"role": "assistant", "content": "no"}, "finish_reason": "stop", "index": 0}
+    said_as = "delta" if stream else "message"
+    message = {said_as: {"role": "assistant", "content": "no"}, "finish_reason": "stop", "index": 0}
     response = {"choices": [message], "usage": {"prompt_tokens": 16, "completion_tokens": 1}}
+    if stream:
+        response = f"data: {json.dumps(response)}\n\ndata: [DONE]\n\n"
     outcomes = {"qwen3-8b": {"response": response, "quality": 0.25}, "large": said(True, True)["large"]}
     (served,) = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes}).served
     assert served is not None

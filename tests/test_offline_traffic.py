@@ -196,6 +196,31 @@ def test_an_openai_log_may_be_bare_bodies_or_a_batch_file(source, row, tmp_path)
     assert isinstance(converted, bytes) and msgspec.json.decode(converted) == row
 
 
+STREAM = 'data: {"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("response", "outcomes"),
+    [
+        ({"choices": []}, {"auto": {"response": {"choices": []}}}),
+        ('{"model": "gpt-x", "choices": []}', {"gpt-x": {"response": {"model": "gpt-x", "choices": []}}}),
+        (STREAM, {"auto": {"response": STREAM}}),
+        ({"status_code": 200, "body": STREAM}, {"auto": {"response": STREAM}}),
+        ({"status_code": 500, "body": {"choices": []}}, None),
+        ({"error": {"message": "overloaded"}}, None),
+        ("upstream connect error", None),
+    ],
+)
+def test_a_logged_response_is_kept_however_it_was_logged_and_a_failed_one_told(response, outcomes, tmp_path):
+    """JSON, JSON as text, a stream as text; what is no answer says nothing of a model, and its request is kept."""
+    path = written(tmp_path, {"request": REQUEST, "response": response})
+    row, *told = convert("openai-log", path, {})
+    assert isinstance(row, bytes)
+    assert msgspec.json.decode(row) == {"request": REQUEST} | ({"outcomes": outcomes} if outcomes else {})
+    what = "its response failed or is no answer; its request is kept"
+    assert told == ([] if outcomes else [BadRow(1, what)])
+
+
 def test_contaminated_and_unwanted_rows_are_left_out_and_strange_ones_told(tmp_path):
     """RouteLLM's own protocol leaves contaminated prompts out; `where` chooses; a foreign line is told."""
     good, _ = SOURCES["routellm"]

@@ -86,8 +86,9 @@ def _said(routed: Routed) -> str:
 
 def _observed(outcome: Outcome, routed: Routed) -> Observation | None:
     if response := bytes(outcome.response):
-        reader = AnswerReader(routed.request.api if routed.request is not None else "chat", "application/json")
-        reader.feed(response)
+        reader = AnswerReader(routed.request.api if routed.request is not None else "chat")
+        text = response.startswith(b'"')  # what came over the wire, kept as text: a stream
+        reader.feed(msgspec.json.decode(response, type=str).encode() if text else response)
         reader.finish()
         return reader.observation()
     if outcome.answer is None:

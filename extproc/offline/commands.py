@@ -82,7 +82,7 @@ def run_eval(
     if as_json is not None:
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
     if out is not None:
-        out.write_text(as_html(report, title=f"{intents} on {data.name}"))
+        out.write_text(as_html(report, title=f"{intents} on {data.name}"), encoding="utf-8")
     return 0
 
 
@@ -145,7 +145,7 @@ def _encoder_change(intents: Path, run: Execution, config: Config) -> Iterator[t
     model = config.policy.encoder.model
     if model != run.config.policy.encoder.model:
         path = intents / POLICY_FILE
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         line = run.config.lines.get((POLICY_FILE, ".encoder.model"))
         # What lies beside the YAML's folder may move with it.
         near = Path(model).is_relative_to(os.path.abspath(intents.parent))
@@ -174,7 +174,7 @@ def _edited(
     """(path, text before, text after) of every file that values, by intent and key, change. Raises ValueError."""
     for name, some in values.items():
         path = intents / run.config.files[name]
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         try:
             after = edits.with_settings(before, some)
         except ValueError as error:
@@ -246,7 +246,7 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         for i, proposal in enumerate(proposals, start=1):
-            (out / f"proposed-{i:02}.yaml").write_text(as_yaml(proposal, tier))
+            (out / f"proposed-{i:02}.yaml").write_text(as_yaml(proposal, tier), encoding="utf-8")
     outside = sum(one.decision.reason is Reason.OUT_OF_SCOPE for one in run.routed)
     print(f"{outside:,} of {len(run.rows):,} rows fall out of scope; {len(proposals)} proposed intents")
     for proposal in proposals:

@@ -11,6 +11,8 @@ from extproc.offline.traffic import BadRow, read_lines
 _LETTERS = "ABCDEFGHIJ"
 # MMLU-Pro's recording cut answers here: a model whose answer is so long had not stopped.
 _CUT_CHARS = 4000
+# What the text of a stream of events begins with.
+_STREAM = ("data:", "event:", "id:", ":")
 
 Source = dict[str, Any]
 
@@ -48,7 +50,7 @@ def mmlupro(source: Source) -> Source:
 
 
 def openai_log(source: Source) -> Source:
-    """A logged request, beside its `response` if that was logged too: bare bodies, pairs, or batch files' lines."""
+    """A logged request, with its `response` if that answers: bare bodies, pairs, or batch files' lines."""
     request = source.get("request") or source.get("body")
     if request is None and ({"messages", "input", "prompt"} & set(source)):
         request = source
@@ -60,11 +62,22 @@ def openai_log(source: Source) -> Source:
         row["id"] = name
     if (path := source.get("path") or source.get("url")) is not None:
         row["path"] = path
-    answered = source.get("response")
-    if isinstance(answered, dict):
-        response = answered.get("body", answered)
-        row["outcomes"] = {response.get("model") or request["model"]: {"response": response}}
+    if (response := _answer(source.get("response"))) is not None:
+        model = response.get("model") if isinstance(response, dict) else None
+        row["outcomes"] = {model or request["model"]: {"response": response}}
     return row
+
+
+def _answer(logged: Any) -> Source | str | None:
+    """A response that answers, as JSON or as the text of a stream: not one that failed, nor any other text."""
+    if isinstance(logged, dict) and "body" in logged:
+        failed = not 200 <= logged.get("status_code", 200) < 300
+        logged = None if failed else logged["body"]
+    if isinstance(logged, str) and not logged.lstrip().startswith(_STREAM):
+        logged = msgspec.json.decode(logged) if logged.lstrip().startswith("{") else None
+    if isinstance(logged, dict) and logged.get("error"):
+        return None
+    return logged if isinstance(logged, dict | str) else None
 
 
 FORMATS: dict[str, Callable[[Source], Source | None]] = {
@@ -76,7 +89,7 @@ FORMATS: dict[str, Callable[[Source], Source | None]] = {
 
 
 def convert(kind: str, path: Path, where: dict[str, str]) -> Iterator[bytes | BadRow]:
-    """Each line of a file in our format, or why it cannot be; only those whose members are as `where` says."""
+    """Each line of a file in our format, or what of it cannot be; only those whose members are as `where` says."""
     for number, line in read_lines(path):
         try:
             source = msgspec.json.decode(line, type=dict[str, Any])
@@ -89,3 +102,5 @@ def convert(kind: str, path: Path, where: dict[str, str]) -> Iterator[bytes | Ba
             continue
         if row is not None:
             yield msgspec.json.encode(row)
+            if source.get("response") and "outcomes" not in row:
+                yield BadRow(number, "its response failed or is no answer; its request is kept")
