@@ -196,7 +196,8 @@ def calibration_text(found: Calibration, risk: float, present: Mapping[str, Coho
     fitted, held = (sum(fit.rows[i] for fit in found.fits) for i in (0, 1))
     yield f"fitted on {fitted:,} labelled rows, reported on {held:,} others; risk {100 * risk:g} %, by {found.kind}"
     one, own = (100 * error for error in found.error)
-    yield f"calibration error of the probability: {own:.1f} points, {one:.1f} with one curve for all cohorts"
+    if not math.isnan(own):
+        yield f"calibration error of the probability: {own:.1f} points, {one:.1f} with one curve for all cohorts"
     yield ""
     yield (
         f"{'cohort':<22}{'rows':>6}{'floor':>8}{'was':>8}{'margin':>8}{'was':>8}{'accepted %':>12}{'was':>7}"
