@@ -251,6 +251,24 @@ def test_what_was_fitted_on_the_same_file_is_told(folder, tmp_path, words, token
     assert not any(note.startswith("Fitted on") for note in other.notes)
 
 
+def test_a_conversation_that_repeats_itself_narrows_no_interval(folder, tmp_path, words, tokens):
+    """Its rows are resampled together: the report has the intervals of each row once."""
+    rows = [
+        {"text": f"{BILL if i % 2 else COOK} {i}", "intent": "billing", "session": f"s{i}",
+         "outcomes": said(i % 3 > 0, i % 4 > 0)}
+        for i in range(12)
+    ]  # fmt: skip
+    once, thrice = (evaluate(run(folder, tmp_path, words, tokens, *rows * times)) for times in (1, 3))
+
+    def intervals(report):
+        found = [report.overall.accuracy, report.overall.accepted, report.overall.quality, report.overall.per_1000]
+        found += [e for line in report.lines for e in (line.quality, line.per_1000, line.behind) if e is not None]
+        return [x for e in found for x in (e.low, e.value, e.high)]
+
+    assert intervals(thrice) == pytest.approx(intervals(once))
+    assert (once.overall.quality.rows, thrice.overall.quality.rows) == (12, 36)
+
+
 def test_rows_without_the_answer_that_they_need_are_told(folder, tmp_path, words, tokens):
     """A route to a tier that was not recorded has no quality, and is not counted as a failure."""
     only_small = {"small": said(True, True)["small"]}

@@ -119,6 +119,28 @@ def test_what_is_no_share_has_no_interval_of_a_share():
     assert metrics.mean(np.ones(3), least=None).estimate(0) == Estimate(1.0, 1.0, 1.0, 3)
 
 
+def test_rows_of_one_conversation_are_no_evidence_apart():
+    """Twenty of fifteen equal rows have the intervals of twenty rows, not of three hundred."""
+    rng = np.random.default_rng(0)
+    right, scores = rng.random(20) < 0.5, rng.random(20)
+    many, together = (np.repeat(values, 15) for values in (right, np.arange(20)))
+
+    def interval(found):
+        return found.low, pytest.approx(found.value), found.high
+
+    once, again = (metrics.mean(values.astype(float)) for values in (right, many))
+    assert interval(again.estimate(0, together)) == interval(once.estimate(0))
+    assert again.estimate(0).high < once.estimate(0).high
+    alike = metrics.mean(np.ones(300)).estimate(0, together)
+    assert interval(alike) == interval(metrics.mean(np.ones(20)).estimate(0))
+    assert alike.rows == 300
+    areas = (
+        metrics.auroc_estimate(scores, right, 0),
+        metrics.auroc_estimate(np.repeat(scores, 15), many, 0, together),
+    )
+    assert interval(areas[1]) == interval(areas[0])
+
+
 def test_the_gap_recovered_by_hand():
     """Four requests, the strong model better at two. The best score first: half the gap with one call in four."""
     weak, strong = array(0, 0, 1, 0), array(1, 1, 1, 0)

@@ -72,7 +72,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         COST: _cost if priced else _input_cost,
     }
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
-    sessions = _sessions(old, [i for i, _ in pairs])
+    sessions = old.conversations()[[i for i, _ in pairs]]
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -92,12 +92,6 @@ def _group(old: Execution, new: Execution, i: int) -> str:
         return landed(old.routed[i]) or NO_COHORT
     known = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
     return intent if isinstance(intent, str) and intent in known else OUT_OF_SCOPE
-
-
-def _sessions(run: Execution, at: Sequence[int]) -> np.ndarray:
-    """A number for each conversation: its rows change together. A row of none that was told is one by itself."""
-    names: dict[str | int, int] = {}
-    return np.array([names.setdefault(run.rows[i].session or i, len(names)) for i in at], dtype=int)
 
 
 # The measure of a row of an execution, or None; the group is the row's.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from extproc.offline.answers import SETTINGS
 from extproc.offline.execution import Execution
-from extproc.offline.metrics import Bools, Estimate, Floats, resamples, spread, static_mix
+from extproc.offline.metrics import Bools, Estimate, Floats, Places, resamples, spread, static_mix
 
 ROUTED = "as configured"
 RANDOM = "random, equal shares"
@@ -84,14 +84,21 @@ def lines(run: Execution, quality: Floats, cost: Floats, seed: int) -> list[Line
         return []
     own = quality[found.rows], cost[found.rows]
     served = [run.served[i] for i in np.flatnonzero(found.rows)]
-    return beside(found, own, [s.path if s is not None else () for s in served], seed)
+    paths = [s.path if s is not None else () for s in served]
+    return beside(found, own, paths, seed, run.conversations()[found.rows])
 
 
-def beside(found: Recorded, own: tuple[Floats, Floats], paths: Sequence[tuple[str, ...]], seed: int) -> list[Line]:
+def beside(
+    found: Recorded,
+    own: tuple[Floats, Floats],
+    paths: Sequence[tuple[str, ...]],
+    seed: int,
+    together: Places | None = None,
+) -> list[Line]:
     """Qualities and dollars that were had by these paths, beside the controls on the same rows."""
     n = len(paths)
     once = _all_lines(np.ones((1, n)), found, own, paths)
-    again = [_all_lines(w, found, own, paths) for w in resamples(n, seed)]
+    again = [_all_lines(w, found, own, paths) for w in resamples(n, seed, together=together)]
     return [_line(name, once, {k: np.concatenate([a[k] for a in again], axis=1) for k in (name, ROUTED)}, n)
             for name in once]  # fmt: skip
 

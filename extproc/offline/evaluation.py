@@ -11,7 +11,7 @@ from extproc.offline import metrics
 from extproc.offline.answers import SETTINGS
 from extproc.offline.controls import Line, Point, frontier, lines
 from extproc.offline.execution import Execution
-from extproc.offline.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
+from extproc.offline.metrics import NOTHING, Bin, Bools, Estimate, Floats, Places, Ratio, mean, share
 from extproc.offline.robustness import Robustness
 from extproc.offline.tokens import TOKENIZER
 from extproc.policy import Reason, trust
@@ -39,6 +39,7 @@ class Columns(msgspec.Struct, frozen=True):
     quality: Floats  # of what was served; NaN where it is not known
     first_quality: Floats
     cost: Floats  # dollars a request; NaN where it is not known
+    conversation: Places  # rows of one are resampled together
 
     @property
     def labelled(self) -> Bools:
@@ -104,14 +105,14 @@ def evaluate(run: Execution, seed: int = 0) -> Report:
     known = ~np.isnan(scores)
     inside = c.labelled & ~c.outside
     calibrated = ~np.isnan(c.probability) & c.labelled
-    trusted = c.trusted & c.labelled
+    trusted, ranked = c.trusted & c.labelled, known & c.labelled
     return Report(
         data=_data(run, c),
         groups=[_group(run, c, name, np.array([g == name for g in c.group]), seed) for name in names],
         overall=_group(run, c, "all", everything, seed),
-        scope_recall=share(~c.trusted, c.outside).estimate(seed),
+        scope_recall=share(~c.trusted, c.outside).estimate(seed, c.conversation),
         scope_recall_at_5=metrics.recall_at_rejection(scores[known & inside], scores[known & c.outside]),
-        auroc=metrics.auroc_estimate(scores[known & c.labelled], inside[known & c.labelled], seed),
+        auroc=metrics.auroc_estimate(scores[ranked], inside[ranked], seed, c.conversation[ranked]),
         score=score,
         calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated]),
         reliability=metrics.reliability(c.probability[calibrated], c.right[calibrated]),
@@ -151,6 +152,7 @@ def columns(run: Execution) -> Columns:
         quality=served("quality"),
         first_quality=served("first_quality"),
         cost=served("cost"),
+        conversation=run.conversations(),
     )
 
 
@@ -170,15 +172,15 @@ def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Gro
     return Group(
         name=name,
         rows=int(rows.sum()),
-        accuracy=share(c.right, rows & c.labelled & ~c.outside).estimate(seed),
-        accepted=share(c.trusted, rows).estimate(seed),
-        wrong=share(~c.right, landed).estimate(seed),
-        fallback=share(c.fallback, rows).estimate(seed),
-        escalated=share(c.escalated, rows & c.judged).estimate(seed),
-        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared).estimate(seed),
-        quality=mean(c.quality, known).estimate(seed),
-        per_1000=mean(1000 * c.cost, known, least=None).estimate(seed),
-        per_success=Ratio(cost, quality, least=None).estimate(seed) if quality.sum() else NOTHING,
+        accuracy=share(c.right, rows & c.labelled & ~c.outside).estimate(seed, c.conversation),
+        accepted=share(c.trusted, rows).estimate(seed, c.conversation),
+        wrong=share(~c.right, landed).estimate(seed, c.conversation),
+        fallback=share(c.fallback, rows).estimate(seed, c.conversation),
+        escalated=share(c.escalated, rows & c.judged).estimate(seed, c.conversation),
+        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared).estimate(seed, c.conversation),
+        quality=mean(c.quality, known).estimate(seed, c.conversation),
+        per_1000=mean(1000 * c.cost, known, least=None).estimate(seed, c.conversation),
+        per_success=Ratio(cost, quality, least=None).estimate(seed, c.conversation) if quality.sum() else NOTHING,
         tiers=dict(Counter(run.routed[i].decision.tier.name for i in some).most_common()),
         reasons=dict(Counter(run.routed[i].decision.reason.value for i in some).most_common()),
         rejections=dict(Counter(rejections).most_common()),

@@ -18,6 +18,7 @@ from extproc.bounds import Rates
 from extproc.config import Config, load_config
 from extproc.exchange import Routed, Router
 from extproc.offline.answers import Answered, Prices, Served, Upstreams
+from extproc.offline.metrics import Places
 from extproc.offline.tokens import Tokens
 from extproc.offline.traffic import BadRow, Known, Row, Traffic, reveal_all
 from extproc.policy import Reason, Snapshot, routable_model, trust
@@ -145,6 +146,11 @@ class Execution(msgspec.Struct, frozen=True):
     bad: list[BadRow]
     verbatim: int  # rows left out because they are an utterance, word by word
     token_counts: dict[str, int]  # answers by where their token counts come from
+
+    def conversations(self) -> Places:
+        """int64[rows]: a number for each `session`, whose rows are no evidence apart; a row of none has its own."""
+        names: dict[str | int, int] = {}
+        return np.array([names.setdefault(row.session or i, len(names)) for i, row in enumerate(self.rows)], int)
 
 
 def execute(

@@ -13,6 +13,7 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
+Places = NDArray[np.int64]
 
 RESAMPLES = 1000  # the ends of a 95 % interval then rest on 25 draws each
 _CHUNK = 100  # of resamples held in memory at once
@@ -50,27 +51,29 @@ class Ratio(msgspec.Struct, frozen=True):
         """The measure; NaN when the bottom is 0."""
         return _divide(self.top.sum(), self.bottom.sum())
 
-    def resampled(self, seed: int) -> Floats:
+    def resampled(self, seed: int, together: Places | None = None) -> Floats:
         """The measure of each bootstrap resample, NaN where a resample has nothing to measure."""
         tops, bottoms = [], []
-        for weights in resamples(len(self.top), seed):
+        for weights in resamples(len(self.top), seed, together=together):
             tops.append(weights @ self.top)
             bottoms.append(weights @ self.bottom)
         top, bottom = np.concatenate(tops), np.concatenate(bottoms)
         return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
 
-    def estimate(self, seed: int) -> Estimate:
-        """The measure with its interval."""
+    def estimate(self, seed: int, together: Places | None = None) -> Estimate:
+        """The measure with its interval; rows of one number in `together` are no evidence apart."""
         counted = self.bottom != 0
         if not counted.any():
             return NOTHING
+        together = np.arange(len(counted)) if together is None else together
         # Rows outside the measure change nothing but the time it takes.
-        some = self.rows(counted | (self.top != 0))
-        found, n = spread(self.value(), some.resampled(seed), int(counted.sum())), int(counted.sum())
+        chosen = counted | (self.top != 0)
+        n, apart = int(counted.sum()), len(np.unique(together[counted]))
+        found = spread(self.value(), self.rows(chosen).resampled(seed, together[chosen]), n)
         if self.least is not None and found.low == found.high and found.value in (self.least, 0.0, 1.0):
             # All alike: resampling them would claim certainty. The exact interval of a share does not: so many may
             # be otherwise, by as much as a row can be.
-            others = exact_interval(0, n)[1]
+            others = exact_interval(0, apart)[1]
             return Estimate(
                 found.value,
                 found.value - others * (found.value - self.least),
@@ -91,13 +94,19 @@ def mean(values: Floats, among: Bools | None = None, least: float | None = 0.0) 
     return Ratio(np.where(known, values, 0.0), known.astype(float), least)
 
 
-def resamples(n: int, seed: int, times: int = RESAMPLES) -> Iterator[Floats]:
-    """Bootstrap draws as float64[some, n] counts; with one seed all measures of n rows see the same draws."""
+def resamples(n: int, seed: int, times: int = RESAMPLES, together: Places | None = None) -> Iterator[Floats]:
+    """Bootstrap draws as float64[some, n] counts; with one seed all measures of n rows see the same draws.
+
+    `together`: int[n], equal for rows that are drawn together or not at all (a cluster bootstrap).
+    """
     rng = np.random.default_rng(seed)
+    place = np.arange(n) if together is None else np.unique(together, return_inverse=True)[1]
+    units = int(place.max()) + 1 if n else 0
     for begin in range(0, times, _CHUNK):
         some = min(_CHUNK, times - begin)
-        drawn = rng.integers(0, n, (some, n)) + np.arange(some)[:, None] * n
-        yield np.bincount(drawn.ravel(), minlength=some * n).reshape(some, n).astype(np.float64)
+        drawn = rng.integers(0, units, (some, units)) + np.arange(some)[:, None] * units
+        counts = np.bincount(drawn.ravel(), minlength=some * units).reshape(some, units).astype(np.float64)
+        yield counts if units == n else counts[:, place]
 
 
 def spread(value: float, again: Floats, rows: int) -> Estimate:
@@ -135,12 +144,12 @@ def auroc(scores: Floats, positive: Bools, weights: Floats | None = None) -> Flo
     return chance
 
 
-def auroc_estimate(scores: Floats, positive: Bools, seed: int) -> Estimate:
-    """AUROC with its interval; NaN with one class only."""
+def auroc_estimate(scores: Floats, positive: Bools, seed: int, together: Places | None = None) -> Estimate:
+    """AUROC with its interval, likewise; NaN with one class only."""
     value = float(auroc(scores, positive)[0]) if len(scores) else math.nan
     if math.isnan(value):
         return NOTHING
-    again = np.concatenate([auroc(scores, positive, w) for w in resamples(len(scores), seed)])
+    again = np.concatenate([auroc(scores, positive, w) for w in resamples(len(scores), seed, together=together)])
     return spread(value, again, len(scores))
 
 
