@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
 def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     convert = commands.add_parser("convert", help="print another file's rows as labelled or recorded traffic")
     convert.add_argument("kind", choices=("clinc150", "routellm", "mmlupro", "openai-log"))
-    convert.add_argument("file", type=Path, metavar="FILE", help="JSON lines, or gzipped (.gz)")
+    _data_argument(convert, "JSON lines", name="file")
     convert.add_argument(
         "--where", action="append", default=[], metavar="MEMBER=VALUE", help="only lines with this; repeat for more"
     )
@@ -160,7 +160,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 
     evaluate = commands.add_parser("eval", help="what these intents do to labelled or recorded traffic")
     _intents_option(evaluate)
-    evaluate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md), or gzipped (.gz)")
+    _data_argument(evaluate)
     evaluate.add_argument("--out", type=Path, metavar="REPORT.html", help="also as a page with plots")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also as JSON, every number")
     evaluate.add_argument(
@@ -174,7 +174,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
         help="fit each cohort's floors on labelled traffic, or its tier and settings on recorded outcomes",
     )
     _intents_option(calibrate)
-    calibrate.add_argument("data", type=Path, metavar="DATA", help="labelled JSON lines (docs/evidence.md)")
+    _data_argument(calibrate, "labelled JSON lines (docs/evidence.md)")
     calibrate.add_argument("--risk", type=float, default=0.05, help="share of accepted matches that may be wrong")
     calibrate.add_argument(
         "--target",
@@ -200,7 +200,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     diff = commands.add_parser("diff", help="what flips between two folders of intents on the same traffic")
     diff.add_argument("old", type=Path, metavar="OLD")
     diff.add_argument("intents", type=Path, metavar="NEW")
-    diff.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md)")
+    _data_argument(diff)
     diff.add_argument("--show-text", action="store_true", help="show words of the requests that flip")
     diff.add_argument("--seed", type=int, default=0, help="of the resampling")
     diff.set_defaults(run=_diff)
@@ -208,7 +208,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     gate = commands.add_parser("gate", help="exit 1 if a cohort is worse than with the baseline")
     gate.add_argument("--baseline", type=Path, metavar="OLD", required=True)
     gate.add_argument("intents", type=Path, metavar="NEW")
-    gate.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md)")
+    _data_argument(gate)
     _limits_options(gate)
     gate.add_argument("--seed", type=int, default=0, help="of the resampling")
     # `serve --gate` compares copies of its folder; the path of a model begins at the folder itself.
@@ -217,7 +217,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
 
     suggest = commands.add_parser("suggest", help="propose intents for what falls out of scope; shows its words")
     _intents_option(suggest)
-    suggest.add_argument("data", type=Path, metavar="DATA", help="JSON lines (docs/evidence.md), labelled or not")
+    _data_argument(suggest, "JSON lines (docs/evidence.md), labelled or not")
     suggest.add_argument(
         "--out", type=Path, metavar="DIR", help="also write each proposal to a file in this folder"
     )
@@ -233,6 +233,17 @@ def _intents_option(parser: argparse.ArgumentParser, default: Path | None = None
         required=default is None,
         help="folder with policy.yaml and one <intent>.yaml per cohort",
     )
+
+
+def _data_argument(
+    parser: argparse.ArgumentParser, what: str = "JSON lines (docs/evidence.md)", name: str = "data"
+) -> None:
+    told = f"{what}; gzipped if it ends in .gz; - for standard input"
+    parser.add_argument(name, type=_file_of_lines, metavar=name.upper(), help=told)
+
+
+def _file_of_lines(name: str) -> Path:
+    return Path("/dev/stdin" if name == "-" else name)
 
 
 def _limits_options(parser: argparse.ArgumentParser) -> None:
@@ -441,6 +452,11 @@ def _convert(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from extproc.offline.commands import run_eval
 
+    for path in (args.out, args.json):  # before minutes of work, not after
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: its folder does not exist")
+    if args.out is not None and args.out.suffix == ".json":
+        raise ValueError(f"--out {args.out}: it is an HTML page; for the same as JSON give --json {args.out}")
     return run_eval(args.intents, args.data, args.out, args.json, args.seed, args.perturb)
 
 

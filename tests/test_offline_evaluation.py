@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from extproc.cli import main
 from extproc.exchange import Router
 from extproc.offline.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.offline.evaluation import columns, evaluate, unused
@@ -335,3 +336,14 @@ def test_who_no_longer_waits_is_passed_over(words):
 
     (ended,) = asyncio.run(interrupted())
     assert (type(ended), complaints) == (asyncio.CancelledError, [])
+
+
+def test_a_report_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, capsys):
+    """Minutes of evaluation are not lost over a path."""
+    told = {
+        tmp_path / "nowhere" / "report.html": "its folder does not exist",
+        tmp_path / "report.json": f"it is an HTML page; for the same as JSON give --json {tmp_path}/report.json",
+    }
+    for path, what in told.items():
+        assert main(["eval", "--intents", str(folder), "none.jsonl", "--out", str(path)]) == 2
+        assert what in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """Labelled and recorded traffic: what a row may say, how mistakes are told, and other people's formats."""
 
 import gzip
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import msgspec
@@ -242,3 +244,11 @@ def test_the_command_prints_rows_and_counts_what_it_skipped(tmp_path, capfdbinar
     assert out == b'{"text":"hi","intent":"oos"}\n'
     assert err.decode().splitlines()[-1] == f"{path}: 1 rows converted, 1 skipped"
     assert f"{path}:3: skipped: is not clinc150: " in err.decode()
+
+
+def test_a_dash_is_standard_input():
+    """So that one command's rows can be piped into another."""
+    row = msgspec.json.encode(SOURCES["clinc150"][0])
+    command = [sys.executable, "-m", "extproc", "convert", "clinc150", "-"]
+    done = subprocess.run(command, input=row, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b'{"text":"hi","intent":"oos"}\n')
