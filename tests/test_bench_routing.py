@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.frontier_table import Known, Paid, _area, _line, _oracle
-from bench.intents_table import floor_nearly_always, floor_on_average
+from bench.intents_table import Clinc, floor_nearly_always, floor_on_average, left_out
 from bench.kept import Kept, means
 from bench.scorer import Judged
 
@@ -43,6 +43,19 @@ def test_nothing_is_accepted_where_nothing_is_safe_and_all_where_all_is(rule):
     scores = np.linspace(0, 1, 500)
     assert rule(scores, np.ones(500, dtype=bool), 0.05) == math.inf
     assert rule(scores, np.zeros(500, dtype=bool), 0.05) == 0.0
+
+
+def test_texts_of_intents_left_out_are_what_is_out_of_scope():
+    """The others keep their names; texts that no intent had are gone."""
+    names = tuple(f"i{n:02}" for n in range(34))
+    texts, labels = [*names, "none"], np.array([*range(34), -1])
+    some = left_out(Clinc(names, {name: [name] for name in names}, texts, labels, texts, labels), seed=0)
+    assert len(some.intents) == 4 and some.train == {name: [name] for name in some.intents}
+    for asked, known in ((some.val, some.val_labels), (some.test, some.test_labels)):
+        assert asked == list(names)
+        assert {text: some.intents[i] for text, i in zip(asked, known, strict=True) if i >= 0} == {
+            name: name for name in some.intents
+        }
 
 
 @pytest.fixture
