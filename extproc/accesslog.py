@@ -6,6 +6,7 @@ the verifier's reading of that answer stands, and where neither did, the usage i
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
@@ -24,6 +25,7 @@ SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLo
 # Envoy makes one; where it is told to keep the client's, that may be anything.
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _API_NAMES = frozenset(APIS.values())
+_KEPT = ("reason", "cohort", "revision", "mode")
 _CLIENT_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
 _CUT = (
     "upstream_request_timeout", "local_reset", "upstream_remote_reset", "upstream_connection_termination",
@@ -34,19 +36,19 @@ _CUT = (
 _REJECTED_AND_SERVED = ("degraded", "recorded", "escalate")
 
 
-def read_outcomes(message: bytes) -> list[Outcome]:
-    """Read a batch; what is no exchange with one of our APIs is left out. Raises ValueError."""
+def read_outcomes(message: bytes) -> Iterator[Outcome]:
+    """Read a batch, outcome by outcome; what is no exchange with one of our APIs is left out. Raises ValueError."""
     try:
         batch = pb.StreamAccessLogsMessage.FromString(message)
     except DecodeError as error:
         raise ValueError(f"not an access log of Envoy's: {error}") from error
     entries = batch.http_logs.log_entry
-    return [_outcome(entry) for entry in entries if entry.common_properties.route_name in _API_NAMES]
+    return (_outcome(entry) for entry in entries if entry.common_properties.route_name in _API_NAMES)
 
 
 def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     common = entry.common_properties
-    decision, ledger = (_plain(common.metadata, namespace) for namespace in (METADATA, LEDGER))
+    decision, ledger = _decision(common.metadata), _plain(common.metadata, LEDGER)
     attempts = common.upstream_request_attempt_count
     judgements = {number: ledger[str(number)] for number in range(1, attempts + 1) if str(number) in ledger}
     last = judgements.pop(attempts, {})
@@ -110,6 +112,15 @@ def _usage(said: dict[str, Any]) -> Usage | None:
     if "input" not in said or "output" not in said:
         return None
     return Usage(int(said["input"]), int(said["output"]), int(said["cached"]) if "cached" in said else None)
+
+
+def _decision(metadata: pb.Metadata) -> dict[str, str]:
+    """What the ledger keeps of the record, which has more; nothing where there is none."""
+    if METADATA not in metadata.filter_metadata:
+        return {}
+    record = metadata.filter_metadata[METADATA].fields
+    told = ((name, record[name].string_value) for name in _KEPT if name in record)
+    return {name: word for name, word in told if word}
 
 
 def _plain(metadata: pb.Metadata, namespace: str) -> dict[str, Any]:

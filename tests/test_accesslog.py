@@ -89,7 +89,7 @@ def test_what_was_never_sent_on_did_not_fail_open() -> None:
 
 @pytest.mark.parametrize("route", ["rest", "", "elsewhere"])
 def test_what_is_no_api_of_ours_is_left_out(route: str) -> None:
-    assert read_outcomes(batch(routeName=route)) == []
+    assert list(read_outcomes(batch(routeName=route))) == []
 
 
 def test_envoys_count_is_believed_first() -> None:

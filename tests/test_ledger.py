@@ -123,6 +123,16 @@ def test_batches_are_told_and_kept(tmp_path: Path) -> None:
     assert told.lost == []
 
 
+def test_a_long_batch_leaves_others_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop would else wait for the interpreter, 5 ms at a time, while a second of traffic is read."""
+    paused: list[int] = []
+    told = Told()
+    monkeypatch.setattr("extproc.ledger.time.sleep", lambda _: paused.append(len(told.ended)))
+    told.ledger.offer(b"faq " * 10)
+    told.ledger.close()
+    assert (paused, len(told.ended)) == ([4, 8], 10)
+
+
 def test_without_a_file_outcomes_are_told_all_the_same() -> None:
     told = Told()
     told.ledger.offer(b"a b")

@@ -75,8 +75,9 @@ def as_html(report: Report, title: str) -> str:
         *_robustness(report.robustness),
         "<h2>How to read this</h2><ul>",
         *(f"<li>{escape(note)}</li>" for note in report.notes),
-        "<li>Brackets are 95 % bootstrap intervals over rows (exact ones where all rows are alike); differences "
-        "are paired. A row is counted under its label; without one, under the cohort where it landed.</li></ul>",
+        "<li>Brackets are 95 % bootstrap intervals over conversations (exact ones where all rows are alike); "
+        "differences are paired. A row is counted under its label; without one, under the cohort where it landed."
+        "</li></ul>",
     ]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
