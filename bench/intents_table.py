@@ -17,9 +17,9 @@ from extproc.sentences import TorchSentences, read_choice
 from extproc.vectors import Vectors
 
 SHOTS = 10
-_LEFT_OUT = 30
+_INTENTS, _LEFT_OUT = 150, 30
 _FEW, _ALL = f"{SHOTS} utterances an intent", "all utterances an intent"
-_NEAR = f"{SHOTS} utterances of 120 intents; out of scope: texts of the other {_LEFT_OUT}"
+_NEAR = f"{SHOTS} utterances of {_INTENTS - _LEFT_OUT} intents; out of scope: texts of the other {_LEFT_OUT}"
 # Intents are dealt to so many tiers in turn, by name: CLINC150 knows none.
 _TIERS = 3
 _RISK, _RESAMPLES, _OUTSIDE = 0.05, 200, 0.1

@@ -10,7 +10,7 @@ from scipy import stats
 
 from extproc.offline.evaluation import NO_COHORT, OUT_OF_SCOPE
 from extproc.offline.execution import Execution, landed, landing
-from extproc.offline.metrics import Estimate, Floats, resamples, spread
+from extproc.offline.metrics import Estimate, Floats, Places, resamples, spread
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"
 ALL = "all"
@@ -72,7 +72,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         COST: _cost if priced else _input_cost,
     }
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
-    sessions = old.conversations()[[i for i, _ in pairs]]
+    conversation = old.conversations()[[i for i, _ in pairs]]
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -80,7 +80,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         for measure, (a, b) in columns.items():
             known = inside & ~np.isnan(a) & ~np.isnan(b)
             if known.any():
-                cells.append(_cell(name, measure, a[known], b[known], sessions[known], seed))
+                cells.append(_cell(name, measure, a[known], b[known], conversation[known], seed))
     lost = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
     return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, lost)
 
@@ -128,18 +128,17 @@ def _input_cost(run: Execution, i: int, _: str) -> float | None:
     return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
 
 
-def _cell(group: str, measure: str, old: Floats, new: Floats, session: np.ndarray, seed: int) -> Cell:
+def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: Places, seed: int) -> Cell:
     relative = measure == COST and bool(old.any() or new.any())  # to pay for what was free is a rise without end
-    _, unit = np.unique(session, return_inverse=True)
-    gained, base = (np.bincount(unit, v).astype(float) for v in (new - old, old if relative else np.ones(len(old))))
-    tops, bottoms = (np.concatenate([w @ values for w in resamples(len(base), seed)]) for values in (gained, base))
+    gained, base = new - old, old if relative else np.ones(len(old))
+    every = resamples(len(old), seed, together=conversation)
+    tops, bottoms = np.concatenate([w @ np.stack([gained, base], axis=1) for w in every]).T
     with np.errstate(divide="ignore", invalid="ignore"):
         change = spread(float(gained.sum() / base.sum()), tops / bottoms, len(old))
     worse = gained if measure == COST else -gained
+    chance = sign_flip(np.bincount(conversation, worse).astype(np.float64), seed)
     differing = int((new != old).sum())
-    return Cell(
-        group, measure, len(old), float(old.mean()), float(new.mean()), change, differing, sign_flip(worse, seed)
-    )
+    return Cell(group, measure, len(old), float(old.mean()), float(new.mean()), change, differing, chance)
 
 
 def sign_flip(worse: Floats, seed: int) -> float:

@@ -163,7 +163,7 @@ def execute(
         config = msgspec.structs.replace(config, fitted=None)
     spoken = {_plain(text) for intent in config.intents for text in intent.utterances}
     every = zip(traffic.rows, route_all(snapshot, memory, traffic.rows), strict=True)
-    kept = [(row, one) for row, one in every if _plain(_asked(row, one)) not in spoken]
+    kept = [(row, one) for row, one in every if _plain(asked(row, one)) not in spoken]
     rows, routed = [row for row, _ in kept], [one for _, one in kept]
     sealed = seal(snapshot, routed)
     revealed, bad = reveal_all(rows)
@@ -193,7 +193,7 @@ def execute(
     )
 
 
-def _asked(row: Row, routed: Routed) -> str:
+def asked(row: Row, routed: Routed) -> str:
     """A person's words: those of the row, or what the router read as the ask of a request."""
     return row.text if row.text is not None else routed.signals.ask.text if routed.signals is not None else ""
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from extproc.bounds import Rates
 from extproc.exchange import Routed
 from extproc.offline.attack import Search
-from extproc.offline.execution import Execution, Memory, landed, landing, route_all
+from extproc.offline.execution import Execution, Memory, asked, landed, landing, route_all
 from extproc.offline.metrics import NOTHING, Estimate, Floats, mean, share
 from extproc.offline.rewrites import REWRITES, rewritten
 from extproc.offline.traffic import Row
@@ -104,10 +104,8 @@ class _Trial:
         self._top, self._default = len(policy.tiers) - 1, policy.rank(policy.default_tier)
 
     def ask(self, i: int) -> str:
-        """The person's words: those of the row, or what the router read as the ask of a request."""
-        row, signals = self._run.rows[i], self._run.routed[i].signals
-        assert signals is not None
-        return row.text if row.text is not None else signals.ask.text
+        """The person's words."""
+        return asked(self._run.rows[i], self._run.routed[i])
 
     def words(self, i: int, kind: str) -> str:
         """The words rewritten."""
