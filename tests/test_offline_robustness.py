@@ -130,6 +130,16 @@ def test_what_a_bound_leaves_of_an_attack_is_told(folder, tmp_path, words):
     assert any("6 times a minute, 2 at once" in note for note in robust.notes)
 
 
+def test_rows_of_one_conversation_flip_together(folder, tmp_path, words):
+    """They are no evidence apart: the same flips, told less surely."""
+    rows = labelled()
+    talks = [row | {"session": row["intent"]} for row in rows]
+    apart, together = (found(folder, tmp_path, words, *some)[1].effects for some in (rows, talks))
+    some = [(a.flipped, b.flipped) for a, b in zip(apart, together, strict=True) if 0 < a.flipped.value < 1]
+    assert some and all(a.value == b.value for a, b in some)
+    assert any((a.low, a.high) != (b.low, b.high) for a, b in some)
+
+
 def test_the_same_seed_gives_the_same_report(folder, tmp_path, words):
     _, first = found(folder, tmp_path, words, *labelled(), seed=3)
     _, again = found(folder, tmp_path, words, *labelled(), seed=3)

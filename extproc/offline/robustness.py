@@ -119,6 +119,7 @@ class _Trial:
     def effect(self, kind: str, some: Sequence[int], changed: Sequence[str], gadget: str = "") -> Effect:
         """Route the rows `some` with `changed` words, and compare."""
         run, seed, memory = self._run, self.seed, self._memory.fresh()
+        together = run.conversations()[list(some)]
         rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(some, changed, strict=True)]
         now = route_all(run.snapshot, memory, rows, what=f"rows, {kind}")
         was = self._as_written(some)
@@ -126,18 +127,19 @@ class _Trial:
         held = NOTHING
         if run.snapshot.policy.upgrades is not None:
             spent = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
-            held = share(spent > self._default, before <= self._default).estimate(seed)
+            held = share(spent > self._default, before <= self._default).estimate(seed, together)
         right = [self._right(was, some), self._right(now, some)]
+        flips = _floats([landing(a) != landing(b) for a, b in zip(was, now, strict=True)])
         return Effect(
             kind,
             len(some),
-            flipped=mean(_floats([landing(a) != landing(b) for a, b in zip(was, now, strict=True)])).estimate(seed),
-            upgraded=share(after > before, before < self._top).estimate(seed),
-            downgraded=share(after < before, before > 0).estimate(seed),
-            above=share(after > self._default, before <= self._default).estimate(seed),
+            flipped=mean(flips).estimate(seed, together),
+            upgraded=share(after > before, before < self._top).estimate(seed, together),
+            downgraded=share(after < before, before > 0).estimate(seed, together),
+            above=share(after > self._default, before <= self._default).estimate(seed, together),
             held=held,
-            right=mean(right[1]).estimate(seed),
-            change=mean(right[1] - right[0], least=-1.0).estimate(seed),
+            right=mean(right[1]).estimate(seed, together),
+            change=mean(right[1] - right[0], least=-1.0).estimate(seed, together),
             gadget=gadget,
         )
 
