@@ -14,17 +14,17 @@ import msgspec
 from bench.cascade import _FIT_SHARE, LARGE, SMALL, Fit, split, utterances, write_intents
 from bench.kept import Kept, KeptEncoder
 from bench.replay import Question, read_questions
-from extproc.features import FeatureEncoder
-from extproc.offline import edits
-from extproc.offline.choice import changes, choose
-from extproc.offline.controls import MIX, ROUTED, Line
-from extproc.offline.evaluation import evaluate
-from extproc.offline.execution import Execution, Memory, execute
-from extproc.offline.options import tabulate
-from extproc.offline.report import percent
-from extproc.offline.target import parse_target
-from extproc.offline.tokens import Tokens
-from extproc.offline.traffic import read_traffic
+from extproc.encoder.features import FeatureEncoder
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.execution import Execution, Memory, execute
+from extproc.evidence.fit import edits
+from extproc.evidence.fit.choice import changes, choose
+from extproc.evidence.fit.options import tabulate
+from extproc.evidence.fit.target import parse_target
+from extproc.evidence.measure.controls import MIX, ROUTED, Line
+from extproc.evidence.measure.evaluation import evaluate
+from extproc.evidence.show.report import percent
 
 # Dollars per 1,000 requests, from nearly the small tier's to nearly the large one's; and a quality.
 TARGETS = ("cost=0.15", "cost=0.25", "cost=0.35", "cost=0.5", "quality=0.6")

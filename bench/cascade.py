@@ -24,13 +24,13 @@ import yaml
 from numpy.typing import NDArray
 
 from bench.replay import Answer, Question, ReplayUpstreams, read_questions, replaying
-from extproc.acceptance import compile_rules, judge
-from extproc.centroids import fit_centroids
-from extproc.config import POLICY_FILE
-from extproc.offline.tokens import Tokens
-from extproc.response import Observation
-from extproc.sentences import load_encoder
-from extproc.vectors import Encoder, Vectors
+from extproc.acceptance.verdict import compile_rules, judge
+from extproc.api.answer import Observation
+from extproc.config.load import POLICY_FILE
+from extproc.encoder.backends import load_encoder
+from extproc.encoder.protocols import Encoder, Vectors
+from extproc.evidence.data.tokens import Tokens
+from extproc.routing.centroids import fit_centroids
 
 Floats = NDArray[np.float64]
 

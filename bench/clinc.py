@@ -17,10 +17,10 @@ import numpy as np
 
 from bench.gateways import GatewayError, python_environment
 from bench.views import few_shot
-from extproc.centroids import fit_centroids
-from extproc.match import Index, nearest
-from extproc.sentences import load_encoder
-from extproc.vectors import Encoder
+from extproc.encoder.backends import load_encoder
+from extproc.encoder.protocols import Encoder
+from extproc.routing.centroids import fit_centroids
+from extproc.routing.index import Index, nearest
 
 _ROUNDS, _TEXTS = 6, 20
 

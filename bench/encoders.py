@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from bench.views import few_shot
-from extproc.centroids import fit_centroids
-from extproc.config import load_config
-from extproc.features import FeatureEncoder
-from extproc.prepare import convert
-from extproc.sentences import OpenVinoSentences, TorchSentences, threads_for
-from extproc.vectors import Encoder
+from extproc.config.load import load_config
+from extproc.encoder.backends import OpenVinoSentences, TorchSentences, threads_for
+from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.prepare import convert
+from extproc.encoder.protocols import Encoder
+from extproc.routing.centroids import fit_centroids
 
 _MODEL = "all-MiniLM-L6-v2"
 _ROUNDS = 15

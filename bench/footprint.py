@@ -15,9 +15,9 @@ from pathlib import Path
 import yaml
 
 from bench.client import Connection, body, texts
-from extproc.config import load_config
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack
+from extproc.config.load import load_config
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
 
 _CONNECTIONS, _REQUESTS, _WORDS = 16, 60, 48
 _EDIT_S = 60.0

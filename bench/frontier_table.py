@@ -10,15 +10,15 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from bench import surface
 from bench.cascade import _FIT_SHARE, PRICES, SMALL, band, fit_rules, outcomes, rejects, split
 from bench.kept import Kept, KeptEncoder
 from bench.replay import Question, read_questions
 from bench.scorer import Judged, fit_scorer, read_answers
-from extproc.offline import surface
-from extproc.offline.metrics import Estimate, Floats, resamples, spread, static_mix
-from extproc.offline.success import cohort_gains, fit_stack
-from extproc.offline.tokens import Tokens
-from extproc.vectors import Vectors
+from bench.success import cohort_gains, fit_stack
+from extproc.encoder.protocols import Vectors
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.measure.metrics import Estimate, Floats, resamples, spread, static_mix
 
 _FOLDS = 5
 # Shares of the way from the small tier's cost to the large one's.

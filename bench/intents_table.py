@@ -9,12 +9,20 @@ import numpy as np
 from scipy import stats
 
 from bench.kept import Kept, KeptEncoder, fitted, means
-from extproc.features import WORDS_WEIGHT, FeatureEncoder
-from extproc.match import BACK
-from extproc.offline.adapt import ADAPTED_BACK, ADAPTED_WORDS
-from extproc.offline.metrics import Bools, Estimate, Floats, auroc_estimate, mean, recall_at_rejection, spread
-from extproc.sentences import TorchSentences, read_choice
-from extproc.vectors import Vectors
+from extproc.encoder.backends import TorchSentences, read_choice
+from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
+from extproc.encoder.protocols import Vectors
+from extproc.evidence.fit.adapt import ADAPTED_BACK, ADAPTED_WORDS
+from extproc.evidence.measure.metrics import (
+    Bools,
+    Estimate,
+    Floats,
+    auroc_estimate,
+    mean,
+    recall_at_rejection,
+    spread,
+)
+from extproc.routing.index import BACK
 
 SHOTS = 10
 _INTENTS, _LEFT_OUT = 150, 30

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from extproc import centroids
-from extproc.match import BACK
-from extproc.offline import adapt
-from extproc.prepare import prepare
-from extproc.sentences import ADAPTED_FILE, load_sentences, prepared_folder, read_choice
-from extproc.vectors import Encoder, Vectors
+from extproc.encoder.backends import ADAPTED_FILE, load_sentences, prepared_folder, read_choice
+from extproc.encoder.prepare import prepare
+from extproc.encoder.protocols import Encoder, Vectors
+from extproc.evidence.fit import adapt
+from extproc.routing import centroids
+from extproc.routing.index import BACK
 
 BASE = "all-MiniLM-L6-v2"
 # Of the utterances, as many as `extproc prepare` would see of a folder of intents.

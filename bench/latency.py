@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 
 from bench.load import Cell, System, check, flat_upstream, measure, routing_stack
-from extproc.match import Index, nearest
-from extproc.sentences import load_encoder
-from extproc.stack import PLAIN_CLUSTER, Stack
-from extproc.vectors import Vectors
+from extproc.demo.stack import PLAIN_CLUSTER, Stack
+from extproc.encoder.backends import load_encoder
+from extproc.encoder.protocols import Vectors
+from extproc.routing.index import Index, nearest
 
 _TOKENS = (16, 64, 256, 1024)
 _CONNECTIONS = (1, 16, 64)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.client import Connection, body, texts
-from extproc.config import load_config
-from extproc.report import read_report
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack
+from extproc.accounting.report import read_report
+from extproc.config.load import load_config
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
 
 _ROUNDS, _REQUESTS = 8, 400
 _WORDS = 48

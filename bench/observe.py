@@ -26,9 +26,9 @@ import msgspec
 import yaml
 
 from bench.collector import Collector, attributes
-from extproc.config import load_config
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack, end, free_ports
+from extproc.config.load import load_config
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack, end, free_ports
 
 OBSERVE = Path("deploy/observe")
 _INTENTS = Path("intents")

@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from extproc.offline.tokens import Tokens
-from extproc.sample_upstream import TIER, SampleUpstreams
-from extproc.stack import Stack
+from extproc.demo.sample_upstream import TIER, SampleUpstreams
+from extproc.demo.stack import Stack
+from extproc.evidence.data.tokens import Tokens
 
 # The recording cut answers here. One so long was still going on: its model had not stopped.
 CUT_CHARS = 4000

@@ -16,12 +16,12 @@ import numpy as np
 import yaml
 
 from bench.views import few_shot
-from extproc.offline.commands import patient_encoder
-from extproc.offline.execution import execute
-from extproc.offline.report import robustness_text
-from extproc.offline.robustness import perturb
-from extproc.offline.tokens import Tokens
-from extproc.offline.traffic import read_traffic
+from extproc.cli.evidence import patient_encoder
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.execution import execute
+from extproc.evidence.perturb.robustness import perturb
+from extproc.evidence.show.report import robustness_text
 
 _BOUND = {"per_minute": 30, "burst": 10, "lower_floors": True}
 _TIERS = ["small"] * 90 + ["large"] * 45 + ["frontier"] * 15

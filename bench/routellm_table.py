@@ -7,11 +7,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from bench import surface
 from bench.kept import Kept, KeptEncoder, fitted
-from extproc.offline import surface
-from extproc.offline.metrics import Floats, apgr, cpt, spread
-from extproc.offline.success import cohort_gains, fit_stack
-from extproc.vectors import Vectors
+from bench.success import cohort_gains, fit_stack
+from extproc.encoder.protocols import Vectors
+from extproc.evidence.measure.metrics import Floats, apgr, cpt, spread
 
 _FOLDS, _RESAMPLES = 5, 300
 # Of a prompt, what is embedded: past it the options are mostly over, and time is not.

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from extproc.offline import surface
-from extproc.offline.logistic import Logistic, fit_logistic
-from extproc.offline.metrics import Floats
-from extproc.vectors import Vectors
+from bench import surface
+from extproc.encoder.protocols import Vectors
+from extproc.evidence.fit.logistic import Logistic, fit_logistic
+from extproc.evidence.measure.metrics import Floats
 
 # How much weights are drawn to 0: of facts, of embeddings, of cohorts' own slopes. By cross-validation on the part
 # of MMLU-Pro that is fitted on; flat around them.

@@ -19,12 +19,12 @@ import yaml
 
 from bench.static_stage import TokenTable, distil, fit_stage, load_tokenizer
 from bench.views import few_shot
-from extproc.centroids import fit_centroids
-from extproc.config import load_config
-from extproc.match import Index, Match, nearest
-from extproc.offline.execution import Memory
-from extproc.sentences import load_encoder
-from extproc.vectors import Encoder
+from extproc.config.load import load_config
+from extproc.encoder.backends import load_encoder
+from extproc.encoder.protocols import Encoder
+from extproc.evidence.execution import Memory
+from extproc.routing.centroids import fit_centroids
+from extproc.routing.index import Index, Match, nearest
 
 _MODEL = "all-MiniLM-L6-v2"
 # Of the sample intents, so many groups of each size.

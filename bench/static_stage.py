@@ -13,11 +13,11 @@ import msgspec
 import numpy as np
 
 from bench.intents_table import floor_on_average
-from extproc.centroids import fit, mean_directions
-from extproc.features import FeatureEncoder
-from extproc.match import Index, Match, nearest
-from extproc.sentences import locate
-from extproc.vectors import Encoder, Vectors
+from extproc.encoder.backends import locate
+from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.protocols import Encoder, Vectors
+from extproc.routing.centroids import fit, mean_directions
+from extproc.routing.index import Index, Match, nearest
 
 # Of 384: a vocabulary of 30,522 tokens is 16 MB in float16.
 _COMPONENTS = 256

@@ -17,8 +17,8 @@ import msgspec
 import yaml
 
 from bench.replay import Answer, ReplayUpstreams, replaying
-from extproc.config import POLICY_FILE
-from extproc.offline.tokens import Tokens
+from extproc.config.load import POLICY_FILE
+from extproc.evidence.data.tokens import Tokens
 
 SMALL, LARGE = "small", "large"
 TOKEN_S = 0.020

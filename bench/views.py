@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 import yaml
 
-from extproc import centroids, features
-from extproc.config import load_config
-from extproc.sentences import load_sentences, threads_for
-from extproc.vectors import Encoder, Vectors, unit
+from extproc.config.load import load_config
+from extproc.encoder import features
+from extproc.encoder.backends import load_sentences, threads_for
+from extproc.encoder.protocols import Encoder, Vectors, unit
+from extproc.routing import centroids
 
 _SHOTS = 10
 

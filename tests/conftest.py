@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extproc.features import FeatureEncoder
-from extproc.vectors import Vectors
+from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.protocols import Vectors
 
 
 class WordEncoder:
@@ -26,7 +26,7 @@ class WordEncoder:
 @pytest.fixture(scope="session")
 def encoder() -> FeatureEncoder:
     """The encoder that serves, with real weights: seconds to load, so once a session."""
-    from extproc.sentences import load_encoder
+    from extproc.encoder.backends import load_encoder
 
     return load_encoder("all-MiniLM-L6-v2")
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 import yaml
 
-from extproc.cli import main
-from extproc.features import FeatureEncoder
-from extproc.offline.execution import Memory
+from extproc.cli.main import main
+from extproc.encoder.features import FeatureEncoder
+from extproc.evidence.execution import Memory
 
 ROOT = Path(__file__).parent.parent
 # Of each intent every fifth utterance is kept, and so many others are what people ask: enough to fit floors on.
@@ -46,7 +46,7 @@ def test_four_commands_lead_from_logged_requests_to_a_gate(
 ) -> None:
     """In between a person labels the rows. Each exits with 0, and the gate with 1 once a change makes it worse."""
     once = Once(encoder)
-    monkeypatch.setattr("extproc.offline.commands.load_encoder", lambda _: once)
+    monkeypatch.setattr("extproc.cli.evidence.load_encoder", lambda _: once)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "intents", "intents")
     asked: list[tuple[str, str | None]] = [(text, None) for text in _NO_INTENT]

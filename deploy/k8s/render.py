@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from extproc.config import Config, load_config
+from extproc.api.request import APIS
+from extproc.config.load import Config, load_config
 from extproc.contract import CLUSTER_HEADER, MAX_BODY_BYTES, METADATA
-from extproc.envoy import render_envoy
-from extproc.request import APIS
+from extproc.envoy.bootstrap import render_envoy
 from extproc.settings import Tier
 
 Dict = dict[str, Any]

@@ -27,8 +27,8 @@ from extproc.acceptance.rules import (
     ToolCalls,
 )
 from extproc.acceptance.schema import SchemaUnusable, compile_pattern, conforms, schema_fault
-from extproc.response import Observation
-from extproc.response.shapes import ToolCall
+from extproc.api.answer import Observation
+from extproc.api.shapes import ToolCall
 
 # Outcomes of one rule beside the words of rejection.
 OK, OPEN, UNAVAILABLE = "ok", "undecided", "unavailable"

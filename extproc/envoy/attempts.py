@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from extproc.config import Config
+from extproc.config.load import Config
 from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, RUNGS, TIER_ATTRIBUTE
-from extproc.envoy.words import Dict, filter_entry, metadata_predicate, set_header, skipped, strip_headers, typed
+from extproc.envoy.builders import Dict, filter_entry, metadata_predicate, set_header, skipped, strip_headers, typed
 from extproc.settings import Tier
 
 # Where clients put their keys for the upstreams.

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from extproc.config import Config
+from extproc.config.load import Config
 from extproc.contract import METADATA
 from extproc.envoy.attempts import attempt_filters
+from extproc.envoy.builders import BUFFER_BYTES, Dict, address, typed
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
-from extproc.envoy.words import BUFFER_BYTES, Dict, address, typed
 from extproc.settings import Tier
 
 # Where Debian, Alpine and Envoy's own images keep the public certificate authorities.

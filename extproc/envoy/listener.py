@@ -1,6 +1,7 @@
 """The listener: routes, and the filters that every request passes."""
 
-from extproc.config import Config
+from extproc.api.request import APIS
+from extproc.config.load import Config
 from extproc.contract import (
     ANSWER,
     CLUSTER_HEADER,
@@ -16,7 +17,7 @@ from extproc.contract import (
     VERDICT_HEADER,
 )
 from extproc.envoy.attempts import client_keys
-from extproc.envoy.words import (
+from extproc.envoy.builders import (
     BUFFER_BYTES,
     Dict,
     address,
@@ -27,7 +28,6 @@ from extproc.envoy.words import (
     strip_headers,
     typed,
 )
-from extproc.request import APIS
 from extproc.settings import Tier
 
 # A body grows when a longer model name is written: the limits behind ours leave room for that.

@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Literal
 
-from extproc.acceptance import compile_rules, wants_logprobs
-from extproc.config import Config
+from extproc.acceptance.verdict import compile_rules, wants_logprobs
+from extproc.config.load import Config
 from extproc.contract import LADDER, MAX_BODY_BYTES
+from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
-from extproc.envoy.words import Dict, filter_entry, typed
 from extproc.settings import Tier
 
 Cascade = Literal["priority-group", "composite", "none"]

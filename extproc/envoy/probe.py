@@ -1,6 +1,6 @@
 """A listener for kubelets and scrapers: two read-only pages of the admin interface, and nothing else of it."""
 
-from extproc.envoy.words import Dict, address, filter_entry, typed
+from extproc.envoy.builders import Dict, address, filter_entry, typed
 
 _ADMIN = "admin"
 PAGES = ("/ready", "/stats/prometheus")

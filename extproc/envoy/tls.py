@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from extproc.envoy.words import Dict, typed
+from extproc.envoy.builders import Dict, typed
 
 # The name that the server's certificate must carry where its address has none: an IP address, a unix socket.
 _NAME = "extproc"

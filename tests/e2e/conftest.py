@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from traffic import INTENTS, write_small_intents
 
-from extproc.stack import Stack, running
+from extproc.demo.stack import Stack, running
+from tests.e2e.traffic import INTENTS, write_small_intents
 
 
 @pytest.fixture(scope="session")

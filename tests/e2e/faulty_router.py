@@ -8,9 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from extproc import cli, server  # the repository's, wherever this is started
-from extproc.features import FeatureEncoder
-from extproc.vectors import Encoder, Vectors
+from extproc.cli import main as cli
+from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.protocols import Encoder, Vectors
+from extproc.serving import server  # the repository's, wherever this is started
 
 # Beyond the deadline of tests that use this, and short enough to be over soon.
 SLOW_S = 3.0

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from extproc.sample_upstream import Received
-from extproc.stack import Stack
+from extproc.demo.sample_upstream import Received
+from extproc.demo.stack import Stack
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 MODELS = {"dead": "dead-1", "small": "qwen3-8b", "large": "qwen3-32b", "frontier": "frontier-1"}

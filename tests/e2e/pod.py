@@ -13,11 +13,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from manifests import Manifest, containers, executable, of_kind
-from traffic import eventually
-
-from extproc.health import serves
-from extproc.stack import end, free_ports
+from extproc.demo.stack import end, free_ports
+from extproc.serving.health import serves
+from tests.deploy.manifests import Manifest, containers, executable, of_kind
+from tests.e2e.traffic import eventually
 
 # The image's entry point, in this tree.
 _EXTPROC = [sys.executable, "-m", "extproc"]

@@ -7,7 +7,9 @@ import anthropic
 import msgspec
 import openai
 import pytest
-from traffic import (
+
+from extproc.demo.stack import Stack
+from tests.e2e.traffic import (
     AT_ONCE,
     CHAT,
     COMPLETIONS,
@@ -27,8 +29,6 @@ from traffic import (
     contract_headers,
     send,
 )  # fmt: skip
-
-from extproc.stack import Stack
 
 _OFF, _ON = (
     {"chat_template_kwargs": {"enable_thinking": False}},

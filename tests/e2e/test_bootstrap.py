@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from traffic import INTENTS
+
+from tests.e2e.traffic import INTENTS
 
 _COMMAND = [sys.executable, "-m", "extproc", "envoy", "--intents", str(INTENTS)]
 _OPTIONS = {

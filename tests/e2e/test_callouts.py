@@ -13,7 +13,7 @@ from typing import ClassVar
 import pytest
 import yaml
 
-from extproc.stack import Stack, running
+from extproc.demo.stack import Stack, running
 
 INTENTS = Path(__file__).parents[2] / "intents"
 JUDGED = "Summarize in one sentence: The council met on Monday, agreed the budget and postponed the bridge."

@@ -9,7 +9,10 @@ from typing import Any
 
 import msgspec
 import pytest
-from faulty_upstream import (
+from nameserver import NameServer
+
+from extproc.demo.stack import Stack
+from tests.e2e.faulty_upstream import (
     CHAT,
     LONG,
     MESSAGES,
@@ -23,10 +26,7 @@ from faulty_upstream import (
     running_faulty,
     text_of,
 )  # fmt: skip
-from nameserver import NameServer
-from traffic import envoy_beside, eventually, manager_of
-
-from extproc.stack import Stack
+from tests.e2e.traffic import envoy_beside, eventually, manager_of
 
 _RULES = "accept: [complete, non_empty, no_refusal]"
 _UP = "escalate: {to: large, share: 1}"

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from traffic import CHAT, EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
 
-from extproc.cli import main
-from extproc.stack import Stack
-from extproc.vectors import Encoder
+from extproc.cli.main import main
+from extproc.demo.stack import Stack
+from extproc.encoder.protocols import Encoder
+from tests.e2e.traffic import CHAT, EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
 
 
 def _extproc(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def in_process(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
     """Run a command without a process of its own, with the encoder that is loaded already."""
-    for module in ("extproc.sentences", "extproc.explain"):
+    for module in ("extproc.encoder.backends", "extproc.cli.explain"):
         monkeypatch.setattr(f"{module}.load_encoder", lambda _: encoder)
 
     def run(*arguments: object) -> tuple[int, str, str]:

@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from faulty_upstream import (
+
+from extproc.demo.stack import Stack
+from tests.e2e.faulty_upstream import (
     CHAT,
     LONG,
     MESSAGES,
@@ -27,8 +29,6 @@ from faulty_upstream import (
     running_faulty,
     text_of,
 )  # fmt: skip
-
-from extproc.stack import Stack
 
 _JUDGED = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
 _COHORTS = {

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jsonschema
-from traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
 
-from extproc.policy import Reason
-from extproc.stack import Stack
+from extproc.demo.stack import Stack
+from extproc.routing.policy import Reason
+from tests.e2e.traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
 
 SCHEMA = json.loads((REPOSITORY / "docs" / "decision-log.schema.json").read_text())
 # The sample's small tier refuses whatever mentions a password: judged, and climbing.

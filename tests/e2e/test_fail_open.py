@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from processor import FULL_DUPLEX, body_message, ext_proc, headers_message
-from traffic import (
+
+from extproc.demo.stack import Stack, running
+from tests.e2e.traffic import (
     APIS,
     CHAT,
     EXTRACT,
@@ -27,8 +29,6 @@ from traffic import (
     eventually,
     send,
 )  # fmt: skip
-
-from extproc.stack import Stack, running
 
 
 @pytest.fixture(scope="module")

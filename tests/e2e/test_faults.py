@@ -23,7 +23,11 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
-from faulty_upstream import (
+from processor import BUFFERED, headers_message
+
+from bench.collector import Collector
+from extproc.demo.stack import Stack, end, free_ports
+from tests.e2e.faulty_upstream import (
     CHAT,
     MESSAGES,
     RESPONSES,
@@ -37,11 +41,7 @@ from faulty_upstream import (
     text_of,
     write_intents,
 )  # fmt: skip
-from processor import BUFFERED, headers_message
-from traffic import eventually
-
-from bench.collector import Collector
-from extproc.stack import Stack, end, free_ports
+from tests.e2e.traffic import eventually
 
 _RULES = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
 COHORTS = {

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import msgspec
 import pytest
-from traffic import EXTRACT, MODELS, Flow, ask, eventually, small_intent, write_small_intents
 
-from extproc.health import serves
-from extproc.sample_upstream import SampleUpstreams
-from extproc.sentences import locate
-from extproc.stack import Stack
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
+from extproc.encoder.backends import locate
+from extproc.serving.health import serves
+from tests.e2e.traffic import EXTRACT, MODELS, Flow, ask, eventually, small_intent, write_small_intents
 
 _THINGS = (
     "order number", "due date", "sender", "total", "currency", "tax", "address", "phone number", "email", "name",

@@ -5,15 +5,15 @@ from collections import Counter
 import msgspec
 import pytest
 import yaml
-from traffic import CHAT, INTENTS, REPOSITORY
 
-from extproc.config import load_config
-from extproc.match import nearest
-from extproc.policy import Snapshot
-from extproc.request import parse_request
-from extproc.signals import read_signals
-from extproc.snapshot import compile_snapshot
-from extproc.vectors import Encoder
+from extproc.api.request import parse_request
+from extproc.config.compile import compile_snapshot
+from extproc.config.load import load_config
+from extproc.encoder.protocols import Encoder
+from extproc.routing.index import nearest
+from extproc.routing.policy import Snapshot
+from extproc.routing.signals import read_signals
+from tests.e2e.traffic import CHAT, INTENTS, REPOSITORY
 
 _BELOW = "below floor"
 _LEAST_SHARE = 0.9

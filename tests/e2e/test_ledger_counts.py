@@ -15,7 +15,16 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
-from traffic import (
+
+from extproc.accounting.export import export
+from extproc.accounting.report import Report, read_report
+from extproc.accounting.store import connect
+from extproc.cli.main import main
+from extproc.config.load import load_config
+from extproc.demo.sample_upstream import TIER, Answered, Received, SampleUpstreams
+from extproc.demo.stack import Stack
+from extproc.evidence.data.traffic import read_traffic, reveal_all
+from tests.e2e.traffic import (
     APIS,
     CHAT,
     COMPLETIONS,
@@ -31,15 +40,6 @@ from traffic import (
     small_intent,
     write_small_intents,
 )
-
-from extproc.cli import main
-from extproc.config import load_config
-from extproc.export import export
-from extproc.offline.traffic import read_traffic, reveal_all
-from extproc.report import Report, read_report
-from extproc.sample_upstream import TIER, Answered, Received, SampleUpstreams
-from extproc.stack import Stack
-from extproc.store import connect
 
 # Between the words of a stream: time for Envoy to cut it.
 _CHUNK_S = 0.15

@@ -13,13 +13,13 @@ import msgspec
 import pytest
 import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from traffic import EXTRACT, EXTRACTED, INTENTS, ask, eventually
 
-from extproc.config import load_config
-from extproc.envoy import render_envoy
+from extproc.config.load import load_config
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack, end
+from extproc.envoy.bootstrap import render_envoy
 from extproc.envoy.tls import ClientTls, write_secrets
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack, end
+from tests.e2e.traffic import EXTRACT, EXTRACTED, INTENTS, ask, eventually
 
 
 class Authority:

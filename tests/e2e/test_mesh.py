@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from manifests import REPOSITORY, executable, render_module
-from traffic import CHAT, EXTRACT, EXTRACTED, MODELS, PROVE, PROVED, Answer, arrived, ask, eventually, send
 
-from extproc.config import load_config
-from extproc.stack import Stack, running
+from extproc.config.load import load_config
+from extproc.demo.stack import Stack, running
+from tests.deploy.manifests import REPOSITORY, executable, render_module
+from tests.e2e.traffic import (
+    CHAT,
+    EXTRACT,
+    EXTRACTED,
+    MODELS,
+    PROVE,
+    PROVED,
+    Answer,
+    arrived,
+    ask,
+    eventually,
+    send,
+)
 
 Dict = dict[str, Any]
 # `make` puts an Envoy of 1.36 there, apart from the one that the product needs.

@@ -1,9 +1,9 @@
 """How many ext_proc messages a request costs, counted by Envoy."""
 
 import pytest
-from traffic import APIS, PROVE, ask, send
 
-from extproc.stack import Stack
+from extproc.demo.stack import Stack
+from tests.e2e.traffic import APIS, PROVE, ask, send
 
 _COUNTED = ("streams_started", "stream_msgs_sent", "stream_msgs_received")
 _TROUBLE = (

@@ -5,9 +5,9 @@ import shutil
 import subprocess
 
 import pytest
-from traffic import REPOSITORY
 
 from bench.observe import OBSERVE, dashboard_queries, settle, watched
+from tests.e2e.traffic import REPOSITORY
 
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="Prometheus is not installed: apt-get install prometheus"

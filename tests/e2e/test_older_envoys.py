@@ -10,13 +10,13 @@ from typing import Any, Literal
 import msgspec
 import pytest
 import yaml
-from faulty_upstream import FaultyUpstreams, ask, new_id, text_of, write_intents
-from traffic import REPOSITORY
 
-from extproc.config import load_config
-from extproc.envoy import render_envoy
+from extproc.config.load import load_config
+from extproc.demo.stack import Stack
+from extproc.envoy.bootstrap import render_envoy
 from extproc.envoy.older import Cascade
-from extproc.stack import Stack
+from tests.e2e.faulty_upstream import FaultyUpstreams, ask, new_id, text_of, write_intents
+from tests.e2e.traffic import REPOSITORY
 
 _RULES = "accept: [complete, non_empty, no_refusal]"
 _COHORTS = {

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from manifests import build, copied, render
-from pod import Pod
-from traffic import (
+
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import localize
+from tests.deploy.manifests import build, copied, render
+from tests.e2e.pod import Pod
+from tests.e2e.traffic import (
     CHAT,
     EXTRACT,
     EXTRACTED,
@@ -24,9 +27,6 @@ from traffic import (
     small_intent,
     write_small_intents,
 )
-
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import localize
 
 HTTP, ADMIN, PROBE = 10000, 9901, 9902
 # Five chunks: a stream that is longer than the drain's first five seconds, in which it does not look yet.

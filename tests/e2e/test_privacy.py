@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
-from traffic import CHAT, EXTRACT, MESSAGES, MODELS, PROVE, ask, body_of, eventually, send
 
 from bench.collector import Collector, attributes
-from extproc.request import parse_request
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack
-from extproc.telemetry import _genai
+from extproc.api.request import parse_request
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
+from extproc.serving.telemetry import _genai
+from tests.e2e.traffic import CHAT, EXTRACT, MESSAGES, MODELS, PROVE, ask, body_of, eventually, send
 
 _MARK, _SECRET = "zanzibarquokka7391", "sk-hushhush-55aa"
 

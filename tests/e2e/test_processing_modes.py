@@ -5,7 +5,9 @@ from typing import Any
 
 import msgspec
 import pytest
-from traffic import (
+
+from extproc.demo.stack import Stack
+from tests.e2e.traffic import (
     APIS,
     CHAT,
     EXTRACT,
@@ -22,8 +24,6 @@ from traffic import (
     manager_of,
     send,
 )  # fmt: skip
-
-from extproc.stack import Stack
 
 _HEADERS = {"request_header_mode": "SEND", "response_header_mode": "SKIP"}
 _DUPLEX = {"request_body_mode": "FULL_DUPLEX_STREAMED", "request_trailer_mode": "SEND"}

@@ -20,11 +20,11 @@ from processor import (
     ext_proc,
     headers_message,
 )  # fmt: skip
-from traffic import CHAT, EXTRACT, MODELS, PROVE, body_of, eventually, write_small_intents
 
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
 from extproc.pb import ext_proc_pb2 as pb
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack
+from tests.e2e.traffic import CHAT, EXTRACT, MODELS, PROVE, body_of, eventually, write_small_intents
 
 _PATH = {"request.path": CHAT, "request.method": "POST"}
 _HEADERS = {":path": CHAT, ":method": "POST", "content-type": "application/json"}

@@ -6,14 +6,25 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from traffic import EXTRACT, LEGAL, MODELS, PROVE, Flow, arrived, ask, eventually, small_intent, write_small_intents
 
-from extproc.centroid_file import CENTROIDS_FILE, Header, encode_centroids
-from extproc.config import load_config
-from extproc.sample_upstream import SampleUpstreams
-from extproc.snapshot import utterances_digest
-from extproc.stack import Stack
-from extproc.vectors import Encoder
+from extproc.config.compile import utterances_digest
+from extproc.config.load import load_config
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
+from extproc.encoder.protocols import Encoder
+from extproc.routing.centroid_file import CENTROIDS_FILE, Header, encode_centroids
+from tests.e2e.traffic import (
+    EXTRACT,
+    LEGAL,
+    MODELS,
+    PROVE,
+    Flow,
+    arrived,
+    ask,
+    eventually,
+    small_intent,
+    write_small_intents,
+)
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from traffic import EXTRACT, MODELS, Flow, ask, eventually
 
-from extproc.sample_upstream import SampleUpstreams
-from extproc.stack import Stack, running
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack, running
+from tests.e2e.traffic import EXTRACT, MODELS, Flow, ask, eventually
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 from aiohttp import web
-from traffic import (
+
+from extproc.demo.stack import Stack
+from tests.e2e.traffic import (
     AT_ONCE,
     CHAT,
     EXTRACT,
@@ -22,8 +24,6 @@ from traffic import (
     envoy_beside,
     send,
 )  # fmt: skip
-
-from extproc.stack import Stack
 
 _SPOOFED = {
     "x-router-cluster": "frontier",

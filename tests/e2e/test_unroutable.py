@@ -4,9 +4,9 @@ import gzip
 import json
 
 import pytest
-from traffic import CHAT, COMPLETIONS, MESSAGES, PROVE, RESPONSES, arrived, send
 
-from extproc.stack import Stack
+from extproc.demo.stack import Stack
+from tests.e2e.traffic import CHAT, COMPLETIONS, MESSAGES, PROVE, RESPONSES, arrived, send
 
 _MESSAGES = b'"messages":[{"role":"user","content":"Prove that 17 is prime."}]'
 _UNREADABLE = {

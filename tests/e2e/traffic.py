@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from extproc.sample_upstream import Received, SampleUpstreams
-from extproc.stack import Stack
+from extproc.demo.sample_upstream import Received, SampleUpstreams
+from extproc.demo.stack import Stack
 
 REPOSITORY = Path(__file__).parents[2]
 INTENTS = REPOSITORY / "intents"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from hypothesis import strategies as st
 
+from extproc.api.request import APIS
 from extproc.pb.ext_proc_pb2 import ProcessingRequest as Message
-from extproc.request import APIS
 
 CORPUS = Path(__file__).parent / "corpus"
 PATHS = (*APIS, "/v1/chat/completions?x=1", "/v1/models", "")

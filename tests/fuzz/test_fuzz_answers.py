@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import ANSWERS, Writer, corpus, written
 
-from extproc.acceptance import RequestFacts, compile_rules, judge, judge_early
-from extproc.response import AnswerReader, Observation
-from extproc.response.strip import StreamStripper, without_logprobs
+from extproc.acceptance.verdict import RequestFacts, compile_rules, judge, judge_early
+from extproc.api.answer import AnswerReader, Observation
+from extproc.api.strip import StreamStripper, without_logprobs
+from tests.fuzz.shapes import ANSWERS, Writer, corpus, written
 
 _APIS = st.sampled_from(("chat", "completions", "responses", "messages"))
 _TYPES = st.sampled_from((None, "application/json", "text/event-stream; charset=utf-8", "text/html", "\xff"))

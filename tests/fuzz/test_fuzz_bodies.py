@@ -7,16 +7,16 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shapes import BODIES, DOCUMENTS, PATHS, Document, Member, corpus
 
-from extproc.acceptance import compile_rules
-from extproc.facts import read_facts
-from extproc.mutation import Mutation, mutate, rename_model
-from extproc.policy import Cohort, Decision, Reason, Rung
-from extproc.request import APIS, Request, RequestError, parse_request
+from extproc.acceptance.requirements import read_facts
+from extproc.acceptance.verdict import compile_rules
+from extproc.api.request import APIS, Request, RequestError, parse_request
+from extproc.api.splice import SpliceError, apply
+from extproc.routing.mutation import Mutation, mutate, rename_model
+from extproc.routing.policy import Cohort, Decision, Reason, Rung
+from extproc.routing.signals import read_signals
 from extproc.settings import Budget, Price, Tier
-from extproc.signals import read_signals
-from extproc.splice import SpliceError, apply
+from tests.fuzz.shapes import BODIES, DOCUMENTS, PATHS, Document, Member, corpus
 
 # The members that a decision may write.
 OURS = {

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
-from shapes import Writer, corpus, written
 
-from extproc.config import Config, ConfigError, load_config
-from extproc.envoy import render_envoy
+from extproc.config.load import Config, ConfigError, load_config
+from extproc.envoy.bootstrap import render_envoy
+from tests.fuzz.shapes import Writer, corpus, written
 
 _GOOD = Path(__file__).parents[1] / "configs/good"
 _ODD = (

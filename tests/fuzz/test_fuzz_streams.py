@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 from hypothesis import currently_in_test_context, given, note
-from shapes import (
+
+from extproc.config.compile import compile_snapshot
+from extproc.config.load import load_config
+from extproc.contract import CLUSTER_HEADER, REASON_HEADER, VERDICT_HEADER
+from extproc.encoder.batcher import Batcher
+from extproc.pb.ext_proc_pb2 import ProcessingResponse as Response
+from extproc.routing.exchange import Router, RouterExchange
+from extproc.serving import wire
+from extproc.verifying.exchange import Verifier, VerifierExchange
+from tests.fuzz.shapes import (
     BUFFERED,
     FULL_DUPLEX,
     NONE,
@@ -22,15 +31,6 @@ from shapes import (
     corpus,
     sent,
 )  # fmt: skip
-
-from extproc import wire
-from extproc.config import load_config
-from extproc.contract import CLUSTER_HEADER, REASON_HEADER, VERDICT_HEADER
-from extproc.embedding import Batcher
-from extproc.exchange import Router, RouterExchange
-from extproc.pb.ext_proc_pb2 import ProcessingResponse as Response
-from extproc.snapshot import compile_snapshot
-from extproc.verify import Verifier, VerifierExchange
 
 _RULES = "[complete, non_empty, no_refusal, json_schema, tool_calls, {logprob: -3}, {grounded: 0.1}]"
 _INTENTS = {

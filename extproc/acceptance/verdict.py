@@ -1,0 +1,115 @@
+"""Is this answer good enough for the client? Rules and one answer make one `Verdict`.
+
+Rules are tried in order; the first rejection wins. Whatever the rules are, an answer that a client
+could not read is rejected: malformed, of the wrong content type or framing, an error inside a 200,
+or without its protocol's ending. Nothing here does I/O: `grounded` embeds through what the caller
+passes, and the results of rules that call out (`agree`, `judge`) enter as `external`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from extproc.acceptance.checks import EARLY, FINAL, OK, OPEN, UNAVAILABLE, Given, RequestFacts, still_open
+from extproc.acceptance.grounding import Embed
+from extproc.acceptance.rules import Logprob, Rule, Score, compile_rules, rule_name
+from extproc.api.answer import Observation
+
+__all__ = [
+    "RequestFacts",
+    "Verdict",
+    "compile_rules",
+    "judge",
+    "judge_early",
+    "needs_whole_answer",
+    "wants_logprobs",
+]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Accept or reject, which rule said so, and a machine word for why."""
+
+    accept: bool
+    rule: str | None = None  # None: no rule rejected, or none was needed to
+    reason: str = OK
+    decided: bool = True  # False: more of the answer is needed; `accept` is then False
+    unavailable: tuple[str, ...] = ()  # rules that could not run and were taken as passed
+
+
+def judge(
+    rules: Sequence[Rule],
+    observation: Observation,
+    *,
+    request: RequestFacts | None = None,
+    embed: Embed | None = None,
+    external: Mapping[str, bool | None] | None = None,
+    tier: str | None = None,
+) -> Verdict:
+    """The verdict on an answer that is over, given by `tier`; always decided."""
+    given = Given(request or RequestFacts(), embed, external or {}, tier)
+    reason = _unreadable(observation, given.request)
+    if reason is None and not observation.complete:
+        reason = "incomplete"
+    if reason is not None:
+        return Verdict(False, reason=reason)
+    unavailable: list[str] = []
+    for rule in rules:
+        outcome = FINAL[type(rule)](rule, observation, given)
+        if outcome == UNAVAILABLE and getattr(rule, "on_unavailable", "reject") == "accept":
+            unavailable.append(rule_name(rule))
+        elif outcome != OK:
+            return Verdict(False, rule_name(rule), outcome, unavailable=tuple(unavailable))
+    return Verdict(True, unavailable=tuple(unavailable))
+
+
+def judge_early(
+    rules: Sequence[Rule],
+    observation: Observation,
+    *,
+    request: RequestFacts | None = None,
+    embed: Embed | None = None,
+    external: Mapping[str, bool | None] | None = None,
+    tier: str | None = None,
+) -> Verdict:
+    """The verdict on an answer that still grows, as far as it is certain whatever follows.
+
+    Accept means that every rule is satisfied if the answer ends properly. Only an early mean
+    log-probability is a bet: it must lie below its floor by the rule's slack.
+    """
+    if observation.complete or observation.ended:
+        return judge(rules, observation, request=request, embed=embed, external=external, tier=tier)
+    given = Given(request or RequestFacts(), embed, external or {}, tier)
+    reason = _unreadable(observation, given.request)
+    if reason is not None:
+        return Verdict(False, reason=reason)
+    outcomes = [EARLY.get(type(rule), still_open)(rule, observation, given) for rule in rules]
+    for rule, outcome in zip(rules, outcomes, strict=True):
+        if outcome not in (OK, OPEN):
+            return Verdict(False, rule_name(rule), outcome)
+    if OPEN in outcomes:
+        return Verdict(False, reason=OPEN, decided=False)
+    return Verdict(True)
+
+
+def wants_logprobs(rules: Sequence[Rule]) -> bool:
+    """Whether the upstream must be asked for log-probabilities."""
+    scorers = [rule.scorer for rule in rules if isinstance(rule, Score) and rule.scorer is not None]
+    return any(isinstance(rule, Logprob) for rule in rules) or any(scorer.wants_logprobs for scorer in scorers)
+
+
+def needs_whole_answer(rules: Sequence[Rule]) -> list[str]:
+    """The names of the rules that say nothing of a part of an answer."""
+    return [rule_name(rule) for rule in rules if type(rule) not in EARLY]
+
+
+def _unreadable(observation: Observation, request: RequestFacts) -> str | None:
+    """Why no client could read this, whatever the rules."""
+    if observation.error is not None:
+        return "upstream_error"
+    if observation.malformed is not None:
+        return "malformed"
+    if observation.mislabelled:
+        return "wrong_type"
+    if request.stream is None or observation.framing is None:
+        return None
+    return None if request.stream == (observation.framing == "sse") else "wrong_framing"

@@ -1,0 +1,1 @@
+"""What became of each request and what it cost: Envoy's log -> outcomes -> ledger -> report."""

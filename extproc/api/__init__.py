@@ -1,0 +1,1 @@
+"""What clients and upstreams say, in four APIs."""

@@ -1,0 +1,226 @@
+"""What an upstream answered: one `Observation` for four API shapes, JSON or SSE, cut at any byte.
+
+`AnswerReader` is the one mutable object of an exchange's answer. What it reports depends on the
+bytes so far and never on how they were cut, and it never invents an ending.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from extproc.api.request import Api
+from extproc.api.shapes import (
+    READ,
+    Answer,
+    ToolCall,
+    Usage,
+    error_word,
+    is_error,
+    usage_of,
+    worst_finish,
+)
+from extproc.api.sse import BOM, EventStream, MalformedAnswer
+
+__all__ = ["AnswerReader", "Framing", "Observation", "ToolCall", "Usage"]
+
+Framing = Literal["json", "sse"]
+
+# One frame, or one JSON answer. A `response.completed` event repeats the whole answer with its
+# logprobs (about 3 KB a token at top_logprobs 20), so this is generous.
+MAX_FRAME_BYTES = 8 << 20
+# All that we keep of a stream: text, tool arguments, and a flat charge per item.
+MAX_KEPT_CHARS = 16 << 20
+# White space that a server may send ahead of an answer to keep the connection alive.
+MAX_BLANK_BYTES = 4096
+
+_JSON_TYPES = ("application/json", "text/json")
+_FIELDS = (b"data", b"event", b"id", b"retry", b":")
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """An answer as far as it was read: of choice 0, except where all choices are named."""
+
+    text: str = ""  # visible text only
+    refusal: str | None = None  # the text of a refusal field, or "content_filter"
+    finish: str | None = None  # stop, length, tool_calls, content_filter or raw; the worst choice's
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[float, ...] = ()  # of each generated token, within [LEAST_LOGPROB, 0]
+    reasoning_chars: int = 0
+    usage: Usage | None = None
+    model: str | None = None
+    n_choices: int = 0  # all choices seen
+    framing: Framing | None = None  # None: not told yet
+    mislabelled: bool = False  # the content-type contradicts the body: clients cannot read it
+    frames: int = 0  # events dispatched; 1 for a JSON answer
+    complete: bool = False  # the protocol's own ending was seen, for all choices
+    ended: bool = False  # the bytes have ended, however
+    error: str | None = None  # the upstream's machine word for an error inside a 200, no prose
+    malformed: str | None = None  # why nothing more could be read
+
+    @property
+    def mean_logprob(self) -> float | None:
+        """The mean token log-probability; None when the upstream sent none."""
+        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
+
+
+def _sniff(head: bytes, content_type: str, whole: bool) -> Framing | None:
+    """Tell JSON from SSE by the first bytes; None while too few have come."""
+    start = head.removeprefix(BOM).lstrip(b" \t\r\n")
+    if len(head) - len(start) > MAX_BLANK_BYTES:
+        raise MalformedAnswer("blank")
+    if start[:1] in (b"{", b"["):
+        return "json"
+    if len(start) < 6 and not whole:
+        return None
+    if not start:
+        raise MalformedAnswer("empty")
+    if start.startswith((b"\x1f\x8b", b"\x28\xb5")):  # gzip, zstd
+        raise MalformedAnswer("compressed")
+    if start.startswith(b"<"):
+        raise MalformedAnswer("html")
+    if content_type == "text/event-stream" or start.startswith(_FIELDS):
+        return "sse"
+    raise MalformedAnswer("not json")
+
+
+class AnswerReader:
+    """Reads one answer as it comes; `observation()` may be asked at any time."""
+
+    def __init__(
+        self,
+        api: Api,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        *,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+        max_kept_chars: int = MAX_KEPT_CHARS,
+    ) -> None:
+        self.frames = 0
+        self._read = READ[api]
+        self._api = api
+        self._type = (content_type or "").partition(";")[0].strip().lower()
+        self._max = max_frame_bytes
+        self._answer = Answer(max_kept_chars)
+        self._events = EventStream(max_frame_bytes)
+        self._body = bytearray()  # the whole JSON, or what came before the framing was told
+        self._framing: Framing | None = None
+        self._ended = False
+        self._malformed: str | None = None
+        if (content_encoding or "").strip().lower() not in ("", "identity"):
+            self._malformed = "compressed"
+
+    @property
+    def text_chars(self) -> int:
+        """Characters of answer text so far, at no cost."""
+        return self._answer.text_chars
+
+    def feed(self, piece: bytes) -> None:
+        """Take the next bytes; what follows the ending, or what made it malformed, is ignored."""
+        if not self._ended:
+            self._guarded(piece)
+
+    def finish(self) -> None:
+        """The bytes have ended, however they did."""
+        if not self._ended:
+            self._guarded(None)
+            self._ended = True
+
+    def _guarded(self, piece: bytes | None) -> None:
+        if self._malformed is not None or self._answer.done:
+            return
+        try:
+            self._end() if piece is None else self._advance(piece)
+        except MalformedAnswer as error:
+            self._malformed = str(error)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            self._malformed = "not json"
+        if self._malformed is not None:
+            self._body.clear()
+
+    def _advance(self, piece: bytes) -> None:
+        if self._framing is None:
+            self._body += piece
+            self._open(whole=False)
+        elif self._framing == "sse":
+            self._take_events(piece)
+        else:
+            self._body += piece
+        if self._framing == "json" and len(self._body) > self._max:
+            raise MalformedAnswer("frame too large")
+
+    def _open(self, whole: bool) -> None:
+        self._framing = _sniff(bytes(self._body), self._type, whole)
+        if self._framing == "sse":
+            held = bytes(self._body)
+            self._body.clear()
+            self._take_events(held)
+
+    def _take_events(self, piece: bytes) -> None:
+        for event, data in self._events.feed(piece):
+            if self._answer.done:
+                return
+            self.frames += 1
+            if data.strip() == b"[DONE]":
+                self._answer.done = self._api not in ("messages", "responses")
+            elif data:
+                self._take(event, data)
+
+    def _end(self) -> None:
+        if self._framing is None:
+            self._open(whole=True)
+        if self._framing == "json":
+            self.frames, self._answer.whole = 1, True
+            self._take("", bytes(self._body).removeprefix(BOM))
+            if not self._answer.finishes and self._answer.error is None:
+                raise MalformedAnswer("unknown shape")
+            self._answer.done = self._answer.error is None
+            self._body.clear()
+
+    def _take(self, event: str, data: bytes) -> None:
+        frame = msgspec.json.decode(data)
+        if not isinstance(frame, dict):
+            raise MalformedAnswer("unknown shape")
+        if event and "type" not in frame:
+            frame["type"] = event  # Anthropic and responses name the event in both places
+        if is_error(event, frame):
+            self._answer.error = error_word(frame)
+        else:
+            self._read(self._answer, frame)
+
+    def observation(self) -> Observation:
+        """What was read so far. Costs the text so far: ask when there is something to decide."""
+        answer = self._answer
+        finish = worst_finish(answer.finishes)
+        told = bool(answer.finishes) and (answer.whole or None not in answer.finishes.values())
+        filtered = "content_filter" if "content_filter" in answer.finishes.values() else None
+        answer.text = ["".join(answer.text)]
+        empty = "{}" if self._api == "messages" else ""  # its streams send nothing for no input
+        return Observation(
+            text=answer.text[0],
+            refusal="".join(answer.refusal) or filtered,
+            finish=finish,
+            tool_calls=tuple(
+                ToolCall("".join(names), "".join(pieces) or empty)
+                for _, (names, pieces) in sorted(answer.tools.items())
+            ),
+            logprobs=tuple(answer.logprobs),
+            reasoning_chars=answer.reasoning_chars,
+            usage=usage_of(answer.counts),
+            model=answer.model,
+            n_choices=len(answer.finishes),
+            framing=self._framing,
+            mislabelled=_contradicts(self._type, self._framing),
+            frames=self.frames,
+            complete=answer.done and told and answer.error is None and self._malformed is None,
+            ended=self._ended,
+            error=answer.error,
+            malformed=self._malformed,
+        )
+
+
+def _contradicts(content_type: str, framing: Framing | None) -> bool:
+    if not content_type or framing is None:
+        return False
+    if framing == "sse":
+        return content_type != "text/event-stream"
+    return not (content_type in _JSON_TYPES or content_type.endswith("+json"))

@@ -1,0 +1,1 @@
+"""YAML -> a snapshot: load, check, compile, reload."""

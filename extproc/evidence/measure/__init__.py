@@ -1,0 +1,1 @@
+"""What a configuration does to traffic, beside its controls."""

@@ -1,0 +1,189 @@
+"""Two configurations on the same traffic: what flips, what it does to quality and cost, whether it regresses."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+import numpy as np
+from scipy import stats
+
+from extproc.evidence.execution import Execution, landed, landing
+from extproc.evidence.measure.evaluation import NO_COHORT, OUT_OF_SCOPE
+from extproc.evidence.measure.metrics import Estimate, Floats, Places, resamples, spread
+
+ROUTING, QUALITY, COST = "routed right", "quality", "cost"
+ALL = "all"
+# A gate cries wolf in at most this share of comparisons where nothing changed for the worse.
+_FALSE_ALARMS = 0.05
+# Random signs that a p-value rests on; what is rarer than one in so many is bounded instead.
+_FLIPS = 20_000
+_CHUNK = 500
+
+
+class Cell(msgspec.Struct, frozen=True):
+    """One measure of one group, on the rows where both configurations have it."""
+
+    group: str
+    measure: str
+    rows: int
+    old: float
+    new: float
+    change: Estimate  # new less old; of cost, as a share of old
+    differing: int  # rows that differ
+    chance: float  # of so much worse by mere chance (one-sided, sign-flip test)
+
+
+class Flip(msgspec.Struct, frozen=True):
+    """A row that is decided otherwise."""
+
+    line: int
+    group: str
+    old: str
+    new: str
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """Everything that `extproc diff` shows."""
+
+    rows: int
+    groups: dict[str, int]  # rows, most first
+    cells: list[Cell]
+    flips: list[Flip]
+    estimated: bool  # no outcome was recorded: costs are of the input alone
+    unrecorded: int = 0  # rows whose outcome is known as they were served, and not as they would be now
+
+
+def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
+    """Compare two executions of one file; the rows that both used count. Same seed, same comparison."""
+    places = [{row.line: i for i, row in enumerate(run.rows)} for run in (old, new)]
+    lines = [line for line in places[0] if line in places[1]]
+    pairs = [(places[0][line], places[1][line]) for line in lines]
+    groups = [_group(old, new, i) for i, _ in pairs]
+    flips = []
+    for line, group, (i, j) in zip(lines, groups, pairs, strict=True):
+        was, now = landing(old.routed[i]), landing(new.routed[j])
+        if was != now:
+            flips.append(Flip(line, group, was, now))
+    priced = any(s is not None for s in (*old.served, *new.served))
+    measures: dict[str, _Measure] = {
+        ROUTING: _routed_right,
+        QUALITY: _quality,
+        COST: _cost if priced else _input_cost,
+    }
+    columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
+    conversation = old.conversations()[[i for i, _ in pairs]]
+    counts = Counter(groups)
+    cells = []
+    for name in [ALL, *dict(counts.most_common())]:
+        inside = np.array([name in (ALL, group) for group in groups], dtype=bool)
+        for measure, (a, b) in columns.items():
+            known = inside & ~np.isnan(a) & ~np.isnan(b)
+            if known.any():
+                cells.append(_cell(name, measure, a[known], b[known], conversation[known], seed))
+    lost = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
+    return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, lost)
+
+
+def _group(old: Execution, new: Execution, i: int) -> str:
+    """The label, if either knows such a cohort; without a label, where the row landed before."""
+    intent = old.known[i].intent
+    if intent is msgspec.UNSET:
+        return landed(old.routed[i]) or NO_COHORT
+    known = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
+    return intent if isinstance(intent, str) and intent in known else OUT_OF_SCOPE
+
+
+# The measure of a row of an execution, or None; the group is the row's.
+_Measure = Callable[[Execution, int, str], float | None]
+
+
+def _both(
+    old: Execution, new: Execution, pairs: Sequence[tuple[int, int]], groups: Sequence[str], measure: _Measure
+) -> tuple[Floats, Floats]:
+    values = [(measure(old, i, g), measure(new, j, g)) for (i, j), g in zip(pairs, groups, strict=True)]
+    table = np.array(values, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
+    return table[:, 0], table[:, 1]
+
+
+def _routed_right(run: Execution, i: int, group: str) -> float | None:
+    """In scope: trusted to be in the label's cohort. Out of scope: trusted to be in none."""
+    if run.known[i].intent is msgspec.UNSET:
+        return None
+    return float(landed(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
+
+
+def _quality(run: Execution, i: int, _: str) -> float | None:
+    served = run.served[i]
+    return served.quality if served is not None else None
+
+
+def _cost(run: Execution, i: int, _: str) -> float | None:
+    served = run.served[i]
+    return served.cost if served is not None else None
+
+
+def _input_cost(run: Execution, i: int, _: str) -> float | None:
+    signals = run.routed[i].signals
+    return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
+
+
+def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: Places, seed: int) -> Cell:
+    relative = measure == COST and bool(old.any() or new.any())  # to pay for what was free is a rise without end
+    gained, base = new - old, old if relative else np.ones(len(old))
+    every = resamples(len(old), seed, together=conversation)
+    tops, bottoms = np.concatenate([w @ np.stack([gained, base], axis=1) for w in every]).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = spread(float(gained.sum() / base.sum()), tops / bottoms, len(old))
+    worse = gained if measure == COST else -gained
+    chance = sign_flip(np.bincount(conversation, worse).astype(np.float64), seed)
+    differing = int((new != old).sum())
+    return Cell(group, measure, len(old), float(old.mean()), float(new.mean()), change, differing, chance)
+
+
+def sign_flip(worse: Floats, seed: int) -> float:
+    """The chance of a sum as large as that of `worse`, if each difference were as likely for the better.
+
+    A paired randomisation test: it holds for any distribution of the differences that is symmetric about 0. Of
+    differences of one size, as of right and wrong, it is the sign test, and exact. What none of many random signs
+    reaches is as rare as Hoeffding's bound (1963) says: hundreds of cohorts share the gate's false alarms.
+    """
+    differing = worse[worse != 0]
+    if not len(differing):
+        return 1.0
+    if np.ptp(np.abs(differing)) == 0:
+        return float(stats.binom.sf((differing > 0).sum() - 1, len(differing), 0.5))
+    total, reached, rng = float(differing.sum()), 0, np.random.default_rng(seed)
+    for _ in range(_FLIPS // _CHUNK):
+        signs = rng.integers(0, 2, (_CHUNK, len(differing))) * 2 - 1
+        reached += int((signs @ differing >= total - 1e-12).sum())
+    if not reached:
+        return min(1 / (_FLIPS + 1), math.exp(-(total**2) / (2 * float(differing @ differing))))
+    return (reached + 1) / (_FLIPS + 1)
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """What the gate says of one cell."""
+
+    cell: Cell
+    regressed: bool
+    unclear: bool  # worse than allowed, but not beyond chance
+
+
+def gate(found: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[Ruling]:
+    """Every cell that is worse than allowed. It regresses if chance does not explain that.
+
+    Each cell in which anything differs is a test; they share the false alarms (Bonferroni), so that a comparison
+    in which nothing changed for the worse fails at most one time in twenty, however many cohorts there are.
+    """
+    tests = sum(cell.differing > 0 for cell in found.cells)
+    rulings = []
+    for cell in found.cells:
+        rise = cell.change.value if cell.measure == COST else -cell.change.value
+        if rise > (max_cost_rise if cell.measure == COST else max_quality_drop):
+            regressed = cell.chance <= _FALSE_ALARMS / tests
+            rulings.append(Ruling(cell, regressed, not regressed))
+    return rulings

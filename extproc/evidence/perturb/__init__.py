@@ -1,0 +1,1 @@
+"""What flips when a prompt is written differently."""

@@ -1,0 +1,1 @@
+"""One request -> one decision, and what it changes in the request."""

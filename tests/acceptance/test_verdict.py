@@ -1,0 +1,460 @@
+"""Judging an answer: what each rule accepts, rejects, and can already tell of a part."""
+
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
+from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
+from extproc.acceptance.verdict import RequestFacts, Verdict, compile_rules, judge, judge_early, wants_logprobs
+from extproc.api.answer import Observation, ToolCall
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+FACTS = RequestFacts(
+    json_schema=PERSON,
+    tools={"get": {"type": "object", "required": ["a"]}, "now": None},
+    context="The invoice is numbered 4711. It is due in May. Oslo is the capital of Norway.",
+)
+OK = Verdict(True)
+UNDECIDED = Verdict(False, reason="undecided", decided=False)
+
+
+def answer(text: str = "Fine.", **more: Any) -> Observation:
+    facts = {"finish": "stop", "complete": True, "ended": True, "n_choices": 1, "framing": "json"}
+    return Observation(text=text, **{**facts, **more})
+
+
+def part(text: str = "", **more: Any) -> Observation:
+    return Observation(text=text, framing="sse", **more)
+
+
+def calls(*pairs: tuple[str, str]) -> tuple[ToolCall, ...]:
+    return tuple(ToolCall(*pair) for pair in pairs)
+
+
+def embed(texts: list[str]) -> Any:
+    """Unit vectors of word counts: similar texts share words."""
+    words = sorted({word.strip(".").lower() for text in texts for word in text.split()})
+    rows = [[text.lower().replace(".", "").split().count(word) for word in words] for text in texts]
+    vectors = np.array(rows, dtype=np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+REFUSED = "I'm sorry, but I can't help with that request. Please ask me about something else."
+LONG = "The capital of Norway is Oslo, and this answer goes on. " * 5
+
+# rule, answer, reason; None: accepted.
+JUDGED: list[tuple[Any, Observation, str | None]] = [
+    ("complete", answer(), None),
+    ("complete", answer(finish="tool_calls"), None),
+    ("complete", answer(finish="length"), "cut"),
+    ("complete", answer(finish="content_filter"), "filtered"),
+    ("complete", answer(finish="abort"), "incomplete"),
+    ("complete", answer(finish=None), "incomplete"),
+    ("complete", answer(n_choices=0), "incomplete"),
+    ("non_empty", answer(), None),
+    ("non_empty", answer("", tool_calls=calls(("now", "{}"))), None),
+    ("non_empty", answer(" \n\u00a0"), "empty"),
+    ({"min_chars": 3}, answer(" abc "), None),
+    ({"min_chars": 3}, answer(" ab "), "too_short"),
+    ({"min_chars": 3}, answer("", tool_calls=calls(("now", "{}"))), None),
+    ({"max_chars": 3}, answer(" abc "), None),
+    ({"max_chars": 3}, answer("abcd"), "too_long"),
+    ("json", answer(' {"a": [1]}\n'), None),
+    ("json", answer("[]"), None),
+    ("json", answer("42"), "not_json"),
+    ("json", answer('```json\n{"a": 1}\n```'), "not_json"),
+    ("json", answer('{"a": NaN}'), "not_json"),
+    ("json", answer('{"a": 1'), "not_json"),
+    ("json", answer("[" * 100_000), "not_json"),
+    ("json", answer("\u00a0{}"), "not_json"),
+    ("json_schema", answer('{"name": "Ada", "age": 36}'), None),
+    ("json_schema", answer('{"name": "Ada", "age": -1}'), "schema"),
+    ("json_schema", answer('{"name": "Ada", "job": 1}'), "schema"),
+    ("json_schema", answer("Ada"), "not_json"),
+    ({"json_schema": {"type": "string"}}, answer('"x"'), None),
+    ({"json_schema": {"type": "string"}}, answer("1"), "schema"),
+    ("tool_calls", answer(), None),
+    ("tool_calls", answer("", tool_calls=calls(("get", '{"a": 1}'), ("now", ""))), None),
+    ("tool_calls", answer("", tool_calls=calls(("fetch", "{}"))), "unknown_tool"),
+    ("tool_calls", answer("", tool_calls=calls(("get", "{}"))), "tool_arguments"),
+    ("tool_calls", answer("", tool_calls=calls(("get", '{"a": 1'))), "tool_arguments"),
+    ("tool_calls", answer("", tool_calls=calls(("get", "[1]"))), "tool_arguments"),
+    ({"regex": "^[A-E]$"}, answer(" B\n"), None),
+    ({"regex": "^[A-E]$"}, answer("B, because"), "regex"),
+    ("no_refusal", answer(), None),
+    ("no_refusal", answer(REFUSED), "refusal"),
+    ("no_refusal", answer("", refusal="No."), "refusal"),
+    ({"logprob": {"min": -0.8}}, answer(logprobs=(-0.5, -1.0)), None),
+    ({"logprob": -0.8}, answer(logprobs=(-0.5, -1.5)), "low_logprob"),
+    ({"logprob": {"min": -0.8, "first": 1}}, answer(logprobs=(-0.5, -9.0)), None),
+    ({"grounded": 0.5}, answer("The invoice is numbered 4711."), None),
+    ({"grounded": {"min": 0.6}}, answer("It is due in May. Bananas grow fast."), "ungrounded"),
+    ({"judge": "other"}, answer(), None),
+    ({"agree": "other"}, answer(), "agree"),
+]
+
+
+@pytest.mark.parametrize(("item", "seen", "reason"), JUDGED)
+def test_each_rule_accepts_and_rejects(item: Any, seen: Observation, reason: str | None) -> None:
+    """A rule rejects with its name and one machine word."""
+    rules = compile_rules([item])
+    name = item if isinstance(item, str) else next(iter(item))
+    verdict = judge(rules, seen, request=FACTS, embed=embed, external=EXTERNAL)
+    assert verdict == (OK if reason is None else Verdict(False, name, reason))
+
+
+EXTERNAL = {"judge": True, "agree": False}
+
+# rule, part of an answer, reason; None: undecided; "ok": accepted.
+EARLY: list[tuple[Any, Observation, str | None]] = [
+    ("complete", part("a"), None),
+    ("complete", part("a", finish="length"), "cut"),
+    ("non_empty", part(" "), None),
+    ("non_empty", part("a"), "ok"),
+    ({"min_chars": 3}, part("ab"), None),
+    ({"min_chars": 3}, part("abc"), "ok"),
+    ({"min_chars": 3}, part("", tool_calls=calls(("now", ""))), None),
+    ({"max_chars": 3}, part("abc"), None),
+    ({"max_chars": 3}, part("abcd"), "too_long"),
+    ("json", part(" "), None),
+    ("json", part(' {"a'), None),
+    ("json", part("Sure"), "not_json"),
+    ("json", part("```json\n{"), "not_json"),
+    ("json_schema", part('{"na'), None),
+    ("json_schema", part("["), "schema"),
+    ("json_schema", part("Here"), "not_json"),
+    ({"json_schema": {"enum": [1]}}, part("1"), None),
+    ("tool_calls", part("a"), None),
+    ("tool_calls", part(tool_calls=calls(("ge", ""))), None),
+    ("tool_calls", part(tool_calls=calls(("fetch", ""))), "unknown_tool"),
+    ("tool_calls", part(tool_calls=calls(("get", '{"a'))), None),
+    ("tool_calls", part(tool_calls=calls(("get", "a"))), "tool_arguments"),
+    ({"regex": "^[A-E]$"}, part("no"), None),
+    ("no_refusal", part("I can't help"), None),
+    ("no_refusal", part(REFUSED), "refusal"),
+    ("no_refusal", part("", refusal="No"), "refusal"),
+    ("no_refusal", part(LONG), "ok"),
+    ({"logprob": -0.8}, part(logprobs=(-9.0,) * 15), None),
+    ({"logprob": -0.8}, part(logprobs=(-1.2,) * 16), None),
+    ({"logprob": -0.8}, part(logprobs=(-1.4,) * 16), "low_logprob"),
+    ({"logprob": {"min": -0.8, "first": 4}}, part(logprobs=(-0.5,) * 3), None),
+    ({"logprob": {"min": -0.8, "first": 4}}, part(logprobs=(-0.5,) * 5), "ok"),
+    ({"logprob": {"min": -0.8, "first": 4}}, part(logprobs=(-0.9,) * 4), "low_logprob"),
+    ({"grounded": 0.5}, part("Bananas grow."), None),
+    ({"judge": "other"}, part("a"), "ok"),
+    ({"agree": "other"}, part("a"), "agree"),
+]
+
+
+@pytest.mark.parametrize(("item", "seen", "reason"), EARLY)
+def test_each_rule_tells_early_only_what_is_certain(item: Any, seen: Observation, reason: str | None) -> None:
+    """A part is rejected, accepted or left undecided, never guessed."""
+    rules = compile_rules([item])
+    name = item if isinstance(item, str) else next(iter(item))
+    rejected = Verdict(False, name, reason or "")
+    expected = {None: UNDECIDED, "ok": OK}.get(reason, rejected)
+    assert judge_early(rules, seen, request=FACTS, embed=embed, external=EXTERNAL) == expected
+
+
+@pytest.mark.parametrize(("item", "seen", "reason"), JUDGED)
+def test_an_early_verdict_is_the_last_one(item: Any, seen: Observation, reason: str | None) -> None:
+    """What is decided of any prefix of the text holds for the whole, for every rule."""
+    rules = compile_rules([item])
+    final = judge(rules, seen, request=FACTS, embed=embed, external=EXTERNAL)
+    for end in range(min(len(seen.text), 300)):
+        so_far = part(seen.text[:end])
+        early = judge_early(rules, so_far, request=FACTS, external=EXTERNAL)
+        assert not early.decided or early.accept == final.accept, end
+
+
+def test_the_first_rejection_wins() -> None:
+    """Rules are tried in order, and an answer that passes them all is accepted."""
+    spec = ["complete", {"min_chars": 10}, "json"]
+    assert judge(compile_rules(spec), answer("short")) == Verdict(False, "min_chars", "too_short")
+    assert judge(compile_rules(spec[::-1]), answer("short")) == Verdict(False, "json", "not_json")
+    assert judge(compile_rules(spec), answer('{"name": "Ada"}')) == OK
+
+
+@pytest.mark.parametrize(
+    ("seen", "stream", "reason"),
+    [
+        (answer(malformed="html"), None, "malformed"),
+        (answer(error="overloaded", malformed="not json"), None, "upstream_error"),
+        (answer(complete=False), None, "incomplete"),
+        (answer(mislabelled=True), None, "wrong_type"),
+        (answer(framing="json"), True, "wrong_framing"),
+        (answer(framing="sse"), False, "wrong_framing"),
+        (answer(framing="sse"), True, None),
+    ],
+)
+def test_what_a_client_cannot_read_is_rejected_without_any_rule(
+    seen: Observation, stream: bool | None, reason: str | None
+) -> None:
+    """No list of rules, however short, accepts an unreadable or unfinished answer."""
+    facts = RequestFacts(stream=stream)
+    expected = OK if reason is None else Verdict(False, reason=reason)
+    assert judge((), seen, request=facts) == expected
+    assert judge_early((), seen, request=facts) == expected
+
+
+def test_a_part_that_ended_is_judged_as_it_is() -> None:
+    """A stream that ends unfinished is incomplete, not undecided."""
+    rules = compile_rules(["complete"])
+    assert judge_early(rules, part("a", ended=True)) == Verdict(False, reason="incomplete")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("json_schema", {}),
+        ("logprob", {"min": -0.8}),
+        ("grounded", {"min": 0.5}),
+        ("judge", {"by": "other"}),
+    ],
+)
+def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) -> None:
+    """Accepted and named by default, rejected where the operator says so."""
+    verdict = judge(compile_rules([{name: options}]), answer("[]"))
+    assert verdict == Verdict(True, unavailable=(name,))
+    strict = compile_rules([{name: {**options, "on_unavailable": "reject"}}])
+    assert judge(strict, answer("[]")) == Verdict(False, name, "unavailable")
+
+
+def test_a_tool_call_may_be_required_and_choices_counted() -> None:
+    """`tool_choice: required` and `n` are held to the answer."""
+    required = RequestFacts(tool_required=True, choices=2)
+    verdict = judge(compile_rules(["tool_calls"]), answer(), request=required)
+    assert verdict == Verdict(False, "tool_calls", "no_tool_call")
+    verdict = judge(compile_rules(["complete"]), answer(), request=required)
+    assert verdict == Verdict(False, "complete", "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("json", "must be a list"),
+        ([{"json": None, "complete": None}], r"accept\[0\]: a rule is a name"),
+        ([3], r"accept\[0\]: a rule is a name"),
+        (["complete", "no_refusals"], r"accept\[1\].*did you mean 'no_refusal'"),
+        (["qqqqqq"], "rules are complete, non_empty"),
+        (["min_chars"], "missing required field `chars`; write {min_chars: 20}"),
+        ([{"min_chars": "many"}], "Expected `int`"),
+        ([{"min_chars": 0}], ">= 1"),
+        ([{"logprob": {"min": 0.5}}], "<= 0"),
+        ([{"logprob": float("nan")}], "write {logprob"),
+        ([{"grounded": {"mn": 0.5}}], "unknown field `mn`"),
+        ([{"grounded": {"min": 0.5, "on_unavailable": "maybe"}}], "on_unavailable"),
+        ([{"judge": {"by": "other", "on_unavailable": "maybe"}}], "on_unavailable"),
+        ([{"complete": True}], "Expected `object`"),
+        ([{"regex": "(?=a)"}], "no look-around"),
+        ([{"json_schema": {"type": "objekt"}}], "'type' cannot be 'objekt'"),
+        ([{"json_schema": "reqest"}], "a schema must be an object"),
+        (["json", "json"], "stands twice"),
+        ([{"min_chars": 9}, {"max_chars": 8}], "no answer can pass"),
+    ],
+)
+def test_a_bad_spec_says_where_and_what_to_write(spec: Any, message: str) -> None:
+    """The operator is told the place, the fault and the remedy."""
+    with pytest.raises(ValueError, match=message):
+        compile_rules(spec)
+
+
+def test_rules_say_what_they_need() -> None:
+    """Log-probabilities are asked for only when a rule reads them."""
+    assert wants_logprobs(compile_rules([{"logprob": -1}]))
+    assert not wants_logprobs(compile_rules(["complete", {"judge": "other"}]))
+    assert compile_rules([]) == ()
+
+
+REFUSALS = [
+    "I can\u2019t help with that.",
+    "I cannot assist with this request.",
+    "  **I'm sorry, but I can't help with that.** Anything else?",
+    "Sorry, I can't do that.",
+    "I'm sorry.",
+    "I apologize, but I am unable to provide information about that topic.",
+    "Unfortunately, I cannot provide medical advice.",
+    "As an AI language model, I can't comply with this request.",
+    "I must respectfully decline.",
+    "I won't be able to help with that.",
+    "I'm not able to provide that information.",
+    "We're sorry, we cannot answer that.",
+    "I'm afraid I can't do that.",
+    "I apologize for the confusion.",
+    "My apologies, but I'm not comfortable writing that.",
+]
+ANSWERS = [
+    "I can't stress enough how important it is to back up your data before you start.",
+    "I can't help but notice that the second loop never ends, which is the bug you see.",
+    "I cannot recommend this book highly enough; it is a delight from start to end.",
+    "Sorry for the long wait! Here is the summary you asked for, in three short points.",
+    "The speaker opens with: I'm sorry, I can't help with that. Then he leaves the room.",
+    'The customer writes "I\'m sorry, but I cannot provide the report" and asks for more time.',
+    "I couldn't open the door, so I sat down on the step and waited for the rain to stop.",
+    "I'm sorry for your loss. Here is a draft of the letter of condolence you asked for.",
+    "Unfortunately, the train was late, which is why the tenant asks for a new appointment.",
+    "You can't divide by zero: the limit does not exist, so the function is undefined there.",
+    "I apologize for the confusion. The correct total is 42, because the tax was counted twice.",
+    "I will not be in the office on Monday. Please call my colleague if it is urgent.",
+    "We cannot attend the meeting on Friday; would Tuesday at ten suit you instead?",
+    "I can't wait to show you this: the answer is B.",
+]
+
+
+@pytest.mark.parametrize("text", REFUSALS)
+def test_refusals_are_known_by_their_opening(text: str) -> None:
+    """Several phrasings, apostrophes and cases; also an apology with nothing after it."""
+    assert refuses(text)
+    assert refuses(text.upper())
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+def test_answers_that_sound_like_refusals_pass(text: str) -> None:
+    """A needless escalation on every such request would cost more than a missed refusal."""
+    assert not refuses(text)
+
+
+@pytest.mark.parametrize("text", [*REFUSALS, *ANSWERS])
+def test_an_opening_is_decided_early_only_when_nothing_can_change_it(text: str) -> None:
+    """At every character, what is sure is what the whole text says."""
+    text = f"{text} {LONG}"
+    for end in range(len(text) + 1):
+        assert not surely_refuses(text[:end]) or refuses(text), end
+        assert not surely_answers(text[:end]) or not refuses(text), end
+
+
+# A schema, a value that meets it, a value that does not.
+SCHEMAS: list[tuple[Any, Any, Any]] = [
+    ({"type": ["string", "null"]}, None, 1),
+    ({"type": "integer"}, 1.0, 1.5),
+    ({"type": "number"}, 1, True),
+    ({"enum": ["a", 1]}, 1.0, "b"),
+    ({"const": {"a": [1]}}, {"a": [1.0]}, {"a": [True]}),
+    ({"properties": {"a": {"type": "null"}}}, {"b": 1}, {"a": 1}),
+    ({"additionalProperties": {"type": "string"}}, {"a": "x"}, {"a": 1}),
+    ({"patternProperties": {"^x": False}, "additionalProperties": True}, {"y": 1}, {"x": 1}),
+    ({"propertyNames": {"maxLength": 1}}, {"a": 1}, {"ab": 1}),
+    ({"dependentRequired": {"a": ["b"]}}, {"b": 1}, {"a": 1}),
+    ({"minProperties": 1, "maxProperties": 1}, {"a": 1}, {}),
+    ({"items": {"type": "string"}, "minItems": 1, "maxItems": 2}, ["a"], ["a", 1]),
+    ({"prefixItems": [{"type": "null"}], "items": False}, [None], [None, 1]),
+    ({"uniqueItems": True}, [1, True, "1"], [1, 1.0]),
+    ({"minLength": 2, "maxLength": 3}, "zoë", "z"),
+    ({"pattern": "^a+$"}, "aa", "ab"),
+    ({"minimum": 1, "maximum": 2}, 2, 3),
+    ({"exclusiveMinimum": 1, "exclusiveMaximum": 2}, 1.5, 1),
+    ({"multipleOf": 0.01}, 19.99, 0.005),
+    ({"allOf": [{"minimum": 1}, {"maximum": 2}]}, 1, 3),
+    ({"anyOf": [{"const": 1}, {"const": 2}]}, 2, 3),
+    ({"oneOf": [{"minimum": 1}, {"maximum": 2}]}, 3, 1.5),
+    ({"not": {"type": "null"}}, 1, None),
+    ({"if": {"type": "string"}, "then": {"minLength": 2}, "else": False}, "ab", 1),
+    (
+        {"$defs": {"t": {"properties": {"next": {"$ref": "#/$defs/t"}}, "required": ["v"]}},
+         "$ref": "#/$defs/t"},
+        {"v": 1, "next": {"v": 2}},
+        {"v": 1, "next": {}},
+    ),
+    ({"title": "T", "$schema": "https://json-schema.org/draft/2020-12/schema", "x": 1}, 1, ...),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("schema", "good", "bad"), SCHEMAS)
+def test_schemas_are_checked_by_the_standard(schema: Any, good: Any, bad: Any) -> None:
+    """Each keyword accepts and rejects as JSON Schema 2020-12 says."""
+    assert schema_fault(schema) is None
+    assert conforms(schema, good)
+    assert bad is ... or not conforms(schema, bad)
+
+
+DEEP: Any = {}
+for _ in range(100_000):
+    DEEP = {"not": DEEP}
+
+DOUBLING: Any = {"$defs": {"d0": {"type": "null"}}, "not": {"$ref": "#/$defs/d40"}}
+for level in range(40):
+    DOUBLING["$defs"][f"d{level + 1}"] = {"oneOf": [{"$ref": f"#/$defs/d{level}"}, {"$ref": f"#/$defs/d{level}"}]}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "https://example.com/schema.json"},
+        {"$ref": "file:///etc/passwd"},
+        {"$ref": "#/nowhere"},
+        {"$ref": "#"},
+        {"allOf": [{"$ref": "#"}]},
+        {"pattern": "(?=a)b"},
+        {"pattern": "(a{1000}){1000}"},
+        {"patternProperties": {"(a)\\1": True}},
+        {"unevaluatedProperties": False},
+        {"properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#", "items": []}}},
+        {"$ref": "#/odd", "odd": {"required": 3}},
+        {"type": 3},
+        {"minLength": -1},
+        {"multipleOf": 0},
+        {"enum": ["x" * 70_000]},
+        {"properties": [1]},
+        DEEP,
+        DOUBLING,
+    ],
+)
+def test_a_hostile_schema_is_unavailable_soon(schema: Any) -> None:
+    """No schema reaches out, loops, or hangs: it cannot be checked, and that is counted."""
+    start = time.perf_counter()
+    facts = RequestFacts(json_schema=schema)
+    verdict = judge(compile_rules(["json_schema"]), answer('{"a": "b"}'), request=facts)
+    assert verdict == Verdict(True, unavailable=("json_schema",))
+    assert time.perf_counter() - start < 2  # without a bound these take hours
+
+
+def test_regex_bombs_run_in_linear_time() -> None:
+    """A pattern that hangs a backtracking engine for hours is over at once."""
+    bomb, text = "^(a+)+$", "a" * 50_000 + "b"
+    start = time.perf_counter()
+    assert judge(compile_rules([{"regex": bomb}]), answer(text)).reason == "regex"
+    nested = {"properties": {"a": {"$schema": "x", "pattern": bomb}}}
+    patterned = {"patternProperties": {bomb: True}, "additionalProperties": False}
+    assert not conforms(nested, {"a": text})
+    assert not conforms(patterned, {text: 1})
+    assert time.perf_counter() - start < 2
+
+
+def test_a_check_is_bounded_by_its_steps() -> None:
+    """A large value against a large schema stops, instead of taking as long as it takes."""
+    branches = {"items": {"anyOf": [{"const": i} for i in range(100)]}}
+    assert conforms(branches, [99] * 100)
+    with pytest.raises(SchemaUnusable, match="too long"):
+        conforms(branches, [99] * MAX_STEPS)
+    assert conforms({"uniqueItems": True}, [[i] for i in range(20_000)])
+
+
+def test_numbers_beyond_a_float_do_not_raise() -> None:
+    """Huge integers are numbers; what cannot be computed with them is unavailable."""
+    huge = msgspec.json.decode(b"1" + b"0" * 200)
+    assert conforms({"type": "integer", "minimum": 1}, huge)
+    facts = RequestFacts(json_schema={"multipleOf": 1e-300})
+    text = str(huge) + "0" * 150
+    assert judge(compile_rules(["json_schema"]), answer(text), request=facts).decided
+
+
+def test_grounding_never_judges_a_cut_text() -> None:
+    """Without context, with too much of it, or with no vectors the rule cannot run."""
+    rules = compile_rules([{"grounded": 0.5}])
+    unavailable = Verdict(True, unavailable=("grounded",))
+    seen = answer("The invoice is due.")
+    assert judge(rules, seen, request=RequestFacts(), embed=embed) == unavailable
+    long = RequestFacts(context="It is due in May. " * 300)
+    assert judge(rules, seen, request=long, embed=embed) == unavailable
+    assert judge(rules, seen, request=FACTS, embed=lambda texts: None) == unavailable
+    broken = lambda texts: np.full((len(texts), 2), np.nan)  # noqa: E731
+    assert judge(rules, seen, request=FACTS, embed=broken) == unavailable

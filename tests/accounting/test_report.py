@@ -1,0 +1,106 @@
+"""What the ledger says, added up: on rows whose sums a person can do."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extproc.accounting.outcome import Cost, Outcome, Rejection
+from extproc.accounting.render import html_of, text_of
+from extproc.accounting.report import Line, read_report, seconds_of
+from extproc.accounting.store import Store
+from extproc.api.answer import Usage
+
+HOUR_S = 3600.0
+CLIMBED = {
+    "attempts": 2, "tier": "large", "usage": Usage(100, 10),
+    "rejections": (Rejection(1, "small", "refusal", Usage(90, 5)),),
+}  # fmt: skip
+ROWS: tuple[tuple[dict[str, Any], Cost], ...] = (
+    ({"judged": True, "usage": Usage(100, 20, 50), "first_byte_s": 1.0}, Cost(0.01, (), 0.10)),
+    ({**CLIMBED, "first_byte_s": 3.0}, Cost(0.05, (0.02,), 0.05)),
+    ({"judged": True, "ending": "degraded", "usage": Usage(10, 2)}, Cost(0.01, (), 0.10)),
+    ({"judged": True, "ending": "human", "status": 422, "usage": Usage(10, 3)}, Cost(0.01, (), None)),
+    ({"ending": "cancelled"}, Cost(None, (), None)),
+    ({"ending": "failed", "status": 503, "attempts": 3}, Cost(None, (), None)),
+    ({"cohort": None, "reason": "fail_open", "tier": "large"}, Cost(None, (), None)),
+    ({"cohort": "code", "reason": "out_of_scope", "tier": "large", "usage": Usage(5, 5)}, Cost(0.03, (), 0.03)),
+)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    path = tmp_path / "ledger.sqlite"
+    plain = {
+        "time": time.time() - 60, "api": "chat", "ending": "accepted", "status": 200, "attempts": 1,
+        "reason": "matched", "cohort": "faq", "tier": "small", "principal": "p",
+    }  # fmt: skip
+    store = Store(path, 30)
+    store.add([(Outcome(**plain | what), cost) for what, cost in ROWS])
+    store.add([(Outcome(**plain | {"time": time.time() - 2 * HOUR_S}), Cost(1.0, (), 1.0))])
+    store.close()
+    return path
+
+
+def test_a_cohorts_line_is_the_sum_of_its_rows(ledger: Path) -> None:
+    """Rejected answers are in tokens and cost; what is unknown is in neither; what is too old is left out."""
+    line, *_ = read_report(ledger, HOUR_S).groups
+    assert line.cost == pytest.approx(0.10) and line.saving == pytest.approx(0.15)
+    assert line.cost_per_accepted == pytest.approx(0.05)
+    line.cost, line.saving, line.cost_per_accepted = 0.10, 0.15, 0.05
+    assert line == Line(
+        name="faq", requests=6, attempts=9, failed_attempts=2, accepted=2, judged=1, degraded=1, human=1, failed=1,
+        cancelled=1, escalated=1, fallback=0, input=310, output=40, cached=50, cost=0.10, cascade_cost=0.02,
+        cost_per_accepted=0.05, saving=0.15, unknown=1, first_byte_s=(2.0, 2.9), escalations={"refusal": 1},
+    )  # fmt: skip
+
+
+def test_fallbacks_are_told_by_reason(ledger: Path) -> None:
+    """Those of ours, and Envoy's own when we were not there."""
+    total = read_report(ledger, HOUR_S).total
+    assert (total.requests, total.fallback) == (8, 2)
+    assert total.fallbacks == {"fail_open": 1, "out_of_scope": 1}
+
+
+def test_a_tier_is_told_what_it_was_paid_itself(ledger: Path) -> None:
+    """The rejected answer of a request that another tier served is among the first tier's tokens."""
+    lines = {line.name: line for line in read_report(ledger, HOUR_S, "tier").groups}
+    assert (lines["small"].input, lines["small"].escalations) == (210, {"refusal": 1})
+    assert (lines["large"].input, lines["large"].escalations) == (105, {})
+    assert lines["small"].cascade_cost == 0.02
+
+
+def test_a_ledger_without_rows_is_a_report_without_lines(tmp_path: Path) -> None:
+    store = Store(tmp_path / "ledger.sqlite", 30)
+    store.open()
+    store.close()
+    report = read_report(tmp_path / "ledger.sqlite", HOUR_S)
+    assert report.groups == []
+    assert (report.total.requests, report.total.cost_per_accepted, report.total.first_byte_s) == (0, None, None)
+    assert "total" in text_of(report)
+
+
+def test_people_read_the_same_numbers(ledger: Path) -> None:
+    """In a terminal and on a page, names of cohorts escaped."""
+    report = read_report(ledger, HOUR_S)
+    text = text_of(report)
+    head, faq = (" ".join(line.split()) for line in text.splitlines()[2:4])
+    assert head == (
+        "cohort requests attempts accepted (judged) degraded failed left escalated fallback first byte s (p95)"
+    )
+    assert faq == "faq 6 9 2 (1) 2 1 1 1 0 2.00 (2.90)"
+    assert "faq escalated: refusal 1\n- fell back: fail_open 1\ncode fell back: out_of_scope 1\n" in text
+    report.groups[0].name = "<faq>"
+    assert "<td>&lt;faq&gt;</td><td>6</td><td>9</td>" in html_of(report)
+
+
+@pytest.mark.parametrize(("span", "seconds"), [("30m", 1800), ("24h", 86400), ("1.5d", 129600)])
+def test_a_span_is_a_number_and_a_unit(span: str, seconds: float) -> None:
+    assert seconds_of(span) == seconds
+
+
+@pytest.mark.parametrize("span", ["", "24", "h", "1w", "-1h", "24h "])
+def test_any_other_span_is_refused_with_a_remedy(span: str) -> None:
+    with pytest.raises(ValueError, match="give a number and m, h or d, as in 24h"):
+        seconds_of(span)

@@ -1,0 +1,383 @@
+"""Reading requests: four API shapes give one `Request`, and what is unreadable says so."""
+
+import json
+from typing import Any
+
+import pytest
+
+from extproc.api.request import MAX_ITEMS, Request, RequestError, Turn, parse_request
+from extproc.routing.signals import Signals, read_signals
+
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+)
+USER = {"role": "user", "content": "Translate this letter into French"}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9_000}}
+
+
+def parsed(path: str, **body: Any) -> Request:
+    request = parse_request(path, json.dumps(body).encode())
+    assert request is not None
+    return request
+
+
+def chat(**more: Any) -> Request:
+    return parsed(CHAT, **{"model": "auto", "messages": [USER], **more})
+
+
+def messages(**more: Any) -> Request:
+    return parsed(MESSAGES, **{"model": "auto", "max_tokens": 4096, "messages": [USER], **more})
+
+
+def test_a_plain_chat_request_is_read_whole():
+    """Everything that routing may use is in the value, and nothing is guessed."""
+    body = b'{"model": "auto", "messages": [{"role": "user", "content": "Fix my loop"}], "stream": true}'
+    assert parse_request(CHAT, body) == Request(
+        api="chat",
+        body=body,
+        model="auto",
+        turns=(Turn("user", ("Fix my loop",)),),
+        needs=frozenset(),
+        media_bytes=0,
+        strict_output=False,
+        stream=True,
+        max_output_tokens=None,
+        cap_field=None,
+        logprobs=False,
+        reasoning=None,
+        reasoning_field=None,
+        thinking_barred=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "path", ["", "/", "/v1/models", "/v1/embeddings", "/v1/chat/completions/", "/v1/messages/count_tokens"]
+)
+def test_other_paths_are_none_of_ours(path):
+    """A path that is no API of ours passes through, whatever its body."""
+    assert parse_request(path, b"not JSON") is None
+
+
+def test_a_query_string_changes_nothing():
+    """Anthropic's clients add ?beta=true to the path."""
+    assert parse_request(f"{MESSAGES}?beta=true", b"{}") == parse_request(MESSAGES, b"{}")
+
+
+# Turns
+
+
+def test_chat_turns_keep_their_roles_and_texts():
+    """String and array content, system and tool messages: a tool's output is nobody's words."""
+    request = chat(
+        messages=[
+            {"role": "system", "content": "Be brief"},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "Look"}, PICTURE, {"type": "text", "text": "here"}],
+            },
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "42 rows"},
+            {"role": "user", "content": ""},
+        ]
+    )
+    assert request.turns == (
+        Turn("system", ("Be brief",)),
+        Turn("user", ("Look", "here")),
+        Turn("assistant"),
+        Turn("tool", tool_result=True),
+        Turn("user"),
+    )
+
+
+def test_completions_turns_are_the_prompts():
+    """A prompt is a string or a list; a list of token numbers has no words."""
+    assert parsed(COMPLETIONS, prompt="Once upon").turns == (Turn("user", ("Once upon",)),)
+    assert parsed(COMPLETIONS, prompt=["One", "Two"]).turns == (Turn("user", ("One",)), Turn("user", ("Two",)))
+    assert parsed(COMPLETIONS, prompt=[15, 27]).turns == ()
+    assert parsed(COMPLETIONS).turns == ()
+
+
+def test_responses_turns_are_instructions_and_input():
+    """The input is a string or a list of items, of which calls and reasoning are no prose."""
+    text = parsed(RESPONSES, instructions="Be brief", input="Add these up")
+    assert text.turns == (Turn("system", ("Be brief",)), Turn("user", ("Add these up",)))
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Add these up"}]},
+        {"type": "reasoning", "summary": []},
+        {"type": "function_call", "name": "sum", "arguments": "{}", "call_id": "1"},
+        {"type": "function_call_output", "call_id": "1", "output": "7"},
+        {"type": "item_reference", "id": "msg_1"},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "It is 7"}]},
+    ]
+    assert parsed(RESPONSES, input=items).turns == (
+        Turn("user", ("Add these up",)),
+        Turn("", (), tool_result=True),
+        Turn("assistant", ("It is 7",)),
+    )
+
+
+def test_anthropic_turns_have_the_system_prompt_first():
+    """A system prompt is a string or parts; tool results are user turns without words of their own."""
+    result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "42 rows"}]}
+    request = messages(
+        system=[{"type": "text", "text": "Be brief", "cache_control": {"type": "ephemeral"}}],
+        messages=[USER, {"role": "user", "content": [result, {"type": "text", "text": "And now?"}]}],
+    )
+    assert request.turns == (
+        Turn("system", ("Be brief",)),
+        Turn("user", (USER["content"],)),
+        Turn("user", ("And now?",), tool_result=True),
+    )
+
+
+# What a tier must be able to do
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "needs"),
+    [
+        (CHAT, {"messages": [USER]}, set()),
+        (CHAT, {"messages": [USER], "tools": []}, set()),
+        (CHAT, {"messages": [USER], "tools": [{"type": "function"}]}, {"tools"}),
+        (CHAT, {"messages": [USER], "functions": [{"name": "f"}]}, {"tools"}),
+        (CHAT, {"messages": [{"role": "user", "content": [PICTURE]}]}, {"vision"}),
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "QUJD"}}]},
+                    {"role": "user", "content": [PICTURE]},
+                ]
+            },
+            {"audio", "vision"},
+        ),
+        (
+            RESPONSES,
+            {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,"}]}]},
+            {"vision"},
+        ),
+        (
+            MESSAGES,
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "base64"}}]}]},
+            {"vision"},
+        ),
+    ],
+)
+def test_needs_are_read_from_what_is_there(path, body, needs):
+    """Tools that are declared and media anywhere in the conversation are what a tier must handle."""
+    assert parsed(path, **body).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}),
+        (CHAT, {"response_format": {"type": "json_object"}}),
+        (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x", "schema": {}}}}),
+        (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": {}}}}),
+        (MESSAGES, {"output_format": {"type": "json_schema", "schema": {}}}),
+    ],
+)
+def test_strict_output_is_seen_in_every_dialect(path, body):
+    """Each API has its own way to ask for JSON."""
+    assert parsed(path, **body).strict_output
+
+
+def test_text_output_is_not_strict():
+    """Asking for text, or for nothing, is not asking for JSON."""
+    assert not chat(response_format={"type": "text"}).strict_output
+    assert not parsed(RESPONSES, text={"format": {"type": "text"}}).strict_output
+    assert not parsed(RESPONSES, text={"verbosity": "low"}).strict_output
+
+
+# What the client chose
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "cap"),
+    [
+        (CHAT, {}, (None, None)),
+        (CHAT, {"max_tokens": None}, (None, None)),
+        (CHAT, {"max_tokens": 5}, (5, "max_tokens")),
+        (CHAT, {"max_completion_tokens": 7}, (7, "max_completion_tokens")),
+        (CHAT, {"max_tokens": 5, "max_completion_tokens": 7}, (7, "max_completion_tokens")),
+        (CHAT, {"max_tokens": 0}, (0, "max_tokens")),
+        (COMPLETIONS, {"max_tokens": 5}, (5, "max_tokens")),
+        (MESSAGES, {"max_tokens": 5}, (5, "max_tokens")),
+        (RESPONSES, {"max_output_tokens": 9}, (9, "max_output_tokens")),
+        (RESPONSES, {"max_tokens": 9}, (None, None)),
+    ],
+)
+def test_the_clients_cap_is_read_from_its_apis_field(path, body, cap):
+    """The cap and the field it stands in."""
+    request = parsed(path, **body)
+    assert (request.max_output_tokens, request.cap_field) == cap
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "choice"),
+    [
+        (CHAT, {}, (None, None)),
+        (CHAT, {"reasoning_effort": None}, (None, None)),
+        (CHAT, {"reasoning_effort": "high"}, (True, "effort")),
+        (CHAT, {"reasoning_effort": "none"}, (False, "effort")),
+        (CHAT, {"reasoning_effort": "minimal"}, (False, "effort")),
+        (RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}}, (True, "effort")),
+        (RESPONSES, {"reasoning": {"effort": "none"}}, (False, "effort")),
+        (RESPONSES, {"reasoning": {"summary": "auto"}}, (None, None)),
+        (RESPONSES, {"reasoning": None}, (None, None)),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 2000}}, (2000, "thinking")),
+        (MESSAGES, {"thinking": {"type": "adaptive"}}, (True, "thinking")),
+        (MESSAGES, {"thinking": {"type": "disabled"}}, (False, "thinking")),
+        (CHAT, {"chat_template_kwargs": {"enable_thinking": False}}, (False, "template.enable_thinking")),
+        (CHAT, {"chat_template_kwargs": {"thinking": True}}, (True, "template.thinking")),
+        (CHAT, {"chat_template_kwargs": {"custom": 1}}, (None, None)),
+        (CHAT, {"chat_template_kwargs": None}, (None, None)),
+    ],
+)
+def test_the_clients_word_on_reasoning_is_read_in_every_dialect(path, body, choice):
+    """Off, on or a budget, and the field that says so; silence is no choice."""
+    request = parsed(path, **body)
+    assert (request.reasoning, request.reasoning_field) == choice
+
+
+@pytest.mark.parametrize(
+    ("body", "barred"),
+    [
+        ({}, False),
+        ({"temperature": 1}, False),
+        ({"temperature": 1.0, "top_p": 0.95}, False),
+        ({"temperature": 0}, True),
+        ({"temperature": 0.7}, True),
+        ({"top_k": 5}, True),
+        ({"top_p": 0.5}, True),
+        ({"tool_choice": {"type": "auto"}}, False),
+        ({"tool_choice": {"type": "any"}}, True),
+        ({"tool_choice": {"type": "tool", "name": "f"}}, True),
+        ({"messages": [USER, {"role": "assistant", "content": "Cher"}]}, True),
+        ({"messages": [USER, {"role": "assistant", "content": "Cher"}, USER]}, False),
+        (
+            {"messages": [USER, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}]}]},
+            True,
+        ),
+    ],
+)
+def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
+    """Sampling changes, a forced tool, a prefill, a tool loop: `thinking` there would be answered 400."""
+    assert messages(**body).thinking_barred is barred
+
+
+# What cannot be read
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"   ",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"hello",
+        b'{"model": "auto"',
+        b'{"model": "auto"} trailing',
+        b'{"model": 5}',
+        b'{"model": "auto", "messages": "hi"}',
+        b'{"model": "auto", "messages": [{"role": "user", "content": {"text": "hi"}}]}',
+        b'{"model": "auto", "messages": ["hi"]}',
+        b'{"model": "auto", "stream": "yes"}',
+        b'{"model": "auto", "max_tokens": "many"}',
+        b'{"model": "auto", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
+        b'{"model": "auto", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"model": "auto", "x": ' + b'{"x":' * 100_000,
+        b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
+        b"\xef\xbb\xbf{}",
+    ],
+    ids=lambda body: body[:40].decode("latin-1"),
+)
+def test_what_is_no_json_of_the_apis_shape_is_refused(body):
+    """One kind of error, whatever is wrong: the client sent something that we cannot read."""
+    with pytest.raises(RequestError):
+        parse_request(CHAT, body)
+
+
+def test_an_error_does_not_repeat_the_body():
+    """Prompts are private: not even a broken one is quoted."""
+    with pytest.raises(RequestError) as caught:
+        parse_request(CHAT, b'{"model": "auto", "messages": [{"role": "user", "content": "zebra crossing}]')
+    assert "zebra" not in str(caught.value)
+
+
+def test_unknown_fields_of_any_shape_are_no_error():
+    """A field that a vendor adds tomorrow passes."""
+    strange = {"metadata": [1, {"a": None}], "service_tier": {"x": 1.5}, "user": 5}
+    message = {**USER, "cache_control": {"type": "ephemeral"}, "name": 5}
+    assert chat(messages=[message], **strange).turns == chat().turns
+
+
+def test_unicode_comes_out_as_the_client_wrote_it():
+    """Escaped or not, in any script."""
+    raw = '{"messages": [{"role": "user", "content": "Grüße, \\u4f60\\u597d \\ud83d\\ude00 😀"}]}'.encode()
+    request = parse_request(CHAT, raw)
+    assert request is not None
+    assert request.turns == (Turn("user", ("Grüße, 你好 😀 😀",)),)
+
+
+# Signals
+
+
+def test_signals_are_the_facts_that_rules_use():
+    """Turns are the user's with words in them; tokens are of the whole body."""
+    request = chat(
+        messages=[
+            USER,
+            {"role": "assistant", "content": "Chère"},
+            {"role": "user", "content": "Now all of it in Italian"},
+        ],
+        tools=[{"type": "function"}],
+        stream=True,
+        response_format={"type": "json_object"},
+    )
+    signals = read_signals(request, 512)
+    assert signals == Signals(
+        ask=signals.ask,
+        tokens=len(request.body) // 4,
+        turns=2,
+        needs=frozenset({"tools"}),
+        strict_output=True,
+        stream=True,
+    )
+    assert (signals.ask.text, signals.ask.source) == ("Now all of it in Italian", "last_user")
+
+
+def test_a_picture_costs_a_thousand_tokens_however_large():
+    """Base64 is no text: what providers charge for a picture is about the same for any."""
+    alone = read_signals(chat(messages=[{"role": "user", "content": [PICTURE]}]), 512).tokens
+    assert 1_000 <= alone <= 1_060
+
+
+def test_text_beyond_ascii_counts_two_bytes_a_token():
+    """Tokenisers give other scripts more tokens a byte."""
+    body = json.dumps({"messages": [{"role": "user", "content": "你好" * 1_000}]}, ensure_ascii=False).encode()
+    request = parse_request(CHAT, body)
+    assert request is not None
+    assert 1_900 <= read_signals(request, 512).tokens <= 2_100
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{}] * (MAX_ITEMS + 1)}),
+        ("/v1/chat/completions", {"messages": [{"content": [{}] * (MAX_ITEMS // 2)}] * 2}),
+        ("/v1/completions", {"prompt": [""] * (MAX_ITEMS + 1)}),
+        ("/v1/responses", {"input": [{}] * (MAX_ITEMS + 1)}),
+        ("/v1/messages", {"system": [{}] * (MAX_ITEMS + 1)}),
+    ],
+)
+def test_more_messages_than_any_conversation_has_are_refused(path, body):
+    """Millions of empty ones fit in a body, and each would cost everybody's time."""
+    with pytest.raises(RequestError, match="more than 20000 messages and parts"):
+        parse_request(path, json.dumps(body).encode())

@@ -1,0 +1,549 @@
+"""Reading an upstream's answer: four APIs, JSON and SSE, cut at any byte, never an invented end."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from extproc.api.answer import AnswerReader, Observation, ToolCall, Usage
+from extproc.api.request import Api
+from extproc.api.sse import EventStream
+
+JSON, SSE = "application/json", "text/event-stream; charset=utf-8"
+
+
+def observe(api: Api, pieces: list[bytes], content_type: str | None, **limits: Any) -> Observation:
+    reader = AnswerReader(api, content_type, **limits)
+    for piece in pieces:
+        reader.feed(piece)
+    reader.finish()
+    return reader.observation()
+
+
+def events(*frames: Any, end: str = "\n", done: bool = True, named: bool = False) -> bytes:
+    lines = []
+    for frame in frames:
+        if named:
+            lines.append(f"event: {frame['type']}{end}")
+        lines.append(f"data: {msgspec.json.encode(frame).decode()}{end}{end}")
+    return ("".join(lines) + (f"data: [DONE]{end}{end}" if done else "")).encode()
+
+
+def chunk(delta: Any = None, finish: str | None = None, index: int = 0, **more: Any) -> Any:
+    choice = {"index": index, "delta": delta or {}, "finish_reason": finish, **more}
+    return {"object": "chat.completion.chunk", "model": "m", "choices": [choice]}
+
+
+def logprobs(*values: float) -> Any:
+    return {"content": [{"token": "t", "logprob": value} for value in values]}
+
+
+def call(index: int, arguments: str, name: str | None = None) -> Any:
+    function = {"arguments": arguments} if name is None else {"name": name, "arguments": arguments}
+    return {"tool_calls": [{"index": index, "function": function}]}
+
+
+CHAT_USAGE = {
+    "prompt_tokens": 9,
+    "completion_tokens": 4,
+    "prompt_tokens_details": {"cached_tokens": 3},
+}
+CHAT_JSON = msgspec.json.encode(
+    {
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Zoë 🙂.", "reasoning_content": "hm"},
+                "logprobs": logprobs(-0.5, -1.5),
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": CHAT_USAGE,
+        "error": None,
+    }
+)
+CHAT_SSE = b": ping\n\n" + events(
+    {"choices": [], "prompt_filter_results": []},
+    chunk({"role": "assistant", "content": ""}),
+    chunk({"reasoning_content": "hm"}),
+    chunk({"content": "Zoë "}, logprobs=logprobs(-0.5)),
+    chunk({"content": [{"type": "text", "text": "🙂."}]}, logprobs=logprobs(-1.5)),
+    chunk(finish="stop"),
+    {"choices": [], "usage": CHAT_USAGE},
+    end="\r\n",
+)
+TOOLS_SSE = events(
+    chunk(call(0, "", "get_weather")),
+    chunk(call(0, '{"city":')),
+    chunk(call(1, "{}", "now")),
+    chunk(call(0, '"Oslo"}')),
+    chunk(finish="tool_calls"),
+    end="\r",
+)
+TOOLS_JSON = msgspec.json.encode(
+    {
+        "model": "m",
+        "choices": [
+            {
+                "message": {
+                    "content": None,
+                    "tool_calls": [
+                        {"function": {"name": "get_weather", "arguments": '{"city":"Oslo"}'}},
+                        {"function": {"name": "now", "arguments": "{}"}},
+                    ],
+                },
+                "finish_reason": "tool_calls",
+            }
+        ],
+    }
+)
+TEXT_JSON = msgspec.json.encode(
+    {
+        "model": "m",
+        "choices": [{"text": "B", "finish_reason": "length", "logprobs": {"token_logprobs": [None, -9999]}}],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 1},
+    }
+)
+TEXT_SSE = events(
+    {
+        "model": "m",
+        "choices": [{"index": 0, "text": "B", "logprobs": {"token_logprobs": [None, -9999]}}],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 0},
+    },
+    {
+        "choices": [{"index": 0, "text": "", "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 2, "completion_tokens": 1},
+    },
+)
+RESPONSE = {
+    "object": "response",
+    "model": "m",
+    "status": "completed",
+    "error": None,
+    "output": [
+        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]},
+        {
+            "type": "message",
+            "content": [{"type": "output_text", "text": "Yes", "logprobs": [{"logprob": -0.5}]}],
+        },
+        {"type": "function_call", "name": "now", "arguments": '{"a":1}'},
+    ],
+    "usage": {
+        "input_tokens": 5,
+        "output_tokens": 2,
+        "input_tokens_details": {"cached_tokens": 1},
+    },
+}
+RESPONSE_SSE = events(
+    {"type": "response.created", "response": {"model": "m", "status": "in_progress"}},
+    {"type": "response.reasoning_summary_text.delta", "delta": "hm"},
+    {
+        "type": "response.output_text.delta",
+        "output_index": 1,
+        "delta": "Ye",
+        "logprobs": [{"logprob": -0.5}],
+    },
+    {"type": "response.output_text.delta", "output_index": 1, "delta": "s"},
+    {
+        "type": "response.output_item.added",
+        "output_index": 2,
+        "item": {"type": "function_call", "name": "now", "arguments": ""},
+    },
+    {"type": "response.function_call_arguments.delta", "output_index": 2, "delta": '{"a"'},
+    {"type": "response.function_call_arguments.delta", "output_index": 2, "delta": ":1}"},
+    {
+        "type": "response.output_item.done",
+        "output_index": 2,
+        "item": {"type": "function_call", "name": "now", "arguments": '{"a":1}'},
+    },
+    {"type": "response.completed", "response": RESPONSE},
+    named=True,
+    done=False,
+)
+MESSAGE_JSON = msgspec.json.encode(
+    {
+        "type": "message",
+        "model": "m",
+        "content": [
+            {"type": "thinking", "thinking": "hm"},
+            {"type": "text", "text": "Yes"},
+            {"type": "tool_use", "name": "now", "input": {}},
+            {"type": "tool_use", "name": "get", "input": {"a": 1}},
+        ],
+        "stop_reason": "tool_use",
+        "usage": {"input_tokens": 4, "cache_read_input_tokens": 6, "output_tokens": 3},
+    }
+)
+MESSAGE_SSE = events(
+    {
+        "type": "message_start",
+        "message": {
+            "model": "m",
+            "content": [],
+            "stop_reason": None,
+            "usage": {"input_tokens": 4, "cache_read_input_tokens": 6, "output_tokens": 1},
+        },
+    },
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking"}},
+    {
+        "type": "content_block_delta",
+        "index": 0,
+        "delta": {"type": "thinking_delta", "thinking": "hm"},
+    },
+    {"type": "ping"},
+    {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": ""}},
+    {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "Yes"}},
+    {
+        "type": "content_block_start",
+        "index": 2,
+        "content_block": {"type": "tool_use", "name": "now", "input": {}},
+    },
+    {
+        "type": "content_block_start",
+        "index": 3,
+        "content_block": {"type": "tool_use", "name": "get", "input": {}},
+    },
+    {
+        "type": "content_block_delta",
+        "index": 3,
+        "delta": {"type": "input_json_delta", "partial_json": '{"a":1}'},
+    },
+    {
+        "type": "message_delta",
+        "delta": {"stop_reason": "tool_use"},
+        "usage": {"output_tokens": 3},
+    },
+    {"type": "message_stop"},
+    named=True,
+    done=False,
+)
+
+CHAT = Observation(
+    text="Zoë 🙂.",
+    finish="stop",
+    logprobs=(-0.5, -1.5),
+    reasoning_chars=2,
+    usage=Usage(9, 4, 3),
+    model="m",
+    n_choices=1,
+    complete=True,
+    ended=True,
+)
+CALLS = (ToolCall("get_weather", '{"city":"Oslo"}'), ToolCall("now", "{}"))
+TOOLS = Observation(tool_calls=CALLS, finish="tool_calls", model="m", n_choices=1, complete=True, ended=True)
+TEXT = Observation(
+    text="B",
+    finish="length",
+    logprobs=(-20.0,),
+    usage=Usage(2, 1),
+    model="m",
+    n_choices=1,
+    complete=True,
+    ended=True,
+)
+RESPONSES = Observation(
+    text="Yes",
+    finish="tool_calls",
+    tool_calls=(ToolCall("now", '{"a":1}'),),
+    logprobs=(-0.5,),
+    reasoning_chars=2,
+    usage=Usage(5, 2, 1),
+    model="m",
+    n_choices=1,
+    complete=True,
+    ended=True,
+)
+MESSAGES = Observation(
+    text="Yes",
+    finish="tool_calls",
+    tool_calls=(ToolCall("now", "{}"), ToolCall("get", '{"a":1}')),
+    reasoning_chars=2,
+    usage=Usage(10, 3, 6),
+    model="m",
+    n_choices=1,
+    complete=True,
+    ended=True,
+)
+
+ANSWERS: dict[str, tuple[Api, str, bytes, Observation]] = {
+    "chat json": ("chat", JSON, CHAT_JSON, CHAT),
+    "chat sse": ("chat", SSE, CHAT_SSE, CHAT),
+    "tools json": ("chat", JSON, TOOLS_JSON, TOOLS),
+    "tools sse": ("chat", SSE, TOOLS_SSE, TOOLS),
+    "completions json": ("completions", JSON, TEXT_JSON, TEXT),
+    "completions sse": ("completions", SSE, TEXT_SSE, TEXT),
+    "responses json": ("responses", JSON, msgspec.json.encode(RESPONSE), RESPONSES),
+    "responses sse": ("responses", SSE, RESPONSE_SSE, RESPONSES),
+    "messages json": ("messages", JSON, MESSAGE_JSON, MESSAGES),
+    "messages sse": ("messages", SSE, MESSAGE_SSE, MESSAGES),
+}
+FAULTS: dict[str, tuple[Api, str, bytes]] = {
+    "cut json": ("chat", JSON, CHAT_JSON[:-2]),
+    "cut sse": ("chat", SSE, CHAT_SSE[:-3]),
+    "error in a stream": ("chat", SSE, events(chunk({"content": "a"}), {"error": {"code": "x"}})),
+    "html": ("chat", SSE, b"\n<html>oops</html>"),
+    "gzip": ("chat", JSON, b"\x1f\x8b\x08\x00abcdefg"),
+    "plain words": ("chat", "text/plain", b"upstream connect error"),
+    "bom": ("chat", SSE, b"\xef\xbb\xbf" + CHAT_SSE),
+    "json where sse was promised": ("chat", SSE, CHAT_JSON),
+    "sse where json was promised": ("chat", JSON, CHAT_SSE),
+    "a frame that is no json": ("chat", SSE, events(chunk({"content": "a"})) + b"data: {oops\n\n"),
+    "blank": ("chat", JSON, b" " * 5000 + b"{}"),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_every_api_reads_the_same_from_json_and_from_a_stream(name: str) -> None:
+    """All that is known of an answer is the same in both framings of all four APIs."""
+    api, content_type, body, expected = ANSWERS[name]
+    seen = observe(api, [body], content_type)
+    framing = "sse" if content_type == SSE else "json"
+    assert seen == msgspec.structs.replace(expected, framing=framing, frames=seen.frames)
+
+
+@pytest.mark.parametrize("name", [*ANSWERS, *FAULTS])
+def test_every_split_reads_the_same(name: str) -> None:
+    """Cut once at any byte, or at every byte, an answer reads the same."""
+    api, content_type, body = (ANSWERS.get(name) or FAULTS[name])[:3]
+    whole = observe(api, [body], content_type)
+    assert observe(api, [body[i : i + 1] for i in range(len(body))], content_type) == whole
+    cuts = range(len(body)) if len(body) < 4096 else range(0, len(body), 97)
+    for cut in cuts:
+        assert observe(api, [body[:cut], b"", body[cut:]], content_type) == whole, cut
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_part_reads_the_same_however_it_came(name: str) -> None:
+    """What is known mid-stream depends on the bytes so far only, and asking changes nothing."""
+    api, content_type, body, _ = ANSWERS[name]
+    slow = AnswerReader(api, content_type)
+    for end in range(len(body)):
+        quick = AnswerReader(api, content_type)
+        quick.feed(body[:end])
+        assert quick.observation() == slow.observation(), end
+        slow.feed(body[end : end + 1])
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_cut_answer_is_never_complete(name: str) -> None:
+    """No proper prefix of an answer counts as ended properly."""
+    api, content_type, body, _ = ANSWERS[name]
+    whole = len(body) - body.endswith(b"\r\n")  # a CR ends a line before its LF has come
+    for end in range(whole):
+        assert not observe(api, [body[:end]], content_type).complete, end
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"", "empty"),
+        (b"  \r\n ", "empty"),
+        (b"<!doctype html>", "html"),
+        (b"\x1f\x8b\x08\x00\x00\x00\x00", "compressed"),
+        (b"null", "not json"),
+        (b"{", "not json"),
+        (b'{"choices": NaN}', "not json"),
+        (b'{"detail": "Not Found"}', "unknown shape"),
+        (b'{"choices": []}', "unknown shape"),
+        (b'{"choices": [{"delta": {"content": "x"}, "finish_reason": "stop"}]}', "unknown shape"),
+        (b'[{"choices": []}]', "unknown shape"),
+        (CHAT_JSON + b"}", "not json"),
+        (b'{"a":' * 100_000, "not json"),
+        (b" " * 5000, "blank"),
+    ],
+)
+def test_what_cannot_be_read_says_why(body: bytes, why: str) -> None:
+    """A body that is no answer is malformed, with a word, and never complete."""
+    seen = observe("chat", [body], JSON)
+    assert (seen.malformed, seen.complete, seen.text) == (why, False, "")
+
+
+def test_a_declared_encoding_is_not_read() -> None:
+    """Brotli has no magic bytes, so the header decides."""
+    reader = AnswerReader("chat", JSON, "br")
+    reader.feed(b"\x0b\x02\x80")
+    assert reader.observation().malformed == "compressed"
+
+
+@pytest.mark.parametrize(
+    ("api", "content_type", "body", "word"),
+    [
+        ("chat", JSON, b'{"error": {"message": "secret", "type": "overloaded"}}', "overloaded"),
+        ("chat", JSON, b'{"error": "secret"}', "error"),
+        ("chat", JSON, b'{"object": "error", "message": "secret", "code": 400}', "error"),
+        ("chat", SSE, b'event: error\ndata: {"message": "secret"}\n\n', "error"),
+        ("chat", SSE, events(chunk({"content": "a"}, "error")), "error"),
+        (
+            "messages",
+            SSE,
+            events({"type": "error", "error": {"type": "overloaded_error"}}, done=False),
+            "overloaded_error",
+        ),
+        (
+            "responses",
+            SSE,
+            events(
+                {
+                    "type": "response.failed",
+                    "response": {"status": "failed", "error": {"code": "server_error"}},
+                }
+            ),
+            "server_error",
+        ),
+    ],
+)
+def test_an_error_inside_a_200_is_told_without_its_prose(
+    api: Api, content_type: str, body: bytes, word: str
+) -> None:
+    """The machine word of an error is kept; its message may quote the prompt and is not."""
+    seen = observe(api, [body], content_type)
+    assert (seen.error, seen.complete) == (word, False)
+
+
+def test_the_ending_must_be_the_protocols_own() -> None:
+    """A finish reason without [DONE], or [DONE] without a finish reason, is no ending."""
+    finished = events(chunk({"content": "a"}, "stop"), done=False)
+    assert not observe("chat", [finished], SSE).complete
+    assert not observe("chat", [events(chunk({"content": "a"}))], SSE).complete
+    assert not observe("chat", [b"data: [DONE]\n\n"], SSE).complete
+    assert not observe("chat", [finished + b"data: [DONE]\n"], SSE).complete
+    assert observe("chat", [finished + b"data: [DONE]\n\n"], SSE).complete
+
+
+def test_several_choices_must_all_end() -> None:
+    """The text is choice 0's; the finish is the worst, and an ending needs them all."""
+    one = [chunk({"content": "a"}, index=0), chunk({"content": "b"}, index=1)]
+    half = observe("chat", [events(*one, chunk(finish="stop"))], SSE)
+    assert (half.text, half.n_choices, half.finish, half.complete) == ("a", 2, None, False)
+    cut = events(*one, chunk(finish="stop"), chunk(finish="length", index=1))
+    full = observe("chat", [cut], SSE)
+    assert (full.finish, full.complete) == ("length", True)
+
+
+def test_usage_is_taken_from_wherever_it_comes() -> None:
+    """First, last or every chunk: the latest count of each kind stands."""
+    usage = {"usage": {"prompt_tokens": 7, "completion_tokens": 2}}
+    first = events({**chunk({"content": "a"}), **usage}, chunk(finish="stop"))
+    every = events({**chunk({"content": "a"}), "usage": {"prompt_tokens": 7}}, {**chunk(), **usage})
+    for body in (first, every):
+        assert observe("chat", [body], SSE).usage == Usage(7, 2)
+    odd = events({**chunk(), "usage": {"prompt_tokens": "7", "completion_tokens": -1}})
+    assert observe("chat", [odd], SSE).usage is None
+
+
+@pytest.mark.parametrize(
+    ("api", "body", "refusal"),
+    [
+        ("chat", events(chunk({"refusal": "I "}), chunk({"refusal": "can't"}, "stop")), "I can't"),
+        ("chat", events(chunk(finish="content_filter")), "content_filter"),
+        (
+            "messages",
+            events({"type": "message_delta", "delta": {"stop_reason": "refusal"}}),
+            "content_filter",
+        ),
+        ("responses", events({"type": "response.refusal.delta", "delta": "No"}), "No"),
+    ],
+)
+def test_a_stated_refusal_is_no_text(api: Api, body: bytes, refusal: str) -> None:
+    """Refusal fields, filters and stop reasons are kept apart from the answer's text."""
+    seen = observe(api, [body], SSE)
+    assert (seen.refusal, seen.text) == (refusal, "")
+
+
+def test_a_label_that_contradicts_the_body_is_told() -> None:
+    """The bytes decide how an answer is read; a wrong content type is told, an absent one not."""
+    assert observe("chat", [CHAT_JSON], SSE).mislabelled
+    assert observe("chat", [CHAT_SSE], JSON).mislabelled
+    assert not observe("chat", [CHAT_SSE], None).mislabelled
+    assert not observe("chat", [CHAT_JSON], "application/vnd.x+json").mislabelled
+    assert observe("chat", [CHAT_JSON], SSE).text == CHAT.text
+
+
+def test_tool_calls_without_an_index_are_told_apart_by_name() -> None:
+    """Some servers leave the index out, and repeat the name in each fragment."""
+    first = {"tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}
+    more = {"tool_calls": [{"function": {"arguments": "}"}}]}
+    second = {"tool_calls": [{"function": {"name": "b", "arguments": "{}"}}]}
+    body = events(chunk(first), chunk(more), chunk(second))
+    assert observe("chat", [body], SSE).tool_calls == (ToolCall("a", "{}"), ToolCall("b", "{}"))
+    body = events(chunk(call(0, "{", "a")), chunk(call(0, "}", "a")))
+    assert observe("chat", [body], SSE).tool_calls == (ToolCall("a", "{}"),)
+
+
+def test_early_facts_cost_nothing_and_come_with_the_frames() -> None:
+    """Role and reasoning deltas are frames, but no answer yet."""
+    reader = AnswerReader("chat", SSE)
+    reader.feed(events(chunk({"role": "assistant"}), chunk({"reasoning": "hm"}), done=False))
+    assert (reader.frames, reader.text_chars) == (2, 0)
+    reader.feed(events(chunk({"content": "abc"}), done=False))
+    assert (reader.frames, reader.text_chars) == (3, 3)
+    assert reader.observation().mean_logprob is None
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_event_streams_follow_the_whatwg_rules(end: bytes) -> None:
+    """Comments, names, several data lines, one optional space, and no end without a blank line."""
+    lines = [b"\xef\xbb\xbf: hi", b"event: x", b"data:  a", b"data", b"data:b:c", b"id: 1", b""]
+    lines += [b"event: lost", b"", b"data: d", b"", b"data: unended"]
+    body = end.join(lines) + end
+    expected = [("x", b" a\n\nb:c"), ("", b"d")]
+    assert list(EventStream(100).feed(body)) == expected
+    stream = EventStream(100)
+    one_by_one = [f for i in range(len(body)) for f in stream.feed(body[i : i + 1])]
+    assert one_by_one == expected
+
+
+def test_one_frame_and_all_that_is_kept_are_bounded() -> None:
+    """Beyond its cap a frame, a line, a JSON answer or a whole answer is malformed, not memory."""
+    big = events(chunk({"content": "x" * 3000}), done=False)
+    for body, why in [
+        (big, "frame too large"),
+        (b"data: " + b"x" * 3000, "frame too large"),
+        (b":" + b"x" * 3000, "frame too large"),
+        (b"data:\n" * 500, "frame too large"),
+        (CHAT_JSON + b" " * 3000, "frame too large"),
+        (events(*[chunk({"content": "x" * 500})] * 5), "answer too large"),
+        (events(*[chunk(call(i, "")) for i in range(50)]), "answer too large"),
+    ]:
+        for size in (1, 7, 4096):
+            pieces = [body[i : i + size] for i in range(0, len(body), size)]
+            limits = {"max_frame_bytes": 2000, "max_kept_chars": 2000}
+            assert observe("chat", pieces, None, **limits).malformed == why
+
+
+class _CountingBuffer(bytearray):
+    """Counts the bytes that are appended to a held line, and those copied out of it."""
+
+    moved = 0
+
+    def __iadd__(self, piece: Any) -> "_CountingBuffer":  # type: ignore[misc]
+        self.moved += len(piece)
+        super().__iadd__(piece)
+        return self
+
+    def __bytes__(self) -> bytes:
+        self.moved += len(self)
+        return bytes(memoryview(self))
+
+
+@pytest.mark.parametrize("size", [1, 997, 65536])
+def test_a_long_stream_costs_linear_work(size: int) -> None:
+    """10 MB in pieces of any size move each byte through the line buffer at most twice."""
+    total = 10_000_000 if size > 1 else 1_000_000
+    frame = events(chunk({"content": "word " * 200}), done=False)
+    body = frame * (total // len(frame))
+    stream = EventStream(1 << 20)
+    buffer = stream._line = _CountingBuffer()
+    frames = sum(1 for i in range(0, len(body), size) for _ in stream.feed(body[i : i + size]))
+    assert frames == total // len(frame)
+    assert buffer.moved <= 2 * len(body)
+
+
+def test_a_ten_megabyte_answer_is_kept_whole() -> None:
+    """Nothing of a long stream is lost, and what follows the ending is ignored."""
+    words = [chunk({"content": "x" * 1000}) for _ in range(10_000)]
+    body = events(*words, chunk(finish="stop")) + b"data: {oops\n\n"
+    pieces = [body[i : i + 1000] for i in range(0, len(body), 1000)]
+    seen = observe("chat", pieces, SSE)
+    assert (len(seen.text), seen.complete, seen.malformed) == (10_000_000, True, None)

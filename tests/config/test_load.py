@@ -1,0 +1,321 @@
+"""Reading a folder of intents: what is right compiles, and every mistake is told with its place and a remedy.
+
+`configs/good` is a valid folder; each `configs/bad_<mistake>` holds only the files that differ from it.
+"""
+
+import math
+import re
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.config.compile import centroids_digest, compile_snapshot
+from extproc.config.load import ConfigError, load_config
+from extproc.routing.index import Match
+from extproc.routing.policy import Cohort
+from extproc.settings import Conditions, Price, Reasoning, Rule, Tier
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+MISTAKES = {
+    "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
+    "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],
+    "duplicate_key": ["billing.yaml:3: `tier` stands twice: keep one of them"],
+    "key_that_is_no_text": ["billing.yaml:3: the key 5 is no text: write a name"],
+    "type": ["policy.yaml:8: `tiers[0].context` is 'lots': expected int, got str"],
+    "header_value": ["policy.yaml:18: `rules[0].when.headers[...]` is {'x-user-tier': 5}: expected str, got int"],
+    "enum": [
+        "policy.yaml:7: `tiers[0].reasoning` is 'qwen': invalid enum value 'qwen' "
+        "(one of: anthropic, deepseek, gpt-oss, none, openai, qwen3)"
+    ],
+    "list_items": [
+        "billing.yaml:6: `utterances[1]` is 5: expected str, got int",
+        "billing.yaml:9: `utterances[4]` is 2.5: expected str, got float",
+        "billing.yaml:10: `utterances[5]` is True: expected str, got bool",
+    ],
+    "tiers_twice": [
+        "policy.yaml:4: `model` is missing: add it",
+        "policy.yaml:13: `tiers[1].context` is 'many': expected int, got str",
+    ],
+    "missing_field": ["billing.yaml:1: `tier` is missing: add it"],
+    "empty_file": ["billing.yaml:1: is empty: remove it, or write the intent"],
+    "yaml": ["billing.yaml:3: is not valid YAML: did not find expected ',' or ']'"],
+    "unknown_tier": ["billing.yaml:2: no tier is called `smal`: did you mean `small`?"],
+    "default_tier": ["policy.yaml:2: no tier is called `huge`: there are: small, large"],
+    "no_tiers": ["policy.yaml:3: no tier: write at least one, cheapest first"],
+    "duplicate_tier": [
+        "policy.yaml:16: cluster `small` stands twice: rename or drop it",
+        "policy.yaml:16: tier `small` stands twice: rename or drop it",
+    ],
+    "unknown_intent_in_rule": ["policy.yaml:18: no intent is called `cookign`: did you mean `cooking`?"],
+    "file_that_a_rule_names": [
+        "cooking.yaml:3: `risk` is 'medium': invalid enum value 'medium' (one of: high, low)"
+    ],
+    "rule_without_effect": ["policy.yaml:17: rule `cooks` does nothing: give a tier, a tier_floor or reasoning"],
+    "endpoint": ["policy.yaml:5: endpoint `vllm-small` is not host:port, as in vllm-small:8000"],
+    "header_name": [
+        "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with letters, digits and '-'"
+    ],
+    "upgrades": [
+        "policy.yaml:20: per_minute must not be below 0, nor burst below 1: without upgrades, name no tier above "
+        "the default"
+    ],
+    "negative_price": ["policy.yaml:4: context must be above 0 and prices not below it"],
+    "intent_name": ["billing.yaml:1: `bills and such` becomes a header: use letters, digits, '.', '_', '-'"],
+    "duplicate_intent": ["invoices.yaml:1: intent `billing` is also in billing.yaml: rename one of them"],
+    "duplicate_utterance": [
+        "billing.yaml:7: utterance `send my last invoice again` stands twice: rename or drop it"
+    ],
+    "too_few_utterances": ["billing.yaml:4: only 2 utterances: write at least 3, better 12"],
+    "floor_out_of_range": ["billing.yaml:3: `floor` is a cosine similarity: from -1 to 1"],
+    "evidence_without_floor": [
+        "billing.yaml:3: `evidence` without the `floor` it speaks of: run `extproc calibrate` again"
+    ],
+    "evidence_out_of_range": [
+        "billing.yaml:4: `risk`, `wrong` and `accepted` are shares from 0 to 1, `wrong` lower end first",
+        "billing.yaml:13: slopes are not below 0: run `extproc calibrate` again",
+    ],
+    "score_without_scorer": [
+        "billing.yaml:3: accept[1].score: no `scorer` was fitted for this intent; "
+        "run `extproc calibrate --target ... --write`, or drop the rule"
+    ],
+    "scorer_of_another_model": [
+        "billing.yaml:9: fitted on answers of qwen2-7b, but tier `small` is qwen3-8b now: "
+        "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`"
+    ],
+    "scorer_numbers": [
+        "billing.yaml:4: its numbers must be finite: "
+        "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`",
+        "billing.yaml:12: no fact is called `lenght`: did you mean `length`?",
+    ],
+    "chosen_out_of_range": ["billing.yaml:9: `quality` is an interval within 0 to 1, lower end first"],
+    "evidence_key": [
+        "billing.yaml:7: `evidence.rows` is 'many': expected int, got str",
+        "billing.yaml:9: unknown key `centroid`: did you mean `centroids`?",
+    ],
+    "utterance_of_another_intent": [
+        "billing.yaml:8: this utterance of `billing` falls to `cooking`: "
+        "reword it, move it there, or add utterances like it"
+    ],
+    "utterance_below_floor": [
+        f"billing.yaml:{line}: this utterance reaches 0.##, below the floor of 0.99: lower `floor`, or leave it out"
+        for line in (5, 6, 7)
+    ],
+    "skip_of_unknown_rule": [
+        "billing.yaml:9: no rule of `accept` is called `no_refusl`: did you mean `no_refusal`?"
+    ],
+    "skip_without_rung": [
+        f"{file}: `skip` has no rung to jump: name two above this tier in `to`, and give `max` 2 or more"
+        for file in ("billing.yaml:6", "cooking.yaml:4")
+    ],
+    "several_at_once": [
+        "billing.yaml:2: no tier is called `smal`: did you mean `small`?",
+        "billing.yaml:3: must be above 0: raise it or leave it out",
+        "billing.yaml:7: an empty utterance: write it or drop it",
+        "cooking.yaml:3: `risk` is 'medium': invalid enum value 'medium' (one of: high, low)",
+        "cooking.yaml:4: unknown key `utterence`: did you mean `utterances`?",
+        "policy.yaml:5: endpoint `vllm-small:0` is not host:port, as in vllm-small:8000",
+        "policy.yaml:19: no tier is called `larg`: did you mean `large`?",
+    ],
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A writable copy of the good folder."""
+    return Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+
+
+def refused(folder, words) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        compile_snapshot(load_config(folder), words)
+    assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
+    return str(caught.value).splitlines()
+
+
+# Mistakes
+
+
+def test_every_bad_folder_is_expected_to_be_refused():
+    """A fixture without an expectation tests nothing, and the other way round."""
+    assert {path.name for path in CONFIGS.iterdir()} == {"good"} | {f"bad_{mistake}" for mistake in MISTAKES}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_with_file_line_and_remedy(mistake, folder, words):
+    """All mistakes and nothing else: one is not reported again in other words elsewhere."""
+    shutil.copytree(CONFIGS / f"bad_{mistake}", folder, dirs_exist_ok=True)
+    told = [re.sub(r"reaches 0\.\d\d", "reaches 0.##", line) for line in refused(folder, words)]
+    assert told == MISTAKES[mistake]
+
+
+def test_a_folder_without_a_policy_is_refused(folder, words):
+    """The remedy names the place where it is missing."""
+    (folder / "policy.yaml").unlink()
+    assert refused(folder, words) == [f"policy.yaml:1: not found in {folder}: create it there"]
+
+
+def test_a_folder_without_intents_is_refused(folder, words):
+    """There would be nothing to match."""
+    (folder / "billing.yaml").unlink()
+    (folder / "cooking.yaml").unlink()
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().partition("rules:")[0])
+    assert refused(folder, words) == ["policy.yaml:1: no intent beside it: write at least one <intent>.yaml"]
+
+
+def test_a_file_that_is_no_text_is_refused(folder, words):
+    """A picture renamed to .yaml is told like any other mistake."""
+    (folder / "billing.yaml").write_bytes(b"\x89PNG\r\n\xff\x00")
+    (told,) = refused(folder, words)
+    assert told.startswith("billing.yaml:1: is not valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a [*a]", "a: b: c", "\t- a", "a: !!python/object:os.system {}", "--- a\n--- b", "a: 2024-13-45"]
+)
+def test_hostile_yaml_is_refused_and_never_run(text, folder, words):
+    """Cycles, tabs, tags and second documents are mistakes like any other."""
+    (folder / "billing.yaml").write_text(text)
+    assert refused(folder, words)[0].startswith("billing.yaml:")
+
+
+@pytest.mark.parametrize("text", ["null", "~", "--- null\n..."])
+def test_a_file_that_says_null_is_empty(text, folder, words):
+    """It is told, not left out in silence."""
+    for name in ("billing.yaml", "policy.yaml"):
+        (folder / name).write_text(text)
+        assert f"{name}:1: is empty: remove it, or write the intent" in refused(folder, words)
+
+
+@pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "? [a, b]\n"])
+def test_a_key_that_looks_like_a_path_is_a_mistake_like_any_other(key, folder, words):
+    """Dots and brackets in a name, and names that are lists, lead nowhere in what was read."""
+    quoted = key if key.startswith("?") else f"'{key}'"
+    (folder / "billing.yaml").write_text((folder / "billing.yaml").read_text() + f"{quoted}: {{'.': 1}}\n")
+    (told,) = refused(folder, words)
+    assert told.startswith("billing.yaml:8: ")
+
+
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(folder, words):
+    """A few lines can stand for billions of values."""
+    lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(12)]
+    (folder / "billing.yaml").write_text("\n".join(lines))
+    assert refused(folder, words) == [
+        "billing.yaml:1: is not valid YAML: its aliases stand for too many values: write out what you mean"
+    ]
+
+
+# What is right
+
+
+def test_a_good_folder_is_read_whole(folder):
+    """Every value where it was written, defaults where nothing was."""
+    config = load_config(folder)
+    assert config.policy.tiers == (
+        Tier("small", "qwen3-8b", "vllm-small:8000", 32_768, Price(0.05, 0.2), "qwen3"),
+        Tier("large", "qwen3-32b", "vllm-large:8000", 131_072, Price(0.4, 1.2), "qwen3"),
+    )
+    conditions = Conditions(intents=("cooking",), headers={"x-user-tier": "gold"})
+    assert config.policy.rules == (Rule("cooks", conditions, tier_floor="large"),)
+    assert (config.policy.default_tier, config.policy.mode, config.policy.retarget) == (
+        "large",
+        "enforce",
+        ("auto",),
+    )
+    assert [(i.intent, i.tier, len(i.utterances)) for i in config.intents] == [
+        ("billing", "small", 3),
+        ("cooking", "large", 3),
+    ]
+    assert config.files == {"billing": "billing.yaml", "cooking": "cooking.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("off", False), ("on", True), ("true", True), ("{budget_tokens: 900}", {"budget_tokens": 900})],
+)
+def test_reasoning_is_off_on_or_a_budget(written, read, folder):
+    """YAML's own words for true and false work, too."""
+    with (folder / "billing.yaml").open("a") as file:
+        file.write(f"reasoning: {written}\n")
+    assert load_config(folder).intents[0].reasoning == msgspec.convert(read, Reasoning)
+
+
+def test_a_revision_names_what_is_in_the_files(folder):
+    """The same files give the same one wherever they lie; any change, a comment even, gives another."""
+    before = load_config(folder).revision
+    assert before == load_config(CONFIGS / "good").revision
+    assert re.fullmatch("[0-9a-f]{12}", before)
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("# reviewed\n")
+    assert load_config(folder).revision != before
+
+
+def test_hidden_and_other_files_are_left_alone(folder):
+    """Kubernetes keeps folders of its own beside the files, and people keep notes."""
+    (folder / "..data").mkdir()
+    (folder / ".draft.yaml").write_text("not: an intent")
+    (folder / "README.md").write_text("# Intents")
+    assert load_config(folder) == load_config(CONFIGS / "good")
+
+
+def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
+    """A floor that nobody wrote comes from the intent's own utterances, and says that it is uncalibrated."""
+    snapshot = compile_snapshot(load_config(folder), words)
+    billing = snapshot.policy.cohorts["billing"]
+    expected = Cohort("billing", "small", billing.floor, 0.0, calibrated=False, max_output_tokens=200)
+    assert billing == expected
+    assert -1 <= billing.floor <= 1
+    assert snapshot.revision == load_config(folder).revision
+    assert snapshot.index.cohorts == ["billing", "cooking"]
+
+
+def test_a_floor_that_a_person_wrote_is_taken_as_it_is(folder, words):
+    """It is no evidence: the cohort stays uncalibrated."""
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("floor: 0.1\nmargin: 0.05\n")
+    billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
+    assert (billing.floor, billing.margin, billing.calibrated) == (0.1, 0.05, False)
+
+
+EVIDENCE = """
+floor: 0.9
+evidence:
+  date: 2026-11-22
+  data: 3f2a9c0d1e4b
+  rows: 240
+  encoder: all-MiniLM-L6-v2
+  centroids: CENTROIDS
+  risk: 0.05
+  wrong: [0.004, 0.071]
+  accepted: 0.93
+  probability: {similarity: 12, margin: 8, offset: -4}
+"""
+
+
+def with_evidence(folder, words):
+    """The cohort billing, calibrated on the utterances that the folder has now."""
+    centroids = centroids_digest(load_config(folder))
+    with (folder / "billing.yaml").open("a") as file:
+        file.write(EVIDENCE.replace("CENTROIDS", centroids))
+    return compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
+
+
+def test_a_floor_with_evidence_is_calibrated(folder, words):
+    """A match then has a probability; and an utterance below such a floor is no mistake of the file's."""
+    billing = with_evidence(folder, words)
+    assert (billing.floor, billing.calibrated) == (0.9, True)
+    assert billing.evidence is not None and billing.evidence.stamp == "3f2a9c0d1e4b 2026-11-22"
+    assert billing.probability(Match("billing", 0.25, 0.25)) == pytest.approx(1 / (1 + math.exp(-1)))
+    assert billing.probability(Match("billing", -1000, 0)) == pytest.approx(0, abs=1e-300)
+
+
+def test_evidence_about_other_utterances_is_stale(folder, words):
+    """An utterance of any intent moves centroids: the floor holds, but nobody calls it calibrated."""
+    with_evidence(folder, words)
+    with (folder / "cooking.yaml").open("a") as file:
+        file.write("  - How much salt in a soup recipe\n")
+    billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
+    assert (billing.floor, billing.calibrated) == (0.9, False)
+    assert billing.probability(Match("billing", 0.25, 0.25)) is None

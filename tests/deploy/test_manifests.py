@@ -1,0 +1,237 @@
+"""The manifests in deploy/k8s: what Kubernetes accepts, and what an operator relies on."""
+
+import base64
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from extproc.config.load import load_config
+from extproc.routing.centroid_file import CENTROIDS_FILE, Header, encode_centroids
+from tests.deploy.manifests import (
+    MESH_KINDS,
+    OVERLAYS,
+    REPOSITORY,
+    Manifest,
+    build,
+    built,
+    containers,
+    copied,
+    executable,
+    of_kind,
+    refused_by_mesh,
+    render,
+    render_module,
+)
+
+# Native sidecars are from 1.29 on.
+VERSIONS = ("1.29", "1.37")
+# Kinds that are a mesh's own, which Kubernetes has no schema for.
+CUSTOM = {
+    "standalone": set(),
+    "sidecar": set(),
+    "envoy-gateway": {
+        "Gateway", "HTTPRoute", "Backend", "BackendTLSPolicy", "ClientTrafficPolicy", "EnvoyExtensionPolicy",
+    },
+    "istio": {"Gateway", "VirtualService", "EnvoyFilter"},
+}  # fmt: skip
+
+
+def deployments(overlay: str) -> list[Manifest]:
+    return list(of_kind(built(overlay), "Deployment").values())
+
+
+def test_what_is_rendered_is_up_to_date() -> None:
+    """`make manifests` has been run since the tiers or the rendering changed; first lines name the revision."""
+    config = load_config(REPOSITORY / "intents")
+    for path, text in render_module().rendered(config).items():
+        kept = (REPOSITORY / "deploy/k8s" / path).read_text()
+        assert kept.splitlines()[1:] == text.splitlines()[1:], path
+
+
+def test_every_intent_is_in_the_config_map() -> None:
+    """A new file of intents has to be listed, or it would never reach a pod."""
+    generator = yaml.safe_load((REPOSITORY / "intents/Kustomization").read_text())["configMapGenerator"][0]
+    assert sorted(generator["files"]) == sorted(path.name for path in (REPOSITORY / "intents").glob("*.y*ml"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_accepts_every_document_strictly(overlay: str, version: str) -> None:
+    """Known fields only, of the right types, in the oldest and the newest version; all else is a mesh's own."""
+    validator = pytest.importorskip("kubernetes_validate", reason="the Kubernetes schemas are not installed")
+    unknown = set()
+    for document in built(overlay):
+        try:
+            validator.validate(document, version, strict=True)
+        except validator.SchemaNotFoundError:
+            unknown.add(document["kind"])
+    assert unknown == CUSTOM[overlay]
+
+
+def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
+    """Known fields only, of the right types and within their limits, by the kinds' published types."""
+    documents = [d for overlay in OVERLAYS for d in built(overlay) if d["apiVersion"] in MESH_KINDS]
+    assert {d["kind"] for d in documents} == set().union(*CUSTOM.values())
+    assert refused_by_mesh(documents, tmp_path) == ""
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        ("failOpen", "failOpn", ["EnvoyExtensionPolicy", "'\"failOpn\"' does not exist in type"]),
+        ("INSERT_BEFORE", "BEFORE", ["EnvoyFilter", "Type '\"BEFORE\"' is not assignable to type"]),
+        ("300s", "300 s", ["HTTPRoute", "timeouts/request must match pattern"]),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_a_mistake_in_a_mesh_s_kind_is_refused(right: str, wrong: str, said: list[str], tmp_path: Path) -> None:
+    """The check above can fail: by a field, by a word that is none of the list, by a value."""
+    kind, problem = said
+    documents = [d for overlay in OVERLAYS for d in built(overlay) if d["kind"] == kind]
+    written = json.dumps(documents)
+    assert f'"{right}"' in written
+    assert problem in refused_by_mesh(json.loads(written.replace(f'"{right}"', f'"{wrong}"')), tmp_path)
+
+
+def test_a_misspelt_field_is_refused() -> None:
+    """The check above can fail."""
+    validator = pytest.importorskip("kubernetes_validate", reason="the Kubernetes schemas are not installed")
+    [deployment] = deployments("sidecar")
+    deployment = yaml.safe_load(yaml.safe_dump(deployment))
+    deployment["spec"]["template"]["spec"]["terminationGracePeriod"] = 1
+    with pytest.raises(validator.ValidationError, match="terminationGracePeriod"):
+        validator.validate(deployment, VERSIONS[-1], strict=True)
+
+
+@pytest.mark.parametrize("overlay", ["standalone", "sidecar"])
+def test_the_real_envoy_accepts_its_bootstrap(overlay: str, tmp_path: Path) -> None:
+    """What the Envoy container mounts is a whole and valid configuration."""
+    envoy = executable("envoy")
+    assert envoy is not None
+    [mounted] = [m for name, m in of_kind(built(overlay), "ConfigMap").items() if name.startswith("envoy-")]
+    path = tmp_path / "bootstrap.yaml"
+    path.write_text(mounted["data"]["bootstrap.yaml"])
+    command = [envoy, "--mode", "validate", "-c", str(path), "-l", "error"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_containers_may_do_no_more_than_they_need(overlay: str) -> None:
+    """Not root, no new privileges, no capabilities, a read-only root, the runtime's seccomp profile, no token."""
+    for deployment in deployments(overlay):
+        pod = deployment["spec"]["template"]["spec"]
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }  # fmt: skip
+        assert pod["automountServiceAccountToken"] is False
+        for container in containers(deployment):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_pod_is_probed_scaled_spread_and_guarded(overlay: str) -> None:
+    """Each Deployment has an autoscaler that owns its replicas, a budget and a network policy for its own pods."""
+    documents = built(overlay)
+    for deployment in deployments(overlay):
+        name = deployment["metadata"]["name"]
+        labels = deployment["spec"]["template"]["metadata"]["labels"]
+        mine = {"matchLabels": {"app.kubernetes.io/name": name}}
+        assert mine["matchLabels"].items() <= labels.items()
+        assert "replicas" not in deployment["spec"]
+        scaled = of_kind(documents, "HorizontalPodAutoscaler")[name]["spec"]
+        assert scaled["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+        assert scaled["minReplicas"] >= 2
+        assert of_kind(documents, "PodDisruptionBudget")[name]["spec"] == {"maxUnavailable": 1, "selector": mine}
+        assert of_kind(documents, "NetworkPolicy")[name]["spec"]["podSelector"] == mine
+        spread = deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]
+        assert [s["topologyKey"] for s in spread] == ["topology.kubernetes.io/zone", "kubernetes.io/hostname"]
+        assert all(s["labelSelector"] == mine for s in spread)
+        for container in containers(deployment):
+            assert {"startupProbe", "livenessProbe"} <= container.keys()
+            assert container["resources"].keys() == {"requests", "limits"}
+            assert not container["image"].endswith(":latest") and ":" in container["image"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_a_pod_mounts_is_there(overlay: str) -> None:
+    """Every mount has its volume, every volume its ConfigMap; the intents' name never changes, Envoy's always."""
+    maps = of_kind(built(overlay), "ConfigMap")
+    for deployment in deployments(overlay):
+        pod = deployment["spec"]["template"]["spec"]
+        mounted = {mount["name"] for container in containers(deployment) for mount in container["volumeMounts"]}
+        assert mounted == {volume["name"] for volume in pod["volumes"]}
+        named = {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume}
+        assert named <= maps.keys()
+        assert all(name == "intents" or name.startswith("envoy-") for name in named)
+
+
+@pytest.mark.parametrize("overlay", ["standalone", "envoy-gateway", "istio"])
+def test_envoy_sees_every_router_and_only_envoy_sees_them(overlay: str) -> None:
+    """The Service is headless, so no connection pins its traffic to one pod; gRPC's health service is the probe."""
+    documents = built(overlay)
+    service = of_kind(documents, "Service")["extproc"]["spec"]
+    assert service["clusterIP"] == "None"
+    [router] = containers(of_kind(documents, "Deployment")["extproc"])
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert router[probe]["grpc"] == {"port": 50051}
+    policy = of_kind(documents, "NetworkPolicy")["extproc"]["spec"]
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    [ingress] = policy["ingress"]
+    assert len(ingress["from"]) == 1 and ingress["ports"] == [{"port": "grpc", "protocol": "TCP"}]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_may_finish_what_it_has_begun(overlay: str) -> None:
+    """The grace period is longer than a request may take, and what comes before SIGTERM is not part of it."""
+    request_s = load_config(REPOSITORY / "intents").policy.timeouts.request_s
+    for deployment in deployments(overlay):
+        assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > request_s + 5
+
+
+def test_the_sidecar_is_the_standalone_container_but_for_its_socket() -> None:
+    """What is written once stays one: image, resources, security and intents are the same in both."""
+    [alone] = containers(of_kind(built("standalone"), "Deployment")["extproc"])
+    beside = containers(of_kind(built("sidecar"), "Deployment")["envoy"])[0]
+    same = {"name", "image", "resources", "securityContext"}
+    assert {key: beside[key] for key in same} == {key: alone[key] for key in same}
+    assert alone["args"][:-1] == beside["args"][:-1]
+    assert alone["volumeMounts"][0] in beside["volumeMounts"]
+    assert beside["restartPolicy"] == "Always"  # started first, stopped last
+
+
+def test_fitted_centroids_reach_the_pod_as_they_are(tmp_path: Path) -> None:
+    """A file that is no text becomes binaryData, byte for byte."""
+    tree = copied(tmp_path)
+    header = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 0, 0.3, {"one": 1})
+    vector = np.full((1, 16), 0.25, dtype=np.float32)
+    raw = encode_centroids(header, {"one": vector}, {"one": 0.5}, vector)
+    (tree / "intents" / CENTROIDS_FILE).write_bytes(raw)
+    with (tree / "intents/Kustomization").open("a") as file:
+        file.write(f"  - {CENTROIDS_FILE}\n")
+    intents = of_kind(build("standalone", tree), "ConfigMap")["intents"]
+    assert {name: base64.b64decode(data) for name, data in intents["binaryData"].items()} == {CENTROIDS_FILE: raw}
+
+
+def test_another_policy_reaches_every_overlay(tmp_path: Path) -> None:
+    """Rename a tier, render, build: Envoy's clusters, the mesh's routes and the intents all have the new name."""
+    tree = copied(tmp_path)
+    policy = tree / "intents/policy.yaml"
+    policy.write_text(policy.read_text().replace("name: small", "name: tiny\n    cluster: tiny-pool"))
+    for path in (tree / "intents").glob("*.yaml"):
+        path.write_text(path.read_text().replace("tier: small", "tier: tiny"))
+    render(tree)
+    for overlay in OVERLAYS:
+        documents = build(overlay, tree)
+        assert "name: tiny" in of_kind(documents, "ConfigMap")["intents"]["data"]["policy.yaml"]
+        others = [d for d in documents if d["metadata"]["name"] != "intents"]
+        assert "tiny-pool" in yaml.safe_dump_all(others)

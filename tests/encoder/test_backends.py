@@ -1,0 +1,143 @@
+"""The encoder of sentences: what `extproc prepare` chose gives torch's vectors, and without it torch serves."""
+
+import logging
+import random
+import re
+import shutil
+import subprocess
+import sys
+
+import msgspec
+import numpy as np
+import pytest
+
+from extproc.encoder.backends import (
+    OpenVinoSentences,
+    TorchSentences,
+    load_sentences,
+    prepared_folder,
+    read_choice,
+)
+from extproc.encoder.prepare import prepare
+from extproc.encoder.protocols import EncoderError
+
+MODEL = "all-MiniLM-L6-v2"
+TEXTS = [
+    "Where is my parcel?",
+    "Translate this letter into French: Dear Sir, thank you for yours of the 4th.",
+    "Write a function that merges two sorted lists. " * 40,  # longer than the model reads
+    "",
+    "😀 日本語 \u0000 \ud800",
+]
+
+
+@pytest.fixture(scope="module")
+def torch_sentences() -> TorchSentences:
+    return TorchSentences(MODEL, 1)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> OpenVinoSentences:
+    encoder = load_sentences(MODEL, 1)
+    if not isinstance(encoder, OpenVinoSentences):
+        pytest.skip("another back end was chosen here, or `extproc prepare` was not run")
+    return encoder
+
+
+def test_the_prepared_model_gives_the_vectors_of_torch(torch_sentences, prepared):
+    """Long texts are cut alike, and odd ones are texts, too."""
+    texts = [text.encode(errors="replace").decode() for text in TEXTS]
+    fast, slow = prepared.encode(texts), torch_sentences.encode(texts)
+    assert fast.shape == slow.shape and fast.dtype == slow.dtype == np.float32
+    agreement = (fast * slow).sum(axis=1)
+    assert agreement[:3].min() > 0.98 and agreement.min() > 0.9  # no text at all is the hardest
+
+
+def test_company_in_a_batch_changes_no_vector(prepared):
+    """Padding of length and of batch is masked: each text has the vector that it has alone."""
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(["refund", "pasta", "prime", "number"], k=n)) for n in range(1, 60)]
+    together = prepared.encode(texts)
+    alone = np.vstack([prepared.encode([text]) for text in texts])
+    assert (together * alone).sum(axis=1).min() > 0.995
+
+
+def test_serving_loads_neither_torch_nor_anything_that_reports_to_others(prepared):
+    """Hundreds of megabytes and seconds; and what runs here is nobody's to know."""
+    script = f"""
+import sys
+from extproc.encoder.backends import load_encoder
+load_encoder({MODEL!r}).encode(["hello"])
+import extproc.serving.server
+loaded = {{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}
+print(sorted(loaded & {{"torch", "sentence_transformers", "transformers", "sklearn", "openvino_telemetry"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_texts_have_no_vectors(prepared):
+    assert len(prepared.encode([])) == 0
+
+
+def test_a_machine_without_a_prepared_model_is_told_and_served_by_torch(tmp_path, monkeypatch, caplog):
+    """Slower, but the same router: never a failure to start."""
+    monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
+    assert read_choice(MODEL) is None
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(load_sentences(MODEL, 1), TorchSentences)
+    assert "run `extproc prepare`" in caplog.text
+
+
+def test_a_spoilt_choice_is_as_none(tmp_path, monkeypatch):
+    """A half-written or foreign file costs speed, not the start."""
+    monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
+    folder = prepared_folder(MODEL)
+    folder.mkdir()
+    (folder / "choice.json").write_text('{"model": 3}')
+    assert read_choice(MODEL) is None
+
+
+def test_what_another_machine_compiled_costs_time_and_not_the_start(prepared, tmp_path):
+    """On a read-only file system, as in a container, where it can be neither loaded nor replaced."""
+    choice, folder = read_choice(MODEL), tmp_path / "prepared"
+    shutil.copytree(prepared_folder(MODEL), folder, ignore=shutil.ignore_patterns("*.blob"))
+    precision = choice.chosen.name.removeprefix("openvino ")
+    OpenVinoSentences(folder, precision, choice.max_tokens, 1)
+    [compiled] = folder.glob("*.blob")
+    compiled.chmod(0o644)
+    written, changed = re.subn(rb"isa=.", b"isa=?", compiled.read_bytes(), count=1)
+    assert changed
+    compiled.write_bytes(written)
+    for command in (["mount", "--bind", folder, folder], ["mount", "-o", "remount,bind,ro", folder]):
+        if subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("a folder can be mounted by root only")
+    try:
+        assert OpenVinoSentences(folder, precision, choice.max_tokens, 1).encode(["hello"]).shape == (1, 384)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch):
+    """The whole of it, on few texts: convert, measure, choose, keep; and serving finds what it kept."""
+    monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
+    texts = [f"How do I return order {n}?" for n in range(8)]
+    choice = prepare(MODEL, texts, "2026-01-02", 1)
+    names = {found.name for found in choice.candidates}
+    assert {"torch fp32", "openvino fp32", "openvino int8"} <= names
+    sound = [found for found in choice.candidates if found.agreement >= 0.99]
+    assert choice.chosen == min(sound, key=lambda found: found.ms_16 + found.ms_64)
+    assert read_choice(MODEL) == choice and choice.date == "2026-01-02" and choice.texts == 4
+    kept = {path.name for path in prepared_folder(MODEL).iterdir()}
+    assert kept >= {"choice.json"} and (choice.chosen.name == "torch fp32" or "model.xml" in kept)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in prepared_folder(MODEL).iterdir()}
+    assert set(modes.values()) == {0o644}, "who serves is not who prepared"
+    assert (".blob" in modes) == (".xml" in modes), "compiled once, by who may write"
+    assert str(choice).startswith(f"{MODEL} by {choice.chosen.name}: ")
+    assert msgspec.json.decode((prepared_folder(MODEL) / "choice.json").read_bytes())["model"] == MODEL
+
+
+def test_a_model_that_is_not_on_this_machine_is_an_error_with_a_remedy():
+    """Nothing is fetched at run time, and the operator is told what to do instead."""
+    with pytest.raises(EncoderError, match=r"cannot be loaded: .* Give a local path"):
+        TorchSentences("/no/such/model", 1)

@@ -1,0 +1,272 @@
+"""Sharing one slow encoder: batches, deadlines, a bounded queue, a cache, and an event loop that stays free."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from extproc.encoder import batcher as embedding
+from extproc.encoder.batcher import Batcher
+from extproc.encoder.protocols import DeadlineError, EncoderError
+
+LONG_S = 30.0  # never reached: gates decide when things happen
+
+
+class Gated:
+    """An encoder that works only while its gate is open; "bad" makes it fail. A vector is its text's length."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.started = threading.Event()
+        self.batches: list[list[str]] = []
+        self.threads: set[int] = set()
+
+    def encode(self, texts):
+        self.batches.append(list(texts))
+        self.threads.add(threading.get_ident())
+        self.started.set()
+        assert self.gate.wait(LONG_S)
+        if "bad" in texts:
+            raise ZeroDivisionError(f"cannot encode {texts}")
+        return np.array([[len(text), 0.0] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def gated() -> Gated:
+    return Gated()
+
+
+@pytest.fixture
+def batcher(gated):
+    batcher = Batcher(gated)
+    yield batcher
+    gated.gate.set()
+    batcher.close()
+
+
+async def waiting(batcher: Batcher, *texts: str, deadline_s: float = LONG_S) -> list["asyncio.Task[Any]"]:
+    """Tasks that wait in the queue for the encoder."""
+    tasks = [asyncio.create_task(batcher.embed(text, deadline_s)) for text in texts]
+    await asyncio.sleep(0)  # each runs until it waits
+    return tasks
+
+
+async def busy(batcher: Batcher, gated: Gated) -> "asyncio.Task[Any]":
+    """A first text that keeps the encoder at work until its gate opens."""
+    (first,) = await waiting(batcher, "first")
+    assert await asyncio.to_thread(gated.started.wait, LONG_S)
+    return first
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(coroutine, LONG_S))
+
+
+def test_an_idle_encoder_starts_at_once_and_what_arrives_meanwhile_is_one_batch(gated, batcher):
+    """Nobody waits for company; everybody gets the vector of their own text."""
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        rest = await waiting(batcher, "to", "three", "fore")
+        gated.gate.set()
+        vectors = await asyncio.gather(first, *rest)
+        assert [vector.tolist() for vector in vectors] == [[5, 0], [2, 0], [5, 0], [4, 0]]
+
+    run(scenario())
+    assert gated.batches == [["first"], ["to", "three", "fore"]]
+
+
+def test_a_batch_is_bounded_and_oldest_first(gated, batcher):
+    """More than sixteen at once would cost everyone more than it saves."""
+    texts = [f"text {i:02}" for i in range(20)]
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        rest = await waiting(batcher, *texts)
+        gated.gate.set()
+        await asyncio.gather(first, *rest)
+
+    run(scenario())
+    assert gated.batches == [["first"], texts[:16], texts[16:]]
+
+
+def test_the_event_loop_is_free_while_the_encoder_works(gated, batcher):
+    """It is the loop itself that opens the gate here: a blocked one never would."""
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not first.done()
+        gated.gate.set()
+        await first
+
+    run(scenario())
+    assert len(gated.threads) == 1 and threading.get_ident() not in gated.threads
+
+
+def test_a_deadline_ends_the_wait(gated, batcher):
+    """The encoder may take as long as it likes; the request goes on without it."""
+
+    async def scenario() -> None:
+        with pytest.raises(DeadlineError):
+            await batcher.embed("late", 0.001)
+        gated.gate.set()
+
+    run(scenario())
+
+
+def test_nobody_waits_for_whom_has_gone(gated, batcher):
+    """Texts whose deadline passed or whose client hung up are not encoded."""
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        (expired,) = await waiting(batcher, "expired", deadline_s=0.001)
+        cancelled, kept = await waiting(batcher, "cancelled", "kept")
+        with pytest.raises(DeadlineError):
+            await expired
+        cancelled.cancel()
+        gated.gate.set()
+        await asyncio.gather(first, kept)
+
+    run(scenario())
+    assert gated.batches == [["first"], ["kept"]]
+
+
+def test_a_full_queue_refuses_at_once(gated, batcher, monkeypatch):
+    """Without a bound, every request would be late in a rush; refused ones go to the default tier now."""
+    monkeypatch.setattr(embedding, "_MAX_QUEUE", 2)
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        queued = await waiting(batcher, "second", "third")
+        with pytest.raises(DeadlineError, match="queue is full"):
+            await batcher.embed("one too many", LONG_S)
+        gated.gate.set()
+        await asyncio.gather(first, *queued)
+        await batcher.embed("there is room again", LONG_S)
+
+    run(scenario())
+    assert gated.batches == [["first"], ["second", "third"], ["there is room again"]]
+
+
+def test_a_failing_encoder_fails_one_batch_and_the_next_one_works(gated, batcher):
+    """Everyone in the batch is told, without a word of anyone's text; the worker lives on."""
+    gated.gate.set()
+
+    async def scenario() -> None:
+        outcomes = await asyncio.gather(
+            batcher.embed("bad", LONG_S), batcher.embed("good", LONG_S), return_exceptions=True
+        )
+        assert [(type(error), str(error)) for error in outcomes] == [(EncoderError, "ZeroDivisionError")] * 2
+        assert (await batcher.embed("good", LONG_S)).tolist() == [4, 0]
+
+    run(scenario())
+
+
+def test_the_worker_outlives_a_failure_with_more_in_the_queue(gated, batcher, monkeypatch):
+    """What waited behind the failed batch is served."""
+    monkeypatch.setattr(embedding, "_MAX_BATCH", 1)
+
+    async def scenario() -> None:
+        first, bad, good = await waiting(batcher, "first", "bad", "good")
+        gated.gate.set()
+        assert (await first).tolist() == [5, 0]
+        with pytest.raises(EncoderError):
+            await bad
+        assert (await good).tolist() == [4, 0]
+
+    run(scenario())
+
+
+def test_a_text_seen_before_is_not_encoded_again(gated, batcher):
+    """The same words have the same vector, at no cost, even while the encoder is stuck."""
+
+    async def scenario() -> None:
+        gated.gate.set()
+        vector = await batcher.embed("again", LONG_S)
+        gated.gate.clear()
+        assert (await batcher.embed("again", LONG_S)).tolist() == vector.tolist()
+
+    run(scenario())
+    assert gated.batches == [["again"]]
+
+
+def test_the_cache_forgets_what_was_longest_unused(gated, batcher, monkeypatch):
+    """It is bounded, and a hit counts as use."""
+    monkeypatch.setattr(embedding, "_CACHED_VECTORS", 2)
+    gated.gate.set()
+
+    async def scenario() -> None:
+        for text in ("one", "two", "one", "three", "one", "two"):
+            await batcher.embed(text, LONG_S)
+
+    run(scenario())
+    assert gated.batches == [["one"], ["two"], ["three"], ["two"]]
+
+
+def test_a_vector_that_came_too_late_is_kept_for_the_next_request(gated, batcher):
+    """The work is done anyway: a retry of the same text finds it."""
+
+    async def scenario() -> None:
+        with pytest.raises(DeadlineError):
+            await batcher.embed("slow", 0.001)
+        gated.gate.set()
+        await batcher.embed("other", LONG_S)  # behind it in line
+        assert (await batcher.embed("slow", LONG_S)).tolist() == [4, 0]
+
+    run(scenario())
+    assert gated.batches == [["slow"], ["other"]]
+
+
+def test_who_would_be_too_late_is_told_at_once_and_the_rest_are_served(gated, batcher):
+    """More texts than can be encoded in time: the encoder works for those who will still be there."""
+    batcher._text_s = 1.0  # as a slow batch before has shown
+    gated.gate.set()
+
+    async def scenario() -> None:
+        asked = (("a", 1.5), ("b", 1.5), ("cc", LONG_S), ("dd", LONG_S))
+        found = await asyncio.gather(*(batcher.embed(*one) for one in asked), return_exceptions=True)
+        assert [type(one) for one in found[:2]] == [DeadlineError, DeadlineError]
+        assert [vector.tolist() for vector in found[2:]] == [[2, 0], [2, 0]]
+
+    run(scenario())
+
+
+def test_one_slow_batch_does_not_end_all_others(gated, batcher):
+    """If by the last batch everybody would be late, the newest is tried: it may have been a hiccup."""
+    batcher._text_s = 1000.0
+    gated.gate.set()
+
+    async def scenario() -> None:
+        old, new = await waiting(batcher, "old", "newer", deadline_s=LONG_S)
+        assert (await new).tolist() == [5, 0]
+        with pytest.raises(DeadlineError):
+            await old
+
+    run(scenario())
+    assert gated.batches == [["newer"]]
+
+
+def test_a_batcher_serves_one_loop_after_another(gated, batcher):
+    """A worker that ended with its loop is started anew."""
+    gated.gate.set()
+    for text in ("one", "two"):
+        asyncio.run(batcher.embed(text, LONG_S))
+    assert gated.batches == [["one"], ["two"]]
+
+
+def test_the_real_encoder_through_a_batcher(encoder):
+    """A vector from a shared batch is the one that the encoder gives alone."""
+    batcher = Batcher(encoder)
+    texts = ["Where is my parcel?", "Translate this letter into French"]
+
+    async def scenario() -> list[Any]:
+        return await asyncio.gather(*(batcher.embed(text, LONG_S) for text in texts))
+
+    vectors = asyncio.run(scenario())
+    batcher.close()
+    assert np.allclose(np.vstack(vectors), encoder.encode(texts), atol=1e-5)

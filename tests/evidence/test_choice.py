@@ -1,0 +1,414 @@
+"""Choosing tiers and settings by recorded outcomes: what is shown to pay, on rows that are not reported on."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from extproc.acceptance.score import FACTS
+from extproc.cli import evidence as commands
+from extproc.config.load import load_config
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.execution import Memory, execute
+from extproc.evidence.fit import edits
+from extproc.evidence.fit.choice import choose
+from extproc.evidence.fit.options import Option, cap_of, tabulate
+from extproc.evidence.fit.scorer import Answers, unseen_chances
+from extproc.evidence.fit.target import Target, parse_target
+from extproc.evidence.measure.controls import MIX, ROUTED
+from extproc.evidence.measure.metrics import auroc
+from extproc.evidence.show.report import choice_text
+from extproc.settings import Chosen
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
+DAY = "2026-11-22"
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return Tokens()
+
+
+@pytest.fixture
+def folder(tmp_path, words, monkeypatch):
+    """The good folder; a person's floors let everything in."""
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
+    for name in ("billing", "cooking"):
+        with (folder / f"{name}.yaml").open("a") as file:
+            file.write("floor: -1\n")
+    return folder
+
+
+def outcome(success, answer="Yes, it is.", tokens_out=10):
+    return {"success": success, "answer": answer, "tokens_in": 10, "tokens_out": tokens_out}
+
+
+def written(tmp_path, rows):
+    path = tmp_path / "traffic.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def table(folder, tmp_path, words, tokens, rows, seed=0):
+    return tabulate(execute(folder, Memory(words), read_traffic(written(tmp_path, rows)), tokens), seed)
+
+
+def plain(count=200):
+    """Bills need the large tier, three times in four; of recipes the small one knows as much. By row number."""
+    rows = [
+        {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 4 == 0), "large": outcome(i % 10 > 0)}}
+        for i in range(count)
+    ]
+    return rows + [
+        {"text": f"{COOK} {i}", "outcomes": {"small": outcome(i % 5 > 0), "large": outcome(i % 5 > 0)}}
+        for i in range(count)
+    ]
+
+
+def hedging(count=300):
+    """What the small tier hedges on is wrong, and the large one right."""
+    rows = []
+    for i in range(count):
+        sure = i % 3 > 0
+        said = f"It is {i}." if sure else f"Perhaps it might be {i}, roughly."
+        rows.append({"text": f"{BILL} {i}", "outcomes": {"small": outcome(sure, said), "large": outcome(True)}})
+    return rows
+
+
+# Targets
+
+
+def test_targets_are_read():
+    """A share to keep, or dollars that a thousand requests may cost."""
+    assert [parse_target(text) for text in ("quality=0.9", "cost=2.5")] == [
+        Target("quality", 0.9), Target("cost", 2.5)
+    ]  # fmt: skip
+    assert str(parse_target("cost=0.25")) == "cost=0.25"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "quality", "quality=", "quality=1.1", "cost=0", "cost=nan", "cost=inf", "speed=1"]
+)
+def test_what_is_no_target_is_refused(text):
+    """With both that there are."""
+    with pytest.raises(ValueError, match=r"give quality=SHARE, as in quality=0\.9, or cost=DOLLARS per 1,000"):
+        parse_target(text)
+
+
+# Caps
+
+
+def test_a_cap_by_hand():
+    """Of 199 good answers a new one is longer than the 198th once in a hundred times."""
+    lengths, good = np.arange(1.0, 401.0), np.arange(400) < 199
+    assert cap_of(lengths, good.astype(float), 0.01) == 198
+    assert cap_of(lengths, good.astype(float), 0.005) == 199
+    assert cap_of(lengths, good.astype(float), 0.004) is None
+
+
+@pytest.mark.parametrize("good", [[], [0.0] * 300, [1.0] * 50])
+def test_too_few_good_answers_give_no_cap(good):
+    """And none where their lengths were not recorded."""
+    assert cap_of(np.arange(float(len(good))), np.array(good), 0.01) is None
+    assert cap_of(np.full(300, np.nan), np.ones(300), 0.01) is None
+
+
+def test_a_cap_holds_its_share_on_simulated_lengths():
+    """The mean share of new answers that it cuts is at most the stated one."""
+    rng = np.random.default_rng(0)
+    fresh = rng.lognormal(5, 1, 100_000)
+    cuts = [(fresh > (cap_of(rng.lognormal(5, 1, 150), np.ones(150), 0.05) or 0)).mean() for _ in range(300)]
+    assert np.mean(cuts) <= 0.05 + 2 * np.std(cuts) / np.sqrt(len(cuts))
+
+
+# Choosing
+
+
+def chosen(found):
+    return {setting.name: setting.plan.option if setting.plan is not None else None for setting in found.settings}
+
+
+def test_each_cohort_takes_what_is_worth_its_money(folder, tmp_path, words, tokens):
+    """Bills go up, where the money buys answers; recipes go down, where it buys none."""
+    found = choose(table(folder, tmp_path, words, tokens, plain()), Target("cost", 0.012), 0.01, DAY)
+    assert chosen(found) == {"billing": Option("large"), "cooking": Option("small")}
+    lines = {line.name: line for line in found.lines}
+    billing, cooking = found.settings
+    assert billing.after[0].value == pytest.approx(0.9, abs=0.06)
+    assert billing.before[0].value == pytest.approx(0.25, abs=0.08)
+    assert (cooking.before[0].value, cooking.after[1].value) == (cooking.after[0].value, pytest.approx(0.0025))
+    mix = lines[MIX].behind
+    assert mix is not None and mix.low > 0.1
+    assert lines[ROUTED].per_1000.value <= 0.012
+
+
+def test_the_cheapest_that_keeps_a_quality_is_chosen(folder, tmp_path, words, tokens):
+    """A bar that the small tier reaches with recipes alone costs no more than that."""
+    tab = table(folder, tmp_path, words, tokens, plain())
+    assert chosen(choose(tab, Target("quality", 0.4), 0.01, DAY)) == {"billing": None, "cooking": Option("small")}
+    assert chosen(choose(tab, Target("quality", 0.8), 0.01, DAY))["billing"] == Option("large")
+
+
+@pytest.mark.parametrize("target", [Target("quality", 0.99), Target("cost", 0.001)])
+def test_a_target_out_of_reach_is_said_to_be(target, folder, tmp_path, words, tokens):
+    """With what can be had."""
+    with pytest.raises(
+        ValueError, match=r"out of reach on these rows, at 95 %: .* quality reaches 0\.\d+, and cost"
+    ):
+        choose(table(folder, tmp_path, words, tokens, plain()), target, 0.01, DAY)
+
+
+def test_a_score_sends_up_what_is_wrong(folder, tmp_path, words, tokens):
+    """A third of the answers climbs, and all are right: nothing cheaper is."""
+    tab = table(folder, tmp_path, words, tokens, hedging())
+    found = choose(tab, Target("quality", 0.97), 0.01, DAY)
+    billing = next(s for s in found.settings if s.name == "billing")
+    assert billing.plan is not None and billing.scorer is not None
+    option = billing.plan.option
+    assert (option.first, option.up, option.level) == ("small", "large", pytest.approx(0.35, abs=0.06))
+    assert billing.after[0].value > 0.97
+    assert (billing.scorer.tier, billing.scorer.model, billing.scorer.auroc[0] > 0.95) == (
+        "small",
+        "qwen3-8b",
+        True,
+    )
+    assert billing.scorer.weights["hedges"] < 0
+
+
+def test_nothing_is_chosen_with_sight_of_the_rows_reported_on(folder, tmp_path, words, tokens):
+    """Their outcomes turned round, every plan, threshold and weight is the same; only the report differs."""
+    rows = [*hedging(), *plain()[200:]]
+    tab = table(folder, tmp_path, words, tokens, rows)
+    held = {tab.run.rows[i].line for i, fit in zip(tab.at, tab.fit, strict=True) if not fit}
+    for line in held:
+        for one in rows[line - 1]["outcomes"].values():
+            one["success"] = not one["success"]
+    turned = table(folder, tmp_path, words, tokens, rows)
+    assert tab.fit.tolist() == turned.fit.tolist() and 200 < len(held) < 300
+    target = Target("cost", 0.02)
+    before, after = (choose(each, target, 0.01, DAY) for each in (tab, turned))
+    assert [s.plan for s in before.settings] == [s.plan for s in after.settings]
+    weights = [
+        [s.scorer and (s.scorer.offset, s.scorer.weights) for s in each.settings] for each in (before, after)
+    ]
+    assert weights[0] == weights[1] and weights[0][0] is not None
+    assert before.lines != after.lines
+
+
+def test_repeated_requests_never_stand_on_both_sides(folder, tmp_path, words, tokens):
+    """A row's part depends on its words."""
+    tab = table(folder, tmp_path, words, tokens, [row for row in plain(40) for _ in range(3)])
+    assert tab.fit.reshape(-1, 3).std(axis=1).max() == 0
+
+
+def test_answers_to_a_repeated_request_are_left_out_together():
+    """Noise tells nothing of answers that were not seen, however often each request came."""
+    areas = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        facts, right = rng.normal(size=(60, len(FACTS))), (rng.random(60) < 0.5).astype(float)
+        facts, right, text = (np.repeat(some, 5, axis=0) for some in (facts, right, rng.random(60)))
+        answers = Answers(np.full(len(right), "billing", dtype=object), facts, right)
+        areas.append(auroc(unseen_chances(answers, text, True, seed), right > 0.5)[0])
+    assert np.mean(areas) < 0.6
+
+
+def test_too_few_rows_choose_nothing_and_say_how_many_would(folder, tmp_path, words, tokens):
+    """A cohort that hardly occurs stays as it is, and one that never does."""
+    found = choose(table(folder, tmp_path, words, tokens, plain(20)[:25]), Target("cost", 1.0), 0.01, DAY)
+    assert chosen(found) == {"billing": None, "cooking": None}
+    assert [setting.why for setting in found.settings] == [
+        f"needs about 50 rows with outcomes that land here; has {rows}" for rows in (20, 5)
+    ]
+    assert "nan" not in "\n".join(choice_text(found)).lower()
+
+
+def test_floors_hold_whatever_pays(folder, tmp_path, words, tokens):
+    """No option lies below a cohort's tier floor; rows that a rule holds up are not the cohort's to decide."""
+    path = folder / "cooking.yaml"
+    path.write_text(path.read_text() + "tier_floor: large\n")
+    rows = plain()
+    for row in rows[:100]:
+        row["headers"] = {"x-user-tier": "gold"}
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().replace("intents: [cooking]", "intents: [billing]"))
+    tab = table(folder, tmp_path, words, tokens, rows)
+    assert (tab.cohort == "billing").sum() == 100
+    found = choose(tab, Target("cost", 0.02), 0.01, DAY)
+    assert chosen(found) == {"billing": Option("large"), "cooking": None}
+
+
+def test_a_cohort_that_ends_with_a_person_is_left_alone(folder, tmp_path, words, tokens):
+    """What goes to a person has no recorded outcome."""
+    with (folder / "billing.yaml").open("a") as file:
+        file.write("accept: [complete]\nescalate: {to: [large, human]}\n")
+    with (folder / "policy.yaml").open("a") as file:
+        file.write("human: {}\n")
+    found = choose(table(folder, tmp_path, words, tokens, plain()), Target("cost", 0.02), 0.01, DAY)
+    assert found.settings[0].why == "left alone: it ends with a person"
+
+
+def test_what_is_not_shown_to_pay_is_not_bought(folder, tmp_path, words, tokens):
+    """Money alone buys nothing: the larger tier is right one time in a hundred more often."""
+    rows = [
+        {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0), "large": outcome(i % 2 > 0 or i == 0)}}
+        for i in range(100)
+    ]
+    found = choose(table(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
+    assert chosen(found)["billing"] is None
+    assert "to show that another setting pays, needs about" in found.settings[0].why
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_outcomes_without_variety_choose_the_cheapest(success, folder, tmp_path, words, tokens):
+    """All right, or all wrong, in every tier: nothing but cost differs."""
+    rows = [{"text": f"{t} {i}", "outcomes": {"small": outcome(success), "large": outcome(success)}}
+            for t in (BILL, COOK) for i in range(80)]  # fmt: skip
+    found = choose(table(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
+    assert chosen(found) == {"billing": None, "cooking": Option("small")}
+
+
+@pytest.mark.parametrize("rows", [
+    [{"text": BILL}],
+    [{"text": f"{BILL} {i}", "outcomes": {"small": outcome(True)}} for i in range(9)],
+    [{"text": BILL, "outcomes": {"elsewhere": outcome(True)}}],
+], ids=["no outcomes", "one tier", "a tier nobody has"])  # fmt: skip
+def test_rows_that_compare_nothing_are_refused(rows, folder, tmp_path, words, tokens):
+    """It says what is missing."""
+    with pytest.raises(ValueError, match="no row has the outcomes of two tiers or more"):
+        table(folder, tmp_path, words, tokens, rows)
+
+
+def test_one_row_is_no_error(folder, tmp_path, words, tokens):
+    """And chooses nothing, whichever part it is on."""
+    for seed in (0, 1, 2, 3):
+        tab = table(folder, tmp_path, words, tokens, plain(1)[:1], seed)
+        with pytest.raises(ValueError, match="out of reach"):
+            choose(tab, Target("cost", 1.0), 0.01, DAY)
+
+
+def test_reasoning_is_a_setting_of_its_own(folder, tmp_path, words, tokens, capsys):
+    """The small tier with reasoning is as good as the large one: it is turned on, and evaluated so."""
+    rows = plain()
+    for row in rows[:200]:
+        row["outcomes"]["qwen3-8b+reasoning"] = outcome(row["outcomes"]["large"]["success"], tokens_out=20)
+    for row in rows[200:]:
+        row["outcomes"]["small+reasoning"] = outcome(True, tokens_out=20)
+    data = written(tmp_path, rows)
+    assert commands.run_choose(folder, data, Target("quality", 0.8), 0.01, DAY, 0, write=True) == 0
+    billing = next(i for i in load_config(folder).intents if i.intent == "billing")
+    assert (billing.tier, billing.reasoning, billing.accept) == ("small", True, [])
+    run = execute(folder, Memory(words), read_traffic(data), tokens)
+    assert {served.path for served in run.served[:200] if served is not None} == {("small+reasoning",)}
+
+
+def test_a_cap_is_chosen_where_failures_ramble(folder, tmp_path, words, tokens):
+    """Good answers take 10 tokens, bad ones 1,000: a cap cuts the bad ones' cost and none of the good."""
+    rows = [
+        {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0, tokens_out=10 if i % 2 else 1000),
+                                             "large": outcome(i % 2 > 0)}}
+        for i in range(700)
+    ]  # fmt: skip
+    found = choose(table(folder, tmp_path, words, tokens, rows), Target("quality", 0.4), 0.01, DAY)
+    billing = found.settings[0]
+    assert billing.plan is not None and (billing.plan.option, billing.plan.cap) == (
+        Option("small", capped=True),
+        10,
+    )
+    assert billing.after[0].value == billing.before[0].value
+    assert billing.after[1].value < billing.before[1].value / 10
+
+
+# The command
+
+
+def test_what_is_written_serves_as_it_was_reported(folder, tmp_path, words, tokens, capsys):
+    """The YAML compiles, and by the functions that serve each row takes the path that the choice had counted."""
+    data = written(tmp_path, hedging())
+    assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=False) == 0
+    shown = capsys.readouterr().out
+    assert "+accept: [{score: {min: " in shown and shown.endswith("not written: give --write to apply this\n")
+    assert "score" not in (folder / "billing.yaml").read_text()
+    tab = table(folder, tmp_path, words, tokens, hedging())
+    plan = choose(tab, Target("quality", 0.97), 0.01, DAY).settings[0].plan
+    assert plan is not None
+    cohort = tab.run.snapshot.policy.cohorts["billing"]
+    counted = tab.given(cohort, plan, ~tab.fit)[2]
+
+    assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=True) == 0
+    assert capsys.readouterr().out == shown.replace(
+        "not written: give --write to apply this", "changed and written"
+    )
+    run = execute(folder, Memory(words), read_traffic(data), tokens)
+    held = [run.served[i] for i, fit in zip(tab.at, tab.fit, strict=True) if not fit]
+    assert [s is not None and s.rejections == ("low_score",) for s in held] == counted.tolist()
+    billing = run.snapshot.policy.cohorts["billing"]
+    assert billing.chosen is not None and billing.chosen.holds(run.snapshot.policy.tiers)
+    assert (billing.chosen.target, billing.chosen.rows, billing.chosen.data) == ("quality=0.97", 300, run.digest)
+
+    assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, "2026-12-01", 0, write=True) == 0
+    assert capsys.readouterr().out.endswith("\nnothing to change\n")
+
+
+CHOSEN = Chosen(DAY, "1e5", 240, "cost=2", {"small": "a"}, (0.5, 0.75), (0.1, 0.2))
+TEXT = """\
+# Bills
+intent: billing
+tier: small   # by feel
+accept:
+  - complete
+  - regex: "^(on|off): .*#"
+escalate: {to: large}
+# what people say
+utterances: [a b, c d, e f]
+"""
+
+
+def test_values_are_written_in_place():
+    """Comments stay, blocks are replaced, what YAML would misread is quoted."""
+    accept = ["complete", {"regex": "^(on|off): .*#"}, {"score": {"min": 0.5}}]
+    values = {
+        "tier": "on",
+        "reasoning": False,
+        "accept": accept,
+        "escalate": {"to": {"tier": "x", "reasoning": True}},
+    }
+    edited = edits.with_settings(TEXT, values | {"chosen": CHOSEN})
+    assert (
+        edited
+        == """\
+# Bills
+intent: billing
+tier: "on"   # by feel
+accept: [complete, {regex: "^(on|off): .*#"}, {score: {min: 0.5}}]
+escalate: {to: {tier: x, reasoning: on}}
+reasoning: off
+chosen: # written by `extproc calibrate`
+  date: "2026-11-22"
+  data: "1e5"
+  rows: 240
+  target: "cost=2"
+  models: {small: "a"}
+  quality: [0.5, 0.75]
+  per_1000: [0.1, 0.2]
+# what people say
+utterances: [a b, c d, e f]
+"""
+    )
+    gone = edits.with_settings(edited, {"accept": None, "escalate": None, "chosen": None, "scorer": None})
+    assert (
+        gone == '# Bills\nintent: billing\ntier: "on"   # by feel\nreasoning: off\n' + TEXT[TEXT.index("# what") :]
+    )
+
+
+def test_a_file_that_cannot_be_edited_by_lines_is_refused():
+    """Rather than dumped anew without its layout."""
+    with pytest.raises(ValueError, match="one key a line"):
+        edits.with_settings("{intent: a, tier: small, utterances: [a b, c d, e f]}\n", {"tier": "large"})
+    with pytest.raises(ValueError, match=r"valid YAML|one key a line"):
+        edits.with_settings(TEXT.replace("  - ", "- "), {"accept": None})

@@ -1,0 +1,405 @@
+"""Learning from labelled rows: what is better is chosen, what is not stays, and no row is on two sides."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+
+from extproc.cli import evidence as commands
+from extproc.cli import main as cli
+from extproc.config.compile import centroids_digest, compile_snapshot
+from extproc.config.load import load_config
+from extproc.encoder.backends import ADAPTED_FILE
+from extproc.encoder.protocols import Vectors
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.execution import Execution, Memory, execute
+from extproc.evidence.fit import adapted
+from extproc.evidence.fit.adapt import Adaptation, utterances_digest
+from extproc.evidence.fit.adapted import adapted_encoder
+from extproc.evidence.fit.calibration import FIT_SHARE, LEARN_SHARE, Labelled, Matches, choose_floors, place_of
+from extproc.evidence.fit.learning import (
+    KINDS,
+    Candidate,
+    by_label,
+    centroids_of,
+    ground_for,
+    index_of,
+    learn,
+    needed_rows,
+    split,
+    texts_for_encoder,
+    too_few,
+)
+from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.index import Index, nearest
+from extproc.settings import EncoderConfig
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+D = 24
+
+
+class Planted:
+    """An encoder of texts "<group>-<number>": vectors scattered around a direction a group."""
+
+    def __init__(self, directions: dict[str, Vectors], noise: float = 1.0) -> None:
+        self._directions, self._noise = directions, noise
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        rows = []
+        for text in texts:
+            group, _, number = text.partition("-")
+            dice = np.random.default_rng([int(number), *group.encode()])
+            rows.append(self._directions[group] + self._noise * dice.standard_normal(D) / np.sqrt(D))
+        found = np.array(rows, dtype=np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def axis(*numbers: int) -> np.ndarray:
+    return np.eye(D)[list(numbers)].sum(axis=0)
+
+
+# Groups of texts: what a, b and c are asked; the utterances that somebody thought of are not like it.
+DIRECTIONS = {
+    "a": axis(0, 1, 6), "b": axis(2, 3, 6), "c": axis(4, 5, 6), "oos": axis(6, 7),
+    "ua": axis(0, 6, 6), "ub": axis(2, 6, 6), "uc": axis(4, 6, 6),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents", ignore=shutil.ignore_patterns("[bc]*")))
+    policy = yaml.safe_load((folder / "policy.yaml").read_text())
+    (folder / "policy.yaml").write_text(yaml.safe_dump({k: v for k, v in policy.items() if k != "rules"}))
+    for name in "abc":
+        said = "".join(f"  - u{name}-{i}\n" for i in range(4))
+        (folder / f"{name}.yaml").write_text(f"intent: {name}\ntier: small\nutterances:\n{said}")
+    return folder
+
+
+def texts_of(folder: Path, group: str = "") -> None:
+    """Rewrite the utterances as texts of the groups that are asked: nothing is left to be learned."""
+    for name in "abc":
+        said = "".join(f"  - {name}-{i}\n" for i in range(9000, 9060))
+        (folder / f"{name}.yaml").write_text(f"intent: {name}\ntier: small\nutterances:\n{said}")
+
+
+def traffic(folder: Path, each: int, first: int = 0) -> Path:
+    """So many rows of each cohort, and half as many that are out of scope."""
+    rows = [{"text": f"{name}-{i}", "intent": name} for name in "abc" for i in range(first, first + each)]
+    rows += [{"text": f"oos-{i}", "intent": None} for i in range(first, first + each // 2)]
+    path = folder.parent / "labelled.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def executed(folder: Path, each: int, encoder: Planted) -> tuple[Execution, Labelled, list[Candidate]]:
+    from extproc.evidence.fit.calibration import labelled
+
+    run = execute(folder, Memory(encoder), read_traffic(traffic(folder, each)), Tokens())
+    return run, labelled(run, 0), [Candidate(run.config.policy.encoder, encoder)]
+
+
+def accuracy(index: Index, encoder: Planted, first: int = 5000, count: int = 200) -> float:
+    """On fresh texts."""
+    right = [
+        nearest(index, row).cohort == name
+        for name in "abc"
+        for row in encoder.encode([f"{name}-{i}" for i in range(first, first + count)])
+    ]
+    return float(np.mean(right))
+
+
+# What is learned
+
+
+def test_labelled_rows_that_differ_from_the_utterances_are_learned_from(folder):
+    """Fresh texts are matched better, as the rows that were held out had shown."""
+    encoder = Planted(DIRECTIONS, noise=1.6)
+    run, rows, candidates = executed(folder, 90, encoder)
+    learned = learn(run, rows, candidates, "2026-11-22", 0)
+    assert [way.kind for way in learned.tried] == list(KINDS)
+    assert learned.chosen is not None and learned.config is not None and learned.config.fitted is not None
+    assert learned.chosen.gain.low > 0
+    before = accuracy(run.snapshot.index, encoder)
+    after = accuracy(index_of(learned.config, encoder), encoder)
+    assert after > before + 0.03
+    assert learned.chosen.accuracy.low - 0.03 < after < learned.chosen.accuracy.high + 0.03
+    assert learned.tried[0].accuracy.low - 0.03 < before < learned.tried[0].accuracy.high + 0.03
+    header = learned.config.fitted.header
+    assert (header.data, header.seed, header.kind) == (run.digest, 0, learned.chosen.kind)
+    assert header.rows == int(((rows.place < LEARN_SHARE) & (rows.labels != None)).sum())  # noqa: E711
+
+
+def test_how_far_back_similarity_is_measured_is_kept_with_the_centroids(folder):
+    """It serves as it was tried; held against what serves without a file, which keeps nothing."""
+    encoder = Planted(DIRECTIONS, noise=1.6)
+    run, rows, (near,) = executed(folder, 90, encoder)
+    far = msgspec.structs.replace(near, back=1.0)
+    learned, other = (learn(run, rows, [candidate], "2026-11-22", 0) for candidate in (far, near))
+    assert learned.config is not None and learned.config.fitted is not None and learned.chosen is not None
+    assert (learned.tried[0], learned.chosen.accuracy) == (other.tried[0], other.chosen.accuracy)
+    assert learned.chosen.auroc != other.chosen.auroc
+    assert learned.config.fitted.header.back == 1.0
+    (row,) = encoder.encode(["a-5000"])
+    index = index_of(learned.config, encoder)
+    found = nearest(index, row)
+    assert found.similarity == pytest.approx(index.means[found.cohort] @ row)
+
+
+def test_utterances_that_say_it_all_stay(folder):
+    """What is not shown to be better is not served: no file, and it says why."""
+    texts_of(folder)
+    encoder = Planted(DIRECTIONS, noise=1.2)
+    learned = learn(*executed(folder, 90, encoder), "2026-11-22", 0)
+    assert (learned.chosen, learned.raw, learned.config) == (None, b"", None)
+    assert learned.why.startswith("centroids stay as they are: chance explains that another is better")
+
+
+def test_a_cohort_of_several_kinds_gets_several_centroids(folder):
+    """Where one mean lies between two kinds and beside another cohort."""
+    a = {"a": axis(0), "ua": axis(0)}
+    encoder = Planted(DIRECTIONS | a | {"oos": axis(20)} | {"b": axis(0, 2), "ub": axis(0, 2)}, noise=0.5)
+
+    class TwoKinds(Planted):
+        """Every other text of a lies beyond b."""
+
+        def encode(self, texts: Sequence[str]) -> Vectors:
+            moved = [f"z{t}" if t.startswith("a-") and int(t[2:]) % 2 else t for t in texts]
+            return encoder.encode(moved)
+
+    encoder._directions["za"] = axis(2)
+    two = TwoKinds({})
+    learned = learn(*executed(folder, 150, two), "2026-11-22", 0)
+    assert learned.chosen is not None and learned.config is not None and learned.config.fitted is not None
+    assert learned.chosen.kind == "several, fitted"
+    assert learned.config.fitted.header.cohorts["a"] == 3
+    assert accuracy(index_of(learned.config, two), two) > 0.95
+
+
+def test_groups_of_alike_rows_are_found():
+    """Each mean is one group's, whatever their order, and one group is its mean."""
+    encoder = Planted({"x": axis(0), "y": axis(1)}, noise=0.3)
+    rows = encoder.encode([f"{group}-{i}" for i in range(20) for group in "xy"])
+    found = split(rows, 2)
+    assert sorted(found[:, :2].argmax(axis=1).tolist()) == [0, 1]
+    assert (found[:, :2].max(axis=1) > 0.9).all()
+    assert split(rows, 1)[0] == pytest.approx(rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)), abs=1e-6)
+    assert np.isfinite(split(rows[[0, 0, 0]], 3)).all()
+
+
+# What is not looked at
+
+
+def test_nothing_is_learned_from_rows_of_the_other_parts(folder):
+    """With every label outside the first part turned around, the file is the same to the last bit."""
+    encoder = Planted(DIRECTIONS, noise=1.6)
+    run, rows, candidates = executed(folder, 90, encoder)
+    raw = learn(run, rows, candidates, "2026-11-22", 0).raw
+    other = rows.place >= LEARN_SHARE
+    turned = np.where(other, rows.labels[::-1], rows.labels)
+    assert raw == learn(run, msgspec.structs.replace(rows, labels=turned), candidates, "2026-11-22", 0).raw != b""
+    turned = np.where(~other, rows.labels[::-1], rows.labels)
+    assert raw != learn(run, msgspec.structs.replace(rows, labels=turned), candidates, "2026-11-22", 0).raw
+
+
+def test_floors_are_fitted_on_rows_that_nothing_was_learned_from(folder):
+    """Also where the centroids stay: they were looked at. And no adapted encoder has seen what it is tried on."""
+    encoder = Planted(DIRECTIONS, noise=1.6)
+    run, rows, candidates = executed(folder, 90, encoder)
+    learned = learn(run, rows, candidates, "2026-11-22", 0)
+    middle = ((rows.place >= LEARN_SHARE) & (rows.place < FIT_SHARE)).tolist()
+    for found in (learned, msgspec.structs.replace(learned, config=None, raw=b"", vectors=None, chosen=None)):
+        ground = ground_for(run, rows, found)
+        assert ground.fit.tolist() == middle
+        assert ground.report.tolist() == (rows.place >= FIT_SHARE).tolist()
+        assert ground.part == FIT_SHARE - LEARN_SHARE
+    given = texts_for_encoder(run, rows)
+    places = [place_of(text, 0) for name, texts in given.items() for text in texts if text.startswith(f"{name}-")]
+    assert min(places) >= LEARN_SHARE / 4 and max(places) < LEARN_SHARE
+    assert given["a"][:4] == ["ua-0", "ua-1", "ua-2", "ua-3"]
+
+
+def test_without_rows_to_try_them_on_nothing_is_tried(folder):
+    """A few rows may all lie in other parts; then floors may be fitted on all that there are."""
+    run, rows, candidates = executed(folder, 20, Planted(DIRECTIONS))
+    some = rows.some(rows.place >= LEARN_SHARE)
+    learned = learn(run, some, candidates, "2026-11-22", 0)
+    assert (learned.tried, learned.rows) == ((), 0)
+    assert learned.why == "centroids stay as they are: no labelled row in scope is left to try others on"
+    assert ground_for(run, some, learned).part == FIT_SHARE
+
+
+def test_the_stated_risk_holds_with_learned_centroids():
+    """Mean share of wrong among accepted, over fits of both parts; floors from rows learned from break it."""
+    dice = np.random.default_rng(0)
+    wide = 4 * D
+    means = np.eye(wide)[[0, 1, 2, 3]] + np.eye(wide)[4]
+    labels_of = np.array(["a", "b", "c", "oos"], dtype=object)
+
+    def drawn(count: int) -> tuple[Vectors, np.ndarray]:
+        group = dice.choice(4, count, p=[0.3, 0.3, 0.3, 0.1])
+        rows = means[group] + 0.4 * dice.standard_normal((count, wide))
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels_of[group]
+
+    def matches(centroids: dict[str, Vectors], rows: Vectors, labels: np.ndarray) -> Matches:
+        found = rows @ np.concatenate(list(centroids.values())).T
+        best = np.sort(found, axis=1)
+        right = np.array([*centroids], dtype=object)[found.argmax(axis=1)] == labels
+        return Matches(best[:, -1].astype(float), (best[:, -1] - best[:, -2]).astype(float), right)
+
+    honest, leaky = [], []
+    for _ in range(80):
+        rows, labels = drawn(60)
+        spoken = {name: rows[labels == name][:2] for name in "abc"}
+        centroids = centroids_of("fitted", spoken, by_label(rows, np.where(labels == "oos", None, labels)))
+        fresh = matches(centroids, *drawn(2000))
+        for found, part in ((honest, matches(centroids, *drawn(60))), (leaky, matches(centroids, rows, labels))):
+            floors = choose_floors(part, 0.1, "margin")
+            accepted = fresh.accepted(*floors) if floors is not None else np.zeros(2000, dtype=bool)
+            found.append((accepted & ~fresh.right).sum() / max(accepted.sum(), 1))
+    assert np.mean(honest) <= 0.1 + 2 * np.std(honest) / np.sqrt(len(honest))
+    assert np.mean(leaky) > 0.1 + 3 * np.std(leaky) / np.sqrt(len(leaky))
+
+
+# The command
+
+
+@pytest.fixture
+def encoder(monkeypatch) -> Planted:
+    planted = Planted(DIRECTIONS, noise=1.6)
+    monkeypatch.setattr(commands, "patient", lambda model: Memory(planted))
+    monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda model: planted)
+    return planted
+
+
+def calibrate(folder: Path, data: Path, *options: str) -> int:
+    given = ["--risk", "0.2", "--date", "2026-11-22", *options]
+    return cli.main(["calibrate", "--intents", str(folder), str(data), *given])
+
+
+def test_too_few_rows_leave_centroids_and_say_how_many_are_needed(folder, encoder, capsys):
+    """Floors are then fitted on all rows that are not reported on, as they were."""
+    run, rows, _ = executed(folder, 10, encoder)
+    assert needed_rows(0.2) == 17
+    assert too_few(run, rows, 0.2) == (
+        "fitting them, too, needs about 17 labelled rows in most cohorts; 0 of 3 have so many"
+    )
+    assert calibrate(folder, traffic(folder, 10), "--write") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("centroids stay as they are: fitting them, too, needs about 17 labelled rows")
+    assert not (folder / CENTROIDS_FILE).exists()
+
+
+def test_the_command_shows_what_was_tried_and_writes_the_file_only_if_asked(folder, encoder, capsys):
+    """Then it serves, floors and evidence speak of it, `check` tells of it, and a second run changes nothing."""
+    data = traffic(folder, 90)
+    assert calibrate(folder, data) == 0
+    shown = capsys.readouterr().out
+    assert [line.split("  ")[0] for line in shown.splitlines()[2 : 2 + len(KINDS)]] == list(KINDS)
+    assert "\nchosen: " in shown and "\non 1" in shown
+    assert f"\n{folder / CENTROIDS_FILE}: " in shown
+    assert not (folder / CENTROIDS_FILE).exists()
+
+    assert calibrate(folder, data, "--write") == 0
+    config = load_config(folder)
+    assert config.fitted is not None
+    snapshot = compile_snapshot(config, encoder)
+    calibrated = [cohort for cohort in snapshot.policy.cohorts.values() if cohort.calibrated]
+    assert calibrated and all(c.evidence and c.evidence.centroids == centroids_digest(config) for c in calibrated)
+    capsys.readouterr()
+    assert cli.main(["check", str(folder)]) == 0
+    assert f"centroids.safetensors: {config.fitted.header}; " in capsys.readouterr().out
+
+    assert calibrate(folder, data, "--write") == 0
+    assert capsys.readouterr().out.endswith("\nnothing to change\n")
+
+
+def test_check_tells_of_a_stale_file_and_refuses_a_damaged_one(folder, encoder, capsys, caplog):
+    """The file by name, and what to do; 2 for what cannot be used at all."""
+    calibrate(folder, traffic(folder, 90), "--write")
+    with (folder / "a.yaml").open("a") as file:
+        file.write("  - ua-77\n")
+    assert cli.main(["check", str(folder)]) == 0
+    assert "centroids.safetensors is stale, centroids come from the utterances alone: utterances" in caplog.text
+    assert "stale (utterances or centroids changed since `extproc calibrate`): a" in capsys.readouterr().out
+    (folder / CENTROIDS_FILE).write_bytes((folder / CENTROIDS_FILE).read_bytes()[:-1])
+    assert cli.main(["check", str(folder)]) == 2
+    assert capsys.readouterr().err.startswith(f"{folder / CENTROIDS_FILE}:1: is no file of centroids")
+
+
+def test_few_new_rows_do_not_fit_floors_on_those_that_centroids_were_fitted_on(folder, encoder):
+    """The file says by which seed they were taken."""
+    calibrate(folder, traffic(folder, 90), "--write", "--seed", "3")
+    run, rows, _ = executed(folder, 10, encoder)
+    assert run.config.fitted is not None
+    from extproc.evidence.fit.learning import Learned
+
+    ground = ground_for(run, rows, Learned(0, (), "too few"))
+    seen = np.array([place_of(text, 3) < LEARN_SHARE for text in rows.texts])
+    assert seen.any()
+    assert ground.fit.tolist() == ((rows.place < FIT_SHARE) & ~seen).tolist()
+    assert ground.report.tolist() == ((rows.place >= FIT_SHARE) & ~seen).tolist()
+
+
+# An adapted encoder
+
+
+@pytest.fixture
+def adapts(monkeypatch) -> list[dict[str, list[str]]]:
+    """Adapting without weights; what it was asked for."""
+    asked: list[dict[str, list[str]]] = []
+
+    def adapt(model, texts, folder, date):
+        asked.append(dict(texts))
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(str(len(asked)).encode())
+        stamp = Adaptation(model, utterances_digest(texts), len(texts), 0, 8, 0, 0.75, 0.5, date)
+        (folder / ADAPTED_FILE).write_bytes(msgspec.json.encode(stamp))
+
+    monkeypatch.setattr(adapted, "adapt", adapt)
+    return asked
+
+
+def test_an_encoder_is_adapted_once_and_named_by_its_weights(tmp_path, adapts):
+    """One that is there for these texts is taken; an adapted one is not adapted again, but what it came from."""
+    first = adapted_encoder("all-MiniLM-L6-v2", {"a": ["x"], "b": ["y"]}, tmp_path / "encoders", "2026-11-22")
+    assert first.parent == tmp_path / "encoders"
+    assert first.name == "all-MiniLM-L6-v2-6b86b273ff34"
+    again = adapted_encoder(str(first), {"a": ["x"], "b": ["y"]}, tmp_path / "encoders", "2026-11-23")
+    assert (again, len(adapts)) == (first, 1)
+    other = adapted_encoder(str(first), {"a": ["x"], "b": ["z"]}, tmp_path / "encoders", "2026-11-23")
+    assert (other.name, len(adapts)) == ("all-MiniLM-L6-v2-d4735e3a265e", 2)
+    assert msgspec.json.decode((other / ADAPTED_FILE).read_bytes())["model"] == "all-MiniLM-L6-v2"
+    assert sorted(path.name for path in (tmp_path / "encoders").iterdir()) == sorted([first.name, other.name])
+
+
+def test_an_adapted_encoder_that_is_better_is_named_in_the_policy(folder, adapts, monkeypatch, capsys):
+    """With the centroids and floors that were fitted for it; its folder as the YAML sees it."""
+    frozen, better = Planted(DIRECTIONS, noise=1.6), Planted(DIRECTIONS, noise=0.6)
+    monkeypatch.setattr(commands, "patient", lambda m: Memory(better if "encoders" in m else frozen))
+    data, encoders = traffic(folder, 120), folder.parent / "encoders"
+    assert calibrate(folder, data, "--adapt", str(encoders), "--write") == 0
+    name = "all-MiniLM-L6-v2-6b86b273ff34"
+    assert f'\n+encoder: {{model: "../encoders/{name}"}}\n' in capsys.readouterr().out
+    config = load_config(folder)
+    assert config.policy.encoder == EncoderConfig(model=str(encoders / name))
+    assert config.fitted is not None and config.fitted.header.encoder == name
+    cohorts = compile_snapshot(config, better).policy.cohorts.values()
+    assert all(cohort.calibrated and cohort.evidence and cohort.evidence.encoder == name for cohort in cohorts)
+    assert {text for texts in adapts[0].values() for text in texts if place_of(text, 0) >= LEARN_SHARE} <= {
+        f"u{name}-{i}" for name in "abc" for i in range(4)
+    }
+
+
+def test_an_adapted_encoder_that_is_no_better_is_not_served(folder, adapts, encoder):
+    """It was asked for, made and tried; its folder stays, the policy does not name it."""
+    before = load_config(folder).policy
+    calibrate(folder, traffic(folder, 90), "--adapt", str(folder.parent / "encoders"), "--write")
+    after = load_config(folder)
+    assert (after.policy, len(adapts)) == (before, 1)
+    assert after.fitted is None or after.fitted.header.encoder == "all-MiniLM-L6-v2"

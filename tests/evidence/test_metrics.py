@@ -1,0 +1,172 @@
+"""Metrics: against cases worked by hand, against scikit-learn where it has them, and on degenerate data."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from extproc.evidence.measure import metrics
+from extproc.evidence.measure.metrics import NOTHING, Bin, Estimate, Ratio
+
+RNG = np.random.default_rng(7)
+
+
+def array(*values):
+    return np.array(values, dtype=float)
+
+
+def test_auroc_counts_pairs_and_halves_ties():
+    """Of four pairs two are won, one is tied, one lost: 2.5 / 4."""
+    scores, positive = array(0.9, 0.3, 0.3, 0.5), np.array([True, True, False, False])
+    assert metrics.auroc(scores, positive).tolist() == [0.625]
+
+
+@pytest.mark.parametrize("decimals", [1, 8])
+def test_auroc_is_scikit_learns(decimals):
+    """With many ties and with none, and under weights."""
+    scores, positive = RNG.random(300).round(decimals), RNG.random(300) < 0.3
+    assert metrics.auroc(scores, positive)[0] == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+    weights = RNG.integers(0, 4, (3, 300)).astype(float)
+    expected = [roc_auc_score(positive, scores, sample_weight=w) for w in weights]
+    assert metrics.auroc(scores, positive, weights).tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("positive", [[True, True], [False, False], []])
+def test_auroc_of_one_class_is_nothing(positive):
+    """There is no pair to compare."""
+    found = metrics.auroc_estimate(RNG.random(len(positive)), np.array(positive, dtype=bool), seed=0)
+    assert (found.rows, math.isnan(found.value), found.known) == (0, True, False)
+
+
+def test_recall_at_a_stated_rejection():
+    """Of twenty in scope one may be rejected: the threshold is the second lowest, and ties with it are kept."""
+    inside = np.arange(20.0)
+    assert metrics.recall_at_rejection(inside, array(-1, 0.5, 1.0, 5), rejected=0.05) == 0.5
+    assert metrics.recall_at_rejection(inside, array(-1, 0.5, 1.0, 5), rejected=0.0) == 0.25
+    assert metrics.recall_at_rejection(np.ones(9), np.ones(4)) == 0.0
+    assert math.isnan(metrics.recall_at_rejection(inside, array()))
+
+
+def test_reliability_and_calibration_error():
+    """Two bins: 0.15 predicted and half right, 0.95 predicted and all right: (2 * 0.35 + 2 * 0.05) / 4."""
+    probability, right = array(0.1, 0.2 - 1e-9, 0.9, 1.0), np.array([True, False, True, True])
+    found = metrics.reliability(probability, right, bins=5)
+    assert found == [Bin(pytest.approx(0.15), 0.5, 2), Bin(pytest.approx(0.95), 1.0, 2)]
+    assert metrics.ece(probability, right, bins=5) == pytest.approx(0.2)
+    assert math.isnan(metrics.ece(array(), np.array([], dtype=bool)))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rows", "interval"),
+    [
+        (0, 59, (0.0, 0.06061)),  # 1 - 0.025 ** (1 / 59)
+        (5, 100, (0.016432, 0.112835)),  # Clopper and Pearson's table
+        (3, 3, (0.292402, 1.0)),  # 0.025 ** (1 / 3)
+        (0, 0, (0.0, 1.0)),
+    ],
+)
+def test_exact_intervals_of_a_share(wrong, rows, interval):
+    """The published values, and the closed forms at the ends."""
+    assert metrics.exact_interval(wrong, rows) == pytest.approx(interval, abs=1e-5)
+
+
+def test_a_ratio_is_measured_with_its_interval():
+    """The interval of a mean of many is that of the normal approximation, about."""
+    values = RNG.random(2000)
+    found = metrics.mean(values).estimate(seed=1)
+    half = 1.96 * values.std() / math.sqrt(2000)
+    assert (found.value, found.rows) == (pytest.approx(values.mean()), 2000)
+    assert (found.low, found.high) == (
+        pytest.approx(found.value - half, abs=0.002),
+        pytest.approx(found.value + half, abs=0.002),
+    )
+
+
+def test_intervals_cover_what_they_should():
+    """Of 200 samples from a known mean about 95 % of the intervals hold it."""
+    held = 0
+    for seed in range(200):
+        found = metrics.mean(np.random.default_rng(seed).random(150)).estimate(seed)
+        held += found.low <= 0.5 <= found.high
+    assert 180 <= held <= 198
+
+
+def test_the_same_seed_gives_the_same_interval():
+    """And another seed another one."""
+    ratio = metrics.mean(RNG.random(50))
+    assert ratio.estimate(3) == ratio.estimate(3)
+    assert ratio.estimate(3) != ratio.estimate(4)
+
+
+def test_degenerate_ratios():
+    """Nothing to count is nothing; ties have no width, but a share of 3 in 3 is no certainty."""
+    nobody, everybody = np.zeros(3, dtype=bool), np.ones(3, dtype=bool)
+    assert metrics.share(everybody, among=nobody).estimate(0) is NOTHING
+    assert metrics.mean(array(math.nan, math.nan)).estimate(0) is NOTHING
+    assert metrics.mean(array(0.4)).estimate(0) == Estimate(0.4, 0.4, 0.4, 1)
+    assert metrics.share(everybody, among=everybody).estimate(0) == Estimate(1.0, pytest.approx(0.292402), 1.0, 3)
+    assert math.isnan(Ratio(array(2.0), array(0.0)).value())
+
+
+def test_what_is_no_share_has_no_interval_of_a_share():
+    """Three changes of nothing may hide some for better or worse; three equal prices have no width, as all ties."""
+    most = pytest.approx(0.707598, abs=1e-5)
+    assert metrics.mean(np.zeros(3), least=-1.0).estimate(0) == Estimate(
+        0.0, pytest.approx(-0.707598, abs=1e-5), most, 3
+    )
+    assert metrics.mean(np.zeros(3), least=None).estimate(0) == Estimate(0.0, 0.0, 0.0, 3)
+    assert metrics.mean(np.ones(3), least=None).estimate(0) == Estimate(1.0, 1.0, 1.0, 3)
+
+
+def test_rows_of_one_conversation_are_no_evidence_apart():
+    """Twenty of fifteen equal rows have the intervals of twenty rows, not of three hundred."""
+    rng = np.random.default_rng(0)
+    right, scores = rng.random(20) < 0.5, rng.random(20)
+    many, together = (np.repeat(values, 15) for values in (right, np.arange(20)))
+
+    def interval(found):
+        return found.low, pytest.approx(found.value), found.high
+
+    once, again = (metrics.mean(values.astype(float)) for values in (right, many))
+    assert interval(again.estimate(0, together)) == interval(once.estimate(0))
+    assert again.estimate(0).high < once.estimate(0).high
+    alike = metrics.mean(np.ones(300)).estimate(0, together)
+    assert interval(alike) == interval(metrics.mean(np.ones(20)).estimate(0))
+    assert alike.rows == 300
+    areas = (
+        metrics.auroc_estimate(scores, right, 0),
+        metrics.auroc_estimate(np.repeat(scores, 15), many, 0, together),
+    )
+    assert interval(areas[1]) == interval(areas[0])
+
+
+def test_the_gap_recovered_by_hand():
+    """Four requests, the strong model better at two. The best score first: half the gap with one call in four."""
+    weak, strong = array(0, 0, 1, 0), array(1, 1, 1, 0)
+    scores = array(0.9, 0.2, 0.5, 0.1)
+    calls, gap = metrics.recovered(scores, weak, strong)
+    assert (calls.tolist(), gap.tolist()) == ([0, 0.25, 0.5, 0.75, 1], [0, 0.5, 0.5, 1, 1])
+    assert metrics.apgr(scores, weak, strong) == pytest.approx(0.25 * (0.25 + 0.5 + 0.75 + 1))
+    assert metrics.cpt(scores, weak, strong, 0.5) == 0.25
+    assert metrics.cpt(scores, weak, strong, 0.8) == pytest.approx(0.5 + 0.25 * 0.6)
+
+
+def test_a_router_without_opinion_is_random_and_one_without_gap_is_nothing():
+    """Equal scores recover the gap in proportion."""
+    weak, strong = array(0, 0, 1, 0), array(1, 1, 1, 0)
+    assert metrics.apgr(np.zeros(4), weak, strong) == 0.5
+    assert metrics.cpt(np.zeros(4), weak, strong, 0.8) == pytest.approx(0.8)
+    assert math.isnan(metrics.apgr(array(1, 2), array(1, 0), array(0, 1)))
+
+
+def test_a_static_mix_buys_what_the_money_buys():
+    """In proportion; what is dear and no better is neither bought nor paid; too little buys the first."""
+    costs, qualities = array(1, 2, 5), array(0.4, 0.3, 0.8)
+    budgets = array(0.5, 1, 3, 5, 9)
+    tiled = [np.repeat(values[:, None], len(budgets), axis=1) for values in (costs, qualities)]
+    quality, spent = metrics.static_mix(*tiled, budgets)
+    assert quality.tolist() == pytest.approx([0.4, 0.4, 0.6, 0.8, 0.8])
+    assert spent.tolist() == [1, 1, 3, 5, 5]
+    worse_above = metrics.static_mix(tiled[0], tiled[1][::-1], budgets)
+    assert [values.tolist() for values in worse_above] == [[0.8] * 5, [1] * 5]

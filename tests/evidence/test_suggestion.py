@@ -1,0 +1,112 @@
+"""Suggesting intents: from clusters out of scope, from labels without an intent; and utterances on the edge."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.cli import evidence as commands
+from extproc.cli.main import main
+from extproc.config.compile import compile_snapshot
+from extproc.config.load import load_config
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.execution import Memory, execute
+from extproc.evidence.fit.suggestion import Proposal, Pull, as_yaml, propose, pulls
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FLIGHTS = [
+    {"text": f"when will flight {place} leave"}
+    for place in ("Oslo", "Rome", "Paris", "Lima", "Cairo", "Bern", "Quito", "Riga", "Bonn")
+]
+TUNES = [{"text": f"play tune {name} again", "intent": "music"} for name in "abcdefghij"]
+NOISE = [{"text": text} for text in ("zebras graze", "blue paint dries", "wind turbines hum")]
+BILLS = [{"text": f"Is my invoice wrong this month {i}"} for i in range(3)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    for intent in ("billing", "cooking"):
+        with (folder / f"{intent}.yaml").open("a") as file:
+            file.write("floor: 0.2\n")
+    return folder
+
+
+def traffic(tmp_path, rows):
+    path = tmp_path / "traffic.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def test_clusters_and_labels_out_of_scope_are_proposed(folder, tmp_path, words):
+    """Most rows first; what lies alone, is in scope, or has the label of an intent is not proposed."""
+    bills = [row | {"intent": "billing"} for row in FLIGHTS]
+    memory = Memory(words)
+    run = execute(folder, memory, read_traffic(traffic(tmp_path, [*FLIGHTS, *TUNES, *NOISE, *BILLS])), Tokens())
+    music, flights = propose(run, memory)
+    assert (music.name, music.rows, music.labelled) == ("music", 10, True)
+    assert (flights.name, flights.rows, flights.labelled) == ("flight-leave", 9, False)
+    assert set(flights.utterances) == {row["text"] for row in FLIGHTS}
+    run = execute(folder, memory, read_traffic(traffic(tmp_path, [*bills, *BILLS])), Tokens())
+    assert propose(run, memory) == []
+
+
+def test_what_is_proposed_is_an_intent_that_loads(folder, tmp_path, words, monkeypatch, capsys):
+    """Moved beside the others it compiles, and its rows are in scope."""
+    monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
+    data, out = traffic(tmp_path, [*FLIGHTS, *NOISE]), tmp_path / "proposed"
+    assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("12 of 12 rows fall out of scope; 1 proposed intents\n\n# proposed from 9 rows")
+    (proposed,) = out.iterdir()
+    assert proposed.read_text() in shown
+    shutil.move(proposed, folder)
+    cohorts = compile_snapshot(load_config(folder), words).policy.cohorts
+    assert cohorts["flight-leave"].tier == "large"
+
+
+@pytest.mark.parametrize("label", ["no", "12", "off-topic", "Frage: Ärger?"])
+def test_a_label_that_yaml_reads_as_something_else_is_quoted(folder, words, label):
+    """A proposal from rows labelled `no` is an intent of that name, as far as names may be spelt so."""
+    proposal = Proposal(label, 9, tuple(row["text"] for row in FLIGHTS), True, "billing")
+    (folder / "proposed.yaml").write_text(as_yaml(proposal, "large"))
+    name = {"Frage: Ärger?": "Frage-rger-"}.get(label, label)
+    assert name in compile_snapshot(load_config(folder), words).policy.cohorts
+
+
+@pytest.mark.parametrize("label", ["\u914d\u9001", ""])
+def test_a_label_that_no_name_can_hold_stands_above_its_proposal(label):
+    """Two such labels would else be proposed under one name, and nobody knew which is which."""
+    text = as_yaml(Proposal(label, 9, ("a", "b"), True, "billing"), "large")
+    assert text.startswith(f'# proposed from 9 rows with the label "{label}"; nearest so far: billing\n')
+    assert "\nintent: unnamed\n" in text
+
+
+def test_proposals_that_somebody_may_be_editing_are_not_written_over(folder, tmp_path, capsys):
+    """They are named and pruned where they lie."""
+    out = tmp_path / "proposed"
+    out.mkdir()
+    (out / "proposed-01.yaml").write_text("mine")
+    data = traffic(tmp_path, FLIGHTS)
+    assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"extproc: {out}/proposed-01.yaml is there already: move it into {folder}, delete it, "
+        "or name another folder\n"
+    )
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+
+
+def test_utterances_on_the_edge_are_listed_least_margin_first(folder, tmp_path, words):
+    """One that shares its words with the other intent comes first."""
+    with (folder / "billing.yaml").open("r+") as file:
+        lines = file.read().replace("utterances:\n", "utterances:\n  - invoice for the egg recipe\n")
+        file.seek(0)
+        file.write(lines)
+    memory = Memory(words)
+    run = execute(folder, memory, read_traffic(traffic(tmp_path, BILLS)), Tokens())
+    found = pulls(run, memory)
+    assert found[0] == Pull("billing.yaml", "billing", "cooking", found[0].margin, "invoice for the egg recipe")
+    assert [pull.margin for pull in found] == sorted(pull.margin for pull in found)
+    assert len(found) == 7

@@ -1,0 +1,254 @@
+"""Labelled and recorded traffic: what a row may say, how mistakes are told, and other people's formats."""
+
+import gzip
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+from msgspec import UNSET
+
+from extproc.cli.main import main
+from extproc.evidence.data.convert import FORMATS, convert
+from extproc.evidence.data.traffic import BadRow, Known, Outcome, read_traffic, reveal, reveal_all
+
+REQUEST = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def written(tmp_path, *lines):
+    path = tmp_path / "traffic.jsonl"
+    path.write_text(
+        "".join(line if isinstance(line, str) else msgspec.json.encode(line).decode() + "\n" for line in lines)
+    )
+    return path
+
+
+def test_a_text_becomes_a_chat_request_for_a_model_that_may_be_replaced(tmp_path):
+    """What the router sees is a body and a path, as from a client."""
+    (row,) = read_traffic(written(tmp_path, {"text": "hi"})).rows
+    body, headers = row.request("auto")
+    assert msgspec.json.decode(body) == REQUEST
+    assert headers == {":path": "/v1/chat/completions"}
+
+
+def test_a_request_is_kept_byte_by_byte(tmp_path):
+    """Its spacing and its order are the client's; header names are as Envoy has them."""
+    line = '{"request": {"input":  "hi", "model": "auto"}, "headers": {"X-User-Tier": "gold"}, "id": 7}\n'
+    (row,) = read_traffic(written(tmp_path, line)).rows
+    assert row.request("other") == (
+        b'{"input":  "hi", "model": "auto"}',
+        {"x-user-tier": "gold", ":path": "/v1/responses"},
+    )
+
+
+def test_labels_and_outcomes_stay_sealed_until_they_are_revealed(tmp_path):
+    """A row's answers are undecoded bytes while decisions are made; null, "oos" and no label are told apart."""
+    outcome = {"success": True, "tokens_in": 3, "tokens_out": 4, "latency_s": 0.5, "answer": "yes"}
+    rows = read_traffic(
+        written(
+            tmp_path,
+            {"text": "a", "intent": "billing", "outcomes": {"small": outcome}, "time": "2026-11-01T10:00:00Z"},
+            {"text": "b", "intent": None},
+            {"text": "c", "intent": "oos", "outcomes": None},
+            {"text": "d"},
+        )
+    ).rows
+    assert rows[0].sealed == (b'"billing"', msgspec.json.encode({"small": outcome}))
+    assert rows[0].time == datetime(2026, 11, 1, 10, tzinfo=UTC)
+    assert [reveal(row) for row in rows] == [
+        Known("billing", {"small": Outcome(True, None, 3, 4, 0.5, "yes")}),
+        Known(None),
+        Known(None),
+        Known(UNSET),
+    ]
+
+
+def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
+    """Every other line is read; blank ones count as lines, and nothing is skipped silently."""
+    path = written(
+        tmp_path,
+        {"text": "fine"},
+        "\n",
+        "{\n",
+        {"text": "a", "request": REQUEST},
+        {},
+        {"text": " "},
+        {"text": "a", "intnet": "billing"},
+        {"text": "a", "path": "/v1/messages"},
+        {"request": REQUEST, "path": "/v1/embeddings"},
+        {"request": "hi"},
+        {"text": "fine, too"},
+    )
+    traffic = read_traffic(path)
+    assert [row.line for row in traffic.rows] == [1, 11]
+    assert [(bad.line, bad.what.partition(":")[0]) for bad in traffic.bad] == [
+        (3, "Input data was truncated"),
+        (4, "give either `text` or `request`"),
+        (5, "give either `text` or `request`"),
+        (6, "`text` is empty"),
+        (7, "unknown key `intnet`"),
+        (8, "`path` belongs to a `request`, not to a `text`"),
+        (9, "`path` /v1/embeddings is no API that is routed"),
+        (10, "the request is not a JSON object"),
+    ]
+
+
+def test_outcomes_that_cannot_be_read_are_told_when_they_are_revealed(tmp_path):
+    """Two measures of one answer, a quality above 1, and a misspelt key are mistakes."""
+    rows = read_traffic(
+        written(
+            tmp_path,
+            {"text": "a", "outcomes": {"small": {"success": True, "quality": 0.5}}},
+            {"text": "b", "outcomes": {"small": {"quality": 1.5}}},
+            {"text": "c", "outcomes": {"small": {"sucess": True}}},
+            {"text": "d", "outcomes": {"small": {"quality": 0.5}}},
+        )
+    ).rows
+    known, bad = reveal_all(rows)
+    assert [k is not None for k in known] == [False, False, False, True]
+    assert [b.line for b in bad] == [1, 2, 3]
+    assert bad[0].what.startswith("give `success` or `quality`, not both")
+
+
+def test_a_gzipped_file_reads_like_a_plain_one_and_a_broken_one_is_an_error(tmp_path):
+    """The hash is of the lines, whichever way they are stored."""
+    plain = written(tmp_path, {"text": "a"}, {"text": "b"})
+    packed = tmp_path / "traffic.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert read_traffic(packed) == read_traffic(plain)
+    packed.write_bytes(gzip.compress(plain.read_bytes())[:-12])
+    with pytest.raises(OSError, match="compressed data"):
+        read_traffic(packed)
+
+
+@pytest.mark.parametrize("content", [b'{"text": "a"}\n', gzip.compress(b"")[:10] + b"\xff" * 20])
+def test_what_only_calls_itself_gzipped_is_told_by_its_name(content, tmp_path):
+    """A file that was never packed, and one whose packed data are damaged."""
+    path = tmp_path / "traffic.jsonl.gz"
+    path.write_bytes(content)
+    with pytest.raises(OSError, match=r"traffic\.jsonl\.gz: its name ends in \.gz, and it is no sound gzip file"):
+        read_traffic(path)
+
+
+def test_a_byte_order_mark_costs_no_row(tmp_path):
+    """Editors and spreadsheets put it before the first line."""
+    plain = written(tmp_path, {"text": "a"}, {"text": "b"})
+    marked = tmp_path / "marked.jsonl"
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    assert read_traffic(marked) == read_traffic(plain)
+
+
+SOURCES = {
+    "clinc150": ({"split": "test", "intent": "oos", "text": "hi"}, {"text": "hi", "intent": "oos"}),
+    "routellm": (
+        {"subject": "anatomy", "prompt": "hi", "strong": True, "weak": False, "contaminated": False},
+        {
+            "text": "hi",
+            "intent": "anatomy",
+            "outcomes": {"weak": {"success": False}, "strong": {"success": True}},
+        },
+    ),
+    "mmlupro": (
+        {
+            "id": 7,
+            "category": "computer science",
+            "question": " Which? ",
+            "options": ["one", "two"],
+            "answer": "B",
+            "answers": {"small": {"model": "m", "text": "The answer is (B)", "choice": "B"}},
+        },
+        {
+            "id": 7,
+            "text": "Which?\n\nA. one\nB. two",
+            "intent": "computer-science",
+            "outcomes": {"small": {"success": True, "answer": "The answer is (B)", "finish": "stop"}},
+        },
+    ),
+    "openai-log": (
+        {"request": REQUEST, "response": {"model": "gpt-x", "choices": []}},
+        {"request": REQUEST, "outcomes": {"gpt-x": {"response": {"model": "gpt-x", "choices": []}}}},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_foreign_row_is_converted_whole(kind, tmp_path):
+    """And what comes out is read without complaint."""
+    source, row = SOURCES[kind]
+    (converted,) = convert(kind, written(tmp_path, source), {})
+    assert isinstance(converted, bytes) and msgspec.json.decode(converted) == row
+    traffic = read_traffic(written(tmp_path, row))
+    assert (traffic.bad, reveal_all(traffic.rows)[1]) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("source", "row"),
+    [
+        (REQUEST, {"request": REQUEST}),
+        (
+            {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": REQUEST},
+            {"request": REQUEST, "id": "1", "path": "/v1/chat/completions"},
+        ),
+    ],
+)
+def test_an_openai_log_may_be_bare_bodies_or_a_batch_file(source, row, tmp_path):
+    """Whatever shape the line has, the request in it is found."""
+    (converted,) = convert("openai-log", written(tmp_path, source), {})
+    assert isinstance(converted, bytes) and msgspec.json.decode(converted) == row
+
+
+STREAM = 'data: {"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(
+    ("response", "outcomes"),
+    [
+        ({"choices": []}, {"auto": {"response": {"choices": []}}}),
+        ('{"model": "gpt-x", "choices": []}', {"gpt-x": {"response": {"model": "gpt-x", "choices": []}}}),
+        (STREAM, {"auto": {"response": STREAM}}),
+        ({"status_code": 200, "body": STREAM}, {"auto": {"response": STREAM}}),
+        ({"status_code": 500, "body": {"choices": []}}, None),
+        ({"error": {"message": "overloaded"}}, None),
+        ("upstream connect error", None),
+    ],
+)
+def test_a_logged_response_is_kept_however_it_was_logged_and_a_failed_one_told(response, outcomes, tmp_path):
+    """JSON, JSON as text, a stream as text; what is no answer says nothing of a model, and its request is kept."""
+    path = written(tmp_path, {"request": REQUEST, "response": response})
+    row, *told = convert("openai-log", path, {})
+    assert isinstance(row, bytes)
+    assert msgspec.json.decode(row) == {"request": REQUEST} | ({"outcomes": outcomes} if outcomes else {})
+    what = "its response failed or is no answer; its request is kept"
+    assert told == ([] if outcomes else [BadRow(1, what)])
+
+
+def test_contaminated_and_unwanted_rows_are_left_out_and_strange_ones_told(tmp_path):
+    """RouteLLM's own protocol leaves contaminated prompts out; `where` chooses; a foreign line is told."""
+    good, _ = SOURCES["routellm"]
+    path = written(tmp_path, good | {"contaminated": True}, good | {"subject": "law"}, {"text": "hi"}, good)
+    law = list(convert("routellm", path, {"subject": "law"}))
+    assert [msgspec.json.decode(row)["intent"] for row in law if isinstance(row, bytes)] == ["law"]
+    assert [row for row in convert("routellm", path, {}) if isinstance(row, BadRow)] == [
+        BadRow(3, "is not routellm: no member 'contaminated'")
+    ]
+
+
+def test_the_command_prints_rows_and_counts_what_it_skipped(tmp_path, capfdbinary):
+    """Rows on stdout, so that they can be piped; the rest on stderr."""
+    path = written(
+        tmp_path, *(SOURCES["clinc150"][0] | {"split": split} for split in ("test", "train")), "nonsense\n"
+    )
+    assert main(["convert", "clinc150", str(path), "--where", "split=test"]) == 0
+    out, err = capfdbinary.readouterr()
+    assert out == b'{"text":"hi","intent":"oos"}\n'
+    assert err.decode().splitlines()[-1] == f"{path}: 1 rows converted, 1 skipped"
+    assert f"{path}:3: skipped: is not clinc150: " in err.decode()
+
+
+def test_a_dash_is_standard_input():
+    """So that one command's rows can be piped into another."""
+    row = msgspec.json.encode(SOURCES["clinc150"][0])
+    command = [sys.executable, "-m", "extproc", "convert", "clinc150", "-"]
+    done = subprocess.run(command, input=row, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, b'{"text":"hi","intent":"oos"}\n')

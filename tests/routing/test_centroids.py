@@ -1,0 +1,141 @@
+"""Fitting centroids: deterministic, of unit length, fair to small cohorts, with floors that keep their own."""
+
+import numpy as np
+import pytest
+
+from extproc.encoder.protocols import Vectors
+from extproc.routing.centroids import Fitted, fit_centroids
+
+
+def around(direction: int, count: int, noise: float = 0.5, seed: int = 0) -> Vectors:
+    """Unit vectors scattered around one axis of 32."""
+    dice = np.random.default_rng(seed + 1_000 * direction)
+    rows = np.eye(32)[direction] + noise * dice.standard_normal((count, 32)) / np.sqrt(32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def right(fitted: dict[str, Fitted], cohort: str, rows: Vectors) -> float:
+    """The share of `rows` that are nearest to `cohort`."""
+    centroids = np.stack([f.centroid for f in fitted.values()])
+    return float(np.mean((rows @ centroids.T).argmax(axis=1) == list(fitted).index(cohort)))
+
+
+THREE = {name: around(i, 12) for i, name in enumerate(("code", "faq", "legal"))}
+
+
+def test_the_same_utterances_give_the_same_centroids():
+    """Every replica and every restart serves the same revision."""
+    first, second = fit_centroids(THREE), fit_centroids({name: rows.copy() for name, rows in THREE.items()})
+    for name in THREE:
+        assert np.array_equal(first[name].centroid, second[name].centroid)
+        assert first[name].floor == second[name].floor
+
+
+def test_centroids_are_unit_vectors_one_a_cohort():
+    """An inner product with one is a cosine."""
+    fitted = fit_centroids(THREE)
+    assert list(fitted) == list(THREE)
+    for found in fitted.values():
+        assert (found.centroid.shape, found.centroid.dtype) == ((32,), np.float32)
+        assert np.linalg.norm(found.centroid) == pytest.approx(1, abs=1e-5)
+
+
+def test_centroids_point_where_their_utterances_do():
+    """Clear cohorts keep their own, and what is new and like them."""
+    fitted = fit_centroids(THREE)
+    for i, name in enumerate(THREE):
+        assert fitted[name].centroid.argmax() == i
+        assert right(fitted, name, THREE[name]) == 1
+        assert right(fitted, name, around(i, 200, seed=7)) == 1
+
+
+def test_overlapping_cohorts_are_told_apart_better_than_by_their_means():
+    """What two cohorts share is turned away from: that is what the fit is for."""
+    shared = np.eye(32, dtype=np.float32)[5]
+    rows = {name: around(i, 40, 1.0) * 0.35 + shared for i, name in enumerate(("code", "faq"))}
+    rows = {name: (r / np.linalg.norm(r, axis=1, keepdims=True)).astype(np.float32) for name, r in rows.items()}
+    units = {name: r.mean(axis=0) / np.linalg.norm(r.mean(axis=0)) for name, r in rows.items()}
+    means = {name: Fitted(unit, unit, 0) for name, unit in units.items()}
+    fitted = fit_centroids(rows)
+    assert min(right(fitted, name, rows[name]) for name in rows) >= min(
+        right(means, name, rows[name]) for name in rows
+    )
+    assert fitted["code"].centroid @ fitted["faq"].centroid < means["code"].centroid @ means["faq"].centroid
+
+
+def test_what_is_like_both_cohorts_is_more_similar_than_their_centroids_say():
+    """Similarity is measured part of the way back to the mean, which did not turn away from what they share."""
+    shared = np.eye(32, dtype=np.float32)[5]
+    rows = {name: around(i, 40) * 0.35 + shared for i, name in enumerate(("code", "faq"))}
+    rows = {name: (r / np.linalg.norm(r, axis=1, keepdims=True)).astype(np.float32) for name, r in rows.items()}
+    for name, found in fit_centroids(rows).items():
+        mean = rows[name].mean(axis=0) / np.linalg.norm(rows[name].mean(axis=0))
+        assert found.centroid @ shared < found.typical @ shared < mean @ shared
+        assert np.linalg.norm(found.typical) <= 1
+
+
+def test_a_small_cohort_is_not_crowded_out_by_a_large_one():
+    """Each weighs the same: three utterances hold their ground against three hundred."""
+    fitted = fit_centroids({"large": around(0, 300, 0.8), "small": around(1, 3, 0.8)})
+    assert right(fitted, "small", around(1, 200, 0.8, seed=7)) > 0.95
+    assert right(fitted, "large", around(0, 200, 0.8, seed=7)) > 0.95
+
+
+def test_the_order_of_cohorts_changes_nothing_but_rounding():
+    """Renaming a file moves no centroid, and neither does another machine's rounding."""
+    fitted, turned = fit_centroids(THREE), fit_centroids(dict(reversed(THREE.items())))
+    for name in THREE:
+        assert np.allclose(fitted[name].centroid, turned[name].centroid, atol=1e-3)
+        assert fitted[name].floor == pytest.approx(turned[name].floor, abs=1e-3)
+
+
+def test_one_cohort_is_its_mean():
+    """With nothing to be told apart from, nothing is moved."""
+    rows = THREE["code"]
+    mean = rows.mean(axis=0)
+    fitted = fit_centroids({"code": rows})
+    assert np.allclose(fitted["code"].centroid, mean / np.linalg.norm(mean), atol=1e-6)
+    assert np.allclose(fitted["code"].typical, fitted["code"].centroid, atol=1e-6)
+    assert 0.5 < fitted["code"].floor < 1
+
+
+def test_a_floor_keeps_what_is_alike_and_rejects_what_is_not():
+    """It lies between a cohort's own kind and texts about nothing that any cohort knows."""
+    fitted = fit_centroids(THREE)
+    for i, name in enumerate(THREE):
+        own = around(i, 200, seed=7) @ fitted[name].typical
+        strange = around(20 + i, 200) @ fitted[name].typical
+        assert strange.max() < fitted[name].floor < np.quantile(own, 0.2)
+
+
+def test_no_utterance_of_a_clear_cohort_is_below_its_floor():
+    """A floor comes from fits that had not seen the utterance, which is harder than what serves."""
+    fitted = fit_centroids(THREE)
+    for name, rows in THREE.items():
+        assert (rows @ fitted[name].typical).min() >= fitted[name].floor
+
+
+def test_an_odd_utterance_is_not_below_its_own_floor_either():
+    """Whoever sends what is listed reaches the cohort: its floor goes just below there."""
+    odd = np.concatenate([around(0, 100), 0.3 * around(0, 1) + around(9, 1)])
+    odd /= np.linalg.norm(odd, axis=1, keepdims=True)
+    fitted = fit_centroids({"code": odd, "faq": around(1, 100)})
+    assert (odd @ fitted["code"].typical).min() == pytest.approx(fitted["code"].floor + 1e-3)
+    assert fitted["faq"].floor > fitted["code"].floor
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_utterances_are_no_error(count):
+    """Even one gives a centroid and a finite floor, whether some fold misses its cohort or not."""
+    fitted = fit_centroids({"code": around(0, count), "faq": around(1, 12)})
+    for found in fitted.values():
+        assert np.linalg.norm(found.centroid) == pytest.approx(1, abs=1e-5)
+        assert -1 <= found.floor <= 1
+
+
+def test_cohorts_that_nothing_tells_apart_are_no_error():
+    """Twins give finite centroids and floors; what to do about them is said where utterances are checked."""
+    rows = around(0, 6)
+    for found in fit_centroids({"one": rows, "two": rows.copy()}).values():
+        assert np.linalg.norm(found.centroid) == pytest.approx(1, abs=1e-5)
+        assert -1 <= found.floor <= 1

@@ -1,0 +1,102 @@
+"""The nearest cohort: an exact search, and a margin over the best of any other."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from extproc.routing.index import Index, Match, nearest, similarities
+
+
+def unit(*values: float) -> np.ndarray:
+    vector = np.array(values, dtype=np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+X, Y, Z = np.eye(3, dtype=np.float32)
+INDEX = Index({"code": np.stack([X, unit(1, 0.1, 0)]), "faq": Y[None, :], "legal": Z[None, :]})
+
+
+def test_the_nearest_cohort_is_found_with_its_margin():
+    """A cohort's other centroids are no rivals: the margin is over the best of another cohort."""
+    match = nearest(INDEX, unit(0.8, 0.6, 0))
+    assert (match.cohort, match.runner_up) == ("code", "faq")
+    best = unit(1, 0.1, 0) @ unit(0.8, 0.6, 0)
+    assert match.similarity == pytest.approx(best, abs=1e-6)
+    assert match.margin == pytest.approx(best - 0.6, abs=1e-6)
+
+
+def test_the_runner_up_is_found_behind_many_centroids_of_the_best():
+    """Twenty centroids in front of it hide no other cohort."""
+    near = np.stack([unit(1, i / 1_000, 0) for i in range(20)])
+    match = nearest(Index({"code": near, "faq": Z[None, :]}), X)
+    assert match == Match("code", pytest.approx(1.0), pytest.approx(1.0), "faq")
+
+
+def test_with_one_cohort_the_margin_is_the_similarity():
+    """There is no other to be confused with."""
+    match = nearest(Index({"code": X[None, :]}), unit(0.6, 0.8, 0))
+    assert match == Match("code", pytest.approx(0.6), pytest.approx(0.6), None)
+
+
+def test_similarity_is_measured_part_of_the_way_back_to_the_mean():
+    """The nearest centroid, of however many, says which cohort and margin; it and the mean say how similar."""
+    centroids = {"code": np.stack([unit(0, -1, 0), X]), "faq": Y[None, :]}
+    index = Index(centroids, {"code": unit(1, 0, 1), "faq": unit(0, 1, 1)})
+    query = unit(2, 1, 2)
+    match = nearest(index, query)
+    assert match == Match("code", pytest.approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)), pytest.approx(1 / 3), "faq")
+    assert similarities(index, query) == {
+        "code": pytest.approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)),
+        "faq": pytest.approx(0.7 / 3 + 0.3 * np.sqrt(1 / 2)),
+    }
+    assert type(match.similarity) is float
+    further = Index(centroids, index.means, back=0.8)
+    assert nearest(further, query) == msgspec.structs.replace(
+        match, similarity=pytest.approx(0.2 * 2 / 3 + 0.8 * np.sqrt(8 / 9))
+    )
+
+
+def test_a_vector_opposite_to_all_still_has_a_nearest():
+    """Similarities go down to -1, and whether that is near enough is for the floor to say."""
+    match = nearest(INDEX, -unit(1, 1, 0.5))
+    assert (match.cohort, match.runner_up) == ("legal", "faq")
+    assert match.similarity == pytest.approx(-1 / 3, abs=1e-6)
+
+
+def test_a_match_is_made_of_plain_numbers():
+    """No numpy scalar gets into spans, metadata or JSON."""
+    match = nearest(INDEX, X)
+    assert [type(match.similarity), type(match.margin)] == [float, float]
+
+
+def test_every_cohorts_best_similarity_is_listed_best_first():
+    """Once each, however many centroids it has."""
+    listed = similarities(INDEX, unit(0, 0.6, 0.8))
+    assert list(listed) == ["legal", "faq", "code"]
+    assert listed == {
+        "legal": pytest.approx(0.8),
+        "faq": pytest.approx(0.6),
+        "code": pytest.approx(float(unit(1, 0.1, 0) @ unit(0, 0.6, 0.8))),
+    }
+
+
+def test_the_search_is_exact():
+    """FAISS finds what comparing with every centroid finds."""
+    dice = np.random.default_rng(0)
+    rows = dice.standard_normal((200, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    index = Index({f"cohort {i}": rows[2 * i : 2 * i + 2] for i in range(100)})
+    for query in rows[:20] + 0.1 * rows[20:40]:
+        query /= np.linalg.norm(query)
+        best = (rows @ query).reshape(100, 2).max(axis=1)
+        order = np.argsort(-best)
+        match = nearest(index, query)
+        assert (match.cohort, match.runner_up) == (f"cohort {order[0]}", f"cohort {order[1]}")
+        assert match.similarity == pytest.approx(best[order[0]], abs=1e-6)
+        assert match.margin == pytest.approx(best[order[0]] - best[order[1]], abs=1e-6)
+
+
+def test_an_index_needs_a_cohort():
+    """There is no nearest of none."""
+    with pytest.raises(ValueError, match="at least one cohort"):
+        Index({})

@@ -1,0 +1,247 @@
+"""Envoy's messages <-> plain values: every rule of the protocol that costs a request when it is broken."""
+
+from typing import Any
+
+import pytest
+
+from extproc.contract import TIER_ATTRIBUTE
+from extproc.messages import Event, Opening, Reply
+from extproc.pb import ext_proc_pb2 as pb
+from extproc.serving.wire import decode_request, encode_response, read_event, read_opening, write_reply
+
+KINDS = (
+    "request_headers",
+    "request_body",
+    "request_trailers",
+    "response_headers",
+    "response_body",
+    "response_trailers",
+)
+OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+
+
+def header_map(*headers: pb.HeaderValue) -> pb.HeaderMap:
+    return pb.HeaderMap(headers=headers)
+
+
+def with_attributes(namespace: str = "envoy.filters.http.ext_proc", **values: Any) -> pb.ProcessingRequest:
+    message = pb.ProcessingRequest(request_body=pb.HttpBody(body=b"{}"))
+    message.attributes[namespace].update({name.replace("__", "."): value for name, value in values.items()})
+    return message
+
+
+# What we read
+
+
+def test_both_value_fields_of_a_header_are_read():
+    """Envoy fills one of the two, by its configuration; names come in any case."""
+    headers = header_map(
+        pb.HeaderValue(key=":path", value="/v1/messages"),
+        pb.HeaderValue(key="X-User-Tier", raw_value=b"gold"),
+        pb.HeaderValue(key="empty"),
+        pb.HeaderValue(key="latin", raw_value=b"caf\xe9"),
+    )
+    message = pb.ProcessingRequest(request_headers=pb.HttpHeaders(headers=headers, end_of_stream=True))
+    read = {":path": "/v1/messages", "x-user-tier": "gold", "empty": "", "latin": "caf\ufffd"}
+    assert read_event(message) == Event("request_headers", True, headers=read)
+    assert read_opening(message).headers == read
+
+
+def test_a_header_that_is_repeated_is_joined():
+    """As HTTP says, so that a second one cannot hide behind the first."""
+    headers = header_map(pb.HeaderValue(key="a", value="1"), pb.HeaderValue(key="A", raw_value=b"2"))
+    message = pb.ProcessingRequest(response_headers=pb.HttpHeaders(headers=headers))
+    assert read_event(message) == Event("response_headers", False, headers={"a": "1, 2"})
+
+
+@pytest.mark.parametrize("kind", ["request_body", "response_body"])
+def test_bodies_are_read_with_their_end(kind):
+    """Any bytes; the last chunk says so."""
+    message = pb.ProcessingRequest(**{kind: pb.HttpBody(body=b"\x00\xff", end_of_stream=True)})
+    assert read_event(message) == Event(kind, True, b"\x00\xff")
+    assert read_event(pb.ProcessingRequest(**{kind: pb.HttpBody()})) == Event(kind, False, b"")
+
+
+@pytest.mark.parametrize("kind", ["request_trailers", "response_trailers"])
+def test_trailers_end_their_direction(kind):
+    """They come after the last chunk, which did not say that it was the last."""
+    trailers = pb.HttpTrailers(trailers=header_map(pb.HeaderValue(key="grpc-status", raw_value=b"0")))
+    assert read_event(pb.ProcessingRequest(**{kind: trailers})) == Event(kind, True, headers={"grpc-status": "0"})
+
+
+def test_a_kind_of_message_that_we_do_not_know_is_no_event():
+    """A newer Envoy may send one; its fields are skipped."""
+    newer = b"\xa2\x06\x02\x08\x01"  # field 100
+    assert read_event(decode_request(newer)) is None
+
+
+def test_attributes_stand_for_headers_that_were_not_sent():
+    """They come under one key whatever the filter is called; path and method under the headers' names."""
+    message = with_attributes(
+        request__path="/v1/messages?beta=true",
+        request__method="POST",
+        **{"request.headers['x-user-tier']": "gold"},
+    )
+    expected = {":path": "/v1/messages?beta=true", "x-user-tier": "gold"}
+    assert read_opening(message).headers == expected
+
+
+def test_attributes_that_we_did_not_expect_are_ignored():
+    """Other names, types and namespaces change nothing."""
+    message = with_attributes(
+        request__size=12, request__headers="CelMap value", source__address="1.2.3.4", x=None, y=[1], z={"a": True}
+    )
+    message.attributes["other.filter"].update({"request.path": "/elsewhere"})
+    assert read_opening(message) == Opening({}, "BUFFERED", "BUFFERED")
+
+
+def test_a_headers_message_is_believed_over_attributes():
+    """It is what will be sent on."""
+    message = with_attributes(request__path="/attribute")
+    message.request_headers.headers.CopyFrom(header_map(pb.HeaderValue(key=":path", raw_value=b"/header")))
+    assert read_opening(message).headers == {":path": "/header"}
+
+
+def test_response_headers_are_none_of_the_requests():
+    """A stream may start with them; the request stays unknown."""
+    headers = header_map(pb.HeaderValue(key=":status", raw_value=b"403"))
+    message = pb.ProcessingRequest(response_headers=pb.HttpHeaders(headers=headers))
+    assert read_opening(message) == Opening({}, "BUFFERED", "BUFFERED")
+
+
+@pytest.mark.parametrize(
+    ("request_mode", "response_mode", "expected"),
+    [
+        (0, 0, ("NONE", "NONE")),
+        (1, 2, ("STREAMED", "BUFFERED")),
+        (3, 4, ("BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED")),
+        (5, 99, ("GRPC", "BUFFERED")),
+    ],
+)
+def test_the_body_modes_are_read_from_the_first_message(request_mode, response_mode, expected):
+    """A mode newer than we are is taken for the usual one."""
+    modes = pb.ProtocolConfiguration(request_body_mode=request_mode, response_body_mode=response_mode)
+    opening = read_opening(pb.ProcessingRequest(request_body=pb.HttpBody(), protocol_config=modes))
+    assert (opening.request_body_mode, opening.response_body_mode) == expected
+
+
+def test_an_envoy_that_tells_no_modes_uses_the_usual_one():
+    """Absent is not NONE, which is what protobuf's default would read as."""
+    assert read_opening(pb.ProcessingRequest(request_body=pb.HttpBody())) == Opening({}, "BUFFERED", "BUFFERED")
+
+
+def test_metadata_and_attempt_come_as_plain_values():
+    """What the router decided, for a verifier: nested values, lists, nothing at all."""
+    message = with_attributes(upstream__request_attempt_count=2, **{TIER_ATTRIBUTE: "large"})
+    value = {"a": "b", "n": 2.0, "yes": True, "none": None, "list": [1.0, {"c": []}]}
+    message.metadata_context.filter_metadata["semantic_router"].update(value)
+    opening = read_opening(message)
+    assert (opening.metadata, opening.attempt, opening.tier) == ({"semantic_router": value}, 2, "large")
+
+
+# What we write
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_empty_reply_says_its_kind(kind):
+    """An answer of no kind, or of another one, is a protocol error to Envoy."""
+    response = write_reply(Reply(kind))
+    assert response.WhichOneof("response") == kind
+    assert pb.ProcessingResponse.FromString(encode_response(response)).WhichOneof("response") == kind
+    assert len(encode_response(response)) == 2  # the kind, and nothing in it
+
+
+def test_a_header_is_written_raw_and_overwrites():
+    """In `raw_value` alone, and with the overwrite said: Envoy's default would append to what a client sent."""
+    response = write_reply(Reply("request_body", headers={"x-router-cluster": "small-ü"}))
+    option = pb.HeaderValueOption(
+        header=pb.HeaderValue(key="x-router-cluster", raw_value="small-ü".encode()), append_action=OVERWRITE
+    )
+    common = pb.CommonResponse(header_mutation=pb.HeaderMutation(set_headers=[option]), clear_route_cache=True)
+    assert response == pb.ProcessingResponse(request_body=pb.BodyResponse(response=common))
+
+
+@pytest.mark.parametrize("kind", ["request_headers", "request_body"])
+@pytest.mark.parametrize("headers", [None, {}, {"a": "1"}, {"a": "1", "b": "2"}])
+@pytest.mark.parametrize("body", [None, b"", b"{}"])
+def test_the_route_is_chosen_again_exactly_when_a_header_changes(kind, headers, body):
+    """Alone, `clear_route_cache` would be ignored or would lose the route for nothing."""
+    common = getattr(write_reply(Reply(kind, headers=headers, body=body)), kind).response
+    assert common.clear_route_cache == bool(common.header_mutation.set_headers) == bool(headers)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\x00\xff"])
+def test_a_new_body_comes_without_a_content_length(body):
+    """The buffer filter behind us sets it; ours would be wrong as soon as another filter edits, too."""
+    response = write_reply(Reply("request_body", headers={"x-router-cluster": "small"}, body=body))
+    common = response.request_body.response
+    assert (common.body_mutation.WhichOneof("mutation"), common.body_mutation.body) == ("body", body)
+    assert [option.header.key for option in common.header_mutation.set_headers] == ["x-router-cluster"]
+    assert b"content-length" not in encode_response(response)
+
+
+def test_a_body_that_stays_is_not_written():
+    """None is no change; an empty body would be one."""
+    assert not write_reply(Reply("request_body")).request_body.response.HasField("body_mutation")
+
+
+@pytest.mark.parametrize(("body", "end"), [(b"chunk", False), (b"last", True), (b"", True), (None, True)])
+@pytest.mark.parametrize("kind", ["request_body", "response_body"])
+def test_a_full_duplex_chunk_is_a_streamed_response_and_nothing_else(kind, body, end):
+    """Even an empty last one: silence would leave Envoy waiting."""
+    mutation = getattr(write_reply(Reply(kind, body=body, streamed=True, end=end)), kind).response.body_mutation
+    chunk = pb.StreamedBodyResponse(body=body or b"", end_of_stream=end)
+    assert mutation == pb.BodyMutation(streamed_response=chunk)
+
+
+@pytest.mark.parametrize("kind", ["request_trailers", "response_trailers"])
+def test_trailers_are_answered_with_trailers(kind):
+    """And are not touched."""
+    assert write_reply(Reply(kind)) == pb.ProcessingResponse(**{kind: pb.TrailersResponse()})
+
+
+def test_metadata_keeps_its_values():
+    """Text, numbers, booleans, lists and objects, each under its namespace."""
+    metadata = {"semantic_router": {"reason": "matched", "similarity": 0.5, "calibrated": False, "l": [{"a": "b"}]}}
+    response = write_reply(Reply("request_body", metadata=metadata))
+    fields = response.dynamic_metadata.fields["semantic_router"].struct_value
+    assert dict(fields.fields["l"].list_value.values[0].struct_value.items()) == {"a": "b"}
+    assert (fields["reason"], fields["similarity"], fields["calibrated"]) == ("matched", 0.5, False)
+
+
+def test_trailers_carry_metadata_too():
+    """What is known only at the end of a stream may have no later message to travel with."""
+    response = write_reply(Reply("response_trailers", metadata={"n": {"b": "c"}}))
+    assert response.WhichOneof("response") == "response_trailers"
+    assert response.dynamic_metadata.fields["n"].struct_value.fields["b"].string_value == "c"
+
+
+def test_no_metadata_is_not_written():
+    """An empty one would only cost bytes."""
+    assert not write_reply(Reply("request_body", headers={"a": "b"})).HasField("dynamic_metadata")
+
+
+def test_a_status_answers_the_client_whatever_the_kind():
+    """Only a reply that asks for it: the answer that a person is to give says so itself."""
+    reply = Reply("response_body", headers={"a": "1"}, body=b"{}", metadata={"n": {"b": "c"}}, status=422)
+    option = pb.HeaderValueOption(header=pb.HeaderValue(key="a", raw_value=b"1"), append_action=OVERWRITE)
+    answer = pb.ImmediateResponse(
+        status=pb.HttpStatus(code=422), headers=pb.HeaderMutation(set_headers=[option]), body=b"{}"
+    )
+    expected = pb.ProcessingResponse(immediate_response=answer)
+    expected.dynamic_metadata.update({"n": {"b": "c"}})
+    assert write_reply(reply) == expected
+
+
+def test_other_replies_never_change_the_mode_or_answer_the_client():
+    """Modes are the operator's, answers the upstream's."""
+    for kind in KINDS:
+        response = write_reply(Reply(kind, headers={"a": "b"}, body=b"{}", metadata={"n": {}}))
+        assert not response.HasField("mode_override")
+        assert response.WhichOneof("response") == kind
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_an_attempt_that_is_no_number_is_the_first(number):
+    """It would be another filter's mistake, and no reason to lose the exchange."""
+    assert read_opening(with_attributes(upstream__request_attempt_count=number)).attempt == 1
