@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from nameserver import NameServer
 
 from extproc.demo.stack import Stack
 from tests.e2e.faulty_upstream import (
@@ -26,6 +25,7 @@ from tests.e2e.faulty_upstream import (
     running_faulty,
     text_of,
 )  # fmt: skip
+from tests.e2e.nameserver import NameServer
 from tests.e2e.traffic import envoy_beside, eventually, manager_of
 
 _RULES = "accept: [complete, non_empty, no_refusal]"

@@ -9,9 +9,9 @@ import grpc
 import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processor import FULL_DUPLEX, body_message, ext_proc, headers_message
 
 from extproc.demo.stack import Stack, running
+from tests.e2e.processor import FULL_DUPLEX, body_message, ext_proc, headers_message
 from tests.e2e.traffic import (
     APIS,
     CHAT,

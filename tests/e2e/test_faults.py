@@ -23,7 +23,6 @@ from typing import Any
 import grpc
 import msgspec
 import pytest
-from processor import BUFFERED, headers_message
 
 from bench.collector import Collector
 from extproc.demo.stack import Stack, end, free_ports
@@ -41,6 +40,7 @@ from tests.e2e.faulty_upstream import (
     text_of,
     write_intents,
 )  # fmt: skip
+from tests.e2e.processor import BUFFERED, headers_message
 from tests.e2e.traffic import eventually
 
 _RULES = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from processor import BUFFERED, OPTIONS, body_message, ext_proc
 
 from extproc.demo.stack import Stack
+from tests.e2e.processor import BUFFERED, OPTIONS, body_message, ext_proc
 from tests.e2e.traffic import APIS, CHAT, PROVE, PROVED, arrived, ask, contract_headers, send
 
 _CORPUS = {path.name: path for path in sorted((Path(__file__).parents[1] / "fuzz/corpus/bodies").iterdir())}

@@ -9,7 +9,11 @@ import msgspec
 import pytest
 from google.protobuf import json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from processor import (
+
+from extproc.demo.sample_upstream import SampleUpstreams
+from extproc.demo.stack import Stack
+from extproc.pb import ext_proc_pb2 as pb
+from tests.e2e.processor import (
     BUFFERED,
     FULL_DUPLEX,
     NONE,
@@ -20,10 +24,6 @@ from processor import (
     ext_proc,
     headers_message,
 )  # fmt: skip
-
-from extproc.demo.sample_upstream import SampleUpstreams
-from extproc.demo.stack import Stack
-from extproc.pb import ext_proc_pb2 as pb
 from tests.e2e.traffic import CHAT, EXTRACT, MODELS, PROVE, body_of, eventually, write_small_intents
 
 _PATH = {"request.path": CHAT, "request.method": "POST"}
