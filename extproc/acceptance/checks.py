@@ -11,6 +11,7 @@ import msgspec
 
 from extproc.acceptance.grounding import Embed, grounded_share
 from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
+from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import (
     Complete,
     External,
@@ -41,23 +42,10 @@ _JSON_STARTS = {"object": "{", "array": "[", "string": '"', "boolean": "tf", "nu
 _JSON_STARTS |= {"integer": "-0123456789", "number": "-0123456789"}
 
 
-class RequestFacts(msgspec.Struct, frozen=True):
-    """What the request asked for, as far as an answer is held to it."""
-
-    json_schema: Any = None  # of its response format; None: it asked for none
-    # name: the schema of its arguments, None when it has none; None: not known what was offered
-    tools: Mapping[str, Any] | None = {}
-    tool_required: bool = False
-    context: str = ""  # what `grounded` holds the answer to
-    question: str | None = None  # what `score` reads the answer with; None: not known
-    stream: bool | None = None  # None: not known, so the framing is not held to it
-    choices: int = 1
-
-
 class Given(msgspec.Struct, frozen=True):
     """What a check may look at beside the answer."""
 
-    request: RequestFacts
+    request: Requirements
     embed: Embed | None
     external: Mapping[str, bool | None]
     tier: str | None = None  # whose answer it is; None: not known

@@ -1,19 +1,31 @@
 """What a request asked for, as far as its answer will be held to it; read only when an answer is judged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from extproc.acceptance.rules import External, Grounded, JsonSchema, Rule, Score
+from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, Score
 from extproc.acceptance.score import QUESTION_CHARS, ends
-from extproc.acceptance.verdict import RequestFacts
 from extproc.api.request import Request
 
 # Envoy forwards the facts with every message to the verifier: two for a whole answer, one a chunk for a stream.
 # More than this is not carried; context goes first, and rules that miss a fact say that they cannot run.
-MAX_FACTS_BYTES = 256 * 1024
-MAX_STREAM_FACTS_BYTES = 8 * 1024
+MAX_REQUIREMENTS_BYTES = 256 * 1024
+MAX_STREAM_REQUIREMENTS_BYTES = 8 * 1024
+
+
+class Requirements(msgspec.Struct, frozen=True):
+    """What the request asked for, as far as an answer is held to it."""
+
+    json_schema: Any = None  # of its response format; None: it asked for none
+    # name: the schema of its arguments, None when it has none; None: not known what was offered
+    tools: Mapping[str, Any] | None = {}
+    tool_required: bool = False
+    context: str = ""  # what `grounded` holds the answer to
+    question: str | None = None  # what `score` reads the answer with; None: not known
+    stream: bool | None = None  # None: not known, so the framing is not held to it
+    choices: int = 1
 
 
 class _Format(msgspec.Struct):
@@ -46,14 +58,14 @@ class _Asked(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Asked).decode
 
 
-def read_facts(request: Request, rules: Sequence[Rule]) -> RequestFacts:
+def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirements:
     """The facts that `rules` look at; what cannot be read is left out, and its rules cannot run."""
     try:
         asked = _decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return RequestFacts(tools=None, stream=request.stream)
+        return Requirements(tools=None, stream=request.stream)
     kinds = {type(rule) for rule in rules}
-    facts = RequestFacts(
+    facts = Requirements(
         json_schema=_schema(asked) if JsonSchema in kinds else None,
         tools=_tools(asked),
         tool_required=_tool_required(asked.tool_choice),
@@ -62,12 +74,12 @@ def read_facts(request: Request, rules: Sequence[Rule]) -> RequestFacts:
         stream=request.stream,
         choices=asked.n or 1,
     )
-    limit = MAX_STREAM_FACTS_BYTES if request.stream else MAX_FACTS_BYTES
+    limit = MAX_STREAM_REQUIREMENTS_BYTES if request.stream else MAX_REQUIREMENTS_BYTES
     if len(msgspec.json.encode(facts)) <= limit:
         return facts
     if len(msgspec.json.encode(bounded := msgspec.structs.replace(facts, context=""))) <= limit:
         return bounded
-    return RequestFacts(tools=None, stream=request.stream, choices=asked.n or 1)
+    return Requirements(tools=None, stream=request.stream, choices=asked.n or 1)
 
 
 def _tool_required(choice: Any) -> bool:

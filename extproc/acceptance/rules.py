@@ -18,7 +18,7 @@ from extproc.acceptance.schema import compile_pattern, schema_fault
 from extproc.acceptance.score import Scorer
 
 OnUnavailable = Literal["accept", "reject"]
-Count = Annotated[int, Meta(ge=1)]
+CharCount = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -33,13 +33,13 @@ class NonEmpty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MinChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text, without white space around it, has at least so many characters."""
 
-    chars: Count
+    chars: CharCount
 
 
 class MaxChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text, without white space around it, has at most so many characters."""
 
-    chars: Count
+    chars: CharCount
 
 
 class Json(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +73,7 @@ class Logprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mean log-probability of all tokens, or of the `first` ones, is at least `min`."""
 
     min: Annotated[float, Meta(le=0)]
-    first: Count | None = None  # judged on these alone, so decided as soon as they are there
+    first: Annotated[int, Meta(ge=1)] | None = None  # judged on these alone, so decided as soon as they are there
     slack: Annotated[float, Meta(ge=0)] = 0.5  # how far below `min` an early mean must lie
     on_unavailable: OnUnavailable = "accept"
 
@@ -103,7 +103,7 @@ class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_unavailable: OnUnavailable = "accept"
 
 
-Rule = (
+AcceptRule = (
     Complete | NonEmpty | MinChars | MaxChars | Json | JsonSchema | ToolCalls | Regex | NoRefusal
     | Logprob | Grounded | Score | External
 )  # fmt: skip
@@ -127,12 +127,12 @@ _NAMES = {kind: name for name, (kind, _, _) in _RULES.items()}
 _CALL_OUTS = ("agree", "judge")
 
 
-def rule_name(rule: Rule) -> str:
+def rule_name(rule: AcceptRule) -> str:
     """The name that the rule has in the YAML."""
     return rule.name if isinstance(rule, External) else _NAMES[type(rule)]
 
 
-def compile_rules(spec: Any, scorer: Scorer | None = None) -> tuple[Rule, ...]:
+def compile_rules(spec: Any, scorer: Scorer | None = None) -> tuple[AcceptRule, ...]:
     """Rules of an `accept` list; `score` goes by `scorer`. Raises ValueError: where, what is wrong, a remedy."""
     if not isinstance(spec, list):
         raise ValueError("accept: must be a list of rules; write accept: [complete, no_refusal]")
@@ -148,7 +148,7 @@ def compile_rules(spec: Any, scorer: Scorer | None = None) -> tuple[Rule, ...]:
     return rules
 
 
-def _compile(item: Any, where: str, scorer: Scorer | None) -> Rule:
+def _compile(item: Any, where: str, scorer: Scorer | None) -> AcceptRule:
     if isinstance(item, str):
         name, value = item, None
     elif isinstance(item, dict) and len(item) == 1 and isinstance(next(iter(item)), str):
@@ -156,7 +156,9 @@ def _compile(item: Any, where: str, scorer: Scorer | None) -> Rule:
     else:
         raise ValueError(f"{where}: a rule is a name or a mapping of one name; write complete or {{min_chars: 20}}")
     if name in _CALL_OUTS:
-        called: Rule = _convert(External, _call_out(name, value), f"{where}.{name}", f"{{{name}: {{by: a-judge}}}}")
+        called: AcceptRule = _convert(
+            External, _call_out(name, value), f"{where}.{name}", f"{{{name}: {{by: a-judge}}}}"
+        )
         return called
     if name not in _RULES:
         known = (*_RULES, *_CALL_OUTS)
@@ -164,7 +166,7 @@ def _compile(item: Any, where: str, scorer: Scorer | None) -> Rule:
         remedy = f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(known)}"
         raise ValueError(f"{where}: there is no rule {name!r}; {remedy}")
     kind, field, example = _RULES[name]
-    rule: Rule = _convert(kind, _options(name, field, value), f"{where}.{name}", example)
+    rule: AcceptRule = _convert(kind, _options(name, field, value), f"{where}.{name}", example)
     _prove(rule, f"{where}.{name}")
     return _scored(rule, scorer, f"{where}.{name}") if isinstance(rule, Score) else rule
 
@@ -198,7 +200,7 @@ def _convert(kind: type[Any], options: Any, where: str, example: str) -> Any:
         raise ValueError(f"{where}: {error}; write {example}") from error
 
 
-def _prove(rule: Rule, where: str) -> None:
+def _prove(rule: AcceptRule, where: str) -> None:
     """Refuse a pattern or a schema that could never be checked."""
     try:
         if isinstance(rule, Regex):

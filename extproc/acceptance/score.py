@@ -38,7 +38,7 @@ _HEDGES = """
 _HEDGE = frozenset(_HEDGES.split())
 
 LOGPROB_FACTS = ("logprob", "doubts")
-FACTS = (
+SCORE_FACTS = (
     "length",  # of the answer, in characters: logarithms, here and below
     "lines",
     "word_length",
@@ -77,7 +77,7 @@ class Scorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """How likely the answer is right, from 0 to 1; None without log-probabilities that it weighs."""
         if self.wants_logprobs and not answer.logprobs:
             return None
-        facts = zip(FACTS, read_facts(question, answer), strict=True)
+        facts = zip(SCORE_FACTS, score_facts(question, answer), strict=True)
         logit = self.offset + sum(self.weights.get(name, 0.0) * fact for name, fact in facts)
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, logit))))
 
@@ -92,8 +92,8 @@ class Scorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{self.data} {self.date}"
 
 
-def read_facts(question: str, answer: Observation) -> list[float]:
-    """The facts, in the order of FACTS."""
+def score_facts(question: str, answer: Observation) -> list[float]:
+    """The facts, in the order of SCORE_FACTS."""
     question, text = ends(question, QUESTION_CHARS), ends(answer.text, ANSWER_CHARS)
     words, asked = _WORD.findall(text.lower()), set(_WORD.findall(question.lower()))
     options = dict(_OPTION.findall(question))

@@ -10,20 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from extproc.acceptance.checks import EARLY, FINAL, OK, OPEN, UNAVAILABLE, Given, RequestFacts, still_open
+from extproc.acceptance.checks import EARLY, FINAL, OK, OPEN, UNAVAILABLE, Given, still_open
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.rules import Logprob, Rule, Score, compile_rules, rule_name
+from extproc.acceptance.requirements import Requirements
+from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.api.answer import Observation
-
-__all__ = [
-    "RequestFacts",
-    "Verdict",
-    "compile_rules",
-    "judge",
-    "judge_early",
-    "needs_whole_answer",
-    "wants_logprobs",
-]
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -37,16 +28,16 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def judge(
-    rules: Sequence[Rule],
+    rules: Sequence[AcceptRule],
     observation: Observation,
     *,
-    request: RequestFacts | None = None,
+    request: Requirements | None = None,
     embed: Embed | None = None,
     external: Mapping[str, bool | None] | None = None,
     tier: str | None = None,
 ) -> Verdict:
     """The verdict on an answer that is over, given by `tier`; always decided."""
-    given = Given(request or RequestFacts(), embed, external or {}, tier)
+    given = Given(request or Requirements(), embed, external or {}, tier)
     reason = _unreadable(observation, given.request)
     if reason is None and not observation.complete:
         reason = "incomplete"
@@ -63,10 +54,10 @@ def judge(
 
 
 def judge_early(
-    rules: Sequence[Rule],
+    rules: Sequence[AcceptRule],
     observation: Observation,
     *,
-    request: RequestFacts | None = None,
+    request: Requirements | None = None,
     embed: Embed | None = None,
     external: Mapping[str, bool | None] | None = None,
     tier: str | None = None,
@@ -78,7 +69,7 @@ def judge_early(
     """
     if observation.complete or observation.ended:
         return judge(rules, observation, request=request, embed=embed, external=external, tier=tier)
-    given = Given(request or RequestFacts(), embed, external or {}, tier)
+    given = Given(request or Requirements(), embed, external or {}, tier)
     reason = _unreadable(observation, given.request)
     if reason is not None:
         return Verdict(False, reason=reason)
@@ -91,18 +82,18 @@ def judge_early(
     return Verdict(True)
 
 
-def wants_logprobs(rules: Sequence[Rule]) -> bool:
+def wants_logprobs(rules: Sequence[AcceptRule]) -> bool:
     """Whether the upstream must be asked for log-probabilities."""
     scorers = [rule.scorer for rule in rules if isinstance(rule, Score) and rule.scorer is not None]
     return any(isinstance(rule, Logprob) for rule in rules) or any(scorer.wants_logprobs for scorer in scorers)
 
 
-def needs_whole_answer(rules: Sequence[Rule]) -> list[str]:
+def needs_whole_answer(rules: Sequence[AcceptRule]) -> list[str]:
     """The names of the rules that say nothing of a part of an answer."""
     return [rule_name(rule) for rule in rules if type(rule) not in EARLY]
 
 
-def _unreadable(observation: Observation, request: RequestFacts) -> str | None:
+def _unreadable(observation: Observation, request: Requirements) -> str | None:
     """Why no client could read this, whatever the rules."""
     if observation.error is not None:
         return "upstream_error"

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.acceptance.rules import Rule, Score, rule_name
+from extproc.acceptance.rules import AcceptRule, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
 from extproc.config.compile import compile_snapshot
@@ -116,7 +116,7 @@ def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
     return "\n".join(lines)
 
 
-def _rule(rule: Rule) -> str:
+def _rule(rule: AcceptRule) -> str:
     if not isinstance(rule, Score) or rule.scorer is None:
         return rule_name(rule)
     return f"score (below {rule.min:g}; fitted on {rule.scorer.rows} rows of {rule.scorer.stamp})"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from extproc.acceptance.verdict import compile_rules
+from extproc.acceptance.rules import compile_rules
 from extproc.config.load import Config, ConfigError, Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder, Vectors

@@ -11,9 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from extproc.acceptance.rules import External, rule_name
-from extproc.acceptance.score import FACTS, Scorer
-from extproc.acceptance.verdict import compile_rules
+from extproc.acceptance.rules import External, compile_rules, rule_name
+from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
 from extproc.settings import (
@@ -331,7 +330,7 @@ def _check_scorer(file: str, scorer: Scorer, policy: PolicyFile, tiers: list[str
         what = f"fitted on answers of {scorer.model}, but tier `{scorer.tier}` is {now} now: {again}"
         yield file, ".scorer.model", what
     for name in scorer.weights:
-        yield from _named(file, f".scorer.weights.{name}", name, list(FACTS), "fact")
+        yield from _named(file, f".scorer.weights.{name}", name, list(SCORE_FACTS), "fact")
     if not all(map(math.isfinite, (scorer.offset, *scorer.weights.values()))):
         yield file, ".scorer", f"its numbers must be finite: {again}"
     if scorer.rows < 0 or not 0 <= scorer.auroc[0] <= scorer.auroc[1] <= 1:

@@ -53,7 +53,7 @@ class _Adapted(msgspec.Struct, frozen=True):
     words: float = WORDS_WEIGHT  # as beside any encoder, where the stamp does not say
 
 
-class Choice(msgspec.Struct, frozen=True):
+class BackendChoice(msgspec.Struct, frozen=True):
     """The back end that serves, and what it was chosen from."""
 
     model: str
@@ -202,10 +202,10 @@ def load_sentences(model: str, threads: int) -> Encoder:
     return OpenVinoSentences(prepared_folder(model), precision, choice.max_tokens, threads)
 
 
-def read_choice(model: str) -> Choice | None:
+def read_choice(model: str) -> BackendChoice | None:
     """What was prepared for `model` and the installed versions; None when nothing was, or it cannot be read."""
     try:
-        return msgspec.json.decode((prepared_folder(model) / CHOICE_FILE).read_bytes(), type=Choice)
+        return msgspec.json.decode((prepared_folder(model) / CHOICE_FILE).read_bytes(), type=BackendChoice)
     except (OSError, msgspec.DecodeError):
         return None
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from extproc.encoder.backends import (
     CHOICE_FILE,
-    Choice,
+    BackendChoice,
     Measured,
     OpenVinoSentences,
     TorchSentences,
@@ -35,7 +35,7 @@ _SCALED_ON = 300
 _WORD = "order "
 
 
-def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice:
+def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> BackendChoice:
     """Convert, measure, choose, and keep what was chosen where `load_sentences` finds it.
 
     `texts` are of the kind that will be encoded: every other one sets the scales of int8, the rest check it.
@@ -46,7 +46,7 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
     folder = prepared_folder(model)
     with tempfile.TemporaryDirectory() as scratch:
         max_tokens = int(reference.model.max_seq_length or 512)
-        converted = convert(reference.model, texts[::2][:_SCALED_ON], max_tokens, Path(scratch))
+        converted = quantise_model(reference.model, texts[::2][:_SCALED_ON], max_tokens, Path(scratch))
         encoders: dict[str, Encoder] = {"torch fp32": reference} | {
             f"openvino {precision}": OpenVinoSentences(path, precision, max_tokens, threads)
             for precision, path in converted.items()
@@ -54,7 +54,7 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
         candidates = _measure(encoders, texts[1::2])
         sound = [found for found in candidates if found.agreement >= _AGREEMENT]
         chosen = min(sound, key=lambda found: found.ms_16 + found.ms_64)
-        choice = Choice(model, chosen, tuple(candidates), len(texts[1::2]), max_tokens, date)
+        choice = BackendChoice(model, chosen, tuple(candidates), len(texts[1::2]), max_tokens, date)
         precision = chosen.name.removeprefix("openvino ")
         _keep(choice, converted.get(precision), folder)
     if precision in converted:
@@ -64,7 +64,7 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Choice
     return choice
 
 
-def convert(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
+def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
     """Convert a sentence-transformers model: precision -> a folder in `scratch` with it and its tokenizer."""
     openvino = import_openvino()
     import nncf
@@ -139,7 +139,7 @@ def _agreement(rows: Vectors, reference: Vectors) -> float:
     return float((rows * reference).sum(axis=1).mean())
 
 
-def _keep(choice: Choice, source: Path | None, folder: Path) -> None:
+def _keep(choice: BackendChoice, source: Path | None, folder: Path) -> None:
     """Put all in place at once: a server that starts meanwhile finds the old or the new."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

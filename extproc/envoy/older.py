@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Literal
 
-from extproc.acceptance.verdict import compile_rules, wants_logprobs
+from extproc.acceptance.rules import compile_rules
+from extproc.acceptance.verdict import wants_logprobs
 from extproc.config.load import Config
 from extproc.contract import LADDER, MAX_BODY_BYTES
 from extproc.envoy.builders import Dict, filter_entry, typed

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.acceptance.requirements import read_facts
+from extproc.acceptance.requirements import read_requirements
 from extproc.api.request import Request, RequestError, parse_request
 from extproc.api.splice import SpliceError
 from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, LEDGER, MAX_BODY_BYTES, METADATA, RUNGS, ladder_of
@@ -271,7 +271,7 @@ def _metadata(routed: Routed, headers: Mapping[str, str]) -> dict[str, Any]:
         record["rungs"] = list(mutation.clusters)
         record["api"] = request.api
         record["logprobs_added"] = mutation.logprobs_added
-        facts = read_facts(request, decision.cohort.accept)
+        facts = read_requirements(request, decision.cohort.accept)
         metadata[FACTS] = {"facts": msgspec.json.encode(facts).decode()}
     return metadata
 

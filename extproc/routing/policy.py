@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from extproc.acceptance.rules import Rule as AcceptRule
+from extproc.acceptance.rules import AcceptRule
 from extproc.routing.index import Index, Match
 from extproc.routing.signals import Signals
 from extproc.settings import (

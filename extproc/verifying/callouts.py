@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.grounding import Embed
+from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import External
-from extproc.acceptance.verdict import RequestFacts
 from extproc.settings import Judge
 
 # A judge says one word; a second opinion is an answer of ordinary length.
@@ -38,7 +38,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
 
 
-def call_out(rule: External, judge: Judge, facts: RequestFacts, answer: str, embed: Embed | None) -> bool | None:
+def call_out(rule: External, judge: Judge, facts: Requirements, answer: str, embed: Embed | None) -> bool | None:
     """Run one rule; blocks for at most the judge's time limit. None: it could not run."""
     if not facts.context or not answer:
         return None

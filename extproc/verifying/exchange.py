@@ -15,8 +15,9 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.grounding import Embed
+from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import External, Grounded, JsonSchema, ToolCalls
-from extproc.acceptance.verdict import RequestFacts, Verdict, judge, judge_early
+from extproc.acceptance.verdict import Verdict, judge, judge_early
 from extproc.api.answer import AnswerReader, Usage
 from extproc.api.request import Api
 from extproc.api.strip import StreamStripper, without_logprobs
@@ -37,7 +38,7 @@ _CALLERS = 16
 # Checks that may take milliseconds: they run off the event loop.
 _SLOW = (Grounded, JsonSchema, ToolCalls)
 
-_decode_facts = msgspec.json.Decoder(RequestFacts).decode
+_decode_facts = msgspec.json.Decoder(Requirements).decode
 
 
 class Ruling(msgspec.Struct, frozen=True):
@@ -51,7 +52,7 @@ class Ruling(msgspec.Struct, frozen=True):
 
 
 # Runs a rule that asks another model; blocks, and says None where it could not run.
-CallOut = Callable[[External, Judge, RequestFacts, str, Embed | None], bool | None]
+CallOut = Callable[[External, Judge, Requirements, str, Embed | None], bool | None]
 # Puts a case on the queue for people and returns its id; blocks, and never fails.
 Enqueue = Callable[[Human, dict[str, Any], str, str], str]
 
@@ -412,8 +413,8 @@ def _read_decision(carried: dict[str, Any]) -> _Decision:
         return _Decision()  # not the router's work: nothing is held against the answer
 
 
-def _read_facts(carried: dict[str, Any]) -> RequestFacts:
+def _read_facts(carried: dict[str, Any]) -> Requirements:
     try:
         return _decode_facts(str(carried.get("facts", "{}")))
     except msgspec.DecodeError:
-        return RequestFacts()
+        return Requirements()

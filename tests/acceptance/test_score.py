@@ -6,11 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.acceptance.requirements import read_facts as facts_of_request
-from extproc.acceptance.score import ANSWER_CHARS, FACTS, Scorer, read_facts
+from extproc.acceptance.requirements import Requirements, read_requirements
+from extproc.acceptance.rules import compile_rules
+from extproc.acceptance.score import ANSWER_CHARS, SCORE_FACTS, Scorer, score_facts
 from extproc.acceptance.verdict import (
-    RequestFacts,
-    compile_rules,
     judge,
     judge_early,
     needs_whole_answer,
@@ -31,14 +30,14 @@ def answered(text: str, **more: Any) -> Observation:
 
 
 def facts(text: str, question: str = QUESTION, **more: Any) -> dict[str, float]:
-    return dict(zip(FACTS, read_facts(question, answered(text, **more)), strict=True))
+    return dict(zip(SCORE_FACTS, score_facts(question, answered(text, **more)), strict=True))
 
 
 def test_facts_of_an_answer_by_hand():
     """What the text looks like, whether it was cut, and how much of it the question had said."""
     found = facts("Perhaps 12 - 5 = 7,\nor 8?", "12 or 5", finish="length")
     assert found == pytest.approx(
-        dict.fromkeys(FACTS, 0.0)
+        dict.fromkeys(SCORE_FACTS, 0.0)
         | {
             "length": math.log(26), "lines": math.log(2), "word_length": (7 + 2 + 1 + 1 + 2 + 1) / 6,
             "numbers": math.log(5), "equations": math.log(2), "hedges": math.log(2), "asks": 1.0,
@@ -79,8 +78,8 @@ def test_log_probabilities_are_facts():
 )
 def test_any_text_has_finite_bounded_facts(text):
     """However long: of a long text its ends are read."""
-    found = read_facts(text, answered(text))
-    assert len(found) == len(FACTS)
+    found = score_facts(text, answered(text))
+    assert len(found) == len(SCORE_FACTS)
     assert all(math.isfinite(fact) for fact in found)
     assert max(found) <= max(20, math.log1p(ANSWER_CHARS + 1))
 
@@ -93,7 +92,7 @@ def test_the_score_is_the_curve_of_the_weighed_facts():
 
 def scored(text: str, tier: str | None = "small", question: str | None = "q", **more: Any) -> Any:
     rules = compile_rules([{"score": {"min": 0.6}}], SCORER)
-    return judge(rules, answered(text, **more), request=RequestFacts(question=question), tier=tier)
+    return judge(rules, answered(text, **more), request=Requirements(question=question), tier=tier)
 
 
 def test_the_rule_rejects_what_scores_low():
@@ -112,7 +111,7 @@ def test_what_the_curve_says_nothing_of_is_taken_as_passed(more):
 
 def test_an_answer_that_only_calls_tools_is_not_scored():
     """There is no text to weigh."""
-    facts = RequestFacts(question="q", tools={"find": None})
+    facts = Requirements(question="q", tools={"find": None})
     rules = compile_rules([{"score": 0.6}], SCORER)
     seen = answered("", tool_calls=(ToolCall("find", "{}"),), finish="tool_calls")
     assert judge(rules, seen, request=facts, tier="small").accept
@@ -122,7 +121,7 @@ def test_a_part_of_an_answer_is_never_scored():
     """The whole answer decides, so a stream that is held for its first tokens passes."""
     rules = compile_rules([{"score": 0.6}], SCORER)
     assert needs_whole_answer(rules) == ["score"]
-    verdict = judge_early(rules, Observation(text="x"), request=RequestFacts(question="q"), tier="small")
+    verdict = judge_early(rules, Observation(text="x"), request=Requirements(question="q"), tier="small")
     assert not verdict.decided
 
 
@@ -131,7 +130,7 @@ def test_log_probabilities_are_asked_for_where_they_weigh():
     weighs = msgspec.structs.replace(SCORER, weights={"logprob": 2.0})
     rules, plain = (compile_rules([{"score": 0.6}], scorer) for scorer in (weighs, SCORER))
     assert (wants_logprobs(rules), wants_logprobs(plain)) == (True, False)
-    verdict = judge(rules, answered("x"), request=RequestFacts(question="q"), tier="small")
+    verdict = judge(rules, answered("x"), request=Requirements(question="q"), tier="small")
     assert (verdict.accept, verdict.unavailable) == (True, ("score",))
 
 
@@ -156,6 +155,6 @@ def test_the_question_is_the_last_that_the_person_said():
     body = msgspec.json.encode({"model": "auto", "messages": messages})
     request = parse_request("/v1/chat/completions", body)
     assert request is not None
-    question = facts_of_request(request, compile_rules([{"score": 0.6}], SCORER)).question
+    question = read_requirements(request, compile_rules([{"score": 0.6}], SCORER)).question
     assert question is not None and len(question) == 2001 and question.startswith("three three")
-    assert facts_of_request(request, compile_rules(["complete"])).question is None
+    assert read_requirements(request, compile_rules(["complete"])).question is None

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
+from extproc.acceptance.requirements import Requirements
+from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
-from extproc.acceptance.verdict import RequestFacts, Verdict, compile_rules, judge, judge_early, wants_logprobs
+from extproc.acceptance.verdict import Verdict, judge, judge_early, wants_logprobs
 from extproc.api.answer import Observation, ToolCall
 
 PERSON = {
@@ -18,7 +20,7 @@ PERSON = {
     "required": ["name"],
     "additionalProperties": False,
 }
-FACTS = RequestFacts(
+FACTS = Requirements(
     json_schema=PERSON,
     tools={"get": {"type": "object", "required": ["a"]}, "now": None},
     context="The invoice is numbered 4711. It is due in May. Oslo is the capital of Norway.",
@@ -200,7 +202,7 @@ def test_what_a_client_cannot_read_is_rejected_without_any_rule(
     seen: Observation, stream: bool | None, reason: str | None
 ) -> None:
     """No list of rules, however short, accepts an unreadable or unfinished answer."""
-    facts = RequestFacts(stream=stream)
+    facts = Requirements(stream=stream)
     expected = OK if reason is None else Verdict(False, reason=reason)
     assert judge((), seen, request=facts) == expected
     assert judge_early((), seen, request=facts) == expected
@@ -231,7 +233,7 @@ def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) 
 
 def test_a_tool_call_may_be_required_and_choices_counted() -> None:
     """`tool_choice: required` and `n` are held to the answer."""
-    required = RequestFacts(tool_required=True, choices=2)
+    required = Requirements(tool_required=True, choices=2)
     verdict = judge(compile_rules(["tool_calls"]), answer(), request=required)
     assert verdict == Verdict(False, "tool_calls", "no_tool_call")
     verdict = judge(compile_rules(["complete"]), answer(), request=required)
@@ -411,7 +413,7 @@ for level in range(40):
 def test_a_hostile_schema_is_unavailable_soon(schema: Any) -> None:
     """No schema reaches out, loops, or hangs: it cannot be checked, and that is counted."""
     start = time.perf_counter()
-    facts = RequestFacts(json_schema=schema)
+    facts = Requirements(json_schema=schema)
     verdict = judge(compile_rules(["json_schema"]), answer('{"a": "b"}'), request=facts)
     assert verdict == Verdict(True, unavailable=("json_schema",))
     assert time.perf_counter() - start < 2  # without a bound these take hours
@@ -442,7 +444,7 @@ def test_numbers_beyond_a_float_do_not_raise() -> None:
     """Huge integers are numbers; what cannot be computed with them is unavailable."""
     huge = msgspec.json.decode(b"1" + b"0" * 200)
     assert conforms({"type": "integer", "minimum": 1}, huge)
-    facts = RequestFacts(json_schema={"multipleOf": 1e-300})
+    facts = Requirements(json_schema={"multipleOf": 1e-300})
     text = str(huge) + "0" * 150
     assert judge(compile_rules(["json_schema"]), answer(text), request=facts).decided
 
@@ -452,8 +454,8 @@ def test_grounding_never_judges_a_cut_text() -> None:
     rules = compile_rules([{"grounded": 0.5}])
     unavailable = Verdict(True, unavailable=("grounded",))
     seen = answer("The invoice is due.")
-    assert judge(rules, seen, request=RequestFacts(), embed=embed) == unavailable
-    long = RequestFacts(context="It is due in May. " * 300)
+    assert judge(rules, seen, request=Requirements(), embed=embed) == unavailable
+    long = Requirements(context="It is due in May. " * 300)
     assert judge(rules, seen, request=long, embed=embed) == unavailable
     assert judge(rules, seen, request=FACTS, embed=lambda texts: None) == unavailable
     broken = lambda texts: np.full((len(texts), 2), np.nan)  # noqa: E731

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from extproc.acceptance.score import FACTS
+from extproc.acceptance.score import SCORE_FACTS
 from extproc.cli import evidence as commands
 from extproc.config.load import load_config
 from extproc.evidence.data.tokens import Tokens
@@ -211,7 +211,7 @@ def test_answers_to_a_repeated_request_are_left_out_together():
     areas = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        facts, right = rng.normal(size=(60, len(FACTS))), (rng.random(60) < 0.5).astype(float)
+        facts, right = rng.normal(size=(60, len(SCORE_FACTS))), (rng.random(60) < 0.5).astype(float)
         facts, right, text = (np.repeat(some, 5, axis=0) for some in (facts, right, rng.random(60)))
         answers = Answers(np.full(len(right), "billing", dtype=object), facts, right)
         areas.append(auroc(unseen_chances(answers, text, True, seed), right > 0.5)[0])

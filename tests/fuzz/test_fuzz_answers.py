@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.acceptance.verdict import RequestFacts, compile_rules, judge, judge_early
+from extproc.acceptance.requirements import Requirements
+from extproc.acceptance.rules import compile_rules
+from extproc.acceptance.verdict import judge, judge_early
 from extproc.api.answer import AnswerReader, Observation
 from extproc.api.strip import StreamStripper, without_logprobs
 from tests.fuzz.shapes import ANSWERS, Writer, corpus, written
@@ -60,7 +62,7 @@ def test_every_answer_gets_a_verdict(api: str, kind: str | None, answer: bytes, 
         asked = msgspec.json.decode(schema)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         asked = None
-    facts = RequestFacts(json_schema=asked, tools={"": asked, "text": asked}, context="Prove it.", stream=None)
+    facts = Requirements(json_schema=asked, tools={"": asked, "text": asked}, context="Prove it.", stream=None)
     reader = AnswerReader(api, kind)  # type: ignore[arg-type]
     reader.feed(answer)
     for rules in _RULES_ALONE:
@@ -102,5 +104,5 @@ def test_the_corpus_of_answers(api: str, name: str) -> None:
     single = [answer[i : i + 1] for i in range(len(answer))] if len(answer) < 2000 else [answer]
     assert read(api, None, single) == whole
     assert stripped(api, single) == stripped(api, [answer])
-    judge(_RULES, whole, request=RequestFacts(json_schema={"type": "object"}))
+    judge(_RULES, whole, request=Requirements(json_schema={"type": "object"}))
     assert time.perf_counter() - began < 2

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.acceptance.requirements import read_facts
-from extproc.acceptance.verdict import compile_rules
+from extproc.acceptance.requirements import read_requirements
+from extproc.acceptance.rules import compile_rules
 from extproc.api.request import APIS, Request, RequestError, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.routing.mutation import Mutation, mutate, rename_model
@@ -55,7 +55,7 @@ def read(path: str, body: bytes) -> Request | None:
         signals = read_signals(request, 512)
         signals.ask.text.encode()
         assert len(signals.ask.text) <= 512 and signals.tokens >= 0
-        msgspec.json.encode(read_facts(request, _RULES))
+        msgspec.json.encode(read_requirements(request, _RULES))
     return request
 
 

@@ -6,7 +6,8 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from extproc.acceptance.verdict import RequestFacts, compile_rules
+from extproc.acceptance.requirements import Requirements
+from extproc.acceptance.rules import compile_rules
 from extproc.api.strip import without_logprobs
 from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, ladder_of
 from extproc.messages import Event, Opening, Reply
@@ -33,7 +34,7 @@ STREAMS = ("STREAMED", "FULL_DUPLEX_STREAMED")
 
 
 def opening(mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", **facts: Any) -> Opening:
-    given = RequestFacts(stream=mode in STREAMS) if not facts else RequestFacts(**facts)
+    given = Requirements(stream=mode in STREAMS) if not facts else Requirements(**facts)
     decision = {"cohort": cohort, "rungs": ["small", "large"], "api": "chat", "escalations": 0.0}
     return Opening(
         {"authorization": "Bearer x"}, "NONE", mode,  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.requirements import read_facts
+from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.verdict import judge
 from extproc.api.answer import AnswerReader, Observation, Usage
 from extproc.evidence.data.tokens import Tokens
@@ -146,7 +146,7 @@ class Upstreams:
         cohort, request = routed.decision.cohort, routed.request
         assert cohort is not None and request is not None, "judged decisions have both"
         # How the answer was framed was not recorded: it is not held to it.
-        facts = msgspec.structs.replace(read_facts(request, cohort.accept), stream=None)
+        facts = msgspec.structs.replace(read_requirements(request, cohort.accept), stream=None)
         verdict = judge(cohort.accept, answer, request=facts, embed=self._embed, tier=tier.name)
         unavailable = served.unavailable + verdict.unavailable
         served = msgspec.structs.replace(served, judged=served.judged + 1, unavailable=unavailable)

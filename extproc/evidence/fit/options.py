@@ -13,10 +13,9 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.requirements import question_of, read_facts
-from extproc.acceptance.rules import Complete, Rule, Score
-from extproc.acceptance.score import FACTS
-from extproc.acceptance.score import read_facts as score_facts
+from extproc.acceptance.requirements import question_of, read_requirements
+from extproc.acceptance.rules import AcceptRule, Complete, Score
+from extproc.acceptance.score import SCORE_FACTS, score_facts
 from extproc.acceptance.verdict import judge
 from extproc.evidence.data.answers import SETTINGS
 from extproc.evidence.execution import Execution
@@ -109,7 +108,7 @@ class Table(msgspec.Struct, frozen=True, dict=True):
             if not np.isnan(self.tokens).all():
                 yield msgspec.structs.replace(option, capped=True)
 
-    def _uncapped(self, rules: Sequence[Rule]) -> Iterator[Option]:
+    def _uncapped(self, rules: Sequence[AcceptRule]) -> Iterator[Option]:
         for first in self.settings:
             above = list(self._above(first))
             if not rules or not above:
@@ -184,7 +183,7 @@ def cap_of(tokens: Floats, quality: Floats, cut: float) -> int | None:
     return int(lengths[-k]) if k >= 1 and not np.isnan(lengths).any() else None
 
 
-def own_rules(cohort: Cohort) -> tuple[Rule, ...]:
+def own_rules(cohort: Cohort) -> tuple[AcceptRule, ...]:
     """The rules that people wrote: all but the score."""
     return tuple(rule for rule in cohort.accept if not isinstance(rule, Score))
 
@@ -230,7 +229,7 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> Table:
 
 
 def _facts(run: Execution, at: Sequence[int], seen: Sequence[object]) -> Floats:
-    rows = np.zeros((len(at), len(FACTS)))
+    rows = np.zeros((len(at), len(SCORE_FACTS)))
     for k, (i, one) in enumerate(zip(at, seen, strict=True)):
         request = run.routed[i].request
         rows[k] = score_facts(question_of(request) if request is not None else "", one)  # type: ignore[arg-type]
@@ -276,7 +275,7 @@ def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None
     rules = own_rules(one.decision.cohort) if one.decision.cohort is not None else ()
     if not rules or one.request is None:
         return [True] * len(settings)
-    facts = msgspec.structs.replace(read_facts(one.request, rules), stream=None)
+    facts = msgspec.structs.replace(read_requirements(one.request, rules), stream=None)
     seen = [run.answers[i][name].observation for name in settings]
     return [given is None or judge(rules, given, request=facts, embed=embed).accept for given in seen]
 

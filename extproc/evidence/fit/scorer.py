@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from extproc.acceptance.score import FACTS, LOGPROB_FACTS
+from extproc.acceptance.score import LOGPROB_FACTS, SCORE_FACTS
 from extproc.evidence.fit.logistic import fit_weights, logistic, spread_of
 from extproc.evidence.measure.metrics import Floats
 
@@ -24,7 +24,7 @@ class Answers(msgspec.Struct, frozen=True):
     """Recorded answers of one tier, a row each."""
 
     cohort: np.ndarray  # names
-    facts: Floats  # [row, fact], as FACTS has them
+    facts: Floats  # [row, fact], as SCORE_FACTS has them
     right: Floats  # from 0 to 1
 
     def rows(self, at: np.ndarray) -> "Answers":
@@ -40,26 +40,30 @@ class Curve(msgspec.Struct, frozen=True):
 
     def chances(self, facts: Floats) -> Floats:
         """float64[n]: how likely each answer is right."""
-        return logistic(facts @ np.array([self.weights.get(name, 0.0) for name in FACTS]) + self.offset)
+        return logistic(facts @ np.array([self.weights.get(name, 0.0) for name in SCORE_FACTS]) + self.offset)
 
 
 def fit_curves(answers: Answers, logprobs: bool) -> dict[str, Curve]:
     """Each cohort's curve. Deterministic. `logprobs`: all answers have them, so that they may be weighed."""
     names = np.unique(answers.cohort)
-    used = np.array([logprobs or name not in LOGPROB_FACTS for name in FACTS])
+    used = np.array([logprobs or name not in LOGPROB_FACTS for name in SCORE_FACTS])
     center, scale = spread_of(answers.facts)
     rows = np.where(used, (answers.facts - center) / scale, 0.0)
     member = (answers.cohort[:, None] == names).astype(np.float64)
     own = (member[:, :, None] * rows[:, None, :]).reshape(len(rows), -1)
-    ridge = np.repeat([_SHARED, _OWN, _OWN], [len(FACTS), len(names), own.shape[1]])
+    ridge = np.repeat([_SHARED, _OWN, _OWN], [len(SCORE_FACTS), len(names), own.shape[1]])
     found, offset = fit_weights(np.hstack([rows, member, own]), answers.right, ridge)
-    shared, level, slopes = np.split(found, [len(FACTS), len(FACTS) + len(names)])
+    shared, level, slopes = np.split(found, [len(SCORE_FACTS), len(SCORE_FACTS) + len(names)])
     curves = {}
     for name, up, mine in zip(names.tolist(), level, slopes.reshape(len(names), -1), strict=True):
         weights = (shared + mine) / scale
         curves[name] = Curve(
             round(float(offset + up - weights @ center), _DIGITS),
-            {fact: weight for fact, w in zip(FACTS, weights, strict=True) if (weight := round(float(w), _DIGITS))},
+            {
+                fact: weight
+                for fact, w in zip(SCORE_FACTS, weights, strict=True)
+                if (weight := round(float(w), _DIGITS))
+            },
         )
     return curves
 
