@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from bench.replay import Answer, Question, ReplayUpstreams, read_questions, replaying
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import judge
-from extproc.api.answer import Observation
+from extproc.api.observation import Observation
 from extproc.config.load import POLICY_FILE
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.protocols import Encoder, Vectors

@@ -28,8 +28,7 @@ from extproc.acceptance.rules import (
     ToolCalls,
 )
 from extproc.acceptance.schema import SchemaUnusable, compile_pattern, conforms, schema_fault
-from extproc.api.answer import Observation
-from extproc.api.shapes import ToolCall
+from extproc.api.observation import Observation, ToolCall
 
 # Outcomes of one rule beside the words of rejection.
 OK, OPEN, UNAVAILABLE = "ok", "undecided", "unavailable"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from extproc.acceptance.refusal import refuses
-from extproc.api.answer import Observation
+from extproc.api.observation import Observation
 
 # Of a question, which travels to the verifier with every chunk of a stream, and of an answer; more of that would be
 # milliseconds on the event loop.

@@ -14,7 +14,7 @@ from extproc.acceptance.checks import EARLY, FINAL, OK, OPEN, UNAVAILABLE, Given
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
-from extproc.api.answer import Observation
+from extproc.api.observation import Observation
 
 
 class Verdict(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 
 from extproc.accounting.outcome import Ending, Outcome, Rejection
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 from extproc.api.request import APIS
 from extproc.contract import LEDGER, METADATA, TIER_TAG, USAGE
 from extproc.pb import access_log_pb2 as pb

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 from extproc.settings import Tier
 
 Ending = Literal[

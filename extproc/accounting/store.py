@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from extproc.accounting.outcome import Cost, Outcome, Priced
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 
 # How long to wait for another writer, for a connection, and for each statement; batches queue meanwhile.
 _LOCK_S = 2.0

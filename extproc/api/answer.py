@@ -1,70 +1,31 @@
-"""What an upstream answered: one `Observation` for four API shapes, JSON or SSE, cut at any byte.
+"""Reads an upstream's answer into an `Observation`: four APIs, JSON or SSE, cut at any byte.
 
-`AnswerReader` is the one mutable object of an exchange's answer. What it reports depends on the
-bytes so far and never on how they were cut, and it never invents an ending.
+`AnswerReader` is the only mutable object of an exchange's answer. The result depends on the bytes so far, never on
+how they were cut. An ending that was not seen is never reported.
 """
-
-from typing import Literal
 
 import msgspec
 
+from extproc.api.gathered import GatheredAnswer
+from extproc.api.observation import Framing, Observation, ToolCall
 from extproc.api.request import Api
-from extproc.api.shapes import (
-    READ,
-    Answer,
-    ToolCall,
-    Usage,
-    error_word,
-    is_error,
-    usage_of,
-    worst_finish,
-)
+from extproc.api.shapes import READERS, error_code, is_error
 from extproc.api.sse import BOM, EventStream, MalformedAnswer
 
-__all__ = ["AnswerReader", "Framing", "Observation", "ToolCall", "Usage"]
-
-Framing = Literal["json", "sse"]
-
-# One frame, or one JSON answer. A `response.completed` event repeats the whole answer with its
-# logprobs (about 3 KB a token at top_logprobs 20), so this is generous.
+# Limit of one frame, or of one JSON answer. It is generous because a `response.completed` event repeats the whole
+# answer with its logprobs, about 3 KB a token at top_logprobs 20.
 MAX_FRAME_BYTES = 8 << 20
-# All that we keep of a stream: text, tool arguments, and a flat charge per item.
+# Limit of what is kept of a stream: text, tool arguments, and a fixed charge per item.
 MAX_KEPT_CHARS = 16 << 20
-# White space that a server may send ahead of an answer to keep the connection alive.
+# Limit of white space before an answer, which some servers send to keep the connection alive.
 MAX_BLANK_BYTES = 4096
 
 _JSON_TYPES = ("application/json", "text/json")
 _FIELDS = (b"data", b"event", b"id", b"retry", b":")
 
 
-class Observation(msgspec.Struct, frozen=True):
-    """An answer as far as it was read: of choice 0, except where all choices are named."""
-
-    text: str = ""  # visible text only
-    refusal: str | None = None  # the text of a refusal field, or "content_filter"
-    finish: str | None = None  # stop, length, tool_calls, content_filter or raw; the worst choice's
-    tool_calls: tuple[ToolCall, ...] = ()
-    logprobs: tuple[float, ...] = ()  # of each generated token, within [LEAST_LOGPROB, 0]
-    reasoning_chars: int = 0
-    usage: Usage | None = None
-    model: str | None = None
-    n_choices: int = 0  # all choices seen
-    framing: Framing | None = None  # None: not told yet
-    mislabelled: bool = False  # the content-type contradicts the body: clients cannot read it
-    frames: int = 0  # events dispatched; 1 for a JSON answer
-    complete: bool = False  # the protocol's own ending was seen, for all choices
-    ended: bool = False  # the bytes have ended, however
-    error: str | None = None  # the upstream's machine word for an error inside a 200, no prose
-    malformed: str | None = None  # why nothing more could be read
-
-    @property
-    def mean_logprob(self) -> float | None:
-        """The mean token log-probability; None when the upstream sent none."""
-        return sum(self.logprobs) / len(self.logprobs) if self.logprobs else None
-
-
 def _sniff(head: bytes, content_type: str, whole: bool) -> Framing | None:
-    """Tell JSON from SSE by the first bytes; None while too few have come."""
+    """Tell JSON from SSE by the first bytes; None while there are too few. Raises MalformedAnswer for neither."""
     start = head.removeprefix(BOM).lstrip(b" \t\r\n")
     if len(head) - len(start) > MAX_BLANK_BYTES:
         raise MalformedAnswer("blank")
@@ -84,7 +45,7 @@ def _sniff(head: bytes, content_type: str, whole: bool) -> Framing | None:
 
 
 class AnswerReader:
-    """Reads one answer as it comes; `observation()` may be asked at any time."""
+    """Reads one answer piece by piece; `observation()` may be called at any time."""
 
     def __init__(
         self,
@@ -96,13 +57,13 @@ class AnswerReader:
         max_kept_chars: int = MAX_KEPT_CHARS,
     ) -> None:
         self.frames = 0
-        self._read = READ[api]
+        self._read = READERS[api]
         self._api = api
         self._type = (content_type or "").partition(";")[0].strip().lower()
         self._max = max_frame_bytes
-        self._answer = Answer(max_kept_chars)
+        self._answer = GatheredAnswer(max_kept_chars)
         self._events = EventStream(max_frame_bytes)
-        self._body = bytearray()  # the whole JSON, or what came before the framing was told
+        self._body = bytearray()  # the whole JSON, or what arrived before the framing was known
         self._framing: Framing | None = None
         self._ended = False
         self._malformed: str | None = None
@@ -111,16 +72,16 @@ class AnswerReader:
 
     @property
     def text_chars(self) -> int:
-        """Characters of answer text so far, at no cost."""
+        """Number of characters of answer text so far. Unlike `observation()`, costs nothing."""
         return self._answer.text_chars
 
     def feed(self, piece: bytes) -> None:
-        """Take the next bytes; what follows the ending, or what made it malformed, is ignored."""
+        """Read the next bytes. Bytes after the ending, or after a malformed part, are ignored."""
         if not self._ended:
             self._guarded(piece)
 
     def finish(self) -> None:
-        """The bytes have ended, however they did."""
+        """Note that no more bytes will come, whatever the reason."""
         if not self._ended:
             self._guarded(None)
             self._ended = True
@@ -151,9 +112,9 @@ class AnswerReader:
     def _open(self, whole: bool) -> None:
         self._framing = _sniff(bytes(self._body), self._type, whole)
         if self._framing == "sse":
-            held = bytes(self._body)
+            first_events = bytes(self._body)
             self._body.clear()
-            self._take_events(held)
+            self._take_events(first_events)
 
     def _take_events(self, piece: bytes) -> None:
         for event, data in self._events.feed(piece):
@@ -181,37 +142,36 @@ class AnswerReader:
         if not isinstance(frame, dict):
             raise MalformedAnswer("unknown shape")
         if event and "type" not in frame:
-            frame["type"] = event  # Anthropic and responses name the event in both places
+            frame["type"] = event  # the messages and responses APIs usually name the event in both places
         if is_error(event, frame):
-            self._answer.error = error_word(frame)
+            self._answer.error = error_code(frame)
         else:
             self._read(self._answer, frame)
 
     def observation(self) -> Observation:
-        """What was read so far. Costs the text so far: ask when there is something to decide."""
+        """Return what was read so far. Joins all text, so call it only when there is something to decide."""
         answer = self._answer
-        finish = worst_finish(answer.finishes)
-        told = bool(answer.finishes) and (answer.whole or None not in answer.finishes.values())
+        all_finished = bool(answer.finishes) and (answer.whole or None not in answer.finishes.values())
         filtered = "content_filter" if "content_filter" in answer.finishes.values() else None
         answer.text = ["".join(answer.text)]
-        empty = "{}" if self._api == "messages" else ""  # its streams send nothing for no input
+        empty = "{}" if self._api == "messages" else ""  # a messages stream sends nothing for a call without input
         return Observation(
             text=answer.text[0],
             refusal="".join(answer.refusal) or filtered,
-            finish=finish,
+            finish=answer.finish,
             tool_calls=tuple(
                 ToolCall("".join(names), "".join(pieces) or empty)
                 for _, (names, pieces) in sorted(answer.tools.items())
             ),
             logprobs=tuple(answer.logprobs),
             reasoning_chars=answer.reasoning_chars,
-            usage=usage_of(answer.counts),
+            usage=answer.usage,
             model=answer.model,
             n_choices=len(answer.finishes),
             framing=self._framing,
             mislabelled=_contradicts(self._type, self._framing),
             frames=self.frames,
-            complete=answer.done and told and answer.error is None and self._malformed is None,
+            complete=answer.done and all_finished and answer.error is None and self._malformed is None,
             ended=self._ended,
             error=answer.error,
             malformed=self._malformed,

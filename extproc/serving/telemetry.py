@@ -20,7 +20,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from extproc.accounting.outcome import Cost, Outcome
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 from extproc.api.request import Request
 
 if TYPE_CHECKING:

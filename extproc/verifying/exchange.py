@@ -18,7 +18,8 @@ from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import External, Grounded, JsonSchema, ToolCalls
 from extproc.acceptance.verdict import Verdict, judge, judge_early
-from extproc.api.answer import AnswerReader, Usage
+from extproc.api.answer import AnswerReader
+from extproc.api.observation import Usage
 from extproc.api.request import Api
 from extproc.api.strip import StreamStripper, without_logprobs
 from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of

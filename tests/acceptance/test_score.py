@@ -15,9 +15,8 @@ from extproc.acceptance.verdict import (
     needs_whole_answer,
     wants_logprobs,
 )
-from extproc.api.answer import Observation
+from extproc.api.observation import Observation, ToolCall
 from extproc.api.request import parse_request
-from extproc.api.shapes import ToolCall
 
 QUESTION = "How many apples are left of 12 = $12 after 5?\n\nA. 5\nB. 7\nC. none of them"
 SCORER = Scorer(

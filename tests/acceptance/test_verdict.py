@@ -12,7 +12,7 @@ from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
 from extproc.acceptance.verdict import Verdict, judge, judge_early, wants_logprobs
-from extproc.api.answer import Observation, ToolCall
+from extproc.api.observation import Observation, ToolCall
 
 PERSON = {
     "type": "object",

@@ -7,7 +7,7 @@ from google.protobuf.json_format import ParseDict
 
 from extproc.accounting.accesslog import read_outcomes
 from extproc.accounting.outcome import Outcome, Rejection
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 from extproc.contract import LEDGER, METADATA, USAGE
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai

@@ -15,7 +15,7 @@ import pytest
 from extproc.accounting.ledger import _WAITING, Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.store import Store, connect
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 
 DAY_S = 86400.0
 

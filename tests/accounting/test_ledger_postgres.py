@@ -22,7 +22,7 @@ from extproc.accounting.ledger import Ledger
 from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.report import read_report
 from extproc.accounting.store import Store, connect, name_of
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 from extproc.demo.stack import end, free_ports
 
 FREE = Cost(None, (), None)

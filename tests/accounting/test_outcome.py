@@ -3,7 +3,7 @@
 import pytest
 
 from extproc.accounting.outcome import Cost, Outcome, Rejection, cost_of
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 from extproc.routing.policy import Policy
 from extproc.settings import Price, Tier
 

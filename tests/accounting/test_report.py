@@ -10,7 +10,7 @@ from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.render import html_of, text_of
 from extproc.accounting.report import Line, read_report, seconds_of
 from extproc.accounting.store import Store
-from extproc.api.answer import Usage
+from extproc.api.observation import Usage
 
 HOUR_S = 3600.0
 CLIMBED = {

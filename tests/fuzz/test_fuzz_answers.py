@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import judge, judge_early
-from extproc.api.answer import AnswerReader, Observation
+from extproc.api.answer import AnswerReader
+from extproc.api.observation import Observation
 from extproc.api.strip import StreamStripper, without_logprobs
 from tests.fuzz.shapes import ANSWERS, Writer, corpus, written
 

@@ -11,7 +11,8 @@ import msgspec
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.verdict import judge
-from extproc.api.answer import AnswerReader, Observation, Usage
+from extproc.api.answer import AnswerReader
+from extproc.api.observation import Observation, Usage
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import Known, Outcome
 from extproc.routing.exchange import Routed

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.api.answer import AnswerReader, Observation, ToolCall, Usage
+from extproc.api.answer import AnswerReader
+from extproc.api.observation import Observation, ToolCall, Usage
 from extproc.api.request import Api
 from extproc.api.sse import EventStream
 

@@ -1,0 +1,134 @@
+"""Gathers one answer frame by frame: the readers in shapes.py write into a `GatheredAnswer`."""
+
+from typing import Any
+
+import msgspec
+
+from extproc.api.loose_json import as_object, as_text
+from extproc.api.observation import Usage
+from extproc.api.sse import MalformedAnswer
+
+# Upstreams write -9999 for "very unlikely", and one such value would dominate any mean.
+LEAST_LOGPROB = -20.0
+
+# Finish reasons of the other APIs -> those of chat completions.
+_FINISHES = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "eos_token": "stop",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_length": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "refusal": "content_filter",
+}
+_INPUT_COUNTS = ("prompt_tokens", "input_tokens")
+# Anthropic counts these apart from `input_tokens`.
+_CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_COUNTS = (*_INPUT_COUNTS, *_CACHE_COUNTS, "completion_tokens", "output_tokens", "cached_tokens")
+# A larger count is ignored: no answer has so many tokens, and some stores keep counts in 32 bits.
+_MOST_TOKENS = 2**31
+
+
+class GatheredAnswer:
+    """What all frames so far contain. Mutable: each `AnswerReader` has its own."""
+
+    def __init__(self, max_kept_chars: int) -> None:
+        self.room = max_kept_chars
+        self.whole = False  # the frame is a whole answer, not one event of a stream
+        self.text: list[str] = []
+        self.text_chars = 0
+        self.refusal: list[str] = []
+        self.reasoning_chars = 0
+        self.finishes: dict[int, str | None] = {}  # by choice; None: it has not finished
+        self.tools: dict[int, tuple[list[str], list[str]]] = {}  # index: names, argument pieces
+        self.logprobs: list[float] = []
+        self.counts: dict[str, int] = {}
+        self.model: str | None = None
+        self.error: str | None = None
+        self.done = False  # the protocol's own ending was seen
+
+    def keep(self, chars: int) -> None:
+        """Count what is kept in memory. Raises MalformedAnswer above the limit."""
+        self.room -= chars
+        if self.room < 0:
+            raise MalformedAnswer("answer too large")
+
+    def add_text(self, value: Any) -> None:
+        text = as_text(value)
+        if text:
+            self.keep(len(text))
+            self.text_chars += len(text)
+            self.text.append(text)
+
+    def add_refusal(self, value: Any) -> None:
+        text = as_text(value)
+        self.keep(len(text))
+        if text:
+            self.refusal.append(text)
+
+    def add_logprobs(self, values: Any) -> None:
+        for value in values if isinstance(values, list) else ():
+            number = value.get("logprob") if isinstance(value, dict) else value
+            if isinstance(number, int | float) and not isinstance(number, bool):  # `echo` sends null
+                self.keep(8)
+                self.logprobs.append(min(max(float(number), LEAST_LOGPROB), 0.0))
+
+    def add_call(self, index: int, name: Any = None, arguments: Any = None) -> None:
+        if index not in self.tools:
+            self.keep(64)
+        names, pieces = self.tools.setdefault(index, ([], []))
+        text = arguments if isinstance(arguments, str) else ""
+        if isinstance(arguments, dict):  # Anthropic's `input`, and servers that send an object instead of text
+            text = msgspec.json.encode(arguments).decode()
+        name = as_text(name)
+        self.keep(len(text) + len(name))
+        if text:
+            pieces.append(text)
+        if name and names != [name]:  # some servers repeat the whole name in every fragment
+            names.append(name)
+
+    def add_finish(self, index: int, value: Any) -> None:
+        if index not in self.finishes:
+            self.keep(64)
+        reason = as_text(value)
+        self.finishes[index] = _FINISHES.get(reason, reason) if reason else self.finishes.get(index)
+
+    def add_usage(self, value: Any) -> None:
+        """Take counts by name: a later count replaces an earlier one, an absent one changes nothing."""
+        usage = as_object(value)
+        for holder in (
+            usage,
+            as_object(usage.get("prompt_tokens_details")),
+            as_object(usage.get("input_tokens_details")),
+        ):
+            for name in _COUNTS:
+                count = holder.get(name)
+                if type(count) is int and 0 <= count < _MOST_TOKENS:
+                    self.counts[name] = count
+
+    @property
+    def usage(self) -> Usage | None:
+        """The counts under our names; None when the upstream sent none."""
+        counts = self.counts
+        if not counts:
+            return None
+        prompt = next((counts[name] for name in _INPUT_COUNTS if name in counts), None)
+        if prompt is not None:
+            prompt += sum(counts.get(name, 0) for name in _CACHE_COUNTS)
+        return Usage(
+            input=prompt,
+            output=counts.get("completion_tokens", counts.get("output_tokens")),
+            cached=counts.get("cached_tokens", counts.get("cache_read_input_tokens")),
+        )
+
+    @property
+    def finish(self) -> str | None:
+        """The first bad finish reason of all choices, else choice 0's; None while a choice has not finished."""
+        reasons = [self.finishes[index] for index in sorted(self.finishes)]
+        bad = next((reason for reason in reasons if reason not in (None, "stop", "tool_calls")), None)
+        if bad is not None or not reasons or None in reasons:
+            return bad
+        return reasons[0]
