@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from extproc.acceptance.checks import EARLY, FINAL, OK, OPEN, UNAVAILABLE, Given, still_open
+from extproc.acceptance.checks import CHECKS, OK, UNAVAILABLE, CheckInputs
 from extproc.acceptance.grounding import Embed
+from extproc.acceptance.partial_checks import OPEN, PARTIAL_CHECKS, still_open
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.api.observation import Observation
@@ -37,15 +38,15 @@ def judge(
     tier: str | None = None,
 ) -> Verdict:
     """The verdict on an answer that is over, given by `tier`; always decided."""
-    given = Given(request or Requirements(), embed, external or {}, tier)
-    reason = _unreadable(observation, given.request)
+    inputs = CheckInputs(request or Requirements(), embed, external or {}, tier)
+    reason = _unreadable(observation, inputs.request)
     if reason is None and not observation.complete:
         reason = "incomplete"
     if reason is not None:
         return Verdict(False, reason=reason)
     unavailable: list[str] = []
     for rule in rules:
-        outcome = FINAL[type(rule)](rule, observation, given)
+        outcome = CHECKS[type(rule)](rule, observation, inputs)
         if outcome == UNAVAILABLE and getattr(rule, "on_unavailable", "reject") == "accept":
             unavailable.append(rule_name(rule))
         elif outcome != OK:
@@ -69,11 +70,11 @@ def judge_early(
     """
     if observation.complete or observation.ended:
         return judge(rules, observation, request=request, embed=embed, external=external, tier=tier)
-    given = Given(request or Requirements(), embed, external or {}, tier)
-    reason = _unreadable(observation, given.request)
+    inputs = CheckInputs(request or Requirements(), embed, external or {}, tier)
+    reason = _unreadable(observation, inputs.request)
     if reason is not None:
         return Verdict(False, reason=reason)
-    outcomes = [EARLY.get(type(rule), still_open)(rule, observation, given) for rule in rules]
+    outcomes = [PARTIAL_CHECKS.get(type(rule), still_open)(rule, observation, inputs) for rule in rules]
     for rule, outcome in zip(rules, outcomes, strict=True):
         if outcome not in (OK, OPEN):
             return Verdict(False, rule_name(rule), outcome)
@@ -90,7 +91,7 @@ def wants_logprobs(rules: Sequence[AcceptRule]) -> bool:
 
 def needs_whole_answer(rules: Sequence[AcceptRule]) -> list[str]:
     """The names of the rules that say nothing of a part of an answer."""
-    return [rule_name(rule) for rule in rules if type(rule) not in EARLY]
+    return [rule_name(rule) for rule in rules if type(rule) not in PARTIAL_CHECKS]
 
 
 def _unreadable(observation: Observation, request: Requirements) -> str | None:
