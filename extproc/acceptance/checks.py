@@ -1,7 +1,7 @@
 """Check a whole answer against each acceptance rule: one pure function per rule.
 
-A check returns OK, a word of rejection, or UNAVAILABLE when it cannot run. Checks of an answer that is still growing
-are in partial_checks.py.
+A check returns OK, a word of rejection, or UNAVAILABLE when it cannot run. Checks of an answer that is still
+growing are in partial_checks.py.
 """
 
 from collections.abc import Callable, Mapping

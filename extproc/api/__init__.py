@@ -1,1 +1,1 @@
-"""What clients and upstreams say, in four APIs."""
+"""Reads and edits what clients and upstreams send, in four APIs."""

@@ -15,7 +15,7 @@ from extproc.api.sse import BOM, EventStream, MalformedAnswer
 # Limit of one frame, or of one JSON answer. It is generous because a `response.completed` event repeats the whole
 # answer with its logprobs, about 3 KB a token at top_logprobs 20.
 MAX_FRAME_BYTES = 8 << 20
-# Limit of what is kept of a stream: text, tool arguments, and a fixed charge per item.
+# Limit of the text and tool arguments that are kept of a stream, with a fixed charge per item.
 MAX_KEPT_CHARS = 16 << 20
 # Limit of white space before an answer, which some servers send to keep the connection alive.
 MAX_BLANK_BYTES = 4096
@@ -25,7 +25,7 @@ _FIELDS = (b"data", b"event", b"id", b"retry", b":")
 
 
 def _sniff(head: bytes, content_type: str, whole: bool) -> Framing | None:
-    """Tell JSON from SSE by the first bytes; None while there are too few. Raises MalformedAnswer for neither."""
+    """Detect JSON or SSE by the first bytes; None while there are too few. Raises MalformedAnswer for neither."""
     start = head.removeprefix(BOM).lstrip(b" \t\r\n")
     if len(head) - len(start) > MAX_BLANK_BYTES:
         raise MalformedAnswer("blank")
@@ -81,7 +81,7 @@ class AnswerReader:
             self._guarded(piece)
 
     def finish(self) -> None:
-        """Note that no more bytes will come, whatever the reason."""
+        """Note that no more bytes will come, also if the answer is not complete."""
         if not self._ended:
             self._guarded(None)
             self._ended = True

@@ -28,12 +28,12 @@ _INPUT_COUNTS = ("prompt_tokens", "input_tokens")
 # Anthropic counts these apart from `input_tokens`.
 _CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _COUNTS = (*_INPUT_COUNTS, *_CACHE_COUNTS, "completion_tokens", "output_tokens", "cached_tokens")
-# A larger count is ignored: no answer has so many tokens, and some stores keep counts in 32 bits.
+# Counts from here on are ignored: no answer is that long, and some stores keep counts in 32 bits.
 _MOST_TOKENS = 2**31
 
 
 class GatheredAnswer:
-    """What all frames so far contain. Mutable: each `AnswerReader` has its own."""
+    """The content of all frames so far. Mutable: each `AnswerReader` has its own."""
 
     def __init__(self, max_kept_chars: int) -> None:
         self.room = max_kept_chars
@@ -126,7 +126,7 @@ class GatheredAnswer:
 
     @property
     def finish(self) -> str | None:
-        """The first bad finish reason of all choices, else choice 0's; None while a choice has not finished."""
+        """The first bad finish reason of any choice, or that of choice 0 once all choices have finished."""
         reasons = [self.finishes[index] for index in sorted(self.finishes)]
         bad = next((reason for reason in reasons if reason not in (None, "stop", "tool_calls")), None)
         if bad is not None or not reasons or None in reasons:

@@ -1,4 +1,4 @@
-"""What was read of an upstream's answer, as values: `Observation`, and the `ToolCall` and `Usage` in it."""
+"""The content of an upstream's answer as a value: `Observation`, with `ToolCall` and `Usage` in it."""
 
 from typing import Literal
 
@@ -23,7 +23,7 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What was read of one answer: choice 0, except where a field names all choices."""
+    """The content of one answer, as far as it was read. Fields describe choice 0 unless they name all choices."""
 
     text: str = ""  # visible text only
     refusal: str | None = None  # the text of a refusal field, or "content_filter"

@@ -1,6 +1,6 @@
-"""What a client asked, read from the bytes it sent: one `Request` for four API shapes.
+"""Reads a client's request body into a `Request`: four APIs.
 
-Only what routing needs is decoded; the bytes themselves are kept, because they are what we edit and send on.
+Only the members that routing needs are decoded. The bytes are kept, because they are edited and sent on.
 """
 
 from collections.abc import Sequence
@@ -19,17 +19,17 @@ APIS: dict[str, Api] = {
 }
 
 
-# No conversation comes near it. Eight megabytes of empty messages are millions, and each costs a microsecond of the
-# event loop, that is of everybody's time.
+# Far above any real conversation. Eight megabytes of empty messages are millions of them, and each one blocks the
+# event loop, and so all other requests, for a microsecond.
 MAX_ITEMS = 20_000
 
 
 class RequestError(ValueError):
-    """The client sent something that we cannot read; it goes on unrouted, as it is."""
+    """The client sent a body that cannot be read. It is passed on unchanged and unrouted."""
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One message of the conversation."""
+    """One message of a conversation: its role and its texts, without media and tool output."""
 
     role: str
     texts: tuple[str, ...] = ()
@@ -37,22 +37,22 @@ class Turn(msgspec.Struct, frozen=True):
 
 
 class Request(msgspec.Struct, frozen=True):
-    """A readable request: its bytes, and the facts in them that routing uses."""
+    """A request: its bytes, and the values in them that routing uses."""
 
     api: Api
     body: bytes
     model: str | None
     turns: tuple[Turn, ...]
     needs: frozenset[str]  # capabilities a tier must have: "tools", "vision", "audio"
-    media_bytes: int  # of `body`, what is images and sound: no text tokens
-    strict_output: bool  # the client asked for JSON, by schema or as such
+    media_bytes: int  # size of images and sound in `body`, which are not text tokens
+    strict_output: bool  # the client asked for JSON, with or without a schema
     stream: bool
-    max_output_tokens: int | None  # the client's own cap
-    cap_field: str | None  # where it stands
-    logprobs: bool | None  # the client asked for log-probabilities; None: they cannot be asked for here
-    reasoning: bool | int | None  # the client's explicit choice: off, on, a token budget; None: none
-    reasoning_field: ReasoningField | None  # where it stands
-    thinking_barred: bool  # Anthropic refuses `thinking` beside what this request holds
+    max_output_tokens: int | None  # the limit that the client set
+    cap_field: str | None  # the member that sets this limit
+    logprobs: bool | None  # the client asked for log-probabilities; None: this request cannot ask for them
+    reasoning: bool | int | None  # the client's choice: off, on, or a token budget; None: it made no choice
+    reasoning_field: ReasoningField | None  # the member that makes this choice
+    thinking_barred: bool  # Anthropic rejects `thinking` together with other members of this request
 
 
 class _Part(msgspec.Struct):
@@ -125,69 +125,70 @@ _NEEDS = {
     "input_image": "vision",
     "input_audio": "audio",
 }
-# Message items of the Responses API that carry no person's or model's prose.
+# Items of the Responses API that do not contain prose of a person or a model.
 _NOT_PROSE = {"function_call", "reasoning", "item_reference"}
 
 
 def parse_request(path: str, body: bytes) -> Request | None:
-    """Read a request to `path`; None when the path is no API of ours and must pass through.
+    """Read a request to `path`. Return None when the path is not one of APIS, so the request passes through.
 
-    Raises RequestError when the path is ours and the body is not JSON of that API's shape.
+    Raises RequestError when the path is one of APIS and the body is not JSON of that API's shape.
     """
     api = APIS.get(path.partition("?")[0])
     if api is None:
         return None
     try:
-        read = _decode(body)
+        decoded = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{path}: {error}") from error
-    if _items(read) > MAX_ITEMS:
-        raise RequestError(f"{path}: more than {MAX_ITEMS} messages and parts")
-    messages = _messages(api, read)
+        raise RequestError(f"{path}: the body is not a request of this API: {error}") from error
+    if _items(decoded) > MAX_ITEMS:
+        raise RequestError(f"{path}: the body has more than {MAX_ITEMS} messages and parts")
+    messages = _messages(api, decoded)
     media = [p for m in messages for p in _parts(m) if p.type in _NEEDS]
     needs = {_NEEDS[p.type] for p in media}
-    if read.tools or read.functions:
+    if decoded.tools or decoded.functions:
         needs.add("tools")
     formats = (
-        read.response_format,
-        read.text.format if read.text else None,
-        read.output_config.format if read.output_config else None,
-        read.output_format,
+        decoded.response_format,
+        decoded.text.format if decoded.text else None,
+        decoded.output_config.format if decoded.output_config else None,
+        decoded.output_format,
     )
-    cap, cap_field = _cap(api, read)
-    reasoning, field = _chosen_reasoning(read)
+    cap, cap_field = _cap(api, decoded)
+    reasoning, field = _chosen_reasoning(decoded)
     return Request(
         api=api,
         body=body,
-        model=read.model,
+        model=decoded.model,
         turns=tuple(_turn(m) for m in messages if m.type not in _NOT_PROSE),
         needs=frozenset(needs),
         media_bytes=sum(len(memoryview(raw)) for p in media for raw in (p.image_url, p.input_audio, p.source)),
         strict_output=any(f is not None and f.type.startswith("json") for f in formats),
-        stream=read.stream is True,
+        stream=decoded.stream is True,
         max_output_tokens=cap,
         cap_field=cap_field,
-        logprobs=_logprobs(api, read),
+        logprobs=_asks_for_logprobs(api, decoded),
         reasoning=reasoning,
         reasoning_field=field,
-        thinking_barred=_thinking_barred(read),
+        thinking_barred=_thinking_barred(decoded),
     )
 
 
-def _items(read: _Body) -> int:
-    """Messages, prompts and parts: what is looked at one by one."""
-    lists = [held for held in (read.messages, read.input, read.prompt, read.system) if isinstance(held, list)]
+def _items(decoded: _Body) -> int:
+    """Count the messages, prompts and parts, because each of them costs time."""
+    members = (decoded.messages, decoded.input, decoded.prompt, decoded.system)
+    lists = [member for member in members if isinstance(member, list)]
     count = sum(map(len, lists))
     if count > MAX_ITEMS:
         return count
-    messages = [m for held in (read.messages, read.input) if isinstance(held, list) for m in held]
+    messages = [m for member in (decoded.messages, decoded.input) if isinstance(member, list) for m in member]
     return count + sum(len(m.content) for m in messages if isinstance(m.content, list))
 
 
 def path_of(body: bytes) -> str:
-    """The API that a body's shape speaks of; Anthropic's cannot be told from OpenAI's by shape alone.
+    """Guess the path from the members of a body. Anthropic and OpenAI bodies can look the same.
 
-    Raises ValueError when it is no JSON object.
+    Raises ValueError when the body is not a JSON object.
     """
     try:
         keys = set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))
@@ -200,17 +201,17 @@ def path_of(body: bytes) -> str:
     return "/v1/messages" if "system" in keys or "thinking" in keys else "/v1/chat/completions"
 
 
-def _messages(api: Api, read: _Body) -> list[_Message]:
+def _messages(api: Api, decoded: _Body) -> list[_Message]:
     if api == "completions":
-        prompts = [read.prompt] if isinstance(read.prompt, str) else read.prompt or []
+        prompts = [decoded.prompt] if isinstance(decoded.prompt, str) else decoded.prompt or []
         return [_Message("user", content=p) for p in prompts if isinstance(p, str)]
     if api == "responses":
-        head = [_Message("system", content=read.instructions)] if read.instructions else []
-        if isinstance(read.input, str):
-            return [*head, _Message("user", content=read.input)]
-        return [*head, *(read.input or [])]
-    head = [_Message("system", content=read.system)] if read.system else []
-    return [*head, *read.messages]
+        head = [_Message("system", content=decoded.instructions)] if decoded.instructions else []
+        if isinstance(decoded.input, str):
+            return [*head, _Message("user", content=decoded.input)]
+        return [*head, *(decoded.input or [])]
+    head = [_Message("system", content=decoded.system)] if decoded.system else []
+    return [*head, *decoded.messages]
 
 
 def _parts(message: _Message) -> Sequence[_Part]:
@@ -230,47 +231,47 @@ def _turn(message: _Message) -> Turn:
     return Turn(message.role or "", texts, tool_result)
 
 
-def _cap(api: Api, read: _Body) -> tuple[int | None, str | None]:
+def _cap(api: Api, decoded: _Body) -> tuple[int | None, str | None]:
     fields = ("max_output_tokens",) if api == "responses" else ("max_completion_tokens", "max_tokens")
     return next(
-        ((cap, f) for f in fields if (cap := getattr(read, f)) is not None),
+        ((cap, f) for f in fields if (cap := getattr(decoded, f)) is not None),
         (None, None),
     )
 
 
-def _logprobs(api: Api, read: _Body) -> bool | None:
+def _asks_for_logprobs(api: Api, decoded: _Body) -> bool | None:
     if api == "responses":
-        # A list that is there already cannot be added to in place.
-        return False if read.include is None else "message.output_text.logprobs" in read.include or None
-    return None if api == "messages" else read.logprobs is not None and read.logprobs is not False
+        # An existing list cannot be extended in place, so None.
+        return False if decoded.include is None else "message.output_text.logprobs" in decoded.include or None
+    return None if api == "messages" else decoded.logprobs is not None and decoded.logprobs is not False
 
 
-def _chosen_reasoning(read: _Body) -> tuple[bool | int | None, ReasoningField | None]:
-    """The client's own word on reasoning, in whichever dialect it speaks."""
-    effort = read.reasoning.effort if read.reasoning else read.reasoning_effort
+def _chosen_reasoning(decoded: _Body) -> tuple[bool | int | None, ReasoningField | None]:
+    """The client's explicit choice of reasoning and the member that makes it, in any of the dialects."""
+    effort = decoded.reasoning.effort if decoded.reasoning else decoded.reasoning_effort
     if effort is not None:
         return effort not in ("none", "minimal"), "effort"
-    if read.thinking is not None:
-        budget = read.thinking.budget_tokens
-        on = read.thinking.type != "disabled"
+    if decoded.thinking is not None:
+        budget = decoded.thinking.budget_tokens
+        on = decoded.thinking.type != "disabled"
         return (budget if on and budget is not None else on), "thinking"
-    if read.chat_template_kwargs is not None:
-        if read.chat_template_kwargs.enable_thinking is not None:
-            return read.chat_template_kwargs.enable_thinking, "template.enable_thinking"
-        if read.chat_template_kwargs.thinking is not None:
-            return read.chat_template_kwargs.thinking, "template.thinking"
+    if decoded.chat_template_kwargs is not None:
+        if decoded.chat_template_kwargs.enable_thinking is not None:
+            return decoded.chat_template_kwargs.enable_thinking, "template.enable_thinking"
+        if decoded.chat_template_kwargs.thinking is not None:
+            return decoded.chat_template_kwargs.thinking, "template.thinking"
     return None, None
 
 
-def _thinking_barred(read: _Body) -> bool:
-    """Whether Anthropic would answer 400 to `thinking` here.
+def _thinking_barred(decoded: _Body) -> bool:
+    """Whether Anthropic would answer 400 if this request had `thinking`.
 
-    It allows neither sampling changes, nor a forced tool, nor an assistant prefill, nor a tool loop whose
-    assistant turn had no thinking block (extended thinking guide, "Feature compatibility").
+    Anthropic allows no sampling changes, no forced tool, no assistant prefill, and no tool loop whose assistant
+    turn had no thinking block (extended thinking guide, "Feature compatibility").
     """
-    forced = isinstance(read.tool_choice, _Typed) and read.tool_choice.type in ("any", "tool")
-    last = read.messages[-1] if read.messages else None
+    forced = isinstance(decoded.tool_choice, _Typed) and decoded.tool_choice.type in ("any", "tool")
+    last = decoded.messages[-1] if decoded.messages else None
     in_loop = last is not None and (last.role == "assistant" or any(p.type == "tool_result" for p in _parts(last)))
-    sampling = read.temperature not in (None, 1) or read.top_k is not None
-    sampling = sampling or (read.top_p is not None and read.top_p < 0.95)
+    sampling = decoded.temperature not in (None, 1) or decoded.top_k is not None
+    sampling = sampling or (decoded.top_p is not None and decoded.top_p < 0.95)
     return forced or in_loop or sampling

@@ -1,8 +1,8 @@
 """Reads the frames of four APIs into a `GatheredAnswer`.
 
 A frame is a decoded JSON object: a whole answer, or one event of a stream. Absent, null and odd members are
-ignored, as most clients ignore them. What a client could not read is an error: the JSON of a whole answer must have
-a message, and a stream must send deltas.
+ignored, as most clients ignore them. An answer that a client could not read is an error: the JSON of a whole answer
+must have a message, and a stream must send deltas.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Server-sent events, reassembled from pieces that were cut anywhere."""
+"""Reads server-sent events from pieces that were cut at any byte."""
 
 from collections.abc import Iterator
 
@@ -6,23 +6,23 @@ BOM = b"\xef\xbb\xbf"
 
 
 class MalformedAnswer(Exception):
-    """Nothing more can be read of an answer; the argument is the word for it."""
+    """The rest of an answer cannot be read. The message is one word or phrase for the reason, such as "html"."""
 
 
 class EventStream:
-    """Reassembles server-sent events by the WHATWG rules, in time linear in the bytes."""
+    """Assembles server-sent events by the WHATWG rules, in time linear in the number of bytes."""
 
     def __init__(self, max_frame_bytes: int) -> None:
         self._max = max_frame_bytes
-        self._line = bytearray()  # of a line whose end has not come
+        self._line = bytearray()  # a line whose end has not arrived
         self._data: list[bytes] = []
-        self._size = 0  # of the frame so far, without `_line`
+        self._size = 0  # bytes of the frame so far, without `_line`
         self._event = ""
         self._after_cr = False
         self._first = True
 
     def feed(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
-        """Yield (event, data) of each frame that `piece` ends; an unended frame is never one."""
+        """Yield (event, data) of each frame that `piece` ends. Raises MalformedAnswer if a frame is too large."""
         if not piece:
             return
         skip = self._after_cr and piece.startswith(b"\n")  # CR LF, cut between the two
@@ -53,4 +53,4 @@ class EventStream:
             self._size += len(line) + 1
         elif name == b"event":
             self._event = value.decode("utf-8", "replace")
-        return None  # comments and other fields carry nothing for us
+        return None  # comments and other fields are not used

@@ -1,4 +1,4 @@
-"""Take log-probabilities that only we asked for out of an answer again, whole or streamed."""
+"""Removes log-probabilities from an answer, for clients that did not ask for them."""
 
 import re
 from typing import Any
@@ -7,13 +7,13 @@ import msgspec
 
 from extproc.api.request import Api
 
-# A frame longer than this goes on as it is: it is no longer ours to hold.
+# A longer frame is passed on unchanged, so that it does not fill the memory.
 _MAX_FRAME_BYTES = 8 << 20
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 def without_logprobs(api: Api, answer: bytes) -> bytes:
-    """The JSON of an answer, or of one event, with every `logprobs` emptied; what is not JSON stays as it is."""
+    """Return the JSON of an answer or of one event with every `logprobs` emptied; return other bytes unchanged."""
     try:
         value = msgspec.json.decode(answer)
         return msgspec.json.encode(_emptied(value, [] if api == "responses" else None))
@@ -28,21 +28,21 @@ def _emptied(value: Any, empty: Any) -> Any:
 
 
 class StreamStripper:
-    """The same for server-sent events, whose frames may come in any pieces."""
+    """Removes log-probabilities from server-sent events that arrive cut at any byte."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._rest = b""
 
     def feed(self, chunk: bytes, end: bool) -> bytes:
-        """Every whole frame so far; at the end all that is left."""
+        """Return all frames that are whole, and at the `end` all bytes that are left."""
         pieces, at = [], 0
-        held = self._rest + chunk
-        # A separator may stand across the seam; what was searched before need not be searched again.
-        for blank in _BLANK_LINE.finditer(held, max(len(self._rest) - 3, 0)):
-            pieces.append(self._frame(held[at : blank.end()]))
+        buffered = self._rest + chunk
+        # A separator may begin at the end of the last chunk. Bytes before it were searched already.
+        for blank in _BLANK_LINE.finditer(buffered, max(len(self._rest) - 3, 0)):
+            pieces.append(self._frame(buffered[at : blank.end()]))
             at = blank.end()
-        self._rest = held[at:]
+        self._rest = buffered[at:]
         if end or len(self._rest) > _MAX_FRAME_BYTES:
             pieces.append(self._rest)
             self._rest = b""

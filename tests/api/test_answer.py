@@ -1,4 +1,4 @@
-"""Reading an upstream's answer: four APIs, JSON and SSE, cut at any byte, never an invented end."""
+"""Reading an upstream's answer: four APIs, JSON and SSE, cut at any byte, and no invented ending."""
 
 from typing import Any
 
@@ -296,7 +296,7 @@ FAULTS: dict[str, tuple[Api, str, bytes]] = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_every_api_reads_the_same_from_json_and_from_a_stream(name: str) -> None:
-    """All that is known of an answer is the same in both framings of all four APIs."""
+    """Both framings of each API give the same observation."""
     api, content_type, body, expected = ANSWERS[name]
     seen = observe(api, [body], content_type)
     framing = "sse" if content_type == SSE else "json"
@@ -305,7 +305,7 @@ def test_every_api_reads_the_same_from_json_and_from_a_stream(name: str) -> None
 
 @pytest.mark.parametrize("name", [*ANSWERS, *FAULTS])
 def test_every_split_reads_the_same(name: str) -> None:
-    """Cut once at any byte, or at every byte, an answer reads the same."""
+    """An answer that is cut once at any byte, or at every byte, gives the same observation."""
     api, content_type, body = (ANSWERS.get(name) or FAULTS[name])[:3]
     whole = observe(api, [body], content_type)
     assert observe(api, [body[i : i + 1] for i in range(len(body))], content_type) == whole
@@ -316,7 +316,7 @@ def test_every_split_reads_the_same(name: str) -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_part_reads_the_same_however_it_came(name: str) -> None:
-    """What is known mid-stream depends on the bytes so far only, and asking changes nothing."""
+    """The observation of a part depends only on its bytes, and calling `observation()` changes nothing."""
     api, content_type, body, _ = ANSWERS[name]
     slow = AnswerReader(api, content_type)
     for end in range(len(body)):
@@ -328,9 +328,9 @@ def test_a_part_reads_the_same_however_it_came(name: str) -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_cut_answer_is_never_complete(name: str) -> None:
-    """No proper prefix of an answer counts as ended properly."""
+    """No proper prefix of an answer is complete."""
     api, content_type, body, _ = ANSWERS[name]
-    whole = len(body) - body.endswith(b"\r\n")  # a CR ends a line before its LF has come
+    whole = len(body) - body.endswith(b"\r\n")  # a CR ends a line before its LF arrives
     for end in range(whole):
         assert not observe(api, [body[:end]], content_type).complete, end
 
@@ -355,7 +355,7 @@ def test_a_cut_answer_is_never_complete(name: str) -> None:
     ],
 )
 def test_what_cannot_be_read_says_why(body: bytes, why: str) -> None:
-    """A body that is no answer is malformed, with a word, and never complete."""
+    """A body that is not an answer is malformed, with the reason, and never complete."""
     seen = observe("chat", [body], JSON)
     assert (seen.malformed, seen.complete, seen.text) == (why, False, "")
 
@@ -397,13 +397,13 @@ def test_a_declared_encoding_is_not_read() -> None:
 def test_an_error_inside_a_200_is_told_without_its_prose(
     api: Api, content_type: str, body: bytes, word: str
 ) -> None:
-    """The machine word of an error is kept; its message may quote the prompt and is not."""
+    """The code of an error is kept. Its message is not, because it may quote the prompt."""
     seen = observe(api, [body], content_type)
     assert (seen.error, seen.complete) == (word, False)
 
 
 def test_the_ending_must_be_the_protocols_own() -> None:
-    """A finish reason without [DONE], or [DONE] without a finish reason, is no ending."""
+    """A finish reason without [DONE], or [DONE] without a finish reason, does not end an answer."""
     finished = events(chunk({"content": "a"}, "stop"), done=False)
     assert not observe("chat", [finished], SSE).complete
     assert not observe("chat", [events(chunk({"content": "a"}))], SSE).complete
@@ -413,7 +413,7 @@ def test_the_ending_must_be_the_protocols_own() -> None:
 
 
 def test_several_choices_must_all_end() -> None:
-    """The text is choice 0's; the finish is the worst, and an ending needs them all."""
+    """The text is from choice 0, the finish is the worst one, and the answer is complete when all choices are."""
     one = [chunk({"content": "a"}, index=0), chunk({"content": "b"}, index=1)]
     half = observe("chat", [events(*one, chunk(finish="stop"))], SSE)
     assert (half.text, half.n_choices, half.finish, half.complete) == ("a", 2, None, False)
@@ -423,7 +423,7 @@ def test_several_choices_must_all_end() -> None:
 
 
 def test_usage_is_taken_from_wherever_it_comes() -> None:
-    """First, last or every chunk: the latest count of each kind stands."""
+    """Counts may be in the first, the last or every chunk. The latest count of each kind is used."""
     usage = {"usage": {"prompt_tokens": 7, "completion_tokens": 2}}
     first = events({**chunk({"content": "a"}), **usage}, chunk(finish="stop"))
     every = events({**chunk({"content": "a"}), "usage": {"prompt_tokens": 7}}, {**chunk(), **usage})
@@ -447,13 +447,13 @@ def test_usage_is_taken_from_wherever_it_comes() -> None:
     ],
 )
 def test_a_stated_refusal_is_no_text(api: Api, body: bytes, refusal: str) -> None:
-    """Refusal fields, filters and stop reasons are kept apart from the answer's text."""
+    """Refusal fields, filters and stop reasons are not part of the answer's text."""
     seen = observe(api, [body], SSE)
     assert (seen.refusal, seen.text) == (refusal, "")
 
 
 def test_a_label_that_contradicts_the_body_is_told() -> None:
-    """The bytes decide how an answer is read; a wrong content type is told, an absent one not."""
+    """The bytes decide how an answer is read. A wrong content type is reported, an absent one is not."""
     assert observe("chat", [CHAT_JSON], SSE).mislabelled
     assert observe("chat", [CHAT_SSE], JSON).mislabelled
     assert not observe("chat", [CHAT_SSE], None).mislabelled
@@ -462,7 +462,7 @@ def test_a_label_that_contradicts_the_body_is_told() -> None:
 
 
 def test_tool_calls_without_an_index_are_told_apart_by_name() -> None:
-    """Some servers leave the index out, and repeat the name in each fragment."""
+    """Some servers send no index, and some repeat the name in each fragment."""
     first = {"tool_calls": [{"function": {"name": "a", "arguments": "{"}}]}
     more = {"tool_calls": [{"function": {"arguments": "}"}}]}
     second = {"tool_calls": [{"function": {"name": "b", "arguments": "{}"}}]}
@@ -473,7 +473,7 @@ def test_tool_calls_without_an_index_are_told_apart_by_name() -> None:
 
 
 def test_early_facts_cost_nothing_and_come_with_the_frames() -> None:
-    """Role and reasoning deltas are frames, but no answer yet."""
+    """Role and reasoning deltas are frames without answer text."""
     reader = AnswerReader("chat", SSE)
     reader.feed(events(chunk({"role": "assistant"}), chunk({"reasoning": "hm"}), done=False))
     assert (reader.frames, reader.text_chars) == (2, 0)
@@ -484,7 +484,7 @@ def test_early_facts_cost_nothing_and_come_with_the_frames() -> None:
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
 def test_event_streams_follow_the_whatwg_rules(end: bytes) -> None:
-    """Comments, names, several data lines, one optional space, and no end without a blank line."""
+    """Comments, names, several data lines, one optional space, and no frame without a blank line."""
     lines = [b"\xef\xbb\xbf: hi", b"event: x", b"data:  a", b"data", b"data:b:c", b"id: 1", b""]
     lines += [b"event: lost", b"", b"data: d", b"", b"data: unended"]
     body = end.join(lines) + end
@@ -496,7 +496,7 @@ def test_event_streams_follow_the_whatwg_rules(end: bytes) -> None:
 
 
 def test_one_frame_and_all_that_is_kept_are_bounded() -> None:
-    """Beyond its cap a frame, a line, a JSON answer or a whole answer is malformed, not memory."""
+    """A frame, a line, a JSON answer or a stream above its limit is malformed, so it cannot fill the memory."""
     big = events(chunk({"content": "x" * 3000}), done=False)
     for body, why in [
         (big, "frame too large"),
@@ -514,7 +514,7 @@ def test_one_frame_and_all_that_is_kept_are_bounded() -> None:
 
 
 class _CountingBuffer(bytearray):
-    """Counts the bytes that are appended to a held line, and those copied out of it."""
+    """Counts the bytes that are appended to a buffered line, and the bytes that are copied out of it."""
 
     moved = 0
 
@@ -530,7 +530,7 @@ class _CountingBuffer(bytearray):
 
 @pytest.mark.parametrize("size", [1, 997, 65536])
 def test_a_long_stream_costs_linear_work(size: int) -> None:
-    """10 MB in pieces of any size move each byte through the line buffer at most twice."""
+    """In pieces of any size, each byte of 10 MB moves through the line buffer at most twice."""
     total = 10_000_000 if size > 1 else 1_000_000
     frame = events(chunk({"content": "word " * 200}), done=False)
     body = frame * (total // len(frame))
@@ -542,7 +542,7 @@ def test_a_long_stream_costs_linear_work(size: int) -> None:
 
 
 def test_a_ten_megabyte_answer_is_kept_whole() -> None:
-    """Nothing of a long stream is lost, and what follows the ending is ignored."""
+    """A long stream is kept whole, and bytes after the ending are ignored."""
     words = [chunk({"content": "x" * 1000}) for _ in range(10_000)]
     body = events(*words, chunk(finish="stop")) + b"data: {oops\n\n"
     pieces = [body[i : i + 1000] for i in range(0, len(body), 1000)]

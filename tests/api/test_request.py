@@ -1,4 +1,4 @@
-"""Reading requests: four API shapes give one `Request`, and what is unreadable says so."""
+"""Reading requests: bodies of four APIs give one `Request`, and unreadable bodies give RequestError."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ def messages(**more: Any) -> Request:
 
 
 def test_a_plain_chat_request_is_read_whole():
-    """Everything that routing may use is in the value, and nothing is guessed."""
+    """The value contains everything that routing may use, and no guesses."""
     body = b'{"model": "auto", "messages": [{"role": "user", "content": "Fix my loop"}], "stream": true}'
     assert parse_request(CHAT, body) == Request(
         api="chat",
@@ -57,7 +57,7 @@ def test_a_plain_chat_request_is_read_whole():
     "path", ["", "/", "/v1/models", "/v1/embeddings", "/v1/chat/completions/", "/v1/messages/count_tokens"]
 )
 def test_other_paths_are_none_of_ours(path):
-    """A path that is no API of ours passes through, whatever its body."""
+    """A path that is not one of the four APIs passes through with any body."""
     assert parse_request(path, b"not JSON") is None
 
 
@@ -70,7 +70,7 @@ def test_a_query_string_changes_nothing():
 
 
 def test_chat_turns_keep_their_roles_and_texts():
-    """String and array content, system and tool messages: a tool's output is nobody's words."""
+    """Content may be a string or an array. The output of a tool is not text of a turn."""
     request = chat(
         messages=[
             {"role": "system", "content": "Be brief"},
@@ -93,7 +93,7 @@ def test_chat_turns_keep_their_roles_and_texts():
 
 
 def test_completions_turns_are_the_prompts():
-    """A prompt is a string or a list; a list of token numbers has no words."""
+    """A prompt is a string or a list. A list of token numbers has no text."""
     assert parsed(COMPLETIONS, prompt="Once upon").turns == (Turn("user", ("Once upon",)),)
     assert parsed(COMPLETIONS, prompt=["One", "Two"]).turns == (Turn("user", ("One",)), Turn("user", ("Two",)))
     assert parsed(COMPLETIONS, prompt=[15, 27]).turns == ()
@@ -101,7 +101,7 @@ def test_completions_turns_are_the_prompts():
 
 
 def test_responses_turns_are_instructions_and_input():
-    """The input is a string or a list of items, of which calls and reasoning are no prose."""
+    """The input is a string or a list of items. Calls and reasoning are not turns."""
     text = parsed(RESPONSES, instructions="Be brief", input="Add these up")
     assert text.turns == (Turn("system", ("Be brief",)), Turn("user", ("Add these up",)))
     items = [
@@ -120,7 +120,7 @@ def test_responses_turns_are_instructions_and_input():
 
 
 def test_anthropic_turns_have_the_system_prompt_first():
-    """A system prompt is a string or parts; tool results are user turns without words of their own."""
+    """A system prompt is a string or parts. A tool result is a user turn, and its output is not text."""
     result = {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "42 rows"}]}
     request = messages(
         system=[{"type": "text", "text": "Be brief", "cache_control": {"type": "ephemeral"}}],
@@ -133,7 +133,7 @@ def test_anthropic_turns_have_the_system_prompt_first():
     )
 
 
-# What a tier must be able to do
+# Capabilities that a tier needs
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_anthropic_turns_have_the_system_prompt_first():
     ],
 )
 def test_needs_are_read_from_what_is_there(path, body, needs):
-    """Tools that are declared and media anywhere in the conversation are what a tier must handle."""
+    """A tier needs the capabilities for declared tools and for media anywhere in the conversation."""
     assert parsed(path, **body).needs == needs
 
 
@@ -182,18 +182,18 @@ def test_needs_are_read_from_what_is_there(path, body, needs):
     ],
 )
 def test_strict_output_is_seen_in_every_dialect(path, body):
-    """Each API has its own way to ask for JSON."""
+    """Each API has another member that asks for JSON."""
     assert parsed(path, **body).strict_output
 
 
 def test_text_output_is_not_strict():
-    """Asking for text, or for nothing, is not asking for JSON."""
+    """A request that asks for text, or for no format, does not ask for JSON."""
     assert not chat(response_format={"type": "text"}).strict_output
     assert not parsed(RESPONSES, text={"format": {"type": "text"}}).strict_output
     assert not parsed(RESPONSES, text={"verbosity": "low"}).strict_output
 
 
-# What the client chose
+# Choices of the client
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_text_output_is_not_strict():
     ],
 )
 def test_the_clients_cap_is_read_from_its_apis_field(path, body, cap):
-    """The cap and the field it stands in."""
+    """The limit, and the member that sets it."""
     request = parsed(path, **body)
     assert (request.max_output_tokens, request.cap_field) == cap
 
@@ -239,7 +239,7 @@ def test_the_clients_cap_is_read_from_its_apis_field(path, body, cap):
     ],
 )
 def test_the_clients_word_on_reasoning_is_read_in_every_dialect(path, body, choice):
-    """Off, on or a budget, and the field that says so; silence is no choice."""
+    """Off, on or a budget, and the member that sets it. A request without one makes no choice."""
     request = parsed(path, **body)
     assert (request.reasoning, request.reasoning_field) == choice
 
@@ -266,11 +266,11 @@ def test_the_clients_word_on_reasoning_is_read_in_every_dialect(path, body, choi
     ],
 )
 def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
-    """Sampling changes, a forced tool, a prefill, a tool loop: `thinking` there would be answered 400."""
+    """With sampling changes, a forced tool, a prefill or a tool loop, `thinking` would be answered 400."""
     assert messages(**body).thinking_barred is barred
 
 
-# What cannot be read
+# Unreadable bodies
 
 
 @pytest.mark.parametrize(
@@ -299,27 +299,27 @@ def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
     ids=lambda body: body[:40].decode("latin-1"),
 )
 def test_what_is_no_json_of_the_apis_shape_is_refused(body):
-    """One kind of error, whatever is wrong: the client sent something that we cannot read."""
+    """Every unreadable body raises the same kind of error."""
     with pytest.raises(RequestError):
         parse_request(CHAT, body)
 
 
 def test_an_error_does_not_repeat_the_body():
-    """Prompts are private: not even a broken one is quoted."""
+    """Prompts are private, so an error does not quote even a broken body."""
     with pytest.raises(RequestError) as caught:
         parse_request(CHAT, b'{"model": "auto", "messages": [{"role": "user", "content": "zebra crossing}]')
     assert "zebra" not in str(caught.value)
 
 
 def test_unknown_fields_of_any_shape_are_no_error():
-    """A field that a vendor adds tomorrow passes."""
+    """A member that a vendor adds later is passed through."""
     strange = {"metadata": [1, {"a": None}], "service_tier": {"x": 1.5}, "user": 5}
     message = {**USER, "cache_control": {"type": "ephemeral"}, "name": 5}
     assert chat(messages=[message], **strange).turns == chat().turns
 
 
 def test_unicode_comes_out_as_the_client_wrote_it():
-    """Escaped or not, in any script."""
+    """Escaped and unescaped characters of any script are decoded."""
     raw = '{"messages": [{"role": "user", "content": "Grüße, \\u4f60\\u597d \\ud83d\\ude00 😀"}]}'.encode()
     request = parse_request(CHAT, raw)
     assert request is not None
@@ -330,7 +330,7 @@ def test_unicode_comes_out_as_the_client_wrote_it():
 
 
 def test_signals_are_the_facts_that_rules_use():
-    """Turns are the user's with words in them; tokens are of the whole body."""
+    """`turns` counts user messages with text, and `tokens` estimates the whole body."""
     request = chat(
         messages=[
             USER,
@@ -354,13 +354,13 @@ def test_signals_are_the_facts_that_rules_use():
 
 
 def test_a_picture_costs_a_thousand_tokens_however_large():
-    """Base64 is no text: what providers charge for a picture is about the same for any."""
+    """Base64 is not text: providers charge about the same for a picture of any size."""
     alone = read_signals(chat(messages=[{"role": "user", "content": [PICTURE]}]), 512).tokens
     assert 1_000 <= alone <= 1_060
 
 
 def test_text_beyond_ascii_counts_two_bytes_a_token():
-    """Tokenisers give other scripts more tokens a byte."""
+    """Tokenisers give other scripts more tokens per byte."""
     body = json.dumps({"messages": [{"role": "user", "content": "你好" * 1_000}]}, ensure_ascii=False).encode()
     request = parse_request(CHAT, body)
     assert request is not None
@@ -378,6 +378,6 @@ def test_text_beyond_ascii_counts_two_bytes_a_token():
     ],
 )
 def test_more_messages_than_any_conversation_has_are_refused(path, body):
-    """Millions of empty ones fit in a body, and each would cost everybody's time."""
+    """Millions of empty messages fit in a body, and each one would delay all other requests."""
     with pytest.raises(RequestError, match="more than 20000 messages and parts"):
         parse_request(path, json.dumps(body).encode())

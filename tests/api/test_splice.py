@@ -1,4 +1,4 @@
-"""Editing JSON in place: what is not edited survives byte for byte, however odd it looks."""
+"""Editing JSON in place: all bytes that are not edited stay the same, in any valid spelling."""
 
 import json
 import random
@@ -26,7 +26,7 @@ STRINGS = (
 
 
 class Writer:
-    """Writes random JSON as no library would: odd whitespace, escapes, number forms; keys are distinct."""
+    """Writes random JSON with odd white space, escapes and number forms. Keys are distinct."""
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
@@ -35,7 +35,7 @@ class Writer:
         return self.dice.choice(SPACES)
 
     def string(self, text: str) -> str:
-        """The same string in one of its spellings."""
+        """Return the same string in one of its spellings."""
         spelled = json.dumps(text, ensure_ascii=self.dice.random() < 0.5)
         if text.isalnum() and text.isascii() and self.dice.random() < 0.2:
             spelled = '"' + "".join(f"\\u{ord(c):04X}" for c in text) + '"'
@@ -55,7 +55,7 @@ class Writer:
         return "".join(text for _, text in self.members(depth - 1)).lstrip()
 
     def members(self, depth: int, always: tuple[str, ...] = ()) -> list[tuple[str | None, str]]:
-        """An object in pieces: (a member's name, its value), with (None, what stands between) around."""
+        """Return an object in pieces: (name, value) for each member, (None, text) for the text between them."""
         names = list(dict.fromkeys([*always, *self.dice.sample(STRINGS, self.dice.randrange(5))]))
         self.dice.shuffle(names)
         pieces: list[tuple[str | None, str]] = [(None, self.space() + "{")]
@@ -71,7 +71,7 @@ def parsed(text: bytes | str) -> Any:
 
 @pytest.mark.parametrize("seed", range(300))
 def test_replacing_members_leaves_every_other_byte(seed):
-    """A random object with any of its members replaced is the same bytes with other values in their places."""
+    """When members of a random object are replaced, only the bytes of their values change."""
     writer = Writer(seed)
     pieces = [*writer.members(3), (None, writer.space())]
     names = [name for name, _ in pieces if name is not None]
@@ -85,7 +85,7 @@ def test_replacing_members_leaves_every_other_byte(seed):
 
 @pytest.mark.parametrize("seed", range(300))
 def test_adding_members_puts_them_last_and_leaves_every_byte(seed):
-    """New members come before the closing brace; all that was there is there, in its order."""
+    """New members are added before the closing brace, and the existing bytes keep their order."""
     body = "".join(text for _, text in Writer(seed).members(3)).encode()
     edited = splice(body, {"effort": b'"low"', "chat_template_kwargs": {"enable_thinking": b"false"}})
     added = b'"effort":"low","chat_template_kwargs":{"enable_thinking":false}'
@@ -115,7 +115,7 @@ def test_adding_members_puts_them_last_and_leaves_every_byte(seed):
     ],
 )
 def test_edits_by_example(body: bytes, edits: Edits, expected: bytes):
-    """Replaced where they stand, added last, inside objects too, and nothing else."""
+    """Members are replaced in place and added last, also inside objects, and nothing more changes."""
     assert splice(body, edits) == expected
 
 
@@ -132,7 +132,7 @@ def test_edits_by_example(body: bytes, edits: Edits, expected: bytes):
     ],
 )
 def test_a_member_that_stands_twice_is_refused(body):
-    """Readers differ on which one counts, so nobody may route by one and serve the other."""
+    """JSON readers differ on which one counts, so the router must not route by one while the other is served."""
     with pytest.raises(SpliceError):
         splice(body, {"a": b"0", "b": {"d": b"1"}})
 
@@ -146,14 +146,14 @@ def test_a_member_that_stands_twice_is_refused(body):
     ],
 )
 def test_a_member_without_a_readable_name_is_refused(body):
-    """A name that is no UTF-8 could be anything: one kind of error says so."""
+    """A name that is not UTF-8 cannot be compared, so the object is refused with SpliceError."""
     with pytest.raises(SpliceError):
         splice(body, {"a": b"0", "b": {"d": b"1"}})
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_a_random_member_that_is_repeated_is_refused(seed):
-    """Wherever the second one stands, and however it is spelled."""
+    """At any position and in any spelling of its name."""
     writer = Writer(seed)
     pieces = writer.members(2, always=("model",))
     opening = pieces.pop(0)[1]
@@ -169,7 +169,7 @@ def test_a_random_member_that_is_repeated_is_refused(seed):
 
 @pytest.mark.parametrize("seed", range(100))
 def test_one_edit_can_be_turned_into_another(seed):
-    """What a first attempt changed is changed on for the next one, as if that had been made at once."""
+    """The body of the first attempt can be edited into the body of the next one, with the same bytes."""
     writer = Writer(seed)
     body = "".join(text for _, text in writer.members(3, always=("model", "a"))).encode()
     members = [name for name in parsed(body) if name != "a"] + ["added", "too"]
@@ -184,7 +184,7 @@ def test_one_edit_can_be_turned_into_another(seed):
 
 
 def test_more_members_than_any_request_has_are_refused():
-    """Each is looked at."""
+    """Each member costs time, so their number is limited."""
     body = json.dumps({f"m{i}": i for i in range(MAX_MEMBERS + 1)}).encode()
-    with pytest.raises(SpliceError, match="it has more than 10000 members"):
+    with pytest.raises(SpliceError, match="the object has more than 10000 members"):
         splice(body, {"m1": b"2"})
