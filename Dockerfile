@@ -24,7 +24,7 @@ RUN pip install --no-deps "torch==${TORCH}+cpu" \
 WORKDIR /src
 COPY requirements.lock ./
 RUN pip install --no-deps --require-hashes -r requirements.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY extproc extproc
 RUN pip install --no-deps .
 RUN pip uninstall -y pip

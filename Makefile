@@ -8,6 +8,7 @@ TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 UV := 0.13.9
 CYCLONEDX := 7.5.0
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
 # The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and what checks types.
 MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.0 \
   @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
@@ -59,8 +60,9 @@ lock:  ## write requirements.lock anew, as pyproject.toml asks; LOCK=--upgrade m
 
 sbom:  ## what runs in production, as CycloneDX, into sbom.json
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "cyclonedx-bom==$(CYCLONEDX)"
+	sed 's/^dynamic = \["version"\]/version = "$(VERSION)"/' pyproject.toml > $(VENV)/tools/pyproject.toml
 	(cat requirements.lock; echo "torch==$(TORCH)") | $(VENV)/tools/bin/cyclonedx-py requirements \
-	  --pyproject pyproject.toml --of JSON -o sbom.json -
+	  --pyproject $(VENV)/tools/pyproject.toml --of JSON -o sbom.json -
 
 bench: $(VENV)/ready  ## what routing adds, against the same Envoy without it (needs wrk)
 	$(BIN)/python -m bench.latency
@@ -102,8 +104,8 @@ bench-static: $(VENV)/ready  ## a static embedding ahead of the transformer: wha
 bench-views: $(VENV)/ready  ## what each view of the text adds to routing accuracy
 	$(BIN)/python -m bench.views
 
-clean:  ## remove the environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # A CPU build of torch first: left to itself pip takes gigabytes of CUDA on Linux. The first line finds one that
 # pip has at hand, the second asks PyTorch's own index, the third is for platforms whose only build is CPU.

@@ -20,3 +20,5 @@ Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a reque
 it to a `store` and `report` adds it up. `offline` evaluates, calibrates and gates with the functions above.
 `sentences` runs the encoder, `prepare` converts it once; `workers` keeps several processes alive.
 """
+
+__version__ = "0.1.0"

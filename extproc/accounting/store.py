@@ -270,5 +270,7 @@ def _psycopg() -> Any:
     try:
         import psycopg.rows
     except ImportError as error:
-        raise OSError("a ledger in Postgres needs its driver: pip install 'extproc[postgres]'") from error
+        raise OSError(
+            "a ledger in Postgres needs its driver: pip install 'envoy-semantic-router[postgres]'"
+        ) from error
     return psycopg

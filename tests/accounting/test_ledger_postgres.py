@@ -227,5 +227,5 @@ def test_a_table_of_somebody_else_is_left_alone(postgres: Postgres) -> None:
 
 def test_the_driver_that_is_missing_is_named_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(OSError, match=r"pip install 'extproc\[postgres\]'"):
+    with pytest.raises(OSError, match=r"pip install 'envoy-semantic-router\[postgres\]'"):
         Store("postgresql://127.0.0.1/none", 30)
