@@ -29,14 +29,15 @@ demo: $(VENV)/ready  ## real Envoy + router + sample upstreams, real prompts thr
 observe: $(VENV)/ready  ## the demo's traffic into a real Prometheus and an OTLP receiver: metrics, dashboard, one trace
 	$(BIN)/python -m bench.observe
 
-test: $(VENV)/tests-ready  ## lint, types, every test (real Envoy, real weights)
+test: $(VENV)/tests-ready  ## lint, types, spelling, every test (real Envoy, real weights)
 	@$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest
 
-check: $(VENV)/ready  ## ruff and mypy
+check: $(VENV)/ready  ## lint, format, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 fuzz: $(VENV)/tests-ready  ## look for inputs that break it, with other examples every time
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long
