@@ -22,7 +22,7 @@ from extproc.evidence.fit import edits
 from extproc.evidence.fit.choice import changes, choose
 from extproc.evidence.fit.options import tabulate
 from extproc.evidence.fit.target import parse_target
-from extproc.evidence.measure.controls import MIX, ROUTED, Line
+from extproc.evidence.measure.controls import MIX, ROUTED, ControlLine
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.show.report import percent
 
@@ -72,7 +72,7 @@ def _to_large(run: Execution) -> float:
     return sum(served is not None and served.path[-1] == LARGE for served in run.served) / len(run.served)
 
 
-def _line(name: str, line: Line, mix: Line | None, to_large: float) -> str:
+def _line(name: str, line: ControlLine, mix: ControlLine | None, to_large: float) -> str:
     ahead = percent(mix.behind, "+") if mix is not None and mix.behind is not None else ""
     dollars = f"{100 * to_large:>10.1f}{line.per_1000.value:>9.3f}"
     return f"{name:<22}{percent(line.quality):<22}{dollars}   {ahead}".rstrip()

@@ -211,10 +211,10 @@ def run_gate(
 ) -> int:
     """`extproc gate`: 1 if a cohort regresses from `old` to `new` beyond what is allowed, else 0."""
     found, _ = _compared(old, new, data, seed, copies_of)
-    rulings = comparison.gate(found, max_quality_drop, max_cost_rise)
+    verdicts = comparison.gate(found, max_quality_drop, max_cost_rise)
     print("\n".join(comparison_text(found, None)) + "\n")
-    print("\n".join(gate_text(rulings, max_quality_drop, max_cost_rise)))
-    return int(any(ruling.regressed for ruling in rulings))
+    print("\n".join(gate_text(verdicts, max_quality_drop, max_cost_rise)))
+    return int(any(verdict.regressed for verdict in verdicts))
 
 
 def _compared(

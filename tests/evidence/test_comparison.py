@@ -148,8 +148,8 @@ def test_a_regression_of_one_cohort_fails_though_the_average_improves(folders, t
     edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
     bills = [row(f"{BILL} {i}", True, False) for i in range(40)]
     recipes = [row(f"{COOK} {i}", False, True, "cooking") for i in range(12)]
-    rulings = gate(compared(folders, tmp_path, words, tokens, bills + recipes), 0.02, 0.1)
-    assert [(r.cell.group, r.cell.measure, r.regressed) for r in rulings] == [("cooking", QUALITY, True)]
+    verdicts = gate(compared(folders, tmp_path, words, tokens, bills + recipes), 0.02, 0.1)
+    assert [(r.cell.group, r.cell.measure, r.regressed) for r in verdicts] == [("cooking", QUALITY, True)]
 
 
 def test_dearer_answers_fail_by_their_own_limit(folders, tmp_path, words, tokens):
@@ -229,9 +229,9 @@ def test_what_chance_explains_is_said_to_be_unclear():
     """One row worse of five is more than two points, and proves nothing."""
     worse = np.array([1.0, 0, 0, 0, 0])
     cell = Cell("c", QUALITY, 5, 1.0, 0.8, Estimate(-0.2, -0.6, 0.0, 5), 1, sign_flip(worse, 0))
-    (ruling,) = gate(Comparison(5, {}, [cell], [], False), 0.02, 0.1)
-    assert (ruling.regressed, ruling.unclear) == (False, True)
-    told = list(gate_text([ruling], 0.02, 0.1))
+    (verdict,) = gate(Comparison(5, {}, [cell], [], False), 0.02, 0.1)
+    assert (verdict.regressed, verdict.unclear) == (False, True)
+    told = list(gate_text([verdict], 0.02, 0.1))
     assert told[0] == "passed: 0 regressions (quality may drop 2 points, cost may rise 10 %)"
     assert told[1].endswith("unclear: chance explains it (p 0.5)")
 
@@ -263,7 +263,7 @@ def test_degenerate_traffic_compares_without_complaint(rows, folders, tmp_path, 
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
     found = compared(folders, tmp_path, words, tokens, rows)
     assert "nan" not in "\n".join(comparison_text(found, None))
-    assert not any(ruling.regressed for ruling in gate(found, 0.02, 0.1))
+    assert not any(verdict.regressed for verdict in gate(found, 0.02, 0.1))
 
 
 # The commands

@@ -13,7 +13,7 @@ from extproc.acceptance.score import Scorer
 from extproc.config.load import Intent
 from extproc.evidence.fit.options import Plan, Table, reasoning_of, tier_of
 from extproc.evidence.fit.target import Target, Weighed, picks_for
-from extproc.evidence.measure.controls import Line, Recorded, beside
+from extproc.evidence.measure.controls import ControlLine, Recorded, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
 from extproc.settings import Chosen
 
@@ -41,7 +41,7 @@ class Choice(msgspec.Struct, frozen=True):
 
     target: Target
     settings: list[Setting]
-    lines: list[Line]  # on the rows reported on, beside the controls
+    lines: list[ControlLine]  # on the rows reported on, beside the controls
     rows: tuple[int, int]
 
 
@@ -95,7 +95,7 @@ def _scorer(table: Table, w: Weighed, plan: Plan, date: str, held: Bools) -> Sco
     )
 
 
-def _lines(table: Table, settings: Sequence[Setting]) -> list[Line]:
+def _lines(table: Table, settings: Sequence[Setting]) -> list[ControlLine]:
     """What was chosen beside the controls, on the rows reported on."""
     held = ~table.fit
     if not held.any():

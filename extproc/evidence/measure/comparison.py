@@ -165,7 +165,7 @@ def sign_flip(worse: Floats, seed: int) -> float:
 # --- the gate ---------------------------------------------------------------------------------------------------
 
 
-class Ruling(msgspec.Struct, frozen=True):
+class GateVerdict(msgspec.Struct, frozen=True):
     """What the gate says of one cell."""
 
     cell: Cell
@@ -173,17 +173,17 @@ class Ruling(msgspec.Struct, frozen=True):
     unclear: bool  # worse than allowed, but not beyond chance
 
 
-def gate(found: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[Ruling]:
+def gate(found: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[GateVerdict]:
     """Every cell that is worse than allowed. It regresses if chance does not explain that.
 
     Each cell in which anything differs is a test; they share the false alarms (Bonferroni), so that a comparison
     in which nothing changed for the worse fails at most one time in twenty, however many cohorts there are.
     """
     tests = sum(cell.differing > 0 for cell in found.cells)
-    rulings = []
+    verdicts = []
     for cell in found.cells:
         rise = cell.change.value if cell.measure == COST else -cell.change.value
         if rise > (max_cost_rise if cell.measure == COST else max_quality_drop):
             regressed = cell.chance <= _FALSE_ALARMS / tests
-            rulings.append(Ruling(cell, regressed, not regressed))
-    return rulings
+            verdicts.append(GateVerdict(cell, regressed, not regressed))
+    return verdicts

@@ -20,7 +20,7 @@ _RECORDED = 0.5
 _TRADES = np.concatenate([[0.0], np.logspace(-6, 1, 60)])
 
 
-class Line(msgspec.Struct, frozen=True):
+class ControlLine(msgspec.Struct, frozen=True):
     """One way to serve the same rows."""
 
     name: str
@@ -72,7 +72,7 @@ def settings_of(run: Execution) -> list[str]:
     return [name for tier in run.snapshot.policy.tiers for said in SETTINGS if (name := tier.name + said) in seen]
 
 
-def lines(run: Execution, quality: Floats, cost: Floats, seed: int) -> list[Line]:
+def lines(run: Execution, quality: Floats, cost: Floats, seed: int) -> list[ControlLine]:
     """What is configured beside its controls, with paired intervals; empty without outcomes.
 
     Random takes the paths that were taken, in their shares, and deals them to the rows by chance; the mix buys with
@@ -94,7 +94,7 @@ def beside(
     paths: Sequence[tuple[str, ...]],
     seed: int,
     together: Places | None = None,
-) -> list[Line]:
+) -> list[ControlLine]:
     """Qualities and dollars that were had by these paths, beside the controls on the same rows."""
     n = len(paths)
     once = _all_lines(np.ones((1, n)), found, own, paths)
@@ -103,13 +103,13 @@ def beside(
             for name in once]  # fmt: skip
 
 
-def _line(name: str, once: dict[str, Floats], again: dict[str, Floats], n: int) -> Line:
+def _line(name: str, once: dict[str, Floats], again: dict[str, Floats], n: int) -> ControlLine:
     with np.errstate(divide="ignore", invalid="ignore"):
         per_success = once[name][1, 0] / once[name][0, 0], again[name][1] / again[name][0]
     behind = None
     if name != ROUTED:
         behind = spread(float(once[ROUTED][0, 0] - once[name][0, 0]), again[ROUTED][0] - again[name][0], n)
-    return Line(
+    return ControlLine(
         name,
         spread(float(once[name][0, 0]), again[name][0], n),
         spread(float(1000 * once[name][1, 0]), 1000 * again[name][1], n),

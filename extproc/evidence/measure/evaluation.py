@@ -11,7 +11,7 @@ from extproc.evidence.data.answers import SETTINGS
 from extproc.evidence.data.tokens import TOKENIZER
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure import metrics
-from extproc.evidence.measure.controls import Line, Point, frontier, lines
+from extproc.evidence.measure.controls import ControlLine, Point, frontier, lines
 from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Places, Ratio, mean, share
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.routing.policy import Reason, trust
@@ -75,7 +75,7 @@ class Group(msgspec.Struct, frozen=True):
     rejections: dict[str, int]
 
 
-class Report(msgspec.Struct, frozen=True):
+class Evaluation(msgspec.Struct, frozen=True):
     """Everything that `extproc eval` shows."""
 
     data: dict[str, Any]
@@ -89,14 +89,14 @@ class Report(msgspec.Struct, frozen=True):
     reliability: list[Bin]
     risk_coverage: list[tuple[float, float]]
     confusion: list[tuple[str, str, int]]  # label, where it landed, rows; most first
-    lines: list[Line]
+    lines: list[ControlLine]
     frontier: list[Point]
     latency_s: dict[str, tuple[int, float, float]]  # by path: rows, p50, p95
     notes: list[str]
     robustness: Robustness | None = None  # where it was asked for
 
 
-def evaluate(run: Execution, seed: int = 0) -> Report:
+def evaluate(run: Execution, seed: int = 0) -> Evaluation:
     """Measure an execution; the same seed gives the same report."""
     c = columns(run)
     everything = np.ones(len(c.group), dtype=bool)
@@ -106,7 +106,7 @@ def evaluate(run: Execution, seed: int = 0) -> Report:
     inside = c.labelled & ~c.outside
     calibrated = ~np.isnan(c.probability) & c.labelled
     trusted, ranked = c.trusted & c.labelled, known & c.labelled
-    return Report(
+    return Evaluation(
         data=_data(run, c),
         groups=[_group(run, c, name, np.array([g == name for g in c.group]), seed) for name in names],
         overall=_group(run, c, "all", everything, seed),

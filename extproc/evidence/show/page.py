@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
-from extproc.evidence.measure.evaluation import OUT_OF_SCOPE, Report
+from extproc.evidence.measure.evaluation import OUT_OF_SCOPE, Evaluation
 from extproc.evidence.measure.metrics import Estimate, exact_interval
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.evidence.show.charts import Plot, ranges, stacked
@@ -60,7 +60,7 @@ th:first-child,td:first-child{position:static}tr{break-inside:avoid}h2,.key{brea
 """
 
 
-def as_html(report: Report, title: str) -> str:
+def as_html(report: Evaluation, title: str) -> str:
     """The whole page."""
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -86,7 +86,7 @@ def as_html(report: Report, title: str) -> str:
     )
 
 
-def _head(report: Report) -> str:
+def _head(report: Evaluation) -> str:
     d = report.data
     return (
         f'<p class="soft">Traffic {d["traffic"]}: {d["rows"]:,} rows, {d["labelled"]:,} labelled, '
@@ -96,7 +96,7 @@ def _head(report: Report) -> str:
     )
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: Evaluation) -> str:
     routed = next((line for line in report.lines if line.name == ROUTED), None)
     tiles = [
         ("nearest cohort is right", report.overall.accuracy),
@@ -117,7 +117,7 @@ def _tile(value: str, name: str, interval: str) -> str:
     return f'<div class="tile"><b>{value}</b><span>{name}<br>{interval}</span></div>'
 
 
-def _plots(report: Report) -> Iterable[str]:
+def _plots(report: Evaluation) -> Iterable[str]:
     if report.lines:
         yield _figure("Cost and quality", _frontier(report), (
             "What is configured, its controls, and the frontier of one tier a cohort, chosen on one half of the "
@@ -139,7 +139,7 @@ def _figure(title: str, picture: str, caption: str) -> str:
     return f"<figure><h3>{title}</h3>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
-def _frontier(report: Report) -> str:
+def _frontier(report: Evaluation) -> str:
     dots = [(line, (line.per_1000.value, 100 * line.quality.value)) for line in report.lines]
     curve = [(p.per_1000, 100 * p.quality) for p in report.frontier]
     xs, ys = zip(*[at for _, at in dots], *curve, strict=True)
@@ -170,7 +170,7 @@ def _below(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float
     return (b[1] - a[1]) * (c[0] - a[0]) <= (c[1] - a[1]) * (b[0] - a[0])
 
 
-def _risk(report: Report) -> str:
+def _risk(report: Evaluation) -> str:
     points = [(100 * x, 100 * y) for x, y in report.risk_coverage]
     top = max(5.0, *(y for _, y in points))
     plot = Plot(
@@ -181,7 +181,7 @@ def _risk(report: Report) -> str:
     return plot.svg()
 
 
-def _reliability(report: Report) -> str:
+def _reliability(report: Evaluation) -> str:
     plot = Plot("Reliability", "probability given, %", "right, %", (0.0, 100.0), (0.0, 100.0))
     plot.line([(0, 0), (100, 100)], "hull")
     for b in report.reliability:
@@ -190,7 +190,7 @@ def _reliability(report: Report) -> str:
     return plot.svg()
 
 
-def _controls(report: Report) -> Iterable[str]:
+def _controls(report: Evaluation) -> Iterable[str]:
     if not report.lines:
         return
     prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in report.data["prices"].items())
@@ -207,7 +207,7 @@ def _controls(report: Report) -> Iterable[str]:
     yield f'<p class="soft">Dollars per million tokens, input / output: {escape(prices)}.</p>'
 
 
-def _cohorts(report: Report) -> Iterable[str]:
+def _cohorts(report: Evaluation) -> Iterable[str]:
     tiers = list(report.data["prices"])
     yield "<h2>By cohort</h2>"
     swatch = '<svg viewBox="0 0 10 10"><rect class="t{}" width="10" height="10"/></svg>'
@@ -236,7 +236,7 @@ def _cohorts(report: Report) -> Iterable[str]:
         yield f'<p class="soft">Latency, {escape(path)}: p50 {p50:.2f} s, p95 {p95:.2f} s ({count:,} rows).</p>'
 
 
-def _confusion(report: Report) -> Iterable[str]:
+def _confusion(report: Evaluation) -> Iterable[str]:
     if not report.confusion:
         return
     yield "<h2>Confusion</h2>"

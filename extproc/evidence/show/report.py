@@ -10,9 +10,9 @@ from extproc.evidence.fit.calibration import Calibration, Ground, Labelled
 from extproc.evidence.fit.choice import Choice
 from extproc.evidence.fit.learning import Learned
 from extproc.evidence.fit.options import Plan
-from extproc.evidence.measure.comparison import COST, Cell, Comparison, Ruling
-from extproc.evidence.measure.controls import Line
-from extproc.evidence.measure.evaluation import Group, Report
+from extproc.evidence.measure.comparison import COST, Cell, Comparison, GateVerdict
+from extproc.evidence.measure.controls import ControlLine
+from extproc.evidence.measure.evaluation import Evaluation, Group
 from extproc.evidence.measure.metrics import Estimate, auroc_estimate, exact_interval, share
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.routing.policy import Cohort
@@ -22,12 +22,12 @@ _MOST_GROUPS = 40
 _MOST_CONFUSIONS = 8
 
 
-def evaluation_text(report: Report) -> str:
+def evaluation_text(report: Evaluation) -> str:
     """The report in lines of at most 116 characters."""
     return "\n".join(_lines(report))
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _lines(report: Evaluation) -> Iterator[str]:
     d = report.data
     yield (
         f"traffic   {d['traffic']}: {d['rows']:,} rows, {d['labelled']:,} labelled ({d['out_of_scope']:,} out of "
@@ -74,7 +74,7 @@ def robustness_text(found: Robustness) -> Iterator[str]:
         yield from textwrap.wrap(f"note      {note}", 116, subsequent_indent=" " * 10)
 
 
-def _matching(report: Report) -> Iterator[str]:
+def _matching(report: Evaluation) -> Iterator[str]:
     if report.auroc.known:
         yield (
             f"out of scope: recall {percent(report.scope_recall)}, at 5 % rejected in scope "
@@ -97,7 +97,7 @@ def _matching(report: Report) -> Iterator[str]:
     yield from textwrap.wrap(f"most confused: {told}", 116) if wrong else ()
 
 
-def _serving(report: Report) -> Iterator[str]:
+def _serving(report: Evaluation) -> Iterator[str]:
     yield f"{'serving':<22}{'rows':>6}  {'first tier, %':<34}{'escalated %':>11}  reasons"
     for group in _shown(report):
         tiers = _shares(group.tiers, group.rows)
@@ -110,7 +110,7 @@ def _serving(report: Report) -> Iterator[str]:
         yield f"rejected because: {told}; corrected by climbing: {percent(report.overall.corrected)} %"
 
 
-def _controls(report: Report) -> Iterator[str]:
+def _controls(report: Evaluation) -> Iterator[str]:
     yield from line_table(report.lines)
     measured = [g for g in _shown(report)[1:] if g.quality.known]
     if len(measured) < 2:
@@ -122,7 +122,7 @@ def _controls(report: Report) -> Iterator[str]:
         yield f"{g.name[:23]:<24}{percent(g.quality):<22}{g.per_1000.value:>9.4f}{per_success}"
 
 
-def line_table(lines: Sequence[Line]) -> Iterator[str]:
+def line_table(lines: Sequence[ControlLine]) -> Iterator[str]:
     """What is configured beside its controls."""
     yield f"{'quality and cost':<24}{'quality % [95 %]':<22}{'$/1,000':>9}{'$/success':>11}   configured, less this"
     for line in lines:
@@ -131,11 +131,11 @@ def line_table(lines: Sequence[Line]) -> Iterator[str]:
         yield f"{line.name:<24}{percent(line.quality):<22}{dollars}   {behind}".rstrip()
 
 
-def _shown(report: Report) -> list[Group]:
+def _shown(report: Evaluation) -> list[Group]:
     return [report.overall, *report.groups[:_MOST_GROUPS]]
 
 
-def _left_out(report: Report) -> Iterator[str]:
+def _left_out(report: Evaluation) -> Iterator[str]:
     if len(report.groups) > _MOST_GROUPS:
         yield f"... and {len(report.groups) - _MOST_GROUPS} more cohorts: --json or --out has them all"
 
@@ -299,14 +299,14 @@ def _cell_line(cell: Cell) -> str:
     return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
 
 
-def gate_text(rulings: list[Ruling], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
-    """The gate's ruling, worst first; nothing worse than allowed is one line."""
+def gate_text(verdicts: list[GateVerdict], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
+    """The gate's verdict, worst first; nothing worse than allowed is one line."""
     limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
-    regressed = [ruling for ruling in rulings if ruling.regressed]
-    if not rulings:
+    regressed = [verdict for verdict in verdicts if verdict.regressed]
+    if not verdicts:
         yield f"passed: no cohort is worse than allowed ({limits})"
         return
     yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
-    for ruling in sorted(rulings, key=lambda r: (not r.regressed, r.cell.chance)):
-        word = "regressed" if ruling.regressed else "unclear: chance explains it"
-        yield f"{_cell_line(ruling.cell)}  {word} (p {ruling.cell.chance:.1g})"
+    for verdict in sorted(verdicts, key=lambda r: (not r.regressed, r.cell.chance)):
+        word = "regressed" if verdict.regressed else "unclear: chance explains it"
+        yield f"{_cell_line(verdict.cell)}  {word} (p {verdict.cell.chance:.1g})"
