@@ -71,7 +71,6 @@ TO_SPLIT = {
     "envoy/listener.py",
     "evidence/fit/calibration.py",
     "evidence/fit/learning.py",
-    "evidence/measure/evaluation.py",
     "evidence/show/page.py",
     "evidence/show/report.py",
     "routing/policy.py",

@@ -23,7 +23,8 @@ from extproc.evidence.fit.options import tabulate
 from extproc.evidence.fit.suggestion import as_yaml, propose, pulls
 from extproc.evidence.fit.target import Target
 from extproc.evidence.measure import comparison
-from extproc.evidence.measure.evaluation import evaluate, unused
+from extproc.evidence.measure.evaluation import evaluate
+from extproc.evidence.measure.notes import unused
 from extproc.evidence.perturb.robustness import perturb
 from extproc.evidence.show.page import as_html
 from extproc.evidence.show.report import (

@@ -13,8 +13,10 @@ from extproc.cli.main import main
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute, seal
+from extproc.evidence.measure.columns import columns
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
-from extproc.evidence.measure.evaluation import columns, evaluate, unused
+from extproc.evidence.measure.evaluation import evaluate
+from extproc.evidence.measure.notes import unused
 from extproc.evidence.show.page import as_html
 from extproc.evidence.show.report import evaluation_text
 from extproc.routing.exchange import Router

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from extproc.evidence.execution import Execution, landed, landing
-from extproc.evidence.measure.evaluation import NO_COHORT, OUT_OF_SCOPE
+from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE
 from extproc.evidence.measure.metrics import Estimate, Floats, Places, resamples, spread
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"

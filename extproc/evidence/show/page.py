@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from extproc.evidence.measure.columns import OUT_OF_SCOPE
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
-from extproc.evidence.measure.evaluation import OUT_OF_SCOPE, Evaluation
+from extproc.evidence.measure.evaluation import Evaluation
 from extproc.evidence.measure.metrics import Estimate, exact_interval
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.evidence.show.charts import Plot, ranges, stacked
