@@ -24,7 +24,7 @@ from extproc.evidence.fit.options import tabulate
 from extproc.evidence.fit.target import parse_target
 from extproc.evidence.measure.controls import MIX, ROUTED, ControlLine
 from extproc.evidence.measure.evaluation import evaluate
-from extproc.evidence.show.report import percent
+from extproc.evidence.show.estimate import percent
 
 # Dollars per 1,000 requests, from nearly the small tier's to nearly the large one's; and a quality.
 TARGETS = ("cost=0.15", "cost=0.25", "cost=0.35", "cost=0.5", "quality=0.6")

@@ -21,7 +21,7 @@ from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import execute
 from extproc.evidence.perturb.robustness import perturb
-from extproc.evidence.show.report import robustness_text
+from extproc.evidence.show.robustness import robustness_text
 
 _BOUND = {"per_minute": 30, "burst": 10, "lower_floors": True}
 _TIERS = ["small"] * 90 + ["large"] * 45 + ["frontier"] * 15

@@ -71,8 +71,6 @@ TO_SPLIT = {
     "envoy/listener.py",
     "evidence/fit/calibration.py",
     "evidence/fit/learning.py",
-    "evidence/show/page.py",
-    "evidence/show/report.py",
     "routing/policy.py",
     "serving/telemetry.py",
     "verifying/exchange.py",

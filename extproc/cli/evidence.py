@@ -26,15 +26,10 @@ from extproc.evidence.measure import comparison
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.notes import unused
 from extproc.evidence.perturb.robustness import perturb
+from extproc.evidence.show.calibration import calibration_text, choice_text, learned_text
+from extproc.evidence.show.comparison import comparison_text, gate_text
+from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
-from extproc.evidence.show.report import (
-    calibration_text,
-    choice_text,
-    comparison_text,
-    evaluation_text,
-    gate_text,
-    learned_text,
-)
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.exchange import Routed
 from extproc.routing.policy import Reason

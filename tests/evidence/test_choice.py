@@ -20,7 +20,7 @@ from extproc.evidence.fit.scorer import Answers, unseen_chances
 from extproc.evidence.fit.target import Target, parse_target
 from extproc.evidence.measure.controls import MIX, ROUTED
 from extproc.evidence.measure.metrics import auroc
-from extproc.evidence.show.report import choice_text
+from extproc.evidence.show.calibration import choice_text
 from extproc.settings import Chosen
 
 CONFIGS = Path(__file__).parents[1] / "configs"

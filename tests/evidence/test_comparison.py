@@ -25,7 +25,7 @@ from extproc.evidence.measure.comparison import (
     sign_flip,
 )
 from extproc.evidence.measure.metrics import Estimate
-from extproc.evidence.show.report import comparison_text, gate_text
+from extproc.evidence.show.comparison import comparison_text, gate_text
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"

@@ -17,8 +17,8 @@ from extproc.evidence.measure.columns import columns
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.notes import unused
+from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
-from extproc.evidence.show.report import evaluation_text
 from extproc.routing.exchange import Router
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,8 +13,8 @@ from extproc.evidence.execution import Memory, execute
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.perturb.rewrites import REWRITES, rewritten
 from extproc.evidence.perturb.robustness import perturb
+from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
-from extproc.evidence.show.report import evaluation_text
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILLS = [f"Is my invoice {word} this month" for word in ["high", "wrong", "late", "short", "paid", "open"]]

@@ -1,0 +1,56 @@
+"""A comparison and the gate's verdicts, as text for a terminal."""
+
+import math
+from collections.abc import Iterator
+
+from extproc.evidence.measure.comparison import COST, Cell, Comparison, GateVerdict
+from extproc.evidence.show.estimate import percent
+
+
+def comparison_text(found: Comparison, texts: dict[int, str] | None, examples: int = 3) -> Iterator[str]:
+    """The comparison; `texts` (line -> words of the person) only where the user asked to see them."""
+    share = 100 * len(found.flips) / max(found.rows, 1)
+    yield f"{len(found.flips):,} of {found.rows:,} rows flip ({share:.1f} %)"
+    if found.estimated:
+        yield "no outcomes recorded: cost is that of the input alone, tokens estimated as the router does"
+    if found.unrecorded:
+        yield (
+            f"{found.unrecorded:,} rows have no recorded answer of the tier that serves them now: "
+            "their quality and cost are not compared"
+        )
+    yield ""
+    yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
+    yield from map(_cell_line, found.cells)
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for flip in found.flips:
+        kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
+    if kinds:
+        yield f"\n{'flips of':<22}{'rows':>6}  from -> to"
+    for (group, was, now), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
+        shown = ", ".join(map(str, lines[:examples])) + (", ..." if len(lines) > examples else "")
+        yield f"{group[:21]:<22}{len(lines):>6}  {was} -> {now}  (line {shown})"
+        if texts is not None:
+            yield from (f"{'':<30}{texts.get(line, '')[:80]!r}" for line in lines[:examples])
+
+
+def _cell_line(cell: Cell) -> str:
+    if cell.measure == COST:
+        values = f"{1000 * cell.old:>11.5f}{1000 * cell.new:>11.5f}"
+        change = f"{percent(cell.change, '+')} %" if not math.isnan(cell.change.value) else "-"
+    else:
+        values, change = f"{100 * cell.old:>11.1f}{100 * cell.new:>11.1f}", f"{percent(cell.change, '+')} points"
+    measure = "$ per 1,000" if cell.measure == COST else f"{cell.measure} %"
+    return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
+
+
+def gate_text(verdicts: list[GateVerdict], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
+    """The gate's verdict, worst first; nothing worse than allowed is one line."""
+    limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
+    regressed = [verdict for verdict in verdicts if verdict.regressed]
+    if not verdicts:
+        yield f"passed: no cohort is worse than allowed ({limits})"
+        return
+    yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
+    for verdict in sorted(verdicts, key=lambda r: (not r.regressed, r.cell.chance)):
+        word = "regressed" if verdict.regressed else "unclear: chance explains it"
+        yield f"{_cell_line(verdict.cell)}  {word} (p {verdict.cell.chance:.1g})"
