@@ -9,9 +9,10 @@ import numpy as np
 
 from bench import surface
 from bench.kept import Kept, KeptEncoder, fitted
+from bench.recovery import apgr, cpt
 from bench.success import cohort_gains, fit_stack
 from extproc.encoder.protocols import Vectors
-from extproc.evidence.measure.metrics import Floats, apgr, cpt, spread
+from extproc.evidence.measure.metrics import Floats, spread
 
 _FOLDS, _RESAMPLES = 5, 300
 # Of a prompt, what is embedded: past it the options are mostly over, and time is not.

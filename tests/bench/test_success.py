@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bench.recovery import apgr
 from bench.success import cohort_gains, fit_stack
-from extproc.evidence.measure.metrics import apgr
 
 
 def test_cohort_means_are_shrunk_to_all_rows():

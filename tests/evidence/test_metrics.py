@@ -141,25 +141,6 @@ def test_rows_of_one_conversation_are_no_evidence_apart():
     assert interval(areas[1]) == interval(areas[0])
 
 
-def test_the_gap_recovered_by_hand():
-    """Four requests, the strong model better at two. The best score first: half the gap with one call in four."""
-    weak, strong = array(0, 0, 1, 0), array(1, 1, 1, 0)
-    scores = array(0.9, 0.2, 0.5, 0.1)
-    calls, gap = metrics.recovered(scores, weak, strong)
-    assert (calls.tolist(), gap.tolist()) == ([0, 0.25, 0.5, 0.75, 1], [0, 0.5, 0.5, 1, 1])
-    assert metrics.apgr(scores, weak, strong) == pytest.approx(0.25 * (0.25 + 0.5 + 0.75 + 1))
-    assert metrics.cpt(scores, weak, strong, 0.5) == 0.25
-    assert metrics.cpt(scores, weak, strong, 0.8) == pytest.approx(0.5 + 0.25 * 0.6)
-
-
-def test_a_router_without_opinion_is_random_and_one_without_gap_is_nothing():
-    """Equal scores recover the gap in proportion."""
-    weak, strong = array(0, 0, 1, 0), array(1, 1, 1, 0)
-    assert metrics.apgr(np.zeros(4), weak, strong) == 0.5
-    assert metrics.cpt(np.zeros(4), weak, strong, 0.8) == pytest.approx(0.8)
-    assert math.isnan(metrics.apgr(array(1, 2), array(1, 0), array(0, 1)))
-
-
 def test_a_static_mix_buys_what_the_money_buys():
     """In proportion; what is dear and no better is neither bought nor paid; too little buys the first."""
     costs, qualities = array(1, 2, 5), array(0.4, 0.3, 0.8)

@@ -199,43 +199,6 @@ def exact_interval(wrong: int, rows: int, level: float = 0.95) -> tuple[float, f
     return low, high
 
 
-# --- quality and calls to the strong model (RouteLLM, Ong et al. 2024) -------------------------------------------
-
-
-def recovered(scores: Floats, weak: Floats, strong: Floats) -> tuple[Floats, Floats]:
-    """(share of calls to the strong model, share of the gap recovered): the curve of a router by its scores.
-
-    The highest scores go to the strong model first; equal scores go together, at random among themselves. The gap
-    recovered is (quality - weak) / (strong - weak), NaN when there is no gap.
-    """
-    _, place = np.unique(-scores, return_inverse=True)
-    count = np.bincount(place)
-    gain = np.bincount(place, weights=strong - weak)
-    calls = np.concatenate([[0.0], np.cumsum(count)]) / len(scores)
-    gap = float((strong - weak).sum())
-    won = np.concatenate([[0.0], np.cumsum(gain)])
-    return calls, (won / gap if gap else np.full(len(won), np.nan))
-
-
-def apgr(scores: Floats, weak: Floats, strong: Floats) -> float:
-    """Average performance gap recovered: the area under that curve; 0.5 is random, NaN without a gap."""
-    calls, gap = recovered(scores, weak, strong)
-    return float((np.diff(calls) * (gap[1:] + gap[:-1]) / 2).sum())
-
-
-def cpt(scores: Floats, weak: Floats, strong: Floats, target: float) -> float:
-    """Call-performance threshold: the least share of calls to the strong model that recovers `target`."""
-    calls, gap = recovered(scores, weak, strong)
-    reached = np.flatnonzero(gap >= target - 1e-12)
-    if not len(reached):
-        return math.nan
-    at = int(reached[0])
-    if at == 0:
-        return 0.0
-    part = (target - gap[at - 1]) / (gap[at] - gap[at - 1])
-    return float(calls[at - 1] + part * (calls[at] - calls[at - 1]))
-
-
 # --- cost and its controls ---------------------------------------------------------------------------------------
 
 
