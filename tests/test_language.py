@@ -4,7 +4,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from language import (
+
+from tests.language import (
     BAR,
     CODE,
     KINDS,
