@@ -16,7 +16,7 @@ MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.
 OLD_ENVOYS := 1.36.4 1.37.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo observe test check fuzz protos envoy manifests image lock sbom bench bench-cascade bench-encoders \
+.PHONY: help demo observe test check coverage fuzz protos envoy manifests image lock sbom bench bench-cascade bench-encoders \
   bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak bench-static \
   bench-ttft bench-views clean
 
@@ -38,6 +38,11 @@ check: $(VENV)/ready  ## lint, format, types and spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+coverage: $(VENV)/tests-ready  ## every test, measured: fails if a package is covered less than its floor in pyproject.toml
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/coverage json -q -o .coverage.json
+	$(BIN)/python -m tests.coverage_floors .coverage.json
 
 fuzz: $(VENV)/tests-ready  ## look for inputs that break it, with other examples every time
 	$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long
@@ -106,7 +111,7 @@ bench-views: $(VENV)/ready  ## what each view of the text adds to routing accura
 	$(BIN)/python -m bench.views
 
 clean:  ## remove the environment, builds and caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
 
 # A CPU build of torch first: left to itself pip takes gigabytes of CUDA on Linux. The first line finds one that
 # pip has at hand, the second asks PyTorch's own index, the third is for platforms whose only build is CPU.
