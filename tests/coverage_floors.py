@@ -26,7 +26,7 @@ def percentages(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def package_of(file: str) -> str:
-    """Return the package directly under extproc/, or "extproc" for a module that is in none."""
+    """Return the package directly under extproc/, or "extproc" for a module without a package."""
     inside = PurePath(file).parts
     inside = inside[inside.index("extproc") + 1 :]
     return inside[0] if len(inside) > 1 else "extproc"

@@ -1,4 +1,4 @@
-"""The floor of each package is held against what was measured in it."""
+"""The coverage of each package is compared with its floor."""
 
 from tests.coverage_floors import mistakes, percentages
 
