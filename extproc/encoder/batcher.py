@@ -1,4 +1,4 @@
-"""Texts -> unit vectors: the micro-batcher that shares an encoder between exchanges."""
+"""Texts -> unit vectors: a micro-batcher that shares one encoder between exchanges."""
 
 import asyncio
 import hashlib
@@ -12,31 +12,31 @@ import numpy as np
 
 from extproc.encoder.protocols import DeadlineError, Encoder, EncoderError, Vectors
 
-# More texts a batch cost more latency than they save: on a CPU, work grows with the batch.
+# Larger batches cost more latency than they save, because on a CPU the work grows with the batch.
 _MAX_BATCH = 16
-# Waiting texts beyond this could not meet any sensible deadline; they are refused at once.
+# A longer queue could not meet any sensible deadline, so further texts are refused immediately.
 _MAX_QUEUE = 256
 # 1,024 vectors of 2,432 floats are 10 MB.
 _CACHED_VECTORS = 1024
 
 
 class RememberingEncoder:
-    """Encodes each text once: a reload costs what it changed, and leaves the model to the traffic.
+    """Encodes each text only once, so that a reload encodes only new texts and leaves the model to the traffic.
 
-    For utterances, which are configuration; the text of requests is never kept.
+    Use it for utterances, which are configuration. It keeps texts, so it must not see requests.
     """
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._known: dict[str, Vectors] = {}
+        self._vectors: dict[str, Vectors] = {}
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return float32[len(texts), d], and forget what is not among `texts`."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
-        vectors = self._encoder.encode(fresh) if fresh else ()
-        known = self._known | dict(zip(fresh, vectors, strict=True))
-        self._known = {text: known[text] for text in texts}
-        return np.stack([known[text] for text in texts])
+        """Return float32[len(texts), d], and drop the vectors of all other texts."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        rows = self._encoder.encode(fresh) if fresh else ()
+        vectors = self._vectors | dict(zip(fresh, rows, strict=True))
+        self._vectors = {text: vectors[text] for text in texts}
+        return np.stack([vectors[text] for text in texts])
 
 
 class _Waiting(msgspec.Struct, eq=False):
@@ -47,9 +47,9 @@ class _Waiting(msgspec.Struct, eq=False):
 
 
 class Batcher:
-    """Shares one encoder between exchanges: batches what waits, keeps the event loop free, remembers vectors.
+    """Shares one encoder between exchanges: batches waiting texts, keeps the event loop free, caches vectors.
 
-    An idle encoder starts at once; while it works, arrivals gather into the next batch.
+    An idle encoder starts immediately. Texts that arrive while it works form the next batch.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -58,18 +58,18 @@ class Batcher:
         self._cache: OrderedDict[bytes, Vectors] = OrderedDict()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._worker: asyncio.Task[None] | None = None
-        self._text_s = 0.0  # that the last batch took for each of its texts
+        self._text_s = 0.0  # seconds per text, in the last batch
 
     async def embed(self, text: str, deadline_s: float) -> Vectors:
         """Return float32[d] for `text` within `deadline_s`. Raises DeadlineError or EncoderError."""
-        # The cache holds hashes, never the text.
+        # The cache keeps hashes, never the text.
         key = hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
         cached = self._cache.get(key)
         if cached is not None:
             self._cache.move_to_end(key)
             return cached
         if len(self._waiting) >= _MAX_QUEUE:
-            raise DeadlineError("the encoder's queue is full")
+            raise DeadlineError(f"the encoder's queue is full: it has {_MAX_QUEUE} texts")
         vector: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(text, key, time.monotonic() + deadline_s, vector))
         if self._worker is None or self._worker.done():
@@ -77,7 +77,7 @@ class Batcher:
         try:
             return await asyncio.wait_for(vector, deadline_s)
         except TimeoutError as error:
-            raise DeadlineError(f"no vector within {deadline_s * 1000:.0f} ms") from error
+            raise DeadlineError(f"the encoder made no vector within {deadline_s * 1000:.0f} ms") from error
 
     async def _work(self) -> None:
         """Encode batches until nothing waits."""
@@ -88,30 +88,30 @@ class Batcher:
                 vectors = await loop.run_in_executor(
                     self._pool, self._encoder.encode, [entry.text for entry in batch]
                 )
-            except Exception as error:  # whatever a model raises is one failed batch, not a dead worker
+            except Exception as error:  # a model may raise anything, which must not end the worker
                 for entry in batch:
                     if not entry.vector.done():
                         entry.vector.set_exception(EncoderError(str(type(error).__name__)))
                 continue
             self._text_s = (time.monotonic() - began) / len(batch)
             for entry, row in zip(batch, vectors, strict=True):
-                self._remember(entry.key, row.copy())  # not the whole batch it is a row of
+                self._remember(entry.key, row.copy())  # a copy, because a row would keep its whole batch in memory
                 if not entry.vector.done():
                     entry.vector.set_result(row)
 
     def _next_batch(self) -> list[_Waiting]:
-        """The oldest texts that someone still waits for and whose vectors will come in time.
+        """Take the oldest texts that an exchange still waits for and whose vectors will be ready in time.
 
-        Under more load than the encoder can take, who would be too late is told so at once: otherwise every batch
-        would be for those who have just given up, and nobody would be served.
+        Under overload, texts that would be too late fail immediately. Otherwise every batch would be for exchanges
+        that have just given up, and no exchange would get a vector in time.
         """
         now = time.monotonic()
         live = [entry for entry in self._waiting if not entry.vector.done() and entry.expires > now]
         patience = sorted((entry.expires - now for entry in live), reverse=True)[:_MAX_BATCH]
-        # As many as have the patience for a batch of that size, by what the last one took for each.
+        # The largest batch whose texts can all wait for it, at the speed of the last batch.
         count = max((n for n, left in enumerate(patience, 1) if left > n * self._text_s), default=1)
         ready = now + count * self._text_s
-        # If all would be late, the newest is tried: a single slow batch is not to end all others.
+        # If all would be late, try the newest: after one slow batch, the encoder may be fast again.
         batch = [entry for entry in live if entry.expires > ready][:count] or live[-1:]
         self._waiting.clear()
         for entry in live:
@@ -120,7 +120,7 @@ class Batcher:
             if entry.expires > ready:
                 self._waiting.append(entry)
             else:
-                entry.vector.set_exception(DeadlineError("the encoder has too much to do"))
+                entry.vector.set_exception(DeadlineError("the encoder is too busy to make this vector in time"))
         return batch
 
     def _remember(self, key: bytes, vector: Vectors) -> None:
@@ -129,5 +129,5 @@ class Batcher:
             self._cache.popitem(last=False)
 
     def close(self) -> None:
-        """Let the encoder's thread end."""
+        """Stop the encoder's thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)

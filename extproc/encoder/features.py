@@ -1,12 +1,15 @@
-"""Text -> the vector that is matched: what it is about, how it opens, and which words it uses.
+"""Text -> the vector that is matched, from three views: the whole text, its opening, and its words.
 
-Three views of the ask, because intents are *tasks* and sentence embeddings mostly see *topics* ("summarize this
-contract" lies near contracts): the embedding of the whole, the embedding of its opening, where people put the
-instruction, and hashed words, which know "summarize" from "extract" whatever the text. Side by side in one unit
-vector they cost one inner product. What each view adds is measured by bench/views.py.
+Intents are *tasks*, but sentence embeddings mostly capture *topics*: "summarize this contract" is near contracts.
+So the vector joins three views of the ask:
 
-Courtesies around the ask are no part of it (before it, they would be all that its opening holds): they are left out
-before anything is measured.
+- the embedding of the whole text
+- the embedding of its opening, where people usually put the instruction
+- hashed words, which separate "summarize" from "extract" in any text
+
+Joined into one unit vector, the views cost one inner product. bench/views.py measures what each of them adds.
+
+Courtesies at either end of the ask are removed first. An opening would often contain nothing more.
 """
 
 import re
@@ -19,19 +22,19 @@ import numpy as np
 from extproc.encoder.protocols import Encoder, Vectors, unit
 
 # Hashed words (signed feature hashing, Weinberger et al. 2009). 2,048 buckets keep ten thousand centroids
-# under 100 MB; with twice as many, accuracy was within noise.
+# under 100 MB. With twice as many, accuracy did not change beyond noise.
 _BUCKETS = 2048
-_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
-# Weight of the words beside the embedding, by cross-validation on CLINC150 and on the sample intents.
+_HASHED_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
+# Weight of hashed words relative to the embedding, from cross-validation on CLINC150 and the sample intents.
 WORDS_WEIGHT = 0.7
-# As _WORD, but an apostrophe of any kind ends a word: telephones type a curly one.
-_PART = re.compile(r"[^\W_]+")
-# Where a sentence or clause ends.
+# An apostrophe ends a word here, because phones type a curly one.
+_COURTESY_WORD = re.compile(r"[^\W_]+")
+# The end of a sentence or clause.
 _END = re.compile(r"[:.?!\n](?=\s|$)")
-# The first of them; a word or two is shorter than this and opens nothing.
+# The first sentence or clause. Fewer than 12 characters are a word or two, which is not an opening.
 _OPENING = re.compile(r".{12,}?[:.?!\n](?=\s|$)", re.DOTALL)
-# A clause of these alone greets, thanks, or says that something is wanted, never what: English courtesies and the
-# words between them. What asks for something by itself ("what", "why") or names a task or label is none of them.
+# A clause that has only these words greets, thanks, or states a wish without its content. The list has English
+# courtesies and the words between them, but no words that ask ("what", "why") or that name a task or a label.
 _COURTESIES = """
     hi hello hey hiya dear greetings welcome good morning afternoon evening day everyone everybody all team guys
     folks sir madam friend how doing going today hope hoping wish well fine great nice please pls plz kindly could
@@ -51,51 +54,56 @@ _COURTEOUS = frozenset(_COURTESIES.split())
 
 
 class FeatureEncoder:
-    """An encoder of texts into matched vectors, around an encoder of sentences; `words`: their weight beside it."""
+    """Encodes texts into the vectors that are matched, with an encoder of sentences and the weight of words."""
 
-    def __init__(self, sentences: Encoder, words: float = WORDS_WEIGHT) -> None:
-        self.sentences, self._words = sentences, words
+    def __init__(self, sentences: Encoder, words_weight: float = WORDS_WEIGHT) -> None:
+        self.sentences, self._words_weight = sentences, words_weight
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
         texts = [without_courtesies(text) for text in texts]
         openings = [opening(text) for text in texts]
         differs = [i for i, (text, first) in enumerate(zip(texts, openings, strict=True)) if text != first]
-        # In one call: a model's weights pass through memory once for all of it.
+        # In one call, so that the model's weights are read from memory only once.
         vectors = self.sentences.encode([*texts, *(openings[i] for i in differs)])
         whole, first = vectors[: len(texts)], vectors[: len(texts)].copy()
         first[differs] = vectors[len(texts) :]
-        return unit(np.hstack([unit(whole + first), self._words * words_view(texts, openings)]))
+        return unit(np.hstack([unit(whole + first), self._words_weight * words_view(texts, openings)]))
 
 
 def without_courtesies(text: str) -> str:
-    """`text` less the clauses at either end that only greet, thank or beg; all of it when it has no others."""
+    """Return `text` without the clauses of courtesy at either end. Text with no other clause is unchanged."""
     cuts = [0, *(end.end() for end in _END.finditer(text)), len(text)]
     clauses = [text[start:end] for start, end in pairwise(cuts)]
-    telling = [i for i, clause in enumerate(clauses) if not _COURTEOUS.issuperset(_PART.findall(clause.lower()))]
-    if not telling:
+    content = [
+        i for i, clause in enumerate(clauses) if not _COURTEOUS.issuperset(_COURTESY_WORD.findall(clause.lower()))
+    ]
+    if not content:
         return text
-    # What a colon announces belongs to what announces it.
-    last = telling[-1] + clauses[telling[-1]].endswith(":")
-    return "".join(clauses[telling[0] : last + 1]).strip()
+    # The clause after a colon belongs to the clause before it.
+    last = content[-1] + clauses[content[-1]].endswith(":")
+    return "".join(clauses[content[0] : last + 1]).strip()
 
 
 def opening(text: str) -> str:
-    """The first sentence or clause of `text`; all of it when it has only one."""
-    found = _OPENING.match(text)
-    return found[0] if found is not None else text
+    """Return the first sentence or clause of `text`, or all of it if it has only one."""
+    match = _OPENING.match(text)
+    return match[0] if match is not None else text
 
 
 def words_view(texts: Sequence[str], openings: Sequence[str]) -> Vectors:
-    """float32[n, 2048]: unit rows, the words of the whole and those of its opening."""
+    """Return float32[n, 2048] with unit rows: hashed words of the whole text plus those of its opening."""
     return unit(unit(hashed_words(texts)) + unit(hashed_words(openings)))
 
 
 def hashed_words(texts: Sequence[str]) -> Vectors:
-    """float32[n, 2048]: signed square roots of word counts; the first word counts twice, all numbers as one."""
+    """Return float32[n, 2048]: signed square roots of word counts.
+
+    The first word counts twice. All numbers count as the same word.
+    """
     counts = np.zeros((len(texts), _BUCKETS), dtype=np.float32)
     for row, text in zip(counts, texts, strict=True):
-        words = ["#" if word[0].isdigit() else word for word in _WORD.findall(text.lower())]
+        words = ["#" if word[0].isdigit() else word for word in _HASHED_WORD.findall(text.lower())]
         for word in [*words, *(f"^{first}" for first in words[:1])]:
             number = zlib.crc32(word.encode(errors="replace"))
             row[number % _BUCKETS] += 1.0 if number >> 31 else -1.0

@@ -1,7 +1,7 @@
-"""Convert the encoder once for this machine, and choose its back end by measurement: `extproc prepare`.
+"""`extproc prepare`: convert the encoder once for this machine, and choose its back end by measurement.
 
-Candidates are torch as the model comes, and OpenVINO in fp32, bf16 (where the CPU has it) and int8. The fastest
-whose vectors agree with fp32's is kept. What int8 costs on labelled data is measured by bench/encoders.py.
+The candidates are torch with the original model, and OpenVINO in fp32, bf16 (if the CPU supports it) and int8. The
+fastest one whose vectors agree with torch fp32 is kept. bench/encoders.py measures int8 on labelled data.
 """
 
 import shutil
@@ -26,22 +26,22 @@ from extproc.encoder.backends import (
 )
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors
 
-# Least mean cosine with fp32. int8 reaches 0.997 and loses less than 0.1 points of CLINC150 accuracy at it.
+# Least mean cosine with fp32. int8 reaches 0.997, and loses less than 0.1 percentage points of CLINC150 accuracy.
 _AGREEMENT = 0.99
 _ROUNDS = 20
-# Texts that set the scales of int8: with more of them the agreement no longer grew.
+# Number of texts that set the scales of int8. More texts did not increase the agreement.
 _SCALED_ON = 300
-# About one token each.
-_WORD = "order "
+# One such word is about one token.
+_ONE_TOKEN = "order "
 
 
 def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> BackendChoice:
-    """Convert, measure, choose, and keep what was chosen where `load_sentences` finds it.
+    """Convert the model, measure the back ends, and save the choice for `load_sentences`.
 
-    `texts` are of the kind that will be encoded: every other one sets the scales of int8, the rest check it.
-    Raises EncoderError or OSError.
+    `texts` should resemble the texts that will be encoded. Every second one sets the scales of int8, and the others
+    measure the agreement. Raises EncoderError or OSError.
     """
-    warnings.simplefilter("ignore")  # tracing warns of every branch in the model's code
+    warnings.simplefilter("ignore")  # tracing warns about every branch in the model's code
     reference = TorchSentences(model, threads)
     folder = prepared_folder(model)
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,26 +52,29 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Backen
             for precision, path in converted.items()
         }
         candidates = _measure(encoders, texts[1::2])
-        sound = [found for found in candidates if found.agreement >= _AGREEMENT]
-        chosen = min(sound, key=lambda found: found.ms_16 + found.ms_64)
+        agreeing = [candidate for candidate in candidates if candidate.agreement >= _AGREEMENT]
+        chosen = min(agreeing, key=lambda candidate: candidate.ms_16 + candidate.ms_64)
         choice = BackendChoice(model, chosen, tuple(candidates), len(texts[1::2]), max_tokens, date)
         precision = chosen.name.removeprefix("openvino ")
         _keep(choice, converted.get(precision), folder)
     if precision in converted:
-        OpenVinoSentences(folder, precision, max_tokens, threads)  # compiled here and now, not at every start
+        OpenVinoSentences(folder, precision, max_tokens, threads)  # compile now, not at every start
     for path in folder.iterdir():
-        path.chmod(0o644)  # who serves is not who prepared, and OpenVINO lets nobody else read what it compiled
+        path.chmod(0o644)  # serving may be another user, and OpenVINO makes compiled models private
     return choice
 
 
 def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
-    """Convert a sentence-transformers model: precision -> a folder in `scratch` with it and its tokenizer."""
+    """Convert a sentence-transformers model to fp32, int8 and, if the CPU supports it, bf16.
+
+    Returns precision -> folder in `scratch` with the model and its tokenizer. Raises EncoderError.
+    """
     openvino = import_openvino()
     import nncf
     import torch
 
     class Whole(torch.nn.Module):
-        """Tokens in, the sentence's vector out, whatever modules the model has."""
+        """Maps tokens to the vector of the sentence, through all modules of the model."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -86,8 +89,10 @@ def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: P
     example = torch.ones(2, 8, dtype=torch.long)
     try:
         graph = openvino.convert_model(Whole(), example_input={"input_ids": example, "attention_mask": example})
-    except Exception as error:  # tracing raises whatever the model's own code raises
-        raise EncoderError(f"the model cannot be converted: {error}; it serves as it comes, by torch") from error
+    except Exception as error:  # tracing runs the model's code, which may raise anything
+        raise EncoderError(
+            f"the model cannot be converted: {error}. Serving will run it in torch, unprepared."
+        ) from error
     graph.reshape({port.any_name: openvino.PartialShape([-1, -1]) for port in graph.inputs})
     tokenizer = model.tokenizer.backend_tokenizer
     tokenizer.no_padding()
@@ -104,9 +109,9 @@ def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: P
         subset_size=len(texts),
     )
     folders = {}
-    for name, made in (("fp32", graph), ("int8", quantized)):
+    for name, converted in (("fp32", graph), ("int8", quantized)):
         folders[name] = scratch / name
-        openvino.save_model(made, folders[name] / "model.xml", compress_to_fp16=False)
+        openvino.save_model(converted, folders[name] / "model.xml", compress_to_fp16=False)
         tokenizer.save(str(folders[name] / "tokenizer.json"))
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         folders["bf16"] = folders["fp32"]
@@ -114,16 +119,16 @@ def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: P
 
 
 def _measure(encoders: dict[str, Encoder], texts: Sequence[str]) -> list[Measured]:
-    """Measure them in turns, so that what else the machine does meets all alike."""
+    """Measure the encoders alternately, so that other load on this machine affects all of them."""
     reference = encoders["torch fp32"].encode(texts)
-    short, long = _WORD * 14, _WORD * 62  # and the two tokens around each
+    short, long = _ONE_TOKEN * 14, _ONE_TOKEN * 62  # plus two special tokens around each text
     times: dict[tuple[str, str], list[float]] = {}
     for _ in range(_ROUNDS):
         for name, encoder in encoders.items():
             for text in (short, long):
-                since = time.perf_counter()
+                began = time.perf_counter()
                 encoder.encode([text])
-                times.setdefault((name, text), []).append((time.perf_counter() - since) * 1e3)
+                times.setdefault((name, text), []).append((time.perf_counter() - began) * 1e3)
     return [
         Measured(
             name,
@@ -140,19 +145,19 @@ def _agreement(rows: Vectors, reference: Vectors) -> float:
 
 
 def _keep(choice: BackendChoice, source: Path | None, folder: Path) -> None:
-    """Put all in place at once: a server that starts meanwhile finds the old or the new."""
+    """Write a new folder and move it into place, so that a server never loads a half-written one."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-            made = Path(beside) / "made"
-            made.mkdir()
+            new_folder = Path(beside) / "new"
+            new_folder.mkdir()
             for path in source.iterdir() if source is not None else ():
-                if path.suffix != ".blob":  # what was compiled is known by the path that it was made for
-                    shutil.copy(path, made)
-            (made / CHOICE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(choice), indent=2))
+                if path.suffix != ".blob":  # a compiled model is valid only for the path it was compiled at
+                    shutil.copy(path, new_folder)
+            (new_folder / CHOICE_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(choice), indent=2))
             shutil.rmtree(folder, ignore_errors=True)
-            made.rename(folder)
+            new_folder.rename(folder)
     except PermissionError as error:
         raise OSError(
-            f"cannot write {folder}: set EXTPROC_PREPARED to a folder of yours, here and for serve"
+            f"cannot write {folder}: set EXTPROC_PREPARED to a writable folder, for `prepare` and for `serve`"
         ) from error

@@ -1,4 +1,4 @@
-"""Vectors, and what makes them, as far as the core knows."""
+"""Vectors, and the interfaces of encoders that make them."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,28 +10,28 @@ Vectors = NDArray[np.float32]
 
 
 def unit(rows: Vectors) -> Vectors:
-    """Each row at length 1; what is next to nothing stays so."""
-    found: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
-    return found
+    """Return each row scaled to length 1. A row of zeros stays zero."""
+    scaled: Vectors = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return scaled
 
 
 class EncoderError(RuntimeError):
-    """Our encoder cannot be loaded, or failed on a text."""
+    """The encoder cannot be loaded, or it failed on a text."""
 
 
 class DeadlineError(TimeoutError):
-    """The vector was not ready in time, or too much was waiting for the encoder already."""
+    """The vector was not ready in time, or too many texts were already waiting for the encoder."""
 
 
 class Encoder(Protocol):
-    """Texts -> vectors, at once."""
+    """Texts -> vectors, in one blocking call."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
 
 
 class Embedder(Protocol):
-    """Text -> vector within a deadline, sharing an encoder with other exchanges."""
+    """Text -> vector within a deadline, with an encoder that several exchanges share."""
 
     async def embed(self, text: str, deadline_s: float) -> Vectors:
         """Return float32[d] of unit length. Raises DeadlineError or EncoderError."""

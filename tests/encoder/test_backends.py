@@ -1,4 +1,4 @@
-"""The encoder of sentences: what `extproc prepare` chose gives torch's vectors, and without it torch serves."""
+"""The encoder of sentences: the prepared back end gives the vectors of torch, and without one torch serves."""
 
 import logging
 import random
@@ -45,16 +45,16 @@ def prepared() -> OpenVinoSentences:
 
 
 def test_the_prepared_model_gives_the_vectors_of_torch(torch_sentences, prepared):
-    """Long texts are cut alike, and odd ones are texts, too."""
+    """Long texts are cut at the same place, and odd texts have vectors, too."""
     texts = [text.encode(errors="replace").decode() for text in TEXTS]
     fast, slow = prepared.encode(texts), torch_sentences.encode(texts)
     assert fast.shape == slow.shape and fast.dtype == slow.dtype == np.float32
     agreement = (fast * slow).sum(axis=1)
-    assert agreement[:3].min() > 0.98 and agreement.min() > 0.9  # no text at all is the hardest
+    assert agreement[:3].min() > 0.98 and agreement.min() > 0.9  # the empty text agrees least
 
 
 def test_company_in_a_batch_changes_no_vector(prepared):
-    """Padding of length and of batch is masked: each text has the vector that it has alone."""
+    """Padding in length and in batch size is masked, so each text has the vector that it has alone."""
     rng = random.Random(0)
     texts = [" ".join(rng.choices(["refund", "pasta", "prime", "number"], k=n)) for n in range(1, 60)]
     together = prepared.encode(texts)
@@ -63,7 +63,7 @@ def test_company_in_a_batch_changes_no_vector(prepared):
 
 
 def test_serving_loads_neither_torch_nor_anything_that_reports_to_others(prepared):
-    """Hundreds of megabytes and seconds; and what runs here is nobody's to know."""
+    """They would cost seconds and hundreds of megabytes, and telemetry would report usage to others."""
     script = f"""
 import sys
 from extproc.encoder.backends import load_encoder
@@ -81,7 +81,7 @@ def test_no_texts_have_no_vectors(prepared):
 
 
 def test_a_machine_without_a_prepared_model_is_told_and_served_by_torch(tmp_path, monkeypatch, caplog):
-    """Slower, but the same router: never a failure to start."""
+    """Encoding is slower, but the router starts and works."""
     monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
     assert read_choice(MODEL) is None
     with caplog.at_level(logging.WARNING):
@@ -90,7 +90,7 @@ def test_a_machine_without_a_prepared_model_is_told_and_served_by_torch(tmp_path
 
 
 def test_a_spoilt_choice_is_as_none(tmp_path, monkeypatch):
-    """A half-written or foreign file costs speed, not the start."""
+    """With a half-written or foreign file, the router is slower but still starts."""
     monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
     folder = prepared_folder(MODEL)
     folder.mkdir()
@@ -99,7 +99,7 @@ def test_a_spoilt_choice_is_as_none(tmp_path, monkeypatch):
 
 
 def test_what_another_machine_compiled_costs_time_and_not_the_start(prepared, tmp_path):
-    """On a read-only file system, as in a container, where it can be neither loaded nor replaced."""
+    """On a read-only file system, as in a container, it can neither be loaded nor be replaced."""
     choice, folder = read_choice(MODEL), tmp_path / "prepared"
     shutil.copytree(prepared_folder(MODEL), folder, ignore=shutil.ignore_patterns("*.blob"))
     precision = choice.chosen.name.removeprefix("openvino ")
@@ -119,25 +119,25 @@ def test_what_another_machine_compiled_costs_time_and_not_the_start(prepared, tm
 
 
 def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch):
-    """The whole of it, on few texts: convert, measure, choose, keep; and serving finds what it kept."""
+    """The whole of `prepare` on a few texts: convert, measure, choose, save. Serving finds the result."""
     monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
     texts = [f"How do I return order {n}?" for n in range(8)]
     choice = prepare(MODEL, texts, "2026-01-02", 1)
-    names = {found.name for found in choice.candidates}
+    names = {candidate.name for candidate in choice.candidates}
     assert {"torch fp32", "openvino fp32", "openvino int8"} <= names
-    sound = [found for found in choice.candidates if found.agreement >= 0.99]
-    assert choice.chosen == min(sound, key=lambda found: found.ms_16 + found.ms_64)
+    agreeing = [candidate for candidate in choice.candidates if candidate.agreement >= 0.99]
+    assert choice.chosen == min(agreeing, key=lambda candidate: candidate.ms_16 + candidate.ms_64)
     assert read_choice(MODEL) == choice and choice.date == "2026-01-02" and choice.texts == 4
     kept = {path.name for path in prepared_folder(MODEL).iterdir()}
     assert kept >= {"choice.json"} and (choice.chosen.name == "torch fp32" or "model.xml" in kept)
     modes = {path.suffix: path.stat().st_mode & 0o777 for path in prepared_folder(MODEL).iterdir()}
-    assert set(modes.values()) == {0o644}, "who serves is not who prepared"
-    assert (".blob" in modes) == (".xml" in modes), "compiled once, by who may write"
+    assert set(modes.values()) == {0o644}, "another user may serve"
+    assert (".blob" in modes) == (".xml" in modes), "compiled once, by a user who may write"
     assert str(choice).startswith(f"{MODEL} by {choice.chosen.name}: ")
     assert msgspec.json.decode((prepared_folder(MODEL) / "choice.json").read_bytes())["model"] == MODEL
 
 
 def test_a_model_that_is_not_on_this_machine_is_an_error_with_a_remedy():
-    """Nothing is fetched at run time, and the operator is told what to do instead."""
+    """Nothing is downloaded at run time, and the error says what to do instead."""
     with pytest.raises(EncoderError, match=r"cannot be loaded: .* Give a local path"):
         TorchSentences("/no/such/model", 1)

@@ -16,7 +16,7 @@ LONG_S = 30.0  # never reached: gates decide when things happen
 
 
 class Gated:
-    """An encoder that works only while its gate is open; "bad" makes it fail. A vector is its text's length."""
+    """An encoder that works only while its gate is open. "bad" makes it fail. A vector is its text's length."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -48,14 +48,14 @@ def batcher(gated):
 
 
 async def waiting(batcher: Batcher, *texts: str, deadline_s: float = LONG_S) -> list["asyncio.Task[Any]"]:
-    """Tasks that wait in the queue for the encoder."""
+    """Return tasks that wait in the queue for the encoder."""
     tasks = [asyncio.create_task(batcher.embed(text, deadline_s)) for text in texts]
-    await asyncio.sleep(0)  # each runs until it waits
+    await asyncio.sleep(0)  # each task runs until it waits
     return tasks
 
 
 async def busy(batcher: Batcher, gated: Gated) -> "asyncio.Task[Any]":
-    """A first text that keeps the encoder at work until its gate opens."""
+    """Keep the encoder busy with a first text until its gate opens."""
     (first,) = await waiting(batcher, "first")
     assert await asyncio.to_thread(gated.started.wait, LONG_S)
     return first
@@ -66,7 +66,7 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 
 def test_an_idle_encoder_starts_at_once_and_what_arrives_meanwhile_is_one_batch(gated, batcher):
-    """Nobody waits for company; everybody gets the vector of their own text."""
+    """No text waits for others, and each exchange gets the vector of its text."""
 
     async def scenario() -> None:
         first = await busy(batcher, gated)
@@ -80,7 +80,7 @@ def test_an_idle_encoder_starts_at_once_and_what_arrives_meanwhile_is_one_batch(
 
 
 def test_a_batch_is_bounded_and_oldest_first(gated, batcher):
-    """More than sixteen at once would cost everyone more than it saves."""
+    """A batch of more than sixteen would cost every exchange more than it saves."""
     texts = [f"text {i:02}" for i in range(20)]
 
     async def scenario() -> None:
@@ -94,7 +94,7 @@ def test_a_batch_is_bounded_and_oldest_first(gated, batcher):
 
 
 def test_the_event_loop_is_free_while_the_encoder_works(gated, batcher):
-    """It is the loop itself that opens the gate here: a blocked one never would."""
+    """The loop itself opens the gate here, which a blocked loop could not do."""
 
     async def scenario() -> None:
         first = await busy(batcher, gated)
@@ -109,7 +109,7 @@ def test_the_event_loop_is_free_while_the_encoder_works(gated, batcher):
 
 
 def test_a_deadline_ends_the_wait(gated, batcher):
-    """The encoder may take as long as it likes; the request goes on without it."""
+    """When the encoder takes too long, the request continues without a vector."""
 
     async def scenario() -> None:
         with pytest.raises(DeadlineError):
@@ -120,7 +120,7 @@ def test_a_deadline_ends_the_wait(gated, batcher):
 
 
 def test_nobody_waits_for_whom_has_gone(gated, batcher):
-    """Texts whose deadline passed or whose client hung up are not encoded."""
+    """Texts whose deadline passed or whose client disconnected are not encoded."""
 
     async def scenario() -> None:
         first = await busy(batcher, gated)
@@ -137,7 +137,7 @@ def test_nobody_waits_for_whom_has_gone(gated, batcher):
 
 
 def test_a_full_queue_refuses_at_once(gated, batcher, monkeypatch):
-    """Without a bound, every request would be late in a rush; refused ones go to the default tier now."""
+    """Without a limit, every request would be late under overload. A refused one uses the default tier."""
     monkeypatch.setattr(embedding, "_MAX_QUEUE", 2)
 
     async def scenario() -> None:
@@ -154,7 +154,7 @@ def test_a_full_queue_refuses_at_once(gated, batcher, monkeypatch):
 
 
 def test_a_failing_encoder_fails_one_batch_and_the_next_one_works(gated, batcher):
-    """Everyone in the batch is told, without a word of anyone's text; the worker lives on."""
+    """Every exchange in the batch gets an error that quotes no text, and the worker continues."""
     gated.gate.set()
 
     async def scenario() -> None:
@@ -168,7 +168,7 @@ def test_a_failing_encoder_fails_one_batch_and_the_next_one_works(gated, batcher
 
 
 def test_the_worker_outlives_a_failure_with_more_in_the_queue(gated, batcher, monkeypatch):
-    """What waited behind the failed batch is served."""
+    """Texts that waited behind the failed batch are encoded."""
     monkeypatch.setattr(embedding, "_MAX_BATCH", 1)
 
     async def scenario() -> None:
@@ -183,7 +183,7 @@ def test_the_worker_outlives_a_failure_with_more_in_the_queue(gated, batcher, mo
 
 
 def test_a_text_seen_before_is_not_encoded_again(gated, batcher):
-    """The same words have the same vector, at no cost, even while the encoder is stuck."""
+    """The same text has the same vector at no cost, even while the encoder is stuck."""
 
     async def scenario() -> None:
         gated.gate.set()
@@ -196,7 +196,7 @@ def test_a_text_seen_before_is_not_encoded_again(gated, batcher):
 
 
 def test_the_cache_forgets_what_was_longest_unused(gated, batcher, monkeypatch):
-    """It is bounded, and a hit counts as use."""
+    """The cache is bounded, and a hit counts as use."""
     monkeypatch.setattr(embedding, "_CACHED_VECTORS", 2)
     gated.gate.set()
 
@@ -209,13 +209,13 @@ def test_the_cache_forgets_what_was_longest_unused(gated, batcher, monkeypatch):
 
 
 def test_a_vector_that_came_too_late_is_kept_for_the_next_request(gated, batcher):
-    """The work is done anyway: a retry of the same text finds it."""
+    """The vector is made in any case, so a retry with the same text finds it."""
 
     async def scenario() -> None:
         with pytest.raises(DeadlineError):
             await batcher.embed("slow", 0.001)
         gated.gate.set()
-        await batcher.embed("other", LONG_S)  # behind it in line
+        await batcher.embed("other", LONG_S)  # behind it in the queue
         assert (await batcher.embed("slow", LONG_S)).tolist() == [4, 0]
 
     run(scenario())
@@ -223,21 +223,22 @@ def test_a_vector_that_came_too_late_is_kept_for_the_next_request(gated, batcher
 
 
 def test_who_would_be_too_late_is_told_at_once_and_the_rest_are_served(gated, batcher):
-    """More texts than can be encoded in time: the encoder works for those who will still be there."""
-    batcher._text_s = 1.0  # as a slow batch before has shown
+    """Under overload, the encoder works for the exchanges that can still wait."""
+    batcher._text_s = 1.0  # the last batch was slow
     gated.gate.set()
 
     async def scenario() -> None:
-        asked = (("a", 1.5), ("b", 1.5), ("cc", LONG_S), ("dd", LONG_S))
-        found = await asyncio.gather(*(batcher.embed(*one) for one in asked), return_exceptions=True)
-        assert [type(one) for one in found[:2]] == [DeadlineError, DeadlineError]
-        assert [vector.tolist() for vector in found[2:]] == [[2, 0], [2, 0]]
+        texts = (("a", 1.5), ("b", 1.5), ("cc", LONG_S), ("dd", LONG_S))
+        embeds = (batcher.embed(text, deadline_s) for text, deadline_s in texts)
+        results = await asyncio.gather(*embeds, return_exceptions=True)
+        assert [type(error) for error in results[:2]] == [DeadlineError, DeadlineError]
+        assert [vector.tolist() for vector in results[2:]] == [[2, 0], [2, 0]]
 
     run(scenario())
 
 
 def test_one_slow_batch_does_not_end_all_others(gated, batcher):
-    """If by the last batch everybody would be late, the newest is tried: it may have been a hiccup."""
+    """If all texts would be late at the speed of the last batch, the newest is tried all the same."""
     batcher._text_s = 1000.0
     gated.gate.set()
 
@@ -252,7 +253,7 @@ def test_one_slow_batch_does_not_end_all_others(gated, batcher):
 
 
 def test_a_batcher_serves_one_loop_after_another(gated, batcher):
-    """A worker that ended with its loop is started anew."""
+    """A worker that ended with its event loop is started again."""
     gated.gate.set()
     for text in ("one", "two"):
         asyncio.run(batcher.embed(text, LONG_S))
@@ -260,7 +261,7 @@ def test_a_batcher_serves_one_loop_after_another(gated, batcher):
 
 
 def test_the_real_encoder_through_a_batcher(encoder):
-    """A vector from a shared batch is the one that the encoder gives alone."""
+    """A vector from a shared batch is the same as without the batcher."""
     batcher = Batcher(encoder)
     texts = ["Where is my parcel?", "Translate this letter into French"]
 

@@ -1,4 +1,4 @@
-"""Text -> the vector that is matched: the whole, its opening and its words, side by side."""
+"""Text -> the vector that is matched: the whole text, its opening and its words, joined."""
 
 import numpy as np
 import pytest
@@ -17,21 +17,21 @@ ODD = ["", " ", "\n", "!?", "\x00", "\ufffd", "a" * 2_000, "\U0001f600"]
 
 
 def test_vectors_have_one_unit_row_a_text(encoder):
-    """The embedding's 384 and the words' 2,048, of float32."""
+    """384 numbers of the embedding and 2,048 of the words, as float32."""
     vectors = encoder.encode(TEXTS)
     assert (vectors.shape, vectors.dtype) == ((len(TEXTS), 384 + 2048), np.float32)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_odd_texts_are_texts(encoder):
-    """Empty, blank, unprintable, long: every one has a finite vector of unit length."""
+    """Empty, blank, unprintable and long texts have finite vectors of unit length."""
     vectors = encoder.encode(ODD)
     assert np.isfinite(vectors).all()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
 def test_a_text_has_the_same_vector_in_any_company(encoder):
-    """Whoever shares the batch, and in whatever order, a request is routed alike."""
+    """A request is routed the same way with any other requests in its batch."""
     alone = np.vstack([encoder.encode([text]) for text in TEXTS])
     assert np.allclose(encoder.encode(TEXTS), alone, atol=1e-5)
     assert np.allclose(encoder.encode(TEXTS[::-1])[::-1], alone, atol=1e-5)
@@ -39,7 +39,7 @@ def test_a_text_has_the_same_vector_in_any_company(encoder):
 
 
 def test_a_paraphrase_is_nearer_than_another_task(encoder):
-    """Tasks are told apart, not topics: both of these contracts are about rent."""
+    """Tasks are distinguished, not topics: both tasks are about a rental contract."""
     summary, again, extraction = encoder.encode(
         [
             "Summarize this rental contract in two sentences",
@@ -69,7 +69,7 @@ def test_a_paraphrase_is_nearer_than_another_task(encoder):
     ],
 )
 def test_the_opening_is_the_first_sentence_or_clause(text, first):
-    """That is where people put the instruction; a greeting is too short to be one."""
+    """People put the instruction there. A greeting is too short to be an opening."""
     assert opening(text) == first
 
 
@@ -91,19 +91,19 @@ def test_the_opening_is_the_first_sentence_or_clause(text, first):
     ],
 )
 def test_clauses_of_courtesy_around_the_ask_are_left_out(text, rest):
-    """Only at the ends, only whole clauses, never what a colon announces, and never all there is."""
+    """Only whole clauses at the ends are left out, never the clause after a colon, and never the whole text."""
     assert without_courtesies(text) == rest
 
 
 def test_the_vector_of_an_ask_is_that_of_the_same_ask_with_courtesies(encoder):
-    """A preamble would otherwise be all that the opening holds."""
+    """Otherwise the opening would contain only the preamble."""
     plain = "Summarize this contract: the tenant pays on the first of each month."
     polite = f"Good morning! I have a question, could you please help me? {plain} Thank you!"
     assert np.allclose(*encoder.encode([plain, polite]), atol=1e-3)
 
 
 class Counting:
-    """Remembers what it was asked to encode; a text's vector is its length."""
+    """Records the texts it is asked to encode. The vector of a text is its length."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -114,7 +114,7 @@ class Counting:
 
 
 def test_openings_are_encoded_in_the_same_call_and_only_where_they_differ():
-    """The weights pass through memory once for all, and a text of one sentence costs no second look."""
+    """The weights are read from memory once, and a text of one sentence is encoded once."""
     counting = Counting()
     FeatureEncoder(counting).encode(["Where is my parcel?", "Summarize this contract: the tenant pays."])
     assert counting.batches == [
@@ -123,7 +123,7 @@ def test_openings_are_encoded_in_the_same_call_and_only_where_they_differ():
 
 
 def test_hashed_words_know_neither_case_nor_order_but_of_the_first():
-    """Words count by the square root of how often they stand; every number is the same word."""
+    """A word counts by the square root of its number of occurrences. All numbers are the same word."""
     base, cased, turned, other, numbers, more = hashed_words(
         [
             "sum up 3 pages",
@@ -141,12 +141,12 @@ def test_hashed_words_know_neither_case_nor_order_but_of_the_first():
 
 
 def test_hashed_words_are_the_same_in_every_process():
-    """Python's own hash is salted; a snapshot must not depend on it."""
+    """Python's own hash is salted, so a snapshot must not depend on it."""
     row = hashed_words(["extract"])[0]
     assert {int(i): float(row[i]) for i in row.nonzero()[0]} == {61: 1.0, 478: -1.0}
 
 
 def test_words_of_any_script_count_and_punctuation_does_not():
-    """An apostrophe belongs to its word."""
+    """An apostrophe is part of its word."""
     assert np.square(hashed_words(["don't naïve 你好"])).sum() == pytest.approx(4)
     assert not hashed_words(["", "!? ... \U0001f600 _"]).any()
