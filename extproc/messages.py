@@ -1,4 +1,4 @@
-"""What passes between Envoy and an exchange, as plain values: one `Event` in, `Reply` values out."""
+"""The messages between Envoy and an exchange, as plain values: one `Event` in, `Reply` values out."""
 
 from typing import Any, Literal
 
@@ -16,34 +16,34 @@ BodyMode = Literal["NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUP
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One message of Envoy's."""
+    """One message from Envoy."""
 
     kind: Kind
-    end: bool = False  # nothing follows in this direction, but trailers may
+    end: bool = False  # the last message of this direction, apart from trailers
     body: bytes = b""
     headers: dict[str, str] = {}
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """What the first message of a stream tells about the exchange."""
+    """The facts about an exchange that the first message of its stream contains."""
 
-    headers: dict[str, str]  # of the request, where known: the message's own, or the attributes asked for
+    headers: dict[str, str]  # of the request, if known: from the message or from requested attributes
     request_body_mode: BodyMode
     response_body_mode: BodyMode
-    metadata: dict[str, dict[str, Any]] = {}  # namespace -> values, as forwarded
-    attempt: int = 1  # which attempt upstream this is, from 1
-    tier: str | None = None  # where that attempt went
-    body_before_reply: bool = False  # a STREAMED body comes without waiting for our reply to the headers
+    metadata: dict[str, dict[str, Any]] = {}  # namespace -> values that Envoy forwards
+    attempt: int = 1  # number of this attempt at an upstream, from 1
+    tier: str | None = None  # the tier of this attempt; None: not known
+    body_before_reply: bool = False  # Envoy sends a STREAMED body before it has our reply to the headers
 
 
 class Reply(msgspec.Struct, frozen=True):
     """The answer to one message."""
 
     kind: Kind
-    headers: dict[str, str] | None = None  # to set, with the route chosen again
-    body: bytes | None = None  # to put in place of what came
-    remove: tuple[str, ...] = ()  # headers to take away
-    metadata: dict[str, Any] | None = None  # namespace -> values
-    streamed: bool = False  # the body's mode is FULL_DUPLEX_STREAMED
-    end: bool = False  # of the streamed body
-    status: int | None = None  # answer the client with this and `body` instead, whatever the kind
+    headers: dict[str, str] | None = None  # headers to set; Envoy then chooses the route again
+    body: bytes | None = None  # replaces the body of the message
+    remove: tuple[str, ...] = ()  # names of headers to remove
+    metadata: dict[str, Any] | None = None  # namespace -> values to set
+    streamed: bool = False  # the mode of the body is FULL_DUPLEX_STREAMED
+    end: bool = False  # this is the end of the streamed body
+    status: int | None = None  # for any kind: answer the client with this status and `body`
