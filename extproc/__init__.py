@@ -1,24 +1,32 @@
-"""A semantic router for LLM traffic: an external processor beside Envoy.
+"""A semantic router for LLM traffic: an external processor (ext_proc) for Envoy.
 
-Reading order, along the path of a request:
+Start with `routing/exchange.py`, which handles one request in straight-line code. It uses, in this order:
 
-    exchange    one exchange as straight-line code: start here
-    request     the client's bytes -> Request, for four API shapes
-    ask         which of its words are the person's
-    signals     cheap facts
-    features    words -> vector (sentences runs the model, embedding shares it)
-    match       vector -> nearest cohort
-    policy      cohort and rules -> Decision, with exactly one Reason
-    mutation    Decision -> the bytes that change (splice makes them in place)
-    verify      an answer -> verdict, before the client sees it (response reads it, acceptance judges it)
-    rescue      a failure -> the answer that an earlier rung gave
+    api/request         the client's bytes -> Request, for four APIs
+    routing/ask         Request -> the text that a person wrote
+    routing/signals     Request -> facts that need no model
+    encoder             text -> vector
+    routing/index       vector -> the nearest cohort
+    routing/policy      cohort, signals and rules -> Decision, with one Reason
+    routing/mutation    Decision -> the headers and bytes that change
 
-Around it: `server` answers Envoy's streams and `wire` speaks Envoy's protocol; `config` and `snapshot` turn YAML
-(and fitted centroids: `centroid_file`) into what the path needs, `reload` swaps it once a `gate` lets it; `envoy`
-renders Envoy's side; `contract` names what both sides share.
-Afterwards: `accesslog` reads Envoy's log, `outcome` says what became of a request and what it cost, `ledger` hands
-it to a `store` and `report` adds it up. `offline` evaluates, calibrates and gates with the functions above.
-`sentences` runs the encoder, `prepare` converts it once; `workers` keeps several processes alive.
+If the answer is judged, `verifying/exchange.py` handles it before the client sees it:
+
+    api/answer          the upstream's bytes -> Observation
+    acceptance          Observation and rules -> Verdict
+    verifying           Verdict -> accept, escalate to the next tier, or queue for a person
+
+The other packages:
+
+    settings, contract, messages    what users write, what is shared with Envoy, what passes on a stream
+    config                          YAML -> the snapshot that requests use, with checks, reload and a gate
+    envoy                           tiers -> Envoy's configuration
+    serving                         gRPC server, protocol, processes, health, telemetry
+    accounting                      Envoy's access log -> outcomes, cost, ledger, reports
+    evidence                        recorded traffic -> evaluation and fitted settings, with the functions above
+    demo, cli                       a whole system on one machine; the commands
+
+A package imports only packages below it: tests/test_layers.py lists the floors.
 """
 
 __version__ = "0.1.0"
