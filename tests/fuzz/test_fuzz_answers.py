@@ -1,4 +1,4 @@
-"""Answers of upstreams that lie, break off or ramble: read the same however they are cut; never an exception."""
+"""Answers of upstreams that lie, break off or ramble: the same reading for all cuts, and never an exception."""
 
 import time
 
@@ -51,31 +51,33 @@ def stripped(api: str, pieces: list[bytes]) -> bytes:
 def test_an_answer_reads_the_same_however_it_is_cut(
     api: str, kind: str | None, cut: tuple[bytes, list[bytes]]
 ) -> None:
-    """What is observed depends on the bytes alone."""
+    """The observation depends only on the bytes."""
     answer, pieces = cut
     assert read(api, kind, pieces) == read(api, kind, [answer])
 
 
 @given(_APIS, _TYPES, ANSWERS, written(lambda w: w.shape("schema")))
 def test_every_answer_gets_a_verdict(api: str, kind: str | None, answer: bytes, schema: bytes) -> None:
-    """Whatever was observed, and whatever schema the client sent, each rule accepts or rejects."""
+    """Each rule accepts or rejects any observation, with any schema that a client may send."""
     try:
-        asked = msgspec.json.decode(schema)
+        decoded = msgspec.json.decode(schema)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        asked = None
-    facts = Requirements(json_schema=asked, tools={"": asked, "text": asked}, context="Prove it.", stream=None)
+        decoded = None
+    request = Requirements(
+        json_schema=decoded, tools={"": decoded, "text": decoded}, context="Prove it.", stream=None
+    )
     reader = AnswerReader(api, kind)  # type: ignore[arg-type]
     reader.feed(answer)
     for rules in _RULES_ALONE:
-        judge_early(rules, reader.observation(), request=facts)
+        judge_early(rules, reader.observation(), request=request)
     reader.finish()
     for rules in _RULES_ALONE:
-        assert judge(rules, reader.observation(), request=facts).decided
+        assert judge(rules, reader.observation(), request=request).decided
 
 
 @given(_APIS, _CUT)
 def test_a_stripped_stream_is_the_same_however_it_is_cut(api: str, cut: tuple[bytes, list[bytes]]) -> None:
-    """Where no log-probabilities are, not one byte changes."""
+    """Without log-probabilities, no byte changes."""
     answer, pieces = cut
     out = stripped(api, pieces)
     assert out == stripped(api, [answer])
@@ -84,7 +86,7 @@ def test_a_stripped_stream_is_the_same_however_it_is_cut(api: str, cut: tuple[by
 
 @given(_APIS, ANSWERS)
 def test_a_whole_answer_loses_its_log_probabilities_only(api: str, answer: bytes) -> None:
-    """JSON stays JSON with the same members; anything else stays as it is."""
+    """JSON keeps its members, and other bytes do not change."""
     out = without_logprobs(api, answer)  # type: ignore[arg-type]
     try:
         before, after = (msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) for raw in (answer, out))
@@ -97,7 +99,7 @@ def test_a_whole_answer_loses_its_log_probabilities_only(api: str, answer: bytes
 @pytest.mark.parametrize("name", corpus("answers"))
 @pytest.mark.parametrize("api", ["chat", "completions", "responses", "messages"])
 def test_the_corpus_of_answers(api: str, name: str) -> None:
-    """Each is observed the same whole, in halves and byte by byte, and quickly."""
+    """Each answer gives the same observation whole, in halves and byte by byte, and quickly."""
     answer, began = corpus("answers")[name], time.perf_counter()
     whole = read(api, None, [answer])
     half = len(answer) // 2

@@ -1,4 +1,4 @@
-"""Request bodies by someone who wishes us ill: read or refused by name, and changed only where it is ours."""
+"""Hostile request bodies: they are read or refused with a known error, and only our members are changed."""
 
 import json
 import time
@@ -45,11 +45,11 @@ _USUAL = Decision(
 
 
 def read(path: str, body: bytes) -> Request | None:
-    """The request; None where it is refused in the one way that is promised."""
+    """Return the request, or None if it is refused with RequestError."""
     try:
         request = parse_request(path, body)
     except RequestError as error:
-        assert len(str(error)) < 1000 + len(path)  # told briefly, without the body
+        assert len(str(error)) < 1000 + len(path)  # a short message, without the body
         return None
     if request is not None:
         signals = read_signals(request, 512)
@@ -60,7 +60,7 @@ def read(path: str, body: bytes) -> Request | None:
 
 
 def written(decision: Decision, request: Request) -> list[bytes]:
-    """The body of each attempt; none where it is refused in the one way that is promised."""
+    """Return the body of each attempt, or no body if it is refused with SpliceError."""
     try:
         mutation: Mutation = mutate(decision, request)
     except SpliceError:
@@ -70,24 +70,24 @@ def written(decision: Decision, request: Request) -> list[bytes]:
 
 
 def members(body: bytes) -> dict[str, bytes]:
-    """The top-level members as they are written."""
+    """Return the top-level members with the bytes of their values."""
     return {name: bytes(raw) for name, raw in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}
 
 
 def foreign(body: bytes) -> dict[str, bytes]:
-    """Those that are none of ours to change."""
+    """Return the members that a decision must not change."""
     return {name: raw for name, raw in members(body).items() if name not in OURS}
 
 
 def follows(document: Document, body: bytes) -> bool:
-    """Whether `body` is the document, but for the values of members that are ours, and new members of ours last."""
-    text, at = body.decode("latin-1"), 0  # one character a byte
+    """Whether `body` is the document, except for the values of our members and for new ones at its end."""
+    text, at = body.decode("latin-1"), 0  # one character per byte
 
     def take(piece: bytes) -> bool:
         nonlocal at
-        found = body.startswith(piece, at)
-        at += len(piece) if found else 0
-        return found
+        matches = body.startswith(piece, at)
+        at += len(piece) if matches else 0
+        return matches
 
     def take_value(member: Member) -> bool:
         nonlocal at
@@ -95,7 +95,7 @@ def follows(document: Document, body: bytes) -> bool:
             return take(member.value)
         try:
             _, at = json.JSONDecoder().raw_decode(text, at)
-        except ValueError:  # nothing that we wrote
+        except ValueError:  # the router did not write this value
             return take(member.value)
         return True
 
@@ -112,7 +112,7 @@ def follows(document: Document, body: bytes) -> bool:
 
 @given(st.sampled_from(PATHS), BODIES, _DECISIONS)
 def test_any_bytes_are_read_or_refused_by_name(path: str, body: bytes, decision: Decision) -> None:
-    """RequestError, SpliceError, or a request; what is written is JSON with the same other members."""
+    """Only RequestError and SpliceError are raised. A changed body is JSON with the same other members."""
     request = read(path, body)
     for attempt in written(decision, request) if request is not None else ():
         assert foreign(attempt) == foreign(body)
@@ -123,17 +123,17 @@ def test_any_bytes_are_read_or_refused_by_name(path: str, body: bytes, decision:
 
 @given(st.sampled_from(list(APIS)), DOCUMENTS, _DECISIONS)
 def test_every_byte_that_is_not_ours_survives(path: str, document: Document, decision: Decision) -> None:
-    """Order, white space, escapes and number forms of every member that no decision writes, in every attempt."""
+    """In every attempt, other members keep their order, white space, escapes and number forms."""
     request = read(path, document.body)
     for attempt in written(decision, request) if request is not None else ():
         assert follows(document, attempt), attempt
 
 
 def test_the_two_tests_above_meet_bodies_that_are_written() -> None:
-    """An ordinary document is read, changed and recognised, and one with a foreign byte changed is not."""
-    head, asked = b'"model" : ', b'[{"role":"user","content":"Hi"}]'
+    """A usual document is read, changed and recognised. With another byte changed, it is not recognised."""
+    head, messages = b'"model" : ', b'[{"role":"user","content":"Hi"}]'
     document = Document(
-        b" ", (Member("model", head, b'"auto"', b" "), Member("messages", b'"messages":', asked, b"\n")), b"\n"
+        b" ", (Member("model", head, b'"auto"', b" "), Member("messages", b'"messages":', messages, b"\n")), b"\n"
     )
     request = read("/v1/chat/completions", document.body)
     assert request is not None
@@ -149,7 +149,7 @@ def test_the_two_tests_above_meet_bodies_that_are_written() -> None:
 @pytest.mark.parametrize("name", corpus("bodies"))
 @pytest.mark.parametrize("path", APIS)
 def test_the_corpus_of_bodies(path: str, name: str) -> None:
-    """Each is read or refused, quickly."""
+    """Each body is read or refused, quickly."""
     body, began = corpus("bodies")[name], time.perf_counter()
     request = read(path, body)
     for attempt in written(_USUAL, request) if request is not None else ():
