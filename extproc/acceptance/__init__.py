@@ -1,1 +1,1 @@
-"""The rules that an answer is judged by: pure functions from an answer to a verdict."""
+"""Judges an answer by the rules of its cohort: pure functions from an answer to a `Verdict`."""

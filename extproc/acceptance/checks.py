@@ -35,7 +35,7 @@ OK, UNAVAILABLE = "ok", "unavailable"
 
 
 class CheckInputs(msgspec.Struct, frozen=True):
-    """What a check may use besides the rule and the answer."""
+    """Everything a check may use, apart from the rule and the answer."""
 
     request: Requirements
     embed: Embed | None
@@ -95,7 +95,7 @@ def _check_json(_: Json, text: str, __: CheckInputs) -> str:
 
 
 def schema_of(rule: JsonSchema, inputs: CheckInputs) -> Any:
-    """The schema that `rule` checks, which may be the request's; None when the request has none."""
+    """Return the schema of `rule`, or the schema of the request if the rule asks for it. None if it has none."""
     return inputs.request.json_schema if rule.schema == "request" else rule.schema
 
 

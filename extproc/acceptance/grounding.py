@@ -1,4 +1,4 @@
-"""How far an answer is supported by the context that the request carried, by embedding."""
+"""Measures how much of an answer the context in the request supports, by embedding."""
 
 import re
 from collections.abc import Callable
@@ -7,41 +7,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Texts to unit vectors, one row a text; None when they could not be made in time.
+# Texts -> unit vectors, one row per text; None when they were not ready in time.
 Embed = Callable[[list[str]], NDArray[np.floating[Any]] | None]
 
-# What one check may embed: above it the rule cannot run, rather than judging a cut text.
+# Limits of one check. Above them the rule cannot run, because a cut text would be misjudged.
 MAX_SENTENCES = 64
 MAX_WINDOWS = 256
-# Two sentences a window: a claim often joins facts that stand next to each other.
+# Two sentences per window, because a claim often joins facts from neighbouring sentences.
 WINDOW_SENTENCES = 2
-# One sentence without a stop is cut into texts of this size, which MiniLM reads whole.
+# A longer sentence is cut into texts of this size, which MiniLM reads whole.
 MAX_SENTENCE_CHARS = 600
 
-# A stop followed by white space, or a line break; both simple, so linear.
+# A full stop followed by white space, or a line break. Both patterns take linear time.
 _ENDS = re.compile(r"(?<=[.!?。！？])\s+|\n+")
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences that say something: at least one letter or digit each."""
-    found = (part.strip() for part in _ENDS.split(text))
+    """Return the sentences that have at least one letter or digit."""
+    parts = (part.strip() for part in _ENDS.split(text))
     return [
         part[start : start + MAX_SENTENCE_CHARS]
-        for part in found
+        for part in parts
         if any(map(str.isalnum, part))
         for start in range(0, len(part), MAX_SENTENCE_CHARS)
     ]
 
 
 def windows(context: str) -> list[str]:
-    """Overlapping runs of context sentences, each a candidate support."""
+    """Return overlapping runs of context sentences. Each may support a sentence of the answer."""
     parts = sentences(context)
     last = max(len(parts) - WINDOW_SENTENCES + 1, 1)
     return [" ".join(parts[i : i + WINDOW_SENTENCES]) for i in range(last)] if parts else []
 
 
 def grounded_share(answer: str, context: str, level: float, embed: Embed) -> float | None:
-    """The share of answer sentences whose best window reaches `level`; None: cannot be told."""
+    """Return the share of answer sentences whose best window has similarity `level` or more.
+
+    None when it cannot be measured: without sentences or vectors, or with too many sentences.
+    """
     claims, supports = sentences(answer), windows(context)
     if not claims or not supports or len(claims) > MAX_SENTENCES or len(supports) > MAX_WINDOWS:
         return None

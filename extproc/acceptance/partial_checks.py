@@ -1,4 +1,4 @@
-"""Check an answer that is still growing: what is certain already, whatever follows.
+"""Check an answer that is still growing, and decide only what no continuation can change.
 
 A partial check returns OK, a word of rejection, or OPEN when the rest of the answer could still change the outcome.
 """
@@ -36,7 +36,7 @@ from extproc.api.observation import Observation
 
 OPEN = "undecided"
 
-# A mean of fewer tokens is no sign of the final mean: an answer often starts with tokens that are almost certain.
+# Fewer tokens do not predict the final mean: an answer often starts with tokens that are almost certain.
 EARLY_TOKENS = 16
 
 _JSON_SPACE = " \t\r\n"  # without the no-break space, which is not white space in JSON

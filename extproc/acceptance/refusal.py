@@ -1,18 +1,20 @@
-"""Whether an answer opens as a refusal: a short, conservative list, measured in its tests.
+"""Detects an answer that opens as a refusal, with a short and conservative list of phrases.
 
-Only the opening is read: an answer *about* refusals says so later. A missed refusal costs one weak
-answer, a false one a needless escalation on every such request, so a phrase is left out when people
-also write it for other reasons ("I can't recommend it enough", "I couldn't open the door").
+Only the opening is read, because an answer *about* refusals quotes them later. A missed refusal costs one weak
+answer. A false one costs an unneeded escalation on every similar request. So the list has no phrase that people
+also write for other reasons ("I can't recommend it enough", "I couldn't open the door").
 """
 
 import re2  # google-re2 ships no types
 
 OPENING_CHARS = 200
-# What turns a phrase into none ("I can't help but ...") stands within so many characters after it.
+# Words that make a phrase harmless ("I can't help but ...") end within this many characters after it.
 _TAIL_CHARS = 24
 
-# Curly apostrophes become straight ones; markdown and quotes around a phrase go.
-_PLAIN = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4`", "'") | dict.fromkeys('*_#>"\u201c\u201d', ""))
+# Curly apostrophes become straight ones. Markdown and quotes around a phrase are removed.
+_STRAIGHTENED = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\u00b4`", "'") | dict.fromkeys('*_#>"\u201c\u201d', "")
+)
 
 _WE = r"(?:i|we)"
 _AM = r"(?: am|'m| are|'re)"
@@ -30,7 +32,7 @@ _UNABLE = (
     rf"|{_AM} (?:unable to|not able to|not allowed to|not permitted to|not programmed to"
     r"|not going to be able to|not comfortable)| (?:must|have to|need to)(?: \w+)? decline to)"
 )
-# With an object that only a refusal has; "provide" alone is what people write in letters.
+# Each has an object that occurs only in refusals, because people write "provide" alone in letters.
 _TASK = (
     r"(?: (?:help|assist|assisting|helping)(?: you)?(?: with| in|[.!,]|$)"
     r"|(?: \w+)? comply| fulfil+ (?:that|this|your)| do that(?:[.!,]|$)"
@@ -51,7 +53,7 @@ _OTHERS = (
     r"|not appropriate for me to|inappropriate for me to)"
     r"|i don't have (?:enough information|the ability) to (?:help|assist|answer))"
 )
-# After an apology a bare inability is a refusal, whatever it is about.
+# After an apology, "I cannot" is a refusal with any object.
 _SORRY_UNABLE = rf"(?:{_APOLOGY})[,.:;! -]* ?(?:but )?{_UNABLE}\b"
 
 
@@ -70,13 +72,13 @@ _EMPTY_APOLOGY = _compiled(rf"^{_APOLOGY}(?:,? but)?(?: for (?:the|any) (?:confu
 
 
 def _opening(text: str) -> str:
-    """The start of a text in plain lower case; more text only ever adds to its end."""
-    head = text[: 4 * OPENING_CHARS].translate(_PLAIN).lower()
+    """Return the start of a text in plain lower case. A longer text only adds characters at its end."""
+    head = text[: 4 * OPENING_CHARS].translate(_STRAIGHTENED).lower()
     return " ".join(head.split())[:OPENING_CHARS]
 
 
 def refuses(text: str) -> bool:
-    """Whether the whole answer is a refusal by its opening, or nothing but an apology."""
+    """Whether a whole answer opens as a refusal, or is only an apology."""
     opening = _opening(text)
     if _EMPTY_APOLOGY.search(opening) is not None:
         return True
@@ -84,14 +86,14 @@ def refuses(text: str) -> bool:
 
 
 def surely_refuses(text: str) -> bool:
-    """Whether a text that is still growing refuses, whatever follows."""
+    """Whether a text that is still growing is a refusal with any continuation."""
     opening = _opening(text)
-    found = _REFUSAL.search(opening)
-    if found is None or _NOT_REFUSAL.search(opening) is not None:
+    refusal = _REFUSAL.search(opening)
+    if refusal is None or _NOT_REFUSAL.search(opening) is not None:
         return False
-    return len(opening) == OPENING_CHARS or len(opening) - found.end() >= _TAIL_CHARS
+    return len(opening) == OPENING_CHARS or len(opening) - refusal.end() >= _TAIL_CHARS
 
 
 def surely_answers(text: str) -> bool:
-    """Whether the opening has been seen whole and does not refuse."""
+    """Whether the whole opening has arrived and is not a refusal."""
     return len(_opening(text)) == OPENING_CHARS and not refuses(text)

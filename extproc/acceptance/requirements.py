@@ -1,4 +1,4 @@
-"""What a request asked for, as far as its answer will be held to it; read only when an answer is judged."""
+"""Reads the `Requirements` of a request on its answer. They are read only if an answer will be judged."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,25 +6,26 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, Score
-from extproc.acceptance.score import QUESTION_CHARS, ends
+from extproc.acceptance.score import QUESTION_CHARS, head_and_tail
 from extproc.api.request import Request
 
-# Envoy forwards the facts with every message to the verifier: two for a whole answer, one a chunk for a stream.
-# More than this is not carried; context goes first, and rules that miss a fact say that they cannot run.
+# Envoy forwards the requirements with every message to the verifier: two for a whole answer, one per chunk of a
+# stream. Above these limits the context is left out first. A rule that lacks its requirement cannot run, and the
+# verdict names it.
 MAX_REQUIREMENTS_BYTES = 256 * 1024
 MAX_STREAM_REQUIREMENTS_BYTES = 8 * 1024
 
 
 class Requirements(msgspec.Struct, frozen=True):
-    """What the request asked for, as far as an answer is held to it."""
+    """The parts of a request that its answer must meet."""
 
-    json_schema: Any = None  # of its response format; None: it asked for none
-    # name: the schema of its arguments, None when it has none; None: not known what was offered
+    json_schema: Any = None  # of the response format; None: the request has no schema
+    # name -> schema of the arguments, or None without a schema; None: the tools are not known
     tools: Mapping[str, Any] | None = {}
     tool_required: bool = False
-    context: str = ""  # what `grounded` holds the answer to
-    question: str | None = None  # what `score` reads the answer with; None: not known
-    stream: bool | None = None  # None: not known, so the framing is not held to it
+    context: str = ""  # the text that must support the answer, for `grounded`
+    question: str | None = None  # for `score`; None: not known
+    stream: bool | None = None  # None: not known, so the framing of the answer is not checked
     choices: int = 1
 
 
@@ -44,7 +45,7 @@ class _Tool(msgspec.Struct):
     function: "_Tool | None" = None
 
 
-class _Asked(msgspec.Struct):
+class _Body(msgspec.Struct):
     response_format: _Format | None = None
     text: _Holder | None = None
     output_config: _Holder | None = None
@@ -55,31 +56,32 @@ class _Asked(msgspec.Struct):
     n: int | None = None
 
 
-_decode = msgspec.json.Decoder(_Asked).decode
+_decode = msgspec.json.Decoder(_Body).decode
 
 
 def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirements:
-    """The facts that `rules` look at; what cannot be read is left out, and its rules cannot run."""
+    """Read the requirements that `rules` use. Requirements that cannot be read are left out."""
     try:
-        asked = _decode(request.body)
+        body = _decode(request.body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Requirements(tools=None, stream=request.stream)
     kinds = {type(rule) for rule in rules}
-    facts = Requirements(
-        json_schema=_schema(asked) if JsonSchema in kinds else None,
-        tools=_tools(asked),
-        tool_required=_tool_required(asked.tool_choice),
+    requirements = Requirements(
+        json_schema=_schema(body) if JsonSchema in kinds else None,
+        tools=_tools(body),
+        tool_required=_tool_required(body.tool_choice),
         context=_context(request) if kinds & {Grounded, External} else "",
         question=question_of(request) if Score in kinds else None,
         stream=request.stream,
-        choices=asked.n or 1,
+        choices=body.n or 1,
     )
     limit = MAX_STREAM_REQUIREMENTS_BYTES if request.stream else MAX_REQUIREMENTS_BYTES
-    if len(msgspec.json.encode(facts)) <= limit:
-        return facts
-    if len(msgspec.json.encode(bounded := msgspec.structs.replace(facts, context=""))) <= limit:
-        return bounded
-    return Requirements(tools=None, stream=request.stream, choices=asked.n or 1)
+    if len(msgspec.json.encode(requirements)) <= limit:
+        return requirements
+    without_context = msgspec.structs.replace(requirements, context="")
+    if len(msgspec.json.encode(without_context)) <= limit:
+        return without_context
+    return Requirements(tools=None, stream=request.stream, choices=body.n or 1)
 
 
 def _tool_required(choice: Any) -> bool:
@@ -88,23 +90,23 @@ def _tool_required(choice: Any) -> bool:
     return choice not in (None, "auto", "none")
 
 
-def _schema(asked: _Asked) -> Any:
-    holders = (
-        asked.response_format,
-        asked.text.format if asked.text else None,
-        asked.output_config.format if asked.output_config else None,
-        asked.output_format,
+def _schema(body: _Body) -> Any:
+    formats = (
+        body.response_format,
+        body.text.format if body.text else None,
+        body.output_config.format if body.output_config else None,
+        body.output_format,
     )
-    for found in holders:
-        if found is not None and isinstance(found.json_schema, dict):
-            return found.json_schema.get("schema")
-        if found is not None and found.schema is not None:
-            return found.schema
+    for format_ in formats:
+        if format_ is not None and isinstance(format_.json_schema, dict):
+            return format_.json_schema.get("schema")
+        if format_ is not None and format_.schema is not None:
+            return format_.schema
     return None
 
 
-def _tools(asked: _Asked) -> dict[str, Any]:
-    tools = [tool.function or tool for tool in (*(asked.tools or ()), *(asked.functions or ()))]
+def _tools(body: _Body) -> dict[str, Any]:
+    tools = [tool.function or tool for tool in (*(body.tools or ()), *(body.functions or ()))]
     return {
         tool.name: tool.parameters if tool.parameters is not None else tool.input_schema
         for tool in tools
@@ -113,12 +115,12 @@ def _tools(asked: _Asked) -> dict[str, Any]:
 
 
 def question_of(request: Request) -> str:
-    """The last that a person, or a program for one, said."""
+    """Return the text of the last user turn, cut to its head and tail."""
     turn = next((turn for turn in reversed(request.turns) if turn.role == "user"), None)
     text = "\n".join(turn.texts) if turn is not None else ""
-    return ends(text, QUESTION_CHARS)
+    return head_and_tail(text, QUESTION_CHARS)
 
 
 def _context(request: Request) -> str:
-    """Everything that was said to the model before its answer."""
+    """Return all texts of the request that the model did not write."""
     return "\n".join(text for turn in request.turns if turn.role != "assistant" for text in turn.texts)

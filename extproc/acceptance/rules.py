@@ -1,11 +1,11 @@
-"""The acceptance rules as values, compiled from the `accept` list of an intent.
+"""Acceptance rules as values, compiled from the `accept` list of an intent.
 
     accept: [complete, non_empty, {min_chars: 20}, {max_chars: 4000}, json, json_schema,
              tool_calls, {regex: "^[A-E]$"}, no_refusal, {logprob: {min: -0.8}},
              {grounded: {min: 0.5}}, {score: {min: 0.62}}, {judge: {on_unavailable: reject}}]
 
-A rule that cannot run (no logprobs, no context, an unusable schema, a judge that is down) counts as
-`on_unavailable` says, and the verdict names it.
+A rule may be unable to run: no logprobs, no context, an unusable schema, or a judge that is down. `on_unavailable`
+then decides its outcome, and the verdict names the rule.
 """
 
 from difflib import get_close_matches
@@ -23,63 +23,63 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Complete(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The upstream finished of itself: not cut by a cap or a filter, all choices there."""
+    """The upstream finished all choices, without a cut by a token limit or a filter."""
 
 
 class NonEmpty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """There is a text or a tool call."""
+    """The answer has text or a tool call."""
 
 
 class MinChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The text, without white space around it, has at least so many characters."""
+    """The text, without white space around it, has at least this many characters."""
 
     chars: CharCount
 
 
 class MaxChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The text, without white space around it, has at most so many characters."""
+    """The text, without white space around it, has at most this many characters."""
 
     chars: CharCount
 
 
 class Json(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The text is one JSON object or array, as it stands: clients parse it raw, so no fence."""
+    """The text is one JSON object or array, without a code fence, because clients parse it directly."""
 
 
 class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The text is JSON that meets this schema, or the request's own."""
+    """The text is JSON that meets this schema, or the schema in the request."""
 
     schema: Any = "request"
     on_unavailable: OnUnavailable = "accept"
 
 
 class ToolCalls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Calls are of tools that the request offered, with arguments that meet their schemas."""
+    """All calls name tools that the request offered, with arguments that meet their schemas."""
 
     on_unavailable: OnUnavailable = "accept"
 
 
 class Regex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The text, without white space around it, matches somewhere (RE2)."""
+    """The pattern (RE2) matches somewhere in the text, without white space around it."""
 
     pattern: str
 
 
 class NoRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """No refusal field, no content filter, no opening known as a refusal."""
+    """The answer has no refusal field, no content filter, and no opening that is known as a refusal."""
 
 
 class Logprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mean log-probability of all tokens, or of the `first` ones, is at least `min`."""
 
     min: Annotated[float, Meta(le=0)]
-    first: Annotated[int, Meta(ge=1)] | None = None  # judged on these alone, so decided as soon as they are there
-    slack: Annotated[float, Meta(ge=0)] = 0.5  # how far below `min` an early mean must lie
+    first: Annotated[int, Meta(ge=1)] | None = None  # judge only these tokens, when they arrive
+    slack: Annotated[float, Meta(ge=0)] = 0.5  # an early mean must be this far below `min` to reject
     on_unavailable: OnUnavailable = "accept"
 
 
 class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """At least the share `min` of the sentences is as similar as `level` to the context."""
+    """At least the share `min` of the sentences has a similarity of `level` or more with the context."""
 
     min: Share
     level: Share = 0.6  # uncalibrated
@@ -87,19 +87,19 @@ class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The answer is at least so likely right, by the curve that `extproc calibrate` fitted for the cohort."""
+    """The probability that the answer is right, by the cohort's fitted curve, is at least `min`."""
 
     min: Share
     on_unavailable: OnUnavailable = "accept"
-    scorer: Scorer | None = None  # the cohort's; not the rule's to give
+    scorer: Scorer | None = None  # from the cohort, never from the YAML of the rule
 
 
 class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A rule that calls out: `judge` asks whether the answer is good, `agree` for a second answer."""
+    """A rule that calls a model: `judge` asks it for an opinion, `agree` compares its own answer."""
 
     name: str
-    by: str  # one of the policy's judges
-    level: Share = 0.8  # agree: least similarity of the two answers
+    by: str  # the name of one of the policy's judges
+    level: Share = 0.8  # for `agree`: least similarity of the two answers
     on_unavailable: OnUnavailable = "accept"
 
 
@@ -108,7 +108,7 @@ AcceptRule = (
     | Logprob | Grounded | Score | External
 )  # fmt: skip
 
-# Name: the type, the field that a plain value sets, an example.
+# Name -> the type, the field that a plain value sets, an example.
 _RULES: dict[str, tuple[type[Any], str | None, str]] = {
     "complete": (Complete, None, "complete"),
     "non_empty": (NonEmpty, None, "non_empty"),
@@ -128,23 +128,28 @@ _CALL_OUTS = ("agree", "judge")
 
 
 def rule_name(rule: AcceptRule) -> str:
-    """The name that the rule has in the YAML."""
+    """Return the name of the rule in the YAML."""
     return rule.name if isinstance(rule, External) else _NAMES[type(rule)]
 
 
 def compile_rules(spec: Any, scorer: Scorer | None = None) -> tuple[AcceptRule, ...]:
-    """Rules of an `accept` list; `score` goes by `scorer`. Raises ValueError: where, what is wrong, a remedy."""
+    """Compile an `accept` list. The rule `score` uses `scorer`.
+
+    Raises ValueError with the place, the fault and the remedy.
+    """
     if not isinstance(spec, list):
-        raise ValueError("accept: must be a list of rules; write accept: [complete, no_refusal]")
+        raise ValueError("accept: must be a list of rules; write, for example, accept: [complete, no_refusal]")
     rules = tuple(_compile(item, f"accept[{index}]", scorer) for index, item in enumerate(spec))
     names = [rule_name(rule) for rule in rules]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"accept: the rule {name!r} stands twice; keep one")
+            raise ValueError(f"accept: the rule {name!r} appears twice; remove one of them")
     least = next((rule.chars for rule in rules if isinstance(rule, MinChars)), 0)
     most = next((rule.chars for rule in rules if isinstance(rule, MaxChars)), least)
     if least > most:
-        raise ValueError(f"accept: min_chars {least} is above max_chars {most}; no answer can pass")
+        raise ValueError(
+            f"accept: min_chars {least} is above max_chars {most}, so no answer can pass; lower min_chars"
+        )
     return rules
 
 
@@ -154,20 +159,22 @@ def _compile(item: Any, where: str, scorer: Scorer | None) -> AcceptRule:
     elif isinstance(item, dict) and len(item) == 1 and isinstance(next(iter(item)), str):
         ((name, value),) = item.items()
     else:
-        raise ValueError(f"{where}: a rule is a name or a mapping of one name; write complete or {{min_chars: 20}}")
+        raise ValueError(
+            f"{where}: a rule is a name or a mapping with one name; write complete or {{min_chars: 20}}"
+        )
     if name in _CALL_OUTS:
         called: AcceptRule = _convert(
             External, _call_out(name, value), f"{where}.{name}", f"{{{name}: {{by: a-judge}}}}"
         )
         return called
     if name not in _RULES:
-        known = (*_RULES, *_CALL_OUTS)
-        near = get_close_matches(name, known, n=1)
-        remedy = f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(known)}"
+        names = (*_RULES, *_CALL_OUTS)
+        near = get_close_matches(name, names, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"rules are {', '.join(names)}"
         raise ValueError(f"{where}: there is no rule {name!r}; {remedy}")
     kind, field, example = _RULES[name]
     rule: AcceptRule = _convert(kind, _options(name, field, value), f"{where}.{name}", example)
-    _prove(rule, f"{where}.{name}")
+    _ensure_checkable(rule, f"{where}.{name}")
     return _scored(rule, scorer, f"{where}.{name}") if isinstance(rule, Score) else rule
 
 
@@ -184,7 +191,7 @@ def _options(name: str, field: str | None, value: Any) -> Any:
     if value is None:
         return {}
     named = isinstance(value, dict)
-    if name == "json_schema" and named:  # the schema itself, unless it says otherwise
+    if name == "json_schema" and named:  # the value is the schema, unless it has only these keys
         named = value.keys() <= {"schema", "on_unavailable"}
     return value if named or field is None else {field: value}
 
@@ -200,8 +207,8 @@ def _convert(kind: type[Any], options: Any, where: str, example: str) -> Any:
         raise ValueError(f"{where}: {error}; write {example}") from error
 
 
-def _prove(rule: AcceptRule, where: str) -> None:
-    """Refuse a pattern or a schema that could never be checked."""
+def _ensure_checkable(rule: AcceptRule, where: str) -> None:
+    """Raise ValueError for a pattern or a schema that can never be checked."""
     try:
         if isinstance(rule, Regex):
             compile_pattern(rule.pattern)
@@ -209,6 +216,6 @@ def _prove(rule: AcceptRule, where: str) -> None:
         if isinstance(rule, JsonSchema) and rule.schema != "request":
             fault = schema_fault(rule.schema)
     except ValueError as error:
-        fault = f"{error}; RE2 has no look-around and no back-references"
+        fault = f"{error}; note that RE2 has no look-around and no back-references"
     if fault is not None:
         raise ValueError(f"{where}: {fault}")

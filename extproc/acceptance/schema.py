@@ -1,11 +1,12 @@
-"""JSON Schema for judging answers: a bounded, linear-time check against a schema we do not trust.
+"""JSON Schema for judging answers: a bounded, linear-time check against an untrusted schema.
 
-The schema usually comes from a client, so no schema may hang or reach out: patterns run in RE2,
-references stay inside the schema, and every step is charged to a budget. The `jsonschema` package
-gives none of these (a nested `$schema` swaps its validator class, `additionalProperties` runs
-patterns in `re`, each failure formats the whole instance), so the keywords are our own. A keyword
-of the standard that is not here makes the schema unusable rather than half checked; a word the
-standard does not know is ignored, as it says.
+The schema usually comes from a client, so it must not hang the check or open connections. Patterns run in RE2,
+references stay inside the schema, and every step is charged to a budget.
+
+The `jsonschema` package guarantees none of this. A nested `$schema` changes its validator class,
+`additionalProperties` runs patterns in `re`, and each failure formats the whole instance. So the keywords are
+implemented here. A standard keyword that is not implemented makes the schema unusable, instead of checking a part
+of it. A keyword that the standard does not define is ignored, as the standard says.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import msgspec
 import re2  # google-re2 ships no types
 
 MAX_SCHEMA_BYTES = 65536
-# Keyword applications, items and members of one check: about 50 ms of CPU at worst.
+# Limit for the keywords, items and members of one check: about 50 ms of CPU at worst.
 MAX_STEPS = 100_000
 
 _UNSUPPORTED = {
@@ -33,8 +34,6 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "number": lambda v: _number(v),
     "integer": lambda v: _number(v) and (isinstance(v, int) or v.is_integer()),
 }
-
-
 _MEMBERS = ("properties", "patternProperties", "additionalProperties")
 _ITEMS = ("prefixItems", "items")
 
@@ -47,22 +46,26 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _plain(value: Any) -> Any:
-    """The value with 1.0 as 1, so that equal JSON is equal text."""
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _canonical(value: Any) -> Any:
+    """Return the value with 1.0 as 1, so that equal JSON values have equal text."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _canonical(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_canonical(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _key(value: Any) -> bytes:
-    return msgspec.json.encode(_plain(value), order="sorted")
+def _canonical_text(value: Any) -> bytes:
+    return msgspec.json.encode(_canonical(value), order="sorted")
 
 
 @lru_cache(maxsize=512)
 def compile_pattern(pattern: str) -> Any:
-    """An RE2 pattern: linear time on any text. Raises ValueError with the reason."""
+    """Compile an RE2 pattern, which takes linear time on any text. Raises ValueError with the reason."""
     options = re2.Options()
     options.log_errors = False
     options.max_mem = 1 << 20
@@ -74,7 +77,7 @@ def compile_pattern(pattern: str) -> Any:
 
 
 class _Check:
-    """One value against one schema: the root for references, and what may still be spent."""
+    """One check of a value: the root schema for references, and the steps that are left."""
 
     def __init__(self, root: Any) -> None:
         self.root = root
@@ -83,14 +86,14 @@ class _Check:
     def charge(self, steps: int) -> None:
         self.steps -= steps
         if self.steps < 0:
-            raise SchemaUnusable("checking it takes too long")
+            raise SchemaUnusable(f"the check takes too long: more than {MAX_STEPS} steps")
 
     def valid(self, schema: Any, value: Any) -> bool:
         if isinstance(schema, bool):
             return schema
         self.charge(1 + len(schema))
-        for word, wanted in schema.items():
-            if word in _KEYWORDS and not _KEYWORDS[word](self, wanted, value, schema):
+        for keyword, wanted in schema.items():
+            if keyword in _KEYWORDS and not _KEYWORDS[keyword](self, wanted, value, schema):
                 return False
         if isinstance(value, dict):
             return schema.keys().isdisjoint(_MEMBERS) or self.members(schema, value)
@@ -98,20 +101,20 @@ class _Check:
             return schema.keys().isdisjoint(_ITEMS) or self.items(schema, value)
         return True
 
-    def holds(self, value: dict[str, Any], names: list[str]) -> bool:
+    def has_all(self, value: dict[str, Any], names: list[str]) -> bool:
         self.charge(len(names))
         return all(name in value for name in names)
 
     def equals(self, wanted: list[Any], value: Any) -> bool:
-        if isinstance(value, str):  # the common enum; a string equals only strings
+        if isinstance(value, str):  # the usual enum; a string can equal only strings
             self.charge(len(wanted))
             return value in wanted
-        key, keys = _key(value), [_key(item) for item in wanted]
+        key, keys = _canonical_text(value), [_canonical_text(item) for item in wanted]
         self.charge((len(key) + sum(map(len, keys))) // 8)
         return key in keys
 
     def unique(self, items: list[Any]) -> bool:
-        keys = [_key(item) for item in items]
+        keys = [_canonical_text(item) for item in items]
         self.charge(sum(map(len, keys)) // 8)
         return len(set(keys)) == len(keys)
 
@@ -124,9 +127,9 @@ class _Check:
         others = schema.get("additionalProperties", True)
         self.charge(len(value))
         for name, item in value.items():
-            found = [named[name]] if name in named else []
-            found += [s for p, s in patterned.items() if self.matches(p, name)]
-            if not all(self.valid(s, item) for s in found or [others]):
+            schemas = [named[name]] if name in named else []
+            schemas += [s for p, s in patterned.items() if self.matches(p, name)]
+            if not all(self.valid(s, item) for s in schemas or [others]):
                 return False
         return True
 
@@ -139,17 +142,17 @@ class _Check:
 
 def _resolve(root: Any, pointer: str) -> Any:
     if pointer != "#" and not pointer.startswith("#/"):
-        raise SchemaUnusable(f"$ref {pointer!r} leads outside the schema")
-    found = root
+        raise SchemaUnusable(f"$ref {pointer!r} points outside the schema; it must begin with #/")
+    target = root
     for step in pointer.split("/")[1:]:
         step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, list) and step.isascii() and step.isdigit() and len(step) < 6:
-            found = dict(enumerate(found)).get(int(step))
+        if isinstance(target, list) and step.isascii() and step.isdigit() and len(step) < 6:
+            target = dict(enumerate(target)).get(int(step))
         else:
-            found = found.get(step) if isinstance(found, dict) else None
-    if not isinstance(found, dict | bool):
-        raise SchemaUnusable(f"$ref {pointer!r} leads nowhere")
-    return found
+            target = target.get(step) if isinstance(target, dict) else None
+    if not isinstance(target, dict | bool):
+        raise SchemaUnusable(f"$ref {pointer!r} does not point to a schema")
+    return target
 
 
 def _multiple(value: float, of: float) -> bool:
@@ -157,6 +160,7 @@ def _multiple(value: float, of: float) -> bool:
     return abs(quotient - round(quotient)) < 1e-9 * max(1.0, abs(quotient))
 
 
+# The check, the value of the keyword, the value to check, and the schema that has the keyword.
 _Keyword = Callable[[_Check, Any, Any, dict[str, Any]], bool]
 _KEYWORDS: dict[str, _Keyword] = {
     "type": lambda c, w, v, _: any(_TYPES[t](v) for t in ([w] if isinstance(w, str) else w)),
@@ -168,9 +172,9 @@ _KEYWORDS: dict[str, _Keyword] = {
     "oneOf": lambda c, w, v, _: sum(c.valid(s, v) for s in w) == 1,
     "not": lambda c, w, v, _: not c.valid(w, v),
     "if": lambda c, w, v, s: c.valid(s.get("then" if c.valid(w, v) else "else", True), v),
-    "required": lambda c, w, v, _: not isinstance(v, dict) or c.holds(v, w),
+    "required": lambda c, w, v, _: not isinstance(v, dict) or c.has_all(v, w),
     "dependentRequired": lambda c, w, v, _: (
-        not isinstance(v, dict) or all(c.holds(v, w[name]) for name in w if name in v)
+        not isinstance(v, dict) or all(c.has_all(v, w[name]) for name in w if name in v)
     ),
     "propertyNames": lambda c, w, v, _: not isinstance(v, dict) or all(c.valid(w, n) for n in v),
     "minProperties": lambda c, w, v, _: not isinstance(v, dict) or len(v) >= w,
@@ -188,7 +192,7 @@ _KEYWORDS: dict[str, _Keyword] = {
     "multipleOf": lambda c, w, v, _: not _number(v) or _multiple(v, w),
 }
 
-# What may stand under a keyword, so that a check never meets a shape it does not expect.
+# The allowed values of keywords. They are verified first, so that a check meets only these.
 _SCHEMA = ("not", "if", "then", "else", "additionalProperties", "propertyNames", "items")
 _SCHEMAS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions")
@@ -197,8 +201,8 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
     "enum": lambda w: isinstance(w, list),
     "$ref": lambda w: isinstance(w, str),
     "pattern": lambda w: isinstance(w, str),
-    "required": lambda w: _words(w),
-    "dependentRequired": lambda w: isinstance(w, dict) and all(map(_words, w.values())),
+    "required": _is_list_of_texts,
+    "dependentRequired": lambda w: isinstance(w, dict) and all(map(_is_list_of_texts, w.values())),
     "uniqueItems": lambda w: isinstance(w, bool),
     "multipleOf": lambda w: _number(w) and w > 0,
     **dict.fromkeys(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"), _number),
@@ -210,48 +214,44 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _vet(root: Any, schema: Any, seen: set[int]) -> None:
-    """Raise ValueError when `schema`, or anything it leads to, cannot be checked."""
+def _ensure_usable(root: Any, schema: Any, seen: set[int]) -> None:
+    """Raise ValueError when `schema`, or a schema in it or referenced by it, cannot be checked."""
     if isinstance(schema, bool) or id(schema) in seen:
         return
     if not isinstance(schema, dict):
         raise SchemaUnusable(f"a schema must be an object or a boolean, not {schema!r:.40}")
     seen.add(id(schema))
-    for word, value in schema.items():
-        if word in _UNSUPPORTED:
-            raise SchemaUnusable(f"the keyword {word!r} is not supported; write it another way")
-        if word in _SHAPES and not _SHAPES[word](value):
-            raise SchemaUnusable(f"{word!r} cannot be {value!r:.40}")
-        if word in _SCHEMAS and not isinstance(value, list):
-            raise SchemaUnusable(f"{word!r} must be a list of schemas")
-        if word in _NAMED and not isinstance(value, dict):
-            raise SchemaUnusable(f"{word!r} must map names to schemas")
-        if word in ("pattern", "patternProperties"):
+    for keyword, value in schema.items():
+        if keyword in _UNSUPPORTED:
+            raise SchemaUnusable(f"the keyword {keyword!r} is not supported; use other keywords")
+        if keyword in _SHAPES and not _SHAPES[keyword](value):
+            raise SchemaUnusable(f"{keyword!r} cannot be {value!r:.40}")
+        if keyword in _SCHEMAS and not isinstance(value, list):
+            raise SchemaUnusable(f"{keyword!r} must be a list of schemas")
+        if keyword in _NAMED and not isinstance(value, dict):
+            raise SchemaUnusable(f"{keyword!r} must map names to schemas")
+        if keyword in ("pattern", "patternProperties"):
             for pattern in [value] if isinstance(value, str) else value:
                 compile_pattern(pattern)
-        under = [value] if word in _SCHEMA else value if word in _SCHEMAS else ()
-        for item in value.values() if word in _NAMED else under:
-            _vet(root, item, seen)
-        if word == "$ref":
-            _vet(root, _resolve(root, value), seen)
+        schemas = [value] if keyword in _SCHEMA else value if keyword in _SCHEMAS else ()
+        for item in value.values() if keyword in _NAMED else schemas:
+            _ensure_usable(root, item, seen)
+        if keyword == "$ref":
+            _ensure_usable(root, _resolve(root, value), seen)
 
 
 @lru_cache(maxsize=256)
 def _fault(encoded: bytes) -> str | None:
     schema = msgspec.json.decode(encoded)
     try:
-        _vet(schema, schema, set())
+        _ensure_usable(schema, schema, set())
     except ValueError as error:
         return str(error)
     return None
 
 
 def schema_fault(schema: Any) -> str | None:
-    """Why no answer can be checked against `schema`; None when it is fine. Cached by content."""
+    """Return why no answer can be checked against `schema`, or None if it can. Cached by content."""
     try:
         encoded = msgspec.json.encode(schema)
         if len(encoded) > MAX_SCHEMA_BYTES:
@@ -262,7 +262,7 @@ def schema_fault(schema: Any) -> str | None:
 
 
 def conforms(schema: Any, value: Any) -> bool:
-    """Whether decoded JSON meets the schema. Raises SchemaUnusable when that cannot be told."""
+    """Whether decoded JSON meets the schema. Raises SchemaUnusable when it cannot be checked."""
     fault = schema_fault(schema)
     if fault is not None:
         raise SchemaUnusable(fault)

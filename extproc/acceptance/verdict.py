@@ -1,9 +1,11 @@
-"""Is this answer good enough for the client? Rules and one answer make one `Verdict`.
+"""Judges whether an answer is good enough for the client: rules and one answer -> one `Verdict`.
 
-Rules are tried in order; the first rejection wins. Whatever the rules are, an answer that a client
-could not read is rejected: malformed, of the wrong content type or framing, an error inside a 200,
-or without its protocol's ending. Nothing here does I/O: `grounded` embeds through what the caller
-passes, and the results of rules that call out (`agree`, `judge`) enter as `external`.
+Rules are tried in order, and the first rejection wins. An answer that a client could not read is rejected without
+any rule. It may be malformed, have the wrong content type or framing, be an error inside a 200, or lack its
+protocol's ending.
+
+Nothing here does I/O. The caller passes the function that embeds texts for `grounded`, and passes the results of
+rules that call out (`agree`, `judge`) as `external`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,13 +21,13 @@ from extproc.api.observation import Observation
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """Accept or reject, which rule said so, and a machine word for why."""
+    """Accept or reject, the rule that rejected, and a machine-readable reason."""
 
     accept: bool
-    rule: str | None = None  # None: no rule rejected, or none was needed to
+    rule: str | None = None  # None: no rule rejected, or the answer was unreadable
     reason: str = OK
-    decided: bool = True  # False: more of the answer is needed; `accept` is then False
-    unavailable: tuple[str, ...] = ()  # rules that could not run and were taken as passed
+    decided: bool = True  # False: more of the answer is needed, and `accept` is False
+    unavailable: tuple[str, ...] = ()  # rules that could not run and counted as passed
 
 
 def judge(
@@ -37,7 +39,7 @@ def judge(
     external: Mapping[str, bool | None] | None = None,
     tier: str | None = None,
 ) -> Verdict:
-    """The verdict on an answer that is over, given by `tier`; always decided."""
+    """Judge an answer by `tier` that has ended. The verdict is always decided."""
     inputs = CheckInputs(request or Requirements(), embed, external or {}, tier)
     reason = _unreadable(observation, inputs.request)
     if reason is None and not observation.complete:
@@ -63,10 +65,10 @@ def judge_early(
     external: Mapping[str, bool | None] | None = None,
     tier: str | None = None,
 ) -> Verdict:
-    """The verdict on an answer that still grows, as far as it is certain whatever follows.
+    """Judge an answer that is still growing. The verdict is decided only if the rest cannot change it.
 
-    Accept means that every rule is satisfied if the answer ends properly. Only an early mean
-    log-probability is a bet: it must lie below its floor by the rule's slack.
+    Accept means that every rule is satisfied if the answer ends properly. One rejection is not certain: a low mean
+    log-probability of the first tokens. It must be below the rule's `min` by at least its `slack`.
     """
     if observation.complete or observation.ended:
         return judge(rules, observation, request=request, embed=embed, external=external, tier=tier)
@@ -84,18 +86,18 @@ def judge_early(
 
 
 def wants_logprobs(rules: Sequence[AcceptRule]) -> bool:
-    """Whether the upstream must be asked for log-probabilities."""
+    """Whether these rules need log-probabilities, so that the upstream must be asked for them."""
     scorers = [rule.scorer for rule in rules if isinstance(rule, Score) and rule.scorer is not None]
     return any(isinstance(rule, Logprob) for rule in rules) or any(scorer.wants_logprobs for scorer in scorers)
 
 
 def needs_whole_answer(rules: Sequence[AcceptRule]) -> list[str]:
-    """The names of the rules that say nothing of a part of an answer."""
+    """Return the names of the rules that cannot judge a part of an answer."""
     return [rule_name(rule) for rule in rules if type(rule) not in PARTIAL_CHECKS]
 
 
 def _unreadable(observation: Observation, request: Requirements) -> str | None:
-    """Why no client could read this, whatever the rules."""
+    """Return why a client could not read this answer, or None. No rule is needed for that."""
     if observation.error is not None:
         return "upstream_error"
     if observation.malformed is not None:

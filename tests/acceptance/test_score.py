@@ -1,4 +1,4 @@
-"""The acceptance score: facts counted by hand, a curve that weighs them, and the rule that goes by it."""
+"""The acceptance score: facts counted by hand, a curve that weighs them, and the rule that uses the score."""
 
 import math
 from typing import Any
@@ -33,9 +33,9 @@ def facts(text: str, question: str = QUESTION, **more: Any) -> dict[str, float]:
 
 
 def test_facts_of_an_answer_by_hand():
-    """What the text looks like, whether it was cut, and how much of it the question had said."""
-    found = facts("Perhaps 12 - 5 = 7,\nor 8?", "12 or 5", finish="length")
-    assert found == pytest.approx(
+    """The form of the text, whether it was cut, and how many of its words are in the question."""
+    counted = facts("Perhaps 12 - 5 = 7,\nor 8?", "12 or 5", finish="length")
+    assert counted == pytest.approx(
         dict.fromkeys(SCORE_FACTS, 0.0)
         | {
             "length": math.log(26), "lines": math.log(2), "word_length": (7 + 2 + 1 + 1 + 2 + 1) / 6,
@@ -46,10 +46,10 @@ def test_facts_of_an_answer_by_hand():
 
 
 def test_an_option_that_was_chosen_is_held_against_the_reasoning():
-    """The number that the reasoning ends in is the chosen option's, or another's."""
+    """The number at the end of the reasoning agrees with the chosen option, or with another option."""
     agreed, torn = (facts(f"12 minus 5 leaves 7. The answer is ({letter}).") for letter in "BA")
     assert (agreed["chosen_said"], agreed["chosen_near"], agreed["chosen_far"]) == (1.0, 1.0, 0.0)
-    assert (agreed["chosen_ahead"], torn["chosen_ahead"]) == (0.0, 0.0)  # 5 was said, too
+    assert (agreed["chosen_ahead"], torn["chosen_ahead"]) == (0.0, 0.0)  # the reasoning has 5, too
     assert (torn["chosen_near"], facts("It is 9. The answer is (A).")["chosen_near"]) == (1.0, 0.0)
     assert facts("None. The answer is C")["chosen_said"] == 1 / 3
     assert agreed["numeric_options"] == 2 / 3
@@ -57,9 +57,9 @@ def test_an_option_that_was_chosen_is_held_against_the_reasoning():
 
 
 def test_log_probabilities_are_facts():
-    """Their mean, and the share of tokens in doubt."""
-    found = facts("7", logprobs=(-0.5, -1.5, -0.1, -1.9))
-    assert (found["logprob"], found["doubts"]) == (-1.0, 0.5)
+    """The facts are their mean, and the share of tokens in doubt."""
+    counted = facts("7", logprobs=(-0.5, -1.5, -0.1, -1.9))
+    assert (counted["logprob"], counted["doubts"]) == (-1.0, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -76,11 +76,11 @@ def test_log_probabilities_are_facts():
     ],
 )
 def test_any_text_has_finite_bounded_facts(text):
-    """However long: of a long text its ends are read."""
-    found = score_facts(text, answered(text))
-    assert len(found) == len(SCORE_FACTS)
-    assert all(math.isfinite(fact) for fact in found)
-    assert max(found) <= max(20, math.log1p(ANSWER_CHARS + 1))
+    """Also a very long text, of which only head and tail are read."""
+    counted = score_facts(text, answered(text))
+    assert len(counted) == len(SCORE_FACTS)
+    assert all(math.isfinite(fact) for fact in counted)
+    assert max(counted) <= max(20, math.log1p(ANSWER_CHARS + 1))
 
 
 def test_the_score_is_the_curve_of_the_weighed_facts():
@@ -95,7 +95,7 @@ def scored(text: str, tier: str | None = "small", question: str | None = "q", **
 
 
 def test_the_rule_rejects_what_scores_low():
-    """exp(4.4) characters are the least here; the verdict names the rule and the reason."""
+    """exp(4.4) characters are the minimum here. The verdict names the rule and the reason."""
     assert scored("x" * 90).accept
     verdict = scored("x" * 70)
     assert (verdict.accept, verdict.rule, verdict.reason) == (False, "score", "low_score")
@@ -103,21 +103,21 @@ def test_the_rule_rejects_what_scores_low():
 
 @pytest.mark.parametrize("more", [{"tier": "large"}, {"question": None}], ids=["another tier", "no question"])
 def test_what_the_curve_says_nothing_of_is_taken_as_passed(more):
-    """And told: a curve fitted on one tier's answers does not judge another's."""
+    """The verdict names the rule. A curve that was fitted on one tier's answers does not judge other tiers."""
     verdict = scored("x", **more)
     assert (verdict.accept, verdict.unavailable) == (True, ("score",))
 
 
 def test_an_answer_that_only_calls_tools_is_not_scored():
-    """There is no text to weigh."""
-    facts = Requirements(question="q", tools={"find": None})
+    """It has no text to score."""
+    request = Requirements(question="q", tools={"find": None})
     rules = compile_rules([{"score": 0.6}], SCORER)
     seen = answered("", tool_calls=(ToolCall("find", "{}"),), finish="tool_calls")
-    assert judge(rules, seen, request=facts, tier="small").accept
+    assert judge(rules, seen, request=request, tier="small").accept
 
 
 def test_a_part_of_an_answer_is_never_scored():
-    """The whole answer decides, so a stream that is held for its first tokens passes."""
+    """Only the whole answer can be scored, so a stream that is buffered for its first tokens passes."""
     rules = compile_rules([{"score": 0.6}], SCORER)
     assert needs_whole_answer(rules) == ["score"]
     verdict = judge_early(rules, Observation(text="x"), request=Requirements(question="q"), tier="small")
@@ -125,7 +125,7 @@ def test_a_part_of_an_answer_is_never_scored():
 
 
 def test_log_probabilities_are_asked_for_where_they_weigh():
-    """And a curve that weighs them cannot run without."""
+    """A curve that weighs them cannot run without them."""
     weighs = msgspec.structs.replace(SCORER, weights={"logprob": 2.0})
     rules, plain = (compile_rules([{"score": 0.6}], scorer) for scorer in (weighs, SCORER))
     assert (wants_logprobs(rules), wants_logprobs(plain)) == (True, False)
@@ -142,13 +142,13 @@ def test_log_probabilities_are_asked_for_where_they_weigh():
     ],
 )
 def test_a_rule_that_cannot_be_is_refused(spec, message):
-    """With what to write instead."""
+    """The error says what to write instead."""
     with pytest.raises(ValueError, match=message):
         compile_rules([spec], None)
 
 
 def test_the_question_is_the_last_that_the_person_said():
-    """It travels with the facts only where the rule is on, and cut to its ends."""
+    """The verifier gets it only if the rule is on, cut to its head and tail."""
     turns = [("user", "one"), ("assistant", "two"), ("user", "three " * 2000)]
     messages = [{"role": role, "content": text} for role, text in turns]
     body = msgspec.json.encode({"model": "auto", "messages": messages})

@@ -1,4 +1,4 @@
-"""Judging an answer: what each rule accepts, rejects, and can already tell of a part."""
+"""Judging an answer: each rule accepts, rejects, and decides early if it can."""
 
 import time
 from typing import Any
@@ -20,7 +20,7 @@ PERSON = {
     "required": ["name"],
     "additionalProperties": False,
 }
-FACTS = Requirements(
+REQUIREMENTS = Requirements(
     json_schema=PERSON,
     tools={"get": {"type": "object", "required": ["a"]}, "now": None},
     context="The invoice is numbered 4711. It is due in May. Oslo is the capital of Norway.",
@@ -30,8 +30,8 @@ UNDECIDED = Verdict(False, reason="undecided", decided=False)
 
 
 def answer(text: str = "Fine.", **more: Any) -> Observation:
-    facts = {"finish": "stop", "complete": True, "ended": True, "n_choices": 1, "framing": "json"}
-    return Observation(text=text, **{**facts, **more})
+    fields = {"finish": "stop", "complete": True, "ended": True, "n_choices": 1, "framing": "json"}
+    return Observation(text=text, **{**fields, **more})
 
 
 def part(text: str = "", **more: Any) -> Observation:
@@ -43,7 +43,7 @@ def calls(*pairs: tuple[str, str]) -> tuple[ToolCall, ...]:
 
 
 def embed(texts: list[str]) -> Any:
-    """Unit vectors of word counts: similar texts share words."""
+    """Return unit vectors of word counts, so similar texts are those that share words."""
     words = sorted({word.strip(".").lower() for text in texts for word in text.split()})
     rows = [[text.lower().replace(".", "").split().count(word) for word in words] for text in texts]
     vectors = np.array(rows, dtype=np.float32)
@@ -53,7 +53,7 @@ def embed(texts: list[str]) -> Any:
 REFUSED = "I'm sorry, but I can't help with that request. Please ask me about something else."
 LONG = "The capital of Norway is Oslo, and this answer goes on. " * 5
 
-# rule, answer, reason; None: accepted.
+# Rule, answer, reason. None means accepted.
 JUDGED: list[tuple[Any, Observation, str | None]] = [
     ("complete", answer(), None),
     ("complete", answer(finish="tool_calls"), None),
@@ -107,16 +107,16 @@ JUDGED: list[tuple[Any, Observation, str | None]] = [
 
 @pytest.mark.parametrize(("item", "seen", "reason"), JUDGED)
 def test_each_rule_accepts_and_rejects(item: Any, seen: Observation, reason: str | None) -> None:
-    """A rule rejects with its name and one machine word."""
+    """A rejection has the name of the rule and one machine-readable reason."""
     rules = compile_rules([item])
     name = item if isinstance(item, str) else next(iter(item))
-    verdict = judge(rules, seen, request=FACTS, embed=embed, external=EXTERNAL)
+    verdict = judge(rules, seen, request=REQUIREMENTS, embed=embed, external=EXTERNAL)
     assert verdict == (OK if reason is None else Verdict(False, name, reason))
 
 
 EXTERNAL = {"judge": True, "agree": False}
 
-# rule, part of an answer, reason; None: undecided; "ok": accepted.
+# Rule, part of an answer, reason. None means undecided, and "ok" means accepted.
 EARLY: list[tuple[Any, Observation, str | None]] = [
     ("complete", part("a"), None),
     ("complete", part("a", finish="length"), "cut"),
@@ -159,27 +159,27 @@ EARLY: list[tuple[Any, Observation, str | None]] = [
 
 @pytest.mark.parametrize(("item", "seen", "reason"), EARLY)
 def test_each_rule_tells_early_only_what_is_certain(item: Any, seen: Observation, reason: str | None) -> None:
-    """A part is rejected, accepted or left undecided, never guessed."""
+    """A part is rejected, accepted or left undecided, without guessing."""
     rules = compile_rules([item])
     name = item if isinstance(item, str) else next(iter(item))
     rejected = Verdict(False, name, reason or "")
     expected = {None: UNDECIDED, "ok": OK}.get(reason, rejected)
-    assert judge_early(rules, seen, request=FACTS, embed=embed, external=EXTERNAL) == expected
+    assert judge_early(rules, seen, request=REQUIREMENTS, embed=embed, external=EXTERNAL) == expected
 
 
 @pytest.mark.parametrize(("item", "seen", "reason"), JUDGED)
 def test_an_early_verdict_is_the_last_one(item: Any, seen: Observation, reason: str | None) -> None:
-    """What is decided of any prefix of the text holds for the whole, for every rule."""
+    """For every rule, a decision on any prefix of the text also holds for the whole text."""
     rules = compile_rules([item])
-    final = judge(rules, seen, request=FACTS, embed=embed, external=EXTERNAL)
+    final = judge(rules, seen, request=REQUIREMENTS, embed=embed, external=EXTERNAL)
     for end in range(min(len(seen.text), 300)):
         so_far = part(seen.text[:end])
-        early = judge_early(rules, so_far, request=FACTS, external=EXTERNAL)
+        early = judge_early(rules, so_far, request=REQUIREMENTS, external=EXTERNAL)
         assert not early.decided or early.accept == final.accept, end
 
 
 def test_the_first_rejection_wins() -> None:
-    """Rules are tried in order, and an answer that passes them all is accepted."""
+    """Rules are tried in order, and an answer that passes all of them is accepted."""
     spec = ["complete", {"min_chars": 10}, "json"]
     assert judge(compile_rules(spec), answer("short")) == Verdict(False, "min_chars", "too_short")
     assert judge(compile_rules(spec[::-1]), answer("short")) == Verdict(False, "json", "not_json")
@@ -201,11 +201,11 @@ def test_the_first_rejection_wins() -> None:
 def test_what_a_client_cannot_read_is_rejected_without_any_rule(
     seen: Observation, stream: bool | None, reason: str | None
 ) -> None:
-    """No list of rules, however short, accepts an unreadable or unfinished answer."""
-    facts = Requirements(stream=stream)
+    """An unreadable or unfinished answer is rejected even with an empty list of rules."""
+    request = Requirements(stream=stream)
     expected = OK if reason is None else Verdict(False, reason=reason)
-    assert judge((), seen, request=facts) == expected
-    assert judge_early((), seen, request=facts) == expected
+    assert judge((), seen, request=request) == expected
+    assert judge_early((), seen, request=request) == expected
 
 
 def test_a_part_that_ended_is_judged_as_it_is() -> None:
@@ -224,7 +224,7 @@ def test_a_part_that_ended_is_judged_as_it_is() -> None:
     ],
 )
 def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) -> None:
-    """Accepted and named by default, rejected where the operator says so."""
+    """By default it counts as passed and is named. The operator may choose rejection."""
     verdict = judge(compile_rules([{name: options}]), answer("[]"))
     assert verdict == Verdict(True, unavailable=(name,))
     strict = compile_rules([{name: {**options, "on_unavailable": "reject"}}])
@@ -232,7 +232,7 @@ def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) 
 
 
 def test_a_tool_call_may_be_required_and_choices_counted() -> None:
-    """`tool_choice: required` and `n` are held to the answer."""
+    """The answer must meet `tool_choice: required` and `n` of the request."""
     required = Requirements(tool_required=True, choices=2)
     verdict = judge(compile_rules(["tool_calls"]), answer(), request=required)
     assert verdict == Verdict(False, "tool_calls", "no_tool_call")
@@ -260,18 +260,18 @@ def test_a_tool_call_may_be_required_and_choices_counted() -> None:
         ([{"regex": "(?=a)"}], "no look-around"),
         ([{"json_schema": {"type": "objekt"}}], "'type' cannot be 'objekt'"),
         ([{"json_schema": "reqest"}], "a schema must be an object"),
-        (["json", "json"], "stands twice"),
+        (["json", "json"], "appears twice; remove one"),
         ([{"min_chars": 9}, {"max_chars": 8}], "no answer can pass"),
     ],
 )
 def test_a_bad_spec_says_where_and_what_to_write(spec: Any, message: str) -> None:
-    """The operator is told the place, the fault and the remedy."""
+    """The error has the place, the fault and the remedy."""
     with pytest.raises(ValueError, match=message):
         compile_rules(spec)
 
 
 def test_rules_say_what_they_need() -> None:
-    """Log-probabilities are asked for only when a rule reads them."""
+    """Log-probabilities are requested only when a rule reads them."""
     assert wants_logprobs(compile_rules([{"logprob": -1}]))
     assert not wants_logprobs(compile_rules(["complete", {"judge": "other"}]))
     assert compile_rules([]) == ()
@@ -314,20 +314,20 @@ ANSWERS = [
 
 @pytest.mark.parametrize("text", REFUSALS)
 def test_refusals_are_known_by_their_opening(text: str) -> None:
-    """Several phrasings, apostrophes and cases; also an apology with nothing after it."""
+    """Several phrasings, apostrophes and letter cases, and an apology with no text after it."""
     assert refuses(text)
     assert refuses(text.upper())
 
 
 @pytest.mark.parametrize("text", ANSWERS)
 def test_answers_that_sound_like_refusals_pass(text: str) -> None:
-    """A needless escalation on every such request would cost more than a missed refusal."""
+    """An unneeded escalation on all similar requests would cost more than one missed refusal."""
     assert not refuses(text)
 
 
 @pytest.mark.parametrize("text", [*REFUSALS, *ANSWERS])
 def test_an_opening_is_decided_early_only_when_nothing_can_change_it(text: str) -> None:
-    """At every character, what is sure is what the whole text says."""
+    """At every character, an early decision agrees with the decision on the whole text."""
     text = f"{text} {LONG}"
     for end in range(len(text) + 1):
         assert not surely_refuses(text[:end]) or refuses(text), end
@@ -372,7 +372,7 @@ SCHEMAS: list[tuple[Any, Any, Any]] = [
 
 @pytest.mark.parametrize(("schema", "good", "bad"), SCHEMAS)
 def test_schemas_are_checked_by_the_standard(schema: Any, good: Any, bad: Any) -> None:
-    """Each keyword accepts and rejects as JSON Schema 2020-12 says."""
+    """Each keyword accepts and rejects as JSON Schema 2020-12 defines."""
     assert schema_fault(schema) is None
     assert conforms(schema, good)
     assert bad is ... or not conforms(schema, bad)
@@ -411,16 +411,16 @@ for level in range(40):
     ],
 )
 def test_a_hostile_schema_is_unavailable_soon(schema: Any) -> None:
-    """No schema reaches out, loops, or hangs: it cannot be checked, and that is counted."""
+    """No schema opens a connection, loops or hangs. It cannot be checked, and the verdict says so."""
     start = time.perf_counter()
-    facts = Requirements(json_schema=schema)
-    verdict = judge(compile_rules(["json_schema"]), answer('{"a": "b"}'), request=facts)
+    request = Requirements(json_schema=schema)
+    verdict = judge(compile_rules(["json_schema"]), answer('{"a": "b"}'), request=request)
     assert verdict == Verdict(True, unavailable=("json_schema",))
     assert time.perf_counter() - start < 2  # without a bound these take hours
 
 
 def test_regex_bombs_run_in_linear_time() -> None:
-    """A pattern that hangs a backtracking engine for hours is over at once."""
+    """A pattern that takes a backtracking engine hours is finished immediately."""
     bomb, text = "^(a+)+$", "a" * 50_000 + "b"
     start = time.perf_counter()
     assert judge(compile_rules([{"regex": bomb}]), answer(text)).reason == "regex"
@@ -432,7 +432,7 @@ def test_regex_bombs_run_in_linear_time() -> None:
 
 
 def test_a_check_is_bounded_by_its_steps() -> None:
-    """A large value against a large schema stops, instead of taking as long as it takes."""
+    """The check of a large value against a large schema stops at the limit."""
     branches = {"items": {"anyOf": [{"const": i} for i in range(100)]}}
     assert conforms(branches, [99] * 100)
     with pytest.raises(SchemaUnusable, match="too long"):
@@ -441,22 +441,22 @@ def test_a_check_is_bounded_by_its_steps() -> None:
 
 
 def test_numbers_beyond_a_float_do_not_raise() -> None:
-    """Huge integers are numbers; what cannot be computed with them is unavailable."""
+    """Huge integers are numbers, and a check that cannot compute with them is unavailable."""
     huge = msgspec.json.decode(b"1" + b"0" * 200)
     assert conforms({"type": "integer", "minimum": 1}, huge)
-    facts = Requirements(json_schema={"multipleOf": 1e-300})
+    request = Requirements(json_schema={"multipleOf": 1e-300})
     text = str(huge) + "0" * 150
-    assert judge(compile_rules(["json_schema"]), answer(text), request=facts).decided
+    assert judge(compile_rules(["json_schema"]), answer(text), request=request).decided
 
 
 def test_grounding_never_judges_a_cut_text() -> None:
-    """Without context, with too much of it, or with no vectors the rule cannot run."""
+    """The rule cannot run without context, with too much context, or without vectors."""
     rules = compile_rules([{"grounded": 0.5}])
     unavailable = Verdict(True, unavailable=("grounded",))
     seen = answer("The invoice is due.")
     assert judge(rules, seen, request=Requirements(), embed=embed) == unavailable
     long = Requirements(context="It is due in May. " * 300)
     assert judge(rules, seen, request=long, embed=embed) == unavailable
-    assert judge(rules, seen, request=FACTS, embed=lambda texts: None) == unavailable
+    assert judge(rules, seen, request=REQUIREMENTS, embed=lambda texts: None) == unavailable
     broken = lambda texts: np.full((len(texts), 2), np.nan)  # noqa: E731
-    assert judge(rules, seen, request=FACTS, embed=broken) == unavailable
+    assert judge(rules, seen, request=REQUIREMENTS, embed=broken) == unavailable
