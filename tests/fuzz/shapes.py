@@ -1,6 +1,6 @@
-"""What the fuzz tests send: JSON as no library writes it, bodies of the four APIs gone wrong, answers, messages.
+"""Inputs of the fuzz tests: JSON in odd spellings, faulty bodies of the four APIs, answers, and Envoy messages.
 
-A `Writer` throws dice for everything; Hypothesis holds the dice, so that what fails is made small again.
+A `Writer` makes every choice with the dice of Hypothesis, so that Hypothesis can shrink an input that fails.
 """
 
 import json
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 def corpus(kind: str) -> dict[str, bytes]:
-    """Inputs worth keeping, by file name."""
+    """Return the inputs that are worth keeping, by file name."""
     return {path.name: path.read_bytes() for path in sorted((CORPUS / kind).iterdir())}
 
 
-# What parsers are known to disagree on, JSON or not.
+# Texts that JSON parsers are known to read differently, also invalid ones.
 _ODD = (
     b"NaN", b"-Infinity", b"01", b"+1", b"1.", b"'a'", b'"\\ud800"', b'"\\udc00\\ud800"', b'"\xff"', b'"\xc0\x80"',
     b'"\n"', b"[1,]", b'{"a":1,"a":2}', b'{"a":1,"\\u0061":2}', b"[" * 500 + b"]" * 500, b'{"a":' * 500, b"",
@@ -38,7 +38,8 @@ _WORDS = (
     "", "auto", "gpt-4o", "text", "user", "Prove that 17 is prime.", "<task>x</task>", "a\r\nx-evil: 1", 'a"b\\c',
     "Grüße 你好😀", "\x00", "\u2028", "yes",
 )  # fmt: skip
-# Member -> what it usually holds: words, or "name" of another shape, "name*" of a list of them.
+# Member -> its usual values. "$" is a text, "#" a number, "?" a boolean, and "@name" another shape. A "*" at the
+# end makes a list of them.
 _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
     "part": {
         "type": ("text", "input_text", "image_url", "input_audio", "tool_result", "image", "output_text",
@@ -120,16 +121,16 @@ _SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class Member(NamedTuple):
-    """A member as it was written."""
+    """A member with the bytes that it was written with."""
 
     name: str
-    head: bytes  # up to and with the colon and what follows it
+    head: bytes  # up to the colon and the white space after it
     value: bytes
-    gap: bytes  # what stands between it and the comma or brace
+    gap: bytes  # between the value and the comma or brace
 
 
 class Document(NamedTuple):
-    """A JSON object as it was written."""
+    """A JSON object with the bytes that it was written with."""
 
     lead: bytes
     members: tuple[Member, ...]
@@ -137,18 +138,18 @@ class Document(NamedTuple):
 
     @property
     def body(self) -> bytes:
-        """The bytes of it."""
+        """The bytes of the object."""
         return self.lead + b"{" + b",".join(m.head + m.value + m.gap for m in self.members) + b"}" + self.tail
 
 
 class Writer:
-    """Writes what the dice say."""
+    """Writes random values."""
 
     def __init__(self, dice: Random) -> None:
         self.dice = dice
 
     def rarely(self, once_in: int = 20) -> bool:
-        """True once in so many times."""
+        """True once in this many calls, on average."""
         return self.dice.randrange(once_in) == once_in - 1
 
     def one(self, of: Sequence[T]) -> T:
@@ -161,13 +162,13 @@ class Writer:
         return self.one((b"", b"", b"", b"", b" ", b"\t \r\n"))
 
     def string(self, text: str) -> bytes:
-        """The same text in one of its spellings."""
+        """Return the same text in one of its spellings."""
         if self.rarely():
             return b'"' + b"".join(f"\\u{ord(c) & 0xFFFF:04x}".encode() for c in text) + b'"'
         return json.dumps(text, ensure_ascii=self.one((True, False))).encode()
 
     def any(self, depth: int = 2) -> bytes:
-        """Any JSON, and now and then none."""
+        """Return any JSON, and sometimes a text that is not JSON."""
         if self.rarely(12):
             return self.one(_ODD)
         kind = self.dice.randrange(5 if depth else 3)
@@ -189,7 +190,7 @@ class Writer:
         return b"{" + gap + (b"," + gap).join(written) + gap + b"}"
 
     def value(self, of: str, depth: int) -> bytes:
-        """What one entry of a shape stands for; now and then something else."""
+        """Return a value for one entry of a shape, and sometimes any other value."""
         if self.rarely(25):
             return self.any()
         if of.endswith("*") and len(of) > 1:
@@ -205,7 +206,7 @@ class Writer:
         return self.string(self.one(_WORDS) if of == "$" else of)
 
     def shape(self, name: str, depth: int = 5) -> bytes:
-        """An object of this shape."""
+        """Return an object of this shape."""
         if depth < 0:
             return b"{}"
         holds = _SHAPES[name]
@@ -214,7 +215,7 @@ class Writer:
         )
 
     def document(self) -> Document:
-        """A request of any API: members that are its own, and foreign ones; now and then one of them twice."""
+        """Return a request of any API, with its members and others, and sometimes with one of them twice."""
         holds = _SHAPES["request"]
         names = dict.fromkeys(
             ["model", self.one(("messages", "messages", "input", "prompt")), *self.some(list(holds), 6)]
@@ -231,7 +232,7 @@ class Writer:
         return Document(self.space(), tuple(members), self.space())
 
     def stream(self) -> bytes:
-        """Server-sent events, with every line ending there is."""
+        """Return server-sent events with all line endings."""
         frames = self.one(("chat frame", "chat frame", "messages frame", "responses frame"))
         said = []
         for _ in range(self.dice.randrange(1, 8)):
@@ -249,13 +250,13 @@ class Writer:
         return b"".join(said)
 
     def answer(self) -> bytes:
-        """An answer, whole or streamed."""
+        """Return an answer, whole or streamed."""
         if self.rarely(2):
             return self.shape(self.one(("chat frame", "messages frame", "response", "choice")))
         return self.stream()
 
     def damaged(self, raw: bytes) -> bytes:
-        """Some bytes put in, taken out or repeated, or the end cut off."""
+        """Return the bytes with some inserted, removed or repeated, or with the end cut off."""
         for _ in range(self.dice.randrange(3)):
             start = self.dice.randrange(len(raw) + 1)
             end = min(len(raw), start + self.dice.randrange(40))
@@ -264,13 +265,13 @@ class Writer:
         return raw[: self.dice.randrange(len(raw) + 1)] if self.rarely(3) else raw
 
     def pieces(self, raw: bytes) -> list[bytes]:
-        """The bytes, cut anywhere; some pieces may be empty."""
+        """Return the bytes in pieces. Some pieces may be empty."""
         cuts = sorted(self.dice.randrange(len(raw) + 1) for _ in range(self.dice.randrange(6)))
         return [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
 
 
 def written(write: Callable[[Writer], T]) -> st.SearchStrategy[T]:
-    """What `write` makes of a writer."""
+    """Return a strategy that calls `write` with a writer."""
     return st.randoms(use_true_random=False).map(lambda dice: write(Writer(dice)))
 
 
@@ -299,7 +300,7 @@ _VALUES = (
         b"application/json; charset=x", b"gzip",
     b"identity", b"gold", b"a\r\nx-evil: 1", b"\xff\x00", b"\xed\xa0\x80", b"", b"9" * 300,
 )  # fmt: skip
-# What may stand in a decision's metadata, were it another filter's work.
+# Values that another filter may put into the metadata of a decision.
 _PLAIN = (
     None, True, 0.0, -1.0, 1e308, float("nan"), float("inf"), "", "auto", "early", "chat", "evil", "{}",
         '{"stream":1}',
@@ -309,7 +310,7 @@ _DECISION = ("cohort", "rungs", "api", "logprobs_added", "escalations", "judge",
 
 
 class Messenger(Writer):
-    """Writes Envoy's messages."""
+    """Writes messages as Envoy sends them."""
 
     def headers(self) -> dict[str, bytes]:
         return {self.one(_NAMES): self.one(_VALUES) for _ in range(self.dice.randrange(5))}
@@ -317,7 +318,7 @@ class Messenger(Writer):
     def message(
         self, kind: str, body: bytes = b"", headers: dict[str, bytes] | None = None, end: bool = False
     ) -> Message:
-        """One message; a header's value stands in either of its two fields."""
+        """Return one message, with header values in either of their two fields."""
         made = Message()
         part = getattr(made, kind)
         part.SetInParent()
@@ -335,9 +336,9 @@ class Messenger(Writer):
         return made
 
     def anything(self) -> Message:
-        """A message of any kind, with anything around it."""
+        """Return a message of any kind, with any other fields."""
         if self.rarely(15):
-            return Message()  # of a kind that is newer than we are
+            return Message()  # of a kind that we do not know yet
         body = self.one((self.document().body, self.answer(), self.damaged(self.document().body)))
         made = self.message(self.one(KINDS), body, self.headers(), self.rarely(3))
         if not self.rarely(3):
@@ -357,7 +358,7 @@ class Messenger(Writer):
         made.attributes["envoy.filters.http.ext_proc"].update(values)
 
     def body(self, kind: str, mode: int, raw: bytes, trailers: bool) -> list[Message]:
-        """A body as Envoy sends it in this mode, and the trailers where there are some."""
+        """Return a body as Envoy sends it in this mode, with trailers if there are any."""
         said: list[Message] = []
         if mode == NONE:
             return said
@@ -367,7 +368,7 @@ class Messenger(Writer):
         return [*said, self.message(f"{kind}_trailers", headers=self.headers())] if trailers else said
 
     def open(self, first: Message, request_mode: int, response_mode: int, waits: bool = False) -> None:
-        """Make this the first message of a stream; a STREAMED body `waits` for our reply to the headers."""
+        """Make this the first message of a stream. A STREAMED body `waits` for our reply to the headers."""
         first.protocol_config.send_body_without_waiting_for_header_response = not waits
         first.protocol_config.request_body_mode = request_mode  # type: ignore[assignment]
         first.protocol_config.response_body_mode = response_mode  # type: ignore[assignment]
@@ -382,5 +383,5 @@ _ATTRIBUTES = (
 
 
 def sent(write: Callable[[Messenger], T]) -> st.SearchStrategy[T]:
-    """What `write` makes of a messenger."""
+    """Return a strategy that calls `write` with a messenger."""
     return st.randoms(use_true_random=False).map(lambda dice: write(Messenger(dice)))
