@@ -14,8 +14,9 @@ import yaml
 
 from extproc.api.request import APIS
 from extproc.config.load import Config, load_config
-from extproc.contract import CLUSTER_HEADER, MAX_BODY_BYTES, METADATA
-from extproc.envoy.bootstrap import render_envoy
+from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Key
+from extproc.envoy.bootstrap import PlainDumper, render_envoy
+from extproc.envoy.builders import from_metadata, set_header
 from extproc.settings import Tier
 
 Dict = dict[str, Any]
@@ -98,7 +99,7 @@ def _manager(bootstrap: Dict) -> Dict:
     """What the connection manager takes from clients before the first route match: by name, as older Envoys can."""
     [entry] = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
     [early] = copy.deepcopy(entry["typed_config"]["early_header_mutation_extensions"])
-    early["typed_config"]["mutations"] = [{"remove": name} for name in (CLUSTER_HEADER, "x-envoy-max-retries")]
+    early["typed_config"]["mutations"] = [{"remove": name} for name in (HeaderName.CLUSTER, HeaderName.MAX_RETRIES)]
     return {"@type": entry["typed_config"]["@type"], "early_header_mutation_extensions": [early]}
 
 
@@ -107,17 +108,16 @@ def _plain_filters(filters: Dict) -> list[Dict]:
     router = copy.deepcopy(filters[_ROUTER_FILTER])
     router["processing_mode"]["request_header_mode"] = "SEND"
     # The length has gone ahead with the headers, and is taken back when the body changes.
-    router["mutation_rules"]["allow_expression"]["regex"] = f"^({CLUSTER_HEADER}|content-length)$"
+    router["mutation_rules"]["allow_expression"]["regex"] = f"^({HeaderName.CLUSTER}|content-length)$"
     shown = copy.deepcopy(filters["envoy.filters.http.header_mutation"])
     shown["mutations"] = {
         "response_mutations": [
-            {
-                "append": {
-                    "header": {"key": f"x-router-{key}", "value": f"%DYNAMIC_METADATA({METADATA}:{key})%"},
-                    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
-                }
-            }
-            for key in ("cohort", "tier", "reason")
+            set_header(header, from_metadata(key))
+            for header, key in (
+                (HeaderName.COHORT, Key.COHORT),
+                (HeaderName.TIER, Key.TIER),
+                (HeaderName.REASON, Key.REASON),
+            )
         ]
     }
     return [
@@ -150,7 +150,7 @@ def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
     paths = "|".join(APIS)
     headers: list[Dict] = [{"name": ":method", "string_match": {"exact": "POST"}}]
     if decided is not None:
-        headers.append({"name": CLUSTER_HEADER, "string_match": {"exact": decided}})
+        headers.append({"name": HeaderName.CLUSTER, "string_match": {"exact": decided}})
     return {
         "name": f"extproc-{decided or 'undecided'}",
         "match": {"safe_regex": {"regex": paths}, "headers": headers},
@@ -199,7 +199,7 @@ def _backend_ref(tier: Tier) -> Dict:
 def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
     match: Dict = {"method": "POST"}
     if decided is not None:
-        match["headers"] = [{"name": CLUSTER_HEADER, "value": decided}]
+        match["headers"] = [{"name": HeaderName.CLUSTER, "value": decided}]
     rule: Dict = {
         "matches": [match | {"path": {"type": "Exact", "value": path}} for path in APIS],
         "backendRefs": [_backend_ref(tier)],
@@ -211,13 +211,8 @@ def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
     return rule
 
 
-class _PlainDumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
 def _yaml(documents: list[Dict], header: str = _HEADER) -> str:
-    return header + yaml.dump_all(documents, Dumper=_PlainDumper, sort_keys=False, width=120)
+    return header + yaml.dump_all(documents, Dumper=PlainDumper, sort_keys=False, width=120)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ the verifier's reading of that answer stands, and where neither did, the usage i
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
@@ -15,7 +14,9 @@ from google.protobuf.message import DecodeError
 from extproc.accounting.outcome import Ending, Outcome, Rejection
 from extproc.api.observation import Usage
 from extproc.api.request import APIS
-from extproc.contract import LEDGER, METADATA, TIER_TAG, USAGE
+from extproc.contract.names import Key, Namespace
+from extproc.contract.records import AttemptRecord, DecisionRecord, LedgerRecord
+from extproc.contract.words import Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
 
@@ -25,7 +26,7 @@ SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLo
 # Envoy makes one; where it is told to keep the client's, that may be anything.
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _API_NAMES = frozenset(APIS.values())
-_KEPT = ("reason", "cohort", "revision", "mode")
+_KEPT = (Key.REASON, Key.COHORT, Key.REVISION, Key.MODE)
 _CLIENT_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
 _CUT = (
     "upstream_request_timeout", "local_reset", "upstream_remote_reset", "upstream_connection_termination",
@@ -33,7 +34,7 @@ _CUT = (
 )  # fmt: skip
 # The verifier's words for an answer that a client got all the same: out of bounds, already under way, or a climb
 # that it ordered and Envoy refused.
-_REJECTED_AND_SERVED = ("degraded", "recorded", "escalate")
+_REJECTED_AND_SERVED = (VerdictWord.DEGRADED, VerdictWord.RECORDED, VerdictWord.ESCALATE)
 
 
 def read_outcomes(message: bytes) -> Iterator[Outcome]:
@@ -48,35 +49,35 @@ def read_outcomes(message: bytes) -> Iterator[Outcome]:
 
 def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     common = entry.common_properties
-    decision, ledger = _decision(common.metadata), _plain(common.metadata, LEDGER)
+    decision, ledger = _decision(common.metadata), _ledger(common.metadata)
     attempts = common.upstream_request_attempt_count
-    judgements = {number: ledger[str(number)] for number in range(1, attempts + 1) if str(number) in ledger}
-    last = judgements.pop(attempts, {})
+    last = ledger.attempts.get(attempts)
     usage, source = _envoys_usage(common.metadata), "envoy"
     if usage is None:
-        usage, source = _usage(last), "verifier"
+        usage, source = _usage(last) if last is not None else None, "verifier"
     status = entry.response.response_code.value
     return Outcome(
         time=common.start_time.ToNanoseconds() / 1e9,
         api=common.route_name,
-        ending=_ending(status, common.response_flags, last.get("verdict")),
+        ending=_ending(status, common.response_flags, last.verdict if last is not None else None),
         status=status,
         attempts=attempts,
-        reason=decision.get("reason", "fail_open" if attempts else "none"),
-        judged="verdict" in last,
-        cohort=decision.get("cohort"),
-        tier=common.custom_tags.get(TIER_TAG) or last.get("tier"),
+        reason=decision.reason or (Undecided.FAIL_OPEN if attempts else Undecided.NONE),
+        judged=last is not None,
+        cohort=decision.cohort or None,
+        tier=common.custom_tags.get(Key.TIER) or (last.tier if last is not None else None),
         rejections=tuple(
-            Rejection(number, said.get("tier"), said.get("reason", ""), _usage(said))
-            for number, said in judgements.items()
+            Rejection(number, attempt.tier, attempt.reason or "", _usage(attempt))
+            for number, attempt in sorted(ledger.attempts.items())
+            if number < attempts
         ),
         usage=usage,
         usage_from=source if usage is not None else None,  # type: ignore[arg-type]  # one of its two words
         request=entry.request.request_id if _REQUEST_ID.fullmatch(entry.request.request_id) else None,
-        principal=ledger.get("principal"),
-        session=ledger.get("session"),
-        revision=decision.get("revision"),
-        mode=decision.get("mode"),
+        principal=ledger.principal,
+        session=ledger.session,
+        revision=decision.revision or None,
+        mode=decision.mode or None,
         duration_s=_seconds(common, "duration"),
         first_byte_s=_seconds(common, "time_to_first_downstream_tx_byte"),
     )
@@ -84,20 +85,20 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
 
 def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending:
     if status == 0 or any(getattr(flags, name) for name in _CLIENT_LEFT):
-        return "cancelled"
-    if verdict == "human":
-        return "human"
+        return Ending.CANCELLED
+    if verdict == VerdictWord.HUMAN:
+        return Ending.HUMAN
     if status != 200 or any(getattr(flags, name) for name in _CUT):
-        return "failed"
-    return "degraded" if verdict in _REJECTED_AND_SERVED else "accepted"
+        return Ending.FAILED
+    return Ending.DEGRADED if verdict in _REJECTED_AND_SERVED else Ending.ACCEPTED
 
 
 def _envoys_usage(metadata: pb.Metadata) -> Usage | None:
     """What Envoy read from the answer; None too where it says that its reading is not complete."""
-    if USAGE not in metadata.typed_filter_metadata:
+    if Namespace.USAGE not in metadata.typed_filter_metadata:
         return None
     try:
-        told = ai.TokenUsage.FromString(metadata.typed_filter_metadata[USAGE].value)
+        told = ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
     except DecodeError:
         return None
     whole = told.HasField("input_tokens") and told.HasField("output_tokens")
@@ -108,25 +109,24 @@ def _envoys_usage(metadata: pb.Metadata) -> Usage | None:
     return Usage(told.input_tokens.value, told.output_tokens.value, cached)
 
 
-def _usage(said: dict[str, Any]) -> Usage | None:
-    if "input" not in said or "output" not in said:
+def _usage(attempt: AttemptRecord) -> Usage | None:
+    if attempt.input is None or attempt.output is None:
         return None
-    return Usage(int(said["input"]), int(said["output"]), int(said["cached"]) if "cached" in said else None)
+    return Usage(attempt.input, attempt.output, attempt.cached)
 
 
-def _decision(metadata: pb.Metadata) -> dict[str, str]:
-    """What the ledger keeps of the record, which has more; nothing where there is none."""
-    if METADATA not in metadata.filter_metadata:
-        return {}
-    record = metadata.filter_metadata[METADATA].fields
-    told = ((name, record[name].string_value) for name in _KEPT if name in record)
-    return {name: word for name, word in told if word}
+def _decision(metadata: pb.Metadata) -> DecisionRecord:
+    """What the ledger keeps of the record, which has more; all of it is "" or None where there is no decision."""
+    if Namespace.DECISION not in metadata.filter_metadata:  # a look at a map's absent key would make it
+        return DecisionRecord.from_metadata({})
+    fields = metadata.filter_metadata[Namespace.DECISION].fields
+    return DecisionRecord.from_metadata({key: fields[key].string_value for key in _KEPT if key in fields})
 
 
-def _plain(metadata: pb.Metadata, namespace: str) -> dict[str, Any]:
-    if namespace not in metadata.filter_metadata:  # a look at a map's absent key would make it
-        return {}
-    return MessageToDict(metadata.filter_metadata[namespace])
+def _ledger(metadata: pb.Metadata) -> LedgerRecord:
+    if Namespace.LEDGER not in metadata.filter_metadata:
+        return LedgerRecord()
+    return LedgerRecord.from_metadata(MessageToDict(metadata.filter_metadata[Namespace.LEDGER]))
 
 
 def _seconds(common: pb.AccessLogCommon, name: str) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from extproc.accounting.outcome import SERVED, Ending
 from extproc.accounting.store import connect
 
 _ROWS = """
@@ -43,8 +44,8 @@ def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
         for r in rows
         if r["r_attempt"] is not None
     ]
-    known = row["judged"] and row["ending"] in ("accepted", "degraded", "human")
-    accepted = row["ending"] == "accepted" if known else None
+    known = row["judged"] and row["ending"] in (*SERVED, Ending.HUMAN)
+    accepted = row["ending"] == Ending.ACCEPTED if known else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
     same = (
         "request",
@@ -89,16 +90,13 @@ def as_traffic(
         count.rows += 1
         outcomes = {answer["tier"]: _outcome(answer) for answer in row["answers"] if answer["tier"] is not None}
         last = row["answers"][-1]["tier"]
-        if len(row["answers"]) == 1 and last is not None and row["ending"] in _ANSWERED:
+        if len(row["answers"]) == 1 and last is not None and row["ending"] in SERVED:
             outcomes[last]["latency_s"] = row["duration_s"]
-        if last is not None and row["ending"] in _ANSWERED:
+        if last is not None and row["ending"] in SERVED:
             for said in asked.get("outcomes", {}).values():  # what the client was answered, if that was kept
                 outcomes.setdefault(last, {}).update(said)
         known = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
         yield msgspec.json.encode(asked | known | {"session": row["session"], "time": row["time"]}) + b"\n"
-
-
-_ANSWERED = ("accepted", "degraded")
 
 
 def _outcome(answer: dict[str, Any]) -> dict[str, Any]:

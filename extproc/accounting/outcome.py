@@ -5,20 +5,28 @@ before it could, has no usage, and whoever adds up says how many of those there 
 """
 
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Literal, Protocol
 
 import msgspec
 
 from extproc.api.observation import Usage
+from extproc.contract.words import Reason
 from extproc.settings import Tier
 
-Ending = Literal[
-    "accepted",  # answered, and no rule rejected the answer; see `judged`
-    "degraded",  # answered with what a rule rejected
-    "human",  # put aside for a person
-    "failed",  # an error, or an answer that was cut
-    "cancelled",  # the client left
-]
+
+class Ending(StrEnum):
+    """How an exchange ended."""
+
+    ACCEPTED = "accepted"  # answered, and no rule rejected the answer; see `judged`
+    DEGRADED = "degraded"  # answered with what a rule rejected
+    HUMAN = "human"  # put aside for a person
+    FAILED = "failed"  # an error, or an answer that was cut
+    CANCELLED = "cancelled"  # the client left
+
+
+# The client got an answer, good or not.
+SERVED = (Ending.ACCEPTED, Ending.DEGRADED)
 
 
 class Rejection(msgspec.Struct, frozen=True):
@@ -38,7 +46,7 @@ class Outcome(msgspec.Struct, frozen=True):
     ending: Ending
     status: int  # what the client got; 0: nothing
     attempts: int
-    reason: str  # of the decision; without one, fail_open, or none where nothing was sent on
+    reason: str  # of the decision: a Reason; without one, an Undecided
     judged: bool = False  # a rule looked at the answer that was served
     cohort: str | None = None
     tier: str | None = None  # the last one asked
@@ -61,12 +69,12 @@ class Outcome(msgspec.Struct, frozen=True):
     @property
     def usage_due(self) -> bool:
         """Whether the last attempt may have been paid for: it began to answer, or the client left before it did."""
-        return self.attempts > 0 and (self.status == 200 or self.ending in ("cancelled", "human"))
+        return self.attempts > 0 and (self.status == 200 or self.ending in (Ending.CANCELLED, Ending.HUMAN))
 
     @property
     def served(self) -> bool:
         """Whether the client got an answer, good or not."""
-        return self.ending in ("accepted", "degraded")
+        return self.ending in SERVED
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -91,7 +99,7 @@ class Tariff(Protocol):
     def default_tier(self) -> str: ...
 
 
-_CHOSEN_BY_CLIENT = ("pinned", "passthrough")
+_CHOSEN_BY_CLIENT = (Reason.PINNED, Reason.PASSTHROUGH)
 
 
 def cost_of(outcome: Outcome, tariff: Tariff) -> Cost:

@@ -11,19 +11,26 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
-from extproc.accounting.outcome import Ending
+from extproc.accounting.outcome import SERVED, Ending
 from extproc.accounting.store import Connection, connect, name_of
-from extproc.routing.policy import Reason
+from extproc.contract.words import Reason, Undecided
 
 By = Literal["cohort", "tier", "principal"]
 
-_FALLBACKS = (*(reason.value for reason in Reason if reason.is_fallback), "fail_open")
+_FALLBACKS = (*(reason for reason in Reason if reason.is_fallback), Undecided.FAIL_OPEN)
 # What lines are named by.
 _NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)}
 _REJECTED_NAMES = _NAMES | {"tier": "coalesce(r.tier, '-')"}  # what a tier was paid for counts as its own
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
-# An answer that may have been paid for (see extproc/outcome.py): without tokens, its usage is unknown.
-_DUE = "o.attempts > 0 AND (o.status = 200 OR o.ending IN ('cancelled', 'human'))"
+
+
+def _ended(*endings: Ending) -> str:
+    quoted = ", ".join(f"'{ending}'" for ending in endings)
+    return f"o.ending IN ({quoted})"
+
+
+# An answer that may have been paid for (see accounting/outcome.py): without tokens, its usage is unknown.
+_DUE = f"o.attempts > 0 AND (o.status = 200 OR {_ended(Ending.CANCELLED, Ending.HUMAN)})"
 
 
 def _count(condition: str) -> str:
@@ -33,8 +40,8 @@ def _count(condition: str) -> str:
 _TOKENS = ", ".join(f"sum(coalesce({{0}}.{kind}, 0)) AS {kind}" for kind in ("input", "output", "cached"))
 _SUMS = f"""
   count(*) AS requests, sum(o.attempts) AS attempts, sum(o.failed_attempts) AS failed_attempts,
-  {_count("o.ending = 'accepted' AND o.judged = 1")} AS judged,
-  {", ".join(_count(f"o.ending = '{ending}'") + f" AS {ending}" for ending in get_args(Ending))},
+  {_count(f"o.ending = '{Ending.ACCEPTED}' AND o.judged = 1")} AS judged,
+  {", ".join(_count(f"o.ending = '{ending}'") + f" AS {ending}" for ending in Ending)},
   {_TOKENS.format("o")}, coalesce(sum(o.cost), 0) AS cost, coalesce(sum(o.default_cost), 0) AS default_cost,
   {_count(f"{_DUE} AND o.cost IS NULL")} AS unknown
 """
@@ -117,8 +124,7 @@ class _Tally:
         both = {key: sums[key] + rejected[key] for key in ("input", "output", "cached", "unknown")}
         cost = float(sums["cost"] + rejected["cost"])
         counts = (
-            "requests", "attempts", "failed_attempts", "accepted", "judged", "degraded", "human", "failed",
-            "cancelled",
+            "requests", "attempts", "failed_attempts", "judged", *(ending.value for ending in Ending),
         )  # fmt: skip
         first = self.first_byte_s
         cuts = quantiles(first, n=20, method="inclusive") if len(first) > 1 else [*first] * 19
@@ -130,7 +136,7 @@ class _Tally:
             fallback=self.fallbacks.total(),
             escalated=self.escalated,
             cascade_cost=float(rejected["cost"]),
-            cost_per_accepted=cost / sums["accepted"] if sums["accepted"] else None,
+            cost_per_accepted=cost / sums[Ending.ACCEPTED] if sums[Ending.ACCEPTED] else None,
             saving=sums["default_cost"] - cost,
             first_byte_s=(cuts[9], cuts[18]) if cuts else None,
             escalations=dict(self.escalations),
@@ -143,7 +149,7 @@ def _tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, dict[str
     total, groups = _Tally(), defaultdict[str, _Tally](_Tally)
     name, rejected_name = _NAMES[by], _REJECTED_NAMES[by]
     outcomes = "outcomes o WHERE o.time >= ?"
-    served = "o.ending IN ('accepted', 'degraded') AND o.first_byte_s IS NOT NULL"
+    served = f"{_ended(*SERVED)} AND o.first_byte_s IS NOT NULL"
 
     for row in ledger.select(f"SELECT {name} AS name, o.reason, {_SUMS} FROM {outcomes} GROUP BY 1, 2", (since,)):
         for tally in (total, groups[row["name"]]):

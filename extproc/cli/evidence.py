@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from extproc.config.load import POLICY_FILE, Config, in_configmap, load_config
+from extproc.contract.words import Reason
 from extproc.encoder.backends import load_encoder
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.tokens import Tokens
@@ -32,7 +33,6 @@ from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.exchange import Routed
-from extproc.routing.policy import Reason
 
 # Of the rows that cannot be used, so many are told one by one.
 _TOLD = 10

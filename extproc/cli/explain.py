@@ -63,7 +63,7 @@ def explain(
 
 
 def _as_json(routed: Routed, found: dict[str, float]) -> str:
-    record = routed.record | {
+    record = routed.record.to_metadata() | {
         "similarities": {name: round(value, 4) for name, value in found.items()},
         "ask_text": routed.signals.ask.text if routed.signals is not None else "",
         "written": _written(routed),

@@ -11,6 +11,8 @@ import msgspec
 import openai
 
 from extproc.config.load import load_config
+from extproc.contract.names import HeaderName
+from extproc.contract.words import Reason
 from extproc.demo.stack import PLAIN_CLUSTER, Stack, running
 
 _PROMPTS = (
@@ -92,7 +94,7 @@ def _table(stack: Stack) -> list[_Row]:
         print("-" * 106)
         for i, prompt in enumerate(_PROMPTS):
             row = _row(stack, routed, tiers, prompt, stream=i % 2 == 1)
-            row.as_decided &= row.reason != "matched" or row.tier == wanted[row.cohort]
+            row.as_decided &= row.reason != Reason.MATCHED or row.tier == wanted[row.cohort]
             rows.append(row)
             short = prompt if len(prompt) <= 46 else prompt[:45] + "…"
             mark = "*" if row.stream else ""
@@ -107,7 +109,7 @@ def _row(stack: Stack, routed: openai.OpenAI, tiers: dict[str, Any], prompt: str
     seconds, headers, _ = _ask(routed, "auto", prompt, stream)
     arrived = stack.upstreams.received[-1]
     body = msgspec.json.decode(arrived.body)
-    tier = tiers[headers["x-router-tier"]]
+    tier = tiers[headers[HeaderName.TIER]]
     with _plain(stack, tier.cluster_name) as plain:
         _ask(plain, tier.model, prompt, stream)
         without = min(_ask(plain, tier.model, prompt, stream)[0] for _ in range(3))
@@ -116,10 +118,10 @@ def _row(stack: Stack, routed: openai.OpenAI, tiers: dict[str, Any], prompt: str
     return _Row(
         prompt=prompt,
         stream=stream,
-        cohort=headers.get("x-router-cohort", "-"),
+        cohort=headers.get(HeaderName.COHORT, "-"),
         tier=tier.name,
         reasoning=effort,
-        reason=headers["x-router-reason"],
+        reason=headers[HeaderName.REASON],
         added_ms=(seconds - without) * 1000,
         as_decided=arrived.tier == tier.name and body["model"] == tier.model,
     )
@@ -150,12 +152,12 @@ def _cascade(stack: Stack) -> bool:
                 f"{a.tier} ${(a.input_tokens * prices[a.tier].input + a.output_tokens * prices[a.tier].output):.1f}"
                 for a in stack.upstreams.answered
             ]
-            why = "dead" if dead is not None else headers.get("x-cascade-reason", "-")
-            served = headers["x-router-tier"]
-            well &= served == tiers[1].name and headers["x-router-attempts"] == "2" and "sorry" not in text
+            why = "dead" if dead is not None else headers.get(HeaderName.VERDICT_REASON, "-")
+            served = headers[HeaderName.TIER]
+            well &= served == tiers[1].name and headers[HeaderName.ATTEMPTS] == "2" and "sorry" not in text
             short = prompt if len(prompt) <= 46 else prompt[:45] + "…"
             costs = " + ".join(paid)
-            line = form.format(short, "*" if stream else "", served, why, headers["x-router-attempts"], costs)
+            line = form.format(short, "*" if stream else "", served, why, headers[HeaderName.ATTEMPTS], costs)
             print(line, flush=True)
     stack.upstreams.restart_tier(tiers[0].name)
     return well

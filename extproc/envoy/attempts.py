@@ -3,8 +3,27 @@
 from collections.abc import Sequence
 
 from extproc.config.load import Config
-from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, RUNGS, TIER_ATTRIBUTE
-from extproc.envoy.builders import Dict, filter_entry, metadata_predicate, set_header, skipped, strip_headers, typed
+from extproc.contract.names import (
+    ATTEMPT_ATTRIBUTE,
+    HEADER_ATTRIBUTE,
+    TIER_ATTRIBUTE,
+    VERDICT_HEADERS,
+    HeaderName,
+    HeaderPrefix,
+    Key,
+    Namespace,
+)
+from extproc.contract.words import JudgeMode, Role
+from extproc.envoy.builders import (
+    Dict,
+    filter_entry,
+    metadata_predicate,
+    opened_by,
+    set_header,
+    skipped,
+    strip_headers,
+    typed,
+)
 from extproc.settings import Tier
 
 # Where clients put their keys for the upstreams.
@@ -21,10 +40,12 @@ def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
     lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _RUNG_BODY})
     believed = typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={"response_mutations": [strip_headers("x-router-"), strip_headers("x-cascade-")]},
+        mutations={
+            "response_mutations": [strip_headers(prefix) for prefix in (HeaderPrefix.ROUTER, HeaderPrefix.CASCADE)]
+        },
     )
     filters = [filter_entry("rung_body", skipped(_attempt(1), "envoy.filters.http.lua", lua))]
-    for mode, body_mode in (("body", "BUFFERED"), ("stream", "STREAMED")):
+    for mode, body_mode in ((JudgeMode.BODY, "BUFFERED"), (JudgeMode.STREAM, "STREAMED")):
         verifier = _verifier(config, body_mode)
         other = _not_judged(tiers, mode)
         filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
@@ -40,7 +61,7 @@ def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
 
 def _attempt(number: int) -> Dict:
     """Whether this is the attempt of that number, from 1."""
-    counted = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-envoy-attempt-count")
+    counted = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=HeaderName.ATTEMPT_COUNT)
     return {
         "single_predicate": {
             "input": {"name": "attempt", "typed_config": counted},
@@ -49,13 +70,13 @@ def _attempt(number: int) -> Dict:
     }
 
 
-def _not_judged(tiers: Sequence[Tier], mode: str) -> Dict:
+def _not_judged(tiers: Sequence[Tier], mode: JudgeMode) -> Dict:
     """Whether this attempt's answer is not to be judged in this way."""
     value = {"string_match": {"exact": mode}}
     if len(tiers) == 1:
-        return metadata_predicate(["judge", tiers[0].name], value, invert=True)
+        return metadata_predicate([Key.JUDGE, tiers[0].name], value, invert=True)
     judged = [
-        {"and_matcher": {"predicate": [_attempt(number), metadata_predicate(["judge", tier.name], value)]}}
+        {"and_matcher": {"predicate": [_attempt(number), metadata_predicate([Key.JUDGE, tier.name], value)]}}
         for number, tier in enumerate(tiers, 1)
     ]
     return {"not_matcher": {"or_matcher": {"predicate": judged}}}
@@ -114,23 +135,24 @@ def _kept(header: str) -> str:
     return f"extproc.client.{header}"
 
 
+_AT, _LENGTH, _TEXT = Key.AT, Key.LENGTH, Key.TEXT
 # From the second attempt on, the body of the first is patched into that of the rung; backwards, so that places
 # stay where they are. A rung that a verdict has jumped has no attempt; the one it saved is the last rung's, again.
 _RUNG_BODY = f"""
 function envoy_on_request(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
-  local rungs = metadata:get("{RUNGS}")
-  if rungs == nil or rungs["attempts"] == nil then return end
-  local attempt = tonumber(handle:headers():get("x-envoy-attempt-count")) or 1
-  local skipped = metadata:get("{METADATA}")["skipped"] or 0
-  local patches = rungs["attempts"][math.min(attempt - 1 + skipped, #rungs["attempts"])]
+  local rungs = metadata:get("{Namespace.RUNGS}")
+  if rungs == nil or rungs["{Key.ATTEMPTS}"] == nil then return end
+  local attempt = tonumber(handle:headers():get("{HeaderName.ATTEMPT_COUNT}")) or 1
+  local skipped = metadata:get("{Namespace.DECISION}")["{Key.SKIPPED}"] or 0
+  local patches = rungs["{Key.ATTEMPTS}"][math.min(attempt - 1 + skipped, #rungs["{Key.ATTEMPTS}"])]
   if patches == nil then return end
   local body = handle:body()
   if body == nil then return end
   local text = body:getBytes(0, body:length())
   for i = #patches, 1, -1 do
     local patch = patches[i]
-    text = text:sub(1, patch["at"]) .. patch["text"] .. text:sub(patch["at"] + patch["length"] + 1)
+    text = text:sub(1, patch["{_AT}"]) .. patch["{_TEXT}"] .. text:sub(patch["{_AT}"] + patch["{_LENGTH}"] + 1)
   end
   body:setBytes(text)
 end
@@ -152,7 +174,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         stat_prefix="verifier",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": [{"key": "x-role", "value": "verifier"}],
+            "initial_metadata": opened_by(Role.VERIFIER),
         },
         failure_mode_allow=True,  # without a verifier, answers pass unjudged
         message_timeout=f"{timeout_s:g}s",
@@ -165,16 +187,18 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         },
         **({"send_body_without_waiting_for_header_response": True} if streamed else {}),
         response_attributes=[
-            "upstream.request_attempt_count",
+            ATTEMPT_ATTRIBUTE,
             TIER_ATTRIBUTE,
-            *(f"request.headers['{name}']" for name in config.policy.escalations.principal),
+            *(HEADER_ATTRIBUTE.format(name) for name in config.policy.escalations.principal),
         ],
         mutation_rules={
             "disallow_all": True,
-            "allow_expression": {"regex": "^(x-cascade-(verdict|reason)|content-(length|type))$"},
+            "allow_expression": {"regex": f"^({VERDICT_HEADERS}|content-(length|type))$"},
         },
         metadata_options={
-            "forwarding_namespaces": {"untyped": [METADATA, FACTS]},
-            "receiving_namespaces": {"untyped": [METADATA, LADDER, ANSWER, LEDGER]},
+            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.REQUIREMENTS]},
+            "receiving_namespaces": {
+                "untyped": [Namespace.DECISION, Namespace.LADDER, Namespace.ANSWER, Namespace.LEDGER]
+            },
         },
     )

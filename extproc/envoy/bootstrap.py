@@ -7,6 +7,7 @@ the metadata too. Filters are off by default and switched on by the routes of th
 path streams through to the default tier. `older` makes of it what Envoys before 1.40 can run.
 """
 
+from enum import StrEnum
 from typing import Any
 
 import yaml
@@ -63,11 +64,14 @@ def render_envoy(
         f"# Rendered by `extproc envoy` from revision {config.revision}; render again after a change of tiers.\n"
         + NOTES[cascade]
     )
-    return header + yaml.dump(bootstrap, Dumper=_PlainDumper, sort_keys=False, width=120)
+    return header + yaml.dump(bootstrap, Dumper=PlainDumper, sort_keys=False, width=120)
 
 
-class _PlainDumper(yaml.SafeDumper):
-    """No anchors: every part can be read where it stands."""
+class PlainDumper(yaml.SafeDumper):
+    """No anchors: every part can be read where it stands. The contract's words are written as plain text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+PlainDumper.add_multi_representer(StrEnum, lambda dumper, word: dumper.represent_str(word.value))

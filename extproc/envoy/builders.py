@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from extproc.contract import METADATA
+from extproc.contract.names import HeaderName, Key, Namespace
+from extproc.contract.words import Role
 
 Dict = dict[str, Any]
 
@@ -35,7 +36,9 @@ def set_header(header: str, value: str, action: str = "OVERWRITE_IF_EXISTS_OR_AD
     return {"append": {"header": {"key": header, "value": value}, "append_action": action}}
 
 
-def metadata_predicate(path: list[str], value: Dict, invert: bool = False, namespace: str = METADATA) -> Dict:
+def metadata_predicate(
+    path: list[str], value: Dict, invert: bool = False, namespace: Namespace = Namespace.DECISION
+) -> Dict:
     """Whether the metadata, by default the decision's, has this value at `path`."""
     seen = typed(
         "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
@@ -60,3 +63,13 @@ def skipped(predicate: Dict, name: str, config: Dict) -> Dict:
         xds_matcher={"matcher_list": {"matchers": [{"predicate": predicate, "on_match": on_match}]}},
         extension_config={"name": name, "typed_config": config},
     )
+
+
+def from_metadata(key: Key, namespace: Namespace = Namespace.DECISION) -> str:
+    """Envoy's formatter for a value of the request's metadata."""
+    return f"%DYNAMIC_METADATA({namespace}:{key})%"
+
+
+def opened_by(role: Role) -> list[Dict]:
+    """What an ext_proc stream says of the filter that opened it."""
+    return [{"key": HeaderName.ROLE, "value": role}]

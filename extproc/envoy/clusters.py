@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from extproc.config.load import Config
-from extproc.contract import METADATA
+from extproc.contract.names import Key, Namespace
 from extproc.envoy.attempts import attempt_filters
 from extproc.envoy.builders import BUFFER_BYTES, Dict, address, typed
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
@@ -84,7 +84,9 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
         "typed_extension_protocol_options": _protocol(
             {"http_protocol_options": {}}, attempt_filters([tier], config)
         ),
-        "load_assignment": _endpoints(name, [tier.endpoint], [_REFUSES], metadata={METADATA: {"tier": tier.name}}),
+        "load_assignment": _endpoints(
+            name, [tier.endpoint], [_REFUSES], metadata={Namespace.DECISION: {Key.TIER: tier.name}}
+        ),
     }
     if tier.tls:
         host = tier.endpoint.rpartition(":")[0]

@@ -2,27 +2,29 @@
 
 from extproc.api.request import APIS
 from extproc.config.load import Config
-from extproc.contract import (
-    ANSWER,
-    CLUSTER_HEADER,
+from extproc.contract.names import (
+    ATTEMPT_ATTRIBUTE,
     DECISION_LOG,
-    FACTS,
-    LADDER,
-    LEDGER,
+    HEADER_ATTRIBUTE,
     MAX_BODY_BYTES,
-    METADATA,
-    RUNGS,
-    TIER_TAG,
-    USAGE,
-    VERDICT_HEADER,
+    PATH_ATTRIBUTE,
+    PREFIX,
+    VERDICT_HEADERS,
+    HeaderName,
+    HeaderPrefix,
+    Key,
+    Namespace,
 )
+from extproc.contract.words import Role, Undecided, VerdictWord
 from extproc.envoy.attempts import client_keys
 from extproc.envoy.builders import (
     BUFFER_BYTES,
     Dict,
     address,
     filter_entry,
+    from_metadata,
     metadata_predicate,
+    opened_by,
     set_header,
     skipped,
     strip_headers,
@@ -47,6 +49,16 @@ _USAGE_SHAPES = {
 # Entries of the access log wait this long, or until there are so many bytes, and then travel together; while no
 # router runs they wait up to those bytes. An entry has about 1.5 KB.
 _LOG_FLUSH_S, _LOG_BYTES = 1, 1024 * 1024
+_WRITTEN_BY_ROUTER = [
+    Namespace.DECISION,
+    Namespace.LADDER,
+    Namespace.RUNGS,
+    Namespace.REQUIREMENTS,
+    Namespace.LEDGER,
+]
+# Envoy's formatters for the tier of the last attempt, and for how many attempts there were.
+_SERVED_BY = f"%UPSTREAM_METADATA({Namespace.DECISION}:{Key.TIER})%"
+_ATTEMPTS = "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"
 
 
 def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) -> Dict:
@@ -61,7 +73,7 @@ def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) 
                 "name": "envoy.http.early_header_mutation.header_mutation",
                 "typed_config": typed(
                     "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-                    mutations=[strip_headers(prefix) for prefix in ("x-router-", "x-cascade-", "x-envoy-")],
+                    mutations=[strip_headers(prefix) for prefix in HeaderPrefix],
                 ),
             }
         ],
@@ -82,7 +94,7 @@ def _virtual_host(config: Config) -> Dict:
     default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
     specifier = typed(
         "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier",
-        override_metadata_namespace=LADDER,
+        override_metadata_namespace=Namespace.LADDER,
         # Without a decision: the default tier.
         priority_groups=[{"name": default.name, "clusters": [{"cluster_name": default.cluster_name, "weight": 1}]}],
     )
@@ -95,7 +107,7 @@ def _virtual_host(config: Config) -> Dict:
         "retry_policy": {
             "retry_on": "retriable-headers,retriable-status-codes,5xx,connect-failure,refused-stream,reset",
             "retriable_status_codes": [429],
-            "retriable_headers": [{"name": VERDICT_HEADER, "string_match": {"exact": "escalate"}}],
+            "retriable_headers": [{"name": HeaderName.VERDICT, "string_match": {"exact": VerdictWord.ESCALATE}}],
             "num_retries": longest,  # the decision lowers it to its own rungs
             "refresh_cluster_on_retry": True,
             "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",
@@ -155,9 +167,9 @@ def _switched_on(default: Tier, usage_shape: str) -> Dict:
                 "request_mutations": [
                     {"remove": "accept-encoding"},  # a compressed answer cannot be judged
                     # Without a decision there is no other tier to retry at.
-                    set_header("x-envoy-max-retries", "0", "ADD_IF_ABSENT"),
+                    set_header(HeaderName.MAX_RETRIES, "0", "ADD_IF_ABSENT"),
                 ],
-                "response_mutations": [set_header("x-router-reason", "fail_open", "ADD_IF_ABSENT")],
+                "response_mutations": [set_header(HeaderName.REASON, Undecided.FAIL_OPEN, "ADD_IF_ABSENT")],
             },
         ),
         _USAGE_FILTER: typed(
@@ -202,7 +214,7 @@ def _http_filters(config: Config, trusted: list[str]) -> list[Dict]:
             _USAGE_FILTER,
             typed(
                 "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManager",
-                response_handling={"token_usage": {"metadata_namespace": USAGE}},
+                response_handling={"token_usage": {"metadata_namespace": Namespace.USAGE}},
             ),
             disabled=True,
         ),
@@ -218,7 +230,7 @@ def _ext_proc(config: Config, trusted: list[str]) -> Dict:
         stat_prefix="router",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": [{"key": "x-role", "value": "router"}],
+            "initial_metadata": opened_by(Role.ROUTER),
             "retry_policy": {
                 "retry_on": "connect-failure,refused-stream,reset",
                 "num_retries": 1,
@@ -233,21 +245,21 @@ def _ext_proc(config: Config, trusted: list[str]) -> Dict:
             "request_body_mode": "BUFFERED",
             "response_header_mode": "SKIP",
         },
-        request_attributes=["request.path", *(f"request.headers['{name}']" for name in sorted(told))],
+        request_attributes=[PATH_ATTRIBUTE, *(HEADER_ATTRIBUTE.format(name) for name in sorted(told))],
         # The metadata counts only if the route is chosen again, and that only with a header mutation.
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
-            "allow_expression": {"regex": f"^{CLUSTER_HEADER}$"},
+            "allow_expression": {"regex": f"^{HeaderName.CLUSTER}$"},
         },
-        metadata_options={"receiving_namespaces": {"untyped": [METADATA, LADDER, RUNGS, FACTS, LEDGER]}},
+        metadata_options={"receiving_namespaces": {"untyped": _WRITTEN_BY_ROUTER}},
     )
 
 
 def _unless_decided() -> Dict:
     """The fail-open model name, skipped when the decision's metadata is there."""
     transform = typed("envoy.extensions.filters.http.transform.v3.TransformConfig")
-    when = metadata_predicate(["cluster"], {"present_match": True})
+    when = metadata_predicate([Key.CLUSTER], {"present_match": True})
     return skipped(when, "envoy.filters.http.transform", transform)
 
 
@@ -260,25 +272,25 @@ def _rescue() -> Dict:
         },
         "value_match": {"safe_regex": {"google_re2": {}, "regex": "429|5.."}},
     }
-    kept = metadata_predicate(["body"], {"present_match": True}, namespace=ANSWER)
+    kept = metadata_predicate([Key.BODY], {"present_match": True}, namespace=Namespace.ANSWER)
     ask = typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="rescue",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": [{"key": "x-role", "value": "rescue"}],
+            "initial_metadata": opened_by(Role.RESCUE),
         },
         failure_mode_allow=True,  # without us, the failure is the answer
         message_timeout="2s",
         processing_mode={"request_header_mode": "SKIP", "response_header_mode": "SEND"},
         mutation_rules={
             "disallow_all": True,
-            "allow_expression": {"regex": "^(x-router-[a-z]+|x-cascade-(verdict|reason)|content-type)$"},
+            "allow_expression": {"regex": f"^({HeaderPrefix.ROUTER}[a-z]+|{VERDICT_HEADERS}|content-type)$"},
         },
-        response_attributes=["upstream.request_attempt_count"],
+        response_attributes=[ATTEMPT_ATTRIBUTE],
         metadata_options={
-            "forwarding_namespaces": {"untyped": [METADATA, ANSWER]},
-            "receiving_namespaces": {"untyped": [METADATA]},
+            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.ANSWER]},
+            "receiving_namespaces": {"untyped": [Namespace.DECISION]},
         },
     )
     weak = {"and_matcher": {"predicate": [{"single_predicate": status}, kept]}}
@@ -288,27 +300,28 @@ def _rescue() -> Dict:
 def _contract_headers() -> Dict:
     """Headers from the decision's metadata; where it is absent they are left out."""
     # A climb that was ordered and that Envoy refused (its retry budget) is none: the client has the small answer.
-    verdict = f"response.headers['{VERDICT_HEADER}']"
-    refused = f"'{VERDICT_HEADER}' in response.headers && {verdict} == 'escalate'"
-    escalations = f"metadata.filter_metadata['{METADATA}']['escalations']"
+    escalate, degraded = f"'{VerdictWord.ESCALATE}'", f"'{VerdictWord.DEGRADED}'"
+    verdict = f"response.headers['{HeaderName.VERDICT}']"
+    refused = f"'{HeaderName.VERDICT}' in response.headers && {verdict} == {escalate}"
+    escalations = f"metadata.filter_metadata['{Namespace.DECISION}']['{Key.ESCALATIONS}']"
     response = {
-        "x-router-cohort": f"%DYNAMIC_METADATA({METADATA}:cohort)%",
-        "x-router-reason": f"%DYNAMIC_METADATA({METADATA}:reason)%",
-        "x-router-escalations": f"%CEL({escalations} - ({refused} ? 1.0 : 0.0))%",
-        "x-cascade-reason": f"%DYNAMIC_METADATA({METADATA}:verdict_reason)%",  # why it climbed, or should have
-        "x-router-tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",  # the one that served
-        "x-router-attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-        VERDICT_HEADER: f"%CEL({verdict} == 'escalate' ? 'degraded' : {verdict})%",
+        HeaderName.COHORT: from_metadata(Key.COHORT),
+        HeaderName.REASON: from_metadata(Key.REASON),
+        HeaderName.ESCALATIONS: f"%CEL({escalations} - ({refused} ? 1.0 : 0.0))%",
+        HeaderName.VERDICT_REASON: from_metadata(Key.VERDICT_REASON),  # why it climbed, or should have
+        HeaderName.TIER: _SERVED_BY,
+        HeaderName.ATTEMPTS: _ATTEMPTS,
+        HeaderName.VERDICT: f"%CEL({verdict} == {escalate} ? {degraded} : {verdict})%",
     }
     return typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={
             "request_mutations": [
-                set_header(CLUSTER_HEADER, f"%DYNAMIC_METADATA({METADATA}:cluster)%"),
-                set_header("x-envoy-max-retries", f"%DYNAMIC_METADATA({METADATA}:max_retries)%"),
+                set_header(HeaderName.CLUSTER, from_metadata(Key.CLUSTER)),
+                set_header(HeaderName.MAX_RETRIES, from_metadata(Key.MAX_RETRIES)),
             ],
             "response_mutations": [
-                strip_headers("x-router-"),  # what an upstream says under our names is not believed
+                strip_headers(HeaderPrefix.ROUTER),  # what an upstream says under our names is not believed
                 *(set_header(header, value) for header, value in response.items()),
             ],
         },
@@ -325,14 +338,14 @@ def _access_log() -> Dict:
         "flags": "%RESPONSE_FLAGS%",
         "details": "%RESPONSE_CODE_DETAILS%",
         "cluster": "%UPSTREAM_CLUSTER%",
-        "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
-        "tier": f"%UPSTREAM_METADATA({METADATA}:tier)%",
-        "verdict": f"%RESP({VERDICT_HEADER})%",
+        "attempts": _ATTEMPTS,
+        "tier": _SERVED_BY,
+        "verdict": f"%RESP({HeaderName.VERDICT})%",
         "duration_ms": "%DURATION%",
         "request_id": "%REQ(X-REQUEST-ID)%",
-        "principal": f"%DYNAMIC_METADATA({LEDGER}:principal)%",
-        "session": f"%DYNAMIC_METADATA({LEDGER}:session)%",
-        "decision": f"%DYNAMIC_METADATA({METADATA})%",
+        "principal": from_metadata(Key.PRINCIPAL, Namespace.LEDGER),
+        "session": from_metadata(Key.SESSION, Namespace.LEDGER),
+        "decision": f"%DYNAMIC_METADATA({Namespace.DECISION})%",
         "router_us": f"%FILTER_STATE({_ROUTER}:FIELD:request_body_max_latency_us)%",
     }
     return {
@@ -347,8 +360,11 @@ def _access_log() -> Dict:
 def _ledger_log() -> Dict:
     """The same, to our server, for the ledger: in batches, when the answer has gone out, and with the metadata."""
     tier = {
-        "tag": TIER_TAG,
-        "metadata": {"kind": {"host": {}}, "metadata_key": {"key": METADATA, "path": [{"key": "tier"}]}},
+        "tag": Key.TIER,
+        "metadata": {
+            "kind": {"host": {}},
+            "metadata_key": {"key": Namespace.DECISION, "path": [{"key": Key.TIER}]},
+        },
     }
     return {
         "name": "envoy.access_loggers.http_grpc",
@@ -369,13 +385,13 @@ def _ledger_log() -> Dict:
 def _tracing() -> Dict:
     tags = [
         {
-            "tag": f"{METADATA}.{key}",
+            "tag": f"{PREFIX}.{key}",
             "metadata": {
                 "kind": {"request": {}},
-                "metadata_key": {"key": METADATA, "path": [{"key": key}]},
+                "metadata_key": {"key": Namespace.DECISION, "path": [{"key": key}]},
             },
         }
-        for key in ("cohort", "tier", "reason")
+        for key in (Key.COHORT, Key.TIER, Key.REASON)
     ]
     return {
         "spawn_upstream_span": True,

@@ -13,7 +13,7 @@ from typing import Literal
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.config.load import Config
-from extproc.contract import LADDER, MAX_BODY_BYTES
+from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
 from extproc.settings import Tier
@@ -26,7 +26,7 @@ NOTES: dict[Cascade, str] = {
     "none": "# For Envoy 1.36 and newer: no answer is judged, and nothing climbs.\n",
 }
 # Between Lua and the route: the clusters of this request's ladder, joined. Tiers cannot be named with a "+".
-_HEADER, _AND_THEN = "x-router-ladder", "+"
+_AND_THEN = "+"
 _SIZE_LIMIT, _USAGE = "envoy.filters.http.body_size_limit", "envoy.filters.http.ai_protocol_manager"
 # Filters that the oldest has not, or that have nothing to do where nobody judges.
 _GONE: dict[Cascade, set[str]] = {"composite": {_USAGE}, "none": {_USAGE, "rescue", "failopen_model"}}
@@ -74,9 +74,9 @@ def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
     if cascade == "none":
         del action["retry_policy"]
     default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
-    decided = {"name": _HEADER, "present_match": True}
+    decided = {"name": HeaderName.LADDER, "present_match": True}
     match = route["match"] | {"headers": [*route["match"]["headers"], decided]}
-    yield route | {"match": match, "route": action | {"cluster_header": _HEADER}}
+    yield route | {"match": match, "route": action | {"cluster_header": HeaderName.LADDER}}
     yield route | {"route": action | {"cluster": default.cluster_name}}
 
 
@@ -117,7 +117,7 @@ def _lua(ladders: Mapping[str, object]) -> str:
     return f"""
 local ladders = {{ {known} }}
 function envoy_on_request(handle)
-  local decided = handle:streamInfo():dynamicMetadata():get("{LADDER}")
+  local decided = handle:streamInfo():dynamicMetadata():get("{Namespace.LADDER}")
   if decided == nil then return end
   local clusters = {{}}
   for i, group in ipairs(decided["priority_groups"]) do
@@ -126,9 +126,9 @@ function envoy_on_request(handle)
   local name = table.concat(clusters, "{_AND_THEN}")
   if not ladders[name] then -- of one rung, or newer than this file: it is served, and does not climb
     name = clusters[1]
-    handle:headers():replace("x-envoy-max-retries", "0")
+    handle:headers():replace("{HeaderName.MAX_RETRIES}", "0")
   end
-  handle:headers():replace("{_HEADER}", name)
+  handle:headers():replace("{HeaderName.LADDER}", name)
   handle:clearRouteCache()
 end
 """

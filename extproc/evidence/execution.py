@@ -16,6 +16,7 @@ import numpy as np
 from extproc.acceptance.grounding import Embed
 from extproc.config.compile import compile_snapshot, utterances_digest
 from extproc.config.load import Config, load_config
+from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.data.answers import Answered, Prices, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
@@ -23,7 +24,7 @@ from extproc.evidence.data.traffic import BadRow, Known, Row, Traffic, reveal_al
 from extproc.evidence.measure.metrics import Places
 from extproc.routing.exchange import Routed, Router
 from extproc.routing.limits import Rates
-from extproc.routing.policy import Reason, Snapshot, routable_model, trust
+from extproc.routing.policy import Snapshot, routable_model, trust
 
 # Rows in flight at once: their texts are encoded together.
 _AT_ONCE = 512

@@ -14,13 +14,24 @@ import msgspec
 from extproc.acceptance.requirements import read_requirements
 from extproc.api.request import Request, RequestError, parse_request
 from extproc.api.splice import SpliceError
-from extproc.contract import CLUSTER_HEADER, FACTS, LADDER, LEDGER, MAX_BODY_BYTES, METADATA, RUNGS, ladder_of
+from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespace
+from extproc.contract.records import (
+    BodyPatch,
+    CascadeRecord,
+    DecisionRecord,
+    JudgedRecord,
+    LedgerRecord,
+    RequirementsRecord,
+    RungsRecord,
+    ladder_of,
+)
+from extproc.contract.words import JudgeMode, Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_of, session_of
 from extproc.routing.mutation import Mutation, mutate, rename_model
-from extproc.routing.policy import Decision, Policy, Reason, Snapshot, decide, may_retarget, untouched
+from extproc.routing.policy import Decision, Policy, Snapshot, decide, may_retarget, untouched
 from extproc.routing.signals import Signals, read_signals
 
 
@@ -35,8 +46,8 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     stages: dict[str, float]  # seconds spent in: read, embed, match, write
 
     @cached_property
-    def record(self) -> dict[str, Any]:
-        """The decision's record, made once for all who tell it; theirs to read, not to change."""
+    def record(self) -> DecisionRecord:
+        """The decision's record, made once for all who tell it."""
         return decision_record(self)
 
 
@@ -133,39 +144,32 @@ class _Stopwatch:
         self._since = now
 
 
-def decision_record(routed: Routed) -> dict[str, Any]:
+def decision_record(routed: Routed) -> DecisionRecord:
     """What the decision says of itself, everywhere it is seen: metadata, access log, span. No prompt text."""
     decision, signals = routed.decision, routed.signals
-    record: dict[str, Any] = {
-        "cluster": routed.mutation.cluster,
-        "tier": decision.tier.name,
-        "reason": decision.reason.value,
-        "reasoning": routed.mutation.reasoning,
-        "revision": routed.snapshot.revision,
-        "mode": routed.snapshot.policy.mode,
-    }
-    if decision.match is not None and decision.cohort is not None:
-        record |= {
-            "cohort": decision.cohort.name,
-            "similarity": round(decision.match.similarity, 4),
-            "margin": round(decision.match.margin, 4),
-            "calibrated": decision.cohort.calibrated,
-        }
-        probability = decision.cohort.probability(decision.match)
-        if probability is not None and decision.cohort.evidence is not None:
-            record |= {"probability": round(probability, 4), "evidence": decision.cohort.evidence.stamp}
-    if signals is not None:
-        record |= {
-            "ask": signals.ask.source,
-            "ask_chars": signals.ask.chars,
-            "ask_cut": signals.ask.cut,
-            "tokens": signals.tokens,
-        }
-    if decision.rule is not None:
-        record["rule"] = decision.rule
-    if decision.proposed_tier is not None:
-        record["proposed_tier"] = decision.proposed_tier
-    return record
+    cohort, match, ask = decision.cohort, decision.match, signals.ask if signals is not None else None
+    probability = cohort.probability(match) if cohort is not None and match is not None else None
+    evidence = cohort.evidence if cohort is not None and probability is not None else None
+    return DecisionRecord(
+        cluster=routed.mutation.cluster,
+        tier=decision.tier.name,
+        reason=decision.reason,
+        reasoning=routed.mutation.reasoning,
+        revision=routed.snapshot.revision,
+        mode=routed.snapshot.policy.mode,
+        cohort=cohort.name if cohort is not None else None,
+        similarity=round(match.similarity, 4) if match is not None else None,
+        margin=round(match.margin, 4) if match is not None else None,
+        calibrated=cohort.calibrated if cohort is not None else None,
+        probability=round(probability, 4) if probability is not None else None,
+        evidence=evidence.stamp if evidence is not None else None,
+        ask=ask.source if ask is not None else None,
+        ask_chars=ask.chars if ask is not None else None,
+        ask_cut=ask.cut if ask is not None else None,
+        tokens=signals.tokens if signals is not None else None,
+        rule=decision.rule,
+        proposed_tier=decision.proposed_tier,
+    )
 
 
 class RouterExchange:
@@ -208,7 +212,7 @@ class RouterExchange:
         routed = await self._route(event.body)
         return Reply(
             "request_body",
-            headers={CLUSTER_HEADER: routed.mutation.cluster},
+            headers={HeaderName.CLUSTER: routed.mutation.cluster},
             # Where Envoy holds the headers for us, it also holds the length of the body that was.
             remove=("content-length",) if self._headers_passed and routed.mutation.body is not None else (),
             body=routed.mutation.body,
@@ -226,11 +230,13 @@ class RouterExchange:
         body, asked, trailers = b"".join(self._held), bool(self._held), event.kind == "request_trailers"
         self._held.clear()
         replies = []
-        headers, metadata = None, None
+        headers: dict[str, str] | None = None
+        metadata: dict[str, Any] | None = None
         if not too_long:
             routed = await self._route(body)
             body = body if routed.mutation.body is None else routed.mutation.body
-            headers, metadata = {CLUSTER_HEADER: routed.mutation.cluster}, _metadata(routed, self._opening.headers)
+            headers = {HeaderName.CLUSTER: routed.mutation.cluster}
+            metadata = _metadata(routed, self._opening.headers)
         if self._headers_held:  # they have waited for the route
             replies.append(Reply("request_headers", headers=headers, metadata=metadata))
             headers = metadata = None
@@ -254,36 +260,39 @@ class RouterExchange:
 def _metadata(routed: Routed, headers: Mapping[str, str]) -> dict[str, Any]:
     """The decision for Envoy: the record, the ladder of clusters, what the rungs above need, and who asks."""
     decision, mutation, request = routed.decision, routed.mutation, routed.request
-    record = routed.record | {"max_retries": len(mutation.clusters) - 1, "escalations": 0}
-    metadata: dict[str, Any] = {METADATA: record, LADDER: ladder_of(mutation.clusters)}
-    metadata[LEDGER] = _asker(routed, headers)
+    judge: dict[str, str] | None = None
+    metadata: dict[str, Any] = {Namespace.LADDER: ladder_of(mutation.clusters)}
+    metadata[Namespace.LEDGER] = _asker(routed, headers).to_metadata()
     if mutation.rungs:
-        attempts = [
-            [{"at": p.at, "length": p.length, "text": p.text.decode()} for p in patches]
-            for patches in mutation.rungs
-        ]
-        metadata[RUNGS] = {"attempts": attempts}
+        attempts = [[BodyPatch(at=p.at, length=p.length, text=p.text.decode()) for p in r] for r in mutation.rungs]
+        metadata[Namespace.RUNGS] = RungsRecord(attempts=attempts).to_metadata()
+    record = routed.record.to_metadata()
     if decision.judged and request is not None and decision.cohort is not None:
         tiers = [decision.tier, *(rung.tier for rung in decision.ladder)]
         if decision.cohort.escalate is None or not decision.cohort.escalate.human:
             tiers.pop()  # nobody is above the last rung
-        record["judge"] = {tier.name: "stream" if request.stream else "body" for tier in tiers}
-        record["rungs"] = list(mutation.clusters)
-        record["api"] = request.api
-        record["logprobs_added"] = mutation.logprobs_added
-        facts = read_requirements(request, decision.cohort.accept)
-        metadata[FACTS] = {"facts": msgspec.json.encode(facts).decode()}
+        judge = dict.fromkeys((tier.name for tier in tiers), JudgeMode.STREAM if request.stream else JudgeMode.BODY)
+        judged = JudgedRecord(
+            cohort=decision.cohort.name,
+            rungs=list(mutation.clusters),
+            api=request.api,
+            escalations=0,
+            logprobs_added=mutation.logprobs_added,
+        )
+        record |= judged.to_metadata()
+        facts = msgspec.json.encode(read_requirements(request, decision.cohort.accept)).decode()
+        metadata[Namespace.REQUIREMENTS] = RequirementsRecord(facts=facts).to_metadata()
+    cascade = CascadeRecord(contract=CONTRACT, max_retries=len(mutation.clusters) - 1, escalations=0, judge=judge)
+    metadata[Namespace.DECISION] = record | cascade.to_metadata()
     return metadata
 
 
-def _asker(routed: Routed, headers: Mapping[str, str]) -> dict[str, str]:
+def _asker(routed: Routed, headers: Mapping[str, str]) -> LedgerRecord:
     """Who asks, and in which conversation, as hashes."""
     key = _key(routed.snapshot, headers)
-    asker = {"principal": principal_of(key)}
     opened = next((turn for turn in routed.request.turns if turn.role == "user"), None) if routed.request else None
-    if opened is not None:
-        asker["session"] = session_of(key, opened.texts)
-    return asker
+    session = session_of(key, opened.texts) if opened is not None else None
+    return LedgerRecord(principal=principal_of(key), session=session)
 
 
 def _key(snapshot: Snapshot, headers: Mapping[str, str]) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from extproc.contract.words import Bound
+
 # Principals remembered at once; the one longest unheard of is forgotten first, with a full bucket when it
 # comes back.
 _PRINCIPALS = 10_000
@@ -68,14 +70,14 @@ class Bounds:
         bucket = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
         bucket.tokens = min(bucket.tokens + share, self._share_burst)
 
-    def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> str | None:
-        """Take one escalation from both buckets; or say which bound forbids it: cohort_share, principal_rate."""
+    def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> Bound | None:
+        """Take one escalation from both buckets, or return the bound that forbids it."""
         share = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
         rate = self._rates.bucket(principal, per_minute, burst, now_s)
         if share.tokens < 1:
-            return "cohort_share"
+            return Bound.COHORT_SHARE
         if rate.tokens < 1:
-            return "principal_rate"
+            return Bound.PRINCIPAL_RATE
         share.tokens -= 1
         rate.tokens -= 1
         return None

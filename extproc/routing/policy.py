@@ -1,13 +1,13 @@
 """What we do about a match: the rules, and the one decision they give."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import msgspec
 
 from extproc.acceptance.rules import AcceptRule
+from extproc.contract.words import Reason
 from extproc.routing.index import Index, Match
 from extproc.routing.signals import Signals
 from extproc.settings import (
@@ -89,33 +89,6 @@ class Snapshot(msgspec.Struct, frozen=True):
     judges: Mapping[str, Judge] = {}
     human: Human | None = None
     centroids: str = ""  # the hash of all that made the index
-
-
-class Reason(StrEnum):
-    """Why a request went where it went: exactly one each, spelled the same everywhere it is seen."""
-
-    MATCHED = "matched"  # the cohort's own tier
-    RULE = "rule"  # a rule named the tier
-    TIER_FLOOR = "tier_floor"  # lifted to the least tier that a cohort or rule allows
-    CAPABILITY = "capability"  # lifted past tiers that cannot serve it
-    UPGRADE_RATE = "upgrade_rate"  # held to the default tier: its principal has had its share of dearer ones
-    PINNED = "pinned"  # the client named a tier's own model
-    PASSTHROUGH = "passthrough"  # not ours to route: another model, or no API of ours
-    # Fallbacks: we could not decide.
-    OUT_OF_SCOPE = "out_of_scope"  # nearer to no cohort than its floor
-    AMBIGUOUS = "ambiguous"  # two cohorts too close to call
-    NO_TEXT = "no_text"  # nothing a person wrote
-    UNREADABLE = "unreadable"  # not JSON of the API's shape
-    DEADLINE = "deadline"  # the encoder took too long, or had too much to do
-    ENCODER = "encoder_error"  # the encoder failed
-
-    @property
-    def is_fallback(self) -> bool:
-        """Whether the default tier serves because no decision could be made."""
-        return self in _FALLBACKS
-
-
-_FALLBACKS = frozenset(list(Reason)[list(Reason).index(Reason.OUT_OF_SCOPE) :])
 
 
 class Rung(msgspec.Struct, frozen=True):

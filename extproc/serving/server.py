@@ -20,7 +20,8 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
 from extproc.config.load import PolicyFile, load_config
 from extproc.config.reload import signature, watch
-from extproc.contract import MAX_BODY_BYTES
+from extproc.contract.names import MAX_BODY_BYTES, HeaderName
+from extproc.contract.words import Role
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.pb import ext_proc_pb2 as pb
@@ -69,10 +70,10 @@ class ExternalProcessor:
             async for message in messages:
                 if exchange is None:
                     opening = wire.read_opening(message)
-                    match metadata.get("x-role"):
-                        case "verifier":
+                    match metadata.get(HeaderName.ROLE):
+                        case Role.VERIFIER:
                             exchange = VerifierExchange(self.verifier, opening)
-                        case "rescue":
+                        case Role.RESCUE:
                             exchange = RescueExchange(opening)
                         case _:
                             exchange = RouterExchange(self.router, opening)

@@ -11,7 +11,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opentelemetry import metrics, trace
 from opentelemetry.context import Context
@@ -22,6 +22,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from extproc.accounting.outcome import Cost, Outcome
 from extproc.api.observation import Usage
 from extproc.api.request import Request
+from extproc.contract.names import PREFIX, Key
+from extproc.contract.records import DecisionRecord
+from extproc.contract.words import Bound, VerdictWord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricReader
@@ -36,7 +39,7 @@ _OPERATIONS = {
     "responses": ("chat", "openai"),
     "messages": ("chat", "anthropic"),
 }
-_PREFIX = "semantic_router"
+_PREFIX = PREFIX  # of every metric, span and attribute
 
 # How a reload ends: applied, or why it was refused.
 _RELOADS = ("applied", "invalid", "regression", "gate", "error")
@@ -169,19 +172,20 @@ class Telemetry:
     def decided(
         self,
         parent: Mapping[str, str],
-        record: Mapping[str, Any],
+        record: DecisionRecord,
         stages: Mapping[str, float],
         request: Request | None,
     ) -> None:
         """Report one decision: a span as long as its stages took, child of the `traceparent` in `parent`."""
         end = time.time_ns()
         span, context = self._begin("decide", parent, end - int(sum(stages.values()) * 1e9))
-        labels = {k: record[k] for k in ("cohort", "tier", "reason") if k in record}
+        labels = {Key.COHORT.value: record.cohort} if record.cohort is not None else {}
+        labels |= {Key.TIER.value: record.tier, Key.REASON.value: record.reason}
         self._decisions.add(1, labels, context)
         for stage, seconds in stages.items():
             self._stages.record(seconds, {"stage": stage}, context)
         if span.is_recording():
-            span.set_attributes({f"{_PREFIX}.{k}": v for k, v in record.items()})
+            span.set_attributes({f"{_PREFIX}.{k}": v for k, v in record.to_metadata().items()})
             span.set_attributes({f"{_PREFIX}.{s}_ms": round(t * 1e3, 3) for s, t in stages.items()})
             if request is not None:
                 span.set_attributes(_genai(request))
@@ -198,15 +202,15 @@ class Telemetry:
         parent: Mapping[str, str],
         cohort: str,
         attempt: int,
-        word: str,
+        word: VerdictWord,
         reason: str,
-        bound: str | None,
+        bound: Bound | None,
         unavailable: Sequence[str],
     ) -> None:
         """Report one verdict on an answer, as a span and a count."""
-        labels: dict[str, Any] = {"cohort": cohort, "verdict": word, "reason": reason}
+        labels = {Key.COHORT.value: cohort, Key.VERDICT.value: word.value, Key.REASON.value: reason}
         if bound is not None:
-            labels["bound"] = bound
+            labels[Key.BOUND.value] = bound.value
         span, context = self._begin("judge", parent)
         self._verdicts.add(1, labels, context)
         for rule in unavailable:

@@ -15,7 +15,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
-from extproc.contract import TIER_ATTRIBUTE
+from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, PATH_ATTRIBUTE, TIER_ATTRIBUTE
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 
@@ -23,7 +23,7 @@ from extproc.pb import ext_proc_pb2 as pb
 SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
 # The one key under which attributes come, whatever the filter is called.
 _ATTRIBUTES = "envoy.filters.http.ext_proc"
-_ATTEMPT = "upstream.request_attempt_count"
+_HEADER_BEFORE, _HEADER_AFTER = HEADER_ATTRIBUTE.split("{}")
 
 decode_request = pb.ProcessingRequest.FromString
 encode_response = pb.ProcessingResponse.SerializeToString
@@ -33,17 +33,17 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
     """Read the first message of a stream."""
     fields = message.attributes[_ATTRIBUTES].fields if _ATTRIBUTES in message.attributes else {}
     headers = {
-        name.removeprefix("request.headers['").removesuffix("']"): value.string_value
+        name.removeprefix(_HEADER_BEFORE).removesuffix(_HEADER_AFTER): value.string_value
         for name, value in fields.items()
-        if name.startswith("request.headers['")
+        if name.startswith(_HEADER_BEFORE)
     }
-    if "request.path" in fields:  # under the name that the header itself would have
-        headers[":path"] = fields["request.path"].string_value
+    if PATH_ATTRIBUTE in fields:  # under the name that the header itself would have
+        headers[":path"] = fields[PATH_ATTRIBUTE].string_value
     if message.WhichOneof("request") == "request_headers":
         headers |= _headers(message.request_headers.headers)
     modes = message.protocol_config
     said = message.HasField("protocol_config")  # an Envoy that does not say uses the usual mode
-    attempt = fields[_ATTEMPT].number_value if _ATTEMPT in fields else 1
+    attempt = fields[ATTEMPT_ATTRIBUTE].number_value if ATTEMPT_ATTRIBUTE in fields else 1
     return Opening(
         headers,
         _mode(modes.request_body_mode) if said else "BUFFERED",

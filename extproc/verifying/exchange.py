@@ -22,7 +22,17 @@ from extproc.api.answer import AnswerReader
 from extproc.api.observation import Usage
 from extproc.api.request import Api
 from extproc.api.strip import StreamStripper, without_logprobs
-from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, REASON_HEADER, VERDICT_HEADER, ladder_of
+from extproc.contract.names import HeaderName, Namespace
+from extproc.contract.records import (
+    AnswerRecord,
+    AttemptRecord,
+    JudgedRecord,
+    LedgerRecord,
+    RequirementsRecord,
+    VerdictRecord,
+    ladder_of,
+)
+from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Kind, Opening, Reply
 from extproc.routing.limits import Bounds, principal_of
 from extproc.routing.policy import Cohort, Snapshot
@@ -47,9 +57,9 @@ class Ruling(msgspec.Struct, frozen=True):
 
     cohort: str
     attempt: int
-    word: str  # accept, escalate, degraded, human, recorded (rejected when it had left already)
+    word: VerdictWord
     verdict: Verdict
-    bound: str | None = None  # the bound that kept a rejected answer from climbing
+    bound: Bound | None = None  # what kept a rejected answer from escalating
 
 
 # Runs a rule that asks another model; blocks, and says None where it could not run.
@@ -85,11 +95,11 @@ class VerifierExchange:
         self._verifier = verifier
         self._snapshot = verifier.snapshot()
         self._opening = opening
-        self._decision = _read_decision(opening.metadata.get(METADATA, {}))
+        self._decision = _Judged.from_metadata(opening.metadata.get(Namespace.DECISION, {}))
         self._attempt = opening.attempt
         self._rungs = self._decision.rungs
         self._skipped = self._decision.skipped
-        self._facts = _read_facts(opening.metadata.get(FACTS, {}))
+        self._facts = _read_facts(opening.metadata.get(Namespace.REQUIREMENTS, {}))
         # A reload may have taken the cohort away meanwhile: then nothing is held against the answer.
         self._cohort = self._snapshot.policy.cohorts.get(self._decision.cohort)
         self._api = self._decision.api
@@ -109,7 +119,7 @@ class VerifierExchange:
 
     async def answer(self, event: Event) -> list[Reply]:
         """Answer one message; a stream that is held is answered when it is let go."""
-        if self.ruling is not None and self.ruling.word == "human":
+        if self.ruling is not None and self.ruling.word is VerdictWord.HUMAN:
             return []  # the client has its answer; this was on its way already
         if event.kind == "response_headers":
             return await self._headers(event)
@@ -174,7 +184,7 @@ class VerifierExchange:
         if verdict.decided and not verdict.accept:
             return await self._let_go(self._cohort, self._reader, verdict)
         if full or verdict.decided or self._reader.text_chars >= _HOLD_CHARS:
-            return self._release("degraded" if full else "accept")
+            return self._release(VerdictWord.DEGRADED if full else VerdictWord.ACCEPT)
         return []
 
     async def _conclude(self, cohort: Cohort, reader: AnswerReader) -> list[Reply]:
@@ -190,10 +200,11 @@ class VerifierExchange:
         rest = self._flush()
         return [Reply("response_headers", headers=headers, metadata=metadata), *rest]
 
-    def _release(self, word: str) -> list[Reply]:
+    def _release(self, word: VerdictWord) -> list[Reply]:
         """End the hold with the rest of the answer still to come: the verdict is recorded at its end."""
         self._verifier.bounds.judged(self._decision.cohort, self._share)
-        headers, metadata = {VERDICT_HEADER: word}, {METADATA: {"verdict": word}}
+        headers: dict[str, str] = {HeaderName.VERDICT: word}
+        metadata: dict[str, Any] = {Namespace.DECISION: VerdictRecord(verdict=word).to_metadata()}
         return [Reply("response_headers", headers=headers, metadata=metadata), *self._flush()]
 
     def _flush(self) -> list[Reply]:
@@ -234,10 +245,10 @@ class VerifierExchange:
     async def _record(self, cohort: Cohort, reader: AnswerReader) -> dict[str, Any]:
         """The client has the answer already: what is wrong with it is only written down."""
         verdict = await self._judge(cohort, reader)
-        word = "accept" if verdict.accept else "recorded"
+        word = VerdictWord.ACCEPT if verdict.accept else VerdictWord.RECORDED
         self.ruling = Ruling(cohort.name, self._attempt, word, verdict)
-        reason = {} if verdict.accept else {"verdict_reason": verdict.reason}
-        return {METADATA: {"verdict": word, **reason}, LEDGER: self._entry(word, verdict)}
+        record = VerdictRecord(verdict=word, verdict_reason=None if verdict.accept else verdict.reason)
+        return {Namespace.DECISION: record.to_metadata(), Namespace.LEDGER: self._entry(word, verdict)}
 
     # --- verdicts ---------------------------------------------------------------------------------------
 
@@ -280,7 +291,7 @@ class VerifierExchange:
         """Rejected, no model left to ask, and the cohort ends with a person."""
         return (
             self.ruling is not None
-            and self.ruling.bound == _LAST_RUNG
+            and self.ruling.bound is Bound.LAST_RUNG
             and cohort.escalate is not None
             and cohort.escalate.human
             and self._snapshot.human is not None
@@ -295,13 +306,13 @@ class VerifierExchange:
         facts = {"cohort": ruling.cohort, "reason": ruling.verdict.reason, "attempt": ruling.attempt}
         facts |= {"revision": self._snapshot.revision}
         case = await asyncio.to_thread(put, human, facts, self._facts.context, reader.observation().text)
-        self.ruling = msgspec.structs.replace(ruling, word="human")
-        metadata[METADATA]["verdict"] = "human"
-        metadata[LEDGER] = self._entry("human", ruling.verdict)
+        self.ruling = msgspec.structs.replace(ruling, word=VerdictWord.HUMAN)
+        metadata[Namespace.DECISION] |= VerdictRecord(verdict=VerdictWord.HUMAN).to_metadata()
+        metadata[Namespace.LEDGER] = self._entry(VerdictWord.HUMAN, ruling.verdict)
         error = {"message": human.message, "type": "human_review", "case": case}
         return Reply(
             kind,
-            headers=headers | {"content-type": "application/json", VERDICT_HEADER: "human"},
+            headers=headers | {"content-type": "application/json", HeaderName.VERDICT: VerdictWord.HUMAN},
             body=msgspec.json.encode({"error": error}),
             metadata=metadata,
             status=human.status,
@@ -310,38 +321,44 @@ class VerifierExchange:
     def _rule(self, cohort: Cohort, verdict: Verdict) -> tuple[dict[str, str], dict[str, Any]]:
         """Turn a verdict into headers and metadata: climb if it is rejected and nothing forbids it."""
         self._verifier.bounds.judged(cohort.name, self._share)
-        word, bound, rung = "accept", None, self._next_rung(cohort, verdict)
+        word, bound, rung = VerdictWord.ACCEPT, None, self._next_rung(cohort, verdict)
         if not verdict.accept:
             bound = self._bound(cohort, rung)
-            word = "escalate" if bound is None else "degraded"
+            word = VerdictWord.ESCALATE if bound is None else VerdictWord.DEGRADED
         self.ruling = Ruling(cohort.name, self._attempt, word, verdict, bound)
-        headers = {VERDICT_HEADER: word}
-        said: dict[str, Any] = {"verdict": word}
+        headers: dict[str, str] = {HeaderName.VERDICT: word}
         if not verdict.accept:
-            headers[REASON_HEADER] = verdict.reason
-            said["verdict_reason"] = verdict.reason
-        metadata = {METADATA: said}
-        if word == "escalate":
-            said["escalations"] = self._decision.escalations + 1
+            headers[HeaderName.VERDICT_REASON] = verdict.reason
+        metadata: dict[str, Any] = {}
+        escalations = skipped = None
+        if word is VerdictWord.ESCALATE:
+            escalations = self._decision.escalations + 1
             if rung > self._attempt + self._skipped:  # Envoy counts attempts: the ladder moves instead
-                said["skipped"] = rung - self._attempt
-                metadata[LADDER] = ladder_of(self._rungs[rung - self._attempt :])
-        if bound is not None:
-            said["bound"] = bound
-        metadata[LEDGER] = self._entry(word, verdict)
+                skipped = rung - self._attempt
+                metadata[Namespace.LADDER] = ladder_of(self._rungs[skipped:])
+        record = VerdictRecord(
+            verdict=word,
+            verdict_reason=None if verdict.accept else verdict.reason,
+            escalations=escalations,
+            skipped=skipped,
+            bound=bound,
+        )
+        metadata[Namespace.DECISION] = record.to_metadata()
+        metadata[Namespace.LEDGER] = self._entry(word, verdict)
         return headers, metadata
 
-    def _entry(self, word: str, verdict: Verdict) -> dict[str, Any]:
+    def _entry(self, word: VerdictWord, verdict: Verdict) -> dict[str, Any]:
         """What the ledger is to know of this attempt; without counts where the answer told none, or not yet."""
-        entry: dict[str, Any] = {"verdict": word}
-        if self._opening.tier is not None:
-            entry["tier"] = self._opening.tier
-        if not verdict.accept:
-            entry["reason"] = verdict.reason
-        if self._usage is not None:
-            counts = msgspec.structs.asdict(self._usage)
-            entry |= {name: count for name, count in counts.items() if count is not None}
-        return {str(self._attempt): entry}
+        usage = self._usage or Usage()
+        attempt = AttemptRecord(
+            verdict=word,
+            tier=self._opening.tier,
+            reason=None if verdict.accept else verdict.reason,
+            input=usage.input,
+            output=usage.output,
+            cached=usage.cached,
+        )
+        return LedgerRecord(attempts={self._attempt: attempt}).to_metadata()
 
     def _stripped(self) -> bytes:
         """What is held of a stream, as a client would get it."""
@@ -351,7 +368,7 @@ class VerifierExchange:
     def _keep(self, reader: AnswerReader, body: Callable[[], bytes]) -> dict[str, Any]:
         """The metadata that keeps an answer from which to climb, if a client could use it: whole, and not empty."""
         ruling = self.ruling
-        if ruling is None or ruling.word != "escalate" or ruling.verdict.rule is None:
+        if ruling is None or ruling.word is not VerdictWord.ESCALATE or ruling.verdict.rule is None:
             return {}
         observation, said = reader.observation(), body()
         if len(said) > _KEPT_BYTES or not observation.complete:
@@ -362,7 +379,8 @@ class VerifierExchange:
             text = said.decode()
         except UnicodeDecodeError:  # metadata can carry text only
             return {}
-        return {ANSWER: {"body": text, "type": self._content_type, "tier": self._opening.tier or ""}}
+        answer = AnswerRecord(body=text, type=self._content_type, tier=self._opening.tier or "")
+        return {Namespace.ANSWER: answer.to_metadata()}
 
     @property
     def _share(self) -> float:
@@ -376,10 +394,10 @@ class VerifierExchange:
         jumps = up is not None and verdict.rule in up.skip and rung + 1 < len(self._rungs) + up.human
         return rung + jumps
 
-    def _bound(self, cohort: Cohort, rung: int) -> str | None:
+    def _bound(self, cohort: Cohort, rung: int) -> Bound | None:
         """What forbids a climb to `rung`: the end of the ladder, the cohort's share, or the principal's rate."""
         if rung >= len(self._rungs):
-            return _LAST_RUNG
+            return Bound.LAST_RUNG
         limits, h = self._snapshot.escalations, self._opening.headers
         return self._verifier.bounds.allow(
             cohort.name,
@@ -390,32 +408,14 @@ class VerifierExchange:
         )
 
 
-_LAST_RUNG = "last_rung"
+class _Judged(JudgedRecord, frozen=True, kw_only=True):
+    """The decision as the verifier reads it: of an API that it can read, or of no cohort."""
 
-
-_COUNTS = ("skipped", "escalations")  # metadata carries every number as a float
-
-
-class _Decision(msgspec.Struct):
-    """What of the decision the verifier goes by."""
-
-    cohort: str = ""
-    api: Api = "chat"
-    rungs: list[str] = []  # clusters, the first attempt's first
-    skipped: int = 0  # rungs that earlier verdicts have jumped
-    escalations: int = 0
-    logprobs_added: bool = False
-
-
-def _read_decision(carried: dict[str, Any]) -> _Decision:
-    try:
-        return msgspec.convert({k: int(v) if k in _COUNTS else v for k, v in carried.items()}, _Decision)
-    except (msgspec.ValidationError, ValueError, TypeError, OverflowError):
-        return _Decision()  # not the router's work: nothing is held against the answer
+    api: Api
 
 
 def _read_facts(carried: dict[str, Any]) -> Requirements:
     try:
-        return _decode_facts(str(carried.get("facts", "{}")))
+        return _decode_facts(RequirementsRecord.from_metadata(carried).facts)
     except msgspec.DecodeError:
         return Requirements()

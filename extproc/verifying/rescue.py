@@ -5,8 +5,12 @@ nothing is stored here, and any process can give it back. Envoy asks only where 
 would get a failure for which another rung would have been climbed.
 """
 
+from typing import Any
+
 from extproc.acceptance.verdict import Verdict
-from extproc.contract import ANSWER, METADATA, REASON_HEADER, VERDICT_HEADER
+from extproc.contract.names import HeaderName, Namespace
+from extproc.contract.records import AnswerRecord, DecisionRecord, VerdictRecord
+from extproc.contract.words import VerdictWord
 from extproc.messages import Event, Opening, Reply
 from extproc.verifying.exchange import Ruling
 
@@ -15,29 +19,30 @@ class RescueExchange:
     """Our side of the one message that comes with a failure."""
 
     def __init__(self, opening: Opening) -> None:
-        self._decision = opening.metadata.get(METADATA, {})
-        self._kept = opening.metadata.get(ANSWER, {})
+        self._metadata = opening.metadata
         self._attempt = opening.attempt
         self.ruling: Ruling | None = None
 
     async def answer(self, event: Event) -> list[Reply]:
         """The answer that was kept, in place of a failure; what has a verdict is none, whatever its status."""
-        fine = event.headers.get(":status") == "200" or VERDICT_HEADER in event.headers
-        if event.kind != "response_headers" or fine or "body" not in self._kept:
+        fine = event.headers.get(":status") == "200" or HeaderName.VERDICT in event.headers
+        kept = AnswerRecord.from_metadata(self._metadata.get(Namespace.ANSWER, {}))
+        if event.kind != "response_headers" or fine or not kept.body:
             return [Reply(event.kind)]
-        said = self._decision
-        reason = str(said.get("verdict_reason"))
-        self.ruling = Ruling(str(said.get("cohort")), self._attempt, "rescued", Verdict(False, reason=reason))
+        carried = self._metadata.get(Namespace.DECISION, {})
+        decision, rejection = DecisionRecord.from_metadata(carried), VerdictRecord.from_metadata(carried)
+        cohort, reason = decision.cohort or "", rejection.verdict_reason or ""
+        self.ruling = Ruling(cohort, self._attempt, VerdictWord.RESCUED, Verdict(False, reason=reason))
         # An answer of ours passes none of the filters that write the contract's headers.
         headers = {
-            "content-type": self._kept["type"],
-            VERDICT_HEADER: "degraded",
-            REASON_HEADER: reason,
-            "x-router-cohort": str(said.get("cohort")),
-            "x-router-reason": str(said.get("reason")),
-            "x-router-tier": self._kept["tier"],
-            "x-router-attempts": str(self._attempt),
-            "x-router-escalations": str(int(said.get("escalations", 0))),
+            "content-type": kept.type,
+            HeaderName.VERDICT: VerdictWord.DEGRADED,
+            HeaderName.VERDICT_REASON: reason,
+            HeaderName.COHORT: cohort,
+            HeaderName.REASON: decision.reason,
+            HeaderName.TIER: kept.tier,
+            HeaderName.ATTEMPTS: str(self._attempt),
+            HeaderName.ESCALATIONS: str(rejection.escalations or 0),
         }
-        body = self._kept["body"].encode()
-        return [Reply("response_headers", headers, body, status=200, metadata={METADATA: {"verdict": "rescued"}})]
+        metadata: dict[str, Any] = {Namespace.DECISION: VerdictRecord(verdict=VerdictWord.RESCUED).to_metadata()}
+        return [Reply("response_headers", headers, kept.body.encode(), status=200, metadata=metadata)]

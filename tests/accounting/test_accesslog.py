@@ -8,7 +8,7 @@ from google.protobuf.json_format import ParseDict
 from extproc.accounting.accesslog import read_outcomes
 from extproc.accounting.outcome import Outcome, Rejection
 from extproc.api.observation import Usage
-from extproc.contract import LEDGER, METADATA, USAGE
+from extproc.contract.names import Namespace
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
 
@@ -38,11 +38,11 @@ def batch(
     entry = message.http_logs.log_entry.add()
     ParseDict(COMMON | common, entry.common_properties)
     metadata = entry.common_properties.metadata
-    for namespace, value in ((METADATA, decision), (LEDGER, ledger)):
+    for namespace, value in ((Namespace.DECISION, decision), (Namespace.LEDGER, ledger)):
         if value is not None:
             metadata.filter_metadata[namespace].update(value)
     if usage is not None:
-        metadata.typed_filter_metadata[USAGE].Pack(usage)
+        metadata.typed_filter_metadata[Namespace.USAGE].Pack(usage)
     if status:
         entry.response.response_code.value = status
     return message.SerializeToString()

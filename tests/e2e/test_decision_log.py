@@ -7,8 +7,8 @@ from pathlib import Path
 
 import jsonschema
 
+from extproc.contract.words import Reason
 from extproc.demo.stack import Stack
-from extproc.routing.policy import Reason
 from tests.e2e.traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
 
 SCHEMA = json.loads((REPOSITORY / "docs" / "decision-log.schema.json").read_text())

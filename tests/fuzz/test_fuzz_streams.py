@@ -13,7 +13,7 @@ from hypothesis import currently_in_test_context, given, note
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
-from extproc.contract import CLUSTER_HEADER, REASON_HEADER, VERDICT_HEADER
+from extproc.contract.names import HeaderName
 from extproc.encoder.batcher import Batcher
 from extproc.pb.ext_proc_pb2 import ProcessingResponse as Response
 from extproc.routing.exchange import Router, RouterExchange
@@ -84,7 +84,12 @@ class Player:
             note(f"{role}: {messages}")
         replies = self._loop.run(self._play(role, [message.SerializeToString() for message in messages]))
         for reply in (reply for some in replies for reply in some):
-            assert set(written_headers(reply)) <= {CLUSTER_HEADER, VERDICT_HEADER, REASON_HEADER, "content-type"}
+            assert set(written_headers(reply)) <= {
+                HeaderName.CLUSTER,
+                HeaderName.VERDICT,
+                HeaderName.VERDICT_REASON,
+                "content-type",
+            }
         return replies
 
     async def _play(self, role: str, raw: list[bytes]) -> list[list[Response]]:

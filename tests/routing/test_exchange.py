@@ -12,12 +12,12 @@ import pytest
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
-from extproc.contract import CLUSTER_HEADER, LADDER, LEDGER, METADATA
+from extproc.contract.names import CONTRACT, HeaderName, Namespace
+from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.routing.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
 from extproc.routing.limits import Rates, principal_of
-from extproc.routing.policy import Reason
 from extproc.settings import Evidence, Probability, Upgrades
 
 ASK = "Send my last invoice again"
@@ -90,8 +90,8 @@ def sent(router: Router, raw: bytes, **opening: Any) -> tuple[str, str, bytes | 
     _, ((reply,),) = exchanged(router, "BUFFERED", body(raw), **opening)
     assert (reply.kind, reply.streamed) == ("request_body", False)
     assert reply.headers is not None and reply.metadata is not None
-    record = reply.metadata[METADATA]
-    assert reply.headers == {CLUSTER_HEADER: record["cluster"]}
+    record = reply.metadata[Namespace.DECISION]
+    assert reply.headers == {HeaderName.CLUSTER: record["cluster"]}
     return record["reason"], record["cluster"], reply.body
 
 
@@ -106,11 +106,11 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
     assert match is not None and reply.metadata is not None
     assert (reply.kind, reply.headers, reply.body, reply.streamed) == (
         "request_body",
-        {CLUSTER_HEADER: "small"},
+        {HeaderName.CLUSTER: "small"},
         SENT_ON,
         False,
     )
-    assert reply.metadata[METADATA] == {
+    assert reply.metadata[Namespace.DECISION] == {
         "cluster": "small",
         "tier": "small",
         "reason": "matched",
@@ -125,10 +125,11 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
         "ask_chars": len(ASK),
         "ask_cut": False,
         "tokens": len(BODY) // 4,
+        "contract": CONTRACT,
         "max_retries": 1,
         "escalations": 0,
     }
-    assert reply.metadata[LADDER] == {
+    assert reply.metadata[Namespace.LADDER] == {
         "priority_groups": [
             {"name": "rung0", "clusters": [{"cluster_name": "small", "weight": 1}]},
             {"name": "rung1", "clusters": [{"cluster_name": "large", "weight": 1}]},
@@ -142,7 +143,7 @@ def test_the_ledger_is_told_who_asks_as_hashes(router):
     def told(raw: bytes, **headers: str) -> dict[str, str]:
         _, ((reply,),) = exchanged(router, "BUFFERED", body(raw), headers=CHAT | headers)
         assert reply.metadata is not None
-        return reply.metadata[LEDGER]
+        return reply.metadata[Namespace.LEDGER]
 
     first = told(BODY, authorization="Bearer a")
     assert first == {"principal": principal_of("Bearer a"), "session": first["session"]}
@@ -165,7 +166,7 @@ def test_a_calibrated_match_says_how_likely_it_is_and_by_which_evidence(snapshot
     exchange, _ = exchanged(calibrated, "BUFFERED", body(BODY))
     assert exchange.routed is not None and exchange.routed.decision.match is not None
     match, record = exchange.routed.decision.match, decision_record(exchange.routed)
-    assert (record["calibrated"], record["probability"], record["evidence"]) == (
+    assert (record.calibrated, record.probability, record.evidence) == (
         True,
         round(1 / (1 + math.exp(1 - 3 * match.similarity - 2 * match.margin)), 4),
         "3f2a9c0d1e4b 2026-11-22",
@@ -290,7 +291,7 @@ def test_a_full_duplex_body_that_is_not_ours_goes_on_as_it_is(router):
     other = BODY.replace(b"auto", b"gpt-5")
     events = (headers(), body(other[:30], end=False), body(other[30:]))
     _, (_, _, (head, tail)) = exchanged(router, "FULL_DUPLEX_STREAMED", *events)
-    assert (head.kind, head.headers) == ("request_headers", {CLUSTER_HEADER: "large"})
+    assert (head.kind, head.headers) == ("request_headers", {HeaderName.CLUSTER: "large"})
     assert tail == Reply("request_body", body=other, streamed=True, end=True)
 
 

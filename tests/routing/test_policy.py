@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from extproc.contract.words import Reason
 from extproc.routing.ask import Ask
 from extproc.routing.index import Match
-from extproc.routing.policy import Cohort, Decision, Policy, Reason, decide, may_retarget, untouched
+from extproc.routing.policy import Cohort, Decision, Policy, decide, may_retarget, untouched
 from extproc.routing.signals import Signals
 from extproc.settings import Budget, Conditions, Price, Rule, Tier, Upgrades
 

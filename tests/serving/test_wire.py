@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from extproc.contract import TIER_ATTRIBUTE
+from extproc.contract.names import TIER_ATTRIBUTE
 from extproc.messages import Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.serving.wire import decode_request, encode_response, read_event, read_opening, write_reply

@@ -9,7 +9,8 @@ import pytest
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.api.strip import without_logprobs
-from extproc.contract import ANSWER, FACTS, LADDER, LEDGER, METADATA, ladder_of
+from extproc.contract.names import Namespace
+from extproc.contract.records import ladder_of
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy, Snapshot
@@ -38,7 +39,8 @@ def opening(mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", **facts
     decision = {"cohort": cohort, "rungs": ["small", "large"], "api": "chat", "escalations": 0.0}
     return Opening(
         {"authorization": "Bearer x"}, "NONE", mode,  # type: ignore[arg-type]
-        {METADATA: decision, FACTS: {"facts": msgspec.json.encode(given).decode()}}, attempt,
+        {Namespace.DECISION: decision, Namespace.REQUIREMENTS: {"facts": msgspec.json.encode(given).decode()}},
+        attempt,
         body_before_reply=mode == "STREAMED",
     )  # fmt: skip
 
@@ -218,7 +220,7 @@ def test_a_server_that_is_lost_at_any_message_costs_no_client_a_frame() -> None:
     whole = (b"data: " + msgspec.json.encode({"choices": [frame]}) + b"\n\n") * 4 + transcript()
     bare = [without_logprobs("chat", line[5:]) for line in whole.split(b"\n\n")]
     opened = opening()
-    opened.metadata[METADATA]["logprobs_added"] = True
+    opened.metadata[Namespace.DECISION]["logprobs_added"] = True
     for size in (9, 60, 107, 1000):
         pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
         for trailers in (False, True):
@@ -317,7 +319,7 @@ def test_facts_that_cannot_be_read_are_none(facts: Any) -> None:
     given = opening("BUFFERED")
     exchange = VerifierExchange(
         Verifier(lambda: snapshot(rules=["complete", "json_schema"]), None),
-        msgspec.structs.replace(given, metadata=given.metadata | {FACTS: facts}),
+        msgspec.structs.replace(given, metadata=given.metadata | {Namespace.REQUIREMENTS: facts}),
     )
     assert judged(answer("Fine."), exchange) == ACCEPT
     assert exchange.ruling is not None and exchange.ruling.verdict.unavailable == ("json_schema",)
@@ -329,7 +331,7 @@ def test_facts_that_cannot_be_read_are_none(facts: Any) -> None:
 def test_a_decision_that_is_not_the_routers_holds_nothing_against_an_answer(odd: dict[str, Any]) -> None:
     """Metadata of the wrong kind is another filter's mistake: the answer passes, and no exchange is lost."""
     given = opening()
-    given.metadata[METADATA].update(odd)
+    given.metadata[Namespace.DECISION].update(odd)
     exchange = VerifierExchange(Verifier(snapshot), given)
     whole = transcript("I'm sorry, but I can't help ", "with that request.")
     replies = [reply for some in run(exchange, *streamed([whole])) for reply in some]
@@ -415,13 +417,17 @@ def climbing(attempt: int, skipped: float | None, to: tuple[str, ...], answered:
     cohort = msgspec.structs.replace(given.policy.cohorts["c"], escalate=up)
     given = msgspec.structs.replace(given, policy=Policy((), "small", {"c": cohort}))
     opened = opening("BUFFERED", attempt)
-    opened.metadata[METADATA]["rungs"] = ["small", *(rung for rung in to if rung != "human")]
+    opened.metadata[Namespace.DECISION]["rungs"] = ["small", *(rung for rung in to if rung != "human")]
     if skipped is not None:
-        opened.metadata[METADATA] |= {"skipped": skipped, "escalations": 1.0}
+        opened.metadata[Namespace.DECISION] |= {"skipped": skipped, "escalations": 1.0}
     exchange = VerifierExchange(Verifier(lambda: given, None), opened)
     _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, answered))
     assert reply.metadata is not None
-    return {namespace: said for namespace, said in reply.metadata.items() if namespace not in (ANSWER, LEDGER)}
+    return {
+        namespace: said
+        for namespace, said in reply.metadata.items()
+        if namespace not in (Namespace.ANSWER, Namespace.LEDGER)
+    }
 
 
 UP = {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}
@@ -432,13 +438,14 @@ THREE = ("large", "frontier")
 def test_a_rule_that_skips_climbs_past_a_rung() -> None:
     """The next attempt's place in the ladder is taken by the rung above it; that is one climb."""
     assert climbing(1, None, THREE) == {
-        METADATA: UP | {"skipped": 1},
-        LADDER: ladder_of(["large", "frontier"]),  # its second is where the second attempt goes
+        Namespace.DECISION: UP | {"skipped": 1},
+        Namespace.LADDER: ladder_of(["large", "frontier"]),  # its second is where the second attempt goes
     }
     four = ("large", "frontier", "best")
-    assert climbing(2, None, four) == {METADATA: UP | {"skipped": 1}, LADDER: ladder_of(four)}
+    assert climbing(2, None, four) == {Namespace.DECISION: UP | {"skipped": 1}, Namespace.LADDER: ladder_of(four)}
     assert climbing(2, 1.0, (*four, "last")) == {
-        METADATA: UP | {"skipped": 2, "escalations": 2}, LADDER: ladder_of(["frontier", "best", "last"]),
+        Namespace.DECISION: UP | {"skipped": 2, "escalations": 2},
+        Namespace.LADDER: ladder_of(["frontier", "best", "last"]),
     }  # fmt: skip
 
 
@@ -454,7 +461,7 @@ def test_a_rung_is_jumped_only_where_one_is_above_it(
     attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes, expected: dict[str, Any]
 ) -> None:
     """Otherwise it is a climb like any other; the ladder stays as the router wrote it."""
-    assert climbing(attempt, skipped, to, answered) == {METADATA: expected}
+    assert climbing(attempt, skipped, to, answered) == {Namespace.DECISION: expected}
 
 
 def test_what_a_verdict_tells_envoy() -> None:
@@ -468,8 +475,8 @@ def test_what_a_verdict_tells_envoy() -> None:
         _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, REFUSED))
         kept = {"body": REFUSED.decode(), "type": "application/json", "tier": "small"}
         entry = {str(attempt): {"verdict": expected["verdict"], "reason": "refusal", "tier": "small"}}
-        told = {METADATA: expected, LEDGER: entry}
-        assert reply.metadata == told | ({ANSWER: kept} if attempt == 1 else {})
+        told = {Namespace.DECISION: expected, Namespace.LEDGER: entry}
+        assert reply.metadata == told | ({Namespace.ANSWER: kept} if attempt == 1 else {})
 
 
 def kept_of(pieces: list[bytes], rules: Any = _RULES) -> Any:
@@ -478,7 +485,7 @@ def kept_of(pieces: list[bytes], rules: Any = _RULES) -> Any:
     exchange = VerifierExchange(Verifier(lambda: snapshot("buffer", rules), None), opened)
     replies = [reply for some in run(exchange, *streamed(pieces)) for reply in some]
     assert (replies[0].headers or {})["x-cascade-verdict"] == "escalate"
-    return (replies[0].metadata or {}).get(ANSWER)
+    return (replies[0].metadata or {}).get(Namespace.ANSWER)
 
 
 def test_a_rejected_answer_is_kept_if_a_client_could_use_it() -> None:
@@ -499,7 +506,7 @@ def test_a_stream_rejected_before_its_end_is_not_kept() -> None:
     refused = chunk("I'm sorry, but I can't help with that request. It is not something I may do. ")
     *_, replies = run(exchange, headers(), Event("response_body", body=refused))
     assert replies[0].headers == rejected("refusal")
-    assert (replies[0].metadata or {}).keys() == {METADATA, LEDGER}
+    assert (replies[0].metadata or {}).keys() == {Namespace.DECISION, Namespace.LEDGER}
 
 
 # --- rescue -------------------------------------------------------------------------------------------------
@@ -509,7 +516,9 @@ RECORD = {"cohort": "c", "reason": "matched", "verdict_reason": "refusal", "esca
 
 
 def rescued(status: str = "503", answer: Any = KEPT, **more: str) -> tuple[list[Reply], RescueExchange]:
-    exchange = RescueExchange(Opening({}, "NONE", "NONE", {METADATA: RECORD, ANSWER: answer}, 2))
+    exchange = RescueExchange(
+        Opening({}, "NONE", "NONE", {Namespace.DECISION: RECORD, Namespace.ANSWER: answer}, 2)
+    )
     event = Event("response_headers", headers={":status": status, **more})
     return asyncio.run(exchange.answer(event)), exchange
 
@@ -523,7 +532,7 @@ def test_a_failure_is_answered_with_the_answer_that_was_kept() -> None:
         "x-router-escalations": "1",
     }  # fmt: skip
     assert reply == Reply(
-        "response_headers", said, REFUSED, status=200, metadata={METADATA: {"verdict": "rescued"}}
+        "response_headers", said, REFUSED, status=200, metadata={Namespace.DECISION: {"verdict": "rescued"}}
     )
     assert exchange.ruling is not None
     assert (exchange.ruling.word, exchange.ruling.attempt) == ("rescued", 2)
@@ -546,7 +555,7 @@ def test_the_ledger_is_told_what_an_attempt_cost() -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opened)
     _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, body))
     assert reply.metadata is not None
-    assert reply.metadata[LEDGER] == {
+    assert reply.metadata[Namespace.LEDGER] == {
         "1": {"verdict": "escalate", "reason": "refusal", "tier": "small", "input": 9, "output": 4, "cached": 3}
     }
 
@@ -559,8 +568,8 @@ def test_a_stream_that_was_let_go_is_told_of_at_its_end(trailers: bool) -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
     *_, last = (reply for some in run(exchange, *streamed(pieces, trailers)) for reply in some)
     assert last.metadata == {
-        METADATA: {"verdict": "recorded", "verdict_reason": "cut"},
-        LEDGER: {"1": {"verdict": "recorded", "reason": "cut", "input": 9, "output": 70}},
+        Namespace.DECISION: {"verdict": "recorded", "verdict_reason": "cut"},
+        Namespace.LEDGER: {"1": {"verdict": "recorded", "reason": "cut", "input": 9, "output": 70}},
     }
 
 
@@ -572,8 +581,8 @@ def test_a_stream_cut_at_its_first_words_has_no_count() -> None:
     delta = {"type": "content_block_delta", "index": 0, "delta": said}
     frames = [b"data: " + msgspec.json.encode(event) + b"\n\n" for event in (start, block, delta)]
     opened = opening()
-    opened.metadata[METADATA]["api"] = "messages"
+    opened.metadata[Namespace.DECISION]["api"] = "messages"
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opened)
     *_, first = run(exchange, headers(), *(Event("response_body", body=frame) for frame in frames))[-1][:1]
     assert first.metadata is not None
-    assert first.metadata[LEDGER] == {"1": {"verdict": "escalate", "reason": "refusal"}}
+    assert first.metadata[Namespace.LEDGER] == {"1": {"verdict": "escalate", "reason": "refusal"}}

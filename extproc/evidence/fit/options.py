@@ -17,13 +17,14 @@ from extproc.acceptance.requirements import question_of, read_requirements
 from extproc.acceptance.rules import AcceptRule, Complete, Score
 from extproc.acceptance.score import SCORE_FACTS, score_facts
 from extproc.acceptance.verdict import judge
+from extproc.contract.words import Reason
 from extproc.evidence.data.answers import SETTINGS
 from extproc.evidence.execution import Execution
 from extproc.evidence.fit.calibration import FIT_SHARE, place_of
 from extproc.evidence.fit.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
 from extproc.evidence.measure.controls import Recorded, recorded
 from extproc.evidence.measure.metrics import Bools, Floats
-from extproc.routing.policy import Cohort, Policy, Reason, decide
+from extproc.routing.policy import Cohort, Policy, decide
 from extproc.settings import Tier
 
 # Of a cohort's scores, from the lowest to the highest: in less there is nothing to part.

@@ -12,12 +12,12 @@ import msgspec
 import numpy as np
 from scipy.cluster import hierarchy
 
+from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.execution import Execution
 from extproc.evidence.fit.edits import written
 from extproc.routing.centroids import fit_centroids
 from extproc.routing.index import Index, similarities
-from extproc.routing.policy import Reason
 
 # Fewer rows than this are no kind of task yet.
 _LEAST_ROWS = 8

@@ -5,9 +5,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, Places
-from extproc.routing.policy import Reason, trust
+from extproc.routing.policy import trust
 
 OUT_OF_SCOPE = "out of scope"
 NO_COHORT = "no cohort"  # neither labelled nor trusted to be in one

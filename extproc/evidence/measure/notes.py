@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Container, Iterator
 
+from extproc.contract.words import Reason
 from extproc.evidence.data.answers import SETTINGS
 from extproc.evidence.data.tokens import TOKENIZER
 from extproc.evidence.execution import Execution
-from extproc.routing.policy import Reason
 
 # Of names that are none here, so many are told.
 _MOST_NAMES = 5
