@@ -28,6 +28,7 @@ from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import judge
 from extproc.api.observation import Observation
 from extproc.config.load import POLICY_FILE
+from extproc.contract.names import HeaderName
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.data.tokens import Tokens
@@ -306,16 +307,16 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, question: Q
         if answer.status != 200:
             raise RuntimeError(f"{answer.status} for question {question.id}: {said[:200]!r}")
         headers = answer.headers
-    tier = headers.get("x-router-tier", "")
+    tier = headers.get(HeaderName.TIER, "")
     text = msgspec.json.decode(said)["choices"][0]["message"]["content"]
     return Served(
         tier=tier,
         seconds=seconds,
-        cohort=headers.get("x-router-cohort", ""),
-        reason=headers.get("x-router-reason", ""),
-        escalations=int(headers.get("x-router-escalations", "0") or 0),
-        attempts=int(headers.get("x-router-attempts", "1") or 1),
-        verdict=headers.get("x-cascade-verdict", ""),
+        cohort=headers.get(HeaderName.COHORT, ""),
+        reason=headers.get(HeaderName.REASON, ""),
+        escalations=int(headers.get(HeaderName.ESCALATIONS, "0") or 0),
+        attempts=int(headers.get(HeaderName.ATTEMPTS, "1") or 1),
+        verdict=headers.get(HeaderName.VERDICT, ""),
         as_recorded=tier in question.answers and text == question.answers[tier].text,
     )
 

@@ -17,6 +17,7 @@ import msgspec
 from bench.flat_upstream import CHUNKS
 from bench.gateways import GatewayError
 from extproc.config.load import load_config
+from extproc.contract.names import HeaderName
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack, end, free_ports
 
@@ -181,7 +182,7 @@ def check(system: System) -> None:
             try:
                 asked = urllib.request.Request(system.url, body, headers)
                 with urllib.request.urlopen(asked, timeout=10) as answer:
-                    said, judged = answer.read(), "x-cascade-verdict" in answer.headers
+                    said, judged = answer.read(), HeaderName.VERDICT in answer.headers
                 if not stream and judged != (system.text == JUDGED):
                     raise OSError(f"the answer was {'' if judged else 'not '}judged")
                 if stream and not (said.count(b"data: {") >= CHUNKS - 1 and b"word47 " in said):

@@ -27,6 +27,8 @@ import yaml
 
 from bench.collector import Collector, attributes
 from extproc.config.load import load_config
+from extproc.contract.names import PREFIX, Key
+from extproc.contract.words import VerdictWord
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack, end, free_ports
 
@@ -74,9 +76,11 @@ class Watched:
         for spans in self.traces().values():
             names = [span.name for _, span in spans]
             ids = {span.span_id for _, span in spans}
-            rejected = any(attributes(span).get("semantic_router.verdict") == "escalate" for _, span in spans)
+            rejected = any(
+                attributes(span).get(f"{PREFIX}.{Key.VERDICT}") == VerdictWord.ESCALATE for _, span in spans
+            )
             whole = all(span.parent_span_id in ids for _, span in spans if span.parent_span_id)
-            if rejected and whole and "semantic_router.decide" in names:
+            if rejected and whole and f"{PREFIX}.decide" in names:
                 return spans
         return []
 
@@ -210,11 +214,7 @@ def _walk(
 ) -> None:
     for service, span in children.get(parent, []):
         told = attributes(span)
-        about = [
-            str(told[f"semantic_router.{key}"])
-            for key in ("cohort", "tier", "verdict")
-            if f"semantic_router.{key}" in told
-        ]
+        about = [str(told[f"{PREFIX}.{key}"]) for key in ("cohort", "tier", "verdict") if f"{PREFIX}.{key}" in told]
         took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
         say(f"  {'  ' * depth}{span.name} [{service}] {took:.1f}{'  ' if about else ''}{' '.join(about)}")
         _walk(children, span.span_id, depth + 1, say)

@@ -18,6 +18,7 @@ import yaml
 
 from bench.replay import Answer, ReplayUpstreams, replaying
 from extproc.config.load import POLICY_FILE
+from extproc.contract.names import HeaderName
 from extproc.evidence.data.tokens import Tokens
 
 SMALL, LARGE = "small", "large"
@@ -122,7 +123,7 @@ async def first_token(session: aiohttp.ClientSession, url: str, model: str, text
             said += content or ""
         if answer.status != 200 or seconds is None or not ended:
             raise RuntimeError(f"{answer.status}, no whole stream for {model}: {text}")
-        return seconds, answer.headers.get("x-router-tier"), answer.headers.get("x-router-cohort"), said
+        return seconds, answer.headers.get(HeaderName.TIER), answer.headers.get(HeaderName.COHORT), said
 
 
 async def measure(url: str, answers: Mapping[str, Mapping[str, Answer]]) -> dict[tuple[str, str], list[float]]:

@@ -12,11 +12,11 @@ import pytest
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
-from extproc.contract.names import CONTRACT, HeaderName, Namespace
+from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Opening, Reply
-from extproc.routing.exchange import MAX_BODY_BYTES, Router, RouterExchange, decision_record
+from extproc.routing.exchange import Router, RouterExchange, decision_record
 from extproc.routing.limits import Rates, principal_of
 from extproc.settings import Evidence, Probability, Upgrades
 
