@@ -245,8 +245,8 @@ def test_the_schema_lists_what_envoy_logs() -> None:
 
 # --- one place ----------------------------------------------------------------------------------------------
 
-# Words that no other module writes as a literal. Ordinary words (cohort, tier, body, the roles, "none") are left out:
-# they have other uses everywhere.
+# Words that no other module writes as a literal. Ordinary words (cohort, tier, body, the roles, "none") are left
+# out, because they have other uses everywhere.
 ENUMS = (Reason, VerdictWord, Bound, HeaderName, Namespace)
 WORDS = {word.value for enum in ENUMS for word in enum} | {
     Undecided.FAIL_OPEN, Key.MAX_RETRIES, Key.ESCALATIONS, Key.VERDICT_REASON, "logprobs_added", "proposed_tier",
