@@ -38,7 +38,7 @@ from extproc.serving.wire import read_opening, write_reply
 REPOSITORY = Path(__file__).parents[1]
 SCHEMA = json.loads((REPOSITORY / "docs/decision-log.schema.json").read_text())
 LOGGED_DECISION = SCHEMA["$defs"]["decision"]["properties"]
-# What stands under Namespace.DECISION, each written by itself.
+# The records in Namespace.DECISION. Each is written by itself.
 DECISION_RECORDS = (DecisionRecord, CascadeRecord, JudgedRecord, VerdictRecord)
 RECORDS = (*DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord)
 
@@ -70,7 +70,7 @@ def values_of(record: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
 
 
 def over_the_wire(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What Envoy forwards of metadata that we wrote."""
+    """Metadata that we wrote, as Envoy forwards it."""
     written = write_reply(Reply("request_body", metadata={Namespace.DECISION: metadata})).dynamic_metadata
     message = pb.ProcessingRequest()
     namespace = message.metadata_context.filter_metadata[Namespace.DECISION]
@@ -153,13 +153,13 @@ def test_a_decision_without_a_version_is_one_from_before_there_were_any() -> Non
      {"escalations": float("inf")}, {"logprobs_added": "yes"}, {"cohort": None}, {"api": 1.0}],
 )  # fmt: skip
 def test_a_damaged_decision_is_of_no_cohort(damage: dict[str, Any]) -> None:
-    """It is not the router's work, so no answer is held against it."""
+    """The router did not write it, so no answer is judged by it."""
     assert JudgedRecord.from_metadata(JUDGED | damage) == NOBODY
     assert JudgedRecord.from_metadata({}) == NOBODY
 
 
 def test_of_other_records_each_value_is_read_alone() -> None:
-    """One that cannot be read counts as absent: empty where the record requires it, else None."""
+    """An unreadable value counts as absent: it becomes empty if the record requires it, and None if not."""
     read = DecisionRecord.from_metadata(
         {"reason": 4.0, "cohort": "c", "mode": "enforce", "tokens": 7.0, "margin": []}
     )
@@ -194,7 +194,7 @@ def test_each_key_is_a_field_of_a_record() -> None:
 
 
 def test_clients_can_send_none_of_the_headers() -> None:
-    """Each begins with a prefix that Envoy takes out; the role is of our own streams, no client's."""
+    """Each begins with a prefix that Envoy removes. The role belongs to streams between Envoy and us."""
     outside = {name for name in HeaderName if not name.startswith(tuple(HeaderPrefix))}
     assert outside == {HeaderName.ROLE}
 
@@ -286,7 +286,7 @@ def literals(tree: ast.Module) -> list[str]:
 
 
 def test_no_other_module_spells_the_contracts_words() -> None:
-    """Take the word from extproc.contract, or add it to OTHER_MEANINGS with what it means there."""
+    """Use the word from extproc.contract, or add it to OTHER_MEANINGS with its other meaning."""
     spelled = {
         (file.parts[0].removesuffix(".py"), text)
         for file, tree in modules().items()

@@ -4,28 +4,29 @@ from enum import StrEnum
 
 CONTRACT = 1  # version of all these names; see the package
 DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs/decision-log.schema.json
-# What a client may send; Envoy answers 413 above it. Of a FULL_DUPLEX_STREAMED body, which is ours to hold, what
-# is longer goes on unrouted.
+# The largest body that a client may send: Envoy answers 413 to a larger one. The router itself buffers a
+# FULL_DUPLEX_STREAMED body, and passes a larger one on without routing it.
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
-# Every name of ours begins so: namespaces, metrics, spans and their attributes.
+# The start of all our names: namespaces, metrics, spans and their attributes.
 PREFIX = "semantic_router"
 
 
 class Namespace(StrEnum):
-    """Where Envoy keeps our dynamic metadata."""
+    """Namespaces of Envoy's dynamic metadata. Each comment names the records that are written there."""
 
-    DECISION = PREFIX  # DecisionRecord, CascadeRecord and JudgedRecord; VerdictRecord is added later
-    LADDER = f"{PREFIX}.ladder"  # `ladder_of`: where each attempt goes
+    DECISION = PREFIX  # DecisionRecord, CascadeRecord, JudgedRecord; later VerdictRecord
+    LADDER = f"{PREFIX}.ladder"  # `ladder_of`: the cluster of each attempt
     RUNGS = f"{PREFIX}.rungs"  # RungsRecord
     REQUIREMENTS = f"{PREFIX}.facts"  # RequirementsRecord; never logged
     ANSWER = f"{PREFIX}.answer"  # AnswerRecord; never logged
     LEDGER = f"{PREFIX}.ledger"  # LedgerRecord
-    USAGE = "envoy.ai.token_usage"  # typed, Envoy's own: the tokens of the answer that it passed on
+    # Envoy writes this one, as a typed message: the tokens of the answer that the client received.
+    USAGE = "envoy.ai.token_usage"
 
 
 class HeaderPrefix(StrEnum):
-    """Clients cannot send headers that begin so."""
+    """Envoy removes headers with these prefixes from client requests."""
 
     ROUTER = "x-router-"
     CASCADE = "x-cascade-"
@@ -33,14 +34,14 @@ class HeaderPrefix(StrEnum):
 
 
 class HeaderName(StrEnum):
-    """HTTP headers by which we and Envoy talk."""
+    """Headers that our processes and Envoy set or read."""
 
-    # Of the request.
+    # Request headers.
     CLUSTER = "x-router-cluster"
-    LADDER = "x-router-ladder"  # before Envoy 1.40 only: the clusters of this request's ladder
+    LADDER = "x-router-ladder"  # only before Envoy 1.40: the clusters of this request's ladder
     MAX_RETRIES = "x-envoy-max-retries"
     ATTEMPT_COUNT = "x-envoy-attempt-count"
-    # Of the response.
+    # Response headers.
     COHORT = "x-router-cohort"
     REASON = "x-router-reason"
     TIER = "x-router-tier"
@@ -48,20 +49,20 @@ class HeaderName(StrEnum):
     ESCALATIONS = "x-router-escalations"
     VERDICT = "x-cascade-verdict"
     VERDICT_REASON = "x-cascade-reason"
-    # Of the ext_proc stream itself: a Role.
+    # Metadata of the gRPC stream between Envoy and us. The value is a Role.
     ROLE = "x-role"
 
 
-# A regular expression for the two headers that a verifier writes.
+# A regular expression that matches the two headers that a verifier writes.
 VERDICT_HEADERS = f"{HeaderPrefix.CASCADE}(verdict|reason)"
 
 
 class Key(StrEnum):
-    """Keys that something reads by name outside this module: Envoy, or a label. Each is a field of a record."""
+    """Metadata keys that Envoy's configuration or our metrics name. Each is a field of a record."""
 
-    # Under Namespace.DECISION.
+    # In Namespace.DECISION.
     CLUSTER = "cluster"
-    TIER = "tier"  # also in the metadata of a tier's endpoints, and as a tag of the access log
+    TIER = "tier"  # also a key of a tier's endpoint metadata, and a tag in the access log
     REASON = "reason"
     REVISION = "revision"
     MODE = "mode"
@@ -73,14 +74,14 @@ class Key(StrEnum):
     VERDICT = "verdict"
     VERDICT_REASON = "verdict_reason"
     BOUND = "bound"
-    # Under Namespace.RUNGS.
+    # In Namespace.RUNGS.
     ATTEMPTS = "attempts"
     AT = "at"
     LENGTH = "length"
     TEXT = "text"
-    # Under Namespace.ANSWER.
+    # In Namespace.ANSWER.
     BODY = "body"
-    # Under Namespace.LEDGER.
+    # In Namespace.LEDGER.
     PRINCIPAL = "principal"
     SESSION = "session"
 

@@ -1,4 +1,4 @@
-"""The records of the contract: what travels under each namespace of metadata."""
+"""The records of the contract: the content of each metadata namespace."""
 
 import contextlib
 import re
@@ -13,25 +13,25 @@ from extproc.contract.names import Key
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Values under one namespace of metadata, or some of them."""
+    """The values of one metadata namespace, or a part of them."""
 
     def to_metadata(self) -> dict[str, Any]:
-        """Give the values by key, as plain values. What is None is left out."""
+        """Return plain values by key. A field that is None has no key."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         return values
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Read each key alone: one that is absent or not of its type is None, "" where a text is required, or 0."""
+        """Read each key by itself. An absent or unreadable value becomes None, or "" or 0 if the key is required."""
         return cls(**_readable(cls, metadata))
 
 
 class DecisionRecord(_Record, frozen=True, kw_only=True):
-    """What a decision says of itself: in metadata, logs and spans. No prompt text."""
+    """The decision, as it appears in metadata, logs and spans. It holds no prompt text."""
 
     cluster: str
     tier: str
-    reason: str  # a Reason; when read, it may be the word of another release
+    reason: str  # a Reason, or a word of another release
     reasoning: str
     revision: str
     mode: str
@@ -50,27 +50,27 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):
-    """What Envoy goes by after the first attempt; beside the decision."""
+    """Envoy's instructions for the attempts, in the same namespace as the decision."""
 
-    contract: int  # CONTRACT of the release that wrote the decision
+    contract: int  # CONTRACT of the router that wrote the decision
     max_retries: int
-    escalations: int  # verdicts raise it
-    judge: dict[str, str] | None = None  # tier -> JudgeMode; the answers of other tiers are not judged
+    escalations: int  # each escalation raises it
+    judge: dict[str, str] | None = None  # tier -> JudgeMode; answers of other tiers are not judged
 
 
 class JudgedRecord(_Record, frozen=True, kw_only=True):
-    """What the verifier goes by; beside the decision, where answers are to be judged."""
+    """The verifier's instructions, in the same namespace as the decision. Written if answers are judged."""
 
     cohort: str
     rungs: list[str]  # clusters, the first attempt's first
     api: str
     escalations: int
     logprobs_added: bool
-    skipped: int = 0  # rungs that earlier verdicts have jumped
+    skipped: int = 0  # rungs that earlier verdicts skipped
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Read all keys or none: where one is damaged, the record is of no cohort, and no answer is judged."""
+        """Read all keys or none. If one is damaged, the cohort is "" and no answer is judged."""
         try:
             read = {key: int(v) if key in _COUNTS else v for key, v in metadata.items()}
             return msgspec.convert(_NOT_JUDGED | read, cls)
@@ -83,7 +83,7 @@ _NOT_JUDGED: dict[str, Any] = {"cohort": "", "rungs": [], "api": "chat", "escala
 
 
 class VerdictRecord(_Record, frozen=True, kw_only=True):
-    """What a verdict adds to the decision or changes in it."""
+    """A verdict's additions and changes to the decision."""
 
     verdict: str | None = None  # a VerdictWord
     verdict_reason: str | None = None
@@ -93,7 +93,7 @@ class VerdictRecord(_Record, frozen=True, kw_only=True):
 
 
 class BodyPatch(_Record, frozen=True, kw_only=True):
-    """Puts `text` in place of `length` bytes at `at`."""
+    """Replace `length` bytes at offset `at` with `text`."""
 
     at: int
     length: int
@@ -101,19 +101,19 @@ class BodyPatch(_Record, frozen=True, kw_only=True):
 
 
 class RungsRecord(_Record, frozen=True, kw_only=True):
-    """What turns the first attempt's body into that of the second attempt, the third and so on."""
+    """Patches that turn the body of the first attempt into that of the second attempt, the third and so on."""
 
     attempts: list[list[BodyPatch]]
 
 
 class RequirementsRecord(_Record, frozen=True, kw_only=True):
-    """What the answer has to meet, as JSON; opaque to Envoy."""
+    """The requirements that the answer has to meet, as JSON that only the verifier reads."""
 
     facts: str
 
 
 class AnswerRecord(_Record, frozen=True, kw_only=True):
-    """The last rejected answer, in case every tier above fails."""
+    """The last rejected answer, kept in case every higher tier fails."""
 
     body: str
     type: str
@@ -121,7 +121,7 @@ class AnswerRecord(_Record, frozen=True, kw_only=True):
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Read all keys or none: an answer without a body is no answer."""
+        """Read all keys or none. An empty body means that there is no answer."""
         try:
             return msgspec.convert(metadata, cls)
         except msgspec.ValidationError:
@@ -129,7 +129,7 @@ class AnswerRecord(_Record, frozen=True, kw_only=True):
 
 
 class AttemptRecord(_Record, frozen=True, kw_only=True):
-    """What the ledger keeps of one judged attempt; without counts where its answer gave none."""
+    """One judged attempt, for the ledger. Token counts are absent if the answer had none."""
 
     verdict: str  # a VerdictWord
     tier: str | None = None
@@ -140,21 +140,21 @@ class AttemptRecord(_Record, frozen=True, kw_only=True):
 
 
 class LedgerRecord(_Record, frozen=True, kw_only=True):
-    """Who asked and in which conversation, as hashes; and each judged attempt, under its number."""
+    """The principal and the conversation, as hashes, and each judged attempt under its number."""
 
     principal: str | None = None
     session: str | None = None
     attempts: dict[int, AttemptRecord] = {}
 
     def to_metadata(self) -> dict[str, Any]:
-        """Give the values by key; an attempt's key is its number."""
+        """Return plain values by key. The key of an attempt is its number."""
         asker = {Key.PRINCIPAL.value: self.principal, Key.SESSION.value: self.session}
         attempts = {str(number): attempt.to_metadata() for number, attempt in self.attempts.items()}
         return {key: value for key, value in asker.items() if value is not None} | attempts
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Read each key alone, as the other records do; an attempt that is no record is left out."""
+        """Read each key by itself. An attempt that is not a record is left out."""
         attempts = {
             int(key): AttemptRecord.from_metadata(value)
             for key, value in metadata.items()
@@ -172,7 +172,7 @@ def _text(value: object) -> str | None:
 
 
 def ladder_of(clusters: Sequence[str]) -> dict[str, Any]:
-    """What stands under LADDER: attempt n goes to the nth of these clusters, and past their end to the last."""
+    """Build the content of Namespace.LADDER. Attempt n goes to the nth cluster, later ones to the last."""
     groups = [
         {"name": f"rung{i}", "clusters": [{"cluster_name": cluster, "weight": 1}]}
         for i, cluster in enumerate(clusters)
@@ -181,7 +181,7 @@ def ladder_of(clusters: Sequence[str]) -> dict[str, Any]:
 
 
 def _readable(record: type[_Record], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `record` that `metadata` has with a value of their type, and empty values where required."""
+    """Read the fields of `record` whose values have the right type. Other required fields get an empty value."""
     kinds, empty = _fields(record)
     read = dict(empty)
     for key in kinds.keys() & metadata.keys():
@@ -192,7 +192,7 @@ def _readable(record: type[_Record], metadata: Mapping[str, Any]) -> dict[str, A
 
 @cache
 def _fields(record: type[_Record]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Each field's type when it is there, and an empty value of each required one."""
+    """Return the type of each field without None, and an empty value for each required field."""
     fields = msgspec.structs.fields(record)
     kinds = {f.name: get_args(f.type)[0] if isinstance(f.type, UnionType) else f.type for f in fields}
     return kinds, {f.name: kinds[f.name]() for f in fields if f.required}

@@ -4,21 +4,21 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a request went where it went: exactly one each, spelled the same everywhere it is seen."""
+    """Why a tier was chosen. Each decision has one reason, spelled the same in metrics, logs and headers."""
 
-    MATCHED = "matched"  # the cohort's own tier
+    MATCHED = "matched"  # the tier of the cohort
     RULE = "rule"  # a rule named the tier
-    TIER_FLOOR = "tier_floor"  # lifted to the least tier that a cohort or rule allows
-    CAPABILITY = "capability"  # lifted past tiers that cannot serve it
-    UPGRADE_RATE = "upgrade_rate"  # held to the default tier: its principal has had its share of dearer ones
-    PINNED = "pinned"  # the client named a tier's own model
-    PASSTHROUGH = "passthrough"  # not ours to route: another model, or no API of ours
-    # Fallbacks: we could not decide.
-    OUT_OF_SCOPE = "out_of_scope"  # nearer to no cohort than its floor
-    AMBIGUOUS = "ambiguous"  # two cohorts too close to call
-    NO_TEXT = "no_text"  # nothing a person wrote
-    UNREADABLE = "unreadable"  # not JSON of the API's shape
-    DEADLINE = "deadline"  # the encoder took too long, or had too much to do
+    TIER_FLOOR = "tier_floor"  # raised to the lowest tier that a cohort or rule allows
+    CAPABILITY = "capability"  # raised above tiers that cannot serve the request
+    UPGRADE_RATE = "upgrade_rate"  # limited to the default tier: the principal has used up its upgrades
+    PINNED = "pinned"  # the client named the model of a tier
+    PASSTHROUGH = "passthrough"  # not routed: a model that may not be replaced, or an unknown API
+    # Fallbacks: no decision could be made.
+    OUT_OF_SCOPE = "out_of_scope"  # no cohort is as near as its floor requires
+    AMBIGUOUS = "ambiguous"  # two cohorts are about equally near
+    NO_TEXT = "no_text"  # the request has no text from a person
+    UNREADABLE = "unreadable"  # the body is not JSON of the shape that the API requires
+    DEADLINE = "deadline"  # the encoder took too long or was overloaded
     ENCODER = "encoder_error"  # the encoder failed
 
     @property
@@ -31,25 +31,25 @@ _FALLBACKS = frozenset(list(Reason)[list(Reason).index(Reason.OUT_OF_SCOPE) :])
 
 
 class Undecided(StrEnum):
-    """What stands for a reason where the router decided nothing."""
+    """The ledger's and Envoy's word in place of a reason when the router made no decision."""
 
-    FAIL_OPEN = "fail_open"  # Envoy went on without the router, to the default tier
-    NONE = "none"  # in the ledger: nothing was sent to an upstream
+    FAIL_OPEN = "fail_open"  # Envoy sent the request to the default tier without the router
+    NONE = "none"  # the request was not sent to any upstream
 
 
 class VerdictWord(StrEnum):
-    """What became of one attempt's answer."""
+    """The outcome of one attempt's answer."""
 
     ACCEPT = "accept"
-    ESCALATE = "escalate"  # rejected: Envoy asks the next tier
-    DEGRADED = "degraded"  # rejected or not judged to its end, and served all the same
-    HUMAN = "human"  # rejected, and put aside for a person
-    RECORDED = "recorded"  # rejected after it had left for the client
-    RESCUED = "rescued"  # rejected, and served after all because every tier above failed
+    ESCALATE = "escalate"  # rejected; Envoy asks the next tier
+    DEGRADED = "degraded"  # rejected or not fully judged, but served
+    HUMAN = "human"  # rejected and queued for a person
+    RECORDED = "recorded"  # rejected after the client had received it
+    RESCUED = "rescued"  # rejected, but served because every higher tier failed
 
 
 class Bound(StrEnum):
-    """What kept a rejected answer from escalating."""
+    """The limit that stopped a rejected answer from escalating."""
 
     LAST_RUNG = "last_rung"
     COHORT_SHARE = "cohort_share"
@@ -57,14 +57,14 @@ class Bound(StrEnum):
 
 
 class JudgeMode(StrEnum):
-    """How an attempt's answer reaches the verifier."""
+    """How Envoy sends an attempt's answer to the verifier."""
 
     BODY = "body"  # whole
     STREAM = "stream"  # chunk by chunk
 
 
 class Role(StrEnum):
-    """Which of our filters opened an ext_proc stream: the value of `HeaderName.ROLE`."""
+    """The filter that opened an ext_proc stream: the value of `HeaderName.ROLE`."""
 
     ROUTER = "router"
     VERIFIER = "verifier"
