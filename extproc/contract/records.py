@@ -22,7 +22,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
-        """Read each key by itself. An absent or unreadable value becomes None, or "" or 0 if the key is required."""
+        """Read each key by itself. An absent or unreadable value becomes None, or "" or 0 if it is required."""
         return cls(**_readable(cls, metadata))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jsonschema
 
+from extproc.contract.names import CONTRACT
 from extproc.contract.words import Reason
 from extproc.demo.stack import Stack
 from tests.e2e.traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
@@ -35,6 +36,7 @@ def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_p
         ("matched", "large"), ("matched", "frontier"), ("matched", "small"), ("matched", "small"),
         ("passthrough", "large"), ("unreadable", "large"), None,
     ]  # fmt: skip
+    assert {line["decision"]["contract"] for line in lines if line["decision"] is not None} == {CONTRACT}
     climbed = lines[3]
     assert (climbed["tier"], climbed["attempts"], climbed["decision"]["verdict_reason"]) == ("large", 2, "refusal")
     assert len({line["principal"] for line in lines[:4]}) == 1 and "hushhush" not in log
