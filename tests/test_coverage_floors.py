@@ -19,7 +19,7 @@ def test_lines_and_branches_of_a_package_are_added_up() -> None:
     report = {
         "files": {
             "extproc/settings.py": file(10, 9),
-            "extproc/contract.py": file(10, 10),
+            "extproc/messages.py": file(10, 10),
             "extproc/routing/policy.py": file(60, 50, 20, 10),
             "extproc/evidence/fit/learning.py": file(30, 30),
             "extproc/evidence/metrics.py": file(30, 15),
