@@ -146,11 +146,11 @@ def _cascade(stack: Stack) -> bool:
         ):
             if dead is not None:
                 stack.upstreams.stop_tier(dead)
-            stack.upstreams.answered.clear()
+            stack.upstreams.billed.clear()
             _, headers, text = _ask(client, "auto", prompt, stream, extra)
             paid = [
                 f"{a.tier} ${(a.input_tokens * prices[a.tier].input + a.output_tokens * prices[a.tier].output):.1f}"
-                for a in stack.upstreams.answered
+                for a in stack.upstreams.billed
             ]
             why = "dead" if dead is not None else headers.get(HeaderName.VERDICT_REASON, "-")
             served = headers[HeaderName.TIER]

@@ -21,7 +21,8 @@ from extproc.accounting.report import Report, read_report
 from extproc.accounting.store import connect
 from extproc.cli.main import main
 from extproc.config.load import load_config
-from extproc.demo.sample_upstream import TIER, Answered, Received, SampleUpstreams
+from extproc.demo.sample_answers import BilledAnswer
+from extproc.demo.sample_upstream import TIER, Received, SampleUpstreams
 from extproc.demo.stack import Stack
 from extproc.evidence.data.traffic import read_traffic, reveal_all
 from tests.e2e.traffic import (
@@ -156,7 +157,7 @@ def mix(stack: Stack) -> Mix:
     return found
 
 
-def tokens(answers: list[Answered], tier: str | None = None) -> tuple[int, int, int]:
+def tokens(answers: list[BilledAnswer], tier: str | None = None) -> tuple[int, int, int]:
     """In, of them cached, and out, as the servers counted."""
     counts = [(a.input_tokens, a.cached_tokens, a.output_tokens) for a in answers if tier in (None, a.tier)]
     read, cached, written = (sum(column) for column in zip(*counts, strict=True))
@@ -179,9 +180,9 @@ def test_tokens_are_those_that_the_servers_told(stack: Stack, mix: Mix) -> None:
     """To the token, in and out; and whoever told none is counted as unknown, not as nought."""
     upstreams = stack.upstreams
     total = mix.report().total
-    assert (total.input, total.cached, total.output) == tokens(upstreams.told)
+    assert (total.input, total.cached, total.output) == tokens(upstreams.reported)
     assert total.cached > 0
-    assert total.unknown == len(upstreams.received) - mix.asked["error"] - len(upstreams.told)
+    assert total.unknown == len(upstreams.received) - mix.asked["error"] - len(upstreams.reported)
     assert total.unknown > mix.asked["cancelled"]  # streams that were not asked to tell, or were cut when rejected
 
 
@@ -190,7 +191,7 @@ def test_each_tier_is_paid_its_own(stack: Stack, mix: Mix) -> None:
     lines = {line.name: line for line in mix.report("tier").groups}
     assert set(lines) == {"small", "large"}
     for name, line in lines.items():
-        assert (line.input, line.cached, line.output) == tokens(stack.upstreams.told, name)
+        assert (line.input, line.cached, line.output) == tokens(stack.upstreams.reported, name)
     assert lines["small"].escalated == mix.asked["climbs"]
 
 
@@ -198,7 +199,7 @@ def test_costs_are_the_servers_tokens_at_the_tiers_prices(stack: Stack, mix: Mix
     """The price of the cascade among them, apart; and the saving is against the default tier at the same tokens."""
     prices = {tier.name: tier.price for tier in load_config(stack.intents).policy.tiers}
 
-    def paid(answers: list[Answered], tier: str | None = None) -> float:
+    def paid(answers: list[BilledAnswer], tier: str | None = None) -> float:
         dollars = 0.0
         for a in answers:
             price = prices[tier or a.tier]
@@ -207,10 +208,10 @@ def test_costs_are_the_servers_tokens_at_the_tiers_prices(stack: Stack, mix: Mix
             dollars += a.output_tokens * price.output
         return dollars / 1e6
 
-    refused = [a for a in stack.upstreams.told if a.tier == "small" and a.output_tokens == 11]
-    served = [a for a in stack.upstreams.told if a not in refused]
+    refused = [a for a in stack.upstreams.reported if a.tier == "small" and a.output_tokens == 11]
+    served = [a for a in stack.upstreams.reported if a not in refused]
     total = mix.report().total
-    assert total.cost == pytest.approx(paid(stack.upstreams.told))
+    assert total.cost == pytest.approx(paid(stack.upstreams.reported))
     assert refused and total.cascade_cost == pytest.approx(paid(refused))
     assert total.cost_per_accepted == pytest.approx(total.cost / total.accepted)
     assert total.saving == pytest.approx(paid(served, "large") - total.cost)
