@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from extproc.demo.stack import end
+from extproc.demo.processes import end
 
 _INSTALL_S = 400.0
 _START_S = 90.0

@@ -18,8 +18,9 @@ from bench.flat_upstream import CHUNKS
 from bench.gateways import GatewayError
 from extproc.config.load import load_config
 from extproc.contract.names import HeaderName
+from extproc.demo.processes import end, free_ports
 from extproc.demo.sample_upstream import SampleUpstreams
-from extproc.demo.stack import Stack, end, free_ports
+from extproc.demo.stack import Stack
 
 # In place of CASE stands a number: always the same, or never the same twice. About 16 tokens, and in a cohort whose
 # answers nobody judges; the second lands in one whose answers are.

@@ -29,8 +29,9 @@ from bench.collector import Collector, attributes
 from extproc.config.load import load_config
 from extproc.contract.names import PREFIX, Key
 from extproc.contract.words import VerdictWord
+from extproc.demo.processes import end, free_ports
 from extproc.demo.sample_upstream import SampleUpstreams
-from extproc.demo.stack import Stack, end, free_ports
+from extproc.demo.stack import Stack
 
 OBSERVE = Path("deploy/observe")
 _INTENTS = Path("intents")

@@ -19,7 +19,8 @@ from bench.clinc import Row, compare
 from bench.flat_upstream import CHUNKS
 from bench.gateways import GATEWAYS, GatewayError
 from bench.load import JUDGED, Cell, System, check, flat_upstream, measure, routing_stack
-from extproc.demo.stack import PLAIN_CLUSTER, Stack, free_ports
+from extproc.demo.processes import free_ports
+from extproc.demo.stack import PLAIN_CLUSTER, Stack
 
 CONNECTIONS = (1, 16)
 

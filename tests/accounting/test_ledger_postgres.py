@@ -23,7 +23,7 @@ from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.report import read_report
 from extproc.accounting.store import Store, connect, name_of
 from extproc.api.observation import Usage
-from extproc.demo.stack import end, free_ports
+from extproc.demo.processes import end, free_ports
 
 FREE = Cost(None, (), None)
 

@@ -12,7 +12,7 @@ from bench.flat_upstream import ANSWER_BYTES, CHUNKS
 from bench.gateways import GATEWAYS, GatewayError, python_environment
 from bench.load import Cell, System, check, cpu_s
 from bench.peers import CONNECTIONS, table
-from extproc.demo.stack import end, free_ports
+from extproc.demo.processes import end, free_ports
 
 PATH = "/v1/chat/completions"
 

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from extproc.demo.stack import end, free_ports
+from extproc.demo.processes import end, free_ports
 from extproc.serving.health import serves
 from tests.deploy.manifests import Manifest, containers, executable, of_kind
 from tests.e2e.traffic import eventually

@@ -25,7 +25,8 @@ import msgspec
 import pytest
 
 from bench.collector import Collector
-from extproc.demo.stack import Stack, end, free_ports
+from extproc.demo.processes import end, free_ports
+from extproc.demo.stack import Stack
 from tests.e2e.faulty_upstream import (
     CHAT,
     MESSAGES,

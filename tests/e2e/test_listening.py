@@ -15,8 +15,9 @@ import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.config.load import load_config
+from extproc.demo.processes import end, spawn
 from extproc.demo.sample_upstream import SampleUpstreams
-from extproc.demo.stack import Stack, end
+from extproc.demo.stack import Stack
 from extproc.envoy.bootstrap import render_envoy
 from extproc.envoy.tls import ClientTls, write_secrets
 from tests.e2e.traffic import EXTRACT, EXTRACTED, INTENTS, ask, eventually
@@ -67,7 +68,7 @@ class Listening(Stack):
 
     def launch_router(self, listen: str, *options: object) -> None:
         command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents), "--listen", listen]
-        self.router = self._spawn([*command, *map(str, options)], "router.log")
+        self.router = spawn([*command, *map(str, options)], self.folder / "router.log")
 
     def launch_envoy(self, listen: str, tls: ClientTls | None = None) -> None:
         """Start Envoy, and wait until it finds the router healthy."""

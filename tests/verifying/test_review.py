@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.demo.stack import end, free_ports
+from extproc.demo.processes import end, free_ports
 from extproc.settings import Human
 from extproc.verifying.review import enqueue
 
