@@ -4,7 +4,10 @@ The candidates are torch with the original model, and OpenVINO in fp32, bf16 (if
 fastest one whose vectors agree with torch fp32 is kept. bench/encoders.py measures int8 on labelled data.
 """
 
+import contextlib
+import io
 import shutil
+import sys
 import tempfile
 import time
 import warnings
@@ -102,12 +105,13 @@ def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: P
         ids = np.array([tokenizer.encode(text).ids], dtype=np.int64)
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
-    quantized = nncf.quantize(
-        graph.clone(),
-        nncf.Dataset(texts, feed),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(texts),
-    )
+    with _bars_on_a_terminal_only():
+        quantized = nncf.quantize(
+            graph.clone(),
+            nncf.Dataset(texts, feed),
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=len(texts),
+        )
     folders = {}
     for name, converted in (("fp32", graph), ("int8", quantized)):
         folders[name] = scratch / name
@@ -116,6 +120,11 @@ def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: P
     if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         folders["bf16"] = folders["fp32"]
     return folders
+
+
+def _bars_on_a_terminal_only() -> contextlib.AbstractContextManager[object]:
+    """Suppress what NNCF prints, which is progress bars, unless stdout is a terminal."""
+    return contextlib.nullcontext() if sys.stdout.isatty() else contextlib.redirect_stdout(io.StringIO())
 
 
 def _measure(encoders: dict[str, Encoder], texts: Sequence[str]) -> list[Measured]:
