@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Build the Dockerfile and run its image where there is no Docker: debootstrap makes the base, buildah carries out
-# the very same instructions in a chroot (both are Debian's). Needs root, and 8 GB in the work folder: $1, which is
-# kept with the base in it, or a temporary one. pip's configuration on this machine, and the wheels that it finds
-# here, are lent to the build and are no part of the image.
+# Build the image of the Dockerfile without Docker, and run it. debootstrap makes the base, and buildah runs the
+# instructions of the Dockerfile in a chroot. Both are Debian packages. This needs root, and 8 GB in the work folder.
+# The work folder is $1, which remains with the base in it, or a temporary folder. The build mounts pip's configuration
+# and local wheels of this machine. They are not part of the image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 keep=${1:-}
@@ -40,8 +40,8 @@ done
 store bud --pull-never --network host --layers=false "${lent[@]}" --build-arg "BASE=$base" -t "$image" . \
   > "$work/build.log" 2>&1 || { tail -40 "$work/build.log"; exit 1; }
 
-# As in the sidecar's pod: not root, no capabilities, a read-only root, the intents mounted and a socket to listen
-# on; and no network at all, so that whatever it would fetch it could not.
+# Run the image as in the sidecar's pod: not as root, without capabilities, on a read-only root, with the intents
+# mounted and a socket to listen on. There is no network, so the router cannot download anything.
 container=$(store from "$image")
 rootfs=$(store mount "$container")
 environment=$(store inspect --format '{{range .OCIv1.Config.Env}}{{.}} {{end}}' "$container")

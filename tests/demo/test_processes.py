@@ -57,7 +57,7 @@ def test_a_process_that_becomes_ready_is_returned(tmp_path: Path) -> None:
     ids=["warnings first", "our own prefix", "nothing printed"],
 )  # fmt: skip
 def test_the_error_is_the_last_line_that_the_process_printed(tmp_path: Path, code: str, cause: str) -> None:
-    """What it printed at an earlier start does not count."""
+    """Lines of an earlier start do not count."""
     log = tmp_path / "log"
     log.write_text("an earlier run\n")
     with pytest.raises(StackError) as caught:
