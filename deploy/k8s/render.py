@@ -1,9 +1,9 @@
-"""What of the manifests follows from the tiers: `make manifests` writes it, and a test holds it to that.
+"""Render the manifests that depend on the tiers. `make manifests` writes them, and a test checks that it was run.
 
-Envoy's bootstrap comes whole from `extproc envoy`. A mesh brings its own Envoy, so there the router is put into
-it: as an EnvoyFilter for Istio, as Gateway API routes for Envoy Gateway. Both are the *plain* form, which asks
-nothing of Envoy that is newer than 1.36: intents route, reasoning and caps are written, but no answer is judged and
-nothing climbs, as the cascade needs the priority-group cluster specifier of Envoy 1.40.
+Envoy's bootstrap is the output of `extproc envoy`. A mesh has its own Envoy, which is configured for the router.
+Istio gets an EnvoyFilter, and Envoy Gateway gets Gateway API routes. Both are the *plain* form, which works on
+Envoy 1.36. It routes by intent and sets reasoning and caps. It does not judge or escalate answers, because the
+cascade needs the priority-group cluster specifier of Envoy 1.40.
 """
 
 import copy
@@ -22,7 +22,7 @@ from extproc.settings import Tier
 Dict = dict[str, Any]
 HERE = Path(__file__).parent
 INTENTS = HERE.parents[1] / "intents"
-# As in base/kustomization.yaml; a mesh's proxies look names up from a namespace of their own.
+# The same as in base/kustomization.yaml. The proxies of a mesh are in another namespace, so they need it in names.
 NAMESPACE = "semantic-router"
 SOCKET = "/run/extproc/router.sock"
 _ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
@@ -31,7 +31,7 @@ _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
 def rendered(config: Config) -> dict[str, str]:
-    """Every rendered file: its path under deploy/k8s, and its text."""
+    """Return the text of every rendered file, by its path under deploy/k8s."""
     return {
         "base/envoy/bootstrap.yaml": _bootstrap(config, "extproc:50051"),
         "overlays/sidecar/bootstrap.yaml": _bootstrap(config, f"unix://{SOCKET}"),
@@ -45,7 +45,7 @@ def _bootstrap(config: Config, extproc: str) -> str:
 
 
 def envoy_filter(config: Config) -> Dict:
-    """Istio's form: patches to the Envoy of its ingress gateway."""
+    """Return an EnvoyFilter, which patches the Envoy of Istio's ingress gateway."""
     tiers = config.policy.tiers
     default = next(t for t in tiers if t.name == config.policy.default_tier)
     bootstrap = yaml.safe_load(_bootstrap(config, f"extproc.{NAMESPACE}.svc.cluster.local:50051"))
@@ -62,7 +62,7 @@ def envoy_filter(config: Config) -> Dict:
         "route": {"cluster": default.cluster_name, "timeout": "0s", "auto_host_rewrite": True},
     }
     patches = [
-        # Requests are buffered for the router: without this, 413 above one MiB.
+        # Requests are buffered for the router. With the default limit Envoy answers 413 above 1 MiB.
         _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": MAX_BODY_BYTES}),
         _patch("NETWORK_FILTER", manager, "MERGE", {"name": _MANAGER, "typed_config": _manager(bootstrap)}),
         *(_patch("HTTP_FILTER", chain, "INSERT_BEFORE", value) for value in _plain_filters(filters)),
@@ -73,7 +73,7 @@ def envoy_filter(config: Config) -> Dict:
                 *(_plain_cluster(clusters[t.cluster_name]) for t in tiers),
             )
         ),
-        # Each is inserted before those that are there: the last one is looked at first.
+        # Each route is inserted before the others, so the last one in this list is matched first.
         _patch("HTTP_ROUTE", routes, "INSERT_FIRST", rest),
         _patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, default, None)),
         *(_patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, tier, tier.cluster_name)) for tier in tiers),
@@ -96,7 +96,7 @@ def _filters(bootstrap: Dict) -> Dict:
 
 
 def _manager(bootstrap: Dict) -> Dict:
-    """What the connection manager takes from clients before the first route match: by name, as older Envoys can."""
+    """Remove headers that clients may not set, before the first route match. Older Envoys remove by name only."""
     [entry] = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"]
     [early] = copy.deepcopy(entry["typed_config"]["early_header_mutation_extensions"])
     early["typed_config"]["mutations"] = [{"remove": name} for name in (HeaderName.CLUSTER, HeaderName.MAX_RETRIES)]
@@ -104,10 +104,13 @@ def _manager(bootstrap: Dict) -> Dict:
 
 
 def _plain_filters(filters: Dict) -> list[Dict]:
-    """The router with two messages instead of one, which needs no filter behind it; then what it decided, shown."""
+    """Return the router's filter and one that shows the decision.
+
+    The router gets two messages instead of one, so it needs no filter behind it.
+    """
     router = copy.deepcopy(filters[_ROUTER_FILTER])
     router["processing_mode"]["request_header_mode"] = "SEND"
-    # The length has gone ahead with the headers, and is taken back when the body changes.
+    # The headers are sent before the body, with its length. The router removes the length if it changes the body.
     router["mutation_rules"]["allow_expression"]["regex"] = f"^({HeaderName.CLUSTER}|content-length)$"
     shown = copy.deepcopy(filters["envoy.filters.http.header_mutation"])
     shown["mutations"] = {
@@ -127,11 +130,11 @@ def _plain_filters(filters: Dict) -> list[Dict]:
 
 
 def _plain_cluster(cluster: Dict) -> Dict:
-    """A tier without what runs on every attempt: nobody judges its answers."""
+    """Return a tier's cluster without the filters that run on every attempt. Its answers are not judged."""
     plain = copy.deepcopy(cluster)
     [options] = plain["typed_extension_protocol_options"].values()
     del options["http_filters"]
-    # Nothing climbs here: nor is there need of the endpoints that refuse, from which to climb.
+    # Without escalation the cluster does not need its other endpoints, which refuse connections to escalate.
     group = plain["load_assignment"]["endpoints"][0]
     plain["load_assignment"]["endpoints"] = [group]
     for endpoint in group["lb_endpoints"]:
@@ -141,12 +144,12 @@ def _plain_cluster(cluster: Dict) -> Dict:
 
 
 def _from_elsewhere(host: str) -> str:
-    """A Service's short name as other namespaces see it."""
+    """Return the name of a Service as other namespaces resolve it."""
     return host if "." in host else f"{host}.{NAMESPACE}.svc.cluster.local"
 
 
 def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
-    """To `tier`: where that was decided, or (None) for every LLM request without a decision."""
+    """Return a route to `tier` for requests with the decision `decided`, or for those without one (None)."""
     paths = "|".join(APIS)
     headers: list[Dict] = [{"name": ":method", "string_match": {"exact": "POST"}}]
     if decided is not None:
@@ -163,7 +166,7 @@ def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
 
 
 def gateway_routes(config: Config) -> list[Dict]:
-    """Envoy Gateway's form: a Backend for each tier, and the routes that the decision's header chooses between."""
+    """Return a Backend for each tier of Envoy Gateway, and routes that match the header with the decision."""
     tiers = config.policy.tiers
     default = next(t for t in tiers if t.name == config.policy.default_tier)
     rules = [_rule(tier, tier.cluster_name, config) for tier in tiers] + [_rule(default, None, config)]
@@ -205,7 +208,7 @@ def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
         "backendRefs": [_backend_ref(tier)],
         "timeouts": {"request": f"{config.policy.timeouts.request_s:g}s"},
     }
-    if tier.tls:  # providers answer to their own name only
+    if tier.tls:  # providers accept only their own host name
         host = tier.endpoint.rpartition(":")[0]
         rule["filters"] = [{"type": "URLRewrite", "urlRewrite": {"hostname": host}}]
     return rule
