@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-# Operating systems use higher ports for outgoing connections (from 32768 on Linux). A connection could take a higher
-# port while a process that had it starts again.
+# Operating systems use higher ports for outgoing connections (from 32768 on Linux). A connection could take one of
+# those while a process that had it starts again.
 _LISTENING_PORTS = 10_000, 32_768
 _START_S = 90.0
 _STOP_S = 10.0

@@ -1,4 +1,4 @@
-"""What the tests of deploy/k8s share: the overlays built by kubectl, and what is in them."""
+"""Shared by the tests of deploy/k8s: the overlays as kubectl builds them, and functions that look into them."""
 
 import functools
 import importlib.util
@@ -19,26 +19,26 @@ from extproc.config.load import load_config
 REPOSITORY = Path(__file__).parents[2]
 OVERLAYS = ("standalone", "sidecar", "envoy-gateway", "istio")
 
-# A mesh's own kinds, which Kubernetes has no schema for: where each API's types and validators are.
+# Kubernetes has no schema for the kinds of a mesh. These npm packages have their types and validators, by API.
 MESH_KINDS = {
     "gateway.networking.k8s.io/v1": "@kubernetes-models/gateway-api",
     "gateway.envoyproxy.io/v1alpha1": "@kubernetes-models/envoy-gateway",
     "networking.istio.io/v1": "@kubernetes-models/istio",
     "networking.istio.io/v1alpha3": "@kubernetes-models/istio",
 }
-MESH_TYPES = Path(sys.prefix) / "mesh"  # see the Makefile
+MESH_TYPES = Path(sys.prefix) / "mesh"  # `make test` installs it
 
 Manifest = dict[str, Any]
 
 
 def executable(*names: str) -> str | None:
-    """The first of these that is beside the interpreter or on the PATH."""
+    """Return the first of these programs that is beside the interpreter or on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return next((found for name in names if (found := shutil.which(name, path=path))), None)
 
 
 def build(overlay: str, tree: Path = REPOSITORY) -> list[Manifest]:
-    """The documents that `kubectl kustomize` makes of an overlay; the test is skipped where there is no kubectl."""
+    """Return the documents that `kubectl kustomize` builds from an overlay. Skip the test if kubectl is missing."""
     kubectl = executable("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed (`.ci/run` shows where to get one)")
@@ -50,26 +50,26 @@ def build(overlay: str, tree: Path = REPOSITORY) -> list[Manifest]:
 
 @functools.cache
 def built(overlay: str) -> list[Manifest]:
-    """The same of the repository, built once."""
+    """Build an overlay of the repository, once."""
     return build(overlay)
 
 
 def of_kind(documents: list[Manifest], kind: str) -> dict[str, Manifest]:
-    """Those of one kind, by name."""
+    """Return the documents of one kind, by name."""
     return {d["metadata"]["name"]: d for d in documents if d["kind"] == kind}
 
 
 def containers(deployment: Manifest) -> list[Manifest]:
-    """A pod's containers, in the order in which they start."""
+    """Return the containers of a pod in the order in which they start."""
     pod = deployment["spec"]["template"]["spec"]
     return [*pod.get("initContainers", []), *pod["containers"]]
 
 
 def refused_by_mesh(documents: list[Manifest], folder: Path) -> str:
-    """What is wrong with documents of a mesh's kinds: nothing said, nothing wrong. `folder` is for scratch.
+    """Return the errors in documents of a mesh's kinds, or an empty string. `folder` is for temporary files.
 
-    The compiler knows the fields: one that a kind has not, or of another type, is an error of types. What it cannot
-    know (lengths, ranges, patterns) the kinds' own validators do.
+    The TypeScript compiler finds unknown fields and fields of the wrong type. The validators of the kinds find the
+    rest: lengths, ranges and patterns.
     """
     compiler, node = MESH_TYPES / "node_modules/.bin/tsc", executable("node")
     if node is None or not compiler.exists():
@@ -95,7 +95,7 @@ def refused_by_mesh(documents: list[Manifest], folder: Path) -> str:
 
 @functools.cache
 def render_module() -> ModuleType:
-    """deploy/k8s/render.py, which is a script and in no package."""
+    """Load deploy/k8s/render.py, which is a script outside of any package."""
     spec = importlib.util.spec_from_file_location("render", REPOSITORY / "deploy/k8s/render.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -104,13 +104,13 @@ def render_module() -> ModuleType:
 
 
 def copied(folder: Path) -> Path:
-    """A copy of what an operator edits and applies, to edit and build there."""
+    """Copy the files that an operator edits and applies, so that a test can edit and build them."""
     for part in ("intents", "deploy/k8s"):
         shutil.copytree(REPOSITORY / part, folder / part)
     return folder
 
 
 def render(tree: Path) -> None:
-    """What `make manifests` does, in a copy."""
+    """Do in a copy what `make manifests` does."""
     for path, text in render_module().rendered(load_config(tree / "intents")).items():
         (tree / "deploy/k8s" / path).write_text(text)

@@ -1,4 +1,4 @@
-"""The manifests in deploy/k8s: what Kubernetes accepts, and what an operator relies on."""
+"""Kubernetes accepts the manifests in deploy/k8s, and they have the properties that an operator needs."""
 
 import base64
 import json
@@ -27,9 +27,9 @@ from tests.deploy.manifests import (
     render_module,
 )
 
-# Native sidecars are from 1.29 on.
+# Native sidecars exist since 1.29.
 VERSIONS = ("1.29", "1.37")
-# Kinds that are a mesh's own, which Kubernetes has no schema for.
+# The kinds of a mesh, for which Kubernetes has no schema.
 CUSTOM = {
     "standalone": set(),
     "sidecar": set(),
@@ -45,7 +45,7 @@ def deployments(overlay: str) -> list[Manifest]:
 
 
 def test_what_is_rendered_is_up_to_date() -> None:
-    """`make manifests` has been run since the tiers or the rendering changed; first lines name the revision."""
+    """The rendered files are those of `make manifests`, except for their first lines, which name the revision."""
     config = load_config(REPOSITORY / "intents")
     for path, text in render_module().rendered(config).items():
         kept = (REPOSITORY / "deploy/k8s" / path).read_text()
@@ -53,7 +53,7 @@ def test_what_is_rendered_is_up_to_date() -> None:
 
 
 def test_every_intent_is_in_the_config_map() -> None:
-    """A new file of intents has to be listed, or it would never reach a pod."""
+    """A file of intents that is not listed would reach no pod."""
     generator = yaml.safe_load((REPOSITORY / "intents/Kustomization").read_text())["configMapGenerator"][0]
     assert sorted(generator["files"]) == sorted(path.name for path in (REPOSITORY / "intents").glob("*.y*ml"))
 
@@ -61,7 +61,7 @@ def test_every_intent_is_in_the_config_map() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_kubernetes_accepts_every_document_strictly(overlay: str, version: str) -> None:
-    """Known fields only, of the right types, in the oldest and the newest version; all else is a mesh's own."""
+    """All fields are known and of the right type, in the oldest and newest version, except in a mesh's kinds."""
     validator = pytest.importorskip("kubernetes_validate", reason="the Kubernetes schemas are not installed")
     unknown = set()
     for document in built(overlay):
@@ -73,7 +73,7 @@ def test_kubernetes_accepts_every_document_strictly(overlay: str, version: str) 
 
 
 def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
-    """Known fields only, of the right types and within their limits, by the kinds' published types."""
+    """The published types of the kinds know all fields, their types and their limits."""
     documents = [d for overlay in OVERLAYS for d in built(overlay) if d["apiVersion"] in MESH_KINDS]
     assert {d["kind"] for d in documents} == set().union(*CUSTOM.values())
     assert refused_by_mesh(documents, tmp_path) == ""
@@ -89,7 +89,7 @@ def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
     ids=lambda given: given if isinstance(given, str) else "",
 )
 def test_a_mistake_in_a_mesh_s_kind_is_refused(right: str, wrong: str, said: list[str], tmp_path: Path) -> None:
-    """The check above can fail: by a field, by a word that is none of the list, by a value."""
+    """The check above finds an unknown field, a word outside of an enum, and an invalid value."""
     kind, problem = said
     documents = [d for overlay in OVERLAYS for d in built(overlay) if d["kind"] == kind]
     written = json.dumps(documents)
@@ -98,7 +98,7 @@ def test_a_mistake_in_a_mesh_s_kind_is_refused(right: str, wrong: str, said: lis
 
 
 def test_a_misspelt_field_is_refused() -> None:
-    """The check above can fail."""
+    """The check of Kubernetes' own kinds finds an unknown field."""
     validator = pytest.importorskip("kubernetes_validate", reason="the Kubernetes schemas are not installed")
     [deployment] = deployments("sidecar")
     deployment = yaml.safe_load(yaml.safe_dump(deployment))
@@ -109,7 +109,7 @@ def test_a_misspelt_field_is_refused() -> None:
 
 @pytest.mark.parametrize("overlay", ["standalone", "sidecar"])
 def test_the_real_envoy_accepts_its_bootstrap(overlay: str, tmp_path: Path) -> None:
-    """What the Envoy container mounts is a whole and valid configuration."""
+    """The bootstrap that the Envoy container mounts is a complete and valid configuration."""
     envoy = executable("envoy")
     assert envoy is not None
     [mounted] = [m for name, m in of_kind(built(overlay), "ConfigMap").items() if name.startswith("envoy-")]
@@ -122,7 +122,7 @@ def test_the_real_envoy_accepts_its_bootstrap(overlay: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_containers_may_do_no_more_than_they_need(overlay: str) -> None:
-    """Not root, no new privileges, no capabilities, a read-only root, the runtime's seccomp profile, no token."""
+    """No root, new privileges, capabilities, writable root or token, and the runtime's seccomp profile."""
     for deployment in deployments(overlay):
         pod = deployment["spec"]["template"]["spec"]
         assert pod["securityContext"] == {
@@ -140,7 +140,7 @@ def test_containers_may_do_no_more_than_they_need(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_pod_is_probed_scaled_spread_and_guarded(overlay: str) -> None:
-    """Each Deployment has an autoscaler that owns its replicas, a budget and a network policy for its own pods."""
+    """Each Deployment has an autoscaler that sets its replicas, a disruption budget and a network policy."""
     documents = built(overlay)
     for deployment in deployments(overlay):
         name = deployment["metadata"]["name"]
@@ -164,7 +164,7 @@ def test_every_pod_is_probed_scaled_spread_and_guarded(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_a_pod_mounts_is_there(overlay: str) -> None:
-    """Every mount has its volume, every volume its ConfigMap; the intents' name never changes, Envoy's always."""
+    """Every mount has a volume and every volume a ConfigMap. Only the names of Envoy's ConfigMaps have a hash."""
     maps = of_kind(built(overlay), "ConfigMap")
     for deployment in deployments(overlay):
         pod = deployment["spec"]["template"]["spec"]
@@ -177,7 +177,7 @@ def test_what_a_pod_mounts_is_there(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", ["standalone", "envoy-gateway", "istio"])
 def test_envoy_sees_every_router_and_only_envoy_sees_them(overlay: str) -> None:
-    """The Service is headless, so no connection pins its traffic to one pod; gRPC's health service is the probe."""
+    """The Service is headless, so Envoy balances over all pods. The probes use gRPC's health service."""
     documents = built(overlay)
     service = of_kind(documents, "Service")["extproc"]["spec"]
     assert service["clusterIP"] == "None"
@@ -192,14 +192,14 @@ def test_envoy_sees_every_router_and_only_envoy_sees_them(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_pod_may_finish_what_it_has_begun(overlay: str) -> None:
-    """The grace period is longer than a request may take, and what comes before SIGTERM is not part of it."""
+    """The grace period is longer than the longest request and the delay before SIGTERM."""
     request_s = load_config(REPOSITORY / "intents").policy.timeouts.request_s
     for deployment in deployments(overlay):
         assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > request_s + 5
 
 
 def test_the_sidecar_is_the_standalone_container_but_for_its_socket() -> None:
-    """What is written once stays one: image, resources, security and intents are the same in both."""
+    """Image, resources, security and intents are the same in both, because they are written once."""
     [alone] = containers(of_kind(built("standalone"), "Deployment")["extproc"])
     beside = containers(of_kind(built("sidecar"), "Deployment")["envoy"])[0]
     same = {"name", "image", "resources", "securityContext"}
@@ -210,7 +210,7 @@ def test_the_sidecar_is_the_standalone_container_but_for_its_socket() -> None:
 
 
 def test_fitted_centroids_reach_the_pod_as_they_are(tmp_path: Path) -> None:
-    """A file that is no text becomes binaryData, byte for byte."""
+    """A binary file becomes binaryData with the same bytes."""
     tree = copied(tmp_path)
     header = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 0, 0.3, {"one": 1})
     vector = np.full((1, 16), 0.25, dtype=np.float32)
@@ -223,7 +223,7 @@ def test_fitted_centroids_reach_the_pod_as_they_are(tmp_path: Path) -> None:
 
 
 def test_another_policy_reaches_every_overlay(tmp_path: Path) -> None:
-    """Rename a tier, render, build: Envoy's clusters, the mesh's routes and the intents all have the new name."""
+    """A renamed tier has its new name in Envoy's clusters, the mesh's routes and the intents, once rendered."""
     tree = copied(tmp_path)
     policy = tree / "intents/policy.yaml"
     policy.write_text(policy.read_text().replace("name: small", "name: tiny\n    cluster: tiny-pool"))

@@ -1,4 +1,4 @@
-"""One stack for the session: sample upstreams, the router on the sample intents, the real Envoy."""
+"""One stack for the session: sample upstreams, the router with the sample intents, and the real Envoy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ def shared_stack() -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(shared_stack: Stack) -> Iterator[Stack]:
-    """The shared stack, whose router logs no error during the test."""
+    """The shared stack. The test fails if its router logs an error."""
     before = len(shared_stack.log("router.log"))
     yield shared_stack
     logged = shared_stack.log("router.log")[before:]
@@ -26,5 +26,5 @@ def stack(shared_stack: Stack) -> Iterator[Stack]:
 
 @pytest.fixture(scope="session")
 def small_intents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three short intents."""
+    """A folder of three intents with few utterances."""
     return write_small_intents(tmp_path_factory.mktemp("small") / "intents")

@@ -1,4 +1,4 @@
-"""`extproc serve` with an encoder that does as the file FAULTY_ENCODER says: works, or `raise`, or `slow`."""
+"""`extproc serve` with an encoder that follows the file FAULTY_ENCODER: it works, raises or is slow."""
 
 import os
 import sys
@@ -11,14 +11,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from extproc.cli import main as cli
 from extproc.encoder.features import FeatureEncoder
 from extproc.encoder.protocols import Encoder, Vectors
-from extproc.serving import server  # the repository's, wherever this is started
+from extproc.serving import server  # from the repository, in any working directory
 
-# Beyond the deadline of tests that use this, and short enough to be over soon.
+# Longer than the deadline of the tests that use this, and short enough to end soon.
 SLOW_S = 3.0
 
 
 class Faulty:
-    """A sentence encoder with a mind of its own."""
+    """A sentence encoder that fails on demand."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder

@@ -1,7 +1,7 @@
-"""Model servers that do as each request says, on raw sockets, and a client that believes nothing.
+"""Model servers on raw sockets that fail as each request asks, and a client that checks every answer.
 
-A request carries its script in `metadata`: an id, and what each tier is to do with it (`FAULTS`). Every answer
-names its tier and the id, so that what a client got can be held against what was really sent to it.
+A request has its script in `metadata`: an id, and the behaviour of each tier (one of `FAULTS`). Every answer names
+its tier and the id. So a test can compare the bytes that a client received with those that a tier sent.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ from extproc.demo.stack import Stack
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 MODELS = {"dead": "dead-1", "small": "qwen3-8b", "large": "qwen3-32b", "frontier": "frontier-1"}
-# Enough for an early judgement to let a stream go (200 characters) at its half.
+# An early judgement sends the stream on after 200 characters, which is about half of this.
 SHORT, LONG = 6, 160
 STALL_S, SLOW_S = 60.0, 0.8
 _ids = itertools.count(1)
 
-# Cohorts are told apart by what is asked; each gets one of these subjects.
+# Each cohort gets one of these subjects, so that its requests match no other cohort.
 _SUBJECTS = (
     ("Extract the vendor and total from this invoice", "Pull the due date out of the invoice",
      "Which amount is billed on this invoice?", "List the positions of the attached invoice"),
@@ -66,14 +66,14 @@ _SUBJECTS = (
 def write_intents(
     folder: Path, cohorts: Mapping[str, str], policy: str = "", deadline_ms: int = 20_000
 ) -> dict[str, str]:
-    """Write intents with these settings; returns a prompt for each, that is certain to land in it."""
+    """Write intents with these settings. Return a prompt for each that is certain to match it."""
     folder.mkdir(parents=True, exist_ok=True)
     tiers = "".join(
         f"  - {{name: {name}, endpoint: '{name}:80', model: {model}, context: 10000000, "
         f"price: {{input: 1, output: 1}}, reasoning: {'openai' if name == 'frontier' else 'qwen3'}}}\n"
         for name, model in MODELS.items()
     )
-    # Machines that run tests are slow: no request here falls to the default tier because of a deadline.
+    # A test machine can be slow. With a long deadline no request falls back to the default tier.
     encoder = f"encoder: {{deadline_ms: {deadline_ms}}}\n"
     (folder / "policy.yaml").write_text(f"version: 1\ndefault_tier: large\n{encoder}{policy}tiers:\n{tiers}")
     prompts = {}
@@ -89,12 +89,12 @@ def new_id() -> str:
 
 
 def text_of(tier: str, request_id: str, words: int) -> str:
-    """What `tier` says to a request."""
+    """Return the text of `tier`'s answer to a request."""
     return f"The {tier} model answers {request_id}: " + " ".join(f"{request_id}w{i}" for i in range(words))
 
 
 def body_of(path: str, prompt: str, stream: bool, script: Mapping[str, Any], **more: Any) -> bytes:
-    """A request with its script; `script` needs an id."""
+    """Return a request with its script. The script needs an id."""
     said: dict[str, Any] = {"input": prompt}
     if path != RESPONSES:
         said = {"messages": [{"role": "user", "content": prompt}]}
@@ -103,11 +103,11 @@ def body_of(path: str, prompt: str, stream: bool, script: Mapping[str, Any], **m
     return msgspec.json.encode({"model": "auto", **said, "stream": stream, "metadata": dict(script), **more})
 
 
-# --- what well-behaved servers send -------------------------------------------------------------------------
+# --- answers of healthy servers -----------------------------------------------------------------------------
 
 
 def whole_of(path: str, model: str, said: str, calls: Any = None) -> bytes:
-    """One JSON answer."""
+    """Return an answer as JSON."""
     if path == RESPONSES:
         return msgspec.json.encode(_response(model, said))
     if path == MESSAGES:
@@ -120,7 +120,7 @@ def whole_of(path: str, model: str, said: str, calls: Any = None) -> bytes:
 
 
 def frames_of(path: str, model: str, said: str, calls: Any = None) -> list[bytes]:
-    """A stream of them; the last frame is the ending, the one before it tells the finish reason."""
+    """Return an answer as a stream. The last frame is the ending, and the one before has the finish reason."""
     words = [f"{word} " for word in said.split(" ")]
     words[-1] = words[-1].removesuffix(" ")
     if path == RESPONSES:
@@ -186,7 +186,7 @@ def _named(value: Mapping[str, Any]) -> bytes:
 
 
 class Scripted:
-    """One request at one tier, and the means to answer it in any way."""
+    """One request at one tier, with methods that answer it in any way."""
 
     def __init__(self, servers: "FaultyUpstreams", tier: str, path: str, body: bytes, writer: asyncio.StreamWriter):
         asked = msgspec.json.decode(body)
@@ -203,7 +203,7 @@ class Scripted:
         self.whole = whole_of(path, MODELS[tier], self.said, self.calls)
         self.frames = frames_of(path, MODELS[tier], self.said, self.calls)
         self.closed = False
-        self.sent = bytearray()  # of the body, as a client should see it
+        self.sent = bytearray()  # the body, as a client should see it
         servers.sent.setdefault((self.id, tier), []).append(self.sent)
 
     @property
@@ -216,7 +216,7 @@ class Scripted:
         self.writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
 
     async def send(self, body: bytes, kind: str | None = None, status: int = 200, **headers: str) -> None:
-        """A whole answer with its length."""
+        """Send a whole answer with its length."""
         self.head(kind, status, content_length=str(len(body)), **headers)
         self.sent += body
         self.writer.write(body)
@@ -235,7 +235,7 @@ class Scripted:
         await self.writer.drain()
 
     async def answer(self, frames: list[bytes] | None = None, pause_s: float = 0.0) -> None:
-        """The whole answer in this request's framing, or these frames of it and a proper end."""
+        """Send the whole answer as JSON or as a stream, or send these frames and a proper end."""
         if not self.stream and frames is None:
             return await self.send(self.whole)
         self.open()
@@ -244,13 +244,13 @@ class Scripted:
             await self.chunk(frame)
             await asyncio.sleep(pause_s)
         if frames is not None:
-            await asyncio.sleep(0.3)  # what is wrong comes last, after the rest has been read
+            await asyncio.sleep(0.3)  # the fault comes last, after the client has read the rest
         if last:
             await self.chunk(last)
         await self.end()
 
     async def part(self) -> None:
-        """About half of the answer, framed so that more is due."""
+        """Send about half of the answer. Its framing promises more."""
         if not self.stream:
             half = self.whole[: len(self.whole) // 2]
             self.head(content_length=str(len(self.whole)))
@@ -261,7 +261,7 @@ class Scripted:
             for frame in self.frames[: len(self.frames) // 2]:
                 await self.chunk(frame)
         await self.writer.drain()
-        await asyncio.sleep(0.1)  # what comes next must not overtake it
+        await asyncio.sleep(0.1)  # the next bytes must not overtake it
 
     def reset(self) -> None:
         raw = self.writer.get_extra_info("socket")
@@ -275,16 +275,16 @@ class Scripted:
 
 
 class FaultyUpstreams:
-    """One scripted server a tier, in a thread of their own; a context manager. The tier `dead` refuses."""
+    """One scripted server for each tier, in one thread. A context manager. The tier `dead` refuses connections."""
 
     def __init__(self) -> None:
         self.ports: dict[str, int] = {}
         self.received: list[Received] = []
-        self.sent: dict[tuple[str, str], list[bytearray]] = {}  # (id, tier) -> bodies, one an attempt
-        self.gone: set[tuple[str, str]] = set()  # (id, tier) whose connection Envoy closed in the middle
+        self.sent: dict[tuple[str, str], list[bytearray]] = {}  # (id, tier) -> the body of each attempt
+        self.gone: set[tuple[str, str]] = set()  # (id, tier) of connections that Envoy closed early
         self.released: set[str] = set()
         self._attempts: dict[tuple[str, str], list[Received]] = {}
-        self._refusing = socket.socket()  # bound and never listening
+        self._refusing = socket.socket()  # bound, but never listens
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty", daemon=True)
         self._servers: list[asyncio.Server] = []
@@ -305,14 +305,14 @@ class FaultyUpstreams:
         self._refusing.close()
 
     def attempts(self, request_id: str, tier: str | None = None) -> list[Received]:
-        """The requests that arrived for an id, in order."""
+        """Return the requests that arrived with an id, in order."""
         if tier is not None:
             return self._attempts.get((request_id, tier), [])
         found = [r for name in MODELS for r in self._attempts.get((request_id, name), [])]
         return sorted(found, key=lambda r: int(r.headers.get("x-envoy-attempt-count", "1")))
 
     def forget(self, request_id: str) -> None:
-        """Drop what is known of an id, in runs too long to keep it all."""
+        """Drop the records of an id. A long run cannot keep all of them."""
         for tier in MODELS:
             self.sent.pop((request_id, tier), None)
             self._attempts.pop((request_id, tier), None)
@@ -320,7 +320,7 @@ class FaultyUpstreams:
             self.received.clear()
 
     def release(self, request_id: str) -> None:
-        """Let what waits for this id go on."""
+        """Let the requests with this id that wait continue."""
         self.released.add(request_id)
 
     async def _start(self) -> None:
@@ -367,7 +367,7 @@ class FaultyUpstreams:
         self._attempts.setdefault((str(script.get("id", "none")), tier), []).append(received)
         scripted = Scripted(self, tier, path, body, writer)
         doing = asyncio.ensure_future(FAULTS[scripted.does](scripted))
-        # Nothing more can come on this connection until the answer is out: bytes or an end mean that it is over.
+        # The client sends nothing until it has the answer. So bytes or an end of file mean that it has hung up.
         listening = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait({doing, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -394,7 +394,7 @@ async def _body(reader: asyncio.StreamReader, headers: Mapping[str, str]) -> byt
     return await reader.readexactly(int(headers.get("content-length", "0")))
 
 
-# --- what a script can ask for ------------------------------------------------------------------------------
+# --- faults that a script can ask for -----------------------------------------------------------------------
 
 FAULTS: dict[str, Callable[[Scripted], Awaitable[None]]] = {}
 
@@ -429,7 +429,7 @@ async def slow_headers(x: Scripted) -> None:
 
 @fault
 async def trickled(x: Scripted) -> None:
-    """One byte a chunk, and valid."""
+    """One byte in each chunk, and valid."""
     whole = b"".join(x.frames) if x.stream else x.whole
     x.open()
     for i in range(len(whole)):
@@ -439,7 +439,7 @@ async def trickled(x: Scripted) -> None:
 
 @fault
 async def hints_first(x: Scripted) -> None:
-    """An informational answer ahead of the real one."""
+    """An informational response comes before the real one."""
     x.writer.write(b"HTTP/1.1 103 Early Hints\r\nlink: </x>; rel=preload\r\n\r\n")
     await x.answer()
 
@@ -455,7 +455,7 @@ async def with_trailers(x: Scripted) -> None:
 
 @fault
 async def until_close(x: Scripted) -> None:
-    """HTTP/1.0 manners: no length, no chunks, the close is the end."""
+    """As in HTTP/1.0: no length and no chunks, and the answer ends when the connection closes."""
     x.head(connection="close")
     body = b"".join(x.frames) if x.stream else x.whole
     x.sent += body
@@ -550,13 +550,13 @@ async def html(x: Scripted) -> None:
 
 @fault
 async def html_as_asked(x: Scripted) -> None:
-    """A page under the content type that was asked for."""
+    """An HTML page with the content type that the client asked for."""
     await x.send(b"<!doctype html><html><body>Service temporarily busy</body></html>")
 
 
 @fault
 async def truncated_json(x: Scripted) -> None:
-    """The length is right, the JSON is cut."""
+    """The length is right, but the JSON is truncated."""
     await x.send(x.whole[: len(x.whole) // 2])
 
 
@@ -569,7 +569,7 @@ async def truncated_json_chunked(x: Scripted) -> None:
 
 @fault
 async def length_too_long(x: Scripted) -> None:
-    """The length promises more than comes."""
+    """The announced length is longer than the body."""
     body = b"".join(x.frames) if x.stream else x.whole
     x.head(content_length=str(len(body) + 100))
     x.sent += body
@@ -581,7 +581,7 @@ async def length_too_long(x: Scripted) -> None:
 
 @fault
 async def length_too_short(x: Scripted) -> None:
-    """The length ends the body in its middle."""
+    """The announced length ends the body in its middle."""
     body = b"".join(x.frames) if x.stream else x.whole
     x.head(content_length=str(len(body) // 2))
     x.sent += body[: len(body) // 2]
@@ -600,7 +600,7 @@ async def cut_before_first_token(x: Scripted) -> None:
 
 @fault
 async def no_event_at_all(x: Scripted) -> None:
-    """A stream that ends properly and says nothing."""
+    """A stream that ends properly and has no event."""
     await x.answer([])
 
 
@@ -623,7 +623,7 @@ async def reset_midway(x: Scripted) -> None:
 
 @fault
 async def ended_midway(x: Scripted) -> None:
-    """Half of the frames, then a proper end of the body: neither finish nor ending."""
+    """Half of the frames, then a proper end of the body, without finish reason and ending."""
     await x.answer(x.frames[: len(x.frames) // 2])
 
 
@@ -635,13 +635,13 @@ async def ended_in_a_frame(x: Scripted) -> None:
 
 @fault
 async def without_ending(x: Scripted) -> None:
-    """All of it with its finish reason, and no [DONE], message_stop or response.completed."""
+    """The whole answer with its finish reason, but without [DONE], message_stop or response.completed."""
     await x.answer(x.frames[:-1])
 
 
 @fault
 async def ending_without_finish(x: Scripted) -> None:
-    """Cut, and [DONE] all the same."""
+    """Half of the answer, and then [DONE]."""
     await x.answer([*x.frames[: len(x.frames) // 2], x.frames[-1]])
 
 
@@ -676,7 +676,7 @@ async def error_in_200(x: Scripted) -> None:
 
 @fault
 async def other_framing(x: Scripted) -> None:
-    """JSON where a stream was asked, and the reverse."""
+    """JSON if the client asked for a stream, and a stream if it asked for JSON."""
     if x.stream:
         await x.send(x.whole, "application/json")
     else:
@@ -688,7 +688,7 @@ async def other_framing(x: Scripted) -> None:
 
 @fault
 async def wrong_type(x: Scripted) -> None:
-    """The right answer under a content type that clients do not read."""
+    """The right answer with a content type that clients do not read."""
     await x.send(b"".join(x.frames) if x.stream else x.whole, "text/plain")
 
 
@@ -714,7 +714,7 @@ async def refuses(x: Scripted) -> None:
 
 @fault
 async def refuses_late(x: Scripted) -> None:
-    """Refuses in its first words, and goes on for long: stopped early, or never."""
+    """The answer refuses in its first words and then continues for long, so it is stopped early or never."""
     said = f"I'm sorry, but I can't help with that request, {x.id}. " + "word " * 60
     x.frames = frames_of(x.path, MODELS[x.tier], said)
     await x.answer(pause_s=0.03)
@@ -732,7 +732,7 @@ async def _forged(x: Scripted, headers: dict[str, str]) -> None:
 
 @fault
 async def gated(x: Scripted) -> None:
-    """Nothing, until the test lets it go."""
+    """Send nothing until the test releases the request."""
     await _released(x)
     await x.answer()
 
@@ -745,7 +745,7 @@ async def gated_refusal(x: Scripted) -> None:
 
 @fault
 async def gated_midway(x: Scripted) -> None:
-    """Half of it, and the rest when the test lets it go."""
+    """Send half of the answer, and the rest when the test releases the request."""
     half = len(x.frames) // 2
     if not x.stream:
         x.head(content_length=str(len(x.whole)))
@@ -781,7 +781,7 @@ async def _released(x: Scripted) -> None:
 
 
 class Wire(msgspec.Struct):
-    """What came over the wire. `fault` says how the transfer broke: refused, reset, truncated, malformed, hang."""
+    """The bytes of an answer. `fault` is how the transfer failed: refused, reset, truncated, malformed or hang."""
 
     status: int = 0
     headers: dict[str, str] = {}
@@ -790,7 +790,7 @@ class Wire(msgspec.Struct):
 
 
 class Reading(msgspec.Struct):
-    """What a strict client makes of an answer; any problem is one that it would report to its user."""
+    """An answer as a strict client reads it. Each problem is one that the client would report to its user."""
 
     text: str = ""
     calls: dict[str, str] = {}
@@ -801,7 +801,7 @@ async def post(
     port: int, path: str, body: bytes, headers: Mapping[str, str] | None = None, within_s: float = 90.0,
     cancel_after_s: float | None = None,
 ) -> Wire:  # fmt: skip
-    """Send a request and read its answer to the end, or hang up after a while."""
+    """Send a request and read its answer to the end, or hang up after some seconds."""
     wire = Wire()
     writer = None
     try:
@@ -867,7 +867,7 @@ async def _receive(reader: asyncio.StreamReader, wire: Wire) -> None:
 
 
 def read(wire: Wire, path: str, stream: bool) -> Reading:
-    """Read a 200 as the strictest client of that API would."""
+    """Read an answer with status 200 like the strictest client of its API."""
     reading = Reading()
     if wire.fault is not None:
         reading.problems.append(wire.fault)
@@ -967,7 +967,7 @@ def ask(
     stack: Stack, prompt: str, script: Mapping[str, Any], stream: bool = False, path: str = CHAT,
     headers: Mapping[str, str] | None = None, **more: Any,
 ) -> tuple[Wire, Reading]:  # fmt: skip
-    """One request, by default from a principal of its own, so that no rate bounds it."""
+    """Send one request. By default it has its own principal, so no rate limit applies."""
     own = {"authorization": f"Bearer {script['id']}"}
     wire = asyncio.run(post(stack.port, path, body_of(path, prompt, stream, script, **more), headers or own))
     return wire, read(wire, path, stream)
@@ -977,7 +977,7 @@ def ask(
 def running_faulty(
     folder: Path, cohorts: Mapping[str, str], policy: str = ""
 ) -> Iterator[tuple[Stack, dict[str, str]]]:
-    """Scripted upstreams, router and Envoy for these cohorts, with a prompt for each; all stopped at the end."""
+    """Start scripted upstreams, router and Envoy for these cohorts, with a prompt for each. Stop all at the end."""
     prompts = write_intents(folder / "written", cohorts, policy)
     with FaultyUpstreams() as upstreams:
         stack = Stack(folder / "written", folder, upstreams)  # type: ignore[arg-type]  # has what a stack asks for

@@ -1,4 +1,4 @@
-"""A name server on loopback that gives every name one address, or none."""
+"""A name server on loopback that resolves every name to one address, or to no address."""
 
 import socket
 import threading
@@ -8,10 +8,10 @@ _TYPE_A = 1
 
 
 class NameServer:
-    """Answers queries in a thread; a context manager."""
+    """Answers queries in a thread. A context manager."""
 
     def __init__(self, host: str | None) -> None:
-        self.host = host  # None: the name is there and has no address, as a service scaled to zero
+        self.host = host  # None: the name exists without an address, like a service that is scaled to zero
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self.port: int = self._socket.getsockname()[1]
@@ -22,7 +22,7 @@ class NameServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.sendto(b"", ("127.0.0.1", self.port))  # no query: the end
+        self._socket.sendto(b"", ("127.0.0.1", self.port))  # an empty query ends the thread
         self._thread.join(5)
         self._socket.close()
 
@@ -34,8 +34,8 @@ class NameServer:
             self._socket.sendto(self._reply(query), asker)
 
     def _reply(self, query: bytes) -> bytes:
-        """The question again, with an A record for a second where there is one."""
-        end = query.index(b"\0", _HEADER_BYTES) + 5  # the name, its type, its class
+        """Return the question, and an A record with a TTL of one second if there is an address."""
+        end = query.index(b"\0", _HEADER_BYTES) + 5  # the name, its type and its class
         kind = int.from_bytes(query[end - 4 : end - 2], "big")
         known = self.host is not None and kind == _TYPE_A
         counts = b"\0\1" + (b"\0\1" if known else b"\0\0") + b"\0\0\0\0"

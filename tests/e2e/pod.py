@@ -1,7 +1,7 @@
-"""A pod without Kubernetes: its containers' own commands, on the files of its ConfigMaps, probed and drained.
+"""A pod without Kubernetes: the commands of its containers, with the files of its ConfigMaps, probed and drained.
 
-Paths, ports and the address that is listened on are mapped into a folder and onto loopback; all else is as in the
-manifest. Volumes of ConfigMaps are laid out and swapped as the kubelet does it.
+Paths are mapped into a folder, and ports and the listening address onto loopback. Everything else is as in the
+manifest. Volumes of ConfigMaps are written and replaced like the kubelet does it.
 """
 
 import os
@@ -18,12 +18,12 @@ from extproc.serving.health import serves
 from tests.deploy.manifests import Manifest, containers, executable, of_kind
 from tests.e2e.traffic import eventually
 
-# The image's entry point, in this tree.
+# The entry point of the image, from this repository.
 _EXTPROC = [sys.executable, "-m", "extproc"]
 
 
 class Pod:
-    """One pod of a Deployment among `documents`, in `folder`, with `ports` of the manifest mapped to free ones."""
+    """One pod of a Deployment among `documents`, in `folder`, with the manifest's `ports` mapped to free ones."""
 
     def __init__(self, documents: list[Manifest], deployment: str, folder: Path, ports: tuple[int, ...]) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class Pod:
         self.mount(documents)
 
     def mount(self, documents: list[Manifest]) -> None:
-        """Make every volume what it is in `documents` now; a ConfigMap that changed is swapped in one step."""
+        """Write every volume as `documents` has it now. A ConfigMap that changed is replaced in one step."""
         maps = of_kind(documents, "ConfigMap")
         for volume in self._template["spec"]["template"]["spec"]["volumes"]:
             path = self.folder / volume["name"]
@@ -44,7 +44,7 @@ class Pod:
                 self._project(path, {name: self._mapped(text) for name, text in data.items()})
 
     def _project(self, path: Path, data: dict[str, str]) -> None:
-        """As the kubelet's atomic writer: a new dated folder, the link `..data` renamed onto it, links of names."""
+        """Write a new dated folder, rename the link `..data` onto it, and link the names, as the kubelet does."""
         link, old = path / "..data", (path / "..data").resolve() if (path / "..data").exists() else None
         dated = path / f"..2026_11_22_04_00_00.{len(list(path.iterdir()))}"
         dated.mkdir()
@@ -76,7 +76,7 @@ class Pod:
         return [str(executable(words[0])), *map(self._mapped, words[1:])]
 
     def start(self) -> None:
-        """Start the containers one after the other, each when the one before has passed its startup probe."""
+        """Start the containers in order. Each starts after the startup probe of the one before has passed."""
         for name in self.containers:
             self.start_container(name)
             self.passes(name, "startupProbe")
@@ -94,7 +94,7 @@ class Pod:
         eventually(lambda: self.probe(name, probe), f"{name} passes its {probe}:\n{self.log(name)}", 90)
 
     def probe(self, name: str, probe: str) -> bool:
-        """Try a probe once."""
+        """Run a probe once."""
         container = self.containers[name]
         ports = {port["name"]: self.ports[port["containerPort"]] for port in container.get("ports", [])}
         how: dict[str, Any] = container[probe]
@@ -113,7 +113,7 @@ class Pod:
             return False
 
     def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command inside a container, as an exec probe or hook does."""
+        """Run a command inside a container, like an exec probe or a hook."""
         return subprocess.run(self._command(command), capture_output=True, text=True, timeout=60, check=False)
 
     def drain(self, name: str) -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ class Pod:
         return self.run(self.containers[name]["lifecycle"]["preStop"]["exec"]["command"])
 
     def stop(self) -> None:
-        """SIGTERM the containers in the reverse order of their start."""
+        """Send SIGTERM to the containers, in the reverse order of their start."""
         for process in reversed(self.processes.values()):
             end(process)
 

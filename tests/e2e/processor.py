@@ -1,4 +1,4 @@
-"""An ext_proc client in place of Envoy: says the messages of a script and reads the replies."""
+"""An ext_proc client in place of Envoy. It sends the messages of a script and reads the replies."""
 
 import contextlib
 import queue
@@ -32,23 +32,23 @@ class Stream:
         self._said.put(message if isinstance(message, bytes) else message.SerializeToString())
 
     def replies(self, count: int) -> list[pb.ProcessingResponse]:
-        """The next replies."""
+        """Return the next `count` replies."""
         return [next(self.call) for _ in range(count)]
 
     def finish(self) -> list[pb.ProcessingResponse]:
-        """Say no more, and read to the end; raises grpc.RpcError unless it ends well."""
+        """Half-close the stream and read the other replies. Raises grpc.RpcError unless the stream ends well."""
         self._said.put(None)
         return list(self.call)
 
     def close(self) -> None:
-        """Cancel what is left of it."""
+        """Cancel the stream."""
         self._said.put(None)
         self.call.cancel()
 
 
 @contextlib.contextmanager
 def ext_proc(channel: grpc.Channel) -> Iterator[Stream]:
-    """A stream that is over when the block is."""
+    """Open a stream, and close it at the end of the block."""
     stream = Stream(channel)
     try:
         yield stream
@@ -59,7 +59,7 @@ def ext_proc(channel: grpc.Channel) -> Iterator[Stream]:
 def headers_message(
     headers: dict[str, str], body_mode: int | None = None, end: bool = False, response_mode: int = NONE
 ) -> pb.ProcessingRequest:
-    """request_headers, as the first message when a body mode is given."""
+    """Return request_headers. It is the first message if a body mode is given."""
     message = pb.ProcessingRequest()
     message.request_headers.end_of_stream = end
     for name, value in headers.items():
@@ -73,7 +73,7 @@ def body_message(
     body_mode: int | None = None,
     attributes: dict[str, str] | None = None,
 ) -> pb.ProcessingRequest:
-    """request_body, as the first message when a body mode is given."""
+    """Return request_body. It is the first message if a body mode is given."""
     message = pb.ProcessingRequest()
     message.request_body.body = body
     message.request_body.end_of_stream = end

@@ -35,7 +35,7 @@ _OFF, _ON = (
     {"chat_template_kwargs": {"enable_thinking": True}},
 )
 
-# prompt, what the headers say, and what is written beside the model, by API.
+# Prompt, the headers of the decision, and the fields that are written in addition to the model, by API.
 _COHORTS = {
     "extraction": (EXTRACT, EXTRACTED, {
         CHAT: _OFF | {"max_tokens": 512},
@@ -68,7 +68,7 @@ def anthropic_client(shared_stack: Stack) -> Iterator[anthropic.Anthropic]:
 def _ask_officially(
     openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, path: str, body: dict[str, Any]
 ) -> tuple[Any, str]:
-    """Ask with the API's own client: headers, and the text it makes of the answer."""
+    """Send a request with the official client of the API. Return the headers and the text that it reads."""
     create: Any = {
         CHAT: openai_client.chat.completions,
         COMPLETIONS: openai_client.completions,
@@ -116,7 +116,7 @@ def test_official_clients_are_served_by_the_tier_of_their_cohort(
     path: str,
     stream: bool,
 ) -> None:
-    """The cohort's tier gets its model name and reasoning, the client its answer and three headers about it."""
+    """The cohort's tier gets its own model name and reasoning. The client gets the answer and three headers."""
     prompt, headers_wanted, written = _COHORTS[cohort]
     tier = headers_wanted["x-router-tier"]
     body = body_of(path, prompt) | ({"stream": True} if stream else {})
@@ -160,7 +160,7 @@ def test_every_other_byte_survives(stack: Stack, body: Any) -> None:
 
 
 def test_a_streamed_answer_passes_as_the_upstream_wrote_it(stack: Stack) -> None:
-    """Server-sent events come through byte for byte, the same as without the router."""
+    """Server-sent events have the same bytes as without the router."""
     routed = ask(stack.port, PROVE, stream=True)
     plain = send(stack.plain_port, CHAT, arrived(stack).body, {"x-plain-cluster": "large"})
     assert routed.headers["content-type"] == "text/event-stream"
@@ -168,7 +168,7 @@ def test_a_streamed_answer_passes_as_the_upstream_wrote_it(stack: Stack) -> None
 
 
 def test_reasoning_that_the_client_chose_stands(stack: Stack) -> None:
-    """A client's explicit choice is not overruled, in the dialect of the tier that serves it."""
+    """The client's choice is kept, in the dialect of the tier that serves the request."""
     answer = send(
         stack.port, CHAT, b'{"model":"auto","reasoning_effort":"none","messages":[{"role":"user","content":"'
         + PROVE.encode() + b'"}]}',
@@ -179,7 +179,7 @@ def test_reasoning_that_the_client_chose_stands(stack: Stack) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
 def test_a_five_megabyte_body_is_routed(stack: Stack, chunked: bool) -> None:
-    """What fits no tier goes to the one with most room; only the model and reasoning bytes change."""
+    """A text too long for every tier goes to the tier with the largest context. Only model and reasoning change."""
     system = b"This is background reading. " * (5 * 1024 * 1024 // 28)
     head = b'{"model":"auto","messages":[{"role":"system","content":"' + system + b'"},'
     body = head + b'{"role":"user","content":"' + PROVE.encode() + b'"}]}'
@@ -193,7 +193,7 @@ def test_a_five_megabyte_body_is_routed(stack: Stack, chunked: bool) -> None:
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
 def test_a_nine_megabyte_body_is_refused(stack: Stack, chunked: bool) -> None:
-    """What is over the limit gets 413 from Envoy, and no upstream sees it."""
+    """Envoy answers 413 to a body above the limit, and no upstream receives it."""
     before = len(stack.upstreams.received)
     body = b'{"model":"auto","messages":[{"role":"user","content":"' + b"a " * (9 * 512 * 1024) + b'"}]}'
     answer = send(stack.port, CHAT, [body[i : i + 65536] for i in range(0, len(body), 65536)] if chunked else body)
@@ -202,13 +202,13 @@ def test_a_nine_megabyte_body_is_refused(stack: Stack, chunked: bool) -> None:
 
 
 def test_a_gold_user_is_lifted_by_the_trusted_header(stack: Stack) -> None:
-    """A header that a rule names reaches the rule: gold users get the large tier at least."""
+    """A header that a rule names reaches the rule. Gold users get at least the large tier."""
     answer = send(stack.port, CHAT, msgspec.json.encode(body_of(CHAT, EXTRACT)), {"x-user-tier": "gold"})
     assert answer.said == EXTRACTED | {"x-router-tier": "large", "x-router-reason": "tier_floor"}
 
 
 def test_a_picture_goes_to_a_tier_that_sees(stack: Stack) -> None:
-    """Tiers that cannot serve what the request holds are skipped upward."""
+    """A request with a picture goes to the next tier that has the capability."""
     content = [
         {"type": "text", "text": EXTRACT},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}},
@@ -220,12 +220,12 @@ def test_a_picture_goes_to_a_tier_that_sees(stack: Stack) -> None:
 
 
 def test_a_query_on_the_path_changes_nothing(stack: Stack) -> None:
-    """Azure-style query strings are carried along, and the request is routed."""
+    """A query string like Azure's reaches the upstream, and the request is routed."""
     answer = send(stack.port, f"{CHAT}?api-version=2026-01-01", msgspec.json.encode(body_of(CHAT, PROVE)))
     assert (answer.status, answer.said) == (200, PROVED)
 
 
 def test_the_samples_are_what_the_stack_serves(stack: Stack) -> None:
-    """The stack runs the folder that the README shows, and its tiers know their models."""
+    """The stack serves the folder that the README shows, and each tier knows its model."""
     assert {p.name for p in stack.intents.glob("*.yaml")} == {p.name for p in INTENTS.glob("*.yaml")}
     assert stack.upstreams.models == MODELS

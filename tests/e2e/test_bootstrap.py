@@ -1,4 +1,4 @@
-"""What `extproc envoy` prints is what Envoy accepts."""
+"""Envoy accepts the output of `extproc envoy`."""
 
 import shutil
 import subprocess
@@ -44,14 +44,14 @@ def _validated(config: Path) -> str:
 
 @pytest.mark.parametrize("options", _OPTIONS.values(), ids=_OPTIONS)
 def test_envoy_accepts_it(tmp_path: Path, options: list[str]) -> None:
-    """`envoy --mode validate` says OK, with every option."""
+    """`envoy --mode validate` prints OK, with every option."""
     config = tmp_path / "envoy.yaml"
     config.write_text(_rendered(*options))
     assert "OK" in _validated(config)
 
 
 def test_an_attempt_may_take_hours(tmp_path: Path, small_intents: Path) -> None:
-    """Though Envoy waits for no reply of ours for longer than one."""
+    """Envoy accepts the timeouts, although it limits the time to a reply of the router to one hour."""
     intents, config = shutil.copytree(small_intents, tmp_path / "intents"), tmp_path / "envoy.yaml"
     with (intents / "policy.yaml").open("a") as policy:
         policy.write("\ntimeouts: {attempt_s: 7200, request_s: 9000}\n")
@@ -60,7 +60,7 @@ def test_an_attempt_may_take_hours(tmp_path: Path, small_intents: Path) -> None:
 
 
 def test_the_options_show_in_it() -> None:
-    """Addresses stand where they were asked for, and the admin interface is shut unless it was."""
+    """The bootstrap has the addresses of the options, and an admin interface only if --admin is given."""
     everything = yaml.safe_load(_rendered(*_OPTIONS["everything"]))
     (listener,) = everything["static_resources"]["listeners"]
     assert listener["address"] == {"socket_address": {"address": "127.0.0.1", "port_value": 18080}}

@@ -24,7 +24,7 @@ SURE = "Is this review positive, negative or neutral? 'The battery lasts two day
 
 
 class Critic(BaseHTTPRequestHandler):
-    """A judge that says what the test wants it to."""
+    """A judge whose answer the test chooses."""
 
     says = "yes"
     asked: ClassVar[list[dict]] = []
@@ -38,7 +38,7 @@ class Critic(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Suppress the request log."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def ask(stack: Stack, prompt: str, **more: object) -> SimpleNamespace:
 
 
 def test_a_judge_that_says_no_sends_the_answer_up(stack):
-    """It is asked about the request and the answer, and its no is the reason."""
+    """The judge gets the request and the answer. Its "no" is the reason of the escalation."""
     Critic.says, Critic.asked = "No.", []
     answer = ask(stack, JUDGED)
     assert (answer.status, answer.tier, answer.reason) == (200, "large", "judge")
@@ -102,7 +102,7 @@ def test_a_judge_that_says_no_sends_the_answer_up(stack):
 
 @pytest.mark.parametrize("says", ["yes", "I cannot tell"])
 def test_a_judge_that_says_yes_or_nothing_clear_lets_it_pass(stack, says):
-    """A rule that could not run takes its declared outcome, accept by default."""
+    """A rule that could not run has its configured outcome, by default accept."""
     Critic.says = says
     answer = ask(stack, JUDGED)
     assert (answer.status, answer.tier, answer.verdict) == (200, "small", "accept")
@@ -116,7 +116,7 @@ def test_a_second_model_that_says_something_else_sends_the_answer_up(stack):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_no_model_may_answer_goes_to_a_person(stack, stream):
-    """The client gets the configured message and status, the queue a case without its text."""
+    """The client gets the configured message and status. The queue gets a case without the text."""
     before = len(stack.review.read_text().splitlines()) if stack.review.exists() else 0
     answer = ask(stack, REFUSED, stream=stream)
     assert (answer.status, answer.type, answer.verdict) == (422, "application/json", "human")
@@ -129,7 +129,7 @@ def test_what_no_model_may_answer_goes_to_a_person(stack, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_log_probabilities_are_asked_for_and_taken_out_again(stack, stream):
-    """The client did not ask for them and does not see them."""
+    """A client that did not ask for log-probabilities does not get them."""
     answer = ask(stack, SURE, stream=stream)
     assert (answer.status, answer.tier, answer.verdict) == (200, "small", "accept")
     assert b'"logprobs":true' in stack.upstreams.received[-1].body
@@ -137,14 +137,14 @@ def test_log_probabilities_are_asked_for_and_taken_out_again(stack, stream):
 
 
 def test_log_probabilities_that_the_client_asked_for_stay(stack):
-    """What the client asked for is the client's."""
+    """A client that asked for log-probabilities gets them."""
     answer = ask(stack, SURE, logprobs=True)
     assert (answer.status, answer.tier) == (200, "small")
     assert '"logprob"' in answer.text
 
 
 def test_an_unsure_answer_goes_up_and_the_last_rung_is_not_asked_for_log_probabilities(stack):
-    """Nobody judges the last rung."""
+    """The last rung needs no log-probabilities, because its answer is not judged."""
     answer = ask(stack, UNSURE)
     assert (answer.tier, answer.reason) == ("large", "low_logprob")
     assert b"logprobs" not in stack.upstreams.received[-1].body

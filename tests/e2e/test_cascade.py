@@ -1,4 +1,4 @@
-"""The cascade through the real Envoy: verdicts, rungs, bounds, streams, and a verifier that is killed."""
+"""The cascade through the real Envoy: verdicts, rungs, limits, streams, and a verifier that is killed."""
 
 import asyncio
 import concurrent.futures
@@ -53,7 +53,7 @@ _COHORTS["skip_early"] = _COHORTS["skip"].replace("buffer", "early")
 _COHORTS["again"] = (
     f"tier: small\nreasoning: off\n{_RULES}\nescalate: {{to: {{tier: small, reasoning: on}}, share: 1}}"
 )
-# Answers of fewer than about 300 characters score below a half.
+# Answers shorter than about 300 characters have a score below 0.5.
 _SCORER = (
     'scorer: {date: "2026-11-22", data: "123456789012", rows: 300, tier: small, model: qwen3-8b, '
     "auroc: [0.6, 0.7], offset: -22.8, weights: {length: 4.0}}"
@@ -65,7 +65,7 @@ _POLICY = f"escalations: {{per_minute: 0.01, burst: {_BURST}}}\ntimeouts: {{atte
 
 
 class Cascade:
-    """The stack, with what its tests ask of it."""
+    """The stack, with the requests that its tests send."""
 
     def __init__(self, stack: Stack, prompts: dict[str, str]) -> None:
         self.stack, self.prompts = stack, prompts
@@ -75,7 +75,7 @@ class Cascade:
     def ask(
         self, cohort: str, stream: bool = False, path: str = CHAT, key: str | None = None, **script: Any
     ) -> Any:
-        """Ask with this script: (id, wire, reading)."""
+        """Send a request with this script. Return (id, wire, reading)."""
         more = script.pop("more", {})
         script.setdefault("id", new_id())
         headers = {"authorization": key} if key is not None else None
@@ -83,7 +83,7 @@ class Cascade:
         return script["id"], wire, reading
 
     def later(self, cohort: str, stream: bool, **script: Any) -> tuple[str, concurrent.futures.Future[Any]]:
-        """Ask in a thread, and return when the first tier has the request."""
+        """Send a request in a thread. Return when the first tier has received it."""
         request_id = new_id()
         future = self.pool.submit(self.ask, cohort, stream, id=request_id, **script)
         eventually(lambda: self.upstreams.sent.get((request_id, "small")) is not None, "the request is upstream")
@@ -93,7 +93,7 @@ class Cascade:
         return bytes(self.upstreams.sent[request_id, tier][attempt])
 
     def route(self) -> list[tuple[str, str]]:
-        """Tier and attempt number of everything that has arrived, oldest first."""
+        """Return tier and attempt number of every request that has arrived, oldest first."""
         return [(r.tier, r.headers["x-envoy-attempt-count"]) for r in self.upstreams.received]
 
     def streams_opened(self) -> int:
@@ -102,7 +102,7 @@ class Cascade:
 
 
 def said(wire: Any) -> dict[str, str]:
-    """The contract's headers of an answer, without the cohort."""
+    """Return the contract's headers of an answer, without the cohort."""
     found = {n: v for n, v in wire.headers.items() if n.startswith(("x-cascade-", "x-router-"))}
     found.pop("x-router-cohort", None)
     return found
@@ -128,7 +128,7 @@ ACCEPTED = {
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
 @pytest.mark.parametrize("cohort", ["early", "buffer"])
 def test_a_good_small_answer_is_the_answer(cascade: Cascade, cohort: str, path: str, stream: bool) -> None:
-    """Byte for byte what the small tier sent."""
+    """The client gets the bytes that the small tier sent."""
     request_id, wire, reading = cascade.ask(cohort, stream, path, words=LONG)
     assert (wire.status, reading.problems, said(wire)) == (200, [], ACCEPTED)
     assert reading.text == text_of("small", request_id, LONG)
@@ -144,9 +144,9 @@ def test_a_good_small_answer_is_the_answer(cascade: Cascade, cohort: str, path: 
      ("error_in_200", "upstream_error"), ("wrong_type", "wrong_type"), ("other_framing", "wrong_framing")],
 )  # fmt: skip
 def test_a_weak_small_answer_climbs(cascade: Cascade, path: str, stream: bool, fault: str, reason: str) -> None:
-    """The client gets the large tier's answer, byte for byte, and is told why the small one's was not good."""
+    """The client gets the bytes of the large tier's answer, and the reason why the small tier's was rejected."""
     if stream and fault == "error_in_200":
-        reason = "wrong_framing"  # JSON where a stream was asked: known before what it says is
+        reason = "wrong_framing"  # JSON instead of a stream: known before the text is read
     request_id, wire, reading = cascade.ask("early", stream, path, small=fault)
     assert (wire.status, reading.problems) == (200, [])
     assert wire.body == cascade.sent(request_id, "large")
@@ -159,7 +159,7 @@ def test_a_weak_small_answer_climbs(cascade: Cascade, path: str, stream: bool, f
 
 @STREAMS
 def test_an_answer_that_scores_low_climbs(cascade: Cascade, stream: bool) -> None:
-    """A short one is rejected by the fitted score before the client sees it; a long one is the answer."""
+    """The fitted score rejects a short answer before the client sees it. A long answer is accepted."""
     request_id, wire, reading = cascade.ask("scored", stream, words=6)
     assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "large"))
     assert said(wire) == {
@@ -171,13 +171,13 @@ def test_an_answer_that_scores_low_climbs(cascade: Cascade, stream: bool) -> Non
 
 
 def test_a_stream_held_for_its_first_tokens_passes_the_score(cascade: Cascade) -> None:
-    """The score needs the whole answer: once the hold is full, it can only be recorded."""
+    """The score needs the whole answer. Once the early part was sent, the score can only be recorded."""
     request_id, wire, reading = cascade.ask("scored_early", True, words=24)
     assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "small"))
     assert said(wire)["x-router-escalations"] == "0"
 
 
-# Whitespace and order as no encoder writes them: a rung's body differs in what the rung changes, and nowhere else.
+# No JSON encoder writes this white space and order. The body of a rung differs only in the members that it changes.
 _ODD = (
     '{ "messages":[{"role":"user",\t"content":"%s"}] ,\n "model" : "auto", "stream": %s, '
     '"metadata": {"id": "%s", "small": %s, "large": "%s"}, "user":"\\u00fc" }'
@@ -186,7 +186,7 @@ _ODD = (
 
 @STREAMS
 def test_each_rung_gets_its_own_model_and_reasoning(cascade: Cascade, stream: bool) -> None:
-    """The same tier with reasoning, then the next tier: three attempts, each byte for byte what it should be."""
+    """The same tier with reasoning, then the next tier: three attempts, each with the exact bytes of its rung."""
     request_id = new_id()
     values = (cascade.prompts["climb"], str(stream).lower(), request_id, '["refuses", "refuses"]', "fine")
     body = _ODD % values
@@ -194,7 +194,7 @@ def test_each_rung_gets_its_own_model_and_reasoning(cascade: Cascade, stream: bo
     arrived = cascade.upstreams.attempts(request_id)
     assert [r.tier for r in arrived] == ["small", "small", "large"]
     thinking = ',"chat_template_kwargs":{"enable_thinking":%s} }'
-    # The last rung names no reasoning of its own: the cohort's stands.
+    # The last rung has no reasoning setting, so the cohort's applies.
     for got, model, on in zip(
         arrived, ("qwen3-8b", "qwen3-8b", "qwen3-32b"), ("false", "true", "false"), strict=True
     ):
@@ -207,7 +207,7 @@ def test_each_rung_gets_its_own_model_and_reasoning(cascade: Cascade, stream: bo
 
 
 def test_three_tiers_in_three_dialects(cascade: Cascade) -> None:
-    """Qwen's field on two tiers and OpenAI's on the third; none of one rung's fields is left in the next."""
+    """Two tiers use Qwen's field and the third OpenAI's. No field of one rung is left in the next."""
     request_id, wire, reading = cascade.ask("three", small="refuses", large="empty_content")
     small, large, frontier = (msgspec.json.decode(r.body) for r in cascade.upstreams.attempts(request_id))
     assert (small["model"], small["chat_template_kwargs"]) == ("qwen3-8b", {"enable_thinking": False})
@@ -221,7 +221,7 @@ def test_three_tiers_in_three_dialects(cascade: Cascade) -> None:
 @STREAMS
 @pytest.mark.parametrize("cohort", ["skip", "skip_early"])
 def test_a_rule_may_jump_a_rung(cascade: Cascade, cohort: str, stream: bool) -> None:
-    """A refusal goes past the large tier, which sees no request; what is merely empty goes to it."""
+    """A refusal skips the large tier, which gets no request. An empty answer goes to the large tier."""
     request_id, wire, reading = cascade.ask(cohort, stream, small="refuses", frontier="paced")
     small, frontier = cascade.upstreams.attempts(request_id)
     assert (small.tier, frontier.tier) == ("small", "frontier")
@@ -241,7 +241,7 @@ def test_a_rule_may_jump_a_rung(cascade: Cascade, cohort: str, stream: bool) -> 
 
 @STREAMS
 def test_there_is_no_jump_from_the_last_rung_but_one(cascade: Cascade, stream: bool) -> None:
-    """The next rung is then the last: the refusal goes there."""
+    """The next rung is the last one, so the refusal goes there."""
     request_id, wire, _ = cascade.ask("skip", stream, small="status_500", large="refuses")
     assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small", "large", "frontier"]
     assert wire.body == cascade.sent(request_id, "frontier")
@@ -250,7 +250,7 @@ def test_there_is_no_jump_from_the_last_rung_but_one(cascade: Cascade, stream: b
 
 @STREAMS
 def test_the_attempt_that_a_jump_saved_is_a_second_one_at_the_last_tier(cascade: Cascade, stream: bool) -> None:
-    """Envoy counts attempts, and past the ladder's end is the last rung: under its own model, both times."""
+    """Envoy counts attempts. Attempts after the end of the ladder go to the last rung, with its own model."""
     request_id, wire, reading = cascade.ask("skip", stream, small="refuses", frontier=["status_503", "fine"])
     arrived = cascade.upstreams.attempts(request_id)
     assert [r.tier for r in arrived] == ["small", "frontier", "frontier"]
@@ -270,7 +270,7 @@ def test_the_attempt_that_a_jump_saved_is_a_second_one_at_the_last_tier(cascade:
 def test_failures_and_rejections_share_one_ladder(
     cascade: Cascade, stream: bool, small: Any, large: str, tiers: list[str]
 ) -> None:
-    """Whatever an attempt fails by, the next goes one rung up."""
+    """After an attempt fails for any reason, the next attempt goes one rung up."""
     request_id, wire, reading = cascade.ask("climb", stream, small=small, large=large)
     assert [r.tier for r in cascade.upstreams.attempts(request_id)] == tiers
     assert (reading.problems, reading.text) == ([], text_of(tiers[-1], request_id, 6))
@@ -279,7 +279,7 @@ def test_failures_and_rejections_share_one_ladder(
 
 @STREAMS
 def test_the_last_rung_is_never_rejected(cascade: Cascade, stream: bool) -> None:
-    """It is not even judged: what it says is the answer."""
+    """Its answer is not judged and always reaches the client."""
     request_id, wire, _ = cascade.ask("early", stream, small="refuses", large="refuses")
     assert wire.status == 200
     assert wire.body == cascade.sent(request_id, "large")
@@ -290,7 +290,7 @@ def test_the_last_rung_is_never_rejected(cascade: Cascade, stream: bool) -> None
 @STREAMS
 @pytest.mark.parametrize("small", ["status_500", "empty_content", "error_in_200", "cut_midway"])
 def test_a_failing_last_rung_is_reported_honestly(cascade: Cascade, small: str, stream: bool) -> None:
-    """Where no tier gave an answer, an error of the last tier's is the client's to see: none is made up."""
+    """If no tier gave an answer, the client sees the error of the last tier. The router invents no error."""
     _, wire, reading = cascade.ask("early", stream, small=small, large="status_503")
     assert wire.status == 503
     assert reading.problems == ["status 503"]
@@ -302,7 +302,7 @@ def test_a_failing_last_rung_is_reported_honestly(cascade: Cascade, small: str, 
 def test_a_weak_answer_is_better_than_the_last_rungs_failure(
     cascade: Cascade, path: str, large: str, stream: bool
 ) -> None:
-    """The small tier's answer after all, byte for byte, with 200 and its own tier's name, marked degraded."""
+    """The client gets the small tier's bytes, with status 200 and that tier's name, marked degraded."""
     request_id, wire, reading = cascade.ask("buffer", stream, path, small="refuses", large=large)
     assert [r.tier for r in cascade.upstreams.attempts(request_id)] == ["small", "large"]
     assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "small"))
@@ -316,7 +316,7 @@ def test_a_weak_answer_is_better_than_the_last_rungs_failure(
 
 
 def test_the_latest_rung_with_an_answer_rescues(cascade: Cascade) -> None:
-    """The large tier's refusal, not the small one's; and an error that no rung would mend stays the client's."""
+    """The client gets the large tier's refusal, not the small one's. An error that no tier can repair stays."""
     request_id, wire, _ = cascade.ask("three", small="refuses", large="refuses", frontier="status_503")
     assert (wire.status, wire.body) == (200, cascade.sent(request_id, "large"))
     assert (said(wire)["x-router-tier"], said(wire)["x-router-attempts"]) == ("large", "3")
@@ -331,7 +331,7 @@ def test_the_latest_rung_with_an_answer_rescues(cascade: Cascade) -> None:
 def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
     cascade: Cascade, tmp_path: Path, trouble: str, stream: bool
 ) -> None:
-    """Envoy's own errors, too. Held as a whole: of a stream that is stopped at its first words, nothing is kept."""
+    """This includes Envoy's own errors. It needs the whole answer, so a stream that stopped early is not kept."""
 
     def edit(bootstrap: dict[str, Any]) -> None:
         large = cluster_of(bootstrap, "large")
@@ -342,7 +342,7 @@ def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
         else:
             for route in manager_of(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
                 if "retry_policy" in route["route"]:
-                    # Within it the small tier is heard and judged even on a machine with much to do.
+                    # Long enough for the small tier's answer and its judgement on a busy machine.
                     route["route"]["retry_policy"]["per_try_timeout"] = "6s"
 
     with envoy_beside(cascade.stack, tmp_path, edit) as beside:
@@ -354,7 +354,7 @@ def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
 
 
 def test_without_us_the_failure_is_the_answer(cascade: Cascade, tmp_path: Path) -> None:
-    """Nobody to ask: Envoy lets the failure pass."""
+    """Without the router Envoy cannot ask for another answer, so the failure reaches the client."""
 
     def nobody(bootstrap: dict[str, Any]) -> None:
         rescue = manager_of(bootstrap)["http_filters"][0]
@@ -369,21 +369,21 @@ def test_without_us_the_failure_is_the_answer(cascade: Cascade, tmp_path: Path) 
 
 @STREAMS
 def test_exhausted_is_the_last_answer_marked_degraded(cascade: Cascade, stream: bool) -> None:
-    """Rejected where no rung is left to climb to: 200 with that answer, and it says so."""
+    """If an answer is rejected and no rung is left, the client gets that answer with 200, marked degraded."""
     request_id, wire, reading = cascade.ask("again", stream, small="refuses")
     assert (wire.status, reading.problems) == (200, [])
     assert wire.body == cascade.sent(request_id, "small", 1)
     assert len(cascade.upstreams.attempts(request_id)) == 2
     assert said(wire)["x-cascade-verdict"] == "degraded"
     assert said(wire)["x-cascade-reason"] == "refusal"
-    # What nobody judges is not marked at all.
+    # An answer that is not judged has no mark.
     request_id, wire, _ = cascade.ask("climb", stream, small="status_500", large="refuses")
     assert (wire.status, wire.body) == (200, cascade.sent(request_id, "large"))
     assert "x-cascade-verdict" not in wire.headers
 
 
 def test_a_key_over_its_burst_gets_degraded_answers_and_another_still_climbs(cascade: Cascade) -> None:
-    """Nobody forces more traffic up than their share, and nobody else pays for it."""
+    """A client can escalate only its own share, and other clients are not affected."""
     verdicts = []
     for i in range(_BURST + 2):
         request_id, wire, _ = cascade.ask("early", i % 2 == 1, key="Bearer greedy", small="refuses")
@@ -401,7 +401,7 @@ def test_a_key_over_its_burst_gets_degraded_answers_and_another_still_climbs(cas
 
 
 def test_a_cohort_over_its_share_gets_degraded_answers(cascade: Cascade) -> None:
-    """The first ten may climb, then one in a hundred; each from a principal of its own."""
+    """The first ten may escalate, then 1 %. Each request has its own principal."""
     asked = [cascade.ask("shared", small="refuses") for _ in range(14)]
     tiers = [said(wire)["x-router-tier"] for _, wire, _ in asked]
     assert tiers == ["large"] * 10 + ["small"] * 4
@@ -413,7 +413,7 @@ def test_a_cohort_over_its_share_gets_degraded_answers(cascade: Cascade) -> None
 def test_over_envoys_retry_budget_the_answer_is_marked_degraded(
     cascade: Cascade, tmp_path: Path, stream: bool
 ) -> None:
-    """Envoy may refuse a climb that the verifier ordered: the client is not told of a climb that never was."""
+    """Envoy may refuse an escalation that the verifier asked for. Then the client's headers show no escalation."""
 
     def no_retries(bootstrap: dict[str, Any]) -> None:
         cluster_of(bootstrap, "small")["circuit_breakers"]["thresholds"][0]["retry_budget"] = {
@@ -426,7 +426,7 @@ def test_over_envoys_retry_budget_the_answer_is_marked_degraded(
         wire, _ = ask(beside, cascade.prompts["early"], script, stream)
         assert (wire.status, wire.body) == (200, cascade.sent(request_id, "small"))
         assert said(wire) == ACCEPTED | {"x-cascade-verdict": "degraded", "x-cascade-reason": "refusal"}
-        # And nothing else changes: an accepted answer says so, an unjudged one says nothing.
+        # Nothing else changes: an accepted answer is marked as accepted, and an unjudged one has no mark.
         wire, _ = ask(beside, cascade.prompts["early"], {"id": new_id()}, stream)
         assert said(wire)["x-cascade-verdict"] == "accept"
         wire, _ = ask(beside, cascade.prompts["plain"], {"id": new_id()}, stream)
@@ -441,7 +441,7 @@ def cluster_of(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
 @STREAMS
 @pytest.mark.parametrize("cohort", ["early", "buffer", "plain"])
 def test_a_tier_without_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path, cohort: str, stream: bool) -> None:
-    """As one that refuses: the first of a ladder, and one in its middle; as the last it is an honest error."""
+    """It is like a tier that refuses, first or in the middle of a ladder. As the last one it is an honest error."""
 
     def nobody(name: str) -> Callable[[dict[str, Any]], None]:
         def empty(bootstrap: dict[str, Any]) -> None:
@@ -467,7 +467,7 @@ def test_a_tier_without_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path, 
 
 
 def test_a_tier_whose_name_loses_its_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path) -> None:
-    """A service scaled to zero and back; while it has a host, nothing goes past it."""
+    """A service is scaled to zero and back. While it has a host, no request skips it."""
     with NameServer("127.0.0.1") as names:
 
         def named(bootstrap: dict[str, Any]) -> None:
@@ -504,7 +504,7 @@ def test_a_tier_whose_name_loses_its_hosts_is_climbed_over(cascade: Cascade, tmp
 
 @STREAMS
 def test_a_full_tier_is_an_honest_503(cascade: Cascade, tmp_path: Path, stream: bool) -> None:
-    """Envoy retries no request that a circuit breaker refused, whatever `retry_on` says."""
+    """Envoy does not retry a request that a circuit breaker refused, regardless of `retry_on`."""
 
     def full(bootstrap: dict[str, Any]) -> None:
         cluster_of(bootstrap, "small")["circuit_breakers"]["thresholds"][0]["max_requests"] = 0
@@ -524,7 +524,7 @@ def test_a_full_tier_is_an_honest_503(cascade: Cascade, tmp_path: Path, stream: 
 
 
 def test_a_recorded_stream_passes_and_its_verdict_is_written_down(cascade: Cascade) -> None:
-    """`record` judges JSON answers as ever, and holds no stream."""
+    """`record` judges JSON answers as usual, and holds no stream back."""
     request_id, wire, reading = cascade.ask("record", True, small="refuses")
     assert (wire.body, reading.problems) == (cascade.sent(request_id, "small"), [])
     assert said(wire)["x-router-tier"] == "small"
@@ -536,19 +536,19 @@ def test_a_recorded_stream_passes_and_its_verdict_is_written_down(cascade: Casca
 @pytest.mark.parametrize("small", ["fine", "trickled", "paced", "refuses_late"])
 @pytest.mark.parametrize("cohort", ["early", "buffer", "record", "plain"])
 def test_held_bytes_are_neither_lost_nor_reordered(cascade: Cascade, cohort: str, small: str) -> None:
-    """Whatever is held, for however long: the client gets what one tier sent, all of it, in order."""
+    """The client gets everything that one tier sent, in order, for every mode and size of buffering."""
     request_id, wire, reading = cascade.ask(cohort, True, small=small, words=60)
     climbs = small == "refuses_late" and cohort in ("early", "buffer")
     assert wire.body == cascade.sent(request_id, "large" if climbs else "small")
     assert reading.problems == []
-    if climbs and cohort == "early":  # the small tier was stopped at its first words
+    if climbs and cohort == "early":  # the small tier was stopped after its first words
         assert len(cascade.sent(request_id, "small")) < 12_000
         eventually(lambda: (request_id, "small") in cascade.upstreams.gone, "the small stream was cancelled")
 
 
 @STREAMS
 def test_a_request_of_five_megabytes_climbs_too(cascade: Cascade, stream: bool) -> None:
-    """Held by Envoy, patched for each rung, whole on all of them."""
+    """Envoy buffers it and patches it for each rung. It is complete on all of them."""
     pad = "ü" * 2_500_000
     request_id, wire, reading = cascade.ask("climb", stream, small=["refuses", "empty_content"], more={"pad": pad})
     arrived = cascade.upstreams.attempts(request_id)
@@ -560,7 +560,7 @@ def test_a_request_of_five_megabytes_climbs_too(cascade: Cascade, stream: bool) 
 @pytest.mark.parametrize("cohort", ["early", "buffer", "record", "plain"])
 @STREAMS
 def test_an_answer_of_three_megabytes_is_passed_whole(cascade: Cascade, cohort: str, stream: bool) -> None:
-    """Beyond every buffer that is not made for it, and beyond what a stream is held for."""
+    """It is larger than every buffer that was not made for it, and than the buffer of a judged stream."""
     request_id, wire, reading = cascade.ask(cohort, stream, words=20_000 if stream else 200_000)
     assert (wire.status, reading.problems) == (200, [])
     assert len(wire.body) > 3_000_000
@@ -568,7 +568,7 @@ def test_an_answer_of_three_megabytes_is_passed_whole(cascade: Cascade, cohort: 
 
 
 def test_long_streams_at_once_are_passed_whole(cascade: Cascade) -> None:
-    """Faster than their clients read, and all on one connection to the verifier: Envoy lives."""
+    """They are faster than their clients, on one connection to the verifier, and Envoy survives."""
 
     async def ask_all() -> list[tuple[str, Any]]:
         flights = []
@@ -586,7 +586,7 @@ def test_long_streams_at_once_are_passed_whole(cascade: Cascade) -> None:
 
 
 def test_an_early_judgement_lets_go_while_the_answer_still_grows(cascade: Cascade) -> None:
-    """The client reads the first tokens before the upstream has sent its last; a buffered stream waits."""
+    """The client reads the first tokens before the upstream sends its last. A buffered stream waits."""
 
     async def first_bytes(cohort: str) -> tuple[str, bytes]:
         request_id = new_id()
@@ -614,7 +614,7 @@ def test_an_early_judgement_lets_go_while_the_answer_still_grows(cascade: Cascad
 
 @STREAMS
 def test_a_cohort_without_rules_pays_nothing(cascade: Cascade, stream: bool) -> None:
-    """No verifier stream is opened for it, nor for the last rung of a ladder."""
+    """Envoy opens no verifier stream for it, and none for the last rung of a ladder."""
     before = cascade.streams_opened()
     for fault in ("fine", "refuses", "empty_content", "status_500"):
         cascade.ask("plain", stream, small=fault)
@@ -625,7 +625,7 @@ def test_a_cohort_without_rules_pays_nothing(cascade: Cascade, stream: bool) -> 
 
 @STREAMS
 def test_a_forged_verdict_is_ignored(cascade: Cascade, stream: bool) -> None:
-    """A tier cannot make us climb, nor speak in our name."""
+    """A tier can neither cause an escalation nor set the router's headers."""
     for cohort, verdict in (("early", {"x-cascade-verdict": "accept"}), ("plain", {})):
         request_id, wire, _ = cascade.ask(cohort, stream, small="forged")
         assert wire.body == cascade.sent(request_id, "small")
@@ -635,7 +635,7 @@ def test_a_forged_verdict_is_ignored(cascade: Cascade, stream: bool) -> None:
 
 @STREAMS
 def test_a_forged_verdict_of_the_last_tier_is_ignored(cascade: Cascade, stream: bool) -> None:
-    """Nor on the rung that nobody judges."""
+    """The same is true on the last rung, which is not judged."""
     request_id, wire, _ = cascade.ask("early", stream, small="refuses", large="forged")
     assert wire.body == cascade.sent(request_id, "large")
     assert "forged" not in " ".join(wire.headers.values())
@@ -659,7 +659,7 @@ _GOOD = '{"sender": "Nordwind", "total": 420}'
 def test_an_answer_is_held_to_the_requests_own_schema(
     cascade: Cascade, stream: bool, small: str, verdict: str | None
 ) -> None:
-    """The schema travels from the request to the verdict, and an answer that misses it never arrives."""
+    """The verdict uses the schema of the request. An answer that does not match it never reaches the client."""
     request_id, wire, reading = cascade.ask(
         "schema", stream, say={"small": small, "large": _GOOD}, more=_FORMAT
     )  # fmt: skip
@@ -695,7 +695,7 @@ _CALL = {"get_weather": '{"city": "Lisbon"}'}
 def test_calls_are_held_to_the_requests_own_tools(
     cascade: Cascade, stream: bool, small: dict[str, Any], verdict: str | None
 ) -> None:
-    """Names and arguments, against what the request offered."""
+    """Names and arguments are compared with the tools that the request offers."""
     script = {"calls": {"large": _CALL} | small.get("calls", {})}
     request_id, wire, reading = cascade.ask("tools", stream, more=_TOOLS, **script)
     assert (reading.problems, reading.calls) == ([], _CALL)
@@ -707,7 +707,7 @@ def test_calls_are_held_to_the_requests_own_tools(
 @STREAMS
 @pytest.mark.parametrize("small", ["gated", "gated_midway"])
 def test_a_client_that_leaves_in_the_middle_stops_the_upstream(cascade: Cascade, stream: bool, small: str) -> None:
-    """The small tier's stream is reset, the next tier is never asked, no error is logged."""
+    """The small tier's stream is reset, the next tier gets no request, and no error is logged."""
     before = len(cascade.stack.log("router.log"))
     request_id = new_id()
     body = body_of(CHAT, cascade.prompts["buffer"], stream, {"id": request_id, "small": small})
@@ -731,7 +731,7 @@ def test_a_client_that_leaves_in_the_middle_stops_the_upstream(cascade: Cascade,
 
 @STREAMS
 def test_a_cohort_that_a_reload_takes_away_judges_nothing(cascade: Cascade, stream: bool) -> None:
-    """An answer in flight passes as it is."""
+    """An answer in flight passes unchanged."""
     file = cascade.stack.intents / "gone.yaml"
     text = file.read_text()
     request_id, future = cascade.later("gone", stream, small="gated_refusal")
@@ -752,16 +752,16 @@ def test_a_cohort_that_a_reload_takes_away_judges_nothing(cascade: Cascade, stre
 
 
 def test_no_error_was_logged(cascade: Cascade) -> None:
-    """By the router, in all of the above."""
+    """The router logged no error in any of the tests above."""
     logged = cascade.stack.log("router.log")
     assert "Traceback" not in logged and "ERROR" not in logged, logged[-2000:]
 
 
 class TestKilledVerifier:
-    """Last in this module: the server is killed, and not started again."""
+    """Last in this module, because the server is killed and not started again."""
 
     def test_what_is_in_flight_passes_unjudged(self, cascade: Cascade) -> None:
-        """Held streams, streams let go, and answers not yet there, at the moment of the kill: all arrive whole."""
+        """At the kill some streams are held, some are released and some have not begun. All arrive complete."""
         flights = []
         for cohort in ("early", "buffer", "record", "plain"):
             for stream in (False, True):
@@ -779,7 +779,7 @@ class TestKilledVerifier:
             assert "x-cascade-verdict" not in wire.headers
 
     def test_envoy_lives_and_the_default_tier_serves(self, cascade: Cascade) -> None:
-        """And nothing is judged."""
+        """No answer is judged."""
         request_id, _, reading = cascade.ask("early", True)
         assert (reading.problems, reading.text) == ([], text_of("large", request_id, 6))
         assert cascade.stack.envoy is not None and cascade.stack.envoy.poll() is None

@@ -1,4 +1,4 @@
-"""The commands as a person runs them: what they print, where, and the exit code."""
+"""The commands as a person runs them. The tests check stdout, stderr and the exit code."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ def _extproc(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_explain_says_why_in_words(small_intents: Path) -> None:
-    """Every cohort's similarity, the margin, the decision and what would be written."""
+    """Every cohort's similarity, the margin, the decision and the changes to the request."""
     done = _extproc("explain", "--intents", small_intents, PROVE)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -38,7 +38,7 @@ def test_explain_says_why_in_words(small_intents: Path) -> None:
 def in_process(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run a command without a process of its own, with the encoder that is loaded already."""
+    """Run a command in this process, with the encoder that is already loaded."""
     for module in ("extproc.encoder.backends", "extproc.cli.explain"):
         monkeypatch.setattr(f"{module}.load_encoder", lambda _: encoder)
 
@@ -68,7 +68,7 @@ def test_explain_says_why_in_json(small_intents: Path, in_process: Callable[...,
 def test_explain_reads_a_request_file(
     small_intents: Path, tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """A recorded body is explained like a served one, headers of rules included."""
+    """A recorded body is explained like a served one, including the headers that rules name."""
     body = tmp_path / "body.json"
     body.write_bytes(msgspec.json.encode(body_of(RESPONSES, EXTRACT)))
     _, out, _ = in_process(
@@ -80,14 +80,14 @@ def test_explain_reads_a_request_file(
 
 
 def test_check_accepts_the_sample() -> None:
-    """The sample intents are valid, and their size is told."""
+    """The sample intents are valid, and their size is printed."""
     done = _extproc("check", INTENTS)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{INTENTS}: 9 cohorts, 3 tiers, revision ")
 
 
 def test_check_names_every_mistake(tmp_path: Path) -> None:
-    """Each mistake has its file, line and remedy, on stderr; the exit code is 2."""
+    """Each mistake has its file, line and remedy, on stderr. The exit code is 2."""
     folder = write_small_intents(tmp_path / "intents")
     (folder / "extraction.yaml").write_text(small_intent("extraction", "tier: smal\nreasoning: off"))
     (folder / "compliance.yaml").write_text(small_intent("compliance", "tier: frontier\nrisc: high"))
@@ -103,7 +103,7 @@ def test_check_names_every_mistake(tmp_path: Path) -> None:
 def test_check_names_an_utterance_that_would_not_arrive(
     tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """An intent whose own words fall to another is refused, at the line of those words."""
+    """An intent is refused if one of its utterances matches another intent. The error names the line."""
     folder = write_small_intents(tmp_path / "intents")
     with (folder / "compliance.yaml").open("a") as file:
         file.write('  - "Show that 17 is a prime number"\n')
@@ -126,7 +126,7 @@ chosen: {date: "2026-11-22", data: "0123456789ab", rows: 400, target: "cost=2",
 def test_what_was_fitted_on_outcomes_is_told(
     tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
 ) -> None:
-    """By check: what streams pass, and which choice another model has made stale; by explain: the evidence."""
+    """`check` shows what a stream skips and which choice became stale. `explain` shows the evidence."""
     folder = write_small_intents(tmp_path / "intents")
     (folder / "extraction.yaml").write_text(small_intent("extraction", _FITTED))
     code, out, _ = in_process("check", folder)
@@ -153,7 +153,7 @@ def test_what_was_fitted_on_outcomes_is_told(
     ids=["check", "envoy", "serve", "explain"],
 )  # fmt: skip
 def test_a_missing_folder_is_named(tmp_path: Path, command: list[str]) -> None:
-    """No traceback: the folder, and what to do."""
+    """The error has no traceback. It names the folder and a remedy."""
     missing = tmp_path / "nowhere"
     done = _extproc(*command, missing)
     assert (done.returncode, done.stdout) == (2, "")
@@ -163,7 +163,7 @@ def test_a_missing_folder_is_named(tmp_path: Path, command: list[str]) -> None:
 
 
 def test_serve_names_a_taken_port(small_intents: Path) -> None:
-    """The port that is taken is named at once, before the model is loaded."""
+    """The error comes before the model is loaded."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -175,7 +175,7 @@ def test_serve_names_a_taken_port(small_intents: Path) -> None:
 
 
 def test_serve_refuses_a_broken_folder(tmp_path: Path) -> None:
-    """A server that could not route does not start."""
+    """A server that cannot route does not start."""
     folder = tmp_path / "intents"
     shutil.copytree(INTENTS, folder)
     (folder / "code.yaml").write_text("intent: [\n")
@@ -186,14 +186,14 @@ def test_serve_refuses_a_broken_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["explain", "--intents", "x"], ["nonsense"]], ids=str)
 def test_a_wrong_command_line_exits_with_2(arguments: list[str]) -> None:
-    """Usage errors are the user's, and say so in a line or two."""
+    """A usage error is reported in one or two lines."""
     done = _extproc(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr and "Traceback" not in done.stderr
 
 
 def test_health_says_whether_a_router_serves(stack: Stack) -> None:
-    """In words and by exit code: 0 of a router that serves, 1 of a port where none does."""
+    """In words and as exit code: 0 if a router serves there, 1 if not."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         silent = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -206,7 +206,7 @@ def test_health_says_whether_a_router_serves(stack: Stack) -> None:
 
 
 def test_the_probe_listener_needs_the_admin_interface(small_intents: Path) -> None:
-    """Its pages are that interface's: asked for alone, it is refused with the remedy."""
+    """The probe shows pages of the admin interface, so --probe without --admin is an error with a remedy."""
     done = _extproc("envoy", "--intents", small_intents, "--probe", "0.0.0.0:9902")
     assert (done.returncode, done.stdout) == (2, "")
     assert "give --admin too" in done.stderr

@@ -1,8 +1,11 @@
-"""Failover conformance: what a strict client sees of each fault of the first tier.
+"""Failover conformance: the outcome for a strict client, for each fault of the first tier.
 
-The tier above is healthy. Each outcome is one of: recovered (the healthy tier's complete answer), served (the
-first tier's own, where nothing was wrong with it), honest (an error or a visibly unfinished answer, every byte
-of it the upstream's), silently wrong (looks complete and fine, and is not).
+The next tier is healthy. There are four outcomes:
+
+- recovered: the client gets the complete answer of the healthy tier;
+- served: the client gets the first tier's answer, which has no fault;
+- honest: the client gets an error or a visibly incomplete answer, with bytes of the upstream only;
+- silently wrong: the answer looks complete and correct, and is not.
 """
 
 import asyncio
@@ -39,12 +42,12 @@ _COHORTS = {
     "dead_buffer": _JUDGED.replace("small", "dead") + "\nstream: buffer",
     "dead_unjudged": "tier: dead\nescalate: {to: large}",
 }
-# Short enough for the stalls to be waited for, long enough for a slow machine's healthy answers.
+# Short enough to wait for every stall, and long enough for healthy answers on a slow machine.
 _TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
 
-# Nothing is wrong with these, however odd: they are served.
+# These are unusual but not wrong, so they are served.
 FINE = ("fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close")
-# Both framings can have these.
+# These are possible in JSON and in streams.
 FAULTS = (
     "refused", "reset_before_headers", "closed_before_headers", "reset_after_headers",
     "status_429", "status_500", "status_503", "no_headers_in_time", "no_body_in_time", "stalled_midway",
@@ -57,7 +60,7 @@ SSE_FAULTS = (
     "cut_before_first_token", "no_event_at_all", "only_done", "ended_midway", "ended_in_a_frame",
     "without_ending", "ending_without_finish", "error_event_first", "error_event_midway", "error_event_then_done",
 )  # fmt: skip
-# The same after the first tokens have left: 160 words, where an early judgement lets go after 200 characters.
+# Faults after the first tokens were sent. The answer has 160 words, and an early judgement ends at 200 characters.
 LATE_FAULTS = (
     "stalled_midway", "cut_midway", "reset_midway", "ended_midway", "ended_in_a_frame", "without_ending",
     "ending_without_finish", "error_event_midway", "error_event_then_done", "length_too_long", "length_too_short",
@@ -130,7 +133,7 @@ async def _cell(
 def classify(
     upstreams: FaultyUpstreams, wire: Wire, request_id: str, path: str, stream: bool, words: int, fine: bool
 ) -> tuple[str, str]:
-    """Which of the four outcomes this is, and what the client saw."""
+    """Return which of the four outcomes this is, and what the client saw."""
     reading = read(wire, path, stream)
     if not reading.problems and reading.text == text_of("large", request_id, words):
         return "recovered", ""
@@ -173,23 +176,23 @@ JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")
 
 
 def test_the_table(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
-    """Printed as it is; sixteen faults at the least."""
+    """Print the table. It has at least sixteen faults."""
     with capsys.disabled():
         print(f"\n\nFailover conformance, chat completions, strict raw client\n\n{table}\n")
     assert len({c.fault for c in table.cells} - set(FINE)) >= 16
 
 
 def test_no_judged_answer_is_silently_wrong(table: Table) -> None:
-    """Whatever looks complete and fine is."""
+    """Every judged answer that looks complete and correct is so."""
     wrong = [c for c in table.cells if c.column in JUDGED and c.outcome == "silently wrong"]
     assert wrong == []
 
 
 @pytest.mark.parametrize("column", JUDGED)
 def test_every_fault_before_the_first_byte_is_recovered(table: Table, column: str) -> None:
-    """Nothing had left: the client gets the next tier's answer, whole."""
+    """No byte was sent, so the client gets the whole answer of the next tier."""
     outcomes = table.outcomes(column)
-    if "early" in column:  # broken only after the answer's own ending, which had left by then
+    if "early" in column:  # the fault comes after the answer's ending, which was already sent
         assert outcomes.pop("length_too_long") == "honest"
     kept = {fault: outcome for fault, outcome in outcomes.items() if fault not in FINE and outcome != "recovered"}
     assert kept == {}
@@ -197,14 +200,14 @@ def test_every_fault_before_the_first_byte_is_recovered(table: Table, column: st
 
 
 def test_a_buffered_stream_is_recovered_wherever_it_broke(table: Table) -> None:
-    """All of it was held, so all of it can be replaced."""
+    """All of it was buffered, so all of it can be replaced."""
     assert set(table.outcomes("judged sse, buffer", late=True).values()) == {"recovered"}
 
 
 def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table) -> None:
-    """The client has the first tokens: it must see that the rest is missing.
+    """The client has the first tokens, so it must see that the rest is missing.
 
-    Where Envoy learns of the break before they have left, it is recovered.
+    If Envoy notices the fault before they were sent, the answer is recovered.
     """
     outcomes = Counter(table.outcomes("judged sse, early", late=True).values())
     assert set(outcomes) <= {"honest", "recovered"}
@@ -213,14 +216,14 @@ def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table) 
 
 @pytest.mark.parametrize("column", [name for name, _, _ in COLUMNS])
 def test_what_is_fine_is_served_by_the_first_tier(table: Table, column: str) -> None:
-    """Slow, trickled, with hints or trailers: odd is not wrong."""
+    """Slow, in single bytes, with hints or trailers: unusual answers are not wrong."""
     outcomes = table.outcomes(column)
     assert {fault: outcomes[fault] for fault in FINE} == dict.fromkeys(FINE, "served")
 
 
 @pytest.mark.parametrize("column", ["unjudged json", "unjudged sse"])
 def test_failover_needs_no_judge(table: Table, column: str) -> None:
-    """What Envoy can tell by itself is recovered for every cohort."""
+    """Faults that Envoy itself notices are recovered for every cohort."""
     outcomes = table.outcomes(column)
     for fault in (
         "refused", "reset_before_headers", "closed_before_headers", "status_429", "status_500", "status_503",
@@ -230,7 +233,7 @@ def test_failover_needs_no_judge(table: Table, column: str) -> None:
 
 
 def test_nothing_is_made_up_for_an_unjudged_answer(table: Table) -> None:
-    """It is passed on as it came: what looks fine and is not was sent so by its upstream."""
+    """It passes unchanged. If it looks correct and is not, the upstream sent it so."""
     wrong = [c for c in table.cells if c.outcome == "silently wrong" and c.column not in JUDGED]
     assert {c.fault for c in wrong} <= {"empty_content", "null_content"}
     assert not [c for c in wrong if c.detail.startswith("bytes that no upstream sent")]
@@ -241,7 +244,7 @@ def test_nothing_is_made_up_for_an_unjudged_answer(table: Table) -> None:
 def test_the_other_apis_are_held_to_their_own_endings(
     faulty: tuple[Stack, dict[str, str]], path: str, stream: bool
 ) -> None:
-    """message_stop and response.completed, as strictly as [DONE]."""
+    """message_stop and response.completed are required as strictly as [DONE]."""
     faults = ["fine", "empty_content", "reset_before_headers", "error_in_200", "cut_midway"]
     faults += ["ended_midway", "without_ending", "error_event_midway", "ended_in_a_frame"] if stream else []
     faults += [] if stream else ["truncated_json"]

@@ -1,4 +1,4 @@
-"""The decision log: what Envoy writes of every request, held to the published schema."""
+"""The decision log: Envoy's line for every request matches the published schema."""
 
 import json
 import shutil
@@ -13,13 +13,13 @@ from extproc.demo.stack import Stack
 from tests.e2e.traffic import CHAT, EXTRACT, LEGAL, PROVE, REPOSITORY, ask, body_of, envoy_beside, eventually, send
 
 SCHEMA = json.loads((REPOSITORY / "docs" / "decision-log.schema.json").read_text())
-# The sample's small tier refuses whatever mentions a password: judged, and climbing.
+# The sample's small tier refuses a request that contains "password". So it is judged and escalated.
 _CLIMBS = "I forgot my password, how do I get a new one?"
 _KEY = "Bearer sk-hushhush-55aa"
 
 
 def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_path: Path) -> None:
-    """Decided, judged, climbing, passed through, unreadable, and none of our APIs; in the order they were asked."""
+    """Decided, judged, escalated, passed, unreadable, and not an LLM API, in the order of the requests."""
     with envoy_beside(stack, tmp_path, lambda bootstrap: None) as beside:
         for prompt in (PROVE, LEGAL, EXTRACT, _CLIMBS):
             body = json.dumps(body_of(CHAT, prompt)).encode()
@@ -27,7 +27,7 @@ def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_p
         ask(beside.port, PROVE, model="nobody's")
         send(beside.port, CHAT, b"not JSON at all")
         send(beside.port, "/v1/models", method="GET")
-    log = beside.log("envoy.log")  # it is all there when Envoy has ended
+    log = beside.log("envoy.log")  # complete after Envoy has ended
     lines = [json.loads(line) for line in log.splitlines()]
     for line in lines:
         jsonschema.validate(line, SCHEMA)
@@ -44,15 +44,15 @@ def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_p
 
 
 def test_the_schema_knows_every_reason() -> None:
-    """A new reason is a change of the schema."""
+    """A new reason needs a change of the schema."""
     assert set(SCHEMA["$defs"]["decision"]["properties"]["reason"]["enum"]) == {reason.value for reason in Reason}
 
 
 def test_a_full_disk_costs_lines_and_no_request(stack: Stack, small_disk: Path) -> None:
-    """A thread of Envoy's own writes; whoever asks never waits for it."""
+    """A separate thread of Envoy writes the log, so no request waits for it."""
     with envoy_beside(stack, small_disk, lambda bootstrap: None) as beside:
         (small_disk / "ballast").write_bytes(b"x" * (shutil.disk_usage(small_disk).free - 8192))
-        asked = 150  # 80 KiB of lines for 8 KiB of room
+        asked = 150  # 80 KiB of lines, and space for 8 KiB
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda _: ask(beside.port, PROVE).status, range(asked)))
         written = eventually(lambda: beside.stats("filesystem.write_failed").get("filesystem.write_failed"), "full")

@@ -1,4 +1,4 @@
-"""With the router dead, stuck or draining, traffic goes on: to the default tier, under a model name it knows."""
+"""With the router dead, stuck or draining, traffic goes to the default tier, with a model name that it knows."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def expendable(small_intents: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def serving(expendable: Stack) -> Stack:
-    """The expendable stack with a router that serves, a new one if need be."""
+    """The expendable stack with a router that serves. A new one is started if needed."""
     assert expendable.router is not None
     if expendable.router.poll() is not None:
         expendable.start_router()
@@ -58,7 +58,7 @@ def dead(expendable: Stack) -> Stack:
 
 
 def test_a_router_that_stands_still_costs_no_request(serving: Stack) -> None:
-    """While the process is stopped requests are answered by the default tier; after that they are routed again."""
+    """While the process is stopped, the default tier answers requests. After that they are routed again."""
     assert serving.router is not None
     os.kill(serving.router.pid, signal.SIGSTOP)
     try:
@@ -73,7 +73,7 @@ def test_a_router_that_stands_still_costs_no_request(serving: Stack) -> None:
 
 
 def test_requests_in_flight_when_the_router_is_killed_are_answered(serving: Stack) -> None:
-    """Not one request is lost between the kill and the moment Envoy has noticed."""
+    """No request is lost between the kill and the moment when Envoy notices it."""
     assert serving.router is not None
     with Flow(serving.port, PROVE) as flow:
         flow.flows_on()
@@ -91,7 +91,7 @@ class TestDeadRouter:
     @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
     @pytest.mark.parametrize("path", APIS)
     def test_the_default_tier_serves(self, dead: Stack, path: str, stream: bool) -> None:
-        """Every API gets its answer from the default tier, with nothing changed but the model's name."""
+        """Every API gets its answer from the default tier. Only the name of the model changes."""
         answer = ask(dead.port, EXTRACT, path, stream=stream)
         received = arrived(dead)
         assert (answer.status, answer.said, received.tier) == (200, FAILED_OPEN, "large")
@@ -108,14 +108,14 @@ class TestDeadRouter:
 
     @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
     def test_a_large_body_too(self, dead: Stack, chunked: bool) -> None:
-        """Five megabytes are served as well."""
+        """Five megabytes are served, too."""
         body = msgspec.json.encode(body_of(CHAT, "x" * 5 * 1024 * 1024))
         pieces = [body[i : i + 65536] for i in range(0, len(body), 65536)]
         answer = send(dead.port, CHAT, pieces if chunked else body)
         received = arrived(dead)
         assert (answer.status, answer.said) == (200, FAILED_OPEN)
         assert msgspec.json.decode(received.body) == body_of(CHAT, "x" * 5 * 1024 * 1024, MODELS["large"])
-        # The model filter stands behind the buffer filter: chunks are right, a wrong length would not be.
+        # The filter that sets the model comes after the buffer filter, where a length would be wrong.
         assert received.headers.get("content-length", str(len(received.body))) == str(len(received.body))
 
     @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ class TestDeadRouter:
         ids=["empty", "no JSON", "array", "array of objects", "number", "truncated", "not UTF-8", "deep"],
     )
     def test_what_is_no_json_object_is_the_upstreams_to_refuse(self, dead: Stack, body: bytes) -> None:
-        """The upstream gets these bytes, and its own word comes back."""
+        """The upstream gets these bytes, and the client gets the upstream's error."""
         before = len(dead.upstreams.received)
         answer = send(dead.port, CHAT, body)
         plain = send(dead.plain_port, CHAT, body, {"x-plain-cluster": "large"})
@@ -132,12 +132,12 @@ class TestDeadRouter:
         assert (answer.status, answer.body) == (plain.status, plain.body)
 
     def test_other_paths_do_not_notice(self, dead: Stack) -> None:
-        """What never needed the router is as it was."""
+        """Requests that never needed the router do not change."""
         answer = send(dead.port, "/v1/models", method="GET")
         assert (answer.status, answer.said) == (200, {"x-router-tier": "large"})
 
     def test_spoofed_headers_are_still_stripped(self, dead: Stack) -> None:
-        """A dead router is no way around it."""
+        """A client cannot send the contract's headers, even if the router is dead."""
         body = msgspec.json.encode(body_of(CHAT, EXTRACT))
         answer = send(dead.port, CHAT, body, {"x-router-cluster": "frontier", "x-router-tier": "evil"})
         received = arrived(dead)
@@ -146,13 +146,13 @@ class TestDeadRouter:
 
 
 def test_after_a_restart_routing_comes_back(serving: Stack) -> None:
-    """Envoy finds the new process by itself."""
+    """Envoy finds the new process without help."""
     answer = ask(serving.port, EXTRACT)
     assert (answer.said, arrived(serving).tier) == (EXTRACTED, "small")
 
 
 def test_sigterm_drains(serving: Stack) -> None:
-    """Not serving is said first, a stream in flight is finished, no request is lost, and the exit code is 0."""
+    """Health reports not serving first, a stream in flight finishes, no request is lost, and the exit code is 0."""
     router, target = serving.router, f"127.0.0.1:{serving.router_port}"
     assert router is not None
     with Flow(serving.port, PROVE) as flow, grpc.insecure_channel(target) as channel:

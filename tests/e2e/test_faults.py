@@ -1,8 +1,8 @@
-"""The fault matrix: what clients get while something of ours, or around us, breaks under steady traffic.
+"""The fault matrix: the clients' outcomes while one of our parts, or its surroundings, fails under steady traffic.
 
-One row a fault. Traffic is JSON and streams, judged and not, of three APIs, at tiers that answer well, badly or not
-at all; every answer is held against what its tier sent for that very request. Short here; `bench/faults.py` is the
-same for as long as one likes.
+There is one row for each fault. Traffic is JSON and streams, judged and not, in three APIs. The tiers answer well,
+badly or not at all. Every answer is compared with the answer that its tier sent to that very request. The runs are
+short here. `bench/faults.py` runs the same for any time.
 """
 
 import asyncio
@@ -52,11 +52,11 @@ COHORTS = {
     "person": "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: human}",
     "plain": "tier: small",
 }
-# A deadline that a shared machine keeps, and that a slow encoder does not.
+# A shared machine meets this deadline, and a slow encoder does not.
 DEADLINE_MS = 2000
 POLICY = "escalations: {{per_minute: 1000000, burst: 1000000}}\ntimeouts: {{attempt_s: 40, request_s: 80}}\n" \
          "human: {{queue: 'redis://127.0.0.1:{redis}/0'}}\n"  # fmt: skip
-# By these the first tier answers well, badly, or not at all; cut streams must be seen as such.
+# With these the first tier answers well, badly or not at all. A client must notice that a stream was cut.
 _SMALL = (
     *("fine",) * 5, "paced", "trickled", "slow_headers", *("refuses",) * 3, "empty_content", "html_as_asked",
     "error_in_200", "truncated_json", "cut_midway", "ended_midway", "reset_before_headers", "reset_midway",
@@ -65,29 +65,29 @@ _SMALL = (
 _LARGE = (*("fine",) * 12, "paced", "status_503", "cut_midway")
 _WELL = {"fine", "paced", "trickled", "slow_headers"}
 _IDLE_STREAMS = 1000
-# Between a fault and the same one again: Envoy sees that the server is back, and answers are judged.
+# Between two runs of a fault Envoy must find the server again, and answers must be judged.
 _BETWEEN_S = 4
 PROCESS = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 
 class Row(msgspec.Struct):
-    """What became of the exchanges during one fault."""
+    """The outcomes of the exchanges during one fault."""
 
     fault: str
-    routed: int = 0  # a valid answer by the decision
-    unrouted: int = 0  # a valid answer of the default tier: no decision was made
-    unjudged: int = 0  # a weak answer as its tier sent it: nobody judges it, or the judge was away
-    aside: int = 0  # put on the queue for people
-    error: int = 0  # the upstream's own error, passed on as such
+    routed: int = 0  # a valid answer from the tier of the decision
+    unrouted: int = 0  # a valid answer of the default tier, without a decision
+    unjudged: int = 0  # a weak answer as its tier sent it: not judged, or the judge was down
+    aside: int = 0  # queued for a person
+    error: int = 0  # the upstream's own error, passed on
     left: int = 0  # the client hung up
-    broken: int = 0  # an error though every tier answered well
-    wrong: int = 0  # not what was sent for this request, or cut and looking complete
-    reasons: Counter[str] = msgspec.field(default_factory=Counter)  # x-router-reason of what came
+    broken: int = 0  # an error, although every tier answered well
+    wrong: int = 0  # not the bytes for this request, or a cut answer that looks complete
+    reasons: Counter[str] = msgspec.field(default_factory=Counter)  # x-router-reason of the answers
     notes: list[str] = []
 
     @property
     def sent(self) -> int:
-        """All of them."""
+        """The number of all exchanges."""
         return sum(getattr(self, name) for name in COLUMNS[1:])
 
 
@@ -95,14 +95,14 @@ COLUMNS = ("sent", "routed", "unrouted", "unjudged", "aside", "error", "left", "
 
 
 def table(rows: list[Row]) -> str:
-    """The matrix, as text."""
+    """Return the matrix as text."""
     lines = [f"{'fault':<34}" + "".join(f"{name:>10}" for name in COLUMNS)]
     lines += [f"{row.fault:<34}" + "".join(f"{getattr(row, name):>10}" for name in COLUMNS) for row in rows]
     return "\n".join([*lines, *(f"  {row.fault}: {note}" for row in rows for note in row.notes[:3])])
 
 
 class Bench:
-    """Everything that runs, and what breaks of it."""
+    """All running processes, and methods that make one of them fail."""
 
     def __init__(self, folder: Path, upstreams: FaultyUpstreams, collector: Collector) -> None:
         self.folder, self.upstreams, self.collector = folder, upstreams, collector
@@ -125,7 +125,7 @@ class Bench:
 
     def start_redis(self) -> None:
         binary = shutil.which("redis-server")
-        if binary is not None:  # else its row is every row
+        if binary is not None:  # without a Redis the queue is down in every row
             command = [
                 binary,
                 "--port",
@@ -146,11 +146,11 @@ class Bench:
         return self.stack.router.pid
 
     def serves(self) -> bool:
-        """Whether a request is routed and a weak answer climbs."""
+        """Return whether a request is routed and a weak answer is escalated."""
         wire, reading = ask(self.stack, self.prompts["early"], {"id": new_id(), "small": "refuses"}, True)
         return not reading.problems and wire.headers.get("x-router-attempts") == "2"
 
-    # --- faults: each lasts while its block does, and is mended at the end ------------------------------------
+    # --- faults: each lasts as long as its block, and is repaired at the end ----------------------------------
 
     @asynccontextmanager
     async def nothing(self) -> AsyncIterator[None]:
@@ -186,7 +186,7 @@ class Bench:
 
     @asynccontextmanager
     async def reloading(self) -> AsyncIterator[None]:
-        """Good and bad files in turn, each there for long enough to be seen."""
+        """Write good and bad files alternately, each for long enough to be noticed."""
         file = self.stack.intents / "plain.yaml"
         good = file.read_text()
         for version in (f"{good}max_output_tokens: 99\n", "intent: [", good, f"{good}escalade: {{}}\n"):
@@ -214,12 +214,12 @@ class Bench:
 
     @asynccontextmanager
     async def idle_streams(self) -> AsyncIterator[None]:
-        """A thousand streams to the server's port on which nothing more is said than the headers."""
+        """Open a thousand streams to the server that send headers and then nothing."""
         message = headers_message({":path": CHAT, ":method": "POST"}, body_mode=BUFFERED)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.stack.router_port}") as channel:
             calls = [channel.stream_stream(PROCESS)() for _ in range(_IDLE_STREAMS)]
             await asyncio.gather(*(call.write(message.SerializeToString()) for call in calls))
-            await asyncio.gather(*(call.read() for call in calls))  # each is open, and answered so far
+            await asyncio.gather(*(call.read() for call in calls))  # each is open and has its first reply
             yield
             assert not any(call.done() for call in calls)
             for call in calls:
@@ -234,7 +234,7 @@ class Bench:
 
 @asynccontextmanager
 async def _over_and_over(act: Callable[[asyncio.Event], Awaitable[None]]) -> AsyncIterator[None]:
-    """Do this once, and again for as long as the block lasts; it is told when that is over."""
+    """Run this once, and again until the block ends. It learns when that is."""
     over = asyncio.Event()
 
     async def acting() -> None:
@@ -256,7 +256,7 @@ async def _whichever_is_sooner(over: asyncio.Event, seconds: float) -> None:
 
 
 class Traffic:
-    """Clients that ask while one row is filled."""
+    """Clients that send requests while one row is filled."""
 
     def __init__(self, bench: Bench, fault: str, seed: int) -> None:
         self.bench, self.row = bench, Row(fault)
@@ -264,7 +264,7 @@ class Traffic:
         self._over = False
 
     async def during(self, fault: AbstractAsyncContextManager[None], seconds: float, clients: int) -> Row:
-        """Ask before, during and after the fault; `seconds` of it, besides what it takes by itself."""
+        """Send requests before, during and after the fault, which lasts `seconds` longer than it needs."""
         asking = [asyncio.create_task(self._client()) for _ in range(clients)]
         try:
             await asyncio.sleep(seconds / 4)
@@ -310,7 +310,7 @@ class Traffic:
         bench.upstreams.forget(request_id)
 
     def _column(self, wire: Wire, request_id: str, path: str, stream: bool, script: dict[str, Any]) -> str:
-        """Where an answer counts, by what each tier really sent for it."""
+        """Return the column of an answer, from the bytes that each tier sent for it."""
         if wire.fault == "cancelled":
             return "left"
         sent = {
@@ -328,11 +328,11 @@ class Traffic:
         if wire.headers.get("x-cascade-verdict") == "human" and wire.status == 422 and b"human_review" in wire.body:
             return "aside"
         if wire.status == 200 and not any(b.startswith(wire.body) for bodies in sent.values() for b in bodies):
-            return "wrong"  # bytes that nobody sent
+            return "wrong"  # bytes that no tier sent
         return "broken" if wire.fault == "hang" or {script["small"], script["large"]} <= _WELL else "error"
 
 
-# Fault -> what has to be seen of it, so that a row cannot be empty.
+# Fault -> a condition that shows that it happened, so that no row is empty.
 FAULTS: dict[str, tuple[Callable[[Bench], AbstractAsyncContextManager[None]], Callable[[Bench, Row], bool]]] = {
     "none": (Bench.nothing, lambda _, row: row.routed > 0 and row.aside > 0),
     "server killed": (Bench.killed, lambda _, row: row.reasons["fail_open"] > 0),
@@ -352,7 +352,7 @@ def fill(
     folder: Path, seconds: float, clients: int, show: Callable[[Row], None] = lambda _: None,
     faults: Sequence[str] = tuple(FAULTS),
 ) -> list[Row]:  # fmt: skip
-    """Run every fault for `seconds` each, one after the other on one stack, and check what has to hold."""
+    """Run every fault for `seconds`, one after the other on one stack, and check the conditions."""
     rows = []
     with running_bench(folder) as bench:
         for seed, name in enumerate(faults):
@@ -368,13 +368,13 @@ def fill(
 
 
 def lost(rows: list[Row]) -> dict[str, list[str]]:
-    """What no client should have seen, by fault."""
+    """Return the outcomes that no client should see, by fault."""
     return {r.fault: r.notes for r in rows if r.wrong or r.broken}
 
 
 @contextlib.contextmanager
 def running_bench(folder: Path) -> Iterator[Bench]:
-    """Scripted upstreams, a collector, a review queue, router and Envoy, all stopped at the end."""
+    """Start scripted upstreams, a collector, a review queue, router and Envoy, and stop all at the end."""
     with FaultyUpstreams() as upstreams, Collector() as collector:
         bench = Bench(folder, upstreams, collector)
         try:
@@ -394,14 +394,14 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 
 def test_no_fault_costs_a_client_its_answer(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
-    """Each gets a valid answer of some tier, or the upstream's own error; none is lost, mixed, or cut unseen."""
+    """Each client gets a valid answer or the upstream's error. None is lost, mixed up or silently truncated."""
     with capsys.disabled():
         print(f"\n\nFaults under traffic:\n{table(rows)}\n")
     assert lost(rows) == {}
 
 
 def test_a_router_that_is_told_to_stop_lets_its_streams_end(tmp_path: Path) -> None:
-    """A restart in order cuts no answer: held or let go, judged or recorded."""
+    """An orderly restart cuts no answer: buffered or released, judged or recorded."""
     with running_bench(tmp_path) as bench:
         stack, upstreams = bench.stack, bench.upstreams
         assert stack.router is not None

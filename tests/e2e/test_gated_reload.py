@@ -1,4 +1,4 @@
-"""`extproc serve --gate DATA`: a reload that regresses is refused under traffic, one that does not is taken."""
+"""`extproc serve --gate DATA` under traffic: a reload that makes results worse is refused, another is taken."""
 
 from collections.abc import Iterator
 
@@ -19,9 +19,9 @@ _THINGS = (
 
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose reloads are held against rows that the small tier answers well, and the frontier too.
+    """A stack whose reloads are tested on rows that the small tier and the frontier tier answer well.
 
-    Its encoder is named by a path beside the YAML, which the gate's copies of it have to find.
+    The encoder is named by a path relative to the YAML, which the gate's copies must resolve.
     """
     root = tmp_path_factory.mktemp("gated")
     (root / "encoder").symlink_to(locate("all-MiniLM-L6-v2"))
@@ -54,7 +54,7 @@ def edit(stack: Stack, settings: str) -> None:
 
 
 def test_a_reload_that_regresses_is_refused_and_one_that_does_not_is_taken(gated: Stack) -> None:
-    """The log says which cohort and by how much, once; the old revision serves, and the router is healthy."""
+    """The log names the cohort and the amount, once. The old revision serves, and the router is healthy."""
     was = ask(gated.port, EXTRACT).said
     assert was["x-router-tier"] == "small"
     before = len(gated.log("router.log"))
@@ -63,7 +63,7 @@ def test_a_reload_that_regresses_is_refused_and_one_that_does_not_is_taken(gated
         return gated.log("router.log")[before:]
 
     with Flow(gated.port, EXTRACT) as flow:
-        edit(gated, "tier: frontier\nmax_output_tokens: 512")  # as good, at a hundred times the price
+        edit(gated, "tier: frontier\nmax_output_tokens: 512")  # as good, at a hundred times the cost
         eventually(lambda: "reload refused" in logged() and "regressed" in logged(), "it is refused", 120)
         flow.flows_on()
         assert ask(gated.port, EXTRACT).said == was
@@ -78,7 +78,7 @@ def test_a_reload_that_regresses_is_refused_and_one_that_does_not_is_taken(gated
 
 
 def test_a_gate_that_cannot_tell_refuses_too(gated: Stack) -> None:
-    """Whoever asks for a gate does not want what it has not seen; the reason says what is missing."""
+    """An operator who wants a gate does not want an untested reload. The reason names what is missing."""
     before = len(gated.log("router.log"))
     (data,) = gated.folder.glob("traffic.jsonl")
     data.rename(data.with_suffix(".away"))

@@ -1,4 +1,4 @@
-"""How well the sample intents catch prompts that they have never seen."""
+"""The sample intents match prompts that they have never seen."""
 
 from collections import Counter
 
@@ -20,7 +20,7 @@ _LEAST_SHARE = 0.9
 
 
 def _landed(snapshot: Snapshot, encoder: Encoder, prompts: list[str]) -> list[str]:
-    """The cohort of each prompt, or that it was below the floor: as serving finds it."""
+    """Return the cohort of each prompt, or that it was below the floor, as serving finds it."""
     asks = []
     for prompt in prompts:
         body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": prompt}]})
@@ -43,7 +43,7 @@ def _table(counts: dict[str, Counter[str]], columns: list[str]) -> str:
 
 
 def test_held_out_prompts_land_in_their_cohort(encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nine of ten held-out prompts land in the cohort they were written for, above its floor."""
+    """Nine of ten held-out prompts match the cohort for which they were written, above its floor."""
     config = load_config(INTENTS)
     snapshot = compile_snapshot(config, encoder)
     prompts: dict[str, list[str]] = yaml.safe_load((REPOSITORY / "tests" / "heldout.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Bodies sent to hurt: they get what they would get without us, decide nothing, and leave nothing behind."""
+"""Hostile bodies get the same answer as without the router, decide nothing, and leave nothing behind."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ _MEGABYTE = 1 << 20
 
 
 def _resident(stack: Stack) -> int:
-    """Bytes of memory that the router holds."""
+    """Return the memory of the router, in bytes."""
     assert stack.router is not None
     status = Path(f"/proc/{stack.router.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
@@ -24,7 +24,7 @@ def _resident(stack: Stack) -> int:
 
 @pytest.mark.parametrize("name", _CORPUS)
 def test_the_corpus_gets_what_its_tier_says(stack: Stack, name: str) -> None:
-    """Through the real Envoy, under every path: the tier's own answer, and nothing of the body in a header."""
+    """Through the real Envoy, on every path: the tier's own answer, and no header with a part of the body."""
     body = _CORPUS[name].read_bytes()
     for path in APIS:
         answer = send(stack.port, path, body)
@@ -37,7 +37,7 @@ def test_the_corpus_gets_what_its_tier_says(stack: Stack, name: str) -> None:
 
 
 def test_a_body_that_looks_like_a_decision_decides_nothing(stack: Stack) -> None:
-    """Members under the names of our metadata are the client's, and stay where they are."""
+    """Members with the names of our metadata are the client's own, and stay in the body."""
     body = _CORPUS["metadata_look_alike.json"].read_bytes()
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
@@ -58,7 +58,7 @@ _FLOODS = {
 
 @pytest.mark.parametrize("flood", _FLOODS.values(), ids=_FLOODS)
 def test_a_flood_costs_neither_the_router_nor_the_next_request(stack: Stack, flood: bytes) -> None:
-    """Megabytes of structure, three times: the next request is routed, and the memory comes back."""
+    """After three times megabytes of structure the next request is routed, and the memory is free again."""
     assert send(stack.port, CHAT, flood).status < 500
     before = _resident(stack)
     for _ in range(3):
@@ -68,7 +68,7 @@ def test_a_flood_costs_neither_the_router_nor_the_next_request(stack: Stack, flo
 
 
 def test_a_compressed_bomb_is_not_unpacked(stack: Stack) -> None:
-    """Half a gigabyte in half a megabyte: the router answers as to any bytes it cannot read."""
+    """Half a gigabyte is compressed to half a megabyte. The router treats it like any unreadable body."""
     bomb = gzip.compress(b'{"model":"auto","x":"' + b"a" * (512 * _MEGABYTE) + b'"}', 1)
     attributes = {"request.path": CHAT, "request.headers['content-encoding']": "gzip"}
     before = _resident(stack)

@@ -1,4 +1,4 @@
-"""The report against an independent count: what the model servers themselves have received, paid and told."""
+"""The report agrees with an independent count: the requests and tokens that the model servers counted."""
 
 import asyncio
 import contextlib
@@ -42,17 +42,17 @@ from tests.e2e.traffic import (
     write_small_intents,
 )
 
-# Between the words of a stream: time for Envoy to cut it.
+# The pause between the words of a stream gives Envoy the time to cut it.
 _CHUNK_S = 0.15
 _JUDGED = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
-# The sample's small tier refuses whatever mentions a password.
+# The sample's small tier refuses a request that contains "password".
 _CLIMBS = f"{EXTRACT} The password is in it."
 _KEY, _MARK = "Bearer sk-hushhush-55aa", "Zanzibarquokka"
 _COUNTED = {"stream_options": {"include_usage": True}}
 
 
 class Upstreams(SampleUpstreams):
-    """The sample's, which keep a client waiting that asks for it."""
+    """The sample upstreams, which do not answer if the request says so."""
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -88,7 +88,7 @@ def ledger_of(stack: Stack) -> Path:
 
 @contextlib.contextmanager
 def asking(port: int, body: dict[str, Any], path: str = CHAT) -> Iterator[socket.socket]:
-    """A client that has sent a request, and hangs up when the block ends."""
+    """Open a connection that has sent a request. The client hangs up at the end of the block."""
     raw = msgspec.json.encode(body)
     head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     with contextlib.closing(socket.create_connection(("127.0.0.1", port), 30)) as connection:
@@ -97,13 +97,13 @@ def asking(port: int, body: dict[str, Any], path: str = CHAT) -> Iterator[socket
 
 
 class Mix:
-    """What was asked, by kind, and the report on it."""
+    """The number of requests of each kind, and the report on them."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack, self.asked = stack, Counter[str]()
 
     def send(self) -> None:
-        """Every API, whole and streamed: plain, judged, climbing; and clients that leave."""
+        """Send requests in every API, whole and streamed: plain, judged, escalated, and with clients that leave."""
         jobs = [
             (kind, path, prompt + cached, stream, more)
             for cached in ("", " Just as before.")
@@ -137,7 +137,7 @@ class Mix:
         self.asked["cancelled"] += 1
 
     def report(self, by: Any = "cohort") -> Report:
-        """As soon as all that was asked is in it."""
+        """Return the report as soon as it has all requests."""
 
         def look() -> Report | None:
             with contextlib.suppress(OSError):
@@ -158,36 +158,36 @@ def mix(stack: Stack) -> Mix:
 
 
 def tokens(answers: list[BilledAnswer], tier: str | None = None) -> tuple[int, int, int]:
-    """In, of them cached, and out, as the servers counted."""
+    """Return the tokens that the servers counted: input, the cached part of it, and output."""
     counts = [(a.input_tokens, a.cached_tokens, a.output_tokens) for a in answers if tier in (None, a.tier)]
     read, cached, written = (sum(column) for column in zip(*counts, strict=True))
     return read, cached, written
 
 
 def test_requests_and_attempts_are_those_that_were_sent_and_arrived(stack: Stack, mix: Mix) -> None:
-    """One row a request, one attempt for each that reached a server, and each ending counted once."""
+    """One row for each request, one attempt for each request at a server, and every ending counted once."""
     total = mix.report().total
     assert total.requests == mix.asked.total()
     assert (total.attempts, total.failed_attempts) == (len(stack.upstreams.received), 0)
     assert total.accepted == mix.asked["plain"] + mix.asked["judged"] + mix.asked["climbs"]
     assert (total.cancelled, total.failed) == (mix.asked["cancelled"], mix.asked["error"])
     assert (total.degraded, total.human) == (0, 0)
-    assert total.judged == mix.asked["judged"]  # the rung that a rejected answer climbs to is the last
+    assert total.judged == mix.asked["judged"]  # a rejected answer escalates to the last rung, which is not judged
     assert (total.escalated, total.escalations) == (mix.asked["climbs"], {"refusal": mix.asked["climbs"]})
 
 
 def test_tokens_are_those_that_the_servers_told(stack: Stack, mix: Mix) -> None:
-    """To the token, in and out; and whoever told none is counted as unknown, not as nought."""
+    """Input and output agree to the token. An answer that reports no tokens is unknown, and not zero."""
     upstreams = stack.upstreams
     total = mix.report().total
     assert (total.input, total.cached, total.output) == tokens(upstreams.reported)
     assert total.cached > 0
     assert total.unknown == len(upstreams.received) - mix.asked["error"] - len(upstreams.reported)
-    assert total.unknown > mix.asked["cancelled"]  # streams that were not asked to tell, or were cut when rejected
+    assert total.unknown > mix.asked["cancelled"]  # streams without usage, or cut when rejected
 
 
 def test_each_tier_is_paid_its_own(stack: Stack, mix: Mix) -> None:
-    """What small was paid for a rejected answer is small's, though large served."""
+    """The small tier's cost of a rejected answer is counted for the small tier, although large served."""
     lines = {line.name: line for line in mix.report("tier").groups}
     assert set(lines) == {"small", "large"}
     for name, line in lines.items():
@@ -196,7 +196,7 @@ def test_each_tier_is_paid_its_own(stack: Stack, mix: Mix) -> None:
 
 
 def test_costs_are_the_servers_tokens_at_the_tiers_prices(stack: Stack, mix: Mix) -> None:
-    """The price of the cascade among them, apart; and the saving is against the default tier at the same tokens."""
+    """The cost of the cascade is separate. The saving is against the default tier for the same tokens."""
     prices = {tier.name: tier.price for tier in load_config(stack.intents).policy.tiers}
 
     def paid(answers: list[BilledAnswer], tier: str | None = None) -> float:
@@ -220,7 +220,7 @@ def test_costs_are_the_servers_tokens_at_the_tiers_prices(stack: Stack, mix: Mix
 def test_cohorts_and_principals_have_lines_of_their_own(stack: Stack, mix: Mix) -> None:
     cohorts = {line.name: line for line in mix.report().groups}
     assert cohorts["extraction"].requests == mix.asked["judged"] + mix.asked["climbs"]
-    assert cohorts["-"].requests == mix.asked["error"]  # passed through, so of none
+    assert cohorts["-"].requests == mix.asked["error"]  # passed through, so without a cohort
     assert [line.name for line in mix.report("principal").groups] == ["anonymous"]
     sums = Counter[str]()
     for line in cohorts.values():
@@ -230,7 +230,7 @@ def test_cohorts_and_principals_have_lines_of_their_own(stack: Stack, mix: Mix) 
 
 
 def test_the_commands_tell_the_same(stack: Stack, mix: Mix, tmp_path: Path) -> None:
-    """`extproc report` prints it, as JSON and as a page too; `extproc export` has every row."""
+    """`extproc report` prints it as text, JSON and HTML. `extproc export` has every row."""
     report = mix.report()
 
     def run(*command: str) -> str:
@@ -269,7 +269,7 @@ def test_a_part_of_the_sessions_is_exported_whole(stack: Stack, mix: Mix) -> Non
 def test_with_the_requests_beside_it_the_ledger_is_traffic_to_learn_from(
     stack: Stack, mix: Mix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Requests that somebody kept, joined by Envoy's id: every row has what each tier's answer was worth."""
+    """Recorded requests are joined by Envoy's request id. Every row has the worth of each tier's answer."""
     kept = {
         received.headers["x-request-id"]: json.loads(received.body) | {"model": "auto"}
         for received in stack.upstreams.received
@@ -285,14 +285,14 @@ def test_with_the_requests_beside_it_the_ledger_is_traffic_to_learn_from(
     known, bad = reveal_all(read.rows)
     assert (read.bad, bad, len(read.rows)) == ([], [], len(kept))
     worth = Counter(one.outcomes["small"].worth for one in known if one is not None and "small" in one.outcomes)
-    assert worth[1.0] and worth == {1.0: worth[1.0], 0.0: worth[1.0]}  # as many judged well as rejected
+    assert worth[1.0] and worth == {1.0: worth[1.0], 0.0: worth[1.0]}  # each rejected answer has an accepted one
     told = [one.outcomes for one in known if one is not None and len(one.outcomes) == 2]
     assert told and all(o["small"].worth == 0.0 and o["large"].worth is None for o in told)
     assert all(o["large"].tokens_out for o in told)
 
 
 def test_no_word_and_no_key_is_kept(stack: Stack, mix: Mix) -> None:
-    """The file, as bytes: hashes of who asked, and nothing of what was asked or answered."""
+    """The bytes of the file have hashes of the clients, and no text of requests or answers."""
     body = msgspec.json.encode(body_of(CHAT, f"{EXTRACT} {_MARK}"))
     assert send(stack.port, CHAT, body, {"authorization": _KEY}).status == 200
     mix.asked["judged"] += 1

@@ -1,4 +1,4 @@
-"""Between Envoy and the server: a unix socket, and mutual TLS whose certificates are renewed while both run."""
+"""Between Envoy and the server: a unix socket, and mutual TLS with certificates that are renewed while both run."""
 
 import contextlib
 import socket
@@ -33,7 +33,7 @@ class Authority:
         self._openssl("req", "-x509", *_new_key(self._key), "-subj", f"/CN={name}", "-out", self.certificate)
 
     def sign(self, name: str, dns: str) -> tuple[Path, Path]:
-        """(certificate, key), each put in place whole, the key ahead of the certificate."""
+        """Return (certificate, key). Each file is replaced in one step, the key before the certificate."""
         certificate, key = self.folder / f"{name}.crt", self.folder / f"{name}.key"
         new, new_key, request = (self.folder / f".{name}{end}" for end in (".crt", ".key", ".csr"))
         self._openssl(
@@ -64,7 +64,7 @@ def _new_key(path: Path) -> list[object]:
 
 
 class Listening(Stack):
-    """A stack whose router listens as told, and whose Envoy is told so, too."""
+    """A stack whose router listens on a given address, which Envoy knows."""
 
     def launch_router(self, listen: str, *options: object) -> None:
         command = [sys.executable, "-m", "extproc", "serve", "--intents", str(self.intents), "--listen", listen]
@@ -127,7 +127,7 @@ def secured(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_envoy_asks_over_a_unix_socket(small_intents: Path, tmp_path: Path) -> None:
-    """A prompt is routed by a server that has no TCP port."""
+    """A server without a TCP port routes a prompt."""
     listen = f"unix://{tmp_path}/router.sock"
     with _stack(small_intents, tmp_path) as stack:
         stack.launch_router(listen)
@@ -137,14 +137,14 @@ def test_envoy_asks_over_a_unix_socket(small_intents: Path, tmp_path: Path) -> N
 
 
 def test_envoy_asks_over_mutual_tls(secured: Secured) -> None:
-    """A prompt is routed by a server that speaks to nobody in the clear."""
+    """A server without an unencrypted port routes a prompt."""
     eventually(lambda: ask(secured.stack.port, EXTRACT).said == EXTRACTED, "the prompt is routed")
     with grpc.insecure_channel(secured.address) as channel:
         assert _health(channel) == grpc.StatusCode.UNAVAILABLE
 
 
 def test_only_the_authority_s_own_may_ask(secured: Secured, tmp_path: Path) -> None:
-    """Without a certificate, or with a stranger's, there is no answer; with one of the authority's, there is."""
+    """A client without a certificate, or with one of another authority, gets no answer."""
     stranger = Authority(tmp_path / "elsewhere", "stranger").sign("envoy", "envoy")
     asked = {"nobody": (None, None), "a stranger": stranger, "one of its own": secured.envoy}
     found = {}
@@ -162,7 +162,7 @@ def test_only_the_authority_s_own_may_ask(secured: Secured, tmp_path: Path) -> N
 
 
 def test_the_server_takes_over_a_renewed_certificate(secured: Secured) -> None:
-    """The next connection sees it; a certificate without its key changes nothing."""
+    """The next connection gets the new certificate. A certificate without its key changes nothing."""
     assert _shown(secured) == secured.server[0].read_text()
     former = secured.server[0].read_text()
     secured.server[0].write_text(secured.envoy[0].read_text())
@@ -175,7 +175,7 @@ def test_the_server_takes_over_a_renewed_certificate(secured: Secured) -> None:
 
 
 def test_envoy_takes_over_renewed_certificates(secured: Secured) -> None:
-    """A new authority signs both sides; the router starts anew, and the same Envoy gets through to it."""
+    """A new authority signs both sides. The router restarts, and the same Envoy connects to it."""
     stack = secured.stack
     assert stack.router is not None
     renewals = "cluster.extproc.client_ssl_socket_factory.ssl_context_update_by_sds"
@@ -189,7 +189,7 @@ def test_envoy_takes_over_renewed_certificates(secured: Secured) -> None:
 
 
 def test_the_command_writes_what_envoy_reads(tmp_path: Path) -> None:
-    """Two files beside the bootstrap, one secret each; the server must carry the name that its address has."""
+    """It writes one secret into each of two files. The server's certificate must have the name of its address."""
     options = {"cert": "/pki/tls.crt", "key": "/pki/tls.key", "ca": "/pki/ca.crt", "sds": tmp_path / "sds"}
     given = [str(word) for name, value in options.items() for word in (f"--extproc-tls-{name}", value)]
     done = subprocess.run(
@@ -220,7 +220,7 @@ def test_the_command_writes_what_envoy_reads(tmp_path: Path) -> None:
     ],
 )
 def test_options_that_make_no_sense_are_named(command: str, options: list[str], said: str) -> None:
-    """Exit 2 and one line that says how to mend it."""
+    """The exit code is 2, and one line names the remedy."""
     done = subprocess.run(
         [sys.executable, "-m", "extproc", command, "--intents", str(INTENTS), *options],
         capture_output=True, text=True, timeout=60, check=False,
@@ -230,7 +230,7 @@ def test_options_that_make_no_sense_are_named(command: str, options: list[str], 
 
 
 def _health(channel: grpc.Channel) -> grpc.StatusCode:
-    """What a health check over it ends with."""
+    """Return the result of a health check over this channel."""
     try:
         health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
     except grpc.RpcError as error:
@@ -239,7 +239,7 @@ def _health(channel: grpc.Channel) -> grpc.StatusCode:
 
 
 def _shown(secured: Secured) -> str:
-    """The certificate, as PEM, that the server shows on a new connection."""
+    """Return the certificate, as PEM, that the server presents on a new connection."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(secured.authority.certificate)
     context.load_cert_chain(*secured.envoy)

@@ -1,7 +1,7 @@
-"""The EnvoyFilter of the Istio overlay, its patches applied as istiod does it, on Envoys as old as meshes have.
+"""The EnvoyFilter of the Istio overlay, with its patches applied like istiod does, on Envoys as old as in meshes.
 
-There is no istiod here: the gateway's configuration is the least that the patches need, and applying them is this
-test's own. What Envoy makes of the result is real.
+There is no istiod here. The gateway has the smallest configuration that the patches need, and this test applies
+them. The Envoy that runs the result is real.
 """
 
 import contextlib
@@ -31,14 +31,14 @@ from tests.e2e.traffic import (
 )
 
 Dict = dict[str, Any]
-# `make` puts an Envoy of 1.36 there, apart from the one that the product needs.
+# `make` installs an Envoy 1.36 there, separate from the one that the product needs.
 _OLD = sorted((REPOSITORY / ".venv").glob("envoy-1.36*/envoy/_bin/envoy"))
 _ENVOYS, _NAMES = [*_OLD, None], [*(path.parents[2].name for path in _OLD), "ours"]
 _MANAGER = "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
 def _gateway(stack: Stack) -> Dict:
-    """An ingress gateway with one host, as the overlay's VirtualService makes it."""
+    """Return an ingress gateway with one host, as the overlay's VirtualService makes it."""
     router = {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}
     manager = {
         "@type": _MANAGER, "stat_prefix": "outbound_0.0.0.0_8080",
@@ -64,7 +64,7 @@ def _endpoint(port: int) -> Dict:
 
 
 def _merge(into: Dict, value: Dict) -> None:
-    """As protobuf merges: messages field by field, lists appended to, all else replaced."""
+    """Merge like protobuf: messages field by field, lists appended, everything else replaced."""
     for key, new in value.items():
         if isinstance(new, dict) and isinstance(into.get(key), dict):
             _merge(into[key], new)
@@ -101,7 +101,7 @@ def _patched(bootstrap: Dict, envoy_filter: Dict) -> Dict:
 
 
 def _on_loopback(bootstrap: Dict, stack: Stack) -> Dict:
-    """The clusters that the patches brought, at the router and the upstreams of `stack`."""
+    """Return the clusters that the patches added, with the addresses of the router and the upstreams of `stack`."""
     ports = stack.upstreams.ports | {"extproc": stack.router_port}
     for cluster in bootstrap["static_resources"]["clusters"]:
         if cluster["name"] in ports:
@@ -114,14 +114,14 @@ def _on_loopback(bootstrap: Dict, stack: Stack) -> Dict:
 
 
 def _routed(gateway: Stack, prompt: str, **more: str) -> Answer | None:
-    """The answer, unless the router was late: on a busy machine that is not what is tested here."""
+    """Return the answer, unless the router was late. A busy machine is not what this tests."""
     answer = ask(gateway.port, prompt, **more)
     return answer if answer.said.get("x-router-reason") in ("matched", "capability") else None
 
 
 @contextlib.contextmanager
 def _beside(stack: Stack, folder: Path, envoy: Path | None, router: bool = True) -> Iterator[Stack]:
-    """An ingress gateway with the EnvoyFilter of the sample intents, on the upstreams and the router of `stack`."""
+    """Start an ingress gateway with the sample's EnvoyFilter, on the upstreams and the router of `stack`."""
     gateway = Stack(stack.intents, folder, stack.upstreams)
     if router:
         gateway.router_port, gateway.router = stack.router_port, stack.router
@@ -131,13 +131,13 @@ def _beside(stack: Stack, folder: Path, envoy: Path | None, router: bool = True)
         gateway.start_envoy(bootstrap, binary=str(envoy or executable("envoy")))
         yield gateway
     finally:
-        gateway.router = None  # not ours to end
+        gateway.router = None  # the other stack ends it
         gateway.stop()
 
 
 @pytest.fixture(scope="module")
 def routed(small_intents: Path) -> Iterator[Stack]:
-    """Upstreams and a router, whose own Envoy is not asked."""
+    """Upstreams and a router. The stack's own Envoy gets no requests."""
     with running(small_intents) as stack:
         yield stack
 
@@ -152,7 +152,7 @@ def gateway(
 
 @pytest.mark.parametrize(("prompt", "said"), [(EXTRACT, EXTRACTED), (PROVE, PROVED)], ids=["small", "large"])
 def test_a_mesh_routes_by_intent(gateway: Stack, prompt: str, said: dict[str, str]) -> None:
-    """The cohort's tier gets the request, under its model's name and with its reasoning; the answer says so."""
+    """The cohort's tier gets the request, with its model name and its reasoning. The answer has the decision."""
     assert eventually(lambda: _routed(gateway, prompt), "it is routed").said == said
     body = json.loads(arrived(gateway).body)
     assert (arrived(gateway).tier, body["model"]) == (said["x-router-tier"], MODELS[said["x-router-tier"]])
@@ -160,7 +160,7 @@ def test_a_mesh_routes_by_intent(gateway: Stack, prompt: str, said: dict[str, st
 
 
 def test_a_mesh_takes_the_routing_header_from_clients(gateway: Stack) -> None:
-    """Nobody reaches a tier by naming it."""
+    """A client cannot reach a tier by naming it."""
     body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": EXTRACT}]}).encode()
     send(gateway.port, CHAT, body, {"x-router-cluster": "frontier"})
     assert arrived(gateway).tier in ("small", "large")
@@ -169,13 +169,13 @@ def test_a_mesh_takes_the_routing_header_from_clients(gateway: Stack) -> None:
 
 
 def test_a_mesh_passes_long_prompts(gateway: Stack) -> None:
-    """More than the buffer that Envoy has by itself."""
+    """The prompt is longer than Envoy's default buffer."""
     answer = eventually(lambda: _routed(gateway, PROVE, user="x" * 3_000_000), "it is routed")
     assert (answer.status, answer.said["x-router-cohort"]) == (200, "math_reasoning")
 
 
 def test_other_paths_go_to_the_default_tier(gateway: Stack) -> None:
-    """Unrouted, as behind our own Envoy."""
+    """They are not routed, as with our own Envoy."""
     answer = send(gateway.port, "/v1/models", method="GET")
     assert json.loads(answer.body)["data"][0]["id"] == "qwen3-32b"
     assert answer.contract == {}
@@ -183,7 +183,7 @@ def test_other_paths_go_to_the_default_tier(gateway: Stack) -> None:
 
 @pytest.mark.parametrize("envoy", _ENVOYS, ids=_NAMES)
 def test_a_mesh_fails_open_to_the_default_tier(routed: Stack, tmp_path: Path, envoy: Path | None) -> None:
-    """Without the router; under the name that the client gave, which nobody is there to change."""
+    """Without the router the request keeps the client's model name, because no filter can change it."""
     with _beside(routed, tmp_path, envoy, router=False) as gateway:
         answer = ask(gateway.port, EXTRACT, model="qwen3-32b")
         assert (answer.status, arrived(gateway).tier, answer.contract) == (200, "large", {})

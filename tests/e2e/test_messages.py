@@ -1,4 +1,4 @@
-"""How many ext_proc messages a request costs, counted by Envoy."""
+"""The number of ext_proc messages for one request, counted by Envoy."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def _since(stack: Stack, before: dict[str, int]) -> dict[str, int]:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("path", APIS)
 def test_a_plain_request_costs_one_message_and_one_reply(stack: Stack, path: str, stream: bool) -> None:
-    """One stream, one message to the router, one reply, and nothing that Envoy had to forgive."""
+    """One stream, one message to the router, one reply, and no protocol error that Envoy ignored."""
     before = _counted(stack)
     assert ask(stack.port, PROVE, path, stream=stream).status == 200
     assert _since(stack, before) == dict.fromkeys(_TROUBLE, 0) | dict.fromkeys(_COUNTED, 1)
@@ -49,7 +49,7 @@ _FORM = (
 def test_what_is_not_ours_costs_none(
     stack: Stack, method: str, path: str, body: bytes | None, content_type: str | None
 ) -> None:
-    """Other paths and methods reach the default tier untouched, without a word to the router."""
+    """Other paths and methods reach the default tier unchanged, without a message to the router."""
     before = _counted(stack)
     answer = send(stack.port, path, body, {"content-type": content_type} if content_type else {}, method)
     received = stack.upstreams.received[-1]

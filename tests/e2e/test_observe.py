@@ -1,4 +1,4 @@
-"""What is in deploy/observe/ works with the real Prometheus: rules, alerts, and every query of the dashboard."""
+"""The files in deploy/observe/ work with the real Prometheus: rules, alerts, and every query of the dashboard."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("command", [["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]], ids=str)
 def test_promtool_accepts_the_rules(command: list[str]) -> None:
-    """They are valid, and each alert fires for what it is for."""
+    """The rules are valid, and each alert fires in its situation."""
     done = subprocess.run(
         ["promtool", *command], cwd=REPOSITORY / OBSERVE, capture_output=True, text=True, timeout=120, check=False
     )
@@ -30,7 +30,7 @@ def test_every_alert_is_tested() -> None:
 
 
 def test_every_query_of_the_dashboard_returns_data_and_a_trace_is_whole() -> None:
-    """Under a mixed load: nothing on the dashboard is empty, and Envoy's spans and ours are one tree."""
+    """Under a mixed load no panel is empty, and the spans of Envoy and the router are one tree."""
     assert len(dashboard_queries()) > 15
     with watched() as running:
         assert settle(running) == []

@@ -1,4 +1,4 @@
-"""What is rendered for Envoys before 1.40, on the oldest of them; and whose keys a tier sees, on any."""
+"""The rendering for Envoys before 1.40, on the oldest of them, and the API keys that tiers see, on any Envoy."""
 
 import contextlib
 import subprocess
@@ -27,13 +27,13 @@ _COHORTS = {
     "three": f"tier: small\n{_RULES}\nescalate: {{to: [large, frontier], max: 2, share: 1}}",
 }
 _PERSON = f"tier: small\n{_RULES}\nescalate: {{to: human}}"
-# `make` puts them there, apart from the one that the product needs.
+# `make` installs them there, separate from the one that the product needs.
 _OLD = sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))
 _OLDEST: dict[Cascade, str] = {"none": "envoy-1.36", "composite": "envoy-1.37"}
 
 
 def _on(*cascades: Cascade) -> list[Any]:
-    """Each of these cascades, on the oldest Envoy that it is for; on ours where that is not there."""
+    """Run with each of these cascades, on the oldest Envoy that supports it, or on the installed one."""
     pairs: list[tuple[Cascade, str | None]] = []
     for cascade in cascades:
         fit = [path for path in _OLD if path.parents[2].name.startswith(_OLDEST.get(cascade, "ours"))]
@@ -42,7 +42,7 @@ def _on(*cascades: Cascade) -> list[Any]:
 
 
 class Older:
-    """A router and upstreams that every Envoy here shares, and the Envoys, started when asked for."""
+    """A router and upstreams that all Envoys here share, and the Envoys, which start on demand."""
 
     def __init__(self, folder: Path, stack: Stack, prompts: dict[str, str]) -> None:
         self.folder, self.stack, self.prompts = folder, stack, prompts
@@ -50,7 +50,7 @@ class Older:
         self._running: dict[Any, Stack] = {}
 
     def envoy(self, cascade: Cascade, binary: str | None, router: bool = True, lacks: str = "") -> Stack:
-        """An Envoy with that cascade; `lacks` is an intent that it was rendered without."""
+        """Return an Envoy with that cascade. `lacks` is an intent that it was rendered without."""
         key = (cascade, router, lacks)
         if key not in self._running:
             folder = self.folder / "-".join(map(str, key))
@@ -66,7 +66,7 @@ class Older:
         return self._running[key]
 
     def ask(self, envoy: Stack, cohort: str, stream: bool = False, **script: Any) -> Any:
-        """Ask with this script: (where it arrived, wire, reading)."""
+        """Send a request with this script. Return (the tier that served it, wire, reading)."""
         more, headers = script.pop("more", {}), script.pop("headers", None)
         script.setdefault("id", new_id())
         wire, reading = ask(envoy, self.prompts[cohort], script, stream, headers=headers, **more)
@@ -74,7 +74,7 @@ class Older:
 
     def stop(self) -> None:
         for beside in self._running.values():
-            beside.router = None  # shared
+            beside.router = None  # the other stack ends it
             beside.stop()
 
 
@@ -98,7 +98,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
 @pytest.mark.parametrize("on", _on("composite"))
 def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str | None], stream: bool) -> None:
-    """The same tier with reasoning, then the next: each judged, each under its own model, byte for byte."""
+    """The same tier with reasoning, then the next one. Each is judged and has its own model and exact bytes."""
     arrived, wire, reading = older.ask(
         older.envoy(*on), "climb", stream, small=["refuses", "empty_content"], more={"pad": "x" * 5_000_000}
     )
@@ -116,7 +116,7 @@ def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str |
 
 @pytest.mark.parametrize("on", _on("composite"))
 def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tuple[Cascade, str | None]) -> None:
-    """A dead connection goes one rung up; where the last rung fails, the answer that was rejected comes back."""
+    """A refused connection goes one rung up. If the last rung fails, the client gets the rejected answer."""
     arrived, wire, _ = older.ask(older.envoy(*on), "plain", small="reset_before_headers")
     assert ([r.tier for r in arrived], wire.headers["x-router-tier"]) == (["small", "large"], "large")
     arrived, wire, _ = older.ask(
@@ -128,7 +128,7 @@ def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tu
 
 @pytest.mark.parametrize("on", _on("composite"))
 def test_a_case_for_a_person_is_put_aside(older: Older, on: tuple[Cascade, str | None]) -> None:
-    """Though its ladder has a single rung."""
+    """It is queued for review, although its ladder has a single rung."""
     _, wire, _ = older.ask(older.envoy(*on), "person", True, small="refuses")
     assert (wire.status, wire.headers["x-cascade-verdict"]) == (422, "human")
 
@@ -137,7 +137,7 @@ def test_a_case_for_a_person_is_put_aside(older: Older, on: tuple[Cascade, str |
 def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(
     older: Older, on: tuple[Cascade, str | None]
 ) -> None:
-    """Its intent was written after Envoy's side was rendered."""
+    """The intent was written after Envoy's bootstrap was rendered."""
     envoy = older.envoy(*on, lacks="three")
     arrived, wire, _ = older.ask(envoy, "three", small="refuses")
     assert ([r.tier for r in arrived], wire.status) == (["small"], 200)
@@ -149,7 +149,7 @@ def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(
 def test_without_a_cascade_requests_are_routed(
     older: Older, on: tuple[Cascade, str | None], cohort: str, model: str
 ) -> None:
-    """To the cohort's tier under its model's name, with its reasoning; the answer is not judged."""
+    """They go to the cohort's tier with its model name and reasoning. The answer is not judged."""
     [one], wire, reading = older.ask(older.envoy(*on, lacks="person"), cohort, small="refuses")
     body = msgspec.json.decode(one.body)
     assert (body["model"], one.headers["content-length"]) == (model, str(len(one.body)))
@@ -160,7 +160,7 @@ def test_without_a_cascade_requests_are_routed(
 
 @pytest.mark.parametrize("on", _on("none", "composite"))
 def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str | None]) -> None:
-    """The header between Lua and the route is not to be had from outside."""
+    """A client cannot set the header between the Lua filter and the route."""
     lacks = "person" if on[0] == "none" else ""
     spoofed = {"x-router-ladder": "frontier", "x-router-cluster": "frontier"}
     [one], *_ = older.ask(older.envoy(*on, lacks=lacks), "plain", headers=spoofed)
@@ -169,7 +169,7 @@ def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str | 
 
 @pytest.mark.parametrize("on", _on("none", "composite"))
 def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascade, str | None]) -> None:
-    """Under its own model's name, where Envoy can write it."""
+    """It gets its own model name, if this Envoy can write it."""
     envoy = older.envoy(*on, router=False, lacks="person" if on[0] == "none" else "")
     [one], wire, reading = older.ask(envoy, "plain")
     model = "auto" if on[0] == "none" else "qwen3-32b"
@@ -182,7 +182,7 @@ def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascad
 def test_a_key_is_seen_by_the_tiers_that_it_is_for(
     older: Older, on: tuple[Cascade, str | None], key: dict[str, str]
 ) -> None:
-    """A tier's own by that tier alone, the client's by all that have none, whoever was asked before."""
+    """Only the tier itself sees its key. Tiers without a key see the client's, in any order of attempts."""
     arrived, *_ = older.ask(
         older.envoy(*on), "three", small="refuses", large="status_500", headers={"a": "b"} | key
     )
@@ -211,7 +211,7 @@ def test_a_key_is_seen_by_the_tiers_that_it_is_for(
 def test_what_a_release_cannot_do_is_refused(
     tmp_path: Path, cascade: Literal["composite", "none"], settings: str, why: str
 ) -> None:
-    """With the intent's name and a remedy, and nothing on stdout."""
+    """The error has the intent's name and a remedy. Nothing is printed to stdout."""
     accept = "accept: [no_refusal, {logprob: -3}]" if "logprob" in why else "accept: [no_refusal]"
     write_intents(tmp_path, {"odd": f"tier: small\n{accept}\n{settings}"}, "human: {}\n")
     command = [sys.executable, "-m", "extproc", "envoy", "--intents", str(tmp_path), "--cascade", cascade]

@@ -1,4 +1,4 @@
-"""The manifests' own commands on their own files: traffic through them, an edit applied, a crash, a drain."""
+"""The commands of the manifests with their files: traffic through them, an edit, a crash and a drain."""
 
 import http.client
 import json
@@ -29,12 +29,12 @@ from tests.e2e.traffic import (
 )
 
 HTTP, ADMIN, PROBE = 10000, 9901, 9902
-# Five chunks: a stream that is longer than the drain's first five seconds, in which it does not look yet.
+# A stream of five chunks lasts longer than the first five seconds of a drain, which does not check before.
 _CHUNK_S = 1.6
 
 
 def _small_tree(folder: Path, ports: dict[str, int]) -> Path:
-    """A copy of what an operator edits, with the small intents and the tiers on loopback, rendered."""
+    """Return a rendered copy of the files that an operator edits, with small intents and the tiers on loopback."""
     tree = copied(folder / "tree")
     for path in (tree / "intents").glob("*.yaml"):
         path.unlink()
@@ -48,7 +48,7 @@ def _small_tree(folder: Path, ports: dict[str, int]) -> Path:
 
 
 class Sidecar:
-    """A pod of the sidecar overlay, and the tree that an operator edits and applies."""
+    """A pod of the sidecar overlay, and the files that an operator edits and applies."""
 
     def __init__(self, folder: Path, upstreams: SampleUpstreams) -> None:
         self.upstreams = upstreams
@@ -58,14 +58,14 @@ class Sidecar:
         self.port = self.pod.ports[HTTP]
 
     def apply(self, name: str, text: str) -> None:
-        """Edit a file of intents and apply the overlay: the ConfigMap changes, and the kubelet swaps it in."""
+        """Edit a file of intents and apply the overlay. The ConfigMap changes, and the kubelet replaces it."""
         (self.tree / "intents" / name).write_text(text)
         self.pod.mount(build("sidecar", self.tree))
 
 
 @pytest.fixture(scope="module")
 def sidecar() -> Iterator[Sidecar]:
-    # Not pytest's own folder: the path of a socket may have 107 bytes.
+    # pytest's folder is too long: the path of a socket may have at most 107 bytes.
     with tempfile.TemporaryDirectory(prefix="pod-") as folder, SampleUpstreams(MODELS, _CHUNK_S) as upstreams:
         sidecar = Sidecar(Path(folder), upstreams)
         try:
@@ -76,7 +76,7 @@ def sidecar() -> Iterator[Sidecar]:
 
 
 def test_traffic_goes_through_the_sidecar(sidecar: Sidecar) -> None:
-    """Envoy is ready, asks the router over the socket, and the tier gets the request under its model's name."""
+    """Envoy is ready and asks the router over the socket. The tier gets the request with its model name."""
     sidecar.pod.passes("envoy", "readinessProbe")
     assert sidecar.pod.probe("envoy", "livenessProbe") and sidecar.pod.probe("router", "livenessProbe")
     eventually(lambda: ask(sidecar.port, EXTRACT).said == EXTRACTED, "Envoy has seen the router")
@@ -84,7 +84,7 @@ def test_traffic_goes_through_the_sidecar(sidecar: Sidecar) -> None:
 
 
 def test_the_probe_port_shows_two_pages_of_the_admin_interface(sidecar: Sidecar) -> None:
-    """Metrics for a scraper, and nothing that could stop Envoy."""
+    """It shows metrics for a scraper, and no page that could stop Envoy."""
     pages = {}
     for method, path in (("GET", "/stats/prometheus"), ("POST", "/quitquitquit"), ("GET", "/config_dump")):
         connection = http.client.HTTPConnection("127.0.0.1", sidecar.pod.ports[PROBE], timeout=10)
@@ -96,7 +96,7 @@ def test_the_probe_port_shows_two_pages_of_the_admin_interface(sidecar: Sidecar)
 
 
 def test_an_applied_edit_retargets_a_cohort_without_a_restart(sidecar: Sidecar) -> None:
-    """The ConfigMap is swapped under load: the cohort moves, no request fails, and no process is another."""
+    """The ConfigMap changes under load. The cohort moves, no request fails, and no process restarts."""
     pids = {name: process.pid for name, process in sidecar.pod.processes.items()}
     eventually(lambda: ask(sidecar.port, LEGAL).said.get("x-router-tier") == "frontier", "routed by the sample")
     with Flow(sidecar.port, LEGAL) as flow:
@@ -111,7 +111,7 @@ def test_an_applied_edit_retargets_a_cohort_without_a_restart(sidecar: Sidecar) 
 
 
 def test_a_router_that_dies_is_started_again_on_the_same_socket(sidecar: Sidecar) -> None:
-    """Meanwhile the pod stays ready and requests go to the default tier; none fails."""
+    """Until then the pod is ready and requests go to the default tier. None fails."""
     with Flow(sidecar.port, EXTRACT) as flow:
         flow.flows_on()
         sidecar.pod.processes["router"].kill()
@@ -126,7 +126,7 @@ def test_a_router_that_dies_is_started_again_on_the_same_socket(sidecar: Sidecar
 
 
 def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
-    """The drain hook waits for it and makes the pod unready; then SIGTERM, in the order that Kubernetes keeps."""
+    """The drain hook makes the pod unready and waits for the stream. SIGTERM follows in Kubernetes' order."""
     connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=60)
     body = body_of(CHAT, "word " * 60) | {"stream": True}
     connection.request("POST", CHAT, json.dumps(body), {"content-type": "application/json"})
@@ -134,7 +134,7 @@ def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
     assert (answer.status, answer.readline()[:5]) == (200, b"data:")
     assert sidecar.pod.drain("envoy").returncode == 0
     assert not sidecar.pod.probe("envoy", "readinessProbe")
-    # All of the stream is there before anything is stopped: reading it waits for nothing.
+    # The whole stream has arrived before anything is stopped, so reading it does not wait.
     connection.sock.setblocking(False)
     assert answer.read().endswith(b"data: [DONE]\n\n")
     sidecar.pod.stop()
@@ -142,7 +142,7 @@ def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
 
 
 def test_a_router_of_its_own_is_probed_by_grpc_and_ends_cleanly(tmp_path: Path) -> None:
-    """The standalone Deployment's pod: every probe passes, the drain hook returns, and SIGTERM is heeded."""
+    """Every probe of the standalone pod passes, the drain hook returns, and SIGTERM ends the router."""
     tree = _small_tree(tmp_path, dict.fromkeys(MODELS, 9))
     (tmp_path / "pod").mkdir()
     pod = Pod(build("standalone", tree), "extproc", tmp_path / "pod", (50051,))
@@ -150,7 +150,7 @@ def test_a_router_of_its_own_is_probed_by_grpc_and_ends_cleanly(tmp_path: Path) 
         pod.start()
         assert pod.probe("router", "readinessProbe") and pod.probe("router", "livenessProbe")
         assert pod.drain("router").returncode == 0
-        assert pod.probe("router", "readinessProbe")  # it serves while Envoy's resolver forgets it
+        assert pod.probe("router", "readinessProbe")  # it serves until Envoy's resolver has removed it
     finally:
         pod.stop()
     assert pod.processes["router"].returncode == 0

@@ -1,4 +1,4 @@
-"""What is told of a request: its decision, in spans, metrics and logs; never its words, nor a key."""
+"""Spans, metrics and logs have the decision of a request, and never its text or a key."""
 
 import os
 import signal
@@ -39,7 +39,7 @@ def traced(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def _decided(collector: Collector, model: str) -> tuple[Any, dict[str, Any]]:
-    """The router's span of the request that asked for `model`."""
+    """Return the router's span of the request for `model`."""
 
     def look() -> list[tuple[Any, Any]]:
         spans = [(span, attributes(span)) for span in collector.spans("semantic-router")]
@@ -72,7 +72,7 @@ def test_a_span_tells_the_decision(traced: tuple[Stack, Collector]) -> None:
 
 
 def test_a_span_tells_what_was_asked_for_by_the_genai_conventions() -> None:
-    """The names are those of OpenTelemetry's own list, and what a request does not say is not told."""
+    """The names are from OpenTelemetry's list. A field that the request does not have adds no attribute."""
     asked = {"model": "auto", "max_tokens": 9, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     request = parse_request(MESSAGES, msgspec.json.encode(asked))
     assert request is not None
@@ -89,7 +89,7 @@ def test_a_span_tells_what_was_asked_for_by_the_genai_conventions() -> None:
 
 
 def test_the_routers_span_is_a_child_of_envoys(traced: tuple[Stack, Collector]) -> None:
-    """One trace from the listener to the decision, and Envoy's own span carries cohort, tier and reason."""
+    """There is one trace from the listener to the decision. Envoy's own span has cohort, tier and reason."""
     stack, collector = traced
     assert ask(stack.port, PROVE, model="gpt-4-child").status == 200
     span, _ = _decided(collector, "gpt-4-child")
@@ -114,7 +114,7 @@ def test_the_routers_span_is_a_child_of_envoys(traced: tuple[Stack, Collector]) 
 
 
 def test_a_trace_that_the_client_began_is_kept(traced: tuple[Stack, Collector]) -> None:
-    """A traceparent from outside is the trace that the router's span belongs to."""
+    """The router's span belongs to the trace of the client's traceparent."""
     stack, collector = traced
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
     body = msgspec.json.encode(body_of(CHAT, PROVE, "gpt-4-outside"))
@@ -124,7 +124,7 @@ def test_a_trace_that_the_client_began_is_kept(traced: tuple[Stack, Collector]) 
 
 
 def test_metrics_count_decisions_and_time_stages(traced: tuple[Stack, Collector]) -> None:
-    """Decisions by cohort, tier and reason; a histogram of each stage; the revision in force."""
+    """Decisions by cohort, tier and reason, a histogram of each stage, and the active revision."""
     stack, collector = traced
     labels = {"cohort": "extraction", "tier": "small", "reason": "matched"}
 
@@ -144,7 +144,7 @@ def test_metrics_count_decisions_and_time_stages(traced: tuple[Stack, Collector]
 
 @pytest.mark.parametrize(("metric", "label"), [("decisions", "cohort"), ("stage.duration", "stage")])
 def test_metrics_name_a_trace_to_look_at(traced: tuple[Stack, Collector], metric: str, label: str) -> None:
-    """A count or a time has exemplars: spans of its own decisions, in the trace of their request."""
+    """A count or a time has exemplars, which are spans of its decisions, in the trace of their request."""
     stack, collector = traced
 
     def named() -> set[tuple[bytes, bytes]]:
@@ -158,7 +158,7 @@ def test_metrics_name_a_trace_to_look_at(traced: tuple[Stack, Collector], metric
 
 
 def test_a_router_that_stood_still_says_so(traced: tuple[Stack, Collector]) -> None:
-    """The lag of the event loop is a metric, and beyond a bound a line in the log."""
+    """The lag of the event loop is a metric. Above a limit it is also a line in the log."""
     stack, collector = traced
     assert stack.router is not None
     os.kill(stack.router.pid, signal.SIGSTOP)
@@ -196,7 +196,7 @@ def _marked(path: str) -> bytes:
 
 
 def test_no_word_and_no_key_leaves_the_request(traced: tuple[Stack, Collector]) -> None:
-    """A marked prompt and a marked key are in no span, metric or log, ours or Envoy's; nor when things fail."""
+    """No span, metric or log has the marked prompt or the marked key, even if something fails."""
     stack, collector = traced
     headers = {"authorization": f"Bearer {_SECRET}", "x-api-key": _SECRET, "cookie": f"s={_SECRET}"}
     unroutable = (
@@ -211,7 +211,7 @@ def test_no_word_and_no_key_leaves_the_request(traced: tuple[Stack, Collector]) 
         assert _MARK.encode() in stack.upstreams.received[-1].body
         for body in unroutable:
             assert send(stack.port, path, body, headers).status < 500
-    # A request after these, seen in every place, shows that those before it have been written there.
+    # A later request that is in every place shows that the earlier ones were written there.
     ask(stack.port, PROVE, model="gpt-4-after")
     _decided(collector, "gpt-4-after")
     after = len(collector.metrics)
@@ -220,7 +220,7 @@ def test_no_word_and_no_key_leaves_the_request(traced: tuple[Stack, Collector]) 
     eventually(lambda: stack.log("envoy.log").count('"path":"/v1/') >= lines, "the access log is written", 30)
 
     everything = collector.everything()
-    assert b"gpt-4-after" in everything  # the search can find what is there
+    assert b"gpt-4-after" in everything  # the search works
     for name in ("router.log", "envoy.log", "envoy.err"):
         everything += stack.log(name).encode()
     assert _MARK.encode() not in everything

@@ -1,4 +1,4 @@
-"""Other processing modes that an operator may configure: routed where they can be, passing otherwise."""
+"""Other processing modes that an operator may configure: requests are routed if possible, and pass otherwise."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -46,7 +46,7 @@ _ROUTING = {
     },
 }  # fmt: skip
 _PASSING = {
-    # Shows the whole body of most requests, but Envoy does not always choose the route again: no mode to route in.
+    # This mode sends the whole body of most requests, but Envoy does not always choose the route again.
     "buffered partial": _HEADERS | {"request_body_mode": "BUFFERED_PARTIAL"},
     "streamed": _HEADERS | {"request_body_mode": "STREAMED"},
     "streamed both ways": {
@@ -63,7 +63,7 @@ _PASSING = {
 
 
 def _configured(bootstrap: dict[str, Any], modes: dict[str, str]) -> None:
-    """What an operator writes by hand: ext_proc on every route, and a route on x-router-cluster."""
+    """Return a configuration as an operator writes it: ext_proc on every route, and a route on x-router-cluster."""
     manager = manager_of(bootstrap)
     filters = {f["name"]: f for f in manager["http_filters"]}
     ext_proc = filters["envoy.filters.http.ext_proc.router"]
@@ -107,7 +107,7 @@ def _no_trouble(envoy: Stack) -> None:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("path", APIS)
 def test_each_api_is_routed(stack: Stack, routing: Stack, path: str, stream: bool) -> None:
-    """The cohort's tier serves, under its model, in every mode that shows us the whole body."""
+    """The cohort's tier serves with its model, in every mode that sends the whole body to the router."""
     for prompt, said in ((EXTRACT, EXTRACTED), (PROVE, PROVED), (LEGAL, JUDGED)):
         answer = ask(routing.port, prompt, path, stream=stream)
         received, tier = arrived(stack), said["x-router-tier"]
@@ -121,7 +121,7 @@ def test_each_api_is_routed(stack: Stack, routing: Stack, path: str, stream: boo
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["content-length", "chunked"])
 def test_a_body_of_many_pieces_is_routed(stack: Stack, routing: Stack, chunked: bool) -> None:
-    """Half a megabyte, in one piece or in many, keeps every byte that is not ours to change."""
+    """Half a megabyte, in one piece or in many, keeps every byte that the router need not change."""
     system = "This is background reading. " * 18_000
     messages = [{"role": "system", "content": system}, {"role": "user", "content": PROVE}]
     body = msgspec.json.encode({"model": "auto", "messages": messages})
@@ -136,7 +136,7 @@ def test_a_body_of_many_pieces_is_routed(stack: Stack, routing: Stack, chunked: 
 
 @pytest.mark.parametrize("body", [b"no JSON", b"[]", b"{}", b""], ids=["no JSON", "array", "object", "empty"])
 def test_what_cannot_be_routed_passes(stack: Stack, routing: Stack, body: bytes) -> None:
-    """The default tier gets the client's bytes; nothing is an error of ours."""
+    """The default tier gets the client's bytes, and the router causes no error."""
     answer = send(routing.port, CHAT, body)
     received = arrived(stack)
     assert (answer.status < 500, received.tier, received.body) == (True, "large", body)
@@ -144,7 +144,7 @@ def test_what_cannot_be_routed_passes(stack: Stack, routing: Stack, body: bytes)
 
 
 def test_requests_without_a_body_pass(stack: Stack, routing: Stack) -> None:
-    """GET and DELETE, whose headers are all there is, do not wait for a body."""
+    """GET and DELETE have headers only, so the router does not wait for a body."""
     for method, path in (("GET", "/v1/models"), ("DELETE", "/v1/models"), ("GET", CHAT)):
         send(routing.port, path, method=method)
         assert (arrived(stack).tier, arrived(stack).path) == ("large", path)
@@ -153,7 +153,7 @@ def test_requests_without_a_body_pass(stack: Stack, routing: Stack) -> None:
 
 @pytest.mark.parametrize("path", APIS)
 def test_modes_that_do_not_show_the_whole_body_pass(stack: Stack, passing: Stack, path: str) -> None:
-    """Without the whole body nothing is decided: the request goes on as it is, and so does the answer."""
+    """Without the whole body the router decides nothing. Request and answer pass unchanged."""
     for more in ({}, {"stream": True}):
         sent = msgspec.json.encode(body_of(path, PROVE, "qwen3-32b") | more)
         answer = send(passing.port, path, sent)
@@ -176,7 +176,7 @@ def test_large_bodies_pass_in_those_modes(stack: Stack, passing: Stack) -> None:
 def test_full_duplex_takes_bodies_of_any_size(
     stack: Stack, shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory, size: int
 ) -> None:
-    """A full-duplex body is routed up to our limit of 8 MB, and passes whole beyond it."""
+    """A full-duplex body is routed up to our limit of 8 MB. A larger one passes complete."""
     head = b'{"model":"auto","messages":[{"role":"system","content":"' + b"a " * (size * 512 * 1024)
     body = head + b'"},{"role":"user","content":"' + PROVE.encode() + b'"}]}'
     folder = tmp_path_factory.mktemp("duplex")
@@ -188,6 +188,6 @@ def test_full_duplex_takes_bodies_of_any_size(
             tail = b',"reasoning_effort":"medium"}'
             assert received.body == body.replace(b'"auto"', b'"frontier-1"', 1)[:-1] + tail
         else:
-            assert answer.status == 404  # the upstream's own: it has no model "auto"
+            assert answer.status == 404  # from the upstream, which has no model "auto"
             assert received.body == body
         _no_trouble(beside)

@@ -1,4 +1,4 @@
-"""The external-processing protocol, message by message: a script in Envoy's place."""
+"""The external-processing protocol, message by message, with a script in place of Envoy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +54,7 @@ _PASSES = {kind: {kind: {}} for kind in (
 
 
 def _assert_routed(reply: pb.ProcessingResponse, kind: str, tier: str) -> None:
-    """A header in raw_value alone, overwritten, with the route chosen again; metadata; no content-length."""
+    """The header is in raw_value and overwrites, the route is chosen again, and content-length is absent."""
     common = getattr(reply, kind).response
     (option,) = common.header_mutation.set_headers
     wanted = pb.HeaderValueOption(
@@ -75,13 +75,13 @@ def _still_routes(channel: grpc.Channel) -> None:
 
 
 def test_health_says_serving(channel: grpc.Channel) -> None:
-    """The health service says SERVING for the server as a whole."""
+    """The health service reports SERVING for the whole server."""
     reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_one_message_with_attributes(channel: grpc.Channel) -> None:
-    """The rendered mode: the whole body and the path as an attribute, one reply with everything in it."""
+    """In the rendered mode the message has the whole body and the path. One reply has everything."""
     with ext_proc(channel) as stream:
         stream.say(body_message(_BODY, True, BUFFERED, _PATH))
         (reply,) = stream.finish()
@@ -90,7 +90,7 @@ def test_one_message_with_attributes(channel: grpc.Channel) -> None:
 
 
 def test_a_get_ends_with_its_headers(channel: grpc.Channel) -> None:
-    """Headers with end of stream are answered at once: no body will come."""
+    """Headers with end of stream get a reply immediately, because no body follows."""
     for mode in (BUFFERED, STREAMED, FULL_DUPLEX, NONE):
         with ext_proc(channel) as stream:
             stream.say(headers_message({":path": "/v1/models", ":method": "GET"}, mode, end=True))
@@ -99,7 +99,7 @@ def test_a_get_ends_with_its_headers(channel: grpc.Channel) -> None:
 
 
 def test_an_empty_chunked_post(channel: grpc.Channel) -> None:
-    """An empty body at its end is not parsed in vain, and goes on unrouted."""
+    """An empty body with end of stream is not parsed, and passes unrouted."""
     with ext_proc(channel) as stream:
         stream.say(headers_message(_HEADERS, BUFFERED))
         stream.say(body_message(b"", end=True))
@@ -110,7 +110,7 @@ def test_an_empty_chunked_post(channel: grpc.Channel) -> None:
 
 
 def test_headers_then_a_buffered_body(channel: grpc.Channel) -> None:
-    """With headers sent first, the path is read from them, and the body's reply routes."""
+    """If the headers come first, they have the path, and the reply to the body routes."""
     with ext_proc(channel) as stream:
         stream.say(headers_message(_HEADERS, BUFFERED))
         assert list(map(_plain, stream.replies(1))) == [_PASSES["request_headers"]]
@@ -122,7 +122,7 @@ def test_headers_then_a_buffered_body(channel: grpc.Channel) -> None:
 
 @pytest.mark.parametrize("field", ["value", "raw_value"])
 def test_headers_in_either_field_are_read(channel: grpc.Channel, field: str) -> None:
-    """Envoy fills `value` or `raw_value` by configuration: both are looked at."""
+    """Envoy sets `value` or `raw_value`, depending on its configuration. Both are read."""
     message = headers_message({}, BUFFERED)
     for name, value in _HEADERS.items():
         given: Any = {"key": name, field: value if field == "value" else value.encode()}
@@ -135,7 +135,7 @@ def test_headers_in_either_field_are_read(channel: grpc.Channel, field: str) -> 
 
 @pytest.mark.parametrize("kind", ["response_headers", "response_body", "response_trailers"])
 def test_a_stream_may_begin_with_the_response(channel: grpc.Channel, kind: str) -> None:
-    """Envoy answers for itself before the request was seen: passing, without request state."""
+    """Envoy answered before the router saw the request. The response passes without request state."""
     message = pb.ProcessingRequest()
     getattr(message, kind).SetInParent()
     with ext_proc(channel) as stream:
@@ -144,7 +144,7 @@ def test_a_stream_may_begin_with_the_response(channel: grpc.Channel, kind: str) 
 
 
 def test_streamed_bodies_get_one_reply_each(channel: grpc.Channel) -> None:
-    """In STREAMED mode every piece is answered by itself, the empty last one too, and nothing is changed."""
+    """In STREAMED mode every piece gets its own reply, also the empty last one. Nothing is changed."""
     with ext_proc(channel) as stream:
         stream.say(headers_message(_HEADERS, STREAMED))
         for piece in (_BODY[:10], _BODY[10:30], _BODY[30:]):
@@ -156,7 +156,7 @@ def test_streamed_bodies_get_one_reply_each(channel: grpc.Channel) -> None:
 
 @pytest.mark.parametrize("ending", ["last piece", "empty piece", "trailers"])
 def test_full_duplex_is_answered_at_the_end_of_the_body(channel: grpc.Channel, ending: str) -> None:
-    """The headers wait for the body's end; then come the route and the whole body, streamed, and the trailers."""
+    """The headers wait for the end of the body. Then come the route, the whole body, streamed, and the trailers."""
     with ext_proc(channel) as stream:
         stream.say(headers_message(_HEADERS, FULL_DUPLEX))
         stream.say(body_message(_BODY[:10]))
@@ -177,7 +177,7 @@ def test_full_duplex_is_answered_at_the_end_of_the_body(channel: grpc.Channel, e
 
 
 def test_trailers_after_a_buffered_body(channel: grpc.Channel) -> None:
-    """A body without end of stream, then trailers: each is answered, the body with its route."""
+    """A body without end of stream, then trailers. Each gets a reply, and the one to the body has the route."""
     trailers = pb.ProcessingRequest()
     trailers.request_trailers.SetInParent()
     with ext_proc(channel) as stream:
@@ -190,7 +190,7 @@ def test_trailers_after_a_buffered_body(channel: grpc.Channel) -> None:
 
 
 def test_response_phases_pass(channel: grpc.Channel) -> None:
-    """What an operator also sends us of the response is passed, one reply of the same kind each."""
+    """Messages about the response pass, with one reply of the same kind for each."""
     with ext_proc(channel) as stream:
         stream.say(body_message(_BODY, True, BUFFERED, _PATH))
         for kind in ("response_headers", "response_body", "response_trailers"):
@@ -204,7 +204,7 @@ def test_response_phases_pass(channel: grpc.Channel) -> None:
 
 
 def test_a_full_duplex_response_is_given_back_piece_by_piece(channel: grpc.Channel) -> None:
-    """Held response bodies would be lost: every piece comes back as it is, in `streamed_response`."""
+    """A response body that is not sent back is lost. Every piece returns unchanged in `streamed_response`."""
     with ext_proc(channel) as stream:
         stream.say(headers_message({":path": "/v1/models", ":method": "GET"}, NONE, True, FULL_DUPLEX))
         for piece, end in ((b"data: 1\n\n", False), (b"", True)):
@@ -220,7 +220,7 @@ def test_a_full_duplex_response_is_given_back_piece_by_piece(channel: grpc.Chann
 
 @pytest.mark.parametrize("unknown", [b"", b"\xa2\x06\x02hi", b"\x62\x00"], ids=["empty", "field 100", "field 12"])
 def test_messages_of_an_unknown_kind_do_no_harm(channel: grpc.Channel, unknown: bytes) -> None:
-    """A kind of message newer than we are is stepped over; what follows is answered."""
+    """A message of a newer kind is skipped, and the next one is answered."""
     with ext_proc(channel) as stream:
         stream.say(body_message(_BODY, True, BUFFERED, _PATH))
         stream.say(unknown)
@@ -232,7 +232,7 @@ def test_messages_of_an_unknown_kind_do_no_harm(channel: grpc.Channel, unknown: 
 
 
 def test_unknown_fields_are_ignored(channel: grpc.Channel) -> None:
-    """A known kind with fields newer than we are is read as ever."""
+    """A message of a known kind is read as usual, if it has newer fields."""
     with ext_proc(channel) as stream:
         stream.say(body_message(_BODY, True, BUFFERED, _PATH).SerializeToString() + b"\xa2\x06\x02hi")
         (reply,) = stream.finish()
@@ -247,12 +247,12 @@ def test_eight_megabytes_fit_in_one_message(channel: grpc.Channel) -> None:
     with ext_proc(channel) as stream:
         stream.say(body_message(body, True, BUFFERED, _PATH))
         (reply,) = stream.finish()
-    _assert_routed(reply, "request_body", "frontier")  # the one with most room
+    _assert_routed(reply, "request_body", "frontier")  # the tier with the largest context
     assert len(reply.request_body.response.body_mutation.body) > len(body)
 
 
 def test_more_than_the_limit_is_refused_and_nothing_else_suffers(channel: grpc.Channel) -> None:
-    """A message beyond the server's limit ends its own stream alone."""
+    """A message above the server's limit ends only its own stream."""
     with ext_proc(channel) as stream:
         stream.say(body_message(b"a" * 17 * 1024 * 1024, True, BUFFERED, _PATH))
         with pytest.raises(grpc.RpcError) as raised:
@@ -265,7 +265,7 @@ def test_more_than_the_limit_is_refused_and_nothing_else_suffers(channel: grpc.C
 def test_streams_that_are_cancelled_leave_the_server_healthy(
     stack: Stack, channel: grpc.Channel, mode: int
 ) -> None:
-    """Envoy resets a stream at the end of nearly every request: that is no error."""
+    """Envoy resets a stream at the end of nearly every request. That is not an error."""
     before = len(stack.log("router.log"))
     streams = [Stream(channel) for _ in range(20)]
     for i, stream in enumerate(streams):
@@ -279,7 +279,7 @@ def test_streams_that_are_cancelled_leave_the_server_healthy(
 
 
 def test_many_streams_at_once_are_each_answered(channel: grpc.Channel) -> None:
-    """Fifty exchanges on one connection, and each gets its own reply."""
+    """Each of fifty exchanges on one connection gets its own reply."""
     prompts = {f"{PROVE} {i}": f"{PROVE} {i}".encode() for i in range(50)}
     streams = {prompt: Stream(channel) for prompt in prompts}
     for prompt, stream in streams.items():
@@ -290,7 +290,7 @@ def test_many_streams_at_once_are_each_answered(channel: grpc.Channel) -> None:
 
 
 def test_streams_that_outlive_a_stop_are_no_errors(tmp_path: Path) -> None:
-    """They are cut when a request's time is over, and the log says that the router stopped, and nothing else."""
+    """They are cut when the time of a request is over. The log has only the lines of the stop."""
     intents = write_small_intents(tmp_path / "written")
     with (intents / "policy.yaml").open("a") as policy:
         policy.write("\ntimeouts: {attempt_s: 1, request_s: 1}\n")

@@ -1,4 +1,4 @@
-"""Editing intents while requests flow: the new settings serve, bad ones do not, and no client notices."""
+"""The intents are edited while requests flow. New settings serve, bad ones do not, and no client notices."""
 
 import os
 import re
@@ -29,7 +29,7 @@ from tests.e2e.traffic import (
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack whose intents are mounted as Kubernetes mounts a ConfigMap: links to ..data/, itself a link."""
+    """A stack whose intents are mounted like a ConfigMap in Kubernetes: links to ..data/, which is also a link."""
     root = tmp_path_factory.mktemp("mounted")
     with SampleUpstreams(MODELS) as upstreams:
         stack = Stack(write_small_intents(root / "source"), root, upstreams)
@@ -48,19 +48,19 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def _write(stack: Stack, name: str, text: str) -> None:
-    """An editor that writes in place."""
+    """Edit like an editor that writes in place."""
     (stack.intents / name).write_text(text)
 
 
 def _rename(stack: Stack, name: str, text: str) -> None:
-    """An editor that writes beside it and renames."""
+    """Edit like an editor that writes a new file and renames it."""
     beside = stack.folder / f"{name}.new"
     beside.write_text(text)
     os.replace(beside, stack.intents / name)
 
 
 def _swap(stack: Stack, name: str, text: str) -> None:
-    """The kubelet: a new dated folder, and one atomic change of the link to it."""
+    """Edit like the kubelet: a new dated folder, and one atomic change of the link to it."""
     old = (stack.intents / "..data").resolve()
     new = stack.intents / f"{old.name}x"
     new.mkdir()
@@ -86,7 +86,7 @@ _Edit = Callable[[Stack, str, str], None]
 def test_an_edit_retargets_the_cohort_under_traffic(
     mounted: Stack, edit: _Edit, intent: str, prompt: str, tier: str
 ) -> None:
-    """However the file is edited, the cohort moves to its new tier, and every request is answered with 200."""
+    """For every way to edit the file, the cohort moves to its new tier, and all requests get 200."""
     assert ask(mounted.port, prompt).said["x-router-tier"] != tier
     with Flow(mounted.port, prompt) as flow:
         flow.flows_on()
@@ -101,7 +101,7 @@ def test_an_edit_retargets_the_cohort_under_traffic(
 
 
 def test_a_bad_edit_is_reported_and_the_last_good_revision_serves_on(mounted: Stack) -> None:
-    """The log names file, line and remedy; requests are routed as before; the mended file is taken."""
+    """The log names file, line and remedy. Routing continues as before, and the repaired file is taken."""
     was = ask(mounted.port, PROVE).said
     before = len(mounted.log("router.log"))
     bad = small_intent("math_reasoning", "tier: large\nreasonning: on")
@@ -128,7 +128,7 @@ def test_a_bad_edit_is_reported_and_the_last_good_revision_serves_on(mounted: St
     ids=["empty", "binary", "unclosed", "a list", "braces", "alias"],
 )
 def test_no_broken_file_stops_the_router(mounted: Stack, broken: bytes) -> None:
-    """Whatever stands in a new file, it is refused by name, and routing goes on; without it all is well."""
+    """A broken file is refused by name, and routing continues. Without the file, the log has no error."""
     path = mounted.intents / "broken.yaml"
     before = len(mounted.log("router.log"))
     try:
@@ -143,7 +143,7 @@ def test_no_broken_file_stops_the_router(mounted: Stack, broken: bytes) -> None:
 
 
 def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack, encoder: Encoder) -> None:
-    """They serve while their file is there; a damaged one leaves the last good revision; no request fails."""
+    """They serve while their file exists. A damaged file leaves the last good revision. No request fails."""
     config = load_config(mounted.intents)
     rows = {intent.intent: encoder.encode(intent.utterances) for intent in config.intents}
     names = list(rows)
@@ -151,7 +151,7 @@ def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack,
         "fitted", "2026-11-22", config.policy.encoder.name, utterances_digest(config), "f1f958a82ea0", 12, 0, 0.3,
         {name: len(some) for name, some in rows.items()},
     )  # fmt: skip
-    # Each cohort has the centroids of the next: nobody could overlook it.
+    # Each cohort has the centroids of the next one, so every decision changes.
     turned = dict(zip(names, [rows[name] for name in names[1:] + names[:1]], strict=True))
     raw = encode_centroids(header, turned, dict.fromkeys(names, 0.05), np.concatenate(list(rows.values())))
     was = ask(mounted.port, EXTRACT).said["x-router-cohort"]
@@ -176,7 +176,7 @@ def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack,
 
 
 def test_a_removed_policy_is_refused(mounted: Stack) -> None:
-    """Without policy.yaml the last good revision serves on; put back, it is as before."""
+    """Without policy.yaml the last good revision stays active. When the file is back, everything is as before."""
     path = mounted.intents / "policy.yaml"
     before = len(mounted.log("router.log"))
     away = mounted.folder / "policy.away"

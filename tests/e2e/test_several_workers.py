@@ -1,4 +1,4 @@
-"""Several workers: Envoy uses each, one that dies is replaced, and their supervisor answers for all."""
+"""Several workers: Envoy uses each of them, a dead one is replaced, and the supervisor reports their health."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ def pair(small_intents: Path):
 
 
 def children(stack: Stack) -> list[int]:
-    """The workers' process ids."""
+    """Return the process ids of the workers."""
     command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(stack.router.pid)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "--of" in line]
@@ -43,7 +43,7 @@ def healthy(stack: Stack) -> int:
 
 
 def requests_to_each(stack: Stack) -> list[int]:
-    """How many exchanges each worker has had, as Envoy counts them."""
+    """Return the number of exchanges of each worker, as Envoy counts them."""
     with urllib.request.urlopen(f"{stack.admin_url}/clusters", timeout=5) as answer:
         lines = answer.read().decode().splitlines()
     parts = [line.split("::") for line in lines if line.startswith("extproc::127.0.0.1")]
@@ -51,7 +51,7 @@ def requests_to_each(stack: Stack) -> list[int]:
 
 
 def test_envoy_balances_over_all_workers(pair):
-    """Each is an endpoint of its own, and each decides some of the requests."""
+    """Each worker is an endpoint, and each decides some of the requests."""
     eventually(lambda: healthy(pair) == 2, "both workers serve")
     for number in range(20):
         assert ask(pair.port, f"{EXTRACT} Copy {number}.").headers["x-router-reason"] != "fail_open"
@@ -60,7 +60,7 @@ def test_envoy_balances_over_all_workers(pair):
 
 
 def test_a_worker_that_is_killed_is_started_again_while_the_other_serves(pair):
-    """No request is lost meanwhile, and the health of all stays SERVING."""
+    """No request is lost during that time, and the health of all stays SERVING."""
     eventually(lambda: healthy(pair) == 2, "both workers serve")
     first, second = children(pair)
     with Flow(pair.port, EXTRACT) as flow:
@@ -76,7 +76,7 @@ def test_a_worker_that_is_killed_is_started_again_while_the_other_serves(pair):
 
 
 def test_a_mistake_in_the_intents_ends_all_with_its_message(tmp_path):
-    """No restart mends it: the supervisor says 2, as one worker would."""
+    """A restart would not help, so the supervisor exits with 2, like a single worker."""
     (tmp_path / "policy.yaml").write_text("version: 1\n")
     done = subprocess.run(
         [sys.executable, "-m", "extproc", "serve", "--intents", str(tmp_path), "--workers", "2",
@@ -97,11 +97,11 @@ def test_a_stopped_supervisor_leaves_no_worker(small_intents):
 
 
 def test_a_killed_supervisor_leaves_no_worker(small_intents, tmp_path):
-    """It could tell them nothing: they see it, say so, and end as they would on SIGTERM."""
+    """The workers notice the end of the supervisor, log it, and end as on SIGTERM."""
 
     def alive(pid: int) -> bool:
         state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
-        return state.strip() != "" and not state.startswith("Z")  # ended, whoever may bury it
+        return state.strip() != "" and not state.startswith("Z")  # ended, even if its parent has not waited for it
 
     with SampleUpstreams(MODELS) as upstreams:
         stack = Stack(small_intents, tmp_path, upstreams, workers=2)

@@ -1,4 +1,4 @@
-"""Nobody but the router speaks in the contract's headers: neither clients nor upstreams."""
+"""Only the router sets the contract's headers. Neither clients nor upstreams can."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ _SPOOFED = {
 def test_a_client_cannot_set_the_contract_headers(
     stack: Stack, prompt: str, said: dict[str, str], names: Any
 ) -> None:
-    """The route is the router's, and nothing that the client claimed reaches the upstream."""
+    """The router chooses the route, and no contract header of the client reaches the upstream."""
     spoofed = {names(name): value for name, value in _SPOOFED.items()}
     answer = send(stack.port, CHAT, msgspec.json.encode(body_of(CHAT, prompt)), spoofed)
     received = arrived(stack)
@@ -68,7 +68,7 @@ def test_a_client_cannot_set_the_contract_headers(
     ],
 )
 def test_nor_on_requests_that_pass(stack: Stack, method: str, path: str, body: bytes | None) -> None:
-    """What the router does not route goes to the default tier, whatever the client claims."""
+    """A request that is not routed goes to the default tier, regardless of the client's headers."""
     send(stack.port, path, body, _SPOOFED, method)
     received = arrived(stack)
     assert received.tier == "large"
@@ -78,7 +78,7 @@ def test_nor_on_requests_that_pass(stack: Stack, method: str, path: str, body: b
 
 
 class _Liar:
-    """An upstream that speaks in the router's name; the `upstreams` of a second Envoy."""
+    """An upstream that sends the router's headers. It serves as the `upstreams` of a second Envoy."""
 
     def __init__(self, tiers: Any) -> None:
         self._loop = asyncio.new_event_loop()
@@ -122,7 +122,7 @@ def lied_to(shared_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def test_an_upstream_is_not_believed(stack: Stack, lied_to: tuple[Stack, _Liar]) -> None:
-    """The client reads the router's decision, asked once, whatever the upstream says of it."""
+    """The client gets the router's decision, with one attempt, and not the upstream's headers."""
     beside, liar = lied_to
     liar.received.clear()
     answer = send(beside.port, CHAT, msgspec.json.encode(body_of(CHAT, PROVE)))
@@ -132,6 +132,6 @@ def test_an_upstream_is_not_believed(stack: Stack, lied_to: tuple[Stack, _Liar])
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/models"), ("POST", "/v1/embeddings")])
 def test_nor_where_nothing_was_decided(stack: Stack, lied_to: tuple[Stack, _Liar], method: str, path: str) -> None:
-    """On other paths the upstream's claims are taken out, too."""
+    """On other paths the upstream's contract headers are removed, too."""
     answer = send(lied_to[0].port, path, b"{}" if method == "POST" else None, method=method)
     assert (answer.status, answer.contract) == (200, {"x-router-tier": "large", "x-router-attempts": "1"})

@@ -1,4 +1,4 @@
-"""What cannot be routed passes, byte for byte, and gets what the upstream would have said anyway."""
+"""A request that cannot be routed passes with the same bytes, and gets the upstream's own answer."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def _as_without_us(stack: Stack, body: bytes, path: str = CHAT, tier: str = "lar
 
 @pytest.mark.parametrize("body", _UNREADABLE.values(), ids=_UNREADABLE)
 def test_unreadable_bodies_pass_untouched(stack: Stack, body: bytes) -> None:
-    """The default tier gets the client's own bytes, and the client the tier's own answer."""
+    """The default tier gets the client's bytes, and the client gets the tier's answer."""
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", body)
@@ -60,7 +60,7 @@ _RENAMED = {
 
 @pytest.mark.parametrize("body", _RENAMED.values(), ids=_RENAMED)
 def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Stack, body: bytes) -> None:
-    """Where only the model can be read, the default tier gets its own name in its place, and no other change."""
+    """If only the model can be read, it is replaced by the default tier's model. Nothing else changes."""
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
@@ -70,7 +70,7 @@ def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Sta
 
 @pytest.mark.parametrize("path", [COMPLETIONS, RESPONSES, MESSAGES])
 def test_every_api_lets_the_unreadable_pass(stack: Stack, path: str) -> None:
-    """All four APIs read with the same care."""
+    """This is true for all four APIs."""
     for body in (b"no JSON", b'{"model":"auto","prompt":{},"input":7,"messages":{}}'):
         answer = send(stack.port, path, body)
         received = arrived(stack)
@@ -104,7 +104,7 @@ def test_models_that_are_not_ours_to_replace_pass_untouched(stack: Stack, body: 
 
 
 def test_control_characters_in_a_model_that_is_ours_go_nowhere(stack: Stack) -> None:
-    """A name that a pattern covers is replaced whole, whatever it holds."""
+    """A name that matches a pattern is replaced as a whole, with all its characters."""
     answer = send(stack.port, CHAT, b'{"model":"gpt-4\\r\\nx-evil: 1",' + _MESSAGES + b"}")
     received = arrived(stack)
     assert (answer.status, json.loads(received.body)["model"]) == (200, "qwen3-32b")
@@ -115,7 +115,7 @@ def test_control_characters_in_a_model_that_is_ours_go_nowhere(stack: Stack) -> 
     ("tier", "model"), [("small", "qwen3-8b"), ("large", "qwen3-32b"), ("frontier", "frontier-1")]
 )
 def test_a_tiers_own_model_is_pinned_to_it(stack: Stack, tier: str, model: str) -> None:
-    """Who names a tier's model gets that tier, and its body untouched."""
+    """A client that names a tier's model gets that tier, with an unchanged body."""
     body = f'{{ "model":"{model}" ,'.encode() + _MESSAGES + b"}"
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
@@ -137,7 +137,7 @@ _WORDLESS = {
 
 @pytest.mark.parametrize("body", _WORDLESS.values(), ids=_WORDLESS)
 def test_without_words_the_default_tier_serves(stack: Stack, body: bytes) -> None:
-    """A readable request with nothing to match is served, under a model name that is known there."""
+    """A readable request without text to match is served, with a model name that the tier knows."""
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
     assert (answer.status, received.tier) == (200, "large")
@@ -157,7 +157,7 @@ _ODD_BUT_ROUTED = {
 
 @pytest.mark.parametrize("body", _ODD_BUT_ROUTED.values(), ids=_ODD_BUT_ROUTED)
 def test_odd_bodies_are_routed_all_the_same(stack: Stack, body: str) -> None:
-    """What JSON allows is no reason to give up on the words."""
+    """Unusual but valid JSON does not keep the router from reading the text."""
     sent = body.replace("%s", PROVE).encode()
     answer = send(stack.port, CHAT, sent)
     received = arrived(stack)
@@ -168,7 +168,7 @@ def test_odd_bodies_are_routed_all_the_same(stack: Stack, body: str) -> None:
 
 
 def test_a_compressed_body_passes_compressed(stack: Stack) -> None:
-    """Nobody guesses at an encoded body: it goes on as it is, with its own length."""
+    """The router does not decode an encoded body. It passes unchanged, with its own length."""
     plain = b'{"model":"qwen3-32b",' + _MESSAGES + b"}"
     packed = gzip.compress(plain)
     answer = send(stack.port, CHAT, packed, {"content-encoding": "gzip"})
@@ -180,7 +180,7 @@ def test_a_compressed_body_passes_compressed(stack: Stack) -> None:
 
 
 def test_an_empty_body_passes(stack: Stack) -> None:
-    """A POST without a body never reaches the router, and its upstream's word is final."""
+    """A POST without a body never reaches the router, and the client gets the upstream's answer."""
     answer = send(stack.port, CHAT, b"")
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", b"")

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: raw HTTP, prompts whose cohort is plain, a second Envoy, and how to wait."""
+"""Shared by the end-to-end tests: raw HTTP, prompts with a clear cohort, a second Envoy, and waiting."""
 
 import contextlib
 import copy
@@ -29,12 +29,12 @@ LEGAL = "Is this non-compete clause enforceable if the employee was made redunda
 MODELS = {"small": "qwen3-8b", "large": "qwen3-32b", "frontier": "frontier-1"}
 
 _DECISION = ("x-router-cohort", "x-router-tier", "x-router-reason")
-# What they say of each prompt.
+# Their values for each prompt.
 EXTRACTED = {"x-router-cohort": "extraction", "x-router-tier": "small", "x-router-reason": "matched"}
 PROVED = {"x-router-cohort": "math_reasoning", "x-router-tier": "large", "x-router-reason": "matched"}
 JUDGED = {"x-router-cohort": "compliance", "x-router-tier": "frontier", "x-router-reason": "matched"}
 FAILED_OPEN = {"x-router-tier": "large", "x-router-reason": "fail_open"}
-# With them, where the first attempt served.
+# In addition, if the first attempt served.
 AT_ONCE = {"x-router-attempts": "1", "x-router-escalations": "0"}
 
 _SMALL_INTENTS = {
@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """One HTTP answer; header names in lower case."""
+    """One HTTP answer. Header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -75,17 +75,17 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def said(self) -> dict[str, str]:
-        """What the contract's headers say of the decision."""
+        """The contract's headers about the decision."""
         return {name: self.headers[name] for name in _DECISION if name in self.headers}
 
     @property
     def contract(self) -> dict[str, str]:
-        """Everything under the contract's names."""
+        """All headers with a name of the contract."""
         return {name: value for name, value in self.headers.items() if name.startswith("x-router-")}
 
 
 def write_small_intents(folder: Path) -> Path:
-    """Three intents of four utterances, on the sample's tiers: a router that starts and reloads quickly."""
+    """Write three intents of four utterances for the sample's tiers. A router starts and reloads them quickly."""
     folder.mkdir(parents=True)
     (folder / "policy.yaml").write_text((INTENTS / "policy.yaml").read_text())
     for name, settings in _SMALL_INTENTS.items():
@@ -94,7 +94,7 @@ def write_small_intents(folder: Path) -> Path:
 
 
 def small_intent(name: str, settings: str) -> str:
-    """The YAML of one of the small intents, with other settings."""
+    """Return the YAML of one of the small intents, with other settings."""
     utterances = "\n".join(f'  - "{words}"' for words in _UTTERANCES[name])
     return f"intent: {name}\n{settings}\nfloor: 0.05\nutterances:\n{utterances}\n"
 
@@ -106,13 +106,13 @@ def send(
     headers: dict[str, str] | None = None,
     method: str = "POST",
 ) -> Answer:
-    """Send exactly these bytes; an iterable of them goes out as chunks."""
+    """Send exactly these bytes. Several byte strings are sent as chunks."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     given = {"content-type": "application/json"} if body is not None else {}
     chunked = body is not None and not isinstance(body, bytes)
     given |= {"transfer-encoding": "chunked"} if chunked else {}
     try:
-        # A server may refuse a body early and close: its answer is there to be read all the same.
+        # A server may refuse a body early and close the connection. Its answer can still be read.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.request(method, path, body, given | (headers or {}), encode_chunked=chunked)
         answer = connection.getresponse()
@@ -127,7 +127,7 @@ def ask(port: int, prompt: str, path: str = CHAT, model: str = "auto", **more: A
 
 
 def body_of(path: str, prompt: str, model: str = "auto") -> dict[str, Any]:
-    """The least body that holds `prompt`."""
+    """Return the smallest body with `prompt`."""
     message = {"role": "user", "content": prompt}
     return {
         CHAT: {"model": model, "messages": [message]},
@@ -138,18 +138,18 @@ def body_of(path: str, prompt: str, model: str = "auto") -> dict[str, Any]:
 
 
 def arrived(stack: Stack) -> Received:
-    """The request that reached an upstream last."""
+    """Return the request that reached an upstream last."""
     return stack.upstreams.received[-1]
 
 
 def contract_headers(received: Received) -> dict[str, str]:
-    """What an upstream was told under the names that clients cannot set."""
+    """Return the headers that an upstream received under names that clients cannot set."""
     prefixes = ("x-router-", "x-cascade-", "x-envoy-max-", "x-envoy-retry-")
     return {name: value for name, value in received.headers.items() if name.startswith(prefixes)}
 
 
 def eventually(look: Callable[[], T], what: str, within_s: float = 40.0) -> T:
-    """Look until what is seen is true, and return it."""
+    """Call `look` until its result is true, and return the result."""
     deadline = time.monotonic() + within_s
     while not (seen := look()):
         assert time.monotonic() < deadline, f"not within {within_s:.0f} s: {what}; last seen: {seen!r}"
@@ -186,12 +186,12 @@ class Flow:
             thread.join(40)
 
     def flows_on(self, count: int = 5) -> None:
-        """Wait until that many more answers have come."""
+        """Wait until `count` more answers have come."""
         so_far = len(self.answers)
         eventually(lambda: len(self.answers) >= so_far + count, "requests flow")
 
     def failures(self) -> list[object]:
-        """Whatever a client would call an error."""
+        """Return everything that a client would call an error."""
         return [*self.errors, *(answer for answer in self.answers if answer.status != 200)]
 
 
@@ -202,7 +202,7 @@ def envoy_beside(
     edit: Callable[[dict[str, Any]], None],
     upstreams: SampleUpstreams | None = None,
 ) -> Iterator[Stack]:
-    """A second Envoy on the router of `stack`, with another bootstrap."""
+    """Start a second Envoy on the router of `stack`, with another bootstrap."""
     beside = Stack(stack.intents, folder, upstreams or stack.upstreams)
     beside.router_port, beside.router = stack.router_port, stack.router
     bootstrap = copy.deepcopy(beside.bootstrap())
@@ -211,12 +211,12 @@ def envoy_beside(
         beside.start_envoy(bootstrap)
         yield beside
     finally:
-        beside.router = None  # not ours to end
+        beside.router = None  # the other stack ends it
         beside.stop()
 
 
 def manager_of(bootstrap: dict[str, Any]) -> dict[str, Any]:
-    """The HTTP connection manager of the rendered listener."""
+    """Return the HTTP connection manager of the rendered listener."""
     manager: dict[str, Any] = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0][
         "typed_config"
     ]
