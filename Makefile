@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --disable-pip-version-check
+PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off
 SETUP_LOG := $(VENV)/setup.log
 # PyTorch's index of builds without CUDA. It is used only if pip's own index has no CPU build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu

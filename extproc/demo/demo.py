@@ -39,7 +39,7 @@ def _show_next(intents: Path, keep_serving: bool) -> None:
     program = sys.argv[0] if Path(sys.argv[0]).name == "extproc" else f"{sys.executable} -m extproc"
     steps = {
         "See why a prompt goes where it goes:": f'{program} explain --intents {intents} "Prove that 17 is prime."',
-        f"Change an intent or a tier in {intents}, then check the folder:": f"{program} check {intents}",
+        f"Change an intent or a tier in {intents}/, then check the folder:": f"{program} check {intents}",
     }
     if not keep_serving:
         steps["Keep Envoy running, and send it your own requests:"] = f"{program} demo --intents {intents} --serve"
