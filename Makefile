@@ -24,8 +24,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage fuzz protos envoy manifests image lock sbom bench bench-cascade \
-  bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak bench-static \
-  bench-ttft bench-views clean
+  bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak \
+  bench-static bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
