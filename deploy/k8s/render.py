@@ -221,4 +221,4 @@ def _yaml(documents: list[Dict], header: str = _HEADER) -> str:
 if __name__ == "__main__":
     for path, text in rendered(load_config(INTENTS)).items():
         (HERE / path).write_text(text)
-        print(HERE.name, path)
+        print(f"wrote deploy/k8s/{path}")
