@@ -28,3 +28,5 @@ The other packages:
 
 A package imports only packages on lower floors, which `tests/test_layers.py` lists.
 """
+
+__version__ = "0.1.0"
