@@ -118,11 +118,12 @@ def test_what_another_machine_compiled_costs_time_and_not_the_start(prepared, tm
         subprocess.run(["umount", folder], check=True)
 
 
-def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch):
+def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch, capsys):
     """The whole of `prepare` on a few texts: convert, measure, choose, save. Serving finds the result."""
     monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path))
     texts = [f"How do I return order {n}?" for n in range(8)]
     choice = prepare(MODEL, texts, "2026-01-02", 1)
+    assert capsys.readouterr().out == "", "progress bars are for a terminal"
     names = {candidate.name for candidate in choice.candidates}
     assert {"torch fp32", "openvino fp32", "openvino int8"} <= names
     agreeing = [candidate for candidate in choice.candidates if candidate.agreement >= 0.99]
