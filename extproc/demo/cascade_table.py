@@ -52,7 +52,7 @@ CASES = (
 )
 
 
-class Escalated(msgspec.Struct, frozen=True):
+class EscalatedPrompt(msgspec.Struct, frozen=True):
     """One answer, and whether it is the second attempt's, from the next tier."""
 
     prompt: str
@@ -63,7 +63,7 @@ class Escalated(msgspec.Struct, frozen=True):
     as_expected: bool
 
 
-def show_cascade(stack: Stack) -> list[Escalated]:
+def show_cascade(stack: Stack) -> list[EscalatedPrompt]:
     """Send the requests and print a table of them. Raises StackError."""
     tiers = load_config(stack.intents).policy.tiers
     first, second = tiers[0].name, tiers[1].name
@@ -90,7 +90,7 @@ def show_cascade(stack: Stack) -> list[Escalated]:
     return rows
 
 
-def _escalate(stack: Stack, client: Client, case: Case, second: str, prices: dict[str, Price]) -> Escalated:
+def _escalate(stack: Stack, client: Client, case: Case, second: str, prices: dict[str, Price]) -> EscalatedPrompt:
     stack.upstreams.billed.clear()
     answer = client.ask("auto", case.prompt, case.stream, case.extra)
     costs = []
@@ -99,7 +99,7 @@ def _escalate(stack: Stack, client: Client, case: Case, second: str, prices: dic
         dollars = billed.input_tokens * price.input + billed.output_tokens * price.output
         costs.append(f"{billed.tier} ${dollars:.1f}")
     tier, attempts = answer.headers[HeaderName.TIER], answer.headers[HeaderName.ATTEMPTS]
-    return Escalated(
+    return EscalatedPrompt(
         prompt=case.prompt,
         tier=tier,
         why="server down" if case.is_down else answer.headers.get(HeaderName.VERDICT_REASON, "-"),

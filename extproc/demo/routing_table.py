@@ -53,7 +53,7 @@ _TERMS = {
 }
 
 
-class Routed(msgspec.Struct, frozen=True):
+class RoutedPrompt(msgspec.Struct, frozen=True):
     """One routed prompt: the decision, and whether it agrees with the intents and with the request upstream."""
 
     prompt: str
@@ -66,7 +66,7 @@ class Routed(msgspec.Struct, frozen=True):
     as_decided: bool
 
 
-def show_routing(stack: Stack, intents: Path) -> list[Routed]:
+def show_routing(stack: Stack, intents: Path) -> list[RoutedPrompt]:
     """Send the prompts and print a table of them. `intents` is the folder that the user gave. Raises StackError."""
     print_heading(
         "1. Which tier serves which prompt",
@@ -101,7 +101,7 @@ def _warm_up(stack: Stack, client: Client, tiers: dict[str, Tier]) -> None:
 
 def _route(
     stack: Stack, client: Client, tiers: dict[str, Tier], tier_of: dict[str, str], prompt: str, stream: bool
-) -> Routed:
+) -> RoutedPrompt:
     answer = client.ask("auto", prompt, stream)
     received = stack.upstreams.received[-1]
     body = msgspec.json.decode(received.body)
@@ -111,7 +111,7 @@ def _route(
         plain_s = min(plain.ask(tier.model, prompt, stream).first_byte_s for _ in range(3))
     cohort, reason = answer.headers.get(HeaderName.COHORT, "-"), answer.headers[HeaderName.REASON]
     thinking = body.get("chat_template_kwargs", {}).get("enable_thinking")
-    return Routed(
+    return RoutedPrompt(
         prompt=prompt,
         stream=stream,
         cohort=cohort,
