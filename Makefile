@@ -23,9 +23,9 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
   || { tail -n 30 $(SETUP_LOG); echo "failed: $(1). The whole log is $(SETUP_LOG)."; exit 1; } >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo observe test check coverage fuzz protos envoy manifests image lock sbom bench bench-cascade \
-  bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing bench-soak \
-  bench-static bench-ttft bench-views clean
+.PHONY: help demo observe test check coverage docs reference fuzz protos envoy manifests image lock sbom bench \
+  bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing \
+  bench-soak bench-static bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -49,6 +49,12 @@ coverage: $(VENV)/tests-ready  ## run every test, and fail if a package is cover
 	@$(BIN)/python -m pytest --cov --cov-report=
 	@$(BIN)/coverage json -q -o .coverage.json
 	@$(BIN)/python -m tests.coverage_floors .coverage.json
+
+docs: $(VENV)/ready  ## build the documentation site into build/site, and fail if a link is broken
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+reference: $(VENV)/ready  ## write the reference pages of the documentation from the code
+	@$(BIN)/python -m docs.generate
 
 fuzz: $(VENV)/tests-ready  ## search for inputs that break the code, with new examples each time
 	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=long

@@ -1,0 +1,44 @@
+"""The pages about policy.yaml, intent files and rows of traffic."""
+
+from typing import get_args, get_type_hints
+
+from docs.generate import words
+from docs.generate.markdown import page
+from docs.generate.yaml_keys import Structs
+from extproc.config import schema
+from extproc.evidence.data import traffic
+
+
+def policy_page() -> str:
+    """Every key of policy.yaml."""
+    return _file_page(schema.PolicyFile, "policy.yaml", words.POLICY)
+
+
+def intent_page() -> str:
+    """Every key of an intent file."""
+    return _file_page(schema.Intent, "Intent files", words.INTENT)
+
+
+def traffic_page() -> str:
+    """Every key of a row of traffic."""
+    line = traffic._Line
+    outcome = get_args(get_type_hints(traffic.Known)["outcomes"])[1]
+    structs = Structs([line, outcome], {"Row": line.__name__, "Outcome": outcome.__name__}, words.TRAFFIC_KEYS)
+    return page(
+        "Traffic format",
+        words.TRAFFIC,
+        "## Row",
+        structs.section("Row"),
+        "## Outcome",
+        words.OUTCOME,
+        structs.section("Outcome"),
+        words.TRAFFIC_END,
+    )
+
+
+def _file_page(root: type, title: str, introduction: str) -> str:
+    structs = Structs([root])
+    parts = [introduction, "## Top level", structs.section(root.__name__)]
+    for nested in structs.nested(root.__name__):
+        parts += [f"## {nested}", structs.summary(nested), structs.section(nested)]
+    return page(title, *parts)

@@ -1,0 +1,388 @@
+"""Descriptions that the code does not hold, and the prose around the generated tables."""
+
+POLICY = """
+`intents/policy.yaml` holds the tiers, the rules and the settings of all intents. [Tiers and keys](../guides/tiers.md) is
+the guide. An unknown key is a mistake, and so is a key that appears twice. `extproc check` names file and line. `extproc
+schema policy` prints this as a JSON Schema for editors.
+"""
+
+INTENT = """
+Every other `*.yaml` file in the folder is one intent. [Write intents](../guides/intents.md) is the guide. `extproc schema
+intent` prints this as a JSON Schema for editors.
+
+`extproc calibrate` writes `floor`, `margin`, `evidence`, `scorer` and `chosen`.
+"""
+
+TRAFFIC = """
+One JSON object on each line. A file whose name ends in `.gz` is read as gzip. [Record and evaluate
+traffic](../guides/evaluate.md) is the guide.
+
+A row has either `text` or `request`. An unknown key is a mistake. A line that cannot be used is skipped and named with its
+number.
+"""
+
+OUTCOME = """
+What one tier answered, and how good it was. Everything is optional. Give `success` or `quality`, not both, and `answer` or
+`response`, not both.
+"""
+
+TRAFFIC_END = """
+## Names of outcomes
+
+`outcomes` maps a name to an outcome. The name is a tier or a tier's model. A tier may be recorded several times in a row:
+
+| Name | The answer was given |
+|---|---|
+| `small` | with any reasoning setting |
+| `small+reasoning` | with reasoning on |
+| `small+direct` | with reasoning off |
+
+A cohort that sets `reasoning` is evaluated by the outcome of that setting. If there is none, the plain outcome counts.
+"""
+
+TRAFFIC_KEYS = {
+    "Row.text": "The words of a person. They become a chat request for a model that the policy may replace.",
+    "Row.request": "A whole request body, as a client sends it. Instead of `text`.",
+    "Row.path": "The path of the request. Left out: by the shape of the body. Anthropic's bodies need `/v1/messages`.",
+    "Row.headers": "The trusted request headers that rules look at.",
+    "Row.intent": 'The true cohort. `null` or `"oos"`: the row belongs to no intent. Left out: it has no label.',
+    "Row.outcomes": "The outcome of each tier that answered, by name: see below.",
+    "Row.id": "Your own name for the row.",
+    "Row.session": "The conversation that the row belongs to. Rows of one conversation are resampled together.",
+    "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
+    "Row.variants": 'The same ask in other words, by a name of yours, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
+    "`eval --perturb` tries them.",
+    "Outcome.success": "Whether the answer was right.",
+    "Outcome.quality": "How good the answer was, from 0 to 1.",
+    "Outcome.tokens_in": "Input tokens, as the upstream reported them.",
+    "Outcome.tokens_out": "Output tokens, as the upstream reported them.",
+    "Outcome.latency_s": "How long the answer took, in seconds.",
+    "Outcome.answer": "The text of the answer. Acceptance rules judge it.",
+    "Outcome.finish": "The finish reason that came with `answer`.",
+    "Outcome.response": "The whole JSON that the upstream sent, or a text with the events of a stream. Instead of `answer`.",
+}
+
+ACCEPTANCE = """
+Rules of an intent's `accept` list. They are tried in order, and the first rejection decides. [Judge and
+escalate](../guides/judge.md) is the guide. The word behind a rejection is in [Reasons and
+verdicts](reasons.md#reasons-of-a-rejection).
+"""
+
+ACCEPTANCE_END = """
+## Streams
+
+Under `stream: early`, `regex`, `grounded` and `score` are not decided on a part of an answer. They hold for answers that end
+within the buffered part.
+"""
+
+RULES = {
+    "complete": "the upstream finished by itself: not cut by a cap or a filter, and all choices are there",
+    "non_empty": "it has a text or a tool call",
+    "min_chars": "its text has at least this many characters, without white space around it",
+    "max_chars": "its text has at most this many characters, without white space around it",
+    "json": "its text is one JSON object or array, without a code fence",
+    "json_schema": "its text is JSON that meets this schema, or the schema of the request",
+    "tool_calls": "it calls only tools that the request offered, with arguments that meet their schemas",
+    "regex": "its text, without white space around it, matches the pattern somewhere (RE2)",
+    "no_refusal": "it has no refusal field, was not filtered, and does not open as a refusal",
+    "logprob": "the mean log-probability of its tokens is at least `min`",
+    "grounded": "at least the share `min` of its sentences is similar to the context of the request",
+    "score": "it is at least this likely to be right, by the curve that `extproc calibrate --target` fitted",
+    "agree": "another model gives a similar answer",
+    "judge": "another model says that it is good",
+}
+
+RULE_KEYS = {
+    "MinChars.chars": "Lowest number of characters.",
+    "MaxChars.chars": "Highest number of characters.",
+    "JsonSchema.schema": "A JSON Schema. `request`: the schema that the request asks for.",
+    "JsonSchema.on_unavailable": "What counts if there is no usable schema.",
+    "ToolCalls.on_unavailable": "What counts if the offered tools or a schema cannot be read.",
+    "Regex.pattern": "The pattern. RE2 has no look-around and no back-references.",
+    "Logprob.min": "Lowest mean log-probability.",
+    "Logprob.first": "Judge these first tokens alone, as soon as they are there. Left out: all tokens.",
+    "Logprob.slack": "How far below `min` the mean of a part of a stream must be to reject it early.",
+    "Logprob.on_unavailable": "What counts if the answer has no log-probabilities.",
+    "Grounded.min": "Lowest share of sentences that are similar to the context.",
+    "Grounded.level": "Lowest similarity of a sentence. It is not calibrated.",
+    "Grounded.on_unavailable": "What counts if there is no context, or too much text.",
+    "Score.min": "Lowest probability that the answer is right.",
+    "Score.on_unavailable": "What counts if the score cannot be computed.",
+    "External.by": "A name under `judges` in `policy.yaml`.",
+    "External.level": "For `agree`: lowest similarity of the two answers.",
+    "External.on_unavailable": "What counts if the other model is down, too slow or unclear.",
+}
+
+COMMANDS = """
+`extproc COMMAND --help` prints the same. [Exit codes](exit-codes.md) are the same for all commands.
+"""
+
+CONTRACT = """
+These names pass between Envoy, the router and the verifier. Clients and upstreams cannot set any of them. The code has them
+in `extproc/contract/`.
+"""
+
+HEADERS = {
+    "x-router-cluster": "request, to the upstream: where the first attempt goes",
+    "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
+    "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
+    "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
+    "x-router-cohort": "response: the cohort where the request landed",
+    "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router",
+    "x-router-tier": "response: the tier that served",
+    "x-router-attempts": "response: how many attempts there were",
+    "x-router-escalations": "response: how many answers were rejected on the way",
+    "x-cascade-verdict": "response: `accept`, `degraded` or `human`; absent if the answer was not judged. Between verifier "
+    "and Envoy also `escalate`",
+    "x-cascade-reason": "response: why an answer was rejected",
+    "x-role": "gRPC stream: which of Envoy's filters opened it",
+}
+
+METADATA = """
+Dynamic metadata travels with the request inside Envoy. Clients cannot send it. A key that is absent has no value for this
+request.
+"""
+
+NAMESPACES = {
+    "semantic_router": "the decision, and what verdicts add to it. Envoy's log, spans and response headers read it",
+    "semantic_router.ladder": "`priority_groups`: where each attempt goes. A verdict may rewrite it to jump a rung",
+    "semantic_router.rungs": "what changes in the body from the second attempt on",
+    "semantic_router.facts": "what the answer has to meet. For the verifier alone, never logged",
+    "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
+    "semantic_router.ledger": "who asked and in which conversation (hashes), and what each judged attempt cost",
+    "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
+}
+
+# By key, or by `Record.key` where a key means different things.
+RECORD_KEYS = {
+    "cluster": "Envoy's cluster of the first attempt",
+    "tier": "the tier of the first attempt",
+    "reason": "the one reason for the tier",
+    "reasoning": "what reasoning was set to (`on`, `off`, `low` and so on), or whose choice stands: `client`, `model`; "
+    "`none`: the tier has no way",
+    "revision": "the revision of the configuration",
+    "mode": "`enforce` or `shadow`",
+    "cohort": "the nearest cohort, trusted or not",
+    "similarity": "similarity with that cohort",
+    "margin": "lead over the second cohort",
+    "calibrated": "whether the cohort's floor rests on evidence about the present centroids",
+    "probability": "the probability that the match is right; only of calibrated cohorts",
+    "evidence": "the hash of the data that the probability was fitted on, and the date",
+    "ask": "the rule that found the ask: `last_user`, `earlier_user`, `joined`, `raw`, `none`",
+    "ask_chars": "length of the ask before it was cut",
+    "ask_cut": "whether only its head and tail were matched",
+    "tokens": "tokens of the whole request, estimated",
+    "rule": "the first rule that applied",
+    "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
+    "contract": "the version of these names that the decision was written for",
+    "max_retries": "rungs that this request may take",
+    "escalations": "answers that were rejected and asked again at the next rung",
+    "judge": "by tier, how its answer reaches the verifier: `body` or `stream`. Other tiers are not judged",
+    "rungs": "the clusters of the ladder, the first attempt's first",
+    "api": "the API of the request: `chat`, `completions`, `responses`, `messages`",
+    "logprobs_added": "whether the router asked for log-probabilities that the client did not want",
+    "skipped": "rungs that verdicts have jumped",
+    "verdict": "what was done about the answer: see [Verdicts](reasons.md#verdicts)",
+    "verdict_reason": "why the answer was rejected: see [Reasons of a rejection](reasons.md#reasons-of-a-rejection)",
+    "bound": "why a rejected answer did not escalate: see [Bounds](reasons.md#bounds)",
+    "RungsRecord.attempts": "for each further attempt, the patches that make its body from the first attempt's",
+    "at": "where the patch begins, in bytes",
+    "length": "how many bytes it replaces",
+    "text": "what it puts there",
+    "facts": "what the answer has to meet, as JSON",
+    "body": "the answer",
+    "type": "its content type",
+    "AnswerRecord.tier": "the tier that gave it",
+    "principal": "who asks, as a hash",
+    "session": "the conversation, as a hash",
+    "LedgerRecord.attempts": "each judged attempt, under its number",
+    "AttemptRecord.verdict": "what was done about its answer",
+    "AttemptRecord.tier": "the tier that gave it",
+    "AttemptRecord.reason": "why it was rejected",
+    "input": "input tokens",
+    "output": "output tokens",
+    "cached": "input tokens that the upstream had cached",
+}
+
+REASONS_INTRODUCTION = """
+Each word is spelled the same in headers, metadata, logs, metrics, spans and the ledger.
+[Troubleshoot](../guides/troubleshoot.md) goes from a word to its cause.
+"""
+
+REASONS = {
+    "matched": "the cohort's own tier",
+    "rule": "a rule named the tier",
+    "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
+    "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio",
+    "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
+    "pinned": "the client named a tier's own model",
+    "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
+    "out_of_scope": "nearer to no cohort than that cohort's floor",
+    "ambiguous": "two cohorts are too close",
+    "no_text": "the request has no words of a person",
+    "unreadable": "the body is not strict JSON of the API's shape",
+    "deadline": "the encoder took too long, or had too much to do",
+    "encoder_error": "the encoder failed",
+}
+
+UNDECIDED = {
+    "fail_open": "Envoy went on without the router, to the default tier",
+    "none": "in the ledger: nothing was sent to an upstream",
+}
+
+VERDICTS = {
+    "accept": "the rules accept the answer, or the known part of a stream gives no reason to reject it",
+    "escalate": "rejected: Envoy asks the next rung",
+    "degraded": "rejected or not fully judged, and served all the same",
+    "human": "rejected, and handed to a person",
+    "recorded": "rejected after it had left for the client",
+    "rescued": "rejected before, and served after all, as every rung above failed",
+}
+
+REJECTIONS_INTRODUCTION = """
+`verdict_reason` in the decision log, `x-cascade-reason` in the answer. The first four come from answers that no client could
+read, regardless of the rules.
+"""
+
+REJECTIONS = {
+    "upstream_error": "an error inside an answer with status 200",
+    "malformed": "broken JSON or a broken event",
+    "wrong_type": "the content type does not fit the content",
+    "wrong_framing": "a stream where none was asked for, or none where one was",
+    "incomplete": "the answer has no proper end, or too few choices",
+    "cut": "rule `complete`: a cap on tokens ended the answer",
+    "filtered": "rule `complete`: a content filter ended the answer",
+    "empty": "rule `non_empty`: no text and no tool call",
+    "too_short": "rule `min_chars`",
+    "too_long": "rule `max_chars`",
+    "not_json": "rules `json`, `json_schema`: the text is not JSON",
+    "schema": "rule `json_schema`: the JSON does not meet the schema",
+    "no_tool_call": "rule `tool_calls`: the request demanded a call",
+    "unknown_tool": "rule `tool_calls`: a call of a tool that was not offered",
+    "tool_arguments": "rule `tool_calls`: arguments that do not meet the tool's schema",
+    "regex": "rule `regex`: no match",
+    "refusal": "rule `no_refusal`",
+    "low_logprob": "rule `logprob`",
+    "ungrounded": "rule `grounded`",
+    "low_score": "rule `score`",
+    "agree": "rule `agree`: the other model's answer is not similar",
+    "judge": "rule `judge`: the other model says no",
+}
+
+BOUNDS = {
+    "last_rung": "the ladder has ended",
+    "cohort_share": "the cohort has used up its share (`escalate.share`)",
+    "principal_rate": "the principal has used up its rate (`escalations`)",
+}
+
+ENDINGS = {
+    "accepted": "answered, and no rule rejected the answer",
+    "degraded": "answered with an answer that a rule rejected",
+    "human": "handed to a person",
+    "failed": "an error, or an answer that was cut",
+    "cancelled": "the client left",
+}
+
+RELOADS = {
+    "applied": "the new revision serves",
+    "invalid": "refused: the files have a mistake",
+    "regression": "refused: the gate found a cohort that got worse",
+    "gate": "refused: the gate had no result",
+    "error": "refused: an unexpected error",
+}
+
+MODES = {
+    "body": "the verifier gets the answer as a whole",
+    "stream": "the verifier gets the answer chunk by chunk",
+    "router": "the stream of the router filter",
+    "verifier": "the stream of a verifier filter: one attempt",
+    "rescue": "the stream of the rescue filter: a failure, while a rejected answer is kept",
+}
+
+DECISION_LOG = """
+Envoy writes one JSON line of every exchange. [Observe](../guides/observe.md#decision-log) is the guide. The JSON Schema is
+[decision-log.schema.json](../decision-log.schema.json), and a test holds lines of the real Envoy to it. No word of a request or
+an answer is in it.
+"""
+
+TELEMETRY = """
+They are exported over OTLP, to Prometheus, or both: see [Observe](../guides/observe.md#metrics-and-spans). Labels hold names and
+words, never text of a request.
+"""
+
+METRIC_LABELS = {
+    "semantic_router.decisions": "cohort, tier, reason",
+    "semantic_router.stage.duration": "stage: `read`, `embed`, `match`, `write`",
+    "semantic_router.verdicts": "cohort, verdict, reason, bound",
+    "semantic_router.rules.unavailable": "cohort, rule",
+    "semantic_router.failures": "error.type",
+    "semantic_router.loop.lag": "",
+    "semantic_router.reloads": "outcome: `applied`, `refused`; reason of a refusal",
+    "semantic_router.outcomes": "cohort, tier, reason, outcome",
+    "semantic_router.rejections": "cohort, tier, reason",
+    "semantic_router.tokens": "cohort, tier, answer: `last`, `rejected`; type: `input`, `output`, `cached`",
+    "semantic_router.cost": "cohort, tier, answer",
+    "semantic_router.cost.default": "cohort, tier",
+    "semantic_router.usage.unknown": "cohort, tier, answer",
+    "semantic_router.first_byte.duration": "cohort, tier",
+    "semantic_router.ledger.lost": "",
+    "semantic_router.revision": "revision",
+    "semantic_router.escalation.share": "cohort",
+}
+
+SPANS = """
+## Spans
+
+| Span | When | Attributes |
+|---|---|---|
+| `semantic_router.decide` | a decision, as long as its stages took | `semantic_router.` and each key of the [decision](contract.md#semantic_router); `semantic_router.STAGE_ms`; those below |
+| `semantic_router.judge` | a verdict | `semantic_router.cohort`, `.verdict`, `.reason`, `.bound`, `.attempt` |
+
+Both are children of the span that Envoy sends with the gRPC stream.
+
+| Attribute of the GenAI conventions | Value |
+|---|---|
+| `gen_ai.operation.name` | `chat` or `text_completion` |
+| `gen_ai.provider.name` | the API that is spoken: `openai` or `anthropic` |
+| `gen_ai.request.model` | the model that the client asked for |
+| `gen_ai.request.max_tokens` | the client's own cap |
+| `gen_ai.request.stream` | true for a stream |
+| `gen_ai.output.type` | `json` if the client demanded JSON |
+"""
+
+LOG = """
+The router writes its log to standard error: date, level, line. `...` stands for a part that differs each time. No line holds a
+word of a request or an answer.
+"""
+
+# By the function that writes the line.
+LOG_LINES = {
+    "Ledger._run": "Envoy sent a batch that is not an access log. Its outcomes are lost. Do Envoy and the router have the same "
+    "version of the configuration?",
+    "ExternalProcessor.process": "An error of the router ended one exchange. Envoy sent the request to the default tier. The "
+    "traceback follows: please report it.",
+    "_scraped": "The port for Prometheus cannot be opened. Traffic goes on without it. Choose another port with "
+    "`OTEL_EXPORTER_PROMETHEUS_PORT`.",
+    "Ledger._drop": "Outcomes are dropped. Traffic is not affected. Look at the disk, the lock or the database that the line names.",
+    "Ledger._keep": "The ledger works again after the line above.",
+    "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
+    "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
+    "watch 3": "An edit was applied.",
+    "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
+    "following.renewed": "New certificates are used from the next connection on.",
+    "following.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",
+    "_stop_without.gone": "The process that started the workers was killed. This worker ends, too. Start the router again.",
+    "_Worker.keep_alive": "A worker ended and is started again. Its own log says why.",
+    "serve": "Which encoder serves, and what `extproc prepare` measured.",
+    "serve 2": "The router serves.",
+    "serve 3": "The router was told to stop, and finishes its streams.",
+    "serve 4": "The router has stopped.",
+    "_admitted": "The gate compares this revision with the active one. It can take minutes.",
+    "matching": "The fitted centroids are stale. Centroids come from the utterances again. Run `extproc calibrate` again, or delete "
+    "the file.",
+    "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
+    "_check_against_envoy": "A rule reads a header that Envoy does not send to the router. Run `extproc envoy` again.",
+    "_check_against_envoy 2": "Envoy still waits only as long as the old deadline. Run `extproc envoy` again.",
+    "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",
+    "watch_lag": "The process got no CPU, or something blocked the event loop. Give it more CPU, workers or replicas.",
+}
