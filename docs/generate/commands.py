@@ -12,7 +12,7 @@ def commands_page() -> str:
     """Every command with every argument and option."""
     parser = command_parser()
     commands = dict(_commands(parser))
-    parts = [words.COMMANDS, _overview(commands), "## Options of every command", _options(parser)]
+    parts = [words.COMMANDS, _overview(commands), "## extproc", _options(parser)]
     for name, command in commands.items():
         parts += [f"## {name}", command.description or "", _usage(command), _options(command)]
     return page("Command line", *parts)
@@ -59,7 +59,8 @@ def _options(command: argparse.ArgumentParser) -> str:
 
 def _shown(command: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     for action in command._actions:
-        if action.help != argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction):
+        hidden = (argparse._SubParsersAction, argparse._HelpAction)
+        if action.help != argparse.SUPPRESS and not isinstance(action, hidden):
             yield action
 
 

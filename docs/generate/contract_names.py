@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -79,9 +79,11 @@ def _type(kind: Any) -> str:
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
     if kind in names:
         return names[kind]
-    if arguments:
-        return f"{getattr(kind, '__origin__', kind).__name__} of {', '.join(map(_type, arguments))}"
-    return str(getattr(kind, "__name__", kind))
+    if get_origin(kind) is dict:
+        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
+    if get_origin(kind) is list:
+        return f"list of {_type(arguments[0])}"
+    return "text" if issubclass(kind, str) else "object"
 
 
 def reasons_page() -> str:
@@ -97,20 +99,30 @@ def reasons_page() -> str:
         _words_table(list(VerdictWord), words.VERDICTS, "verdict"),
         "## Reasons of a rejection",
         words.REJECTIONS_INTRODUCTION,
-        _words_table(rejections(), words.REJECTIONS, "reason of a rejection"),
+        _words_table(_in_order(rejections(), words.REJECTIONS), words.REJECTIONS, "reason of a rejection"),
         "## Bounds",
         "Why a rejected answer did not escalate (`bound` in the decision log).",
         _words_table(list(Bound), words.BOUNDS, "bound"),
         "## Endings",
         "How an exchange ended (`ending` in the ledger, `outcome` in metrics).",
-        _words_table(list(get_args(Ending)), words.ENDINGS, "ending"),
+        _words_table(_values(Ending), words.ENDINGS, "ending"),
         "## Reloads",
         "`reason` of `semantic_router.reloads`.",
-        _words_table(list(telemetry.RELOADS if hasattr(telemetry, "RELOADS") else telemetry._RELOADS), words.RELOADS,
-                     "outcome of a reload"),
+        _words_table(list(telemetry._RELOADS), words.RELOADS, "outcome of a reload"),
         "## Modes and roles",
         _words_table([*JudgeMode, *Role], words.MODES, "mode or role"),
     )
+
+
+def _in_order(names: list[str], texts: dict[str, str]) -> list[str]:
+    """The names in the order of their descriptions."""
+    order = list(texts)
+    return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
+
+
+def _values(kind: Any) -> list[Any]:
+    """The words of an enum or of a Literal."""
+    return list(kind) if isinstance(kind, type) else list(get_args(kind))
 
 
 def _words_table(values: list[Any], texts: dict[str, str], kind: str, fallback: bool = False) -> str:

@@ -1,6 +1,8 @@
 """The pages about policy.yaml, intent files and rows of traffic."""
 
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
+
+import msgspec
 
 from docs.generate import words
 from docs.generate.markdown import page
@@ -21,9 +23,8 @@ def intent_page() -> str:
 
 def traffic_page() -> str:
     """Every key of a row of traffic."""
-    line = traffic._Line
     outcome = get_args(get_type_hints(traffic.Known)["outcomes"])[1]
-    structs = Structs([line, outcome], {"Row": line.__name__, "Outcome": outcome.__name__}, words.TRAFFIC_KEYS)
+    structs = Structs([_plain("Row", traffic._Line), _plain("Outcome", outcome)], words.TRAFFIC_KEYS)
     return page(
         "Traffic format",
         words.TRAFFIC,
@@ -34,6 +35,19 @@ def traffic_page() -> str:
         structs.section("Outcome"),
         words.TRAFFIC_END,
     )
+
+
+def _plain(name: str, struct: type[msgspec.Struct]) -> type[msgspec.Struct]:
+    """The struct under another name, with any value where it keeps JSON undecoded: that has no schema."""
+    fields = []
+    for field in msgspec.structs.fields(struct):
+        raw = field.type is msgspec.Raw
+        default = None if raw else field.default
+        factory = field.default_factory
+        if factory is not msgspec.NODEFAULT:
+            default = msgspec.field(default_factory=factory)
+        fields.append((field.name, Any if raw else field.type, default))
+    return msgspec.defstruct(name, fields)
 
 
 def _file_page(root: type, title: str, introduction: str) -> str:

@@ -14,15 +14,9 @@ Schema = Mapping[str, Any]
 class Structs:
     """JSON Schemas of some structs and of everything that they hold."""
 
-    def __init__(
-        self, roots: list[type], names: Mapping[str, str] | None = None, words: Mapping[str, str] | None = None
-    ) -> None:
-        """`names`: what a struct is called here, and in the code.
-
-        `words`: descriptions by `Struct.field`, for fields that have none in the code.
-        """
-        _, components = msgspec.json.schema_components(roots)
-        self.components = {**components, **{here: components[there] for here, there in (names or {}).items()}}
+    def __init__(self, roots: list[type], words: Mapping[str, str] | None = None) -> None:
+        """`words`: descriptions by `Struct.field`, for fields that have none in the code."""
+        _, self.components = msgspec.json.schema_components(roots)
         self.words = words or {}
         self.roots = [root.__name__ for root in roots]
 
@@ -63,17 +57,25 @@ class Structs:
             return f"[{name}](#{name.lower()})"
         if "anyOf" in value:
             kinds = [self.type_of(kind) for kind in value["anyOf"] if kind.get("type") != "null"]
-            return " or ".join(kinds)
+            return ", or ".join(kinds)
         if "enum" in value:
             return ", ".join(code(_yaml(word)) for word in value["enum"])
         if value.get("type") == "array":
-            return f"list of {self.type_of(value['items'])}" if value.get("items") else "list"
+            return self._type_of_list(value)
         if value.get("type") == "object":
             extra = value.get("additionalProperties")
             return f"mapping of names to {self.type_of(extra)}" if isinstance(extra, dict) else "mapping"
         return {"integer": "whole number", "boolean": "`true` or `false`", "string": "text"}.get(
             str(value.get("type")), str(value.get("type", "any value"))
         )
+
+    def _type_of_list(self, value: Schema) -> str:
+        if "prefixItems" in value:
+            return f"list: {', '.join(map(self.type_of, value['prefixItems']))}"
+        if not value.get("items"):
+            return "list"
+        item = self.type_of(value["items"])
+        return f"list of ({item})" if ", or " in item else f"list of {item}"
 
     def _default(self, value: Schema) -> str:
         if "default" not in value:
