@@ -93,7 +93,7 @@ def reasons_page() -> str:
         words.REASONS_INTRODUCTION,
         "## Reasons of a decision",
         _words_table(list(Reason), words.REASONS, "reason", fallback=True),
-        "Where the router decided nothing:",
+        "Words that stand for a reason if the router decided nothing:",
         _words_table(list(Undecided), words.UNDECIDED, "reason"),
         "## Verdicts",
         _words_table(list(VerdictWord), words.VERDICTS, "verdict"),
@@ -154,7 +154,9 @@ def _fields(schema: dict[str, Any]) -> str:
     for name, field in schema["properties"].items():
         text = field.get("description") or words.RECORD_KEYS.get(name)
         if text is None:
-            raise MissingWordsError(f"the field `{name}` of the decision log has no description: add it to {_SCHEMA.name}")
+            raise MissingWordsError(
+                f"the field `{name}` of the decision log has no description: add it to {_SCHEMA.name}"
+            )
         rows.append((code(name), _json_type(field), "yes" if name in required else "", text))
     return table(("Field", "Type", "Always there", "Meaning"), rows)
 

@@ -13,12 +13,12 @@ from docs.generate.markdown import code, described, no_leftovers, page, table
 
 _LEVELS = {"exception": "error", "error": "error", "warning": "warning", "info": "info"}
 _PACKAGE = Path(extproc.__file__).parent
-# What `%` formatting puts in.
+# A place that `%` formatting fills.
 _PLACE = re.compile(r"%[-\d.,]*[sdgfr]")
 
 
 class LogLine(msgspec.Struct, frozen=True, order=True):
-    """One line of the log; `...` stands for what differs each time."""
+    """One line of the log; `...` stands for the parts that differ each time."""
 
     level: str
     text: str
@@ -33,7 +33,11 @@ def log_lines_page() -> str:
     parts = []
     for level in ("error", "warning", "info"):
         rows = [
-            (code(line.text), described(words.LOG_LINES, line.key, f"log line `{line.text}`, written by"), code(line.module))
+            (
+                code(line.text),
+                described(words.LOG_LINES, line.key, f"log line `{line.text}`, written by"),
+                code(line.module),
+            )
             for line in lines
             if line.level == level
         ]

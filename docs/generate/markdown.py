@@ -32,7 +32,9 @@ def code(text: object) -> str:
 def described(words: Mapping[str, str], key: str, kind: str) -> str:
     """The description of `key`. Raises MissingWordsError."""
     if key not in words:
-        raise MissingWordsError(f"{kind} `{key}` has no description: write one in the code or in docs/generate/words.py")
+        raise MissingWordsError(
+            f"{kind} `{key}` has no description: write one in the code or in docs/generate/words.py"
+        )
     return words[key]
 
 
@@ -40,4 +42,6 @@ def no_leftovers(words: Mapping[str, str], keys: Iterable[str], kind: str) -> No
     """Raises MissingWordsError where a description is of something that the code no longer has."""
     gone = sorted(words.keys() - set(keys))
     if gone:
-        raise MissingWordsError(f"the code has no {kind} called {', '.join(gone)}: remove it from docs/generate/words.py")
+        raise MissingWordsError(
+            f"the code has no {kind} called {', '.join(gone)}: remove it from docs/generate/words.py"
+        )

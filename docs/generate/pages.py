@@ -1,4 +1,4 @@
-"""Which generated file is written by what."""
+"""The generated files, and the function that writes each of them."""
 
 from collections.abc import Callable
 

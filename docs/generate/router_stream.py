@@ -1,4 +1,4 @@
-"""What the router replies to the messages of a stream, found by asking a router."""
+"""The router's replies to the messages of a stream, found by asking a router."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,7 +11,11 @@ from extproc.routing.policy import Policy, Snapshot
 from extproc.settings import Price, Tier
 
 _HEADERS, _LONE_HEADERS = Event("request_headers"), Event("request_headers", end=True)
-_CHUNK, _LAST, _TRAILERS = Event("request_body", body=b"{"), Event("request_body", True, b"}"), Event("request_trailers", True)
+_CHUNK, _LAST, _TRAILERS = (
+    Event("request_body", body=b"{"),
+    Event("request_body", True, b"}"),
+    Event("request_trailers", True),
+)
 _SEQUENCES: dict[str, Sequence[Event]] = {
     "the whole body; headers are skipped": (_LAST,),
     "headers, then the whole body": (_HEADERS, _LAST),
@@ -54,4 +58,6 @@ async def _replies(mode: Any, events: Sequence[Event]) -> str:
 
 def _plain(reply: Reply) -> str:
     what = reply.kind.removeprefix("request_")
-    return f"**the decision** with the {what}" if reply.metadata is not None else f"{what} go on".replace("body go", "body goes")
+    if reply.metadata is not None:
+        return f"**the decision** with the {what}"
+    return "body goes on" if what == "body" else f"{what} go on"

@@ -1,4 +1,4 @@
-"""The page about metrics and spans, from what the server creates."""
+"""The page about metrics and spans, from the instruments that the server creates."""
 
 from typing import Any
 from unittest import mock
@@ -19,7 +19,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     @property
     def prometheus_name(self) -> str:
-        """What OpenTelemetry's exporter for Prometheus calls it."""
+        """The name that OpenTelemetry's exporter for Prometheus gives it."""
         name = self.name.replace(".", "_")
         unit = "" if self.unit.startswith("{") else {"s": "_seconds"}.get(self.unit, f"_{self.unit}")
         return name + (unit if self.unit else "") + ("_total" if self.kind == "counter" else "")

@@ -2,7 +2,7 @@
 
 POLICY = """
 `intents/policy.yaml` holds the tiers, the rules and the settings of all intents. [Tiers and keys](../guides/tiers.md) is
-the guide. An unknown key is a mistake, and so is a key that appears twice. `extproc check` names file and line. `extproc
+the guide. An unknown key is a mistake. A key that appears twice is a mistake, too. `extproc check` names file and line. `extproc
 schema policy` prints this as a JSON Schema for editors.
 """
 
@@ -22,7 +22,7 @@ number.
 """
 
 OUTCOME = """
-What one tier answered, and how good it was. Everything is optional. Give `success` or `quality`, not both, and `answer` or
+An outcome says how one tier answered, and how good the answer was. Everything is optional. Give `success` or `quality`, not both, and `answer` or
 `response`, not both.
 """
 
@@ -50,7 +50,7 @@ TRAFFIC_KEYS = {
     "Row.id": "Your own name for the row.",
     "Row.session": "The conversation that the row belongs to. Rows of one conversation are resampled together.",
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
-    "Row.variants": 'The same ask in other words, by a name of yours, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
+    "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
     "`eval --perturb` tries them.",
     "Outcome.success": "Whether the answer was right.",
     "Outcome.quality": "How good the answer was, from 0 to 1.",
@@ -96,21 +96,21 @@ RULE_KEYS = {
     "MinChars.chars": "Lowest number of characters.",
     "MaxChars.chars": "Highest number of characters.",
     "JsonSchema.schema": "A JSON Schema. `request`: the schema that the request asks for.",
-    "JsonSchema.on_unavailable": "What counts if there is no usable schema.",
-    "ToolCalls.on_unavailable": "What counts if the offered tools or a schema cannot be read.",
+    "JsonSchema.on_unavailable": "The outcome of the rule if there is no usable schema.",
+    "ToolCalls.on_unavailable": "The outcome of the rule if the offered tools or a schema cannot be read.",
     "Regex.pattern": "The pattern. RE2 has no look-around and no back-references.",
     "Logprob.min": "Lowest mean log-probability.",
     "Logprob.first": "Judge these first tokens alone, as soon as they are there. Left out: all tokens.",
     "Logprob.slack": "How far below `min` the mean of a part of a stream must be to reject it early.",
-    "Logprob.on_unavailable": "What counts if the answer has no log-probabilities.",
+    "Logprob.on_unavailable": "The outcome of the rule if the answer has no log-probabilities.",
     "Grounded.min": "Lowest share of sentences that are similar to the context.",
     "Grounded.level": "Lowest similarity of a sentence. It is not calibrated.",
-    "Grounded.on_unavailable": "What counts if there is no context, or too much text.",
+    "Grounded.on_unavailable": "The outcome of the rule if there is no context, or too much text.",
     "Score.min": "Lowest probability that the answer is right.",
-    "Score.on_unavailable": "What counts if the score cannot be computed.",
+    "Score.on_unavailable": "The outcome of the rule if the score cannot be computed.",
     "External.by": "A name under `judges` in `policy.yaml`.",
     "External.level": "For `agree`: lowest similarity of the two answers.",
-    "External.on_unavailable": "What counts if the other model is down, too slow or unclear.",
+    "External.on_unavailable": "The outcome of the rule if the other model is down, too slow or unclear.",
 }
 
 COMMANDS = """
@@ -147,9 +147,9 @@ NAMESPACES = {
     "semantic_router": "the decision, and what verdicts add to it. Envoy's log, spans and response headers read it",
     "semantic_router.ladder": "`priority_groups`: where each attempt goes. A verdict may rewrite it to jump a rung",
     "semantic_router.rungs": "what changes in the body from the second attempt on",
-    "semantic_router.facts": "what the answer has to meet. For the verifier alone, never logged",
+    "semantic_router.facts": "the requirements of the request on its answer. For the verifier alone, never logged",
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
-    "semantic_router.ledger": "who asked and in which conversation (hashes), and what each judged attempt cost",
+    "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
     "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
 }
 
@@ -158,7 +158,7 @@ RECORD_KEYS = {
     "cluster": "Envoy's cluster of the first attempt",
     "tier": "the tier of the first attempt",
     "reason": "the one reason for the tier",
-    "reasoning": "what reasoning was set to (`on`, `off`, `low` and so on), or whose choice stands: `client`, `model`; "
+    "reasoning": "the reasoning setting that was written (`on`, `off`, `low` and so on). `client`, `model`: their choice stands. "
     "`none`: the tier has no way",
     "revision": "the revision of the configuration",
     "mode": "`enforce` or `shadow`",
@@ -182,21 +182,21 @@ RECORD_KEYS = {
     "api": "the API of the request: `chat`, `completions`, `responses`, `messages`",
     "logprobs_added": "whether the router asked for log-probabilities that the client did not want",
     "skipped": "rungs that verdicts have jumped",
-    "verdict": "what was done about the answer: see [Verdicts](reasons.md#verdicts)",
+    "verdict": "the ruling about the answer: see [Verdicts](reasons.md#verdicts)",
     "verdict_reason": "why the answer was rejected: see [Reasons of a rejection](reasons.md#reasons-of-a-rejection)",
     "bound": "why a rejected answer did not escalate: see [Bounds](reasons.md#bounds)",
     "RungsRecord.attempts": "for each further attempt, the patches that make its body from the first attempt's",
     "at": "where the patch begins, in bytes",
     "length": "how many bytes it replaces",
     "text": "what it puts there",
-    "facts": "what the answer has to meet, as JSON",
+    "facts": "the requirements of the request on its answer, as JSON",
     "body": "the answer",
     "type": "its content type",
     "AnswerRecord.tier": "the tier that gave it",
-    "principal": "who asks, as a hash",
+    "principal": "the caller, as a hash",
     "session": "the conversation, as a hash",
     "LedgerRecord.attempts": "each judged attempt, under its number",
-    "AttemptRecord.verdict": "what was done about its answer",
+    "AttemptRecord.verdict": "the ruling about its answer",
     "AttemptRecord.tier": "the tier that gave it",
     "AttemptRecord.reason": "why it was rejected",
     "input": "input tokens",
@@ -335,7 +335,7 @@ SPANS = """
 
 | Span | When | Attributes |
 |---|---|---|
-| `semantic_router.decide` | a decision, as long as its stages took | `semantic_router.` and each key of the [decision](contract.md#semantic_router); `semantic_router.STAGE_ms`; those below |
+| `semantic_router.decide` | a decision, as long as its stages took | `semantic_router.` and each key of the [decision](contract.md#semantic_router), `semantic_router.STAGE_ms`, and the attributes below |
 | `semantic_router.judge` | a verdict | `semantic_router.cohort`, `.verdict`, `.reason`, `.bound`, `.attempt` |
 
 Both are children of the span that Envoy sends with the gRPC stream.

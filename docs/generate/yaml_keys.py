@@ -47,11 +47,11 @@ class Structs:
         return met
 
     def summary(self, name: str) -> str:
-        """What a struct is, in the words of its docstring."""
+        """The docstring of a struct."""
         return " ".join(str(self.components[name].get("description", "")).split())
 
     def type_of(self, value: Schema) -> str:
-        """The type of a value, with a link if it has keys of its own."""
+        """The type of a value, with a link if it has its own keys."""
         if "$ref" in value:
             name = value["$ref"].rpartition("/")[2]
             return f"[{name}](#{name.lower()})"

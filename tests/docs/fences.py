@@ -38,7 +38,7 @@ def read_fences(path: Path) -> list[Fence]:
             continue
         opened = _FENCE.match(line)
         if opened is None:
-            raise ValueError(f"{name}:{number}: this fence is not ```language or ```language title=\"...\"")
+            raise ValueError(f'{name}:{number}: this fence is not ```language or ```language title="..."')
         first, close = number, opened["indent"] + "```"
         number = lines.index(close, first) + 1
         body = [text.removeprefix(opened["indent"]) for text in lines[first : number - 1]]

@@ -53,7 +53,9 @@ PARSED = [(fence, words) for fence in BLOCKS for words in commands(fence)]
 RUN = list({tuple(words): (fence, words) for fence, words in PARSED if fence.is_run}.values())
 
 
-@pytest.mark.parametrize(("fence", "words"), PARSED, ids=lambda value: str(value) if isinstance(value, Fence) else "")
+@pytest.mark.parametrize(
+    ("fence", "words"), PARSED, ids=lambda value: str(value) if isinstance(value, Fence) else ""
+)
 def test_a_command_of_the_documentation_parses(fence: Fence, words: list[str]) -> None:
     """By the parser of the command line itself. A command that it refuses would exit the process."""
     PARSER.parse_args(without_redirection(words)[0])

@@ -24,7 +24,7 @@ def test_relative_links_lead_to_files(name: str) -> None:
 
 
 def sources() -> Iterator[Path]:
-    """What may name a file of the documentation."""
+    """The files that may name a page of the documentation."""
     for folder in ("extproc", "bench", "deploy", "docs"):
         yield from (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".md", ".json", ".yaml"))
     yield ROOT / "README.md"
@@ -44,5 +44,9 @@ def test_files_of_the_documentation_that_the_code_names_are_there() -> None:
 def test_tests_that_the_threat_model_names_are_there() -> None:
     """Each threat names the tests that show what stops it."""
     named = set(_TEST.findall((ROOT / "docs" / "threat-model.md").read_text()))
-    there = {name for path in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"def (test_\w+)", path.read_text())}
+    there = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
     assert named and named <= there

@@ -11,7 +11,7 @@ from tests.docs.fences import ROOT
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_generated_page_is_fresh(name: str) -> None:
-    """`make reference` would change nothing. It raises where a key, option, metric, reason, header or line is not described."""
+    """`make reference` would change nothing. It refuses a key, option, metric, reason or header without a description."""
     assert (ROOT / "docs" / name).read_text() == PAGES[name](), f"docs/{name} is out of date: run `make reference`"
 
 
@@ -19,7 +19,7 @@ def test_what_has_no_description_is_refused() -> None:
     """The error names it and where to write a description."""
     with pytest.raises(MissingWordsError, match=r"header `x-new` has no description: write one in .*words\.py"):
         described(words.HEADERS, "x-new", "header")
-    with pytest.raises(MissingWordsError, match="no metric called semantic_router.gone"):
+    with pytest.raises(MissingWordsError, match=r"no metric called semantic_router\.gone"):
         no_leftovers({"semantic_router.gone": ""}, [], "metric")
 
 

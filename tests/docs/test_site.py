@@ -10,8 +10,10 @@ import pytest
 
 from tests.docs.fences import ROOT
 
-# What a page loads by itself: links that a reader clicks are not among them.
-_LOADED = re.compile(r"<(?:script|img|iframe|source)[^>]* src=\"?(?P<src>[^\" >]+)|<link[^>]* href=\"?(?P<href>[^\" >]+)")
+# The files that a page loads by itself, without the links that a reader clicks.
+_LOADED = re.compile(
+    r"<(?:script|img|iframe|source)[^>]* src=\"?(?P<src>[^\" >]+)|<link[^>]* href=\"?(?P<href>[^\" >]+)"
+)
 
 
 @pytest.fixture(scope="module")

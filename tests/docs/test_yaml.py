@@ -1,4 +1,4 @@
-"""Every YAML block of the documentation that is a policy or an intent loads as such a file does."""
+"""Every YAML block of the documentation that shows a policy or an intent loads."""
 
 import re
 import shutil
