@@ -1,6 +1,9 @@
 """Markdown: tables, pages, and where a missing description is an error."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 NOTICE = "<!-- Written by `make reference` from the code. Edit the code or docs/generate, then run it again. -->"
 
@@ -29,7 +32,7 @@ def code(text: object) -> str:
     return f"`{text}`"
 
 
-def described(words: Mapping[str, str], key: str, kind: str) -> str:
+def described(words: Mapping[str, T], key: str, kind: str) -> T:
     """The description of `key`. Raises MissingWordsError."""
     if key not in words:
         raise MissingWordsError(
@@ -38,7 +41,7 @@ def described(words: Mapping[str, str], key: str, kind: str) -> str:
     return words[key]
 
 
-def no_leftovers(words: Mapping[str, str], keys: Iterable[str], kind: str) -> None:
+def no_leftovers(words: Mapping[str, object], keys: Iterable[str], kind: str) -> None:
     """Raises MissingWordsError where a description is of something that the code no longer has."""
     gone = sorted(words.keys() - set(keys))
     if gone:

@@ -58,17 +58,22 @@ def telemetry_page() -> str:
             code(metric.name),
             metric.kind,
             metric.unit.strip("{}"),
-            described(words.METRIC_LABELS, metric.name, "metric"),
+            ", ".join(described(words.METRIC_LABELS, metric.name, "metric")),
             metric.description,
         )
         for metric in found
     ]
     names = [(code(metric.name), code(metric.prometheus_name)) for metric in found]
+    labels = dict.fromkeys(label for metric in found for label in words.METRIC_LABELS[metric.name])
+    no_leftovers(words.LABELS, labels, "label")
+    meanings = [(code(label), described(words.LABELS, label, "label")) for label in labels]
     return page(
         "Metrics and spans",
         words.TELEMETRY,
         "## Metrics",
         table(("Metric", "Kind", "Unit", "Labels", "Meaning"), rows),
+        "## Labels",
+        table(("Label", "Meaning"), meanings),
         "## Names in Prometheus",
         table(("Metric", "Name that Prometheus scrapes"), names),
         words.SPANS,

@@ -310,24 +310,40 @@ They are exported over OTLP, to Prometheus, or both: see [Observe](../guides/obs
 words, never text of a request.
 """
 
-METRIC_LABELS = {
-    "semantic_router.decisions": "cohort, tier, reason",
-    "semantic_router.stage.duration": "stage: `read`, `embed`, `match`, `write`",
-    "semantic_router.verdicts": "cohort, verdict, reason, bound",
-    "semantic_router.rules.unavailable": "cohort, rule",
-    "semantic_router.failures": "error.type",
-    "semantic_router.loop.lag": "",
-    "semantic_router.reloads": "outcome: `applied`, `refused`; reason of a refusal",
-    "semantic_router.outcomes": "cohort, tier, reason, outcome",
-    "semantic_router.rejections": "cohort, tier, reason",
-    "semantic_router.tokens": "cohort, tier, answer: `last`, `rejected`; type: `input`, `output`, `cached`",
-    "semantic_router.cost": "cohort, tier, answer",
-    "semantic_router.cost.default": "cohort, tier",
-    "semantic_router.usage.unknown": "cohort, tier, answer",
-    "semantic_router.first_byte.duration": "cohort, tier",
-    "semantic_router.ledger.lost": "",
-    "semantic_router.revision": "revision",
-    "semantic_router.escalation.share": "cohort",
+METRIC_LABELS: dict[str, tuple[str, ...]] = {
+    "semantic_router.decisions": ("cohort", "tier", "reason"),
+    "semantic_router.stage.duration": ("stage",),
+    "semantic_router.verdicts": ("cohort", "verdict", "reason", "bound"),
+    "semantic_router.rules.unavailable": ("cohort", "rule"),
+    "semantic_router.failures": ("error.type",),
+    "semantic_router.loop.lag": (),
+    "semantic_router.reloads": ("outcome", "reason"),
+    "semantic_router.outcomes": ("cohort", "tier", "reason", "outcome"),
+    "semantic_router.rejections": ("cohort", "tier", "reason"),
+    "semantic_router.tokens": ("cohort", "tier", "answer", "type"),
+    "semantic_router.cost": ("cohort", "tier", "answer"),
+    "semantic_router.cost.default": ("cohort", "tier"),
+    "semantic_router.usage.unknown": ("cohort", "tier", "answer"),
+    "semantic_router.first_byte.duration": ("cohort", "tier"),
+    "semantic_router.ledger.lost": (),
+    "semantic_router.revision": ("revision",),
+    "semantic_router.escalation.share": ("cohort",),
+}
+
+LABELS = {
+    "cohort": "the nearest cohort; of an exchange without one, empty",
+    "tier": "of decisions: the tier of the first attempt. Of outcomes, tokens and costs: the tier that answered",
+    "reason": "of decisions and outcomes: a [reason](reasons.md#reasons-of-a-decision). Of verdicts and rejections: a [reason of a "
+    "rejection](reasons.md#reasons-of-a-rejection). Of reloads: why one was [refused](reasons.md#reloads)",
+    "verdict": "a [verdict](reasons.md#verdicts)",
+    "bound": "a [bound](reasons.md#bounds), if one kept the answer from escalating",
+    "rule": "the acceptance rule that could not run",
+    "stage": "`read`, `embed`, `match` or `write`",
+    "outcome": "of exchanges: an [ending](reasons.md#endings). Of reloads: `applied` or `refused`",
+    "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
+    "type": "`input`, `output` or `cached` (part of the input)",
+    "revision": "the revision of the configuration that serves",
+    "error.type": "the Python class of the error",
 }
 
 SPANS = """
