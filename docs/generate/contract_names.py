@@ -105,7 +105,7 @@ def reasons_page() -> str:
         _words_table(list(Bound), words.BOUNDS, "bound"),
         "## Endings",
         "How an exchange ended (`ending` in the ledger, `outcome` in metrics).",
-        _words_table(_values(Ending), words.ENDINGS, "ending"),
+        _words_table(list(Ending), words.ENDINGS, "ending"),
         "## Reloads",
         "`reason` of `semantic_router.reloads`.",
         _words_table(list(telemetry._RELOADS), words.RELOADS, "outcome of a reload"),
@@ -118,11 +118,6 @@ def _in_order(names: list[str], texts: dict[str, str]) -> list[str]:
     """The names in the order of their descriptions."""
     order = list(texts)
     return sorted(names, key=lambda name: order.index(name) if name in order else len(order))
-
-
-def _values(kind: Any) -> list[Any]:
-    """The words of an enum or of a Literal."""
-    return list(kind) if isinstance(kind, type) else list(get_args(kind))
 
 
 def _words_table(values: list[Any], texts: dict[str, str], kind: str, fallback: bool = False) -> str:
