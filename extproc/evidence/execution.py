@@ -18,7 +18,7 @@ from extproc.config.compile import compile_snapshot, utterances_digest
 from extproc.config.load import Config, load_config
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder, Vectors
-from extproc.evidence.data.answers import Answered, Prices, Served, Upstreams
+from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Known, Row, Traffic, reveal_all
 from extproc.evidence.measure.metrics import Places
@@ -142,7 +142,7 @@ class Execution(msgspec.Struct, frozen=True):
     rows: list[Row]
     routed: list[Routed]
     known: list[Known]
-    answers: list[dict[str, Answered]]
+    answers: list[dict[str, ReplayedAnswer]]
     served: list[Served | None]
     bad: list[BadRow]
     verbatim: int  # rows left out because they are an utterance, word by word
@@ -170,7 +170,7 @@ def execute(
     revealed, bad = reveal_all(rows)
     both = [(row, one, known) for row, one, known in zip(rows, routed, revealed, strict=True) if known is not None]
     prices = Prices(tokens)
-    answers: list[dict[str, Answered]] = []
+    answers: list[dict[str, ReplayedAnswer]] = []
     for _, one, known in both:
         answers.append(prices.all_answered(snapshot.policy.tiers, one, known))
     upstreams = Upstreams(memory.sentences)

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from extproc.cli.main import main
 from extproc.evidence.data.convert import FORMATS, convert
-from extproc.evidence.data.traffic import BadRow, Known, Outcome, read_traffic, reveal, reveal_all
+from extproc.evidence.data.traffic import BadRow, Known, RecordedOutcome, read_traffic, reveal, reveal_all
 
 REQUEST = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -57,7 +57,7 @@ def test_labels_and_outcomes_stay_sealed_until_they_are_revealed(tmp_path):
     assert rows[0].sealed == (b'"billing"', msgspec.json.encode({"small": outcome}))
     assert rows[0].time == datetime(2026, 11, 1, 10, tzinfo=UTC)
     assert [reveal(row) for row in rows] == [
-        Known("billing", {"small": Outcome(True, None, 3, 4, 0.5, "yes")}),
+        Known("billing", {"small": RecordedOutcome(True, None, 3, 4, 0.5, "yes")}),
         Known(None),
         Known(None),
         Known(UNSET),

@@ -14,7 +14,7 @@ from extproc.acceptance.verdict import judge
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.data.traffic import Known, Outcome
+from extproc.evidence.data.traffic import Known, RecordedOutcome
 from extproc.routing.exchange import Routed
 from extproc.routing.limits import Bounds
 from extproc.settings import SHARE, Reasoning, Tier
@@ -33,7 +33,7 @@ def setting_name(tier: str, reasoning: Reasoning | None) -> str:
     return tier + next(said for said, means in SETTINGS.items() if means is on)
 
 
-class Answered(msgspec.Struct, frozen=True):
+class ReplayedAnswer(msgspec.Struct, frozen=True):
     """What one tier answered one row."""
 
     quality: float | None
@@ -50,7 +50,7 @@ class Prices:
         self._tokens = tokens
         self.recorded = self.estimated = self.input_only = 0  # answers, by where their counts come from
 
-    def all_answered(self, tiers: Sequence[Tier], routed: Routed, known: Known) -> dict[str, Answered]:
+    def all_answered(self, tiers: Sequence[Tier], routed: Routed, known: Known) -> dict[str, ReplayedAnswer]:
         """What was recorded of these tiers, by `setting_name`; an outcome may go by its tier's model instead."""
         found = {}
         for tier in tiers:
@@ -60,7 +60,7 @@ class Prices:
                     found[tier.name + said] = self._answered(tier, outcome, routed)
         return found
 
-    def _answered(self, tier: Tier, outcome: Outcome, routed: Routed) -> Answered:
+    def _answered(self, tier: Tier, outcome: RecordedOutcome, routed: Routed) -> ReplayedAnswer:
         answer = _observed(outcome, routed)
         usage = (answer.usage if answer is not None else None) or Usage()
         read = outcome.tokens_in if outcome.tokens_in is not None else usage.input
@@ -77,7 +77,7 @@ class Prices:
             wrote = self._tokens.count(answer.text) if answer is not None else 0
         cost = (read * tier.price.input + wrote * tier.price.output) / 1e6
         counted = outcome.tokens_out if outcome.tokens_out is not None else usage.output
-        return Answered(outcome.worth, cost, outcome.latency_s, answer, counted)
+        return ReplayedAnswer(outcome.worth, cost, outcome.latency_s, answer, counted)
 
 
 def _said(routed: Routed) -> str:
@@ -85,7 +85,7 @@ def _said(routed: Routed) -> str:
     return "\n".join(text for turn in turns for text in turn.texts)
 
 
-def _observed(outcome: Outcome, routed: Routed) -> Observation | None:
+def _observed(outcome: RecordedOutcome, routed: Routed) -> Observation | None:
     if response := bytes(outcome.response):
         reader = AnswerReader(routed.request.api if routed.request is not None else "chat")
         text = response.startswith(b'"')  # what came over the wire, kept as text: a stream
@@ -119,7 +119,7 @@ class Upstreams:
         self._embed = embed
         self._bounds = Bounds()
 
-    def serve(self, routed: Routed, answers: Mapping[str, Answered]) -> Served | None:
+    def serve(self, routed: Routed, answers: Mapping[str, ReplayedAnswer]) -> Served | None:
         """Follow the decision's ladder; None when an answer that it needs was not recorded."""
         decision = routed.decision
         above = decision.ladder if decision.judged else ()
@@ -163,7 +163,7 @@ class Upstreams:
         return msgspec.structs.replace(served, rejections=(*served.rejections, verdict.reason)), True
 
 
-def _with_answer(served: Served, name: str, answer: Answered) -> Served:
+def _with_answer(served: Served, name: str, answer: ReplayedAnswer) -> Served:
     late = None
     if served.latency_s is not None and answer.latency_s is not None:
         late = served.latency_s + answer.latency_s

@@ -18,19 +18,19 @@ from msgspec import UNSET, Meta, UnsetType
 
 from extproc.api.request import APIS, path_of
 
-OUT_OF_SCOPE = "oos"  # may be written for null
+OUT_OF_SCOPE_LABEL = "oos"  # may be written for null
 _CHAT = "/v1/chat/completions"
 
-Count = Annotated[int, Meta(ge=0)]
+TokenCount = Annotated[int, Meta(ge=0)]
 
 
-class Outcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RecordedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one tier answered, and how good it was."""
 
     success: bool | None = None
     quality: Annotated[float, Meta(ge=0, le=1)] | None = None
-    tokens_in: Count | None = None
-    tokens_out: Count | None = None
+    tokens_in: TokenCount | None = None
+    tokens_out: TokenCount | None = None
     latency_s: Annotated[float, Meta(ge=0)] | None = None
     answer: str | None = None  # its text
     finish: str = "stop"  # the finish reason that came with it
@@ -52,7 +52,7 @@ class Known(msgspec.Struct, frozen=True):
     """What is known of a row beyond what it asks."""
 
     intent: str | UnsetType | None = UNSET  # None: out of scope; UNSET: nobody labelled it
-    outcomes: dict[str, Outcome] = {}  # by tier, or by the name of a tier's model
+    outcomes: dict[str, RecordedOutcome] = {}  # by tier, or by the name of a tier's model
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -120,7 +120,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_intent = msgspec.json.Decoder(str | None).decode
-_decode_outcomes = msgspec.json.Decoder(dict[str, Outcome] | None).decode
+_decode_outcomes = msgspec.json.Decoder(dict[str, RecordedOutcome] | None).decode
 
 
 def read_traffic(path: Path) -> Traffic:
@@ -178,7 +178,7 @@ def reveal(row: Row) -> Known:
     intent, outcomes = row.sealed
     label: Any = _decode_intent(intent) if intent else UNSET
     known = (_decode_outcomes(outcomes) if outcomes else None) or {}
-    return Known(None if label == OUT_OF_SCOPE else label, known)
+    return Known(None if label == OUT_OF_SCOPE_LABEL else label, known)
 
 
 def reveal_all(rows: list[Row]) -> tuple[list[Known | None], list[BadRow]]:
