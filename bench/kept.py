@@ -43,7 +43,7 @@ class Kept:
     def adapted(self, utterances: Mapping[str, Sequence[str]]) -> Path:
         """A folder with the encoder adapted to `utterances`, converted for this machine."""
         made_by = Path(adapt.__file__).read_text()
-        folder = self.folder / f"adapted-{_hash(made_by + adapt.utterances_digest(utterances))}"
+        folder = self.folder / f"adapted-{_hash(made_by + adapt.adaptation_digest(utterances))}"
         if not (folder / ADAPTED_FILE).exists():
             began = time.process_time()
             adapt.adapt(BASE, utterances, folder, time.strftime("%Y-%m-%d"))

@@ -19,7 +19,7 @@ from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
 from extproc.evidence.fit.calibration import Ground, Labelled, calibrate, labelled
 from extproc.evidence.fit.choice import changes, choose
-from extproc.evidence.fit.learning import Candidate, Learned, ground_for, learn, texts_for_encoder, too_few
+from extproc.evidence.fit.learning import Candidate, FittedCentroids, ground_for, learn, texts_for_encoder, too_few
 from extproc.evidence.fit.options import tabulate
 from extproc.evidence.fit.suggestion import as_yaml, propose, pulls
 from extproc.evidence.fit.target import Target
@@ -116,10 +116,10 @@ def run_calibrate(
 
 def _learned(
     run: Execution, rows: Labelled, memory: Memory, risk: float, date: str, seed: int, adapt: Path | None
-) -> Learned:
+) -> FittedCentroids:
     """Better centroids, and with `adapt` a better encoder, if these rows show any."""
     if (why := too_few(run, rows, risk)) is not None:
-        return Learned(0, (), f"centroids {'and encoder ' * (adapt is not None)}stay as they are: {why}")
+        return FittedCentroids(0, (), f"centroids {'and encoder ' * (adapt is not None)}stay as they are: {why}")
     now = run.config.policy.encoder
     encoders = [Candidate(now, memory, back_of(now.model))]
     if adapt is not None:

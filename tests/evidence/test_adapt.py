@@ -40,7 +40,7 @@ def test_cohorts_move_apart_and_the_folder_says_what_it_was_made_of(adapted):
     assert written == stamp
     assert stamp == Adaptation(
         model="all-MiniLM-L6-v2",
-        data=adapt.utterances_digest(UTTERANCES),
+        data=adapt.adaptation_digest(UTTERANCES),
         cohorts=2,
         utterances=8,
         epochs=8,
@@ -83,8 +83,8 @@ def test_the_digest_knows_texts_cohorts_and_order():
     """Whatever changes the fit changes it."""
     other = {"refund": UTTERANCES["refund"], "billing": UTTERANCES["billing"][::-1]}
     renamed = {"money": UTTERANCES["refund"], "billing": UTTERANCES["billing"]}
-    digests = {adapt.utterances_digest(some) for some in (UTTERANCES, other, renamed)}
-    assert len(digests) == 3 and adapt.utterances_digest(dict(UTTERANCES)) in digests
+    digests = {adapt.adaptation_digest(some) for some in (UTTERANCES, other, renamed)}
+    assert len(digests) == 3 and adapt.adaptation_digest(dict(UTTERANCES)) in digests
 
 
 @pytest.mark.parametrize("utterances", [{}, {"one": ["text"]}, {"one": ["text"], "none": []}])

@@ -19,7 +19,7 @@ from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import adapted
-from extproc.evidence.fit.adapt import Adaptation, utterances_digest
+from extproc.evidence.fit.adapt import Adaptation, adaptation_digest
 from extproc.evidence.fit.adapted import adapted_encoder
 from extproc.evidence.fit.calibration import FIT_SHARE, LEARN_SHARE, Labelled, Matches, choose_floors, place_of
 from extproc.evidence.fit.learning import (
@@ -337,9 +337,9 @@ def test_few_new_rows_do_not_fit_floors_on_those_that_centroids_were_fitted_on(f
     calibrate(folder, traffic(folder, 90), "--write", "--seed", "3")
     run, rows, _ = executed(folder, 10, encoder)
     assert run.config.fitted is not None
-    from extproc.evidence.fit.learning import Learned
+    from extproc.evidence.fit.learning import FittedCentroids
 
-    ground = ground_for(run, rows, Learned(0, (), "too few"))
+    ground = ground_for(run, rows, FittedCentroids(0, (), "too few"))
     seen = np.array([place_of(text, 3) < LEARN_SHARE for text in rows.texts])
     assert seen.any()
     assert ground.fit.tolist() == ((rows.place < FIT_SHARE) & ~seen).tolist()
@@ -358,7 +358,7 @@ def adapts(monkeypatch) -> list[dict[str, list[str]]]:
         asked.append(dict(texts))
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(str(len(asked)).encode())
-        stamp = Adaptation(model, utterances_digest(texts), len(texts), 0, 8, 0, 0.75, 0.5, date)
+        stamp = Adaptation(model, adaptation_digest(texts), len(texts), 0, 8, 0, 0.75, 0.5, date)
         (folder / ADAPTED_FILE).write_bytes(msgspec.json.encode(stamp))
 
     monkeypatch.setattr(adapted, "adapt", adapt)

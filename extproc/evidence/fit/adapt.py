@@ -92,7 +92,7 @@ def adapt(
     sentences.model.load_state_dict(mixed)
     stamp = Adaptation(
         model=model,
-        data=utterances_digest(utterances),
+        data=adaptation_digest(utterances),
         cohorts=len(utterances),
         utterances=len(texts),
         epochs=epochs,
@@ -106,7 +106,7 @@ def adapt(
     return stamp
 
 
-def utterances_digest(utterances: Mapping[str, Sequence[str]]) -> str:
+def adaptation_digest(utterances: Mapping[str, Sequence[str]]) -> str:
     """A hash of the cohorts and their texts, in this order."""
     return hashlib.sha256(msgspec.json.encode([[name, *some] for name, some in utterances.items()])).hexdigest()[
         :12

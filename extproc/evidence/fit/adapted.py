@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from extproc.encoder.backends import ADAPTED_FILE
-from extproc.evidence.fit.adapt import ADAPTED_BACK, Adaptation, adapt, utterances_digest
+from extproc.evidence.fit.adapt import ADAPTED_BACK, Adaptation, adapt, adaptation_digest
 from extproc.routing.index import BACK
 
 
@@ -22,7 +22,7 @@ def adapted_encoder(model: str, texts: Mapping[str, Sequence[str]], into: Path, 
     into.mkdir(parents=True, exist_ok=True)
     for path in sorted(into.iterdir()):
         stamp = _stamp(path)
-        if stamp is not None and (stamp.model, stamp.data) == (origin, utterances_digest(texts)):
+        if stamp is not None and (stamp.model, stamp.data) == (origin, adaptation_digest(texts)):
             return path
     with tempfile.TemporaryDirectory(dir=into, prefix=".") as beside:
         made = Path(beside) / "made"

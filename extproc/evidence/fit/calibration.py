@@ -35,7 +35,7 @@ _PRIOR = 1.0
 _DIGITS = 4  # of the numbers in the YAML; scores are rounded before thresholds are tried
 
 
-Kind = Literal["similarity", "margin"]
+FloorKind = Literal["similarity", "margin"]
 
 
 class Matches(msgspec.Struct, frozen=True):
@@ -112,7 +112,7 @@ class Calibration(msgspec.Struct, frozen=True):
     """What calibration found."""
 
     fits: list[Fit]
-    kind: Kind  # which threshold was fitted
+    kind: FloorKind  # which threshold was fitted
     error: tuple[float, float]  # calibration error on the rows reported on: all cohorts one curve, each its own
 
 
@@ -215,7 +215,7 @@ def _chances(curve: Probability, matches: Matches) -> Floats:
 # --- floors -----------------------------------------------------------------------------------------------------
 
 
-def choose_floors(matches: Matches, risk: float, kind: Kind) -> tuple[float, float] | None:
+def choose_floors(matches: Matches, risk: float, kind: FloorKind) -> tuple[float, float] | None:
     """(floor, margin) that accept most of the matches at this risk; None if no threshold does.
 
     One of the two is fitted; the other lets pass what lies where rows were seen.
@@ -235,10 +235,10 @@ def choose_floors(matches: Matches, risk: float, kind: Kind) -> tuple[float, flo
     return (threshold, 0.0) if kind == "similarity" else (float(similarity.min()), max(0.0, threshold))
 
 
-def best_kind(cohorts: Sequence[Matches], risk: float) -> Kind:
+def best_kind(cohorts: Sequence[Matches], risk: float) -> FloorKind:
     """Which threshold accepts more over all cohorts: one choice for all, so that it costs no confidence."""
 
-    def accepted(kind: Kind) -> int:
+    def accepted(kind: FloorKind) -> int:
         found = [(matches, choose_floors(matches, risk, kind)) for matches in cohorts]
         return sum(int(matches.accepted(*floors).sum()) for matches, floors in found if floors is not None)
 
@@ -258,7 +258,7 @@ def _fit(
     parts: tuple[Matches, Matches],
     before: tuple[int, int, int],
     blank: Evidence,
-    kind: Kind,
+    kind: FloorKind,
     part: float,
 ) -> Fit:
     fit, held = parts
@@ -298,7 +298,7 @@ def _counts(matches: Matches, floor: float, margin: float) -> tuple[int, int, in
     return len(accepted), int(accepted.sum()), int((accepted & ~matches.right).sum())
 
 
-def _why(fit: Matches, rows: int, risk: float, kind: Kind, part: float) -> str:
+def _why(fit: Matches, rows: int, risk: float, kind: FloorKind, part: float) -> str:
     """Why there are no floors, and what would help."""
     least = least_rows(risk)
     if least is None or len(fit.right) < least:

@@ -11,7 +11,7 @@ import numpy as np
 
 from extproc.acceptance.score import Scorer
 from extproc.config.load import Intent
-from extproc.evidence.fit.options import Plan, Table, reasoning_of, tier_of
+from extproc.evidence.fit.options import OptionTable, Plan, reasoning_of, tier_of
 from extproc.evidence.fit.target import Target, Weighed, picks_for
 from extproc.evidence.measure.controls import ControlLine, Recorded, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
@@ -36,7 +36,7 @@ class Setting(msgspec.Struct, frozen=True):
     share: float = 0.0  # of judged answers that may climb
 
 
-class Choice(msgspec.Struct, frozen=True):
+class TierChoice(msgspec.Struct, frozen=True):
     """What was found for all."""
 
     target: Target
@@ -45,13 +45,13 @@ class Choice(msgspec.Struct, frozen=True):
     rows: tuple[int, int]
 
 
-def choose(table: Table, target: Target, cut: float, date: str) -> Choice:
+def choose(table: OptionTable, target: Target, cut: float, date: str) -> TierChoice:
     """Choose for every cohort. Raises ValueError where no choice meets the target."""
     settings = [_setting(table, w, *pick, target, date) for w, pick in picks_for(table, target, cut)]
-    return Choice(target, settings, _lines(table, settings), (int(table.fit.sum()), int((~table.fit).sum())))
+    return TierChoice(target, settings, _lines(table, settings), (int(table.fit.sum()), int((~table.fit).sum())))
 
 
-def _setting(table: Table, w: Weighed, k: int, why: str, target: Target, date: str) -> Setting:
+def _setting(table: OptionTable, w: Weighed, k: int, why: str, target: Target, date: str) -> Setting:
     held = ~table.fit & (table.cohort == w.cohort.name)
     quality, cost = (values[held] for values in table.present)
     sizes = int(w.rows.sum()), int(held.sum())
@@ -82,7 +82,7 @@ def _estimates(quality: Floats, cost: Floats, seed: int) -> tuple[Estimate, Esti
     return mean(quality).estimate(seed), mean(1000 * cost, least=None).estimate(seed)
 
 
-def _scorer(table: Table, w: Weighed, plan: Plan, date: str, held: Bools) -> Scorer | None:
+def _scorer(table: OptionTable, w: Weighed, plan: Plan, date: str, held: Bools) -> Scorer | None:
     if plan.option.level is None:
         return None
     first = plan.option.first
@@ -95,7 +95,7 @@ def _scorer(table: Table, w: Weighed, plan: Plan, date: str, held: Bools) -> Sco
     )
 
 
-def _lines(table: Table, settings: Sequence[Setting]) -> list[ControlLine]:
+def _lines(table: OptionTable, settings: Sequence[Setting]) -> list[ControlLine]:
     """What was chosen beside the controls, on the rows reported on."""
     held = ~table.fit
     if not held.any():

@@ -13,7 +13,7 @@ import msgspec
 from extproc.config.load import POLICY_FILE, Intent, PolicyFile
 from extproc.config.strict_yaml import Problem, decode_yaml
 
-T = TypeVar("T")
+Decoded = TypeVar("Decoded")
 
 # New keys stand above this one, which is the longest.
 _LAST = "utterances"
@@ -94,7 +94,7 @@ def _flow(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _decoded(text: str, kind: type[T]) -> T:
+def _decoded(text: str, kind: type[Decoded]) -> Decoded:
     problems: list[Problem] = []
     value = decode_yaml("", text.encode(), kind, problems, {})
     if value is None:

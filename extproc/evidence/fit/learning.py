@@ -67,7 +67,7 @@ class Tried(msgspec.Struct, frozen=True):
     gain: Estimate  # in `routed`, over the first that was tried; the interval is paired
 
 
-class Learned(msgspec.Struct, frozen=True, eq=False):
+class FittedCentroids(msgspec.Struct, frozen=True, eq=False):
     """What came of it."""
 
     rows: int  # that were tried
@@ -108,7 +108,7 @@ def texts_for_encoder(run: Execution, rows: Labelled) -> dict[str, list[str]]:
     return {name: list(dict.fromkeys(some)) for name, some in texts.items()}
 
 
-def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: str, seed: int) -> Learned:
+def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: str, seed: int) -> FittedCentroids:
     """Try every kind with every encoder, and fit the best; it must be shown to be better than the first.
 
     All encoders but the first may have been adapted on `texts_for_encoder`: where there are such, the first fold
@@ -119,7 +119,9 @@ def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: s
     fold = _fold(rows.place)
     tried_on = fold == 0 if len(encoders) > 1 else np.ones(len(fold), dtype=bool)
     if not inside[tried_on].any():
-        return Learned(0, (), "centroids stay as they are: no labelled row in scope is left to try others on")
+        return FittedCentroids(
+            0, (), "centroids stay as they are: no labelled row in scope is left to try others on"
+        )
     ways = [(encoder, kind) for encoder in encoders for kind in KINDS]
     found: list[_HeldOut] = []
     for encoder in encoders:
@@ -133,7 +135,7 @@ def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: s
     count = int(tried_on.sum())
     if not tried[best].gain.low > 0:
         why = "centroids stay as they are: chance explains that another is better, or none is; more rows would tell"
-        return Learned(count, tried, why)
+        return FittedCentroids(count, tried, why)
     encoder, kind = ways[best]
     config, raw = _file(run, rows, encoder, kind, found[best], date, seed)
     index = index_of(config, encoder.vectors)
@@ -143,10 +145,10 @@ def learn(run: Execution, rows: Labelled, encoders: Sequence[Candidate], date: s
         for row in some
     )
     why = f"chosen: {kind}, {encoder.config.name}: best, and better than the first by more than chance"
-    return Learned(count, tried, why, tried[best], config, raw, encoder.vectors, astray)
+    return FittedCentroids(count, tried, why, tried[best], config, raw, encoder.vectors, astray)
 
 
-def ground_for(run: Execution, rows: Labelled, learned: Learned) -> Ground:
+def ground_for(run: Execution, rows: Labelled, learned: FittedCentroids) -> Ground:
     """What floors are then fitted for, on rows that nothing was learned from."""
     now = ground_of_now(run, rows)
     if not learned.tried:

@@ -50,7 +50,7 @@ class Plan(msgspec.Struct, frozen=True):
     cap: int | None = None  # output tokens
 
 
-class Table(msgspec.Struct, frozen=True, dict=True):
+class OptionTable(msgspec.Struct, frozen=True, dict=True):
     """Recorded rows that every setting answered; the arrays have an entry a row."""
 
     run: Execution
@@ -192,7 +192,7 @@ def own_rules(cohort: Cohort) -> tuple[AcceptRule, ...]:
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
-def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> Table:
+def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTable:
     """The rows that can be compared. Raises ValueError when there are none."""
     quality, cost = (
         np.array([getattr(s, name) if s is not None else None for s in run.served], dtype=np.float64)
@@ -212,7 +212,7 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> Table:
     lowest = _at_the_bottom(run.snapshot.policy)
     place = np.array([_place(run, i, seed) for i in at])
     tokens = [[row[j].tokens_out for j in range(len(names))] for row in answers]
-    return Table(
+    return OptionTable(
         run,
         at,
         found,

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from extproc.evidence.fit.calibration import FIT_SHARE
-from extproc.evidence.fit.options import Option, Plan, Table, ends_with_person
+from extproc.evidence.fit.options import Option, OptionTable, Plan, ends_with_person
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.routing.policy import Cohort
 
@@ -67,7 +67,7 @@ class Weighed(msgspec.Struct, frozen=True):
 Pick = tuple[int, str]  # which plan, and why none
 
 
-def picks_for(table: Table, target: Target, cut: float) -> list[tuple[Weighed, Pick]]:
+def picks_for(table: OptionTable, target: Target, cut: float) -> list[tuple[Weighed, Pick]]:
     """Every cohort with its pick. Raises ValueError where no picks meet the target."""
     cohorts = table.run.snapshot.policy.cohorts
     weighed = _draw([_weigh(table, cohort, cut) for cohort in cohorts.values()], table)
@@ -79,7 +79,7 @@ def picks_for(table: Table, target: Target, cut: float) -> list[tuple[Weighed, P
 # --- what options are worth ---------------------------------------------------------------------------------------
 
 
-def _weigh(table: Table, cohort: Cohort, cut: float) -> Weighed:
+def _weigh(table: OptionTable, cohort: Cohort, cut: float) -> Weighed:
     rows = table.fit & (table.cohort == cohort.name)
     plans: list[Plan | None] = [None]
     given = [(table.present[0][rows], table.present[1][rows])]
@@ -108,7 +108,7 @@ def _needed(quality: Floats, cost: Floats) -> Floats:
     return needed
 
 
-def _draw(weighed: Sequence[Weighed], table: Table) -> list[Weighed]:
+def _draw(weighed: Sequence[Weighed], table: OptionTable) -> list[Weighed]:
     """Means drawn to what the same option gains over the cheapest setting in all cohorts.
 
     A cap's own effect is seen on every answer, and is no guess: it comes on top, as it is.
@@ -158,7 +158,7 @@ def _needs(fitted: int, has: int, what: str) -> str:
 
 
 def _meeting(
-    table: Table, weighed: Sequence[Weighed], tried: Sequence[Sequence[Pick]], target: Target
+    table: OptionTable, weighed: Sequence[Weighed], tried: Sequence[Sequence[Pick]], target: Target
 ) -> list[Pick]:
     """Of the picks, a list a price, the cheapest that keeps the quality, or the best that keeps to the cost.
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from extproc.evidence.fit.calibration import Calibration, Ground, Labelled
-from extproc.evidence.fit.choice import Choice
-from extproc.evidence.fit.learning import Learned
+from extproc.evidence.fit.choice import TierChoice
+from extproc.evidence.fit.learning import FittedCentroids
 from extproc.evidence.fit.options import Plan
 from extproc.evidence.measure.metrics import auroc_estimate, exact_interval, share
 from extproc.evidence.show.controls import line_table
@@ -16,7 +16,7 @@ from extproc.evidence.show.estimate import percent
 from extproc.routing.policy import Cohort
 
 
-def learned_text(learned: Learned, rows: Labelled, ground: Ground, seed: int) -> Iterator[str]:
+def learned_text(learned: FittedCentroids, rows: Labelled, ground: Ground, seed: int) -> Iterator[str]:
     """The ways of making centroids that were tried, the choice, and what it does on rows that nothing had seen."""
     if not learned.tried:
         yield from textwrap.wrap(learned.why, 116)
@@ -80,7 +80,7 @@ def _on_others(after: Sequence[int], before: Sequence[int]) -> str:
 # --- choice of tiers and settings ---------------------------------------------------------------------------------
 
 
-def choice_text(found: Choice) -> Iterator[str]:
+def choice_text(found: TierChoice) -> Iterator[str]:
     """What was chosen beside what it replaces, and beside the controls, on the rows that it was not chosen on."""
     yield (f"{found.target}: chosen on {found.rows[0]:,} rows with outcomes, reported on {found.rows[1]:,} others")
     yield ""
