@@ -50,8 +50,8 @@ VENDORS = {
     "evidence/measure/metrics.py": {"scipy"},
     "evidence/measure/comparison.py": {"scipy"},
     "evidence/fit/adapt.py": {"torch"},
-    "evidence/fit/calibration.py": {"scipy"},
     "evidence/fit/logistic.py": {"scipy"},
+    "evidence/fit/probability.py": {"scipy"},
     "evidence/fit/suggestion.py": {"scipy"},
 }
 # The process's last resorts, and where a model's loader or a model may raise anything.
@@ -69,8 +69,6 @@ TO_SPLIT = {
     "cli/main.py",
     "config/load.py",
     "envoy/listener.py",
-    "evidence/fit/calibration.py",
-    "evidence/fit/learning.py",
     "routing/policy.py",
     "serving/telemetry.py",
     "verifying/exchange.py",

@@ -17,12 +17,14 @@ from extproc.evidence.data.traffic import BadRow, Traffic, read_traffic
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
-from extproc.evidence.fit.calibration import Ground, Labelled, calibrate, labelled
+from extproc.evidence.fit.calibration import calibrate
 from extproc.evidence.fit.choice import changes, choose
-from extproc.evidence.fit.learning import Candidate, FittedCentroids, ground_for, learn, texts_for_encoder, too_few
+from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows, labelled_rows
+from extproc.evidence.fit.learning import FittedCentroids, learn, split_after, texts_for_encoder, too_few
 from extproc.evidence.fit.options import tabulate
 from extproc.evidence.fit.suggestion import as_yaml, propose, pulls
 from extproc.evidence.fit.target import Target
+from extproc.evidence.fit.trial import EncoderCandidate
 from extproc.evidence.measure import comparison
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.notes import unused
@@ -90,50 +92,50 @@ def run_calibrate(
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     _tell_unused(data, run)
-    rows = labelled(run, seed)
+    rows = labelled_rows(run, seed)
     learned = _learned(run, rows, memory, risk, date, seed, adapt)
-    ground = ground_for(run, rows, learned)
-    found = calibrate(run, rows, ground, risk, date)
-    centroids = learned.raw if ground.config.fitted is not None and not _same_centroids(run, ground) else b""
+    split = split_after(run, rows, learned)
+    found = calibrate(run, rows, split, risk, date)
+    centroids = learned.raw if split.config.fitted is not None and not _same_centroids(run, split) else b""
     written = {intent.intent: intent for intent in run.config.intents}
     values = {fit.name: fit.changes(written[fit.name]) for fit in found.fits}
-    edited = [*_encoder_change(intents, run, ground.config), *_edited(intents, run, values)]
+    edited = [*_encoder_change(intents, run, split.config), *_edited(intents, run, values)]
     if write:  # all of it before a word is printed: a reader that goes away must not leave half of it
         for path, _, after in edited:  # an encoder first: a router that runs then waits for its restart
             edits.write_text(path, after)
         if centroids:
             edits.write(intents / CENTROIDS_FILE, centroids)
-    print("\n".join(learned_text(learned, rows, ground, seed)) + "\n")
+    print("\n".join(learned_text(learned, rows, split, seed)) + "\n")
     print("\n".join(calibration_text(found, risk, run.snapshot.policy.cohorts)) + "\n")
-    if centroids and ground.config.fitted is not None:
+    if centroids and split.config.fitted is not None:
         told = in_configmap(intents, centroids)
-        print(f"{intents / CENTROIDS_FILE}: {ground.config.fitted.header}; {told}")
+        print(f"{intents / CENTROIDS_FILE}: {split.config.fitted.header}; {told}")
     _tell_edits(edited, bool(centroids), write)
-    if write and ground.config.policy.encoder != run.config.policy.encoder:
+    if write and split.config.policy.encoder != run.config.policy.encoder:
         print(f"then `extproc prepare --intents {intents}` on the machine that serves, and restart the router")
     return 0
 
 
 def _learned(
-    run: Execution, rows: Labelled, memory: Memory, risk: float, date: str, seed: int, adapt: Path | None
+    run: Execution, rows: LabelledRows, memory: Memory, risk: float, date: str, seed: int, adapt: Path | None
 ) -> FittedCentroids:
     """Better centroids, and with `adapt` a better encoder, if these rows show any."""
     if (why := too_few(run, rows, risk)) is not None:
-        return FittedCentroids(0, (), f"centroids {'and encoder ' * (adapt is not None)}stay as they are: {why}")
+        return FittedCentroids(0, (), f"centroids {'and encoder ' * (adapt is not None)}are unchanged: {why}")
     now = run.config.policy.encoder
-    encoders = [Candidate(now, memory, back_of(now.model))]
+    encoders = [EncoderCandidate(now, memory, back_of(now.model))]
     if adapt is not None:
         texts = texts_for_encoder(run, rows)
         count = sum(map(len, texts.values()))
         print(f"adapting the encoder on {count:,} texts: minutes, unless it is there already", file=sys.stderr)
         folder = adapted_encoder(now.model, texts, adapt, date)
         model = os.path.abspath(folder)
-        encoders.append(Candidate(msgspec.structs.replace(now, model=model), patient(model), back_of(model)))
+        encoders.append(EncoderCandidate(msgspec.structs.replace(now, model=model), patient(model), back_of(model)))
     return learn(run, rows, encoders, date, seed)
 
 
-def _same_centroids(run: Execution, ground: Ground) -> bool:
-    old, new = run.config.fitted, ground.config.fitted
+def _same_centroids(run: Execution, split: CalibrationSplit) -> bool:
+    old, new = run.config.fitted, split.config.fitted
     return old is not None and new is not None and old.header.seal == new.header.seal
 
 

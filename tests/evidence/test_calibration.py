@@ -16,17 +16,11 @@ from extproc.config.load import Intent, load_config
 from extproc.config.strict_yaml import decode_yaml
 from extproc.evidence.execution import Memory
 from extproc.evidence.fit import edits
-from extproc.evidence.fit.calibration import (
-    FIT_SHARE,
-    Fit,
-    Matches,
-    _why,
-    best_kind,
-    choose_floors,
-    fit_probability,
-    least_rows,
-    place_of,
-)
+from extproc.evidence.fit.calibration import FloorFit, _why_no_floors
+from extproc.evidence.fit.floors import best_kind, choose_floors, least_rows
+from extproc.evidence.fit.labelled import Matches
+from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
+from extproc.evidence.fit.probability import fit_probability
 from extproc.settings import Evidence, Probability
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -115,10 +109,11 @@ def test_why_there_is_no_floor_says_what_would_help():
     few = matches([0.9] * 19, [True] * 19)
     tied = matches([0.9 - i / 100 for i in range(20)] + [0.1] * 20, [True] * 20 + [False] * 20)
     sure = matches([0.5] * 40, [True] * 37 + [False] * 3)
-    assert [_why(rows, 99, 0.05, "similarity", 0.3) for rows in (few, tied, sure)] == [
+    assert [_why_no_floors(rows, 99, 0.05, "similarity", 0.3) for rows in (few, tied, sure)] == [
         "needs about 67 labelled rows that land here; has 99",
-        "0 % are wrong even of the surer half: needs about 134 labelled rows; has 99",
-        "8 % are wrong even of the surer half: reword its utterances, or those it is confused with",
+        "0 % of the surer half of its matches are wrong: needs about 134 labelled rows; has 99",
+        "8 % of the surer half of its matches are wrong: "
+        "reword its utterances, or those of cohorts that it is confused with",
     ]
 
 
@@ -175,10 +170,10 @@ def test_a_cohort_of_few_rows_or_one_class_keeps_near_the_common_curve(right):
 
 def test_a_text_is_always_in_the_same_part():
     """By its words and the seed alone, so that repeated requests never stand on both sides."""
-    places = np.array([place_of(f"text {i}", seed=0) for i in range(4000)])
+    places = np.array([hash_fraction(f"text {i}", seed=0) for i in range(4000)])
     assert (places < FIT_SHARE).mean() == pytest.approx(FIT_SHARE, abs=0.03)
-    assert places.tolist() == [place_of(f" Text  {i}", seed=0) for i in range(4000)]
-    assert places.tolist() != [place_of(f"text {i}", seed=1) for i in range(4000)]
+    assert places.tolist() == [hash_fraction(f" Text  {i}", seed=0) for i in range(4000)]
+    assert places.tolist() != [hash_fraction(f"text {i}", seed=1) for i in range(4000)]
 
 
 # The YAML
@@ -202,7 +197,7 @@ utterances:
 
 def with_evidence(text, floor, margin, evidence):
     """As `extproc calibrate --write` edits."""
-    fit = Fit("billing", (0, 0), (0, 0, 0), (0, 0, 0), floor, margin, evidence)
+    fit = FloorFit("billing", (0, 0), (0, 0, 0), (0, 0, 0), floor, margin, evidence)
     intent = decode_yaml("billing.yaml", text.encode(), Intent, [], {})
     return edits.with_settings(text, fit.changes(intent))
 
@@ -339,7 +334,7 @@ def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
     with pytest.raises(ValueError, match="no labelled row has a match: give rows an `intent`"):
         commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
     path.write_text('{"request": {"model": "gpt-4o", "prompt": "Is my invoice wrong"}, "intent": "billing"}\n')
-    with pytest.raises(ValueError, match="no labelled row has a match: `extproc eval` says why"):
+    with pytest.raises(ValueError, match="no labelled row has a match: run `extproc eval` to see why"):
         commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
 
 

@@ -21,20 +21,20 @@ from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import adapted
 from extproc.evidence.fit.adapt import Adaptation, adaptation_digest
 from extproc.evidence.fit.adapted import adapted_encoder
-from extproc.evidence.fit.calibration import FIT_SHARE, LEARN_SHARE, Labelled, Matches, choose_floors, place_of
+from extproc.evidence.fit.centroid_kinds import KINDS, by_label, centroids_of, k_means
+from extproc.evidence.fit.floors import choose_floors
+from extproc.evidence.fit.labelled import LabelledRows, Matches, labelled_rows
 from extproc.evidence.fit.learning import (
-    KINDS,
-    Candidate,
-    by_label,
-    centroids_of,
-    ground_for,
+    FittedCentroids,
     index_of,
     learn,
     needed_rows,
-    split,
+    split_after,
     texts_for_encoder,
     too_few,
 )
+from extproc.evidence.fit.partition import FIT_SHARE, LEARN_SHARE, hash_fraction
+from extproc.evidence.fit.trial import EncoderCandidate
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.index import Index, nearest
 from extproc.settings import EncoderConfig
@@ -97,11 +97,9 @@ def traffic(folder: Path, each: int, first: int = 0) -> Path:
     return path
 
 
-def executed(folder: Path, each: int, encoder: Planted) -> tuple[Execution, Labelled, list[Candidate]]:
-    from extproc.evidence.fit.calibration import labelled
-
+def executed(folder: Path, each: int, encoder: Planted) -> tuple[Execution, LabelledRows, list[EncoderCandidate]]:
     run = execute(folder, Memory(encoder), read_traffic(traffic(folder, each)), Tokens())
-    return run, labelled(run, 0), [Candidate(run.config.policy.encoder, encoder)]
+    return run, labelled_rows(run, 0), [EncoderCandidate(run.config.policy.encoder, encoder)]
 
 
 def accuracy(index: Index, encoder: Planted, first: int = 5000, count: int = 200) -> float:
@@ -122,17 +120,17 @@ def test_labelled_rows_that_differ_from_the_utterances_are_learned_from(folder):
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, candidates = executed(folder, 90, encoder)
     learned = learn(run, rows, candidates, "2026-11-22", 0)
-    assert [way.kind for way in learned.tried] == list(KINDS)
+    assert [way.kind for way in learned.trials] == list(KINDS)
     assert learned.chosen is not None and learned.config is not None and learned.config.fitted is not None
     assert learned.chosen.gain.low > 0
     before = accuracy(run.snapshot.index, encoder)
     after = accuracy(index_of(learned.config, encoder), encoder)
     assert after > before + 0.03
     assert learned.chosen.accuracy.low - 0.03 < after < learned.chosen.accuracy.high + 0.03
-    assert learned.tried[0].accuracy.low - 0.03 < before < learned.tried[0].accuracy.high + 0.03
+    assert learned.trials[0].accuracy.low - 0.03 < before < learned.trials[0].accuracy.high + 0.03
     header = learned.config.fitted.header
     assert (header.data, header.seed, header.kind) == (run.digest, 0, learned.chosen.kind)
-    assert header.rows == int(((rows.place < LEARN_SHARE) & (rows.labels != None)).sum())  # noqa: E711
+    assert header.rows == int(((rows.fraction < LEARN_SHARE) & (rows.labels != None)).sum())  # noqa: E711
 
 
 def test_how_far_back_similarity_is_measured_is_kept_with_the_centroids(folder):
@@ -142,7 +140,7 @@ def test_how_far_back_similarity_is_measured_is_kept_with_the_centroids(folder):
     far = msgspec.structs.replace(near, back=1.0)
     learned, other = (learn(run, rows, [candidate], "2026-11-22", 0) for candidate in (far, near))
     assert learned.config is not None and learned.config.fitted is not None and learned.chosen is not None
-    assert (learned.tried[0], learned.chosen.accuracy) == (other.tried[0], other.chosen.accuracy)
+    assert (learned.trials[0], learned.chosen.accuracy) == (other.trials[0], other.chosen.accuracy)
     assert learned.chosen.auroc != other.chosen.auroc
     assert learned.config.fitted.header.back == 1.0
     (row,) = encoder.encode(["a-5000"])
@@ -157,7 +155,7 @@ def test_utterances_that_say_it_all_stay(folder):
     encoder = Planted(DIRECTIONS, noise=1.2)
     learned = learn(*executed(folder, 90, encoder), "2026-11-22", 0)
     assert (learned.chosen, learned.raw, learned.config) == (None, b"", None)
-    assert learned.why.startswith("centroids stay as they are: chance explains that another is better")
+    assert learned.why.startswith("centroids are unchanged: no others are better by more than chance; more rows")
 
 
 def test_a_cohort_of_several_kinds_gets_several_centroids(folder):
@@ -185,11 +183,11 @@ def test_groups_of_alike_rows_are_found():
     """Each mean is one group's, whatever their order, and one group is its mean."""
     encoder = Planted({"x": axis(0), "y": axis(1)}, noise=0.3)
     rows = encoder.encode([f"{group}-{i}" for i in range(20) for group in "xy"])
-    found = split(rows, 2)
+    found = k_means(rows, 2)
     assert sorted(found[:, :2].argmax(axis=1).tolist()) == [0, 1]
     assert (found[:, :2].max(axis=1) > 0.9).all()
-    assert split(rows, 1)[0] == pytest.approx(rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)), abs=1e-6)
-    assert np.isfinite(split(rows[[0, 0, 0]], 3)).all()
+    assert k_means(rows, 1)[0] == pytest.approx(rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)), abs=1e-6)
+    assert np.isfinite(k_means(rows[[0, 0, 0]], 3)).all()
 
 
 # What is not looked at
@@ -200,7 +198,7 @@ def test_nothing_is_learned_from_rows_of_the_other_parts(folder):
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, candidates = executed(folder, 90, encoder)
     raw = learn(run, rows, candidates, "2026-11-22", 0).raw
-    other = rows.place >= LEARN_SHARE
+    other = rows.fraction >= LEARN_SHARE
     turned = np.where(other, rows.labels[::-1], rows.labels)
     assert raw == learn(run, msgspec.structs.replace(rows, labels=turned), candidates, "2026-11-22", 0).raw != b""
     turned = np.where(~other, rows.labels[::-1], rows.labels)
@@ -212,26 +210,27 @@ def test_floors_are_fitted_on_rows_that_nothing_was_learned_from(folder):
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, candidates = executed(folder, 90, encoder)
     learned = learn(run, rows, candidates, "2026-11-22", 0)
-    middle = ((rows.place >= LEARN_SHARE) & (rows.place < FIT_SHARE)).tolist()
-    for found in (learned, msgspec.structs.replace(learned, config=None, raw=b"", vectors=None, chosen=None)):
-        ground = ground_for(run, rows, found)
-        assert ground.fit.tolist() == middle
-        assert ground.report.tolist() == (rows.place >= FIT_SHARE).tolist()
-        assert ground.part == FIT_SHARE - LEARN_SHARE
-    given = texts_for_encoder(run, rows)
-    places = [place_of(text, 0) for name, texts in given.items() for text in texts if text.startswith(f"{name}-")]
-    assert min(places) >= LEARN_SHARE / 4 and max(places) < LEARN_SHARE
-    assert given["a"][:4] == ["ua-0", "ua-1", "ua-2", "ua-3"]
+    middle = ((rows.fraction >= LEARN_SHARE) & (rows.fraction < FIT_SHARE)).tolist()
+    for found in (learned, msgspec.structs.replace(learned, config=None, raw=b"", encoder=None, chosen=None)):
+        split = split_after(run, rows, found)
+        assert split.fit.tolist() == middle
+        assert split.report.tolist() == (rows.fraction >= FIT_SHARE).tolist()
+        assert split.fit_share == FIT_SHARE - LEARN_SHARE
+    by_cohort = texts_for_encoder(run, rows)
+    labelled = [text for name, texts in by_cohort.items() for text in texts if text.startswith(f"{name}-")]
+    fractions = [hash_fraction(text, 0) for text in labelled]
+    assert min(fractions) >= LEARN_SHARE / 4 and max(fractions) < LEARN_SHARE
+    assert by_cohort["a"][:4] == ["ua-0", "ua-1", "ua-2", "ua-3"]
 
 
 def test_without_rows_to_try_them_on_nothing_is_tried(folder):
     """A few rows may all lie in other parts; then floors may be fitted on all that there are."""
     run, rows, candidates = executed(folder, 20, Planted(DIRECTIONS))
-    some = rows.some(rows.place >= LEARN_SHARE)
+    some = rows.subset(rows.fraction >= LEARN_SHARE)
     learned = learn(run, some, candidates, "2026-11-22", 0)
-    assert (learned.tried, learned.rows) == ((), 0)
-    assert learned.why == "centroids stay as they are: no labelled row in scope is left to try others on"
-    assert ground_for(run, some, learned).part == FIT_SHARE
+    assert (learned.trials, learned.rows) == ((), 0)
+    assert learned.why == "centroids are unchanged: no labelled row in scope is left to try others on"
+    assert split_after(run, some, learned).fit_share == FIT_SHARE
 
 
 def test_the_stated_risk_holds_with_learned_centroids():
@@ -287,11 +286,11 @@ def test_too_few_rows_leave_centroids_and_say_how_many_are_needed(folder, encode
     run, rows, _ = executed(folder, 10, encoder)
     assert needed_rows(0.2) == 17
     assert too_few(run, rows, 0.2) == (
-        "fitting them, too, needs about 17 labelled rows in most cohorts; 0 of 3 have so many"
+        "fitting them, too, needs about 17 labelled rows in most cohorts; 0 of 3 cohorts have that many"
     )
     assert calibrate(folder, traffic(folder, 10), "--write") == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("centroids stay as they are: fitting them, too, needs about 17 labelled rows")
+    assert shown.startswith("centroids are unchanged: fitting them, too, needs about 17 labelled rows")
     assert not (folder / CENTROIDS_FILE).exists()
 
 
@@ -337,13 +336,11 @@ def test_few_new_rows_do_not_fit_floors_on_those_that_centroids_were_fitted_on(f
     calibrate(folder, traffic(folder, 90), "--write", "--seed", "3")
     run, rows, _ = executed(folder, 10, encoder)
     assert run.config.fitted is not None
-    from extproc.evidence.fit.learning import FittedCentroids
-
-    ground = ground_for(run, rows, FittedCentroids(0, (), "too few"))
-    seen = np.array([place_of(text, 3) < LEARN_SHARE for text in rows.texts])
+    split = split_after(run, rows, FittedCentroids(0, (), "too few"))
+    seen = np.array([hash_fraction(text, 3) < LEARN_SHARE for text in rows.texts])
     assert seen.any()
-    assert ground.fit.tolist() == ((rows.place < FIT_SHARE) & ~seen).tolist()
-    assert ground.report.tolist() == ((rows.place >= FIT_SHARE) & ~seen).tolist()
+    assert split.fit.tolist() == ((rows.fraction < FIT_SHARE) & ~seen).tolist()
+    assert split.report.tolist() == ((rows.fraction >= FIT_SHARE) & ~seen).tolist()
 
 
 # An adapted encoder
@@ -391,7 +388,7 @@ def test_an_adapted_encoder_that_is_better_is_named_in_the_policy(folder, adapts
     assert config.fitted is not None and config.fitted.header.encoder == name
     cohorts = compile_snapshot(config, better).policy.cohorts.values()
     assert all(cohort.calibrated and cohort.evidence and cohort.evidence.encoder == name for cohort in cohorts)
-    assert {text for texts in adapts[0].values() for text in texts if place_of(text, 0) >= LEARN_SHARE} <= {
+    assert {text for texts in adapts[0].values() for text in texts if hash_fraction(text, 0) >= LEARN_SHARE} <= {
         f"u{name}-{i}" for name in "abc" for i in range(4)
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from extproc.acceptance.score import Scorer
 from extproc.config.load import Intent
+from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.options import OptionTable, Plan, reasoning_of, tier_of
 from extproc.evidence.fit.target import Target, Weighed, picks_for
 from extproc.evidence.measure.controls import ControlLine, Recorded, beside
@@ -19,7 +20,6 @@ from extproc.settings import Chosen
 
 # A share of escalations is allowed somewhat above the one seen: traffic varies from hour to hour.
 _MORE, _OVER = 1.25, 0.05
-_DIGITS = 4
 
 
 class Setting(msgspec.Struct, frozen=True):
@@ -64,7 +64,7 @@ def _setting(table: OptionTable, w: Weighed, k: int, why: str, target: Target, d
     models = {
         tier.name: tier.model for tier in policy.tiers if tier.name in {table.tier(s).name for s in table.settings}
     }
-    ends = [(round(e.low, _DIGITS), round(e.high, _DIGITS)) if e.known else (0.0, 1.0) for e in after]
+    ends = [(round(e.low, DIGITS), round(e.high, DIGITS)) if e.known else (0.0, 1.0) for e in after]
     climbing = float(table.given(w.cohort, plan, w.rows)[2].mean())
     return Setting(
         w.cohort.name,
@@ -89,7 +89,7 @@ def _scorer(table: OptionTable, w: Weighed, plan: Plan, date: str, held: Bools) 
     tier, curve = table.tier(first), table.curves[first][w.cohort.name]
     right = table.found.quality[held, table.settings.index(first)] >= 0.5
     area = auroc_estimate(table.scores[first][held], right, table.seed)
-    ends = (round(area.low, _DIGITS), round(area.high, _DIGITS)) if area.known else (0.0, 1.0)
+    ends = (round(area.low, DIGITS), round(area.high, DIGITS)) if area.known else (0.0, 1.0)
     return Scorer(
         date, table.run.digest, int(w.rows.sum()), tier.name, tier.model, ends, curve.offset, curve.weights
     )

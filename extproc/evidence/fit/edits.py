@@ -15,7 +15,9 @@ from extproc.config.strict_yaml import Problem, decode_yaml
 
 Decoded = TypeVar("Decoded")
 
-# New keys stand above this one, which is the longest.
+# Decimals of fitted numbers in the YAML.
+DIGITS = 4
+# New keys are written above this one, which is the longest.
 _LAST = "utterances"
 # Text that YAML, in 1.1 and in 1.2, reads as the text it is; but for the words for true, false and nothing.
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")

@@ -20,7 +20,7 @@ from extproc.acceptance.verdict import judge
 from extproc.contract.words import Reason
 from extproc.evidence.data.answers import SETTINGS
 from extproc.evidence.execution import Execution
-from extproc.evidence.fit.calibration import FIT_SHARE, place_of
+from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
 from extproc.evidence.fit.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
 from extproc.evidence.measure.controls import Recorded, recorded
 from extproc.evidence.measure.metrics import Bools, Floats
@@ -267,7 +267,7 @@ def ends_with_person(cohort: Cohort) -> bool:
 
 def _place(run: Execution, i: int, seed: int) -> float:
     signals = run.routed[i].signals
-    return place_of(signals.ask.text if signals is not None else str(i), seed)
+    return hash_fraction(signals.ask.text if signals is not None else str(i), seed)
 
 
 def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None) -> list[bool]:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.score import LOGPROB_FACTS, SCORE_FACTS
+from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.logistic import fit_weights, logistic, spread_of
 from extproc.evidence.measure.metrics import Floats
 
@@ -17,7 +18,6 @@ from extproc.evidence.measure.metrics import Floats
 # that bench/cascade.py fits on; flat around them.
 _SHARED, _OWN = 10.0, 100.0
 _FOLDS = 5
-_DIGITS = 4
 
 
 class Answers(msgspec.Struct, frozen=True):
@@ -58,11 +58,11 @@ def fit_curves(answers: Answers, logprobs: bool) -> dict[str, Curve]:
     for name, up, mine in zip(names.tolist(), level, slopes.reshape(len(names), -1), strict=True):
         weights = (shared + mine) / scale
         curves[name] = Curve(
-            round(float(offset + up - weights @ center), _DIGITS),
+            round(float(offset + up - weights @ center), DIGITS),
             {
                 fact: weight
                 for fact, w in zip(SCORE_FACTS, weights, strict=True)
-                if (weight := round(float(w), _DIGITS))
+                if (weight := round(float(w), DIGITS))
             },
         )
     return curves

@@ -13,8 +13,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from extproc.evidence.fit.calibration import FIT_SHARE
 from extproc.evidence.fit.options import Option, OptionTable, Plan, ends_with_person
+from extproc.evidence.fit.partition import FIT_SHARE
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.routing.policy import Cohort
 

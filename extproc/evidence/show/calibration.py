@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from extproc.evidence.fit.calibration import Calibration, Ground, Labelled
+from extproc.evidence.fit.calibration import Calibration
 from extproc.evidence.fit.choice import TierChoice
+from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows
 from extproc.evidence.fit.learning import FittedCentroids
 from extproc.evidence.fit.options import Plan
 from extproc.evidence.measure.metrics import auroc_estimate, exact_interval, share
@@ -16,23 +17,23 @@ from extproc.evidence.show.estimate import percent
 from extproc.routing.policy import Cohort
 
 
-def learned_text(learned: FittedCentroids, rows: Labelled, ground: Ground, seed: int) -> Iterator[str]:
+def learned_text(learned: FittedCentroids, rows: LabelledRows, split: CalibrationSplit, seed: int) -> Iterator[str]:
     """The ways of making centroids that were tried, the choice, and what it does on rows that nothing had seen."""
-    if not learned.tried:
+    if not learned.trials:
         yield from textwrap.wrap(learned.why, 116)
         return
     yield f"centroids, tried on {learned.rows:,} labelled rows that each was fitted without, % [95 %]"
     yield f"{'':<28}{'accuracy':<21}{'AUROC':<21}{'right and above':<21}gain"
-    for way in learned.tried:
+    for way in learned.trials:
         measured = (percent(way.accuracy), percent(way.auroc), percent(way.routed))
-        first = learned.tried[0]
+        first = learned.trials[0]
         gain = percent(way.gain, "+") if way is not first else ""
         name = way.kind if way.encoder == first.encoder else f"{way.kind}, adapted"
         yield f"{name:<28}{''.join(f'{m:<21}' for m in measured)}{gain}".rstrip()
     yield learned.why
     if learned.astray:
         yield f"{learned.astray} utterances are then nearest to another cohort than their own"
-    was, now = rows.some(ground.report), ground.rows.some(ground.report)
+    was, now = rows.subset(split.report), split.rows.subset(split.report)
     inside = np.array([label is not None for label in was.labels], dtype=bool)
     for name, values in {
         "accuracy": [share(each.matches.right, inside).estimate(seed) for each in (was, now)],

@@ -1,0 +1,59 @@
+"""Matches that are right or wrong -> the floors that accept the most matches at a stated risk.
+
+The floors are conformal. A threshold accepts some of the `n` rows that it is fitted on, and some of those are
+wrong. Among all thresholds with (wrong + 1) / accepted * n / (n + 1) <= risk, the one that accepts the most is
+chosen. This is selection with conformal p-values and the rule of Benjamini and Hochberg (Jin and Candes 2023). For
+any model and any traffic, the share of wrong matches among accepted ones is at most `risk` on average over fits.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from extproc.evidence.fit.edits import DIGITS
+from extproc.evidence.fit.labelled import Matches
+
+FloorKind = Literal["similarity", "margin"]
+
+
+def choose_floors(matches: Matches, risk: float, kind: FloorKind) -> tuple[float, float] | None:
+    """Return the (floor, margin) that accept the most matches at this risk, or None if no threshold keeps it.
+
+    Only the threshold named by `kind` is fitted. The other one accepts every value among these matches.
+    """
+    scale = 10**DIGITS
+    similarity, margin = (np.floor(v * scale) / scale for v in (matches.similarity, matches.margin))
+    scores = similarity if kind == "similarity" else margin
+    n = len(scores)
+    order = np.argsort(-scores, kind="stable")
+    accepted = np.arange(1, n + 1)
+    wrong = np.cumsum(~matches.right[order])
+    within = (wrong + 1) / accepted * n / (n + 1) <= risk
+    within[:-1] &= np.diff(scores[order]) != 0  # equal scores are accepted together
+    if not within.any():
+        return None
+    threshold = float(scores[order[np.flatnonzero(within)[-1]]])
+    return (threshold, 0.0) if kind == "similarity" else (float(similarity.min()), max(0.0, threshold))
+
+
+def best_kind(cohorts: Sequence[Matches], risk: float) -> FloorKind:
+    """Return the kind of threshold that accepts more matches over all cohorts.
+
+    All cohorts share one choice, so that choosing costs no confidence.
+    """
+
+    def accepted(kind: FloorKind) -> int:
+        fitted = [(matches, choose_floors(matches, risk, kind)) for matches in cohorts]
+        return sum(int(matches.accepted(*floors).sum()) for matches, floors in fitted if floors is not None)
+
+    return "margin" if accepted("margin") > accepted("similarity") else "similarity"
+
+
+def least_rows(risk: float, wrong_share: float = 0.0) -> int | None:
+    """Return the least number of rows to fit on that shows this risk if the share `wrong_share` of them is wrong.
+
+    None: no number of rows shows it.
+    """
+    return math.ceil(1 / (risk - wrong_share)) if wrong_share < risk else None
