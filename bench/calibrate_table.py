@@ -20,7 +20,7 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.choice import changes, choose
-from extproc.evidence.fit.options import tabulate
+from extproc.evidence.fit.plans import scored_table
 from extproc.evidence.fit.target import parse_target
 from extproc.evidence.measure.controls import MIX, ROUTED, ControlLine
 from extproc.evidence.measure.evaluation import evaluate
@@ -41,14 +41,14 @@ def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
         for traffic, questions in zip((fit, rest), parts, strict=True):
             traffic.write_bytes(b"".join(msgspec.json.encode(_row(question)) + b"\n" for question in questions))
         run = execute(folder, memory, read_traffic(fit), tokens)
-        chosen_by = tabulate(run, seed)
+        scored = scored_table(run, seed)
         untouched = {file: (folder / file).read_text() for file in run.config.files.values()}
         yield f"{'':<22}{'accuracy % [95 %]':<22}{'to large %':>10}{'$/1,000':>9}   minus static mix of equal cost"
         for target in TARGETS:
-            found = choose(chosen_by, parse_target(target), 0.01, "2026-01-01")
-            for setting, intent in zip(found.settings, run.config.intents, strict=True):
+            found = choose(scored, parse_target(target), 0.01, "2026-01-01")
+            for choice, intent in zip(found.cohorts, run.config.intents, strict=True):
                 file = run.config.files[intent.intent]
-                edits.write(folder / file, edits.with_settings(untouched[file], changes(setting, intent)).encode())
+                edits.write(folder / file, edits.with_settings(untouched[file], changes(choice, intent)).encode())
             served = execute(folder, memory, read_traffic(rest), tokens)
             lines = {line.name: line for line in evaluate(served, seed).lines}
             if target == TARGETS[0]:

@@ -21,7 +21,7 @@ from extproc.evidence.fit.calibration import calibrate
 from extproc.evidence.fit.choice import changes, choose
 from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows, labelled_rows
 from extproc.evidence.fit.learning import FittedCentroids, learn, split_after, texts_for_encoder, too_few
-from extproc.evidence.fit.options import tabulate
+from extproc.evidence.fit.plans import scored_table
 from extproc.evidence.fit.suggestion import as_yaml, propose, pulls
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.trial import EncoderCandidate
@@ -156,9 +156,9 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     _tell_unused(data, run)
-    found = choose(tabulate(run, seed, memory.sentences), target, cut, date)
+    found = choose(scored_table(run, seed, memory.sentences), target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
-    edited = list(_edited(intents, run, {one.name: changes(one, written[one.name]) for one in found.settings}))
+    edited = list(_edited(intents, run, {one.name: changes(one, written[one.name]) for one in found.cohorts}))
     if write:
         for path, _, after in edited:
             edits.write_text(path, after)

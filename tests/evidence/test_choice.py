@@ -15,7 +15,8 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.choice import choose
-from extproc.evidence.fit.options import Option, cap_of, tabulate
+from extproc.evidence.fit.options import Option
+from extproc.evidence.fit.plans import cap_of, replay, scored_table
 from extproc.evidence.fit.scorer import Answers, unseen_chances
 from extproc.evidence.fit.target import Target, parse_target
 from extproc.evidence.measure.controls import MIX, ROUTED
@@ -54,8 +55,8 @@ def written(tmp_path, rows):
     return path
 
 
-def table(folder, tmp_path, words, tokens, rows, seed=0):
-    return tabulate(execute(folder, Memory(words), read_traffic(written(tmp_path, rows)), tokens), seed)
+def tabulated(folder, tmp_path, words, tokens, rows, seed=0):
+    return scored_table(execute(folder, Memory(words), read_traffic(written(tmp_path, rows)), tokens), seed)
 
 
 def plain(count=200):
@@ -130,15 +131,15 @@ def test_a_cap_holds_its_share_on_simulated_lengths():
 
 
 def chosen(found):
-    return {setting.name: setting.plan.option if setting.plan is not None else None for setting in found.settings}
+    return {setting.name: setting.plan.option if setting.plan is not None else None for setting in found.cohorts}
 
 
 def test_each_cohort_takes_what_is_worth_its_money(folder, tmp_path, words, tokens):
     """Bills go up, where the money buys answers; recipes go down, where it buys none."""
-    found = choose(table(folder, tmp_path, words, tokens, plain()), Target("cost", 0.012), 0.01, DAY)
+    found = choose(tabulated(folder, tmp_path, words, tokens, plain()), Target("cost", 0.012), 0.01, DAY)
     assert chosen(found) == {"billing": Option("large"), "cooking": Option("small")}
     lines = {line.name: line for line in found.lines}
-    billing, cooking = found.settings
+    billing, cooking = found.cohorts
     assert billing.after[0].value == pytest.approx(0.9, abs=0.06)
     assert billing.before[0].value == pytest.approx(0.25, abs=0.08)
     assert (cooking.before[0].value, cooking.after[1].value) == (cooking.after[0].value, pytest.approx(0.0025))
@@ -149,9 +150,12 @@ def test_each_cohort_takes_what_is_worth_its_money(folder, tmp_path, words, toke
 
 def test_the_cheapest_that_keeps_a_quality_is_chosen(folder, tmp_path, words, tokens):
     """A bar that the small tier reaches with recipes alone costs no more than that."""
-    tab = table(folder, tmp_path, words, tokens, plain())
-    assert chosen(choose(tab, Target("quality", 0.4), 0.01, DAY)) == {"billing": None, "cooking": Option("small")}
-    assert chosen(choose(tab, Target("quality", 0.8), 0.01, DAY))["billing"] == Option("large")
+    scored = tabulated(folder, tmp_path, words, tokens, plain())
+    assert chosen(choose(scored, Target("quality", 0.4), 0.01, DAY)) == {
+        "billing": None,
+        "cooking": Option("small"),
+    }
+    assert chosen(choose(scored, Target("quality", 0.8), 0.01, DAY))["billing"] == Option("large")
 
 
 @pytest.mark.parametrize("target", [Target("quality", 0.99), Target("cost", 0.001)])
@@ -160,14 +164,14 @@ def test_a_target_out_of_reach_is_said_to_be(target, folder, tmp_path, words, to
     with pytest.raises(
         ValueError, match=r"out of reach on these rows, at 95 %: .* quality reaches 0\.\d+, and cost"
     ):
-        choose(table(folder, tmp_path, words, tokens, plain()), target, 0.01, DAY)
+        choose(tabulated(folder, tmp_path, words, tokens, plain()), target, 0.01, DAY)
 
 
 def test_a_score_sends_up_what_is_wrong(folder, tmp_path, words, tokens):
     """A third of the answers climbs, and all are right: nothing cheaper is."""
-    tab = table(folder, tmp_path, words, tokens, hedging())
-    found = choose(tab, Target("quality", 0.97), 0.01, DAY)
-    billing = next(s for s in found.settings if s.name == "billing")
+    scored = tabulated(folder, tmp_path, words, tokens, hedging())
+    found = choose(scored, Target("quality", 0.97), 0.01, DAY)
+    billing = next(s for s in found.cohorts if s.name == "billing")
     assert billing.plan is not None and billing.scorer is not None
     option = billing.plan.option
     assert (option.first, option.up, option.level) == ("small", "large", pytest.approx(0.35, abs=0.06))
@@ -183,27 +187,26 @@ def test_a_score_sends_up_what_is_wrong(folder, tmp_path, words, tokens):
 def test_nothing_is_chosen_with_sight_of_the_rows_reported_on(folder, tmp_path, words, tokens):
     """Their outcomes turned round, every plan, threshold and weight is the same; only the report differs."""
     rows = [*hedging(), *plain()[200:]]
-    tab = table(folder, tmp_path, words, tokens, rows)
-    held = {tab.run.rows[i].line for i, fit in zip(tab.at, tab.fit, strict=True) if not fit}
-    for line in held:
-        for one in rows[line - 1]["outcomes"].values():
-            one["success"] = not one["success"]
-    turned = table(folder, tmp_path, words, tokens, rows)
-    assert tab.fit.tolist() == turned.fit.tolist() and 200 < len(held) < 300
+    scored = tabulated(folder, tmp_path, words, tokens, rows)
+    table = scored.table
+    held_out = {table.run.rows[i].line for i, fit in zip(table.positions, table.fit, strict=True) if not fit}
+    for line in held_out:
+        for recorded in rows[line - 1]["outcomes"].values():
+            recorded["success"] = not recorded["success"]
+    turned = tabulated(folder, tmp_path, words, tokens, rows)
+    assert table.fit.tolist() == turned.table.fit.tolist() and 200 < len(held_out) < 300
     target = Target("cost", 0.02)
-    before, after = (choose(each, target, 0.01, DAY) for each in (tab, turned))
-    assert [s.plan for s in before.settings] == [s.plan for s in after.settings]
-    weights = [
-        [s.scorer and (s.scorer.offset, s.scorer.weights) for s in each.settings] for each in (before, after)
-    ]
+    before, after = (choose(each, target, 0.01, DAY) for each in (scored, turned))
+    assert [s.plan for s in before.cohorts] == [s.plan for s in after.cohorts]
+    weights = [[s.scorer and (s.scorer.offset, s.scorer.weights) for s in each.cohorts] for each in (before, after)]
     assert weights[0] == weights[1] and weights[0][0] is not None
     assert before.lines != after.lines
 
 
 def test_repeated_requests_never_stand_on_both_sides(folder, tmp_path, words, tokens):
     """A row's part depends on its words."""
-    tab = table(folder, tmp_path, words, tokens, [row for row in plain(40) for _ in range(3)])
-    assert tab.fit.reshape(-1, 3).std(axis=1).max() == 0
+    scored = tabulated(folder, tmp_path, words, tokens, [row for row in plain(40) for _ in range(3)])
+    assert scored.table.fit.reshape(-1, 3).std(axis=1).max() == 0
 
 
 def test_answers_to_a_repeated_request_are_left_out_together():
@@ -220,9 +223,9 @@ def test_answers_to_a_repeated_request_are_left_out_together():
 
 def test_too_few_rows_choose_nothing_and_say_how_many_would(folder, tmp_path, words, tokens):
     """A cohort that hardly occurs stays as it is, and one that never does."""
-    found = choose(table(folder, tmp_path, words, tokens, plain(20)[:25]), Target("cost", 1.0), 0.01, DAY)
+    found = choose(tabulated(folder, tmp_path, words, tokens, plain(20)[:25]), Target("cost", 1.0), 0.01, DAY)
     assert chosen(found) == {"billing": None, "cooking": None}
-    assert [setting.why for setting in found.settings] == [
+    assert [setting.why for setting in found.cohorts] == [
         f"needs about 50 rows with outcomes that land here; has {rows}" for rows in (20, 5)
     ]
     assert "nan" not in "\n".join(choice_text(found)).lower()
@@ -237,9 +240,9 @@ def test_floors_hold_whatever_pays(folder, tmp_path, words, tokens):
         row["headers"] = {"x-user-tier": "gold"}
     policy = folder / "policy.yaml"
     policy.write_text(policy.read_text().replace("intents: [cooking]", "intents: [billing]"))
-    tab = table(folder, tmp_path, words, tokens, rows)
-    assert (tab.cohort == "billing").sum() == 100
-    found = choose(tab, Target("cost", 0.02), 0.01, DAY)
+    scored = tabulated(folder, tmp_path, words, tokens, rows)
+    assert (scored.table.cohort == "billing").sum() == 100
+    found = choose(scored, Target("cost", 0.02), 0.01, DAY)
     assert chosen(found) == {"billing": Option("large"), "cooking": None}
 
 
@@ -249,8 +252,8 @@ def test_a_cohort_that_ends_with_a_person_is_left_alone(folder, tmp_path, words,
         file.write("accept: [complete]\nescalate: {to: [large, human]}\n")
     with (folder / "policy.yaml").open("a") as file:
         file.write("human: {}\n")
-    found = choose(table(folder, tmp_path, words, tokens, plain()), Target("cost", 0.02), 0.01, DAY)
-    assert found.settings[0].why == "left alone: it ends with a person"
+    found = choose(tabulated(folder, tmp_path, words, tokens, plain()), Target("cost", 0.02), 0.01, DAY)
+    assert found.cohorts[0].why == "unchanged: its rejected answers end with a person"
 
 
 def test_what_is_not_shown_to_pay_is_not_bought(folder, tmp_path, words, tokens):
@@ -259,9 +262,9 @@ def test_what_is_not_shown_to_pay_is_not_bought(folder, tmp_path, words, tokens)
         {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0), "large": outcome(i % 2 > 0 or i == 0)}}
         for i in range(100)
     ]
-    found = choose(table(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
+    found = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
     assert chosen(found)["billing"] is None
-    assert "to show that another setting pays, needs about" in found.settings[0].why
+    assert "to show that another setting pays, needs about" in found.cohorts[0].why
 
 
 @pytest.mark.parametrize("success", [True, False])
@@ -269,7 +272,7 @@ def test_outcomes_without_variety_choose_the_cheapest(success, folder, tmp_path,
     """All right, or all wrong, in every tier: nothing but cost differs."""
     rows = [{"text": f"{t} {i}", "outcomes": {"small": outcome(success), "large": outcome(success)}}
             for t in (BILL, COOK) for i in range(80)]  # fmt: skip
-    found = choose(table(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
+    found = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
     assert chosen(found) == {"billing": None, "cooking": Option("small")}
 
 
@@ -281,15 +284,15 @@ def test_outcomes_without_variety_choose_the_cheapest(success, folder, tmp_path,
 def test_rows_that_compare_nothing_are_refused(rows, folder, tmp_path, words, tokens):
     """It says what is missing."""
     with pytest.raises(ValueError, match="no row has the outcomes of two tiers or more"):
-        table(folder, tmp_path, words, tokens, rows)
+        tabulated(folder, tmp_path, words, tokens, rows)
 
 
 def test_one_row_is_no_error(folder, tmp_path, words, tokens):
     """And chooses nothing, whichever part it is on."""
     for seed in (0, 1, 2, 3):
-        tab = table(folder, tmp_path, words, tokens, plain(1)[:1], seed)
+        scored = tabulated(folder, tmp_path, words, tokens, plain(1)[:1], seed)
         with pytest.raises(ValueError, match="out of reach"):
-            choose(tab, Target("cost", 1.0), 0.01, DAY)
+            choose(scored, Target("cost", 1.0), 0.01, DAY)
 
 
 def test_reasoning_is_a_setting_of_its_own(folder, tmp_path, words, tokens, capsys):
@@ -314,8 +317,8 @@ def test_a_cap_is_chosen_where_failures_ramble(folder, tmp_path, words, tokens):
                                              "large": outcome(i % 2 > 0)}}
         for i in range(700)
     ]  # fmt: skip
-    found = choose(table(folder, tmp_path, words, tokens, rows), Target("quality", 0.4), 0.01, DAY)
-    billing = found.settings[0]
+    found = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("quality", 0.4), 0.01, DAY)
+    billing = found.cohorts[0]
     assert billing.plan is not None and (billing.plan.option, billing.plan.cap) == (
         Option("small", capped=True),
         10,
@@ -334,19 +337,19 @@ def test_what_is_written_serves_as_it_was_reported(folder, tmp_path, words, toke
     shown = capsys.readouterr().out
     assert "+accept: [{score: {min: " in shown and shown.endswith("not written: give --write to apply this\n")
     assert "score" not in (folder / "billing.yaml").read_text()
-    tab = table(folder, tmp_path, words, tokens, hedging())
-    plan = choose(tab, Target("quality", 0.97), 0.01, DAY).settings[0].plan
+    scored = tabulated(folder, tmp_path, words, tokens, hedging())
+    plan = choose(scored, Target("quality", 0.97), 0.01, DAY).cohorts[0].plan
     assert plan is not None
-    cohort = tab.run.snapshot.policy.cohorts["billing"]
-    counted = tab.given(cohort, plan, ~tab.fit)[2]
+    cohort = scored.table.run.snapshot.policy.cohorts["billing"]
+    counted = replay(scored, cohort, plan, ~scored.table.fit)[2]
 
     assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=True) == 0
     assert capsys.readouterr().out == shown.replace(
         "not written: give --write to apply this", "changed and written"
     )
     run = execute(folder, Memory(words), read_traffic(data), tokens)
-    held = [run.served[i] for i, fit in zip(tab.at, tab.fit, strict=True) if not fit]
-    assert [s is not None and s.rejections == ("low_score",) for s in held] == counted.tolist()
+    held_out = [run.served[i] for i, fit in zip(scored.table.positions, scored.table.fit, strict=True) if not fit]
+    assert [s is not None and s.rejections == ("low_score",) for s in held_out] == counted.tolist()
     billing = run.snapshot.policy.cohorts["billing"]
     assert billing.chosen is not None and billing.chosen.holds(run.snapshot.policy.tiers)
     assert (billing.chosen.target, billing.chosen.rows, billing.chosen.data) == ("quality=0.97", 300, run.digest)

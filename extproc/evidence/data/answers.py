@@ -13,24 +13,15 @@ from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.verdict import judge
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
+from extproc.evidence.data.setting import SUFFIXES, setting_name
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import Known, RecordedOutcome
 from extproc.routing.exchange import Routed
 from extproc.routing.limits import Bounds
-from extproc.settings import SHARE, Reasoning, Tier
+from extproc.settings import SHARE, Tier
 
 # The principals of recorded requests are not known: only the bound on the cohort's share holds.
 _NO_RATE = 1e9
-
-
-# What an outcome's key says of reasoning, after the tier's name: as it came, on, off.
-SETTINGS: dict[str, bool | None] = {"": None, "+reasoning": True, "+direct": False}
-
-
-def setting_name(tier: str, reasoning: Reasoning | None) -> str:
-    """What an outcome of a tier is called that answered with this reasoning; None: as it came."""
-    on = None if reasoning is None else reasoning is not False
-    return tier + next(said for said, means in SETTINGS.items() if means is on)
 
 
 class ReplayedAnswer(msgspec.Struct, frozen=True):
@@ -54,10 +45,10 @@ class Prices:
         """What was recorded of these tiers, by `setting_name`; an outcome may go by its tier's model instead."""
         found = {}
         for tier in tiers:
-            for said in SETTINGS:
-                outcome = known.outcomes.get(tier.name + said) or known.outcomes.get(tier.model + said)
+            for suffix in SUFFIXES:
+                outcome = known.outcomes.get(tier.name + suffix) or known.outcomes.get(tier.model + suffix)
                 if outcome is not None:
-                    found[tier.name + said] = self._answered(tier, outcome, routed)
+                    found[tier.name + suffix] = self._answered(tier, outcome, routed)
         return found
 
     def _answered(self, tier: Tier, outcome: RecordedOutcome, routed: Routed) -> ReplayedAnswer:

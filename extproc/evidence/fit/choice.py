@@ -1,6 +1,6 @@
-"""Recorded outcomes -> each cohort's tier and settings, as its file is to have them, and what came of the choice.
+"""Recorded outcomes -> each cohort's tier and settings, and the values of its file.
 
-Chosen on one part of the rows (target says how), reported on the other.
+Settings are chosen on one part of the rows (picks.py) and reported on the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,70 +11,77 @@ import numpy as np
 
 from extproc.acceptance.score import Scorer
 from extproc.config.load import Intent
+from extproc.evidence.data.setting import reasoning_of, tier_of
+from extproc.evidence.fit.cohort_plans import CohortPlans
 from extproc.evidence.fit.edits import DIGITS
-from extproc.evidence.fit.options import OptionTable, Plan, reasoning_of, tier_of
-from extproc.evidence.fit.target import Target, Weighed, picks_for
+from extproc.evidence.fit.picks import Pick, picks_for
+from extproc.evidence.fit.plans import Plan, ScoredTable, replay
+from extproc.evidence.fit.target import Target
 from extproc.evidence.measure.controls import ControlLine, Recorded, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
 from extproc.settings import Chosen
 
-# A share of escalations is allowed somewhat above the one seen: traffic varies from hour to hour.
-_MORE, _OVER = 1.25, 0.05
+# The bound on the share of escalations lies above the share on these rows, because traffic varies from hour to
+# hour.
+_SHARE_FACTOR, _SHARE_MARGIN = 1.25, 0.05
 
 
-class Setting(msgspec.Struct, frozen=True):
-    """What was found for one cohort."""
+class CohortChoice(msgspec.Struct, frozen=True):
+    """What was chosen for one cohort."""
 
     name: str
-    rows: tuple[int, int]  # with outcomes that landed here: fitted on, reported on
+    rows: tuple[int, int]  # rows with outcomes that landed here: fitted on, reported on
     before: tuple[Estimate, Estimate]  # quality and dollars per 1,000, on the rows reported on
     after: tuple[Estimate, Estimate]
-    plan: Plan | None = None  # None: as it is
-    why: str = ""  # it stays
+    plan: Plan | None = None  # None: the cohort keeps its settings
+    why: str = ""  # the reason that it keeps them
     chosen: Chosen | None = None
     scorer: Scorer | None = None
-    share: float = 0.0  # of judged answers that may climb
+    share: float = 0.0  # the bound on the share of judged answers that escalate
 
 
 class TierChoice(msgspec.Struct, frozen=True):
-    """What was found for all."""
+    """What was chosen for all cohorts."""
 
     target: Target
-    settings: list[Setting]
-    lines: list[ControlLine]  # on the rows reported on, beside the controls
-    rows: tuple[int, int]
+    cohorts: list[CohortChoice]
+    lines: list[ControlLine]  # the choice and the controls, on the rows reported on
+    rows: tuple[int, int]  # fitted on, reported on
 
 
-def choose(table: OptionTable, target: Target, cut: float, date: str) -> TierChoice:
-    """Choose for every cohort. Raises ValueError where no choice meets the target."""
-    settings = [_setting(table, w, *pick, target, date) for w, pick in picks_for(table, target, cut)]
-    return TierChoice(target, settings, _lines(table, settings), (int(table.fit.sum()), int((~table.fit).sum())))
+def choose(scored: ScoredTable, target: Target, cut: float, date: str) -> TierChoice:
+    """Choose for every cohort. Raises ValueError if no choice meets the target.
+
+    `cut`: the share of successful answers that a cap on output tokens may cut.
+    """
+    cohorts = [_cohort_choice(scored, c, pick, target, date) for c, pick in picks_for(scored, target, cut)]
+    fit = scored.table.fit
+    return TierChoice(target, cohorts, _lines(scored, cohorts), (int(fit.sum()), int((~fit).sum())))
 
 
-def _setting(table: OptionTable, w: Weighed, k: int, why: str, target: Target, date: str) -> Setting:
-    held = ~table.fit & (table.cohort == w.cohort.name)
-    quality, cost = (values[held] for values in table.present)
-    sizes = int(w.rows.sum()), int(held.sum())
+def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Target, date: str) -> CohortChoice:
+    table, (k, why) = scored.table, pick
+    held_out = ~table.fit & (table.cohort == c.cohort.name)
+    quality, cost = (values[held_out] for values in table.present)
+    sizes = int(c.rows.sum()), int(held_out.sum())
     before = _estimates(quality, cost, table.seed)
-    plan = w.plans[k]
+    plan = c.plans[k]
     if plan is None:
-        return Setting(w.cohort.name, sizes, before, before, why=why)
-    after = _estimates(*table.given(w.cohort, plan, held)[:2], table.seed)
-    policy, run = table.run.snapshot.policy, table.run
-    models = {
-        tier.name: tier.model for tier in policy.tiers if tier.name in {table.tier(s).name for s in table.settings}
-    }
-    ends = [(round(e.low, DIGITS), round(e.high, DIGITS)) if e.known else (0.0, 1.0) for e in after]
-    climbing = float(table.given(w.cohort, plan, w.rows)[2].mean())
-    return Setting(
-        w.cohort.name,
+        return CohortChoice(c.cohort.name, sizes, before, before, why=why)
+    after = _estimates(*replay(scored, c.cohort, plan, held_out)[:2], table.seed)
+    recorded_tiers = {table.tier(setting).name for setting in table.settings}
+    models = {tier.name: tier.model for tier in table.run.snapshot.policy.tiers if tier.name in recorded_tiers}
+    ends = [_ends(estimate) for estimate in after]
+    escalated = float(replay(scored, c.cohort, plan, c.rows)[2].mean())
+    return CohortChoice(
+        c.cohort.name,
         sizes,
         before,
         after,
         plan,
-        chosen=Chosen(date, run.digest, sum(sizes), str(target), models, ends[0], ends[1]),
-        scorer=_scorer(table, w, plan, date, held),
-        share=min(1.0, round(_MORE * climbing + _OVER, 2)),
+        chosen=Chosen(date, table.run.digest, sum(sizes), str(target), models, ends[0], ends[1]),
+        scorer=_scorer(scored, c, plan, date, held_out),
+        share=min(1.0, round(_SHARE_FACTOR * escalated + _SHARE_MARGIN, 2)),
     )
 
 
@@ -82,67 +89,70 @@ def _estimates(quality: Floats, cost: Floats, seed: int) -> tuple[Estimate, Esti
     return mean(quality).estimate(seed), mean(1000 * cost, least=None).estimate(seed)
 
 
-def _scorer(table: OptionTable, w: Weighed, plan: Plan, date: str, held: Bools) -> Scorer | None:
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Return the interval, as the YAML has it."""
+    return (round(estimate.low, DIGITS), round(estimate.high, DIGITS)) if estimate.known else (0.0, 1.0)
+
+
+def _scorer(scored: ScoredTable, c: CohortPlans, plan: Plan, date: str, held_out: Bools) -> Scorer | None:
     if plan.option.level is None:
         return None
-    first = plan.option.first
-    tier, curve = table.tier(first), table.curves[first][w.cohort.name]
-    right = table.found.quality[held, table.settings.index(first)] >= 0.5
-    area = auroc_estimate(table.scores[first][held], right, table.seed)
-    ends = (round(area.low, DIGITS), round(area.high, DIGITS)) if area.known else (0.0, 1.0)
-    return Scorer(
-        date, table.run.digest, int(w.rows.sum()), tier.name, tier.model, ends, curve.offset, curve.weights
-    )
+    table, first = scored.table, plan.option.first
+    tier, curve = table.tier(first), scored.curves[first][c.cohort.name]
+    right = table.recorded.quality[held_out, table.settings.index(first)] >= 0.5
+    ends = _ends(auroc_estimate(scored.scores[first][held_out], right, table.seed))
+    rows = int(c.rows.sum())
+    return Scorer(date, table.run.digest, rows, tier.name, tier.model, ends, curve.offset, curve.weights)
 
 
-def _lines(table: OptionTable, settings: Sequence[Setting]) -> list[ControlLine]:
-    """What was chosen beside the controls, on the rows reported on."""
-    held = ~table.fit
-    if not held.any():
+def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[ControlLine]:
+    """Return the choice and the controls, on the rows reported on."""
+    table = scored.table
+    held_out = ~table.fit
+    if not held_out.any():
         return []
     quality, cost = (values.copy() for values in table.present)
     paths = list(table.paths)
-    for setting in settings:
-        rows = held & (table.cohort == setting.name)
-        if setting.plan is None or not rows.any():
+    for choice in cohorts:
+        rows = held_out & (table.cohort == choice.name)
+        if choice.plan is None or not rows.any():
             continue
-        cohort = table.run.snapshot.policy.cohorts[setting.name]
-        quality[rows], cost[rows], climbs = table.given(cohort, setting.plan, rows)
-        first, up = setting.plan.option.first, setting.plan.option.up
-        for i, climbed in zip(np.flatnonzero(rows), climbs, strict=True):
+        cohort = table.run.snapshot.policy.cohorts[choice.name]
+        quality[rows], cost[rows], escalated = replay(scored, cohort, choice.plan, rows)
+        first, up = choice.plan.option.first, choice.plan.option.up
+        for i, climbed in zip(np.flatnonzero(rows), escalated, strict=True):
             paths[i] = (first, up) if climbed and up is not None else (first,)
-    of = table.found
-    some = Recorded(of.tiers, of.rows, of.quality[held], of.cost[held])
-    kept = [path for path, keep in zip(paths, held, strict=True) if keep]
-    return beside(some, (quality[held], cost[held]), kept, table.seed)
+    everything = table.recorded
+    reported = Recorded(everything.tiers, everything.rows, everything.quality[held_out], everything.cost[held_out])
+    reported_paths = [path for path, keep in zip(paths, held_out, strict=True) if keep]
+    return beside(reported, (quality[held_out], cost[held_out]), reported_paths, table.seed)
 
 
-# --- as the intent's file has it ----------------------------------------------------------------------------------
+# --- the values of an intent's file -------------------------------------------------------------------------------
 
 
-def changes(setting: Setting, intent: Intent) -> Mapping[str, Any]:
-    """key -> value of the intent's file; None: the key goes."""
-    plan = setting.plan
+def changes(choice: CohortChoice, intent: Intent) -> Mapping[str, Any]:
+    """Return the new values of the intent's file by key. None: the key is removed."""
+    plan = choice.plan
     if plan is None:
         return {}
     option = plan.option
-    found: dict[str, Any] = {"tier": tier_of(option.first), "chosen": setting.chosen}
+    values: dict[str, Any] = {"tier": tier_of(option.first), "chosen": choice.chosen}
     if (reasoning := reasoning_of(option.first)) is not None:
-        found["reasoning"] = reasoning
+        values["reasoning"] = reasoning
     if plan.cap is not None:
-        found["max_output_tokens"] = plan.cap
-    written = [
-        item for item in intent.accept if item != "score" and not (isinstance(item, dict) and "score" in item)
-    ]
+        values["max_output_tokens"] = plan.cap
+    if option.up is None:
+        # No answer is judged. An `escalate` that only lists where failures go is kept, if the tier stays the same.
+        if intent.accept or values["tier"] != intent.tier:
+            values |= {"escalate": None}
+        return values | {"accept": None, "scorer": None}
+    rules = [rule for rule in intent.accept if rule != "score" and not (isinstance(rule, dict) and "score" in rule)]
     score = [{"score": {"min": plan.least}}] if option.level is not None else []
-    if option.up is None:  # nothing is left to judge for; where failures climb is another matter
-        if intent.accept or found["tier"] != intent.tier:
-            found |= {"escalate": None}
-        return found | {"accept": None, "scorer": None}
-    return found | {
-        "accept": [*written, *score],
-        "escalate": {"to": _rung(option.up), "max": 1, "share": setting.share},
-        "scorer": setting.scorer,
+    return values | {
+        "accept": [*rules, *score],
+        "escalate": {"to": _rung(option.up), "max": 1, "share": choice.share},
+        "scorer": choice.scorer,
     }
 
 

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from extproc.evidence.data.answers import SETTINGS
+from extproc.evidence.data.setting import SUFFIXES
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, Places, resamples, spread, static_mix
 
@@ -69,7 +69,8 @@ def recorded(run: Execution, quality: Floats, cost: Floats) -> Recorded:
 def settings_of(run: Execution) -> list[str]:
     """Every tier that outcomes were recorded of, cheapest first, and each reasoning setting of it apart."""
     seen = {name for answers in run.answers for name in answers}
-    return [name for tier in run.snapshot.policy.tiers for said in SETTINGS if (name := tier.name + said) in seen]
+    names = [tier.name + suffix for tier in run.snapshot.policy.tiers for suffix in SUFFIXES]
+    return [name for name in names if name in seen]
 
 
 def lines(run: Execution, quality: Floats, cost: Floats, seed: int) -> list[ControlLine]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 
 from extproc.contract.words import Reason
-from extproc.evidence.data.answers import SETTINGS
+from extproc.evidence.data.setting import SUFFIXES
 from extproc.evidence.data.tokens import TOKENIZER
 from extproc.evidence.execution import Execution
 
@@ -68,7 +68,7 @@ def unused(run: Execution, beside: Container[str] = ()) -> Iterator[str]:
     named = Counter(known.intent for known in run.known if isinstance(known.intent, str))
     if labels := Counter({n: rows for n, rows in named.items() if n not in policy.cohorts and n not in beside}):
         yield f"Labels that are no intent here count as out of scope: {_counted(labels)}."
-    here = {name + said for tier in policy.tiers for name in (tier.name, tier.model) for said in SETTINGS}
+    here = {name + suffix for tier in policy.tiers for name in (tier.name, tier.model) for suffix in SUFFIXES}
     if tiers := Counter(name for known in run.known for name in known.outcomes if name not in here):
         yield f"Outcomes under names that are no tier here, nor its model, are not used: {_counted(tiers)}."
     models = Counter(

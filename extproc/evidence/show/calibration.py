@@ -10,7 +10,7 @@ from extproc.evidence.fit.calibration import Calibration
 from extproc.evidence.fit.choice import TierChoice
 from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows
 from extproc.evidence.fit.learning import FittedCentroids
-from extproc.evidence.fit.options import Plan
+from extproc.evidence.fit.plans import Plan
 from extproc.evidence.measure.metrics import auroc_estimate, exact_interval, share
 from extproc.evidence.show.controls import line_table
 from extproc.evidence.show.estimate import percent
@@ -86,16 +86,16 @@ def choice_text(found: TierChoice) -> Iterator[str]:
     yield (f"{found.target}: chosen on {found.rows[0]:,} rows with outcomes, reported on {found.rows[1]:,} others")
     yield ""
     yield f"{'cohort':<22}{'rows':>6}  {'chosen':<34}{'quality % [95 %]':<21}{'was':>5}{'$/1,000':>10}{'was':>9}"
-    for setting in found.settings:
-        if setting.plan is not None:
-            quality, dollars = setting.after
-            was = f"{100 * setting.before[0].value:>5.1f}{dollars.value:>10.4f}{setting.before[1].value:>9.4f}"
-            told = f"{plan_text(setting.plan):<34}{percent(quality):<21}"
-            yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {told}{was}"
-    for setting in found.settings:
-        if setting.plan is None:
-            kept = f"as it is, {percent(setting.before[0])}"
-            yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {kept}{': ' if setting.why else ''}{setting.why}"
+    for choice in found.cohorts:
+        if choice.plan is not None:
+            quality, dollars = choice.after
+            was = f"{100 * choice.before[0].value:>5.1f}{dollars.value:>10.4f}{choice.before[1].value:>9.4f}"
+            told = f"{plan_text(choice.plan):<34}{percent(quality):<21}"
+            yield f"{choice.name[:21]:<22}{sum(choice.rows):>6}  {told}{was}"
+    for choice in found.cohorts:
+        if choice.plan is None:
+            kept = f"as it is, {percent(choice.before[0])}"
+            yield f"{choice.name[:21]:<22}{sum(choice.rows):>6}  {kept}{': ' if choice.why else ''}{choice.why}"
     if found.lines:
         yield ""
         yield from line_table(found.lines)

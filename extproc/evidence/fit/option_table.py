@@ -1,0 +1,156 @@
+"""Recorded rows, tabulated: what each setting answered, what it cost, and what judging that answer needs."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from extproc.acceptance.grounding import Embed
+from extproc.acceptance.requirements import question_of, read_requirements
+from extproc.acceptance.rules import AcceptRule, Score
+from extproc.acceptance.score import SCORE_FACTS, score_facts
+from extproc.acceptance.verdict import judge
+from extproc.api.observation import Observation
+from extproc.contract.words import Reason
+from extproc.evidence.data.setting import tier_of
+from extproc.evidence.execution import Execution
+from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
+from extproc.evidence.measure.controls import Recorded, recorded
+from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.routing.policy import Cohort, Policy, decide
+from extproc.settings import Tier
+
+
+class OptionTable(msgspec.Struct, frozen=True):
+    """Recorded rows that every setting answered. Each list and array has one entry per row."""
+
+    run: Execution
+    positions: list[int]  # of the rows in the execution
+    recorded: Recorded  # quality and dollars by setting
+    cohort: np.ndarray  # where the row landed; "" if its cohort did not decide about its tier
+    fraction: Floats  # `hash_fraction` of the text
+    fit: Bools  # rows to fit on; the others are reported on
+    present: tuple[Floats, Floats]  # quality and dollars as configured
+    paths: list[tuple[str, ...]]  # the settings that answered, as configured
+    tokens: Floats  # [row, setting] output tokens, NaN if not recorded
+    passed: Bools  # [row, setting] whether the cohort's written rules accept the answer
+    facts: dict[str, Floats]  # setting -> [row, fact], for the settings whose answers were all recorded
+    logprobs: dict[str, bool]  # setting -> whether all its answers have log-probabilities
+    seed: int
+
+    @property
+    def settings(self) -> list[str]:
+        """The names of the settings, cheapest tier first."""
+        return self.recorded.tiers
+
+    def tier(self, setting: str) -> Tier:
+        """Return the tier of a setting."""
+        return self.run.snapshot.policy.tier(tier_of(setting))
+
+
+def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTable:
+    """Tabulate the rows that can be compared. Raises ValueError if there are none.
+
+    `embed` is used by the rule `grounded`.
+    """
+    quality, cost = (
+        np.array([getattr(s, name) if s is not None else None for s in run.served], dtype=np.float64)
+        for name in ("quality", "cost")
+    )
+    comparable = recorded(run, quality, cost)
+    positions = [int(i) for i in np.flatnonzero(comparable.rows)]
+    if not positions or len(comparable.tiers) < 2:
+        raise ValueError("no row has the outcomes of two tiers or more: record `outcomes` (docs/evidence.md)")
+    names = comparable.tiers
+    answers = [[run.answers[i][name] for name in names] for i in positions]
+    facts, logprobs = {}, {}
+    for j, name in enumerate(names[:-1]):  # the last setting has no other to escalate to
+        observations = [row[j].observation for row in answers]
+        complete = [observation for observation in observations if observation is not None]
+        if len(complete) == len(observations):
+            facts[name] = _facts(run, positions, complete)
+            logprobs[name] = all(observation.logprobs for observation in complete)
+    lowest = _at_lowest_tier(run.snapshot.policy)
+    fraction = np.array([_fraction(run, i, seed) for i in positions])
+    tokens = [[row[j].tokens_out for j in range(len(names))] for row in answers]
+    return OptionTable(
+        run,
+        positions,
+        comparable,
+        np.array([_decided_by(run, i, lowest) for i in positions], dtype=object),
+        fraction,
+        fraction < FIT_SHARE,
+        (quality[positions], cost[positions]),
+        [s.path if (s := run.served[i]) is not None else () for i in positions],
+        np.array(tokens, dtype=np.float64),
+        np.array([_passed(run, i, names, embed) for i in positions], dtype=np.bool_),
+        facts,
+        logprobs,
+        seed,
+    )
+
+
+def _facts(run: Execution, positions: Sequence[int], observations: Sequence[Observation]) -> Floats:
+    """Return float64[row, fact]: the inputs of the acceptance score."""
+    rows = np.zeros((len(positions), len(SCORE_FACTS)))
+    for row, i, observation in zip(rows, positions, observations, strict=True):
+        request = run.routed[i].request
+        row[:] = score_facts(question_of(request) if request is not None else "", observation)
+    return rows
+
+
+def _decided_by(run: Execution, i: int, lowest: Policy) -> str:
+    """Return the cohort that decided about a row's tier, or "" if something else did, such as a rule.
+
+    `lowest` is the policy with every cohort at the lowest tier.
+    """
+    routed = run.routed[i]
+    decision, cohort = routed.decision, routed.decision.cohort
+    if decision.reason is not Reason.MATCHED or cohort is None or routed.signals is None:
+        return ""
+    if ends_with_person(cohort):
+        return ""
+    _, headers = run.rows[i].request("")
+    least = decide(lowest, routed.signals, decision.match, headers).tier
+    return cohort.name if lowest.rank(least.name) <= lowest_rank(lowest, cohort) else ""
+
+
+def _at_lowest_tier(policy: Policy) -> Policy:
+    """Return the policy with every cohort set to the lowest tier."""
+    lowest = policy.tiers[0].name
+    cohorts = {name: msgspec.structs.replace(cohort, tier=lowest) for name, cohort in policy.cohorts.items()}
+    return msgspec.structs.replace(policy, cohorts=cohorts, mode="enforce")
+
+
+def lowest_rank(policy: Policy, cohort: Cohort) -> int:
+    """Return the rank of the lowest tier that the cohort's tier floor allows."""
+    return policy.rank(cohort.tier_floor) if cohort.tier_floor is not None else 0
+
+
+def ends_with_person(cohort: Cohort) -> bool:
+    """Return whether rejected answers of this cohort end with a person."""
+    return cohort.escalate is not None and cohort.escalate.human
+
+
+def written_rules(cohort: Cohort) -> tuple[AcceptRule, ...]:
+    """Return the cohort's acceptance rules except the score, which is fitted."""
+    return tuple(rule for rule in cohort.accept if not isinstance(rule, Score))
+
+
+def _fraction(run: Execution, i: int, seed: int) -> float:
+    signals = run.routed[i].signals
+    return hash_fraction(signals.ask.text if signals is not None else str(i), seed)
+
+
+def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None) -> list[bool]:
+    """Return whether the cohort's written rules accept each setting's answer.
+
+    An answer that was not recorded is accepted.
+    """
+    routed = run.routed[i]
+    rules = written_rules(routed.decision.cohort) if routed.decision.cohort is not None else ()
+    if not rules or routed.request is None:
+        return [True] * len(settings)
+    facts = msgspec.structs.replace(read_requirements(routed.request, rules), stream=None)
+    observations = [run.answers[i][name].observation for name in settings]
+    return [seen is None or judge(rules, seen, request=facts, embed=embed).accept for seen in observations]

@@ -1,0 +1,130 @@
+"""A plan: an option with the numbers fitted on one cohort's rows, and what it would have served.
+
+An option chooses among recorded answers, so its quality and cost are known. Only the acceptance score is modelled.
+Each row is scored by curves that were fitted without it.
+"""
+
+import math
+from functools import cached_property
+
+import msgspec
+import numpy as np
+
+from extproc.acceptance.grounding import Embed
+from extproc.acceptance.rules import Complete
+from extproc.evidence.execution import Execution
+from extproc.evidence.fit.option_table import OptionTable, tabulate
+from extproc.evidence.fit.options import Option
+from extproc.evidence.fit.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
+from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.routing.policy import Cohort
+
+# A cohort's scores must spread over at least this much. Otherwise there is nothing to separate.
+_SPREAD = 0.01
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """An option with the numbers fitted on one cohort's rows."""
+
+    option: Option
+    least: float = -math.inf  # the least score that is accepted
+    cap: int | None = None  # output tokens
+
+
+class ScoredTable(msgspec.Struct, frozen=True, dict=True):
+    """A table and the acceptance scores of its answers, fitted when they are first needed."""
+
+    table: OptionTable
+
+    @cached_property
+    def curves(self) -> dict[str, dict[str, Curve]]:
+        """setting -> cohort -> its curve, fitted on the rows to fit on."""
+        rows = self.table.fit & (self.table.cohort != "")
+        return {name: fit_curves(self._answers(name, rows), self.table.logprobs[name]) for name in self.table.facts}
+
+    @cached_property
+    def scores(self) -> dict[str, Floats]:
+        """setting -> float64[row], by curves fitted without the row; NaN for a row without a curve."""
+        table, scores = self.table, {}
+        for name, curves in self.curves.items():
+            scores[name] = chances_of(curves, self._answers(name, table.fit | ~table.fit))
+            rows = table.fit & (table.cohort != "")
+            answers = self._answers(name, rows)
+            scores[name][rows] = unseen_chances(answers, table.fraction[rows], table.logprobs[name], table.seed)
+        return scores
+
+    def _answers(self, setting: str, rows: Bools) -> Answers:
+        table = self.table
+        right = table.recorded.quality[:, table.settings.index(setting)]
+        return Answers(table.cohort[rows], table.facts[setting][rows], right[rows])
+
+
+def scored_table(run: Execution, seed: int, embed: Embed | None = None) -> ScoredTable:
+    """Tabulate the rows that can be compared. Raises ValueError if there are none."""
+    return ScoredTable(tabulate(run, seed, embed))
+
+
+def fit_plan(scored: ScoredTable, cohort: Cohort, option: Option, cut: float) -> Plan | None:
+    """Fit the option's threshold and cap on the cohort's rows. Returns None if they are too few or too alike.
+
+    `cut`: the share of successful answers that a cap may cut.
+    """
+    rows = scored.table.fit & (scored.table.cohort == cohort.name)
+    least, cap = -math.inf, None
+    if option.level is not None:
+        scores, curve = scored.scores[option.first][rows], scored.curves[option.first].get(cohort.name)
+        served = curve.chances(scored.table.facts[option.first][rows]) if curve is not None else np.zeros(0)
+        # If the curve gives all answers the same score, the scores by curves without them differ only by chance.
+        if np.isnan(scores).any() or not len(served) or np.ptp(served) < _SPREAD:
+            return None
+        least = round(float(np.quantile(scores, option.level)), 3)
+    if option.capped:
+        caps = [_fit_cap(scored.table, rows, name, cut) for name in (option.first, option.up) if name is not None]
+        if None in caps:
+            return None
+        cap = max(c for c in caps if c is not None)
+    return Plan(option, least, cap)
+
+
+def _fit_cap(table: OptionTable, rows: Bools, setting: str, cut: float) -> int | None:
+    j = table.settings.index(setting)
+    return cap_of(table.tokens[rows, j], table.recorded.quality[rows, j], cut)
+
+
+def cap_of(tokens: Floats, quality: Floats, cut: float) -> int | None:
+    """Return the least cap that cuts at most the share `cut` of future successful answers.
+
+    A new answer is longer than the k-th longest of m lengths with probability k / (m + 1). None: there are too few
+    successful answers, or their lengths were not recorded.
+    """
+    lengths = np.sort(tokens[quality >= 0.5])
+    k = math.floor(cut * (len(lengths) + 1) + 1e-9)
+    return int(lengths[-k]) if k >= 1 and not np.isnan(lengths).any() else None
+
+
+def replay(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> tuple[Floats, Floats, Bools]:
+    """Return (quality, dollars, whether the answer escalated) of these rows, with the cohort set to the plan."""
+    table, option = scored.table, plan.option
+    quality, cost, complete = _answered(table, option.first, plan.cap, rows)
+    if option.up is None:
+        return quality, cost, np.zeros(len(quality), dtype=bool)
+    passed = table.passed[rows, table.settings.index(option.first)]
+    if any(isinstance(rule, Complete) for rule in cohort.accept):
+        passed = passed & complete
+    escalated = ~passed
+    if option.level is not None:
+        escalated |= scored.scores[option.first][rows] < plan.least
+    quality_up, cost_up, _ = _answered(table, option.up, plan.cap, rows)
+    return np.where(escalated, quality_up, quality), cost + escalated * cost_up, escalated
+
+
+def _answered(table: OptionTable, setting: str, cap: int | None, rows: Bools) -> tuple[Floats, Floats, Bools]:
+    """Return (quality, dollars, whether it fits the cap) of a setting's answers. A cut answer has quality 0."""
+    j = table.settings.index(setting)
+    quality, cost, tokens = (
+        values[rows, j] for values in (table.recorded.quality, table.recorded.cost, table.tokens)
+    )
+    if cap is None:
+        return quality, cost, np.ones(len(quality), dtype=bool)
+    over = np.maximum(tokens - cap, 0.0)
+    return np.where(over > 0, 0.0, quality), cost - over * table.tier(setting).price.output / 1e6, over == 0
