@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 
 from bench import surface
+from bench.logistic import Logistic, fit_logistic
 from extproc.encoder.protocols import Vectors
-from extproc.evidence.fit.logistic import Logistic, fit_logistic
 from extproc.evidence.measure.metrics import Floats
 
 # How much weights are drawn to 0: of facts, of embeddings, of cohorts' own slopes. By cross-validation on the part

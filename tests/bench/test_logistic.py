@@ -5,8 +5,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from bench import surface
+from bench.logistic import fit_logistic
 from bench.scorer import Judged, fit_scorer, read_answers
-from extproc.evidence.fit.logistic import fit_logistic
 from extproc.evidence.measure.metrics import auroc
 
 QUESTION = "How many apples are left of 12 after 5 are eaten?\n\nA. 5\nB. 7\nC. 17"

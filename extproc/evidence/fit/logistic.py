@@ -1,39 +1,16 @@
-"""Chances from columns of numbers: logistic regression with a ridge, by SciPy."""
+"""Logistic regression with a ridge penalty, fitted by SciPy."""
 
-import msgspec
 import numpy as np
 from scipy import optimize
 
 from extproc.evidence.measure.metrics import Floats
 
-# What a column may be away from its mean, in standard deviations: one odd row must not decide.
-_FAR = 4.0
-
-
-class Logistic(msgspec.Struct, frozen=True):
-    """A fitted curve; its columns are standardised by what it was fitted on."""
-
-    center: Floats
-    scale: Floats
-    weights: Floats
-    offset: float
-
-    def chances(self, columns: Floats) -> Floats:
-        """float64[n]: the chance of each row of float64[n, d]."""
-        return logistic(standardised(columns, self.center, self.scale) @ self.weights + self.offset)
-
-
-def fit_logistic(columns: Floats, target: Floats, ridge: Floats) -> Logistic:
-    """Fit `target` (from 0 to 1) on float64[n, d]; `ridge`: float64[d], how much each weight is drawn to 0.
-
-    The offset is free: on the rows fitted on, the mean chance is the mean target. Deterministic.
-    """
-    center, scale = spread_of(columns)
-    return Logistic(center, scale, *fit_weights(standardised(columns, center, scale), target, ridge))
-
 
 def fit_weights(rows: Floats, target: Floats, ridge: Floats) -> tuple[Floats, float]:
-    """(weights, offset) of columns as they are."""
+    """Fit `target` (0 to 1) on float64[n, d] and return (weights, offset). Deterministic.
+
+    `ridge`: float64[d], how strongly each weight is drawn to 0. The offset is not drawn.
+    """
 
     def loss(coefficients: Floats) -> tuple[float, Floats]:
         weights, offset = coefficients[:-1], coefficients[-1]
@@ -42,24 +19,18 @@ def fit_weights(rows: Floats, target: Floats, ridge: Floats) -> tuple[Floats, fl
         value = np.logaddexp(0, logits).sum() - target @ logits + ridge @ weights**2 / 2
         return float(value), np.append(rows.T @ miss + ridge * weights, miss.sum())
 
-    found = optimize.minimize(loss, np.zeros(rows.shape[1] + 1), jac=True, method="L-BFGS-B",
-                              options={"maxiter": 200}).x  # fmt: skip
-    return found[:-1], float(found[-1])
+    start, options = np.zeros(rows.shape[1] + 1), {"maxiter": 200}
+    fitted = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    return fitted[:-1], float(fitted[-1])
 
 
 def spread_of(columns: Floats) -> tuple[Floats, Floats]:
-    """(mean, standard deviation) of each column; 1 for one that never changes."""
-    spread = columns.std(axis=0)
-    return columns.mean(axis=0), np.where(spread > 1e-9, spread, 1.0)
-
-
-def standardised(columns: Floats, center: Floats, scale: Floats) -> Floats:
-    """Columns in standard deviations from their means, bounded."""
-    away: Floats = np.clip((columns - center) / scale, -_FAR, _FAR)
-    return away
+    """Return the (mean, standard deviation) of each column. The deviation of a constant column is 1."""
+    deviation = columns.std(axis=0)
+    return columns.mean(axis=0), np.where(deviation > 1e-9, deviation, 1.0)
 
 
 def logistic(values: Floats) -> Floats:
-    """1 / (1 + exp(-x)), without overflow."""
+    """Return 1 / (1 + exp(-x)) without overflow."""
     chance: Floats = 1 / (1 + np.exp(-np.clip(values, -500, 500)))
     return chance
