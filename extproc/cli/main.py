@@ -151,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     convert = commands.add_parser("convert", help="print another file's rows as labelled or recorded traffic")
-    convert.add_argument("kind", choices=("clinc150", "routellm", "mmlupro", "openai-log"))
+    convert.add_argument("kind", choices=("openai-log",))
     _data_argument(convert, "JSON lines", name="file")
     convert.add_argument(
         "--where", action="append", default=[], metavar="MEMBER=VALUE", help="only lines with this; repeat for more"

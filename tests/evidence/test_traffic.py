@@ -10,7 +10,7 @@ import pytest
 from msgspec import UNSET
 
 from extproc.cli.main import main
-from extproc.evidence.data.convert import FORMATS, convert
+from extproc.evidence.data.convert import convert
 from extproc.evidence.data.traffic import BadRow, Known, RecordedOutcome, read_traffic, reveal, reveal_all
 
 REQUEST = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
@@ -139,63 +139,26 @@ def test_a_byte_order_mark_costs_no_row(tmp_path):
     assert read_traffic(marked) == read_traffic(plain)
 
 
-SOURCES = {
-    "clinc150": ({"split": "test", "intent": "oos", "text": "hi"}, {"text": "hi", "intent": "oos"}),
-    "routellm": (
-        {"subject": "anatomy", "prompt": "hi", "strong": True, "weak": False, "contaminated": False},
-        {
-            "text": "hi",
-            "intent": "anatomy",
-            "outcomes": {"weak": {"success": False}, "strong": {"success": True}},
-        },
-    ),
-    "mmlupro": (
-        {
-            "id": 7,
-            "category": "computer science",
-            "question": " Which? ",
-            "options": ["one", "two"],
-            "answer": "B",
-            "answers": {"small": {"model": "m", "text": "The answer is (B)", "choice": "B"}},
-        },
-        {
-            "id": 7,
-            "text": "Which?\n\nA. one\nB. two",
-            "intent": "computer-science",
-            "outcomes": {"small": {"success": True, "answer": "The answer is (B)", "finish": "stop"}},
-        },
-    ),
-    "openai-log": (
-        {"request": REQUEST, "response": {"model": "gpt-x", "choices": []}},
-        {"request": REQUEST, "outcomes": {"gpt-x": {"response": {"model": "gpt-x", "choices": []}}}},
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", FORMATS)
-def test_a_foreign_row_is_converted_whole(kind, tmp_path):
-    """And what comes out is read without complaint."""
-    source, row = SOURCES[kind]
-    (converted,) = convert(kind, written(tmp_path, source), {})
-    assert isinstance(converted, bytes) and msgspec.json.decode(converted) == row
-    traffic = read_traffic(written(tmp_path, row))
-    assert (traffic.bad, reveal_all(traffic.rows)[1]) == ([], [])
-
-
 @pytest.mark.parametrize(
     ("source", "row"),
     [
         (REQUEST, {"request": REQUEST}),
+        (
+            {"request": REQUEST, "response": {"model": "gpt-x", "choices": []}},
+            {"request": REQUEST, "outcomes": {"gpt-x": {"response": {"model": "gpt-x", "choices": []}}}},
+        ),
         (
             {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": REQUEST},
             {"request": REQUEST, "id": "1", "path": "/v1/chat/completions"},
         ),
     ],
 )
-def test_an_openai_log_may_be_bare_bodies_or_a_batch_file(source, row, tmp_path):
-    """Whatever shape the line has, the request in it is found."""
+def test_an_openai_log_has_request_bodies_pairs_or_lines_of_a_batch_file(source, row, tmp_path):
+    """The request is found in every shape of line, and the row that comes out can be read."""
     (converted,) = convert("openai-log", written(tmp_path, source), {})
     assert isinstance(converted, bytes) and msgspec.json.decode(converted) == row
+    traffic = read_traffic(written(tmp_path, row))
+    assert (traffic.bad, reveal_all(traffic.rows)[1]) == ([], [])
 
 
 STREAM = 'data: {"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -219,36 +182,28 @@ def test_a_logged_response_is_kept_however_it_was_logged_and_a_failed_one_told(r
     row, *told = convert("openai-log", path, {})
     assert isinstance(row, bytes)
     assert msgspec.json.decode(row) == {"request": REQUEST} | ({"outcomes": outcomes} if outcomes else {})
-    what = "its response failed or is no answer; its request is kept"
+    what = "its response failed or is not an answer; its request is kept"
     assert told == ([] if outcomes else [BadRow(1, what)])
 
 
-def test_contaminated_and_unwanted_rows_are_left_out_and_strange_ones_told(tmp_path):
-    """RouteLLM's own protocol leaves contaminated prompts out; `where` chooses; a foreign line is told."""
-    good, _ = SOURCES["routellm"]
-    path = written(tmp_path, good | {"contaminated": True}, good | {"subject": "law"}, {"text": "hi"}, good)
-    law = list(convert("routellm", path, {"subject": "law"}))
-    assert [msgspec.json.decode(row)["intent"] for row in law if isinstance(row, bytes)] == ["law"]
-    assert [row for row in convert("routellm", path, {}) if isinstance(row, BadRow)] == [
-        BadRow(3, "is not routellm: no member 'contaminated'")
-    ]
-
-
 def test_the_command_prints_rows_and_counts_what_it_skipped(tmp_path, capfdbinary):
-    """Rows on stdout, so that they can be piped; the rest on stderr."""
-    path = written(
-        tmp_path, *(SOURCES["clinc150"][0] | {"split": split} for split in ("test", "train")), "nonsense\n"
-    )
-    assert main(["convert", "clinc150", str(path), "--where", "split=test"]) == 0
+    """Rows go to stdout, so that they can be piped. Skipped lines and counts go to stderr."""
+    lines = ({"split": split, "request": REQUEST} for split in ("test", "train"))
+    path = written(tmp_path, *lines, "nonsense\n", {"split": "test"})
+    assert main(["convert", "openai-log", str(path), "--where", "split=test"]) == 0
     out, err = capfdbinary.readouterr()
-    assert out == b'{"text":"hi","intent":"oos"}\n'
-    assert err.decode().splitlines()[-1] == f"{path}: 1 rows converted, 1 skipped"
-    assert f"{path}:3: skipped: is not clinc150: " in err.decode()
+    assert out == msgspec.json.encode({"request": REQUEST}) + b"\n"
+    skipped, malformed, count = err.decode().splitlines()
+    assert skipped.startswith(f"{path}:3: skipped: cannot be read as openai-log: JSON is malformed")
+    assert malformed == (
+        f"{path}:4: skipped: cannot be read as openai-log: "
+        "found no request: expected `request`, `body`, or a request body itself"
+    )
+    assert count == f"{path}: 1 rows converted, 2 skipped"
 
 
 def test_a_dash_is_standard_input():
-    """So that one command's rows can be piped into another."""
-    row = msgspec.json.encode(SOURCES["clinc150"][0])
-    command = [sys.executable, "-m", "extproc", "convert", "clinc150", "-"]
-    done = subprocess.run(command, input=row, capture_output=True, timeout=60)
-    assert (done.returncode, done.stdout) == (0, b'{"text":"hi","intent":"oos"}\n')
+    """The rows of one command can be piped into another."""
+    command = [sys.executable, "-m", "extproc", "convert", "openai-log", "-"]
+    done = subprocess.run(command, input=msgspec.json.encode(REQUEST), capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, msgspec.json.encode({"request": REQUEST}) + b"\n")
