@@ -23,7 +23,7 @@ def intent_page() -> str:
 
 def traffic_page() -> str:
     """Every key of a row of traffic."""
-    outcome = get_args(get_type_hints(traffic.Known)["outcomes"])[1]
+    outcome = get_args(get_type_hints(traffic.Revealed)["outcomes"])[1]
     structs = Structs([_plain("Row", traffic._Line), _plain("Outcome", outcome)], words.TRAFFIC_KEYS)
     return page(
         "Traffic format",

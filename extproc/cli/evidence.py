@@ -22,7 +22,7 @@ from extproc.evidence.fit.choice import changes, choose
 from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows, labelled_rows
 from extproc.evidence.fit.learning import FittedCentroids, learn, split_after, texts_for_encoder, too_few
 from extproc.evidence.fit.plans import scored_table
-from extproc.evidence.fit.suggestion import as_yaml, propose, pulls
+from extproc.evidence.fit.suggestion import as_yaml, borderline_utterances, propose
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.trial import EncoderCandidate
 from extproc.evidence.measure import comparison
@@ -251,8 +251,8 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     for proposal in proposals:
         print("\n" + as_yaml(proposal, tier), end="")
     print("\nutterances that the others of their intent support least; reword them, or move them:")
-    for pull in pulls(run, memory):
-        print(f"  {pull.file}: {pull.utterance[:60]!r} ({pull.other}, margin {pull.margin:.3f})")
+    for near in borderline_utterances(run, memory):
+        print(f"  {near.file}: {near.utterance[:60]!r} ({near.other}, margin {near.margin:.3f})")
     return 0
 
 

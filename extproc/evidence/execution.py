@@ -20,7 +20,7 @@ from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.data.traffic import BadRow, Known, Row, Traffic, reveal_all
+from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
 from extproc.evidence.measure.metrics import Places
 from extproc.routing.exchange import Routed, Router
 from extproc.routing.limits import Rates
@@ -141,7 +141,7 @@ class Execution(msgspec.Struct, frozen=True):
     sealed: str  # the hash of everything decided before a label or an outcome was read
     rows: list[Row]
     routed: list[Routed]
-    known: list[Known]
+    known: list[Revealed]
     answers: list[dict[str, ReplayedAnswer]]
     served: list[Served | None]
     bad: list[BadRow]
@@ -172,7 +172,7 @@ def execute(
     prices = Prices(tokens)
     answers: list[dict[str, ReplayedAnswer]] = []
     for _, one, known in both:
-        answers.append(prices.all_answered(snapshot.policy.tiers, one, known))
+        answers.append(prices.recorded_answers(snapshot.policy.tiers, one, known.outcomes))
     upstreams = Upstreams(memory.sentences)
     return Execution(
         config,

@@ -1,4 +1,4 @@
-"""Suggesting intents: from clusters out of scope, from labels without an intent; and utterances on the edge."""
+"""Suggesting intents from clusters out of scope and from labels without an intent, and borderline utterances."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ from extproc.config.load import load_config
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
-from extproc.evidence.fit.suggestion import Proposal, Pull, as_yaml, propose, pulls
+from extproc.evidence.fit.suggestion import BorderlineUtterance, Proposal, as_yaml, borderline_utterances, propose
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLIGHTS = [
@@ -41,7 +41,7 @@ def traffic(tmp_path, rows):
 
 
 def test_clusters_and_labels_out_of_scope_are_proposed(folder, tmp_path, words):
-    """Most rows first; what lies alone, is in scope, or has the label of an intent is not proposed."""
+    """Most rows come first. Isolated texts, texts in scope, and texts labelled with an intent are not proposed."""
     bills = [row | {"intent": "billing"} for row in FLIGHTS]
     memory = Memory(words)
     run = execute(folder, memory, read_traffic(traffic(tmp_path, [*FLIGHTS, *TUNES, *NOISE, *BILLS])), Tokens())
@@ -53,8 +53,8 @@ def test_clusters_and_labels_out_of_scope_are_proposed(folder, tmp_path, words):
     assert propose(run, memory) == []
 
 
-def test_what_is_proposed_is_an_intent_that_loads(folder, tmp_path, words, monkeypatch, capsys):
-    """Moved beside the others it compiles, and its rows are in scope."""
+def test_a_proposal_is_an_intent_that_loads(folder, tmp_path, words, monkeypatch, capsys):
+    """Moved into the folder of intents, it compiles."""
     monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
     data, out = traffic(tmp_path, [*FLIGHTS, *NOISE]), tmp_path / "proposed"
     assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 0
@@ -69,7 +69,7 @@ def test_what_is_proposed_is_an_intent_that_loads(folder, tmp_path, words, monke
 
 @pytest.mark.parametrize("label", ["no", "12", "off-topic", "Frage: Ärger?"])
 def test_a_label_that_yaml_reads_as_something_else_is_quoted(folder, words, label):
-    """A proposal from rows labelled `no` is an intent of that name, as far as names may be spelt so."""
+    """A proposal for the label `no` is an intent with that name. Characters that names cannot have are replaced."""
     proposal = Proposal(label, 9, tuple(row["text"] for row in FLIGHTS), True, "billing")
     (folder / "proposed.yaml").write_text(as_yaml(proposal, "large"))
     name = {"Frage: Ärger?": "Frage-rger-"}.get(label, label)
@@ -77,15 +77,15 @@ def test_a_label_that_yaml_reads_as_something_else_is_quoted(folder, words, labe
 
 
 @pytest.mark.parametrize("label", ["\u914d\u9001", ""])
-def test_a_label_that_no_name_can_hold_stands_above_its_proposal(label):
-    """Two such labels would else be proposed under one name, and nobody knew which is which."""
+def test_a_label_that_cannot_be_a_name_is_in_a_comment(label):
+    """Otherwise two labels of this kind would be proposed with the same name and nothing else."""
     text = as_yaml(Proposal(label, 9, ("a", "b"), True, "billing"), "large")
     assert text.startswith(f'# proposed from 9 rows with the label "{label}"; nearest so far: billing\n')
     assert "\nintent: unnamed\n" in text
 
 
-def test_proposals_that_somebody_may_be_editing_are_not_written_over(folder, tmp_path, capsys):
-    """They are named and pruned where they lie."""
+def test_existing_proposals_are_not_overwritten(folder, tmp_path, capsys):
+    """Users edit them in their folder."""
     out = tmp_path / "proposed"
     out.mkdir()
     (out / "proposed-01.yaml").write_text("mine")
@@ -98,15 +98,16 @@ def test_proposals_that_somebody_may_be_editing_are_not_written_over(folder, tmp
     assert [path.read_text() for path in out.iterdir()] == ["mine"]
 
 
-def test_utterances_on_the_edge_are_listed_least_margin_first(folder, tmp_path, words):
-    """One that shares its words with the other intent comes first."""
+def test_borderline_utterances_are_listed_with_the_least_margin_first(folder, tmp_path, words):
+    """An utterance that shares its words with the other intent comes first."""
     with (folder / "billing.yaml").open("r+") as file:
         lines = file.read().replace("utterances:\n", "utterances:\n  - invoice for the egg recipe\n")
         file.seek(0)
         file.write(lines)
     memory = Memory(words)
     run = execute(folder, memory, read_traffic(traffic(tmp_path, BILLS)), Tokens())
-    found = pulls(run, memory)
-    assert found[0] == Pull("billing.yaml", "billing", "cooking", found[0].margin, "invoice for the egg recipe")
-    assert [pull.margin for pull in found] == sorted(pull.margin for pull in found)
-    assert len(found) == 7
+    listed = borderline_utterances(run, memory)
+    margin, utterance = listed[0].margin, "invoice for the egg recipe"
+    assert listed[0] == BorderlineUtterance("billing.yaml", "billing", "cooking", margin, utterance)
+    assert [near.margin for near in listed] == sorted(near.margin for near in listed)
+    assert len(listed) == 7

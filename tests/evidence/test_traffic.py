@@ -1,4 +1,4 @@
-"""Labelled and recorded traffic: what a row may say, how mistakes are told, and other people's formats."""
+"""Labelled and recorded traffic: the members of a row, how mistakes are reported, and the formats of logs."""
 
 import gzip
 import subprocess
@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
+from extproc.api.request import APIS
 from extproc.cli.main import main
 from extproc.evidence.data.convert import convert
-from extproc.evidence.data.traffic import BadRow, Known, RecordedOutcome, read_traffic, reveal, reveal_all
+from extproc.evidence.data.traffic import BadRow, RecordedOutcome, Revealed, read_traffic, reveal, reveal_all
 
 REQUEST = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -25,7 +26,7 @@ def written(tmp_path, *lines):
 
 
 def test_a_text_becomes_a_chat_request_for_a_model_that_may_be_replaced(tmp_path):
-    """What the router sees is a body and a path, as from a client."""
+    """The router receives a body and a path, as from a client."""
     (row,) = read_traffic(written(tmp_path, {"text": "hi"})).rows
     body, headers = row.request("auto")
     assert msgspec.json.decode(body) == REQUEST
@@ -33,7 +34,7 @@ def test_a_text_becomes_a_chat_request_for_a_model_that_may_be_replaced(tmp_path
 
 
 def test_a_request_is_kept_byte_by_byte(tmp_path):
-    """Its spacing and its order are the client's; header names are as Envoy has them."""
+    """The client's spacing and order stay. Header names are in lower case, as Envoy sends them."""
     line = '{"request": {"input":  "hi", "model": "auto"}, "headers": {"X-User-Tier": "gold"}, "id": 7}\n'
     (row,) = read_traffic(written(tmp_path, line)).rows
     assert row.request("other") == (
@@ -43,7 +44,7 @@ def test_a_request_is_kept_byte_by_byte(tmp_path):
 
 
 def test_labels_and_outcomes_stay_sealed_until_they_are_revealed(tmp_path):
-    """A row's answers are undecoded bytes while decisions are made; null, "oos" and no label are told apart."""
+    """The answers of a row are undecoded bytes while decisions are made. null and "oos" differ from no label."""
     outcome = {"success": True, "tokens_in": 3, "tokens_out": 4, "latency_s": 0.5, "answer": "yes"}
     rows = read_traffic(
         written(
@@ -57,15 +58,15 @@ def test_labels_and_outcomes_stay_sealed_until_they_are_revealed(tmp_path):
     assert rows[0].sealed == (b'"billing"', msgspec.json.encode({"small": outcome}))
     assert rows[0].time == datetime(2026, 11, 1, 10, tzinfo=UTC)
     assert [reveal(row) for row in rows] == [
-        Known("billing", {"small": RecordedOutcome(True, None, 3, 4, 0.5, "yes")}),
-        Known(None),
-        Known(None),
-        Known(UNSET),
+        Revealed("billing", {"small": RecordedOutcome(True, None, 3, 4, 0.5, "yes")}),
+        Revealed(None),
+        Revealed(None),
+        Revealed(UNSET),
     ]
 
 
-def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
-    """Every other line is read; blank ones count as lines, and nothing is skipped silently."""
+def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
+    """Every other line is read. Blank lines count as lines, and nothing is skipped silently."""
     path = written(
         tmp_path,
         {"text": "fine"},
@@ -82,19 +83,23 @@ def test_lines_that_cannot_be_used_are_told_with_their_numbers(tmp_path):
     )
     traffic = read_traffic(path)
     assert [row.line for row in traffic.rows] == [1, 11]
-    assert [(bad.line, bad.what.partition(":")[0]) for bad in traffic.bad] == [
+    expected = [
         (3, "Input data was truncated"),
-        (4, "give either `text` or `request`"),
-        (5, "give either `text` or `request`"),
-        (6, "`text` is empty"),
+        (4, "found both of `text` and `request`: give one of them"),
+        (5, "found neither of `text` and `request`: give one of them"),
+        (6, "`text` is empty: give the words of the request"),
         (7, "unknown key `intnet`"),
-        (8, "`path` belongs to a `request`, not to a `text`"),
-        (9, "`path` /v1/embeddings is no API that is routed"),
+        (8, "found `path` beside `text`: give `path` only with `request`"),
+        (9, f"found `path` /v1/embeddings: expected one of {', '.join(APIS)}"),
         (10, "the request is not a JSON object"),
+    ]
+    assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
+    assert [bad.what[: len(what)] for bad, (_, what) in zip(traffic.bad, expected, strict=True)] == [
+        what for _, what in expected
     ]
 
 
-def test_outcomes_that_cannot_be_read_are_told_when_they_are_revealed(tmp_path):
+def test_outcomes_that_cannot_be_read_are_reported_when_they_are_revealed(tmp_path):
     """Two measures of one answer, a quality above 1, and a misspelt key are mistakes."""
     rows = read_traffic(
         written(
@@ -105,14 +110,14 @@ def test_outcomes_that_cannot_be_read_are_told_when_they_are_revealed(tmp_path):
             {"text": "d", "outcomes": {"small": {"quality": 0.5}}},
         )
     ).rows
-    known, bad = reveal_all(rows)
-    assert [k is not None for k in known] == [False, False, False, True]
+    revealed, bad = reveal_all(rows)
+    assert [row is not None for row in revealed] == [False, False, False, True]
     assert [b.line for b in bad] == [1, 2, 3]
-    assert bad[0].what.startswith("give `success` or `quality`, not both")
+    assert bad[0].what.startswith("found `success` and `quality`: give only one of them")
 
 
 def test_a_gzipped_file_reads_like_a_plain_one_and_a_broken_one_is_an_error(tmp_path):
-    """The hash is of the lines, whichever way they are stored."""
+    """The hash depends only on the lines, not on how they are stored."""
     plain = written(tmp_path, {"text": "a"}, {"text": "b"})
     packed = tmp_path / "traffic.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -123,16 +128,17 @@ def test_a_gzipped_file_reads_like_a_plain_one_and_a_broken_one_is_an_error(tmp_
 
 
 @pytest.mark.parametrize("content", [b'{"text": "a"}\n', gzip.compress(b"")[:10] + b"\xff" * 20])
-def test_what_only_calls_itself_gzipped_is_told_by_its_name(content, tmp_path):
-    """A file that was never packed, and one whose packed data are damaged."""
+def test_a_file_that_is_gzipped_only_by_its_name_is_an_error(content, tmp_path):
+    """The file was never compressed, or its compressed data is damaged."""
     path = tmp_path / "traffic.jsonl.gz"
     path.write_bytes(content)
-    with pytest.raises(OSError, match=r"traffic\.jsonl\.gz: its name ends in \.gz, and it is no sound gzip file"):
+    message = r"traffic\.jsonl\.gz: is not a valid gzip file, although its name ends in \.gz"
+    with pytest.raises(OSError, match=message):
         read_traffic(path)
 
 
 def test_a_byte_order_mark_costs_no_row(tmp_path):
-    """Editors and spreadsheets put it before the first line."""
+    """Editors and spreadsheets write it before the first line."""
     plain = written(tmp_path, {"text": "a"}, {"text": "b"})
     marked = tmp_path / "marked.jsonl"
     marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
@@ -176,14 +182,14 @@ STREAM = 'data: {"choices":[{"index":0,"delta":{"content":"Hello"},"finish_reaso
         ("upstream connect error", None),
     ],
 )
-def test_a_logged_response_is_kept_however_it_was_logged_and_a_failed_one_told(response, outcomes, tmp_path):
-    """JSON, JSON as text, a stream as text; what is no answer says nothing of a model, and its request is kept."""
+def test_a_logged_response_is_kept_in_every_form_and_a_failed_one_is_reported(response, outcomes, tmp_path):
+    """The forms are JSON, JSON as text, and a stream as text. If a response failed, only its request is kept."""
     path = written(tmp_path, {"request": REQUEST, "response": response})
-    row, *told = convert("openai-log", path, {})
+    row, *bad = convert("openai-log", path, {})
     assert isinstance(row, bytes)
     assert msgspec.json.decode(row) == {"request": REQUEST} | ({"outcomes": outcomes} if outcomes else {})
     what = "its response failed or is not an answer; its request is kept"
-    assert told == ([] if outcomes else [BadRow(1, what)])
+    assert bad == ([] if outcomes else [BadRow(1, what)])
 
 
 def test_the_command_prints_rows_and_counts_what_it_skipped(tmp_path, capfdbinary):

@@ -1,1 +1,1 @@
-"""Traffic and recorded answers, read."""
+"""Traffic and recorded answers, read from files."""

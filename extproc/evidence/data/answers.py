@@ -1,7 +1,8 @@
-"""What tiers really answered -> what the client would have got, and at what cost.
+"""The recorded answers of tiers -> the answer that the client would have received, and its cost.
 
-`Upstreams.serve` follows the ladder of a decision through the recorded answers, with the verifier's own `judge`
-and its bound on a cohort's escalations. Rules that ask another model cannot run here and say so.
+`Upstreams.serve` follows the ladder of a decision through the recorded answers. It uses the verifier's `judge` and
+the verifier's bound on the escalations of a cohort. A rule that asks another model cannot run offline and is
+reported as unavailable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,63 +16,68 @@ from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
 from extproc.evidence.data.setting import SUFFIXES, setting_name
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.data.traffic import Known, RecordedOutcome
+from extproc.evidence.data.traffic import RecordedOutcome
 from extproc.routing.exchange import Routed
 from extproc.routing.limits import Bounds
 from extproc.settings import SHARE, Tier
 
-# The principals of recorded requests are not known: only the bound on the cohort's share holds.
+# The principals of recorded requests are unknown, so only the bound on the cohort's share applies.
 _NO_RATE = 1e9
 
 
 class ReplayedAnswer(msgspec.Struct, frozen=True):
-    """What one tier answered one row."""
+    """The answer of one setting to one row."""
 
     quality: float | None
     cost: float  # US dollars
     latency_s: float | None
-    observation: Observation | None  # as the verifier sees it; None when only its worth was recorded
+    observation: Observation | None  # the answer as the verifier sees it; None: only its quality was recorded
     tokens_out: int | None = None  # as recorded; never an estimate
 
 
 class Prices:
-    """Tiers' recorded answers with what they cost; counts how many of the token counts are estimates."""
+    """Prices recorded answers, and counts how many of their token counts are estimates."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
-        self.recorded = self.estimated = self.input_only = 0  # answers, by where their counts come from
+        self.recorded = self.estimated = self.input_only = 0  # answers, by the source of their counts
 
-    def all_answered(self, tiers: Sequence[Tier], routed: Routed, known: Known) -> dict[str, ReplayedAnswer]:
-        """What was recorded of these tiers, by `setting_name`; an outcome may go by its tier's model instead."""
-        found = {}
+    def recorded_answers(
+        self, tiers: Sequence[Tier], routed: Routed, outcomes: Mapping[str, RecordedOutcome]
+    ) -> dict[str, ReplayedAnswer]:
+        """Return the recorded answers of these tiers by `setting_name`.
+
+        An outcome may name the tier or its model.
+        """
+        answers = {}
         for tier in tiers:
             for suffix in SUFFIXES:
-                outcome = known.outcomes.get(tier.name + suffix) or known.outcomes.get(tier.model + suffix)
+                outcome = outcomes.get(tier.name + suffix) or outcomes.get(tier.model + suffix)
                 if outcome is not None:
-                    found[tier.name + suffix] = self._answered(tier, outcome, routed)
-        return found
+                    answers[tier.name + suffix] = self._answered(tier, outcome, routed)
+        return answers
 
     def _answered(self, tier: Tier, outcome: RecordedOutcome, routed: Routed) -> ReplayedAnswer:
         answer = _observed(outcome, routed)
         usage = (answer.usage if answer is not None else None) or Usage()
-        read = outcome.tokens_in if outcome.tokens_in is not None else usage.input
-        wrote = outcome.tokens_out if outcome.tokens_out is not None else usage.output
-        if wrote is None and answer is None:
+        tokens_in = outcome.tokens_in if outcome.tokens_in is not None else usage.input
+        recorded_out = outcome.tokens_out if outcome.tokens_out is not None else usage.output
+        if recorded_out is None and answer is None:
             self.input_only += 1
-        elif read is None or wrote is None:
+        elif tokens_in is None or recorded_out is None:
             self.estimated += 1
         else:
             self.recorded += 1
-        if read is None:
-            read = self._tokens.count(_said(routed))
-        if wrote is None:
-            wrote = self._tokens.count(answer.text) if answer is not None else 0
-        cost = (read * tier.price.input + wrote * tier.price.output) / 1e6
-        counted = outcome.tokens_out if outcome.tokens_out is not None else usage.output
-        return ReplayedAnswer(outcome.worth, cost, outcome.latency_s, answer, counted)
+        if tokens_in is None:
+            tokens_in = self._tokens.count(_request_text(routed))
+        tokens_out = recorded_out
+        if tokens_out is None:
+            tokens_out = self._tokens.count(answer.text) if answer is not None else 0
+        cost = (tokens_in * tier.price.input + tokens_out * tier.price.output) / 1e6
+        return ReplayedAnswer(outcome.worth, cost, outcome.latency_s, answer, recorded_out)
 
 
-def _said(routed: Routed) -> str:
+def _request_text(routed: Routed) -> str:
     turns = routed.request.turns if routed.request is not None else ()
     return "\n".join(text for turn in turns for text in turn.texts)
 
@@ -79,8 +85,8 @@ def _said(routed: Routed) -> str:
 def _observed(outcome: RecordedOutcome, routed: Routed) -> Observation | None:
     if response := bytes(outcome.response):
         reader = AnswerReader(routed.request.api if routed.request is not None else "chat")
-        text = response.startswith(b'"')  # what came over the wire, kept as text: a stream
-        reader.feed(msgspec.json.decode(response, type=str).encode() if text else response)
+        is_stream = response.startswith(b'"')  # a stream is recorded as the text of its events
+        reader.feed(msgspec.json.decode(response, type=str).encode() if is_stream else response)
         reader.finish()
         return reader.observation()
     if outcome.answer is None:
@@ -89,57 +95,60 @@ def _observed(outcome: RecordedOutcome, routed: Routed) -> Observation | None:
 
 
 class Served(msgspec.Struct, frozen=True):
-    """What a row would have got, as far as answers were recorded."""
+    """The answer that a row would have received."""
 
-    path: tuple[str, ...]  # what answered, by `setting_name`, in order; the last one's answer was served
-    rejections: tuple[str, ...] = ()  # why each answer before it was rejected
-    quality: float | None = None  # of the answer served
+    path: tuple[str, ...]  # the settings that answered, in order (`setting_name`); the last one served
+    rejections: tuple[str, ...] = ()  # the reasons that the answers before the last one were rejected
+    quality: float | None = None  # of the served answer
     first_quality: float | None = None  # of the first answer
     cost: float = 0.0  # US dollars, rejected answers included
     latency_s: float | None = 0.0
-    judged: int = 0  # answers that the accept rules saw
+    judged: int = 0  # answers that the accept rules judged
     unavailable: tuple[str, ...] = ()  # rules that could not run offline
-    bound: str | None = None  # what kept a rejected answer from climbing
-    person: bool = False  # put aside for a person instead
+    bound: str | None = None  # the bound that kept a rejected answer from escalating
+    person: bool = False  # the row was queued for a person instead
 
 
 class Upstreams:
-    """The recorded answers as if they were given now; one for each configuration that is tried."""
+    """Serves recorded answers as if they were given now.
+
+    Each configuration needs its own instance, because the bounds on escalations have state.
+    """
 
     def __init__(self, embed: Embed | None = None) -> None:
         self._embed = embed
         self._bounds = Bounds()
 
     def serve(self, routed: Routed, answers: Mapping[str, ReplayedAnswer]) -> Served | None:
-        """Follow the decision's ladder; None when an answer that it needs was not recorded."""
+        """Follow the ladder of the decision. None: an answer that it needs was not recorded."""
         decision = routed.decision
         above = decision.ladder if decision.judged else ()
-        asked = [(decision.tier, decision.reasoning), *((rung.tier, rung.reasoning) for rung in above)]
+        settings = [(decision.tier, decision.reasoning), *((rung.tier, rung.reasoning) for rung in above)]
         served = Served(path=())
-        for at, (tier, reasoning) in enumerate(asked):
+        for at, (tier, reasoning) in enumerate(settings):
             name = setting_name(tier.name, reasoning)
-            name = name if name in answers else tier.name  # recorded once, whatever the reasoning
+            name = name if name in answers else tier.name  # recorded without its reasoning
             answer = answers.get(name)
             if answer is None:
                 return None
-            last = at == len(asked) - 1
+            last = at == len(settings) - 1
             served = _with_answer(served, name, answer)
             if not decision.judged or answer.observation is None or (last and not _ends_with_person(routed)):
                 return served
-            served, climbs = self._judged(served, routed, tier, answer.observation, last)
-            if not climbs:
+            served, escalates = self._judged(served, routed, tier, answer.observation, last)
+            if not escalates:
                 return served
         return served
 
     def _judged(
         self, served: Served, routed: Routed, tier: Tier, answer: Observation, last: bool
     ) -> tuple[Served, bool]:
-        """Judge one answer as the verifier does; True when the next tier is asked."""
+        """Judge one answer as the verifier does. True: the answer escalates."""
         cohort, request = routed.decision.cohort, routed.request
         assert cohort is not None and request is not None, "judged decisions have both"
-        # How the answer was framed was not recorded: it is not held to it.
-        facts = msgspec.structs.replace(read_requirements(request, cohort.accept), stream=None)
-        verdict = judge(cohort.accept, answer, request=facts, embed=self._embed, tier=tier.name)
+        # Whether the answer was streamed was not recorded, so the verdict must not depend on it.
+        requirements = msgspec.structs.replace(read_requirements(request, cohort.accept), stream=None)
+        verdict = judge(cohort.accept, answer, request=requirements, embed=self._embed, tier=tier.name)
         unavailable = served.unavailable + verdict.unavailable
         served = msgspec.structs.replace(served, judged=served.judged + 1, unavailable=unavailable)
         share = cohort.escalate.share if cohort.escalate is not None else SHARE
@@ -155,16 +164,16 @@ class Upstreams:
 
 
 def _with_answer(served: Served, name: str, answer: ReplayedAnswer) -> Served:
-    late = None
+    latency_s = None
     if served.latency_s is not None and answer.latency_s is not None:
-        late = served.latency_s + answer.latency_s
+        latency_s = served.latency_s + answer.latency_s
     return msgspec.structs.replace(
         served,
         path=(*served.path, name),
         quality=answer.quality,
         first_quality=served.first_quality if served.path else answer.quality,
         cost=served.cost + answer.cost,
-        latency_s=late,
+        latency_s=latency_s,
     )
 
 

@@ -2,7 +2,7 @@
 
 from extproc.settings import Reasoning
 
-# What follows the name of the tier, and the reasoning that it stands for. None: as the request asked.
+# The part after the name of the tier -> the reasoning that it stands for. None: as the request asked.
 SUFFIXES: dict[str, bool | None] = {"": None, "+reasoning": True, "+direct": False}
 
 

@@ -1,7 +1,7 @@
-"""Labelled or recorded traffic: one JSON object a line, in the format that docs/evidence.md lays down.
+"""Labelled or recorded traffic: one JSON object per line, in the format that docs/evidence.md defines.
 
-What a row asks is decoded at once; its label and its outcomes stay undecoded bytes until `reveal`, so that
-nothing can be decided or fitted with sight of them by mistake.
+The request of a row is decoded when it is read. Its label and its outcomes stay undecoded bytes until `reveal`, so
+that no decision and no fit can use them by mistake.
 """
 
 import codecs
@@ -18,91 +18,91 @@ from msgspec import UNSET, Meta, UnsetType
 
 from extproc.api.request import APIS, path_of
 
-OUT_OF_SCOPE_LABEL = "oos"  # may be written for null
+OUT_OF_SCOPE_LABEL = "oos"  # means the same as null
 _CHAT = "/v1/chat/completions"
 
 TokenCount = Annotated[int, Meta(ge=0)]
 
 
 class RecordedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one tier answered, and how good it was."""
+    """The answer of one tier, and how good it was. Every member is optional."""
 
     success: bool | None = None
     quality: Annotated[float, Meta(ge=0, le=1)] | None = None
     tokens_in: TokenCount | None = None
     tokens_out: TokenCount | None = None
     latency_s: Annotated[float, Meta(ge=0)] | None = None
-    answer: str | None = None  # its text
-    finish: str = "stop"  # the finish reason that came with it
-    response: msgspec.Raw = msgspec.Raw()  # or the whole JSON that the upstream sent, instead of the two
+    answer: str | None = None  # the text of the answer
+    finish: str = "stop"  # the finish reason of that text
+    response: msgspec.Raw = msgspec.Raw()  # the whole JSON that the upstream sent, instead of `answer` and `finish`
 
     def __post_init__(self) -> None:
         if self.success is not None and self.quality is not None:
-            raise ValueError("give `success` or `quality`, not both")
+            raise ValueError("found `success` and `quality`: give only one of them")
         if self.answer is not None and bytes(self.response):
-            raise ValueError("give `answer` or `response`, not both")
+            raise ValueError("found `answer` and `response`: give only one of them")
 
     @property
     def worth(self) -> float | None:
-        """Quality from 0 to 1; a success is 1. None: not known."""
+        """The quality (0 to 1). A success is 1 and a failure is 0. None: not recorded."""
         return float(self.success) if self.success is not None else self.quality
 
 
-class Known(msgspec.Struct, frozen=True):
-    """What is known of a row beyond what it asks."""
+class Revealed(msgspec.Struct, frozen=True):
+    """The label and the outcomes of a row."""
 
-    intent: str | UnsetType | None = UNSET  # None: out of scope; UNSET: nobody labelled it
-    outcomes: dict[str, RecordedOutcome] = {}  # by tier, or by the name of a tier's model
+    intent: str | UnsetType | None = UNSET  # None: out of scope; UNSET: the row has no label
+    outcomes: dict[str, RecordedOutcome] = {}  # by the name of a setting; the tier may be named by its model
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One request of the traffic."""
+    """One request of the traffic. Either `text` or `body` is None."""
 
     line: int
-    text: str | None  # a person's words alone, or
+    text: str | None  # only the words of a person
     body: bytes | None  # a whole request
     path: str
     headers: dict[str, str]
     session: str | None
     time: datetime | float | None
-    sealed: tuple[bytes, bytes]  # the label and the outcomes as JSON, not yet looked at
-    variants: dict[str, str] = {}  # the same ask put otherwise by whoever recorded it: translations, paraphrases
+    sealed: tuple[bytes, bytes]  # the label and the outcomes as JSON, not decoded yet
+    variants: dict[str, str] = {}  # the same ask in other words, by name: translations, paraphrases
 
     def request(self, model: str) -> tuple[bytes, dict[str, str]]:
-        """(body, headers) as the router gets them; a text becomes a chat request for `model`."""
+        """Return (body, headers) as the router receives them. A text becomes a chat request for `model`."""
         body = self.body
         if body is None:
             message = {"role": "user", "content": self.text}
             body = msgspec.json.encode({"model": model, "messages": [message]})
         return body, {**self.headers, ":path": self.path}
 
-    def asking(self, words: str) -> "Row":
-        """The same row with these words of the person instead: of a request, in its last user message."""
+    def asking(self, text: str) -> "Row":
+        """Return the row with these words of the person. In a request they replace the last user message."""
         if self.body is None:
-            return msgspec.structs.replace(self, text=words)
+            return msgspec.structs.replace(self, text=text)
         body = msgspec.json.decode(self.body)
         member = next(name for name in ("messages", "input", "prompt") if body.get(name))
         if member == "prompt" or isinstance(body[member], str):
-            body[member] = words
+            body[member] = text
         else:
             last = next(turn for turn in reversed(body[member]) if turn.get("role") == "user")
-            last["content"] = words
+            last["content"] = text
         return msgspec.structs.replace(self, body=msgspec.json.encode(body))
 
 
 class BadRow(msgspec.Struct, frozen=True):
-    """A line that cannot be used, and why."""
+    """A line that cannot be used, and the reason."""
 
     line: int
     what: str
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """A file of traffic: what can be used, what cannot, and the hash of all of it."""
+    """A file of traffic."""
 
     rows: list[Row]
     bad: list[BadRow]
-    digest: str
+    digest: str  # the hash of all lines that are not blank
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,7 +112,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     headers: dict[str, str] = {}
     intent: msgspec.Raw = msgspec.Raw()
     outcomes: msgspec.Raw = msgspec.Raw()
-    id: str | int | None = None  # the user's own, to find the row again; not read
+    id: str | int | None = None  # not read; users find their row by it
     session: str | None = None
     time: datetime | float | None = None
     variants: dict[str, str] = {}
@@ -124,9 +124,9 @@ _decode_outcomes = msgspec.json.Decoder(dict[str, RecordedOutcome] | None).decod
 
 
 def read_traffic(path: Path) -> Traffic:
-    """Read a JSONL file, gzipped if its name ends in .gz; blank lines are passed over.
+    """Read a file of JSON lines, which is gzipped if its name ends in .gz. Blank lines are skipped.
 
-    Lines that cannot be used are in `bad`. Raises OSError.
+    Lines that cannot be used are returned in `bad`. Raises OSError.
     """
     rows: list[Row] = []
     bad: list[BadRow] = []
@@ -136,14 +136,14 @@ def read_traffic(path: Path) -> Traffic:
         try:
             rows.append(_row(number, line))
         except (ValueError, UnicodeDecodeError, RecursionError) as error:
-            bad.append(BadRow(number, _plainly(error)))
+            bad.append(BadRow(number, _message(error)))
     return Traffic(rows, bad, digest.hexdigest()[:12])
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number, content) of every line that is not blank, without the mark that some editors put before the first.
+    """Yield (number, content) of every line that is not blank. A byte order mark is left out.
 
-    Raises OSError, also for a broken gzip file.
+    Raises OSError, also if a gzip file is damaged.
     """
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
         try:
@@ -151,48 +151,48 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if content := (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
                     yield number, content
         except EOFError as error:
-            raise OSError(f"{path}: ends in the middle of its compressed data") from error
+            raise OSError(f"{path}: ends in the middle of its compressed data: write the file again") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise OSError(f"{path}: its name ends in .gz, and it is no sound gzip file: {error}") from error
+            raise OSError(f"{path}: is not a valid gzip file, although its name ends in .gz: {error}") from error
 
 
 def _row(number: int, line: bytes) -> Row:
     read = _decode_line(line)
     body = bytes(read.request) or None
     if (read.text is None) == (body is None):
-        raise ValueError("give either `text` or `request`")
+        raise ValueError(f"found {'neither' if body is None else 'both'} of `text` and `request`: give one of them")
     if read.text is not None and not read.text.strip():
-        raise ValueError("`text` is empty")
+        raise ValueError("`text` is empty: give the words of the request")
     path = read.path or (_CHAT if body is None else path_of(body))
     if read.text is not None and path != _CHAT:
-        raise ValueError("`path` belongs to a `request`, not to a `text`")
+        raise ValueError("found `path` beside `text`: give `path` only with `request`")
     if path.partition("?")[0] not in APIS:
-        raise ValueError(f"`path` {path} is no API that is routed: {', '.join(APIS)}")
+        raise ValueError(f"found `path` {path}: expected one of {', '.join(APIS)}")
     headers = {name.lower(): value for name, value in read.headers.items()}
     sealed = bytes(read.intent), bytes(read.outcomes)
     return Row(number, read.text, body, path, headers, read.session, read.time, sealed, read.variants)
 
 
-def reveal(row: Row) -> Known:
-    """Decode what is known of a row. Raises ValueError."""
-    intent, outcomes = row.sealed
-    label: Any = _decode_intent(intent) if intent else UNSET
-    known = (_decode_outcomes(outcomes) if outcomes else None) or {}
-    return Known(None if label == OUT_OF_SCOPE_LABEL else label, known)
+def reveal(row: Row) -> Revealed:
+    """Decode the label and the outcomes of a row. Raises ValueError."""
+    raw_intent, raw_outcomes = row.sealed
+    label: Any = _decode_intent(raw_intent) if raw_intent else UNSET
+    outcomes = (_decode_outcomes(raw_outcomes) if raw_outcomes else None) or {}
+    return Revealed(None if label == OUT_OF_SCOPE_LABEL else label, outcomes)
 
 
-def reveal_all(rows: list[Row]) -> tuple[list[Known | None], list[BadRow]]:
-    """What is known of every row, None where it cannot be read, and why it cannot."""
-    known: list[Known | None] = []
+def reveal_all(rows: list[Row]) -> tuple[list[Revealed | None], list[BadRow]]:
+    """Return the label and the outcomes of every row, or None if they cannot be read, and the rows with None."""
+    revealed: list[Revealed | None] = []
     bad: list[BadRow] = []
     for row in rows:
         try:
-            known.append(reveal(row))
+            revealed.append(reveal(row))
         except (ValueError, UnicodeDecodeError, RecursionError) as error:
-            known.append(None)
-            bad.append(BadRow(row.line, _plainly(error)))
-    return known, bad
+            revealed.append(None)
+            bad.append(BadRow(row.line, _message(error)))
+    return revealed, bad
 
 
-def _plainly(error: Exception) -> str:
+def _message(error: Exception) -> str:
     return str(error).replace("Object contains unknown field", "unknown key")

@@ -1,7 +1,7 @@
-"""What falls out of scope -> proposed intents; and utterances that pull two cohorts together.
+"""Rows out of scope -> proposed intents, and the utterances that blur two cohorts.
 
-Texts are clustered by the vectors that serving matches (average linkage), as tightly as the utterances of the
-intents that are there hold together. Labels that are no intent yet are proposals by themselves.
+Texts are clustered (average linkage) by the vectors that serving matches. A cluster is as tight as the utterances
+of the existing intents. A label without an intent is also proposed.
 """
 
 import re
@@ -19,67 +19,68 @@ from extproc.evidence.fit.edits import written
 from extproc.routing.centroids import fit_centroids
 from extproc.routing.index import Index, similarities
 
-# Fewer rows than this are no kind of task yet.
+# A proposal needs at least this many rows.
 _LEAST_ROWS = 8
-# Utterances of a proposal: the most central ones.
+# How many utterances a proposal has. They are the most central texts.
 _UTTERANCES = 12
-# All pairs are compared: 4,000 texts take 64 MB and seconds.
+# All pairs of texts are compared. 4,000 texts take 64 MB and a few seconds.
 _MOST_TEXTS = 4000
-_PULLS = 15
-_FOLDS = 5
-_WORD = re.compile(r"[^\W\d_]{3,}")
+# How many utterances with little margin are listed.
+_MOST_BORDERLINE = 15
+_BORDERLINE_FOLDS = 5
+_NAME_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 class Proposal(msgspec.Struct, frozen=True):
-    """An intent that nobody wrote yet."""
+    """A proposed intent."""
 
     name: str
     rows: int
     utterances: tuple[str, ...]  # the most central first
-    labelled: bool  # the name is a label of the traffic's
-    nearest: str  # the cohort that most of its rows are nearest to: they may belong there
+    labelled: bool  # the name is a label in the traffic
+    nearest: str  # the cohort that most of its rows are nearest to; they may belong there
 
 
-class Pull(msgspec.Struct, frozen=True):
-    """An utterance that lies almost as near to another cohort."""
+class BorderlineUtterance(msgspec.Struct, frozen=True):
+    """An utterance that is almost as near to another cohort as to its own."""
 
     file: str
     intent: str
-    other: str
-    margin: float  # below 0: without it, it would fall to the other
+    other: str  # the other cohort
+    margin: float  # below 0: the other cohort is nearer if its own is fitted without this utterance
     utterance: str
 
 
 def propose(run: Execution, encoder: Encoder) -> list[Proposal]:
-    """Proposed intents, those with most rows first."""
+    """Return the proposed intents, the ones with the most rows first."""
     cohorts = run.snapshot.policy.cohorts
     by_label: dict[str, list[str]] = {}
-    loose: list[str] = []
+    unlabelled: list[str] = []
     near: dict[str, str] = {}
-    for one, known in zip(run.routed, run.known, strict=True):
-        if one.signals is None or one.decision.match is None:
+    for routed, revealed in zip(run.routed, run.known, strict=True):
+        if routed.signals is None or routed.decision.match is None:
             continue
-        text = one.signals.ask.text
-        near[text] = one.decision.match.cohort
-        if isinstance(known.intent, str) and known.intent not in cohorts:
-            by_label.setdefault(known.intent, []).append(text)
-        elif one.decision.reason is Reason.OUT_OF_SCOPE and not isinstance(known.intent, str):
-            loose.append(text)
-    found = [_proposal(label, texts, encoder, near, True) for label, texts in by_label.items()]
-    loose = list(dict.fromkeys(loose))[:_MOST_TEXTS]
-    common = Counter(word for text in loose for word in _words(text))
-    for texts in _clusters(loose, encoder, _distance(run, encoder)):
-        found.append(_proposal(_name(texts, common, len(loose)), texts, encoder, near, False))
-    return sorted((p for p in found if p.rows >= _LEAST_ROWS), key=lambda p: -p.rows)
+        text = routed.signals.ask.text
+        near[text] = routed.decision.match.cohort
+        if isinstance(revealed.intent, str) and revealed.intent not in cohorts:
+            by_label.setdefault(revealed.intent, []).append(text)
+        elif routed.decision.reason is Reason.OUT_OF_SCOPE and not isinstance(revealed.intent, str):
+            unlabelled.append(text)
+    proposals = [_proposal(label, texts, encoder, near, True) for label, texts in by_label.items()]
+    unlabelled = list(dict.fromkeys(unlabelled))[:_MOST_TEXTS]
+    counts = Counter(word for text in unlabelled for word in _name_words(text))
+    for texts in _clusters(unlabelled, encoder, _typical_distance(run, encoder)):
+        proposals.append(_proposal(_name(texts, counts, len(unlabelled)), texts, encoder, near, False))
+    return sorted((p for p in proposals if p.rows >= _LEAST_ROWS), key=lambda p: -p.rows)
 
 
-def _distance(run: Execution, encoder: Encoder) -> float:
-    """How far apart the utterances of one intent lie, in the middle: the tightness that people write intents in."""
-    apart = []
+def _typical_distance(run: Execution, encoder: Encoder) -> float:
+    """Return the median, over intents, of the median cosine distance between utterances of one intent."""
+    distances = []
     for intent in run.config.intents:
         rows = encoder.encode(intent.utterances)
-        apart.append(float(np.median(1 - (rows @ rows.T)[np.triu_indices(len(rows), 1)])))
-    return float(np.median(apart))
+        distances.append(float(np.median(1 - (rows @ rows.T)[np.triu_indices(len(rows), 1)])))
+    return float(np.median(distances))
 
 
 def _clusters(texts: Sequence[str], encoder: Encoder, distance: float) -> Iterator[list[str]]:
@@ -92,50 +93,59 @@ def _clusters(texts: Sequence[str], encoder: Encoder, distance: float) -> Iterat
 
 
 def _proposal(name: str, texts: list[str], encoder: Encoder, near: Mapping[str, str], labelled: bool) -> Proposal:
-    different = list(dict.fromkeys(texts))
-    rows: Vectors = encoder.encode(different)
-    central = np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")
-    utterances = tuple(different[i] for i in central[:_UTTERANCES])
+    distinct = list(dict.fromkeys(texts))
+    rows: Vectors = encoder.encode(distinct)
+    most_central = np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")
+    utterances = tuple(distinct[i] for i in most_central[:_UTTERANCES])
     ((nearest_cohort, _),) = Counter(near[text] for text in texts).most_common(1)
     return Proposal(name, len(texts), utterances, labelled, nearest_cohort)
 
 
-def _name(texts: Sequence[str], common: Counter[str], of: int) -> str:
-    """The two words that most of these texts have and most others do not."""
-    here = Counter(word for text in texts for word in _words(text))
-    own = {
-        word: count / len(texts) - (common[word] - count) / max(of - len(texts), 1) for word, count in here.items()
+def _name(texts: Sequence[str], counts: Counter[str], of: int) -> str:
+    """Return the two words that are most characteristic of these texts.
+
+    `counts` has the number of texts with each word, among `of` texts that include these.
+    """
+    here = Counter(word for text in texts for word in _name_words(text))
+    excess = {
+        word: count / len(texts) - (counts[word] - count) / max(of - len(texts), 1) for word, count in here.items()
     }
-    best = sorted(own, key=lambda word: (-own[word], word))[:2]
+    best = sorted(excess, key=lambda word: (-excess[word], word))[:2]
     return "-".join(best) or "unnamed"
 
 
-def _words(text: str) -> set[str]:
-    return set(_WORD.findall(text.lower()))
+def _name_words(text: str) -> set[str]:
+    return set(_NAME_WORD.findall(text.lower()))
 
 
-def pulls(run: Execution, encoder: Encoder) -> list[Pull]:
-    """The utterances that centroids without them put nearest to another cohort, least margin first."""
+def borderline_utterances(run: Execution, encoder: Encoder) -> list[BorderlineUtterance]:
+    """Return the utterances with the least margin over another cohort, the least first.
+
+    Each margin is measured with centroids that were fitted without the utterance.
+    """
     intents = run.config.intents
     rows = {intent.intent: encoder.encode(intent.utterances) for intent in intents}
-    found = []
-    for fold in range(_FOLDS if len(rows) > 1 else 0):
-        seen = {name: vectors[np.arange(len(vectors)) % _FOLDS != fold] for name, vectors in rows.items()}
+    listed = []
+    for fold in range(_BORDERLINE_FOLDS if len(rows) > 1 else 0):
+        seen = {
+            name: vectors[np.arange(len(vectors)) % _BORDERLINE_FOLDS != fold] for name, vectors in rows.items()
+        }
         index = Index({name: fit.centroid[None, :] for name, fit in fit_centroids(seen).items()})
         for intent in intents:
-            for i in range(fold, len(intent.utterances), _FOLDS):
-                near = similarities(index, rows[intent.intent][i])
-                own = near.pop(intent.intent)
-                other, most = next(iter(near.items()))
+            for i in range(fold, len(intent.utterances), _BORDERLINE_FOLDS):
+                by_cohort = similarities(index, rows[intent.intent][i])
+                similarity = by_cohort.pop(intent.intent)
+                other, best_other = next(iter(by_cohort.items()))
                 file = run.config.files[intent.intent]
-                found.append(Pull(file, intent.intent, other, own - most, intent.utterances[i]))
-    return sorted(found, key=lambda pull: pull.margin)[:_PULLS]
+                margin = similarity - best_other
+                listed.append(BorderlineUtterance(file, intent.intent, other, margin, intent.utterances[i]))
+    return sorted(listed, key=lambda utterance: utterance.margin)[:_MOST_BORDERLINE]
 
 
 def as_yaml(proposal: Proposal, tier: str) -> str:
-    """The proposal as an intent's file, at the default tier until evidence says otherwise."""
-    label = msgspec.json.encode(proposal.name).decode()  # as it is: a name may hold less
-    source = f"with the label {label}" if proposal.labelled else "that lie together"
+    """Return the proposal as an intent's file with this tier."""
+    label = msgspec.json.encode(proposal.name).decode()  # the whole label, although the name may hold less of it
+    source = f"with the label {label}" if proposal.labelled else "that are similar"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", proposal.name)
     lines = [
         f"# proposed from {proposal.rows} rows {source}; nearest so far: {proposal.nearest}",
