@@ -26,19 +26,19 @@ def adapted(tmp_path_factory):
 
 
 def gap(encoder) -> float:
-    """How much more alike utterances of one cohort are than those of two."""
-    rows = encoder.encode([text for some in UTTERANCES.values() for text in some])
+    """Return how much more similar utterances of one cohort are than utterances of two cohorts."""
+    rows = encoder.encode([text for texts in UTTERANCES.values() for text in texts])
     alike = rows @ rows.T
     return float((alike[:4, :4].sum() + alike[4:, 4:].sum() - 8) / 24 - alike[:4, 4:].mean())
 
 
-def test_cohorts_move_apart_and_the_folder_says_what_it_was_made_of(adapted):
-    """It loads like any other local model; its stamp is beside its weights."""
-    folder, stamp = adapted
+def test_cohorts_move_apart_and_the_folder_names_its_origin(adapted):
+    """It loads like any other local model. The record of its origin is beside its weights."""
+    folder, adaptation = adapted
     assert gap(TorchSentences(str(folder / "once"), 1)) > gap(TorchSentences("all-MiniLM-L6-v2", 1)) + 0.05
     written = msgspec.json.decode((folder / "once" / ADAPTED_FILE).read_bytes(), type=Adaptation)
-    assert written == stamp
-    assert stamp == Adaptation(
+    assert written == adaptation
+    assert adaptation == Adaptation(
         model="all-MiniLM-L6-v2",
         data=adapt.adaptation_digest(UTTERANCES),
         cohorts=2,
@@ -51,8 +51,8 @@ def test_cohorts_move_apart_and_the_folder_says_what_it_was_made_of(adapted):
     )
 
 
-def test_words_weigh_as_the_stamp_says_where_it_serves(adapted):
-    """Less beside an adapted encoder; as ever beside one as it comes; and a damaged stamp stops the start."""
+def test_words_have_the_recorded_weight_when_it_serves(adapted):
+    """The weight is lower beside an adapted encoder. A damaged record is an error at the start."""
     folder, _ = adapted
     for model, words in ((str(folder / "once"), 0.5), ("all-MiniLM-L6-v2", WORDS_WEIGHT)):
         (row,) = load_encoder(model).encode(["I want my money back"])
@@ -65,8 +65,8 @@ def test_words_weigh_as_the_stamp_says_where_it_serves(adapted):
         load_encoder(str(damaged))
 
 
-def test_adaptation_is_repeatable_and_its_share_is_a_way_back(adapted):
-    """One seed gives the same vectors but for rounding; half the way lies between, none of it changes nothing."""
+def test_adaptation_is_repeatable_and_its_share_is_a_part_of_the_way(adapted):
+    """One seed gives the same vectors except for rounding. A share of 0 changes nothing, and 0.5 lies between."""
     folder, _ = adapted
     texts = ["where is my refund", "what is the weather"]
     vectors = {0.0: np.array([]), 0.5: np.array([]), 1.0: np.array([])}
@@ -75,45 +75,45 @@ def test_adaptation_is_repeatable_and_its_share_is_a_way_back(adapted):
         vectors[share] = TorchSentences(str(folder / str(share)), 1).encode(texts)
     assert vectors[1.0] == pytest.approx(TorchSentences(str(folder / "once"), 1).encode(texts), abs=1e-3)
     assert vectors[0.0] == pytest.approx(TorchSentences("all-MiniLM-L6-v2", 1).encode(texts), abs=1e-6)
-    half, all_the_way = (1 - (vectors[0.0] * vectors[share]).sum(axis=1) for share in (0.5, 1.0))
-    assert (half < all_the_way).all()
+    half, whole = (1 - (vectors[0.0] * vectors[share]).sum(axis=1) for share in (0.5, 1.0))
+    assert (half < whole).all()
 
 
-def test_the_digest_knows_texts_cohorts_and_order():
-    """Whatever changes the fit changes it."""
+def test_the_digest_depends_on_texts_cohorts_and_order():
+    """Everything that changes the fit changes the digest."""
     other = {"refund": UTTERANCES["refund"], "billing": UTTERANCES["billing"][::-1]}
     renamed = {"money": UTTERANCES["refund"], "billing": UTTERANCES["billing"]}
-    digests = {adapt.adaptation_digest(some) for some in (UTTERANCES, other, renamed)}
+    digests = {adapt.adaptation_digest(utterances) for utterances in (UTTERANCES, other, renamed)}
     assert len(digests) == 3 and adapt.adaptation_digest(dict(UTTERANCES)) in digests
 
 
 @pytest.mark.parametrize("utterances", [{}, {"one": ["text"]}, {"one": ["text"], "none": []}])
-def test_there_must_be_something_to_tell_apart(utterances, tmp_path):
-    """One cohort, or one without utterances, is the operator's mistake; nothing is written."""
-    with pytest.raises(EncoderError, match="two or more"):
+def test_one_cohort_or_one_without_texts_is_an_error(utterances, tmp_path):
+    """There must be two cohorts to separate. Nothing is written."""
+    with pytest.raises(EncoderError, match="give two or more, each with utterances"):
         adapt.adapt("all-MiniLM-L6-v2", utterances, tmp_path / "new", "2026-01-01")
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("cohorts", [2, 40])
-def test_a_batch_has_as_many_texts_of_each_cohort_however_few_it_has(cohorts):
-    """Every text has others of its cohort to be drawn to; cohorts and texts come in turn, in the seed's order."""
+def test_a_batch_has_the_same_number_of_texts_of_each_cohort(cohorts):
+    """Every text has others of its cohort. Cohorts and texts take turns, in an order that depends on the seed."""
     member = np.repeat(np.arange(cohorts), [200, *[3] * (cohorts - 1)])
     batches = [*adapt._batches(member, epochs=8, seed=0)]
-    some = min(cohorts, 16)
+    in_batch = min(cohorts, 16)
     assert len(batches) == round(8 * len(member) / 64)
     for batch in batches:
         _, counts = np.unique(member[batch], return_counts=True)
-        assert counts.sum() == 64 and set(counts / (64 // some)) <= {1, 2}
+        assert counts.sum() == 64 and set(counts / (64 // in_batch)) <= {1, 2}
     read = np.bincount(np.concatenate(batches), minlength=len(member))
-    turns = np.bincount(member[np.concatenate(batches)]) / (64 // some)
+    turns = np.bincount(member[np.concatenate(batches)]) / (64 // in_batch)
     assert turns.max() - turns.min() <= 1
     assert all(np.ptp(read[member == cohort]) <= 1 for cohort in range(cohorts))
     assert batches == [*adapt._batches(member, epochs=8, seed=0)] != [*adapt._batches(member, epochs=8, seed=1)]
 
 
 def test_contrast_is_the_published_loss():
-    """Worked by hand: pairs of equal texts, of cosine 0.9 with the other pair; and cohorts across the pairs."""
+    """Computed by hand: two pairs of equal texts with cosine 0.9, as two cohorts, and with cohorts across pairs."""
     x, y = [1.0, 0.0], [0.9, np.sqrt(0.19)]
     labels = torch.tensor([0, 0, 1, 1])
     apart, mixed = (float(adapt._contrast(torch.tensor(rows), labels)) for rows in ([x, x, y, y], [x, y, x, y]))

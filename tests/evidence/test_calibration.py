@@ -1,4 +1,4 @@
-"""Calibration: floors that keep a stated risk, probabilities that are frequencies, and YAML edited in place."""
+"""Calibration: floors that keep a stated risk, probabilities that match frequencies, and YAML edited in place."""
 
 import math
 import shutil
@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def traffic(rng, n, outside=0.1) -> Matches:
-    """Matches as they come: surer ones are right more often; a tenth is out of scope, lower and never right."""
+    """Return simulated matches. Surer ones are right more often. The share `outside` is lower and never right."""
     similarity = rng.normal(0.6, 0.15, n)
     margin = np.abs(rng.normal(0.2, 0.1, n))
     chance = 1 / (1 + np.exp(-(8 * similarity + 10 * margin - 3.5)))
@@ -41,7 +41,7 @@ def traffic(rng, n, outside=0.1) -> Matches:
 @pytest.mark.parametrize("rows", [40, 150, 600])
 @pytest.mark.parametrize("kind", ["similarity", "margin"])
 def test_the_stated_risk_holds_over_resamples(rows, kind):
-    """The mean share of wrong among accepted on much fresh traffic; a fit without a floor accepts nothing wrong."""
+    """It is the mean share of wrong matches among accepted ones on fresh traffic. No floor accepts nothing."""
     rng = np.random.default_rng(rows)
     fresh = traffic(rng, 40_000)
     wrong = np.zeros(300)
@@ -55,7 +55,7 @@ def test_the_stated_risk_holds_over_resamples(rows, kind):
 
 
 def test_much_data_accepts_nearly_all_that_the_risk_allows():
-    """The bound is no timid one: with 20,000 rows the wrong share comes within a hundredth of it."""
+    """The bound is tight: with 20,000 rows the share of wrong matches is within 0.01 of it."""
     rng = np.random.default_rng(0)
     floors = choose_floors(traffic(rng, 20_000), 0.1, "similarity")
     assert floors is not None
@@ -68,44 +68,44 @@ def matches(similarity, right) -> Matches:
     return Matches(np.array(similarity, dtype=float), np.full(len(right), 0.25), np.array(right, dtype=bool))
 
 
-def test_a_floor_by_hand():
-    """Of 40 rows the 30 surest are right: at 4 % (0 + 1) / 30 * 40 / 41 holds, and one row lower does not."""
+def test_a_floor_computed_by_hand():
+    """The surest 30 of 40 rows are right. (0 + 1) / 30 * 40 / 41 is below 4 %, and with one more row it is not."""
     rows = matches([0.9 - i / 100 for i in range(40)], [True] * 30 + [False] * 10)
     assert choose_floors(rows, 0.04, "similarity") == (0.61, 0.0)
     assert choose_floors(rows, 0.03, "similarity") is None
 
 
 def test_equal_scores_are_accepted_together():
-    """A threshold cannot part them: with the wrong ones among them there is none."""
+    """A threshold cannot separate them. If some of them are wrong, there is no floor."""
     assert choose_floors(matches([0.5] * 40, [True] * 38 + [False] * 2), 0.05, "similarity") is None
     assert choose_floors(matches([0.5] * 40, [True] * 40), 0.05, "similarity") == (0.5, 0.0)
 
 
 @pytest.mark.parametrize("rows", [matches([], []), matches([0.9], [True]), matches([0.9] * 99, [False] * 99)])
 def test_too_little_or_only_wrong_data_gives_no_floor(rows):
-    """Nothing is claimed that was not shown."""
+    """A floor needs enough rows that are right."""
     assert choose_floors(rows, 0.05, "similarity") is None
     assert choose_floors(rows, 0.05, "margin") is None
 
 
 def test_the_threshold_that_accepts_more_is_chosen_for_all_cohorts():
-    """Where only the margin tells right from wrong, it is the margin."""
+    """The margin is chosen if only the margin separates right from wrong."""
     rng = np.random.default_rng(1)
     right = rng.random(400) < 0.8
-    told = Matches(rng.random(400), np.where(right, 0.3, 0.1) + rng.random(400) / 10, right)
-    assert best_kind([told], 0.05) == "margin"
-    assert best_kind([Matches(told.margin, told.similarity, right)], 0.05) == "similarity"
+    by_margin = Matches(rng.random(400), np.where(right, 0.3, 0.1) + rng.random(400) / 10, right)
+    assert best_kind([by_margin], 0.05) == "margin"
+    assert best_kind([Matches(by_margin.margin, by_margin.similarity, right)], 0.05) == "similarity"
 
 
-def test_the_rows_needed_are_those_that_would_show_it():
-    """Twenty all right rows show 5 %; where a share is wrong it takes more, and where it is the risk, none do."""
+def test_the_number_of_rows_that_shows_a_risk():
+    """Twenty right rows show 5 %. If 3 % are wrong, it takes 50 rows. If 5 % are wrong, no number of rows does."""
     assert least_rows(0.05) == 20
     assert choose_floors(matches([0.9 - i / 1000 for i in range(20)], [True] * 20), 0.05, "similarity") is not None
     assert (least_rows(0.05, 0.03), least_rows(0.05, 0.05)) == (50, None)
 
 
-def test_why_there_is_no_floor_says_what_would_help():
-    """Rows, in all parts together, or other utterances; whatever share of the surer half is wrong."""
+def test_the_reason_for_no_floor_says_what_to_do():
+    """It asks for rows, counted over all parts, or for other utterances."""
     few = matches([0.9] * 19, [True] * 19)
     tied = matches([0.9 - i / 100 for i in range(20)] + [0.1] * 20, [True] * 20 + [False] * 20)
     sure = matches([0.5] * 40, [True] * 37 + [False] * 3)
@@ -120,8 +120,8 @@ def test_why_there_is_no_floor_says_what_would_help():
 # Probability
 
 
-def test_with_much_data_the_curve_is_scikit_learns_logistic_regression():
-    """The same coefficients, about, where nothing has to be drawn to anything."""
+def test_with_much_data_the_curve_is_that_of_scikit_learn():
+    """With many rows the prior has little weight, and the coefficients are nearly the same."""
     rows = traffic(np.random.default_rng(2), 20_000, outside=0)
     curve = fit_probability(rows, None)
     inputs = np.stack([rows.similarity, rows.margin], axis=1)
@@ -133,19 +133,19 @@ def test_with_much_data_the_curve_is_scikit_learns_logistic_regression():
     )
 
 
-def test_a_probability_is_a_frequency():
-    """Of fresh matches that were given about p, a share of p is right."""
+def test_a_probability_matches_the_frequency():
+    """Among fresh matches with a probability of about p, the share p is right."""
     rng = np.random.default_rng(3)
     curve = fit_probability(traffic(rng, 4000, outside=0), None)
     fresh = traffic(rng, 40_000, outside=0)
-    given = np.array([curve.of(s, m) for s, m in zip(fresh.similarity, fresh.margin, strict=True)])
+    chances = np.array([curve.of(s, m) for s, m in zip(fresh.similarity, fresh.margin, strict=True)])
     for low in (0.5, 0.7, 0.9):
-        some = (given >= low) & (given < low + 0.1)
-        assert fresh.right[some].mean() == pytest.approx(given[some].mean(), abs=0.03)
+        near = (chances >= low) & (chances < low + 0.1)
+        assert fresh.right[near].mean() == pytest.approx(chances[near].mean(), abs=0.03)
 
 
-def test_what_is_nearer_is_never_less_likely_right():
-    """Where the data says otherwise, the slope is 0."""
+def test_a_nearer_match_is_never_less_likely_right():
+    """If the data shows the opposite, the slope is 0."""
     rng = np.random.default_rng(4)
     rows = traffic(rng, 500)
     upside_down = Matches(rows.similarity, rows.margin, ~rows.right)
@@ -156,7 +156,7 @@ def test_what_is_nearer_is_never_less_likely_right():
 
 @pytest.mark.parametrize("right", [[True] * 5, [False] * 5, [True], []], ids=str)
 def test_a_cohort_of_few_rows_or_one_class_keeps_near_the_common_curve(right):
-    """No slope runs away: what few rows say is drawn to what all say."""
+    """The coefficients of few rows are drawn to those of all rows, so no slope grows without bound."""
     common = Probability(12.0, 8.0, -5.0)
     curve = fit_probability(matches([0.5 + i / 50 for i in range(len(right))], right), common)
     assert 0 < curve.similarity < 24 and 0 < curve.margin < 24
@@ -169,11 +169,11 @@ def test_a_cohort_of_few_rows_or_one_class_keeps_near_the_common_curve(right):
 
 
 def test_a_text_is_always_in_the_same_part():
-    """By its words and the seed alone, so that repeated requests never stand on both sides."""
-    places = np.array([hash_fraction(f"text {i}", seed=0) for i in range(4000)])
-    assert (places < FIT_SHARE).mean() == pytest.approx(FIT_SHARE, abs=0.03)
-    assert places.tolist() == [hash_fraction(f" Text  {i}", seed=0) for i in range(4000)]
-    assert places.tolist() != [hash_fraction(f"text {i}", seed=1) for i in range(4000)]
+    """Its part depends only on its words and the seed, so repeated requests are never in two parts."""
+    fractions = np.array([hash_fraction(f"text {i}", seed=0) for i in range(4000)])
+    assert (fractions < FIT_SHARE).mean() == pytest.approx(FIT_SHARE, abs=0.03)
+    assert fractions.tolist() == [hash_fraction(f" Text  {i}", seed=0) for i in range(4000)]
+    assert fractions.tolist() != [hash_fraction(f"text {i}", seed=1) for i in range(4000)]
 
 
 # The YAML
@@ -196,14 +196,14 @@ utterances:
 
 
 def with_evidence(text, floor, margin, evidence):
-    """As `extproc calibrate --write` edits."""
+    """Return the text as `extproc calibrate --write` edits it."""
     fit = FloorFit("billing", (0, 0), (0, 0, 0), (0, 0, 0), floor, margin, evidence)
     intent = decode_yaml("billing.yaml", text.encode(), Intent, [], {})
     return edits.with_settings(text, fit.changes(intent))
 
 
-def test_values_are_put_above_the_utterances_and_nothing_else_changes():
-    """Comments, quotes, folded texts and blank lines are the writer's."""
+def test_values_are_inserted_above_the_utterances_and_nothing_else_changes():
+    """Comments, quotes, folded texts and blank lines stay."""
     edited = with_evidence(WRITTEN, 0.41, 0.0, EVIDENCE)
     added = """\
 floor: 0.41
@@ -221,8 +221,8 @@ evidence: # written by `extproc calibrate`
     assert edited == WRITTEN.replace("# what people say\n", added + "# what people say\n")
 
 
-def test_values_that_stand_there_are_replaced_where_they_stand():
-    """Calibrating twice is calibrating once; a comment beside a value stays."""
+def test_existing_values_are_replaced_in_place():
+    """Calibrating twice changes the same lines. A comment beside a value stays."""
     old = WRITTEN.replace("tier: small\n", "tier: small\nmargin: 0.2 # by feel\nfloor: 0.3 # by feel\n")
     once = with_evidence(old, 0.41, 0.0, EVIDENCE)
     assert "margin: 0 # by feel\nfloor: 0.41 # by feel\n" in once
@@ -238,8 +238,8 @@ def test_values_that_stand_there_are_replaced_where_they_stand():
     ["{intent: a, tier: small, utterances: [a b, c d, e f]}\n", "intent: a\ntier: small\n'utterances': [a b]\n"],
 )
 def test_a_file_that_cannot_be_edited_by_lines_is_refused(text):
-    """Rather than dumped anew without its layout."""
-    with pytest.raises(ValueError, match="one key a line"):
+    """The file is not rewritten without its layout."""
+    with pytest.raises(ValueError, match="one key per line"):
         with_evidence(text, 0.41, 0.0, EVIDENCE)
 
 
@@ -254,8 +254,8 @@ def test_a_file_that_cannot_be_edited_by_lines_is_refused(text):
     ],
     ids=["none", "flow", "block", "in flow", "in block"],
 )
-def test_another_encoder_is_written_where_the_old_one_stood(folder, old, new):
-    """And nothing else of policy.yaml changes: tiers keep their models."""
+def test_another_encoder_is_written_in_place_of_the_old_one(folder, old, new):
+    """Nothing else in policy.yaml changes: tiers keep their models."""
     path = folder / "policy.yaml"
     text = path.read_text()
     path.write_text(text + old)
@@ -273,7 +273,7 @@ def folder(tmp_path, words, monkeypatch):
 
 
 def labelled(tmp_path, billing=120, cooking=10):
-    """Traffic of two intents, and some of neither; every text another one."""
+    """Write traffic of two intents and some out of scope. No text is repeated."""
     rows = [{"text": f"Is my invoice wrong this month {i}", "intent": "billing"} for i in range(billing)]
     rows += [{"text": f"How long does the egg recipe take {i}", "intent": "cooking"} for i in range(cooking)]
     rows += [{"text": f"What month is it {i}", "intent": "oos"} for i in range(billing // 10)]
@@ -283,7 +283,7 @@ def labelled(tmp_path, billing=120, cooking=10):
 
 
 def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_path, words, capsys):
-    """One cohort has enough rows; the other is told how many it needs and stays as it was."""
+    """One cohort has enough rows. The other keeps its settings, and the output says how many rows it needs."""
     data, before = labelled(tmp_path), {path.name: path.read_text() for path in folder.iterdir()}
     assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
     shown = capsys.readouterr().out
@@ -306,7 +306,7 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
 
 
 def test_calibrating_again_on_the_same_rows_changes_nothing(folder, tmp_path, words, capsys):
-    """The fit depends on the matches, not on the floors of now; and the same seed is the same split."""
+    """The fit depends on the matches, not on the current floors. The same seed gives the same split."""
     data = labelled(tmp_path)
     commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
     capsys.readouterr()
@@ -315,7 +315,7 @@ def test_calibrating_again_on_the_same_rows_changes_nothing(folder, tmp_path, wo
 
 
 def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
-    """What nobody asked to change is not changed."""
+    """Only the fitted values change."""
     path, data = folder / "billing.yaml", labelled(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     path.chmod(0o640)
@@ -328,7 +328,7 @@ def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
 
 
 def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
-    """It says what is missing."""
+    """The error says what is missing."""
     path = tmp_path / "plain.jsonl"
     path.write_text('{"text": "Is my invoice wrong"}\n')
     with pytest.raises(ValueError, match="no labelled row has a match: give rows an `intent`"):
@@ -338,8 +338,8 @@ def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
         commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
 
 
-def test_a_date_that_is_none_is_told_by_its_option(capsys):
-    """Not by what Python calls it alone."""
+def test_an_error_about_a_date_names_the_option(capsys):
+    """Python's message follows the name of the option."""
     assert main(["calibrate", "--intents", "nowhere", "nothing.jsonl", "--date", "2026-13-09"]) == 2
     assert capsys.readouterr().err == (
         "extproc: --date 2026-13-09: give a day as YYYY-MM-DD: month must be in 1..12\n"

@@ -1,4 +1,4 @@
-"""Choosing tiers and settings by recorded outcomes: what is shown to pay, on rows that are not reported on."""
+"""Choosing tiers and settings by recorded outcomes: a setting must pay, on rows that are not reported on."""
 
 import shutil
 from pathlib import Path
@@ -36,7 +36,7 @@ def tokens():
 
 @pytest.fixture
 def folder(tmp_path, words, monkeypatch):
-    """The good folder; a person's floors let everything in."""
+    """The good folder, with floors that accept every match."""
     folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
     monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
     for name in ("billing", "cooking"):
@@ -60,7 +60,7 @@ def tabulated(folder, tmp_path, words, tokens, rows, seed=0):
 
 
 def plain(count=200):
-    """Bills need the large tier, three times in four; of recipes the small one knows as much. By row number."""
+    """Return rows where bills need the large tier three times in four, and recipes never. It depends on the row."""
     rows = [
         {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 4 == 0), "large": outcome(i % 10 > 0)}}
         for i in range(count)
@@ -72,12 +72,12 @@ def plain(count=200):
 
 
 def hedging(count=300):
-    """What the small tier hedges on is wrong, and the large one right."""
+    """Return rows where the small tier is wrong if it hedges, and the large one is always right."""
     rows = []
     for i in range(count):
         sure = i % 3 > 0
-        said = f"It is {i}." if sure else f"Perhaps it might be {i}, roughly."
-        rows.append({"text": f"{BILL} {i}", "outcomes": {"small": outcome(sure, said), "large": outcome(True)}})
+        answer = f"It is {i}." if sure else f"Perhaps it might be {i}, roughly."
+        rows.append({"text": f"{BILL} {i}", "outcomes": {"small": outcome(sure, answer), "large": outcome(True)}})
     return rows
 
 
@@ -85,7 +85,7 @@ def hedging(count=300):
 
 
 def test_targets_are_read():
-    """A share to keep, or dollars that a thousand requests may cost."""
+    """A target is a share, or dollars per 1,000 requests."""
     assert [parse_target(text) for text in ("quality=0.9", "cost=2.5")] == [
         Target("quality", 0.9), Target("cost", 2.5)
     ]  # fmt: skip
@@ -95,8 +95,8 @@ def test_targets_are_read():
 @pytest.mark.parametrize(
     "text", ["", "quality", "quality=", "quality=1.1", "cost=0", "cost=nan", "cost=inf", "speed=1"]
 )
-def test_what_is_no_target_is_refused(text):
-    """With both that there are."""
+def test_a_text_that_is_not_a_target_is_refused(text):
+    """The error shows both kinds."""
     with pytest.raises(ValueError, match=r"give quality=SHARE, as in quality=0\.9, or cost=DOLLARS per 1,000"):
         parse_target(text)
 
@@ -104,8 +104,8 @@ def test_what_is_no_target_is_refused(text):
 # Caps
 
 
-def test_a_cap_by_hand():
-    """Of 199 good answers a new one is longer than the 198th once in a hundred times."""
+def test_a_cap_computed_by_hand():
+    """A new answer is longer than the 198th of 199 good answers with probability 0.01."""
     lengths, good = np.arange(1.0, 401.0), np.arange(400) < 199
     assert cap_of(lengths, good.astype(float), 0.01) == 198
     assert cap_of(lengths, good.astype(float), 0.005) == 199
@@ -114,13 +114,13 @@ def test_a_cap_by_hand():
 
 @pytest.mark.parametrize("good", [[], [0.0] * 300, [1.0] * 50])
 def test_too_few_good_answers_give_no_cap(good):
-    """And none where their lengths were not recorded."""
+    """There is also no cap if lengths were not recorded."""
     assert cap_of(np.arange(float(len(good))), np.array(good), 0.01) is None
     assert cap_of(np.full(300, np.nan), np.ones(300), 0.01) is None
 
 
-def test_a_cap_holds_its_share_on_simulated_lengths():
-    """The mean share of new answers that it cuts is at most the stated one."""
+def test_a_cap_keeps_its_share_on_simulated_lengths():
+    """The mean share of new answers that it cuts is at most the stated share."""
     rng = np.random.default_rng(0)
     fresh = rng.lognormal(5, 1, 100_000)
     cuts = [(fresh > (cap_of(rng.lognormal(5, 1, 150), np.ones(150), 0.05) or 0)).mean() for _ in range(300)]
@@ -130,16 +130,16 @@ def test_a_cap_holds_its_share_on_simulated_lengths():
 # Choosing
 
 
-def chosen(found):
-    return {setting.name: setting.plan.option if setting.plan is not None else None for setting in found.cohorts}
+def chosen(choice):
+    return {cohort.name: cohort.plan.option if cohort.plan is not None else None for cohort in choice.cohorts}
 
 
 def test_each_cohort_takes_what_is_worth_its_money(folder, tmp_path, words, tokens):
-    """Bills go up, where the money buys answers; recipes go down, where it buys none."""
-    found = choose(tabulated(folder, tmp_path, words, tokens, plain()), Target("cost", 0.012), 0.01, DAY)
-    assert chosen(found) == {"billing": Option("large"), "cooking": Option("small")}
-    lines = {line.name: line for line in found.lines}
-    billing, cooking = found.cohorts
+    """Bills move to the large tier, which answers them better. Recipes move to the small one, which is as good."""
+    choice = choose(tabulated(folder, tmp_path, words, tokens, plain()), Target("cost", 0.012), 0.01, DAY)
+    assert chosen(choice) == {"billing": Option("large"), "cooking": Option("small")}
+    lines = {line.name: line for line in choice.lines}
+    billing, cooking = choice.cohorts
     assert billing.after[0].value == pytest.approx(0.9, abs=0.06)
     assert billing.before[0].value == pytest.approx(0.25, abs=0.08)
     assert (cooking.before[0].value, cooking.after[1].value) == (cooking.after[0].value, pytest.approx(0.0025))
@@ -148,8 +148,8 @@ def test_each_cohort_takes_what_is_worth_its_money(folder, tmp_path, words, toke
     assert lines[ROUTED].per_1000.value <= 0.012
 
 
-def test_the_cheapest_that_keeps_a_quality_is_chosen(folder, tmp_path, words, tokens):
-    """A bar that the small tier reaches with recipes alone costs no more than that."""
+def test_the_cheapest_choice_that_keeps_a_quality_is_taken(folder, tmp_path, words, tokens):
+    """If the small tier reaches the target, only recipes move to it, which lowers the cost."""
     scored = tabulated(folder, tmp_path, words, tokens, plain())
     assert chosen(choose(scored, Target("quality", 0.4), 0.01, DAY)) == {
         "billing": None,
@@ -159,19 +159,19 @@ def test_the_cheapest_that_keeps_a_quality_is_chosen(folder, tmp_path, words, to
 
 
 @pytest.mark.parametrize("target", [Target("quality", 0.99), Target("cost", 0.001)])
-def test_a_target_out_of_reach_is_said_to_be(target, folder, tmp_path, words, tokens):
-    """With what can be had."""
+def test_a_target_out_of_reach_is_an_error(target, folder, tmp_path, words, tokens):
+    """The error shows the quality and the cost that can be reached."""
     with pytest.raises(
         ValueError, match=r"out of reach on these rows, at 95 %: .* quality reaches 0\.\d+, and cost"
     ):
         choose(tabulated(folder, tmp_path, words, tokens, plain()), target, 0.01, DAY)
 
 
-def test_a_score_sends_up_what_is_wrong(folder, tmp_path, words, tokens):
-    """A third of the answers climbs, and all are right: nothing cheaper is."""
+def test_a_score_escalates_wrong_answers(folder, tmp_path, words, tokens):
+    """A third of the answers escalates, and then all are right. No cheaper option reaches that."""
     scored = tabulated(folder, tmp_path, words, tokens, hedging())
-    found = choose(scored, Target("quality", 0.97), 0.01, DAY)
-    billing = next(s for s in found.cohorts if s.name == "billing")
+    choice = choose(scored, Target("quality", 0.97), 0.01, DAY)
+    billing = next(s for s in choice.cohorts if s.name == "billing")
     assert billing.plan is not None and billing.scorer is not None
     option = billing.plan.option
     assert (option.first, option.up, option.level) == ("small", "large", pytest.approx(0.35, abs=0.06))
@@ -184,8 +184,8 @@ def test_a_score_sends_up_what_is_wrong(folder, tmp_path, words, tokens):
     assert billing.scorer.weights["hedges"] < 0
 
 
-def test_nothing_is_chosen_with_sight_of_the_rows_reported_on(folder, tmp_path, words, tokens):
-    """Their outcomes turned round, every plan, threshold and weight is the same; only the report differs."""
+def test_the_choice_does_not_use_the_rows_reported_on(folder, tmp_path, words, tokens):
+    """With their outcomes reversed, every plan, threshold and weight is the same. Only the report differs."""
     rows = [*hedging(), *plain()[200:]]
     scored = tabulated(folder, tmp_path, words, tokens, rows)
     table = scored.table
@@ -193,46 +193,46 @@ def test_nothing_is_chosen_with_sight_of_the_rows_reported_on(folder, tmp_path, 
     for line in held_out:
         for recorded in rows[line - 1]["outcomes"].values():
             recorded["success"] = not recorded["success"]
-    turned = tabulated(folder, tmp_path, words, tokens, rows)
-    assert table.fit.tolist() == turned.table.fit.tolist() and 200 < len(held_out) < 300
+    reversed_ = tabulated(folder, tmp_path, words, tokens, rows)
+    assert table.fit.tolist() == reversed_.table.fit.tolist() and 200 < len(held_out) < 300
     target = Target("cost", 0.02)
-    before, after = (choose(each, target, 0.01, DAY) for each in (scored, turned))
+    before, after = (choose(each, target, 0.01, DAY) for each in (scored, reversed_))
     assert [s.plan for s in before.cohorts] == [s.plan for s in after.cohorts]
     weights = [[s.scorer and (s.scorer.offset, s.scorer.weights) for s in each.cohorts] for each in (before, after)]
     assert weights[0] == weights[1] and weights[0][0] is not None
     assert before.lines != after.lines
 
 
-def test_repeated_requests_never_stand_on_both_sides(folder, tmp_path, words, tokens):
-    """A row's part depends on its words."""
+def test_repeated_requests_are_always_in_the_same_part(folder, tmp_path, words, tokens):
+    """The part of a row depends on its words."""
     scored = tabulated(folder, tmp_path, words, tokens, [row for row in plain(40) for _ in range(3)])
     assert scored.table.fit.reshape(-1, 3).std(axis=1).max() == 0
 
 
 def test_answers_to_a_repeated_request_are_left_out_together():
-    """Noise tells nothing of answers that were not seen, however often each request came."""
+    """Scores of noise are useless on unseen answers, even if each request was repeated."""
     areas = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
         facts, right = rng.normal(size=(60, len(SCORE_FACTS))), (rng.random(60) < 0.5).astype(float)
-        facts, right, text = (np.repeat(some, 5, axis=0) for some in (facts, right, rng.random(60)))
+        facts, right, text = (np.repeat(values, 5, axis=0) for values in (facts, right, rng.random(60)))
         answers = Answers(np.full(len(right), "billing", dtype=object), facts, right)
         areas.append(auroc(unseen_chances(answers, text, True, seed), right > 0.5)[0])
     assert np.mean(areas) < 0.6
 
 
-def test_too_few_rows_choose_nothing_and_say_how_many_would(folder, tmp_path, words, tokens):
-    """A cohort that hardly occurs stays as it is, and one that never does."""
-    found = choose(tabulated(folder, tmp_path, words, tokens, plain(20)[:25]), Target("cost", 1.0), 0.01, DAY)
-    assert chosen(found) == {"billing": None, "cooking": None}
-    assert [setting.why for setting in found.cohorts] == [
+def test_too_few_rows_choose_nothing_and_the_reason_says_how_many_are_needed(folder, tmp_path, words, tokens):
+    """Cohorts with few rows or none keep their settings."""
+    choice = choose(tabulated(folder, tmp_path, words, tokens, plain(20)[:25]), Target("cost", 1.0), 0.01, DAY)
+    assert chosen(choice) == {"billing": None, "cooking": None}
+    assert [cohort.why for cohort in choice.cohorts] == [
         f"needs about 50 rows with outcomes that land here; has {rows}" for rows in (20, 5)
     ]
-    assert "nan" not in "\n".join(choice_text(found)).lower()
+    assert "nan" not in "\n".join(choice_text(choice)).lower()
 
 
-def test_floors_hold_whatever_pays(folder, tmp_path, words, tokens):
-    """No option lies below a cohort's tier floor; rows that a rule holds up are not the cohort's to decide."""
+def test_tier_floors_are_kept(folder, tmp_path, words, tokens):
+    """No option is below a cohort's tier floor. Rows whose tier a rule raises do not count for the cohort."""
     path = folder / "cooking.yaml"
     path.write_text(path.read_text() + "tier_floor: large\n")
     rows = plain()
@@ -242,38 +242,38 @@ def test_floors_hold_whatever_pays(folder, tmp_path, words, tokens):
     policy.write_text(policy.read_text().replace("intents: [cooking]", "intents: [billing]"))
     scored = tabulated(folder, tmp_path, words, tokens, rows)
     assert (scored.table.cohort == "billing").sum() == 100
-    found = choose(scored, Target("cost", 0.02), 0.01, DAY)
-    assert chosen(found) == {"billing": Option("large"), "cooking": None}
+    choice = choose(scored, Target("cost", 0.02), 0.01, DAY)
+    assert chosen(choice) == {"billing": Option("large"), "cooking": None}
 
 
-def test_a_cohort_that_ends_with_a_person_is_left_alone(folder, tmp_path, words, tokens):
-    """What goes to a person has no recorded outcome."""
+def test_a_cohort_that_ends_with_a_person_is_unchanged(folder, tmp_path, words, tokens):
+    """A row that goes to a person has no recorded outcome."""
     with (folder / "billing.yaml").open("a") as file:
         file.write("accept: [complete]\nescalate: {to: [large, human]}\n")
     with (folder / "policy.yaml").open("a") as file:
         file.write("human: {}\n")
-    found = choose(tabulated(folder, tmp_path, words, tokens, plain()), Target("cost", 0.02), 0.01, DAY)
-    assert found.cohorts[0].why == "unchanged: its rejected answers end with a person"
+    choice = choose(tabulated(folder, tmp_path, words, tokens, plain()), Target("cost", 0.02), 0.01, DAY)
+    assert choice.cohorts[0].why == "unchanged: its rejected answers end with a person"
 
 
-def test_what_is_not_shown_to_pay_is_not_bought(folder, tmp_path, words, tokens):
-    """Money alone buys nothing: the larger tier is right one time in a hundred more often."""
+def test_a_setting_that_is_not_shown_to_pay_is_not_chosen(folder, tmp_path, words, tokens):
+    """The budget is large, but the large tier is right on only one more row in a hundred."""
     rows = [
         {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0), "large": outcome(i % 2 > 0 or i == 0)}}
         for i in range(100)
     ]
-    found = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
-    assert chosen(found)["billing"] is None
-    assert "to show that another setting pays, needs about" in found.cohorts[0].why
+    choice = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
+    assert chosen(choice)["billing"] is None
+    assert "to show that another setting pays, needs about" in choice.cohorts[0].why
 
 
 @pytest.mark.parametrize("success", [True, False])
 def test_outcomes_without_variety_choose_the_cheapest(success, folder, tmp_path, words, tokens):
-    """All right, or all wrong, in every tier: nothing but cost differs."""
+    """Every tier is always right, or always wrong, so only the cost differs."""
     rows = [{"text": f"{t} {i}", "outcomes": {"small": outcome(success), "large": outcome(success)}}
             for t in (BILL, COOK) for i in range(80)]  # fmt: skip
-    found = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
-    assert chosen(found) == {"billing": None, "cooking": Option("small")}
+    choice = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("cost", 1.0), 0.01, DAY)
+    assert chosen(choice) == {"billing": None, "cooking": Option("small")}
 
 
 @pytest.mark.parametrize("rows", [
@@ -281,22 +281,22 @@ def test_outcomes_without_variety_choose_the_cheapest(success, folder, tmp_path,
     [{"text": f"{BILL} {i}", "outcomes": {"small": outcome(True)}} for i in range(9)],
     [{"text": BILL, "outcomes": {"elsewhere": outcome(True)}}],
 ], ids=["no outcomes", "one tier", "a tier nobody has"])  # fmt: skip
-def test_rows_that_compare_nothing_are_refused(rows, folder, tmp_path, words, tokens):
-    """It says what is missing."""
+def test_rows_that_cannot_be_compared_are_refused(rows, folder, tmp_path, words, tokens):
+    """The error says what is missing."""
     with pytest.raises(ValueError, match="no row has the outcomes of two tiers or more"):
         tabulated(folder, tmp_path, words, tokens, rows)
 
 
-def test_one_row_is_no_error(folder, tmp_path, words, tokens):
-    """And chooses nothing, whichever part it is on."""
+def test_one_row_is_too_few_for_any_target(folder, tmp_path, words, tokens):
+    """In either part, no choice can be made."""
     for seed in (0, 1, 2, 3):
         scored = tabulated(folder, tmp_path, words, tokens, plain(1)[:1], seed)
         with pytest.raises(ValueError, match="out of reach"):
             choose(scored, Target("cost", 1.0), 0.01, DAY)
 
 
-def test_reasoning_is_a_setting_of_its_own(folder, tmp_path, words, tokens, capsys):
-    """The small tier with reasoning is as good as the large one: it is turned on, and evaluated so."""
+def test_reasoning_is_a_separate_setting(folder, tmp_path, words, tokens, capsys):
+    """The small tier with reasoning is as good as the large one, so it is chosen, and evaluated with reasoning."""
     rows = plain()
     for row in rows[:200]:
         row["outcomes"]["qwen3-8b+reasoning"] = outcome(row["outcomes"]["large"]["success"], tokens_out=20)
@@ -310,15 +310,15 @@ def test_reasoning_is_a_setting_of_its_own(folder, tmp_path, words, tokens, caps
     assert {served.path for served in run.served[:200] if served is not None} == {("small+reasoning",)}
 
 
-def test_a_cap_is_chosen_where_failures_ramble(folder, tmp_path, words, tokens):
-    """Good answers take 10 tokens, bad ones 1,000: a cap cuts the bad ones' cost and none of the good."""
+def test_a_cap_is_chosen_if_failures_are_long(folder, tmp_path, words, tokens):
+    """Good answers take 10 tokens and bad ones 1,000. A cap cuts only the bad ones, and their cost."""
     rows = [
         {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0, tokens_out=10 if i % 2 else 1000),
                                              "large": outcome(i % 2 > 0)}}
         for i in range(700)
     ]  # fmt: skip
-    found = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("quality", 0.4), 0.01, DAY)
-    billing = found.cohorts[0]
+    choice = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("quality", 0.4), 0.01, DAY)
+    billing = choice.cohorts[0]
     assert billing.plan is not None and (billing.plan.option, billing.plan.cap) == (
         Option("small", capped=True),
         10,
@@ -330,8 +330,8 @@ def test_a_cap_is_chosen_where_failures_ramble(folder, tmp_path, words, tokens):
 # The command
 
 
-def test_what_is_written_serves_as_it_was_reported(folder, tmp_path, words, tokens, capsys):
-    """The YAML compiles, and by the functions that serve each row takes the path that the choice had counted."""
+def test_the_written_choice_serves_as_it_was_reported(folder, tmp_path, words, tokens, capsys):
+    """The YAML compiles. With the functions that serve, each row takes the path that the choice had counted."""
     data = written(tmp_path, hedging())
     assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=False) == 0
     shown = capsys.readouterr().out
@@ -341,7 +341,7 @@ def test_what_is_written_serves_as_it_was_reported(folder, tmp_path, words, toke
     plan = choose(scored, Target("quality", 0.97), 0.01, DAY).cohorts[0].plan
     assert plan is not None
     cohort = scored.table.run.snapshot.policy.cohorts["billing"]
-    counted = replay(scored, cohort, plan, ~scored.table.fit)[2]
+    escalated = replay(scored, cohort, plan, ~scored.table.fit)[2]
 
     assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=True) == 0
     assert capsys.readouterr().out == shown.replace(
@@ -349,7 +349,7 @@ def test_what_is_written_serves_as_it_was_reported(folder, tmp_path, words, toke
     )
     run = execute(folder, Memory(words), read_traffic(data), tokens)
     held_out = [run.served[i] for i, fit in zip(scored.table.positions, scored.table.fit, strict=True) if not fit]
-    assert [s is not None and s.rejections == ("low_score",) for s in held_out] == counted.tolist()
+    assert [s is not None and s.rejections == ("low_score",) for s in held_out] == escalated.tolist()
     billing = run.snapshot.policy.cohorts["billing"]
     assert billing.chosen is not None and billing.chosen.holds(run.snapshot.policy.tiers)
     assert (billing.chosen.target, billing.chosen.rows, billing.chosen.data) == ("quality=0.97", 300, run.digest)
@@ -373,7 +373,7 @@ utterances: [a b, c d, e f]
 
 
 def test_values_are_written_in_place():
-    """Comments stay, blocks are replaced, what YAML would misread is quoted."""
+    """Comments stay, blocks are replaced, and text that YAML would misread is quoted."""
     accept = ["complete", {"regex": "^(on|off): .*#"}, {"score": {"min": 0.5}}]
     values = {
         "tier": "on",
@@ -403,15 +403,14 @@ chosen: # written by `extproc calibrate`
 utterances: [a b, c d, e f]
 """
     )
-    gone = edits.with_settings(edited, {"accept": None, "escalate": None, "chosen": None, "scorer": None})
-    assert (
-        gone == '# Bills\nintent: billing\ntier: "on"   # by feel\nreasoning: off\n' + TEXT[TEXT.index("# what") :]
-    )
+    removed = edits.with_settings(edited, {"accept": None, "escalate": None, "chosen": None, "scorer": None})
+    rest = TEXT[TEXT.index("# what") :]
+    assert removed == '# Bills\nintent: billing\ntier: "on"   # by feel\nreasoning: off\n' + rest
 
 
 def test_a_file_that_cannot_be_edited_by_lines_is_refused():
-    """Rather than dumped anew without its layout."""
-    with pytest.raises(ValueError, match="one key a line"):
+    """The file is not rewritten without its layout."""
+    with pytest.raises(ValueError, match="one key per line"):
         edits.with_settings("{intent: a, tier: small, utterances: [a b, c d, e f]}\n", {"tier": "large"})
-    with pytest.raises(ValueError, match=r"valid YAML|one key a line"):
+    with pytest.raises(ValueError, match=r"valid YAML|one key per line"):
         edits.with_settings(TEXT.replace("  - ", "- "), {"accept": None})

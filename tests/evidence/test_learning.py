@@ -1,4 +1,4 @@
-"""Learning from labelled rows: what is better is chosen, what is not stays, and no row is on two sides."""
+"""Learning from labelled rows: better centroids are chosen, others are not, and no row is in two parts."""
 
 import shutil
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ D = 24
 
 
 class Planted:
-    """An encoder of texts "<group>-<number>": vectors scattered around a direction a group."""
+    """An encoder of texts "<group>-<number>". The vectors of a group are scattered around one direction."""
 
     def __init__(self, directions: dict[str, Vectors], noise: float = 1.0) -> None:
         self._directions, self._noise = directions, noise
@@ -53,17 +53,17 @@ class Planted:
         rows = []
         for text in texts:
             group, _, number = text.partition("-")
-            dice = np.random.default_rng([int(number), *group.encode()])
-            rows.append(self._directions[group] + self._noise * dice.standard_normal(D) / np.sqrt(D))
-        found = np.array(rows, dtype=np.float32)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+            rng = np.random.default_rng([int(number), *group.encode()])
+            rows.append(self._directions[group] + self._noise * rng.standard_normal(D) / np.sqrt(D))
+        vectors = np.array(rows, dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def axis(*numbers: int) -> np.ndarray:
     return np.eye(D)[list(numbers)].sum(axis=0)
 
 
-# Groups of texts: what a, b and c are asked; the utterances that somebody thought of are not like it.
+# Groups of texts. Requests for a, b and c differ from the utterances ua, ub and uc.
 DIRECTIONS = {
     "a": axis(0, 1, 6), "b": axis(2, 3, 6), "c": axis(4, 5, 6), "oos": axis(6, 7),
     "ua": axis(0, 6, 6), "ub": axis(2, 6, 6), "uc": axis(4, 6, 6),
@@ -76,20 +76,20 @@ def folder(tmp_path) -> Path:
     policy = yaml.safe_load((folder / "policy.yaml").read_text())
     (folder / "policy.yaml").write_text(yaml.safe_dump({k: v for k, v in policy.items() if k != "rules"}))
     for name in "abc":
-        said = "".join(f"  - u{name}-{i}\n" for i in range(4))
-        (folder / f"{name}.yaml").write_text(f"intent: {name}\ntier: small\nutterances:\n{said}")
+        utterances = "".join(f"  - u{name}-{i}\n" for i in range(4))
+        (folder / f"{name}.yaml").write_text(f"intent: {name}\ntier: small\nutterances:\n{utterances}")
     return folder
 
 
-def texts_of(folder: Path, group: str = "") -> None:
-    """Rewrite the utterances as texts of the groups that are asked: nothing is left to be learned."""
+def write_requests_as_utterances(folder: Path) -> None:
+    """Replace the utterances by texts like the requests, so that labelled rows add nothing."""
     for name in "abc":
-        said = "".join(f"  - {name}-{i}\n" for i in range(9000, 9060))
-        (folder / f"{name}.yaml").write_text(f"intent: {name}\ntier: small\nutterances:\n{said}")
+        utterances = "".join(f"  - {name}-{i}\n" for i in range(9000, 9060))
+        (folder / f"{name}.yaml").write_text(f"intent: {name}\ntier: small\nutterances:\n{utterances}")
 
 
 def traffic(folder: Path, each: int, first: int = 0) -> Path:
-    """So many rows of each cohort, and half as many that are out of scope."""
+    """Write `each` rows of each cohort, and half as many that are out of scope."""
     rows = [{"text": f"{name}-{i}", "intent": name} for name in "abc" for i in range(first, first + each)]
     rows += [{"text": f"oos-{i}", "intent": None} for i in range(first, first + each // 2)]
     path = folder.parent / "labelled.jsonl"
@@ -103,7 +103,7 @@ def executed(folder: Path, each: int, encoder: Planted) -> tuple[Execution, Labe
 
 
 def accuracy(index: Index, encoder: Planted, first: int = 5000, count: int = 200) -> float:
-    """On fresh texts."""
+    """Return the share of fresh texts whose nearest cohort is right."""
     right = [
         nearest(index, row).cohort == name
         for name in "abc"
@@ -112,11 +112,11 @@ def accuracy(index: Index, encoder: Planted, first: int = 5000, count: int = 200
     return float(np.mean(right))
 
 
-# What is learned
+# Better centroids
 
 
-def test_labelled_rows_that_differ_from_the_utterances_are_learned_from(folder):
-    """Fresh texts are matched better, as the rows that were held out had shown."""
+def test_labelled_rows_that_differ_from_the_utterances_give_better_centroids(folder):
+    """Fresh texts are matched better, by as much as the held-out rows showed."""
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, candidates = executed(folder, 90, encoder)
     learned = learn(run, rows, candidates, "2026-11-22", 0)
@@ -133,8 +133,8 @@ def test_labelled_rows_that_differ_from_the_utterances_are_learned_from(folder):
     assert header.rows == int(((rows.fraction < LEARN_SHARE) & (rows.labels != None)).sum())  # noqa: E711
 
 
-def test_how_far_back_similarity_is_measured_is_kept_with_the_centroids(folder):
-    """It serves as it was tried; held against what serves without a file, which keeps nothing."""
+def test_where_similarity_is_measured_is_kept_with_the_centroids(folder):
+    """`back` serves as it was tried. The first trial serves without a file, so it has the default `back`."""
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, (near,) = executed(folder, 90, encoder)
     far = msgspec.structs.replace(near, back=1.0)
@@ -145,13 +145,13 @@ def test_how_far_back_similarity_is_measured_is_kept_with_the_centroids(folder):
     assert learned.config.fitted.header.back == 1.0
     (row,) = encoder.encode(["a-5000"])
     index = index_of(learned.config, encoder)
-    found = nearest(index, row)
-    assert found.similarity == pytest.approx(index.means[found.cohort] @ row)
+    match = nearest(index, row)
+    assert match.similarity == pytest.approx(index.means[match.cohort] @ row)
 
 
-def test_utterances_that_say_it_all_stay(folder):
-    """What is not shown to be better is not served: no file, and it says why."""
-    texts_of(folder)
+def test_centroids_that_cannot_be_improved_are_unchanged(folder):
+    """No file is written, and the reason is reported."""
+    write_requests_as_utterances(folder)
     encoder = Planted(DIRECTIONS, noise=1.2)
     learned = learn(*executed(folder, 90, encoder), "2026-11-22", 0)
     assert (learned.chosen, learned.raw, learned.config) == (None, b"", None)
@@ -159,12 +159,12 @@ def test_utterances_that_say_it_all_stay(folder):
 
 
 def test_a_cohort_of_several_kinds_gets_several_centroids(folder):
-    """Where one mean lies between two kinds and beside another cohort."""
+    """One mean would lie between the two kinds and beside another cohort."""
     a = {"a": axis(0), "ua": axis(0)}
     encoder = Planted(DIRECTIONS | a | {"oos": axis(20)} | {"b": axis(0, 2), "ub": axis(0, 2)}, noise=0.5)
 
     class TwoKinds(Planted):
-        """Every other text of a lies beyond b."""
+        """Every other text of a is on the far side of b."""
 
         def encode(self, texts: Sequence[str]) -> Vectors:
             moved = [f"z{t}" if t.startswith("a-") and int(t[2:]) % 2 else t for t in texts]
@@ -179,40 +179,41 @@ def test_a_cohort_of_several_kinds_gets_several_centroids(folder):
     assert accuracy(index_of(learned.config, two), two) > 0.95
 
 
-def test_groups_of_alike_rows_are_found():
-    """Each mean is one group's, whatever their order, and one group is its mean."""
+def test_k_means_finds_groups_of_similar_rows():
+    """Each mean belongs to one group, in any order. With one group the result is its mean."""
     encoder = Planted({"x": axis(0), "y": axis(1)}, noise=0.3)
     rows = encoder.encode([f"{group}-{i}" for i in range(20) for group in "xy"])
-    found = k_means(rows, 2)
-    assert sorted(found[:, :2].argmax(axis=1).tolist()) == [0, 1]
-    assert (found[:, :2].max(axis=1) > 0.9).all()
+    means = k_means(rows, 2)
+    assert sorted(means[:, :2].argmax(axis=1).tolist()) == [0, 1]
+    assert (means[:, :2].max(axis=1) > 0.9).all()
     assert k_means(rows, 1)[0] == pytest.approx(rows.mean(axis=0) / np.linalg.norm(rows.mean(axis=0)), abs=1e-6)
     assert np.isfinite(k_means(rows[[0, 0, 0]], 3)).all()
 
 
-# What is not looked at
+# Parts that are not used
 
 
 def test_nothing_is_learned_from_rows_of_the_other_parts(folder):
-    """With every label outside the first part turned around, the file is the same to the last bit."""
+    """With every label outside the first part changed, the file is the same to the last bit."""
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, candidates = executed(folder, 90, encoder)
-    raw = learn(run, rows, candidates, "2026-11-22", 0).raw
-    other = rows.fraction >= LEARN_SHARE
-    turned = np.where(other, rows.labels[::-1], rows.labels)
-    assert raw == learn(run, msgspec.structs.replace(rows, labels=turned), candidates, "2026-11-22", 0).raw != b""
-    turned = np.where(~other, rows.labels[::-1], rows.labels)
-    assert raw != learn(run, msgspec.structs.replace(rows, labels=turned), candidates, "2026-11-22", 0).raw
+
+    def fitted(labels: np.ndarray) -> bytes:
+        return learn(run, msgspec.structs.replace(rows, labels=labels), candidates, "2026-11-22", 0).raw
+
+    other, raw = rows.fraction >= LEARN_SHARE, fitted(rows.labels)
+    assert raw == fitted(np.where(other, rows.labels[::-1], rows.labels)) != b""
+    assert raw != fitted(np.where(~other, rows.labels[::-1], rows.labels))
 
 
 def test_floors_are_fitted_on_rows_that_nothing_was_learned_from(folder):
-    """Also where the centroids stay: they were looked at. And no adapted encoder has seen what it is tried on."""
+    """This holds for unchanged centroids, too. No adapted encoder has seen the rows that it is tried on."""
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, candidates = executed(folder, 90, encoder)
     learned = learn(run, rows, candidates, "2026-11-22", 0)
     middle = ((rows.fraction >= LEARN_SHARE) & (rows.fraction < FIT_SHARE)).tolist()
-    for found in (learned, msgspec.structs.replace(learned, config=None, raw=b"", encoder=None, chosen=None)):
-        split = split_after(run, rows, found)
+    for result in (learned, msgspec.structs.replace(learned, config=None, raw=b"", encoder=None, chosen=None)):
+        split = split_after(run, rows, result)
         assert split.fit.tolist() == middle
         assert split.report.tolist() == (rows.fraction >= FIT_SHARE).tolist()
         assert split.fit_share == FIT_SHARE - LEARN_SHARE
@@ -224,43 +225,43 @@ def test_floors_are_fitted_on_rows_that_nothing_was_learned_from(folder):
 
 
 def test_without_rows_to_try_them_on_nothing_is_tried(folder):
-    """A few rows may all lie in other parts; then floors may be fitted on all that there are."""
+    """A few rows may all be in other parts. Then floors may be fitted on all of them."""
     run, rows, candidates = executed(folder, 20, Planted(DIRECTIONS))
-    some = rows.subset(rows.fraction >= LEARN_SHARE)
-    learned = learn(run, some, candidates, "2026-11-22", 0)
+    others = rows.subset(rows.fraction >= LEARN_SHARE)
+    learned = learn(run, others, candidates, "2026-11-22", 0)
     assert (learned.trials, learned.rows) == ((), 0)
     assert learned.why == "centroids are unchanged: no labelled row in scope is left to try others on"
-    assert split_after(run, some, learned).fit_share == FIT_SHARE
+    assert split_after(run, others, learned).fit_share == FIT_SHARE
 
 
 def test_the_stated_risk_holds_with_learned_centroids():
-    """Mean share of wrong among accepted, over fits of both parts; floors from rows learned from break it."""
-    dice = np.random.default_rng(0)
+    """The mean share of wrong matches over many fits is within the risk. Floors on learned rows exceed it."""
+    rng = np.random.default_rng(0)
     wide = 4 * D
     means = np.eye(wide)[[0, 1, 2, 3]] + np.eye(wide)[4]
     labels_of = np.array(["a", "b", "c", "oos"], dtype=object)
 
     def drawn(count: int) -> tuple[Vectors, np.ndarray]:
-        group = dice.choice(4, count, p=[0.3, 0.3, 0.3, 0.1])
-        rows = means[group] + 0.4 * dice.standard_normal((count, wide))
+        group = rng.choice(4, count, p=[0.3, 0.3, 0.3, 0.1])
+        rows = means[group] + 0.4 * rng.standard_normal((count, wide))
         return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), labels_of[group]
 
     def matches(centroids: dict[str, Vectors], rows: Vectors, labels: np.ndarray) -> Matches:
-        found = rows @ np.concatenate(list(centroids.values())).T
-        best = np.sort(found, axis=1)
-        right = np.array([*centroids], dtype=object)[found.argmax(axis=1)] == labels
+        similarities = rows @ np.concatenate(list(centroids.values())).T
+        best = np.sort(similarities, axis=1)
+        right = np.array([*centroids], dtype=object)[similarities.argmax(axis=1)] == labels
         return Matches(best[:, -1].astype(float), (best[:, -1] - best[:, -2]).astype(float), right)
 
     honest, leaky = [], []
     for _ in range(80):
         rows, labels = drawn(60)
-        spoken = {name: rows[labels == name][:2] for name in "abc"}
-        centroids = centroids_of("fitted", spoken, by_label(rows, np.where(labels == "oos", None, labels)))
+        utterances = {name: rows[labels == name][:2] for name in "abc"}
+        centroids = centroids_of("fitted", utterances, by_label(rows, np.where(labels == "oos", None, labels)))
         fresh = matches(centroids, *drawn(2000))
-        for found, part in ((honest, matches(centroids, *drawn(60))), (leaky, matches(centroids, rows, labels))):
+        for wrong, part in ((honest, matches(centroids, *drawn(60))), (leaky, matches(centroids, rows, labels))):
             floors = choose_floors(part, 0.1, "margin")
             accepted = fresh.accepted(*floors) if floors is not None else np.zeros(2000, dtype=bool)
-            found.append((accepted & ~fresh.right).sum() / max(accepted.sum(), 1))
+            wrong.append((accepted & ~fresh.right).sum() / max(accepted.sum(), 1))
     assert np.mean(honest) <= 0.1 + 2 * np.std(honest) / np.sqrt(len(honest))
     assert np.mean(leaky) > 0.1 + 3 * np.std(leaky) / np.sqrt(len(leaky))
 
@@ -277,12 +278,12 @@ def encoder(monkeypatch) -> Planted:
 
 
 def calibrate(folder: Path, data: Path, *options: str) -> int:
-    given = ["--risk", "0.2", "--date", "2026-11-22", *options]
-    return cli.main(["calibrate", "--intents", str(folder), str(data), *given])
+    arguments = ["--risk", "0.2", "--date", "2026-11-22", *options]
+    return cli.main(["calibrate", "--intents", str(folder), str(data), *arguments])
 
 
-def test_too_few_rows_leave_centroids_and_say_how_many_are_needed(folder, encoder, capsys):
-    """Floors are then fitted on all rows that are not reported on, as they were."""
+def test_too_few_rows_leave_centroids_unchanged_and_the_reason_gives_the_number(folder, encoder, capsys):
+    """Then floors are fitted on all rows that are not reported on."""
     run, rows, _ = executed(folder, 10, encoder)
     assert needed_rows(0.2) == 17
     assert too_few(run, rows, 0.2) == (
@@ -294,8 +295,8 @@ def test_too_few_rows_leave_centroids_and_say_how_many_are_needed(folder, encode
     assert not (folder / CENTROIDS_FILE).exists()
 
 
-def test_the_command_shows_what_was_tried_and_writes_the_file_only_if_asked(folder, encoder, capsys):
-    """Then it serves, floors and evidence speak of it, `check` tells of it, and a second run changes nothing."""
+def test_the_command_shows_the_trials_and_writes_the_file_only_if_asked(folder, encoder, capsys):
+    """The written file serves, evidence and `check` name it, and a second run changes nothing."""
     data = traffic(folder, 90)
     assert calibrate(folder, data) == 0
     shown = capsys.readouterr().out
@@ -318,8 +319,8 @@ def test_the_command_shows_what_was_tried_and_writes_the_file_only_if_asked(fold
     assert capsys.readouterr().out.endswith("\nnothing to change\n")
 
 
-def test_check_tells_of_a_stale_file_and_refuses_a_damaged_one(folder, encoder, capsys, caplog):
-    """The file by name, and what to do; 2 for what cannot be used at all."""
+def test_check_reports_a_stale_file_and_refuses_a_damaged_one(folder, encoder, capsys, caplog):
+    """It names the file. It exits with 2 for a damaged file."""
     calibrate(folder, traffic(folder, 90), "--write")
     with (folder / "a.yaml").open("a") as file:
         file.write("  - ua-77\n")
@@ -331,8 +332,8 @@ def test_check_tells_of_a_stale_file_and_refuses_a_damaged_one(folder, encoder, 
     assert capsys.readouterr().err.startswith(f"{folder / CENTROIDS_FILE}:1: is no file of centroids")
 
 
-def test_few_new_rows_do_not_fit_floors_on_those_that_centroids_were_fitted_on(folder, encoder):
-    """The file says by which seed they were taken."""
+def test_few_new_rows_fit_no_floors_on_rows_of_the_current_centroids(folder, encoder):
+    """The seed in the file of centroids determines its rows."""
     calibrate(folder, traffic(folder, 90), "--write", "--seed", "3")
     run, rows, _ = executed(folder, 10, encoder)
     assert run.config.fitted is not None
@@ -348,22 +349,22 @@ def test_few_new_rows_do_not_fit_floors_on_those_that_centroids_were_fitted_on(f
 
 @pytest.fixture
 def adapts(monkeypatch) -> list[dict[str, list[str]]]:
-    """Adapting without weights; what it was asked for."""
-    asked: list[dict[str, list[str]]] = []
+    """Replace `adapt` by a function without weights, and return the texts that it was called with."""
+    calls: list[dict[str, list[str]]] = []
 
     def adapt(model, texts, folder, date):
-        asked.append(dict(texts))
+        calls.append(dict(texts))
         folder.mkdir()
-        (folder / "model.safetensors").write_bytes(str(len(asked)).encode())
-        stamp = Adaptation(model, adaptation_digest(texts), len(texts), 0, 8, 0, 0.75, 0.5, date)
-        (folder / ADAPTED_FILE).write_bytes(msgspec.json.encode(stamp))
+        (folder / "model.safetensors").write_bytes(str(len(calls)).encode())
+        adaptation = Adaptation(model, adaptation_digest(texts), len(texts), 0, 8, 0, 0.75, 0.5, date)
+        (folder / ADAPTED_FILE).write_bytes(msgspec.json.encode(adaptation))
 
     monkeypatch.setattr(adapted, "adapt", adapt)
-    return asked
+    return calls
 
 
 def test_an_encoder_is_adapted_once_and_named_by_its_weights(tmp_path, adapts):
-    """One that is there for these texts is taken; an adapted one is not adapted again, but what it came from."""
+    """An existing encoder for these texts is reused. An adapted encoder is replaced by its original model."""
     first = adapted_encoder("all-MiniLM-L6-v2", {"a": ["x"], "b": ["y"]}, tmp_path / "encoders", "2026-11-22")
     assert first.parent == tmp_path / "encoders"
     assert first.name == "all-MiniLM-L6-v2-6b86b273ff34"
@@ -376,7 +377,7 @@ def test_an_encoder_is_adapted_once_and_named_by_its_weights(tmp_path, adapts):
 
 
 def test_an_adapted_encoder_that_is_better_is_named_in_the_policy(folder, adapts, monkeypatch, capsys):
-    """With the centroids and floors that were fitted for it; its folder as the YAML sees it."""
+    """Centroids and floors are fitted for it. Its folder is written relative to the YAML."""
     frozen, better = Planted(DIRECTIONS, noise=1.6), Planted(DIRECTIONS, noise=0.6)
     monkeypatch.setattr(commands, "patient", lambda m: Memory(better if "encoders" in m else frozen))
     data, encoders = traffic(folder, 120), folder.parent / "encoders"
@@ -393,8 +394,8 @@ def test_an_adapted_encoder_that_is_better_is_named_in_the_policy(folder, adapts
     }
 
 
-def test_an_adapted_encoder_that_is_no_better_is_not_served(folder, adapts, encoder):
-    """It was asked for, made and tried; its folder stays, the policy does not name it."""
+def test_an_adapted_encoder_that_is_not_better_is_not_served(folder, adapts, encoder):
+    """It was made and tried. Its folder stays, but the policy does not name it."""
     before = load_config(folder).policy
     calibrate(folder, traffic(folder, 90), "--adapt", str(folder.parent / "encoders"), "--write")
     after = load_config(folder)

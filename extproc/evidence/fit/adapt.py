@@ -1,12 +1,14 @@
-"""Utterances -> an encoder of the same size and speed that tells their cohorts apart.
+"""Utterances -> an encoder of the same size and speed that separates their cohorts better.
 
-The model is trained for minutes on two losses at once: utterances are classified by cosine to one centroid a cohort
-(normalised softmax, Wang et al. 2017), and each is drawn to the others of its cohort and away from the rest of its
-batch (supervised contrastive learning, Khosla et al. 2020). The first finds the cohort; the second draws cohorts
-together around their means, and what is like no mean is out of scope. The weights are then drawn back towards those
-the model came with (Wortsman et al. 2022): what it knew of texts that are like none of the utterances is what finds
-those out of scope. The result is a folder for `encoder: {model: FOLDER}`; `extproc prepare` converts it like any
-other.
+The model is trained for minutes on the sum of two losses. One classifies utterances by their cosine to one
+centroid per cohort (normalised softmax, Wang et al. 2017). The other draws each utterance to the others of its
+cohort and away from the rest of its batch (supervised contrastive learning, Khosla et al. 2020). The first finds
+the cohort. The second gathers each cohort around its mean, so that a text far from every mean is recognised as out
+of scope.
+
+The weights are then moved part of the way back to the original ones (Wortsman et al. 2022). The original model
+knows texts that are unlike all utterances, and that knowledge is needed to find what is out of scope. The result
+is a folder for `encoder: {model: FOLDER}`. `extproc prepare` converts it like any other model.
 """
 
 import hashlib
@@ -22,39 +24,40 @@ from extproc.encoder.backends import ADAPTED_FILE
 from extproc.encoder.protocols import EncoderError, Vectors
 from extproc.routing.centroids import mean_directions
 
-# Cosines to centroids are sharpened to this scale, those to other texts by this temperature. On CLINC150's
-# validation rows, 10 utterances an intent, either loss by itself is less accurate or finds less that is out of
-# scope; half the scale that centroids are fitted with (extproc/centroids.py) leaves more to find it by.
+# Cosines to centroids are multiplied by this scale, and cosines to other texts are divided by this temperature. On
+# CLINC150's validation rows with 10 utterances per intent, each loss alone is less accurate or finds less that is
+# out of scope. The scale is half of the one in routing/centroids.py, which finds more of it.
 _SCALE, _TEMPERATURE = 10.0, 0.07
-# A batch has so many texts, as many of each of so many cohorts: each needs others of its own to be drawn to.
+# Texts in a batch, and cohorts in a batch, all with the same number of texts. Each text needs others of its cohort.
 _BATCH, _COHORTS = 64, 16
-# Steps of the encoder and of the centroids, at their longest; a tenth of the steps lead up to it, the rest down.
-_PACE, _CENTROID_PACE, _WARMING = 2e-4, 1e-3, 0.1
-# Texts read in all: few utterances are read `_MOST` times, very many at least `_LEAST` times.
+# The highest learning rates of the encoder and of the centroids. They rise during the first tenth of the steps and
+# fall during the rest.
+_RATE, _CENTROID_RATE, _WARM_UP = 2e-4, 1e-3, 0.1
+# How many texts are read in total. Few utterances are read `_MOST` times, and very many at least `_LEAST` times.
 _READ, _LEAST, _MOST = 30_000, 2, 8
-# Of the way from the weights it came with to the trained ones. On CLINC150's validation rows a long way there and
-# part of it back is more accurate, and finds as much out of scope, as half the pace and more of the way: as good as
-# two encoders with their scores averaged.
+# The part of the way from the original weights to the trained ones (0 to 1). On CLINC150's validation rows,
+# training far and going part of the way back is more accurate than training at half the rate and keeping more of
+# it. It finds as much out of scope, and is as good as averaging the scores of two encoders.
 _SHARE = 0.6
-# Utterances are short; of a longer text its beginning says what is asked.
+# Utterances are short. In a longer text the request is at the beginning.
 _MAX_TOKENS = 64
-# How an adapted encoder is matched with, by the same rows: similarity is measured so far back to the cohort's mean
-# (match.py), which it was trained around, and words weigh less beside it (features.py): it has learned some of what
-# they tell.
+# How an adapted encoder is used, chosen on the same rows. Similarity is measured this far from the nearest
+# centroid to the cohort's mean (routing/index.py), because the encoder was trained around the mean. Words have
+# this weight (encoder/features.py), which is lower than usual because the encoder has learned part of it.
 ADAPTED_BACK, ADAPTED_WORDS = 0.9, 0.5
 
 
 class Adaptation(msgspec.Struct, frozen=True):
-    """What an adapted encoder was made of; kept beside its weights."""
+    """The origin of an adapted encoder, kept beside its weights."""
 
-    model: str  # that it was made from
+    model: str  # the original model
     data: str  # hash of the utterances and their cohorts
     cohorts: int
     utterances: int
     epochs: int
     seed: int
-    share: float  # of the way from the old weights to the trained ones
-    words: float  # their weight beside it
+    share: float  # part of the way from the original weights to the trained ones
+    words: float  # the weight of words beside its vectors
     date: str
 
 
@@ -66,21 +69,22 @@ def adapt(
     share: float = _SHARE,
     seed: int = 0,
 ) -> Adaptation:
-    """Train `model` on `cohort -> texts` and write it to `folder`, with its stamp.
+    """Train `model` on cohort -> texts and write it to `folder`, with its `Adaptation`.
 
-    One thread and one seed, so that it can be repeated, up to what rounding grows to over thousands of steps.
+    `share` is the part of the way from the original weights to the trained ones (0 to 1). Training uses one thread
+    and one seed, so it is repeatable except for rounding, which grows over thousands of steps.
 
-    Raises EncoderError when the model cannot be loaded or there are fewer than two cohorts.
+    Raises EncoderError if the model cannot be loaded, or if there are fewer than two cohorts with texts.
     """
     import torch
 
     from extproc.encoder.backends import TorchSentences
 
     if len(utterances) < 2 or not all(utterances.values()):
-        raise EncoderError("an encoder is adapted to tell cohorts apart: give two or more, each with utterances")
+        raise EncoderError("cannot adapt an encoder to these cohorts: give two or more, each with utterances")
     sentences = TorchSentences(model, threads=1)
-    texts = [text for some in utterances.values() for text in some]
-    member = np.repeat(np.arange(len(utterances)), [len(some) for some in utterances.values()])
+    texts = [text for cohort in utterances.values() for text in cohort]
+    member = np.repeat(np.arange(len(utterances)), [len(cohort) for cohort in utterances.values()])
     epochs = int(np.clip(_READ // len(texts), _LEAST, _MOST))
     before = {name: values.clone() for name, values in sentences.model.state_dict().items()}
     torch.manual_seed(seed)
@@ -107,14 +111,13 @@ def adapt(
 
 
 def adaptation_digest(utterances: Mapping[str, Sequence[str]]) -> str:
-    """A hash of the cohorts and their texts, in this order."""
-    return hashlib.sha256(msgspec.json.encode([[name, *some] for name, some in utterances.items()])).hexdigest()[
-        :12
-    ]
+    """Return a hash of the cohorts and their texts, in this order."""
+    encoded = msgspec.json.encode([[name, *texts] for name, texts in utterances.items()])
+    return hashlib.sha256(encoded).hexdigest()[:12]
 
 
 def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors, epochs: int, seed: int) -> None:
-    """Move the weights of `model`, but for its word embeddings: words that no utterance has keep their place."""
+    """Train the weights of `model` except its word embeddings, so that words outside the utterances keep theirs."""
     import torch
     from torch.nn import functional
 
@@ -123,12 +126,12 @@ def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors,
             module.weight.requires_grad = False
     centroids = torch.nn.Parameter(torch.from_numpy(means.copy()))
     groups = [
-        {"params": [p for p in model.parameters() if p.requires_grad], "lr": _PACE, "weight_decay": 0.01},
-        {"params": [centroids], "lr": _CENTROID_PACE, "weight_decay": 0.0},
+        {"params": [p for p in model.parameters() if p.requires_grad], "lr": _RATE, "weight_decay": 0.01},
+        {"params": [centroids], "lr": _CENTROID_RATE, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, fused=True)
     batches = list(_batches(member, epochs, seed))
-    warm = max(1, round(_WARMING * len(batches)))
+    warm = max(1, round(_WARM_UP * len(batches)))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (len(batches) - step) / max(1, len(batches) - warm))
     )
@@ -149,7 +152,7 @@ def _train(model: Any, texts: Sequence[str], member: np.ndarray, means: Vectors,
 
 
 def _contrast(vectors: Any, labels: Any) -> Any:
-    """The supervised contrastive loss of a batch of unit vectors; every label is there twice or more."""
+    """Return the supervised contrastive loss of a batch of unit vectors. Every label occurs at least twice."""
     import torch
 
     itself = torch.eye(len(labels), dtype=torch.bool)
@@ -160,18 +163,18 @@ def _contrast(vectors: Any, labels: Any) -> Any:
 
 
 def _batches(member: np.ndarray, epochs: int, seed: int) -> Iterator[list[int]]:
-    """Batches of indices, one or more an epoch: cohorts come in turn, and the texts of each in turn."""
+    """Yield batches of indices, at least one per epoch. Cohorts take turns, and texts in a cohort do, too."""
     rng = np.random.default_rng(seed)
     cohorts = int(member.max()) + 1
-    some = min(_COHORTS, cohorts)
-    each = _BATCH // some
+    in_batch = min(_COHORTS, cohorts)
+    each = _BATCH // in_batch
     texts = [_endless(np.flatnonzero(member == cohort), rng) for cohort in range(cohorts)]
     turns = _endless(np.arange(cohorts), rng)
-    for _ in range(max(epochs, round(epochs * len(member) / (some * each)))):
-        yield [i for cohort in islice(turns, some) for i in islice(texts[cohort], each)]
+    for _ in range(max(epochs, round(epochs * len(member) / (in_batch * each)))):
+        yield [i for cohort in islice(turns, in_batch) for i in islice(texts[cohort], each)]
 
 
 def _endless(items: np.ndarray, rng: np.random.Generator) -> Iterator[int]:
-    """All of them again and again, each time in another order."""
+    """Yield all items again and again, each time in another order."""
     while True:
         yield from rng.permutation(items).tolist()

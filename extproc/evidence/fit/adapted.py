@@ -1,4 +1,4 @@
-"""Where adapted encoders are kept: folders beside each other, named by the hash of their weights."""
+"""The folders of adapted encoders, named by the hash of their weights."""
 
 import hashlib
 import tempfile
@@ -13,32 +13,34 @@ from extproc.routing.index import BACK
 
 
 def adapted_encoder(model: str, texts: Mapping[str, Sequence[str]], into: Path, date: str) -> Path:
-    """The folder in `into` with `model` adapted to `cohort -> texts`; made, in minutes, unless it is there.
+    """Return the folder in `into` with `model` adapted to cohort -> texts. It is made, in minutes, if it is
+    missing.
 
-    An adapted encoder is not adapted again: what it was made from is. Raises EncoderError or OSError.
+    If `model` is an adapted encoder, the model that it was made from is adapted instead. Raises EncoderError or
+    OSError.
     """
-    stamp = _stamp(Path(model))
-    origin = model if stamp is None else stamp.model
+    record = _adaptation(Path(model))
+    origin = model if record is None else record.model
     into.mkdir(parents=True, exist_ok=True)
     for path in sorted(into.iterdir()):
-        stamp = _stamp(path)
-        if stamp is not None and (stamp.model, stamp.data) == (origin, adaptation_digest(texts)):
+        record = _adaptation(path)
+        if record is not None and (record.model, record.data) == (origin, adaptation_digest(texts)):
             return path
     with tempfile.TemporaryDirectory(dir=into, prefix=".") as beside:
-        made = Path(beside) / "made"
-        adapt(origin, texts, made, date)
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(made.rglob("*.safetensors"))))
-        kept = into / f"{Path(origin).name}-{digest.hexdigest()[:12]}"
-        return kept if kept.exists() else made.rename(kept)
+        new = Path(beside) / "new"
+        adapt(origin, texts, new, date)
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(new.rglob("*.safetensors"))))
+        named = into / f"{Path(origin).name}-{digest.hexdigest()[:12]}"
+        return named if named.exists() else new.rename(named)
 
 
 def back_of(model: str) -> float:
-    """The part of the way back to a cohort's mean that similarity by this encoder is best measured at."""
-    return BACK if _stamp(Path(model)) is None else ADAPTED_BACK
+    """Return `back` for this encoder: how far from a centroid to its mean similarity is measured."""
+    return BACK if _adaptation(Path(model)) is None else ADAPTED_BACK
 
 
-def _stamp(folder: Path) -> Adaptation | None:
-    """What an adapted encoder was made of; None for any other folder."""
+def _adaptation(folder: Path) -> Adaptation | None:
+    """Return the record of an adapted encoder, or None for any other folder."""
     try:
         return msgspec.json.decode((folder / ADAPTED_FILE).read_bytes(), type=Adaptation)
     except (OSError, msgspec.DecodeError):

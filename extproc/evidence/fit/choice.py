@@ -27,7 +27,7 @@ _SHARE_FACTOR, _SHARE_MARGIN = 1.25, 0.05
 
 
 class CohortChoice(msgspec.Struct, frozen=True):
-    """What was chosen for one cohort."""
+    """The choice for one cohort."""
 
     name: str
     rows: tuple[int, int]  # rows with outcomes that landed here: fitted on, reported on
@@ -41,7 +41,7 @@ class CohortChoice(msgspec.Struct, frozen=True):
 
 
 class TierChoice(msgspec.Struct, frozen=True):
-    """What was chosen for all cohorts."""
+    """The choices for all cohorts."""
 
     target: Target
     cohorts: list[CohortChoice]

@@ -1,4 +1,4 @@
-"""Fitted values into the YAML that people wrote: lines are edited in place, so comments and layout stay."""
+"""Fitted values, written into YAML that people wrote. Lines are edited in place, so comments and layout stay."""
 
 import difflib
 import os
@@ -19,17 +19,17 @@ Decoded = TypeVar("Decoded")
 DIGITS = 4
 # New keys are written above this one, which is the longest.
 _LAST = "utterances"
-# Text that YAML, in 1.1 and in 1.2, reads as the text it is; but for the words for true, false and nothing.
+# Text that YAML 1.1 and 1.2 read as this text without quotes, except for the words for true, false and null.
 _BARE = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _SWITCHES = frozenset(word for w in ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
                       for word in (w, w.title(), w.upper()))  # fmt: skip
-_SIGN = "# written by `extproc calibrate`"
+_COMMENT = "# written by `extproc calibrate`"
 
 
 def with_settings(text: str, values: Mapping[str, Any]) -> str:
-    """The text of an intent's file with these values by key; None takes a key away.
+    """Return the text of an intent's file with these values by key. None removes a key.
 
-    Raises ValueError where the file is not laid out in lines.
+    Raises ValueError if the file does not have one key per line.
     """
     lines = text.splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
@@ -47,19 +47,19 @@ def with_settings(text: str, values: Mapping[str, Any]) -> str:
     for key in [key for key, value in values.items() if value is None]:
         del wanted[key]
     if _decoded(edited, Intent) != msgspec.convert(wanted, Intent):
-        raise ValueError("the file is not laid out with one key a line: write it so, then calibrate again")
+        raise ValueError("the file does not have one key per line: write it that way, then calibrate again")
     return edited
 
 
 def _set(lines: list[str], key: str, new: list[str]) -> None:
-    """Replace a top-level key with its block, or put it above the utterances; a comment on its line stays."""
+    """Replace a top-level key with its block, or insert it above the utterances. A comment on its line stays."""
     place = _place(lines, key)
     if place is None:
         at = _place(lines, _LAST)
         if at is None:
-            raise ValueError(f"no line begins with `{_LAST}:`: write the file with one key a line")
+            raise ValueError(f"found no line that begins with `{_LAST}:`: write the file with one key per line")
         first = at[0]
-        while first > 0 and lines[first - 1].startswith("#"):  # that speaks of the utterances
+        while first > 0 and lines[first - 1].startswith("#"):  # a comment about the utterances
             first -= 1
         lines[first:first] = new
         return
@@ -70,7 +70,7 @@ def _set(lines: list[str], key: str, new: list[str]) -> None:
 
 
 def _place(lines: list[str], key: str) -> tuple[int, int] | None:
-    """The lines of a top-level key: its own, and the indented ones below it."""
+    """Return the range of lines of a top-level key: its own line, and the indented ones below it."""
     first = next((i for i, line in enumerate(lines) if line.startswith(f"{key}:")), None)
     if first is None:
         return None
@@ -81,18 +81,18 @@ def _place(lines: list[str], key: str) -> tuple[int, int] | None:
 
 
 def _evidence_lines(evidence: msgspec.Struct, key: str = "evidence") -> Iterator[str]:
-    yield f"{key}: {_SIGN}\n"
+    yield f"{key}: {_COMMENT}\n"
     for name, value in msgspec.to_builtins(evidence).items():
         yield f"  {name}: {_flow(value)}\n"
 
 
 def _flow(value: Any) -> str:
-    """A value on one line, as both YAML 1.1 and 1.2 read it."""
+    """Return a fitted value on one line, as both YAML 1.1 and 1.2 read it."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{name}: {_flow(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    # A hash of digits, or of digits around an e, would be read as a number.
+    # Without quotes, a hash of digits, or of digits around an e, is read as a number.
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
@@ -105,7 +105,7 @@ def _decoded(text: str, kind: type[Decoded]) -> Decoded:
 
 
 def written(value: Any) -> str:
-    """A value on one line as people write it: words and switches bare, what else needs it quoted."""
+    """Return a value on one line as people write it, with quotes only if it needs them."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{written(name)}: {written(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -119,21 +119,21 @@ def written(value: Any) -> str:
 
 
 def diff(path: Path, before: str, after: str) -> Iterator[str]:
-    """A unified diff of one file."""
+    """Yield the lines of a unified diff of one file."""
     names = f"{path}", f"{path} (calibrated)"
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="", n=1)
-    yield from lines
+    yield from difflib.unified_diff(before.splitlines(), after.splitlines(), *names, lineterm="", n=1)
 
 
 def with_encoder(text: str, line: int | None, model: str) -> str:
-    """The text of policy.yaml with this encoder; `line` is that of `encoder.model`, None where it is left out.
+    """Return the text of policy.yaml with this encoder.
 
-    Raises ValueError where the file is not laid out in lines.
+    `line` is the number of the line with `encoder.model`, None if there is no such line. Raises ValueError if the
+    file does not have one key per line.
     """
     lines, quoted = text.splitlines(keepends=True), f'"{model}"'
     if line is not None:
         old = re.compile(r"""(model["']?:\s*)("[^"]*"|'[^']*'|[^\s,}#]+)""")
-        lines[line - 1] = old.sub(lambda found: found[1] + quoted, lines[line - 1], count=1)
+        lines[line - 1] = old.sub(lambda match: match[1] + quoted, lines[line - 1], count=1)
     elif (place := _place(lines, "encoder")) is None:
         lines[-1:] = [lines[-1].removesuffix("\n") + "\n", f"encoder: {{model: {quoted}}}\n"]
     elif "{" in lines[place[0]]:
@@ -144,18 +144,18 @@ def with_encoder(text: str, line: int | None, model: str) -> str:
     before, after = (_decoded(each, PolicyFile) for each in (text, edited))
     encoder = msgspec.structs.replace(before.encoder, model=model)
     if after != msgspec.structs.replace(before, encoder=encoder):
-        raise ValueError(f"{POLICY_FILE} is not laid out with one key a line: write `encoder: {{model: {quoted}}}`")
+        raise ValueError(f"{POLICY_FILE} does not have one key per line: write `encoder: {{model: {quoted}}}`")
     return edited
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text at once; its lines end as its first one did."""
+    """Replace the text of a file atomically. Its lines end as its first line did."""
     ends = b"\r\n" if path.read_bytes().partition(b"\n")[0].endswith(b"\r") else b"\n"
     write(path, text.encode().replace(b"\n", ends))
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace a file at once: a router that watches the folder never reads half of it. Who may read it stays."""
+    """Replace a file atomically: a watching router never reads half of it. Its mode stays."""
     beside = path.with_name(f".{path.name}.new")
     beside.write_bytes(content)
     if path.exists():

@@ -1,4 +1,4 @@
-"""Recorded rows, tabulated: what each setting answered, what it cost, and what judging that answer needs."""
+"""Recorded rows in a table: the quality and cost of each setting's answer, and whether its rules accept it."""
 
 from collections.abc import Sequence
 

@@ -1,6 +1,6 @@
-"""An option: what a cohort could be set to.
+"""An option: one way to set a cohort.
 
-An option is a tier with a reasoning setting. It may also have a cap on output tokens, and its answers may be judged
+It is a tier with a reasoning setting. An option may also have a cap on output tokens, and its answers may be judged
 by the cohort's written rules and by an acceptance score. A rejected answer escalates to a second setting.
 """
 
@@ -18,7 +18,7 @@ _LEVELS = tuple(k / 10 for k in range(1, 10))
 
 
 class Option(msgspec.Struct, frozen=True):
-    """What a cohort could be set to. Settings have the names of outcomes (`setting_name`)."""
+    """One way to set a cohort. Settings have the names of outcomes (`setting_name`)."""
 
     first: str  # the setting that answers first
     up: str | None = None  # the setting that rejected answers escalate to; None: no answer is judged
@@ -27,7 +27,7 @@ class Option(msgspec.Struct, frozen=True):
 
 
 def options_of(table: OptionTable, cohort: Cohort) -> Iterator[Option]:
-    """Yield everything that the cohort could be set to. An option with a cap follows the same one without it."""
+    """Yield every option of the cohort. An option with a cap follows the same option without it."""
     policy = table.run.snapshot.policy
     for option in _uncapped(table, written_rules(cohort)):
         if policy.rank(table.tier(option.first).name) < lowest_rank(policy, cohort):
