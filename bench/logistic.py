@@ -24,9 +24,9 @@ class Logistic(msgspec.Struct, frozen=True):
 
 
 def fit_logistic(columns: Floats, target: Floats, ridge: Floats) -> Logistic:
-    """Fit `target` (0 to 1) on float64[n, d]. `ridge`: float64[d], how strongly each weight is drawn to 0.
+    """Fit `target` (0 to 1) on float64[n, d]. `ridge`: float64[d], how strongly each weight is shrunk towards 0.
 
-    The offset is not drawn: on the rows fitted on, the mean probability is the mean target. Deterministic.
+    The offset is not shrunk: on the rows fitted on, the mean probability is the mean target. Deterministic.
     """
     center, scale = spread_of(columns)
     return Logistic(center, scale, *fit_weights(_standardised(columns, center, scale), target, ridge))

@@ -1,4 +1,4 @@
-"""A richer acceptance score than the one that serves: how much is left to gain above extproc/offline/scorer.py.
+"""A richer acceptance score than the one that serves (evidence/fit/scorer.py): how much is left to gain.
 
 It also reads embeddings of question and answer, and 45 facts, bent at their quartiles; the verifier would have to
 embed every answer for it. All cohorts share one logistic curve, and each has a level and slopes of its own as far

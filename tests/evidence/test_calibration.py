@@ -156,7 +156,7 @@ def test_a_nearer_match_is_never_less_likely_right():
 
 @pytest.mark.parametrize("right", [[True] * 5, [False] * 5, [True], []], ids=str)
 def test_a_cohort_of_few_rows_or_one_class_keeps_near_the_common_curve(right):
-    """The coefficients of few rows are drawn to those of all rows, so no slope grows without bound."""
+    """The coefficients of few rows are shrunk towards those of all rows, so no slope grows without bound."""
     common = Probability(12.0, 8.0, -5.0)
     curve = fit_probability(matches([0.5 + i / 50 for i in range(len(right))], right), common)
     assert 0 < curve.similarity < 24 and 0 < curve.margin < 24

@@ -62,7 +62,7 @@ def choose(scored: ScoredTable, target: Target, cut: float, date: str) -> TierCh
 def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Target, date: str) -> CohortChoice:
     table, (k, why) = scored.table, pick
     held_out = ~table.fit & (table.cohort == c.cohort.name)
-    quality, cost = (values[held_out] for values in table.present)
+    quality, cost = (values[held_out] for values in table.configured)
     sizes = int(c.rows.sum()), int(held_out.sum())
     before = _estimates(quality, cost, table.seed)
     plan = c.plans[k]
@@ -111,7 +111,7 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
     held_out = ~table.fit
     if not held_out.any():
         return []
-    quality, cost = (values.copy() for values in table.present)
+    quality, cost = (values.copy() for values in table.configured)
     paths = list(table.paths)
     for choice in cohorts:
         rows = held_out & (table.cohort == choice.name)
@@ -120,8 +120,8 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
         cohort = table.run.snapshot.policy.cohorts[choice.name]
         quality[rows], cost[rows], escalated = replay(scored, cohort, choice.plan, rows)
         first, up = choice.plan.option.first, choice.plan.option.up
-        for i, climbed in zip(np.flatnonzero(rows), escalated, strict=True):
-            paths[i] = (first, up) if climbed and up is not None else (first,)
+        for i, escalates in zip(np.flatnonzero(rows), escalated, strict=True):
+            paths[i] = (first, up) if escalates and up is not None else (first,)
     everything = table.recorded
     reported = Recorded(everything.tiers, everything.rows, everything.quality[held_out], everything.cost[held_out])
     reported_paths = [path for path, keep in zip(paths, held_out, strict=True) if keep]

@@ -1,6 +1,6 @@
 """A cohort's plans, with the mean quality and dollars of each, and how many rows would show that it pays.
 
-A cohort has few rows, so the means of a plan are drawn to those of the same option in all cohorts.
+A cohort has few rows, so the means of a plan are shrunk towards those of the same option in all cohorts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from extproc.routing.policy import Cohort
 # With fewer rows to fit on, the interval of a mean cannot be trusted.
 LEAST_ROWS = 30
 SIGMA = 1.645  # standard errors: 95 % of a normal distribution lie above the lower end of this interval
-# The weight, in rows, of all cohorts' rows when the means of one cohort are drawn to them.
+# Means are shrunk as if this many rows with the mean of all cohorts were added.
 _PRIOR = 20.0
 
 
@@ -30,21 +30,21 @@ class CohortPlans(msgspec.Struct, frozen=True):
     plans: list[Plan | None]
     quality: Floats  # [plan, row]
     cost: Floats  # [plan, row] dollars
-    expected: tuple[Floats, Floats]  # [plan] mean quality and dollars, drawn to those of all cohorts
+    expected: tuple[Floats, Floats]  # [plan] mean quality and dollars, shrunk towards those of all cohorts
     needed: Floats  # [plan] rows that would show that the plan is better or costs less; infinite if it does neither
 
 
 def plans_of_cohorts(scored: ScoredTable, cut: float) -> list[CohortPlans]:
     """Return the plans of every cohort. `cut`: the share of successful answers that a cap may cut."""
     cohorts = scored.table.run.snapshot.policy.cohorts
-    return _draw([_plans_of(scored, cohort, cut) for cohort in cohorts.values()], scored.table)
+    return _shrink([_plans_of(scored, cohort, cut) for cohort in cohorts.values()], scored.table)
 
 
 def _plans_of(scored: ScoredTable, cohort: Cohort, cut: float) -> CohortPlans:
     table = scored.table
     rows = table.fit & (table.cohort == cohort.name)
     plans: list[Plan | None] = [None]
-    served = [(table.present[0][rows], table.present[1][rows])]
+    served = [(table.configured[0][rows], table.configured[1][rows])]
     for option in options_of(table, cohort) if rows.sum() >= LEAST_ROWS else ():
         plan = fit_plan(scored, cohort, option, cut)
         if plan is not None:
@@ -61,7 +61,8 @@ def _plans_of(scored: ScoredTable, cohort: Cohort, cut: float) -> CohortPlans:
 def rows_to_show(quality: Floats, cost: Floats) -> Floats:
     """Return float64[plan]: how many rows would show, at 95 %, that a plan beats the first one.
 
-    A plan with a lower mean cost must cost less, any other must be better. Infinite if its mean is neither.
+    If the mean cost of a plan is lower, its saving must be shown, otherwise its gain in quality. Infinite: it has
+    neither.
     """
     better, cheaper = quality - quality[0], cost[0] - cost
     needed = np.full(len(quality), np.inf)
@@ -73,10 +74,10 @@ def rows_to_show(quality: Floats, cost: Floats) -> Floats:
     return needed
 
 
-def _draw(cohorts: Sequence[CohortPlans], table: OptionTable) -> list[CohortPlans]:
-    """Draw means to those of the same option in all cohorts, measured as gains over the cheapest setting.
+def _shrink(cohorts: Sequence[CohortPlans], table: OptionTable) -> list[CohortPlans]:
+    """Shrink means towards those of the same option in all cohorts, measured as gains over the cheapest setting.
 
-    The effect of a cap is not drawn, because it is known for every answer.
+    The effect of a cap is not shrunk, because it is known for every answer.
     """
     cheapest = np.stack([table.recorded.quality[:, 0], table.recorded.cost[:, 0]])
     gains: dict[Option, list[Floats]] = {}
@@ -85,10 +86,10 @@ def _draw(cohorts: Sequence[CohortPlans], table: OptionTable) -> list[CohortPlan
             if plan is not None and not plan.option.capped:
                 gains.setdefault(plan.option, []).append(np.stack([c.quality[k], c.cost[k]]) - cheapest[:, c.rows])
     pooled = {option: np.concatenate(by_cohort, axis=1).mean(axis=1) for option, by_cohort in gains.items()}
-    return [_drawn(c, pooled, cheapest[:, c.rows]) for c in cohorts]
+    return [_shrunk(c, pooled, cheapest[:, c.rows]) for c in cohorts]
 
 
-def _drawn(c: CohortPlans, pooled: Mapping[Option, Floats], cheapest: Floats) -> CohortPlans:
+def _shrunk(c: CohortPlans, pooled: Mapping[Option, Floats], cheapest: Floats) -> CohortPlans:
     n, means = int(c.rows.sum()), np.stack(c.expected)
     expected, at = means.copy(), {plan.option: k for k, plan in enumerate(c.plans) if plan is not None}
     for option, k in at.items():

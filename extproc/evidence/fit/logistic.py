@@ -9,7 +9,7 @@ from extproc.evidence.measure.metrics import Floats
 def fit_weights(rows: Floats, target: Floats, ridge: Floats) -> tuple[Floats, float]:
     """Fit `target` (0 to 1) on float64[n, d] and return (weights, offset). Deterministic.
 
-    `ridge`: float64[d], how strongly each weight is drawn to 0. The offset is not drawn.
+    `ridge`: float64[d], how strongly each weight is shrunk towards 0. The offset is not shrunk.
     """
 
     def loss(coefficients: Floats) -> tuple[float, Floats]:

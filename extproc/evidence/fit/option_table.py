@@ -30,7 +30,7 @@ class OptionTable(msgspec.Struct, frozen=True):
     cohort: np.ndarray  # where the row landed; "" if its cohort did not decide about its tier
     fraction: Floats  # `hash_fraction` of the text
     fit: Bools  # rows to fit on; the others are reported on
-    present: tuple[Floats, Floats]  # quality and dollars as configured
+    configured: tuple[Floats, Floats]  # quality and dollars as configured
     paths: list[tuple[str, ...]]  # the settings that answered, as configured
     tokens: Floats  # [row, setting] output tokens, NaN if not recorded
     passed: Bools  # [row, setting] whether the cohort's written rules accept the answer
@@ -151,6 +151,8 @@ def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None
     rules = written_rules(routed.decision.cohort) if routed.decision.cohort is not None else ()
     if not rules or routed.request is None:
         return [True] * len(settings)
-    facts = msgspec.structs.replace(read_requirements(routed.request, rules), stream=None)
+    requirements = msgspec.structs.replace(read_requirements(routed.request, rules), stream=None)
     observations = [run.answers[i][name].observation for name in settings]
-    return [seen is None or judge(rules, seen, request=facts, embed=embed).accept for seen in observations]
+    return [
+        answer is None or judge(rules, answer, request=requirements, embed=embed).accept for answer in observations
+    ]

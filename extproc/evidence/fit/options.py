@@ -1,4 +1,4 @@
-"""An option: one way to set a cohort.
+"""An option: one possible configuration of a cohort.
 
 It is a tier with a reasoning setting. An option may also have a cap on output tokens, and its answers may be judged
 by the cohort's written rules and by an acceptance score. A rejected answer escalates to a second setting.
@@ -18,7 +18,7 @@ _LEVELS = tuple(k / 10 for k in range(1, 10))
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One way to set a cohort. Settings have the names of outcomes (`setting_name`)."""
+    """One possible configuration of a cohort. Settings have the names of outcomes (`setting_name`)."""
 
     first: str  # the setting that answers first
     up: str | None = None  # the setting that rejected answers escalate to; None: no answer is judged

@@ -20,8 +20,8 @@ from extproc.evidence.fit.plans import ScoredTable
 from extproc.evidence.fit.target import Target
 from extproc.evidence.measure.metrics import Floats
 
-# Prices of a dollar, relative to the cost of the most expensive setting: from almost only quality to almost only
-# cost.
+# Prices of a dollar, relative to the cost of the most expensive setting. At the lowest almost only quality counts,
+# at the highest almost only cost.
 _PRICES = np.geomspace(1e-4, 1e2, 4000)
 
 Pick = tuple[int, str]  # the index of the plan, and why the cohort keeps its settings
@@ -50,9 +50,8 @@ def _pick(c: CohortPlans, price: float) -> Pick:
 
 
 def _why_too_few(rows_to_fit: int, total: int, purpose: str) -> str:
-    return (
-        f"{purpose}needs about {math.ceil(rows_to_fit / FIT_SHARE)} rows with outcomes that land here; has {total}"
-    )
+    needed = math.ceil(rows_to_fit / FIT_SHARE)
+    return f"{purpose}needs about {needed} rows with outcomes that land here; has {total}"
 
 
 # --- the picks of all cohorts -------------------------------------------------------------------------------------
@@ -63,13 +62,12 @@ def _best_picks(
 ) -> list[Pick]:
     """Return the picks, among one list per price, that meet the target best over all rows to fit on.
 
-    For a quality target these are the cheapest picks, for a cost target the best. Both must meet the target with
-    the end of their interval.
+    For a quality target these are the cheapest picks, for a cost target the best. A target counts as met only if
+    the end of a one-sided 95 % interval meets it.
     """
     in_no_cohort = table.fit & ~np.any([c.rows for c in cohorts], axis=0)
-    rest = _sums(*(values[None, in_no_cohort] for values in table.present))[0]
+    rest = _sums(*(values[None, in_no_cohort] for values in table.configured))[0]
     sums = [_sums(c.quality, c.cost, c.expected[0]) for c in cohorts]
-
     totals: list[Floats] = [
         rest + np.sum([plans[k] for plans, (k, _) in zip(sums, picks, strict=True)], axis=0) for picks in tried
     ]
@@ -88,11 +86,10 @@ def _best_picks(
 def _spend_rest(
     cohorts: Sequence[CohortPlans], sums: Sequence[Floats], picks: list[Pick], total: Floats, target: Target
 ) -> list[Pick]:
-    """Return the picks after spending the rest of the budget, one cohort at a time, where its rows show that it
-    pays.
+    """Spend the rest of the budget, one cohort at a time, on plans that its rows show to pay. Return the picks.
 
-    One price for all leaves gaps where the next plan of a cohort costs much more. There is no such step for a
-    quality target: to save what the quality has to spare would be to pick what was lucky on these rows.
+    One price for all cohorts leaves some budget over if the next plan of a cohort costs much more. A quality target
+    has no such step: saving until it is only just met would pick the plans that were lucky on these rows.
     """
     moves = [(i, int(k)) for i, c in enumerate(cohorts) for k in np.flatnonzero(c.needed <= c.rows.sum())]
     while moves:

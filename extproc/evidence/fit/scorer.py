@@ -14,8 +14,8 @@ from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.logistic import fit_weights, logistic, spread_of
 from extproc.evidence.measure.metrics import Floats
 
-# How strongly weights are drawn to 0: the shared ones, and those of one cohort. Chosen by cross-validation on the
-# part of MMLU-Pro that bench/cascade.py fits on. Values near these do equally well.
+# How strongly weights are shrunk towards 0: the shared ones, and those of one cohort. Chosen by cross-validation
+# on the part of MMLU-Pro that bench/cascade.py fits on. Values near these do equally well.
 _SHARED_RIDGE, _COHORT_RIDGE = 10.0, 100.0
 _FOLDS = 5
 
