@@ -1,16 +1,19 @@
-"""Streams of Envoy's messages, as its protocol allows them and as it does not: answered in kind, whatever came."""
+"""Streams of Envoy messages, valid and invalid: each reply must be of the same kind as its message."""
 
 import asyncio
 import gc
+import json
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import currently_in_test_context, given, note
 
+from extproc.api.strip import StreamStripper
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.contract.names import HeaderName
@@ -42,6 +45,7 @@ _INTENTS = {
     "plain": "tier: frontier\nreasoning: {budget_tokens: 2048}",
 }
 _WORDS = ("alpha beta gamma", "delta prove prime", "epsilon zeta task", "gpt-4o auto text", "user yes eta")
+_CLUSTERS = ("small", "large", "frontier")
 _POLICY = """
 version: 1
 default_tier: large
@@ -54,16 +58,16 @@ tiers:
 
 
 class Player:
-    """Plays streams to a router and a verifier, through the bytes of the wire."""
+    """Sends streams to a router and a verifier, encoded as on the wire."""
 
     def __init__(self, folder: Path, words: Any) -> None:
-        tiers = zip(("small", "large", "frontier"), ("qwen3", "gpt-oss", "anthropic"), strict=True)
+        tiers = zip(_CLUSTERS, ("qwen3", "gpt-oss", "anthropic"), strict=True)
         (folder / "policy.yaml").write_text(_POLICY + "".join(
             f"  - {{name: {name}, model: {name}-1, endpoint: 'h:1', context: 9000, price: {{input: 0, output: 0}}, "
             f"reasoning: {dialect}}}\n" for name, dialect in tiers
         ))  # fmt: skip
-        for (name, settings), said in zip(_INTENTS.items(), _WORDS, strict=True):
-            lines = "".join(f"  - {said} {more}\n" for more in ("one", "two", "three"))
+        for (name, settings), topic in zip(_INTENTS.items(), _WORDS, strict=True):
+            lines = "".join(f"  - {topic} {more}\n" for more in ("one", "two", "three"))
             (folder / f"{name}.yaml").write_text(f"intent: {name}\nfloor: -1\n{settings}\nutterances:\n{lines}")
         snapshot = compile_snapshot(load_config(folder), words)
         self._batcher = Batcher(words)
@@ -72,6 +76,7 @@ class Player:
             lambda: snapshot, words.encode, lambda *_: random.choice((True, False, None)), lambda *_: "case"
         )
         self._loop = asyncio.Runner()
+        self.verdicts: Counter[str] = Counter()  # of the exchanges with the verifier
 
     def close(self) -> None:
         self._loop.close()
@@ -79,11 +84,11 @@ class Player:
         self._verifier.callers.shutdown()
 
     def play(self, role: str, messages: list[Message]) -> list[list[Response]]:
-        """The replies to each message. Each is safe to send, whatever came."""
+        """Return the replies to each message, and check that they set only the allowed headers."""
         if currently_in_test_context():
             note(f"{role}: {messages}")
         replies = self._loop.run(self._play(role, [message.SerializeToString() for message in messages]))
-        for reply in (reply for some in replies for reply in some):
+        for reply in (reply for batch in replies for reply in batch):
             assert set(written_headers(reply)) <= {
                 HeaderName.CLUSTER,
                 HeaderName.VERDICT,
@@ -104,13 +109,15 @@ class Player:
                     exchange = VerifierExchange(self._verifier, opening)
             event = wire.read_event(message)
             answers = [] if event is None else await exchange.answer(event)
-            sent_on = [wire.encode_response(wire.write_reply(reply)) for reply in answers]
-            replies.append(list(map(Response.FromString, sent_on)))
+            encoded = [wire.encode_response(wire.write_reply(reply)) for reply in answers]
+            replies.append(list(map(Response.FromString, encoded)))
+        if isinstance(exchange, VerifierExchange) and exchange.ruling is not None:
+            self.verdicts[exchange.ruling.word] += 1
         return replies
 
 
 def written_headers(reply: Response) -> dict[str, str]:
-    """The headers that a reply sets, each in `raw_value` alone."""
+    """Return the headers that a reply sets, and check that each value is only in `raw_value`."""
     kind = reply.WhichOneof("response")
     part = getattr(reply, str(kind))
     mutation = part.headers if kind == "immediate_response" else getattr(part, "response", part).header_mutation
@@ -122,14 +129,18 @@ def kinds(replies: list[Response]) -> list[str | None]:
     return [reply.WhichOneof("response") for reply in replies]
 
 
+def kinds_asked(messages: list[Message]) -> list[str | None]:
+    return [message.WhichOneof("request") for message in messages]
+
+
 def streamed(replies: list[Response], kind: str) -> list[tuple[bytes, bool]]:
-    """The pieces of a body given back, each with whether it is the last."""
-    found = [
+    """Return the pieces of a returned body, and for each whether it is the last."""
+    pieces = [
         getattr(r, kind).response.body_mutation.streamed_response
         for r in replies
         if r.WhichOneof("response") == kind
     ]
-    return [(piece.body, piece.end_of_stream) for piece in found]
+    return [(piece.body, piece.end_of_stream) for piece in pieces]
 
 
 @pytest.fixture(scope="module")
@@ -139,126 +150,172 @@ def player(tmp_path_factory: pytest.TempPathFactory, words: Any) -> Iterator[Pla
     played.close()
 
 
-# --- what no Envoy would say --------------------------------------------------------------------------------
+# --- messages that Envoy would not send ---------------------------------------------------------------------
 
 
 @given(stream=sent(lambda w: [w.anything() for _ in range(w.dice.randrange(1, 7))]))
-def test_any_messages_in_any_order_are_answered_or_passed_over(player: Player, stream: list[Message]) -> None:
-    """Both roles outlive them, and only reply in kinds that were asked."""
+def test_any_messages_in_any_order_are_answered_or_ignored(player: Player, stream: list[Message]) -> None:
+    """No message stops either role, and each reply is of a kind that was sent."""
     asked = {message.WhichOneof("request") for message in stream}
     for role in ("router", "verifier"):
-        replied = {kind for some in player.play(role, stream) for kind in kinds(some)}
+        replied = {kind for batch in player.play(role, stream) for kind in kinds(batch)}
         assert replied <= asked | {"immediate_response"}
 
 
-# --- what Envoy says ----------------------------------------------------------------------------------------
+# --- messages as Envoy sends them ---------------------------------------------------------------------------
 
 
 def _request(w: Messenger) -> tuple[int, int, list[Message]]:
-    """A whole exchange as the router's filter tells it: its two modes, and the messages."""
+    """Return an exchange as the router's filter sends it: the two body modes and the messages."""
     mode = w.one((NONE, STREAMED, BUFFERED, PARTIAL, FULL_DUPLEX))
     answer_mode = w.one((NONE, STREAMED, BUFFERED, FULL_DUPLEX))
     trailers = w.rarely(4)
     raw = w.one((b"", w.document().body, w.damaged(w.document().body)))
-    said = w.body("request", mode, raw, trailers)
-    if w.rarely(2) or not said:
+    messages = w.body("request", mode, raw, trailers)
+    if w.rarely(2) or not messages:
         headers = w.headers() | {":path": w.one(PATHS).encode()}
-        said.insert(0, w.message("request_headers", headers=headers, end=not raw and not trailers))
-        if said[0].request_headers.end_of_stream:
-            del said[1:]
+        messages.insert(0, w.message("request_headers", headers=headers, end=not raw and not trailers))
+        if messages[0].request_headers.end_of_stream:
+            del messages[1:]
     if w.rarely(2):
-        said.append(w.message("response_headers", headers=w.headers()))
-        said += w.body("response", answer_mode, w.answer(), w.rarely(3))
-    w.open(said[0], mode, answer_mode)
-    w.attributes(said[0], {"request.path": w.one(PATHS), "request.headers['x-user-tier']": w.one(("gold", "\x00"))})
-    return mode, answer_mode, said
+        messages.append(w.message("response_headers", headers=w.headers()))
+        messages += w.body("response", answer_mode, w.answer(), w.rarely(3))
+    w.open(messages[0], mode, answer_mode)
+    w.attributes(
+        messages[0], {"request.path": w.one(PATHS), "request.headers['x-user-tier']": w.one(("gold", "\x00"))}
+    )
+    return mode, answer_mode, messages
 
 
-@given(told=sent(_request))
+@given(exchange=sent(_request))
 def test_the_router_answers_each_message_once_and_in_kind(
-    player: Player, told: tuple[int, int, list[Message]]
+    player: Player, exchange: tuple[int, int, list[Message]]
 ) -> None:
-    """In every mode; a full-duplex body at its end, whole, and after the headers that waited for it."""
-    mode, _, stream = told
+    """In every mode. A full-duplex body is returned at its end, complete, after the headers."""
+    mode, _, stream = exchange
     replies = player.play("router", stream)
     asked = [str(message.WhichOneof("request")) for message in stream]
-    answered = [kind for some in replies for kind in kinds(some)]
+    answered = [kind for batch in replies for kind in kinds(batch)]
     if mode != FULL_DUPLEX:
-        assert answered == asked and all(len(some) == 1 for some in replies)
+        assert answered == asked and all(len(batch) == 1 for batch in replies)
         return
     bodies = [kind for kind in asked if kind == "request_body"]
     assert answered == [kind for i, kind in enumerate(asked) if kind != "request_body" or i == asked.index(kind)]
-    given_back = streamed([reply for some in replies for reply in some], "request_body")
-    assert [end for _, end in given_back] == [not any(k == "request_trailers" for k in asked)] * bool(bodies)
+    returned = streamed([reply for batch in replies for reply in batch], "request_body")
+    assert [end for _, end in returned] == [not any(k == "request_trailers" for k in asked)] * bool(bodies)
 
 
-def _attempt(w: Messenger) -> tuple[int, bytes, bool, list[Message]]:
-    """One attempt as the verifier's filter tells it: mode, answer, whether trailers end it, the messages."""
-    mode, answer = w.one((BUFFERED, STREAMED, FULL_DUPLEX)), w.answer()
+class Attempt(NamedTuple):
+    """One attempt as the verifier's filter sends it."""
+
+    mode: int
+    expected: bytes  # the answer as the client should receive it
+    stripped: bool  # without the log-probabilities that the router asked for
+    trailers: bool  # trailers end the answer
+    messages: list[Message]
+
+
+def _attempt(w: Messenger) -> Attempt:
+    mode = w.one((BUFFERED, STREAMED, FULL_DUPLEX))
+    answer = w.answer() if w.rarely(2) else _chat_answer(w, mode)
     trailers = mode != BUFFERED and w.rarely(3)
     kind = b"text/event-stream" if mode != BUFFERED else b"application/json"
     headers = w.headers() | {":status": b"503" if w.rarely(8) else b"200", "content-type": kind}
-    said = [w.message("response_headers", headers=headers), *w.body("response", mode, answer, trailers)]
-    w.open(said[0], NONE, mode, waits=w.rarely(4))
-    for message in said:  # Envoy repeats it with each
-        message.metadata_context.filter_metadata["semantic_router"].update({
-            "cohort": w.one(("early", "buffer", "record", "person", "gone")), "rungs": float(w.one((1, 2, 3))),
-            "api": w.one(("chat", "messages", "responses", "completions")), "escalations": 0.0,
-        })  # fmt: skip
-        schema = w.shape("schema").decode("utf-8", "replace")
-        facts = f'{{"context":"Prove it.","json_schema":{schema}}}'
+    messages = [w.message("response_headers", headers=headers), *w.body("response", mode, answer, trailers)]
+    w.open(messages[0], NONE, mode, waits=w.rarely(4))
+    decision = {
+        "cohort": w.one(("early", "buffer", "record", "person", "gone")),
+        "rungs": list(_CLUSTERS[: w.one((1, 2, 3))]),
+        "api": w.one(("chat", "messages", "responses", "completions")),
+        "escalations": 0.0,
+        "logprobs_added": w.rarely(3),
+    }
+    schema = w.shape("schema").decode("utf-8", "replace")
+    facts = f'{{"context":"Prove it.","json_schema":{schema}}}'
+    for message in messages:  # Envoy repeats the metadata in each message
+        message.metadata_context.filter_metadata["semantic_router"].update(decision)
         message.metadata_context.filter_metadata["semantic_router.facts"].update({"facts": facts})
     w.attributes(
-        said[0],
+        messages[0],
         {"upstream.request_attempt_count": float(w.one((1, 2, 3))), "request.headers['authorization']": "k"},
     )
-    return mode, answer, trailers, said
+    stripped = decision["logprobs_added"]
+    expected = StreamStripper(decision["api"]).feed(answer, True) if stripped else answer
+    return Attempt(mode, expected, stripped, trailers, messages)
 
 
-@given(told=sent(_attempt))
-def test_the_verifier_gives_back_every_byte_or_answers_for_a_person(
-    player: Player, told: tuple[int, bytes, bool, list[Message]]
-) -> None:
-    """A whole answer message by message; a held stream whole and in order, its headers once and first."""
-    mode, answer, trailers, stream = told
-    replies = player.play("verifier", stream)
-    answered = [kind for some in replies for kind in kinds(some)]
+def _chat_answer(w: Messenger, mode: int) -> bytes:
+    """Return a complete answer with log-probabilities, or with a refusal, as JSON or as a stream."""
+    text = w.one(("{}", '{"a": 1}', "I'm sorry, but I can't help with that.", "Prove it. " * 30))
+    choice = {"index": 0, "finish_reason": "stop", "logprobs": {"content": [{"token": "a", "logprob": -0.5}]}}
+    if mode == BUFFERED:
+        return json.dumps({"choices": [choice | {"message": {"role": "assistant", "content": text}}]}).encode()
+    frame = json.dumps({"choices": [choice | {"delta": {"content": text}}]}).encode()
+    return b"data: " + frame + b"\n\ndata: [DONE]\n\n"
+
+
+def test_the_verifier_returns_every_byte_or_queues_a_case(player: Player) -> None:
+    """In every mode, each message has its reply, and a streamed answer is complete and in order.
+
+    Only log-probabilities that the router asked for may be missing.
+    """
+    player.verdicts.clear()
+
+    @given(attempt=sent(_attempt))
+    def check(attempt: Attempt) -> None:
+        check_replies(attempt, player.play("verifier", attempt.messages))
+
+    check()
+    missing = {"accept", "escalate", "degraded", "recorded", "human"} - player.verdicts.keys()
+    assert not missing, f"no attempt had these verdicts: {missing}. There were {player.verdicts}"
+
+
+def check_replies(attempt: Attempt, replies: list[list[Response]]) -> None:
+    flat = [reply for batch in replies for reply in batch]
+    answered, asked = kinds(flat), kinds_asked(attempt.messages)
     if answered[-1:] == ["immediate_response"]:
         assert answered.count("immediate_response") == 1
         return
-    if mode == BUFFERED:
-        assert [kinds(some) for some in replies] == [[message.WhichOneof("request")] for message in stream]
-        return
-    if mode == STREAMED:  # each once and in order, whenever; Envoy keeps the bytes
-        assert answered == [message.WhichOneof("request") for message in stream]
-        bodies = [r.response_body.response for some in replies for r in some if kinds([r]) == ["response_body"]]
-        assert not any(body.HasField("body_mutation") for body in bodies)
+    if attempt.mode == BUFFERED:
+        assert [kinds(batch) for batch in replies] == [[kind] for kind in asked]
+        bodies = [reply.response_body.response for reply in flat if kinds([reply]) == ["response_body"]]
+        assert attempt.stripped or not any(body.HasField("body_mutation") for body in bodies)
         return
     assert answered[0] == "response_headers" and answered.count("response_headers") == 1
-    assert answered.count("response_trailers") == trailers
-    pieces = streamed([reply for some in replies for reply in some], "response_body")
-    assert b"".join(body for body, _ in pieces) == answer
-    assert [end for _, end in pieces] == [False] * (len(pieces) - 1) + [not trailers]
+    assert answered.count("response_trailers") == attempt.trailers
+    if (
+        attempt.mode == STREAMED
+    ):  # one reply for each message, in order; without a change, Envoy sends its own bytes
+        assert answered == asked
+        bodies = [reply.response_body.response for reply in flat if kinds([reply]) == ["response_body"]]
+        if attempt.stripped:
+            assert b"".join(body.body_mutation.body for body in bodies) == attempt.expected
+        else:
+            assert not any(body.HasField("body_mutation") for body in bodies)
+        return
+    pieces = streamed(flat, "response_body")
+    assert b"".join(body for body, _ in pieces) == attempt.expected
+    assert [end for _, end in pieces] == [False] * (len(pieces) - 1) + [not attempt.trailers]
 
 
 # --- no growth ----------------------------------------------------------------------------------------------
 
 
 def _everything(w: Messenger) -> list[tuple[str, list[Message]]]:
-    """Streams of every sort, the whole corpus among them."""
+    """Return streams of every kind, including the whole corpus."""
     raw = [*corpus("bodies").values(), *(w.document().body for _ in range(50))]
     streams = [("router", [w.message("request_body", body, end=True)]) for body in raw]
     for _, stream in streams:
         w.attributes(stream[0], {"request.path": w.one(PATHS)})
         w.open(stream[0], BUFFERED, NONE)
     streams += [(w.one(("router", "verifier")), [w.anything() for _ in range(4)]) for _ in range(100)]
-    # Streams that Envoy resets before their end, too.
-    streams += [("verifier", _attempt(w)[3][: w.dice.randrange(1, 5)]) for _ in range(100)]
+    # Streams that Envoy resets before their end.
+    streams += [("verifier", _attempt(w).messages[: w.dice.randrange(1, 5)]) for _ in range(100)]
     return streams
 
 
 def test_a_thousand_exchanges_leave_nothing_behind(player: Player) -> None:
-    """What one round has left in caches, the next rounds do not add to."""
+    """The first rounds fill the caches. Later rounds allocate nothing that stays."""
     streams = _everything(Messenger(random.Random(3)))
 
     def rounds(count: int) -> int:
