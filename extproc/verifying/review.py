@@ -1,4 +1,4 @@
-"""The queue of cases for people: what no model's answer was good enough for."""
+"""The review queue: cases for people, for which no model gave a good enough answer."""
 
 import hashlib
 import logging
@@ -18,9 +18,9 @@ _writing = threading.Lock()
 
 
 def enqueue(human: Human, facts: dict[str, Any], request: str, answer: str) -> str:
-    """Put a case on the queue, redacted unless the policy keeps text, and return its id.
+    """Queue a case for review and return its id. Unless the policy keeps texts, the case has hashes.
 
-    Never raises: traffic goes first. A case that cannot be queued is logged without its text.
+    Blocks for the file or for Redis, and never raises. A case that cannot be queued is logged without its texts.
     """
     case = secrets.token_hex(8)
     texts = {"request": request, "answer": answer}
@@ -36,13 +36,14 @@ def enqueue(human: Human, facts: dict[str, Any], request: str, answer: str) -> s
         else:
             with _writing, Path(human.queue).open("ab") as file:
                 file.write(row + b"\n")
-    except (OSError, ImportError, ValueError):  # a full disk or a lost Redis must not cost a client its answer
-        log.exception("review case %s could not be queued", case)
+    except (OSError, ImportError, ValueError):  # the client still gets its answer
+        # Without the URL of the queue, which may have a password.
+        log.exception("review case %s could not be queued: check `human.queue` in policy.yaml", case)
     return case
 
 
 def _to_redis(url: str, row: bytes) -> None:
-    import redis  # only where the policy names one: pip install 'envoy-semantic-router[redis]'
+    import redis  # only if the policy names a Redis URL: pip install 'envoy-semantic-router[redis]'
 
     try:
         with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
