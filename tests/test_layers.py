@@ -71,7 +71,6 @@ TO_SPLIT = {
     "envoy/listener.py",
     "routing/policy.py",
     "serving/telemetry.py",
-    "verifying/exchange.py",
 }
 SOURCES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text())

@@ -33,9 +33,10 @@ from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.telemetry import Telemetry, set_up_telemetry
 from extproc.serving.watchdog import watch_lag
 from extproc.verifying.callouts import call_out
-from extproc.verifying.exchange import Ruling, Verifier, VerifierExchange
+from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
 from extproc.verifying.review import enqueue
+from extproc.verifying.ruling import Ruling
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""The verifier's side of an exchange: one attempt's answer, judged before the client sees it."""
+"""Judges answers: the hold on an answer, the ruling on it, and the queue for people."""

@@ -1,22 +1,43 @@
-"""The answer of an earlier rung instead of the last one's failure: weak, whole, and marked.
+"""Keeps a rejected answer, and serves it if every higher rung fails.
 
-A rejected answer travels on in the request's own metadata, as everything does that one attempt leaves to the next:
-nothing is stored here, and any process can give it back. Envoy asks only where an answer is kept and the client
-would get a failure for which another rung would have been climbed.
+The answer is kept in the request's metadata, so nothing is stored here and any process can serve it. Envoy opens
+this stream only if an answer is kept and the client would receive a failure that escalation was meant to prevent.
 """
 
 from typing import Any
 
 from extproc.acceptance.verdict import Verdict
+from extproc.api.observation import Observation
 from extproc.contract.names import HeaderName, Namespace
 from extproc.contract.records import AnswerRecord, DecisionRecord, VerdictRecord
 from extproc.contract.words import VerdictWord
 from extproc.messages import Event, Opening, Reply
-from extproc.verifying.exchange import Ruling
+from extproc.verifying.ruling import Ruling
+
+# Limit of an answer that is kept: about 15,000 tokens. Envoy holds it in memory.
+_MAX_KEPT_BYTES = 64 * 1024
+
+
+def kept_answer(
+    verdict: Verdict, observation: Observation, content: bytes, content_type: str, tier: str | None
+) -> dict[str, Any]:
+    """Return the metadata that keeps a rejected answer: empty unless a client could use the answer.
+
+    A client can use an answer that is readable, complete and not empty. It also has to be within the limit.
+    """
+    if verdict.rule is None or not observation.complete or len(content) > _MAX_KEPT_BYTES:
+        return {}
+    if not (observation.text or observation.tool_calls):
+        return {}
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:  # metadata carries only text
+        return {}
+    return {Namespace.ANSWER: AnswerRecord(body=text, type=content_type, tier=tier or "").to_metadata()}
 
 
 class RescueExchange:
-    """Our side of the one message that comes with a failure."""
+    """The reply to the one message of a stream that Envoy opens for a failed response."""
 
     def __init__(self, opening: Opening) -> None:
         self._metadata = opening.metadata
@@ -24,16 +45,16 @@ class RescueExchange:
         self.ruling: Ruling | None = None
 
     async def answer(self, event: Event) -> list[Reply]:
-        """The answer that was kept, in place of a failure; what has a verdict is none, whatever its status."""
-        fine = event.headers.get(":status") == "200" or HeaderName.VERDICT in event.headers
+        """Replace a failure by the kept answer. A 200 passes, and so does any response with a verdict."""
+        served = event.headers.get(":status") == "200" or HeaderName.VERDICT in event.headers
         kept = AnswerRecord.from_metadata(self._metadata.get(Namespace.ANSWER, {}))
-        if event.kind != "response_headers" or fine or not kept.body:
+        if event.kind != "response_headers" or served or not kept.body:
             return [Reply(event.kind)]
         carried = self._metadata.get(Namespace.DECISION, {})
         decision, rejection = DecisionRecord.from_metadata(carried), VerdictRecord.from_metadata(carried)
         cohort, reason = decision.cohort or "", rejection.verdict_reason or ""
         self.ruling = Ruling(cohort, self._attempt, VerdictWord.RESCUED, Verdict(False, reason=reason))
-        # An answer of ours passes none of the filters that write the contract's headers.
+        # An immediate response does not pass the filters that write the contract's headers.
         headers = {
             "content-type": kept.type,
             HeaderName.VERDICT: VerdictWord.DEGRADED,

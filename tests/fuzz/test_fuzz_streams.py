@@ -81,7 +81,7 @@ class Player:
     def close(self) -> None:
         self._loop.close()
         self._batcher.close()
-        self._verifier.callers.shutdown()
+        self._verifier.rules.close()
 
     def play(self, role: str, messages: list[Message]) -> list[list[Response]]:
         """Return the replies to each message, and check that they set only the allowed headers."""

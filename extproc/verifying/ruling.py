@@ -1,0 +1,144 @@
+"""Rules on one attempt's answer: verdict, ladder and limits -> `Ruling`. No I/O and no clock."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from extproc.acceptance.verdict import Verdict
+from extproc.api.observation import Usage
+from extproc.contract.names import HeaderName, Namespace
+from extproc.contract.records import AttemptRecord, LedgerRecord, VerdictRecord, ladder_of
+from extproc.contract.words import Bound, VerdictWord
+
+
+class Ladder(msgspec.Struct, frozen=True):
+    """The ladder of one request, and how far its attempts have come."""
+
+    clusters: list[str] = []  # one for each rung; the first attempt's is first
+    skipped: int = 0  # rungs that earlier verdicts skipped
+    escalations: int = 0  # made so far
+    skip: tuple[str, ...] = ()  # a rejection by these rules skips one rung
+    human: bool = False  # a person is the last rung
+    review: bool = False  # cases can be queued for that person
+
+
+class JudgedAttempt(msgspec.Struct, frozen=True):
+    """The attempt whose answer is judged."""
+
+    cohort: str
+    number: int = 1  # from 1
+    tier: str | None = None  # None: not known
+
+
+class Ruling(msgspec.Struct, frozen=True):
+    """The decision about one attempt's answer, and its effects on headers and metadata."""
+
+    cohort: str
+    attempt: int
+    word: VerdictWord
+    verdict: Verdict
+    bound: Bound | None = None  # the limit that stopped a rejected answer from escalating
+    final: bool = True  # False: the answer was released before its end, and another ruling follows
+    tier: str | None = None
+    usage: Usage = Usage()
+    rung: int | None = None  # the next rung, as an index into the ladder; None: no escalation
+    escalations: int | None = None  # of the request, if this ruling raises it
+    skipped: int | None = None  # rungs skipped so far, if this ruling raises it
+    ladder: list[str] | None = None  # clusters of the attempts from now on, if this ruling changes them
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The response headers for Envoy and the client."""
+        headers: dict[str, str] = {HeaderName.VERDICT: self.word}
+        if not self.verdict.accept:
+            headers[HeaderName.VERDICT_REASON] = self.verdict.reason
+        return headers
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The content of each metadata namespace that this ruling changes."""
+        metadata: dict[str, Any] = {Namespace.DECISION: self.decision.to_metadata()}
+        if self.ladder is not None:
+            metadata[Namespace.LADDER] = ladder_of(self.ladder)
+        if self.final:
+            metadata[Namespace.LEDGER] = self.ledger.to_metadata()
+        return metadata
+
+    @property
+    def decision(self) -> VerdictRecord:
+        """The changes to the decision."""
+        return VerdictRecord(
+            verdict=self.word,
+            verdict_reason=self._rejection,
+            escalations=self.escalations,
+            skipped=self.skipped,
+            bound=self.bound,
+        )
+
+    @property
+    def ledger(self) -> LedgerRecord:
+        """The ledger's entry for this attempt."""
+        attempt = AttemptRecord(
+            verdict=self.word,
+            tier=self.tier,
+            reason=self._rejection,
+            input=self.usage.input,
+            output=self.usage.output,
+            cached=self.usage.cached,
+        )
+        return LedgerRecord(attempts={self.attempt: attempt})
+
+    @property
+    def _rejection(self) -> str | None:
+        return None if self.verdict.accept else self.verdict.reason
+
+
+def rule(
+    verdict: Verdict,
+    attempt: JudgedAttempt,
+    ladder: Ladder,
+    allow: Callable[[], Bound | None],
+    usage: Usage,
+) -> Ruling:
+    """Rule on an answer that the client has not received.
+
+    `allow` takes one escalation from the limits, or returns the limit that forbids it. It is called only if the
+    answer is rejected and there is a rung to ask.
+    """
+    ruling = Ruling(attempt.cohort, attempt.number, VerdictWord.ACCEPT, verdict, tier=attempt.tier, usage=usage)
+    if verdict.accept:
+        return ruling
+    rung = _next_rung(attempt, ladder, verdict.rule)
+    bound = Bound.LAST_RUNG if rung >= len(ladder.clusters) else allow()
+    if bound is not None:
+        queued = bound is Bound.LAST_RUNG and ladder.human and ladder.review
+        word = VerdictWord.HUMAN if queued else VerdictWord.DEGRADED
+        return msgspec.structs.replace(ruling, word=word, bound=bound)
+    ruling = msgspec.structs.replace(
+        ruling, word=VerdictWord.ESCALATE, rung=rung, escalations=ladder.escalations + 1
+    )
+    if rung == attempt.number + ladder.skipped:
+        return ruling
+    # Envoy sends attempt n to the nth cluster. To skip a rung, the clusters move down by one.
+    skipped = rung - attempt.number
+    return msgspec.structs.replace(ruling, skipped=skipped, ladder=ladder.clusters[skipped:])
+
+
+def rule_early(attempt: JudgedAttempt, full: bool) -> Ruling:
+    """Rule on a stream that is released before its end. `full`: it is too long to be held until it is judged."""
+    word = VerdictWord.DEGRADED if full else VerdictWord.ACCEPT
+    return Ruling(attempt.cohort, attempt.number, word, Verdict(True), final=False)
+
+
+def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:
+    """Rule on an answer that the client has received."""
+    word = VerdictWord.ACCEPT if verdict.accept else VerdictWord.RECORDED
+    return Ruling(attempt.cohort, attempt.number, word, verdict, tier=attempt.tier, usage=usage)
+
+
+def _next_rung(attempt: JudgedAttempt, ladder: Ladder, rule_name: str | None) -> int:
+    """Return the next rung as an index into the ladder. At the ladder's length or above, there is none."""
+    rung = attempt.number + ladder.skipped
+    # A person as the last rung is above the last cluster.
+    return rung + (rule_name in ladder.skip and rung + 1 < len(ladder.clusters) + ladder.human)
