@@ -1,4 +1,4 @@
-"""The verifier's side of an exchange, message by message: what is held, what is let go, and the verdict."""
+"""The verifier's side of an exchange, message by message: the hold, the release and the verdict."""
 
 import asyncio
 from typing import Any, cast
@@ -30,7 +30,7 @@ def snapshot(stream: StreamHold = "early", rules: Any = _RULES, share: float = 1
     return Snapshot("r1", policy, cast(Index, None), EncoderConfig(), Escalations(**limits))
 
 
-# A stream is told in either; what `extproc envoy` renders is the first.
+# The modes of a stream. `extproc envoy` renders the first one.
 STREAMS = ("STREAMED", "FULL_DUPLEX_STREAMED")
 
 
@@ -50,7 +50,7 @@ def headers(kind: str = "text/event-stream", status: str = "200", end: bool = Fa
 
 
 def run(exchange: VerifierExchange, *events: Event) -> list[list[Reply]]:
-    """The replies to each event."""
+    """Return the replies to each event."""
 
     async def play() -> list[list[Reply]]:
         return [await exchange.answer(event) for event in events]
@@ -67,9 +67,9 @@ def chunk(content: str | None = None, finish: str | None = None) -> bytes:
     )
 
 
-def transcript(*said: str, finish: str | None = "stop", done: bool = True) -> bytes:
+def transcript(*texts: str, finish: str | None = "stop", done: bool = True) -> bytes:
     ending = [chunk(finish=finish)] if finish else []
-    return b"".join([*map(chunk, said), *ending, *([b"data: [DONE]\n\n"] if done else [])])
+    return b"".join([*map(chunk, texts), *ending, *([b"data: [DONE]\n\n"] if done else [])])
 
 
 def streamed(pieces: list[bytes], trailers: bool = False) -> list[Event]:
@@ -80,15 +80,15 @@ def streamed(pieces: list[bytes], trailers: bool = False) -> list[Event]:
 
 
 def checked(replies: list[Reply], pieces: list[bytes], trailers: bool = False) -> dict[str, str]:
-    """The verdict's headers, once it is sure that not one byte was lost, repeated, reordered or sent too soon."""
+    """Check that no byte is lost, repeated, reordered or sent too soon, and return the verdict's headers."""
     kinds = [reply.kind for reply in replies]
     assert kinds.count("response_headers") == 1 and kinds[0] == "response_headers"
     bodies = [reply for reply in replies if reply.kind == "response_body"]
-    if bodies[0].streamed:  # what it does not give back is lost
+    if bodies[0].streamed:  # Envoy sends only the bytes that are returned
         assert all(reply.streamed for reply in bodies)
         assert b"".join(reply.body or b"" for reply in bodies) == b"".join(pieces)
         assert [reply.end for reply in bodies] == [False] * (len(bodies) - 1) + [not trailers]
-    else:  # one to a message, and what it does not change passes
+    else:  # one for each message; Envoy sends unchanged bytes itself
         assert bodies == [Reply("response_body", metadata=reply.metadata) for reply in bodies]
         assert len(bodies) == len(pieces)
     assert kinds[-1] == ("response_trailers" if trailers else "response_body")
@@ -126,27 +126,29 @@ TRANSCRIPTS = {
 @pytest.mark.parametrize("name", TRANSCRIPTS)
 @pytest.mark.parametrize("hold", ["early", "buffer", "record"])
 @pytest.mark.parametrize("mode", STREAMS)
-def test_every_split_of_a_stream_is_passed_on_whole(mode: str, hold: StreamHold, name: str, trailers: bool) -> None:
-    """Cut at any byte, a byte at a time, or in one piece: the same bytes, in order, under the same verdict."""
+def test_every_split_of_a_stream_is_released_complete(
+    mode: str, hold: StreamHold, name: str, trailers: bool
+) -> None:
+    """A stream cut at any byte gives the same bytes in the same order, with the same verdict."""
     whole, verdict = TRANSCRIPTS[name]
     splits = [[whole[:i], whole[i:]] for i in range(len(whole) + 1)]
     splits += [[whole], [whole, b""], [whole[i : i + 1] for i in range(len(whole))] or [b""]]
     for pieces in splits:
         exchange = VerifierExchange(Verifier(lambda: snapshot(hold), None), opening(mode))
-        replies = [reply for some in run(exchange, *streamed(pieces, trailers)) for reply in some]
-        got = checked(replies, pieces, trailers)
+        replies = [reply for batch in run(exchange, *streamed(pieces, trailers)) for reply in batch]
+        verdict_headers = checked(replies, pieces, trailers)
         assert exchange.ruling is not None
         if hold == "record":
-            assert got == {}
+            assert verdict_headers == {}
             assert exchange.ruling.word == ("accept" if verdict == ACCEPT else "recorded")
             assert exchange.ruling.verdict.accept == (verdict == ACCEPT)
         else:
-            assert got == verdict, pieces
+            assert verdict_headers == verdict, pieces
 
 
-def test_an_early_judgement_lets_go_as_soon_as_it_may() -> None:
-    """Nothing leaves before 200 characters; then all that was held, and from there every piece as it comes."""
-    pieces = [chunk(said) for said in LONG] + [transcript()]
+def test_an_early_judgement_releases_the_answer_as_soon_as_possible() -> None:
+    """At 200 characters, the buffered messages are released. From then on, each piece passes when it arrives."""
+    pieces = [chunk(text) for text in LONG] + [transcript()]
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
     first, last = streamed(pieces)[:6], streamed(pieces)[6:]
     answers = run(exchange, *first)
@@ -158,41 +160,41 @@ def test_an_early_judgement_lets_go_as_soon_as_it_may() -> None:
         0,
         6,
     ]  # five pieces of 46 characters, and the headers
-    assert exchange.ruling is None  # a stream that has left is not accepted before it has ended
+    assert exchange.ruling is None  # a released stream is not accepted before its end
     answers += run(exchange, *last)
     assert [len(replies) for replies in answers[6:]] == [1, 1]
-    assert checked([r for some in answers for r in some], pieces) == ACCEPT
-    # What it turned out to be in the end is written down, too.
+    assert checked([r for batch in answers for r in batch], pieces) == ACCEPT
+    # The final verdict is recorded.
     assert (exchange.ruling.word, exchange.ruling.verdict.accept) == ("accept", True)
 
 
-def test_what_breaks_after_it_was_let_go_is_passed_as_it_broke() -> None:
-    """No ending is made up, and nothing is taken back."""
-    pieces = [chunk(said) for said in LONG] + [b"data: {half a fr"]
+def test_a_released_stream_that_breaks_is_passed_broken() -> None:
+    """No ending is invented, and nothing is withdrawn."""
+    pieces = [chunk(text) for text in LONG] + [b"data: {half a fr"]
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
-    assert checked([r for some in run(exchange, *streamed(pieces)) for r in some], pieces) == ACCEPT
+    assert checked([r for batch in run(exchange, *streamed(pieces)) for r in batch], pieces) == ACCEPT
     assert exchange.ruling is not None
     assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "incomplete")
 
 
 def test_a_refusal_is_rejected_before_its_end() -> None:
-    """At the first token after which nothing can change it."""
+    """The verdict comes with the first token after which it cannot change."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
     answers = run(
         exchange, headers(), Event("response_body", body=chunk("I'm sorry, but I can't help with that request. ")),
         Event("response_body", body=chunk("It is not something I may do. ")),
     )  # fmt: skip
-    assert answers[0] == [] and next(r for some in answers for r in some).headers == rejected("refusal")
+    assert answers[0] == [] and next(r for batch in answers for r in batch).headers == rejected("refusal")
 
 
-def test_a_buffered_stream_is_held_to_its_end_but_not_beyond_four_megabytes() -> None:
-    """Beyond that it leaves as it is, marked degraded, for its rules were not run."""
+def test_a_buffered_stream_is_held_to_its_end_or_up_to_four_megabytes() -> None:
+    """Above the limit it is released unchanged and marked degraded, because its rules did not run."""
     pieces = [chunk("x" * 400_000) for _ in range(12)] + [transcript()]
     exchange = VerifierExchange(Verifier(lambda: snapshot("buffer"), None), opening())
     answers = run(exchange, *streamed(pieces))
     assert [len(replies) for replies in answers[:11]] == [0] * 11
     assert len(answers[11]) == 12
-    assert checked([r for some in answers for r in some], pieces) == {"x-cascade-verdict": "degraded"}
+    assert checked([r for batch in answers for r in batch], pieces) == {"x-cascade-verdict": "degraded"}
 
 
 def test_a_recorded_stream_is_never_held() -> None:
@@ -203,19 +205,19 @@ def test_a_recorded_stream_is_never_held() -> None:
     assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "refusal")
 
 
-def test_where_the_body_waits_for_our_reply_nothing_is_held() -> None:
-    """Each would wait for the other: what could not be held is recorded."""
+def test_a_stream_is_not_held_if_its_body_waits_for_our_reply() -> None:
+    """Envoy and we would wait for each other. The verdict is only recorded."""
     pieces = [chunk("I'm sorry, "), chunk("but I can't help with that."), transcript()]
     given = msgspec.structs.replace(opening(), body_before_reply=False)
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), given)
     replies = run(exchange, *streamed(pieces))
-    assert [len(some) for some in replies] == [1, 1, 1, 1]
-    assert checked([reply for some in replies for reply in some], pieces) == {}
+    assert [len(batch) for batch in replies] == [1, 1, 1, 1]
+    assert checked([reply for batch in replies for reply in batch], pieces) == {}
     assert exchange.ruling is not None and exchange.ruling.word == "recorded"
 
 
-def test_a_server_that_is_lost_at_any_message_costs_no_client_a_frame() -> None:
-    """Envoy passes on what was not answered; log-probabilities that nobody asked for are all that may be in it."""
+def test_no_frame_is_lost_if_the_server_ends_at_any_message() -> None:
+    """Envoy sends the messages that have no reply. They may only add log-probabilities."""
     frame = {"index": 0, "delta": {"content": "An answer "}, "logprobs": {"content": [{"logprob": -0.5}]}}
     whole = (b"data: " + msgspec.json.encode({"choices": [frame]}) + b"\n\n") * 4 + transcript()
     bare = [without_logprobs("chat", line[5:]) for line in whole.split(b"\n\n")]
@@ -225,13 +227,13 @@ def test_a_server_that_is_lost_at_any_message_costs_no_client_a_frame() -> None:
         pieces = [whole[i : i + size] for i in range(0, len(whole), size)]
         for trailers in (False, True):
             events = streamed(pieces, trailers)
-            for known in range(1, len(events) + 1):
+            for answered in range(1, len(events) + 1):
                 exchange = VerifierExchange(Verifier(lambda: snapshot("record"), None), opened)
-                replies = [reply for some in run(exchange, *events[:known]) for reply in some]
+                replies = [reply for batch in run(exchange, *events[:answered]) for reply in batch]
                 ours = [reply.body for reply in replies if reply.kind == "response_body"]
-                got = b"".join(body or b"" for body in ours) + b"".join(pieces[len(ours) :])
-                assert [without_logprobs("chat", line[5:]) for line in got.split(b"\n\n")] == bare
-            assert b"-0.5" not in got
+                received = b"".join(body or b"" for body in ours) + b"".join(pieces[len(ours) :])
+                assert [without_logprobs("chat", line[5:]) for line in received.split(b"\n\n")] == bare
+            assert b"-0.5" not in received
 
 
 # --- whole answers ------------------------------------------------------------------------------------------
@@ -274,8 +276,8 @@ def test_a_whole_answer(body: bytes, expected: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
 @pytest.mark.parametrize("status", ["400", "404", "429", "500", "503"])
-def test_an_error_of_the_upstreams_is_not_judged(mode: str, status: str) -> None:
-    """It is Envoy's to retry, and passes as it is."""
+def test_an_error_of_the_upstream_is_not_judged(mode: str, status: str) -> None:
+    """It passes unchanged, and Envoy may retry it."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode))
     body = Event("response_body", True, b'{"error":{}}')
     first, second = run(exchange, headers("application/json", status), body)
@@ -285,17 +287,17 @@ def test_an_error_of_the_upstreams_is_not_judged(mode: str, status: str) -> None
 
 @pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
 def test_a_200_without_a_body_is_rejected(mode: str) -> None:
-    """No client could read it; no body message will come."""
+    """No client could read it, and no body message will follow."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode))
     [[reply]] = run(exchange, headers(end=True))
     assert (reply.kind, reply.headers) == ("response_headers", rejected("malformed"))
 
 
 @pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
-def test_a_cohort_that_is_gone_holds_nothing_against_an_answer(mode: str) -> None:
+def test_an_answer_passes_if_its_cohort_was_removed(mode: str) -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode, cohort="gone"))
     answers = run(exchange, headers(), Event("response_body", True, b"<html>"))
-    assert [r.headers for some in answers for r in some] == [None, None]
+    assert [r.headers for batch in answers for r in batch] == [None, None]
     assert exchange.ruling is None
 
 
@@ -304,8 +306,8 @@ def test_a_compressed_answer_is_rejected() -> None:
     assert judged(b"\x1f\x8b...", exchange, **{"content-encoding": "gzip"}) == rejected("malformed")
 
 
-def test_the_policy_of_the_moment_judges_to_the_end() -> None:
-    """A reload in the middle of an answer changes nothing about it."""
+def test_an_exchange_keeps_the_policy_that_it_began_with() -> None:
+    """A reload during an answer does not change its verdict."""
     now = [snapshot()]
     verifier = Verifier(lambda: now[0], None)
     exchange = VerifierExchange(verifier, opening("BUFFERED"))
@@ -315,7 +317,7 @@ def test_the_policy_of_the_moment_judges_to_the_end() -> None:
 
 
 @pytest.mark.parametrize("facts", [{}, {"facts": "no JSON"}, {"facts": 7}, {"facts": '{"tools": 5}'}])
-def test_facts_that_cannot_be_read_are_none(facts: Any) -> None:
+def test_unreadable_facts_count_as_absent(facts: Any) -> None:
     given = opening("BUFFERED")
     exchange = VerifierExchange(
         Verifier(lambda: snapshot(rules=["complete", "json_schema"]), None),
@@ -328,23 +330,23 @@ def test_facts_that_cannot_be_read_are_none(facts: Any) -> None:
 @pytest.mark.parametrize(
     "odd", [{"rungs": "many"}, {"api": "evil"}, {"escalations": None}, {"cohort": 7.0}, {"logprobs_added": {}}]
 )
-def test_a_decision_that_is_not_the_routers_holds_nothing_against_an_answer(odd: dict[str, Any]) -> None:
-    """Metadata of the wrong kind is another filter's mistake: the answer passes, and no exchange is lost."""
+def test_an_answer_passes_if_the_decision_is_damaged(odd: dict[str, Any]) -> None:
+    """Metadata of the wrong type is the mistake of another filter. The exchange goes on."""
     given = opening()
     given.metadata[Namespace.DECISION].update(odd)
     exchange = VerifierExchange(Verifier(snapshot), given)
     whole = transcript("I'm sorry, but I can't help ", "with that request.")
-    replies = [reply for some in run(exchange, *streamed([whole])) for reply in some]
+    replies = [reply for batch in run(exchange, *streamed([whole])) for reply in batch]
     assert checked(replies, [whole]) == {}
     assert exchange.ruling is None
 
 
-def test_a_case_is_put_aside_once_whatever_comes_after_it() -> None:
-    """What Envoy had sent before it read our answer to the client gets none, and makes no second case."""
-    aside = snapshot()
-    cohort = msgspec.structs.replace(aside.policy.cohorts["c"], escalate=Escalate("human"))
-    policy = msgspec.structs.replace(aside.policy, cohorts={"c": cohort})
-    aside = msgspec.structs.replace(aside, policy=policy, human=Human())
+def test_a_case_is_queued_for_review_once() -> None:
+    """Messages that Envoy sent before it read our reply get no reply and make no second case."""
+    with_review = snapshot()
+    cohort = msgspec.structs.replace(with_review.policy.cohorts["c"], escalate=Escalate("human"))
+    policy = msgspec.structs.replace(with_review.policy, cohorts={"c": cohort})
+    with_review = msgspec.structs.replace(with_review, policy=policy, human=Human())
     cases: list[str] = []
 
     def enqueue(_: Human, __: dict[str, Any], ___: str, answer: str) -> str:
@@ -352,17 +354,17 @@ def test_a_case_is_put_aside_once_whatever_comes_after_it() -> None:
         return "case1"
 
     given = opening(attempt=2)
-    exchange = VerifierExchange(Verifier(lambda: aside, enqueue=enqueue), given)
+    exchange = VerifierExchange(Verifier(lambda: with_review, enqueue=enqueue), given)
     whole = transcript("I'm sorry, but I can't help ", "with that request.")
     replies = run(exchange, *streamed([whole, b": bye\n\n"], trailers=True))
-    assert [[reply.status for reply in some] for some in replies] == [[], [422], [], []]
+    assert [[reply.status for reply in batch] for batch in replies] == [[], [422], [], []]
     assert cases == ["I'm sorry, but I can't help with that request."]
 
 
 def test_without_any_metadata_everything_passes() -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), Opening({}, "NONE", "BUFFERED"))
     answers = run(exchange, headers(), Event("response_body", True, b"<html>"))
-    assert [r.headers for some in answers for r in some] == [None, None]
+    assert [r.headers for batch in answers for r in batch] == [None, None]
 
 
 def test_the_requests_schema_reaches_the_judge() -> None:
@@ -374,7 +376,7 @@ def test_the_requests_schema_reaches_the_judge() -> None:
         assert judged(answer(content), exchange) == expected
 
 
-def test_messages_that_are_not_ours_are_answered_in_kind() -> None:
+def test_other_messages_are_answered_in_kind() -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
     for kind in ("request_headers", "request_body", "request_trailers", "response_trailers"):
         assert run(exchange, Event(kind)) == [[Reply(kind)]]  # type: ignore[arg-type]
@@ -386,13 +388,13 @@ REFUSED = answer("I'm sorry, but I can't help with that.")
 
 
 @pytest.mark.parametrize("attempt", [2, 3])
-def test_the_last_rung_does_not_climb(attempt: int) -> None:
+def test_the_last_rung_does_not_escalate(attempt: int) -> None:
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED", attempt))
     assert judged(REFUSED, exchange) == rejected("refusal", "degraded")
     assert exchange.ruling is not None and exchange.ruling.bound == "last_rung"
 
 
-def test_a_principal_over_its_burst_is_degraded_and_another_climbs() -> None:
+def test_a_principal_over_its_burst_is_degraded_and_another_escalates() -> None:
     verifier = Verifier(lambda: snapshot(burst=2, per_minute=0), None)
     words = [
         judged(REFUSED, VerifierExchange(verifier, opening("BUFFERED")))["x-cascade-verdict"] for _ in range(4)
@@ -410,8 +412,8 @@ def test_a_cohort_over_its_share_is_degraded() -> None:
     assert words == ["escalate"] * 10 + ["degraded"] * 2
 
 
-def climbing(attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes = REFUSED) -> Any:
-    """What a verdict under `skip: [no_refusal]` tells Envoy, with small, large and frontier for a ladder."""
+def decided(attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes = REFUSED) -> Any:
+    """Return the metadata of a verdict under `skip: [no_refusal]`, without the ledger and the kept answer."""
     given = snapshot()
     up = Escalate(to, max=2, share=1.0, skip=("no_refusal",))
     cohort = msgspec.structs.replace(given.policy.cohorts["c"], escalate=up)
@@ -424,8 +426,8 @@ def climbing(attempt: int, skipped: float | None, to: tuple[str, ...], answered:
     _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, answered))
     assert reply.metadata is not None
     return {
-        namespace: said
-        for namespace, said in reply.metadata.items()
+        namespace: content
+        for namespace, content in reply.metadata.items()
         if namespace not in (Namespace.ANSWER, Namespace.LEDGER)
     }
 
@@ -435,15 +437,15 @@ OUT = {"verdict": "degraded", "verdict_reason": "refusal", "bound": "last_rung"}
 THREE = ("large", "frontier")
 
 
-def test_a_rule_that_skips_climbs_past_a_rung() -> None:
-    """The next attempt's place in the ladder is taken by the rung above it; that is one climb."""
-    assert climbing(1, None, THREE) == {
+def test_a_rule_can_skip_a_rung() -> None:
+    """The rung above takes the place of the next attempt in the ladder. It is one escalation."""
+    assert decided(1, None, THREE) == {
         Namespace.DECISION: UP | {"skipped": 1},
-        Namespace.LADDER: ladder_of(["large", "frontier"]),  # its second is where the second attempt goes
+        Namespace.LADDER: ladder_of(["large", "frontier"]),  # the second attempt goes to the second cluster
     }
     four = ("large", "frontier", "best")
-    assert climbing(2, None, four) == {Namespace.DECISION: UP | {"skipped": 1}, Namespace.LADDER: ladder_of(four)}
-    assert climbing(2, 1.0, (*four, "last")) == {
+    assert decided(2, None, four) == {Namespace.DECISION: UP | {"skipped": 1}, Namespace.LADDER: ladder_of(four)}
+    assert decided(2, 1.0, (*four, "last")) == {
         Namespace.DECISION: UP | {"skipped": 2, "escalations": 2},
         Namespace.LADDER: ladder_of(["frontier", "best", "last"]),
     }  # fmt: skip
@@ -454,18 +456,18 @@ def test_a_rule_that_skips_climbs_past_a_rung() -> None:
     [(2, None, THREE, REFUSED, UP), (2, 1.0, THREE, REFUSED, OUT), (3, 1.0, THREE, REFUSED, OUT),
      (1, None, THREE, answer(""), UP | {"verdict_reason": "empty"}), (1, None, ("large",), REFUSED, UP),
      (1, None, ("large", "human"), REFUSED, OUT)],
-    ids=["nothing above the next", "at the end after a jump", "again at the end", "another rule", "one rung",
+    ids=["nothing above the next", "at the end after a skip", "again at the end", "another rule", "one rung",
          "straight to a person"],
 )  # fmt: skip
-def test_a_rung_is_jumped_only_where_one_is_above_it(
+def test_a_rung_is_skipped_only_if_one_is_above_it(
     attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes, expected: dict[str, Any]
 ) -> None:
-    """Otherwise it is a climb like any other; the ladder stays as the router wrote it."""
-    assert climbing(attempt, skipped, to, answered) == {Namespace.DECISION: expected}
+    """Otherwise it is an ordinary escalation, and the ladder does not change."""
+    assert decided(attempt, skipped, to, answered) == {Namespace.DECISION: expected}
 
 
-def test_what_a_verdict_tells_envoy() -> None:
-    """The verdict, its reason, the count of climbs, the bound where one held it; and the ledger's entry."""
+def test_the_metadata_of_a_verdict() -> None:
+    """The verdict, its reason, the number of escalations, the limit that applied and the ledger's entry."""
     for attempt, expected in (
         (1, {"verdict": "escalate", "verdict_reason": "refusal", "escalations": 1}),
         (2, {"verdict": "degraded", "verdict_reason": "refusal", "bound": "last_rung"}),
@@ -475,21 +477,21 @@ def test_what_a_verdict_tells_envoy() -> None:
         _, [reply] = run(exchange, headers("application/json"), Event("response_body", True, REFUSED))
         kept = {"body": REFUSED.decode(), "type": "application/json", "tier": "small"}
         entry = {str(attempt): {"verdict": expected["verdict"], "reason": "refusal", "tier": "small"}}
-        told = {Namespace.DECISION: expected, Namespace.LEDGER: entry}
-        assert reply.metadata == told | ({Namespace.ANSWER: kept} if attempt == 1 else {})
+        always = {Namespace.DECISION: expected, Namespace.LEDGER: entry}
+        assert reply.metadata == always | ({Namespace.ANSWER: kept} if attempt == 1 else {})
 
 
 def kept_of(pieces: list[bytes], rules: Any = _RULES) -> Any:
-    """What is kept of a stream."""
+    """Return the kept answer of a stream."""
     opened = msgspec.structs.replace(opening(), tier="small")
     exchange = VerifierExchange(Verifier(lambda: snapshot("buffer", rules), None), opened)
-    replies = [reply for some in run(exchange, *streamed(pieces)) for reply in some]
+    replies = [reply for batch in run(exchange, *streamed(pieces)) for reply in batch]
     assert (replies[0].headers or {})["x-cascade-verdict"] == "escalate"
     return (replies[0].metadata or {}).get(Namespace.ANSWER)
 
 
 def test_a_rejected_answer_is_kept_if_a_client_could_use_it() -> None:
-    """Whole, as it came, and bounded: no half answer, no empty one, none that no client could read."""
+    """It is kept unchanged if it is complete, readable, not empty and below the limit."""
     refused = TRANSCRIPTS["refusal"][0]
     assert kept_of([refused[:50], refused[50:]]) == {
         "body": refused.decode(), "type": "text/event-stream", "tier": "small",
@@ -523,16 +525,16 @@ def rescued(status: str = "503", answer: Any = KEPT, **more: str) -> tuple[list[
     return asyncio.run(exchange.answer(event)), exchange
 
 
-def test_a_failure_is_answered_with_the_answer_that_was_kept() -> None:
-    """Under its own tier's name, marked, and counted."""
+def test_the_kept_answer_replaces_a_failure() -> None:
+    """It has the name of its tier and the mark of a degraded answer, and it is counted."""
     [reply], exchange = rescued()
-    said = {
+    expected = {
         "content-type": "application/json", "x-cascade-verdict": "degraded", "x-cascade-reason": "refusal",
         "x-router-cohort": "c", "x-router-reason": "matched", "x-router-tier": "small", "x-router-attempts": "2",
         "x-router-escalations": "1",
     }  # fmt: skip
     assert reply == Reply(
-        "response_headers", said, REFUSED, status=200, metadata={Namespace.DECISION: {"verdict": "rescued"}}
+        "response_headers", expected, REFUSED, status=200, metadata={Namespace.DECISION: {"verdict": "rescued"}}
     )
     assert exchange.ruling is not None
     assert (exchange.ruling.word, exchange.ruling.attempt) == ("rescued", 2)
@@ -541,14 +543,14 @@ def test_a_failure_is_answered_with_the_answer_that_was_kept() -> None:
 @pytest.mark.parametrize(
     "given",
     [{"status": "200"}, {"answer": {}}, {"x-cascade-verdict": "human"}],
-    ids=["an answer", "nothing kept", "put aside for a person, whatever the status"],
+    ids=["an answer", "nothing kept", "queued for review, with any status"],
 )
-def test_what_needs_no_rescue_passes(given: Any) -> None:
+def test_a_response_that_needs_no_rescue_passes(given: Any) -> None:
     assert rescued(**given)[0] == [Reply("response_headers")]
 
 
-def test_the_ledger_is_told_what_an_attempt_cost() -> None:
-    """The tier, and the tokens that its answer counts."""
+def test_the_ledger_gets_the_cost_of_an_attempt() -> None:
+    """The tier, and the token counts of the answer."""
     usage = {"prompt_tokens": 9, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 3}}
     body = msgspec.json.encode(msgspec.json.decode(REFUSED) | {"usage": usage})
     opened = msgspec.structs.replace(opening("BUFFERED"), tier="small")
@@ -561,12 +563,12 @@ def test_the_ledger_is_told_what_an_attempt_cost() -> None:
 
 
 @pytest.mark.parametrize("trailers", [False, True], ids=["end", "trailers"])
-def test_a_stream_that_was_let_go_is_told_of_at_its_end(trailers: bool) -> None:
-    """The client has it already: its verdict and its tokens reach the ledger with the last message."""
+def test_a_released_stream_is_recorded_at_its_end(trailers: bool) -> None:
+    """The verdict and the token counts reach the ledger with the last message."""
     counted = b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":70}}\n\n'
-    pieces = [chunk(said) for said in LONG] + [chunk(finish="length") + counted + b"data: [DONE]\n\n"]
+    pieces = [chunk(text) for text in LONG] + [chunk(finish="length") + counted + b"data: [DONE]\n\n"]
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
-    *_, last = (reply for some in run(exchange, *streamed(pieces, trailers)) for reply in some)
+    *_, last = (reply for batch in run(exchange, *streamed(pieces, trailers)) for reply in batch)
     assert last.metadata == {
         Namespace.DECISION: {"verdict": "recorded", "verdict_reason": "cut"},
         Namespace.LEDGER: {"1": {"verdict": "recorded", "reason": "cut", "input": 9, "output": 70}},
@@ -574,11 +576,11 @@ def test_a_stream_that_was_let_go_is_told_of_at_its_end(trailers: bool) -> None:
 
 
 def test_a_stream_cut_at_its_first_words_has_no_count() -> None:
-    """Anthropic counts the output again at the end: the first count is not the last, so it is none."""
+    """Anthropic counts the output again at the end, so the first count is not used."""
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
     block = {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}
-    said = {"type": "text_delta", "text": "I'm sorry, but I can't help with that request."}
-    delta = {"type": "content_block_delta", "index": 0, "delta": said}
+    text = {"type": "text_delta", "text": "I'm sorry, but I can't help with that request."}
+    delta = {"type": "content_block_delta", "index": 0, "delta": text}
     frames = [b"data: " + msgspec.json.encode(event) + b"\n\n" for event in (start, block, delta)]
     opened = opening()
     opened.metadata[Namespace.DECISION]["api"] = "messages"

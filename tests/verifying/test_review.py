@@ -1,4 +1,4 @@
-"""The review queue: a file, or a Redis stream; redacted unless the policy says otherwise; never in the way."""
+"""The review queue: a file or a Redis stream, with texts only if the policy keeps them."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def put(queue: str, keep_text: bool = False) -> str:
 
 
 def test_a_case_is_a_line_without_its_text(tmp_path: Path) -> None:
-    """Hashes and lengths only, so that cases can be told apart and nothing is given away."""
+    """Hashes and lengths distinguish cases and show no text."""
     queue = tmp_path / "review.jsonl"
     cases = [put(str(queue)), put(str(queue))]
     rows = [json.loads(line) for line in queue.read_text().splitlines()]
@@ -30,8 +30,7 @@ def test_a_case_is_a_line_without_its_text(tmp_path: Path) -> None:
     assert "parcel" not in queue.read_text() and "cannot" not in queue.read_text()
 
 
-def test_text_is_kept_where_the_policy_says_so(tmp_path: Path) -> None:
-    """Opt-in."""
+def test_text_is_kept_if_the_policy_says_so(tmp_path: Path) -> None:
     put(str(tmp_path / "review.jsonl"), keep_text=True)
     row = json.loads((tmp_path / "review.jsonl").read_text())
     assert (row["request"], row["answer"]) == ("Where is my parcel?", "I cannot say.")
@@ -39,7 +38,7 @@ def test_text_is_kept_where_the_policy_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("queue", ["/nowhere/review.jsonl", "redis://127.0.0.1:1/0", "redis://["])
 def test_a_queue_that_fails_costs_no_client_its_answer(queue: str, caplog: pytest.LogCaptureFixture) -> None:
-    """The case has its id, and the log says that it was lost, without its text."""
+    """The case has an id, and the log reports it without its text."""
     case = put(queue)
     assert case in caplog.text and "parcel" not in caplog.text
 
@@ -57,8 +56,8 @@ def redis_url() -> Iterator[str]:
     end(server)
 
 
-def test_a_redis_stream_takes_cases_too(redis_url: str) -> None:
-    """For several routers that share one queue."""
+def test_a_redis_stream_also_takes_cases(redis_url: str) -> None:
+    """Several routers can share this queue."""
     import redis
 
     client = redis.Redis.from_url(redis_url)
