@@ -78,10 +78,14 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ConfigError(ValueError):
-    """The operator's configuration cannot be used. `problems` lists every mistake found."""
+    """The operator's configuration cannot be used: `problems` lists every mistake.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    `folder` is where the files lie, or None where whoever found the mistakes does not know it.
+    """
+
+    def __init__(self, problems: list[Problem], folder: Path | None = None) -> None:
         self.problems = sorted(problems)
+        self.folder = folder
         super().__init__("\n".join(map(str, self.problems)))
 
 
@@ -108,7 +112,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     digest = hashlib.sha256()
     names = yaml_files(folder)
     if folder / POLICY_FILE not in names:
-        raise ConfigError([Problem(POLICY_FILE, 1, f"not found in {folder}: create it there")])
+        raise ConfigError([Problem(POLICY_FILE, 1, f"not found in {folder}: create it there")], copy_of or folder)
     for path in names:
         try:
             raw = path.read_bytes()
@@ -128,7 +132,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         whole = len(intents) == len(names) - 1  # else a name may be missing because its file is broken
         problems += _cross_check(policy, intents, lines, whole)
     if problems or policy is None:
-        raise ConfigError(problems)
+        raise ConfigError(problems, copy_of or folder)
     return Config(
         policy=policy,
         intents=tuple(intent for _, intent in intents),

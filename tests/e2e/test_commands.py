@@ -134,18 +134,21 @@ def test_what_was_fitted_on_outcomes_is_told(
         0,
         [
             "stale (models changed since tier and settings were chosen): extraction",
-            "long streams pass rules that need the whole answer (`stream: buffer` holds them): extraction (score)",
+            "long streams skip rules that need the whole answer (`stream: buffer` applies them): "
+            "extraction (score)",
         ],
     )
     body = tmp_path / "body.json"
     body.write_bytes(msgspec.json.encode(body_of(CHAT, EXTRACT) | {"stream": True}))
     lines = in_process("explain", "--intents", folder, "--request", body)[1].splitlines()
-    assert "chosen    for cost=2, by 400 rows of 0123456789ab, 2026-11-22: quality 70.0 to 80.0 %" in lines
     assert (
-        "ladder    large, if small fails, or its answer is rejected by complete, "
-        "score (below 0.6; fitted on 240 rows of 0123456789ab 2026-11-22)"
+        "chosen    for the target cost=2, on 400 rows of 0123456789ab, 2026-11-22: quality 70.0 to 80.0 %" in lines
+    )
+    assert (
+        "ladder    large, if small fails, or if complete, "
+        "score (below 0.6; fitted on 240 rows of 0123456789ab 2026-11-22) rejects its answer"
     ) in lines
-    assert "stream    only its first tokens are held: score needs the whole answer" in lines
+    assert "stream    its first tokens are buffered: score needs the whole answer and passes a longer one" in lines
 
 
 @pytest.mark.parametrize(

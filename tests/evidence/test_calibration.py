@@ -345,7 +345,10 @@ def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
 
 def test_a_date_that_is_none_is_told_by_its_option(capsys):
     """Not by what Python calls it alone."""
-    assert main(["calibrate", "--intents", "nowhere", "nothing.jsonl", "--date", "2026-13-09"]) == 2
-    assert capsys.readouterr().err == (
-        "extproc: --date 2026-13-09: give a day as YYYY-MM-DD: month must be in 1..12\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", "--intents", "nowhere", "nothing.jsonl", "--date", "2026-13-09"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        "extproc calibrate: error: argument --date: found `2026-13-09`, expected a day as YYYY-MM-DD, "
+        "as in 2026-11-22 (month must be in 1..12)\n"
     )
