@@ -16,8 +16,13 @@ from msgspec import Meta
 
 from extproc.acceptance.schema import compile_pattern, schema_fault
 from extproc.acceptance.score import Scorer
+from extproc.mismatch import Mismatch, convert, path_of
+from extproc.settings import about
 
-OnUnavailable = Literal["accept", "reject"]
+OnUnavailable = Annotated[
+    Literal["accept", "reject"],
+    about("What counts when the rule cannot run, as without log-probabilities."),
+]
 CharCount = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
@@ -33,13 +38,13 @@ class NonEmpty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MinChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text, without white space around it, has at least this many characters."""
 
-    chars: CharCount
+    chars: Annotated[CharCount, about("Least number of characters.")]
 
 
 class MaxChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text, without white space around it, has at most this many characters."""
 
-    chars: CharCount
+    chars: Annotated[CharCount, about("Largest number of characters.")]
 
 
 class Json(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +54,7 @@ class Json(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text is JSON that meets this schema, or the schema in the request."""
 
-    schema: Any = "request"
+    schema: Annotated[Any, about("A JSON Schema, or `request` for the schema in the request.")] = "request"
     on_unavailable: OnUnavailable = "accept"
 
 
@@ -62,7 +67,7 @@ class ToolCalls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Regex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The pattern (RE2) matches somewhere in the text, without white space around it."""
 
-    pattern: str
+    pattern: Annotated[str, about("Regular expression in RE2 syntax.")]
 
 
 class NoRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,24 +77,31 @@ class NoRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Logprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mean log-probability of all tokens, or of the `first` ones, is at least `min`."""
 
-    min: Annotated[float, Meta(le=0)]
-    first: Annotated[int, Meta(ge=1)] | None = None  # judge only these tokens, when they arrive
-    slack: Annotated[float, Meta(ge=0)] = 0.5  # an early mean must be this far below `min` to reject
+    min: Annotated[float, Meta(le=0), about("Least mean log-probability.")]
+    first: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        about("Judge only this many first tokens. A stream is decided as soon as it has them."),
+    ] = None
+    slack: Annotated[
+        float, Meta(ge=0), about("How far below `min` the mean of a stream's first tokens must lie to reject it.")
+    ] = 0.5
     on_unavailable: OnUnavailable = "accept"
 
 
 class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At least the share `min` of the sentences has a similarity of `level` or more with the context."""
 
-    min: Share
-    level: Share = 0.6  # uncalibrated
+    min: Annotated[Share, about("Least share of the sentences.")]
+    level: Annotated[Share, about("Least similarity of a sentence to the context. The default is not fitted.")] = (
+        0.6
+    )
     on_unavailable: OnUnavailable = "accept"
 
 
 class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The probability that the answer is right, by the cohort's fitted curve, is at least `min`."""
 
-    min: Share
+    min: Annotated[Share, about("Least probability that the answer is right.")]
     on_unavailable: OnUnavailable = "accept"
     scorer: Scorer | None = None  # from the cohort, never from the YAML of the rule
 
@@ -98,8 +110,8 @@ class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule that calls a model: `judge` asks it for an opinion, `agree` compares its own answer."""
 
     name: str
-    by: str  # the name of one of the policy's judges
-    level: Share = 0.8  # for `agree`: least similarity of the two answers
+    by: Annotated[str, about("Name of the judge: one of `judges` in policy.yaml.")]
+    level: Annotated[Share, about("Only for `agree`: least similarity of the two answers.")] = 0.8
     on_unavailable: OnUnavailable = "accept"
 
 
@@ -125,6 +137,12 @@ _RULES: dict[str, tuple[type[Any], str | None, str]] = {
 }
 _NAMES = {kind: name for name, (kind, _, _) in _RULES.items()}
 _CALL_OUTS = ("agree", "judge")
+
+
+def rule_types() -> dict[str, tuple[type[Any], str | None]]:
+    """By the name of each rule: the type of its options, and the option that a plain value sets."""
+    fixed = {name: (kind, field) for name, (kind, field, _) in _RULES.items()}
+    return fixed | dict.fromkeys(_CALL_OUTS, (External, "by"))
 
 
 def rule_name(rule: AcceptRule) -> str:
@@ -201,10 +219,11 @@ def _call_out(name: str, value: Any) -> dict[str, Any]:
 
 
 def _convert(kind: type[Any], options: Any, where: str, example: str) -> Any:
-    try:
-        return msgspec.convert(options, kind)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {error}; write {example}") from error
+    rule = convert(options, kind)
+    if isinstance(rule, Mismatch):
+        place = where if rule.is_key else f"{where}{path_of(rule.steps)}"
+        raise ValueError(f"{place}: {rule.what}; write {example}")
+    return rule
 
 
 def _ensure_checkable(rule: AcceptRule, where: str) -> None:

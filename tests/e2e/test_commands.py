@@ -110,7 +110,7 @@ def test_check_names_an_utterance_that_would_not_arrive(
     code, out, err = in_process("check", folder)
     last = len((folder / "compliance.yaml").read_text().splitlines())
     assert (code, out) == (2, "")
-    assert f"{folder}/compliance.yaml:{last}: this utterance of `compliance` falls to `math_reasoning`" in err
+    assert f"{folder}/compliance.yaml:{last}: this utterance of `compliance` is nearer to `math_reasoning`" in err
 
 
 _FITTED = """\

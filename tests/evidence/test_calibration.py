@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from extproc.cli import evidence as commands
 from extproc.cli.main import main
 from extproc.config.compile import centroids_digest, compile_snapshot
-from extproc.config.load import Intent, load_config
+from extproc.config.load import load_config
+from extproc.config.schema import Intent
 from extproc.config.strict_yaml import decode_yaml
 from extproc.evidence.execution import Memory
 from extproc.evidence.fit import edits

@@ -19,7 +19,8 @@ import numpy as np
 from scipy import optimize
 
 from extproc.config.compile import centroids_digest, utterances_digest
-from extproc.config.load import Config, Intent
+from extproc.config.load import Config
+from extproc.config.schema import Intent
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, ece, exact_interval
 from extproc.routing.index import Match

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.score import Scorer
-from extproc.config.load import Intent
+from extproc.config.schema import Intent
 from extproc.evidence.fit.options import Plan, Table, reasoning_of, tier_of
 from extproc.evidence.fit.target import Target, Weighed, picks_for
 from extproc.evidence.measure.controls import ControlLine, Recorded, beside
