@@ -1,4 +1,4 @@
-"""The commands for whoever writes intents: `check` and `explain`."""
+"""The commands for whoever writes intents: `check`, `explain` and `schema`."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -44,6 +44,16 @@ def add_commands(commands: "Commands") -> None:
         help="header of the request that rules of the policy may read; repeat it for several headers",
     )
     explain.add_argument("--json", action="store_true", help="print the decision as JSON")
+
+    schema = add_command(
+        commands, "schema", _schema,
+        "Print the JSON Schema of the YAML files, for editors. An editor with a YAML language server completes, "
+        "explains and checks a file that names the schema in its first line: "
+        "`# yaml-language-server: $schema=FILE`.",
+    )  # fmt: skip
+    schema.add_argument(
+        "file", choices=("policy", "intent"), help="kind of YAML file: policy.yaml, or the file of an intent"
+    )
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -95,4 +105,13 @@ def _explain(args: argparse.Namespace) -> int:
         raise ValueError('give either a prompt or --request FILE: extproc explain --intents DIR "..."')
     body = args.request.read_bytes() if args.request is not None else None
     print(explain(args.intents, args.prompt, body, args.path, args.header, args.json))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from extproc.config.json_schema import json_schema
+
+    print(msgspec.json.format(msgspec.json.encode(json_schema(args.file)), indent=2).decode())
     return 0
