@@ -1,7 +1,7 @@
-"""Why data from YAML does not fit a struct, in the words of YAML: text, number, list, mapping, true, false.
+"""Explains why data from YAML does not fit a struct, in the words of YAML: text, number, list, mapping.
 
-msgspec finds the first value that does not fit, and names it in the words of Python. This module looks the value up
-again, in the data and in the type, and says what was found there and what is expected.
+msgspec finds the first value that does not fit, and describes it in the words of Python. This module looks for the
+value and its type again, and says which value was found and which values are expected.
 """
 
 import difflib
@@ -32,7 +32,7 @@ class Mismatch(msgspec.Struct, frozen=True):
     is_key: bool = False  # a key is missing or unknown, so the value itself says nothing
 
 
-def convert(data: Any, kind: Any) -> Any:
+def convert_or_mismatch(data: Any, kind: Any) -> Any:
     """`data` as a value of the type `kind`, or the first Mismatch."""
     try:
         return msgspec.convert(data, kind)
@@ -40,7 +40,7 @@ def convert(data: Any, kind: Any) -> Any:
         return _explain(str(error), data, kind)
 
 
-def path_of(steps: Steps) -> str:
+def dotted_path(steps: Steps) -> str:
     """The steps as one text, as in `.tiers[0].context`."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
 
@@ -61,7 +61,7 @@ def _explain(message: str, data: Any, kind: Any) -> Mismatch:
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
-    """What to write instead of a name that is none of these."""
+    """The remedy for a name that is not in `names`."""
     near = difflib.get_close_matches(name, names, 1)
     return f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(names)}"
 
@@ -127,13 +127,13 @@ def _type_info(kind: Any) -> Any:
 def _type_at(kind: Any, steps: Steps) -> Any:
     info = _type_info(kind)
     for step in steps:
-        inner = [found for member in _members(info) if (found := _inside(member, step)) is not None]
-        info = inner[0] if inner else inspect.AnyType()
+        inner = [_inside(member, step) for member in _members(info)]
+        info = next((member for member in inner if member is not None), inspect.AnyType())
     return info
 
 
 def _inside(info: Any, step: str | int) -> Any | None:
-    """The type of what lies one step inside, or None where there is nothing inside."""
+    """The type one step further inside, or None if this type has no values inside."""
     match info:
         case inspect.StructType():
             return next((field.type for field in info.fields if field.encode_name == step), None)
@@ -164,7 +164,7 @@ def _expected(info: Any) -> str:
 
 
 def _names(info: Any, alone: bool) -> list[str]:
-    """What YAML calls the values of a type. `alone`: no other type may stand there."""
+    """The YAML words for the values of a type. `alone` means that no other type is expected."""
     match info:
         case inspect.BoolType():
             return ["true", "false"] if alone else ["on", "off"]
@@ -202,7 +202,7 @@ def _example(info: Any) -> str:
 
 
 def _found(value: Any, info: Any) -> str:
-    """What stands there, and what to do about a plain value where text is expected."""
+    """The value that was found, and the remedy if it is a plain value and text is expected."""
     match value:
         case None:
             return "nothing"
@@ -220,6 +220,6 @@ def _found(value: Any, info: Any) -> str:
 
 
 def shown(text: str) -> str:
-    """A text of the user's in a message: short, and on one line."""
+    """A text from the user as part of a message: short, and on one line."""
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."

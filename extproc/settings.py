@@ -1,7 +1,7 @@
-"""What a user writes in YAML, as values. `config` decodes YAML into these structs, and every package reads them.
+"""The values of the YAML. `config` decodes YAML into these structs, and every package reads them.
 
-Every field says with `about` what it means. The JSON Schema for editors (`extproc schema`) and the reference of the
-YAML read their descriptions from here.
+Every field has its description in `about`. The JSON Schema for editors (`extproc schema`) and the reference of the
+YAML are made from these descriptions.
 """
 
 import math
@@ -48,7 +48,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, about("Model name that is written into requests for this tier.")]
     endpoint: Annotated[str, about("Address of the upstream as host:port, without a scheme.")]
     context: Annotated[int, about("Largest request that this tier accepts, in tokens.")]
-    price: Annotated[Price, about("What this tier's tokens cost, in US dollars per million.")]
+    price: Annotated[Price, about("Prices of this tier's tokens, in US dollars per million.")]
     reasoning: Annotated[Dialect, about("How a request turns the reasoning of this model on and off.")] = "none"
     tls: Annotated[bool, about("Connect to the upstream with TLS.")] = False
     cluster: Annotated[str, about("Name of the upstream in Envoy (its cluster). Left out: the tier's name.")] = ""
@@ -61,12 +61,12 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = ""
     capabilities: Annotated[
         frozenset[Capability],
-        about("What the model can handle. A request that needs more goes to a higher tier."),
+        about("Abilities of the model. A request that needs others goes to a higher tier."),
     ] = frozenset({"tools", "vision", "audio"})
 
     @property
     def cluster_name(self) -> str:
-        """What Envoy calls this tier's upstream."""
+        """Envoy's name of the upstream of this tier."""
         return self.cluster or self.name
 
 
@@ -96,7 +96,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, about("Name of the rule in headers, logs and reports.")]
     when: Annotated[Conditions, about("When this rule applies. All the conditions that are given must hold.")]
     tier: Annotated[str | None, about("Tier of the request. Only the first rule that applies counts.")] = None
-    tier_floor: Annotated[str | None, about("Lowest tier. Of all rules that apply, the highest counts.")] = None
+    tier_floor: Annotated[str | None, about("Lowest tier. If several rules apply, the highest one counts.")] = None
     reasoning: Annotated[
         Reasoning | None, about("on, off or {budget_tokens: N}. Only the first rule that applies counts.")
     ] = None
@@ -109,7 +109,7 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: Annotated[str, about("Model name to ask for.")]
     tls: Annotated[bool, about("Connect to the endpoint with TLS.")] = False
     timeout_ms: Annotated[int, about("Longest time for one call, in milliseconds.")] = 2000
-    price: Annotated[Price | None, about("What its tokens cost. Only for your own records.")] = None
+    price: Annotated[Price | None, about("Prices of its tokens. Only for your own records.")] = None
     api_key_env: Annotated[str | None, about("Environment variable that holds the API key, if any.")] = None
 
     def authorization(self) -> dict[str, str]:
@@ -119,13 +119,13 @@ class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Human(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What happens to an answer that only a person may give."""
+    """The review queue for requests that only a person may answer."""
 
-    queue: Annotated[str, about("Where cases wait: a file of JSON lines, or a redis:// URL.")] = "review.jsonl"
+    queue: Annotated[str, about("The review queue: a file of JSON lines, or a redis:// URL.")] = "review.jsonl"
     # Client libraries do not retry the status 422.
     status: Annotated[int, about("HTTP status of the response to the client.")] = 422
     message: Annotated[str, about("Error message in the response to the client.")] = (
-        "This request needs a person's answer; it has been put aside for review."
+        "A person must answer this request. It has been queued for review."
     )
     keep_text: Annotated[bool, about("Keep the text of request and answer, not only hashes and lengths.")] = False
 
@@ -140,7 +140,7 @@ class RungSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a rejected answer goes."""
+    """The tiers that are asked after a rejected answer."""
 
     to: Annotated[
         str | RungSpec | tuple[str | RungSpec, ...],
@@ -150,7 +150,7 @@ class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share: Annotated[float, about("Largest share of the cohort's judged answers that may escalate.")] = SHARE
     skip: Annotated[
         tuple[str, ...],
-        about("Names of rules whose rejection skips the next rung, where there is a rung above it."),
+        about("Names of rules whose rejection skips the next rung, if there is a rung above it."),
     ] = ()
 
     @property
@@ -179,7 +179,7 @@ class Probability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a cohort's floor was fitted on, and how well it did. `extproc calibrate` writes it."""
+    """The evidence for the floor of a cohort. `extproc calibrate` writes it."""
 
     date: Annotated[str, about("Day of the fit, as YYYY-MM-DD.")]
     data: Annotated[str, about("Hash of the labelled traffic.")]
@@ -204,7 +204,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a cohort's tier and settings were chosen on, and how well they did. `extproc calibrate` writes it."""
+    """The evidence for the tier and settings of a cohort. `extproc calibrate --target` writes it."""
 
     date: Annotated[str, about("Day of the choice, as YYYY-MM-DD.")]
     data: Annotated[str, about("Hash of the recorded traffic.")]
@@ -241,7 +241,7 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         int, about("Longest wait for the encoder, in milliseconds. Then the default tier serves.")
     ] = 200
     max_chars: Annotated[
-        int, about("Longest ask that is embedded whole, in characters. Of a longer ask head and tail are used.")
+        int, about("Longest ask that is embedded whole, in characters. A longer ask is cut to its head and tail.")
     ] = 512
 
     @property
@@ -251,29 +251,29 @@ class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Escalations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often one principal may escalate, so that nobody can push all traffic to the expensive tier."""
+    """A limit on escalations, so that no principal can push all traffic to the expensive tier."""
 
     principal: Annotated[
         tuple[str, ...],
         about(
-            "Request headers that tell principals apart, names in lower case. The first header that a request has "
+            "Request headers that identify the principal, in lower case. The first of them that a request has "
             "counts. Only its hash is used."
         ),
     ] = ("authorization", "x-api-key")
-    per_minute: Annotated[float, about("Escalations per minute that each principal may have.")] = 60
-    burst: Annotated[int, about("Escalations that each principal may have at once.")] = 20
+    per_minute: Annotated[float, about("Escalations per minute that each principal may cause.")] = 60
+    burst: Annotated[int, about("Escalations that each principal may cause in a burst.")] = 20
 
 
 class Upgrades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How often the text of one principal may lead above the default tier. After that the default tier serves."""
+    """A limit on requests above the default tier. Beyond it, the default tier serves the principal."""
 
     per_minute: Annotated[float, about("Requests per minute that each principal may send above the default tier.")]
-    burst: Annotated[int, about("Requests that each principal may send above the default tier at once.")]
+    burst: Annotated[int, about("Requests that each principal may send above the default tier in a burst.")]
     lower_floors: Annotated[bool, about("Also lower a `tier_floor`. Otherwise it always holds.")] = False
 
 
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How long Envoy waits."""
+    """The timeouts of Envoy."""
 
     request_s: Annotated[float, about("Longest time for a whole request with all its rungs, in seconds.")] = 300
     attempt_s: Annotated[

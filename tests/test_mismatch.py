@@ -1,4 +1,4 @@
-"""What is said about a value of the wrong type: in the words of YAML, with what was found and what is expected."""
+"""The sentence about a value of the wrong type, in the words of YAML: the found value and the expected ones."""
 
 import re
 from typing import Any
@@ -8,18 +8,16 @@ import pytest
 import yaml
 
 from extproc.acceptance.score import Scorer
-from extproc.mismatch import Mismatch, convert, path_of
+from extproc.mismatch import Mismatch, convert_or_mismatch, dotted_path
 from extproc.settings import Conditions, Escalate, Evidence, Human, Judge, Reasoning, Tier, Timeouts
 
 _PYTHON = re.compile(r"\b(int|str|float|bool|object|array|null|None|True|False|dict|tuple)\b")
 
 
 class Limits(msgspec.Struct, forbid_unknown_fields=True):
-    """Values with limits, and mappings in mappings."""
+    """A struct with mappings in a mapping."""
 
-    count: Any = 0
     nested: dict[str, dict[str, int]] = {}
-    version: Any = 1
 
 
 EXPECTED = {
@@ -47,22 +45,22 @@ EXPECTED = {
     (Judge, "{endpoint: h, model: m, price: 3}"): (
         ".price: expected a mapping {input: N, output: N}, found the number 3"
     ),
-    (Judge, "{endpoint: h, modell: m}"): ".modell: unknown key `modell`: did you mean `model`?",
+    (Judge, "{endpoint: h, models: m}"): ".models: unknown key `models`: did you mean `model`?",
     (Judge, "{endpoint: h}"): "`model` is missing: add it",
     (Tier, "capabilities: [sound]"): ".capabilities[0]: expected audio, tools or vision, found the text `sound`",
 }  # fmt: skip
 
 
 def told(kind: Any, text: str) -> str:
-    mismatch = convert(yaml.safe_load(text), kind)
+    mismatch = convert_or_mismatch(yaml.safe_load(text), kind)
     assert isinstance(mismatch, Mismatch)
-    place = path_of(mismatch.steps)
+    place = dotted_path(mismatch.steps)
     return f"{place}: {mismatch.what}" if place else mismatch.what
 
 
 @pytest.mark.parametrize(("kind", "text"), EXPECTED, ids=lambda value: value if isinstance(value, str) else "")
 def test_a_wrong_value_is_explained_in_the_words_of_yaml(kind: Any, text: str) -> None:
-    """With its place, and with what to do where that is known."""
+    """The sentence has the place of the value, and a remedy if there is one."""
     assert told(kind, text) == EXPECTED[kind, text]
 
 
@@ -71,17 +69,17 @@ def test_a_wrong_value_is_explained_in_the_words_of_yaml(kind: Any, text: str) -
     "text", ["5", "2.5", "true", "maybe", "[1, {}]", "{a: b}", "null", "{budget_tokens: {}}", "{to: {tier: 5}}"]
 )
 def test_no_word_of_python_is_used(kind: Any, text: str) -> None:
-    """Whatever the value and the type."""
-    value = convert(yaml.safe_load(text), kind)
+    """This holds for any value and any type."""
+    value = convert_or_mismatch(yaml.safe_load(text), kind)
     if isinstance(value, Mismatch):
         assert _PYTHON.search(value.what) is None
 
 
 def test_the_right_key_of_a_mapping_is_named_and_nothing_is_changed() -> None:
-    """However deep the mappings are."""
+    """This holds for mappings in mappings as well."""
     data = {"nested": {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": "two", "z": 3}, "c": {}}}
     before = msgspec.json.encode(data)
-    mismatch = convert(data, Limits)
+    mismatch = convert_or_mismatch(data, Limits)
     assert mismatch == Mismatch(("nested", "b", "y"), "expected a whole number, found the text `two`")
     assert msgspec.json.encode(data) == before
 

@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from extproc.acceptance.schema import compile_pattern, schema_fault
 from extproc.acceptance.score import Scorer
-from extproc.mismatch import Mismatch, convert, path_of
+from extproc.mismatch import Mismatch, convert_or_mismatch, dotted_path
 from extproc.settings import about
 
 OnUnavailable = Annotated[
@@ -219,9 +219,9 @@ def _call_out(name: str, value: Any) -> dict[str, Any]:
 
 
 def _convert(kind: type[Any], options: Any, where: str, example: str) -> Any:
-    rule = convert(options, kind)
+    rule = convert_or_mismatch(options, kind)
     if isinstance(rule, Mismatch):
-        place = where if rule.is_key else f"{where}{path_of(rule.steps)}"
+        place = where if rule.is_key else f"{where}{dotted_path(rule.steps)}"
         raise ValueError(f"{place}: {rule.what}; write {example}")
     return rule
 

@@ -1,4 +1,4 @@
-"""The commands for whoever writes intents: `check`, `explain` and `schema`."""
+"""The commands for people who write intents: `check`, `explain` and `schema`."""
 
 import argparse
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ def add_commands(commands: "Commands") -> None:
     check = add_command(
         commands, "check", _check,
         "Check a folder of intents and report every mistake with file, line and remedy. The exit code is 0 without "
-        "mistakes, else 2.",
+        "mistakes, and 2 with mistakes.",
     )  # fmt: skip
     check.add_argument(
         "intents", type=Path, metavar="DIR", help="folder that holds policy.yaml and one YAML file for each intent"
@@ -26,7 +26,7 @@ def add_commands(commands: "Commands") -> None:
 
     explain = add_command(
         commands, "explain", _explain,
-        "Show where a prompt would go, and why. Give a prompt, or a request body with --request.",
+        "Show the tier that a prompt would go to, and why. Give a prompt, or a request body with --request.",
     )  # fmt: skip
     intents_option(explain)
     explain.add_argument("prompt", nargs="?", help="text of the prompt")
@@ -75,7 +75,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
-    """What is no mistake, but worth knowing: a line for each kind, with the cohorts that it is about."""
+    """Findings that are not mistakes: one line for each kind, with the names of the cohorts."""
     from extproc.acceptance.verdict import needs_whole_answer
 
     rules = {cohort.name: needs_whole_answer(cohort.accept) for cohort in cohorts if cohort.stream == "early"}

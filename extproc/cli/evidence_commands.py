@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from extproc.cli.options import (
     add_command,
     data_argument,
-    day,
     intents_option,
     limits_options,
-    open_share,
+    parse_day,
+    parse_open_share,
     seed_option,
 )
 from extproc.config.load import load_config
@@ -53,7 +53,7 @@ def _add_convert(commands: "Commands") -> None:
 def _add_eval(commands: "Commands") -> None:
     evaluate = add_command(
         commands, "eval", _eval,
-        "Report what these intents do to labelled or recorded traffic. Every row is routed and judged as when "
+        "Report how these intents serve labelled or recorded traffic. Every row is routed and judged as when "
         "serving, and shown beside baselines on the same rows.",
     )  # fmt: skip
     intents_option(evaluate)
@@ -83,7 +83,7 @@ def _add_calibrate(commands: "Commands") -> None:
     data_argument(calibrate)
     calibrate.add_argument(
         "--risk",
-        type=open_share,
+        type=parse_open_share,
         default=0.05,
         metavar="SHARE",
         help="largest share of accepted matches that may be wrong, on average (default: %(default)s)",
@@ -91,12 +91,12 @@ def _add_calibrate(commands: "Commands") -> None:
     calibrate.add_argument(
         "--target",
         metavar="quality=SHARE|cost=DOLLARS",
-        help="choose tier, reasoning, acceptance score and output cap of each cohort by recorded outcomes: for at "
-        "least this share of good answers, or at most this cost in US dollars per 1,000 requests",
+        help="choose tier and settings of each cohort by recorded outcomes: for at least this share of good "
+        "answers, or for at most this cost in US dollars per 1,000 requests",
     )
     calibrate.add_argument(
         "--cut",
-        type=open_share,
+        type=parse_open_share,
         default=0.01,
         metavar="SHARE",
         help="with --target: largest share of good answers that the chosen output cap may cut off "
@@ -112,7 +112,7 @@ def _add_calibrate(commands: "Commands") -> None:
     )
     calibrate.add_argument(
         "--date",
-        type=day,
+        type=parse_day,
         metavar="YYYY-MM-DD",
         help="date that is written into the evidence (default: today)",
     )
@@ -140,7 +140,7 @@ def _add_gate(commands: "Commands") -> None:
     gate = add_command(
         commands, "gate", _gate,
         "Compare a folder of intents with a baseline, and fail if any cohort is worse. The exit code is 0 if it "
-        "passes, 1 if a cohort is worse than the limits allow, 2 if the input is at fault.",
+        "passes, 1 if a cohort is worse than the limits allow, and 2 if the input is at fault.",
     )  # fmt: skip
     gate.add_argument(
         "--baseline", type=Path, metavar="OLD", required=True, help="folder of intents to compare with"
@@ -159,7 +159,7 @@ def _add_suggest(commands: "Commands") -> None:
     intents_option(suggest)
     data_argument(suggest, "traffic as JSON lines (docs/evidence.md), with or without labels")
     suggest.add_argument(
-        "--out", type=Path, metavar="DIR", help="also write each proposal to a file of its own in DIR"
+        "--out", type=Path, metavar="DIR", help="also write the proposals into DIR, one file for each"
     )
 
 

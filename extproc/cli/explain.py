@@ -42,7 +42,7 @@ def explain(
     headers: list[str],
     as_json: bool,
 ) -> str:
-    """Where a prompt or a request body would go, and why, as text or as JSON."""
+    """Explain the decision for a prompt or for a request body, as text or as JSON."""
     config = load_config(folder)
     encoder = load_encoder(config.policy.encoder.model)
     snapshot = compile_snapshot(config, encoder)
@@ -59,7 +59,7 @@ def explain(
 
 
 def _uncalibrated(cohort: Cohort) -> str:
-    """What to call a floor without evidence, or with evidence about other centroids."""
+    """The word for a floor without evidence, or with evidence about other centroids."""
     if cohort.evidence is None:
         return "uncalibrated"
     return "stale: utterances or centroids changed since it was calibrated"
@@ -93,7 +93,7 @@ def _as_text(routed: Routed, by_cohort: Mapping[str, float], path: str) -> str:
 
 
 def _request_lines(routed: Routed, path: str) -> Iterator[str]:
-    """What was read from the request."""
+    """The request, and the ask that was read from it."""
     if routed.signals is None:
         return
     signals, ask = routed.signals, routed.signals.ask
@@ -116,7 +116,7 @@ def _similarity_lines(routed: Routed, by_cohort: Mapping[str, float]) -> Iterato
 
 
 def _match_lines(decision: Decision) -> Iterator[str]:
-    """The margin, and what evidence says about the match and about the choice of tier."""
+    """The margin, and the evidence for the match and for the choice of tier."""
     cohort, match = decision.cohort, decision.match
     if match is not None:
         yield f"margin    {match.margin:.3f} (floor {cohort.margin if cohort is not None else 0.0:.3f})"
@@ -142,7 +142,7 @@ def _decision_lines(routed: Routed) -> Iterator[str]:
 
 
 def _ladder_lines(routed: Routed) -> Iterator[str]:
-    """The tiers that follow, and what sends a request to them."""
+    """The tiers that come next, and the reasons for which a request moves to them."""
     decision, cohort = routed.decision, routed.decision.cohort
     if not decision.ladder:
         return
@@ -175,7 +175,7 @@ def _choice(chosen: Chosen) -> str:
 
 
 def _change_lines(routed: Routed) -> Iterator[str]:
-    """What is written into the request's body."""
+    """The members that are written into the body of the request."""
     for name, value in _written(routed).items():
         yield f"writes    {name} = {value}"
     if routed.mutation.body is None:

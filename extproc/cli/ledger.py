@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extproc.cli.options import add_command, share
+from extproc.cli.options import add_command, parse_share
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -22,20 +22,20 @@ def add_commands(commands: "Commands") -> None:
         "--by",
         choices=("cohort", "tier", "principal"),
         default="cohort",
-        help="what each line of the report adds up (default: %(default)s)",
+        help="group the requests by this: one line of the report for each (default: %(default)s)",
     )
     report.add_argument("--html", type=Path, metavar="FILE", help="write an HTML page to FILE and print nothing")
     report.add_argument("--json", action="store_true", help="print the report as JSON")
 
     export = add_command(
         commands, "export", _export,
-        "Print what became of each request, as JSON lines. Without --requests the lines hold no text and no "
+        "Print the outcome of each request, as JSON lines. Without --requests the lines hold no text and no "
         "callers. docs/ledger.md explains the fields.",
     )  # fmt: skip
     _ledger_options(export)
     export.add_argument(
         "--share",
-        type=share,
+        type=parse_share,
         default=1.0,
         metavar="0..1",
         help="share of the conversations to print, each of them whole (default: %(default)s, which is all)",

@@ -1,10 +1,10 @@
-"""The command `extproc`: its commands in four groups, each group in a module of its own."""
+"""The command `extproc`. Its commands are in four groups, with a module for each group."""
 
 import argparse
 from collections.abc import Iterator
 
+from extproc import __version__
 from extproc.cli import author, evidence_commands, ledger, operate
-from extproc.cli.options import ShowVersion
 from extproc.cli.process import run_process
 
 _GROUPS = (
@@ -16,7 +16,7 @@ _GROUPS = (
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code: 2 when the user's input is at fault, else the command's own."""
+    """Run one command and return its exit code: 2 if the user's input is at fault."""
     args = command_parser().parse_args(argv)
     return run_process(lambda: int(args.run(args)), getattr(args, "intents", None))
 
@@ -29,7 +29,9 @@ def command_parser() -> argparse.ArgumentParser:
         description="A semantic router for LLM traffic: an Envoy external processor (ext_proc).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action=ShowVersion, help="show the version and exit")
+    parser.add_argument(
+        "--version", action="version", version=f"extproc {__version__}", help="show the version and exit"
+    )
     commands = parser.add_subparsers(prog="extproc", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
     lines: list[str] = []
     for title, module in _GROUPS:

@@ -1,4 +1,4 @@
-"""The commands that run the router and what belongs to it: `serve`, `health`, `prepare`, `envoy`, `demo`."""
+"""The commands that run the router and the parts around it: `serve`, `health`, `prepare`, `envoy`, `demo`."""
 
 import argparse
 import asyncio
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from extproc.cli.options import (
     add_command,
-    address,
     all_or_none,
-    days,
     intents_option,
     limits_options,
-    server_address,
-    workers,
+    parse_address,
+    parse_days,
+    parse_server_address,
+    parse_workers,
 )
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def add_commands(commands: "Commands") -> None:
     """Add the commands of this group."""
     _add_serve(commands)
     health = add_command(
-        commands, "health", _health, "Ask a router whether it serves. The exit code is 0 if it does, else 1."
+        commands, "health", _health, "Ask a router whether it serves. The exit code is 0 if it does, and 1 if not."
     )
     health.add_argument(
         "address",
-        type=server_address,
+        type=parse_server_address,
         nargs="?",
         default="127.0.0.1:50051",
         metavar="HOST:PORT|unix:///PATH",
@@ -60,14 +60,14 @@ def _add_serve(commands: "Commands") -> None:
     intents_option(serve)
     serve.add_argument(
         "--listen",
-        type=server_address,
+        type=parse_server_address,
         default="127.0.0.1:50051",
         metavar="HOST:PORT|unix:///PATH",
         help="address that Envoy connects to (default: %(default)s)",
     )
     serve.add_argument(
         "--workers",
-        type=workers,
+        type=parse_workers,
         default=1,
         metavar="N",
         help="number of router processes, on consecutive ports from the port of --listen; `auto` is one for each "
@@ -75,9 +75,9 @@ def _add_serve(commands: "Commands") -> None:
     )
     serve.add_argument(
         "--health",
-        type=server_address,
+        type=parse_server_address,
         metavar="HOST:PORT",
-        help="address of the gRPC health service that speaks for all workers; used with two workers or more "
+        help="address of the gRPC health service for all workers together; used with two or more workers "
         "(default: the port before the port of --listen)",
     )
     serve.add_argument(
@@ -103,7 +103,7 @@ def _add_serve(commands: "Commands") -> None:
     )
     serve.add_argument(
         "--ledger-days",
-        type=days,
+        type=parse_days,
         default=90,
         metavar="DAYS",
         help="delete ledger rows older than this many days (default: %(default)s)",
@@ -127,14 +127,14 @@ def _add_envoy(commands: "Commands") -> None:
     intents_option(envoy)
     envoy.add_argument(
         "--listen",
-        type=address,
+        type=parse_address,
         default="0.0.0.0:10000",
         metavar="HOST:PORT",
         help="address where Envoy accepts clients (default: %(default)s)",
     )
     envoy.add_argument(
         "--extproc",
-        type=server_address,
+        type=parse_server_address,
         action="append",
         metavar="HOST:PORT|unix:///PATH",
         help="address of the router, as in `extproc serve --listen`; repeat it for several routers "
@@ -142,7 +142,7 @@ def _add_envoy(commands: "Commands") -> None:
     )
     envoy.add_argument(
         "--workers",
-        type=workers,
+        type=parse_workers,
         default=1,
         metavar="N",
         help="number of processes of each router, as in `extproc serve --workers` (default: %(default)s)",
@@ -167,19 +167,19 @@ def _add_envoy(commands: "Commands") -> None:
     )
     envoy.add_argument(
         "--admin",
-        type=address,
+        type=parse_address,
         metavar="HOST:PORT",
         help="address of Envoy's admin interface (default: no admin interface)",
     )
     envoy.add_argument(
         "--probe",
-        type=address,
+        type=parse_address,
         metavar="HOST:PORT",
         help="address that serves only /ready and /stats/prometheus; needs --admin (default: none)",
     )
     envoy.add_argument(
         "--otlp",
-        type=address,
+        type=parse_address,
         metavar="HOST:PORT",
         help="OTLP/gRPC endpoint that Envoy sends traces to (default: no traces)",
     )

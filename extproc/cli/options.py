@@ -1,19 +1,15 @@
-"""What several commands share: how a command is added, types of arguments, common options, the version."""
+"""Parts that several commands share: adding a command, argument types, common options."""
 
 import argparse
 import datetime
 import math
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import extproc
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DISTRIBUTION = "envoy-semantic-router"
 _UNIX = "unix:"
 
 
@@ -26,27 +22,8 @@ def add_command(
     return parser
 
 
-def version() -> str:
-    """The version of the installed distribution. Without one, the version that the source checkout names."""
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return str(getattr(extproc, "__version__", "0.1.0"))
-
-
-class ShowVersion(argparse.Action):
-    """Print the version and exit. It is looked up only when somebody asks for it."""
-
-    def __init__(self, option_strings: list[str], dest: str, **settings: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **settings)
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"{parser.prog} {version()}")
-        parser.exit()
-
-
 def _refusal(found: str, expected: str) -> argparse.ArgumentTypeError:
-    """An argument is refused. `argparse` puts the name of the option before this."""
+    """The error for a wrong argument. `argparse` puts the name of the option in front."""
     return argparse.ArgumentTypeError(f"found `{found}`, expected {expected}")
 
 
@@ -56,30 +33,30 @@ def _number(expected: str, fits: Callable[[float], bool]) -> Callable[[str], flo
             value = float(text)
         except ValueError:
             value = math.nan
-        if not fits(value):  # nothing compares with "nan", so that is refused, too
+        if not fits(value):  # every comparison with "nan" is false, so "nan" is refused as well
             raise _refusal(text, expected)
         return value
 
     return parse
 
 
-share = _number("a share from 0 to 1, as in 0.1", lambda value: 0 <= value <= 1)
-open_share = _number("a share above 0 and below 1, as in 0.05", lambda value: 0 < value < 1)
-quality_drop = _number(
+parse_share = _number("a share from 0 to 1, as in 0.1", lambda value: 0 <= value <= 1)
+parse_open_share = _number("a share above 0 and below 1, as in 0.05", lambda value: 0 < value < 1)
+parse_quality_drop = _number(
     "a share from 0 up and below 1, as in 0.02 for two percentage points", lambda value: 0 <= value < 1
 )
-cost_rise = _number("a share from 0 up, as in 0.1 for 10 % more", lambda value: 0 <= value < math.inf)
-days = _number("a number of days from 0 up, as in 90", lambda value: 0 <= value < math.inf)
+parse_cost_rise = _number("a share from 0 up, as in 0.1 for 10 % more", lambda value: 0 <= value < math.inf)
+parse_days = _number("a number of days from 0 up, as in 90", lambda value: 0 <= value < math.inf)
 
 
-def seed(text: str) -> int:
+def parse_seed(text: str) -> int:
     """A seed of random numbers: a whole number from 0 up."""
     if not (text.isascii() and text.isdecimal()):
         raise _refusal(text, "a whole number from 0 up, as in 7")
     return int(text)
 
 
-def workers(text: str) -> int:
+def parse_workers(text: str) -> int:
     """A number of processes; `auto` is one for each core."""
     from extproc.serving.workers import cores
 
@@ -90,7 +67,7 @@ def workers(text: str) -> int:
     return int(text)
 
 
-def address(text: str) -> str:
+def parse_address(text: str) -> str:
     """HOST:PORT, as it was given."""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal():
@@ -98,7 +75,7 @@ def address(text: str) -> str:
     return text
 
 
-def server_address(text: str) -> str:
+def parse_server_address(text: str) -> str:
     """HOST:PORT or the path of a unix socket, as it was given."""
     if text.startswith("unix://") and not text.startswith("unix:///"):
         raise _refusal(text, "a path that starts at the root: give a whole path, as in unix:///run/extproc.sock")
@@ -110,7 +87,7 @@ def server_address(text: str) -> str:
     return text
 
 
-def day(text: str) -> str:
+def parse_day(text: str) -> str:
     """A day as YYYY-MM-DD."""
     try:
         return datetime.date.fromisoformat(text).isoformat()
@@ -118,21 +95,21 @@ def day(text: str) -> str:
         raise _refusal(text, f"a day as YYYY-MM-DD, as in 2026-11-22 ({error})") from error
 
 
-def lines_file(text: str) -> Path:
+def parse_lines_file(text: str) -> Path:
     """A file of JSON lines; `-` is standard input."""
     return Path("/dev/stdin" if text == "-" else text)
 
 
 def intents_option(parser: argparse.ArgumentParser, default: Path | None = None) -> None:
     """Add `--intents`, which is required unless it has a default."""
-    told = f" (default: {default})" if default is not None else ""
+    default_text = f" (default: {default})" if default is not None else ""
     parser.add_argument(
         "--intents",
         type=Path,
         metavar="DIR",
         default=default,
         required=default is None,
-        help=f"folder that holds policy.yaml and one YAML file for each intent{told}",
+        help=f"folder that holds policy.yaml and one YAML file for each intent{default_text}",
     )
 
 
@@ -144,9 +121,9 @@ def data_argument(
     """Add the file of JSON lines that a command reads."""
     parser.add_argument(
         name,
-        type=lines_file,
+        type=parse_lines_file,
         metavar=name.upper(),
-        help=f"{what}; a name that ends in .gz means gzip; - reads standard input",
+        help=f"{what}; gzip is recognised by the ending .gz, and - reads standard input",
     )
 
 
@@ -154,7 +131,7 @@ def limits_options(parser: argparse.ArgumentParser, condition: str = "") -> None
     """Add what `extproc gate` allows a new configuration to lose. Each help text begins with the condition."""
     parser.add_argument(
         "--max-quality-drop",
-        type=quality_drop,
+        type=parse_quality_drop,
         default=0.02,
         metavar="SHARE",
         help=f"{condition}largest drop in quality that passes, as a share (0.02 is two percentage points; "
@@ -162,7 +139,7 @@ def limits_options(parser: argparse.ArgumentParser, condition: str = "") -> None
     )
     parser.add_argument(
         "--max-cost-rise",
-        type=cost_rise,
+        type=parse_cost_rise,
         default=0.10,
         metavar="SHARE",
         help=f"{condition}largest rise in cost that passes, as a share of the old cost (0.1 is 10 %%; "
@@ -173,12 +150,16 @@ def limits_options(parser: argparse.ArgumentParser, condition: str = "") -> None
 def seed_option(parser: argparse.ArgumentParser, what: str) -> None:
     """Add `--seed`, the start of the random numbers for `what`."""
     parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help=f"seed of the random numbers for {what} (default: 0)"
+        "--seed",
+        type=parse_seed,
+        default=0,
+        metavar="N",
+        help=f"seed of the random numbers for {what} (default: 0)",
     )
 
 
 def all_or_none(args: argparse.Namespace, *names: str) -> list[Any]:
-    """The values of options that only work together; [] where none is given. Raises ValueError."""
+    """The values of options that only work together, or [] if none is given. Raises ValueError."""
     values = [getattr(args, name) for name in names if getattr(args, name) is not None]
     if values and len(values) < len(names):
         raise ValueError(f"give all of {', '.join('--' + name.replace('_', '-') for name in names)}, or none")

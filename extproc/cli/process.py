@@ -14,10 +14,10 @@ INTERRUPTED = 130
 
 
 def run_process(run: Callable[[], int], intents: Path | None = None) -> int:
-    """Run to the end and return the exit code: the code of `run`, or 2 when the user's input is at fault.
+    """Run to the end and return the exit code: the code of `run`, or 2 if the user's input is at fault.
 
-    Mistakes in YAML are printed one a line, with the path of their file. `intents` is the folder of a mistake that
-    does not know its own.
+    Each mistake in YAML is printed on one line, with the path of its file. `intents` is the folder of the YAML, for
+    errors that do not know it.
     """
     _set_up_logging()
     try:

@@ -10,7 +10,7 @@ from extproc.cli.process import run_process
 from extproc.config.gate import GateTask
 
 
-def main(argument: str) -> int:
+def run_reload_gate(argument: str) -> int:
     """Compare as `extproc gate` does, and exit as it does: 0 passed, 1 worse, 2 could not compare."""
     task = msgspec.json.decode(argument, type=GateTask)
     old, new, data, folder = map(Path, (task.old, task.new, task.data, task.copies_of))
@@ -19,4 +19,4 @@ def main(argument: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(run_reload_gate(sys.argv[1]))

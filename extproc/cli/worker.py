@@ -14,7 +14,7 @@ from extproc.serving.server import Serving, serve
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What a router process does: the options of `extproc serve` as plain values, so that they travel as JSON."""
+    """The task of a router process: the options of `extproc serve` as plain values, so that JSON can carry them."""
 
     intents: str
     listen: str
@@ -50,11 +50,11 @@ def run_job(job: Job, ready_fd: int | None = None) -> int:
     return 0
 
 
-def main(arguments: list[str]) -> int:
+def run_worker(arguments: list[str]) -> int:
     """Run the job in the first argument. A second argument is the file descriptor of the supervisor's pipe."""
     job = msgspec.json.decode(arguments[0], type=Job)
     return run_process(lambda: run_job(job, *map(int, arguments[1:])), Path(job.intents))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_worker(sys.argv[1:]))

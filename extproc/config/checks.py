@@ -1,4 +1,4 @@
-"""Mistakes that only show when the files are read together, or that the type of a value does not rule out."""
+"""Checks across files, and checks of values whose type is right."""
 
 import math
 import re
@@ -23,8 +23,8 @@ def cross_check(
 ) -> Iterator[tuple[str, str, str]]:
     """(file, path, what is wrong) for every mistake. `intents` are pairs of file and intent.
 
-    `every_intent` is False when the file of an intent could not be read. Then an intent that nobody defines may be
-    in that file.
+    `every_intent` is False when the file of an intent could not be read. Then an unknown intent
+    may be in that file.
     """
     if every_intent and not intents:
         yield POLICY_FILE, "", "no intent beside it: write at least one <intent>.yaml"
@@ -81,7 +81,7 @@ def _check_judge(at: str, judge: Judge) -> Iterator[_Finding]:
 
 
 def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
-    """The numbers of everything but the tiers."""
+    """The numbers outside the tiers, and the headers of principals."""
     if policy.human is not None:
         yield from _within(".human.status", policy.human.status, least=200, most=599)
     for i, header in enumerate(policy.escalations.principal):
@@ -234,25 +234,27 @@ def _within(
     most: float = math.inf,
     hint: str = "",
 ) -> Iterator[_Finding]:
-    """A number, where there is one, is at least `least`, above `above`, and at most `most`."""
+    """A number must be at least `least`, above `above`, and at most `most`. None is right."""
     if value is None or (least <= value <= most and value > above):
         return
     start = f"above {above:g}" if above > -math.inf else f"from {least:g}"
     end = f" to {most:g}" if most < math.inf else "" if above > -math.inf else " up"
     number = f"{value:g}" if isinstance(value, float) else shown(str(value))
-    what = f"`{_key(path)}` is {number}: expected a number {start}{end}"
+    what = f"`{_short_name(path)}` is {number}: expected a number {start}{end}"
     yield path, f"{what}; {hint}" if hint else what
 
 
 def _is_interval(path: str, ends: tuple[float, float]) -> Iterator[_Finding]:
     low, high = ends
     if not 0 <= low <= high <= 1:
-        what = f"`{_key(path)}` is [{low:g}, {high:g}]: expected two numbers from 0 to 1, the lower one first"
+        what = (
+            f"`{_short_name(path)}` is [{low:g}, {high:g}]: expected two numbers from 0 to 1, the lower one first"
+        )
         yield path, what
 
 
-def _key(path: str) -> str:
-    """The keys of a path from the last list on: what a person calls the value."""
+def _short_name(path: str) -> str:
+    """The keys of a path after the last list, as in `price.input`."""
     return path.rpartition("].")[2].lstrip(".")
 
 
@@ -273,7 +275,7 @@ def _fits_a_header(path: str, name: str) -> Iterator[_Finding]:
 
 
 def _exists(path: str, name: str | None, names: Sequence[str], what: str) -> Iterator[_Finding]:
-    """A name, where there is one, is one of `names`. Without any names nothing is known about them."""
+    """A name must be one of `names`. None is right, and any name is right if `names` is empty."""
     if name is not None and names and name not in names:
         yield path, f"no {what} is called `{name}`: {suggestion(name, names)}"
 

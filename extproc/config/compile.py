@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     """Embed the utterances of every intent and compile the policy.
 
-    Raises ConfigError when an utterance does not reach its own intent: such an intent cannot do what its file says.
-    With centroids that are fitted on labelled rows this is only a warning.
+    Raises ConfigError if an utterance is not routed to its own intent, because this intent cannot work as its file
+    says. With centroids that are fitted on labelled rows this is only a warning.
     """
     texts = [text for intent in config.intents for text in intent.utterances]
     vectors = encoder.encode(texts)

@@ -1,6 +1,6 @@
-"""The gate of reloads: a new configuration is compared with the one that serves, in a process of its own.
+"""The gate of reloads: a separate process compares a new configuration with the one that serves.
 
-That process runs at the lowest priority, so that requests come first.
+The process runs at the lowest priority, so that requests come first.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ import msgspec
 from extproc.config.load import yaml_files
 from extproc.routing.centroid_file import CENTROIDS_FILE
 
-# Whoever edits the YAML waits for the gate. Traffic that takes longer than this is too much for it.
+# The operator waits for the gate after an edit. Traffic that takes longer than this is too much for it.
 _PATIENCE_S = 900.0
 # Every gate loads the encoder, so one runs at a time on a machine. The others look this often whether it is done.
 _TURN_S = 0.5
 _LOWEST_PRIORITY = 19
-# What runs the comparison. It is named, not imported: the command line lies above this package.
+# The module that compares. It is named, not imported, because the command line lies above this package.
 _PROGRAM = "extproc.cli.reload_gate"
 
 
 class GateTask(msgspec.Struct, frozen=True):
-    """What the process of the gate compares: two copies of the folder `copies_of`, on the rows in `data`."""
+    """The task of the process: compare two copies of the folder `copies_of` on the rows in `data`."""
 
     old: str
     new: str
@@ -44,10 +44,10 @@ def check_data(data: Path) -> None:
 
 
 class Gate:
-    """Compares what serves with what wants to serve, on a file of traffic.
+    """Compares a new configuration with the one that serves, on a file of traffic.
 
-    Both are copies of the folder. So the configuration that was compared is the one that serves, even if somebody
-    edits the folder meanwhile.
+    Both are copies of the folder. So the configuration that was compared is the one that serves, even if the folder
+    is edited during the comparison.
     """
 
     def __init__(self, data: Path, max_quality_drop: float, max_cost_rise: float) -> None:
@@ -66,7 +66,7 @@ class Gate:
         copy = Path(self._copies.name) / str(self._count)
         copy.mkdir()
         for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
-            # A file that is removed meanwhile is a new edit: the next look at the folder sees it.
+            # Removing a file at this moment is a new edit, and the next look at the folder sees it.
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(path, copy / path.name)
         return copy

@@ -18,7 +18,7 @@ _VERSION = "http://json-schema.org/draft-07/schema#"
 _REF = "#/$defs/{name}"
 # The router reads YAML 1.1, where these words are booleans. For editors, which read YAML 1.2, they are text.
 _BOOLEANS = [True, False, "on", "off", "yes", "no"]
-# Options of a rule that are no keys of the YAML.
+# Options of a rule that are not keys of the YAML.
 _NOT_WRITTEN = {"Score": "scorer", "External": "name"}
 
 _Schema = dict[str, Any]

@@ -1,4 +1,4 @@
-"""A folder of YAML, with the fitted centroids beside it, to a Config. All mistakes are reported at once."""
+"""A folder of YAML, with the fitted centroids beside it, to a Config. All mistakes are reported together."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ _CONFIGMAP_BYTES = 1 << 20
 class ConfigError(ValueError):
     """The operator's configuration cannot be used: `problems` lists every mistake.
 
-    `folder` is where the files lie, or None where whoever found the mistakes does not know it.
+    `folder` has the files. It is None if the code that found the mistakes does not know the folder.
     """
 
     def __init__(self, problems: list[Problem], folder: Path | None = None) -> None:
@@ -32,10 +32,10 @@ class Config(msgspec.Struct, frozen=True):
 
     policy: PolicyFile
     intents: tuple[Intent, ...]
-    revision: str  # hash of all that was read
+    revision: str  # hash of all the files
     files: dict[str, str]  # intent -> file name
     lines: Lines  # where each value stands
-    fitted: CentroidFile | None = None  # centroids.safetensors, where there is one
+    fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
@@ -70,7 +70,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
 
 
 class _Reading:
-    """What was read from a folder so far."""
+    """The files of a folder that are read so far."""
 
     def __init__(self) -> None:
         self.policy: PolicyFile | None = None
@@ -93,7 +93,7 @@ class _Reading:
             self.intents.append((path.name, intent))
 
     def add_centroids(self, path: Path) -> CentroidFile | None:
-        """Read the fitted centroids. None where there are none, or where the file is damaged."""
+        """Read the fitted centroids. None if there is no file, or if it is damaged."""
         try:
             raw = path.read_bytes()
             fitted = decode_centroids(raw)
@@ -127,5 +127,5 @@ def located(model: str, folder: Path) -> str:
     path = folder / Path(model).expanduser()
     if not path.exists() and not model.startswith((".", "/", "~")):
         return model
-    # Symbolic links stay as they are: Kubernetes mounts a ConfigMap through links that it swaps.
+    # Symbolic links are not resolved: Kubernetes mounts a ConfigMap through links, and swaps them.
     return os.path.abspath(path)

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_S = 1.0
 
-# What `stat` tells of each file: name, time of change, inode, size. It follows the symbolic links that Kubernetes
-# swaps under a ConfigMap. inotify does not see those swaps on every volume.
+# Name, time of change, inode and size of each file. `stat` follows the symbolic links that Kubernetes swaps under a
+# ConfigMap. inotify does not see those swaps on every volume.
 Signature = tuple[tuple[str, int, int, int], ...]
 
 
@@ -36,7 +36,7 @@ def signature(folder: Path) -> Signature:
 
 
 class ReloadGate(Protocol):
-    """What a new configuration has to pass before it may serve."""
+    """The comparison that a new configuration has to pass before it may serve."""
 
     def copy(self, folder: Path) -> Path: ...
     def serves(self, copy: Path) -> None: ...
@@ -64,8 +64,8 @@ async def watch(
     """Until cancelled: when the folder changes, compiles and passes the gate, hand the snapshot to `swap`.
 
     `seen` is the signature of the folder from before its first load. Every reload is reported with its outcome and
-    the revision that serves afterwards. Outcomes: applied; invalid, for a mistake in the files; regression, for a
-    cohort that is worse; gate, when the gate could not compare; error.
+    the revision that serves afterwards. The outcome is "applied", "invalid" (a mistake in the files), "regression"
+    (a cohort is worse), "gate" (the comparison was not possible) or "error".
     """
     while True:
         await asyncio.sleep(_INTERVAL_S)
@@ -120,7 +120,7 @@ def _compile(folder: Path, current: Snapshot, encoder: Encoder, copy_of: Path | 
 
 
 def _check_against_envoy(config: Config, current: Snapshot) -> None:
-    """Compare with what Envoy's configuration was rendered from. Nothing may be routed to a cluster that it lacks.
+    """Compare with the current configuration, which Envoy's was rendered from.
 
     Raises ConfigError for a tier whose cluster Envoy lacks. Warns about changes that only Envoy can carry out.
     """

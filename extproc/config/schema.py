@@ -26,7 +26,7 @@ POLICY_FILE = "policy.yaml"
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """policy.yaml: the tiers, the rules and what holds for all intents."""
+    """policy.yaml: the tiers, the rules, and the settings of all intents."""
 
     version: Annotated[Literal[1], about("Version of this format.")]
     default_tier: Annotated[str, about("Tier that serves when no decision can be made.")]
@@ -43,18 +43,19 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = "enforce"
     reasoning_choice: Annotated[
         Literal["client", "router"],
-        about("Whose choice of reasoning wins when the client made one: the client's, or the policy's."),
+        about("client: a choice of reasoning in the request wins. router: the choice of the policy wins."),
     ] = "client"
-    escalations: Annotated[Escalations, about("How often one principal may escalate.")] = Escalations()
+    escalations: Annotated[Escalations, about("Limit on the escalations of one principal.")] = Escalations()
     upgrades: Annotated[
-        Upgrades | None, about("How often one principal may go above the default tier. Left out: no limit.")
+        Upgrades | None, about("Limit on requests of one principal above the default tier. Left out: no limit.")
     ] = None
-    timeouts: Annotated[Timeouts, about("How long Envoy waits.")] = Timeouts()
+    timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()
     judges: Annotated[
-        dict[str, Judge], about("Models that the acceptance rules `judge` and `agree` ask, by a name of your own.")
+        dict[str, Judge], about("Models that the acceptance rules `judge` and `agree` ask. You choose the names.")
     ] = {}
     human: Annotated[
-        Human | None, about("What happens to an answer that only a person may give (`escalate: {to: human}`).")
+        Human | None,
+        about("The review queue for requests that only a person may answer (`escalate: {to: human}`)."),
     ] = None
 
 
@@ -70,10 +71,10 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         about("on, off or {budget_tokens: N}. Left out: as the client or the model has it."),
     ] = None
     max_output_tokens: Annotated[
-        int | None, about("Largest number of output tokens. A lower limit of the client's is kept.")
+        int | None, about("Largest number of output tokens. A lower limit in the request is kept.")
     ] = None
     tier_floor: Annotated[
-        str | None, about("Lowest tier, whichever tier a rule names. It also holds for ambiguous requests.")
+        str | None, about("Lowest tier, also if a rule names a lower one. It holds for ambiguous requests, too.")
     ] = None
     risk: Annotated[Literal["low", "high"], about("How risky a wrong answer is. Rules can read it.")] = "low"
     floor: Annotated[
@@ -87,19 +88,19 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float, about("Least lead over the next intent's similarity. With less the request is ambiguous.")
     ] = 0.0
     evidence: Annotated[
-        Evidence | None, about("What floor and margin were fitted on. `extproc calibrate` writes it.")
+        Evidence | None, about("The evidence for floor and margin. `extproc calibrate` writes it.")
     ] = None
     accept: Annotated[
-        list[Any], about("Rules that an answer must pass before the client sees it. Else it escalates.")
+        list[Any], about("Rules that an answer must pass before the client sees it. A rejected answer escalates.")
     ] = []
     scorer: Annotated[
         Scorer | None, about("The curve of the rule `score`. `extproc calibrate --target` writes it.")
     ] = None
-    escalate: Annotated[Escalate | None, about("Where a rejected answer goes. Left out: to the next tier up.")] = (
-        None
-    )
+    escalate: Annotated[
+        Escalate | None, about("The tiers that are asked after a rejected answer. Left out: the next tier up.")
+    ] = None
     chosen: Annotated[
-        Chosen | None, about("What tier and settings were chosen on. `extproc calibrate --target` writes it.")
+        Chosen | None, about("The evidence for tier and settings. `extproc calibrate --target` writes it.")
     ] = None
     stream: Annotated[
         StreamHold,

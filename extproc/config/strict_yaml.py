@@ -1,17 +1,17 @@
-"""One YAML file to one typed value. Every mistake is reported with its line and what to do about it."""
+"""One YAML file to one typed value. Every mistake is reported with its line and a remedy."""
 
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
-from extproc.mismatch import Mismatch, Steps, convert, path_of, shown
+from extproc.mismatch import Mismatch, Steps, convert_or_mismatch, dotted_path, shown
 
 Lines = dict[tuple[str, str], int]  # (file, path such as ".tiers[0].name") -> line
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):
-    """One mistake of the operator: where it is, what was found, what is expected."""
+    """One mistake of the operator: its place, and a sentence with the remedy."""
 
     file: str
     line: int
@@ -21,12 +21,12 @@ class Problem(msgspec.Struct, frozen=True, order=True):
         return f"{self.file}:{self.line}: {self.what}"
 
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 # A file without aliases has no more values than bytes. A short file with a few aliases may have more, up to this.
 _LEAST_VALUES = 10_000
 
 
-def decode_yaml(name: str, raw: bytes, kind: type[T], problems: list[Problem], lines: Lines) -> T | None:
+def decode_yaml(name: str, raw: bytes, kind: type[_T], problems: list[Problem], lines: Lines) -> _T | None:
     """The file as a value of type `kind`. With any mistake in it: None, and all of them are added to `problems`.
 
     `lines` gets the line of every value.
@@ -66,13 +66,13 @@ class _File:
             self._report(1, "the file is empty: fill it in, or remove it")
         return data
 
-    def convert(self, data: Any, kind: type[T]) -> T | None:
+    def convert(self, data: Any, kind: type[_T]) -> _T | None:
         """The data as a value of type `kind`. A mistake is taken out of the data, so that the next one shows."""
         taken = _Taken()
-        while isinstance(value := convert(data, kind), Mismatch):
+        while isinstance(value := convert_or_mismatch(data, kind), Mismatch):
             place = taken.original(value.steps)
             if (*place, value.missing) not in taken.places:
-                self._report(line_of(self._lines, self._name, path_of(place)), _sentence(value, place))
+                self._report(line_of(self._lines, self._name, dotted_path(place)), _sentence(value, place))
             if place in taken.places or not taken.take(data, value.steps):
                 return None
         return value  # type: ignore[no-any-return]
@@ -113,14 +113,14 @@ class _File:
 
 
 class _Taken:
-    """What was taken out of the data so far, by the places that it had in the file."""
+    """The values that were taken out of the data, by their places in the file."""
 
     def __init__(self) -> None:
         self.places: set[tuple[Any, ...]] = set()
         self._from_lists: dict[Steps, list[int]] = {}
 
     def take(self, data: Any, steps: Steps) -> bool:
-        """Take this value out. False for the whole data."""
+        """Take this value out of the data. False if the steps lead to the whole data."""
         if not steps:
             return False
         *way, last = self.original(steps)
@@ -133,7 +133,7 @@ class _Taken:
         return True
 
     def original(self, steps: Steps) -> Steps:
-        """Where the steps led before items were taken out of the lists on their way."""
+        """The steps to the same value in the file, before items were taken out of lists on the way."""
         place: Steps = ()
         for step in steps:
             if isinstance(step, int):
@@ -146,10 +146,10 @@ class _Taken:
 def _sentence(mismatch: Mismatch, place: Steps) -> str:
     if mismatch.is_key:
         return mismatch.what
-    return f"{'`' + path_of(place).lstrip('.') + '`' if place else 'the file'}: {mismatch.what}"
+    return f"{'`' + dotted_path(place).lstrip('.') + '`' if place else 'the file'}: {mismatch.what}"
 
 
 def _scalar(node: yaml.Node) -> Any:
     value = yaml.CSafeLoader("").construct_object(node)
-    # A date, say, is what YAML makes of it: the writer meant text.
+    # YAML reads some plain values as dates and the like. Here they are text.
     return value if isinstance(value, str | int | float | bool | None) else str(node.value)

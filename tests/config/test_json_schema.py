@@ -1,4 +1,4 @@
-"""The JSON Schemas for editors: every key has a description, and they agree with what the router reads."""
+"""The JSON Schemas for editors: every key has a description, and they accept the same YAML as the router."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ from tests.config.test_load import CONFIGS
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "intents"
-# Mistakes of a key or a type, which an editor can show at once.
+# Mistakes of a key or a type, which an editor can show during writing.
 SHOWN_IN_EDITORS = [
     ("unknown_key", "billing.yaml"),
     ("unknown_key_in_tier", "policy.yaml"),
@@ -46,7 +46,7 @@ RULES: list[Any] = [
     {"judge": "a-judge"},
     {"agree": {"by": "a-judge", "level": 0.9}},
 ]
-NO_RULES: list[Any] = [
+WRONG_RULES: list[Any] = [
     "min_chars",
     "completed",
     {"min_chars": 0},
@@ -61,7 +61,7 @@ NO_RULES: list[Any] = [
 
 
 class Yaml12(yaml.SafeLoader):
-    """As editors read YAML: only true and false are booleans, so `off` is text."""
+    """YAML as editors read it: only true and false are booleans, so `off` is text."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, regexp) for tag, regexp in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -98,14 +98,14 @@ def described(info: Any, place: str) -> Iterator[tuple[str, bool]]:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_key_has_a_description(file: str) -> None:
-    """A sentence for whoever hovers over the key, and for the reference."""
+    """Editors show it beside the key, and the reference is made of it."""
     keys = dict(described(msgspec.inspect.type_info(FILES[file]), file))
     assert len(keys) > 40
     assert [key for key, has in keys.items() if not has] == []
 
 
 def test_every_rule_and_its_options_have_a_description() -> None:
-    """But for the two options that only the router sets."""
+    """Only the options that the router sets itself have none."""
     internal = {"score.scorer", "judge.name", "agree.name"}
     for name, (options, _) in rule_types().items():
         assert inspect.getdoc(options)
@@ -123,7 +123,7 @@ def test_the_schemas_in_the_repository_are_fresh(file: str, capsys: pytest.Captu
 
 @pytest.mark.parametrize("loader", [yaml.SafeLoader, Yaml12])
 @pytest.mark.parametrize("path", [*yaml_files(SAMPLES), *yaml_files(CONFIGS / "good")], ids=str)
-def test_what_the_router_reads_the_schema_accepts(path: Path, loader: type[yaml.SafeLoader]) -> None:
+def test_the_schema_accepts_the_yaml_that_the_router_reads(path: Path, loader: type[yaml.SafeLoader]) -> None:
     """In YAML 1.1, and in YAML 1.2 as editors read it."""
     assert list(validator(path).iter_errors(yaml.load(path.read_text(), loader))) == []
 
@@ -140,7 +140,7 @@ def test_samples_name_their_schema(path: Path) -> None:
 
 @pytest.mark.parametrize(("mistake", "file"), SHOWN_IN_EDITORS)
 def test_mistakes_of_keys_and_types_show_in_an_editor(mistake: str, file: str) -> None:
-    """What `extproc check` refuses for its type, the schema refuses, too."""
+    """The schema refuses the same keys and types as `extproc check`."""
     path = CONFIGS / f"bad_{mistake}" / file
     assert list(validator(path).iter_errors(yaml.safe_load(path.read_text()))) != []
 
@@ -152,13 +152,13 @@ def accepts(rule: Any) -> bool:
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_a_rule_in_any_of_its_forms_is_accepted(rule: Any) -> None:
-    """By name, with a plain value, with options."""
+    """The forms are a name, a name with a plain value, and a name with options."""
     assert compile_rules([rule]) and accepts(rule)
 
 
-@pytest.mark.parametrize("rule", NO_RULES, ids=str)
-def test_what_is_no_rule_is_refused(rule: Any) -> None:
-    """Wrong names, values and options."""
+@pytest.mark.parametrize("rule", WRONG_RULES, ids=str)
+def test_a_wrong_rule_is_refused(rule: Any) -> None:
+    """The name, a value or an option is wrong."""
     with pytest.raises(ValueError):
         compile_rules([rule])
     assert not accepts(rule)

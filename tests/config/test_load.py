@@ -1,4 +1,4 @@
-"""Reading a folder of intents: what is right compiles, and every mistake is told with its place and a remedy.
+"""Reading a folder of intents: a right one compiles, and every mistake is reported with its place and a remedy.
 
 `configs/good` is a valid folder; each `configs/bad_<mistake>` holds only the files that differ from it.
 """
@@ -134,9 +134,9 @@ def folder(tmp_path):
     return Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
 
 
-def refused(folder, words) -> list[str]:
+def refused(folder, encoder) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        compile_snapshot(load_config(folder), words)
+        compile_snapshot(load_config(folder), encoder)
     assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
     return str(caught.value).splitlines()
 
@@ -145,26 +145,26 @@ def refused(folder, words) -> list[str]:
 
 
 def test_every_bad_folder_is_expected_to_be_refused():
-    """A fixture without an expectation tests nothing, and the other way round."""
+    """A fixture without an expectation tests nothing, and an expectation needs its fixture."""
     assert {path.name for path in CONFIGS.iterdir()} == {"good"} | {f"bad_{mistake}" for mistake in MISTAKES}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_with_file_line_and_remedy(mistake, folder, words):
-    """All mistakes and nothing else: one is not reported again in other words elsewhere."""
+def test_a_mistake_is_reported_with_file_line_and_remedy(mistake, folder, words):
+    """All mistakes are reported, each of them once, and nothing else."""
     shutil.copytree(CONFIGS / f"bad_{mistake}", folder, dirs_exist_ok=True)
-    told = [re.sub(r"similarity of 0\.\d\d", "similarity of 0.##", line) for line in refused(folder, words)]
-    assert told == MISTAKES[mistake]
+    reported = [re.sub(r"similarity of 0\.\d\d", "similarity of 0.##", line) for line in refused(folder, words)]
+    assert reported == MISTAKES[mistake]
 
 
 def test_a_folder_without_a_policy_is_refused(folder, words):
-    """The remedy names the place where it is missing."""
+    """The remedy names the folder that lacks it."""
     (folder / "policy.yaml").unlink()
     assert refused(folder, words) == [f"policy.yaml:1: not found in {folder}: create it there"]
 
 
 def test_a_folder_without_intents_is_refused(folder, words):
-    """There would be nothing to match."""
+    """Without intents the router could match nothing."""
     (folder / "billing.yaml").unlink()
     (folder / "cooking.yaml").unlink()
     policy = folder / "policy.yaml"
@@ -172,25 +172,25 @@ def test_a_folder_without_intents_is_refused(folder, words):
     assert refused(folder, words) == ["policy.yaml:1: no intent beside it: write at least one <intent>.yaml"]
 
 
-def test_a_file_that_is_no_text_is_refused(folder, words):
-    """A picture renamed to .yaml is told like any other mistake."""
+def test_a_file_that_is_not_text_is_refused(folder, words):
+    """A picture with the ending .yaml is reported like any other mistake."""
     (folder / "billing.yaml").write_bytes(b"\x89PNG\r\n\xff\x00")
-    (told,) = refused(folder, words)
-    assert told.startswith("billing.yaml:1: is not valid YAML: ")
+    (problem,) = refused(folder, words)
+    assert problem.startswith("billing.yaml:1: is not valid YAML: ")
 
 
 @pytest.mark.parametrize(
     "text", ["a: &a [*a]", "a: b: c", "\t- a", "a: !!python/object:os.system {}", "--- a\n--- b", "a: 2024-13-45"]
 )
 def test_hostile_yaml_is_refused_and_never_run(text, folder, words):
-    """Cycles, tabs, tags and second documents are mistakes like any other."""
+    """Cycles, tabs, tags and second documents are mistakes like any others."""
     (folder / "billing.yaml").write_text(text)
     assert refused(folder, words)[0].startswith("billing.yaml:")
 
 
 @pytest.mark.parametrize("text", ["null", "~", "--- null\n..."])
 def test_a_file_that_says_null_is_empty(text, folder, words):
-    """It is told, not left out in silence."""
+    """It is reported, not ignored."""
     for name in ("billing.yaml", "policy.yaml"):
         (folder / name).write_text(text)
         assert f"{name}:1: the file is empty: fill it in, or remove it" in refused(folder, words)
@@ -198,15 +198,15 @@ def test_a_file_that_says_null_is_empty(text, folder, words):
 
 @pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "? [a, b]\n"])
 def test_a_key_that_looks_like_a_path_is_a_mistake_like_any_other(key, folder, words):
-    """Dots and brackets in a name, and names that are lists, lead nowhere in what was read."""
+    """Dots, brackets and lists in a key do not confuse the reader."""
     quoted = key if key.startswith("?") else f"'{key}'"
     (folder / "billing.yaml").write_text((folder / "billing.yaml").read_text() + f"{quoted}: {{'.': 1}}\n")
-    (told,) = refused(folder, words)
-    assert told.startswith("billing.yaml:8: ")
+    (problem,) = refused(folder, words)
+    assert problem.startswith("billing.yaml:8: ")
 
 
 def test_aliases_of_aliases_are_refused_before_they_are_written_out(folder, words):
-    """A few lines can stand for billions of values."""
+    """A few lines can have billions of values."""
     lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(12)]
     (folder / "billing.yaml").write_text("\n".join(lines))
     assert refused(folder, words) == [
@@ -214,11 +214,11 @@ def test_aliases_of_aliases_are_refused_before_they_are_written_out(folder, word
     ]
 
 
-# What is right
+# Right folders
 
 
 def test_a_good_folder_is_read_whole(folder):
-    """Every value where it was written, defaults where nothing was."""
+    """Every written value is read, and the others have their defaults."""
     config = load_config(folder)
     assert config.policy.tiers == (
         Tier("small", "qwen3-8b", "vllm-small:8000", 32_768, Price(0.05, 0.2), "qwen3"),
@@ -243,14 +243,14 @@ def test_a_good_folder_is_read_whole(folder):
     [("off", False), ("on", True), ("true", True), ("{budget_tokens: 900}", {"budget_tokens": 900})],
 )
 def test_reasoning_is_off_on_or_a_budget(written, read, folder):
-    """YAML's own words for true and false work, too."""
+    """The YAML words for true and false work as well."""
     with (folder / "billing.yaml").open("a") as file:
         file.write(f"reasoning: {written}\n")
     assert load_config(folder).intents[0].reasoning == msgspec.convert(read, Reasoning)
 
 
 def test_a_revision_names_what_is_in_the_files(folder):
-    """The same files give the same one wherever they lie; any change, a comment even, gives another."""
+    """The same files have the same revision in any folder. Any change, even of a comment, gives another one."""
     before = load_config(folder).revision
     assert before == load_config(CONFIGS / "good").revision
     assert re.fullmatch("[0-9a-f]{12}", before)
@@ -260,7 +260,7 @@ def test_a_revision_names_what_is_in_the_files(folder):
 
 
 def test_hidden_and_other_files_are_left_alone(folder):
-    """Kubernetes keeps folders of its own beside the files, and people keep notes."""
+    """Kubernetes has hidden folders beside the files, and people keep notes there."""
     (folder / "..data").mkdir()
     (folder / ".draft.yaml").write_text("not: an intent")
     (folder / "README.md").write_text("# Intents")
@@ -268,7 +268,7 @@ def test_hidden_and_other_files_are_left_alone(folder):
 
 
 def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
-    """A floor that nobody wrote comes from the intent's own utterances, and says that it is uncalibrated."""
+    """Without `floor` in the file it comes from the utterances, and the cohort is uncalibrated."""
     snapshot = compile_snapshot(load_config(folder), words)
     billing = snapshot.policy.cohorts["billing"]
     expected = Cohort("billing", "small", billing.floor, 0.0, calibrated=False, max_output_tokens=200)
@@ -279,7 +279,7 @@ def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
 
 
 def test_a_floor_that_a_person_wrote_is_taken_as_it_is(folder, words):
-    """It is no evidence: the cohort stays uncalibrated."""
+    """It is not evidence, so the cohort stays uncalibrated."""
     with (folder / "billing.yaml").open("a") as file:
         file.write("floor: 0.1\nmargin: 0.05\n")
     billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
@@ -310,7 +310,7 @@ def with_evidence(folder, words):
 
 
 def test_a_floor_with_evidence_is_calibrated(folder, words):
-    """A match then has a probability; and an utterance below such a floor is no mistake of the file's."""
+    """A match then has a probability, and an utterance below the floor is not a mistake."""
     billing = with_evidence(folder, words)
     assert (billing.floor, billing.calibrated) == (0.9, True)
     assert billing.evidence is not None and billing.evidence.stamp == "3f2a9c0d1e4b 2026-11-22"
@@ -319,7 +319,7 @@ def test_a_floor_with_evidence_is_calibrated(folder, words):
 
 
 def test_evidence_about_other_utterances_is_stale(folder, words):
-    """An utterance of any intent moves centroids: the floor holds, but nobody calls it calibrated."""
+    """An utterance of any intent moves centroids. The floor holds, but the cohort is not calibrated."""
     with_evidence(folder, words)
     with (folder / "cooking.yaml").open("a") as file:
         file.write("  - How much salt in a soup recipe\n")
