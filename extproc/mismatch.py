@@ -16,7 +16,7 @@ from msgspec import inspect
 # The way to a value in the data: keys of mappings and places in lists.
 Steps = tuple[str | int, ...]
 
-_AT = re.compile(r"^(.*?)(?: - at `(?:key` in `)?\$(.*)`)?$", re.DOTALL)
+_AT = re.compile(r"(.*) - at `(?:key` in `)?\$(.*)`", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
 _UNKNOWN_KEY = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_KEY = re.compile(r"Object missing required field `(.*)`")
@@ -46,18 +46,26 @@ def dotted_path(steps: Steps) -> str:
 
 
 def _explain(message: str, data: Any, kind: Any) -> Mismatch:
-    split = _AT.match(message)
-    text, path = (split[1], split[2] or "") if split is not None else (message, "")
+    split = _AT.fullmatch(message)
+    text, path = (split[1], split[2]) if split is not None else (message, "")
     steps = _locate(path, message, data, kind)
-    info = _type_at(kind, steps)
     unknown = _UNKNOWN_KEY.fullmatch(text)
     if unknown is not None:
-        what = f"unknown key `{unknown[1]}`: {suggestion(unknown[1], _keys(info))}"
-        return Mismatch((*steps, unknown[1]), what, is_key=True)
+        return _unknown_key(unknown[1], steps, message, data, kind)
+    info = _type_at(kind, steps)
     missing = _MISSING_KEY.fullmatch(text)
     if missing is not None:
         return Mismatch(steps, f"`{missing[1]}` is missing: add it", missing[1], is_key=True)
     return Mismatch(steps, f"expected {_expected(info)}, found {_found(value_at(data, steps), info)}")
+
+
+def _unknown_key(key: str, steps: Steps, message: str, data: Any, kind: Any) -> Mismatch:
+    mapping = value_at(data, steps)
+    whole = _UNKNOWN_KEY.fullmatch(message)
+    if whole is not None and not (isinstance(mapping, dict) and key in mapping):
+        key, steps = whole[1], ()  # a key at the top whose own text looks like a path
+    what = f"unknown key `{shown(key)}`: {suggestion(key, _keys(_type_at(kind, steps)))}"
+    return Mismatch((*steps, key), what, is_key=True)
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
@@ -79,18 +87,20 @@ def _locate(path: str, message: str, data: Any, kind: Any) -> Steps:
 
 def _failing_key(steps: Steps, message: str, data: Any, kind: Any) -> str:
     """The key whose value alone leads to the same message."""
-    mapping: dict[str, Any] = value_at(data, steps)
+    mapping = value_at(data, steps)
+    if not isinstance(mapping, dict):
+        return ""
     whole = dict(mapping)
     try:
         for key, value in whole.items():
             mapping.clear()
             mapping[key] = value
             if _message(data, kind) == message:
-                return key
+                return str(key)
     finally:
         mapping.clear()
         mapping.update(whole)
-    return next(iter(whole), "")
+    return ""
 
 
 def _message(data: Any, kind: Any) -> str:
@@ -102,9 +112,12 @@ def _message(data: Any, kind: Any) -> str:
 
 
 def value_at(data: Any, steps: Steps) -> Any:
-    """The value that the steps lead to."""
+    """The value that the steps lead to, or None if they lead nowhere. An unknown key may look like a path."""
     for step in steps:
-        data = data[step]
+        try:
+            data = data[step]
+        except (LookupError, TypeError):
+            return None
     return data
 
 

@@ -1,11 +1,12 @@
 """The command `extproc`. Its commands are in four groups, with a module for each group."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 from extproc import __version__
 from extproc.cli import author, evidence_commands, ledger, operate
-from extproc.cli.process import run_process
+from extproc.cli.process import USER_ERROR, run_process
 
 _GROUPS = (
     ("Write intents", author),
@@ -13,6 +14,13 @@ _GROUPS = (
     ("Read what requests cost", ledger),
     ("Test and fit on traffic", evidence_commands),
 )
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are short: the message, and the command that shows the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message}\n`{self.prog} --help` shows how to use it.\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def command_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="extproc",
         usage="%(prog)s [-h] [--version] COMMAND ...",
         description="A semantic router for LLM traffic: an Envoy external processor (ext_proc).",
@@ -42,7 +50,7 @@ def command_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _summaries(commands: dict[str, argparse.ArgumentParser], without: set[str]) -> Iterator[str]:
+def _summaries(commands: Mapping[str, argparse.ArgumentParser], without: set[str]) -> Iterator[str]:
     """A line for each command: the first sentence of its description."""
     for name, command in commands.items():
         if name not in without:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import msgspec
 import yaml
 
-from extproc.mismatch import Mismatch, Steps, convert_or_mismatch, dotted_path, shown
+from extproc.mismatch import Mismatch, Steps, convert_or_mismatch, dotted_path, shown, value_at
 
 Lines = dict[tuple[str, str], int]  # (file, path such as ".tiers[0].name") -> line
 
@@ -120,16 +120,17 @@ class _Taken:
         self._from_lists: dict[Steps, list[int]] = {}
 
     def take(self, data: Any, steps: Steps) -> bool:
-        """Take this value out of the data. False if the steps lead to the whole data."""
+        """Take this value out of the data. False if the steps lead to the whole data, or nowhere."""
         if not steps:
+            return False
+        try:
+            del value_at(data, steps[:-1])[steps[-1]]
+        except (LookupError, TypeError):
             return False
         *way, last = self.original(steps)
         self.places.add((*way, last))
         if isinstance(last, int):
             self._from_lists.setdefault(tuple(way), []).append(last)
-        for step in steps[:-1]:
-            data = data[step]
-        del data[steps[-1]]
         return True
 
     def original(self, steps: Steps) -> Steps:

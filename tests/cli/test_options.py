@@ -71,8 +71,10 @@ def test_a_wrong_value_is_answered_with_what_is_expected(
     with pytest.raises(SystemExit) as ended:
         main([*command, f"{option}={given}"])
     assert ended.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == f"extproc {command[0]}: error: argument {option}: found `{given}`, expected {expected}"
+    assert capsys.readouterr().err == (
+        f"extproc {command[0]}: argument {option}: found `{given}`, expected {expected}\n"
+        f"`extproc {command[0]} --help` shows how to use it.\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_a_file_that_says_null_is_empty(text, folder, words):
         assert f"{name}:1: the file is empty: fill it in, or remove it" in refused(folder, words)
 
 
-@pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "? [a, b]\n"])
+@pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "x` - at `$.y", "` - at `$.x[...]", "? [a, b]\n"])
 def test_a_key_that_looks_like_a_path_is_a_mistake_like_any_other(key, folder, words):
     """Dots, brackets and lists in a key do not confuse the reader."""
     quoted = key if key.startswith("?") else f"'{key}'"

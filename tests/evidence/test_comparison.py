@@ -328,7 +328,7 @@ def test_a_limit_in_points_is_no_share(folders, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--max-quality-drop", "2"])
     assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith(
-        "argument --max-quality-drop: found `2`, expected a share from 0 up and below 1, "
-        "as in 0.02 for two percentage points\n"
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "extproc gate: argument --max-quality-drop: found `2`, expected a share from 0 up and below 1, "
+        "as in 0.02 for two percentage points"
     )
