@@ -21,7 +21,7 @@ from extproc.settings import about
 
 OnUnavailable = Annotated[
     Literal["accept", "reject"],
-    about("What counts when the rule cannot run, as without log-probabilities."),
+    about("The outcome if the rule cannot run, for example without log-probabilities."),
 ]
 CharCount = Annotated[int, Meta(ge=1)]
 Share = Annotated[float, Meta(ge=0, le=1)]
