@@ -33,7 +33,8 @@ def add_commands(commands: "Commands") -> None:
 def _add_convert(commands: "Commands") -> None:
     convert = add_command(
         commands, "convert", _convert,
-        "Print the rows of a data set or an OpenAI log in the format of traffic. docs/evidence.md has the format.",
+        "Print the rows of a data set or an OpenAI log in the format of traffic. docs/reference/traffic.md has the "
+        "format.",
     )  # fmt: skip
     convert.add_argument(
         "kind",
@@ -157,7 +158,7 @@ def _add_suggest(commands: "Commands") -> None:
         "Propose new intents for requests that match none. The proposals show the text of those requests.",
     )  # fmt: skip
     intents_option(suggest)
-    data_argument(suggest, "traffic as JSON lines (docs/evidence.md), with or without labels")
+    data_argument(suggest, "traffic as JSON lines (docs/reference/traffic.md), with or without labels")
     suggest.add_argument(
         "--out", type=Path, metavar="DIR", help="also write the proposals into DIR, one file for each"
     )

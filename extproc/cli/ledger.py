@@ -15,7 +15,7 @@ def add_commands(commands: "Commands") -> None:
     """Add the commands of this group."""
     report = add_command(
         commands, "report", _report,
-        "Show cost, savings and escalations by cohort, tier or caller. docs/ledger.md explains every number.",
+        "Show cost, savings and escalations by cohort, tier or caller. docs/guides/ledger.md explains the numbers.",
     )  # fmt: skip
     _ledger_options(report)
     report.add_argument(
@@ -30,7 +30,7 @@ def add_commands(commands: "Commands") -> None:
     export = add_command(
         commands, "export", _export,
         "Print the outcome of each request, as JSON lines. Without --requests the lines hold no text and no "
-        "callers. docs/ledger.md explains the fields.",
+        "callers. docs/guides/ledger.md explains the fields.",
     )  # fmt: skip
     _ledger_options(export)
     export.add_argument(

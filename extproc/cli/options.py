@@ -115,7 +115,7 @@ def intents_option(parser: argparse.ArgumentParser, default: Path | None = None)
 
 def data_argument(
     parser: argparse.ArgumentParser,
-    what: str = "labelled or recorded traffic as JSON lines (docs/evidence.md)",
+    what: str = "labelled or recorded traffic as JSON lines (docs/reference/traffic.md)",
     name: str = "data",
 ) -> None:
     """Add the file of JSON lines that a command reads."""

@@ -40,7 +40,7 @@ class GateTask(msgspec.Struct, frozen=True):
 def check_data(data: Path) -> None:
     """Raise OSError when there is no such file of traffic."""
     if not data.is_file():
-        raise OSError(f"--gate {data}: no such file; docs/evidence.md has the format")
+        raise OSError(f"--gate {data}: no such file; docs/reference/traffic.md has the format")
 
 
 class Gate:
