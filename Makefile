@@ -23,7 +23,7 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
   || { tail -n 30 $(SETUP_LOG); echo "failed: $(1). The whole log is $(SETUP_LOG)."; exit 1; } >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo observe test check coverage docs reference fuzz protos envoy manifests image lock sbom bench \
+.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests image lock sbom bench \
   bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing \
   bench-soak bench-static bench-ttft bench-views clean
 
@@ -64,6 +64,9 @@ protos: $(VENV)/ready  ## compile protos/ into extproc/pb
 
 envoy: $(VENV)/ready  ## write the sample bootstrap into envoy/sample.yaml
 	$(BIN)/extproc envoy --intents intents > envoy/sample.yaml
+
+schema: $(VENV)/ready  ## write the JSON Schemas of the YAML files into docs/schema, for editors
+	for file in policy intent; do $(BIN)/extproc schema $$file > docs/schema/$$file.schema.json || exit 1; done
 
 manifests: $(VENV)/ready  ## write the files in deploy/k8s that depend on the tiers
 	@$(BIN)/python deploy/k8s/render.py

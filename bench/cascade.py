@@ -27,7 +27,7 @@ from bench.replay import Answer, Question, ReplayUpstreams, read_questions, repl
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import judge
 from extproc.api.observation import Observation
-from extproc.config.load import POLICY_FILE
+from extproc.config.schema import POLICY_FILE
 from extproc.contract.names import HeaderName
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.protocols import Encoder, Vectors

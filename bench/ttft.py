@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from bench.replay import Answer, ReplayUpstreams, replaying
-from extproc.config.load import POLICY_FILE
+from extproc.config.schema import POLICY_FILE
 from extproc.contract.names import HeaderName
 from extproc.evidence.data.tokens import Tokens
 

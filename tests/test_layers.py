@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "extproc"
 # From the bottom up: a package imports packages of lower floors, and of its own floor only where SIDEWAYS says so.
 FLOORS = (
-    "settings contract messages api encoder pb",
+    "settings mismatch contract messages api encoder pb",
     "acceptance",
     "routing",
     "verifying config accounting",
@@ -66,8 +66,6 @@ BROAD_EXCEPTS = {
 MOST_LINES = 300
 # Modules that are still to be split.
 TO_SPLIT = {
-    "cli/main.py",
-    "config/load.py",
     "envoy/listener.py",
     "routing/policy.py",
     "serving/telemetry.py",

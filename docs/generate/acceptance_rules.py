@@ -19,7 +19,7 @@ def acceptance_page() -> str:
     kinds = {name: kind for name, (kind, _, _) in rules._RULES.items()}
     kinds |= dict.fromkeys(rules._CALL_OUTS, rules.External)
     no_leftovers(words.RULES, kinds, "acceptance rule")
-    structs = Structs(list(dict.fromkeys(kinds.values())), words=words.RULE_KEYS)
+    structs = Structs(list(dict.fromkeys(kinds.values())))
     parts = [words.ACCEPTANCE, _overview(kinds)]
     for name, kind in kinds.items():
         schema = structs.components[kind.__name__]

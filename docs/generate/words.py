@@ -92,27 +92,6 @@ RULES = {
     "judge": "another model says that it is good",
 }
 
-RULE_KEYS = {
-    "MinChars.chars": "Lowest number of characters.",
-    "MaxChars.chars": "Highest number of characters.",
-    "JsonSchema.schema": "A JSON Schema. `request`: the schema that the request asks for.",
-    "JsonSchema.on_unavailable": "The outcome of the rule if there is no usable schema.",
-    "ToolCalls.on_unavailable": "The outcome of the rule if the offered tools or a schema cannot be read.",
-    "Regex.pattern": "The pattern. RE2 has no look-around and no back-references.",
-    "Logprob.min": "Lowest mean log-probability.",
-    "Logprob.first": "Judge these first tokens alone, as soon as they are there. Left out: all tokens.",
-    "Logprob.slack": "How far below `min` the mean of a part of a stream must be to reject it early.",
-    "Logprob.on_unavailable": "The outcome of the rule if the answer has no log-probabilities.",
-    "Grounded.min": "Lowest share of sentences that are similar to the context.",
-    "Grounded.level": "Lowest similarity of a sentence. It is not calibrated.",
-    "Grounded.on_unavailable": "The outcome of the rule if there is no context, or too much text.",
-    "Score.min": "Lowest probability that the answer is right.",
-    "Score.on_unavailable": "The outcome of the rule if the score cannot be computed.",
-    "External.by": "A name under `judges` in `policy.yaml`.",
-    "External.level": "For `agree`: lowest similarity of the two answers.",
-    "External.on_unavailable": "The outcome of the rule if the other model is down, too slow or unclear.",
-}
-
 COMMANDS = """
 `extproc COMMAND --help` prints the same. [Exit codes](exit-codes.md) are the same for all commands.
 """

@@ -16,6 +16,8 @@ from msgspec import Meta
 
 from extproc.acceptance.schema import compile_pattern, schema_fault
 from extproc.acceptance.score import Scorer
+from extproc.mismatch import Mismatch, convert_or_mismatch, dotted_path
+from extproc.settings import about
 
 OnUnavailable = Literal["accept", "reject"]
 CharCount = Annotated[int, Meta(ge=1)]
@@ -33,13 +35,13 @@ class NonEmpty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class MinChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text, without white space around it, has at least this many characters."""
 
-    chars: CharCount
+    chars: Annotated[CharCount, about("Lowest number of characters.")]
 
 
 class MaxChars(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text, without white space around it, has at most this many characters."""
 
-    chars: CharCount
+    chars: Annotated[CharCount, about("Highest number of characters.")]
 
 
 class Json(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,20 +51,24 @@ class Json(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class JsonSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The text is JSON that meets this schema, or the schema in the request."""
 
-    schema: Any = "request"
-    on_unavailable: OnUnavailable = "accept"
+    schema: Annotated[Any, about("A JSON Schema. `request`: the schema that the request asks for.")] = "request"
+    on_unavailable: Annotated[OnUnavailable, about("The outcome of the rule if there is no usable schema.")] = (
+        "accept"
+    )
 
 
 class ToolCalls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All calls name tools that the request offered, with arguments that meet their schemas."""
 
-    on_unavailable: OnUnavailable = "accept"
+    on_unavailable: Annotated[
+        OnUnavailable, about("The outcome of the rule if the offered tools or a schema cannot be read.")
+    ] = "accept"
 
 
 class Regex(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The pattern (RE2) matches somewhere in the text, without white space around it."""
 
-    pattern: str
+    pattern: Annotated[str, about("The pattern. RE2 has no look-around and no back-references.")]
 
 
 class NoRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,25 +78,36 @@ class NoRefusal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Logprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The mean log-probability of all tokens, or of the `first` ones, is at least `min`."""
 
-    min: Annotated[float, Meta(le=0)]
-    first: Annotated[int, Meta(ge=1)] | None = None  # judge only these tokens, when they arrive
-    slack: Annotated[float, Meta(ge=0)] = 0.5  # an early mean must be this far below `min` to reject
-    on_unavailable: OnUnavailable = "accept"
+    min: Annotated[float, Meta(le=0), about("Lowest mean log-probability.")]
+    first: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        about("Judge only this many first tokens, as soon as they arrive. Left out: all tokens."),
+    ] = None
+    slack: Annotated[
+        float, Meta(ge=0), about("How far below `min` the mean of a stream's first tokens must lie to reject it.")
+    ] = 0.5
+    on_unavailable: Annotated[
+        OnUnavailable, about("The outcome of the rule if the answer has no log-probabilities.")
+    ] = "accept"
 
 
 class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """At least the share `min` of the sentences has a similarity of `level` or more with the context."""
 
-    min: Share
-    level: Share = 0.6  # uncalibrated
-    on_unavailable: OnUnavailable = "accept"
+    min: Annotated[Share, about("Lowest share of sentences that are similar to the context.")]
+    level: Annotated[Share, about("Lowest similarity of a sentence. It is not calibrated.")] = 0.6
+    on_unavailable: Annotated[
+        OnUnavailable, about("The outcome of the rule if there is no context, or too much text.")
+    ] = "accept"
 
 
 class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The probability that the answer is right, by the cohort's fitted curve, is at least `min`."""
 
-    min: Share
-    on_unavailable: OnUnavailable = "accept"
+    min: Annotated[Share, about("Lowest probability that the answer is right.")]
+    on_unavailable: Annotated[OnUnavailable, about("The outcome of the rule if the score cannot be computed.")] = (
+        "accept"
+    )
     scorer: Scorer | None = None  # from the cohort, never from the YAML of the rule
 
 
@@ -98,9 +115,11 @@ class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule that calls a model: `judge` asks it for an opinion, `agree` compares its own answer."""
 
     name: str
-    by: str  # the name of one of the policy's judges
-    level: Share = 0.8  # for `agree`: least similarity of the two answers
-    on_unavailable: OnUnavailable = "accept"
+    by: Annotated[str, about("A name under `judges` in `policy.yaml`.")]
+    level: Annotated[Share, about("For `agree`: lowest similarity of the two answers.")] = 0.8
+    on_unavailable: Annotated[
+        OnUnavailable, about("The outcome of the rule if the other model is down, too slow or unclear.")
+    ] = "accept"
 
 
 AcceptRule = (
@@ -125,6 +144,12 @@ _RULES: dict[str, tuple[type[Any], str | None, str]] = {
 }
 _NAMES = {kind: name for name, (kind, _, _) in _RULES.items()}
 _CALL_OUTS = ("agree", "judge")
+
+
+def rule_types() -> dict[str, tuple[type[Any], str | None]]:
+    """By the name of each rule: the type of its options, and the option that a plain value sets."""
+    fixed = {name: (kind, field) for name, (kind, field, _) in _RULES.items()}
+    return fixed | dict.fromkeys(_CALL_OUTS, (External, "by"))
 
 
 def rule_name(rule: AcceptRule) -> str:
@@ -201,10 +226,11 @@ def _call_out(name: str, value: Any) -> dict[str, Any]:
 
 
 def _convert(kind: type[Any], options: Any, where: str, example: str) -> Any:
-    try:
-        return msgspec.convert(options, kind)
-    except msgspec.ValidationError as error:
-        raise ValueError(f"{where}: {error}; write {example}") from error
+    rule = convert_or_mismatch(options, kind)
+    if isinstance(rule, Mismatch):
+        place = where if rule.is_key else f"{where}{dotted_path(rule.steps)}"
+        raise ValueError(f"{place}: {rule.what}; write {example}")
+    return rule
 
 
 def _ensure_checkable(rule: AcceptRule, where: str) -> None:

@@ -8,11 +8,13 @@ fact is bounded and cheap. A fact is 0 when there is nothing to count.
 import math
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
 
 from extproc.acceptance.refusal import refuses
 from extproc.api.observation import Observation
+from extproc.settings import about
 
 # The question is sent to the verifier with every chunk of a stream, so it is short. A longer answer would block the
 # event loop for milliseconds.
@@ -64,14 +66,14 @@ SCORE_FACTS = (
 class Scorer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A cohort's fitted curve, and the data it was fitted on. `extproc calibrate` writes it."""
 
-    date: str
-    data: str  # the hash of the traffic
-    rows: int  # number of its rows that the cohort's curve was fitted on
-    tier: str  # the tier whose answers it scores; it cannot score those of other tiers
-    model: str
-    auroc: tuple[float, float]  # 95 % interval, on rows that were not used in the fit
-    offset: float
-    weights: dict[str, float]  # fact -> weight
+    date: Annotated[str, about("Day of the fit, as YYYY-MM-DD.")]
+    data: Annotated[str, about("Hash of the recorded traffic.")]
+    rows: Annotated[int, about("Number of its rows that the curve of this cohort was fitted on.")]
+    tier: Annotated[str, about("Tier whose answers it scores. It says nothing about another tier's.")]
+    model: Annotated[str, about("Model of that tier. With another model the score is refused.")]
+    auroc: Annotated[tuple[float, float], about("95 % interval of the AUROC, on rows that were not fitted on.")]
+    offset: Annotated[float, about("Offset of the curve.")]
+    weights: Annotated[dict[str, float], about("Weight of each fact about the answer, by its name.")]
 
     def score(self, question: str, answer: Observation) -> float | None:
         """Return the probability, 0 to 1, that the answer is right. None without log-probabilities it needs."""

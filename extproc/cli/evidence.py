@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from extproc.config.load import POLICY_FILE, Config, in_configmap, load_config
+from extproc.config.load import Config, in_configmap, load_config
+from extproc.config.schema import POLICY_FILE
 from extproc.contract.words import Reason
 from extproc.encoder.backends import load_encoder
 from extproc.evidence.data.convert import convert

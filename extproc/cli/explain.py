@@ -1,6 +1,7 @@
-"""`extproc explain`: one decision laid open, by the very functions that serve."""
+"""`extproc explain`: one decision in full, made by the functions that serve."""
 
 import asyncio
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,16 @@ from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
 from extproc.routing.exchange import Routed, Router
-from extproc.routing.index import Match, similarities
-from extproc.routing.policy import Cohort, routable_model
+from extproc.routing.index import similarities
+from extproc.routing.policy import Cohort, Decision, routable_model
 from extproc.settings import Chosen
 
-# A person is waiting, not a request.
+# Here a person waits for the encoder, not a request, so the deadline is generous.
 _DEADLINE_S = 60.0
 
 
-class _Patient:
-    """The batcher without the request's deadline."""
+class _PatientBatcher:
+    """The batcher of the router without its deadline."""
 
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
@@ -41,108 +42,144 @@ def explain(
     headers: list[str],
     as_json: bool,
 ) -> str:
-    """Say where a prompt or a request body would go, and why; as text or as JSON."""
+    """Explain the decision for a prompt or for a request body, as text or as JSON."""
     config = load_config(folder)
     encoder = load_encoder(config.policy.encoder.model)
     snapshot = compile_snapshot(config, encoder)
     if body is None:
-        model = routable_model(config.policy.retarget)
         message = {"role": "user", "content": prompt}
-        body = msgspec.json.encode({"model": model, "messages": [message]})
+        body = msgspec.json.encode({"model": routable_model(config.policy.retarget), "messages": [message]})
     path = path or path_of(body)
-    given = {":path": path}
-    for header in headers:
-        name, _, value = header.partition(":")
-        given[name.strip().lower()] = value.strip()
-    router = Router(snapshot, _Patient(Batcher(encoder)))
-    routed = asyncio.run(router.route(body, given))
-    found = {}
+    router = Router(snapshot, _PatientBatcher(Batcher(encoder)))
+    routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
+    by_cohort = {}
     if routed.signals is not None and routed.signals.ask.text:
-        found = similarities(snapshot.index, encoder.encode([routed.signals.ask.text])[0])
-    return _as_json(routed, found) if as_json else _as_text(routed, found, path)
+        by_cohort = similarities(snapshot.index, encoder.encode([routed.signals.ask.text])[0])
+    return _as_json(routed, by_cohort) if as_json else _as_text(routed, by_cohort, path)
 
 
-def _as_json(routed: Routed, found: dict[str, float]) -> str:
+def _uncalibrated(cohort: Cohort) -> str:
+    """The word for a floor without evidence, or with evidence about other centroids."""
+    if cohort.evidence is None:
+        return "uncalibrated"
+    return "stale: utterances or centroids changed since it was calibrated"
+
+
+def _by_name(headers: list[str]) -> dict[str, str]:
+    """Headers given as "NAME: VALUE", by their names in lower case."""
+    pairs = (header.partition(":") for header in headers)
+    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+
+
+def _as_json(routed: Routed, by_cohort: Mapping[str, float]) -> str:
     record = routed.record.to_metadata() | {
-        "similarities": {name: round(value, 4) for name, value in found.items()},
+        "similarities": {name: round(similarity, 4) for name, similarity in by_cohort.items()},
         "ask_text": routed.signals.ask.text if routed.signals is not None else "",
         "written": _written(routed),
     }
     return msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
 
 
-def _as_text(routed: Routed, found: dict[str, float], path: str) -> str:
-    decision, signals = routed.decision, routed.signals
-    cohorts = routed.snapshot.policy.cohorts
-    lines = []
-    if signals is not None:
-        cut = ", cut to head and tail" if signals.ask.cut else ""
-        lines += [
-            f"request   {path}, about {signals.tokens} tokens, user turns: {signals.turns}"
-            + (f", needs {', '.join(sorted(signals.needs))}" if signals.needs else ""),
-            f"ask       {signals.ask.text!r} ({signals.ask.source}{cut})",
-        ]
-    if found:
-        lines.append("\ncohort            similarity   floor")
-        for name, value in found.items():
-            mark = "" if cohorts[name].calibrated else f"  {uncalibrated(cohorts[name])}"
-            lines.append(f"{name:<18}{value:>10.3f}{cohorts[name].floor:>8.3f}{mark}")
-        lines.append("")
-    if decision.match is not None:
-        least = decision.cohort.margin if decision.cohort is not None else 0.0
-        lines.append(f"margin    {decision.match.margin:.3f} (least {least:.3f})")
-        lines += _likely(decision.cohort, decision.match)
-    if decision.cohort is not None and decision.cohort.chosen is not None:
-        lines.append(f"chosen    {_chosen(decision.cohort.chosen)}")
-    rule = f", rule `{decision.rule}`" if decision.rule is not None else ""
-    lines.append(f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}")
-    if decision.proposed_tier is not None:
-        lines.append(f"shadow    enforcing would choose tier {decision.proposed_tier}")
-    lines.append(f"cluster   {routed.mutation.cluster}")
-    lines.append(f"reasoning {routed.mutation.reasoning}")
-    if decision.ladder:
-        rungs = ", then ".join(rung.tier.name for rung in decision.ladder)
-        rules = decision.cohort.accept if decision.judged and decision.cohort is not None else ()
-        judged = f", or its answer is rejected by {', '.join(map(_rule, rules))}" if rules else ""
-        up = decision.cohort.escalate if rules and decision.cohort is not None else None
-        jumps = f"; past a rung by {', '.join(up.skip)}" if up is not None and up.skip else ""
-        lines.append(f"ladder    {rungs}, if {decision.tier.name} fails{judged}{jumps}")
-        if routed.request is not None and routed.request.stream and decision.cohort is not None:
-            late = needs_whole_answer(rules) if decision.cohort.stream == "early" else []
-            lines += [f"stream    only its first tokens are held: {name} needs the whole answer" for name in late]
-    lines += [f"writes    {name} = {value}" for name, value in _written(routed).items()]
-    if routed.mutation.body is None:
-        lines.append("writes    nothing: the body goes on as it is")
+def _as_text(routed: Routed, by_cohort: Mapping[str, float], path: str) -> str:
+    lines = (
+        *_request_lines(routed, path),
+        *_similarity_lines(routed, by_cohort),
+        *_match_lines(routed.decision),
+        *_decision_lines(routed),
+        *_ladder_lines(routed),
+        *_change_lines(routed),
+    )
     return "\n".join(lines)
 
 
-def _rule(rule: AcceptRule) -> str:
+def _request_lines(routed: Routed, path: str) -> Iterator[str]:
+    """The request, and the ask that was read from it."""
+    if routed.signals is None:
+        return
+    signals, ask = routed.signals, routed.signals.ask
+    needs = f", needs {', '.join(sorted(signals.needs))}" if signals.needs else ""
+    cut = ", cut to head and tail" if ask.cut else ""
+    yield f"request   {path}, about {signals.tokens} tokens, user turns: {signals.turns}{needs}"
+    yield f"ask       {ask.text!r} ({ask.source}{cut})"
+
+
+def _similarity_lines(routed: Routed, by_cohort: Mapping[str, float]) -> Iterator[str]:
+    """A table of every cohort's similarity and floor."""
+    if not by_cohort:
+        return
+    yield "\ncohort            similarity   floor"
+    for name, similarity in by_cohort.items():
+        cohort = routed.snapshot.policy.cohorts[name]
+        mark = "" if cohort.calibrated else f"  {_uncalibrated(cohort)}"
+        yield f"{name:<18}{similarity:>10.3f}{cohort.floor:>8.3f}{mark}"
+    yield ""
+
+
+def _match_lines(decision: Decision) -> Iterator[str]:
+    """The margin, and the evidence for the match and for the choice of tier."""
+    cohort, match = decision.cohort, decision.match
+    if match is not None:
+        yield f"margin    {match.margin:.3f} (floor {cohort.margin if cohort is not None else 0.0:.3f})"
+    if cohort is None:
+        return
+    probability = cohort.probability(match) if match is not None else None
+    if probability is not None and cohort.evidence is not None:
+        evidence = cohort.evidence
+        source = f"{evidence.rows} rows of {evidence.data}, {evidence.date}"
+        yield f"right     with probability {100 * probability:.1f} %, fitted on {source}"
+    if cohort.chosen is not None:
+        yield f"chosen    {_choice(cohort.chosen)}"
+
+
+def _decision_lines(routed: Routed) -> Iterator[str]:
+    decision = routed.decision
+    rule = f", rule `{decision.rule}`" if decision.rule is not None else ""
+    yield f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}"
+    if decision.proposed_tier is not None:
+        yield f"shadow    `mode: enforce` would choose tier {decision.proposed_tier}"
+    yield f"cluster   {routed.mutation.cluster}"
+    yield f"reasoning {routed.mutation.reasoning}"
+
+
+def _ladder_lines(routed: Routed) -> Iterator[str]:
+    """The tiers that come next, and the reasons for which a request moves to them."""
+    decision, cohort = routed.decision, routed.decision.cohort
+    if not decision.ladder:
+        return
+    rules = cohort.accept if decision.judged and cohort is not None else ()
+    rungs = ", then ".join(rung.tier.name for rung in decision.ladder)
+    rejections = f", or if {', '.join(map(_condition, rules))} rejects its answer" if rules else ""
+    yield f"ladder    {rungs}, if {decision.tier.name} fails{rejections}{_skips(cohort) if rules else ''}"
+    if routed.request is None or not routed.request.stream or cohort is None or cohort.stream != "early":
+        return
+    for name in needs_whole_answer(rules):
+        yield f"stream    its first tokens are buffered: {name} needs the whole answer and passes a longer one"
+
+
+def _skips(cohort: Cohort | None) -> str:
+    if cohort is None or cohort.escalate is None or not cohort.escalate.skip:
+        return ""
+    return f"; a rejection by {', '.join(cohort.escalate.skip)} skips a rung"
+
+
+def _condition(rule: AcceptRule) -> str:
     if not isinstance(rule, Score) or rule.scorer is None:
         return rule_name(rule)
     return f"score (below {rule.min:g}; fitted on {rule.scorer.rows} rows of {rule.scorer.stamp})"
 
 
-def _chosen(chosen: Chosen) -> str:
+def _choice(chosen: Chosen) -> str:
     low, high = (100 * end for end in chosen.quality)
     rows = f"{chosen.rows} rows of {chosen.data}, {chosen.date}"
-    return f"for {chosen.target}, by {rows}: quality {low:.1f} to {high:.1f} %"
+    return f"for the target {chosen.target}, on {rows}: quality {low:.1f} to {high:.1f} %"
 
 
-def uncalibrated(cohort: Cohort) -> str:
-    """The word for a floor without evidence, or with evidence about other centroids."""
-    stale = "stale: utterances or centroids changed since it was calibrated"
-    return "uncalibrated" if cohort.evidence is None else stale
-
-
-def _likely(cohort: Cohort | None, match: Match) -> list[str]:
-    """The chance that the match is right and what says so, if anything does."""
-    probability = cohort.probability(match) if cohort is not None else None
-    if cohort is None or cohort.evidence is None or probability is None:
-        return []
-    evidence = cohort.evidence
-    return [
-        f"right     {100 * probability:.1f} % likely, by {evidence.rows} rows of {evidence.data}, {evidence.date}"
-    ]
+def _change_lines(routed: Routed) -> Iterator[str]:
+    """The members that are written into the body of the request."""
+    for name, value in _written(routed).items():
+        yield f"writes    {name} = {value}"
+    if routed.mutation.body is None:
+        yield "writes    nothing: the body is passed on unchanged"
 
 
 def _written(routed: Routed) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""YAML -> a snapshot: load, check, compile, reload."""
+"""From a folder of YAML to a snapshot: schema, load, checks, compile, reload."""

@@ -1,4 +1,4 @@
-"""Config -> Snapshot: utterances become centroids and floors, YAML becomes policy."""
+"""Config to Snapshot: utterances become centroids and floors, and YAML becomes the policy."""
 
 import hashlib
 import logging
@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from extproc.acceptance.rules import compile_rules
-from extproc.config.load import Config, ConfigError, Intent
+from extproc.config.load import Config, ConfigError
+from extproc.config.schema import Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.routing.centroid_file import CENTROIDS_FILE
@@ -19,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
-    """Embed every intent's utterances and compile the policy.
+    """Embed the utterances of every intent and compile the policy.
 
-    Raises ConfigError when an intent's own utterances would not reach it: such an intent cannot do what its
-    file says. With centroids fitted on labelled rows that is only warned of.
+    Raises ConfigError if an utterance is not routed to its own intent, because this intent cannot work as its file
+    says. With centroids that are fitted on labelled rows this is only a warning.
     """
     texts = [text for intent in config.intents for text in intent.utterances]
     vectors = encoder.encode(texts)
@@ -47,40 +48,49 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):
         raise ConfigError(problems)
-    if problems:  # labelled rows know better than an utterance
-        log.warning("%d utterances do not reach their cohort by %s: %s", len(problems), CENTROIDS_FILE, problems[0])
+    if problems:  # labelled rows say more about a cohort than one utterance
+        log.warning(
+            "%d utterances do not reach their intent with the centroids in %s; the first: %s",
+            len(problems),
+            CENTROIDS_FILE,
+            problems[0],
+        )
     return snapshot
 
 
 def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[str, float], str]:
-    """(centroids, own floors, the hash of what made them): the fitted ones, or else the utterances' own."""
-    spoken, file = utterances_digest(config), config.fitted
+    """The index, a floor for each cohort, and the hash of everything that they are made of.
+
+    The fitted centroids are used unless they are stale. Otherwise centroids and floors come from the utterances.
+    `rows` are the vectors of each intent's utterances, float32[n, d].
+    """
+    digest, file = utterances_digest(config), config.fitted
     if file is not None:
-        stale = file.stale(config.policy.encoder.name, spoken, np.concatenate(list(rows.values())))
+        stale = file.stale(config.policy.encoder.name, digest, np.concatenate(list(rows.values())))
         if stale is None:
             return Index(file.centroids, means_of(rows), file.header.back), file.floors, centroids_digest(config)
         log.warning("%s", stale)
-    found = fit_centroids(rows)
+    cohorts = fit_centroids(rows)
     index = Index(
-        {name: cohort.centroid[None, :] for name, cohort in found.items()},
-        {name: cohort.mean for name, cohort in found.items()},
+        {name: cohort.centroid[None, :] for name, cohort in cohorts.items()},
+        {name: cohort.mean for name, cohort in cohorts.items()},
     )
-    return index, {name: cohort.floor for name, cohort in found.items()}, spoken
+    return index, {name: cohort.floor for name, cohort in cohorts.items()}, digest
 
 
 def utterances_digest(config: Config) -> str:
-    """The hash of all that makes centroids where nothing is fitted on labelled rows."""
+    """The hash of everything that centroids are made of where nothing is fitted on labelled rows."""
     encoder = config.policy.encoder
-    spoken = [(intent.intent, intent.utterances) for intent in config.intents]
-    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, spoken)).encode()).hexdigest()[:12]
+    utterances = [(intent.intent, intent.utterances) for intent in config.intents]
+    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, utterances)).encode()).hexdigest()[:12]
 
 
 def centroids_digest(config: Config) -> str:
-    """The hash of all that makes the centroids: evidence about others says nothing of these."""
-    spoken, file = utterances_digest(config), config.fitted
-    if file is None or file.header.utterances != spoken:
-        return spoken
-    return hashlib.sha256(f"{spoken} {file.header.seal}".encode()).hexdigest()[:12]
+    """The hash of everything that the centroids are made of. Evidence about other centroids is stale."""
+    utterances, file = utterances_digest(config), config.fitted
+    if file is None or file.header.utterances != utterances:
+        return utterances
+    return hashlib.sha256(f"{utterances} {file.header.seal}".encode()).hexdigest()[:12]
 
 
 def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
@@ -103,6 +113,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
 
 
 def _unreachable(config: Config, snapshot: Snapshot, rows: dict[str, Vectors]) -> Iterator[Problem]:
+    """Utterances that would not be routed to their own intent."""
     for intent in config.intents:
         file = config.files[intent.intent]
         floor = snapshot.policy.cohorts[intent.intent].floor
@@ -113,14 +124,14 @@ def _unreachable(config: Config, snapshot: Snapshot, rows: dict[str, Vectors]) -
                 yield Problem(
                     file,
                     line,
-                    f"this utterance of `{intent.intent}` falls to `{match.cohort}`: "
+                    f"this utterance of `{intent.intent}` is nearer to `{match.cohort}`: "
                     "reword it, move it there, or add utterances like it",
                 )
-            # A floor with evidence knows better than the utterance what is wrong at such a distance.
+            # Evidence says more than one utterance about how often a match at this distance is wrong.
             elif match.similarity < floor and intent.evidence is None:
                 yield Problem(
                     file,
                     line,
-                    f"this utterance reaches {match.similarity:.2f}, below the floor of "
-                    f"{floor:.2f}: lower `floor`, or leave it out",
+                    f"this utterance has a similarity of {match.similarity:.2f}, below the floor of "
+                    f"{floor:.2f}: lower `floor`, or remove it",
                 )

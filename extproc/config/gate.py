@@ -1,4 +1,7 @@
-"""Whether a new configuration may serve: `extproc gate` is asked, in a process that gives way to ours."""
+"""The gate of reloads: a separate process compares a new configuration with the one that serves.
+
+The process runs at the lowest priority, so that requests come first.
+"""
 
 import asyncio
 import contextlib
@@ -9,26 +12,47 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
+
 from extproc.config.load import yaml_files
 from extproc.routing.centroid_file import CENTROIDS_FILE
 
-# A file of traffic that takes longer is too long for a gate that somebody waits for.
+# The operator waits for the gate after an edit. Traffic that takes longer than this is too much for it.
 _PATIENCE_S = 900.0
-# How often to look whether another worker's gate is done: one at a time on a machine, as each loads the encoder.
+# Every gate loads the encoder, so one runs at a time on a machine. The others look this often whether it is done.
 _TURN_S = 0.5
 _LOWEST_PRIORITY = 19
+# The module that compares. It is named, not imported, because the command line lies above this package.
+_PROGRAM = "extproc.cli.reload_gate"
+
+
+class GateTask(msgspec.Struct, frozen=True):
+    """The task of the process: compare two copies of the folder `copies_of` on the rows in `data`."""
+
+    old: str
+    new: str
+    data: str
+    max_quality_drop: float
+    max_cost_rise: float
+    copies_of: str
+
+
+def check_data(data: Path) -> None:
+    """Raise OSError when there is no such file of traffic."""
+    if not data.is_file():
+        raise OSError(f"--gate {data}: no such file; docs/reference/traffic.md has the format")
 
 
 class Gate:
-    """Copies of what serves and of what wants to, compared on a file of traffic.
+    """Compares a new configuration with the one that serves, on a file of traffic.
 
-    Both are copies: what was compared is what serves, whoever edits the folder meanwhile.
+    Both are copies of the folder. So the configuration that was compared is the one that serves, even if the folder
+    is edited during the comparison.
     """
 
     def __init__(self, data: Path, max_quality_drop: float, max_cost_rise: float) -> None:
-        """Limits as of `extproc gate`. Raises OSError when there is no such file."""
-        if not data.is_file():
-            raise OSError(f"--gate {data}: no such file; docs/evidence.md has the format")
+        """The limits are those of `extproc gate`. Raises OSError when there is no such file."""
+        check_data(data)
         self._data, self._limits = data, (max_quality_drop, max_cost_rise)
         self._copies = tempfile.TemporaryDirectory(prefix="extproc-gate-")
         self._count = 0
@@ -36,30 +60,32 @@ class Gate:
         self._serving: Path | None = None
 
     def copy(self, folder: Path) -> Path:
-        """A copy of the YAML files, and centroids beside them, as they are now."""
+        """Copy the YAML files and the centroids as they are now, and return the copy's folder."""
         self._count += 1
         self._original = folder
         copy = Path(self._copies.name) / str(self._count)
         copy.mkdir()
         for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
-            with contextlib.suppress(FileNotFoundError):  # or removed meanwhile: the next look sees that
+            # Removing a file at this moment is a new edit, and the next look at the folder sees it.
+            with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(path, copy / path.name)
         return copy
 
     def serves(self, copy: Path) -> None:
-        """From now on this is what others are held against."""
+        """Compare later reloads with this copy. The copy that served before is deleted."""
         before, self._serving = self._serving, copy
         if before is not None:
             self.forget(before)
 
     def forget(self, copy: Path) -> None:
-        """This copy is not needed any more."""
+        """Delete a copy that is not needed any more."""
         shutil.rmtree(copy, ignore_errors=True)
 
     async def refusal(self, new: Path) -> tuple[str, str] | None:
-        """Hold the copy `new` against what serves: None, or why it may not, "regression" or "gate", and in words.
+        """Compare the copy `new` with the copy that serves. None: it may serve. Else (kind, message).
 
-        "gate": it could not tell. Takes as long as the traffic takes.
+        The kind is "regression" when a cohort is worse, and "gate" when the comparison was not possible. This takes
+        as long as the traffic takes, at most 15 minutes.
         """
         try:
             with self._data.open("rb") as file:
@@ -67,23 +93,25 @@ class Gate:
                     await asyncio.sleep(_TURN_S)
                 code, out, err = await self._run(new)
         except TimeoutError:
-            return "gate", f"the gate could not tell within {_PATIENCE_S:.0f} s"
+            return "gate", f"the gate could not compare within {_PATIENCE_S:.0f} s: give it less traffic"
         except OSError as error:
-            return "gate", f"the gate could not tell: {error}"
+            return "gate", f"the gate could not compare: {error}"
+        if code == 0:
+            return None
         if code == 1:
             return "regression", f"it regresses on {self._data}: {out[out.rfind('FAILED') :].strip()}"
-        what = err.strip().splitlines()[-1:] or [f"it ended with {code}"]
-        return ("gate", f"the gate could not tell: {what[0]}") if code else None
+        reason = err.strip().splitlines()[-1:] or [f"its process ended with {code}"]
+        return "gate", f"the gate could not compare: {reason[0]}"
 
     async def _run(self, new: Path) -> tuple[int, str, str]:
         drop, rise = self._limits
+        task = GateTask(str(self._serving), str(new), str(self._data), drop, rise, str(self._original))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "extproc", "gate", "--baseline", str(self._serving), str(new), str(self._data),
-            "--max-quality-drop", str(drop), "--max-cost-rise", str(rise), "--copies-of", str(self._original),
+            sys.executable, "-m", _PROGRAM, msgspec.json.encode(task).decode(),
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            with contextlib.suppress(ProcessLookupError):  # over already
+            with contextlib.suppress(ProcessLookupError):  # it has ended already
                 os.setpriority(os.PRIO_PROCESS, process.pid, _LOWEST_PRIORITY)
             out, err = await asyncio.wait_for(process.communicate(), _PATIENCE_S)
         finally:
@@ -94,7 +122,7 @@ class Gate:
 
 
 def _locked(file: int) -> bool:
-    """Whether it is our turn; the lock goes with the file's closing."""
+    """Whether we hold the lock of the traffic file now. Closing the file releases it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

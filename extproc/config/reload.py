@@ -1,4 +1,4 @@
-"""Watch the intents' folder; compile what changed off the event loop; swap it in, or keep the last good one."""
+"""Watch the folder of intents. A change is compiled off the event loop, and serves if it is good."""
 
 import asyncio
 import logging
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from extproc.config.compile import compile_snapshot
-from extproc.config.load import POLICY_FILE, Config, ConfigError, load_config, yaml_files
+from extproc.config.load import Config, ConfigError, load_config, yaml_files
+from extproc.config.schema import POLICY_FILE
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroid_file import CENTROIDS_FILE
@@ -17,25 +18,25 @@ log = logging.getLogger(__name__)
 
 _INTERVAL_S = 1.0
 
-# A file's identity as stat sees it: follows the symlinks that Kubernetes swaps under a ConfigMap, and needs no
-# inotify, which does not see those swaps on every volume.
+# Name, time of change, inode and size of each file. `stat` follows the symbolic links that Kubernetes swaps under a
+# ConfigMap. inotify does not see those swaps on every volume.
 Signature = tuple[tuple[str, int, int, int], ...]
 
 
 def signature(folder: Path) -> Signature:
-    """What changes whenever a YAML file or the centroids in `folder` are edited, added, removed or swapped."""
-    found = []
+    """Differs after any YAML file or the centroids in `folder` are edited, added, removed or swapped."""
+    files = []
     for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
         try:
             stat = path.stat()
         except OSError:
-            continue  # removed meanwhile, a dangling link, or never there: the next look sees what it became
-        found.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
-    return tuple(found)
+            continue  # it is not there now: if it comes back, the next look sees it
+        files.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
+    return tuple(files)
 
 
-class Gate(Protocol):
-    """What a new configuration has to pass before it may serve."""
+class ReloadGate(Protocol):
+    """The comparison that a new configuration has to pass before it may serve."""
 
     def copy(self, folder: Path) -> Path: ...
     def serves(self, copy: Path) -> None: ...
@@ -44,11 +45,11 @@ class Gate(Protocol):
 
 
 class RefusedError(ValueError):
-    """The gate refuses: `why` in one word."""
+    """The gate refuses the new configuration. `kind` is "regression" or "gate"."""
 
-    def __init__(self, why: str, what: str) -> None:
-        super().__init__(what)
-        self.why = why
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 async def watch(
@@ -58,12 +59,13 @@ async def watch(
     encoder: Encoder,
     swap: Callable[[Snapshot], None],
     report: Callable[[str, str], None],
-    gate: Gate | None = None,
+    gate: ReloadGate | None = None,
 ) -> None:
-    """Until cancelled: whenever the folder changes, compiles and passes the gate, hand the snapshot to `swap`.
+    """Until cancelled: when the folder changes, compiles and passes the gate, hand the snapshot to `swap`.
 
-    `seen` is the folder's signature from before its first load. Every reload is reported with its outcome (applied;
-    or why it was refused: invalid, regression, gate: it could not tell, error) and the revision that then serves.
+    `seen` is the signature of the folder from before its first load. Every reload is reported with its outcome and
+    the revision that serves afterwards. The outcome is "applied", "invalid" (a mistake in the files), "regression"
+    (a cohort is worse), "gate" (the comparison was not possible) or "error".
     """
     while True:
         await asyncio.sleep(_INTERVAL_S)
@@ -74,12 +76,12 @@ async def watch(
         try:
             snapshot = await _admitted(folder, current(), encoder, gate)
         except (ConfigError, RefusedError) as error:
-            report(error.why if isinstance(error, RefusedError) else "invalid", current().revision)
-            log.error("reload refused, revision %s serves on:\n%s", current().revision, error)
+            report(error.kind if isinstance(error, RefusedError) else "invalid", current().revision)
+            log.error("reload refused, revision %s keeps serving:\n%s", current().revision, error)
             continue
         except Exception:
             report("error", current().revision)
-            log.exception("reload failed, revision %s serves on", current().revision)
+            log.exception("reload failed, revision %s keeps serving", current().revision)
             continue
         if snapshot.revision != current().revision:
             log.info("reloaded: revision %s replaces %s", snapshot.revision, current().revision)
@@ -87,15 +89,15 @@ async def watch(
             report("applied", snapshot.revision)
 
 
-async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gate | None) -> Snapshot:
-    """What the folder compiles to, if it may serve. Raises ConfigError or RefusedError."""
+async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: ReloadGate | None) -> Snapshot:
+    """The snapshot of the folder, if it may serve. Raises ConfigError or RefusedError."""
     if gate is None:
         return await asyncio.to_thread(_compile, folder, current, encoder)
     copy = await asyncio.to_thread(gate.copy, folder)
     try:
         snapshot = await asyncio.to_thread(_compile, copy, current, encoder, folder)
         if snapshot.revision != current.revision:
-            log.info("revision %s compiles; the gate is asked whether it may serve", snapshot.revision)
+            log.info("revision %s compiles; the gate now compares it with the one that serves", snapshot.revision)
             refusal = await gate.refusal(copy)
             if refusal is not None:
                 raise RefusedError(*refusal)
@@ -109,33 +111,33 @@ async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Gat
 def _compile(folder: Path, current: Snapshot, encoder: Encoder, copy_of: Path | None = None) -> Snapshot:
     config = load_config(folder, copy_of)
     if config.policy.encoder.model != current.encoder.model:
-        # Floors and centroids come with the encoder that they were fitted for: half of a change serves neither.
+        # Floors and centroids belong to the encoder that they were fitted for, so all of them change or none does.
         line = line_of(config.lines, POLICY_FILE, ".encoder.model")
-        what = "`encoder.model` changed: it is loaded when the router starts, restart it"
+        what = "`encoder.model` changed, and the encoder is only loaded at the start: restart the router"
         raise ConfigError([Problem(POLICY_FILE, line, what)])
     _check_against_envoy(config, current)
     return compile_snapshot(config, encoder)
 
 
 def _check_against_envoy(config: Config, current: Snapshot) -> None:
-    """Envoy's side was rendered from what was current: what it does not know must not be routed to.
+    """Compare with the current configuration, which Envoy's was rendered from.
 
-    Raises ConfigError for a tier whose cluster Envoy lacks; warns of what only Envoy could carry out.
+    Raises ConfigError for a tier whose cluster Envoy lacks. Warns about changes that only Envoy can carry out.
     """
-    known = {tier.cluster_name for tier in current.policy.tiers}
+    clusters = {tier.cluster_name for tier in current.policy.tiers}
     lines = config.lines
     missing = [
         Problem(POLICY_FILE, line_of(lines, POLICY_FILE, f".tiers[{i}]"), f"Envoy has no cluster "
-                f"`{tier.cluster_name}` yet: render its configuration again, then restart the router")
+                f"`{tier.cluster_name}` yet: run `extproc envoy` again, update Envoy, then restart the router")
         for i, tier in enumerate(config.policy.tiers)
-        if tier.cluster_name not in known
+        if tier.cluster_name not in clusters
     ]  # fmt: skip
     if missing:
         raise ConfigError(missing)
-    asked = {h for rule in current.policy.rules for h in rule.when.headers or {}}
-    new = {h for rule in config.policy.rules for h in rule.when.headers or {}} - asked
+    sent = {header for rule in current.policy.rules for header in rule.when.headers or {}}
+    new = {header for rule in config.policy.rules for header in rule.when.headers or {}} - sent
     if new or config.policy.escalations.principal != current.escalations.principal:
         names = ", ".join(sorted(new | set(config.policy.escalations.principal)))
-        log.warning("Envoy may not send these headers yet, render its configuration again: %s", names)
+        log.warning("Envoy may not send these headers yet, run `extproc envoy` again and update Envoy: %s", names)
     if config.policy.encoder.deadline_ms > current.encoder.deadline_ms:
-        log.warning("encoder.deadline_ms rose: Envoy waits no longer than before until it is rendered again")
+        log.warning("Envoy keeps the shorter encoder.deadline_ms: run `extproc envoy` again and update Envoy")

@@ -1,17 +1,17 @@
-"""One YAML file -> one typed value, strictly: every mistake is reported with its line and a remedy."""
+"""One YAML file to one typed value. Every mistake is reported with its line and a remedy."""
 
-import difflib
-import re
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
+from extproc.mismatch import Mismatch, Steps, convert_or_mismatch, dotted_path, shown, value_at
+
 Lines = dict[tuple[str, str], int]  # (file, path such as ".tiers[0].name") -> line
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):
-    """One mistake of the operator, and how to mend it."""
+    """One mistake of the operator: its place, and a sentence with the remedy."""
 
     file: str
     line: int
@@ -21,189 +21,136 @@ class Problem(msgspec.Struct, frozen=True, order=True):
         return f"{self.file}:{self.line}: {self.what}"
 
 
-T = TypeVar("T")
-# A file without aliases has no more values than bytes; with a few of them, a short file may have more.
+_T = TypeVar("_T")
+# A file without aliases has no more values than bytes. A short file with a few aliases may have more, up to this.
 _LEAST_VALUES = 10_000
-_PATH = re.compile(r" - at `\$?(.*)`$")
-_ITEM = re.compile(r"(.*)\[(\d+)\]$")
-_UNKNOWN = re.compile(r"unknown field `(.+?)`")
 
 
-def decode_yaml(name: str, raw: bytes, kind: type[T], problems: list[Problem], lines: Lines) -> T | None:
-    """Decode one file into `kind`; report every mistake by dropping what is wrong and looking again."""
-    found: list[Problem] = []
-    try:
-        node = yaml.compose(raw, Loader=yaml.CSafeLoader)
-        most = len(lines) + max(_LEAST_VALUES, len(raw))
-        data = _plain(node, "", name, lines, found, most) if node is not None else None
-        if data is None:
-            found.append(Problem(name, 1, "is empty: remove it, or write the intent"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        found.append(Problem(name, mark.line + 1 if mark else 1, f"is not valid YAML: {what}"))
-        data = None
-    value: T | None = None
-    dropped: set[str] = set()
-    gone: dict[str, list[int]] = {}  # list -> places in it that were dropped
-    while data is not None:
-        try:
-            value = msgspec.convert(data, kind)
-            break
-        except msgspec.ValidationError as error:
-            path, what, culprit = _explain(str(error), data, kind, gone)
-            place = _original(culprit, gone)
-            if f"{_original(path, gone)}.{_missing(what)}" not in dropped:
-                found.append(Problem(name, line_of(lines, name, place), what))
-            if place in dropped or not _drop(data, culprit):
-                break
-            dropped.add(place)
-            if (item := _ITEM.match(place)) is not None:
-                gone.setdefault(item[1], []).append(int(item[2]))
-    problems += found
-    return None if found else value
+def decode_yaml(name: str, raw: bytes, kind: type[_T], problems: list[Problem], lines: Lines) -> _T | None:
+    """The file as a value of type `kind`. With any mistake in it: None, and all of them are added to `problems`.
 
-
-def _plain(node: yaml.Node, path: str, name: str, lines: Lines, found: list[Problem], most: int) -> Any:
-    """The node's plain value; every value's line is noted, and a key that stands twice is reported.
-
-    Raises ValueError when more than `most` lines would be noted: aliases of aliases stand for any number.
+    `lines` gets the line of every value.
     """
-    lines[name, path] = node.start_mark.line + 1
-    if len(lines) > most:
-        raise ValueError("its aliases stand for too many values: write out what you mean")
-    if isinstance(node, yaml.MappingNode):
-        mapping: dict[Any, Any] = {}
+    file = _File(name, lines)
+    data = file.read(raw)
+    value = file.convert(data, kind) if data is not None else None
+    problems += file.problems
+    return None if file.problems else value
+
+
+def line_of(lines: Lines, name: str, path: str) -> int:
+    """The line of `path`, or of the nearest value around it."""
+    while path and (name, path) not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get((name, path), 1)
+
+
+class _File:
+    """One file while it is read: the lines of its values, and the mistakes so far."""
+
+    def __init__(self, name: str, lines: Lines) -> None:
+        self.problems: list[Problem] = []
+        self._name, self._lines = name, lines
+        self._most_lines = 0
+
+    def read(self, raw: bytes) -> Any | None:
+        """The file's plain values, or None when there are none."""
+        self._most_lines = len(self._lines) + max(_LEAST_VALUES, len(raw))
+        try:
+            node = yaml.compose(raw, Loader=yaml.CSafeLoader)
+            data = self._plain(node, "") if node is not None else None
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            self._report_syntax(error)
+            return None
+        if data is None:
+            self._report(1, "the file is empty: fill it in, or remove it")
+        return data
+
+    def convert(self, data: Any, kind: type[_T]) -> _T | None:
+        """The data as a value of type `kind`. A mistake is taken out of the data, so that the next one shows."""
+        taken = _Taken()
+        while isinstance(value := convert_or_mismatch(data, kind), Mismatch):
+            place = taken.original(value.steps)
+            if (*place, value.missing) not in taken.places:
+                self._report(line_of(self._lines, self._name, dotted_path(place)), _sentence(value, place))
+            if place in taken.places or not taken.take(data, value.steps):
+                return None
+        return value  # type: ignore[no-any-return]
+
+    def _plain(self, node: yaml.Node, path: str) -> Any:
+        """The node's plain value. The line of every value is noted. Raises ValueError for too many values."""
+        self._lines[self._name, path] = node.start_mark.line + 1
+        if len(self._lines) > self._most_lines:  # aliases of aliases stand for any number of values
+            raise ValueError("aliases stand for too many values: write the values themselves")
+        if isinstance(node, yaml.MappingNode):
+            return self._plain_mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
+        return _scalar(node)
+
+    def _plain_mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
             key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                line, shown = key_node.start_mark.line + 1, _show(key_node.value) if key is None else key
-                found.append(Problem(name, line, f"the key {shown} is no text: write a name"))
+                written = f" {shown(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else ""
+                self._report(line, f"the key{written} is not text: write a name, or put it in quotes")
                 continue
-            at = f"{path}.{key}"
             if key in mapping:
-                line = key_node.start_mark.line + 1
-                found.append(Problem(name, line, f"`{key}` stands twice: keep one of them"))
-            mapping[key] = _plain(value_node, at, name, lines, found, most)
-            lines[name, at] = key_node.start_mark.line + 1
+                self._report(line, f"`{shown(key)}` is written twice: remove one of them")
+            mapping[key] = self._plain(value_node, f"{path}.{key}")
+            self._lines[self._name, f"{path}.{key}"] = line
         return mapping
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(v, f"{path}[{i}]", name, lines, found, most) for i, v in enumerate(node.value)]
-    return _scalar(node)
+
+    def _report_syntax(self, error: Exception) -> None:
+        mark = getattr(error, "problem_mark", None)
+        what = getattr(error, "problem", None) or str(error).splitlines()[0]
+        self._report(mark.line + 1 if mark is not None else 1, f"is not valid YAML: {what}")
+
+    def _report(self, line: int, what: str) -> None:
+        self.problems.append(Problem(self._name, line, what))
+
+
+class _Taken:
+    """The values that were taken out of the data, by their places in the file."""
+
+    def __init__(self) -> None:
+        self.places: set[tuple[Any, ...]] = set()
+        self._from_lists: dict[Steps, list[int]] = {}
+
+    def take(self, data: Any, steps: Steps) -> bool:
+        """Take this value out of the data. False if the steps lead to the whole data, or nowhere."""
+        if not steps:
+            return False
+        try:
+            del value_at(data, steps[:-1])[steps[-1]]
+        except (LookupError, TypeError):
+            return False
+        *way, last = self.original(steps)
+        self.places.add((*way, last))
+        if isinstance(last, int):
+            self._from_lists.setdefault(tuple(way), []).append(last)
+        return True
+
+    def original(self, steps: Steps) -> Steps:
+        """The steps to the same value in the file, before items were taken out of lists on the way."""
+        place: Steps = ()
+        for step in steps:
+            if isinstance(step, int):
+                for taken in sorted(self._from_lists.get(place, ())):
+                    step += step >= taken
+            place = (*place, step)
+        return place
+
+
+def _sentence(mismatch: Mismatch, place: Steps) -> str:
+    if mismatch.is_key:
+        return mismatch.what
+    return f"{'`' + dotted_path(place).lstrip('.') + '`' if place else 'the file'}: {mismatch.what}"
 
 
 def _scalar(node: yaml.Node) -> Any:
     value = yaml.CSafeLoader("").construct_object(node)
-    if not isinstance(value, str | int | float | bool | None):
-        # A date or a list used as a key: text is what the writer meant, if anything.
-        return str(node.value)
-    return value
-
-
-def _explain(message: str, data: Any, kind: type, gone: dict[str, list[int]]) -> tuple[str, str, str]:
-    """A decoder's message -> the path of the object, what to say, and the path of the culprit."""
-    at = _PATH.search(message)
-    path = at[1] if at else ""
-    text = _PATH.sub("", message)
-    unknown = _UNKNOWN.search(text)
-    if unknown is not None:
-        key = unknown[1]
-        known = _fields_at(kind, path)
-        close = difflib.get_close_matches(key, known, 1)
-        remedy = f"did you mean `{close[0]}`?" if close else f"known here: {', '.join(known)}"
-        return path, f"unknown key `{key}`: {remedy}", f"{path}.{key}"
-    missing = _missing(text)
-    if missing:
-        return path, f"`{missing}` is missing: add it", path
-    value = _at(data, path)
-    shown = _original(path, gone).lstrip(".") or "the file"
-    words = text[0].lower() + text[1:].replace("`", "")
-    hint = _choices(kind, path)
-    return path, f"`{shown}` is {_show(value)}: {words}{hint}", path
-
-
-def _missing(text: str) -> str:
-    found = re.search(r"missing required field `(.+?)`", text) or re.match(r"`(.+?)` is missing", text)
-    return found[1] if found else ""
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _type_at(kind: Any, path: str) -> Any:
-    info = msgspec.inspect.type_info(kind)
-    for step in re.findall(r"\.([^.\[\]]+)|(\[[^\]]*\])", path):
-        members = [info, *getattr(info, "types", ())]
-        for member in members:
-            if step[0] and isinstance(member, msgspec.inspect.StructType):
-                field = next((f for f in member.fields if f.encode_name == step[0]), None)
-                info = field.type if field else info
-            elif step[1] and hasattr(member, "item_type"):
-                info = member.item_type
-            elif step[1] and isinstance(member, msgspec.inspect.DictType):
-                info = member.value_type
-    return info
-
-
-def _fields_at(kind: type, path: str) -> list[str]:
-    info = _type_at(kind, path)
-    for member in (info, *getattr(info, "types", ())):
-        if isinstance(member, msgspec.inspect.StructType):
-            return [field.encode_name for field in member.fields]
-    return []
-
-
-def _choices(kind: type, path: str) -> str:
-    info = _type_at(kind, path)
-    values = [v for m in (info, *getattr(info, "types", ())) for v in getattr(m, "values", ())]
-    return f" (one of: {', '.join(map(str, values))})" if values else ""
-
-
-def _original(path: str, gone: dict[str, list[int]]) -> str:
-    """Where `path` led before items were dropped from the lists on its way."""
-    place = ""
-    for step in re.findall(r"\.[^.\[\]]+|\[[^\]]*\]", path):
-        if step[1:-1].isdecimal():
-            index = int(step[1:-1])
-            for dropped in sorted(gone.get(place, ())):
-                index += index >= dropped
-            step = f"[{index}]"
-        place += step
-    return place
-
-
-def _steps(path: str) -> list[str | int]:
-    return [int(index) if index else key for key, index in re.findall(r"\.([^.\[\]]+)|\[(\d+)\]", path)]
-
-
-def _at(data: Any, path: str) -> Any:
-    for step in _steps(path):
-        try:
-            data = data[step]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return data
-
-
-def _drop(data: Any, path: str) -> bool:
-    """Take the culprit out, so that the next look finds the next mistake."""
-    steps = _steps(path)
-    if not steps:
-        return False
-    try:
-        holder = data
-        for step in steps[:-1]:
-            holder = holder[step]
-        del holder[steps[-1]]
-    except (KeyError, IndexError, TypeError):  # a key may look like a path
-        return False
-    return True
-
-
-def line_of(lines: Lines, name: str, path: str) -> int:
-    """The line of `path`, or of the nearest thing around it."""
-    while path and (name, path) not in lines:
-        path = path[: max(path.rfind("."), path.rfind("["), 0)]
-    return lines.get((name, path), 1)
+    # YAML reads some plain values as dates and the like. Here they are text.
+    return value if isinstance(value, str | int | float | bool | None) else str(node.value)

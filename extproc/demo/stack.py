@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from extproc.config.load import POLICY_FILE, load_config, located, yaml_files
+from extproc.config.load import load_config, located, yaml_files
+from extproc.config.schema import POLICY_FILE
 from extproc.demo.processes import PortTaken, StackError, end, free_port_range, free_ports, start
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.envoy.bootstrap import render_envoy

@@ -18,8 +18,9 @@ from extproc.accounting.outcome import cost_of
 from extproc.accounting.store import Store
 from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
-from extproc.config.load import PolicyFile, load_config
+from extproc.config.load import load_config
 from extproc.config.reload import signature, watch
+from extproc.config.schema import PolicyFile
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName
 from extproc.contract.words import Role
 from extproc.encoder.backends import load_encoder, read_choice

@@ -86,7 +86,7 @@ class _Worker:
         loop = asyncio.get_running_loop()
         read, write = os.pipe()
         try:
-            command = [*self._command, "--ready-fd", str(write)]
+            command = [*self._command, str(write)]
             self._process = await asyncio.create_subprocess_exec(*command, pass_fds=(write,), env=self._env)
             loop.add_reader(read, self._tell, read)
             self.status = await self._process.wait()
@@ -112,6 +112,8 @@ class _Worker:
 
 async def supervise(commands: dict[str, list[str]], health_listen: str) -> int:
     """Run one process per `address -> command` until SIGTERM or SIGINT. Return 0, or 2 when one found a mistake.
+
+    Every command gets one more argument: the file descriptor where the process writes a byte when it serves.
 
     The health service at `health_listen` says SERVING while at least one worker serves: Envoy looks at each by
     itself. Workers drain when we are told to stop.

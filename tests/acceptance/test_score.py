@@ -137,7 +137,10 @@ def test_log_probabilities_are_asked_for_where_they_weigh():
     ("spec", "message"),
     [
         ({"score": 0.6}, r"accept\[0\]\.score: no `scorer` was fitted for this intent; run `extproc calibrate"),
-        ({"score": 1.6}, r"accept\[0\]\.score: .* write \{score: \{min: 0\.62\}\}"),
+        (
+            {"score": 1.6},
+            r"accept\[0\]\.score\.min: expected a number from 0 to 1, found the number 1\.6; write \{score: \{min",
+        ),
         ({"score": {}}, r"accept\[0\]\.score: .* write \{score: \{min: 0\.62\}\}"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Reading a folder of intents: what is right compiles, and every mistake is told with its place and a remedy.
+"""Reading a folder of intents: a right one compiles, and every mistake is reported with its place and a remedy.
 
 `configs/good` is a valid folder; each `configs/bad_<mistake>` holds only the files that differ from it.
 """
@@ -21,60 +21,64 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 MISTAKES = {
     "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
     "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],
-    "duplicate_key": ["billing.yaml:3: `tier` stands twice: keep one of them"],
-    "key_that_is_no_text": ["billing.yaml:3: the key 5 is no text: write a name"],
-    "type": ["policy.yaml:8: `tiers[0].context` is 'lots': expected int, got str"],
-    "header_value": ["policy.yaml:18: `rules[0].when.headers[...]` is {'x-user-tier': 5}: expected str, got int"],
+    "duplicate_key": ["billing.yaml:3: `tier` is written twice: remove one of them"],
+    "key_that_is_no_text": ["billing.yaml:3: the key 5 is not text: write a name, or put it in quotes"],
+    "type": ["policy.yaml:8: `tiers[0].context`: expected a whole number, found the text `lots`"],
+    "header_value": [
+        "policy.yaml:18: `rules[0].when.headers.x-user-tier`: expected text, found the number 5: put it in quotes"
+    ],
     "enum": [
-        "policy.yaml:7: `tiers[0].reasoning` is 'qwen': invalid enum value 'qwen' "
-        "(one of: anthropic, deepseek, gpt-oss, none, openai, qwen3)"
+        "policy.yaml:7: `tiers[0].reasoning`: expected anthropic, deepseek, gpt-oss, none, openai or qwen3, "
+        "found the text `qwen`: did you mean `qwen3`?"
     ],
     "list_items": [
-        "billing.yaml:6: `utterances[1]` is 5: expected str, got int",
-        "billing.yaml:9: `utterances[4]` is 2.5: expected str, got float",
-        "billing.yaml:10: `utterances[5]` is True: expected str, got bool",
+        "billing.yaml:6: `utterances[1]`: expected text, found the number 5: put it in quotes",
+        "billing.yaml:9: `utterances[4]`: expected text, found the number 2.5: put it in quotes",
+        "billing.yaml:10: `utterances[5]`: expected text, found true: put it in quotes",
     ],
     "tiers_twice": [
         "policy.yaml:4: `model` is missing: add it",
-        "policy.yaml:13: `tiers[1].context` is 'many': expected int, got str",
+        "policy.yaml:13: `tiers[1].context`: expected a whole number, found the text `many`",
     ],
     "missing_field": ["billing.yaml:1: `tier` is missing: add it"],
-    "empty_file": ["billing.yaml:1: is empty: remove it, or write the intent"],
+    "empty_file": ["billing.yaml:1: the file is empty: fill it in, or remove it"],
     "yaml": ["billing.yaml:3: is not valid YAML: did not find expected ',' or ']'"],
     "unknown_tier": ["billing.yaml:2: no tier is called `smal`: did you mean `small`?"],
-    "default_tier": ["policy.yaml:2: no tier is called `huge`: there are: small, large"],
-    "no_tiers": ["policy.yaml:3: no tier: write at least one, cheapest first"],
+    "default_tier": ["policy.yaml:2: no tier is called `huge`: expected one of small, large"],
+    "no_tiers": ["policy.yaml:3: there is no tier: write at least one, the cheapest first"],
     "duplicate_tier": [
-        "policy.yaml:16: cluster `small` stands twice: rename or drop it",
-        "policy.yaml:16: tier `small` stands twice: rename or drop it",
+        "policy.yaml:16: cluster `small` occurs twice: rename or remove one of them",
+        "policy.yaml:16: tier `small` occurs twice: rename or remove one of them",
     ],
     "unknown_intent_in_rule": ["policy.yaml:18: no intent is called `cookign`: did you mean `cooking`?"],
-    "file_that_a_rule_names": [
-        "cooking.yaml:3: `risk` is 'medium': invalid enum value 'medium' (one of: high, low)"
-    ],
-    "rule_without_effect": ["policy.yaml:17: rule `cooks` does nothing: give a tier, a tier_floor or reasoning"],
-    "endpoint": ["policy.yaml:5: endpoint `vllm-small` is not host:port, as in vllm-small:8000"],
+    "file_that_a_rule_names": ["cooking.yaml:3: `risk`: expected high or low, found the text `medium`"],
+    "rule_without_effect": ["policy.yaml:17: rule `cooks` does nothing: give it a tier, a tier_floor or reasoning"],
+    "endpoint": ["policy.yaml:5: endpoint `vllm-small` is not host:port: write it as in vllm-small:8000"],
     "header_name": [
-        "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with letters, digits and '-'"
+        "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with only letters, digits and '-'"
     ],
     "upgrades": [
-        "policy.yaml:20: per_minute must not be below 0, nor burst below 1: without upgrades, name no tier above "
-        "the default"
+        "policy.yaml:20: `upgrades.burst` is 0: expected a number from 1 up; to forbid upgrades, let no intent and "
+        "no rule name a tier above the default"
     ],
-    "negative_price": ["policy.yaml:4: context must be above 0 and prices not below it"],
-    "intent_name": ["billing.yaml:1: `bills and such` becomes a header: use letters, digits, '.', '_', '-'"],
+    "negative_price": ["policy.yaml:9: `price.input` is -0.05: expected a number from 0 up"],
+    "intent_name": [
+        "billing.yaml:1: `bills and such` is sent in headers: use only letters, digits, '.', '_' and '-'"
+    ],
     "duplicate_intent": ["invoices.yaml:1: intent `billing` is also in billing.yaml: rename one of them"],
     "duplicate_utterance": [
-        "billing.yaml:7: utterance `send my last invoice again` stands twice: rename or drop it"
+        "billing.yaml:7: utterance `send my last invoice again` occurs twice: rename or remove one of them"
     ],
     "too_few_utterances": ["billing.yaml:4: only 2 utterances: write at least 3, better 12"],
-    "floor_out_of_range": ["billing.yaml:3: `floor` is a cosine similarity: from -1 to 1"],
+    "floor_out_of_range": ["billing.yaml:3: `floor` is 40: expected a number from -1 to 1"],
     "evidence_without_floor": [
-        "billing.yaml:3: `evidence` without the `floor` it speaks of: run `extproc calibrate` again"
+        "billing.yaml:3: there is `evidence`, but no `floor` that it is about: run `extproc calibrate` again"
     ],
     "evidence_out_of_range": [
-        "billing.yaml:4: `risk`, `wrong` and `accepted` are shares from 0 to 1, `wrong` lower end first",
-        "billing.yaml:13: slopes are not below 0: run `extproc calibrate` again",
+        "billing.yaml:11: `evidence.wrong` is [0.071, 0.004]: expected two numbers from 0 to 1, "
+        "the lower one first",
+        "billing.yaml:13: `evidence.probability.margin` is -8.3: expected a number from 0 up; "
+        "run `extproc calibrate` again",
     ],
     "score_without_scorer": [
         "billing.yaml:3: accept[1].score: no `scorer` was fitted for this intent; "
@@ -82,40 +86,43 @@ MISTAKES = {
     ],
     "scorer_of_another_model": [
         "billing.yaml:9: fitted on answers of qwen2-7b, but tier `small` is qwen3-8b now: "
-        "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`"
+        "run `extproc calibrate --target ... --write` again, or remove it and the rule `score`"
     ],
     "scorer_numbers": [
-        "billing.yaml:4: its numbers must be finite: "
-        "run `extproc calibrate --target ... --write` again, or drop it and the rule `score`",
+        "billing.yaml:4: `offset` and `weights` must be finite numbers: "
+        "run `extproc calibrate --target ... --write` again, or remove it and the rule `score`",
         "billing.yaml:12: no fact is called `lenght`: did you mean `length`?",
     ],
-    "chosen_out_of_range": ["billing.yaml:9: `quality` is an interval within 0 to 1, lower end first"],
+    "chosen_out_of_range": [
+        "billing.yaml:9: `chosen.quality` is [0.9, 0.8]: expected two numbers from 0 to 1, the lower one first"
+    ],
     "evidence_key": [
-        "billing.yaml:7: `evidence.rows` is 'many': expected int, got str",
+        "billing.yaml:7: `evidence.rows`: expected a whole number, found the text `many`",
         "billing.yaml:9: unknown key `centroid`: did you mean `centroids`?",
     ],
     "utterance_of_another_intent": [
-        "billing.yaml:8: this utterance of `billing` falls to `cooking`: "
+        "billing.yaml:8: this utterance of `billing` is nearer to `cooking`: "
         "reword it, move it there, or add utterances like it"
     ],
     "utterance_below_floor": [
-        f"billing.yaml:{line}: this utterance reaches 0.##, below the floor of 0.99: lower `floor`, or leave it out"
+        f"billing.yaml:{line}: this utterance has a similarity of 0.##, below the floor of 0.99: "
+        "lower `floor`, or remove it"
         for line in (5, 6, 7)
     ],
     "skip_of_unknown_rule": [
         "billing.yaml:9: no rule of `accept` is called `no_refusl`: did you mean `no_refusal`?"
     ],
     "skip_without_rung": [
-        f"{file}: `skip` has no rung to jump: name two above this tier in `to`, and give `max` 2 or more"
+        f"{file}: `skip` has no rung to skip: name two tiers above this one in `to`, and set `max` to 2 or more"
         for file in ("billing.yaml:6", "cooking.yaml:4")
     ],
     "several_at_once": [
         "billing.yaml:2: no tier is called `smal`: did you mean `small`?",
-        "billing.yaml:3: must be above 0: raise it or leave it out",
-        "billing.yaml:7: an empty utterance: write it or drop it",
-        "cooking.yaml:3: `risk` is 'medium': invalid enum value 'medium' (one of: high, low)",
+        "billing.yaml:3: `max_output_tokens` is 0: expected a number above 0; leave it out for no limit",
+        "billing.yaml:7: this utterance is empty: write it, or remove it",
+        "cooking.yaml:3: `risk`: expected high or low, found the text `medium`",
         "cooking.yaml:4: unknown key `utterence`: did you mean `utterances`?",
-        "policy.yaml:5: endpoint `vllm-small:0` is not host:port, as in vllm-small:8000",
+        "policy.yaml:5: endpoint `vllm-small:0` is not host:port: write it as in vllm-small:8000",
         "policy.yaml:19: no tier is called `larg`: did you mean `large`?",
     ],
 }
@@ -127,9 +134,9 @@ def folder(tmp_path):
     return Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
 
 
-def refused(folder, words) -> list[str]:
+def refused(folder, encoder) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        compile_snapshot(load_config(folder), words)
+        compile_snapshot(load_config(folder), encoder)
     assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
     return str(caught.value).splitlines()
 
@@ -138,26 +145,26 @@ def refused(folder, words) -> list[str]:
 
 
 def test_every_bad_folder_is_expected_to_be_refused():
-    """A fixture without an expectation tests nothing, and the other way round."""
+    """A fixture without an expectation tests nothing, and an expectation needs its fixture."""
     assert {path.name for path in CONFIGS.iterdir()} == {"good"} | {f"bad_{mistake}" for mistake in MISTAKES}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_with_file_line_and_remedy(mistake, folder, words):
-    """All mistakes and nothing else: one is not reported again in other words elsewhere."""
+def test_a_mistake_is_reported_with_file_line_and_remedy(mistake, folder, words):
+    """All mistakes are reported, each of them once, and nothing else."""
     shutil.copytree(CONFIGS / f"bad_{mistake}", folder, dirs_exist_ok=True)
-    told = [re.sub(r"reaches 0\.\d\d", "reaches 0.##", line) for line in refused(folder, words)]
-    assert told == MISTAKES[mistake]
+    reported = [re.sub(r"similarity of 0\.\d\d", "similarity of 0.##", line) for line in refused(folder, words)]
+    assert reported == MISTAKES[mistake]
 
 
 def test_a_folder_without_a_policy_is_refused(folder, words):
-    """The remedy names the place where it is missing."""
+    """The remedy names the folder that lacks it."""
     (folder / "policy.yaml").unlink()
     assert refused(folder, words) == [f"policy.yaml:1: not found in {folder}: create it there"]
 
 
 def test_a_folder_without_intents_is_refused(folder, words):
-    """There would be nothing to match."""
+    """Without intents the router could match nothing."""
     (folder / "billing.yaml").unlink()
     (folder / "cooking.yaml").unlink()
     policy = folder / "policy.yaml"
@@ -165,53 +172,53 @@ def test_a_folder_without_intents_is_refused(folder, words):
     assert refused(folder, words) == ["policy.yaml:1: no intent beside it: write at least one <intent>.yaml"]
 
 
-def test_a_file_that_is_no_text_is_refused(folder, words):
-    """A picture renamed to .yaml is told like any other mistake."""
+def test_a_file_that_is_not_text_is_refused(folder, words):
+    """A picture with the ending .yaml is reported like any other mistake."""
     (folder / "billing.yaml").write_bytes(b"\x89PNG\r\n\xff\x00")
-    (told,) = refused(folder, words)
-    assert told.startswith("billing.yaml:1: is not valid YAML: ")
+    (problem,) = refused(folder, words)
+    assert problem.startswith("billing.yaml:1: is not valid YAML: ")
 
 
 @pytest.mark.parametrize(
     "text", ["a: &a [*a]", "a: b: c", "\t- a", "a: !!python/object:os.system {}", "--- a\n--- b", "a: 2024-13-45"]
 )
 def test_hostile_yaml_is_refused_and_never_run(text, folder, words):
-    """Cycles, tabs, tags and second documents are mistakes like any other."""
+    """Cycles, tabs, tags and second documents are mistakes like any others."""
     (folder / "billing.yaml").write_text(text)
     assert refused(folder, words)[0].startswith("billing.yaml:")
 
 
 @pytest.mark.parametrize("text", ["null", "~", "--- null\n..."])
 def test_a_file_that_says_null_is_empty(text, folder, words):
-    """It is told, not left out in silence."""
+    """It is reported, not ignored."""
     for name in ("billing.yaml", "policy.yaml"):
         (folder / name).write_text(text)
-        assert f"{name}:1: is empty: remove it, or write the intent" in refused(folder, words)
+        assert f"{name}:1: the file is empty: fill it in, or remove it" in refused(folder, words)
 
 
-@pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "? [a, b]\n"])
+@pytest.mark.parametrize("key", ["tier[0].x", "a.b", "`", "x` - at `$.y", "` - at `$.x[...]", "? [a, b]\n"])
 def test_a_key_that_looks_like_a_path_is_a_mistake_like_any_other(key, folder, words):
-    """Dots and brackets in a name, and names that are lists, lead nowhere in what was read."""
+    """Dots, brackets and lists in a key do not confuse the reader."""
     quoted = key if key.startswith("?") else f"'{key}'"
     (folder / "billing.yaml").write_text((folder / "billing.yaml").read_text() + f"{quoted}: {{'.': 1}}\n")
-    (told,) = refused(folder, words)
-    assert told.startswith("billing.yaml:8: ")
+    (problem,) = refused(folder, words)
+    assert problem.startswith("billing.yaml:8: ")
 
 
 def test_aliases_of_aliases_are_refused_before_they_are_written_out(folder, words):
-    """A few lines can stand for billions of values."""
+    """A few lines can have billions of values."""
     lines = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'x'}]" for i in range(12)]
     (folder / "billing.yaml").write_text("\n".join(lines))
     assert refused(folder, words) == [
-        "billing.yaml:1: is not valid YAML: its aliases stand for too many values: write out what you mean"
+        "billing.yaml:1: is not valid YAML: aliases stand for too many values: write the values themselves"
     ]
 
 
-# What is right
+# Right folders
 
 
 def test_a_good_folder_is_read_whole(folder):
-    """Every value where it was written, defaults where nothing was."""
+    """Every written value is read, and the others have their defaults."""
     config = load_config(folder)
     assert config.policy.tiers == (
         Tier("small", "qwen3-8b", "vllm-small:8000", 32_768, Price(0.05, 0.2), "qwen3"),
@@ -236,14 +243,14 @@ def test_a_good_folder_is_read_whole(folder):
     [("off", False), ("on", True), ("true", True), ("{budget_tokens: 900}", {"budget_tokens": 900})],
 )
 def test_reasoning_is_off_on_or_a_budget(written, read, folder):
-    """YAML's own words for true and false work, too."""
+    """The YAML words for true and false work as well."""
     with (folder / "billing.yaml").open("a") as file:
         file.write(f"reasoning: {written}\n")
     assert load_config(folder).intents[0].reasoning == msgspec.convert(read, Reasoning)
 
 
 def test_a_revision_names_what_is_in_the_files(folder):
-    """The same files give the same one wherever they lie; any change, a comment even, gives another."""
+    """The same files have the same revision in any folder. Any change, even of a comment, gives another one."""
     before = load_config(folder).revision
     assert before == load_config(CONFIGS / "good").revision
     assert re.fullmatch("[0-9a-f]{12}", before)
@@ -253,7 +260,7 @@ def test_a_revision_names_what_is_in_the_files(folder):
 
 
 def test_hidden_and_other_files_are_left_alone(folder):
-    """Kubernetes keeps folders of its own beside the files, and people keep notes."""
+    """Kubernetes has hidden folders beside the files, and people keep notes there."""
     (folder / "..data").mkdir()
     (folder / ".draft.yaml").write_text("not: an intent")
     (folder / "README.md").write_text("# Intents")
@@ -261,7 +268,7 @@ def test_hidden_and_other_files_are_left_alone(folder):
 
 
 def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
-    """A floor that nobody wrote comes from the intent's own utterances, and says that it is uncalibrated."""
+    """Without `floor` in the file it comes from the utterances, and the cohort is uncalibrated."""
     snapshot = compile_snapshot(load_config(folder), words)
     billing = snapshot.policy.cohorts["billing"]
     expected = Cohort("billing", "small", billing.floor, 0.0, calibrated=False, max_output_tokens=200)
@@ -272,7 +279,7 @@ def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
 
 
 def test_a_floor_that_a_person_wrote_is_taken_as_it_is(folder, words):
-    """It is no evidence: the cohort stays uncalibrated."""
+    """It is not evidence, so the cohort stays uncalibrated."""
     with (folder / "billing.yaml").open("a") as file:
         file.write("floor: 0.1\nmargin: 0.05\n")
     billing = compile_snapshot(load_config(folder), words).policy.cohorts["billing"]
@@ -303,7 +310,7 @@ def with_evidence(folder, words):
 
 
 def test_a_floor_with_evidence_is_calibrated(folder, words):
-    """A match then has a probability; and an utterance below such a floor is no mistake of the file's."""
+    """A match then has a probability, and an utterance below the floor is not a mistake."""
     billing = with_evidence(folder, words)
     assert (billing.floor, billing.calibrated) == (0.9, True)
     assert billing.evidence is not None and billing.evidence.stamp == "3f2a9c0d1e4b 2026-11-22"
@@ -312,7 +319,7 @@ def test_a_floor_with_evidence_is_calibrated(folder, words):
 
 
 def test_evidence_about_other_utterances_is_stale(folder, words):
-    """An utterance of any intent moves centroids: the floor holds, but nobody calls it calibrated."""
+    """An utterance of any intent moves centroids. The floor holds, but the cohort is not calibrated."""
     with_evidence(folder, words)
     with (folder / "cooking.yaml").open("a") as file:
         file.write("  - How much salt in a soup recipe\n")

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import extproc.cli.evidence
-import extproc.cli.explain
-from extproc.cli.main import _parser as command_parser, main
+from extproc.cli.main import command_parser, main
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.execution import Memory
 from tests.docs.fences import Fence, all_fences

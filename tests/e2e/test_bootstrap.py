@@ -71,9 +71,20 @@ def test_the_options_show_in_it() -> None:
     assert "admin" not in yaml.safe_load(_rendered())
 
 
-@pytest.mark.parametrize("options", [["--listen", "here"], ["--extproc", "50051"], ["--otlp", "host:"]])
-def test_an_address_that_is_none_is_named(options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "also"),
+    [
+        (["--listen", "here"], ""),
+        (["--extproc", "50051"], ", or unix:///PATH, as in unix:///run/extproc.sock"),
+        (["--otlp", "host:"], ""),
+    ],
+)
+def test_a_mistyped_address_is_named(options: list[str], also: str) -> None:
     """A mistyped address is an error with a remedy, and nothing is printed to stdout."""
     done = subprocess.run([*_COMMAND, *options], capture_output=True, text=True, timeout=60, check=False)
-    wanted = f"extproc: {options[0]} {options[1]}: give HOST:PORT, as in 127.0.0.1:50051\n"
+    expected = f"HOST:PORT, as in 127.0.0.1:50051{also}"
+    wanted = (
+        f"extproc envoy: argument {options[0]}: found `{options[1]}`, expected {expected}\n"
+        "`extproc envoy --help` shows how to use it.\n"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)

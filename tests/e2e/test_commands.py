@@ -22,8 +22,8 @@ def _extproc(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
 
 
-def test_explain_says_why_in_words(small_intents: Path) -> None:
-    """Every cohort's similarity, the margin, the decision and the changes to the request."""
+def test_explain_prints_the_reason_as_text(small_intents: Path) -> None:
+    """The text has every similarity, the margin, the decision, and the changes to the body."""
     done = _extproc("explain", "--intents", small_intents, PROVE)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
@@ -50,19 +50,23 @@ def in_process(
     return run
 
 
-def test_explain_says_why_in_json(small_intents: Path, in_process: Callable[..., tuple[int, str, str]]) -> None:
+def test_explain_prints_the_reason_as_json(
+    small_intents: Path, in_process: Callable[..., tuple[int, str, str]]
+) -> None:
     """The same as one JSON object on stdout."""
     code, out, err = in_process("explain", "--intents", small_intents, "--json", EXTRACT)
     assert (code, err) == (0, "")
-    said = json.loads(out)
+    decision = json.loads(out)
     wanted = {"cohort": "extraction", "tier": "small", "cluster": "small", "reason": "matched", "reasoning": "off"}
-    assert {key: said[key] for key in wanted} == wanted
-    assert list(said["similarities"]) == sorted(said["similarities"], key=said["similarities"].get, reverse=True)
-    assert set(said["similarities"]) == {"extraction", "math_reasoning", "compliance"}
-    assert said["written"] == {
+    assert {key: decision[key] for key in wanted} == wanted
+    assert list(decision["similarities"]) == sorted(
+        decision["similarities"], key=decision["similarities"].get, reverse=True
+    )
+    assert set(decision["similarities"]) == {"extraction", "math_reasoning", "compliance"}
+    assert decision["written"] == {
         "model": '"qwen3-8b"', "max_tokens": "512", "chat_template_kwargs": '{"enable_thinking":false}',
     }  # fmt: skip
-    assert said["ask_text"] == EXTRACT
+    assert decision["ask_text"] == EXTRACT
 
 
 def test_explain_reads_a_request_file(
@@ -74,9 +78,9 @@ def test_explain_reads_a_request_file(
     _, out, _ = in_process(
         "explain", "--intents", small_intents, "--json", "--request", body, "--header", "X-User-Tier: gold"
     )
-    said = json.loads(out)
-    assert (said["tier"], said["reason"], said["rule"]) == ("large", "tier_floor", "paying-users")
-    assert said["written"]["max_output_tokens"] == "512"
+    decision = json.loads(out)
+    assert (decision["tier"], decision["reason"], decision["rule"]) == ("large", "tier_floor", "paying-users")
+    assert decision["written"]["max_output_tokens"] == "512"
 
 
 def test_check_accepts_the_sample() -> None:
@@ -110,7 +114,7 @@ def test_check_names_an_utterance_that_would_not_arrive(
     code, out, err = in_process("check", folder)
     last = len((folder / "compliance.yaml").read_text().splitlines())
     assert (code, out) == (2, "")
-    assert f"{folder}/compliance.yaml:{last}: this utterance of `compliance` falls to `math_reasoning`" in err
+    assert f"{folder}/compliance.yaml:{last}: this utterance of `compliance` is nearer to `math_reasoning`" in err
 
 
 _FITTED = """\
@@ -123,7 +127,7 @@ chosen: {date: "2026-11-22", data: "0123456789ab", rows: 400, target: "cost=2",
   models: {small: qwen3-8b, large: old}, quality: [0.7, 0.8], per_1000: [1.5, 1.9]}"""
 
 
-def test_what_was_fitted_on_outcomes_is_told(
+def test_settings_fitted_on_outcomes_are_shown(
     tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
 ) -> None:
     """`check` shows what a stream skips and which choice became stale. `explain` shows the evidence."""
@@ -134,18 +138,21 @@ def test_what_was_fitted_on_outcomes_is_told(
         0,
         [
             "stale (models changed since tier and settings were chosen): extraction",
-            "long streams pass rules that need the whole answer (`stream: buffer` holds them): extraction (score)",
+            "long streams skip rules that need the whole answer (`stream: buffer` applies them): "
+            "extraction (score)",
         ],
     )
     body = tmp_path / "body.json"
     body.write_bytes(msgspec.json.encode(body_of(CHAT, EXTRACT) | {"stream": True}))
     lines = in_process("explain", "--intents", folder, "--request", body)[1].splitlines()
-    assert "chosen    for cost=2, by 400 rows of 0123456789ab, 2026-11-22: quality 70.0 to 80.0 %" in lines
     assert (
-        "ladder    large, if small fails, or its answer is rejected by complete, "
-        "score (below 0.6; fitted on 240 rows of 0123456789ab 2026-11-22)"
+        "chosen    for the target cost=2, on 400 rows of 0123456789ab, 2026-11-22: quality 70.0 to 80.0 %" in lines
+    )
+    assert (
+        "ladder    large, if small fails, or if complete, "
+        "score (below 0.6; fitted on 240 rows of 0123456789ab 2026-11-22) rejects its answer"
     ) in lines
-    assert "stream    only its first tokens are held: score needs the whole answer" in lines
+    assert "stream    its first tokens are buffered: score needs the whole answer and passes a longer one" in lines
 
 
 @pytest.mark.parametrize(

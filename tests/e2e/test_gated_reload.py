@@ -77,12 +77,12 @@ def test_a_reload_that_regresses_is_refused_and_one_that_does_not_is_taken(gated
     assert "FAILED" in logged() and "extraction" in logged() and "cost may rise 50 %" in logged()
 
 
-def test_a_gate_that_cannot_tell_refuses_too(gated: Stack) -> None:
+def test_a_gate_that_cannot_compare_refuses_too(gated: Stack) -> None:
     """An operator who wants a gate does not want an untested reload. The reason names what is missing."""
     before = len(gated.log("router.log"))
     (data,) = gated.folder.glob("traffic.jsonl")
     data.rename(data.with_suffix(".away"))
     edit(gated, "tier: small\nmax_output_tokens: 400")
-    refused = f"the gate could not tell: [Errno 2] No such file or directory: '{data}'"
+    refused = f"the gate could not compare: [Errno 2] No such file or directory: '{data}'"
     eventually(lambda: refused in gated.log("router.log")[before:], "it is refused", 60)
     assert serves(f"127.0.0.1:{gated.router_port}")

@@ -114,7 +114,7 @@ def test_a_bad_edit_is_reported_and_the_last_good_revision_serves_on(mounted: St
             "the refusal is logged",
         )
         flow.flows_on()
-        assert re.search(r"reload refused, revision [0-9a-f]{12} serves on", str(logged))
+        assert re.search(r"reload refused, revision [0-9a-f]{12} keeps serving", str(logged))
         assert "math_reasoning.yaml:3: unknown key `reasonning`: did you mean `reasoning`?" in str(logged)
         assert ask(mounted.port, PROVE).said == was
         _rename(mounted, "math_reasoning.yaml", small_intent("math_reasoning", "tier: frontier\nreasoning: on"))

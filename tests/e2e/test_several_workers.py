@@ -26,7 +26,7 @@ def children(stack: Stack) -> list[int]:
     """Return the process ids of the workers."""
     command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(stack.router.pid)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "--of" in line]
+    return [int(line.split()[0]) for line in listed.splitlines() if "extproc.cli.worker" in line]
 
 
 def serving(port: int) -> bool:

@@ -12,7 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from extproc.cli import evidence as commands
 from extproc.cli.main import main
 from extproc.config.compile import centroids_digest, compile_snapshot
-from extproc.config.load import Intent, load_config
+from extproc.config.load import load_config
+from extproc.config.schema import Intent
 from extproc.config.strict_yaml import decode_yaml
 from extproc.evidence.execution import Memory
 from extproc.evidence.fit import edits
@@ -340,7 +341,10 @@ def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
 
 def test_an_error_about_a_date_names_the_option(capsys):
     """Python's message follows the name of the option."""
-    assert main(["calibrate", "--intents", "nowhere", "nothing.jsonl", "--date", "2026-13-09"]) == 2
-    assert capsys.readouterr().err == (
-        "extproc: --date 2026-13-09: give a day as YYYY-MM-DD: month must be in 1..12\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["calibrate", "--intents", "nowhere", "nothing.jsonl", "--date", "2026-13-09"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "extproc calibrate: argument --date: found `2026-13-09`, expected a day as YYYY-MM-DD, "
+        "as in 2026-11-22 (month must be in 1..12)"
     )

@@ -325,8 +325,10 @@ def test_an_intent_that_only_one_of_the_two_has_is_told(folders, tmp_path, quick
 def test_a_limit_in_points_is_no_share(folders, tmp_path, capsys):
     """A gate that allows a drop of 200 points would pass everything, for ever."""
     arguments = ["gate", "--baseline", *map(str, folders), str(traffic(tmp_path, mixed(1)))]
-    assert main([*arguments, "--max-quality-drop", "2"]) == 2
-    assert capsys.readouterr().err.endswith(
-        "--max-quality-drop and --max-cost-rise are shares, from 0 up, and no whole quality may drop: "
-        "0.02 is two points\n"
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--max-quality-drop", "2"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "extproc gate: argument --max-quality-drop: found `2`, expected a share from 0 up and below 1, "
+        "as in 0.02 for two percentage points"
     )

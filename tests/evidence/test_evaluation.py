@@ -344,7 +344,7 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(folder, tmp_pat
     """Minutes of evaluation are not lost over a path."""
     told = {
         tmp_path / "nowhere" / "report.html": "its folder does not exist",
-        tmp_path / "report.json": f"it is an HTML page; for the same as JSON give --json {tmp_path}/report.json",
+        tmp_path / "report.json": f"--out writes an HTML page: for JSON give --json {tmp_path}/report.json",
     }
     for path, what in told.items():
         assert main(["eval", "--intents", str(folder), "none.jsonl", "--out", str(path)]) == 2

@@ -1,4 +1,4 @@
-"""YAML that no operator would write: refused with the places of its mistakes, or read, and soon."""
+"""YAML that no operator would write: it is refused with the places of its mistakes, or read, and quickly."""
 
 import shutil
 import time
@@ -50,7 +50,7 @@ def _file(writer: Writer, name: str) -> bytes:
 
 
 def load(folder: Path) -> Config | None:
-    """The configuration, from which Envoy's can be rendered; None where it is refused in the one way promised."""
+    """The configuration, if Envoy's can be rendered from it. None if it is refused with ConfigError."""
     try:
         config = load_config(folder)
     except ConfigError as error:

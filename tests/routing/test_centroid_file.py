@@ -163,7 +163,7 @@ def test_fitted_centroids_and_floors_serve(folder, words, caplog):
     assert snapshot.index.cohorts == ["billing", "cooking", "cooking", "cooking"]
     assert [cohort.floor for cohort in snapshot.policy.cohorts.values()] == pytest.approx([0.3, 0.2])
     assert lands(snapshot, words, folder) == "cooking"
-    assert "utterances do not reach their cohort by centroids.safetensors: billing.yaml:" in caplog.text
+    assert "do not reach their intent with the centroids in centroids.safetensors; the first: " in caplog.text
     assert config.revision != before.revision
     assert centroids_digest(config) != centroids_digest(before) == utterances_digest(config)
 
@@ -287,4 +287,4 @@ def test_another_encoder_waits_for_a_restart(folder, words, monkeypatch, caplog)
 
     asyncio.run(run())
     assert (len(serving), reports) == (1, [("invalid", serving[0].revision)])
-    assert "`encoder.model` changed: it is loaded when the router starts, restart it" in caplog.text
+    assert "`encoder.model` changed, and the encoder is only loaded at the start: restart the router" in caplog.text

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from extproc.config.compile import centroids_digest
-from extproc.config.load import Intent
+from extproc.config.schema import Intent
 from extproc.evidence.execution import Execution
 from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.floors import FloorKind, best_kind, choose_floors, least_rows

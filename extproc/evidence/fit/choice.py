@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.score import Scorer
-from extproc.config.load import Intent
+from extproc.config.schema import Intent
 from extproc.evidence.data.setting import reasoning_of, tier_of
 from extproc.evidence.fit.cohort_plans import CohortPlans
 from extproc.evidence.fit.edits import DIGITS

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from extproc.config.load import POLICY_FILE, Intent, PolicyFile
+from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.strict_yaml import Problem, decode_yaml
 
 Decoded = TypeVar("Decoded")

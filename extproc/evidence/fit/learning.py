@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from extproc.config.checks import LEAST_UTTERANCES
 from extproc.config.compile import matching, utterances_digest
-from extproc.config.load import LEAST_UTTERANCES, Config
+from extproc.config.load import Config
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.execution import Execution
 from extproc.evidence.fit.centroid_kinds import by_label, centroids_of

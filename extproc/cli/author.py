@@ -1,0 +1,117 @@
+"""The commands for people who write intents: `check`, `explain` and `schema`."""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extproc.cli.options import add_command, intents_option
+
+if TYPE_CHECKING:
+    from extproc.cli.options import Commands
+    from extproc.config.load import Config
+    from extproc.routing.policy import Cohort
+
+
+def add_commands(commands: "Commands") -> None:
+    """Add the commands of this group."""
+    check = add_command(
+        commands, "check", _check,
+        "Check a folder of intents and report every mistake with file, line and remedy. The exit code is 0 without "
+        "mistakes, and 2 with mistakes.",
+    )  # fmt: skip
+    check.add_argument(
+        "intents", type=Path, metavar="DIR", help="folder that holds policy.yaml and one YAML file for each intent"
+    )
+
+    explain = add_command(
+        commands, "explain", _explain,
+        "Show the tier that a prompt would go to, and why. Give a prompt, or a request body with --request.",
+    )  # fmt: skip
+    intents_option(explain)
+    explain.add_argument("prompt", nargs="?", help="text of the prompt")
+    explain.add_argument("--request", type=Path, metavar="FILE", help="file with a request body as JSON")
+    explain.add_argument(
+        "--path",
+        metavar="PATH",
+        help="HTTP path of the request, as in /v1/chat/completions (default: derived from the shape of the body)",
+    )
+    explain.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME: VALUE",
+        help="header of the request that rules of the policy may read; repeat it for several headers",
+    )
+    explain.add_argument("--json", action="store_true", help="print the decision as JSON")
+
+    schema = add_command(
+        commands, "schema", _schema,
+        "Print the JSON Schema of the YAML files, for editors. An editor with a YAML language server completes, "
+        "explains and checks a file that names the schema in its first line: "
+        "`# yaml-language-server: $schema=FILE`.",
+    )  # fmt: skip
+    schema.add_argument(
+        "file", choices=("policy", "intent"), help="kind of YAML file: policy.yaml, or the file of an intent"
+    )
+
+
+def _check(args: argparse.Namespace) -> int:
+    from extproc.config.compile import compile_snapshot
+    from extproc.config.load import in_configmap, load_config
+    from extproc.encoder.backends import load_encoder
+    from extproc.routing.centroid_file import CENTROIDS_FILE
+
+    config = load_config(args.intents)
+    snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
+    cohorts = snapshot.policy.cohorts.values()
+    print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
+    if config.fitted is not None:
+        raw = (args.intents / CENTROIDS_FILE).read_bytes()
+        print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
+    for note in _notes(config, cohorts):
+        print(note)
+    return 0
+
+
+def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
+    """Findings that are not mistakes: one line for each kind, with the names of the cohorts."""
+    from extproc.acceptance.verdict import needs_whole_answer
+
+    rules = {cohort.name: needs_whole_answer(cohort.accept) for cohort in cohorts if cohort.stream == "early"}
+    notes = {
+        "uncalibrated (no evidence for their floors)": [
+            cohort.name for cohort in cohorts if cohort.evidence is None
+        ],
+        "stale (utterances or centroids changed since `extproc calibrate`)": [
+            cohort.name for cohort in cohorts if cohort.evidence is not None and not cohort.calibrated
+        ],
+        "stale (models changed since tier and settings were chosen)": [
+            cohort.name
+            for cohort in cohorts
+            if cohort.chosen is not None and not cohort.chosen.holds(config.policy.tiers)
+        ],
+        "long streams skip rules that need the whole answer (`stream: buffer` applies them)": [
+            f"{name} ({', '.join(names)})" for name, names in rules.items() if names
+        ],
+    }
+    yield from (f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from extproc.cli.explain import explain
+
+    if (args.prompt is None) == (args.request is None):
+        raise ValueError('give either a prompt or --request FILE: extproc explain --intents DIR "..."')
+    body = args.request.read_bytes() if args.request is not None else None
+    print(explain(args.intents, args.prompt, body, args.path, args.header, args.json))
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    import msgspec
+
+    from extproc.config.json_schema import json_schema
+
+    print(msgspec.json.format(msgspec.json.encode(json_schema(args.file)), indent=2).decode())
+    return 0

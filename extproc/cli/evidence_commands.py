@@ -1,0 +1,214 @@
+"""The arguments of the commands that test and fit on traffic. `cli.evidence` carries them out."""
+
+import argparse
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extproc.cli.options import (
+    add_command,
+    data_argument,
+    intents_option,
+    limits_options,
+    parse_day,
+    parse_open_share,
+    seed_option,
+)
+from extproc.config.load import load_config
+
+if TYPE_CHECKING:
+    from extproc.cli.options import Commands
+
+
+def add_commands(commands: "Commands") -> None:
+    """Add the commands of this group, in the order in which a newcomer needs them."""
+    _add_convert(commands)
+    _add_eval(commands)
+    _add_calibrate(commands)
+    _add_diff(commands)
+    _add_gate(commands)
+    _add_suggest(commands)
+
+
+def _add_convert(commands: "Commands") -> None:
+    convert = add_command(
+        commands, "convert", _convert,
+        "Print the rows of an OpenAI log in the format of traffic. docs/reference/traffic.md has the format.",
+    )  # fmt: skip
+    convert.add_argument(
+        "kind",
+        choices=("openai-log",),
+        help="format of FILE: logged requests and responses of the OpenAI API",
+    )
+    data_argument(convert, "JSON lines to convert", name="file")
+    convert.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="MEMBER=VALUE",
+        help="convert only lines whose JSON member has this value; repeat it for more conditions",
+    )
+
+
+def _add_eval(commands: "Commands") -> None:
+    evaluate = add_command(
+        commands, "eval", _eval,
+        "Report how these intents serve labelled or recorded traffic. Every row is routed and judged as when "
+        "serving, and shown beside baselines on the same rows.",
+    )  # fmt: skip
+    intents_option(evaluate)
+    data_argument(evaluate)
+    evaluate.add_argument(
+        "--out", type=Path, metavar="REPORT.html", help="also write the report as an HTML page with plots"
+    )
+    evaluate.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the report as JSON, with every number"
+    )
+    evaluate.add_argument(
+        "--perturb",
+        action="store_true",
+        help="also report which decisions change under typos and paraphrases",
+    )
+    seed_option(evaluate, "resampling and for changing prompts")
+
+
+def _add_calibrate(commands: "Commands") -> None:
+    calibrate = add_command(
+        commands, "calibrate", _calibrate,
+        "Fit floors on labelled traffic, or choose tiers on recorded outcomes. Without --target it fits centroids, "
+        "and floors for a stated risk. With --target it chooses the tier and settings of each cohort. It prints "
+        "the change to the YAML, and makes it only with --write.",
+    )  # fmt: skip
+    intents_option(calibrate)
+    data_argument(calibrate)
+    calibrate.add_argument(
+        "--risk",
+        type=parse_open_share,
+        default=0.05,
+        metavar="SHARE",
+        help="largest share of accepted matches that may be wrong, on average (default: %(default)s)",
+    )
+    calibrate.add_argument(
+        "--target",
+        metavar="quality=SHARE|cost=DOLLARS",
+        help="choose tier and settings of each cohort by recorded outcomes: for at least this share of good "
+        "answers, or for at most this cost in US dollars per 1,000 requests",
+    )
+    calibrate.add_argument(
+        "--cut",
+        type=parse_open_share,
+        default=0.01,
+        metavar="SHARE",
+        help="with --target: largest share of good answers that the chosen output cap may cut off "
+        "(default: %(default)s)",
+    )
+    calibrate.add_argument("--write", action="store_true", help="change the files (default: only print the change)")
+    calibrate.add_argument(
+        "--adapt",
+        type=Path,
+        metavar="DIR",
+        help="also train an encoder on these utterances and rows, which takes minutes, and store it in DIR if it "
+        "is better",
+    )
+    calibrate.add_argument(
+        "--date",
+        type=parse_day,
+        metavar="YYYY-MM-DD",
+        help="date that is written into the evidence (default: today)",
+    )
+    seed_option(calibrate, "the split into rows to fit on and rows to report on")
+
+
+def _add_diff(commands: "Commands") -> None:
+    diff = add_command(
+        commands, "diff", _diff,
+        "Show which requests change between two folders of intents. Both route the same traffic, and quality and "
+        "cost are compared cohort by cohort.",
+    )  # fmt: skip
+    diff.add_argument("old", type=Path, metavar="OLD", help="folder of intents to compare with")
+    diff.add_argument("intents", type=Path, metavar="NEW", help="folder of intents with the change")
+    data_argument(diff)
+    diff.add_argument(
+        "--show-text",
+        action="store_true",
+        help="print the text of requests that change (default: only their line numbers)",
+    )
+    seed_option(diff, "resampling")
+
+
+def _add_gate(commands: "Commands") -> None:
+    gate = add_command(
+        commands, "gate", _gate,
+        "Compare a folder of intents with a baseline, and fail if any cohort is worse. The exit code is 0 if it "
+        "passes, 1 if a cohort is worse than the limits allow, and 2 if the input is at fault.",
+    )  # fmt: skip
+    gate.add_argument(
+        "--baseline", type=Path, metavar="OLD", required=True, help="folder of intents to compare with"
+    )
+    gate.add_argument("intents", type=Path, metavar="NEW", help="folder of intents with the change")
+    data_argument(gate)
+    limits_options(gate)
+    seed_option(gate, "resampling")
+
+
+def _add_suggest(commands: "Commands") -> None:
+    suggest = add_command(
+        commands, "suggest", _suggest,
+        "Propose new intents for requests that match none. The proposals show the text of those requests.",
+    )  # fmt: skip
+    intents_option(suggest)
+    data_argument(suggest, "traffic as JSON lines (docs/reference/traffic.md), with or without labels")
+    suggest.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write the proposals into DIR, one file for each"
+    )
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence import run_convert
+
+    where = dict(condition.partition("=")[::2] for condition in args.where)
+    return run_convert(args.kind, args.file, where)
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence import run_eval
+
+    for path in (args.out, args.json):  # before minutes of work, not after
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ValueError(f"{path}: its folder does not exist")
+    if args.out is not None and args.out.suffix == ".json":
+        raise ValueError(f"--out {args.out}: --out writes an HTML page: for JSON give --json {args.out}")
+    return run_eval(args.intents, args.data, args.out, args.json, args.seed, args.perturb)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence import run_calibrate, run_choose
+    from extproc.evidence.fit.target import parse_target
+
+    date = args.date or datetime.date.today().isoformat()
+    if args.target is None:
+        return run_calibrate(args.intents, args.data, args.risk, date, args.seed, args.write, args.adapt)
+    if args.adapt is not None:
+        raise ValueError("--adapt needs labelled rows and --target needs outcomes: calibrate once with each")
+    return run_choose(args.intents, args.data, parse_target(args.target), args.cut, date, args.seed, args.write)
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence import run_diff
+
+    load_config(args.old)  # a mistake in it shows before minutes of work
+    return run_diff(args.old, args.intents, args.data, args.seed, args.show_text)
+
+
+def _gate(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence import run_gate
+
+    load_config(args.baseline)  # a mistake in it shows before minutes of work
+    limits = args.max_quality_drop, args.max_cost_rise
+    return run_gate(args.baseline, args.intents, args.data, *limits, args.seed)
+
+
+def _suggest(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence import run_suggest
+
+    return run_suggest(args.intents, args.data, args.out)

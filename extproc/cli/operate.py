@@ -1,0 +1,281 @@
+"""The commands that run the router and the parts around it: `serve`, `health`, `prepare`, `envoy`, `demo`."""
+
+import argparse
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extproc.cli.options import (
+    add_command,
+    all_or_none,
+    intents_option,
+    limits_options,
+    parse_address,
+    parse_days,
+    parse_server_address,
+    parse_workers,
+)
+
+if TYPE_CHECKING:
+    from extproc.cli.options import Commands
+
+
+def add_commands(commands: "Commands") -> None:
+    """Add the commands of this group."""
+    _add_serve(commands)
+    health = add_command(
+        commands, "health", _health, "Ask a router whether it serves. The exit code is 0 if it does, and 1 if not."
+    )
+    health.add_argument(
+        "address",
+        type=parse_server_address,
+        nargs="?",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT|unix:///PATH",
+        help="address of the router, or of the health service of several workers (default: %(default)s)",
+    )
+    prepare = add_command(
+        commands, "prepare", _prepare,
+        "Convert the encoder to the fastest form for this machine. Do this once for each machine or image: without "
+        "it the router works, but slower.",
+    )  # fmt: skip
+    intents_option(prepare)
+    _add_envoy(commands)
+    demo = add_command(
+        commands, "demo", _demo, "Start Envoy, the router and sample model servers, and send them real prompts."
+    )
+    intents_option(demo, default=Path("intents"))
+    demo.add_argument(
+        "--serve", action="store_true", help="keep everything running after the prompts, and print a curl command"
+    )
+
+
+def _add_serve(commands: "Commands") -> None:
+    serve = add_command(
+        commands, "serve", _serve,
+        "Run the router: answer Envoy's ext_proc calls. Edits of the YAML take effect while it runs.",
+    )  # fmt: skip
+    intents_option(serve)
+    serve.add_argument(
+        "--listen",
+        type=parse_server_address,
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT|unix:///PATH",
+        help="address that Envoy connects to (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--workers",
+        type=parse_workers,
+        default=1,
+        metavar="N",
+        help="number of router processes, on consecutive ports from the port of --listen; `auto` is one for each "
+        "core (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--health",
+        type=parse_server_address,
+        metavar="HOST:PORT",
+        help="address of the gRPC health service for all workers together; used with two or more workers "
+        "(default: the port before the port of --listen)",
+    )
+    serve.add_argument(
+        "--tls-cert",
+        type=Path,
+        metavar="FILE",
+        help="certificate chain of the router (PEM); turns on mutual TLS, with --tls-key and --tls-client-ca",
+    )
+    serve.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="private key of the certificate in --tls-cert (PEM)"
+    )
+    serve.add_argument(
+        "--tls-client-ca",
+        type=Path,
+        metavar="FILE",
+        help="CA certificate used to verify clients (PEM); no other client can connect",
+    )
+    serve.add_argument(
+        "--ledger",
+        metavar="FILE|postgresql://...",
+        help="store the outcome, tokens and cost of every request in this SQLite file or Postgres database "
+        "(default: no ledger)",
+    )
+    serve.add_argument(
+        "--ledger-days",
+        type=parse_days,
+        default=90,
+        metavar="DAYS",
+        help="delete ledger rows older than this many days (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--gate",
+        type=Path,
+        metavar="DATA",
+        help="compare every reload with the running configuration on the traffic in DATA, as `extproc gate` does, "
+        "and refuse a reload that is worse (default: no comparison)",
+    )
+    limits_options(serve, "with --gate: ")
+
+
+def _add_envoy(commands: "Commands") -> None:
+    envoy = add_command(
+        commands, "envoy", _envoy,
+        "Print a complete Envoy bootstrap for the tiers in policy.yaml. Render it again after a change of tiers, "
+        "timeouts or headers in rules.",
+    )  # fmt: skip
+    intents_option(envoy)
+    envoy.add_argument(
+        "--listen",
+        type=parse_address,
+        default="0.0.0.0:10000",
+        metavar="HOST:PORT",
+        help="address where Envoy accepts clients (default: %(default)s)",
+    )
+    envoy.add_argument(
+        "--extproc",
+        type=parse_server_address,
+        action="append",
+        metavar="HOST:PORT|unix:///PATH",
+        help="address of the router, as in `extproc serve --listen`; repeat it for several routers "
+        "(default: 127.0.0.1:50051)",
+    )
+    envoy.add_argument(
+        "--workers",
+        type=parse_workers,
+        default=1,
+        metavar="N",
+        help="number of processes of each router, as in `extproc serve --workers` (default: %(default)s)",
+    )
+    envoy.add_argument(
+        "--extproc-tls-cert",
+        metavar="FILE",
+        help="certificate chain that Envoy shows to the router (PEM, path as Envoy sees it); turns on mutual TLS, "
+        "with --extproc-tls-key, --extproc-tls-ca and --extproc-tls-sds",
+    )
+    envoy.add_argument(
+        "--extproc-tls-key", metavar="FILE", help="private key of the certificate in --extproc-tls-cert (PEM)"
+    )
+    envoy.add_argument(
+        "--extproc-tls-ca", metavar="FILE", help="CA certificate used to verify the router's certificate (PEM)"
+    )
+    envoy.add_argument(
+        "--extproc-tls-sds",
+        metavar="DIR",
+        help="folder where this command writes two files (SDS) through which Envoy reads and reloads the "
+        "certificate, key and CA",
+    )
+    envoy.add_argument(
+        "--admin",
+        type=parse_address,
+        metavar="HOST:PORT",
+        help="address of Envoy's admin interface (default: no admin interface)",
+    )
+    envoy.add_argument(
+        "--probe",
+        type=parse_address,
+        metavar="HOST:PORT",
+        help="address that serves only /ready and /stats/prometheus; needs --admin (default: none)",
+    )
+    envoy.add_argument(
+        "--otlp",
+        type=parse_address,
+        metavar="HOST:PORT",
+        help="OTLP/gRPC endpoint that Envoy sends traces to (default: no traces)",
+    )
+    envoy.add_argument(
+        "--cascade",
+        choices=("priority-group", "composite", "none"),
+        default="priority-group",
+        help="how Envoy sends a request to the next tier: priority-group needs Envoy 1.40, composite 1.37; "
+        "none needs 1.36 and only routes (no escalation, no failover, no judged answers) (default: %(default)s)",
+    )
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from extproc.cli.worker import Job, run_job
+    from extproc.config.gate import check_data
+    from extproc.serving.workers import health_address, supervise, worker_addresses
+
+    files = all_or_none(args, "tls_cert", "tls_key", "tls_client_ca")
+    if args.gate is not None:
+        check_data(args.gate)
+    job = Job(
+        intents=str(args.intents),
+        listen=args.listen,
+        tls=tuple(map(str, files)),
+        ledger=args.ledger,
+        ledger_days=args.ledger_days,
+        gate=str(args.gate) if args.gate is not None else None,
+        max_quality_drop=args.max_quality_drop,
+        max_cost_rise=args.max_cost_rise,
+        workers=args.workers,
+    )
+    if args.workers == 1:
+        return run_job(job)
+    addresses = worker_addresses(args.listen, args.workers)
+    commands = {at: [sys.executable, "-m", "extproc.cli.worker", job.at(at).as_argument()] for at in addresses}
+    return asyncio.run(supervise(commands, args.health or health_address(args.listen)))
+
+
+def _health(args: argparse.Namespace) -> int:
+    from extproc.serving.health import serves
+
+    serving = serves(args.address)
+    print(f"{args.address}: {'serving' if serving else 'not serving'}")
+    return 0 if serving else 1
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from extproc.config.load import load_config
+
+    try:
+        from extproc.encoder.backends import threads_for
+        from extproc.encoder.prepare import prepare
+
+        config = load_config(args.intents)
+        texts = [text for intent in config.intents for text in intent.utterances]
+        choice = prepare(config.policy.encoder.model, texts, time.strftime("%Y-%m-%d"), threads_for(1))
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error}: `extproc prepare` needs more packages: pip install 'envoy-semantic-router[prepare]'"
+        ) from error
+    print("back end          16 tokens   64 tokens   cosine with fp32")
+    for candidate in choice.candidates:
+        times = f"{candidate.ms_16:>8.1f} ms{candidate.ms_64:>9.1f} ms"
+        mark = "   chosen" if candidate == choice.chosen else ""
+        print(f"{candidate.name:<16}{times}{candidate.agreement:>19.4f}{mark}")
+    return 0
+
+
+def _envoy(args: argparse.Namespace) -> int:
+    from extproc.config.load import load_config
+    from extproc.envoy.bootstrap import render_envoy
+    from extproc.envoy.tls import ClientTls, write_secrets
+    from extproc.serving.workers import worker_addresses
+
+    config = load_config(args.intents)
+    if args.probe and not args.admin:
+        raise ValueError("--probe shows pages of the admin interface: give --admin too, as in 127.0.0.1:9901")
+    routers = args.extproc or ["127.0.0.1:50051"]
+    endpoints = [endpoint for router in routers for endpoint in worker_addresses(router, args.workers)]
+    files = all_or_none(args, "extproc_tls_cert", "extproc_tls_key", "extproc_tls_ca", "extproc_tls_sds")
+    tls = ClientTls(*files) if files else None
+    if tls is not None:
+        write_secrets(tls, endpoints)
+    rendered = render_envoy(
+        config, args.listen, endpoints, args.admin, args.otlp, tls=tls, probe=args.probe, cascade=args.cascade
+    )
+    print(rendered, end="")
+    return 0
+
+
+def _demo(args: argparse.Namespace) -> int:
+    try:
+        from extproc.demo.demo import run_demo
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error}: `extproc demo` needs more packages: pip install 'envoy-semantic-router[demo]'"
+        ) from error
+
+    return run_demo(args.intents, args.serve)

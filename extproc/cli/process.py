@@ -1,0 +1,47 @@
+"""How a process of this package starts and ends: quiet libraries, a log on stderr, and an exit code."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from extproc.config.load import ConfigError
+from extproc.encoder.protocols import EncoderError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_process(run: Callable[[], int], intents: Path | None = None) -> int:
+    """Run to the end and return the exit code: the code of `run`, or 2 if the user's input is at fault.
+
+    Each mistake in YAML is printed on one line, with the path of its file. `intents` is the folder of the YAML, for
+    errors that do not know it.
+    """
+    _set_up_logging()
+    try:
+        return run()
+    except ConfigError as error:
+        _print_problems(error, error.folder or intents or Path())
+    except (EncoderError, OSError, ValueError) as error:
+        print(f"extproc: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return USER_ERROR
+
+
+def _set_up_logging() -> None:
+    # Model loaders draw progress bars and warn about model hubs. Our log is for the operator alone.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("extproc").setLevel(logging.INFO)
+
+
+def _print_problems(error: ConfigError, folder: Path) -> None:
+    for problem in error.problems:
+        print(f"{folder / problem.file}:{problem.line}: {problem.what}", file=sys.stderr)
+    count = len(error.problems)
+    print(f"{count} problem{'s' * (count != 1)} in {folder}", file=sys.stderr)

@@ -1,0 +1,111 @@
+"""The two kinds of YAML files, as structs: the policy and an intent."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from extproc.acceptance.score import Scorer
+from extproc.settings import (
+    Chosen,
+    EncoderConfig,
+    Escalate,
+    Escalations,
+    Evidence,
+    Human,
+    Judge,
+    Reasoning,
+    Rule,
+    StreamHold,
+    Tier,
+    Timeouts,
+    Upgrades,
+    about,
+)
+
+POLICY_FILE = "policy.yaml"
+
+
+class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """policy.yaml: the tiers, the rules, and the settings of all intents."""
+
+    version: Annotated[Literal[1], about("Version of this format.")]
+    default_tier: Annotated[str, about("Tier that serves when no decision can be made.")]
+    tiers: Annotated[tuple[Tier, ...], about("The tiers, the cheapest first.")]
+    encoder: Annotated[EncoderConfig, about("How requests are embedded.")] = EncoderConfig()
+    retarget: Annotated[
+        tuple[str, ...],
+        about("Requested models that may be replaced: names, or patterns with * and ?. Others pass untouched."),
+    ] = ("auto",)
+    rules: Annotated[tuple[Rule, ...], about("Rules that override the tier and reasoning of an intent.")] = ()
+    mode: Annotated[
+        Literal["enforce", "shadow"],
+        about("enforce: requests go where the policy says. shadow: decisions are only recorded."),
+    ] = "enforce"
+    reasoning_choice: Annotated[
+        Literal["client", "router"],
+        about("client: a choice of reasoning in the request wins. router: the choice of the policy wins."),
+    ] = "client"
+    escalations: Annotated[Escalations, about("Limit on the escalations of one principal.")] = Escalations()
+    upgrades: Annotated[
+        Upgrades | None, about("Limit on requests of one principal above the default tier. Left out: no limit.")
+    ] = None
+    timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()
+    judges: Annotated[
+        dict[str, Judge], about("Models that the acceptance rules `judge` and `agree` ask. You choose the names.")
+    ] = {}
+    human: Annotated[
+        Human | None,
+        about("The review queue for requests that only a person may answer (`escalate: {to: human}`)."),
+    ] = None
+
+
+class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of one intent: how people ask for it, and how requests in its cohort are served."""
+
+    intent: Annotated[str, about("Name of the intent in rules, headers and reports.")]
+    tier: Annotated[str, about("Tier that serves this intent.")]
+    utterances: Annotated[tuple[str, ...], about("Examples of how people ask for this, at least three.")]
+    description: Annotated[str, about("A note for people. The router does not read it.")] = ""
+    reasoning: Annotated[
+        Reasoning | None,
+        about("on, off or {budget_tokens: N}. Left out: as the client or the model has it."),
+    ] = None
+    max_output_tokens: Annotated[
+        int | None, about("Largest number of output tokens. A lower limit in the request is kept.")
+    ] = None
+    tier_floor: Annotated[
+        str | None, about("Lowest tier, also if a rule names a lower one. It holds for ambiguous requests, too.")
+    ] = None
+    risk: Annotated[Literal["low", "high"], about("How risky a wrong answer is. Rules can read it.")] = "low"
+    floor: Annotated[
+        float | None,
+        about(
+            "Least similarity at which a request belongs to this intent, from -1 to 1. Left out: derived from the "
+            "utterances. `extproc calibrate` fits it."
+        ),
+    ] = None
+    margin: Annotated[
+        float, about("Least lead over the next intent's similarity. With less the request is ambiguous.")
+    ] = 0.0
+    evidence: Annotated[
+        Evidence | None, about("The evidence for floor and margin. `extproc calibrate` writes it.")
+    ] = None
+    accept: Annotated[
+        list[Any], about("Rules that an answer must pass before the client sees it. A rejected answer escalates.")
+    ] = []
+    scorer: Annotated[
+        Scorer | None, about("The curve of the rule `score`. `extproc calibrate --target` writes it.")
+    ] = None
+    escalate: Annotated[
+        Escalate | None, about("The tiers that are asked after a rejected answer. Left out: the next tier up.")
+    ] = None
+    chosen: Annotated[
+        Chosen | None, about("The evidence for tier and settings. `extproc calibrate --target` writes it.")
+    ] = None
+    stream: Annotated[
+        StreamHold,
+        about(
+            "How streamed answers are judged. early: on their first tokens. buffer: whole, and the client waits. "
+            "record: after the client has them."
+        ),
+    ] = "early"
