@@ -164,7 +164,7 @@ def _evidence_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPa
     evaluate.add_argument("--out", type=Path, metavar="REPORT.html", help="also as a page with plots")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also as JSON, every number")
     evaluate.add_argument(
-        "--perturb", action="store_true", help="also: what flips under typos, paraphrase and searched gadgets"
+        "--perturb", action="store_true", help="also report how many decisions flip under typos and other rewrites"
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the resampling, and of what is perturbed")
     evaluate.set_defaults(run=_eval)
