@@ -9,6 +9,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -51,15 +52,13 @@ class Gadget(msgspec.Struct, frozen=True):
         return f"{self.text} {prompt}" if self.before else f"{prompt} {self.text}"
 
 
-def attacks(
-    run: Execution, memory: Memory, vocabulary: Sequence[str], seed: int = 0
-) -> Iterator[tuple[Gadget, Effect]]:
+def attacks(run: Execution, memory: Memory, words: Sequence[str], seed: int = 0) -> Iterator[tuple[Gadget, Effect]]:
     """Gadgets and random words, with their effect on the rows of `run` that they were not fitted on.
 
     Yields nothing when every cohort leads to the same tier. The same seed gives the same gadgets.
     """
     utterances = {intent.intent: intent.utterances for intent in run.config.intents}
-    search = Search(run.snapshot, memory, utterances, vocabulary, seed)
+    search = Search(run.snapshot, memory, utterances, words, seed)
     if not search.possible:
         return
     trial, rows = Trial(run, memory, seed), drawn_rows(run, seed)
@@ -85,6 +84,11 @@ def reached(policy: Policy, cohort: Cohort) -> int:
     return max(policy.rank(cohort.tier), policy.rank(cohort.tier_floor or cohort.tier))
 
 
+def vocabulary(tokenizer: Any) -> list[str]:
+    """The whole words of a tokenizer's vocabulary, sorted."""
+    return sorted(w for w in tokenizer.get_vocab() if w.isascii() and w.isalpha() and len(w) > 2)
+
+
 class Search:
     """A greedy search, word by word. Everything random is drawn from `seed`."""
 
@@ -93,16 +97,16 @@ class Search:
         snapshot: Snapshot,
         memory: Memory,
         utterances: Mapping[str, Sequence[str]],
-        vocabulary: Sequence[str],
+        words: Sequence[str],
         seed: int,
     ) -> None:
-        """`utterances` has those of each cohort. Random words are drawn from `vocabulary`."""
+        """`utterances` has those of each cohort. Random words are drawn from `words`."""
         self._memory = memory
         index, policy = snapshot.index, snapshot.policy
         self._cohorts = list(index.cohorts)
         self._centroids: Vectors = index.faiss.reconstruct_n(0, index.faiss.ntotal)
         self._ranks = np.array([reached(policy, policy.cohorts[name]) for name in self._cohorts])
-        self._utterances, self._vocabulary, self._seed = utterances, vocabulary, seed
+        self._utterances, self._words, self._seed = utterances, words, seed
 
     @property
     def possible(self) -> bool:
@@ -111,7 +115,7 @@ class Search:
 
     def random(self, before: bool) -> Gadget:
         """The control: as many words as a gadget has, drawn at random."""
-        drawn = random.Random(f"{self._seed} control").sample(self._vocabulary, _LENGTH)
+        drawn = random.Random(f"{self._seed} control").sample(self._words, _LENGTH)
         return Gadget(" ".join(drawn), before, True)
 
     def best(self, prompts: Sequence[str], before: bool, up: bool) -> Gadget:
@@ -136,8 +140,8 @@ class Search:
     def _candidates(self, goal: Bools) -> list[str]:
         """Words of the goal's utterances, and some of the vocabulary."""
         utterances = [text for i in np.flatnonzero(goal) for text in self._utterances[self._cohorts[i]]]
-        count = min(_DRAWN, len(self._vocabulary))
-        drawn = random.Random(f"{self._seed} words").sample(self._vocabulary, count)
+        count = min(_DRAWN, len(self._words))
+        drawn = random.Random(f"{self._seed} words").sample(self._words, count)
         return sorted({word for text in utterances for word in _CANDIDATE.findall(text.lower())} | set(drawn))
 
     def _lead(self, goal: Bools, texts: Sequence[str]) -> Floats:

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 import yaml
 
-from bench.gadgets import NO_TARGET, NOTE, attacks
+from bench.gadgets import NO_TARGET, NOTE, attacks, vocabulary
+from bench.static_stage import load_tokenizer
 from bench.views import few_shot
 from extproc.cli.evidence import patient_encoder
 from extproc.evidence.data.tokens import Tokens
@@ -25,6 +26,8 @@ from extproc.evidence.execution import execute
 from extproc.evidence.perturb.robustness import perturb
 from extproc.evidence.show.robustness import robustness_text
 
+# Gadgets are made of the words of its vocabulary.
+_MODEL = "all-MiniLM-L6-v2"
 _UPGRADES = {"per_minute": 30, "burst": 10, "lower_floors": True}
 _TIERS = ["small"] * 90 + ["large"] * 45 + ["frontier"] * 15
 _TEXTS = 600
@@ -52,10 +55,10 @@ def main() -> None:
 def _print(folder: Path, rows: LabelledTexts) -> None:
     data = folder / "traffic.jsonl"
     data.write_bytes(b"".join(msgspec.json.encode({"text": t, "intent": i}) + b"\n" for t, i in rows))
-    memory, tokens = patient_encoder(folder), Tokens()
-    run = execute(folder, memory, read_traffic(data), tokens)
+    memory = patient_encoder(folder)
+    run = execute(folder, memory, read_traffic(data), Tokens())
     robustness = perturb(run, memory)
-    attacked = list(attacks(run, memory, tokens.words()))
+    attacked = list(attacks(run, memory, vocabulary(load_tokenizer(_MODEL))))
     effects = [*robustness.effects, *(effect for _, effect in attacked)]
     notes = [*robustness.notes, NOTE if attacked else NO_TARGET]
     print("\n".join(robustness_text(msgspec.structs.replace(robustness, effects=effects, notes=notes))))
