@@ -109,7 +109,7 @@ bench-soak: $(VENV)/ready  ## send mixed traffic for ten minutes; fail if memory
 bench-routing: $(VENV)/ready  ## compare routing and cascading with simple controls on recorded data
 	@$(BIN)/python -m bench.routing
 
-bench-robustness: $(VENV)/ready  ## count the decisions that change when a prompt is reworded
+bench-robustness: $(VENV)/ready  ## count the decisions that change when a prompt is reworded or attacked
 	@$(BIN)/python -m bench.robustness
 
 bench-cascade: $(VENV)/ready  ## compare the cascade with simple controls on recorded MMLU-Pro answers

@@ -77,7 +77,7 @@ def run_eval(
     tell_bad_rows(data, run.bad)
     report = evaluate(run, seed)
     if perturbed:
-        report = msgspec.structs.replace(report, robustness=perturb(run, memory, tokens.words(), seed))
+        report = msgspec.structs.replace(report, robustness=perturb(run, memory, seed))
     print(evaluation_text(report))
     if as_json is not None:
         as_json.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

@@ -11,7 +11,7 @@ from tests.docs.fences import ROOT
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_generated_page_is_fresh(name: str) -> None:
-    """`make reference` would change nothing. It refuses keys, options, metrics and headers without a description."""
+    """`make reference` would change nothing. Keys, options, metrics and headers need a description."""
     assert (ROOT / "docs" / name).read_text() == PAGES[name](), f"docs/{name} is out of date: run `make reference`"
 
 

@@ -19,10 +19,6 @@ class Tokens:
         self._tokenizer.no_padding()
         self._counts: dict[str, int] = {}
 
-    def words(self) -> list[str]:
-        """Return the whole words of the vocabulary, sorted."""
-        return sorted(w for w in self._tokenizer.get_vocab() if w.isascii() and w.isalpha() and len(w) > 2)
-
     def learn(self, texts: Sequence[str]) -> None:
         """Count the tokens of many texts in one batch, which is faster, and remember them."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._counts]

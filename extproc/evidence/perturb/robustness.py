@@ -1,4 +1,4 @@
-"""`extproc eval --perturb`: how many decisions flip when the same ask is put otherwise, or worded to flip them."""
+"""`extproc eval --perturb`: how many decisions change when the same request is written differently."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -10,165 +10,145 @@ from numpy.typing import NDArray
 from extproc.evidence.data.traffic import Row
 from extproc.evidence.execution import Execution, Memory, asked, landed, landing, route_all
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
-from extproc.evidence.perturb.attack import Search
 from extproc.evidence.perturb.rewrites import REWRITES, rewritten
 from extproc.routing.exchange import Routed
 from extproc.routing.limits import Rates
 
 Ints = NDArray[np.int_]
 
-# Each row is encoded some twenty times: more rows than these are drawn from, with the seed.
+# Each row is encoded about twenty times. From a longer file, this many rows are drawn with the seed.
 _ROWS = 1000
-# Prompts that a gadget is fitted on; it is tried on all others.
-_FITTED_ON = 12
 
 
 class Effect(msgspec.Struct, frozen=True):
-    """What one kind of change does to the rows it was tried on."""
+    """The effect of one kind of change on the rows that it was tried on."""
 
     kind: str
     rows: int
-    flipped: Estimate  # another cohort, trusted or not, or another tier
-    upgraded: Estimate  # of rows below the dearest tier: to a dearer one
-    downgraded: Estimate  # of rows above the cheapest tier: to a cheaper one
-    above: Estimate  # of rows up to the default tier: above it
-    held: Estimate  # likewise, once the principal has had its upgrades; nothing where no policy bounds them
-    right: Estimate  # of labelled rows: routed right, as changed
-    change: Estimate  # that, less as it was written; paired
-    gadget: str = ""
+    flipped: Estimate  # of all rows: moved to another cohort, trusted or not, or to another tier
+    upgraded: Estimate  # of rows below the most expensive tier: moved to a more expensive one
+    downgraded: Estimate  # of rows above the cheapest tier: moved to a cheaper one
+    above: Estimate  # of rows at or below the default tier: moved above it
+    above_capped: Estimate  # the same after the principal has used its upgrades, if the policy has `upgrades`
+    right: Estimate  # of labelled rows: routed right after the change
+    change: Estimate  # `right` minus the share routed right before the change, on the same rows
 
 
 class Robustness(msgspec.Struct, frozen=True):
     """Everything that `extproc eval --perturb` adds to a report."""
 
     rows: int
-    left_out: int  # without words that were matched
+    left_out: int  # rows in which no text was matched
     effects: list[Effect]
     notes: list[str]
 
 
 class _Spent(Rates):
-    """Nobody has an upgrade left."""
+    """Rates of principals that have no upgrade left."""
 
     def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
         return False
 
 
-def perturb(run: Execution, memory: Memory, words: Sequence[str], seed: int = 0) -> Robustness:
-    """Rewrite the rows of `run` in every way and route them again; `words`: a vocabulary for gadgets.
-
-    Deterministic: the same seed, the same changes.
-    """
-    usable = [i for i, one in enumerate(run.routed) if one.decision.match is not None and one.signals is not None]
-    left_out = len(run.rows) - len(usable)
-    if len(usable) > _ROWS:
-        usable = sorted(random.Random(seed).sample(usable, _ROWS))
-    trial = _Trial(run, memory, seed)
-    effects = [trial.effect(kind, usable, [trial.words(i, kind) for i in usable]) for kind in REWRITES]
-    for name in sorted({name for i in usable for name in run.rows[i].variants}):
-        some = [i for i in usable if name in run.rows[i].variants]
-        effects.append(trial.effect(f"variant: {name}", some, [run.rows[i].variants[name] for i in some]))
-    utterances = {intent.intent: intent.utterances for intent in run.config.intents}
-    search = Search(run.snapshot, memory, utterances, words, seed)
-    if search.possible:
-        effects += _attacks(trial, search, usable)
-    return Robustness(len(usable), left_out, effects, list(_notes(run, len(usable), left_out, search.possible)))
+def perturb(run: Execution, memory: Memory, seed: int = 0) -> Robustness:
+    """Rewrite the rows of `run` in every way and route them again. `seed` decides the rewrites."""
+    rows, matched = drawn_rows(run, seed), len(_matched_rows(run))
+    trial = Trial(run, memory, seed)
+    effects = [trial.effect(kind, rows, [trial.rewritten(i, kind) for i in rows]) for kind in REWRITES]
+    for name in sorted({name for i in rows for name in run.rows[i].variants}):
+        subset = [i for i in rows if name in run.rows[i].variants]
+        effects.append(trial.effect(f"variant: {name}", subset, [run.rows[i].variants[name] for i in subset]))
+    left_out = len(run.rows) - matched
+    return Robustness(len(rows), left_out, effects, list(_notes(run, len(rows), matched)))
 
 
-def _attacks(trial: "_Trial", search: Search, usable: Sequence[int]) -> Iterator[Effect]:
-    for before in (False, True):
-        place = "before" if before else "after"
-        control = search.random(before)
-        changed = [control.around(trial.ask(i)) for i in usable]
-        yield trial.effect(f"random words {place} (control)", usable, changed, control.words)
-        for up in (True, False):
-            movable = [i for i in usable if trial.movable(i, up)]
-            fitted = set(random.Random(f"{trial.seed} {up}").sample(movable, min(_FITTED_ON, len(movable) // 2)))
-            others = [i for i in movable if i not in fitted]
-            if not fitted or not others:
-                continue
-            gadget = search.best([trial.ask(i) for i in sorted(fitted)], before, up)
-            changed = [gadget.around(trial.ask(i)) for i in others]
-            yield trial.effect(
-                f"{'upgrading' if up else 'downgrading'} gadget {place}", others, changed, gadget.words
-            )
+def drawn_rows(run: Execution, seed: int) -> list[int]:
+    """Indices of the rows to change: those in which a text was matched, or 1,000 of them drawn with the seed."""
+    matched = _matched_rows(run)
+    return sorted(random.Random(seed).sample(matched, _ROWS)) if len(matched) > _ROWS else matched
 
 
-class _Trial:
-    """One execution, and its rows with other words."""
+def _matched_rows(run: Execution) -> list[int]:
+    return [
+        i for i, routed in enumerate(run.routed) if routed.decision.match is not None and routed.signals is not None
+    ]
+
+
+class Trial:
+    """One execution, and its rows with changed texts. Everything random is drawn from `seed`."""
 
     def __init__(self, run: Execution, memory: Memory, seed: int) -> None:
-        self._run, self._memory, self.seed = run, memory, seed
-        self._written: dict[int, Routed] = {}
+        self._run, self._memory, self._seed = run, memory, seed
+        self._unchanged: dict[int, Routed] = {}
         policy = run.snapshot.policy
         self._top, self._default = len(policy.tiers) - 1, policy.rank(policy.default_tier)
 
     def ask(self, i: int) -> str:
-        """The person's words."""
+        """The person's text in row `i`."""
         return asked(self._run.rows[i], self._run.routed[i])
 
-    def words(self, i: int, kind: str) -> str:
-        """The words rewritten."""
-        return rewritten(kind, self.ask(i), self.seed, self._run.rows[i].line)
+    def rewritten(self, i: int, kind: str) -> str:
+        """The person's text in row `i`, rewritten."""
+        return rewritten(kind, self.ask(i), self._seed, self._run.rows[i].line)
 
     def movable(self, i: int, up: bool) -> bool:
-        """Whether there is a dearer (or a cheaper) tier than the row's."""
+        """Whether there is a more expensive (or a cheaper) tier than the one of row `i`."""
         rank = self._rank(self._run.routed[i])
         return rank < self._top if up else rank > 0
 
-    def effect(self, kind: str, some: Sequence[int], changed: Sequence[str], gadget: str = "") -> Effect:
-        """Route the rows `some` with `changed` words, and compare."""
-        run, seed, memory = self._run, self.seed, self._memory.fresh()
-        together = run.conversations()[list(some)]
-        rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(some, changed, strict=True)]
+    def effect(self, kind: str, indices: Sequence[int], texts: Sequence[str]) -> Effect:
+        """Route the rows at `indices` with these `texts`, and compare with the unchanged texts."""
+        run, seed, memory = self._run, self._seed, self._memory.fresh()
+        together = run.conversations()[list(indices)]
+        rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(indices, texts, strict=True)]
         now = route_all(run.snapshot, memory, rows, what=f"rows, {kind}")
-        was = self._as_written(some)
+        was = self._route_unchanged(indices)
         before, after = self._ranks(was), self._ranks(now)
-        held = NOTHING
+        above_capped = NOTHING
         if run.snapshot.policy.upgrades is not None:
-            spent = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
-            held = share(spent > self._default, before <= self._default).estimate(seed, together)
-        right = [self._right(was, some), self._right(now, some)]
+            capped = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
+            above_capped = share(capped > self._default, before <= self._default).estimate(seed, together)
+        right = [self._right(was, indices), self._right(now, indices)]
         flips = _floats([landing(a) != landing(b) for a, b in zip(was, now, strict=True)])
         return Effect(
             kind,
-            len(some),
+            len(indices),
             flipped=mean(flips).estimate(seed, together),
             upgraded=share(after > before, before < self._top).estimate(seed, together),
             downgraded=share(after < before, before > 0).estimate(seed, together),
             above=share(after > self._default, before <= self._default).estimate(seed, together),
-            held=held,
+            above_capped=above_capped,
             right=mean(right[1]).estimate(seed, together),
             change=mean(right[1] - right[0], least=-1.0).estimate(seed, together),
-            gadget=gadget,
         )
 
-    def _as_written(self, some: Sequence[int]) -> list[Routed]:
-        """The decisions that changed words are held against, made once a row.
+    def _route_unchanged(self, indices: Sequence[int]) -> list[Routed]:
+        """The decisions that changed texts are compared with. Each row is routed once.
 
-        A request's ask is put in its last message, without what an agent wraps around it, as the changed one is.
+        The unchanged text of a request is also put in its last message, without the text that an agent adds
+        around it, because a changed text is.
         """
-        fresh = [i for i in some if i not in self._written]
-        plain = [self._run.rows[i].asking(self.ask(i)) for i in fresh]
-        self._written |= zip(fresh, route_all(self._run.snapshot, self._memory, plain), strict=True)
-        return [self._written[i] for i in some]
+        new = [i for i in indices if i not in self._unchanged]
+        plain = [self._run.rows[i].asking(self.ask(i)) for i in new]
+        self._unchanged |= zip(new, route_all(self._run.snapshot, self._memory, plain), strict=True)
+        return [self._unchanged[i] for i in indices]
 
     def _rank(self, routed: Routed) -> int:
-        """The tier's rung; in shadow mode, of the tier that enforcing would have chosen."""
+        """The rank of the tier. In shadow mode, of the tier that an enforcing policy would have chosen."""
         decision = routed.decision
         return self._run.snapshot.policy.rank(decision.proposed_tier or decision.tier.name)
 
-    def _ranks(self, routed: Sequence[Routed]) -> Ints:
-        return np.array([self._rank(one) for one in routed], dtype=int)
+    def _ranks(self, decisions: Sequence[Routed]) -> Ints:
+        return np.array([self._rank(routed) for routed in decisions], dtype=int)
 
-    def _right(self, routed: Sequence[Routed], some: Sequence[int]) -> Floats:
-        """1 where a row landed in its label's cohort, or in none as it should; NaN where nobody labelled it."""
+    def _right(self, decisions: Sequence[Routed], indices: Sequence[int]) -> Floats:
+        """1 for a row in its label's cohort, or rightly in no cohort. 0 for another row. NaN without a label."""
         cohorts = self._run.snapshot.policy.cohorts
-        labels = [self._run.known[i].intent for i in some]
+        labels = [self._run.known[i].intent for i in indices]
         return _floats(
             [
-                None if label is msgspec.UNSET else landed(one) == (label if label in cohorts else None)
-                for one, label in zip(routed, labels, strict=True)
+                None if label is msgspec.UNSET else landed(routed) == (label if label in cohorts else None)
+                for routed, label in zip(decisions, labels, strict=True)
             ]
         )
 
@@ -177,36 +157,32 @@ def _floats(values: Sequence[bool | None]) -> Floats:
     return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
 
 
-def _notes(run: Execution, usable: int, left_out: int, attacked: bool) -> Iterator[str]:
-    """What a reader has to know to read the numbers rightly."""
+def _notes(run: Execution, drawn: int, matched: int) -> Iterator[str]:
+    """Facts that a reader needs to read the numbers correctly."""
     policy = run.snapshot.policy
-    if len(run.rows) - left_out > usable:
-        yield f"{usable:,} rows were drawn of the {len(run.rows) - left_out:,} that were matched."
-    if left_out:
-        yield f"{left_out:,} rows were left out: nothing in them is matched."
+    if matched > drawn:
+        yield f"{drawn:,} rows were drawn from the {matched:,} in which a text was matched."
+    if len(run.rows) > matched:
+        yield f"{len(run.rows) - matched:,} rows were left out: no text in them was matched."
     yield (
-        "Rewrites are made without a model: a sentence in another language around the ask is no translation of it; "
-        "rows may bring their own as `variants`."
+        "Rewrites are made without a model. A sentence in another language around the request is not a "
+        "translation. Rows can bring translations as `variants`."
     )
-    if attacked:
-        yield (
-            f"Gadgets were searched greedily on {_FITTED_ON} prompts at most, with sight of the utterances and the "
-            "centroids; who searches longer may find better ones. They are tried on the other rows that have "
-            "somewhere to go, the random control on all."
-        )
-    else:
-        yield "No gadget was searched: every cohort leads to the same tier."
     default, limits = policy.default_tier, policy.upgrades
     if policy.rank(default) == len(policy.tiers) - 1:
-        yield f"No tier is above the default tier, `{default}`: there is nothing to bound."
+        yield f"No tier is above the default tier `{default}`, so there is nothing to limit."
     elif limits is None:
         yield (
-            f"Above: above the default tier, `{default}`. Nothing bounds how often one caller goes there: "
-            "`upgrades` in policy.yaml would."
+            f"The default tier is `{default}`. Nothing limits how often one principal goes above it. "
+            "`upgrades` in policy.yaml sets a limit."
         )
     else:
         yield (
-            f"Above: above the default tier, `{default}`. A principal goes there {limits.per_minute:g} times a "
-            f"minute, {limits.burst} at once. Held: what gets there all the same past that"
-            + ("." if limits.lower_floors else ", by a tier_floor or for what the default tier cannot serve.")
+            f"The default tier is `{default}`. A principal can go above it {limits.per_minute:g} times a minute, "
+            f"with bursts of {limits.burst}."
         )
+        if not limits.lower_floors:
+            yield (
+                "Past that limit, requests still go above it because of a `tier_floor`, or because the default "
+                "tier cannot serve them."
+            )

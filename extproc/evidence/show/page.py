@@ -11,6 +11,7 @@ from extproc.evidence.perturb.robustness import Robustness
 from extproc.evidence.show.charts import ranges, stacked
 from extproc.evidence.show.estimate import percent
 from extproc.evidence.show.figures import figure, figures
+from extproc.evidence.show.robustness import COLUMNS
 from extproc.evidence.show.style import STYLE
 
 # A larger confusion matrix is a grey square: its largest entries are listed instead.
@@ -153,30 +154,25 @@ def _confusion(report: Evaluation) -> Iterable[str]:
     yield f"{''.join(rows)}</table></div>"
 
 
-def _robustness(found: Robustness | None) -> Iterable[str]:
-    if found is None:
+def _robustness(robustness: Robustness | None) -> Iterable[str]:
+    if robustness is None:
         return
-    yield "<h2>The same ask put otherwise</h2>"
+    yield "<h2>Rewritten requests</h2>"
     drawn, rows = [], []
-    for e in found.effects:
+    for e in robustness.effects:
         marks = [(m, kind) for m, kind in ((e.flipped, "control"), (e.upgraded, "chosen")) if m.known]
         drawn.append((e.kind, [((100 * m.low, 100 * m.high), 100 * m.value, kind) for m, kind in marks]))
-        cells = [
-            f"{e.rows:,}",
-            *(_cell(m) for m in (e.flipped, e.upgraded, e.above, e.held, e.downgraded, e.right)),
-        ]
-        cells.append(_cell(e.change, "+"))
+        shares = (e.flipped, e.upgraded, e.downgraded, e.above, e.above_capped, e.right)
+        cells = [f"{e.rows:,}", *map(_cell, shares), _cell(e.change, "+")]
         rows.append(f"<tr><td>{escape(e.kind)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     yield figure("Flips and upgrades", ranges("Flips and upgrades", "% of rows", drawn), (
-        "Above, blue: decided otherwise, to another cohort or tier. Below, orange: of the rows with a dearer tier "
-        "above them, moved to one. Bars are 95 % intervals."
+        f"Upper mark, blue: {COLUMNS['flipped']}. Lower mark, orange: {COLUMNS['upgraded']}. Bars are 95 % "
+        "intervals."
     ))  # fmt: skip
     yield "<p></p>"
-    yield _table(("", "rows", "flipped, %", "to a dearer tier, %", "above the default tier, %",
-                  "above it, upgrades spent, %", "to a cheaper tier, %", "routed right, %", "change, points"),
-                 rows)  # fmt: skip
-    gadgets = [f"{escape(e.kind)}: <q>{escape(e.gadget)}</q>" for e in found.effects if e.gadget]
-    yield "<ul>" + "".join(f"<li>{line}</li>" for line in [*gadgets, *map(escape, found.notes)]) + "</ul>"
+    yield _table(("", "rows", *(f"{name}, %" for name in COLUMNS), "change, points"), rows)
+    columns = [f"{name}: {meaning}." for name, meaning in COLUMNS.items()]
+    yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
 
 
 def _table(header: Sequence[str], rows: Sequence[str]) -> str:
