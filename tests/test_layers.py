@@ -69,7 +69,6 @@ TO_SPLIT = {
     "cli/main.py",
     "config/load.py",
     "envoy/listener.py",
-    "routing/policy.py",
     "serving/telemetry.py",
 }
 SOURCES = {

@@ -11,7 +11,7 @@ from extproc.config.load import POLICY_FILE, Config, ConfigError, load_config, y
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroid_file import CENTROIDS_FILE
-from extproc.routing.policy import Snapshot
+from extproc.routing.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -28,11 +28,13 @@ from extproc.contract.records import (
 from extproc.contract.words import JudgeMode, Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError
 from extproc.messages import Event, Opening, Reply
+from extproc.routing.decision import Decision, decide, untouched
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_of, session_of
 from extproc.routing.mutation import Mutation, mutate, rename_model
-from extproc.routing.policy import Decision, Policy, Snapshot, decide, may_retarget, untouched
+from extproc.routing.policy import Policy, may_retarget
 from extproc.routing.signals import Signals, read_signals
+from extproc.routing.snapshot import Snapshot
 
 
 class Routed(msgspec.Struct, frozen=True, dict=True):

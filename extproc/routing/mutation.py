@@ -8,7 +8,8 @@ import msgspec
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.request import ReasoningField, Request
 from extproc.api.splice import Patch, SpliceError, apply, patches, rebase, splice
-from extproc.routing.policy import Decision, Rung
+from extproc.routing.decision import Decision
+from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Reasoning, Tier
 
 # The field by which each dialect sets reasoning.

@@ -23,7 +23,7 @@ from extproc.routing.centroid_file import (
     neighbours,
 )
 from extproc.routing.index import nearest
-from extproc.routing.policy import Snapshot
+from extproc.routing.snapshot import Snapshot
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 HEADER = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 7, 0.3, {"one": 2, "two": 1})

@@ -7,8 +7,9 @@ import pytest
 from extproc.api.request import APIS, Request, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
+from extproc.routing.decision import Decision
 from extproc.routing.mutation import Mutation, mutate
-from extproc.routing.policy import Decision, Rung
+from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Price, Reasoning, Tier
 
 PATHS = {api: path for path, api in APIS.items()}

@@ -16,7 +16,8 @@ import numpy as np
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.execution import Memory
 from extproc.evidence.measure.metrics import Bools, Floats
-from extproc.routing.policy import Cohort, Policy, Snapshot
+from extproc.routing.policy import Cohort, Policy
+from extproc.routing.snapshot import Snapshot
 
 # Longer gadgets move more, and are seen sooner; theirs have ten tokens.
 _LENGTH = 6
