@@ -13,9 +13,9 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
-from extproc.routing.exchange import Routed, Router
 from extproc.routing.index import Match, similarities
 from extproc.routing.policy import Cohort, routable_model
+from extproc.routing.router import Routed, Router
 from extproc.settings import Chosen
 
 # A person is waiting, not a request.

@@ -16,8 +16,9 @@ from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespa
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Opening, Reply
-from extproc.routing.exchange import Router, RouterExchange, decision_record
+from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates, principal_of
+from extproc.routing.router import Router
 from extproc.settings import Evidence, Probability, Upgrades
 
 ASK = "Send my last invoice again"
@@ -165,7 +166,7 @@ def test_a_calibrated_match_says_how_likely_it_is_and_by_which_evidence(snapshot
     calibrated = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words))
     exchange, _ = exchanged(calibrated, "BUFFERED", body(BODY))
     assert exchange.routed is not None and exchange.routed.decision.match is not None
-    match, record = exchange.routed.decision.match, decision_record(exchange.routed)
+    match, record = exchange.routed.decision.match, exchange.routed.record
     assert (record.calibrated, record.probability, record.evidence) == (
         True,
         round(1 / (1 + math.exp(1 - 3 * match.similarity - 2 * match.margin)), 4),
@@ -178,7 +179,7 @@ def test_the_record_has_no_word_of_the_prompt(router):
     marked = BODY.replace(b"again", b"zebra")
     exchange, _ = exchanged(router, "BUFFERED", body(marked))
     assert exchange.routed is not None
-    record = decision_record(exchange.routed)
+    record = exchange.routed.record
     assert "zebra" not in repr(record) and "invoice" not in repr(record)
 
 
