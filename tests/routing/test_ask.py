@@ -340,13 +340,13 @@ def test_the_words_beside_a_huge_block_are_found():
 def test_what_is_read_of_a_request_is_bounded(monkeypatch):
     """Work is counted, not timed: 5 MB costs no more scanning than 50 KB."""
     read: list[int] = []
-    words = ask_module._words
+    person_text = ask_module._person_text
 
     def counted(parts):
         read.append(sum(map(len, parts)))
-        return words(parts)
+        return person_text(parts)
 
-    monkeypatch.setattr(ask_module, "_words", counted)
+    monkeypatch.setattr(ask_module, "_person_text", counted)
     for chars in (50_000, 5_000_000):
         find_ask([user("word " * (chars // 5))])
         find_ask([user(*["word "] * (chars // 5))])
