@@ -12,8 +12,8 @@ from extproc.encoder.protocols import Vectors
 # One query is too little work for several threads.
 faiss.omp_set_num_threads(1)
 # The weight of the mean in the similarity, for an encoder that is not adapted. A higher weight rejects more of
-# CLINC150's out-of-scope validation rows, but fewer rows of left-out intents, which are near to a cohort. Above this
-# weight, that loss grows faster.
+# CLINC150's out-of-scope validation rows, but fewer rows of left-out intents, which are near to a cohort. Above
+# this weight, that loss grows faster.
 BACK = 0.3
 
 
