@@ -32,7 +32,7 @@ class RouterExchange:
         self.routed: Routed | None = None
 
     async def answer(self, event: Event) -> list[Reply]:
-        """Return the replies to one message: one each, or at its end all replies of a full-duplex body."""
+        """Return the replies to one message: one reply, or several at the end of a full-duplex body."""
         if self._done or not event.kind.startswith("request_"):
             return [self._passed(event)]
         if event.kind == "request_headers":
