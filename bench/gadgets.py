@@ -18,7 +18,8 @@ from extproc.encoder.protocols import Vectors
 from extproc.evidence.execution import Execution, Memory
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.evidence.perturb.robustness import Effect, Trial, drawn_rows
-from extproc.routing.policy import Cohort, Policy, Snapshot
+from extproc.routing.policy import Cohort, Policy
+from extproc.routing.snapshot import Snapshot
 
 # Words in a gadget. Longer gadgets move more prompts but are easier to notice. The paper uses ten tokens.
 _LENGTH = 6

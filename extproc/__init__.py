@@ -1,13 +1,13 @@
 """A semantic router for LLM traffic: an external processor (ext_proc) for Envoy.
 
-Start with `routing/exchange.py`, which handles one request in straight-line code. It uses, in this order:
+Start with `Router.route` in `routing/router.py`, the whole path of one request. It uses, in this order:
 
 - `api/request`: the client's bytes -> `Request`, for four APIs
 - `routing/ask`: `Request` -> the text that a person wrote
 - `routing/signals`: `Request` -> facts that need no model
 - `encoder`: text -> vector
 - `routing/index`: vector -> the nearest cohort
-- `routing/policy`: cohort, signals and rules -> `Decision`, with one `Reason`
+- `routing/decision`: cohort, signals and rules -> `Decision`, with one `Reason`
 - `routing/mutation`: `Decision` -> the headers and bytes that change
 
 If the answer is judged, `verifying/exchange.py` handles it before the client sees it:

@@ -6,8 +6,10 @@ from typing import Any, get_args
 
 from docs.generate.markdown import NOTICE, code, table
 from extproc.messages import BodyMode, Event, Opening, Reply
-from extproc.routing.exchange import Router, RouterExchange
-from extproc.routing.policy import Policy, Snapshot
+from extproc.routing.exchange import RouterExchange
+from extproc.routing.policy import Policy
+from extproc.routing.router import Router
+from extproc.routing.snapshot import Snapshot
 from extproc.settings import Price, Tier
 
 _HEADERS, _LONE_HEADERS = Event("request_headers"), Event("request_headers", end=True)

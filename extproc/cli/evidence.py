@@ -35,7 +35,7 @@ from extproc.evidence.show.comparison import comparison_text, gate_text
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.centroid_file import CENTROIDS_FILE
-from extproc.routing.exchange import Routed
+from extproc.routing.router import Routed
 
 # Of the rows that cannot be used, so many are told one by one.
 _TOLD = 10

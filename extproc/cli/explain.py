@@ -14,9 +14,10 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
-from extproc.routing.exchange import Routed, Router
+from extproc.routing.decision import Decision
 from extproc.routing.index import similarities
-from extproc.routing.policy import Cohort, Decision, routable_model
+from extproc.routing.policy import Cohort, routable_model
+from extproc.routing.router import Routed, Router
 from extproc.settings import Chosen
 
 # Here a person waits for the encoder, not a request, so the deadline is generous.

@@ -14,7 +14,8 @@ from extproc.encoder.protocols import Encoder, Vectors
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.centroids import RECIPE, fit_centroids, means_of
 from extproc.routing.index import Index, nearest
-from extproc.routing.policy import Cohort, Policy, Snapshot
+from extproc.routing.policy import Cohort, Policy
+from extproc.routing.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from extproc.config.schema import POLICY_FILE
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroid_file import CENTROIDS_FILE
-from extproc.routing.policy import Snapshot
+from extproc.routing.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 

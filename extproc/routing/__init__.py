@@ -1,1 +1,1 @@
-"""One request -> one decision, and what it changes in the request."""
+"""One request -> one decision, and the changes that it makes to the request."""

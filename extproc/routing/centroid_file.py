@@ -1,11 +1,11 @@
-"""centroids.safetensors: centroids fitted on labelled rows, beside the YAML; `extproc calibrate` writes it.
+"""centroids.safetensors, in the folder of the YAML: centroids that `extproc calibrate` fitted on labelled rows.
 
-Its header says what the centroids were fitted with. They are served as long as that holds; after an edit of any
-utterance they say nothing of the intents as they are now, and serving goes back to the utterances (snapshot.py).
+The header names the encoder and utterances that the centroids were fitted with. They are used as long as both are
+the same. After a change of an utterance, centroids are fitted from the utterances alone (config/compile.py).
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -16,24 +16,25 @@ from extproc.encoder.protocols import Vectors
 
 CENTROIDS_FILE = "centroids.safetensors"
 _CALIBRATE = "run `extproc calibrate --write` again, or delete the file"
-# By int8 and fp32 of one model, similarities of utterances differ by 0.0045 (root mean square; sample intents and
-# CLINC150's); by the same model adapted to other intents by 0.03, to these by 0.08.
+# Largest root mean square difference between similarities of utterances by one encoder. Measured on the sample
+# intents and CLINC150: 0.0045 between int8 and fp32 of one model. A model adapted to other intents differs from the
+# original by 0.03, and one adapted to the same intents by 0.08.
 _SAME_ENCODER = 0.015
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the centroids were fitted with."""
+    """The inputs and settings of the fit."""
 
     kind: str
     date: str
-    encoder: str  # its name
+    encoder: str  # name of the encoder
     utterances: str  # hash of the encoder's name and of all intents with their utterances
     data: str  # hash of the labelled rows
-    rows: int  # of them that centroids were fitted on
-    seed: int  # of the split: other rows than these had no part in it
-    back: float  # part of the way from a centroid to its cohort's mean that similarity is measured at
-    cohorts: dict[str, int]  # in order, with how many centroids each has
-    seal: str = ""  # hash of the arrays and of all above
+    rows: int  # number of rows that the centroids were fitted on
+    seed: int  # of the split into rows for the fit and held-out rows
+    back: float  # weight of the mean in the similarity
+    cohorts: dict[str, int]  # number of centroids of each cohort, in order
+    seal: str = ""  # hash of the arrays and of all fields above
 
     def __str__(self) -> str:
         count = sum(self.cohorts.values())
@@ -44,66 +45,65 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class CentroidFile(msgspec.Struct, frozen=True, eq=False):
-    """The file's content."""
+    """The content of the file."""
 
     header: Header
     centroids: Mapping[str, Vectors]  # cohort -> float32[n, d], unit vectors
-    floors: Mapping[str, float]  # for cohorts that no file of an intent gives one
-    probe: Vectors  # float32[n]: the similarity of each utterance to the next, by the encoder
+    floors: Mapping[str, float]  # for cohorts whose intent sets no floor
+    probe: Vectors  # float32[n]: similarity of each utterance to the next one, which identifies the encoder
 
     def stale(self, encoder: str, utterances: str, rows: Vectors) -> str | None:
-        """Why these are not the centroids of such intents, and what to do; None when they are.
+        """Return why these centroids are not valid for the intents and what to do, or None if they are valid.
 
-        `rows`: float32[n, d], the vectors of all utterances, by the encoder that serves.
+        `rows` are the vectors of all utterances by the current encoder, float32[n, d].
         """
         if self.header.encoder != encoder:
             why = f"it was fitted with the encoder {self.header.encoder}, not {encoder}"
         elif self.header.utterances != utterances:
             why = "utterances or encoder.max_chars changed since it was fitted"
-        elif not self._made_by(rows):
-            why = "the encoder's weights are not those it was fitted with"
+        elif not self._fits_encoder(rows):
+            why = "it was fitted with other weights of the encoder"
         else:
             return None
         return f"{CENTROIDS_FILE} is stale, centroids come from the utterances alone: {why}; {_CALIBRATE}"
 
-    def _made_by(self, rows: Vectors) -> bool:
-        same = next(iter(self.centroids.values())).shape[1] == rows.shape[1] and len(self.probe) == len(rows) - 1
-        return same and float(np.sqrt(np.mean((neighbours(rows) - self.probe) ** 2))) < _SAME_ENCODER
+    def _fits_encoder(self, rows: Vectors) -> bool:
+        if next(iter(self.centroids.values())).shape[1] != rows.shape[1] or len(self.probe) != len(rows) - 1:
+            return False
+        return float(np.sqrt(np.mean((probe_of(rows) - self.probe) ** 2))) < _SAME_ENCODER
 
 
-def neighbours(rows: Vectors) -> Vectors:
-    """float32[n - 1]: the similarity of each row to the next; it tells encoders apart in little room."""
-    found: Vectors = (rows[1:] * rows[:-1]).sum(axis=1)
-    return found
+def probe_of(rows: Vectors) -> Vectors:
+    """Return the similarity of each row to the next one, float32[n - 1]: a short fingerprint of the encoder."""
+    similarities: Vectors = (rows[1:] * rows[:-1]).sum(axis=1)
+    return similarities
 
 
 def encode_centroids(
     header: Header, centroids: Mapping[str, Vectors], floors: Mapping[str, float], rows: Vectors
 ) -> bytes:
-    """The file's bytes, the same for the same content; `rows`: the vectors of all utterances, in order."""
+    """Return the bytes of the file. `rows` are the vectors of all utterances, in order. Deterministic."""
     arrays: dict[str, np.ndarray] = {
         "centroids": np.concatenate([centroids[name] for name in header.cohorts]).astype(np.float16),
         "floors": np.array([floors[name] for name in header.cohorts], dtype=np.float32),
-        "probe": neighbours(rows).astype(np.float32),
+        "probe": probe_of(rows).astype(np.float32),
     }
     sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
     return bytes(save(arrays, metadata={"header": msgspec.json.encode(sealed).decode()}))
 
 
 def decode_centroids(raw: bytes) -> CentroidFile:
-    """The content of the file. Raises ValueError, which says what to do, for anything but a sound one."""
+    """Return the content of the file. Raises ValueError, which says what to do, if the file is not valid."""
     try:
         arrays = load(raw)
         header = msgspec.json.decode(_metadata(raw), type=Header)
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"is no file of centroids ({error}): {_CALIBRATE}") from error
+        raise ValueError(f"is not a centroid file ({error}): {_CALIBRATE}") from error
     counts = list(header.cohorts.values())
-    shapes = {name: (len(array.shape), *array.shape[:1]) for name, array in arrays.items()}
-    known = {"centroids": (2, sum(counts)), "floors": (1, len(counts)), "probe": shapes.get("probe")}
-    if shapes != known or known["probe"] is None or arrays["probe"].ndim != 1 or not counts or min(counts) < 1:
-        raise ValueError(f"its arrays are not those its header speaks of: {_CALIBRATE}")
+    if not _has_shapes(arrays, counts):
+        raise ValueError(f"its arrays do not have the shapes that its header describes: {_CALIBRATE}")
     if header.seal != _seal(header, arrays):
-        raise ValueError(f"its content is not what `extproc calibrate` wrote: {_CALIBRATE}")
+        raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_CALIBRATE}")
     centroids = np.split(arrays["centroids"].astype(np.float32), np.cumsum(counts)[:-1])
     return CentroidFile(
         header,
@@ -113,11 +113,20 @@ def decode_centroids(raw: bytes) -> CentroidFile:
     )
 
 
+def _has_shapes(arrays: Mapping[str, np.ndarray], counts: Sequence[int]) -> bool:
+    """Whether the arrays have the shapes that these numbers of centroids require."""
+    if arrays.keys() != {"centroids", "floors", "probe"} or not counts or min(counts) < 1:
+        return False
+    centroids, floors, probe = (arrays[name] for name in ("centroids", "floors", "probe"))
+    expected = centroids.ndim == 2 and len(centroids) == sum(counts) and floors.shape == (len(counts),)
+    return expected and probe.ndim == 1
+
+
 def _metadata(raw: bytes) -> str:
-    """The header among the metadata, which begin eight bytes in; the library has shown that they are sound."""
+    """The header, from the metadata at byte 8. The library has already checked that the metadata are valid."""
     length = int.from_bytes(raw[:8], "little")
-    found: str = msgspec.json.decode(raw[8 : 8 + length])["__metadata__"]["header"]
-    return found
+    header: str = msgspec.json.decode(raw[8 : 8 + length])["__metadata__"]["header"]
+    return header
 
 
 def _seal(header: Header, arrays: Mapping[str, np.ndarray]) -> str:

@@ -1,23 +1,24 @@
-"""Caps on escalation: the trigger is a control boundary, so nobody gets to push traffic up without end."""
+"""Limits on escalations and upgrades, so that no client can force traffic to expensive tiers."""
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from extproc.contract.words import Bound
 
-# Principals remembered at once; the one longest unheard of is forgotten first, with a full bucket when it
-# comes back.
+# Cache size. The least recently used principal is evicted and starts again with a full bucket.
 _PRINCIPALS = 10_000
-# Of what opens a conversation; more tells no two of them apart.
+# Characters of a conversation's first message. A longer start does not distinguish more conversations.
 _OPENING_CHARS = 4096
-# A cohort's first escalations are allowed before its share says anything.
+# Escalations of a cohort that are allowed before its share applies.
 _SHARE_BURST = 10.0
 
 
 class _Bucket(msgspec.Struct):
+    """A token bucket. One token allows one escalation or upgrade."""
+
     tokens: float
     at_s: float = 0.0
 
@@ -25,8 +26,8 @@ class _Bucket(msgspec.Struct):
 class Rates:
     """A token bucket for each principal.
 
-    Counts are this process's own. As one of `workers`, among which Envoy spreads everybody's requests, it allows
-    its part of a rate and of a burst (one at least), so that all of them together allow the whole.
+    Each process counts alone. Envoy spreads requests over `workers` processes, so each allows its part of a rate
+    and of a burst, but at least one.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -34,7 +35,7 @@ class Rates:
         self._principals: OrderedDict[str, _Bucket] = OrderedDict()
 
     def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
-        """Take one, if there is one."""
+        """Take one token, and return whether there was one."""
         bucket = self.bucket(principal, per_minute, burst, now_s)
         if bucket.tokens < 1:
             return False
@@ -42,22 +43,22 @@ class Rates:
         return True
 
     def bucket(self, principal: str, per_minute: float, burst: int, now_s: float) -> _Bucket:
-        """A principal's bucket, filled up to now."""
-        bucket, most = self._principals.get(principal), _part(burst, self._workers)
+        """Return the principal's bucket, refilled until `now_s`."""
+        bucket, size = self._principals.get(principal), _part(burst, self._workers)
         if bucket is None:
-            bucket = self._principals[principal] = _Bucket(most, now_s)
+            bucket = self._principals[principal] = _Bucket(size, now_s)
             if len(self._principals) > _PRINCIPALS:
                 self._principals.popitem(last=False)
         self._principals.move_to_end(principal)
-        bucket.tokens = min(bucket.tokens + (now_s - bucket.at_s) * per_minute / 60 / self._workers, most)
+        bucket.tokens = min(bucket.tokens + (now_s - bucket.at_s) * per_minute / 60 / self._workers, size)
         bucket.at_s = now_s
         return bucket
 
 
 class Bounds:
-    """Two token buckets an escalation has to pass: its cohort's share, and its principal's rate.
+    """The two token buckets for an escalation: the share of its cohort and the rate of its principal.
 
-    Counts are this process's own, as those of `Rates` are.
+    Each process counts alone, as with `Rates`.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -66,12 +67,12 @@ class Bounds:
         self._rates = Rates(workers)
 
     def judged(self, cohort: str, share: float) -> None:
-        """Count one judged answer: it earns its cohort `share` of an escalation."""
+        """Count one judged answer, which adds `share` tokens to the bucket of its cohort."""
         bucket = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
         bucket.tokens = min(bucket.tokens + share, self._share_burst)
 
     def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> Bound | None:
-        """Take one escalation from both buckets, or return the bound that forbids it."""
+        """Take one token from both buckets, or return the limit that is reached and take none."""
         share = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
         rate = self._rates.bucket(principal, per_minute, burst, now_s)
         if share.tokens < 1:
@@ -84,21 +85,28 @@ class Bounds:
 
 
 def _part(burst: float, workers: int) -> float:
+    """One worker's part of a burst: at least 1, so that small bursts still allow something, but 0 of 0."""
     return max(burst / workers, min(burst, 1.0))
 
 
+def principal_header(headers: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """Return the value of the first of these headers that the request has."""
+    return next((headers[name] for name in names if name in headers), None)
+
+
 def principal_of(header: str | None) -> str:
-    """Who asks, as a hash: the header itself may be a key and is never kept."""
+    """Return the principal, as a hash. The header may be an API key, so it is never stored."""
     if header is None:
         return "anonymous"
     return hashlib.blake2b(header.encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def session_of(header: str | None, opening: Sequence[str]) -> str:
-    """The conversation, as a hash of the first words that the person said in it.
+    """Return the conversation, as a hash of its first user message.
 
-    Keyed by the principal's header, which is never kept: without it, nobody can try words against the hash.
+    The hash is keyed by the principal's header, which is never stored. Without that header, texts cannot be tested
+    against the hash.
     """
     key = hashlib.blake2b((header or "").encode(errors="replace")).digest()
-    said = "\n".join(opening)[:_OPENING_CHARS].encode(errors="replace")
-    return hashlib.blake2b(said, digest_size=8, key=key).hexdigest()
+    opening_bytes = "\n".join(opening)[:_OPENING_CHARS].encode(errors="replace")
+    return hashlib.blake2b(opening_bytes, digest_size=8, key=key).hexdigest()

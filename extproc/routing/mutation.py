@@ -1,4 +1,4 @@
-"""What a decision writes into the request: the model, the reasoning fields, a cap on output tokens."""
+"""Write a decision into the request: the model, the reasoning fields and a cap on output tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,11 @@ import msgspec
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.request import ReasoningField, Request
 from extproc.api.splice import Patch, SpliceError, apply, patches, rebase, splice
-from extproc.routing.policy import Decision, Rung
+from extproc.routing.decision import Decision
+from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Reasoning, Tier
 
-# The field by which each dialect sets reasoning.
+# The field that sets reasoning in each dialect.
 _FIELD: dict[Dialect, ReasoningField] = {
     "qwen3": "template.enable_thinking",
     "deepseek": "template.thinking",
@@ -19,56 +20,58 @@ _FIELD: dict[Dialect, ReasoningField] = {
     "openai": "effort",
     "anthropic": "thinking",
 }
-# Anthropic's least `budget_tokens`, and what "on" without a number gets.
+# The lowest `budget_tokens` that Anthropic accepts, and the budget of reasoning that is on without a number.
 _LEAST_BUDGET, _USUAL_BUDGET = 1024, 4096
-# The efforts that stand for a budget: its upper bound in tokens.
+# Each effort, after the largest budget in tokens that it stands for. A larger budget is "high".
 _EFFORTS = ((2048, "low"), (8192, "medium"))
 
 _Edits = dict[str, Any]
 
 
 class Mutation(msgspec.Struct, frozen=True):
-    """The change we ask of Envoy."""
+    """The change to the request that Envoy makes for us."""
 
-    clusters: tuple[str, ...]  # the first attempt's, then each rung's
-    body: bytes | None = None  # None: as the client sent it
-    # What turns `body` into the body of the second attempt, the third ...
+    clusters: tuple[str, ...]  # of the first attempt, then of each rung
+    body: bytes | None = None  # None: unchanged
+    # Patches that turn `body` into the body of the second attempt, the third and so on.
     rungs: tuple[tuple[Patch, ...], ...] = ()
-    # What reasoning was set to ("on", "off", "low" ...), or whose word stands: "client", "model".
+    # The setting that was written ("on", "off", "low" ...), or whose choice is kept: "client" or "model". "none" is
+    # also written if the tier has no field for reasoning.
     reasoning: str = "client"
-    # The answer will hold log-probabilities that the client did not ask for.
+    # The answer will contain log-probabilities that the client did not request.
     logprobs_added: bool = False
 
     @property
     def cluster(self) -> str:
-        """Where the first attempt goes."""
+        """The cluster of the first attempt."""
         return self.clusters[0]
 
 
 def mutate(decision: Decision, request: Request | None) -> Mutation:
-    """Write `decision` into the request: model, reasoning, cap on output tokens; no other byte changes.
+    """Write `decision` into the request: model, reasoning, cap on output tokens. No other byte changes.
 
-    Likewise for every rung of its ladder, as patches on the first attempt's body.
-
-    Raises SpliceError when the body cannot be edited without guessing.
+    The changes of each rung of its ladder are patches on the body of the first attempt.
+    Raises SpliceError if the body cannot be edited safely.
     """
     if request is None or not decision.rewrite:
         return Mutation((decision.tier.cluster_name,))
     first, *above = (Rung(decision.tier, decision.reasoning), *decision.ladder)
     edits, written = _edits(decision, first, request)
-    made = patches(request.body, edits | _logprobs(decision, first, request))
+    first_patches = patches(request.body, edits | _logprobs(decision, first, request))
     rungs = []
     for rung in above:
         wanted = _edits(decision, rung, request)[0] | _logprobs(decision, rung, request)
-        rungs.append(tuple(rebase(request.body, made, patches(request.body, wanted))))
+        rungs.append(tuple(rebase(request.body, first_patches, patches(request.body, wanted))))
     if any(not _is_text(patch.text) for rung in rungs for patch in rung):
-        raise SpliceError("a member that a rung restores is not UTF-8")  # metadata can carry text only
+        raise SpliceError("a value that a later attempt restores is not UTF-8, and metadata holds only text")
     clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
-    return Mutation(clusters, apply(request.body, made), tuple(rungs), written, asks_logprobs(decision, request))
+    return Mutation(
+        clusters, apply(request.body, first_patches), tuple(rungs), written, asks_logprobs(decision, request)
+    )
 
 
 def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
-    """The body with the tier's model name in place of one that may be replaced; None where that cannot be told."""
+    """Return the body with the tier's model name, or None if the model cannot be read or may not be replaced."""
     try:
         model = _decode_model(body).model
         return splice(body, {"model": _json(tier.model)}) if may_replace(model) else None
@@ -84,19 +87,19 @@ _decode_model = msgspec.json.Decoder(_Model).decode
 
 
 def _edits(decision: Decision, rung: Rung, request: Request) -> tuple[_Edits, str]:
-    """What one attempt changes, and what it sets reasoning to."""
+    """The changes for one attempt, and the word for its reasoning."""
     dialect = rung.tier.reasoning
     edits: _Edits = {"model": _json(rung.tier.model)}
-    # A policy without a wish of its own overrides nobody.
+    # A policy that sets no reasoning here does not override the client.
     forced = decision.reasoning_forced and rung.reasoning is not None
-    clients_word = request.reasoning is not None and not forced
-    wanted = _clients_reasoning(request) if clients_word else rung.reasoning
-    # A cap meant for answers alone would starve the thinking that the client asked for.
-    cap = None if clients_word and wanted is not False else decision.max_output_tokens
+    clients_choice = request.reasoning is not None and not forced
+    wanted = _clients_reasoning(request) if clients_choice else rung.reasoning
+    # The cap is meant for answers. It would leave too few tokens for the reasoning that the client requested.
+    cap = None if clients_choice and wanted is not False else decision.max_output_tokens
     edits |= _cap(request, dialect, cap)
     if wanted is None:
         return edits, "model"
-    if clients_word and request.reasoning_field == _FIELD.get(dialect):
+    if clients_choice and request.reasoning_field == _FIELD.get(dialect):
         return edits, "client"
     room = min((n for n in (request.max_output_tokens, cap) if n is not None), default=None)
     reasoning, written = _reasoning(dialect, wanted, request, room)
@@ -104,14 +107,14 @@ def _edits(decision: Decision, rung: Rung, request: Request) -> tuple[_Edits, st
 
 
 def asks_logprobs(decision: Decision, request: Request) -> bool:
-    """Whether log-probabilities have to be asked for, because a rule wants them and the client did not."""
+    """Return whether to request log-probabilities: a rule needs them and the client did not ask for them."""
     cohort = decision.cohort
     wanted = decision.judged and cohort is not None and wants_logprobs(cohort.accept)
     return wanted and request.logprobs is False
 
 
 def _logprobs(decision: Decision, rung: Rung, request: Request) -> _Edits:
-    """The field that asks for them; not at the last rung, which nobody judges."""
+    """The field that requests them. The last rung gets none, because its answer is not judged."""
     unjudged = decision.ladder and rung is decision.ladder[-1]
     if unjudged or not asks_logprobs(decision, request):
         return {}
@@ -126,11 +129,11 @@ def _clients_reasoning(request: Request) -> Reasoning | None:
 
 
 def _cap(request: Request, dialect: Dialect, cap: int | None) -> _Edits:
-    """Lower the client's cap to ours, in the field it used, or in the one its API has."""
-    own = request.max_output_tokens
-    if cap is None or (own is not None and own <= cap):
+    """Lower the client's cap to ours, in the field that it used, otherwise in the field of its API."""
+    clients_cap = request.max_output_tokens
+    if cap is None or (clients_cap is not None and clients_cap <= cap):
         return {}
-    # `max_tokens` is the field that every chat server knows; OpenAI's reasoning models refuse it.
+    # Every chat server knows `max_tokens`, but OpenAI's reasoning models reject it.
     newer = request.cap_field is None and request.api == "chat" and dialect == "openai"
     default = {"responses": "max_output_tokens"}.get(request.api, "max_tokens")
     field = request.cap_field or ("max_completion_tokens" if newer else default)
@@ -138,16 +141,16 @@ def _cap(request: Request, dialect: Dialect, cap: int | None) -> _Edits:
 
 
 def _reasoning(dialect: Dialect, wanted: Reasoning, request: Request, room: int | None) -> tuple[_Edits, str]:
-    """The dialect's way to say `wanted`, and the word for what it said; ("none") where it has no way.
+    """The fields that set `wanted` in this dialect, and the word for it: "none" if the dialect has no field.
 
-    `room` is the cap on output tokens in force, if any.
+    `room` is the cap on output tokens, if there is one.
     """
     on = wanted is not False
     if request.api == "completions":
         return {}, "none"
     match _FIELD.get(dialect):
         case "template.enable_thinking":
-            # The template knows on and off only: a budget is on.
+            # The template only knows on and off. A budget is on.
             return {"chat_template_kwargs": {"enable_thinking": _json(on)}}, _word(on)
         case "template.thinking":
             return {"chat_template_kwargs": {"thinking": _json(on)}}, _word(on)
@@ -166,7 +169,7 @@ def _reasoning(dialect: Dialect, wanted: Reasoning, request: Request, room: int 
 
 def _effort(dialect: Dialect, wanted: Reasoning) -> str:
     if wanted is False:
-        # gpt-oss cannot stop reasoning: "low" is its least, and the record says so.
+        # gpt-oss cannot stop reasoning. "low" is its lowest effort, and the record shows it.
         return "low" if dialect == "gpt-oss" else "none"
     if isinstance(wanted, Budget):
         return next((word for most, word in _EFFORTS if wanted.budget_tokens <= most), "high")
@@ -174,7 +177,7 @@ def _effort(dialect: Dialect, wanted: Reasoning) -> str:
 
 
 def _budget(wanted: Reasoning, request: Request, room: int | None) -> int | None:
-    """Tokens to think with, below `room` as Anthropic demands; None: thinking has to stay off."""
+    """The thinking budget in tokens, below `room` as Anthropic requires. None: thinking must be off."""
     if wanted is False or request.thinking_barred:
         return None
     budget = max(wanted.budget_tokens, _LEAST_BUDGET) if isinstance(wanted, Budget) else _USUAL_BUDGET

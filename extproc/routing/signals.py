@@ -5,12 +5,12 @@ import msgspec
 from extproc.api.request import Request
 from extproc.routing.ask import Ask, find_ask
 
-# No picture or clip is free: what OpenAI and Anthropic charge for one of ordinary size.
+# The tokens that OpenAI and Anthropic charge for a picture or clip of ordinary size.
 _MEDIA_TOKENS = 1000
 
 
 class Signals(msgspec.Struct, frozen=True):
-    """What rules may look at, besides the cohort."""
+    """The facts that rules may use in addition to the cohort."""
 
     ask: Ask
     tokens: int  # of the whole request, estimated
@@ -21,7 +21,7 @@ class Signals(msgspec.Struct, frozen=True):
 
 
 def read_signals(request: Request, max_chars: int) -> Signals:
-    """Read the signals of `request`; its ask is cut to `max_chars` characters, head and tail."""
+    """Read the signals of `request`. A longer ask is cut to the head and tail of `max_chars` characters."""
     return Signals(
         ask=find_ask(request.turns, max_chars),
         tokens=_estimate_tokens(request),
@@ -33,13 +33,13 @@ def read_signals(request: Request, max_chars: int) -> Signals:
 
 
 def _estimate_tokens(request: Request) -> int:
-    """Tokens of the whole body by its size: 4 bytes each, or 2 beyond ASCII; media apart.
+    """Estimate the tokens of the body from its size: 4 bytes a token in ASCII, 2 elsewhere. Media count extra.
 
-    An estimate on purpose: the exact count would cost more than the decision, and tiers count differently.
+    An exact count would cost more than the decision, and each tier counts differently.
     """
     size = len(request.body) - request.media_bytes
-    beyond = 0
+    extra_bytes = 0  # bytes of a character after its first one
     if not request.body.isascii():
-        beyond = size - len(request.body.decode(errors="ignore"))  # bytes over one a character
+        extra_bytes = size - len(request.body.decode(errors="ignore"))
     media = sum(need in ("vision", "audio") for need in request.needs) * _MEDIA_TOKENS
-    return max(0, size - 2 * beyond) // 4 + max(0, beyond) // 2 + media
+    return max(0, size - 2 * extra_bytes) // 4 + max(0, extra_bytes) // 2 + media

@@ -26,9 +26,11 @@ from extproc.contract.words import Role
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.pb import ext_proc_pb2 as pb
-from extproc.routing.exchange import Routed, Router, RouterExchange
+from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates
-from extproc.routing.policy import Policy, Snapshot
+from extproc.routing.policy import Policy
+from extproc.routing.router import Routed, Router
+from extproc.routing.snapshot import Snapshot
 from extproc.serving import wire
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.telemetry import Telemetry, set_up_telemetry

@@ -23,7 +23,8 @@ from extproc.contract.records import JudgedRecord, RequirementsRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.limits import Bounds, principal_of
-from extproc.routing.policy import Cohort, Snapshot
+from extproc.routing.policy import Cohort
+from extproc.routing.snapshot import Snapshot
 from extproc.settings import SHARE, Human
 from extproc.verifying.hold import Hold, State
 from extproc.verifying.judging import CallOut, RuleRunner

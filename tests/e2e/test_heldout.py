@@ -11,8 +11,8 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.protocols import Encoder
 from extproc.routing.index import nearest
-from extproc.routing.policy import Snapshot
 from extproc.routing.signals import read_signals
+from extproc.routing.snapshot import Snapshot
 from tests.e2e.traffic import CHAT, INTENTS, REPOSITORY
 
 _BELOW = "below floor"

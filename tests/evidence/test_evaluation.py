@@ -19,7 +19,7 @@ from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.notes import unused
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
-from extproc.routing.exchange import Router
+from extproc.routing.router import Router
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"

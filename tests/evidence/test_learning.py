@@ -329,7 +329,7 @@ def test_check_reports_a_stale_file_and_refuses_a_damaged_one(folder, encoder, c
     assert "stale (utterances or centroids changed since `extproc calibrate`): a" in capsys.readouterr().out
     (folder / CENTROIDS_FILE).write_bytes((folder / CENTROIDS_FILE).read_bytes()[:-1])
     assert cli.main(["check", str(folder)]) == 2
-    assert capsys.readouterr().err.startswith(f"{folder / CENTROIDS_FILE}:1: is no file of centroids")
+    assert capsys.readouterr().err.startswith(f"{folder / CENTROIDS_FILE}:1: is not a centroid file")
 
 
 def test_few_new_rows_fit_no_floors_on_rows_of_the_current_centroids(folder, encoder):

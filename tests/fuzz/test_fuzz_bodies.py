@@ -13,8 +13,9 @@ from extproc.acceptance.rules import compile_rules
 from extproc.api.request import APIS, Request, RequestError, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
+from extproc.routing.decision import Decision
 from extproc.routing.mutation import Mutation, mutate, rename_model
-from extproc.routing.policy import Cohort, Decision, Rung
+from extproc.routing.policy import Cohort, Rung
 from extproc.routing.signals import read_signals
 from extproc.settings import Budget, Price, Tier
 from tests.fuzz.shapes import BODIES, DOCUMENTS, PATHS, Document, Member, corpus

@@ -19,7 +19,8 @@ from extproc.config.load import load_config
 from extproc.contract.names import HeaderName
 from extproc.encoder.batcher import Batcher
 from extproc.pb.ext_proc_pb2 import ProcessingResponse as Response
-from extproc.routing.exchange import Router, RouterExchange
+from extproc.routing.exchange import RouterExchange
+from extproc.routing.router import Router
 from extproc.serving import wire
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from tests.fuzz.shapes import (

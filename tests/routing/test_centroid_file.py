@@ -1,4 +1,4 @@
-"""The file of fitted centroids: bound to what it was fitted with, refused when damaged, left aside when stale."""
+"""The file of fitted centroids: used if it is valid, rejected if it is damaged, and ignored if it is stale."""
 
 import asyncio
 import logging
@@ -20,18 +20,18 @@ from extproc.routing.centroid_file import (
     Header,
     decode_centroids,
     encode_centroids,
-    neighbours,
+    probe_of,
 )
 from extproc.routing.index import nearest
-from extproc.routing.policy import Snapshot
+from extproc.routing.snapshot import Snapshot
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 HEADER = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 7, 0.3, {"one": 2, "two": 1})
 
 
 def unit(rows: int, seed: int = 0) -> np.ndarray:
-    found = np.random.default_rng(seed).standard_normal((rows, 16)).astype(np.float32)
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    vectors = np.random.default_rng(seed).standard_normal((rows, 16)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def encoded(header: Header = HEADER) -> bytes:
@@ -41,15 +41,15 @@ def encoded(header: Header = HEADER) -> bytes:
 # The file
 
 
-def test_what_is_written_is_read():
-    """Half precision is kept of vectors, and the same content gives the same bytes."""
-    found = decode_centroids(encoded())
-    assert msgspec.structs.replace(found.header, seal="") == HEADER
-    assert found.floors == {"one": 0.25, "two": 0.5}
-    assert list(found.centroids) == ["one", "two"]
-    assert found.centroids["one"] == pytest.approx(unit(2), abs=5e-4)
-    assert found.centroids["two"] == pytest.approx(unit(1, 1), abs=5e-4)
-    assert found.probe == pytest.approx(neighbours(unit(6, 2)))
+def test_a_written_file_is_read_back():
+    """Vectors have half precision, and the same content gives the same bytes."""
+    file = decode_centroids(encoded())
+    assert msgspec.structs.replace(file.header, seal="") == HEADER
+    assert file.floors == {"one": 0.25, "two": 0.5}
+    assert list(file.centroids) == ["one", "two"]
+    assert file.centroids["one"] == pytest.approx(unit(2), abs=5e-4)
+    assert file.centroids["two"] == pytest.approx(unit(1, 1), abs=5e-4)
+    assert file.probe == pytest.approx(probe_of(unit(6, 2)))
     assert encoded() == encoded() != encoded(msgspec.structs.replace(HEADER, seed=8))
 
 
@@ -58,26 +58,26 @@ def flipped(raw: bytes) -> bytes:
 
 
 def rewritten(raw: bytes, **arrays: np.ndarray) -> bytes:
-    """With other arrays under the header that was there."""
+    """The file with other arrays, and the header unchanged."""
     header = decode_centroids(raw).header
     return bytes(save(load(raw) | arrays, metadata={"header": msgspec.json.encode(header).decode()}))
 
 
 @pytest.mark.parametrize(
-    ("damage", "what"),
+    ("damage", "message"),
     [
-        (lambda raw: b"", "is no file of centroids"),
-        (lambda raw: raw[:-1], "is no file of centroids"),
-        (lambda raw: raw + b"\0", "is no file of centroids"),
-        (lambda raw: pickle.dumps({"centroids": 1}), "is no file of centroids"),
-        (lambda raw: bytes(save(load(raw))), "is no file of centroids"),
-        (flipped, "its content is not what `extproc calibrate` wrote"),
-        (lambda raw: raw.replace(b"fitted", b"means "), "its content is not what `extproc calibrate` wrote"),
-        (lambda raw: raw.replace(b"one", b"uno"), "its content is not what `extproc calibrate` wrote"),
-        (lambda raw: rewritten(raw, floors=np.zeros(3, np.float32)), "its arrays are not those"),
-        (lambda raw: rewritten(raw, centroids=np.zeros((2, 16), np.float16)), "its arrays are not those"),
-        (lambda raw: rewritten(raw, centroids=np.zeros((3, 8), np.float16)), "its content is not what"),
-        (lambda raw: rewritten(raw, probe=np.zeros((), np.float16)), "its arrays are not those"),
+        (lambda raw: b"", "is not a centroid file"),
+        (lambda raw: raw[:-1], "is not a centroid file"),
+        (lambda raw: raw + b"\0", "is not a centroid file"),
+        (lambda raw: pickle.dumps({"centroids": 1}), "is not a centroid file"),
+        (lambda raw: bytes(save(load(raw))), "is not a centroid file"),
+        (flipped, "its content changed after `extproc calibrate` wrote it"),
+        (lambda raw: raw.replace(b"fitted", b"means "), "its content changed after `extproc calibrate` wrote it"),
+        (lambda raw: raw.replace(b"one", b"uno"), "its content changed after `extproc calibrate` wrote it"),
+        (lambda raw: rewritten(raw, floors=np.zeros(3, np.float32)), "its arrays do not have the shapes"),
+        (lambda raw: rewritten(raw, centroids=np.zeros((2, 16), np.float16)), "its arrays do not have the shapes"),
+        (lambda raw: rewritten(raw, centroids=np.zeros((3, 8), np.float16)), "its content changed after"),
+        (lambda raw: rewritten(raw, probe=np.zeros((), np.float16)), "its arrays do not have the shapes"),
     ],
     ids=[
         "empty",
@@ -94,16 +94,16 @@ def rewritten(raw: bytes, **arrays: np.ndarray) -> bytes:
         "probe",
     ],
 )
-def test_a_damaged_file_is_refused_with_a_remedy(damage, what):
-    """Never a wrong centroid, never a traceback."""
-    with pytest.raises(ValueError) as refused:
+def test_a_damaged_file_is_rejected_with_a_remedy(damage, message):
+    """The result is never a wrong centroid, and never a traceback."""
+    with pytest.raises(ValueError) as error:
         decode_centroids(damage(encoded()))
-    assert str(refused.value).startswith(what)
-    assert str(refused.value).endswith("run `extproc calibrate --write` again, or delete the file")
+    assert str(error.value).startswith(message)
+    assert str(error.value).endswith("run `extproc calibrate --write` again, or delete the file")
 
 
-def test_it_holds_for_one_encoder_and_the_same_utterances():
-    """What it does not hold for is told with the file's name and what to do."""
+def test_it_is_valid_for_one_encoder_and_the_same_utterances():
+    """Otherwise the warning names the file and says what to do."""
     file = decode_centroids(encoded())
     rows = unit(6, 2)
     assert file.stale("m", HEADER.utterances, rows) is None
@@ -113,14 +113,14 @@ def test_it_holds_for_one_encoder_and_the_same_utterances():
     reasons = {
         "it was fitted with the encoder m, not n": file.stale("n", HEADER.utterances, rows),
         "utterances or encoder.max_chars changed since it was fitted": file.stale("m", "another", rows),
-        "the encoder's weights are not those it was fitted with": file.stale("m", HEADER.utterances, unit(6)),
+        "it was fitted with other weights of the encoder": file.stale("m", HEADER.utterances, unit(6)),
     }
     assert reasons == {why: stale + why + remedy for why in reasons}
     assert "weights" in str(file.stale("m", HEADER.utterances, rows[:, :8]))
 
 
-def test_its_size_is_told_and_warned_of(tmp_path):
-    """A ConfigMap holds one MiB of values, the YAML among them."""
+def test_its_size_is_reported_and_checked(tmp_path):
+    """A ConfigMap holds one MiB of values, and the YAML counts, too."""
     (tmp_path / "policy.yaml").write_bytes(b"#" * 1024)
     assert in_configmap(tmp_path, b"\0" * 2048) == "3 KiB with the YAML"
     assert in_configmap(tmp_path, b"\0" * (1 << 20)).endswith("a ConfigMap holds 1,024 KiB, MOUNT A VOLUME INSTEAD")
@@ -130,7 +130,7 @@ def test_its_size_is_told_and_warned_of(tmp_path):
 
 
 def put(folder: Path, words, swapped: bool = True) -> bytes:
-    """Write a file that puts each cohort's centroid where the other's utterances are: nobody could overlook it."""
+    """Write a file that swaps the centroids of both cohorts, so that its use changes every match."""
     config = load_config(folder)
     rows = {intent.intent: words.encode(intent.utterances) for intent in config.intents}
     header = Header(
@@ -150,12 +150,12 @@ def folder(tmp_path) -> Path:
 
 
 def lands(snapshot: Snapshot, words, folder: Path) -> str:
-    """Where the first utterance of billing lands."""
+    """The cohort that the first utterance of billing is matched to."""
     return nearest(snapshot.index, words.encode([load_config(folder).intents[0].utterances[0]])[0]).cohort
 
 
-def test_fitted_centroids_and_floors_serve(folder, words, caplog):
-    """As many as a cohort has; an utterance that they put elsewhere is warned of, not refused."""
+def test_fitted_centroids_and_floors_are_used(folder, words, caplog):
+    """A cohort may have several. An utterance that they match to another cohort causes a warning, not an error."""
     before = load_config(folder)
     put(folder, words)
     config = load_config(folder)
@@ -168,8 +168,8 @@ def test_fitted_centroids_and_floors_serve(folder, words, caplog):
     assert centroids_digest(config) != centroids_digest(before) == utterances_digest(config)
 
 
-def test_an_edit_of_an_utterance_goes_back_to_the_utterances_visibly(folder, words, caplog):
-    """And evidence that was about the fitted centroids is not about these."""
+def test_after_an_edit_of_an_utterance_centroids_come_from_the_utterances(folder, words, caplog):
+    """A warning says so, and evidence about the fitted centroids is no longer valid."""
     put(folder, words)
     fitted = centroids_digest(load_config(folder))
     with (folder / "cooking.yaml").open("a") as file:
@@ -186,23 +186,23 @@ def test_an_edit_of_an_utterance_goes_back_to_the_utterances_visibly(folder, wor
     assert fitted != centroids_digest(config) == utterances_digest(config)
 
 
-def test_a_damaged_file_is_a_mistake_of_the_folder(folder, words):
-    """It is told with every other one, and nothing is served that was not checked."""
+def test_a_damaged_file_is_reported_with_other_mistakes_of_the_folder(folder, words):
+    """A folder with a mistake is not served."""
     raw = put(folder, words)
     (folder / CENTROIDS_FILE).write_bytes(flipped(raw))
     with (folder / "cooking.yaml").open("a") as file:
         file.write("flor: 1\n")
-    with pytest.raises(ConfigError) as found:
+    with pytest.raises(ConfigError) as error:
         load_config(folder)
-    assert [problem.file for problem in found.value.problems] == [CENTROIDS_FILE, "cooking.yaml"]
-    assert str(found.value.problems[0]) == (
-        "centroids.safetensors:1: its content is not what `extproc calibrate` wrote: "
+    assert [problem.file for problem in error.value.problems] == [CENTROIDS_FILE, "cooking.yaml"]
+    assert str(error.value.problems[0]) == (
+        "centroids.safetensors:1: its content changed after `extproc calibrate` wrote it: "
         "run `extproc calibrate --write` again, or delete the file"
     )
 
 
-def test_an_encoders_path_begins_at_the_folder(folder, monkeypatch, tmp_path):
-    """Wherever the command runs, and whether the folder is given whole or not; a name stays a name."""
+def test_an_encoders_path_is_relative_to_the_folder(folder, monkeypatch, tmp_path):
+    """For any working directory, and for a relative path of the folder. A name does not change."""
     policy = folder / "policy.yaml"
     assert load_config(folder).policy.encoder.model == "all-MiniLM-L6-v2"
     (tmp_path / "encoders/mine").mkdir(parents=True)
@@ -226,7 +226,7 @@ async def until(condition) -> None:
 
 
 def mount(folder: Path, source: Path, name: str) -> None:
-    """As the kubelet does it: a dated folder, and one atomic change of the link to it."""
+    """Mount like the kubelet: a new folder, and one atomic change of the link to it."""
     shutil.copytree(source, folder / name)
     (folder / "..data_tmp").symlink_to(name)
     os.replace(folder / "..data_tmp", folder / "..data")
@@ -235,8 +235,8 @@ def mount(folder: Path, source: Path, name: str) -> None:
             (folder / path.name).symlink_to(f"..data/{path.name}")
 
 
-def test_a_file_that_is_mounted_swapped_and_damaged_is_noticed(folder, words, tmp_path, monkeypatch):
-    """A ConfigMap's binaryData: it serves when it comes, and what is damaged leaves the last good revision."""
+def test_a_mounted_file_is_reloaded_when_it_changes(folder, words, tmp_path, monkeypatch):
+    """A new file in the binaryData of a ConfigMap is used. A damaged one keeps the last good revision."""
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.01)
     mounted = tmp_path / "mounted"
     mounted.mkdir()
@@ -248,7 +248,7 @@ def test_a_file_that_is_mounted_swapped_and_damaged_is_noticed(folder, words, tm
         seen = reload.signature(mounted)
         watching = asyncio.create_task(
             reload.watch(
-                mounted, seen, lambda: serving[-1], words, serving.append, lambda *told: reports.append(told)
+                mounted, seen, lambda: serving[-1], words, serving.append, lambda *report: reports.append(report)
             )
         )
         raw = put(folder, words, swapped=False)
@@ -267,8 +267,8 @@ def test_a_file_that_is_mounted_swapped_and_damaged_is_noticed(folder, words, tm
     assert reports == [("applied", serving[1].revision), ("invalid", serving[1].revision)]
 
 
-def test_another_encoder_waits_for_a_restart(folder, words, monkeypatch, caplog):
-    """Its floors and centroids would meet the vectors of the encoder that is loaded."""
+def test_another_encoder_needs_a_restart(folder, words, monkeypatch, caplog):
+    """The loaded encoder's vectors do not fit the floors and centroids of another one."""
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.01)
     serving = [compile_snapshot(load_config(folder), words)]
     reports: list[tuple[str, str]] = []
@@ -277,7 +277,7 @@ def test_another_encoder_waits_for_a_restart(folder, words, monkeypatch, caplog)
         seen = reload.signature(folder)
         watching = asyncio.create_task(
             reload.watch(
-                folder, seen, lambda: serving[-1], words, serving.append, lambda *told: reports.append(told)
+                folder, seen, lambda: serving[-1], words, serving.append, lambda *report: reports.append(report)
             )
         )
         with (folder / "policy.yaml").open("a") as file:

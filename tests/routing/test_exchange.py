@@ -1,4 +1,4 @@
-"""One exchange: what is answered to Envoy's messages, in every processing mode and for every kind of body."""
+"""One exchange: the replies to Envoy's messages, in every processing mode and for every kind of body."""
 
 import asyncio
 import gzip
@@ -16,8 +16,9 @@ from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespa
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Opening, Reply
-from extproc.routing.exchange import Router, RouterExchange, decision_record
+from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates, principal_of
+from extproc.routing.router import Router
 from extproc.settings import Evidence, Probability, Upgrades
 
 ASK = "Send my last invoice again"
@@ -27,7 +28,7 @@ CHAT = {":path": "/v1/chat/completions", ":method": "POST"}
 
 
 class WordEmbedder:
-    """The word encoder at once, or the failure that a text of that name asks for."""
+    """Embeds with the word encoder, or raises `failure`."""
 
     def __init__(self, encoder, failure: Exception | None = None) -> None:
         self.encoder, self.failure = encoder, failure
@@ -42,7 +43,7 @@ class WordEmbedder:
 
 @pytest.fixture(scope="module")
 def snapshot(words):
-    """The good folder of the configuration's tests: billing goes to small with a cap, cooking to large."""
+    """The folder configs/good: billing goes to small with a cap, and cooking goes to large."""
     return compile_snapshot(load_config(Path(__file__).parents[1] / "configs/good"), words)
 
 
@@ -63,7 +64,7 @@ TRAILERS = Event("request_trailers", True)
 
 
 def exchanged(router: Router, mode: BodyMode, *events: Event, response: BodyMode = "NONE", **opening: Any):
-    """The exchange after `events`, and the replies to each."""
+    """The exchange after `events`, and the replies to each of them."""
     exchange = RouterExchange(router, Opening(**{"headers": CHAT, **opening}, request_body_mode=mode,
                                               response_body_mode=response))  # fmt: skip
 
@@ -74,7 +75,7 @@ def exchanged(router: Router, mode: BodyMode, *events: Event, response: BodyMode
 
 
 def routed_reply(router: Router) -> Reply:
-    """The reply to BODY in the plainest mode, to compare other modes with."""
+    """The reply to BODY in the simplest mode, for comparison with other modes."""
     _, ((reply,),) = exchanged(router, "BUFFERED", body(BODY))
     return reply
 
@@ -95,11 +96,11 @@ def sent(router: Router, raw: bytes, **opening: Any) -> tuple[str, str, bytes | 
     return record["reason"], record["cluster"], reply.body
 
 
-# The decision, in the one message of the plainest mode
+# The decision, in the simplest mode: one message
 
 
 def test_one_body_message_is_answered_with_route_body_and_record(router, snapshot):
-    """BUFFERED without a headers message: one message in, one reply out, and all that Envoy needs is in it."""
+    """BUFFERED without a headers message: the one reply holds everything that Envoy needs."""
     exchange, ((reply,),) = exchanged(router, "BUFFERED", body(BODY))
     assert exchange.routed is not None
     match = exchange.routed.decision.match
@@ -137,27 +138,27 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
     }
 
 
-def test_the_ledger_is_told_who_asks_as_hashes(router):
-    """The principal by the first of the policy's headers, and the conversation by its first words."""
+def test_the_ledger_gets_principal_and_conversation_as_hashes(router):
+    """The principal is the first header of the policy's list. The conversation is its first user message."""
 
-    def told(raw: bytes, **headers: str) -> dict[str, str]:
+    def asker(raw: bytes, **headers: str) -> dict[str, str]:
         _, ((reply,),) = exchanged(router, "BUFFERED", body(raw), headers=CHAT | headers)
         assert reply.metadata is not None
         return reply.metadata[Namespace.LEDGER]
 
-    first = told(BODY, authorization="Bearer a")
+    first = asker(BODY, authorization="Bearer a")
     assert first == {"principal": principal_of("Bearer a"), "session": first["session"]}
     later = BODY.replace(
         b"}]}", b'}, {"role": "assistant", "content": "Which?"}, {"role": "user", "content": "May"}]}'
     )
-    assert told(later, authorization="Bearer a") == first
-    assert told(later, authorization="Bearer b")["session"] != first["session"]
-    assert told(BODY)["principal"] == "anonymous"
-    assert told(b"{") == {"principal": "anonymous"}
+    assert asker(later, authorization="Bearer a") == first
+    assert asker(later, authorization="Bearer b")["session"] != first["session"]
+    assert asker(BODY)["principal"] == "anonymous"
+    assert asker(b"{") == {"principal": "anonymous"}
 
 
-def test_a_calibrated_match_says_how_likely_it_is_and_by_which_evidence(snapshot, words):
-    """A similarity is no probability; with evidence there is one, beside the stamp of the data behind it."""
+def test_the_record_of_a_calibrated_match_has_its_probability_and_evidence(snapshot, words):
+    """Without evidence there is no probability. The record also names the data of the evidence."""
     curve = Probability(similarity=3, margin=2, offset=-1)
     evidence = Evidence("2026-11-22", "3f2a9c0d1e4b", 240, "m", "c", 0.05, (0.0, 0.04), 0.9, curve)
     billing = msgspec.structs.replace(snapshot.policy.cohorts["billing"], calibrated=True, evidence=evidence)
@@ -165,7 +166,7 @@ def test_a_calibrated_match_says_how_likely_it_is_and_by_which_evidence(snapshot
     calibrated = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words))
     exchange, _ = exchanged(calibrated, "BUFFERED", body(BODY))
     assert exchange.routed is not None and exchange.routed.decision.match is not None
-    match, record = exchange.routed.decision.match, decision_record(exchange.routed)
+    match, record = exchange.routed.decision.match, exchange.routed.record
     assert (record.calibrated, record.probability, record.evidence) == (
         True,
         round(1 / (1 + math.exp(1 - 3 * match.similarity - 2 * match.margin)), 4),
@@ -173,31 +174,31 @@ def test_a_calibrated_match_says_how_likely_it_is_and_by_which_evidence(snapshot
     )
 
 
-def test_the_record_has_no_word_of_the_prompt(router):
-    """Prompts are private: what is logged and traced holds lengths and numbers only."""
+def test_the_record_has_no_text_of_the_prompt(router):
+    """Prompts are private, so logs and traces hold only lengths and numbers."""
     marked = BODY.replace(b"again", b"zebra")
     exchange, _ = exchanged(router, "BUFFERED", body(marked))
     assert exchange.routed is not None
-    record = decision_record(exchange.routed)
+    record = exchange.routed.record
     assert "zebra" not in repr(record) and "invoice" not in repr(record)
 
 
-def test_the_ask_is_embedded_once_within_the_policys_deadline(router):
-    """Not the whole body, and no second look."""
+def test_only_the_ask_is_embedded_once_within_the_policys_deadline(router):
+    """The deadline of the test configuration is 200 ms."""
     exchanged(router, "BUFFERED", body(BODY))
     assert router.embedder.asked == [(ASK, 0.2)]
 
 
-def test_rules_see_the_headers_that_came_with_the_stream(router):
-    """A trusted header reaches the rule whether it came as an attribute or in the headers message."""
+def test_rules_use_the_headers_of_the_stream(router):
+    """They come as attributes or in the headers message."""
     cooking = BODY.replace(ASK.encode(), b"How long do I boil an egg")
     gold = {**CHAT, "x-user-tier": "gold"}
     exchange, _ = exchanged(router, "BUFFERED", body(cooking), headers=gold)
     assert exchange.routed is not None and exchange.routed.decision.rule == "cooks"
 
 
-def test_a_stream_keeps_the_snapshot_that_it_started_with(router, snapshot):
-    """A reload in the middle of a decision does not mix two revisions."""
+def test_a_request_uses_one_snapshot(router, snapshot):
+    """A reload during a decision does not mix two revisions."""
     newer = msgspec.structs.replace(snapshot, revision="newer")
 
     class Reloading(WordEmbedder):
@@ -216,7 +217,7 @@ def test_a_stream_keeps_the_snapshot_that_it_started_with(router, snapshot):
 
 
 def test_headers_then_a_buffered_body(router):
-    """The headers pass, the body decides, and takes the old length with it; a later message passes, too."""
+    """The headers pass. The body is routed, and its old length is removed. Later messages pass."""
     _, replies = exchanged(router, "BUFFERED", headers(), body(BODY, end=False), TRAILERS)
     assert replies == [
         [Reply("request_headers")],
@@ -226,7 +227,7 @@ def test_headers_then_a_buffered_body(router):
 
 
 def test_a_body_that_was_cut_off_is_passed_on(router):
-    """BUFFERED_PARTIAL may send half a JSON text: nothing can be rewritten in it."""
+    """BUFFERED_PARTIAL may send half of a JSON text, which cannot be rewritten."""
     _, ((passed,), (reply,)) = exchanged(router, "BUFFERED_PARTIAL", headers(), body(BODY[:50], end=False))
     assert passed == Reply("request_headers")
     assert reply == Reply("request_body")
@@ -234,7 +235,7 @@ def test_a_body_that_was_cut_off_is_passed_on(router):
 
 @pytest.mark.parametrize("first", [[headers()], []])
 def test_chunks_of_a_streamed_body_pass(router, first):
-    """Without the whole body nothing is decided, and half of one is never taken for the whole."""
+    """Nothing is decided without the whole body, and a part is never used as the whole."""
     exchange, replies = exchanged(router, "STREAMED", *first, body(BODY, end=False), body(b""), TRAILERS)
     assert replies[len(first) :] == [
         [Reply("request_body")],
@@ -246,7 +247,7 @@ def test_chunks_of_a_streamed_body_pass(router, first):
 
 
 def test_without_a_body_mode_the_headers_pass(router):
-    """NONE: nothing to read, nothing decided."""
+    """There is nothing to read, so nothing is decided."""
     exchange, replies = exchanged(router, "NONE", headers(), TRAILERS)
     assert replies == [[Reply("request_headers")], [Reply("request_trailers")]]
     assert exchange.routed is None
@@ -254,7 +255,7 @@ def test_without_a_body_mode_the_headers_pass(router):
 
 @pytest.mark.parametrize("chunks", [[BODY], [BODY[:10], BODY[10:]], [bytes([b]) for b in BODY], [BODY, b""]])
 def test_a_full_duplex_body_is_answered_at_its_end(router, chunks):
-    """Headers are held until the route is known; then they go, and the body in one piece after them."""
+    """Headers wait until the route is known. Then they are answered, and after them the body in one reply."""
     events = [body(chunk, end=False) for chunk in chunks[:-1]] + [body(chunks[-1])]
     _, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), *events)
     assert replies == [
@@ -267,7 +268,7 @@ def test_a_full_duplex_body_is_answered_at_its_end(router, chunks):
 
 
 def test_trailers_end_a_full_duplex_body(router):
-    """No chunk says that it is the last one then: the trailers do, and are answered after it."""
+    """Then no chunk is marked as the last one. The trailers are answered after the body."""
     _, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), body(BODY, end=False), TRAILERS)
     assert replies == [
         [],
@@ -281,13 +282,13 @@ def test_trailers_end_a_full_duplex_body(router):
 
 
 def test_a_full_duplex_body_without_a_headers_message_gets_no_reply_to_one(router):
-    """Headers that Envoy did not send are not answered: it would take that for a protocol error."""
+    """Envoy treats a reply to headers that it did not send as a protocol error."""
     _, replies = exchanged(router, "FULL_DUPLEX_STREAMED", body(BODY[:10], end=False), body(BODY[10:]))
     assert [[reply.kind for reply in answer] for answer in replies] == [[], ["request_body"]]
 
 
-def test_a_full_duplex_body_that_is_not_ours_goes_on_as_it_is(router):
-    """Every byte of it, in order, however it was cut."""
+def test_a_full_duplex_body_that_is_not_routed_is_sent_on_unchanged(router):
+    """Every byte is sent on in order, for any size of the chunks."""
     other = BODY.replace(b"auto", b"gpt-5")
     events = (headers(), body(other[:30], end=False), body(other[30:]))
     _, (_, _, (head, tail)) = exchanged(router, "FULL_DUPLEX_STREAMED", *events)
@@ -295,8 +296,8 @@ def test_a_full_duplex_body_that_is_not_ours_goes_on_as_it_is(router):
     assert tail == Reply("request_body", body=other, streamed=True, end=True)
 
 
-def test_a_full_duplex_body_that_is_too_long_goes_on_unrouted(router):
-    """What is held is let go at the limit, and what follows passes chunk by chunk; no byte is lost."""
+def test_a_full_duplex_body_that_is_too_long_is_sent_on_without_routing(router):
+    """At the limit, the buffer is sent on. Later chunks pass one by one, and no byte is lost."""
     half = b"x" * (MAX_BODY_BYTES // 2)
     events = (body(half, end=False), body(half, end=False), body(b"y", end=False), body(b"z", end=False), body(b""))
     exchange, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), *events, TRAILERS)
@@ -314,7 +315,7 @@ def test_a_full_duplex_body_that_is_too_long_goes_on_unrouted(router):
 
 @pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED"])
 def test_a_request_without_a_body_passes_at_its_headers(router, mode):
-    """GET: no body message will ever come, so nothing waits for one."""
+    """A GET request has no body message to wait for."""
     exchange, replies = exchanged(router, mode, headers(end=True))
     assert replies == [[Reply("request_headers")]]
     assert exchange.routed is None
@@ -324,8 +325,8 @@ def test_a_request_without_a_body_passes_at_its_headers(router, mode):
 
 
 @pytest.mark.parametrize("mode", ["STREAMED", "BUFFERED"])
-def test_every_response_message_is_answered_in_kind(router, mode):
-    """The router has nothing to say about answers."""
+def test_every_response_message_gets_a_reply_of_its_kind(router, mode):
+    """The router changes no answers."""
     kinds = ["response_headers", "response_body", "response_body", "response_trailers"]
     events = [Event(kind, body=b"{}" if kind == "response_body" else b"") for kind in kinds]
     _, replies = exchanged(router, "BUFFERED", body(BODY), *events, response=mode)
@@ -333,7 +334,7 @@ def test_every_response_message_is_answered_in_kind(router, mode):
 
 
 def test_a_full_duplex_response_is_echoed(router):
-    """In that mode silence would lose the bytes: each chunk is sent back as it came."""
+    """In this mode, Envoy drops a chunk that is not sent back."""
     events = [Event("response_headers"), Event("response_body", False, b"a"), Event("response_body", True, b"")]
     _, replies = exchanged(router, "BUFFERED", body(BODY), *events, response="FULL_DUPLEX_STREAMED")
     assert replies[1:] == [
@@ -345,7 +346,7 @@ def test_a_full_duplex_response_is_echoed(router):
 
 @pytest.mark.parametrize("mode", ["NONE", "BUFFERED", "FULL_DUPLEX_STREAMED"])
 def test_a_stream_may_start_with_the_response(router, mode):
-    """Envoy answers some requests itself before we saw them; there is no request to decide about."""
+    """Envoy answers some requests before it asks us, so there is nothing to route."""
     exchange, replies = exchanged(router, mode, Event("response_headers", True), headers={})
     assert (replies, exchange.routed) == ([[Reply("response_headers")]], None)
 
@@ -354,7 +355,7 @@ def test_a_stream_may_start_with_the_response(router, mode):
 
 
 def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(snapshot, words):
-    """Past its burst the default tier serves it, and says why; others do not pay for it."""
+    """After its burst, the default tier serves it with the reason. Other principals are not affected."""
     cohorts = dict(snapshot.policy.cohorts)
     cohorts["billing"] = msgspec.structs.replace(cohorts["billing"], tier="large")
     policy = msgspec.structs.replace(
@@ -362,16 +363,16 @@ def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(sna
     )
     router = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words), Rates())
 
-    def asked(key: str, times: int) -> list[tuple[str, str]]:
+    def routed(key: str, times: int) -> list[tuple[str, str]]:
         return [sent(router, BODY, headers=CHAT | {"authorization": key})[:2] for _ in range(times)]
 
-    dear, cheap = ("matched", "large"), ("upgrade_rate", "small")
-    assert asked("Bearer greedy", 4) == [dear, dear, cheap, cheap]
-    assert asked("Bearer modest", 1) == [dear]
+    expensive, cheap = ("matched", "large"), ("upgrade_rate", "small")
+    assert routed("Bearer greedy", 4) == [expensive, expensive, cheap, cheap]
+    assert routed("Bearer modest", 1) == [expensive]
     assert sent(router, BODY.replace(b'"auto"', b'"qwen3-32b"'))[:2] == ("pinned", "large")
 
 
-# Bodies that cannot be routed go on as they are, to the default tier, with the reason
+# Bodies that cannot be routed are sent on unchanged to the default tier, with the reason
 
 
 @pytest.mark.parametrize(
@@ -395,8 +396,8 @@ def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(sna
     ],
     ids=lambda raw: repr(raw[-40:]),
 )
-def test_an_unreadable_body_goes_on_as_it_is(router, raw):
-    """Not JSON, cut off, compressed, too deep, of the wrong types, no UTF-8, or with a member twice."""
+def test_an_unreadable_body_is_sent_on_unchanged(router, raw):
+    """It is not JSON, cut off, compressed, too deep, of wrong types, not UTF-8, or has a member twice."""
     assert sent(router, raw) == ("unreadable", "large", None)
 
 
@@ -404,19 +405,19 @@ def test_an_unreadable_body_goes_on_as_it_is(router, raw):
     "rest", [b'"messages": "Send my invoice"}', b'"messages": [{"role": "user", "content": "\xc3\x28"}]}']
 )
 def test_an_unreadable_body_whose_model_can_be_read_is_renamed(router, rest):
-    """The default tier knows no model called auto: its own complaint about the rest is the better answer."""
+    """The upstream does not know the model auto. With its own model, it can report the real error."""
     expected = ("unreadable", "large", b'{"model": "qwen3-32b", ' + rest)
     assert sent(router, b'{"model": "auto", ' + rest) == expected
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/", "", "/v1/chat/completionsx"])
 def test_an_unknown_path_passes_through(router, path):
-    """Whatever the body: it is no API of ours."""
+    """The body is not read, because the API is unknown."""
     assert sent(router, BODY, headers={":path": path}) == ("passthrough", "large", None)
 
 
-def test_a_stream_that_tells_no_path_passes_through(router):
-    """An operator who asked for no attributes gets the default tier, not an error."""
+def test_a_stream_without_a_path_passes_through(router):
+    """If Envoy sends no attributes, the default tier serves, and there is no error."""
     assert sent(router, BODY, headers={}) == ("passthrough", "large", None)
 
 
@@ -432,13 +433,13 @@ def test_a_stream_that_tells_no_path_passes_through(router):
     ],
 )
 def test_a_model_that_may_not_be_replaced_keeps_its_bytes(router, raw, expected):
-    """Missing, unknown, or a tier's own: which then serves it."""
+    """It is absent or unknown, or it is the model of a tier, which then serves the request."""
     assert sent(router, raw) == expected
     assert router.embedder.asked == []
 
 
-def test_a_request_without_words_goes_to_the_default_tier_under_its_model(router):
-    """It is ours to route, and nothing was there to match."""
+def test_a_request_without_text_goes_to_the_default_tier_with_its_model(router):
+    """It may be routed, but there is no text to match."""
     raw = b'{"model": "auto", "messages": []}'
     assert sent(router, raw) == ("no_text", "large", raw.replace(b"auto", b"qwen3-32b"))
     assert router.embedder.asked == []
@@ -449,29 +450,30 @@ def test_a_request_without_words_goes_to_the_default_tier_under_its_model(router
     [(DeadlineError("no vector within 200 ms"), Reason.DEADLINE), (EncoderError("broken"), Reason.ENCODER)],
 )
 def test_without_a_vector_the_default_tier_serves(snapshot, words, failure, reason):
-    """The request goes on under that tier's model, and the record says what failed."""
+    """The body gets the model of that tier, and the record has the failure as its reason."""
     router = Router(snapshot, WordEmbedder(words, failure))
     assert sent(router, BODY) == (reason.value, "large", BODY.replace(b"auto", b"qwen3-32b"))
 
 
 def test_a_body_of_five_megabytes_is_routed_and_kept(router):
-    """Only its ask is read; every other byte goes on."""
+    """Only its ask is embedded, and every other byte is sent on."""
     filler = '", \\"pasted\\" ü ' * 50_000
     turns = [{"role": "user", "content": filler * 6}, {"role": "assistant", "content": "Ok"}]
     raw = json.dumps({"model": "auto", "messages": [*turns, {"role": "user", "content": ASK}]}).encode()
     assert len(raw) > 5_000_000
     reason, tier, body = sent(router, raw)
-    assert (reason, tier) == ("capability", "large")  # no tier has that context: the largest may say so
+    # No tier has this context, so the largest one reports the error.
+    assert (reason, tier) == ("capability", "large")
     assert body == raw.replace(b'"auto"', b'"qwen3-32b"', 1)[:-1] + b',"max_tokens":200}'
 
 
-def test_unreadable_bytes_that_nobody_reads_go_on_as_they_came(router):
-    """Invalid UTF-8 in a field that we do not look at is the upstream's to judge."""
+def test_invalid_bytes_in_a_field_that_we_do_not_read_are_sent_on(router):
+    """The upstream decides what to do with them."""
     raw = BODY[:-1] + b', "user": "\xff\xfe"}'
     assert sent(router, raw) == ("matched", "small", SENT_ON.replace(b',"max', b', "user": "\xff\xfe","max'))
 
 
-def test_trailers_without_a_body_are_answered_without_one(router):
-    """FULL_DUPLEX_STREAMED: a reply of a kind that Envoy did not send is one that it does not wait for."""
+def test_trailers_without_a_body_get_no_reply_for_a_body(router):
+    """Envoy accepts no reply to a message that it did not send."""
     _, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), TRAILERS)
-    assert [[reply.kind for reply in some] for some in replies] == [[], ["request_headers", "request_trailers"]]
+    assert [[reply.kind for reply in answer] for answer in replies] == [[], ["request_headers", "request_trailers"]]

@@ -1,4 +1,4 @@
-"""The nearest cohort: an exact search, and a margin over the best of any other."""
+"""The nearest cohort: an exact search, and the margin to the best other cohort."""
 
 import msgspec
 import numpy as np
@@ -17,7 +17,7 @@ INDEX = Index({"code": np.stack([X, unit(1, 0.1, 0)]), "faq": Y[None, :], "legal
 
 
 def test_the_nearest_cohort_is_found_with_its_margin():
-    """A cohort's other centroids are no rivals: the margin is over the best of another cohort."""
+    """The margin compares with the best centroid of another cohort, and not with others of the same one."""
     match = nearest(INDEX, unit(0.8, 0.6, 0))
     assert (match.cohort, match.runner_up) == ("code", "faq")
     best = unit(1, 0.1, 0) @ unit(0.8, 0.6, 0)
@@ -26,20 +26,20 @@ def test_the_nearest_cohort_is_found_with_its_margin():
 
 
 def test_the_runner_up_is_found_behind_many_centroids_of_the_best():
-    """Twenty centroids in front of it hide no other cohort."""
+    """Twenty nearer centroids of the best cohort do not hide it."""
     near = np.stack([unit(1, i / 1_000, 0) for i in range(20)])
     match = nearest(Index({"code": near, "faq": Z[None, :]}), X)
     assert match == Match("code", pytest.approx(1.0), pytest.approx(1.0), "faq")
 
 
 def test_with_one_cohort_the_margin_is_the_similarity():
-    """There is no other to be confused with."""
+    """There is no other cohort to compare with."""
     match = nearest(Index({"code": X[None, :]}), unit(0.6, 0.8, 0))
     assert match == Match("code", pytest.approx(0.6), pytest.approx(0.6), None)
 
 
-def test_similarity_is_measured_part_of_the_way_back_to_the_mean():
-    """The nearest centroid, of however many, says which cohort and margin; it and the mean say how similar."""
+def test_similarity_is_a_weighted_mean_of_two_cosines():
+    """The nearest centroid alone sets cohort and margin. The similarity also counts the mean."""
     centroids = {"code": np.stack([unit(0, -1, 0), X]), "faq": Y[None, :]}
     index = Index(centroids, {"code": unit(1, 0, 1), "faq": unit(0, 1, 1)})
     query = unit(2, 1, 2)
@@ -50,27 +50,27 @@ def test_similarity_is_measured_part_of_the_way_back_to_the_mean():
         "faq": pytest.approx(0.7 / 3 + 0.3 * np.sqrt(1 / 2)),
     }
     assert type(match.similarity) is float
-    further = Index(centroids, index.means, back=0.8)
-    assert nearest(further, query) == msgspec.structs.replace(
+    heavier = Index(centroids, index.means, back=0.8)
+    assert nearest(heavier, query) == msgspec.structs.replace(
         match, similarity=pytest.approx(0.2 * 2 / 3 + 0.8 * np.sqrt(8 / 9))
     )
 
 
-def test_a_vector_opposite_to_all_still_has_a_nearest():
-    """Similarities go down to -1, and whether that is near enough is for the floor to say."""
+def test_a_vector_opposite_to_all_centroids_has_a_nearest_one():
+    """Similarities go down to -1. The floor decides whether a match is near enough."""
     match = nearest(INDEX, -unit(1, 1, 0.5))
     assert (match.cohort, match.runner_up) == ("legal", "faq")
     assert match.similarity == pytest.approx(-1 / 3, abs=1e-6)
 
 
 def test_a_match_is_made_of_plain_numbers():
-    """No numpy scalar gets into spans, metadata or JSON."""
+    """Spans, metadata and JSON cannot hold numpy scalars."""
     match = nearest(INDEX, X)
     assert [type(match.similarity), type(match.margin)] == [float, float]
 
 
 def test_every_cohorts_best_similarity_is_listed_best_first():
-    """Once each, however many centroids it has."""
+    """Each cohort is listed once, for any number of centroids."""
     listed = similarities(INDEX, unit(0, 0.6, 0.8))
     assert list(listed) == ["legal", "faq", "code"]
     assert listed == {
@@ -81,7 +81,7 @@ def test_every_cohorts_best_similarity_is_listed_best_first():
 
 
 def test_the_search_is_exact():
-    """FAISS finds what comparing with every centroid finds."""
+    """FAISS returns the same as a comparison with every centroid."""
     dice = np.random.default_rng(0)
     rows = dice.standard_normal((200, 32)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -97,6 +97,6 @@ def test_the_search_is_exact():
 
 
 def test_an_index_needs_a_cohort():
-    """There is no nearest of none."""
-    with pytest.raises(ValueError, match="at least one cohort"):
+    """Without one, there is no nearest cohort."""
+    with pytest.raises(ValueError, match="the index has no cohort: give at least one cohort with its centroids"):
         Index({})

@@ -1,4 +1,4 @@
-"""What a decision writes: whole bodies before and after, so that no other byte can have changed."""
+"""Mutations: whole bodies before and after, so that a change of any other byte fails a test."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import pytest
 from extproc.api.request import APIS, Request, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
+from extproc.routing.decision import Decision
 from extproc.routing.mutation import Mutation, mutate
-from extproc.routing.policy import Decision, Rung
+from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Price, Reasoning, Tier
 
 PATHS = {api: path for path, api in APIS.items()}
@@ -31,7 +32,7 @@ def read(api: str, body: bytes) -> Request:
 
 
 def written(api: str, body: bytes, dialect: Dialect = "none", **decision: Any) -> tuple[bytes | None, str]:
-    """The body that is sent on, and the word on reasoning."""
+    """The body that is sent on, and the word for its reasoning."""
     mutation = mutate(Decision(tier(dialect), Reason.MATCHED, **decision), read(api, body))
     assert mutation.cluster == "small"
     return mutation.body, mutation.reasoning
@@ -68,7 +69,7 @@ def everywhere(added: bytes) -> dict[str, bytes]:
     return dict.fromkeys(("chat", "responses", "messages"), added)
 
 
-# dialect, what is wanted -> what is added by API ("" elsewhere), and the word for it ("none" elsewhere)
+# Dialect and setting -> the added field of each API, and the word for it. Other APIs get no field and "none".
 WRITTEN: list[tuple[Dialect, Reasoning, dict[str, bytes], str]] = [
     ("none", False, {}, "none"),
     ("none", True, {}, "none"),
@@ -97,26 +98,26 @@ WRITTEN: list[tuple[Dialect, Reasoning, dict[str, bytes], str]] = [
 @pytest.mark.parametrize("api", BODIES)
 @pytest.mark.parametrize(("dialect", "wanted", "added", "word"), WRITTEN)
 def test_reasoning_is_written_in_the_tiers_dialect(api, dialect, wanted, added, word):
-    """Off, on or a budget in each dialect and API; where it cannot be said, only the model is written."""
+    """Off, on or a budget in each dialect and API. If there is no field for it, only the model is written."""
     expected = changed(BODIES[api], added.get(api, b"")), word if api in added else "none"
     assert written(api, BODIES[api], dialect, reasoning=wanted) == expected
 
 
 @pytest.mark.parametrize("api", BODIES)
 @pytest.mark.parametrize("dialect", ["none", "qwen3", "openai", "anthropic"])
-def test_no_wish_leaves_reasoning_to_the_model(api, dialect):
-    """A cohort without `reasoning` changes the model's name and nothing else."""
+def test_without_a_setting_the_model_decides_on_reasoning(api, dialect):
+    """A cohort without `reasoning` changes only the model's name."""
     assert written(api, BODIES[api], dialect) == (changed(BODIES[api]), "model")
 
 
 def test_other_template_settings_of_the_client_stay():
-    """The one switch is set inside the object that is there."""
+    """Only one switch is added to the client's object."""
     body = b'{"model":"auto", "chat_template_kwargs": { "style": "terse" } }'
     expected = b'{"model":"m-1", "chat_template_kwargs": { "style": "terse","enable_thinking":false } }'
     assert written("chat", body, "qwen3", reasoning=False) == (expected, "off")
 
 
-# The client's own word
+# The client's own choice
 
 CLIENTS = {
     "effort": (b'"reasoning_effort": "high"', True),
@@ -140,22 +141,22 @@ CLIENTS = {
     ],
 )
 @pytest.mark.parametrize("wanted", [None, False, True, Budget(3_000)])
-def test_the_clients_word_in_the_tiers_dialect_stands_as_it_is(word, dialect, wanted):
-    """Whatever the policy would like, no byte but the model changes."""
+def test_the_clients_choice_in_the_tiers_dialect_is_unchanged(word, dialect, wanted):
+    """Only the model changes, for any setting of the policy."""
     body = b'{"model": "auto", %s, "messages": []}' % CLIENTS[word][0]
     assert written("chat", body, dialect, reasoning=wanted) == (changed(body), "client")
 
 
 @pytest.mark.parametrize("client", ['{"type": "enabled", "budget_tokens": 3000}', '{"type": "disabled"}'])
 @pytest.mark.parametrize("wanted", [None, False, True, Budget(3_000)])
-def test_an_anthropic_clients_thinking_stands_as_it_is(client, wanted):
-    """Anthropic's dialect has an API of its own."""
+def test_an_anthropic_clients_thinking_is_unchanged(client, wanted):
+    """Anthropic's dialect uses the messages API."""
     body = b'{"model": "auto", "max_tokens": 4000, "thinking": %s}' % client.encode()
     assert written("messages", body, "anthropic", reasoning=wanted) == (changed(body), "client")
 
 
 @pytest.mark.parametrize(
-    ("word", "dialect", "added", "said"),
+    ("word", "dialect", "added", "record"),
     [
         ("effort", "qwen3", ENABLE_ON, "on"),
         ("no effort", "qwen3", ENABLE_OFF, "off"),
@@ -172,16 +173,16 @@ def test_an_anthropic_clients_thinking_stands_as_it_is(client, wanted):
         ("effort", "anthropic", b"", "none"),
     ],
 )
-def test_the_clients_word_is_translated_for_a_tier_that_speaks_another_dialect(word, dialect, added, said):
-    """The choice wins wherever the request goes, against the policy's own wish."""
+def test_the_clients_choice_is_translated_for_a_tier_with_another_dialect(word, dialect, added, record):
+    """It overrides the setting of the policy on every tier."""
     text, choice = CLIENTS[word]
     body = b'{"model": "auto", "messages": [], %s}' % text
-    assert written("chat", body, dialect, reasoning=not choice) == (changed(body, added), said)
+    assert written("chat", body, dialect, reasoning=not choice) == (changed(body, added), record)
 
 
 @pytest.mark.parametrize(("word", "dialect"), [("enable_thinking", "deepseek"), ("thinking", "qwen3")])
 def test_one_templates_switch_is_translated_into_the_others(word, dialect):
-    """Both live in chat_template_kwargs: the new one goes in beside the old."""
+    """Both are members of chat_template_kwargs, so the new one is added after the old one."""
     new = {"qwen3": b"enable_thinking", "deepseek": b"thinking"}[dialect]
     body = b'{"model": "auto", %s}' % CLIENTS[word][0]
     assert written("chat", body, dialect) == (changed(body).replace(b"true}", b'true,"%s":true}' % new), "on")
@@ -212,16 +213,16 @@ def test_one_templates_switch_is_translated_into_the_others(word, dialect):
         ),
     ],
 )
-def test_policy_router_overrides_the_clients_word_in_its_place(api, dialect, before, after):
-    """The value changes where it stands; its neighbours stay."""
+def test_policy_router_replaces_the_clients_choice(api, dialect, before, after):
+    """The value changes, and the members around it do not."""
     body = b'{"max_tokens": 9000, %s, "model": "auto"}' % before
     expected = changed(body).replace(before, after)
     assert written(api, body, dialect, reasoning=False, reasoning_forced=True)[0] == expected
 
 
 @pytest.mark.parametrize(("api", "dialect"), [("chat", "openai"), ("messages", "anthropic"), ("chat", "qwen3")])
-def test_policy_router_without_a_wish_leaves_the_clients_word(api, dialect):
-    """A fallback has no opinion on reasoning: what the client chose stands, and the record says so."""
+def test_policy_router_without_a_setting_keeps_the_clients_choice(api, dialect):
+    """A fallback sets no reasoning, so the client's choice is kept, and the record shows it."""
     word = {"openai": "effort", "anthropic": "budget", "qwen3": "enable_thinking"}[dialect]
     body = b'{"max_tokens": 9999, "model": "auto", %s}' % CLIENTS[word][0]
     decision = {"reasoning_forced": True, "max_output_tokens": 500}
@@ -245,20 +246,20 @@ def test_policy_router_without_a_wish_leaves_the_clients_word(api, dialect):
     ],
 )
 def test_an_anthropic_budget_stays_below_max_tokens(max_tokens, wanted, expected):
-    """Anthropic answers 400 to a budget under 1,024 or not below max_tokens; without room thinking is off."""
+    """Anthropic answers 400 to a budget below 1,024 or not below max_tokens. If none fits, thinking is off."""
     body = b'{"model": "auto", "max_tokens": %d}' % max_tokens
     assert written("messages", body, "anthropic", reasoning=wanted)[0] == changed(body, expected)
 
 
-def test_an_anthropic_budget_is_at_least_what_anthropic_takes():
-    """A small budget becomes the least there is, whether or not the client named a cap."""
+def test_an_anthropic_budget_is_at_least_the_lowest_accepted_one():
+    """A smaller budget is raised, even if the client set no cap."""
     body = b'{"model": "auto"}'
     expected = changed(body, budget(1_024)), "on"
     assert written("messages", body, "anthropic", reasoning=Budget(100)) == expected
 
 
 def test_an_anthropic_budget_stays_below_our_own_cap():
-    """The cap that we write counts, too."""
+    """A cap that we write also limits the budget."""
     body = b'{"model": "auto", "max_tokens": 9000}'
     capped = b'{"model": "m-1", "max_tokens": 3000,"thinking":{"type":"enabled","budget_tokens":2999}}'
     decided = {"reasoning": True, "max_output_tokens": 3_000}
@@ -274,7 +275,7 @@ def test_an_anthropic_budget_stays_below_our_own_cap():
         b'"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "{"}]',
     ],
 )
-def test_thinking_is_off_where_anthropic_would_refuse_it(beside):
+def test_thinking_is_off_if_anthropic_would_reject_it(beside):
     """An answer without thinking is better than a 400."""
     body = b'{"model": "auto", "max_tokens": 9000, %s}' % beside
     expected = changed(body, b'"thinking":{"type":"disabled"}'), "off"
@@ -298,7 +299,7 @@ def test_thinking_is_off_where_anthropic_would_refuse_it(beside):
     ],
 )
 def test_a_cap_goes_into_the_field_of_the_api(api, dialect, field):
-    """A client that named none gets ours, in the field that the tier's server knows."""
+    """A client without a cap gets ours, in the field that the tier's server knows."""
     body = b'{"model": "auto", "x": 1}'
     expected = changed(body, b'"%s":512' % field), "model"
     assert written(api, body, dialect, max_output_tokens=512) == expected
@@ -313,17 +314,17 @@ def test_a_cap_goes_into_the_field_of_the_api(api, dialect, field):
         ("messages", b"max_tokens"),
     ],
 )
-@pytest.mark.parametrize(("own", "capped"), [(100, 100), (512, 512), (513, 512), (90_000, 512)])
-def test_the_lower_of_two_caps_holds_in_the_field_that_the_client_used(api, field, own, capped):
-    """We only ever lower what the client allowed."""
-    body = b'{"%s" : %d, "model": "auto"}' % (field, own)
+@pytest.mark.parametrize(("clients_cap", "capped"), [(100, 100), (512, 512), (513, 512), (90_000, 512)])
+def test_the_lower_of_two_caps_is_set_in_the_field_that_the_client_used(api, field, clients_cap, capped):
+    """We never raise the client's cap."""
+    body = b'{"%s" : %d, "model": "auto"}' % (field, clients_cap)
     expected = changed(b'{"%s" : %d, "model": "auto"}' % (field, capped)), "model"
     assert written(api, body, "openai", max_output_tokens=512) == expected
 
 
 @pytest.mark.parametrize(("effort", "capped"), [("high", False), ("none", True)])
-def test_a_cap_does_not_starve_the_thinking_that_a_client_asked_for(effort, capped):
-    """A cohort's cap is meant for its short answers: thinking would use it up."""
+def test_no_cap_is_set_if_the_client_requested_thinking(effort, capped):
+    """A cohort's cap is meant for short answers, and thinking would use it up."""
     body = b'{"model": "auto", "reasoning_effort": "%s"}' % effort.encode()
     expected = changed(body, b'"max_completion_tokens":512' if capped else b"")
     assert written("chat", body, "openai", reasoning=False, max_output_tokens=512) == (expected, "client")
@@ -333,7 +334,7 @@ def test_a_cap_does_not_starve_the_thinking_that_a_client_asked_for(effort, capp
 
 
 def test_model_cap_and_reasoning_are_the_only_bytes_that_change():
-    """All three at once, in a body that no library would have written."""
+    """All three change together, in a body with unusual spacing and escapes."""
     body = b'\n{"stream":true , "max_tokens":4e3,"max_tokens2" : 1E2,"model":\t"auto","z":"\\ud83d\\ude00 "}\r\n'
     body = body.replace(b"4e3", b"4000")
     expected = body.replace(b"4000", b"300").replace(b'"auto"', b'"m-1"').replace(b'"}\r', b'",%s}\r' % ENABLE_OFF)
@@ -341,37 +342,37 @@ def test_model_cap_and_reasoning_are_the_only_bytes_that_change():
 
 
 def test_a_models_name_is_written_as_json():
-    """Quotes in a name cannot break out of the string."""
+    """Quotes in a name cannot end the string."""
     decision = Decision(tier(model='org/"m"\\1 ü'), Reason.MATCHED)
     mutation = mutate(decision, read("chat", b'{"model":"auto"}'))
     assert mutation.body == '{"model":"org/\\"m\\"\\\\1 ü"}'.encode()
 
 
 def test_untouched_requests_keep_every_byte():
-    """A decision that rewrites nothing, or a request that could not be read, has a cluster and no body."""
+    """A decision without a rewrite, or a request that could not be read, gives a cluster and no body."""
     untouched = Mutation(("small",), body=None, reasoning="client")
     assert mutate(Decision(tier(), Reason.PINNED, rewrite=False), read("chat", BODIES["chat"])) == untouched
     assert mutate(Decision(tier(), Reason.UNREADABLE, rewrite=False), None) == untouched
 
 
 @pytest.mark.parametrize("body", [b'{"model":"auto","model":"auto"}', b'{"model":"auto","x":1,"\xff":2}'])
-def test_what_cannot_be_edited_without_guessing_is_refused(body):
-    """A member that stands twice or has no readable name: readers differ on what it says."""
+def test_an_ambiguous_body_is_not_edited(body):
+    """Readers disagree about a member that is present twice or has an unreadable name."""
     with pytest.raises(SpliceError):
         mutate(Decision(tier(), Reason.MATCHED), read("chat", body))
 
 
 @pytest.mark.parametrize("api", BODIES)
 @pytest.mark.parametrize("dialect", ["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"])
-def test_a_rungs_patches_give_what_a_decision_for_it_would_write(api, dialect):
-    """Climbing changes the first attempt's body into the one that the rung's tier would have got at once."""
+def test_a_rungs_patches_give_the_body_of_a_decision_for_it(api, dialect):
+    """The patched body of the first attempt equals the body of a request that starts at that tier."""
     first, above = tier("qwen3"), tier(dialect, "large", "m-2")
     decision = Decision(
         first, Reason.MATCHED, reasoning=False, max_output_tokens=300, ladder=(Rung(above, True), Rung(first, True))
     )
-    climbing = mutate(decision, read(api, BODIES[api]))
-    assert climbing.clusters == ("small", "large", "small")
-    assert climbing.body is not None
-    for rung, changes in zip(decision.ladder, climbing.rungs, strict=True):
+    mutation = mutate(decision, read(api, BODIES[api]))
+    assert mutation.clusters == ("small", "large", "small")
+    assert mutation.body is not None
+    for rung, changes in zip(decision.ladder, mutation.rungs, strict=True):
         alone = Decision(rung.tier, Reason.MATCHED, reasoning=rung.reasoning, max_output_tokens=300)
-        assert apply(climbing.body, changes) == mutate(alone, read(api, BODIES[api])).body
+        assert apply(mutation.body, changes) == mutate(alone, read(api, BODIES[api])).body

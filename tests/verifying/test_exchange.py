@@ -13,7 +13,8 @@ from extproc.contract.names import Namespace
 from extproc.contract.records import ladder_of
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.index import Index
-from extproc.routing.policy import Cohort, Policy, Snapshot
+from extproc.routing.policy import Cohort, Policy
+from extproc.routing.snapshot import Snapshot
 from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange

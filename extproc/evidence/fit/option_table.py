@@ -17,7 +17,8 @@ from extproc.evidence.execution import Execution
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
 from extproc.evidence.measure.controls import Recorded, recorded
 from extproc.evidence.measure.metrics import Bools, Floats
-from extproc.routing.policy import Cohort, Policy, decide
+from extproc.routing.decision import decide
+from extproc.routing.policy import Cohort, Policy
 from extproc.settings import Tier
 
 

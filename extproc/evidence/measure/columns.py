@@ -8,7 +8,7 @@ import numpy as np
 from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, Places
-from extproc.routing.policy import trust
+from extproc.routing.decision import trust
 
 OUT_OF_SCOPE = "out of scope"
 NO_COHORT = "no cohort"  # neither labelled nor trusted to be in one

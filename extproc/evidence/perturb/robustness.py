@@ -11,8 +11,8 @@ from extproc.evidence.data.traffic import Row
 from extproc.evidence.execution import Execution, Memory, asked, landed, landing, route_all
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
 from extproc.evidence.perturb.rewrites import REWRITES, rewritten
-from extproc.routing.exchange import Routed
 from extproc.routing.limits import Rates
+from extproc.routing.router import Routed
 
 Ints = NDArray[np.int_]
 

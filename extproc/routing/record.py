@@ -1,0 +1,116 @@
+"""The records of one decision, as metadata, logs and spans show it. They hold no text of the request."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from extproc.acceptance.requirements import read_requirements
+from extproc.api.request import Request
+from extproc.contract.names import CONTRACT, Namespace
+from extproc.contract.records import (
+    BodyPatch,
+    CascadeRecord,
+    DecisionRecord,
+    JudgedRecord,
+    LedgerRecord,
+    RequirementsRecord,
+    RungsRecord,
+    ladder_of,
+)
+from extproc.contract.words import JudgeMode
+from extproc.routing.decision import Decision
+from extproc.routing.limits import principal_header, principal_of, session_of
+from extproc.routing.mutation import Mutation
+from extproc.routing.policy import Cohort
+from extproc.routing.signals import Signals
+from extproc.routing.snapshot import Snapshot
+
+
+def decision_record(
+    decision: Decision, mutation: Mutation, snapshot: Snapshot, signals: Signals | None
+) -> DecisionRecord:
+    """Describe the decision for metadata, access log and span."""
+    cohort, match, ask = decision.cohort, decision.match, signals.ask if signals is not None else None
+    probability = cohort.probability(match) if cohort is not None and match is not None else None
+    evidence = cohort.evidence if cohort is not None and probability is not None else None
+    return DecisionRecord(
+        cluster=mutation.cluster,
+        tier=decision.tier.name,
+        reason=decision.reason,
+        reasoning=mutation.reasoning,
+        revision=snapshot.revision,
+        mode=snapshot.policy.mode,
+        cohort=cohort.name if cohort is not None else None,
+        similarity=round(match.similarity, 4) if match is not None else None,
+        margin=round(match.margin, 4) if match is not None else None,
+        calibrated=cohort.calibrated if cohort is not None else None,
+        probability=round(probability, 4) if probability is not None else None,
+        evidence=evidence.stamp if evidence is not None else None,
+        ask=ask.source if ask is not None else None,
+        ask_chars=ask.chars if ask is not None else None,
+        ask_cut=ask.cut if ask is not None else None,
+        tokens=signals.tokens if signals is not None else None,
+        rule=decision.rule,
+        proposed_tier=decision.proposed_tier,
+    )
+
+
+def asker_record(snapshot: Snapshot, request: Request | None, headers: Mapping[str, str]) -> LedgerRecord:
+    """Identify the principal and the conversation, as hashes."""
+    header = principal_header(headers, snapshot.escalations.principal)
+    turns = request.turns if request is not None else ()
+    opening = next((turn for turn in turns if turn.role == "user"), None)
+    session = session_of(header, opening.texts) if opening is not None else None
+    return LedgerRecord(principal=principal_of(header), session=session)
+
+
+def envoy_metadata(
+    record: DecisionRecord, decision: Decision, mutation: Mutation, request: Request | None, asker: LedgerRecord
+) -> dict[str, Any]:
+    """Build the metadata that Envoy keeps for the exchange: namespace -> values."""
+    metadata: dict[str, Any] = {
+        Namespace.LADDER: ladder_of(mutation.clusters),
+        Namespace.LEDGER: asker.to_metadata(),
+    }
+    if mutation.rungs:
+        metadata[Namespace.RUNGS] = _rungs_record(mutation).to_metadata()
+    decision_values, judge = record.to_metadata(), None
+    if decision.judged and request is not None and decision.cohort is not None:
+        judge = _judge_modes(decision, decision.cohort, request)
+        decision_values |= _judged_record(decision.cohort, mutation, request).to_metadata()
+        metadata[Namespace.REQUIREMENTS] = _requirements_record(decision.cohort, request).to_metadata()
+    cascade = CascadeRecord(contract=CONTRACT, max_retries=len(mutation.clusters) - 1, escalations=0, judge=judge)
+    metadata[Namespace.DECISION] = decision_values | cascade.to_metadata()
+    return metadata
+
+
+def _rungs_record(mutation: Mutation) -> RungsRecord:
+    return RungsRecord(
+        attempts=[
+            [BodyPatch(at=patch.at, length=patch.length, text=patch.text.decode()) for patch in patches]
+            for patches in mutation.rungs
+        ]
+    )
+
+
+def _judge_modes(decision: Decision, cohort: Cohort, request: Request) -> dict[str, str]:
+    """How Envoy sends each tier's answers to the verifier. The last rung is judged only if a person is above it."""
+    tiers = [decision.tier.name, *(rung.tier.name for rung in decision.ladder)]
+    if cohort.escalate is None or not cohort.escalate.human:
+        tiers.pop()
+    return dict.fromkeys(tiers, JudgeMode.STREAM if request.stream else JudgeMode.BODY)
+
+
+def _judged_record(cohort: Cohort, mutation: Mutation, request: Request) -> JudgedRecord:
+    return JudgedRecord(
+        cohort=cohort.name,
+        rungs=list(mutation.clusters),
+        api=request.api,
+        escalations=0,
+        logprobs_added=mutation.logprobs_added,
+    )
+
+
+def _requirements_record(cohort: Cohort, request: Request) -> RequirementsRecord:
+    return RequirementsRecord(facts=msgspec.json.encode(read_requirements(request, cohort.accept)).decode())

@@ -1,0 +1,138 @@
+"""The whole path of one request, from its bytes to the change in it. Start reading at `Router.route`."""
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+
+import msgspec
+
+from extproc.api.request import Request, RequestError, parse_request
+from extproc.api.splice import SpliceError
+from extproc.contract.records import DecisionRecord
+from extproc.contract.words import Reason
+from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
+from extproc.routing.ask import Ask
+from extproc.routing.decision import Decision, decide, untouched
+from extproc.routing.index import Match, nearest
+from extproc.routing.limits import Rates, principal_header, principal_of
+from extproc.routing.mutation import Mutation, mutate, rename_model
+from extproc.routing.policy import may_retarget
+from extproc.routing.record import decision_record
+from extproc.routing.signals import Signals, read_signals
+from extproc.routing.snapshot import Snapshot
+
+
+class Routed(msgspec.Struct, frozen=True, dict=True):
+    """One routed request: the decision about it, and the values that led to it."""
+
+    decision: Decision
+    mutation: Mutation
+    snapshot: Snapshot
+    request: Request | None  # None: the body could not be read, or the API is unknown
+    signals: Signals | None
+    stages: dict[str, float]  # seconds spent in: read, embed, match, write
+
+    @cached_property
+    def record(self) -> DecisionRecord:
+        """The decision's record, built once for metadata, logs and spans."""
+        return decision_record(self.decision, self.mutation, self.snapshot, self.signals)
+
+
+class Router:
+    """Routes requests by the current snapshot."""
+
+    def __init__(self, snapshot: Snapshot, embedder: Embedder, rates: Rates | None = None) -> None:
+        """`rates` counts the upgrades of each principal. Without it, upgrades are not limited."""
+        self.snapshot = snapshot  # replaced as a whole by a reload; each request uses one snapshot
+        self.embedder = embedder
+        self._rates = rates
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Use `snapshot` for all requests from now on."""
+        self.snapshot = snapshot
+
+    async def route(self, body: bytes, headers: Mapping[str, str]) -> Routed:
+        """Decide about one request, from its body and its headers (":path" and the ones that rules may name)."""
+        snapshot, clock = self.snapshot, _Stopwatch()
+        try:
+            request = parse_request(headers.get(":path", ""), body)
+        except RequestError:
+            return _unreadable(snapshot, body, clock)
+        if request is None or request.model is None or not may_retarget(snapshot.policy, request.model):
+            return _passed_through(snapshot, request, clock)
+
+        signals = read_signals(request, snapshot.encoder.max_chars)  # the ask is one of them
+        clock.lap("read")
+        vector, failure = await self._embed(signals.ask, snapshot, clock)
+        match = nearest(snapshot.index, vector) if vector is not None else None
+        decision = self._decide(snapshot, signals, match, headers, failure)
+        clock.lap("match")
+        try:
+            mutation = mutate(decision, request)
+        except SpliceError:
+            return _unreadable(snapshot, body, clock, request, signals)
+        clock.lap("write")
+        return Routed(decision, mutation, snapshot, request, signals, clock.laps)
+
+    async def _embed(self, ask: Ask, snapshot: Snapshot, clock: "_Stopwatch") -> tuple[Vectors | None, Reason]:
+        """The vector of the ask, or None and the reason why there is none."""
+        if not ask.text:
+            return None, Reason.NO_TEXT
+        try:
+            return await self.embedder.embed(ask.text, snapshot.encoder.deadline_ms / 1000), Reason.MATCHED
+        except DeadlineError:
+            return None, Reason.DEADLINE
+        except EncoderError:
+            return None, Reason.ENCODER
+        finally:
+            clock.lap("embed")
+
+    def _decide(
+        self, snapshot: Snapshot, signals: Signals, match: Match | None, headers: Mapping[str, str], failure: Reason
+    ) -> Decision:
+        """Decide. A tier above the default takes one of the principal's upgrades, if the policy limits them."""
+        policy, upgrades = snapshot.policy, snapshot.policy.upgrades
+        decision = decide(policy, signals, match, headers, failure)
+        above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
+        if upgrades is None or self._rates is None or not above:
+            return decision
+        capped = decide(policy, signals, match, headers, failure, spent=True)
+        if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
+            return decision
+        principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+        allowed = self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic())
+        return decision if allowed else capped
+
+
+class _Stopwatch:
+    """Measures the time of each stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.laps[stage] = now - self._since
+        self._since = now
+
+
+def _passed_through(snapshot: Snapshot, request: Request | None, clock: _Stopwatch) -> Routed:
+    """The request is sent on unchanged: its API is unknown, or its model may not be replaced."""
+    decision = untouched(snapshot.policy, Reason.PASSTHROUGH, request.model if request is not None else None)
+    return Routed(decision, mutate(decision, None), snapshot, request, None, clock.laps)
+
+
+def _unreadable(
+    snapshot: Snapshot,
+    body: bytes,
+    clock: _Stopwatch,
+    request: Request | None = None,
+    signals: Signals | None = None,
+) -> Routed:
+    """The default tier serves. If the requested model can be read and replaced, only its name is rewritten."""
+    policy = snapshot.policy
+    decision = untouched(policy, Reason.UNREADABLE)
+    renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
+    mutation = msgspec.structs.replace(mutate(decision, None), body=renamed)
+    return Routed(decision, mutation, snapshot, request, signals, clock.laps)
