@@ -7,9 +7,10 @@ the verifier's reading of that answer stands, and where neither did, the usage i
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Value
 
 from extproc.accounting.outcome import Ending, Outcome, Rejection
 from extproc.api.observation import Usage
@@ -126,7 +127,19 @@ def _decision(metadata: pb.Metadata) -> DecisionRecord:
 def _ledger(metadata: pb.Metadata) -> LedgerRecord:
     if Namespace.LEDGER not in metadata.filter_metadata:
         return LedgerRecord()
-    return LedgerRecord.from_metadata(MessageToDict(metadata.filter_metadata[Namespace.LEDGER]))
+    fields = metadata.filter_metadata[Namespace.LEDGER].fields
+    return LedgerRecord.from_metadata({key: _value(value) for key, value in fields.items()})
+
+
+def _value(value: Value) -> Any:
+    """Return a scalar, or the members of an object. A list and a null become None.
+
+    protobuf's own conversion (`json_format`) raises an error for NaN and infinity. The record ignores them.
+    """
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {name: _value(member) for name, member in value.struct_value.fields.items()}
+    return getattr(value, kind) if kind in ("string_value", "number_value", "bool_value") else None
 
 
 def _seconds(common: pb.AccessLogCommon, name: str) -> float | None:

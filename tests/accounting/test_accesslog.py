@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.json_format import ParseDict
 
@@ -169,3 +170,17 @@ def test_a_request_is_known_by_an_id_that_can_hold_no_words(sent: str, kept: str
     message.http_logs.log_entry[0].request.request_id = sent
     (found,) = read_outcomes(message.SerializeToString())
     assert found.request == kept
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_count_that_is_not_a_finite_number_is_unknown(number: float) -> None:
+    """Another filter may have written it. The other values of the ledger metadata are still read."""
+    judged = {"principal": "p", "1": {"verdict": "accept", "tier": "small", "input": number, "output": 3.0}}
+    expected = msgspec.structs.replace(PLAIN, principal="p", judged=True)
+    assert read(judged) == expected
+
+
+def test_values_of_an_unexpected_type_are_as_if_absent() -> None:
+    """A list, a null and a nested object say nothing about the exchange."""
+    odd: dict[str, Any] = {"principal": ["p"], "session": None, "1": {"verdict": {"a": "b"}}, "2": "accept"}
+    assert read(odd) == msgspec.structs.replace(PLAIN, judged=True)
