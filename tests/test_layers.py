@@ -38,7 +38,8 @@ VENDORS = {
     "accounting/store.py": {"psycopg"},  # where a ledger is in Postgres
     "verifying/review.py": {"redis"},  # where a policy names one
     "serving/wire.py": {"google"},  # protobuf
-    "serving/telemetry.py": {"opentelemetry", "prometheus_client"},  # the OTel exporter for Prometheus needs it
+    "serving/telemetry.py": {"opentelemetry"},
+    "serving/exporters.py": {"opentelemetry", "prometheus_client"},  # the OTel exporter for Prometheus needs it
     "serving/server.py": {"grpc", "grpc_health"},
     "serving/workers.py": {"grpc", "grpc_health"},
     "serving/listening.py": {"grpc"},
@@ -70,7 +71,6 @@ TO_SPLIT = {
     "config/load.py",
     "envoy/listener.py",
     "routing/policy.py",
-    "serving/telemetry.py",
     "verifying/exchange.py",
 }
 SOURCES = {

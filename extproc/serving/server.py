@@ -29,8 +29,9 @@ from extproc.routing.exchange import Routed, Router, RouterExchange
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy, Snapshot
 from extproc.serving import wire
+from extproc.serving.exporters import set_up_exporters
 from extproc.serving.listening import TlsFiles, bind
-from extproc.serving.telemetry import Telemetry, set_up_telemetry
+from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
 from extproc.verifying.callouts import call_out
 from extproc.verifying.exchange import Ruling, Verifier, VerifierExchange
@@ -132,7 +133,7 @@ async def serve(ours: Serving) -> None:
     config = load_config(copy or ours.intents, copy_of=ours.intents)
     if ours.gate is not None and copy is not None:
         ours.gate.serves(copy)
-    set_up_telemetry()
+    set_up_exporters()
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
