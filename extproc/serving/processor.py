@@ -72,7 +72,7 @@ class ExternalProcessor:
 
 
 def _open(role: str | None, opening: Opening, router: Router, verifier: Verifier) -> _Exchange:
-    """Begin the exchange of the filter that opened the stream. Without a known role it is the router's."""
+    """Begin the exchange of the filter that opened the stream. A stream without a known role is for the router."""
     match role:
         case Role.VERIFIER:
             return VerifierExchange(verifier, opening)

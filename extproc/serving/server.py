@@ -71,7 +71,7 @@ class Server(msgspec.Struct, frozen=True):
 
 
 class Loaded(msgspec.Struct, frozen=True):
-    """What needs the encoder, which takes seconds to load."""
+    """The parts that need the encoder, which takes seconds to load."""
 
     router: Router
     batcher: Batcher
@@ -194,7 +194,7 @@ async def load(processor: ExternalProcessor, config: Config, workers: int) -> Lo
 
 
 async def announce(server: Server, snapshot: Snapshot, ready_fd: int | None) -> None:
-    """Tell Envoy, the supervisor and the log that the server serves."""
+    """Report to Envoy, the supervisor and the log that the server serves."""
     await server.health_service.set("", health_pb2.HealthCheckResponse.SERVING)
     if ready_fd is not None:
         os.write(ready_fd, b"1")

@@ -77,7 +77,7 @@ def serving(tmp_path: Path) -> Serving:
 
 async def health_of(address: str) -> int:
     async with grpc.aio.insecure_channel(address) as channel:
-        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        reply = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
         return int(reply.status)
 
 
@@ -94,7 +94,7 @@ async def replies_to(address: str, *messages: pb.ProcessingRequest) -> list[pb.P
             request_serializer=pb.ProcessingRequest.SerializeToString,
             response_deserializer=pb.ProcessingResponse.FromString,
         )
-        return [reply async for reply in process(sent(), timeout=5)]
+        return [reply async for reply in process(sent(), timeout=30)]
 
 
 def with_server(serving: Serving, steps: Callable[[Server], Awaitable[None]]) -> None:
@@ -180,7 +180,7 @@ def test_a_worker_stops_when_its_supervisor_is_gone(caplog: pytest.LogCaptureFix
         await asyncio.sleep(0)
         assert not stop.is_set()
         os.close(read)
-        await asyncio.wait_for(stop.wait(), 5)
+        await asyncio.wait_for(stop.wait(), 30)
 
     with caplog.at_level(logging.ERROR, "extproc"):
         asyncio.run(play())
