@@ -82,11 +82,16 @@ async def health_of(address: str) -> int:
 
 
 async def replies_to(address: str, *messages: pb.ProcessingRequest) -> list[pb.ProcessingResponse]:
-    """The replies to one ext_proc stream with these messages. Raises grpc.RpcError if it ends with an error."""
+    """Return the replies to one ext_proc stream with these messages.
+
+    Without a message the client keeps the stream open. Raises grpc.RpcError if the stream ends with an error.
+    """
 
     async def sent() -> AsyncIterator[pb.ProcessingRequest]:
         for message in messages:
             yield message
+        if not messages:
+            await asyncio.Event().wait()
 
     async with grpc.aio.insecure_channel(address) as channel:
         process = channel.stream_stream(
@@ -117,7 +122,7 @@ def test_a_built_server_is_open_but_not_serving(serving: Serving) -> None:
     async def steps(server: Server) -> None:
         assert server.address == serving.listen
         assert await health_of(serving.listen) == NOT_SERVING
-        assert await replies_to(serving.listen, pb.ProcessingRequest(request_body=pb.HttpBody(body=b"{}"))) == []
+        assert await replies_to(serving.listen) == []
 
     with_server(serving, steps)
 
