@@ -418,12 +418,12 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from extproc.accounting.export import Learned, as_traffic, export
+    from extproc.accounting.export import JoinCounts, as_traffic, export
     from extproc.accounting.report import seconds_of
 
     if not 0 <= args.share <= 1:
         raise ValueError(f"--share {args.share:g}: give a part from 0 to 1, as in 0.1")
-    lines, count = export(args.ledger, seconds_of(args.since), args.share), Learned()
+    lines, count = export(args.ledger, seconds_of(args.since), args.share), JoinCounts()
     if args.requests is not None:
         from extproc.cli.evidence import requests_by_id
 
