@@ -39,7 +39,7 @@ FAILURES = Metric(
     "Exchanges that an internal error of the router ended, so that Envoy continued without it", ("error.type",),
 )  # fmt: skip
 LOOP_LAG = Metric(
-    f"{PREFIX}.loop.lag", "histogram", "s", "Delay with which the event loop wakes up", (),
+    f"{PREFIX}.loop.lag", "histogram", "s", "How late the event loop wakes up", (),
     (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5),
 )  # fmt: skip
 RELOADS = Metric(
