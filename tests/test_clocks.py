@@ -8,12 +8,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "extproc"
 # Where the time of day is what is meant: spans, cases and the ledger's rows say when they were.
 WALL_CLOCK = {
-    "telemetry.py": {"time_ns"},
-    "review.py": {"time"},
-    "store.py": {"time"},
-    "export.py": {"time"},
-    "report/__init__.py": {"time"},
-    "report/words.py": {"gmtime"},
+    "serving/telemetry.py": {"time_ns"},
+    "verifying/review.py": {"time"},
+    "accounting/store.py": {"time"},
+    "accounting/export.py": {"time"},
+    "accounting/report.py": {"time"},
+    "accounting/render.py": {"gmtime"},
 }
 _READS_IT = {"time", "time_ns", "localtime", "gmtime", "now", "utcnow", "today"}
 

@@ -289,26 +289,6 @@ They are exported over OTLP, to Prometheus, or both: see [Observe](../guides/obs
 words, never text of a request.
 """
 
-METRIC_LABELS: dict[str, tuple[str, ...]] = {
-    "semantic_router.decisions": ("cohort", "tier", "reason"),
-    "semantic_router.stage.duration": ("stage",),
-    "semantic_router.verdicts": ("cohort", "verdict", "reason", "bound"),
-    "semantic_router.rules.unavailable": ("cohort", "rule"),
-    "semantic_router.failures": ("error.type",),
-    "semantic_router.loop.lag": (),
-    "semantic_router.reloads": ("outcome", "reason"),
-    "semantic_router.outcomes": ("cohort", "tier", "reason", "outcome"),
-    "semantic_router.rejections": ("cohort", "tier", "reason"),
-    "semantic_router.tokens": ("cohort", "tier", "answer", "type"),
-    "semantic_router.cost": ("cohort", "tier", "answer"),
-    "semantic_router.cost.default": ("cohort", "tier"),
-    "semantic_router.usage.unknown": ("cohort", "tier", "answer"),
-    "semantic_router.first_byte.duration": ("cohort", "tier"),
-    "semantic_router.ledger.lost": (),
-    "semantic_router.revision": ("revision",),
-    "semantic_router.escalation.share": ("cohort",),
-}
-
 LABELS = {
     "cohort": "the nearest cohort; of an exchange without one, empty",
     "tier": "of decisions: the tier of the first attempt. Of outcomes, tokens and costs: the tier that answered",
@@ -356,22 +336,22 @@ LOG_LINES = {
     "version of the configuration?",
     "ExternalProcessor.process": "An error of the router ended one exchange. Envoy sent the request to the default tier. The "
     "traceback follows: please report it.",
-    "_scraped": "The port for Prometheus cannot be opened. Traffic goes on without it. Choose another port with "
+    "_prometheus_reader": "The port for Prometheus cannot be opened. Traffic goes on without it. Choose another port with "
     "`OTEL_EXPORTER_PROMETHEUS_PORT`.",
     "Ledger._drop": "Outcomes are dropped. Traffic is not affected. Look at the disk, the lock or the database that the line names.",
-    "Ledger._keep": "The ledger works again after the line above.",
+    "Ledger._add": "The ledger works again after the line above.",
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
-    "following.renewed": "New certificates are used from the next connection on.",
-    "following.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",
+    "reloading_credentials.renewed": "New certificates are used from the next connection on.",
+    "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",
     "_stop_without.gone": "The process that started the workers was killed. This worker ends, too. Start the router again.",
     "_Worker.keep_alive": "A worker ended and is started again. Its own log says why.",
-    "serve": "Which encoder serves, and what `extproc prepare` measured.",
-    "serve 2": "The router serves.",
-    "serve 3": "The router was told to stop, and finishes its streams.",
-    "serve 4": "The router has stopped.",
+    "load": "Which encoder serves, and what `extproc prepare` measured.",
+    "announce": "The router serves.",
+    "drain": "The router was told to stop, and finishes its streams.",
+    "drain 2": "The router has stopped.",
     "_admitted": "The gate compares this revision with the active one. It can take minutes.",
     "matching": "The fitted centroids are stale. Centroids come from the utterances again. Run `extproc calibrate` again, or delete "
     "the file.",

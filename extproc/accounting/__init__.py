@@ -1,1 +1,1 @@
-"""What became of each request and what it cost: Envoy's log -> outcomes -> ledger -> report."""
+"""The outcome and cost of each request: Envoy's access log -> outcomes -> ledger -> report."""

@@ -1,15 +1,16 @@
 """Envoy's gRPC access log -> outcomes.
 
-An entry is written when an exchange is over. Its metadata holds the decision, what the verifier said of each
-attempt it judged, and the tokens that Envoy itself read from the answer that it passed on; where Envoy read none,
-the verifier's reading of that answer stands, and where neither did, the usage is unknown.
+Envoy writes an entry when an exchange is over. Its metadata holds the decision, the verdict on each judged attempt,
+and the tokens that Envoy read from the answer that it passed on. If Envoy read none, the token counts of the
+verifier are used. If there are none either, the usage is unknown.
 """
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Value
 
 from extproc.accounting.outcome import Ending, Outcome, Rejection
 from extproc.api.observation import Usage
@@ -20,29 +21,29 @@ from extproc.contract.words import Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
 
-# Served under Envoy's name, as ext_proc is.
+# Envoy's name for the service.
 SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLogs"
 
-# Envoy makes one; where it is told to keep the client's, that may be anything.
+# Envoy makes this id. If it is configured to keep the id of the client, that id may be any text.
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _API_NAMES = frozenset(APIS.values())
-_KEPT = (Key.REASON, Key.COHORT, Key.REVISION, Key.MODE)
+_DECISION_KEYS = (Key.REASON, Key.COHORT, Key.REVISION, Key.MODE)
 _CLIENT_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
 _CUT = (
     "upstream_request_timeout", "local_reset", "upstream_remote_reset", "upstream_connection_termination",
     "stream_idle_timeout", "upstream_max_stream_duration_reached", "duration_timeout", "upstream_protocol_error",
 )  # fmt: skip
-# The verifier's words for an answer that a client got all the same: out of bounds, already under way, or a climb
-# that it ordered and Envoy refused.
+# Verdicts on rejected answers that the client received anyway: a bound was reached, the client already had a part
+# of the answer, or Envoy refused the escalation.
 _REJECTED_AND_SERVED = (VerdictWord.DEGRADED, VerdictWord.RECORDED, VerdictWord.ESCALATE)
 
 
 def read_outcomes(message: bytes) -> Iterator[Outcome]:
-    """Read a batch, outcome by outcome; what is no exchange with one of our APIs is left out. Raises ValueError."""
+    """Yield the outcome of each exchange with one of our APIs. Raises ValueError if the batch cannot be read."""
     try:
         batch = pb.StreamAccessLogsMessage.FromString(message)
     except DecodeError as error:
-        raise ValueError(f"not an access log of Envoy's: {error}") from error
+        raise ValueError(f"expected a StreamAccessLogsMessage from Envoy: {error}") from error
     entries = batch.http_logs.log_entry
     return (_outcome(entry) for entry in entries if entry.common_properties.route_name in _API_NAMES)
 
@@ -94,19 +95,19 @@ def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending
 
 
 def _envoys_usage(metadata: pb.Metadata) -> Usage | None:
-    """What Envoy read from the answer; None too where it says that its reading is not complete."""
+    """Return the tokens that Envoy read from the answer. None if it read none, or not all of them."""
     if Namespace.USAGE not in metadata.typed_filter_metadata:
         return None
     try:
-        told = ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
+        usage = ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
     except DecodeError:
         return None
-    whole = told.HasField("input_tokens") and told.HasField("output_tokens")
-    if not whole or told.extraction_status != ai.TokenUsage.COMPLETE:
+    whole = usage.HasField("input_tokens") and usage.HasField("output_tokens")
+    if not whole or usage.extraction_status != ai.TokenUsage.COMPLETE:
         return None
-    details = told.input_token_details
+    details = usage.input_token_details
     cached = details.cached_tokens.value if details.HasField("cached_tokens") else None
-    return Usage(told.input_tokens.value, told.output_tokens.value, cached)
+    return Usage(usage.input_tokens.value, usage.output_tokens.value, cached)
 
 
 def _usage(attempt: AttemptRecord) -> Usage | None:
@@ -116,17 +117,29 @@ def _usage(attempt: AttemptRecord) -> Usage | None:
 
 
 def _decision(metadata: pb.Metadata) -> DecisionRecord:
-    """What the ledger keeps of the record, which has more; all of it is "" or None where there is no decision."""
-    if Namespace.DECISION not in metadata.filter_metadata:  # a look at a map's absent key would make it
+    """Read the part of the decision that the ledger keeps. Without a decision, every value is "" or None."""
+    if Namespace.DECISION not in metadata.filter_metadata:  # reading an absent key of a protobuf map would add it
         return DecisionRecord.from_metadata({})
     fields = metadata.filter_metadata[Namespace.DECISION].fields
-    return DecisionRecord.from_metadata({key: fields[key].string_value for key in _KEPT if key in fields})
+    return DecisionRecord.from_metadata({key: fields[key].string_value for key in _DECISION_KEYS if key in fields})
 
 
 def _ledger(metadata: pb.Metadata) -> LedgerRecord:
     if Namespace.LEDGER not in metadata.filter_metadata:
         return LedgerRecord()
-    return LedgerRecord.from_metadata(MessageToDict(metadata.filter_metadata[Namespace.LEDGER]))
+    fields = metadata.filter_metadata[Namespace.LEDGER].fields
+    return LedgerRecord.from_metadata({key: _value(value) for key, value in fields.items()})
+
+
+def _value(value: Value) -> Any:
+    """Return a scalar, or the members of an object. A list and a null become None.
+
+    protobuf's own conversion (`json_format`) raises an error for NaN and infinity. The record ignores them.
+    """
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return {name: _value(member) for name, member in value.struct_value.fields.items()}
+    return getattr(value, kind) if kind in ("string_value", "number_value", "bool_value") else None
 
 
 def _seconds(common: pb.AccessLogCommon, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""`extproc export`: what the ledger says, row by row, to learn from; with what was asked, where that was kept."""
+"""`extproc export`: the rows of the ledger as JSON lines, alone or joined with the requests that you kept."""
 
 import contextlib
 import itertools
@@ -22,84 +22,79 @@ _ROWS = """
 
 
 def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[bytes]:
-    """Yield outcomes as JSON lines, oldest first; of a `share` of the sessions, whole ones.
+    """Yield outcomes as JSON lines, oldest first: all outcomes of a `share` of the conversations.
 
-    There is no text in a ledger, and the principal is left out: what remains is the decision, how it ended, tokens,
-    dollars and times, and the session as a hash. `accepted` is null where no rule judged the answer. Raises OSError
+    A line has the decision, the ending, tokens, dollars, times and a hash of the conversation. It has no text,
+    because the ledger has none, and no principal. `accepted` is null if no rule judged the answer. Raises OSError
     with a remedy.
     """
     with contextlib.closing(connect(place)) as ledger:
         rows = ledger.select(_ROWS, (time.time() - since_s,))
-        for number, of_one in itertools.groupby(rows, lambda row: row["id"]):
-            outcome = list(of_one)
-            if zlib.crc32((outcome[0]["session"] or str(number)).encode()) < share * 2**32:
-                yield msgspec.json.encode(_exported(outcome)) + b"\n"
+        for number, group in itertools.groupby(rows, lambda row: row["id"]):
+            outcome_rows = list(group)
+            if zlib.crc32((outcome_rows[0]["session"] or str(number)).encode()) < share * 2**32:
+                yield msgspec.json.encode(_exported(outcome_rows)) + b"\n"
 
 
 def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """One outcome, from a row for each rejection, or one row without."""
+    """Return one outcome from its rows: one for each rejection, or a single row without one."""
     row = rows[0]
     answers = [
         {"tier": r["r_tier"], "accepted": False, "reason": r["r_reason"], "cost": r["r_cost"]} | _tokens(r, "r_")
         for r in rows
         if r["r_attempt"] is not None
     ]
-    known = row["judged"] and row["ending"] in (*SERVED, Ending.HUMAN)
-    accepted = row["ending"] == Ending.ACCEPTED if known else None
+    has_verdict = row["judged"] and row["ending"] in (*SERVED, Ending.HUMAN)
+    accepted = row["ending"] == Ending.ACCEPTED if has_verdict else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
-    same = (
-        "request",
-        "time",
-        "ending",
-        "status",
-        "reason",
-        "revision",
-        "mode",
-        "session",
-        "duration_s",
-        "first_byte_s",
-    )
-    return {"v": 1, "intent": row["cohort"]} | {name: row[name] for name in same} | {"answers": answers}
+    return {"v": 1, "intent": row["cohort"]} | {name: row[name] for name in _EXPORTED} | {"answers": answers}
+
+
+# Columns that an exported line has under the same name.
+_EXPORTED = (
+    "request", "time", "ending", "status", "reason", "revision", "mode", "session", "duration_s", "first_byte_s",
+)  # fmt: skip
 
 
 def _tokens(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return {"tokens": {name: row[prefix + name] for name in ("input", "output", "cached")}}
 
 
-class Learned(msgspec.Struct):
-    """How many rows found what was asked."""
+class JoinCounts(msgspec.Struct):
+    """The number of exported lines with a request, and without one."""
 
     rows: int = 0
     without: int = 0
 
 
 def as_traffic(
-    exported: Iterable[bytes], requests: Mapping[str, dict[str, Any]], count: Learned
+    exported: Iterable[bytes], requests: Mapping[str, dict[str, Any]], counts: JoinCounts
 ) -> Iterator[bytes]:
-    """Join exported lines with the requests that they are about, by id: labelled traffic's format, without labels.
+    """Join exported lines with their requests, by id, and yield traffic without labels.
 
-    An answer that a rule accepted is a success, one that a rule rejected is none; of one that nobody judged that is
-    not known. A cohort is no label: whether it was the right one, only a person can say.
+    An answer that a rule accepted is a success, and a rejected answer is a failure. Without a verdict, the success
+    is unknown. The cohort does not become a label, because only a person can know whether it was the right one.
     """
     for line in exported:
         row = msgspec.json.decode(line)
-        asked = requests.get(row["request"] or "")
-        if asked is None:
-            count.without += 1
+        request = requests.get(row["request"] or "")
+        if request is None:
+            counts.without += 1
             continue
-        count.rows += 1
+        counts.rows += 1
         outcomes = {answer["tier"]: _outcome(answer) for answer in row["answers"] if answer["tier"] is not None}
         last = row["answers"][-1]["tier"]
         if len(row["answers"]) == 1 and last is not None and row["ending"] in SERVED:
             outcomes[last]["latency_s"] = row["duration_s"]
         if last is not None and row["ending"] in SERVED:
-            for said in asked.get("outcomes", {}).values():  # what the client was answered, if that was kept
-                outcomes.setdefault(last, {}).update(said)
-        known = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
-        yield msgspec.json.encode(asked | known | {"session": row["session"], "time": row["time"]}) + b"\n"
+            for served in request.get("outcomes", {}).values():  # the client's answer, if it was kept
+                outcomes.setdefault(last, {}).update(served)
+        with_values = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
+        place = {"session": row["session"], "time": row["time"]}
+        yield msgspec.json.encode(request | with_values | place) + b"\n"
 
 
 def _outcome(answer: dict[str, Any]) -> dict[str, Any]:
     tokens = answer["tokens"]
-    known = {"success": answer["accepted"], "tokens_in": tokens["input"], "tokens_out": tokens["output"]}
-    return {name: value for name, value in known.items() if value is not None}
+    values = {"success": answer["accepted"], "tokens_in": tokens["input"], "tokens_out": tokens["output"]}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,8 +1,8 @@
-"""The ledger: outcomes from Envoy's access log, counted and kept, off the path of every request.
+"""The ledger counts and stores the outcomes in Envoy's access log, outside the path of requests.
 
-Batches come by gRPC when their exchanges are over. The event loop does no more than put their bytes on a queue of
-bounded length; one thread reads, prices, counts and stores them. Where the store is full, locked or gone, batches
-are dropped and counted, and traffic never learns of it.
+Envoy sends batches of outcomes by gRPC when their exchanges are over. The event loop only puts the bytes on a
+bounded queue. One thread decodes the outcomes, prices, counts and stores them. If the store is full, locked or
+unavailable, outcomes are dropped and counted. This never affects traffic.
 """
 
 import asyncio
@@ -18,19 +18,19 @@ from extproc.accounting.outcome import Cost, Outcome, Priced
 
 log = logging.getLogger(__name__)
 
-# Batches of at most a second or 1 MiB each (see extproc/envoy/listener.py): what a store may lag behind.
-_WAITING = 64
-# What a stop allows the queue, and then the batches in it: a store gives up on each wait of its own sooner.
+# How many batches may wait for the store. Each holds at most a second or 1 MiB (see extproc/envoy/listener.py).
+_QUEUED_BATCHES = 64
+# How long a stop waits for room in the queue, and then for the queued batches. A store gives up sooner.
 _ROOM_S, _LAST_S = 2.0, 4.0
-# A thread that computes keeps the interpreter from the event loop for 5 ms at a time: after so many outcomes, less
-# than a millisecond of work, ours lets go of it.
+# A computing thread keeps the interpreter from the event loop for 5 ms at a time. So this thread pauses after a few
+# outcomes, which take less than a millisecond.
 _IN_A_TURN, _PAUSE_S = 4, 0.0005
-# Envoy sends what it has every second.
+# Longer than the second between two batches of an Envoy.
 _LAST_BATCH_S = 1.5
 
 
-class Store(Protocol):
-    """Where outcomes are kept; whatever fails is an OSError."""
+class OutcomeSink(Protocol):
+    """A place for outcomes. Every failure is an OSError."""
 
     def open(self) -> object: ...
     def add(self, rows: Sequence[Priced]) -> None: ...
@@ -38,80 +38,80 @@ class Store(Protocol):
 
 
 class Ledger:
-    """Takes batches, never waits, and hands what is in them to the metrics and the store."""
+    """Takes batches without waiting, and passes their outcomes to the metrics and the store."""
 
     def __init__(
         self,
         read: Callable[[bytes], Iterable[Outcome]],
         price: Callable[[Outcome], Cost],
-        tell: Callable[[Outcome, Cost], None],
+        report: Callable[[Outcome, Cost], None],
         lost: Callable[[int], None],
-        store: Store | None = None,
+        store: OutcomeSink | None = None,
     ) -> None:
-        """`tell` is called for every outcome, `lost` with how many could not be kept; both in our thread."""
-        self._read, self._price, self._tell, self._lost, self._store = read, price, tell, lost, store
-        self._batches: queue.Queue[bytes | None] = queue.Queue(_WAITING)
-        self._complained = False
+        """Start the thread. It calls `report` for each outcome, and `lost` with the number of dropped outcomes."""
+        self._read, self._price, self._report, self._lost, self._store = read, price, report, lost, store
+        self._batches: queue.Queue[bytes | None] = queue.Queue(_QUEUED_BATCHES)
+        self._dropping = False  # and already logged
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
 
     def offer(self, batch: bytes) -> None:
-        """Take a batch as it came, or drop it if too many wait already."""
+        """Queue an encoded batch. Drop it if the queue is full."""
         try:
             self._batches.put_nowait(batch)
         except queue.Full:
             self._drop(sum(1 for _ in self._read(batch)), "the store is too slow")
 
     def close(self) -> None:
-        """Keep what waits, for as long as that is quick."""
+        """Store the queued batches, and stop the thread. Waits a few seconds at most."""
         with contextlib.suppress(queue.Full):
             self._batches.put(None, timeout=_ROOM_S)
         self._thread.join(_LAST_S)
 
     def _run(self) -> None:
         if self._store is not None:
-            # Several processes may make it at once: whoever comes too late opens it with its first batch.
+            # Another process may be creating the ledger. Then the first batch opens it.
             with contextlib.suppress(OSError):
                 self._store.open()
         while (batch := self._batches.get()) is not None:
             try:
-                rows = [self._told(outcome) for outcome in _in_turns(self._read(batch))]
+                rows = [self._priced(outcome) for outcome in _in_turns(self._read(batch))]
             except ValueError:
-                log.exception("a batch of the access log could not be read")
+                log.exception("dropping a batch of Envoy's access log, because it cannot be read")
                 continue
             if self._store is not None and rows:
-                self._keep(self._store, rows)
+                self._add(self._store, rows)
         if self._store is not None:
             self._store.close()
 
-    def _told(self, outcome: Outcome) -> Priced:
+    def _priced(self, outcome: Outcome) -> Priced:
         cost = self._price(outcome)
-        self._tell(outcome, cost)
+        self._report(outcome, cost)
         return outcome, cost
 
-    def _keep(self, store: Store, rows: list[Priced]) -> None:
+    def _add(self, store: OutcomeSink, rows: list[Priced]) -> None:
         try:
             store.add(rows)
         except OSError as error:
             self._drop(len(rows), str(error))
             return
-        if self._complained:
-            self._complained = False
-            log.warning("the ledger keeps outcomes again")
+        if self._dropping:
+            self._dropping = False
+            log.warning("the ledger stores outcomes again")
 
     def _drop(self, count: int, why: str) -> None:
-        """Count what is lost, and say so once until it is mended."""
+        """Count dropped outcomes. Log the first time, and again after the store has worked."""
         self._lost(count)
-        if not self._complained:
-            self._complained = True
-            log.error("outcomes are lost to the ledger, traffic is not: %s", why)
+        if not self._dropping:
+            self._dropping = True
+            log.error("dropping ledger outcomes (traffic is not affected): %s", why)
 
 
 _Item = TypeVar("_Item")
 
 
 def _in_turns(items: Iterable[_Item]) -> Iterator[_Item]:
-    """The same items, with a pause for the other threads now and then."""
+    """Yield the same items, with a pause for the other threads after every few."""
     for i, item in enumerate(items, start=1):
         yield item
         if i % _IN_A_TURN == 0:
@@ -119,7 +119,7 @@ def _in_turns(items: Iterable[_Item]) -> Iterator[_Item]:
 
 
 class LogStreams:
-    """The access log service: every Envoy worker keeps one stream open and sends its batches on it."""
+    """The access log service. Each worker thread of Envoy keeps one stream open and sends its batches on it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -127,7 +127,7 @@ class LogStreams:
         self._over = asyncio.Event()
 
     async def take(self, batches: AsyncIterator[bytes], _context: Any) -> bytes:
-        """Take what comes until the stream ends or `drain` has; Envoy never waits for the (empty) answer."""
+        """Take batches until the stream ends or `drain` is over. The reply is empty, and Envoy does not need it."""
         self._open += 1
         taking = asyncio.create_task(self._take_all(batches))
         over = asyncio.create_task(self._over.wait())
@@ -145,11 +145,11 @@ class LogStreams:
 
     @property
     def connected(self) -> bool:
-        """Whether an Envoy is there."""
+        """Whether an Envoy is connected."""
         return self._open > 0
 
     async def drain(self) -> None:
-        """Let the last batch of an Envoy that is still there come, and end: such a stream never does by itself."""
+        """Wait for the last batch of a connected Envoy, then end the streams, because Envoy never ends them."""
         if self.connected:
             await asyncio.sleep(_LAST_BATCH_S)
         self._over.set()

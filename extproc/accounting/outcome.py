@@ -1,7 +1,7 @@
-"""What became of an exchange, and what it cost: `Outcome` and its price.
+"""The outcome of an exchange and its cost.
 
-Tokens are what upstreams said of their answers, never an estimate: an answer that told none, or that was cut
-before it could, has no usage, and whoever adds up says how many of those there were.
+Token counts come from upstreams and are never estimated. An answer without token counts, for example because it was
+cut, has no usage. Reports state how many of these answers there were.
 """
 
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from extproc.settings import Tier
 class Ending(StrEnum):
     """How an exchange ended."""
 
-    ACCEPTED = "accepted"  # answered, and no rule rejected the answer; see `judged`
-    DEGRADED = "degraded"  # answered with what a rule rejected
-    HUMAN = "human"  # put aside for a person
+    ACCEPTED = "accepted"  # the client got an answer that no rule rejected; see `Outcome.judged`
+    DEGRADED = "degraded"  # the client got an answer that a rule rejected
+    HUMAN = "human"  # the answer was queued for a person
     FAILED = "failed"  # an error, or an answer that was cut
     CANCELLED = "cancelled"  # the client left
 
 
-# The client got an answer, good or not.
+# The endings with an answer for the client, good or not.
 SERVED = (Ending.ACCEPTED, Ending.DEGRADED)
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """An answer that was paid for and that no client saw."""
+    """An answer that was paid for, but that no client received."""
 
     attempt: int
     tier: str | None
@@ -39,36 +39,36 @@ class Rejection(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """One exchange, as it ended. No text, no key: names, counts, times and hashes."""
+    """How one exchange ended: names, counts, times and hashes, without any text or key."""
 
-    time: float  # when it began, seconds since 1970
+    time: float  # of its start, seconds since 1970
     api: str
     ending: Ending
-    status: int  # what the client got; 0: nothing
+    status: int  # HTTP status that the client got, 0 if it got none
     attempts: int
-    reason: str  # of the decision: a Reason; without one, an Undecided
+    reason: str  # of the decision: a Reason, or an Undecided if there was no decision
     judged: bool = False  # a rule looked at the answer that was served
     cohort: str | None = None
-    tier: str | None = None  # the last one asked
+    tier: str | None = None  # of the last attempt
     rejections: tuple[Rejection, ...] = ()
     usage: Usage | None = None  # of the last attempt
     usage_from: Literal["envoy", "verifier"] | None = None
-    request: str | None = None  # Envoy's x-request-id, by which its log, the client's and the upstream's are joined
+    request: str | None = None  # x-request-id, which joins the logs of Envoy, the client and the upstream
     principal: str | None = None
     session: str | None = None
     revision: str | None = None
     mode: str | None = None
     duration_s: float | None = None
-    first_byte_s: float | None = None  # until the client had the first byte of the answer
+    first_byte_s: float | None = None  # until the client received the first byte of the answer
 
     @property
     def failed_attempts(self) -> int:
-        """Attempts that brought no answer at all, before the last one."""
+        """Number of attempts without any answer, before the last attempt."""
         return max(self.attempts - 1 - len(self.rejections), 0)
 
     @property
     def usage_due(self) -> bool:
-        """Whether the last attempt may have been paid for: it began to answer, or the client left before it did."""
+        """Whether the last attempt may have been paid for: the answer began, or the client left before that."""
         return self.attempts > 0 and (self.status == 200 or self.ending in (Ending.CANCELLED, Ending.HUMAN))
 
     @property
@@ -78,12 +78,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """Of one outcome, in US dollars; None where the tokens are unknown or the tier is gone from the policy."""
+    """The cost of one outcome in US dollars. None: unknown tokens, or a tier that is not in the policy."""
 
     last: float | None  # of the last attempt
     rejected: tuple[float | None, ...]  # of each rejection
-    # What the same tokens cost at the default tier; None too where nothing was served. A tier that the client
-    # itself chose is its own measure: without us, it would have been asked as well.
+    # The cost of the same tokens at the default tier. None if no answer was served. If the client chose the tier,
+    # this is the cost at that tier, because the tier would also have been asked without a router.
     default: float | None
 
 
@@ -91,7 +91,7 @@ Priced = tuple[Outcome, Cost]
 
 
 class Tariff(Protocol):
-    """What prices are read from: a policy, compiled or not."""
+    """The source of prices: a policy, compiled or not."""
 
     @property
     def tiers(self) -> Sequence[Tier]: ...
@@ -103,7 +103,7 @@ _CHOSEN_BY_CLIENT = (Reason.PINNED, Reason.PASSTHROUGH)
 
 
 def cost_of(outcome: Outcome, tariff: Tariff) -> Cost:
-    """Price an outcome by what the tiers cost now."""
+    """Return the cost of an outcome at the current prices of the tiers."""
     last = _price(outcome.usage, outcome.tier, tariff)
     default = None
     if outcome.served:

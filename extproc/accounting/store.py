@@ -1,7 +1,7 @@
-"""Where outcomes are kept: a SQLite file, or tables of a Postgres. One schema, and whatever fails is an OSError.
+"""Stores outcomes in a SQLite file or in a Postgres database, with one schema. Every failure is an OSError.
 
-What differs between the two is how they connect and what they call the row that was inserted last. SQL here and in
-`report` and `export` is what both understand, with `?` where a value goes.
+The two differ only in how they connect and how they refer to the last inserted row. All other SQL, here and in
+`queries` and `export`, works in both, with `?` for a value.
 """
 
 import contextlib
@@ -15,12 +15,12 @@ from urllib.parse import urlsplit
 from extproc.accounting.outcome import Cost, Outcome, Priced
 from extproc.api.observation import Usage
 
-# How long to wait for another writer, for a connection, and for each statement; batches queue meanwhile.
+# Timeout for another writer's lock, for a connection and for each statement. Batches queue during that time.
 _LOCK_S = 2.0
 _PRUNE_S = 3600.0
-# Outcomes that one statement forgets: an hour of much traffic takes several batches, and none of them longer than a
-# store is waited for.
-_FORGOTTEN = 5000
+# How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
+# several statements.
+_PRUNED_ROWS = 5000
 _SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -47,36 +47,36 @@ Statement = tuple[str, Sequence[Any]]
 
 
 class Connection(Protocol):
-    """An open ledger, used by one thread at a time. Everything raises OSError, with a remedy where there is one."""
+    """An open ledger, for one thread at a time. Every failure is an OSError, with a remedy if there is one."""
 
-    last: str  # SQL for the id of the outcome that was inserted last
+    last: str  # SQL for the id of the last inserted outcome
 
     def write(self, statements: Sequence[Statement]) -> None:
-        """Do all of these, or none."""
+        """Execute all statements, or none of them."""
 
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-        """Yield rows as they come."""
+        """Yield the rows of a query, without loading them all."""
 
     def close(self) -> None:
-        """Never fails."""
+        """Close the connection. Never fails."""
 
 
 class Store:
-    """Keeps outcomes, in what several processes may write; used by one thread."""
+    """Writes outcomes to a ledger that other processes may also write to. For one thread."""
 
     def __init__(self, place: Path | str, keep_days: float) -> None:
-        """Nothing is opened yet. Raises OSError where no ledger can ever be kept at `place`."""
+        """Check `place` without opening it. Raises OSError if it cannot hold a ledger."""
         if is_postgres(place):
             _psycopg()
         elif not Path(place).parent.is_dir():
-            raise OSError(f"no folder {Path(place).parent} to keep the ledger in: create it")
+            raise OSError(f"cannot write a ledger to {place}: create the folder {Path(place).parent}")
         self._place = place
         self._keep_s = keep_days * 86400
         self._connection: Connection | None = None
         self._pruned_at = 0.0
 
     def add(self, rows: Sequence[Priced]) -> None:
-        """Keep these, all or none. Raises OSError; the next call starts afresh."""
+        """Store all of these rows, or none. Raises OSError, and the next call connects again."""
         connection = self.open()
         try:
             connection.write([statement for row in rows for statement in _inserts(*row, connection.last)])
@@ -87,26 +87,27 @@ class Store:
             self._prune(connection)
 
     def _prune(self, connection: Connection) -> None:
-        """Forget some of what is too old, with the next batches the rest of it; failing costs no outcome."""
-        old = "SELECT id FROM outcomes WHERE time < ? LIMIT ?"
+        """Delete some of the oldest rows. The next batches delete the rest. A failure costs no outcome."""
+        oldest = "SELECT id FROM outcomes WHERE time < ? LIMIT ?"
         before = time.time() - self._keep_s
         try:
-            count = sum(1 for _ in connection.select(old, (before, _FORGOTTEN)))
+            count = sum(1 for _ in connection.select(oldest, (before, _PRUNED_ROWS)))
             if count:
-                connection.write([(f"DELETE FROM outcomes WHERE id IN ({old})", (before, _FORGOTTEN))])
-            if count < _FORGOTTEN:
+                connection.write([(f"DELETE FROM outcomes WHERE id IN ({oldest})", (before, _PRUNED_ROWS))])
+            if count < _PRUNED_ROWS:
                 self._pruned_at = time.monotonic()
         except OSError:
             self._pruned_at = time.monotonic()
             self.close()
 
     def open(self) -> Connection:
-        """Make the tables, before there is anything to lose. Raises as `add` does."""
+        """Connect, and create the tables if there are none. Raises OSError."""
         if self._connection is None:
             self._connection = connect(self._place, writing=True)
         return self._connection
 
     def close(self) -> None:
+        """Close the connection. The next `add` opens it again."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -120,9 +121,9 @@ def _inserts(outcome: Outcome, cost: Cost, last: str) -> Iterator[Statement]:
         *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
     )  # fmt: skip
     yield f"INSERT INTO outcomes ({', '.join(_COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
-    for found, price in zip(outcome.rejections, cost.rejected, strict=True):
-        told = (found.attempt, found.tier, found.reason, *_counts(found.usage), price)
-        yield f"INSERT INTO rejections VALUES ({last}, ?, ?, ?, ?, ?, ?, ?)", told
+    for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
+        values = (rejection.attempt, rejection.tier, rejection.reason, *_counts(rejection.usage), price)
+        yield f"INSERT INTO rejections VALUES ({last}, ?, ?, ?, ?, ?, ?, ?)", values
 
 
 def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
@@ -130,25 +131,26 @@ def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
 
 
 def is_postgres(place: Path | str) -> bool:
-    """Whether a ledger's place is a URL of Postgres; else it is a file's path."""
+    """Return whether the place of a ledger is a Postgres URL. Otherwise it is the path of a file."""
     return str(place).startswith(("postgresql://", "postgres://"))
 
 
 def name_of(place: Path | str) -> str:
-    """The place without a password or a user, to print."""
+    """Return the place without user and password, for output."""
     if not is_postgres(place):
         return str(place)
-    found = urlsplit(str(place))
-    return f"{found.scheme}://{found.netloc.rpartition('@')[2]}{found.path}"
+    url = urlsplit(str(place))
+    return f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
 
 
 def connect(place: Path | str, writing: bool = False) -> Connection:
-    """Open a ledger: to read what is there, or to write, and make it where there is none yet. Raises OSError."""
+    """Open a ledger for reading, or for writing, which creates it if there is none. Raises OSError."""
     return _Postgres(str(place), writing) if is_postgres(place) else _Sqlite(Path(place), writing)
 
 
 @contextlib.contextmanager
-def _told(kind: type[Exception]) -> Iterator[None]:
+def _as_os_error(kind: type[Exception]) -> Iterator[None]:
+    """Raise errors of `kind` as OSError."""
     try:
         yield
     except kind as error:
@@ -156,19 +158,19 @@ def _told(kind: type[Exception]) -> Iterator[None]:
 
 
 class _Sqlite:
-    """A file. Nobody else writes within a transaction, so the last row is the highest."""
+    """A file. Transactions exclude other writers, so the last inserted row has the highest id."""
 
     last = "(SELECT max(id) FROM outcomes)"
 
     def __init__(self, path: Path, writing: bool) -> None:
         if not writing and not path.is_file():
-            raise OSError(f"there is no ledger {path}: `extproc serve --ledger {path}` keeps one")
+            raise OSError(f"no ledger at {path}: `extproc serve --ledger {path}` creates one")
         uri = f"{path.resolve().as_uri()}?mode={'rwc' if writing else 'ro'}"
-        with _told(sqlite3.Error):
-            # Opened in one thread and closed in another, one after the other.
+        with _as_os_error(sqlite3.Error):
+            # One thread opens it and another closes it, but never at the same time.
             self._connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_S, check_same_thread=False)
         try:
-            with _told(sqlite3.Error):
+            with _as_os_error(sqlite3.Error):
                 self._begin(path, writing)
         except BaseException:
             self.close()
@@ -178,10 +180,12 @@ class _Sqlite:
         self._connection.row_factory = sqlite3.Row
         (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
         if schema not in (0, _SCHEMA):
-            raise OSError(f"{path} is of another version of the ledger ({schema}): move it away")
+            raise OSError(
+                f"{path} has ledger version {schema}, but version {_SCHEMA} is needed: move the file away"
+            )
         if not writing:
             if schema == 0:
-                raise OSError(f"{path} is no ledger")
+                raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
             return
         if schema == 0:
             # Readers and writers do not wait for each other.
@@ -189,18 +193,17 @@ class _Sqlite:
             with self._connection:
                 self._connection.executescript(_TABLES.format(identity="INTEGER", reference="INTEGER"))
                 self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
-        self._connection.execute(
-            "PRAGMA synchronous = NORMAL"
-        )  # a power cut may cost the last second, never the file
+        # A power failure may cost the last second, but never the file.
+        self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("PRAGMA foreign_keys = ON")
 
     def write(self, statements: Sequence[Statement]) -> None:
-        with _told(sqlite3.Error), self._connection:
+        with _as_os_error(sqlite3.Error), self._connection:
             for query, values in statements:
                 self._connection.execute(query, values)
 
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-        with _told(sqlite3.Error):
+        with _as_os_error(sqlite3.Error):
             yield from self._connection.execute(query, values)
 
     def close(self) -> None:
@@ -216,48 +219,48 @@ class _Postgres:
     def __init__(self, url: str, writing: bool) -> None:
         psycopg = _psycopg()
         self._error: type[Exception] = psycopg.Error
-        with _told(self._error):
-            # A server that is gone without a word is given up on by the kernel: milliseconds.
+        with _as_os_error(self._error):
+            # In milliseconds: the time after which the kernel gives up on a server that no longer answers.
             limits = {"connect_timeout": int(_LOCK_S), "tcp_user_timeout": int(_LOCK_S * 1000)}
             row = psycopg.rows.dict_row
             self._connection = psycopg.connect(url, autocommit=True, row_factory=row, **limits)
         try:
-            with _told(self._error):
+            with _as_os_error(self._error):
                 self._begin(name_of(url), writing)
         except BaseException:
             self.close()
             raise
 
     def _begin(self, name: str, writing: bool) -> None:
-        if writing:  # reports may take their time
+        if writing:  # reports have no limit
             self._connection.execute(f"SET statement_timeout = {int(_LOCK_S * 1000)}")
-        there = "to_regclass('outcomes')"
-        query = f"SELECT {there} AS there, obj_description({there}, 'pg_class') AS schema"
-        found = self._connection.execute(query).fetchone()
-        ours = f"extproc ledger {_SCHEMA}"
-        if found["there"] is not None and found["schema"] != ours:
+        table = "to_regclass('outcomes')"
+        query = f"SELECT {table} AS name, obj_description({table}, 'pg_class') AS comment"
+        existing = self._connection.execute(query).fetchone()
+        comment = f"extproc ledger {_SCHEMA}"
+        if existing["name"] is not None and existing["comment"] != comment:
             raise OSError(
-                f"{name} has a table `outcomes` that is no ledger, or of another version ({found['schema']}): "
-                "give the ledger a schema of its own, by ?options=-csearch_path%3DNAME"
+                f"{name} has a table `outcomes` with the comment {existing['comment']!r}, and the ledger needs one "
+                f"with {comment!r}: use another schema for the ledger, with ?options=-csearch_path%3DNAME"
             )
-        if found["there"] is None:
+        if existing["name"] is None:
             if not writing:
-                raise OSError(f"there is no ledger in {name}: `extproc serve --ledger` keeps one")
+                raise OSError(f"no ledger in {name}: `extproc serve --ledger` creates one")
             with self._connection.transaction():
                 self._connection.execute("SELECT pg_advisory_xact_lock(hashtext('extproc ledger'))")
                 identity = "BIGINT GENERATED ALWAYS AS IDENTITY"
                 self._connection.execute(_TABLES.format(identity=identity, reference="BIGINT"))
-                self._connection.execute(f"COMMENT ON TABLE outcomes IS '{ours}'")
+                self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
 
     def write(self, statements: Sequence[Statement]) -> None:
-        # Sent all at once: a batch waits for the network once, not once a row.
-        with _told(self._error), self._connection.pipeline(), self._connection.transaction():
+        # In a pipeline, a batch waits for the network only once.
+        with _as_os_error(self._error), self._connection.pipeline(), self._connection.transaction():
             for query, values in statements:
                 self._connection.execute(query.replace("?", "%s"), values)
 
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-        with _told(self._error), self._connection.transaction(), self._connection.cursor("rows") as cursor:
-            cursor.itersize = 10_000  # of a result that may be larger than memory
+        with _as_os_error(self._error), self._connection.transaction(), self._connection.cursor("rows") as cursor:
+            cursor.itersize = 10_000  # the result may be larger than memory
             yield from cursor.execute(query.replace("?", "%s"), values)
 
     def close(self) -> None:
@@ -266,11 +269,11 @@ class _Postgres:
 
 
 def _psycopg() -> Any:
-    """The driver, which only a ledger in Postgres needs."""
+    """Return the driver, which only a ledger in Postgres needs."""
     try:
         import psycopg.rows
     except ImportError as error:
         raise OSError(
-            "a ledger in Postgres needs its driver: pip install 'envoy-semantic-router[postgres]'"
+            "a ledger in Postgres needs the package psycopg: pip install 'envoy-semantic-router[postgres]'"
         ) from error
     return psycopg

@@ -81,10 +81,10 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from extproc.accounting.export import Learned, as_traffic, export
+    from extproc.accounting.export import JoinCounts, as_traffic, export
     from extproc.accounting.report import seconds_of
 
-    lines, count = export(args.ledger, seconds_of(args.since), args.share), Learned()
+    lines, count = export(args.ledger, seconds_of(args.since), args.share), JoinCounts()
     if args.requests is not None:
         from extproc.cli.evidence import requests_by_id
 

@@ -1,11 +1,11 @@
-"""`extproc health`: what gRPC's health service says of a router. For probes, which may not have gRPC themselves."""
+"""`extproc health`: ask the gRPC health service of a router. It is for probes that do not speak gRPC."""
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def serves(address: str, timeout_s: float = 1.0) -> bool:
-    """Whether the server at `address`, "host:port" or "unix:///path", says SERVING within the time."""
+    """Return whether the server at `address` ("host:port" or "unix:///path") answers SERVING within `timeout_s`."""
     with grpc.insecure_channel(address) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Where the server listens: a TCP port or a unix socket, in the clear or with mutual TLS from files."""
+"""Listen on a TCP port or a unix socket, unencrypted or with mutual TLS from files."""
 
 import logging
 import ssl
@@ -13,63 +13,65 @@ _UNIX = "unix://"
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
-    """PEM files: what the server shows, and whom it lets in."""
+    """The PEM files of mutual TLS."""
 
-    certificate: Path
+    certificate: Path  # chain of the server
     key: Path
-    client_ca: Path  # whoever holds a certificate of this authority may connect, and nobody else
+    client_ca: Path  # only clients with a certificate from this CA can connect
 
 
 def bind(server: grpc.aio.Server, listen: str, tls: TlsFiles | None) -> str:
-    """Listen on "host:port" or "unix:///path"; return where. Raises OSError that says what is wrong."""
+    """Listen on "host:port" or "unix:///path", and return the port or the path. Raises OSError with a remedy."""
     if listen.startswith(_UNIX) and not listen.removeprefix(_UNIX).startswith("/"):
         raise OSError(f"cannot listen on {listen}: give a whole path, as in unix:///run/extproc.sock")
-    credentials = following(tls) if tls is not None else None
+    credentials = reloading_credentials(tls) if tls is not None else None
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
-        remedy = "may it be written there?" if listen.startswith(_UNIX) else "is the port taken?"
-        raise OSError(f"cannot listen on {listen}: {remedy}") from error
+        remedy = "the directory exists and is writable" if listen.startswith(_UNIX) else "the port is free"
+        raise OSError(f"cannot listen on {listen}: check that {remedy}") from error
     return listen if listen.startswith(_UNIX) else f"port {port}"
 
 
-def following(files: TlsFiles) -> grpc.ServerCredentials:
-    """Credentials that follow the files: every new connection is met with what they hold then.
+def reloading_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials that read changed files again at the next connection.
 
-    A renewal that is not whole yet (a certificate without its key) changes nothing until it is. Raises OSError
-    when the files are not good at the start.
+    If the changed files cannot be used, for example a new certificate with the old key, the previous ones stay in
+    use. Raises OSError if the files cannot be used at the start.
     """
     seen = _stamp(files)
     configuration = _read(files)
 
     def renewed() -> grpc.ServerCertificateConfiguration:
-        """Called by gRPC in a thread of its own, before each handshake."""
+        """gRPC calls this in its own thread, before each handshake."""
         nonlocal seen, configuration
         try:
             stamp = _stamp(files)
             if stamp != seen:
                 configuration, seen = _read(files), stamp
-                log.info("took over renewed certificates")
+                log.info("loaded the renewed certificate files")
         except OSError as error:
-            log.error("the certificates stay as they were: %s", error)
+            log.error("keeping the previous certificates, because the new files cannot be used: %s", error)
         return configuration
 
     return grpc.dynamic_ssl_server_credentials(configuration, renewed, require_client_authentication=True)
 
 
 def _stamp(files: TlsFiles) -> list[tuple[int, int, int]]:
-    """Differs after any of the files was written or replaced, a link ahead of it included."""
+    """Return a value that changes when a file or a link to it is written or replaced."""
     stats = [path.stat() for path in (files.certificate, files.key, files.client_ca)]
-    return [(found.st_ino, found.st_mtime_ns, found.st_size) for found in stats]
+    return [(stat.st_ino, stat.st_mtime_ns, stat.st_size) for stat in stats]
 
 
 def _read(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:  # gRPC would take anything, and refuse every connection afterwards
+    try:  # gRPC accepts unusable files, and then refuses every connection
         context.load_cert_chain(files.certificate, files.key)
         context.load_verify_locations(files.client_ca)
     except ssl.SSLError as error:
-        names = f"{files.certificate}, {files.key} and {files.client_ca}"
-        raise OSError(f"no certificate, its key and an authority in {names}: {error.reason or error}") from error
+        raise OSError(
+            f"cannot use the TLS files: expected a certificate in {files.certificate}, its key in {files.key} "
+            f"and a CA certificate in {files.client_ca}, all PEM ({error.reason or error})"
+        ) from error
     pair = (files.key.read_bytes(), files.certificate.read_bytes())
     return grpc.ssl_server_certificate_configuration([pair], files.client_ca.read_bytes())

@@ -1,12 +1,10 @@
-"""The gRPC server: its life from start to drain, and the loop that answers one ext_proc stream."""
+"""The life of one server process: build it, load the encoder, run, drain."""
 
 import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import msgspec
@@ -18,207 +16,156 @@ from extproc.accounting.outcome import cost_of
 from extproc.accounting.store import Store
 from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
-from extproc.config.load import load_config
-from extproc.config.reload import signature, watch
+from extproc.config.load import Config, load_config
+from extproc.config.reload import Signature, signature, watch
 from extproc.config.schema import PolicyFile
-from extproc.contract.names import MAX_BODY_BYTES, HeaderName
-from extproc.contract.words import Role
+from extproc.contract.names import MAX_BODY_BYTES
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
-from extproc.pb import ext_proc_pb2 as pb
-from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
-from extproc.routing.router import Routed, Router
+from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
 from extproc.serving import wire
+from extproc.serving.exporters import set_up_exporters
 from extproc.serving.listening import TlsFiles, bind
-from extproc.serving.telemetry import Telemetry, set_up_telemetry
+from extproc.serving.processor import ExternalProcessor
+from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
 from extproc.verifying.callouts import call_out
-from extproc.verifying.exchange import Verifier, VerifierExchange
-from extproc.verifying.rescue import RescueExchange
+from extproc.verifying.exchange import Verifier
 from extproc.verifying.review import enqueue
-from extproc.verifying.ruling import Ruling
 
 log = logging.getLogger(__name__)
 
 # Envoy sends whole buffered bodies, with attributes around them.
 _MAX_MESSAGE_BYTES = 2 * MAX_BODY_BYTES
-# Two of Envoy's health checks, a second apart, and some: then it opens no stream to us any more.
+# Longer than two of Envoy's health checks, which are a second apart. After them Envoy opens no more streams here.
 _NOTICE_S = 3.0
-# What is cancelled takes milliseconds to end.
+# Cancelled tasks end within milliseconds.
 _LAST_S = 1.0
 
 
-class ExternalProcessor:
-    """Answers Envoy's ext_proc streams."""
-
-    def __init__(self, telemetry: Telemetry) -> None:
-        # Both until the encoder and the index are loaded:
-        self.router: Router | None = None
-        self.verifier: Verifier | None = None
-        self.stopping = False
-        self._telemetry = telemetry
-
-    async def process(
-        self, messages: AsyncIterator[pb.ProcessingRequest], context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[pb.ProcessingResponse]:
-        """One stream is one exchange: answer its messages in order until Envoy ends it."""
-        if self.router is None or self.verifier is None:
-            return  # a clean close: Envoy goes on without us, to the default tier
-        metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
-        exchange: RouterExchange | VerifierExchange | RescueExchange | None = None
-        reported: object = None
-        try:
-            async for message in messages:
-                if exchange is None:
-                    opening = wire.read_opening(message)
-                    match metadata.get(HeaderName.ROLE):
-                        case Role.VERIFIER:
-                            exchange = VerifierExchange(self.verifier, opening)
-                        case Role.RESCUE:
-                            exchange = RescueExchange(opening)
-                        case _:
-                            exchange = RouterExchange(self.router, opening)
-                event = wire.read_event(message)
-                if event is None:
-                    continue  # a kind newer than we are; Envoy takes silence as "go on" at its time-out
-                for reply in await exchange.answer(event):
-                    yield wire.write_reply(reply)
-                found = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
-                if found is not None and found is not reported:
-                    reported = found
-                    self._report(found, metadata)
-        except Exception as error:
-            if self.stopping and isinstance(error, grpc.aio.BaseError):
-                return  # gRPC's own: the stream was open, with nothing left to answer, when the server stopped
-            # Whatever went wrong, Envoy fails open and traffic goes on.
-            log.exception("an exchange failed; Envoy sends it to the default tier")
-            self._telemetry.failed(metadata, error)
-            await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
-
-    def _report(self, found: Routed | Ruling, metadata: dict[str, str]) -> None:
-        if isinstance(found, Ruling):
-            self._telemetry.ruled(
-                metadata, found.cohort, found.attempt, found.word, found.verdict.reason, found.bound,
-                found.verdict.unavailable,
-            )  # fmt: skip
-            return
-        self._telemetry.decided(metadata, found.record, found.stages, found.request)
-
-
 class Serving(msgspec.Struct, frozen=True):
-    """What one server process is to do."""
+    """The task of one server process."""
 
     intents: Path
     listen: str  # "host:port" or "unix:///path"
     tls: TlsFiles | None = None
     ledger: Store | None = None  # where outcomes are kept
-    workers: int = 1  # that share the machine, this one included
-    gate: Gate | None = None  # what a reload has to pass
-    # A byte there tells the supervisor that we serve; and the other end of it closes with the supervisor.
+    workers: int = 1  # processes that share the machine, including this one
+    gate: Gate | None = None  # every reload has to pass it
+    # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
     ready_fd: int | None = None
 
 
-async def serve(ours: Serving) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError or EncoderError before anything is served.
+class Server(msgspec.Struct, frozen=True):
+    """A server process whose port is open."""
 
-    The port is open from the start, and the health service says NOT_SERVING until encoder and index are there.
+    rpc: grpc.aio.Server
+    health_service: health.aio.HealthServicer
+    processor: ExternalProcessor
+    telemetry: Telemetry
+    ledger: Ledger
+    logs: LogStreams
+    address: str  # for the log
+    grace_s: float  # how long a stop waits for open streams
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The parts that need the encoder, which takes seconds to load."""
+
+    router: Router
+    batcher: Batcher
+    utterances: RememberingEncoder  # encodes only new utterances at a reload
+
+
+async def serve(serving: Serving) -> None:
+    """Serve until SIGTERM or SIGINT. Raises ConfigError or EncoderError before it serves anything.
+
+    The port is open from the start. The health service says NOT_SERVING until the encoder and the index are loaded.
     """
+    stop = stop_event(serving.ready_fd)
+    seen = signature(serving.intents)  # before the load, so that a later edit counts as an edit
+    config = read_config(serving)
+    set_up_exporters()
+    server = await build(serving, config)
+    loaded = await load(server.processor, config, serving.workers)
+    await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
+    await run(server, loaded, serving, seen, stop)
+
+
+def stop_event(ready_fd: int | None) -> asyncio.Event:
+    """Return an event that SIGTERM and SIGINT set, and the end of the supervisor if there is one."""
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    if ours.ready_fd is not None:
-        _stop_without(ours.ready_fd, stop)
-    seen = signature(ours.intents)  # before the load: an edit meanwhile is then seen as one
-    copy = ours.gate.copy(ours.intents) if ours.gate is not None else None
-    config = load_config(copy or ours.intents, copy_of=ours.intents)
-    if ours.gate is not None and copy is not None:
-        ours.gate.serves(copy)
-    set_up_telemetry()
-    server = grpc.aio.server(
+    if ready_fd is not None:
+        _stop_without(ready_fd, stop)
+    return stop
+
+
+def _stop_without(supervisor: int, stop: asyncio.Event) -> None:
+    """Set `stop` when the read end of the pipe closes: a supervisor that was killed cannot send a signal."""
+    loop = asyncio.get_running_loop()
+
+    def gone() -> None:
+        loop.remove_reader(supervisor)
+        log.error("stopping, because the supervisor process has ended and no longer restarts or stops this worker")
+        stop.set()
+
+    loop.add_reader(supervisor, gone)  # there is never anything to read: the error of a closed pipe wakes us
+
+
+def read_config(serving: Serving) -> Config:
+    """Load the YAML. With a gate, it is a copy of it, which the gate later compares with a reload."""
+    if serving.gate is None:
+        return load_config(serving.intents, copy_of=serving.intents)
+    copy = serving.gate.copy(serving.intents)
+    config = load_config(copy, copy_of=serving.intents)
+    serving.gate.serves(copy)
+    return config
+
+
+async def build(serving: Serving, config: Config) -> Server:
+    """Open the port, with every service there and the health service at NOT_SERVING."""
+    rpc = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            # Envoy's keepalive pings come more often than gRPC's default forgives.
+            # Envoy's keepalive pings come more often than gRPC allows by default.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.so_reuseport", 0),
         ]
     )
     health_service = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, rpc)
     await health_service.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     telemetry = Telemetry(config.revision)
     processor = ExternalProcessor(telemetry)
+    ledger = _ledger(serving, config, processor, telemetry)
+    logs = LogStreams(ledger)
+    rpc.add_generic_rpc_handlers(_handlers(processor, logs))
+    address = bind(rpc, serving.listen, serving.tls)
+    await rpc.start()
+    return Server(
+        rpc, health_service, processor, telemetry, ledger, logs, address, config.policy.timeouts.request_s
+    )
 
+
+def _ledger(serving: Serving, config: Config, processor: ExternalProcessor, telemetry: Telemetry) -> Ledger:
     def tariff() -> Policy | PolicyFile:
+        """The policy in force, for its prices."""
         return processor.router.snapshot.policy if processor.router is not None else config.policy
 
-    ledger = Ledger(
-        accesslog.read_outcomes, lambda o: cost_of(o, tariff()), telemetry.ended, telemetry.lost, ours.ledger
+    return Ledger(
+        accesslog.read_outcomes,
+        lambda outcome: cost_of(outcome, tariff()),
+        telemetry.ended,
+        telemetry.lost,
+        serving.ledger,
     )
-    logs = LogStreams(ledger)
-    server.add_generic_rpc_handlers(_handlers(processor, logs))
-    where = bind(server, ours.listen, ours.tls)
-    await server.start()
-    model = config.policy.encoder.model
-    log.info("encoder %s", read_choice(model) or model)
-    encoder = await asyncio.to_thread(load_encoder, model, ours.workers)
-    utterances = RememberingEncoder(encoder)
-    snapshot: Snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
-    batcher = Batcher(encoder)
-    router = processor.router = Router(snapshot, batcher, Rates(ours.workers))
-    processor.verifier = Verifier(
-        lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, ours.workers
-    )
-    await health_service.set("", health_pb2.HealthCheckResponse.SERVING)
-    if ours.ready_fd is not None and not stop.is_set():
-        os.write(ours.ready_fd, b"1")
-    telemetry.shares = lambda: router.snapshot.policy.escalation_shares
-    uncalibrated = sum(not cohort.calibrated for cohort in snapshot.policy.cohorts.values())
-    log.info(
-        "serving on %s: revision %s, %d cohorts (%d uncalibrated)",
-        where,
-        snapshot.revision,
-        len(snapshot.policy.cohorts),
-        uncalibrated,
-    )
-    reloading = asyncio.create_task(
-        watch(ours.intents, seen, lambda: router.snapshot, utterances, router.swap, telemetry.reloaded, ours.gate)
-    )
-    watching = asyncio.create_task(watch_lag(telemetry.lagged))
-    await stop.wait()
-    log.info("draining")
-    processor.stopping = True
-    reloading.cancel()
-    await health_service.enter_graceful_shutdown()
-    if logs.connected:  # it may open a stream until it has heard: one that we refused then would be an answer lost
-        await asyncio.sleep(_NOTICE_S)
-    # The verifier stays in a judged stream's path to its end: those in flight get as long as a request may take.
-    stopping = asyncio.create_task(server.stop(config.policy.timeouts.request_s))
-    await logs.drain()
-    await stopping
-    ledger.close()
-    watching.cancel()
-    batcher.close()
-    # gRPC has cancelled the streams that outlived their time; those that have not ended when the loop does, it logs
-    # as errors.
-    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()} or {watching}, timeout=_LAST_S)
-    log.info("stopped")
-
-
-def _stop_without(supervisor: int, stop: asyncio.Event) -> None:
-    """Stop as on SIGTERM when nobody reads the pipe any more: a supervisor that was killed could not tell us."""
-    loop = asyncio.get_running_loop()
-
-    def gone() -> None:
-        loop.remove_reader(supervisor)
-        log.error("the supervisor is gone, and nobody would restart or stop this worker: it ends")
-        stop.set()
-
-    loop.add_reader(supervisor, gone)  # nothing is ever read there: it is the error that wakes us
 
 
 def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.GenericRpcHandler, ...]:
@@ -227,9 +174,79 @@ def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.Gene
         request_deserializer=wire.decode_request,
         response_serializer=wire.encode_response,
     )
-    # Bytes: the ledger's thread decodes them.
+    # No deserializer: the ledger's thread decodes the bytes.
     take: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_unary_rpc_method_handler(logs.take)
     return (
         grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: process}),
         grpc.method_handlers_generic_handler(accesslog.SERVICE, {accesslog.METHOD: take}),
     )
+
+
+async def load(processor: ExternalProcessor, config: Config, workers: int) -> Loaded:
+    """Load the encoder, compile the index and give `processor` its router and verifier. Raises EncoderError."""
+    model = config.policy.encoder.model
+    log.info("encoder %s", read_choice(model) or model)
+    encoder = await asyncio.to_thread(load_encoder, model, workers)
+    utterances = RememberingEncoder(encoder)
+    snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
+    batcher = Batcher(encoder)
+    router = processor.router = Router(snapshot, batcher, Rates(workers))
+    processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
+    return Loaded(router, batcher, utterances)
+
+
+async def announce(server: Server, snapshot: Snapshot, ready_fd: int | None) -> None:
+    """Report to Envoy, the supervisor and the log that the server serves."""
+    await server.health_service.set("", health_pb2.HealthCheckResponse.SERVING)
+    if ready_fd is not None:
+        os.write(ready_fd, b"1")
+    cohorts = snapshot.policy.cohorts.values()
+    log.info(
+        "serving on %s: revision %s, %d cohorts (%d uncalibrated)",
+        server.address,
+        snapshot.revision,
+        len(cohorts),
+        sum(not cohort.calibrated for cohort in cohorts),
+    )
+
+
+async def run(server: Server, loaded: Loaded, serving: Serving, seen: Signature, stop: asyncio.Event) -> None:
+    """Reload edits of the YAML and watch the event loop until `stop`, then drain.
+
+    `seen` is the signature of the folder before its first load.
+    """
+    router, telemetry = loaded.router, server.telemetry
+    telemetry.shares = lambda: router.snapshot.policy.escalation_shares
+    reloading = asyncio.create_task(
+        watch(
+            serving.intents, seen, lambda: router.snapshot, loaded.utterances, router.swap, telemetry.reloaded,
+            serving.gate,
+        )
+    )  # fmt: skip
+    watching = asyncio.create_task(watch_lag(telemetry.lagged))
+    await stop.wait()
+    await drain(server, loaded.batcher, reloading, watching)
+
+
+async def drain(
+    server: Server, batcher: Batcher, reloading: asyncio.Task[None], watching: asyncio.Task[None]
+) -> None:
+    """Finish open streams, take the last outcomes, and stop. The order of these steps matters."""
+    log.info("draining")
+    server.processor.stopping = True
+    reloading.cancel()
+    await server.health_service.enter_graceful_shutdown()
+    if server.logs.connected:
+        # Envoy may open streams until a health check fails. A refused stream would cost a client its answer.
+        await asyncio.sleep(_NOTICE_S)
+    # The verifier stays in the path of a judged stream until its end. So open streams get the time of a request.
+    stopping = asyncio.create_task(server.rpc.stop(server.grace_s))
+    await server.logs.drain()
+    await stopping
+    server.ledger.close()
+    watching.cancel()
+    batcher.close()
+    # gRPC has cancelled the streams that outlived the grace time. It logs an error for each that has not ended when
+    # the event loop ends.
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()} or {watching}, timeout=_LAST_S)
+    log.info("stopped")

@@ -1,4 +1,4 @@
-"""How late the event loop is: everything that a stream waits for waits for that, too."""
+"""Measure the lag of the event loop, which delays every stream."""
 
 import asyncio
 import logging
@@ -8,16 +8,16 @@ from collections.abc import Callable
 log = logging.getLogger(__name__)
 
 _INTERVAL_S = 0.1
-# Half of the encoder's usual deadline: with more, requests begin to miss it though the encoder is quick.
+# Half of the encoder's usual deadline. With a longer lag, requests miss the deadline although the encoder is fast.
 WARN_S = 0.1
-# One line is enough to know, and a log that floods is no help to a loop that is late.
+# At most one line in this time, because writing the log also delays the loop.
 _QUIET_S = 10.0
 
 
 async def watch_lag(report: Callable[[float], None]) -> None:
-    """Until cancelled: report, ten times a second, by how many seconds the loop woke us too late.
+    """Report ten times a second by how many seconds the loop woke this task too late, until cancelled.
 
-    A lag beyond WARN_S is logged, too: something blocked the loop, or the process got no CPU.
+    A lag above WARN_S is also logged. The cause is a call that blocks the loop, or a process without CPU time.
     """
     quiet_until = 0.0
     while True:
@@ -29,5 +29,5 @@ async def watch_lag(report: Callable[[float], None]) -> None:
         if lag > WARN_S and now >= quiet_until:
             quiet_until = now + _QUIET_S
             log.warning(
-                "the event loop stood still for %.0f ms: streams waited, and some may have failed open", lag * 1e3
+                "the event loop was blocked for %.0f ms: streams waited, and some may have failed open", lag * 1e3
             )

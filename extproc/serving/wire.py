@@ -1,12 +1,12 @@
-"""Envoy's external-processing protocol <-> plain values. Every quirk of Envoy's that shows on the wire is here.
+"""Envoy's external-processing protocol <-> plain values. All of Envoy's peculiarities on the wire are handled here.
 
-Events are what Envoy tells us, one a message; a `Reply` answers one message and is of the same kind. The rules
-that Envoy (1.40) holds us to, each of which a test pins:
+An `Event` is one message from Envoy. A `Reply` answers one message and has the same kind. Envoy 1.40 has these
+rules, and a test pins each of them:
 
-- a header value goes in `raw_value` alone, with overwrite said explicitly: the default appends;
-- the route is chosen again only if `clear_route_cache` comes together with a header mutation;
-- `content-length` is never ours to set: Envoy's buffer filter does it;
-- a FULL_DUPLEX_STREAMED body is answered with `streamed_response` and nothing else.
+- A header value is written in `raw_value` only, with an explicit overwrite, because the default appends.
+- Envoy chooses the route again only if `clear_route_cache` comes together with a header mutation.
+- We never set `content-length`. Envoy's buffer filter sets it.
+- The reply to a FULL_DUPLEX_STREAMED body is a `streamed_response` and nothing else.
 """
 
 import math
@@ -19,9 +19,9 @@ from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, PATH_ATT
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 
-# Served under Envoy's name: our descriptors live in a package of their own.
+# Envoy's name for the service. Our descriptors are in a different protobuf package.
 SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
-# The one key under which attributes come, whatever the filter is called.
+# Envoy sends attributes under this key, regardless of the name of the filter.
 _ATTRIBUTES = "envoy.filters.http.ext_proc"
 _HEADER_BEFORE, _HEADER_AFTER = HEADER_ATTRIBUTE.split("{}")
 
@@ -37,19 +37,19 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
         for name, value in fields.items()
         if name.startswith(_HEADER_BEFORE)
     }
-    if PATH_ATTRIBUTE in fields:  # under the name that the header itself would have
+    if PATH_ATTRIBUTE in fields:  # under the name of the header
         headers[":path"] = fields[PATH_ATTRIBUTE].string_value
     if message.WhichOneof("request") == "request_headers":
         headers |= _headers(message.request_headers.headers)
     modes = message.protocol_config
-    said = message.HasField("protocol_config")  # an Envoy that does not say uses the usual mode
+    has_modes = message.HasField("protocol_config")  # an Envoy that sends no modes uses the usual one
     attempt = fields[ATTEMPT_ATTRIBUTE].number_value if ATTEMPT_ATTRIBUTE in fields else 1
     return Opening(
         headers,
-        _mode(modes.request_body_mode) if said else "BUFFERED",
-        _mode(modes.response_body_mode) if said else "BUFFERED",
+        _mode(modes.request_body_mode) if has_modes else "BUFFERED",
+        _mode(modes.response_body_mode) if has_modes else "BUFFERED",
         {
-            namespace: {name: _plain(value) for name, value in struct.fields.items()}
+            namespace: {name: _python_value(value) for name, value in struct.fields.items()}
             for namespace, struct in message.metadata_context.filter_metadata.items()
         },
         int(attempt) if math.isfinite(attempt) else 1,
@@ -59,7 +59,7 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
 
 
 def read_event(message: pb.ProcessingRequest) -> Event | None:
-    """Read any message; None for a kind that we do not know."""
+    """Read any message. None for an unknown kind, which a newer Envoy may send."""
     kind = message.WhichOneof("request")
     if kind is None:
         return None
@@ -72,7 +72,7 @@ def read_event(message: pb.ProcessingRequest) -> Event | None:
 
 
 def write_reply(reply: Reply) -> pb.ProcessingResponse:
-    """Turn a reply into the message that Envoy expects."""
+    """Write a reply as the message that Envoy expects."""
     response = pb.ProcessingResponse()
     if reply.status is not None:
         immediate = response.immediate_response
@@ -83,7 +83,7 @@ def write_reply(reply: Reply) -> pb.ProcessingResponse:
             response.dynamic_metadata.update(reply.metadata)
         return response
     part = getattr(response, reply.kind)
-    part.SetInParent()  # an empty reply still has to say its kind
+    part.SetInParent()  # sets the kind of an empty reply, too
     if reply.metadata is not None:
         response.dynamic_metadata.update(reply.metadata)
     if reply.kind.endswith("_trailers"):
@@ -110,24 +110,24 @@ def _set_headers(mutation: pb.HeaderMutation, headers: Mapping[str, str] | None)
         option.header.raw_value = value.encode()
 
 
-def _plain(value: Value) -> Any:
-    """A protobuf Struct's value as Python's."""
+def _python_value(value: Value) -> Any:
+    """Return the Python value of a member of a protobuf Struct."""
     kind = value.WhichOneof("kind")
     if kind == "struct_value":
-        return {name: _plain(member) for name, member in value.struct_value.fields.items()}
+        return {name: _python_value(member) for name, member in value.struct_value.fields.items()}
     if kind == "list_value":
-        return [_plain(member) for member in value.list_value.values]
+        return [_python_value(member) for member in value.list_value.values]
     return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 def _headers(headers: pb.HeaderMap) -> dict[str, str]:
-    """Names in lower case; repeated ones joined, as HTTP reads them; both value fields are looked at."""
-    read: dict[str, str] = {}
+    """Read both value fields. Names become lower case, and repeated headers are joined with a comma, as in HTTP."""
+    values: dict[str, str] = {}
     for header in headers.headers:
         value = header.raw_value.decode("utf-8", "replace") or header.value
         name = header.key.lower()
-        read[name] = f"{read[name]}, {value}" if name in read else value
-    return read
+        values[name] = f"{values[name]}, {value}" if name in values else value
+    return values
 
 
 def _mode(number: int) -> BodyMode:

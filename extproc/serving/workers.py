@@ -1,7 +1,7 @@
-"""Several router processes on one machine: a supervisor starts them, restarts the dead, answers for their health.
+"""Several router processes on one machine: a supervisor starts them, restarts them and reports their health.
 
-A Python process has one core's worth of requests in it, and one HTTP/2 connection of Envoy's goes to one process
-whatever the kernel shares out: so every worker has a port of its own, and Envoy balances over them.
+A Python process uses one core. The kernel cannot spread the load, because one HTTP/2 connection from Envoy goes to
+one process. So every worker has its own port, and Envoy balances over the ports.
 """
 
 import asyncio
@@ -19,26 +19,26 @@ from extproc.serving.listening import bind
 
 log = logging.getLogger(__name__)
 
-# A worker that dies at once is not started in a loop that eats the cores of those that live.
+# A worker that always ends immediately must not take CPU time from the others by constant restarts.
 _BACKOFF_S = (0.1, 1.0, 5.0, 15.0)
-# A worker that has lived this long has started well: the next death is a new story.
+# After this long the start has succeeded. The next failure starts with the shortest pause again.
 _SETTLED_S = 60.0
 _SCRAPED_PORT = "OTEL_EXPORTER_PROMETHEUS_PORT"
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cores() -> int:
-    """The cores that this process may use: a container's share where it has one, and at least 1."""
+    """Return how many cores this process may use: at most the CPU limit of its container, and at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CGROUP_QUOTA.read_text().split()
         return max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):  # no container, or "max": no share set
+    except (OSError, ValueError):  # no container, or "max", which means unlimited
         return count
 
 
 def worker_addresses(listen: str, workers: int) -> list[str]:
-    """Where each worker listens: consecutive ports from that of `listen`, or sockets with a number behind."""
+    """Return an address for each worker: consecutive ports from the port of `listen`, or numbered sockets."""
     if listen.startswith("unix:"):
         return [listen, *(f"{listen}.{i}" for i in range(1, workers))]
     host, _, port = listen.rpartition(":")
@@ -46,7 +46,7 @@ def worker_addresses(listen: str, workers: int) -> list[str]:
 
 
 def health_address(listen: str) -> str:
-    """Where the health of all workers is told, unless another place is given: the port before theirs."""
+    """Return the default address of the health service for all workers: the port before their ports."""
     if listen.startswith("unix:"):
         return f"{listen}.health"
     host, _, port = listen.rpartition(":")
@@ -54,41 +54,41 @@ def health_address(listen: str) -> str:
 
 
 class _Worker:
-    """One process, whether it serves, and how often it died lately."""
+    """One process, whether it serves, and how often it ended recently."""
 
     def __init__(self, place: int, command: list[str], address: str, changed: Callable[[], None]) -> None:
         self.serves = False
         self.status = 0  # of the last exit
         self._command, self._address, self._changed = command, address, changed
-        # Each is scraped by itself, on consecutive ports, too.
+        # Prometheus scrapes each worker on its own port. These ports are consecutive, too.
         scraped = int(os.environ.get(_SCRAPED_PORT, "9464")) + place
         self._env = os.environ | {_SCRAPED_PORT: str(scraped)}
-        self._deaths = 0
+        self._failures = 0
         self._stopping = False
         self._process: asyncio.subprocess.Process | None = None
 
     async def keep_alive(self) -> None:
-        """Run it again whenever it ends, until cancelled."""
+        """Start the process again each time it ends, until cancelled."""
         while True:
             since = time.monotonic()
-            await self._live()
+            await self._run()
             if self._stopping:
                 return
             if self.status == 2:
-                return  # the operator's mistake, which it has named: no start will mend it
-            self._deaths = 0 if time.monotonic() - since > _SETTLED_S else self._deaths + 1
-            pause = _BACKOFF_S[min(self._deaths, len(_BACKOFF_S) - 1)]
-            log.error("worker %s ended with %d: starting it again in %g s", self._address, self.status, pause)
+                return  # a mistake of the operator, which the process has logged; a restart cannot correct it
+            self._failures = 0 if time.monotonic() - since > _SETTLED_S else self._failures + 1
+            pause = _BACKOFF_S[min(self._failures, len(_BACKOFF_S) - 1)]
+            log.error("worker %s exited with status %d: restarting it in %g s", self._address, self.status, pause)
             await asyncio.sleep(pause)
 
-    async def _live(self) -> None:
-        """Start it, hear when it serves, and wait for its end."""
+    async def _run(self) -> None:
+        """Start the process, note when it serves, and wait for its end."""
         loop = asyncio.get_running_loop()
         read, write = os.pipe()
         try:
             command = [*self._command, str(write)]
             self._process = await asyncio.create_subprocess_exec(*command, pass_fds=(write,), env=self._env)
-            loop.add_reader(read, self._tell, read)
+            loop.add_reader(read, self._serving, read)
             self.status = await self._process.wait()
         finally:
             loop.remove_reader(read)
@@ -97,13 +97,13 @@ class _Worker:
             self.serves = False
             self._changed()
 
-    def _tell(self, read: int) -> None:
+    def _serving(self, read: int) -> None:
         os.read(read, 1)
         self.serves = True
         self._changed()
 
     async def stop(self) -> None:
-        """Let it drain, and wait until it has; its pipe stays open so long, or it would think that we are gone."""
+        """Let the process drain, and wait for its end. The pipe stays open until then: we still run."""
         self._stopping = True
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
@@ -129,22 +129,24 @@ async def supervise(commands: dict[str, list[str]], health_listen: str) -> int:
     changed = asyncio.Event()
     changed.set()
     workers = [_Worker(i, command, address, changed.set) for i, (address, command) in enumerate(commands.items())]
-    lives = [asyncio.create_task(worker.keep_alive()) for worker in workers]
-    telling = asyncio.create_task(_tell_health(workers, service, changed))
+    runs = [asyncio.create_task(worker.keep_alive()) for worker in workers]
+    reporting = asyncio.create_task(_report_health(workers, service, changed))
     stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopped, *lives], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([stopped, *runs], return_when=asyncio.FIRST_COMPLETED)
     status = 0 if stop.is_set() else max(worker.status for worker in workers)
-    telling.cancel()
+    reporting.cancel()
     await service.enter_graceful_shutdown()
     await asyncio.gather(*(worker.stop() for worker in workers))
-    for task in (stopped, *lives):
+    for task in (stopped, *runs):
         task.cancel()
-    await asyncio.gather(telling, stopped, *lives, return_exceptions=True)
+    await asyncio.gather(reporting, stopped, *runs, return_exceptions=True)
     await server.stop(None)
     return status
 
 
-async def _tell_health(workers: list[_Worker], service: health.aio.HealthServicer, changed: asyncio.Event) -> None:
+async def _report_health(
+    workers: list[_Worker], service: health.aio.HealthServicer, changed: asyncio.Event
+) -> None:
     status = health_pb2.HealthCheckResponse
     while True:
         await changed.wait()

@@ -1,7 +1,8 @@
-"""Envoy's access log as outcomes: who served, how it ended, and whose count of tokens is believed."""
+"""Envoy's access log as outcomes: the tier that served, the ending, and the source of the token counts."""
 
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.json_format import ParseDict
 
@@ -49,8 +50,8 @@ def batch(
 
 
 def read(*arguments: Any, **more: Any) -> Outcome:
-    (found,) = read_outcomes(batch(*arguments, **more))
-    return found
+    (outcome,) = read_outcomes(batch(*arguments, **more))
+    return outcome
 
 
 def envoys(
@@ -66,46 +67,46 @@ def envoys(
 
 
 def test_a_plain_exchange() -> None:
-    """Everything that the decision and Envoy tell of it, and no usage where nobody told one."""
+    """The outcome has all values of the decision and of Envoy, and no usage if none was reported."""
     assert read() == PLAIN
 
 
-def test_the_one_who_asked_is_known_by_hashes() -> None:
-    found = read({"principal": "p", "session": "s"})
-    assert (found.principal, found.session) == ("p", "s")
+def test_the_principal_and_the_conversation_are_hashes() -> None:
+    outcome = read({"principal": "p", "session": "s"})
+    assert (outcome.principal, outcome.session) == ("p", "s")
 
 
 def test_without_a_decision_it_failed_open() -> None:
-    """Envoy went on without us: the default tier served."""
-    found = read(decision=None, customTags={"tier": "large"})
-    assert (found.reason, found.cohort, found.tier) == ("fail_open", None, "large")
+    """Envoy continued without the router, and the default tier served."""
+    outcome = read(decision=None, customTags={"tier": "large"})
+    assert (outcome.reason, outcome.cohort, outcome.tier) == ("fail_open", None, "large")
 
 
-def test_what_was_never_sent_on_did_not_fail_open() -> None:
-    """A body too long, or a client that left while it sent one: no decision, and no attempt."""
-    found = read(decision=None, status=413, upstreamRequestAttemptCount=0, customTags={})
-    assert (found.reason, found.ending, found.attempts, found.tier) == ("none", "failed", 0, None)
+def test_a_request_without_an_attempt_did_not_fail_open() -> None:
+    """Its body was too large, or the client left before the end of the body. There is no decision."""
+    outcome = read(decision=None, status=413, upstreamRequestAttemptCount=0, customTags={})
+    assert (outcome.reason, outcome.ending, outcome.attempts, outcome.tier) == ("none", "failed", 0, None)
 
 
 @pytest.mark.parametrize("route", ["rest", "", "elsewhere"])
-def test_what_is_no_api_of_ours_is_left_out(route: str) -> None:
+def test_exchanges_with_other_apis_are_left_out(route: str) -> None:
     assert list(read_outcomes(batch(routeName=route))) == []
 
 
-def test_envoys_count_is_believed_first() -> None:
-    """Of the answer that it passed on; the verifier's stands where Envoy has none, or not a complete one."""
+def test_token_counts_of_envoy_come_first() -> None:
+    """The counts of the verifier are used if Envoy has none, or not all of them."""
     judged = {"1": {"verdict": "accept", "tier": "small", "input": 7.0, "output": 3.0, "cached": 2.0}}
-    found = read(judged, envoys(9, 4, 1))
-    assert (found.usage, found.usage_from, found.judged) == (Usage(9, 4, 1), "envoy", True)
-    for told in (None, envoys(9, 4, status="PARTIAL"), envoys(9, None), envoys(None, None, status="FAILED")):
-        found = read(judged, told)
-        assert (found.usage, found.usage_from) == (Usage(7, 3, 2), "verifier")
+    outcome = read(judged, envoys(9, 4, 1))
+    assert (outcome.usage, outcome.usage_from, outcome.judged) == (Usage(9, 4, 1), "envoy", True)
+    for usage in (None, envoys(9, 4, status="PARTIAL"), envoys(9, None), envoys(None, None, status="FAILED")):
+        outcome = read(judged, usage)
+        assert (outcome.usage, outcome.usage_from) == (Usage(7, 3, 2), "verifier")
     assert read({"1": {"verdict": "accept"}}).usage is None
 
 
-def test_rejected_answers_are_told_with_their_tokens() -> None:
-    """Each with tier and reason; the last attempt is none of them."""
-    found = read(
+def test_rejected_answers_have_their_tokens() -> None:
+    """Each also has its tier and reason. The last attempt is not a rejection."""
+    outcome = read(
         {
             "1": {"verdict": "escalate", "tier": "small", "reason": "refusal", "input": 7.0, "output": 3.0},
             "3": {"verdict": "escalate", "tier": "large", "reason": "cut"},
@@ -114,8 +115,8 @@ def test_rejected_answers_are_told_with_their_tokens() -> None:
         upstreamRequestAttemptCount=4,
         customTags={"tier": "frontier"},
     )
-    assert found.rejections == (Rejection(1, "small", "refusal", Usage(7, 3)), Rejection(3, "large", "cut"))
-    assert (found.ending, found.tier, found.usage, found.failed_attempts) == (
+    assert outcome.rejections == (Rejection(1, "small", "refusal", Usage(7, 3)), Rejection(3, "large", "cut"))
+    assert (outcome.ending, outcome.tier, outcome.usage, outcome.failed_attempts) == (
         "accepted",
         "frontier",
         Usage(9, 4),
@@ -125,14 +126,14 @@ def test_rejected_answers_are_told_with_their_tokens() -> None:
 
 @pytest.mark.parametrize("verdict", ["degraded", "recorded", "escalate"])
 def test_a_rejected_answer_that_was_served_is_degraded(verdict: str) -> None:
-    """Out of bounds, already on its way, or a climb that Envoy refused."""
-    found = read({"1": {"verdict": verdict, "tier": "small", "reason": "empty"}})
-    assert (found.ending, found.judged, found.rejections) == ("degraded", True, ())
+    """A bound was reached, the client already had a part of it, or Envoy refused the escalation."""
+    outcome = read({"1": {"verdict": verdict, "tier": "small", "reason": "empty"}})
+    assert (outcome.ending, outcome.judged, outcome.rejections) == ("degraded", True, ())
 
 
-def test_a_person_s_case() -> None:
-    found = read({"1": {"verdict": "human", "input": 7.0, "output": 3.0}}, status=422)
-    assert (found.ending, found.usage) == ("human", Usage(7, 3))
+def test_a_case_for_a_person_has_its_own_ending() -> None:
+    outcome = read({"1": {"verdict": "human", "input": 7.0, "output": 3.0}}, status=422)
+    assert (outcome.ending, outcome.usage) == ("human", Usage(7, 3))
 
 
 @pytest.mark.parametrize(
@@ -147,14 +148,14 @@ def test_a_person_s_case() -> None:
         (200, "streamIdleTimeout", "failed"),
     ],
 )
-def test_how_it_ended(status: int, flag: str | None, ending: str) -> None:
-    """A client that left, an error, or an answer that was cut after it had begun."""
+def test_the_status_and_the_flags_give_the_ending(status: int, flag: str | None, ending: str) -> None:
+    """The client left, there was an error, or the answer was cut after its start."""
     flags = {} if flag is None else {"responseFlags": {flag: True}}
     assert read({"1": {"verdict": "accept"}}, status=status, **flags).ending == ending
 
 
-def test_what_is_no_log_is_refused() -> None:
-    with pytest.raises(ValueError, match="not an access log"):
+def test_a_batch_that_cannot_be_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a StreamAccessLogsMessage from Envoy"):
         read_outcomes(b"\xff\xff")
 
 
@@ -163,9 +164,23 @@ def test_what_is_no_log_is_refused() -> None:
     [("8d875a95-12ac-404f-acae-0738446164e9", "8d875a95-12ac-404f-acae-0738446164e9"), ("my own words", None),
      ("x" * 65, None), ("", None)],
 )  # fmt: skip
-def test_a_request_is_known_by_an_id_that_can_hold_no_words(sent: str, kept: str | None) -> None:
-    """Where Envoy is told to keep the client's, that may be anything."""
+def test_a_request_id_that_could_hold_words_is_not_kept(sent: str, kept: str | None) -> None:
+    """Envoy may be configured to keep the id of the client, which may be any text."""
     message = pb.StreamAccessLogsMessage.FromString(batch())
     message.http_logs.log_entry[0].request.request_id = sent
-    (found,) = read_outcomes(message.SerializeToString())
-    assert found.request == kept
+    (outcome,) = read_outcomes(message.SerializeToString())
+    assert outcome.request == kept
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_a_count_that_is_not_a_finite_number_is_unknown(number: float) -> None:
+    """Another filter may have written it. The other values of the ledger metadata are still read."""
+    judged = {"principal": "p", "1": {"verdict": "accept", "tier": "small", "input": number, "output": 3.0}}
+    expected = msgspec.structs.replace(PLAIN, principal="p", judged=True)
+    assert read(judged) == expected
+
+
+def test_values_of_an_unexpected_type_are_as_if_absent() -> None:
+    """A list, a null and a nested object say nothing about the exchange."""
+    odd: dict[str, Any] = {"principal": ["p"], "session": None, "1": {"verdict": {"a": "b"}}, "2": "accept"}
+    assert read(odd) == msgspec.structs.replace(PLAIN, judged=True)

@@ -1,4 +1,4 @@
-"""The ledger keeps what it can, loses what it must, and traffic never waits for either."""
+"""The ledger stores outcomes, or drops and counts them. Traffic never waits for it."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from extproc.accounting.ledger import _WAITING, Ledger, LogStreams
+from extproc.accounting.ledger import _QUEUED_BATCHES, Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.store import Store, connect
 from extproc.api.observation import Usage
@@ -46,8 +46,8 @@ def until(look: Callable[[], object]) -> None:
         assert time.monotonic() < deadline
 
 
-class Told:
-    """A ledger with a store, and what it said."""
+class Recorded:
+    """A ledger with a store, and the outcomes and losses that it reported."""
 
     def __init__(self, store: Any = None, cost: Cost = FREE) -> None:
         self.ended: list[Outcome] = []
@@ -62,7 +62,7 @@ class Told:
 
 
 def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
-    """Every fact in its column, and each rejected answer in a row of its own."""
+    """Every value has its column, and each rejected answer has its own row."""
     store = Store(tmp_path / "ledger.sqlite", 1e6)
     store.add([(CLIMBED, COST)])
     store.close()
@@ -83,8 +83,8 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_too_old_goes_with_all_that_hangs_on_it(tmp_path: Path) -> None:
-    """When the ledger opens, and every hour after."""
+def test_old_outcomes_are_deleted_with_their_rejections(tmp_path: Path) -> None:
+    """This happens with the first batch, and every hour after it."""
     store = Store(tmp_path / "ledger.sqlite", 30)
     store.add([(CLIMBED, COST), (outcome(time.time() - 29 * DAY_S), FREE)])
     store.close()
@@ -93,7 +93,7 @@ def test_what_is_too_old_goes_with_all_that_hangs_on_it(tmp_path: Path) -> None:
 
 
 def test_several_processes_keep_one_file(tmp_path: Path) -> None:
-    """Each through a connection of its own: none waits long, nothing is lost."""
+    """Each process has its own connection. No process waits long, and nothing is lost."""
     path = tmp_path / "ledger.sqlite"
 
     def work() -> None:
@@ -112,36 +112,36 @@ def test_several_processes_keep_one_file(tmp_path: Path) -> None:
     assert len(rows(path)) == 150
 
 
-def test_batches_are_told_and_kept(tmp_path: Path) -> None:
-    """One that cannot be read is logged, and the next is read."""
-    told = Told(Store(tmp_path / "ledger.sqlite", 30))
+def test_batches_are_reported_and_stored(tmp_path: Path) -> None:
+    """A batch that cannot be read is logged, and the next one is read."""
+    recorded = Recorded(Store(tmp_path / "ledger.sqlite", 30))
     for batch in (b"a b", b"broken", b"", b"c"):
-        told.ledger.offer(batch)
-    told.ledger.close()
-    assert [o.cohort for o in told.ended] == ["a", "b", "c"]
+        recorded.ledger.offer(batch)
+    recorded.ledger.close()
+    assert [o.cohort for o in recorded.ended] == ["a", "b", "c"]
     assert [row["cohort"] for row in rows(tmp_path / "ledger.sqlite")] == ["a", "b", "c"]
-    assert told.lost == []
+    assert recorded.lost == []
 
 
-def test_a_long_batch_leaves_others_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop would else wait for the interpreter, 5 ms at a time, while a second of traffic is read."""
+def test_a_long_batch_lets_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the event loop would wait for the interpreter, 5 ms at a time, while a batch is read."""
     paused: list[int] = []
-    told = Told()
-    monkeypatch.setattr("extproc.accounting.ledger.time.sleep", lambda _: paused.append(len(told.ended)))
-    told.ledger.offer(b"faq " * 10)
-    told.ledger.close()
-    assert (paused, len(told.ended)) == ([4, 8], 10)
+    recorded = Recorded()
+    monkeypatch.setattr("extproc.accounting.ledger.time.sleep", lambda _: paused.append(len(recorded.ended)))
+    recorded.ledger.offer(b"faq " * 10)
+    recorded.ledger.close()
+    assert (paused, len(recorded.ended)) == ([4, 8], 10)
 
 
-def test_without_a_file_outcomes_are_told_all_the_same() -> None:
-    told = Told()
-    told.ledger.offer(b"a b")
-    told.ledger.close()
-    assert [o.cohort for o in told.ended] == ["a", "b"]
+def test_outcomes_are_reported_without_a_store_too() -> None:
+    recorded = Recorded()
+    recorded.ledger.offer(b"a b")
+    recorded.ledger.close()
+    assert [o.cohort for o in recorded.ended] == ["a", "b"]
 
 
 class Failing:
-    """A store that fails as it is told to."""
+    """A store whose calls fail with the given errors, one for each call."""
 
     def __init__(self, *failures: Exception | None) -> None:
         self.failures = list(failures)
@@ -159,107 +159,107 @@ class Failing:
     def close(self) -> None: ...
 
 
-def test_a_store_that_fails_loses_outcomes_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    """Until it works again; the metrics have them all."""
+def test_a_failing_store_loses_outcomes_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged again after the store has worked. The metrics have all outcomes."""
     full = OSError("database or disk is full")
     store = Failing(full, OSError(28, "No space left on device"), None, full)
-    told = Told(store)
+    recorded = Recorded(store)
     with caplog.at_level(logging.WARNING, "extproc.accounting.ledger"):
         for _ in range(4):
-            told.ledger.offer(b"a b")
-        told.ledger.close()
-    assert (len(told.ended), told.lost, store.kept) == (8, [2, 2, 2], 2)
+            recorded.ledger.offer(b"a b")
+        recorded.ledger.close()
+    assert (len(recorded.ended), recorded.lost, store.kept) == (8, [2, 2, 2], 2)
     assert [record.getMessage() for record in caplog.records] == [
-        "outcomes are lost to the ledger, traffic is not: database or disk is full",
-        "the ledger keeps outcomes again",
-        "outcomes are lost to the ledger, traffic is not: database or disk is full",
+        "dropping ledger outcomes (traffic is not affected): database or disk is full",
+        "the ledger stores outcomes again",
+        "dropping ledger outcomes (traffic is not affected): database or disk is full",
     ]
 
 
-def test_a_file_that_another_holds_locked_is_given_up_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer that never ends costs outcomes, and keeps nobody waiting but the ledger's own thread."""
+def test_a_file_that_stays_locked_costs_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the thread of the ledger waits for the other writer."""
     monkeypatch.setattr("extproc.accounting.store._LOCK_S", 0.05)
     path = tmp_path / "ledger.sqlite"
-    told = Told(Store(path, 30))
-    told.ledger.offer(b"a")
-    until(lambda: told.ended)
-    told.ledger.offer(b"a")
-    until(lambda: len(told.ended) == 2)  # so the first is kept, and the second soon
+    recorded = Recorded(Store(path, 30))
+    recorded.ledger.offer(b"a")
+    until(lambda: recorded.ended)
+    recorded.ledger.offer(b"a")
+    until(lambda: len(recorded.ended) == 2)  # so the first is kept, and the second soon
     until(lambda: len(rows(path)) == 2)
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
-    told.ledger.offer(b"b c")
-    told.ledger.close()
+    recorded.ledger.offer(b"b c")
+    recorded.ledger.close()
     holder.rollback()
     holder.close()
-    assert told.lost == [2]
+    assert recorded.lost == [2]
     assert [row["cohort"] for row in rows(path)] == ["a", "a"]
 
 
-def test_a_full_disk_loses_outcomes_and_nothing_else(small_disk: Path) -> None:
-    """What was kept before stays, and outcomes are kept again as soon as there is room."""
+def test_a_full_disk_costs_outcomes_and_nothing_else(small_disk: Path) -> None:
+    """Earlier rows stay, and outcomes are stored again as soon as there is room."""
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 64 * 1024)
     path = small_disk / "ledger.sqlite"
-    told = Told(Store(path, 30))
+    recorded = Recorded(Store(path, 30))
     for i in range(50):
-        told.ledger.offer(b"full " * 20)
-        until(lambda i=i: len(told.ended) == (i + 1) * 20)
+        recorded.ledger.offer(b"full " * 20)
+        until(lambda i=i: len(recorded.ended) == (i + 1) * 20)
     ballast.unlink()
-    told.ledger.offer(b"room")
-    told.ledger.close()
+    recorded.ledger.offer(b"room")
+    recorded.ledger.close()
     kept = [row["cohort"] for row in rows(path)]
-    assert 0 < sum(told.lost) < 1000
-    assert kept == ["full"] * (1000 - sum(told.lost)) + ["room"]
+    assert 0 < sum(recorded.lost) < 1000
+    assert kept == ["full"] * (1000 - sum(recorded.lost)) + ["room"]
 
 
-def test_a_store_that_is_slow_fills_the_queue_and_no_more() -> None:
-    """What finds no room is dropped and counted at once: `offer` never waits."""
+def test_a_slow_store_fills_the_queue_and_nothing_else() -> None:
+    """If the queue is full, `offer` drops and counts the batch immediately. It never waits."""
     go = threading.Event()
 
     class Slow(Failing):
         def add(self, rows: Any) -> None:
             go.wait(10)
 
-    told = Told(Slow())
-    told.ledger.offer(b"taken")
-    until(lambda: told.ended)  # the thread has it, and waits for the store
-    for _ in range(_WAITING):
-        told.ledger.offer(b"waits")
-    told.ledger.offer(b"one too many")
-    assert told.lost == [3]
+    recorded = Recorded(Slow())
+    recorded.ledger.offer(b"taken")
+    until(lambda: recorded.ended)  # the thread has taken it and waits for the store
+    for _ in range(_QUEUED_BATCHES):
+        recorded.ledger.offer(b"waits")
+    recorded.ledger.offer(b"one too many")
+    assert recorded.lost == [3]
     go.set()
-    told.ledger.close()
-    assert len(told.ended) == 1 + _WAITING
+    recorded.ledger.close()
+    assert len(recorded.ended) == 1 + _QUEUED_BATCHES
 
 
-def test_a_folder_that_is_not_there_is_the_operators_mistake(tmp_path: Path) -> None:
-    """Said before anything is served."""
-    with pytest.raises(OSError, match=r"no folder .*nowhere to keep the ledger in: create it"):
+def test_a_missing_folder_is_a_mistake_of_the_operator(tmp_path: Path) -> None:
+    """It is reported before anything is served."""
+    with pytest.raises(OSError, match=r"cannot write a ledger to .*ledger.sqlite: create the folder .*nowhere$"):
         Store(tmp_path / "nowhere" / "ledger.sqlite", 30)
 
 
-def test_a_ledger_of_another_version_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(OSError, match=r"another version of the ledger \(9\): move it away"):
+    with pytest.raises(OSError, match="has ledger version 9, but version 2 is needed: move the file away"):
         Store(path, 30).open()
-    with pytest.raises(OSError, match="there is no ledger"):
+    with pytest.raises(OSError, match=r"no ledger at .*none: `extproc serve --ledger .*none` creates one"):
         connect(tmp_path / "none")
     (tmp_path / "empty").touch()
-    with pytest.raises(OSError, match="is no ledger"):
+    with pytest.raises(OSError, match="is not a ledger: give a file that `extproc serve --ledger` has written"):
         connect(tmp_path / "empty")
 
 
 def test_a_stream_of_logs_ends_when_the_server_drains(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Envoy never ends it: without that, a stop would wait for its whole grace."""
+    """Envoy never ends the stream. Without `drain`, a stop would take the whole grace time."""
     monkeypatch.setattr("extproc.accounting.ledger._LAST_BATCH_S", 0.01)
-    told = Told()
+    recorded = Recorded()
 
     async def play() -> bytes:
-        streams = LogStreams(told.ledger)
+        streams = LogStreams(recorded.ledger)
 
         async def endless() -> AsyncIterator[bytes]:
             yield b"a"
@@ -272,13 +272,13 @@ def test_a_stream_of_logs_ends_when_the_server_drains(monkeypatch: pytest.Monkey
         return await asyncio.wait_for(taking, 5)
 
     assert asyncio.run(play()) == b""
-    told.ledger.close()
-    assert [o.cohort for o in told.ended] == ["a", "b"]
+    recorded.ledger.close()
+    assert [o.cohort for o in recorded.ended] == ["a", "b"]
 
 
-def test_what_is_too_old_is_forgotten_some_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement takes no longer than a store is waited for, and no outcome waits for it."""
-    monkeypatch.setattr("extproc.accounting.store._FORGOTTEN", 2)
+def test_old_outcomes_are_deleted_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No statement takes longer than the timeout, and no outcome waits for the deletion."""
+    monkeypatch.setattr("extproc.accounting.store._PRUNED_ROWS", 2)
     store = Store(tmp_path / "ledger.sqlite", 30)
     store.add([(outcome(1e9), FREE)] * 3 + [(outcome(time.time()), FREE)])
     assert [row["id"] for row in rows(tmp_path / "ledger.sqlite")] == [3, 4]

@@ -1,4 +1,4 @@
-"""A ledger in a real Postgres is what it is in a file; and its server, slow or gone, is nobody's trouble."""
+"""A ledger in a real Postgres equals one in a file. A slow or stopped server never affects traffic."""
 
 import os
 import pwd
@@ -29,7 +29,7 @@ FREE = Cost(None, (), None)
 
 
 class Postgres:
-    """A server on a port of its own. It refuses to be run by root; another user does it then."""
+    """A server on its own port. Postgres refuses to run as root, so then it runs as another user."""
 
     def __init__(self, binaries: Path) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="ledger-"))
@@ -45,7 +45,7 @@ class Postgres:
         subprocess.run([*self._as, *made], cwd=self._folder, stdout=subprocess.DEVNULL, check=True)
 
     def start(self) -> None:
-        """Run it, and return when it answers."""
+        """Start the server, and return when it answers."""
         options = ["-D", "data", "-p", str(self._port), "-h", "127.0.0.1", "-k", str(self._folder), "-F"]
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*self._as, self._server, *options], cwd=self._folder, stderr=log)
@@ -59,7 +59,7 @@ class Postgres:
         return True
 
     def kill(self) -> None:
-        """Gone at once, its workers with it."""
+        """End the server and its processes immediately."""
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(30)
 
@@ -77,7 +77,7 @@ def server() -> Iterator[Postgres]:
     places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), *map(Path, os.get_exec_path())]
     binaries = next((place for place in places if (place / "initdb").exists()), None)
     if binaries is None:
-        assert "CI" not in os.environ, "nothing is skipped there"
+        assert "CI" not in os.environ, "CI must run these tests"
         pytest.skip("there is no Postgres on this machine: apt-get install postgresql")
     postgres = Postgres(binaries)
     try:
@@ -103,7 +103,7 @@ def until(look: Callable[[], object], within_s: float = 30) -> None:
 
 
 def outcomes() -> list[tuple[Outcome, Cost]]:
-    """Some of every kind, one with two rejections, one that is too old to be kept."""
+    """Outcomes of several kinds: one has two rejections, and one is too old to be kept."""
     now = time.time()
     climbed = Outcome(
         now - 60, "chat", "accepted", 200, 3, "matched", False, "faq", "frontier", usage=Usage(10, 4, 3),
@@ -119,18 +119,18 @@ def outcomes() -> list[tuple[Outcome, Cost]]:
     return [(climbed, Cost(0.5, (0.25, None), 0.75)), (plain, Cost(0.125, (), 0.25)), (failed, FREE), (old, FREE)]
 
 
-def test_postgres_tells_what_a_file_tells(postgres: Postgres, tmp_path: Path) -> None:
-    """The same rows, the same report by whatever is asked for, the same export; the old ones gone from both."""
+def test_postgres_and_a_file_hold_the_same(postgres: Postgres, tmp_path: Path) -> None:
+    """The same rows, reports and export. Both have deleted the old outcome."""
     places: tuple[Path | str, ...] = (tmp_path / "ledger.sqlite", postgres.url)
-    found = outcomes()
+    written = outcomes()
     for place in places:
         store = Store(place, 30)
-        store.add(found[:2])
-        store.add(found[2:])
+        store.add(written[:2])
+        store.add(written[2:])
         store.close()
-        Store(place, 30).add([])  # opened anew, it is there; and prunes
+        Store(place, 30).add([])  # opens the existing ledger, and deletes old rows
     kept = [[dict(r) for r in connect(place).select("SELECT * FROM outcomes ORDER BY id")] for place in places]
-    assert [row["time"] for row in kept[0]] == [outcome.time for outcome, _ in found[:3]]
+    assert [row["time"] for row in kept[0]] == [outcome.time for outcome, _ in written[:3]]
     assert kept[0] == kept[1]
     for by in ("cohort", "tier", "principal"):
         file, tables = (read_report(place, 3600, by) for place in places)  # type: ignore[arg-type]
@@ -150,8 +150,8 @@ def test_the_commands_take_a_url_and_print_no_password(postgres: Postgres) -> No
     assert "secret" not in done.stdout and "@" not in done.stdout
 
 
-def test_several_routers_make_and_fill_one_ledger(postgres: Postgres) -> None:
-    """Whoever comes second finds the tables that the first has made."""
+def test_several_routers_create_and_fill_one_ledger(postgres: Postgres) -> None:
+    """The first router creates the tables, and the others find them."""
 
     def work() -> None:
         store = Store(postgres.url, 30)
@@ -168,64 +168,64 @@ def test_several_routers_make_and_fill_one_ledger(postgres: Postgres) -> None:
     assert (total.requests, total.escalated, total.attempts) == (40, 20, 80)
 
 
-class Kept:
-    """A ledger in Postgres, and what it said."""
+class Recorded:
+    """A ledger in Postgres, and the outcomes and losses that it reported."""
 
     def __init__(self, url: str) -> None:
         self.ended = 0
         self.lost: list[int] = []
         made = Outcome(time.time(), "chat", "accepted", 200, 1, "matched")
-        self.ledger = Ledger(lambda _: [made], lambda _: FREE, self._tell, self.lost.append, Store(url, 30))
+        self.ledger = Ledger(lambda _: [made], lambda _: FREE, self._report, self.lost.append, Store(url, 30))
 
-    def _tell(self, *_: Any) -> None:
+    def _report(self, *_: Any) -> None:
         self.ended += 1
 
 
-def test_a_server_that_dies_costs_what_came_meanwhile(postgres: Postgres) -> None:
-    """It is counted; and the ledger goes on where the server comes back, with nobody's help."""
-    kept = Kept(postgres.url)
-    kept.ledger.offer(b"before")
-    until(lambda: kept.ended == 1)
+def test_a_stopped_server_costs_only_the_outcomes_of_that_time(postgres: Postgres) -> None:
+    """They are counted, and the ledger continues by itself when the server is back."""
+    recorded = Recorded(postgres.url)
+    recorded.ledger.offer(b"before")
+    until(lambda: recorded.ended == 1)
     until(lambda: len(list(connect(postgres.url).select("SELECT id FROM outcomes"))) == 1)
     postgres.kill()
-    kept.ledger.offer(b"meanwhile")
-    until(lambda: kept.lost == [1])
+    recorded.ledger.offer(b"meanwhile")
+    until(lambda: recorded.lost == [1])
     postgres.start()
-    kept.ledger.offer(b"after")
-    kept.ledger.close()
-    assert (kept.ended, kept.lost) == (3, [1])
+    recorded.ledger.offer(b"after")
+    recorded.ledger.close()
+    assert (recorded.ended, recorded.lost) == (3, [1])
     assert read_report(postgres.url, 3600).total.requests == 2
 
 
-def test_a_server_that_hangs_keeps_nobody_waiting(postgres: Postgres) -> None:
-    """A lock that is never released: the statement is given up on, and what comes next is kept."""
-    kept = Kept(postgres.url)
-    kept.ledger.offer(b"before")
-    until(lambda: kept.ended == 1)
+def test_a_statement_that_hangs_is_given_up(postgres: Postgres) -> None:
+    """It waits for a lock that is never released. The next outcomes are stored."""
+    recorded = Recorded(postgres.url)
+    recorded.ledger.offer(b"before")
+    until(lambda: recorded.ended == 1)
     with psycopg.connect(postgres.url) as holder:
         until(lambda: holder.execute("SELECT count(*) FROM outcomes").fetchone() == (1,))
         holder.execute("LOCK TABLE outcomes")
-        kept.ledger.offer(b"meanwhile")
-        until(lambda: kept.lost == [1])
-    kept.ledger.offer(b"after")
-    kept.ledger.close()
+        recorded.ledger.offer(b"meanwhile")
+        until(lambda: recorded.lost == [1])
+    recorded.ledger.offer(b"after")
+    recorded.ledger.close()
     assert read_report(postgres.url, 3600).total.requests == 2
 
 
-def test_a_table_of_somebody_else_is_left_alone(postgres: Postgres) -> None:
-    """The message says where the ledger could live instead, and that place works."""
-    with pytest.raises(OSError, match="there is no ledger in postgresql://127"):
+def test_a_table_of_another_program_is_left_alone(postgres: Postgres) -> None:
+    """The error suggests another schema for the ledger, and that schema works."""
+    with pytest.raises(OSError, match=r"no ledger in postgresql://127.*: `extproc serve --ledger` creates one"):
         connect(postgres.url)
     postgres.do("CREATE TABLE outcomes (theirs TEXT); CREATE SCHEMA IF NOT EXISTS ours")
-    with pytest.raises(OSError, match="give the ledger a schema of its own, by") as told:
+    with pytest.raises(OSError, match="use another schema for the ledger, with") as refused:
         Store(postgres.url, 30).open()
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(refused.value)
     elsewhere = f"{postgres.url}?options=-csearch_path%3Dours"
     Store(elsewhere, 30).add(outcomes())
     assert read_report(elsewhere, 3600).total.requests == 3
 
 
-def test_the_driver_that_is_missing_is_named_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_driver_is_reported_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(OSError, match=r"pip install 'envoy-semantic-router\[postgres\]'"):
         Store("postgresql://127.0.0.1/none", 30)

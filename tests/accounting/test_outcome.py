@@ -1,4 +1,4 @@
-"""What an exchange cost: measured tokens at the tiers' prices, and never a guess."""
+"""The cost of an exchange: measured tokens at the prices of the tiers, never a guess."""
 
 import pytest
 
@@ -20,54 +20,54 @@ def outcome(**what: object) -> Outcome:
     return Outcome(**plain | {"tier": "small"} | what)  # type: ignore[arg-type]
 
 
-def test_an_answer_costs_its_tokens_at_its_tier_and_is_held_against_the_default() -> None:
-    """Dollars per million tokens, each way."""
+def test_an_answer_costs_its_tokens_at_its_tier_and_is_compared_with_the_default() -> None:
+    """Prices are in dollars per million tokens, for input and for output."""
     assert cost_of(outcome(usage=Usage(1000, 100)), POLICY) == Cost(1200e-6, (), 14_000e-6)
 
 
 @pytest.mark.parametrize(
     ("cached", "default"), [(None, 14_000e-6), (0, 14_000e-6), (600, 8_600e-6), (5000, 5_000e-6)]
 )
-def test_cached_input_has_a_price_of_its_own(cached: int | None, default: float) -> None:
-    """Where the tier names one; and there is never more of it than input."""
-    found = cost_of(outcome(usage=Usage(1000, 100, cached)), POLICY)
-    assert found.last == pytest.approx(1200e-6)
-    assert found.default == pytest.approx(default)
+def test_cached_input_has_its_own_price(cached: int | None, default: float) -> None:
+    """If the tier has one. Cached tokens are a part of the input, so there are never more of them."""
+    cost = cost_of(outcome(usage=Usage(1000, 100, cached)), POLICY)
+    assert cost.last == pytest.approx(1200e-6)
+    assert cost.default == pytest.approx(default)
 
 
 def test_rejected_answers_are_priced_each_at_its_own_tier() -> None:
-    """They are paid for as well, and apart."""
+    """They were also paid for, and their cost is kept apart."""
     rejections = (Rejection(1, "small", "refusal", Usage(10, 5)), Rejection(2, "large", "empty", Usage(10, 1)))
-    found = cost_of(outcome(tier="large", attempts=3, rejections=rejections, usage=Usage(10, 1)), POLICY)
-    assert found == Cost(140e-6, (20e-6, 140e-6), 140e-6)
+    priced = cost_of(outcome(tier="large", attempts=3, rejections=rejections, usage=Usage(10, 1)), POLICY)
+    assert priced == Cost(140e-6, (20e-6, 140e-6), 140e-6)
 
 
 @pytest.mark.parametrize("usage", [None, Usage(10, None), Usage(None, 10)])
 def test_without_tokens_there_is_no_cost(usage: Usage | None) -> None:
-    """Unknown is not nought."""
+    """An unknown cost is not zero."""
     rejections = (Rejection(1, "small", "refusal", usage),)
     assert cost_of(outcome(usage=usage, rejections=rejections), POLICY) == Cost(None, (None,), None)
 
 
 def test_a_tier_that_the_policy_no_longer_has_is_not_priced() -> None:
-    found = cost_of(outcome(tier="gone", usage=Usage(10, 1)), POLICY)
-    assert (found.last, found.default) == (None, pytest.approx(140e-6))
+    cost = cost_of(outcome(tier="gone", usage=Usage(10, 1)), POLICY)
+    assert (cost.last, cost.default) == (None, pytest.approx(140e-6))
 
 
 @pytest.mark.parametrize("ending", ["human", "failed", "cancelled"])
-def test_what_nobody_got_saved_nothing(ending: str) -> None:
-    """It cost what it cost, and the default tier's answer would not have been in its place."""
+def test_an_answer_that_was_not_served_saves_nothing(ending: str) -> None:
+    """It has a cost, but no answer of the default tier to compare it with."""
     assert cost_of(outcome(ending=ending, usage=Usage(10, 5)), POLICY) == Cost(20e-6, (), None)
 
 
 @pytest.mark.parametrize("reason", ["pinned", "passthrough"])
-def test_a_tier_that_the_client_chose_is_its_own_measure(reason: str) -> None:
-    """No saving and no loss is ours there."""
+def test_a_tier_that_the_client_chose_is_compared_with_itself(reason: str) -> None:
+    """The router neither saves nor loses money there."""
     assert cost_of(outcome(reason=reason, usage=Usage(10, 5)), POLICY) == Cost(20e-6, (), 20e-6)
 
 
-def test_attempts_without_an_answer_are_told_apart() -> None:
-    """Neither rejected nor the last: an error, a reset, a dead server."""
+def test_attempts_without_an_answer_are_counted_as_failed() -> None:
+    """They were not rejected, and another attempt followed: an error, a reset, a dead server."""
     rejections = (Rejection(2, "small", "refusal"),)
     assert outcome(attempts=4, rejections=rejections).failed_attempts == 2
     assert outcome(attempts=1).failed_attempts == 0
@@ -86,6 +86,6 @@ def test_attempts_without_an_answer_are_told_apart() -> None:
         ({"ending": "cancelled", "status": 0, "attempts": 0}, False),
     ],
 )
-def test_usage_is_due_where_an_upstream_may_have_been_paid(what: dict[str, object], due: bool) -> None:
-    """An error has no usage and misses none."""
+def test_usage_is_due_if_an_upstream_may_have_been_paid(what: dict[str, object], due: bool) -> None:
+    """An error has no usage, so its usage is not unknown."""
     assert outcome(**what).usage_due is due

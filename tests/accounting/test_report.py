@@ -1,4 +1,4 @@
-"""What the ledger says, added up: on rows whose sums a person can do."""
+"""The sums of a ledger, on rows that a person can add up."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.render import html_of, text_of
-from extproc.accounting.report import Line, read_report, seconds_of
+from extproc.accounting.report import CohortLine, read_report, seconds_of
 from extproc.accounting.store import Store
 from extproc.api.observation import Usage
 
@@ -44,27 +44,27 @@ def ledger(tmp_path: Path) -> Path:
 
 
 def test_a_cohorts_line_is_the_sum_of_its_rows(ledger: Path) -> None:
-    """Rejected answers are in tokens and cost; what is unknown is in neither; what is too old is left out."""
+    """Tokens and cost include rejected answers, but no unknown usage and no older rows."""
     line, *_ = read_report(ledger, HOUR_S).groups
     assert line.cost == pytest.approx(0.10) and line.saving == pytest.approx(0.15)
     assert line.cost_per_accepted == pytest.approx(0.05)
     line.cost, line.saving, line.cost_per_accepted = 0.10, 0.15, 0.05
-    assert line == Line(
+    assert line == CohortLine(
         name="faq", requests=6, attempts=9, failed_attempts=2, accepted=2, judged=1, degraded=1, human=1, failed=1,
         cancelled=1, escalated=1, fallback=0, input=310, output=40, cached=50, cost=0.10, cascade_cost=0.02,
         cost_per_accepted=0.05, saving=0.15, unknown=1, first_byte_s=(2.0, 2.9), escalations={"refusal": 1},
     )  # fmt: skip
 
 
-def test_fallbacks_are_told_by_reason(ledger: Path) -> None:
-    """Those of ours, and Envoy's own when we were not there."""
+def test_fallbacks_are_counted_by_reason(ledger: Path) -> None:
+    """The fallbacks of the router, and those of Envoy without the router."""
     total = read_report(ledger, HOUR_S).total
     assert (total.requests, total.fallback) == (8, 2)
     assert total.fallbacks == {"fail_open": 1, "out_of_scope": 1}
 
 
-def test_a_tier_is_told_what_it_was_paid_itself(ledger: Path) -> None:
-    """The rejected answer of a request that another tier served is among the first tier's tokens."""
+def test_a_tier_has_the_tokens_of_all_its_answers(ledger: Path) -> None:
+    """A rejected answer counts for the tier that gave it, although another tier served the request."""
     lines = {line.name: line for line in read_report(ledger, HOUR_S, "tier").groups}
     assert (lines["small"].input, lines["small"].escalations) == (210, {"refusal": 1})
     assert (lines["large"].input, lines["large"].escalations) == (105, {})
@@ -81,13 +81,13 @@ def test_a_ledger_without_rows_is_a_report_without_lines(tmp_path: Path) -> None
     assert "total" in text_of(report)
 
 
-def test_people_read_the_same_numbers(ledger: Path) -> None:
-    """In a terminal and on a page, names of cohorts escaped."""
+def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
+    """On the page, names of cohorts are escaped."""
     report = read_report(ledger, HOUR_S)
     text = text_of(report)
     head, faq = (" ".join(line.split()) for line in text.splitlines()[2:4])
     assert head == (
-        "cohort requests attempts accepted (judged) degraded failed left escalated fallback first byte s (p95)"
+        "cohort requests attempts accepted (judged) degraded failed cancelled escalated fallback first byte s (p95)"
     )
     assert faq == "faq 6 9 2 (1) 2 1 1 1 0 2.00 (2.90)"
     assert "faq escalated: refusal 1\n- fell back: fail_open 1\ncode fell back: out_of_scope 1\n" in text
@@ -102,5 +102,5 @@ def test_a_span_is_a_number_and_a_unit(span: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("span", ["", "24", "h", "1w", "-1h", "24h "])
 def test_any_other_span_is_refused_with_a_remedy(span: str) -> None:
-    with pytest.raises(ValueError, match="give a number and m, h or d, as in 24h"):
+    with pytest.raises(ValueError, match="expected a number followed by m, h or d, as in 24h"):
         seconds_of(span)

@@ -177,7 +177,7 @@ def test_serve_names_a_taken_port(small_intents: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = _extproc("serve", "--intents", small_intents, "--listen", address)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == f"extproc: cannot listen on {address}: is the port taken?"
+    assert done.stderr.splitlines()[-1] == f"extproc: cannot listen on {address}: check that the port is free"
     assert "Traceback" not in done.stderr
 
 

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from extproc.accounting.export import export
-from extproc.accounting.report import Report, read_report
+from extproc.accounting.report import CostReport, read_report
 from extproc.accounting.store import connect
 from extproc.cli.main import main
 from extproc.config.load import load_config
@@ -136,10 +136,10 @@ class Mix:
                 got += connection.recv(65536)
         self.asked["cancelled"] += 1
 
-    def report(self, by: Any = "cohort") -> Report:
+    def report(self, by: Any = "cohort") -> CostReport:
         """Return the report as soon as it has all requests."""
 
-        def look() -> Report | None:
+        def look() -> CostReport | None:
             with contextlib.suppress(OSError):
                 report = read_report(ledger_of(self.stack), 3600, by)
                 return report if report.total.requests >= self.asked.total() else None
@@ -239,7 +239,7 @@ def test_the_commands_tell_the_same(stack: Stack, mix: Mix, tmp_path: Path) -> N
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
-    assert msgspec.json.decode(run("report", "--json"), type=Report).total == report.total
+    assert msgspec.json.decode(run("report", "--json"), type=CostReport).total == report.total
     text = run("report")
     assert text.splitlines()[2].split()[:3] == ["cohort", "requests", "attempts"]
     assert f"extraction escalated: refusal {mix.asked['climbs']}" in text

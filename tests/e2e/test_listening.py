@@ -167,7 +167,7 @@ def test_the_server_takes_over_a_renewed_certificate(secured: Secured) -> None:
     former = secured.server[0].read_text()
     secured.server[0].write_text(secured.envoy[0].read_text())
     assert _shown(secured) == former
-    eventually(lambda: "the certificates stay as they were" in secured.stack.log("router.log"), "the log says so")
+    eventually(lambda: "keeping the previous certificates" in secured.stack.log("router.log"), "the log says so")
     secured.authority.sign("server", "extproc")
     renewed = secured.server[0].read_text()
     assert renewed != former

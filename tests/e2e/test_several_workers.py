@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed_is_started_again_while_the_other_serves(pair):
         flow.flows_on()
     assert flow.failures() == []
     assert second in children(pair) and first not in children(pair)
-    assert "ended with -9: starting it again" in pair.log("router.log")
+    assert "exited with status -9: restarting it" in pair.log("router.log")
 
 
 def test_a_mistake_in_the_intents_ends_all_with_its_message(tmp_path):
@@ -92,7 +92,7 @@ def test_a_stopped_supervisor_leaves_no_worker(small_intents):
         assert len(pids) == 2
         stack.stop()
         logged = stack.log("router.log")
-        assert "starting it again" not in logged and "ERROR" not in logged
+        assert "restarting it" not in logged and "ERROR" not in logged
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 

@@ -1,4 +1,4 @@
-"""The event loop's lag: measured as long as it lasts, and told once."""
+"""The lag of the event loop is measured all the time, and logged once in a while."""
 
 import asyncio
 import logging
@@ -10,7 +10,7 @@ from extproc.serving.watchdog import WARN_S, watch_lag
 
 
 def lags(*blocked_s: float) -> list[float]:
-    """What is reported while something blocks the loop for so long, once for each."""
+    """Block the loop for each of these times in turn. Return every lag that was reported."""
     reported: list[float] = []
 
     async def run() -> None:
@@ -29,18 +29,18 @@ def lags(*blocked_s: float) -> list[float]:
     return reported
 
 
-def test_a_loop_that_stood_still_is_reported_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_blocked_loop_is_reported_each_time_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Two stalls in a row are two measurements and one line."""
     with caplog.at_level(logging.WARNING, "extproc"):
         reported = lags(0.5, 0.5)
     assert sum(lag > 0.3 for lag in reported) == 2
-    assert [record.message.partition(" for ")[0] for record in caplog.records] == ["the event loop stood still"]
+    assert [record.message.partition(" for ")[0] for record in caplog.records] == ["the event loop was blocked"]
 
 
 def test_a_lag_within_the_bound_is_reported_only(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a busy machine does anyway is no warning."""
+    """A busy machine causes a small lag, which is not worth a warning."""
     monkeypatch.setattr("extproc.serving.watchdog.WARN_S", 100 * WARN_S)
     with caplog.at_level(logging.WARNING, "extproc"):
         reported = lags(0.2)

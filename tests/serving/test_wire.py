@@ -1,4 +1,4 @@
-"""Envoy's messages <-> plain values: every rule of the protocol that costs a request when it is broken."""
+"""Envoy's messages <-> plain values. A mistake in any of these rules of the protocol would cost a request."""
 
 from typing import Any
 
@@ -30,11 +30,11 @@ def with_attributes(namespace: str = "envoy.filters.http.ext_proc", **values: An
     return message
 
 
-# What we read
+# Reading
 
 
 def test_both_value_fields_of_a_header_are_read():
-    """Envoy fills one of the two, by its configuration; names come in any case."""
+    """Envoy's configuration decides which of the two it fills. Names may have any case."""
     headers = header_map(
         pb.HeaderValue(key=":path", value="/v1/messages"),
         pb.HeaderValue(key="X-User-Tier", raw_value=b"gold"),
@@ -48,7 +48,7 @@ def test_both_value_fields_of_a_header_are_read():
 
 
 def test_a_header_that_is_repeated_is_joined():
-    """As HTTP says, so that a second one cannot hide behind the first."""
+    """As HTTP defines, so that the first value cannot hide the second."""
     headers = header_map(pb.HeaderValue(key="a", value="1"), pb.HeaderValue(key="A", raw_value=b"2"))
     message = pb.ProcessingRequest(response_headers=pb.HttpHeaders(headers=headers))
     assert read_event(message) == Event("response_headers", False, headers={"a": "1, 2"})
@@ -56,7 +56,7 @@ def test_a_header_that_is_repeated_is_joined():
 
 @pytest.mark.parametrize("kind", ["request_body", "response_body"])
 def test_bodies_are_read_with_their_end(kind):
-    """Any bytes; the last chunk says so."""
+    """A body may hold any bytes, and its last chunk is marked as the last."""
     message = pb.ProcessingRequest(**{kind: pb.HttpBody(body=b"\x00\xff", end_of_stream=True)})
     assert read_event(message) == Event(kind, True, b"\x00\xff")
     assert read_event(pb.ProcessingRequest(**{kind: pb.HttpBody()})) == Event(kind, False, b"")
@@ -64,19 +64,19 @@ def test_bodies_are_read_with_their_end(kind):
 
 @pytest.mark.parametrize("kind", ["request_trailers", "response_trailers"])
 def test_trailers_end_their_direction(kind):
-    """They come after the last chunk, which did not say that it was the last."""
+    """They come after the last chunk of the body, which was not marked as the last."""
     trailers = pb.HttpTrailers(trailers=header_map(pb.HeaderValue(key="grpc-status", raw_value=b"0")))
     assert read_event(pb.ProcessingRequest(**{kind: trailers})) == Event(kind, True, headers={"grpc-status": "0"})
 
 
-def test_a_kind_of_message_that_we_do_not_know_is_no_event():
-    """A newer Envoy may send one; its fields are skipped."""
+def test_a_message_of_an_unknown_kind_is_not_an_event():
+    """A newer Envoy may send one. Its fields are skipped."""
     newer = b"\xa2\x06\x02\x08\x01"  # field 100
     assert read_event(decode_request(newer)) is None
 
 
-def test_attributes_stand_for_headers_that_were_not_sent():
-    """They come under one key whatever the filter is called; path and method under the headers' names."""
+def test_attributes_replace_headers_that_were_not_sent():
+    """They come under one key, regardless of the name of the filter. The path gets the name of its header."""
     message = with_attributes(
         request__path="/v1/messages?beta=true",
         request__method="POST",
@@ -86,7 +86,7 @@ def test_attributes_stand_for_headers_that_were_not_sent():
     assert read_opening(message).headers == expected
 
 
-def test_attributes_that_we_did_not_expect_are_ignored():
+def test_unexpected_attributes_are_ignored():
     """Other names, types and namespaces change nothing."""
     message = with_attributes(
         request__size=12, request__headers="CelMap value", source__address="1.2.3.4", x=None, y=[1], z={"a": True}
@@ -95,15 +95,15 @@ def test_attributes_that_we_did_not_expect_are_ignored():
     assert read_opening(message) == Opening({}, "BUFFERED", "BUFFERED")
 
 
-def test_a_headers_message_is_believed_over_attributes():
-    """It is what will be sent on."""
+def test_a_headers_message_wins_over_attributes():
+    """Its headers are the ones that Envoy forwards."""
     message = with_attributes(request__path="/attribute")
     message.request_headers.headers.CopyFrom(header_map(pb.HeaderValue(key=":path", raw_value=b"/header")))
     assert read_opening(message).headers == {":path": "/header"}
 
 
-def test_response_headers_are_none_of_the_requests():
-    """A stream may start with them; the request stays unknown."""
+def test_response_headers_are_not_request_headers():
+    """A stream may start with response headers. The request is then unknown."""
     headers = header_map(pb.HeaderValue(key=":status", raw_value=b"403"))
     message = pb.ProcessingRequest(response_headers=pb.HttpHeaders(headers=headers))
     assert read_opening(message) == Opening({}, "BUFFERED", "BUFFERED")
@@ -119,19 +119,19 @@ def test_response_headers_are_none_of_the_requests():
     ],
 )
 def test_the_body_modes_are_read_from_the_first_message(request_mode, response_mode, expected):
-    """A mode newer than we are is taken for the usual one."""
+    """A mode that only a newer Envoy has is read as the usual one."""
     modes = pb.ProtocolConfiguration(request_body_mode=request_mode, response_body_mode=response_mode)
     opening = read_opening(pb.ProcessingRequest(request_body=pb.HttpBody(), protocol_config=modes))
     assert (opening.request_body_mode, opening.response_body_mode) == expected
 
 
-def test_an_envoy_that_tells_no_modes_uses_the_usual_one():
-    """Absent is not NONE, which is what protobuf's default would read as."""
+def test_an_envoy_that_sends_no_modes_uses_the_usual_one():
+    """Absent is not NONE, although NONE is the default value in protobuf."""
     assert read_opening(pb.ProcessingRequest(request_body=pb.HttpBody())) == Opening({}, "BUFFERED", "BUFFERED")
 
 
 def test_metadata_and_attempt_come_as_plain_values():
-    """What the router decided, for a verifier: nested values, lists, nothing at all."""
+    """A verifier reads the router's decision from them: nested values, lists and nulls."""
     message = with_attributes(upstream__request_attempt_count=2, **{TIER_ATTRIBUTE: "large"})
     value = {"a": "b", "n": 2.0, "yes": True, "none": None, "list": [1.0, {"c": []}]}
     message.metadata_context.filter_metadata["semantic_router"].update(value)
@@ -139,12 +139,12 @@ def test_metadata_and_attempt_come_as_plain_values():
     assert (opening.metadata, opening.attempt, opening.tier) == ({"semantic_router": value}, 2, "large")
 
 
-# What we write
+# Writing
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_empty_reply_says_its_kind(kind):
-    """An answer of no kind, or of another one, is a protocol error to Envoy."""
+def test_an_empty_reply_has_its_kind(kind):
+    """Envoy treats a reply without a kind, or of another kind, as a protocol error."""
     response = write_reply(Reply(kind))
     assert response.WhichOneof("response") == kind
     assert pb.ProcessingResponse.FromString(encode_response(response)).WhichOneof("response") == kind
@@ -152,7 +152,7 @@ def test_an_empty_reply_says_its_kind(kind):
 
 
 def test_a_header_is_written_raw_and_overwrites():
-    """In `raw_value` alone, and with the overwrite said: Envoy's default would append to what a client sent."""
+    """Only `raw_value` is set. Without the overwrite, Envoy would append the value to the client's header."""
     response = write_reply(Reply("request_body", headers={"x-router-cluster": "small-ü"}))
     option = pb.HeaderValueOption(
         header=pb.HeaderValue(key="x-router-cluster", raw_value="small-ü".encode()), append_action=OVERWRITE
@@ -165,14 +165,14 @@ def test_a_header_is_written_raw_and_overwrites():
 @pytest.mark.parametrize("headers", [None, {}, {"a": "1"}, {"a": "1", "b": "2"}])
 @pytest.mark.parametrize("body", [None, b"", b"{}"])
 def test_the_route_is_chosen_again_exactly_when_a_header_changes(kind, headers, body):
-    """Alone, `clear_route_cache` would be ignored or would lose the route for nothing."""
+    """Alone, `clear_route_cache` would be ignored, or would discard the route without a need."""
     common = getattr(write_reply(Reply(kind, headers=headers, body=body)), kind).response
     assert common.clear_route_cache == bool(common.header_mutation.set_headers) == bool(headers)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\x00\xff"])
 def test_a_new_body_comes_without_a_content_length(body):
-    """The buffer filter behind us sets it; ours would be wrong as soon as another filter edits, too."""
+    """The buffer filter after us sets it. Ours would be wrong if another filter also edits the body."""
     response = write_reply(Reply("request_body", headers={"x-router-cluster": "small"}, body=body))
     common = response.request_body.response
     assert (common.body_mutation.WhichOneof("mutation"), common.body_mutation.body) == ("body", body)
@@ -180,28 +180,27 @@ def test_a_new_body_comes_without_a_content_length(body):
     assert b"content-length" not in encode_response(response)
 
 
-def test_a_body_that_stays_is_not_written():
-    """None is no change; an empty body would be one."""
+def test_an_unchanged_body_is_not_written():
+    """None changes nothing. An empty body would replace it."""
     assert not write_reply(Reply("request_body")).request_body.response.HasField("body_mutation")
 
 
 @pytest.mark.parametrize(("body", "end"), [(b"chunk", False), (b"last", True), (b"", True), (None, True)])
 @pytest.mark.parametrize("kind", ["request_body", "response_body"])
 def test_a_full_duplex_chunk_is_a_streamed_response_and_nothing_else(kind, body, end):
-    """Even an empty last one: silence would leave Envoy waiting."""
+    """Even for an empty last chunk, because Envoy waits for the reply."""
     mutation = getattr(write_reply(Reply(kind, body=body, streamed=True, end=end)), kind).response.body_mutation
     chunk = pb.StreamedBodyResponse(body=body or b"", end_of_stream=end)
     assert mutation == pb.BodyMutation(streamed_response=chunk)
 
 
 @pytest.mark.parametrize("kind", ["request_trailers", "response_trailers"])
-def test_trailers_are_answered_with_trailers(kind):
-    """And are not touched."""
+def test_trailers_are_answered_with_unchanged_trailers(kind):
     assert write_reply(Reply(kind)) == pb.ProcessingResponse(**{kind: pb.TrailersResponse()})
 
 
 def test_metadata_keeps_its_values():
-    """Text, numbers, booleans, lists and objects, each under its namespace."""
+    """Text, numbers, booleans, lists and objects are kept under their namespace."""
     metadata = {"semantic_router": {"reason": "matched", "similarity": 0.5, "calibrated": False, "l": [{"a": "b"}]}}
     response = write_reply(Reply("request_body", metadata=metadata))
     fields = response.dynamic_metadata.fields["semantic_router"].struct_value
@@ -210,19 +209,19 @@ def test_metadata_keeps_its_values():
 
 
 def test_trailers_carry_metadata_too():
-    """What is known only at the end of a stream may have no later message to travel with."""
+    """A value that is known only at the end of a stream may have no later message to go with."""
     response = write_reply(Reply("response_trailers", metadata={"n": {"b": "c"}}))
     assert response.WhichOneof("response") == "response_trailers"
     assert response.dynamic_metadata.fields["n"].struct_value.fields["b"].string_value == "c"
 
 
 def test_no_metadata_is_not_written():
-    """An empty one would only cost bytes."""
+    """Empty metadata would only cost bytes."""
     assert not write_reply(Reply("request_body", headers={"a": "b"})).HasField("dynamic_metadata")
 
 
-def test_a_status_answers_the_client_whatever_the_kind():
-    """Only a reply that asks for it: the answer that a person is to give says so itself."""
+def test_a_reply_with_a_status_answers_the_client():
+    """Regardless of its kind. A case for a person uses it: the reply replaces the answer of the upstream."""
     reply = Reply("response_body", headers={"a": "1"}, body=b"{}", metadata={"n": {"b": "c"}}, status=422)
     option = pb.HeaderValueOption(header=pb.HeaderValue(key="a", raw_value=b"1"), append_action=OVERWRITE)
     answer = pb.ImmediateResponse(
@@ -234,7 +233,7 @@ def test_a_status_answers_the_client_whatever_the_kind():
 
 
 def test_other_replies_never_change_the_mode_or_answer_the_client():
-    """Modes are the operator's, answers the upstream's."""
+    """The operator chooses the modes, and the upstream gives the answers."""
     for kind in KINDS:
         response = write_reply(Reply(kind, headers={"a": "b"}, body=b"{}", metadata={"n": {}}))
         assert not response.HasField("mode_override")
@@ -242,6 +241,6 @@ def test_other_replies_never_change_the_mode_or_answer_the_client():
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_an_attempt_that_is_no_number_is_the_first(number):
-    """It would be another filter's mistake, and no reason to lose the exchange."""
+def test_an_attempt_number_that_is_not_finite_means_the_first(number):
+    """A mistake in another filter must not cost the exchange."""
     assert read_opening(with_attributes(upstream__request_attempt_count=number)).attempt == 1

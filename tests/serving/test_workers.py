@@ -1,4 +1,4 @@
-"""Where workers listen, and how many a machine or a container has room for."""
+"""The addresses of workers, and how many workers fit a machine or a container."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_workers_listen_on_consecutive_ports_or_numbered_sockets():
     assert worker_addresses("[::1]:1", 1) == ["[::1]:1"]
 
 
-def test_their_health_is_told_beside_them():
+def test_the_health_of_all_workers_has_an_address_next_to_theirs():
     assert health_address("0.0.0.0:50051") == "0.0.0.0:50050"
     assert health_address("unix:///run/r.sock") == "unix:///run/r.sock.health"
 

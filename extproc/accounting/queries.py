@@ -1,0 +1,68 @@
+"""The SQL of the report. Each query takes one value: the time from which on outcomes count.
+
+SQLite and Postgres both understand it. `o` is a row of `outcomes`, and `r` a row of `rejections`.
+"""
+
+from typing import Literal, get_args
+
+from extproc.accounting.outcome import SERVED, Ending
+
+# The column by which a report groups its lines.
+By = Literal["cohort", "tier", "principal"]
+
+_NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)}
+# A rejected answer belongs to the tier that gave it, not to the tier that served the request.
+_REJECTED_NAMES = _NAMES | {"tier": "coalesce(r.tier, '-')"}
+
+
+def _ended(*endings: Ending) -> str:
+    quoted = ", ".join(f"'{ending}'" for ending in endings)
+    return f"o.ending IN ({quoted})"
+
+
+def _count(condition: str) -> str:
+    return f"sum(CASE WHEN {condition} THEN 1 ELSE 0 END)"
+
+
+# The same condition as `Outcome.usage_due`: without tokens, the usage of this answer is unknown.
+_USAGE_DUE = f"o.attempts > 0 AND (o.status = 200 OR {_ended(Ending.CANCELLED, Ending.HUMAN)})"
+_TOKENS = ", ".join(f"sum(coalesce({{0}}.{kind}, 0)) AS {kind}" for kind in ("input", "output", "cached"))
+_OUTCOME_SUMS = f"""
+  count(*) AS requests, sum(o.attempts) AS attempts, sum(o.failed_attempts) AS failed_attempts,
+  {_count(f"o.ending = '{Ending.ACCEPTED}' AND o.judged = 1")} AS judged,
+  {", ".join(_count(f"o.ending = '{ending}'") + f" AS {ending}" for ending in Ending)},
+  {_TOKENS.format("o")}, coalesce(sum(o.cost), 0) AS cost, coalesce(sum(o.default_cost), 0) AS default_cost,
+  {_count(f"{_USAGE_DUE} AND o.cost IS NULL")} AS unknown
+"""
+_REJECTION_SUMS = f"""
+  count(*) AS rejected, {_TOKENS.format("r")}, coalesce(sum(r.cost), 0) AS cost,
+  {_count("r.cost IS NULL")} AS unknown
+"""
+_OUTCOMES = "outcomes o WHERE o.time >= ?"
+_REJECTIONS = "rejections r JOIN outcomes o ON o.id = r.outcome WHERE o.time >= ?"
+
+
+def outcome_sums(by: By) -> str:
+    """Sums of the outcomes, for each `name` and `reason`."""
+    return f"SELECT {_NAMES[by]} AS name, o.reason, {_OUTCOME_SUMS} FROM {_OUTCOMES} GROUP BY 1, 2"
+
+
+def rejection_sums(by: By) -> str:
+    """Sums of the rejected answers, for each `name` and `reason`."""
+    return f"SELECT {_REJECTED_NAMES[by]} AS name, r.reason, {_REJECTION_SUMS} FROM {_REJECTIONS} GROUP BY 1, 2"
+
+
+def escalated_requests(by: By) -> str:
+    """For each `name`, the number of requests with a rejected answer, as `escalated`."""
+    return f"SELECT {_REJECTED_NAMES[by]} AS name, {_ESCALATED} GROUP BY 1"
+
+
+_ESCALATED = f"count(DISTINCT r.outcome) AS escalated FROM {_REJECTIONS}"
+# The same for all requests, in one row.
+ALL_ESCALATED_REQUESTS = f"SELECT {_ESCALATED}"
+
+
+def first_bytes(by: By) -> str:
+    """`name` and `first_byte_s` of each answer that was served."""
+    served = f"{_ended(*SERVED)} AND o.first_byte_s IS NOT NULL"
+    return f"SELECT {_NAMES[by]} AS name, o.first_byte_s FROM {_OUTCOMES} AND {served}"

@@ -1,0 +1,87 @@
+"""The definition of every metric, as data: `Telemetry` records them, and the documentation can list them."""
+
+from typing import Literal
+
+import msgspec
+
+from extproc.contract.names import PREFIX
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """The definition of one metric."""
+
+    name: str
+    kind: Literal["counter", "histogram", "gauge"]
+    unit: str  # a UCUM unit as OpenTelemetry writes it: "s", "USD", or a noun in braces; "" for a share
+    description: str
+    labels: tuple[str, ...] = ()  # every label that a series may have
+    buckets: tuple[float, ...] = ()  # of a histogram: upper bounds, in `unit`
+
+
+DECISIONS = Metric(
+    f"{PREFIX}.decisions", "counter", "{request}", "Decisions, by cohort, tier and reason",
+    ("cohort", "tier", "reason"),
+)  # fmt: skip
+STAGE_DURATION = Metric(
+    f"{PREFIX}.stage.duration", "histogram", "s", "Duration of each stage of a decision", ("stage",),
+    (1e-5, 1e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0),
+)  # fmt: skip
+VERDICTS = Metric(
+    f"{PREFIX}.verdicts", "counter", "{answer}", "Verdicts on answers, by cohort and reason",
+    ("cohort", "verdict", "reason", "bound"),
+)  # fmt: skip
+RULES_UNAVAILABLE = Metric(
+    f"{PREFIX}.rules.unavailable", "counter", "{answer}",
+    "Acceptance rules that could not run, so that their on_unavailable setting decided", ("cohort", "rule"),
+)  # fmt: skip
+FAILURES = Metric(
+    f"{PREFIX}.failures", "counter", "{exchange}",
+    "Exchanges that an internal error of the router ended, so that Envoy continued without it", ("error.type",),
+)  # fmt: skip
+LOOP_LAG = Metric(
+    f"{PREFIX}.loop.lag", "histogram", "s", "How late the event loop wakes up", (),
+    (1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5),
+)  # fmt: skip
+RELOADS = Metric(
+    f"{PREFIX}.reloads", "counter", "{reload}", "Configuration reloads, by outcome", ("outcome", "reason")
+)
+OUTCOMES = Metric(
+    f"{PREFIX}.outcomes", "counter", "{request}", "Exchanges, by how they ended",
+    ("cohort", "tier", "reason", "outcome"),
+)  # fmt: skip
+REJECTIONS = Metric(
+    f"{PREFIX}.rejections", "counter", "{answer}", "Rejected answers, which were paid for but not served",
+    ("cohort", "tier", "reason"),
+)  # fmt: skip
+TOKENS = Metric(
+    f"{PREFIX}.tokens", "counter", "{token}", "Tokens, as reported by upstreams",
+    ("cohort", "tier", "answer", "type"),
+)  # fmt: skip
+COST = Metric(
+    f"{PREFIX}.cost", "counter", "USD", "Cost of answers, with rejected answers under their own label",
+    ("cohort", "tier", "answer"),
+)  # fmt: skip
+DEFAULT_COST = Metric(
+    f"{PREFIX}.cost.default", "counter", "USD", "Cost of the tokens of served answers at the default tier's prices",
+    ("cohort", "tier"),
+)  # fmt: skip
+USAGE_UNKNOWN = Metric(
+    f"{PREFIX}.usage.unknown", "counter", "{answer}", "Answers without token counts", ("cohort", "tier", "answer")
+)
+FIRST_BYTE = Metric(
+    f"{PREFIX}.first_byte.duration", "histogram", "s",
+    "Time until the client received the first byte of its answer", ("cohort", "tier"),
+    (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
+)  # fmt: skip
+LEDGER_LOST = Metric(f"{PREFIX}.ledger.lost", "counter", "{request}", "Outcomes that the ledger could not store")
+REVISION = Metric(f"{PREFIX}.revision", "gauge", "", "1 for the configuration revision in force", ("revision",))
+ESCALATION_SHARE = Metric(
+    f"{PREFIX}.escalation.share", "gauge", "",
+    "Largest share of a cohort's judged answers that may escalate, as its intent sets it", ("cohort",),
+)  # fmt: skip
+
+# In the order in which they are created.
+METRICS = (
+    DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
+    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, REVISION, ESCALATION_SHARE,
+)  # fmt: skip

@@ -1,0 +1,84 @@
+"""The ext_proc service: the loop that answers one stream."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+
+from extproc.contract.names import HeaderName
+from extproc.contract.words import Role
+from extproc.messages import Opening
+from extproc.pb import ext_proc_pb2 as pb
+from extproc.routing.exchange import RouterExchange
+from extproc.routing.router import Routed, Router
+from extproc.serving import wire
+from extproc.serving.telemetry import Telemetry
+from extproc.verifying.exchange import Verifier, VerifierExchange
+from extproc.verifying.rescue import RescueExchange
+from extproc.verifying.ruling import Ruling
+
+log = logging.getLogger(__name__)
+
+_Exchange = RouterExchange | VerifierExchange | RescueExchange
+
+
+class ExternalProcessor:
+    """Answers Envoy's ext_proc streams. Streams end without an answer until `router` and `verifier` are set."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self.router: Router | None = None
+        self.verifier: Verifier | None = None
+        self.stopping = False  # the server is draining
+        self._telemetry = telemetry
+
+    async def process(
+        self, messages: AsyncIterator[pb.ProcessingRequest], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[pb.ProcessingResponse]:
+        """Answer the messages of one exchange in order, until Envoy ends the stream."""
+        if self.router is None or self.verifier is None:
+            return  # the stream ends without an error, and Envoy sends the request to the default tier
+        metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
+        exchange: _Exchange | None = None
+        reported: object = None
+        try:
+            async for message in messages:
+                if exchange is None:
+                    role = metadata.get(HeaderName.ROLE)
+                    exchange = _open(role, wire.read_opening(message), self.router, self.verifier)
+                event = wire.read_event(message)
+                if event is None:
+                    continue  # a kind that a newer Envoy sends; Envoy goes on after its timeout
+                for reply in await exchange.answer(event):
+                    yield wire.write_reply(reply)
+                result = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
+                if result is not None and result is not reported:
+                    reported = result
+                    self._report(result, metadata)
+        except Exception as error:
+            if self.stopping and isinstance(error, grpc.aio.BaseError):
+                return  # gRPC raises it in a stream that waits for its next message when the server stops
+            # After any error, Envoy continues without us, and the client gets an answer.
+            log.exception("an exchange failed: Envoy sends the request to the default tier")
+            self._telemetry.failed(metadata, error)
+            await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+
+    def _report(self, result: Routed | Ruling, metadata: Mapping[str, str]) -> None:
+        if isinstance(result, Ruling):
+            self._telemetry.ruled(
+                metadata, result.cohort, result.attempt, result.word, result.verdict.reason, result.bound,
+                result.verdict.unavailable,
+            )  # fmt: skip
+            return
+        self._telemetry.decided(metadata, result.record, result.stages, result.request)
+
+
+def _open(role: str | None, opening: Opening, router: Router, verifier: Verifier) -> _Exchange:
+    """Begin the exchange of the filter that opened the stream. A stream without a known role is for the router."""
+    match role:
+        case Role.VERIFIER:
+            return VerifierExchange(verifier, opening)
+        case Role.RESCUE:
+            return RescueExchange(opening)
+        case _:
+            return RouterExchange(router, opening)
