@@ -68,7 +68,6 @@ MOST_LINES = 300
 TO_SPLIT = {
     "cli/main.py",
     "config/load.py",
-    "envoy/listener.py",
     "routing/policy.py",
     "serving/telemetry.py",
     "verifying/exchange.py",

@@ -18,7 +18,7 @@ from extproc.accounting.outcome import Cost, Outcome, Priced
 
 log = logging.getLogger(__name__)
 
-# Batches of at most a second or 1 MiB each (see extproc/envoy/listener.py): what a store may lag behind.
+# Batches of at most a second or 1 MiB each (see extproc/envoy/access_log.py): what a store may lag behind.
 _WAITING = 64
 # What a stop allows the queue, and then the batches in it: a store gives up on each wait of its own sooner.
 _ROOM_S, _LAST_S = 2.0, 4.0

@@ -10,6 +10,9 @@ Dict = dict[str, Any]
 # Judged answers pass Envoy's buffers in both directions at once, many on one connection to us, each as fast as its
 # client reads: towards us and towards the clients the larger buffer is required.
 BUFFER_BYTES = 64 * 1024 * 1024
+# Envoy's formatters for the tier of the last attempt, and for how many attempts there were.
+SERVED_BY = f"%UPSTREAM_METADATA({Namespace.DECISION}:{Key.TIER})%"
+ATTEMPTS = "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"
 
 
 def address(host_port: str) -> Dict:

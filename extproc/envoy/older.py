@@ -16,6 +16,7 @@ from extproc.config.load import Config
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
+from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, SIZE_LIMIT_FILTER, USAGE_FILTER
 from extproc.settings import Tier
 
 Cascade = Literal["priority-group", "composite", "none"]
@@ -27,9 +28,11 @@ NOTES: dict[Cascade, str] = {
 }
 # Between Lua and the route: the clusters of this request's ladder, joined. Tiers cannot be named with a "+".
 _AND_THEN = "+"
-_SIZE_LIMIT, _USAGE = "envoy.filters.http.body_size_limit", "envoy.filters.http.ai_protocol_manager"
 # Filters that the oldest has not, or that have nothing to do where nobody judges.
-_GONE: dict[Cascade, set[str]] = {"composite": {_USAGE}, "none": {_USAGE, "rescue", "failopen_model"}}
+_GONE: dict[Cascade, set[str]] = {
+    "composite": {USAGE_FILTER},
+    "none": {USAGE_FILTER, RESCUE_FILTER, FAILOPEN_FILTER},
+}
 
 
 def for_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
@@ -41,7 +44,7 @@ def for_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
     lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _lua(ladders)})
     *filters, router = (entry for entry in manager["http_filters"] if entry["name"] not in _GONE[cascade])
     for entry in filters:
-        if entry["name"] == _SIZE_LIMIT:  # newer than these, too
+        if entry["name"] == SIZE_LIMIT_FILTER:  # newer than these, too
             limit = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES)
             entry["typed_config"] = limit
     manager["http_filters"] = [*filters, filter_entry("ladder", lua), router]
