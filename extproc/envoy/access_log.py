@@ -1,16 +1,16 @@
-"""The access logs: the decision log on stdout, and the log to our server for the ledger."""
+"""The access logs: the decision log on stdout, and the entries for the ledger, which go to the ext_proc server."""
 
 from extproc.contract.names import DECISION_LOG, HeaderName, Key, Namespace
 from extproc.envoy.builders import ATTEMPTS, SERVED_BY, Dict, from_metadata, typed
 from extproc.envoy.filters import ROUTER_FILTER
 
-# Entries of the access log wait this long, or until there are so many bytes, and then travel together; while no
-# router runs they wait up to those bytes. An entry has about 1.5 KB.
+# Envoy sends the ledger's entries in batches, after this many seconds or this many bytes. While no server runs, it
+# buffers up to this many bytes. An entry has about 1.5 KB.
 _LOG_FLUSH_S, _LOG_BYTES = 1, 1024 * 1024
 
 
 def decision_log() -> Dict:
-    """The decision log: docs/decision-log.schema.json says what a line holds."""
+    """Return the decision log, one JSON line for each exchange: see docs/decision-log.schema.json."""
     line = {
         "version": DECISION_LOG,
         "time": "%START_TIME%",
@@ -39,7 +39,7 @@ def decision_log() -> Dict:
 
 
 def ledger_log() -> Dict:
-    """The same, to our server, for the ledger: in batches, when the answer has gone out, and with the metadata."""
+    """Return the log for the ledger. Envoy sends entries with their metadata, after the answers, in batches."""
     tier = {
         "tag": Key.TIER,
         "metadata": {

@@ -1,4 +1,4 @@
-"""The filters that every request passes, in their order."""
+"""The filter chain of the listener: the filters that a request passes once, before any attempt."""
 
 from extproc.config.load import Config
 from extproc.contract.names import (
@@ -13,7 +13,7 @@ from extproc.contract.names import (
     Namespace,
 )
 from extproc.contract.words import Role, VerdictWord
-from extproc.envoy.attempts import client_keys
+from extproc.envoy.attempts import save_client_keys
 from extproc.envoy.builders import (
     ATTEMPTS,
     SERVED_BY,
@@ -21,17 +21,18 @@ from extproc.envoy.builders import (
     filter_entry,
     from_metadata,
     metadata_predicate,
-    opened_by,
+    role_metadata,
     set_header,
-    skipped,
+    skip_if,
     strip_headers,
     typed,
 )
 
-# A body grows when a longer model name is written: the limits behind ours leave room for that.
+# A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
 ROOM_BYTES = 1024 * 1024
-# Envoy waits this much longer than the router's own deadline, so that the router's fallback arrives first.
+# Envoy waits this much longer than the server's own deadline, so that the server's fallback arrives first.
 _GRACE_S = 0.2
+# The names of filters. Per-route settings refer to a filter by its name.
 RESCUE_FILTER = "rescue"
 FAILOPEN_FILTER = "failopen_model"
 ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
@@ -39,7 +40,7 @@ USAGE_FILTER = "envoy.filters.http.ai_protocol_manager"
 SIZE_LIMIT_FILTER = "envoy.filters.http.body_size_limit"
 BUFFER_FILTER = "envoy.filters.http.buffer"
 HEADERS_FILTER = "envoy.filters.http.header_mutation"
-_WRITTEN_BY_ROUTER = [
+_ROUTER_NAMESPACES = [
     Namespace.DECISION,
     Namespace.LADDER,
     Namespace.RUNGS,
@@ -48,11 +49,12 @@ _WRITTEN_BY_ROUTER = [
 ]
 
 
-def http_filters(config: Config, trusted: list[str]) -> list[Dict]:
-    own_keys = any(tier.credential for tier in config.policy.tiers)
+def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
+    """Return the filters in their order. The LLM routes enable the disabled ones; other paths do not pass them."""
+    has_credentials = any(tier.credential for tier in config.policy.tiers)
     return [
         filter_entry(RESCUE_FILTER, _rescue()),
-        *([filter_entry("client_keys", client_keys())] if own_keys else []),
+        *([filter_entry("client_keys", save_client_keys())] if has_credentials else []),
         filter_entry(
             SIZE_LIMIT_FILTER,
             typed(
@@ -61,7 +63,7 @@ def http_filters(config: Config, trusted: list[str]) -> list[Dict]:
             ),
             disabled=True,
         ),
-        filter_entry(ROUTER_FILTER, _ext_proc(config, trusted), disabled=True),
+        filter_entry(ROUTER_FILTER, _router(config, rule_headers), disabled=True),
         filter_entry(
             BUFFER_FILTER,
             typed(
@@ -70,9 +72,9 @@ def http_filters(config: Config, trusted: list[str]) -> list[Dict]:
             ),
             disabled=True,
         ),
-        filter_entry(FAILOPEN_FILTER, _unless_decided(), disabled=True),
+        filter_entry(FAILOPEN_FILTER, _failopen_model(), disabled=True),
         filter_entry(HEADERS_FILTER, _contract_headers()),
-        # Reads the tokens that the answer tells of, while it passes; nothing is held or changed, nobody is asked.
+        # It reads the number of tokens from answers as they pass, without buffering or changing them.
         filter_entry(
             USAGE_FILTER,
             typed(
@@ -85,15 +87,16 @@ def http_filters(config: Config, trusted: list[str]) -> list[Dict]:
     ]
 
 
-def _ext_proc(config: Config, trusted: list[str]) -> Dict:
+def _router(config: Config, rule_headers: list[str]) -> Dict:
+    """Return the filter that asks the server for a decision, with one message."""
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
-    told = {*trusted, *config.policy.escalations.principal}  # what rules look at, and who asks
+    headers = {*rule_headers, *config.policy.escalations.principal}
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": opened_by(Role.ROUTER),
+            "initial_metadata": role_metadata(Role.ROUTER),
             "retry_policy": {
                 "retry_on": "connect-failure,refused-stream,reset",
                 "num_retries": 1,
@@ -102,48 +105,51 @@ def _ext_proc(config: Config, trusted: list[str]) -> Dict:
         },
         failure_mode_allow=True,
         message_timeout=f"{timeout:.3f}s",
-        # One message: the body. The path and the few headers that matter ride along as attributes.
+        # The one message is the body. It carries the path and the headers that are needed as attributes.
         processing_mode={
             "request_header_mode": "SKIP",
             "request_body_mode": "BUFFERED",
             "response_header_mode": "SKIP",
         },
-        request_attributes=[PATH_ATTRIBUTE, *(HEADER_ATTRIBUTE.format(name) for name in sorted(told))],
-        # The metadata counts only if the route is chosen again, and that only with a header mutation.
+        request_attributes=[PATH_ATTRIBUTE, *(HEADER_ATTRIBUTE.format(name) for name in sorted(headers))],
+        # The metadata takes effect only if Envoy chooses the route again. It does so only after a header mutation.
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
             "allow_expression": {"regex": f"^{HeaderName.CLUSTER}$"},
         },
-        metadata_options={"receiving_namespaces": {"untyped": _WRITTEN_BY_ROUTER}},
+        metadata_options={"receiving_namespaces": {"untyped": _ROUTER_NAMESPACES}},
     )
 
 
-def _unless_decided() -> Dict:
-    """The fail-open model name, skipped when the decision's metadata is there."""
+def _failopen_model() -> Dict:
+    """Return the filter that writes the default tier's model name into requests without a decision."""
     transform = typed("envoy.extensions.filters.http.transform.v3.TransformConfig")
-    when = metadata_predicate([Key.CLUSTER], {"present_match": True})
-    return skipped(when, "envoy.filters.http.transform", transform)
+    decided = metadata_predicate([Key.CLUSTER], {"present_match": True})
+    return skip_if(decided, "envoy.filters.http.transform", transform)
 
 
 def _rescue() -> Dict:
-    """Asked about nothing but a failure that would have been climbed for, where a rejected answer is kept."""
-    status = {
+    """Return the filter that replaces a failure by an earlier answer.
+
+    It asks the server only about a 429 or 5xx, which Envoy would retry, and only if a rejected answer was kept.
+    """
+    failed = {
         "input": {
             "name": "status",
             "typed_config": typed("envoy.type.matcher.v3.HttpResponseHeaderMatchInput", header_name=":status"),
         },
         "value_match": {"safe_regex": {"google_re2": {}, "regex": "429|5.."}},
     }
-    kept = metadata_predicate([Key.BODY], {"present_match": True}, namespace=Namespace.ANSWER)
-    ask = typed(
+    answer_kept = metadata_predicate([Key.BODY], {"present_match": True}, namespace=Namespace.ANSWER)
+    rescue = typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="rescue",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": opened_by(Role.RESCUE),
+            "initial_metadata": role_metadata(Role.RESCUE),
         },
-        failure_mode_allow=True,  # without us, the failure is the answer
+        failure_mode_allow=True,  # without the server, the client gets the failure
         message_timeout="2s",
         processing_mode={"request_header_mode": "SKIP", "response_header_mode": "SEND"},
         mutation_rules={
@@ -156,22 +162,23 @@ def _rescue() -> Dict:
             "receiving_namespaces": {"untyped": [Namespace.DECISION]},
         },
     )
-    weak = {"and_matcher": {"predicate": [{"single_predicate": status}, kept]}}
-    return skipped({"not_matcher": weak}, "envoy.filters.http.ext_proc", ask)
+    can_rescue = {"and_matcher": {"predicate": [{"single_predicate": failed}, answer_kept]}}
+    return skip_if({"not_matcher": can_rescue}, "envoy.filters.http.ext_proc", rescue)
 
 
 def _contract_headers() -> Dict:
-    """Headers from the decision's metadata; where it is absent they are left out."""
-    # A climb that was ordered and that Envoy refused (its retry budget) is none: the client has the small answer.
+    """Return the filter that copies the decision's metadata into headers. A header without a value is not added."""
+    # Envoy does not escalate beyond its retry budget. The client then gets the rejected answer, so the verdict is
+    # degraded and that escalation is not counted.
     escalate, degraded = f"'{VerdictWord.ESCALATE}'", f"'{VerdictWord.DEGRADED}'"
     verdict = f"response.headers['{HeaderName.VERDICT}']"
-    refused = f"'{HeaderName.VERDICT}' in response.headers && {verdict} == {escalate}"
+    not_escalated = f"'{HeaderName.VERDICT}' in response.headers && {verdict} == {escalate}"
     escalations = f"metadata.filter_metadata['{Namespace.DECISION}']['{Key.ESCALATIONS}']"
     response = {
         HeaderName.COHORT: from_metadata(Key.COHORT),
         HeaderName.REASON: from_metadata(Key.REASON),
-        HeaderName.ESCALATIONS: f"%CEL({escalations} - ({refused} ? 1.0 : 0.0))%",
-        HeaderName.VERDICT_REASON: from_metadata(Key.VERDICT_REASON),  # why it climbed, or should have
+        HeaderName.ESCALATIONS: f"%CEL({escalations} - ({not_escalated} ? 1.0 : 0.0))%",
+        HeaderName.VERDICT_REASON: from_metadata(Key.VERDICT_REASON),  # why it was, or should have been, escalated
         HeaderName.TIER: SERVED_BY,
         HeaderName.ATTEMPTS: ATTEMPTS,
         HeaderName.VERDICT: f"%CEL({verdict} == {escalate} ? {degraded} : {verdict})%",
@@ -184,7 +191,7 @@ def _contract_headers() -> Dict:
                 set_header(HeaderName.MAX_RETRIES, from_metadata(Key.MAX_RETRIES)),
             ],
             "response_mutations": [
-                strip_headers(HeaderPrefix.ROUTER),  # what an upstream says under our names is not believed
+                strip_headers(HeaderPrefix.ROUTER),  # an upstream cannot set the contract's headers
                 *(set_header(header, value) for header, value in response.items()),
             ],
         },

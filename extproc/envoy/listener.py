@@ -1,4 +1,4 @@
-"""The listener: the connection manager, its routes, filters, logs and traces."""
+"""The listener for clients: a connection manager with the routes, the filters, the access logs and tracing."""
 
 from extproc.config.load import Config
 from extproc.contract.names import PREFIX, HeaderPrefix, Key, Namespace
@@ -8,13 +8,17 @@ from extproc.envoy.filters import http_filters
 from extproc.envoy.routes import virtual_host
 
 
-def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) -> Dict:
+def listener(config: Config, listen: str, rule_headers: list[str], otlp: str | None) -> Dict:
+    """Return the listener at `listen`. `rule_headers` are the request headers that the policy's rules read.
+
+    With `otlp`, Envoy sends spans to the cluster of that name.
+    """
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="llm",
         stream_idle_timeout="300s",
         **({"tracing": _tracing()} if otlp is not None else {}),
-        # Clients can set none of the contract's headers: gone before the first route match.
+        # Clients cannot set headers of the contract. Envoy removes them before it first matches a route.
         early_header_mutation_extensions=[
             {
                 "name": "envoy.http.early_header_mutation.header_mutation",
@@ -26,7 +30,7 @@ def listener(config: Config, listen: str, trusted: list[str], otlp: str | None) 
         ],
         access_log=[decision_log(), ledger_log()],
         route_config={"virtual_hosts": [virtual_host(config)]},
-        http_filters=http_filters(config, trusted),
+        http_filters=http_filters(config, rule_headers),
     )
     name = "envoy.filters.network.http_connection_manager"
     return {

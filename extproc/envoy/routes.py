@@ -1,4 +1,4 @@
-"""The routes: the four LLM paths, their retries, and the filters that they switch on."""
+"""The routes: the LLM paths with their retries and the filters that they enable, and all other paths."""
 
 from extproc.api.request import APIS
 from extproc.config.load import Config
@@ -16,8 +16,8 @@ from extproc.envoy.filters import (
 )
 from extproc.settings import Tier
 
-# What the upstreams of each API say of tokens; the older completions say it as chat does.
-_USAGE_SHAPES = {
+# The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
+_USAGE_FORMATS = {
     "chat": "OPENAI_CHAT_COMPLETIONS",
     "completions": "OPENAI_CHAT_COMPLETIONS",
     "responses": "OPENAI_RESPONSES",
@@ -26,29 +26,30 @@ _USAGE_SHAPES = {
 
 
 def virtual_host(config: Config) -> Dict:
+    """Return the routes. Paths that are not in `APIS` go to the default tier and no filter reads them."""
     default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
     specifier = typed(
         "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier",
         override_metadata_namespace=Namespace.LADDER,
-        # Without a decision: the default tier.
+        # Requests without a decision go to the default tier.
         priority_groups=[{"name": default.name, "clusters": [{"cluster_name": default.cluster_name, "weight": 1}]}],
     )
-    longest = len(config.policy.tiers) + max(
+    most_retries = len(config.policy.tiers) + max(
         (len(i.escalate.rungs) for i in config.intents if i.escalate), default=0
     )
     route = {
         "timeout": f"{config.policy.timeouts.request_s:g}s",
-        # Failover and escalation are one ladder: the next attempt goes to the next group of the metadata.
+        # Failover and escalation use the same ladder: each attempt goes to the next group in the metadata.
         "retry_policy": {
             "retry_on": "retriable-headers,retriable-status-codes,5xx,connect-failure,refused-stream,reset",
             "retriable_status_codes": [429],
             "retriable_headers": [{"name": HeaderName.VERDICT, "string_match": {"exact": VerdictWord.ESCALATE}}],
-            "num_retries": longest,  # the decision lowers it to its own rungs
+            "num_retries": most_retries,  # the decision lowers it to the rungs of its ladder
             "refresh_cluster_on_retry": True,
             "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",
             "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
         },
-        "auto_host_rewrite": True,  # providers answer to their own name only
+        "auto_host_rewrite": True,  # providers accept only their own host name
         "inline_cluster_specifier_plugin": {
             "extension": {
                 "name": "envoy.router.cluster_specifier_plugin.priority_group",
@@ -61,7 +62,7 @@ def virtual_host(config: Config) -> Dict:
             "name": api,
             "match": {"path": path, "headers": [{"name": ":method", "string_match": {"exact": "POST"}}]},
             "route": route,
-            "typed_per_filter_config": _switched_on(default, _USAGE_SHAPES[api]),
+            "typed_per_filter_config": _enabled_filters(default, _USAGE_FORMATS[api]),
         }
         for path, api in APIS.items()
     ]
@@ -76,8 +77,8 @@ def virtual_host(config: Config) -> Dict:
     }
 
 
-def _switched_on(default: Tier, usage_shape: str) -> Dict:
-    """What the LLM routes switch on: the filters that are off in the chain."""
+def _enabled_filters(default: Tier, usage_format: str) -> Dict:
+    """Return the settings of an LLM route for filters, most of which are disabled in the chain."""
     transform = typed(
         "envoy.extensions.filters.http.transform.v3.TransformConfig",
         request_transformation={
@@ -95,13 +96,13 @@ def _switched_on(default: Tier, usage_shape: str) -> Dict:
             buffer={"max_request_bytes": MAX_BODY_BYTES + ROOM_BYTES},
         ),
         FAILOPEN_FILTER: transform,
-        # Where the decision's own reason is missing: visible, too.
+        # If there is no decision, the response says so in the header for the decision's reason.
         HEADERS_FILTER: typed(
             "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
             mutations={
                 "request_mutations": [
                     {"remove": "accept-encoding"},  # a compressed answer cannot be judged
-                    # Without a decision there is no other tier to retry at.
+                    # Without a decision there is no other tier for a retry.
                     set_header(HeaderName.MAX_RETRIES, "0", "ADD_IF_ABSENT"),
                 ],
                 "response_mutations": [set_header(HeaderName.REASON, Undecided.FAIL_OPEN, "ADD_IF_ABSENT")],
@@ -109,7 +110,7 @@ def _switched_on(default: Tier, usage_shape: str) -> Dict:
         ),
         USAGE_FILTER: typed(
             "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManagerPerRoute",
-            response={"llm_protocol": usage_shape},
+            response={"llm_protocol": usage_format},
         ),
     }
     return {
