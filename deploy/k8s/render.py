@@ -26,7 +26,7 @@ INTENTS = HERE.parents[1] / "intents"
 # The same as in base/kustomization.yaml. The proxies of a mesh are in another namespace, so they need it in names.
 NAMESPACE = "semantic-router"
 SOCKET = "/run/extproc/router.sock"
-_HEADER = "# Rendered by `make manifests`; edit intents/policy.yaml.\n"
+_HEADER = "# Rendered by `make manifests`. Edit intents/policy.yaml instead of this file.\n"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
