@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -79,7 +80,7 @@ def test_a_request_keeps_all_but_the_words_of_its_last_user_message(tmp_path):
     path = tmp_path / "traffic.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode({"request": body}) + b"\n" for body in bodies))
     new = {"role": "user", "content": "new"}
-    assert [msgspec.json.decode(row.asking("new").body) for row in read_traffic(path).rows] == [
+    assert [msgspec.json.decode(row.asking("new").body or b"") for row in read_traffic(path).rows] == [
         {"model": "auto", "messages": [*turns, new], "tools": []},
         {"model": "auto", "input": "new"},
         {"model": "auto", "input": [new]},
@@ -149,7 +150,7 @@ def test_the_same_seed_gives_the_same_report(folder, tmp_path, words):
 @pytest.mark.parametrize("rows", [1, 0])
 def test_hardly_any_rows_are_a_report_too(folder, tmp_path, words, rows):
     """One row leaves nothing to try a gadget on; none leaves nothing to say."""
-    ask = [{"text": BILLS[0]}] * rows or [{"request": {"model": "gpt-9", "messages": []}}]
+    ask: list[dict[str, Any]] = [{"text": BILLS[0]}] * rows or [{"request": {"model": "gpt-9", "messages": []}}]
     run, robust = found(folder, tmp_path, words, *ask)
     assert robust.rows == rows
     report = msgspec.structs.replace(evaluate(run), robustness=robust)

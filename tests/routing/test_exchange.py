@@ -15,7 +15,7 @@ from extproc.config.load import load_config
 from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
-from extproc.messages import BodyMode, Event, Opening, Reply
+from extproc.messages import BodyMode, Event, Kind, Opening, Reply
 from extproc.routing.exchange import Router, RouterExchange, decision_record
 from extproc.routing.limits import Rates, principal_of
 from extproc.settings import Evidence, Probability, Upgrades
@@ -326,7 +326,7 @@ def test_a_request_without_a_body_passes_at_its_headers(router, mode):
 @pytest.mark.parametrize("mode", ["STREAMED", "BUFFERED"])
 def test_every_response_message_is_answered_in_kind(router, mode):
     """The router has nothing to say about answers."""
-    kinds = ["response_headers", "response_body", "response_body", "response_trailers"]
+    kinds: list[Kind] = ["response_headers", "response_body", "response_body", "response_trailers"]
     events = [Event(kind, body=b"{}" if kind == "response_body" else b"") for kind in kinds]
     _, replies = exchanged(router, "BUFFERED", body(BODY), *events, response=mode)
     assert replies[1:] == [[Reply(kind)] for kind in kinds]

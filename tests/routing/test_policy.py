@@ -318,7 +318,7 @@ def test_who_has_had_its_upgrades_is_held_to_the_default_tier():
     dear = policy(rule(tier="frontier"))
     assert went(dear, clearly("faq")) == ("frontier", Reason.RULE)
     assert held(dear, clearly("faq")) == ("large", Reason.UPGRADE_RATE)
-    cohorts = POLICY.cohorts | {"code": msgspec.structs.replace(CODE, tier="frontier")}
+    cohorts = {**POLICY.cohorts, "code": msgspec.structs.replace(CODE, tier="frontier")}
     assert held(policy(cohorts=cohorts), clearly("code")) == ("large", Reason.UPGRADE_RATE)
     assert held(POLICY, clearly("faq")) == ("small", Reason.MATCHED)
     assert held(POLICY, NOWHERE) == ("large", Reason.OUT_OF_SCOPE)

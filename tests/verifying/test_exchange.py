@@ -163,7 +163,8 @@ def test_an_early_judgement_lets_go_as_soon_as_it_may() -> None:
     assert [len(replies) for replies in answers[6:]] == [1, 1]
     assert checked([r for some in answers for r in some], pieces) == ACCEPT
     # What it turned out to be in the end is written down, too.
-    assert (exchange.ruling.word, exchange.ruling.verdict.accept) == ("accept", True)
+    ruling: Any = exchange.ruling
+    assert (ruling.word, ruling.verdict.accept) == ("accept", True)
 
 
 def test_what_breaks_after_it_was_let_go_is_passed_as_it_broke() -> None:
@@ -244,7 +245,7 @@ def answer(content: str | None, finish: str = "stop") -> bytes:
 
 def judged(body: bytes, exchange: VerifierExchange, kind: str = "application/json", **more: str) -> dict[str, str]:
     """The verdict on a buffered body; it must not be touched."""
-    first, second = run(exchange, headers(kind, **more), Event("response_body", True, body))
+    first, second = run(exchange, headers(kind, "200", False, **more), Event("response_body", True, body))
     assert first == [Reply("response_headers")]
     assert len(second) == 1 and second[0].kind == "response_body"
     assert second[0].body is None and not second[0].streamed
