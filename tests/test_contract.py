@@ -205,7 +205,7 @@ def test_a_verifier_may_write_two_headers() -> None:
 
 
 def test_the_schema_lists_every_key_of_a_decision_with_its_type() -> None:
-    json_types = {str: "string", int: "integer", float: "number", bool: "boolean"}
+    json_types: dict[Any, str | None] = {str: "string", int: "integer", float: "number", bool: "boolean"}
     fields = {f.name: f.type for record in DECISION_RECORDS for f in msgspec.structs.fields(record)}
     assert LOGGED_DECISION.keys() == fields.keys()
     for name, kind in fields.items():

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc_tools
 import pytest
@@ -37,7 +38,7 @@ SOURCES = ("ext_proc", "access_log", "token_usage")
 def messages() -> dict[str, tuple[Descriptor, Descriptor]]:
     """Every message of ours beside Envoy's, found by walking both from those that travel."""
     found: dict[str, tuple[Descriptor, Descriptor]] = {}
-    ahead = [(mine.DESCRIPTOR, theirs.DESCRIPTOR) for mine, theirs in TRAVELLING]
+    ahead: list[tuple[Any, Any]] = [(mine.DESCRIPTOR, theirs.DESCRIPTOR) for mine, theirs in TRAVELLING]
     while ahead:
         mine, theirs = ahead.pop()
         if mine.full_name not in found and mine.file.package.startswith("extproc.pb"):

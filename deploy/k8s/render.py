@@ -17,6 +17,7 @@ from extproc.config.load import Config, load_config
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Key
 from extproc.envoy.bootstrap import PlainDumper, render_envoy
 from extproc.envoy.builders import from_metadata, set_header
+from extproc.envoy.filters import HEADERS_FILTER, ROUTER_FILTER
 from extproc.settings import Tier
 
 Dict = dict[str, Any]
@@ -25,8 +26,7 @@ INTENTS = HERE.parents[1] / "intents"
 # The same as in base/kustomization.yaml. The proxies of a mesh are in another namespace, so they need it in names.
 NAMESPACE = "semantic-router"
 SOCKET = "/run/extproc/router.sock"
-_ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
-_HEADER = "# Rendered by `make manifests`; edit intents/policy.yaml.\n"
+_HEADER = "# Rendered by `make manifests`. Edit intents/policy.yaml instead of this file.\n"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
@@ -108,11 +108,11 @@ def _plain_filters(filters: Dict) -> list[Dict]:
 
     The router gets two messages instead of one, so it needs no filter behind it.
     """
-    router = copy.deepcopy(filters[_ROUTER_FILTER])
+    router = copy.deepcopy(filters[ROUTER_FILTER])
     router["processing_mode"]["request_header_mode"] = "SEND"
     # The headers are sent before the body, with its length. The router removes the length if it changes the body.
     router["mutation_rules"]["allow_expression"]["regex"] = f"^({HeaderName.CLUSTER}|content-length)$"
-    shown = copy.deepcopy(filters["envoy.filters.http.header_mutation"])
+    shown = copy.deepcopy(filters[HEADERS_FILTER])
     shown["mutations"] = {
         "response_mutations": [
             set_header(header, from_metadata(key))
@@ -124,7 +124,7 @@ def _plain_filters(filters: Dict) -> list[Dict]:
         ]
     }
     return [
-        {"name": _ROUTER_FILTER, "typed_config": router},
+        {"name": ROUTER_FILTER, "typed_config": router},
         {"name": "extproc.decision", "typed_config": shown},
     ]
 

@@ -18,7 +18,7 @@ from extproc.accounting.outcome import Cost, Outcome, Priced
 
 log = logging.getLogger(__name__)
 
-# How many batches may wait for the store. Each holds at most a second or 1 MiB (see extproc/envoy/listener.py).
+# How many batches may wait for the store. Each holds at most a second or 1 MiB (see extproc/envoy/access_log.py).
 _QUEUED_BATCHES = 64
 # How long a stop waits for room in the queue, and then for the queued batches. A store gives up sooner.
 _ROOM_S, _LAST_S = 2.0, 4.0

@@ -1,1 +1,1 @@
-"""Envoy's side, rendered from the tiers."""
+"""Envoy's configuration, rendered from the intents and the policy."""

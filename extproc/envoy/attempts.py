@@ -1,4 +1,4 @@
-"""What runs on every attempt upstream: the rung's body, the verifiers, the keys, and what a tier may not claim."""
+"""The filters of each attempt: the rung's body, the verifiers, the API keys, and the removal of forged headers."""
 
 from collections.abc import Sequence
 
@@ -18,83 +18,85 @@ from extproc.envoy.builders import (
     Dict,
     filter_entry,
     metadata_predicate,
-    opened_by,
+    role_metadata,
     set_header,
-    skipped,
+    skip_if,
     strip_headers,
     typed,
 )
 from extproc.settings import Tier
 
-# Where clients put their keys for the upstreams.
+# Headers in which clients send API keys for the upstreams.
 _CLIENT_KEYS = ("authorization", "x-api-key")
-_LONGEST_S = 3600.0  # that Envoy waits for a reply of ours
-_LATER_S = 5.0  # a busy Envoy's timers fire late
+_MAX_MESSAGE_TIMEOUT_S = 3600.0  # Envoy accepts no longer wait for a reply of an ext_proc server
+_TIMER_DELAY_S = 5.0  # the timers of a busy Envoy fire late
 
 
 def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
-    """What runs for every attempt; all of it is skipped, at no cost, unless the decision wants it.
+    """Return the filters of each attempt. Envoy skips those that the decision does not need, at no cost.
 
-    `tiers` are those of the first attempt, the second ...; a single one is that of all.
+    `tiers` are the tiers of the first attempt, the second and so on. A single tier is the tier of every attempt.
     """
     lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _RUNG_BODY})
-    believed = typed(
+    remove_forged = typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={
             "response_mutations": [strip_headers(prefix) for prefix in (HeaderPrefix.ROUTER, HeaderPrefix.CASCADE)]
         },
     )
-    filters = [filter_entry("rung_body", skipped(_attempt(1), "envoy.filters.http.lua", lua))]
+    filters = [filter_entry("rung_body", skip_if(_is_attempt(1), "envoy.filters.http.lua", lua))]
     for mode, body_mode in ((JudgeMode.BODY, "BUFFERED"), (JudgeMode.STREAM, "STREAMED")):
         verifier = _verifier(config, body_mode)
-        other = _not_judged(tiers, mode)
-        filters.append(filter_entry(f"verifier_{mode}", skipped(other, "envoy.filters.http.ext_proc", verifier)))
+        not_judged = _not_judged(tiers, mode)
+        filters.append(
+            filter_entry(f"verifier_{mode}", skip_if(not_judged, "envoy.filters.http.ext_proc", verifier))
+        )
     if any(tier.credential for tier in config.policy.tiers):
-        filters += [entry for tier in dict.fromkeys(tiers) for entry in _keys(tier, tiers)]
-    # Behind the verifiers, as answers pass in reverse: a tier cannot forge a verdict on itself. Not under the name
-    # of the listener's filter: that one's settings per route would hold here, too.
-    filters.append(filter_entry("upstream_claims", believed))
+        filters += [entry for tier in dict.fromkeys(tiers) for entry in _key_filters(tier, tiers)]
+    # Answers pass the filters in reverse order, so this filter runs before the verifiers, and a tier cannot forge a
+    # verdict. It needs another name than the listener's filter, whose per-route settings would apply here, too.
+    filters.append(filter_entry("upstream_claims", remove_forged))
     codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
     filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
     return filters
 
 
-def _attempt(number: int) -> Dict:
-    """Whether this is the attempt of that number, from 1."""
-    counted = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=HeaderName.ATTEMPT_COUNT)
+def _is_attempt(number: int) -> Dict:
+    """Return a predicate: this is the attempt with that number, counted from 1."""
+    attempt_count = typed("envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name=HeaderName.ATTEMPT_COUNT)
     return {
         "single_predicate": {
-            "input": {"name": "attempt", "typed_config": counted},
+            "input": {"name": "attempt", "typed_config": attempt_count},
             "value_match": {"exact": str(number)},
         }
     }
 
 
 def _not_judged(tiers: Sequence[Tier], mode: JudgeMode) -> Dict:
-    """Whether this attempt's answer is not to be judged in this way."""
+    """Return a predicate: no verifier judges the answer of this attempt in this mode."""
     value = {"string_match": {"exact": mode}}
     if len(tiers) == 1:
         return metadata_predicate([Key.JUDGE, tiers[0].name], value, invert=True)
     judged = [
-        {"and_matcher": {"predicate": [_attempt(number), metadata_predicate([Key.JUDGE, tier.name], value)]}}
+        {"and_matcher": {"predicate": [_is_attempt(number), metadata_predicate([Key.JUDGE, tier.name], value)]}}
         for number, tier in enumerate(tiers, 1)
     ]
     return {"not_matcher": {"or_matcher": {"predicate": judged}}}
 
 
-def _keys(tier: Tier, tiers: Sequence[Tier]) -> list[Dict]:
-    """Which keys this tier sees: its own, from a file, or else the client's.
+def _key_filters(tier: Tier, tiers: Sequence[Tier]) -> list[Dict]:
+    """Return filters that send the tier's own key, from a file, or the client's key if the tier has none.
 
-    What one attempt does to the headers, the next one finds done: so each writes them anew.
+    An attempt finds the headers as the previous attempt left them, so each attempt writes these headers again.
     """
     mutations: list[Dict] = [{"remove": header} for header in _CLIENT_KEYS]
     if not tier.credential:
-        mutations += [set_header(header, f"%FILTER_STATE({_kept(header)}:PLAIN)%") for header in _CLIENT_KEYS]
+        mutations += [set_header(header, f"%FILTER_STATE({_saved_key(header)}:PLAIN)%") for header in _CLIENT_KEYS]
     rewritten = typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
     )
-    found = [("client_keys", "envoy.filters.http.header_mutation", rewritten)]
+    filters = [("client_keys", "envoy.filters.http.header_mutation", rewritten)]
     if tier.credential:
         source = typed(
             "envoy.extensions.http.injected_credentials.generic.v3.Generic",
@@ -106,21 +108,23 @@ def _keys(tier: Tier, tiers: Sequence[Tier]) -> list[Dict]:
             overwrite=True,
             credential={"name": "envoy.http.injected_credentials.generic", "typed_config": source},
         )
-        found.append(("own_credential", "envoy.filters.http.credential_injector", injector))
+        filters.append(("own_credential", "envoy.filters.http.credential_injector", injector))
     if len(tiers) == 1:
-        return [filter_entry(name, config) for name, _, config in found]
-    mine = [_attempt(number) for number, one in enumerate(tiers, 1) if one == tier]
-    others = {"not_matcher": mine[0] if len(mine) == 1 else {"or_matcher": {"predicate": mine}}}
-    return [filter_entry(f"{name}_{tier.name}", skipped(others, kind, config)) for name, kind, config in found]
+        return [filter_entry(name, config) for name, _, config in filters]
+    attempts = [_is_attempt(number) for number, other in enumerate(tiers, 1) if other == tier]
+    other_tier = {"not_matcher": attempts[0] if len(attempts) == 1 else {"or_matcher": {"predicate": attempts}}}
+    return [
+        filter_entry(f"{name}_{tier.name}", skip_if(other_tier, kind, config)) for name, kind, config in filters
+    ]
 
 
-def client_keys() -> Dict:
-    """Keeps the client's keys for the tiers that have none of their own, whatever earlier attempts send."""
-    kept = [
+def save_client_keys() -> Dict:
+    """Return a filter config that saves the client's keys. Attempts at tiers without a key send them again."""
+    saved = [
         {
-            "object_key": _kept(header),
+            "object_key": _saved_key(header),
             "factory_key": "envoy.string",
-            # A header that is not there is kept as an empty text, which adds none later.
+            # A missing header is saved as an empty text, which adds no header later.
             "format_string": {
                 "text_format_source": {"inline_string": f"%REQ({header})%"},
                 "omit_empty_values": True,
@@ -128,16 +132,18 @@ def client_keys() -> Dict:
         }
         for header in _CLIENT_KEYS
     ]
-    return typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=kept)
+    return typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=saved)
 
 
-def _kept(header: str) -> str:
+def _saved_key(header: str) -> str:
+    """Return the name of the filter state object with the client's value of this header."""
     return f"extproc.client.{header}"
 
 
 _AT, _LENGTH, _TEXT = Key.AT, Key.LENGTH, Key.TEXT
-# From the second attempt on, the body of the first is patched into that of the rung; backwards, so that places
-# stay where they are. A rung that a verdict has jumped has no attempt; the one it saved is the last rung's, again.
+# From the second attempt on, this code patches the body of the first attempt into the body of the rung. It applies
+# the patches backwards, so that earlier offsets stay valid. A rung that a verdict skipped gets no attempt. The
+# attempt that is left over repeats the last rung.
 _RUNG_BODY = f"""
 function envoy_on_request(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
@@ -160,23 +166,26 @@ end
 
 
 def _verifier(config: Config, body_mode: str) -> Dict:
-    """Of whole answers one message; of streams each chunk, which Envoy keeps until we have replied to it.
+    """Return a verifier. It gets a whole answer in one message, or a stream chunk by chunk.
 
-    So a server that dies while it holds an answer loses none of it. A held stream's headers wait for as long as its
-    first words take: no longer than the attempt; a server that is gone is seen long before, by its connection.
+    Envoy keeps each chunk until the server has replied to it. So no part of an answer is lost if the server dies
+    while it buffers that answer. The headers of a buffered stream wait for its first tokens, at most for the whole
+    attempt. Envoy notices a dead server much earlier, by its connection.
     """
     streamed = body_mode == "STREAMED"
-    judges_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
-    # Later than the attempt's own end: else what was held would leave just as the next rung is tried.
-    timeout_s = min(config.policy.timeouts.attempt_s + _LATER_S, _LONGEST_S) if streamed else judges_s
+    timeout_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
+    if streamed:
+        # This timeout must end after the attempt. Otherwise Envoy would send the buffered answer just when it asks
+        # the next rung.
+        timeout_s = min(config.policy.timeouts.attempt_s + _TIMER_DELAY_S, _MAX_MESSAGE_TIMEOUT_S)
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="verifier",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": opened_by(Role.VERIFIER),
+            "initial_metadata": role_metadata(Role.VERIFIER),
         },
-        failure_mode_allow=True,  # without a verifier, answers pass unjudged
+        failure_mode_allow=True,  # without the server, answers pass without a verdict
         message_timeout=f"{timeout_s:g}s",
         processing_mode={
             "request_header_mode": "SKIP",

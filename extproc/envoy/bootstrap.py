@@ -1,10 +1,16 @@
-"""Tiers -> a complete Envoy bootstrap: what `extproc envoy` prints.
+"""Render a complete Envoy bootstrap from the config. `extproc envoy` prints it.
 
-The request path, in the order of the filters: what a client may send (size) -> our server, one message (the
-body) -> the buffer filter, which holds the headers until our edit is whole -> the fail-open model name, skipped
-when there is a decision -> contract headers from the decision's metadata -> the router, whose cluster comes from
-the metadata too. Filters are off by default and switched on by the routes of the four LLM paths; every other
-path streams through to the default tier. `older` makes of it what Envoys before 1.40 can run.
+A request on an LLM path passes these filters, in this order:
+
+1. The size limit answers 413 to a body that is too large.
+2. The router filter sends the ext_proc server one message, the body, and gets the decision.
+3. The buffer filter keeps the headers until the changed body is complete.
+4. The fail-open filter writes the default tier's model name. Envoy skips it if there is a decision.
+5. The header filter copies the decision's metadata into headers.
+6. Envoy's router takes the cluster of each attempt from the metadata, too.
+
+Only the routes of the LLM paths enable 1 to 4. All other paths stream to the default tier. `older` changes the
+bootstrap for Envoys before 1.40.
 """
 
 from enum import StrEnum
@@ -16,7 +22,7 @@ from extproc.config.load import Config
 from extproc.envoy.builders import Dict, address
 from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
-from extproc.envoy.older import NOTES, Cascade, for_older
+from extproc.envoy.older import NOTES, Cascade, adapt_to_older
 from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.tls import ClientTls
 
@@ -27,14 +33,14 @@ def render_envoy(
 ) -> str:  # fmt: skip
     """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load.
 
-    An ext_proc endpoint may be "unix:///path", and is spoken to in the clear unless `tls` is given. `probe` opens
-    the admin interface's read-only pages there, and needs `admin`. Raises ValueError where the intents need another
-    `cascade`.
+    An ext_proc endpoint may be "unix:///path". Without `tls`, Envoy talks to it in plaintext. `probe` is the
+    address of a listener for read-only pages of the admin interface, and needs `admin`. Raises ValueError if the
+    intents need another `cascade`.
     """
-    trusted = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
+    rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
     bootstrap: Dict = {
         "static_resources": {
-            "listeners": [listener(config, listen, trusted, otlp)],
+            "listeners": [listener(config, listen, rule_headers, otlp)],
             "clusters": [
                 extproc_cluster(extproc, tls),
                 *(tier_cluster(tier, config) for tier in config.policy.tiers),
@@ -51,24 +57,24 @@ def render_envoy(
         }
     }
     if cascade != "priority-group":
-        for_older(bootstrap, config, cascade)
-    if tls is not None:  # Envoy wants a name for itself before it reads secrets from files
+        adapt_to_older(bootstrap, config, cascade)
+    if tls is not None:  # Envoy reads secrets from files only if it has a node id
         bootstrap = {"node": {"id": "envoy", "cluster": "envoy"}, **bootstrap}
     if probe is not None:
-        assert admin is not None, "its pages are the admin interface's"
+        assert admin is not None, "the probe listener forwards to the admin interface"
         bootstrap["static_resources"]["listeners"].append(probe_listener(probe))
         bootstrap["static_resources"]["clusters"].append(admin_cluster(admin))
     if admin is not None:
         bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
     header = (
-        f"# Rendered by `extproc envoy` from revision {config.revision}; render again after a change of tiers.\n"
+        f"# Rendered by `extproc envoy` from revision {config.revision}. Render it again after you change tiers.\n"
         + NOTES[cascade]
     )
     return header + yaml.dump(bootstrap, Dumper=PlainDumper, sort_keys=False, width=120)
 
 
 class PlainDumper(yaml.SafeDumper):
-    """No anchors: every part can be read where it stands. The contract's words are written as plain text."""
+    """Writes repeated parts in full instead of as anchors, and the contract's enums as plain text."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

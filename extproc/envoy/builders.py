@@ -1,4 +1,4 @@
-"""The few words of Envoy's configuration that everything else is made of."""
+"""Small parts of Envoy's configuration that the other modules combine."""
 
 from typing import Any
 
@@ -7,13 +7,16 @@ from extproc.contract.words import Role
 
 Dict = dict[str, Any]
 
-# Judged answers pass Envoy's buffers in both directions at once, many on one connection to us, each as fast as its
-# client reads: towards us and towards the clients the larger buffer is required.
+# Many judged answers share one connection between Envoy and the ext_proc server, in both directions. Each moves
+# only as fast as its client reads. The larger buffer is required on that connection and on those of the clients.
 BUFFER_BYTES = 64 * 1024 * 1024
+# Envoy's formatters for the tier of the last attempt and for the number of attempts.
+SERVED_BY = f"%UPSTREAM_METADATA({Namespace.DECISION}:{Key.TIER})%"
+ATTEMPTS = "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"
 
 
 def address(host_port: str) -> Dict:
-    """Of "host:port", or of a unix socket: "unix:///path"."""
+    """Return Envoy's address for "host:port" or for a unix socket, "unix:///path"."""
     if host_port.startswith("unix://"):
         return {"pipe": {"path": host_port.removeprefix("unix://")}}
     host, _, port = host_port.rpartition(":")
@@ -21,26 +24,30 @@ def address(host_port: str) -> Dict:
 
 
 def filter_entry(name: str, config: Dict, disabled: bool = False) -> Dict:
+    """Return an entry of a filter chain. Routes have to enable a disabled one."""
     return {"name": name, **({"disabled": True} if disabled else {}), "typed_config": config}
 
 
 def typed(name: str, **fields: Any) -> Dict:
+    """Return a typed config: `name` is the full name of the protobuf message."""
     return {"@type": f"type.googleapis.com/{name}", **fields}
 
 
 def strip_headers(prefix: str) -> Dict:
+    """Return a mutation that removes all headers with this prefix."""
     return {"remove_on_match": {"key_matcher": {"prefix": prefix}}}
 
 
 def set_header(header: str, value: str, action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> Dict:
+    """Return a mutation that sets a header. `action` is one of Envoy's HeaderAppendActions."""
     return {"append": {"header": {"key": header, "value": value}, "append_action": action}}
 
 
 def metadata_predicate(
     path: list[str], value: Dict, invert: bool = False, namespace: Namespace = Namespace.DECISION
 ) -> Dict:
-    """Whether the metadata, by default the decision's, has this value at `path`."""
-    seen = typed(
+    """Return a predicate: the metadata in `namespace` matches `value` at `path`, or with `invert` does not."""
+    metadata_input = typed(
         "envoy.extensions.matching.common_inputs.network.v3.DynamicMetadataInput",
         filter=namespace,
         path=[{"key": key} for key in path],
@@ -48,14 +55,14 @@ def metadata_predicate(
     matcher = typed("envoy.extensions.matching.input_matchers.metadata.v3.Metadata", value=value, invert=invert)
     return {
         "single_predicate": {
-            "input": {"name": "decision", "typed_config": seen},
+            "input": {"name": "decision", "typed_config": metadata_input},
             "custom_match": {"name": "value", "typed_config": matcher},
         }
     }
 
 
-def skipped(predicate: Dict, name: str, config: Dict) -> Dict:
-    """Wrap a filter so that it is skipped, and costs nothing, when the predicate holds."""
+def skip_if(predicate: Dict, name: str, config: Dict) -> Dict:
+    """Wrap a filter so that Envoy skips it, at no cost, if the predicate is true."""
     skip = typed("envoy.extensions.filters.common.matcher.action.v3.SkipFilter")
     on_match = {"action": {"name": "skip", "typed_config": skip}}
     return typed(
@@ -66,10 +73,10 @@ def skipped(predicate: Dict, name: str, config: Dict) -> Dict:
 
 
 def from_metadata(key: Key, namespace: Namespace = Namespace.DECISION) -> str:
-    """Envoy's formatter for a value of the request's metadata."""
+    """Return Envoy's formatter for a value of the request's metadata."""
     return f"%DYNAMIC_METADATA({namespace}:{key})%"
 
 
-def opened_by(role: Role) -> list[Dict]:
-    """What an ext_proc stream says of the filter that opened it."""
+def role_metadata(role: Role) -> list[Dict]:
+    """Return the gRPC metadata by which the server knows which filter opened a stream."""
     return [{"key": HeaderName.ROLE, "value": role}]

@@ -1,4 +1,4 @@
-"""The clusters: our own server, the collector, and one for each tier with what runs on every attempt at it."""
+"""The clusters: the ext_proc server, the OTLP collector, and the tiers with the filters of their attempts."""
 
 from collections.abc import Sequence
 
@@ -9,27 +9,28 @@ from extproc.envoy.builders import BUFFER_BYTES, Dict, address, typed
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
 from extproc.settings import Tier
 
-# Where Debian, Alpine and Envoy's own images keep the public certificate authorities.
+# The file of public certificate authorities in Debian, in Alpine and in Envoy's own images.
 _CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
-# The second priority of every tier: nobody listens there. Envoy does not climb over a tier without hosts (a service
-# scaled to zero), but it does over a refused connection. A tier that has hosts sends nothing there, as long as
-# nothing marks them unhealthy: tiers have no health checks and no outlier detection.
-_REFUSES = "127.0.0.1:1"
+# The second priority of every tier. Nothing listens at this address. Envoy does not fail over from a tier without
+# hosts (a service scaled to zero), but it does after a refused connection. If a tier has hosts, Envoy sends nothing
+# to this address unless they are marked unhealthy. So tiers have no health checks and no outlier detection.
+_REFUSING_ADDRESS = "127.0.0.1:1"
 
 
 def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
+    """Return the cluster of the ext_proc servers. With several endpoints, Envoy asks the least busy one."""
     return {
-        # A server that stalls for seconds keeps its connection, and with it the streams that it holds: only a lost
-        # connection loses them. That it answers nothing meanwhile is the health check's to see.
+        # A server that stalls for seconds keeps its connection. Its streams, and the answers that it buffers, are
+        # lost only with the connection. The health check notices that the server does not reply.
         **grpc_cluster("extproc", endpoints, {"interval": "1s", "timeout": "5s"}),
         **(transport_socket(tls, endpoints) if tls is not None else {}),
-        # Buffered bodies of many exchanges share one connection: the larger buffer is required.
+        # The buffered bodies of many exchanges share one connection, so the larger buffer is required.
         "per_connection_buffer_limit_bytes": BUFFER_BYTES,
         "lb_policy": "LEAST_REQUEST",
         "circuit_breakers": {
             "thresholds": [{"max_requests": 20000, "max_pending_requests": 20000, "max_retries": 1000}]
         },
-        # A dead or stuck server costs its message time-outs only until these see it.
+        # Requests wait for the message timeout of a dead or stuck server only until these checks notice it.
         "outlier_detection": {
             "split_external_local_origin_errors": True,
             "consecutive_local_origin_failure": 1,
@@ -48,12 +49,13 @@ def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
                 "grpc_health_check": {},
             }
         ],
-        # With every server out, fail open at once instead of trying the dead.
+        # If every server is out, fail open immediately instead of asking dead servers.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
     }
 
 
 def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
+    """Return a cluster of gRPC servers. `keepalive` sets when Envoy drops a silent connection."""
     http2 = {"connection_keepalive": keepalive}
     return {
         "name": name,
@@ -65,6 +67,7 @@ def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
 
 
 def tier_cluster(tier: Tier, config: Config) -> Dict:
+    """Return the cluster of a tier. Its endpoint's metadata has the name of the tier."""
     name = tier.cluster_name
     cluster: Dict = {
         "name": name,
@@ -76,7 +79,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
                     "max_requests": 4096,
                     "max_pending_requests": 4096,
                     "max_connections": 4096,
-                    # The most of this tier's traffic that may climb, failures and rejections together.
+                    # The largest share of this tier's requests that may fail over or escalate.
                     "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 50},
                 }
             ]
@@ -85,7 +88,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
             {"http_protocol_options": {}}, attempt_filters([tier], config)
         ),
         "load_assignment": _endpoints(
-            name, [tier.endpoint], [_REFUSES], metadata={Namespace.DECISION: {Key.TIER: tier.name}}
+            name, [tier.endpoint], [_REFUSING_ADDRESS], metadata={Namespace.DECISION: {Key.TIER: tier.name}}
         ),
     }
     if tier.tls:
@@ -101,7 +104,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
 
 
 def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
-    """The tiers of one ladder as one cluster, for Envoys that choose by attempt: the nth serves the nth attempt."""
+    """Return one cluster for a whole ladder, whose nth tier serves the nth attempt. Envoys before 1.40 need it."""
     members = [{"name": tier.cluster_name} for tier in tiers]
     composite = typed("envoy.extensions.clusters.composite.v3.ClusterConfig", clusters=members)
     first = tier_cluster(tiers[0], config)
@@ -111,7 +114,7 @@ def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
         "lb_policy": "CLUSTER_PROVIDED",
         "cluster_type": {"name": "envoy.clusters.composite", "typed_config": composite},
         "circuit_breakers": first["circuit_breakers"],
-        # Those of its members do not run.
+        # Envoy does not run the filters of the member clusters.
         "typed_extension_protocol_options": _protocol(
             {"http_protocol_options": {}}, attempt_filters(tiers, config)
         ),
@@ -124,19 +127,19 @@ def _protocol(explicit: Dict, filters: list[Dict] | None = None) -> Dict:
 
 
 def _discovery(endpoints: list[str]) -> Dict:
-    named = any(host_name(e) for e in endpoints)
-    return {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if named else {"type": "STATIC"}
+    has_host_name = any(host_name(e) for e in endpoints)
+    return {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if has_host_name else {"type": "STATIC"}
 
 
 def _endpoints(name: str, *priorities: list[str], metadata: Dict | None = None) -> Dict:
-    said = {"metadata": {"filter_metadata": metadata}} if metadata is not None else {}
+    endpoint_metadata = {"metadata": {"filter_metadata": metadata}} if metadata is not None else {}
     return {
         "cluster_name": name,
         "endpoints": [
             {
                 "priority": priority,
                 "lb_endpoints": [
-                    {"endpoint": {"address": address(e), "hostname": e.rpartition(":")[0]}, **said}
+                    {"endpoint": {"address": address(e), "hostname": e.rpartition(":")[0]}, **endpoint_metadata}
                     for e in endpoints
                 ],
             }

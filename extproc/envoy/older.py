@@ -1,8 +1,10 @@
-"""The same bootstrap for Envoys before 1.40, which lack the priority-group cluster specifier and more.
+"""Change the bootstrap for Envoys before 1.40, which lack the priority-group cluster specifier and some filters.
 
-Here a few lines of Lua, run when the decision is there, name a cluster in a header, and the route is chosen again
-by it. With the cascade `composite` (Envoy 1.37 and newer) that cluster has the tiers of one ladder, the nth for the
-nth attempt; with `none` (1.36) it is the first tier's: requests are routed, no answer is judged, nothing climbs.
+A Lua filter behind the decision writes the name of a cluster into a header. Envoy then chooses the route again, by
+that header. The cluster depends on the cascade:
+
+- `composite`, for Envoy 1.37 and newer: the cluster has the tiers of one ladder, the nth for the nth attempt.
+- `none`, for Envoy 1.36 and newer: it is the cluster of the first tier. No answer is judged or escalated.
 """
 
 import copy
@@ -16,58 +18,62 @@ from extproc.config.load import Config
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
+from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, SIZE_LIMIT_FILTER, USAGE_FILTER
 from extproc.settings import Tier
 
 Cascade = Literal["priority-group", "composite", "none"]
-# What a rendered file says of itself; nothing where it is the usual one.
+# Comments at the top of the rendered file.
 NOTES: dict[Cascade, str] = {
     "priority-group": "",
-    "composite": "# For Envoy 1.37 and newer; render again after a change of ladders, too.\n",
-    "none": "# For Envoy 1.36 and newer: no answer is judged, and nothing climbs.\n",
+    "composite": "# For Envoy 1.37 and newer. Render it again after you change `escalate`, too.\n",
+    "none": "# For Envoy 1.36 and newer. No answer is judged or escalated.\n",
 }
-# Between Lua and the route: the clusters of this request's ladder, joined. Tiers cannot be named with a "+".
-_AND_THEN = "+"
-_SIZE_LIMIT, _USAGE = "envoy.filters.http.body_size_limit", "envoy.filters.http.ai_protocol_manager"
-# Filters that the oldest has not, or that have nothing to do where nobody judges.
-_GONE: dict[Cascade, set[str]] = {"composite": {_USAGE}, "none": {_USAGE, "rescue", "failopen_model"}}
+# A ladder's name is the names of its clusters with this between them. The names of tiers cannot contain a "+".
+_SEPARATOR = "+"
+# Filters that these Envoys lack, or that have no purpose if no answer is judged.
+_REMOVED: dict[Cascade, set[str]] = {
+    "composite": {USAGE_FILTER},
+    "none": {USAGE_FILTER, RESCUE_FILTER, FAILOPEN_FILTER},
+}
 
 
-def for_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
-    """Change what is rendered for 1.40, in place. Raises ValueError for intents that this cascade cannot serve."""
-    _refuse(config, cascade)
+def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
+    """Change a bootstrap for 1.40 in place. Raises ValueError if this cascade cannot serve the intents."""
+    _check_supported(config, cascade)
     resources = bootstrap["static_resources"]
     manager = resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     ladders = {} if cascade == "none" else _ladders(config)
     lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _lua(ladders)})
-    *filters, router = (entry for entry in manager["http_filters"] if entry["name"] not in _GONE[cascade])
+    *filters, router = (entry for entry in manager["http_filters"] if entry["name"] not in _REMOVED[cascade])
     for entry in filters:
-        if entry["name"] == _SIZE_LIMIT:  # newer than these, too
+        if entry["name"] == SIZE_LIMIT_FILTER:  # these Envoys lack this filter, too
             limit = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES)
             entry["typed_config"] = limit
     manager["http_filters"] = [*filters, filter_entry("ladder", lua), router]
     [host] = manager["route_config"]["virtual_hosts"]
-    host["request_body_buffer_limit"] *= 2  # 1.37 counts a body twice that it may have to send again
-    host["routes"] = [older for route in host["routes"] for older in _routes(route, config, cascade)]
+    host["request_body_buffer_limit"] *= 2  # 1.37 counts a body twice if it may have to send it again
+    host["routes"] = [changed for route in host["routes"] for changed in _routes(route, config, cascade)]
     resources["clusters"] += [ladder_cluster(name, ladder, config) for name, ladder in ladders.items()]
     if cascade == "none":
         for cluster in resources["clusters"]:
-            _judge_nothing(cluster)
+            _remove_cascade_filters(cluster)
 
 
-def _judge_nothing(cluster: Dict) -> None:
+def _remove_cascade_filters(cluster: Dict) -> None:
+    """Remove the verifiers and the rungs' bodies from a tier's cluster."""
     for options in cluster.get("typed_extension_protocol_options", {}).values():
-        kept = [f for f in options.get("http_filters", []) if not f["name"].startswith(("rung_", "verifier_"))]
-        if kept:
-            options["http_filters"] = kept
+        remaining = [f for f in options.get("http_filters", []) if not f["name"].startswith(("rung_", "verifier_"))]
+        if remaining:
+            options["http_filters"] = remaining
 
 
 def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
-    """By the header where there is a decision, else to the default tier."""
+    """Yield a route by the header, for requests with a decision, and one to the default tier for the others."""
     if "inline_cluster_specifier_plugin" not in route["route"]:
         yield route
         return
     route = copy.deepcopy(route)
-    for name in _GONE[cascade]:
+    for name in _REMOVED[cascade]:
         route["typed_per_filter_config"].pop(name, None)
     action = route["route"]
     del action["inline_cluster_specifier_plugin"], action["retry_policy"]["refresh_cluster_on_retry"]
@@ -81,41 +87,49 @@ def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
 
 
 def _ladders(config: Config) -> dict[str, tuple[Tier, ...]]:
-    """Every ladder of more than one rung that a request may get, by name: any rung may be unable to serve it."""
+    """Return every ladder of two or more tiers that a request may get, by name.
+
+    A request's ladder leaves out rungs that cannot serve it, so all subsets of the rungs are possible.
+    """
     tiers = config.policy.tiers
-    place = {tier.name: i for i, tier in enumerate(tiers)}
-    found: list[tuple[Tier, ...]] = []
+    index_of = {tier.name: i for i, tier in enumerate(tiers)}
+    ladders: list[tuple[Tier, ...]] = []
     for at, first in enumerate(tiers):
-        found += [(first, above) for above in tiers[at + 1 :]]  # of a cohort that names no rung
+        ladders += [(first, above) for above in tiers[at + 1 :]]  # of a cohort without rungs
         for up in (intent.escalate for intent in config.intents if intent.escalate is not None):
-            rungs = [place[rung.tier] for rung in up.rungs if place[rung.tier] >= at]
-            for able in _some_of(set(rungs)):
-                found.append((first, *[tiers[i] for i in rungs if i in able][: up.max]))
-    return {_AND_THEN.join(tier.cluster_name for tier in ladder): ladder for ladder in found}
+            rungs = [index_of[rung.tier] for rung in up.rungs if index_of[rung.tier] >= at]
+            for able in _subsets(set(rungs)):
+                ladders.append((first, *[tiers[i] for i in rungs if i in able][: up.max]))
+    return {_SEPARATOR.join(tier.cluster_name for tier in ladder): ladder for ladder in ladders}
 
 
-def _some_of(places: set[int]) -> Iterator[set[int]]:
-    return (set(some) for count in range(len(places)) for some in combinations(places, count + 1))
+def _subsets(indexes: set[int]) -> Iterator[set[int]]:
+    """Yield every subset that is not empty."""
+    return (set(subset) for size in range(len(indexes)) for subset in combinations(indexes, size + 1))
 
 
-def _refuse(config: Config, cascade: Cascade) -> None:
+def _check_supported(config: Config, cascade: Cascade) -> None:
     for intent in config.intents:
         up = intent.escalate
         if cascade == "composite" and up is not None and up.skip:
-            why = "`skip` jumps a rung, which takes the cascade of Envoy 1.40"
+            why = "`skip` needs --cascade priority-group (Envoy 1.40)"
         elif cascade == "none" and up is not None and up.human:
-            why = "what goes to a person has to be judged, which takes --cascade composite and Envoy 1.37"
+            why = "`to: human` needs a verifier, which --cascade composite has (Envoy 1.37)"
+        # The verifier removes the log probabilities from the answer if only a rule asked for them.
         elif cascade == "none" and wants_logprobs(compile_rules(intent.accept, intent.scorer)):
-            why = "`logprob`, or a `score` of them, asks for what only a judged answer is freed of again"
+            why = "`logprob`, or a `score` with it, needs a verifier, which --cascade composite has (Envoy 1.37)"
         else:
             continue
-        raise ValueError(f"--cascade {cascade}: intent {intent.intent}: {why}; drop it from the intent")
+        raise ValueError(
+            f"--cascade {cascade}: intent {intent.intent}: {why}; use that cascade, or remove this from the intent"
+        )
 
 
 def _lua(ladders: Mapping[str, object]) -> str:
-    known = ", ".join(f'["{name}"] = true' for name in ladders)
+    """Return Lua code that writes the name of a request's ladder into a header, if it is one of `ladders`."""
+    names = ", ".join(f'["{name}"] = true' for name in ladders)
     return f"""
-local ladders = {{ {known} }}
+local ladders = {{ {names} }}
 function envoy_on_request(handle)
   local decided = handle:streamInfo():dynamicMetadata():get("{Namespace.LADDER}")
   if decided == nil then return end
@@ -123,8 +137,8 @@ function envoy_on_request(handle)
   for i, group in ipairs(decided["priority_groups"]) do
     clusters[i] = group["clusters"][1]["cluster_name"]
   end
-  local name = table.concat(clusters, "{_AND_THEN}")
-  if not ladders[name] then -- of one rung, or newer than this file: it is served, and does not climb
+  local name = table.concat(clusters, "{_SEPARATOR}")
+  if not ladders[name] then -- one rung, or a ladder newer than this file: its first tier serves it, without retries
     name = clusters[1]
     handle:headers():replace("{HeaderName.MAX_RETRIES}", "0")
   end

@@ -1,4 +1,4 @@
-"""A listener for kubelets and scrapers: two read-only pages of the admin interface, and nothing else of it."""
+"""A listener for kubelets and scrapers that serves only two read-only pages of the admin interface."""
 
 from extproc.envoy.builders import Dict, address, filter_entry, typed
 
@@ -7,7 +7,7 @@ PAGES = ("/ready", "/stats/prometheus")
 
 
 def probe_listener(listen: str) -> Dict:
-    """Where `PAGES` are answered; the admin interface itself can stop Envoy and stays on loopback."""
+    """Return a listener that serves `PAGES`. The admin interface itself stays on loopback, as it can stop Envoy."""
     manager = typed(
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="probe",
@@ -33,6 +33,7 @@ def probe_listener(listen: str) -> Dict:
 
 
 def admin_cluster(admin: str) -> Dict:
+    """Return the cluster of the admin interface at `admin`."""
     return {
         "name": _ADMIN,
         "type": "STATIC",

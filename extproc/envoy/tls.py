@@ -1,4 +1,4 @@
-"""Mutual TLS from Envoy to our server, with files that Envoy watches: renewed certificates need no restart."""
+"""Mutual TLS from Envoy to the ext_proc server. Envoy watches the files and takes renewed certificates over."""
 
 from pathlib import Path
 
@@ -7,27 +7,27 @@ import yaml
 
 from extproc.envoy.builders import Dict, typed
 
-# The name that the server's certificate must carry where its address has none: an IP address, a unix socket.
-_NAME = "extproc"
+# The name in the server's certificate if its address, an IP address or a unix socket, has no name.
+_SERVER_NAME = "extproc"
 _CERTIFICATE, _AUTHORITY = "extproc_certificate", "extproc_authority"
 
 
 class ClientTls(msgspec.Struct, frozen=True):
-    """Paths as Envoy sees them."""
+    """Envoy's certificate, its key and the CA of the server's certificate, as paths that Envoy can open."""
 
     certificate: str
     key: str
     ca: str
-    sds: str  # folder of the two files by which Envoy reads the three above
+    sds: str  # folder of two files that name the three files above for Envoy
 
 
 def transport_socket(tls: ClientTls, endpoints: list[str]) -> Dict:
-    """What the cluster of our server needs."""
+    """Return the part of the server's cluster that turns on mutual TLS."""
     context = typed(
         "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         sni=server_names(endpoints)[0],
         common_tls_context={
-            "alpn_protocols": ["h2"],  # gRPC refuses a client that does not say it
+            "alpn_protocols": ["h2"],  # gRPC servers refuse clients that do not offer it
             "tls_certificate_sds_secret_configs": [_source(tls, _CERTIFICATE)],
             "validation_context_sds_secret_config": _source(tls, _AUTHORITY),
         },
@@ -36,7 +36,10 @@ def transport_socket(tls: ClientTls, endpoints: list[str]) -> Dict:
 
 
 def write_secrets(tls: ClientTls, endpoints: list[str]) -> None:
-    """Write the two files. Envoy watches the folders of what they name, so they themselves need never change."""
+    """Write the two files into the folder `tls.sds`.
+
+    Envoy watches the folders of the certificates that these files name, so the files themselves never change.
+    """
     certificate = {
         "certificate_chain": {"filename": tls.certificate},
         "private_key": {"filename": tls.key},
@@ -45,7 +48,7 @@ def write_secrets(tls: ClientTls, endpoints: list[str]) -> None:
     authority = {
         "trusted_ca": {"filename": tls.ca},
         "watched_directory": {"path": str(Path(tls.ca).parent)},
-        # Else whatever that authority signed could pose as the server, Envoy's own certificate included.
+        # Without this check any certificate of that authority could pose as the server, even Envoy's own.
         "match_typed_subject_alt_names": [
             {"san_type": "DNS", "matcher": {"exact": name}} for name in server_names(endpoints)
         ],
@@ -60,12 +63,12 @@ def write_secrets(tls: ClientTls, endpoints: list[str]) -> None:
 
 
 def server_names(endpoints: list[str]) -> list[str]:
-    """DNS names of which the server's certificate must carry one."""
-    return list(dict.fromkeys(filter(None, map(host_name, endpoints)))) or [_NAME]
+    """Return the DNS names that Envoy accepts in the server's certificate. One of them is enough."""
+    return list(dict.fromkeys(filter(None, map(host_name, endpoints)))) or [_SERVER_NAME]
 
 
 def host_name(endpoint: str) -> str | None:
-    """The name to look up, if the endpoint is neither an IP address nor a unix socket."""
+    """Return the endpoint's DNS name, or None for an IP address or a unix socket."""
     host = endpoint.rpartition(":")[0]
     return None if endpoint.startswith("unix://") or host.replace(".", "").isdecimal() else host
 

@@ -25,7 +25,8 @@ SCORER = Scorer(
 
 
 def answered(text: str, **more: Any) -> Observation:
-    return Observation(**{"text": text, "finish": "stop", "n_choices": 1, "complete": True, "ended": True} | more)
+    fields: dict[str, Any] = {"text": text, "finish": "stop", "n_choices": 1, "complete": True, "ended": True}
+    return Observation(**fields | more)
 
 
 def facts(text: str, question: str = QUESTION, **more: Any) -> dict[str, float]:

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from extproc.accounting.accesslog import read_outcomes
-from extproc.accounting.outcome import Outcome, Rejection
+from extproc.accounting.outcome import Ending, Outcome, Rejection
 from extproc.api.observation import Usage
 from extproc.contract.names import Namespace
 from extproc.pb import access_log_pb2 as pb
@@ -23,7 +23,7 @@ COMMON = {
     "upstreamRequestAttemptCount": 1,
 }
 PLAIN = Outcome(
-    time=1767323045.5, api="chat", ending="accepted", status=200, attempts=1, reason="matched", cohort="faq",
+    time=1767323045.5, api="chat", ending=Ending.ACCEPTED, status=200, attempts=1, reason="matched", cohort="faq",
     tier="small", revision="r1", mode="enforce", duration_s=1.5, first_byte_s=0.25,
 )  # fmt: skip
 

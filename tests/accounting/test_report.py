@@ -32,7 +32,7 @@ ROWS: tuple[tuple[dict[str, Any], Cost], ...] = (
 @pytest.fixture
 def ledger(tmp_path: Path) -> Path:
     path = tmp_path / "ledger.sqlite"
-    plain = {
+    plain: dict[str, Any] = {
         "time": time.time() - 60, "api": "chat", "ending": "accepted", "status": 200, "attempts": 1,
         "reason": "matched", "cohort": "faq", "tier": "small", "principal": "p",
     }  # fmt: skip

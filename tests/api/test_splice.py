@@ -77,7 +77,7 @@ def test_replacing_members_leaves_every_other_byte(seed):
     names = [name for name, _ in pieces if name is not None]
     edits = {name: writer.value(2) for name in names if writer.dice.random() < 0.5}
     before = "".join(text for _, text in pieces)
-    after = "".join(edits.get(name, text) for name, text in pieces)
+    after = "".join(edits.get(name, text) if name is not None else text for name, text in pieces)
     edited = splice(before.encode(), {name: text.encode() for name, text in edits.items()})
     assert edited == after.encode()
     assert parsed(edited) == {**parsed(before), **{name: parsed(text) for name, text in edits.items()}}

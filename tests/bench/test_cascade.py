@@ -55,8 +55,15 @@ def question(
 
 def outcomes(small: str, large: str, climbed: str) -> Outcomes:
     """One digit a question; the small answer costs 1, the large one 10."""
-    digits = [np.array([float(d) for d in row]) for row in (small, large, climbed)]
-    return Outcomes(*digits, small_cost=np.ones(len(small)), large_cost=np.full(len(small), 10.0))
+    rows = (np.array([float(d) for d in row]) for row in (small, large, climbed))
+    small_right, large_right, climbed_right = rows
+    return Outcomes(
+        small_right,
+        large_right,
+        climbed_right,
+        small_cost=np.ones(len(small)),
+        large_cost=np.full(len(small), 10.0),
+    )
 
 
 def test_the_parts_share_no_question_and_each_has_its_share_of_every_category() -> None:

@@ -1,6 +1,7 @@
 """Published data sets as traffic."""
 
 import sys
+from typing import Any
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ from bench.convert import DATA_SETS, main
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.traffic import BadRow, read_traffic, reveal_all
 
-SOURCES = {
+SOURCES: dict[str, tuple[dict[str, Any], Any]] = {
     "clinc150": ({"split": "test", "intent": "oos", "text": "hi"}, {"text": "hi", "intent": "oos"}),
     "routellm": (
         {"subject": "anatomy", "prompt": "hi", "strong": True, "weak": False, "contaminated": False},

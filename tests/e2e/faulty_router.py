@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -33,6 +34,7 @@ class Faulty:
 
 
 if __name__ == "__main__":
-    load = server.load_encoder
-    server.load_encoder = lambda model, workers: FeatureEncoder(Faulty(load(model, workers).sentences))
+    replaced: Any = server
+    load = replaced.load_encoder
+    replaced.load_encoder = lambda model, workers: FeatureEncoder(Faulty(load(model, workers).sentences))
     sys.exit(cli.main())

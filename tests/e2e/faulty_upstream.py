@@ -125,7 +125,7 @@ def frames_of(path: str, model: str, said: str, calls: Any = None) -> list[bytes
     words[-1] = words[-1].removesuffix(" ")
     if path == RESPONSES:
         whole = _response(model, said)
-        events = [
+        events: list[dict[str, Any]] = [
             {"type": "response.created", "response": whole | {"status": "in_progress", "output": []}},
             *({"type": "response.output_text.delta", "output_index": 0, "delta": w} for w in words),
             {"type": "response.output_text.done", "text": said},
@@ -147,7 +147,7 @@ def frames_of(path: str, model: str, said: str, calls: Any = None) -> list[bytes
         return [_named(event) for event in events]
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     deltas += [{"tool_calls": _tool_calls(calls)}] if calls else [{"content": w} for w in words]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices: list[Any] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"})
     return [*(_data(_chat(model, "chat.completion.chunk", choice)) for choice in choices), b"data: [DONE]\n\n"]
 
@@ -223,7 +223,7 @@ class Scripted:
         await self.writer.drain()
 
     def open(self, kind: str | None = None, **headers: str) -> None:
-        self.head(kind, transfer_encoding="chunked", **headers)
+        self.head(kind, 200, transfer_encoding="chunked", **headers)
 
     async def chunk(self, body: bytes) -> None:
         self.sent += body
@@ -727,7 +727,7 @@ async def forged(x: Scripted) -> None:
 
 async def _forged(x: Scripted, headers: dict[str, str]) -> None:
     body = b"".join(x.frames) if x.stream else x.whole
-    await x.send(body, **{name.replace("-", "_"): value for name, value in headers.items()})
+    await x.send(body, None, 200, **{name.replace("-", "_"): value for name, value in headers.items()})
 
 
 @fault
@@ -852,17 +852,17 @@ async def _receive(reader: asyncio.StreamReader, wire: Wire) -> None:
     if coding != "chunked":
         raise ValueError("transfer-encoding")
     while True:
-        line = await reader.readline()
-        if not line.endswith(b"\r\n"):
+        size_line = await reader.readline()
+        if not size_line.endswith(b"\r\n"):
             raise asyncio.IncompleteReadError(b"", None)
-        size = int(line, 16)
+        size = int(size_line, 16)
         if size == 0:
             break
         wire.body += await reader.readexactly(size)
         if await reader.readexactly(2) != b"\r\n":
             raise ValueError("chunk")
-    while (line := await reader.readline()) != b"\r\n":
-        if not line.endswith(b"\r\n"):
+    while (trailer := await reader.readline()) != b"\r\n":
+        if not trailer.endswith(b"\r\n"):
             raise asyncio.IncompleteReadError(b"", None)
 
 

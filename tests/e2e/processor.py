@@ -22,7 +22,7 @@ class Stream:
         self, channel: grpc.Channel, metadata: Iterable[tuple[str, str]] = (("x-role", "router"),)
     ) -> None:
         self._said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        call = channel.stream_stream(
+        call: Any = channel.stream_stream(
             _METHOD, request_serializer=None, response_deserializer=pb.ProcessingResponse.FromString
         )
         self.call: Any = call(iter(self._said.get, None), timeout=30, metadata=tuple(metadata))

@@ -36,7 +36,7 @@ _OFF, _ON = (
 )
 
 # Prompt, the headers of the decision, and the fields that are written in addition to the model, by API.
-_COHORTS = {
+_COHORTS: dict[str, Any] = {
     "extraction": (EXTRACT, EXTRACTED, {
         CHAT: _OFF | {"max_tokens": 512},
         COMPLETIONS: {"max_tokens": 512},
@@ -69,13 +69,13 @@ def _ask_officially(
     openai_client: openai.OpenAI, anthropic_client: anthropic.Anthropic, path: str, body: dict[str, Any]
 ) -> tuple[Any, str]:
     """Send a request with the official client of the API. Return the headers and the text that it reads."""
-    create: Any = {
+    apis: dict[str, Any] = {
         CHAT: openai_client.chat.completions,
         COMPLETIONS: openai_client.completions,
         RESPONSES: openai_client.responses,
         MESSAGES: anthropic_client.messages,
-    }[path].with_raw_response.create
-    raw = create(**body)
+    }
+    raw = apis[path].with_raw_response.create(**body)
     answer = raw.parse()
     text = "".join(map(_delta, answer)) if body.get("stream") else _whole(answer)
     return raw.headers, text

@@ -217,7 +217,7 @@ class Bench:
         """Open a thousand streams to the server that send headers and then nothing."""
         message = headers_message({":path": CHAT, ":method": "POST"}, body_mode=BUFFERED)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self.stack.router_port}") as channel:
-            calls = [channel.stream_stream(PROCESS)() for _ in range(_IDLE_STREAMS)]
+            calls: list[Any] = [channel.stream_stream(PROCESS)() for _ in range(_IDLE_STREAMS)]
             await asyncio.gather(*(call.write(message.SerializeToString()) for call in calls))
             await asyncio.gather(*(call.read() for call in calls))  # each is open and has its first reply
             yield

@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -75,7 +76,7 @@ def test_a_compressed_bomb_is_not_unpacked(stack: Stack) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{stack.router_port}", OPTIONS) as channel, ext_proc(channel) as stream:
         stream.say(body_message(bomb, True, BUFFERED, attributes))
         (reply,) = stream.replies(1)
-    record = reply.dynamic_metadata["semantic_router"]
+    record: Any = reply.dynamic_metadata["semantic_router"]
     assert (record["reason"], record["tier"]) == ("unreadable", "large")
     assert not reply.request_body.response.HasField("body_mutation")
     assert _resident(stack) - before < 64 * _MEGABYTE

@@ -195,15 +195,15 @@ def test_a_key_is_seen_by_the_tiers_that_it_is_for(
     [
         (
             "composite", "escalate: {to: [large, frontier], max: 2, skip: [no_refusal]}",
-            "`skip` jumps a rung, which takes the cascade of Envoy 1.40",
+            "`skip` needs --cascade priority-group (Envoy 1.40)",
         ),
         (
             "none", "escalate: {to: human}",
-            "what goes to a person has to be judged, which takes --cascade composite and Envoy 1.37",
+            "`to: human` needs a verifier, which --cascade composite has (Envoy 1.37)",
         ),
         (
             "none", "escalate: {to: large}",
-            "`logprob`, or a `score` of them, asks for what only a judged answer is freed of again",
+            "`logprob`, or a `score` with it, needs a verifier, which --cascade composite has (Envoy 1.37)",
         ),
     ],
     ids=["skip", "human", "logprob"],
@@ -216,5 +216,5 @@ def test_what_a_release_cannot_do_is_refused(
     write_intents(tmp_path, {"odd": f"tier: small\n{accept}\n{settings}"}, "human: {}\n")
     command = [sys.executable, "-m", "extproc", "envoy", "--intents", str(tmp_path), "--cascade", cascade]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    wanted = f"extproc: --cascade {cascade}: intent odd: {why}; drop it from the intent\n"
+    wanted = f"extproc: --cascade {cascade}: intent odd: {why}; use that cascade, or remove this from the intent\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)

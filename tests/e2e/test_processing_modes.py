@@ -93,8 +93,8 @@ def _envoy(
         yield beside
 
 
-routing = pytest.fixture(_envoy, scope="module", params=_ROUTING.values(), ids=_ROUTING.keys(), name="routing")
-passing = pytest.fixture(_envoy, scope="module", params=_PASSING.values(), ids=_PASSING.keys(), name="passing")
+routing = pytest.fixture(_envoy, scope="module", params=_ROUTING.values(), ids=list(_ROUTING), name="routing")
+passing = pytest.fixture(_envoy, scope="module", params=_PASSING.values(), ids=list(_PASSING), name="passing")
 
 
 def _no_trouble(envoy: Stack) -> None:

@@ -48,7 +48,7 @@ def _kinds(replies: list[pb.ProcessingResponse]) -> list[str]:
     return [str(reply.WhichOneof("response")) for reply in replies]
 
 
-_PASSES = {kind: {kind: {}} for kind in (
+_PASSES: dict[str, dict[str, Any]] = {kind: {kind: {}} for kind in (
     "request_headers", "request_body", "request_trailers", "response_headers", "response_body", "response_trailers",
 )}  # fmt: skip
 
@@ -106,7 +106,8 @@ def test_an_empty_chunked_post(channel: grpc.Channel) -> None:
         headers, body = stream.finish()
     assert _plain(headers) == _PASSES["request_headers"]
     assert not body.request_body.response.HasField("body_mutation")
-    assert body.dynamic_metadata["semantic_router"]["reason"] == "unreadable"
+    decision: Any = body.dynamic_metadata["semantic_router"]
+    assert decision["reason"] == "unreadable"
 
 
 def test_headers_then_a_buffered_body(channel: grpc.Channel) -> None:

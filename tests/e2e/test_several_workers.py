@@ -24,6 +24,7 @@ def pair(small_intents: Path):
 
 def children(stack: Stack) -> list[int]:
     """Return the process ids of the workers."""
+    assert stack.router is not None
     command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(stack.router.pid)]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "extproc.cli.worker" in line]
@@ -110,6 +111,7 @@ def test_a_killed_supervisor_leaves_no_worker(small_intents, tmp_path):
             stack.start_router()
             pids = children(stack)
             assert len(pids) == 2
+            assert stack.router is not None
             stack.router.kill()
             eventually(lambda: not any(alive(pid) for pid in pids), "the workers have ended", 60)
         finally:

@@ -129,12 +129,13 @@ def ask(port: int, prompt: str, path: str = CHAT, model: str = "auto", **more: A
 def body_of(path: str, prompt: str, model: str = "auto") -> dict[str, Any]:
     """Return the smallest body with `prompt`."""
     message = {"role": "user", "content": prompt}
-    return {
+    bodies: dict[str, dict[str, Any]] = {
         CHAT: {"model": model, "messages": [message]},
         COMPLETIONS: {"model": model, "prompt": prompt},
         RESPONSES: {"model": model, "input": prompt},
         MESSAGES: {"model": model, "max_tokens": 2000, "messages": [message]},
-    }[path]
+    }
+    return bodies[path]
 
 
 def arrived(stack: Stack) -> Received:
@@ -148,7 +149,7 @@ def contract_headers(received: Received) -> dict[str, str]:
     return {name: value for name, value in received.headers.items() if name.startswith(prefixes)}
 
 
-def eventually(look: Callable[[], T], what: str, within_s: float = 40.0) -> T:
+def eventually(look: Callable[[], T | None], what: str, within_s: float = 40.0) -> T:
     """Call `look` until its result is true, and return the result."""
     deadline = time.monotonic() + within_s
     while not (seen := look()):

@@ -101,6 +101,7 @@ def test_a_spoilt_choice_is_as_none(tmp_path, monkeypatch):
 def test_what_another_machine_compiled_costs_time_and_not_the_start(prepared, tmp_path):
     """On a read-only file system, as in a container, it can neither be loaded nor be replaced."""
     choice, folder = read_choice(MODEL), tmp_path / "prepared"
+    assert choice is not None
     shutil.copytree(prepared_folder(MODEL), folder, ignore=shutil.ignore_patterns("*.blob"))
     precision = choice.chosen.name.removeprefix("openvino ")
     OpenVinoSentences(folder, precision, choice.max_tokens, 1)

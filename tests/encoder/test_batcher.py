@@ -230,7 +230,7 @@ def test_who_would_be_too_late_is_told_at_once_and_the_rest_are_served(gated, ba
     async def scenario() -> None:
         texts = (("a", 1.5), ("b", 1.5), ("cc", LONG_S), ("dd", LONG_S))
         embeds = (batcher.embed(text, deadline_s) for text, deadline_s in texts)
-        results = await asyncio.gather(*embeds, return_exceptions=True)
+        results: list[Any] = await asyncio.gather(*embeds, return_exceptions=True)
         assert [type(error) for error in results[:2]] == [DeadlineError, DeadlineError]
         assert [vector.tolist() for vector in results[2:]] == [[2, 0], [2, 0]]
 

@@ -99,7 +99,8 @@ def test_the_vector_of_an_ask_is_that_of_the_same_ask_with_courtesies(encoder):
     """Otherwise the opening would contain only the preamble."""
     plain = "Summarize this contract: the tenant pays on the first of each month."
     polite = f"Good morning! I have a question, could you please help me? {plain} Thank you!"
-    assert np.allclose(*encoder.encode([plain, polite]), atol=1e-3)
+    alone, with_courtesies = encoder.encode([plain, polite])
+    assert np.allclose(alone, with_courtesies, atol=1e-3)
 
 
 class Counting:

@@ -200,6 +200,7 @@ def with_evidence(text, floor, margin, evidence):
     """Return the text as `extproc calibrate --write` edits it."""
     fit = FloorFit("billing", (0, 0), (0, 0, 0), (0, 0, 0), floor, margin, evidence)
     intent = decode_yaml("billing.yaml", text.encode(), Intent, [], {})
+    assert intent is not None
     return edits.with_settings(text, fit.changes(intent))
 
 

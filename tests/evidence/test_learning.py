@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -90,7 +91,9 @@ def write_requests_as_utterances(folder: Path) -> None:
 
 def traffic(folder: Path, each: int, first: int = 0) -> Path:
     """Write `each` rows of each cohort, and half as many that are out of scope."""
-    rows = [{"text": f"{name}-{i}", "intent": name} for name in "abc" for i in range(first, first + each)]
+    rows: list[dict[str, Any]] = [
+        {"text": f"{name}-{i}", "intent": name} for name in "abc" for i in range(first, first + each)
+    ]
     rows += [{"text": f"oos-{i}", "intent": None} for i in range(first, first + each // 2)]
     path = folder.parent / "labelled.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
@@ -140,12 +143,14 @@ def test_where_similarity_is_measured_is_kept_with_the_centroids(folder):
     far = msgspec.structs.replace(near, back=1.0)
     learned, other = (learn(run, rows, [candidate], "2026-11-22", 0) for candidate in (far, near))
     assert learned.config is not None and learned.config.fitted is not None and learned.chosen is not None
+    assert other.chosen is not None
     assert (learned.trials[0], learned.chosen.accuracy) == (other.trials[0], other.chosen.accuracy)
     assert learned.chosen.auroc != other.chosen.auroc
     assert learned.config.fitted.header.back == 1.0
     (row,) = encoder.encode(["a-5000"])
     index = index_of(learned.config, encoder)
     match = nearest(index, row)
+    assert index.means is not None
     assert match.similarity == pytest.approx(index.means[match.cohort] @ row)
 
 
@@ -252,11 +257,14 @@ def test_the_stated_risk_holds_with_learned_centroids():
         right = np.array([*centroids], dtype=object)[similarities.argmax(axis=1)] == labels
         return Matches(best[:, -1].astype(float), (best[:, -1] - best[:, -2]).astype(float), right)
 
-    honest, leaky = [], []
+    honest: list[float] = []
+    leaky: list[float] = []
     for _ in range(80):
         rows, labels = drawn(60)
         utterances = {name: rows[labels == name][:2] for name in "abc"}
-        centroids = centroids_of("fitted", utterances, by_label(rows, np.where(labels == "oos", None, labels)))
+        centroids = centroids_of(
+            "fitted", utterances, by_label(rows, np.where(labels == "oos", np.array(None), labels))
+        )
         fresh = matches(centroids, *drawn(2000))
         for wrong, part in ((honest, matches(centroids, *drawn(60))), (leaky, matches(centroids, rows, labels))):
             floors = choose_floors(part, 0.1, "margin")

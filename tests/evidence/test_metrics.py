@@ -1,6 +1,7 @@
 """Metrics: against cases worked by hand, against scikit-learn where it has them, and on degenerate data."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from extproc.evidence.measure import metrics
 from extproc.evidence.measure.metrics import NOTHING, Bin, Estimate, Ratio
 
 RNG = np.random.default_rng(7)
+
+
+approx: Any = pytest.approx  # it takes the place of a number in a whole value
 
 
 def array(*values):
@@ -52,7 +56,7 @@ def test_reliability_and_calibration_error():
     """Two bins: 0.15 predicted and half right, 0.95 predicted and all right: (2 * 0.35 + 2 * 0.05) / 4."""
     probability, right = array(0.1, 0.2 - 1e-9, 0.9, 1.0), np.array([True, False, True, True])
     found = metrics.reliability(probability, right, bins=5)
-    assert found == [Bin(pytest.approx(0.15), 0.5, 2), Bin(pytest.approx(0.95), 1.0, 2)]
+    assert found == [Bin(approx(0.15), 0.5, 2), Bin(approx(0.95), 1.0, 2)]
     assert metrics.ece(probability, right, bins=5) == pytest.approx(0.2)
     assert math.isnan(metrics.ece(array(), np.array([], dtype=bool)))
 
@@ -105,16 +109,14 @@ def test_degenerate_ratios():
     assert metrics.share(everybody, among=nobody).estimate(0) is NOTHING
     assert metrics.mean(array(math.nan, math.nan)).estimate(0) is NOTHING
     assert metrics.mean(array(0.4)).estimate(0) == Estimate(0.4, 0.4, 0.4, 1)
-    assert metrics.share(everybody, among=everybody).estimate(0) == Estimate(1.0, pytest.approx(0.292402), 1.0, 3)
+    assert metrics.share(everybody, among=everybody).estimate(0) == Estimate(1.0, approx(0.292402), 1.0, 3)
     assert math.isnan(Ratio(array(2.0), array(0.0)).value())
 
 
 def test_what_is_no_share_has_no_interval_of_a_share():
     """Three changes of nothing may hide some for better or worse; three equal prices have no width, as all ties."""
-    most = pytest.approx(0.707598, abs=1e-5)
-    assert metrics.mean(np.zeros(3), least=-1.0).estimate(0) == Estimate(
-        0.0, pytest.approx(-0.707598, abs=1e-5), most, 3
-    )
+    most = approx(0.707598, abs=1e-5)
+    assert metrics.mean(np.zeros(3), least=-1.0).estimate(0) == Estimate(0.0, approx(-0.707598, abs=1e-5), most, 3)
     assert metrics.mean(np.zeros(3), least=None).estimate(0) == Estimate(0.0, 0.0, 0.0, 3)
     assert metrics.mean(np.ones(3), least=None).estimate(0) == Estimate(1.0, 1.0, 1.0, 3)
 
@@ -123,7 +125,7 @@ def test_rows_of_one_conversation_are_no_evidence_apart():
     """Twenty of fifteen equal rows have the intervals of twenty rows, not of three hundred."""
     rng = np.random.default_rng(0)
     right, scores = rng.random(20) < 0.5, rng.random(20)
-    many, together = (np.repeat(values, 15) for values in (right, np.arange(20)))
+    many, together = np.repeat(right, 15), np.repeat(np.arange(20), 15)
 
     def interval(found):
         return found.low, pytest.approx(found.value), found.high
@@ -145,9 +147,9 @@ def test_a_static_mix_buys_what_the_money_buys():
     """In proportion; what is dear and no better is neither bought nor paid; too little buys the first."""
     costs, qualities = array(1, 2, 5), array(0.4, 0.3, 0.8)
     budgets = array(0.5, 1, 3, 5, 9)
-    tiled = [np.repeat(values[:, None], len(budgets), axis=1) for values in (costs, qualities)]
-    quality, spent = metrics.static_mix(*tiled, budgets)
+    prices, shares = (np.repeat(values[:, None], len(budgets), axis=1) for values in (costs, qualities))
+    quality, spent = metrics.static_mix(prices, shares, budgets)
     assert quality.tolist() == pytest.approx([0.4, 0.4, 0.6, 0.8, 0.8])
     assert spent.tolist() == [1, 1, 3, 5, 5]
-    worse_above = metrics.static_mix(tiled[0], tiled[1][::-1], budgets)
+    worse_above = metrics.static_mix(prices, shares[::-1], budgets)
     assert [values.tolist() for values in worse_above] == [[0.8] * 5, [1] * 5]

@@ -301,7 +301,7 @@ _VALUES = (
     b"identity", b"gold", b"a\r\nx-evil: 1", b"\xff\x00", b"\xed\xa0\x80", b"", b"9" * 300,
 )  # fmt: skip
 # Values that another filter may put into the metadata of a decision.
-_PLAIN = (
+_PLAIN: tuple[Any, ...] = (
     None, True, 0.0, -1.0, 1e308, float("nan"), float("inf"), "", "auto", "early", "chat", "evil", "{}",
         '{"stream":1}',
     '{"json_schema":{"pattern":"("},"context":"x"}', [], ["a"], {}, {"a": {"b": [None]}},
@@ -342,8 +342,8 @@ class Messenger(Writer):
         body = self.one((self.document().body, self.answer(), self.damaged(self.document().body)))
         made = self.message(self.one(KINDS), body, self.headers(), self.rarely(3))
         if not self.rarely(3):
-            made.protocol_config.request_body_mode = self.one((0, 1, 2, 3, 4, 5, 99))
-            made.protocol_config.response_body_mode = self.one((0, 1, 2, 3, 4, 5, 99))
+            made.protocol_config.request_body_mode = self.one((0, 1, 2, 3, 4, 5, 99))  # type: ignore[assignment]
+            made.protocol_config.response_body_mode = self.one((0, 1, 2, 3, 4, 5, 99))  # type: ignore[assignment]
         if not self.rarely(3):
             self.attributes(made, {name: self.one(_PLAIN) for name in self.some(_ATTRIBUTES, 4)})
         if not self.rarely(3):

@@ -14,7 +14,7 @@ from extproc.envoy.bootstrap import render_envoy
 from tests.fuzz.shapes import Writer, corpus, written
 
 _GOOD = Path(__file__).parents[1] / "configs/good"
-_ODD = (
+_ODD: tuple[Any, ...] = (
     None, True, 0, -1, 10**30, 1.5, float("nan"), float("inf"), "", "small", "large", "\x00", "a\nb", "tier[0].x",
         "`", "x" * 300,
     "h:1", "h:99999", "ünï:80", [], [[]], {}, {"": 1}, {"a": {"b": []}}, "complete", ["complete",

@@ -107,7 +107,7 @@ def test_it_is_valid_for_one_encoder_and_the_same_utterances():
     file = decode_centroids(encoded())
     rows = unit(6, 2)
     assert file.stale("m", HEADER.utterances, rows) is None
-    assert file.stale("m", HEADER.utterances, rows + 0.001 * unit(6, 3)) is None
+    assert file.stale("m", HEADER.utterances, rows + np.float32(0.001) * unit(6, 3)) is None
     stale = "centroids.safetensors is stale, centroids come from the utterances alone: "
     remedy = "; run `extproc calibrate --write` again, or delete the file"
     reasons = {

@@ -1,10 +1,14 @@
 """The nearest cohort: an exact search, and the margin to the best other cohort."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
 
 from extproc.routing.index import Index, Match, nearest, similarities
+
+approx: Any = pytest.approx  # it takes the place of a number in a whole value
 
 
 def unit(*values: float) -> np.ndarray:
@@ -29,13 +33,13 @@ def test_the_runner_up_is_found_behind_many_centroids_of_the_best():
     """Twenty nearer centroids of the best cohort do not hide it."""
     near = np.stack([unit(1, i / 1_000, 0) for i in range(20)])
     match = nearest(Index({"code": near, "faq": Z[None, :]}), X)
-    assert match == Match("code", pytest.approx(1.0), pytest.approx(1.0), "faq")
+    assert match == Match("code", approx(1.0), approx(1.0), "faq")
 
 
 def test_with_one_cohort_the_margin_is_the_similarity():
     """There is no other cohort to compare with."""
     match = nearest(Index({"code": X[None, :]}), unit(0.6, 0.8, 0))
-    assert match == Match("code", pytest.approx(0.6), pytest.approx(0.6), None)
+    assert match == Match("code", approx(0.6), approx(0.6), None)
 
 
 def test_similarity_is_a_weighted_mean_of_two_cosines():
@@ -44,7 +48,7 @@ def test_similarity_is_a_weighted_mean_of_two_cosines():
     index = Index(centroids, {"code": unit(1, 0, 1), "faq": unit(0, 1, 1)})
     query = unit(2, 1, 2)
     match = nearest(index, query)
-    assert match == Match("code", pytest.approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)), pytest.approx(1 / 3), "faq")
+    assert match == Match("code", approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)), approx(1 / 3), "faq")
     assert similarities(index, query) == {
         "code": pytest.approx(0.7 * 2 / 3 + 0.3 * np.sqrt(8 / 9)),
         "faq": pytest.approx(0.7 / 3 + 0.3 * np.sqrt(1 / 2)),

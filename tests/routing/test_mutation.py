@@ -12,7 +12,7 @@ from extproc.routing.mutation import Mutation, mutate
 from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Price, Reasoning, Tier
 
-PATHS = {api: path for path, api in APIS.items()}
+PATHS: dict[str, str] = {api: path for path, api in APIS.items()}
 BODIES = {
     "chat": b'{"messages": [{"role":"user","content":"Sum it up"}],\n "model" : "auto", "x": [1.0, "\\u00e4"] }',
     "completions": b'{"prompt": "Once upon",\n "model" : "auto", "x": [1.0, "\\u00e4"] }',

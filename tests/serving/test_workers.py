@@ -25,5 +25,5 @@ def test_a_containers_share_counts_not_the_nodes_cores(tmp_path, monkeypatch, qu
     """Sixty-four workers in a container with two cores would starve each other."""
     (tmp_path / "cpu.max").write_text(quota)
     monkeypatch.setattr(workers, "_CGROUP_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
     assert cores() == expected

@@ -1,0 +1,198 @@
+"""The filter chain of the listener: the filters that a request passes once, before any attempt."""
+
+from extproc.config.load import Config
+from extproc.contract.names import (
+    ATTEMPT_ATTRIBUTE,
+    HEADER_ATTRIBUTE,
+    MAX_BODY_BYTES,
+    PATH_ATTRIBUTE,
+    VERDICT_HEADERS,
+    HeaderName,
+    HeaderPrefix,
+    Key,
+    Namespace,
+)
+from extproc.contract.words import Role, VerdictWord
+from extproc.envoy.attempts import save_client_keys
+from extproc.envoy.builders import (
+    ATTEMPTS,
+    SERVED_BY,
+    Dict,
+    filter_entry,
+    from_metadata,
+    metadata_predicate,
+    role_metadata,
+    set_header,
+    skip_if,
+    strip_headers,
+    typed,
+)
+
+# A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
+ROOM_BYTES = 1024 * 1024
+# Envoy waits this much longer than the server's own deadline, so that the server's fallback arrives first.
+_GRACE_S = 0.2
+# The names of filters. Per-route settings refer to a filter by its name.
+RESCUE_FILTER = "rescue"
+FAILOPEN_FILTER = "failopen_model"
+ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
+USAGE_FILTER = "envoy.filters.http.ai_protocol_manager"
+SIZE_LIMIT_FILTER = "envoy.filters.http.body_size_limit"
+BUFFER_FILTER = "envoy.filters.http.buffer"
+HEADERS_FILTER = "envoy.filters.http.header_mutation"
+_ROUTER_NAMESPACES = [
+    Namespace.DECISION,
+    Namespace.LADDER,
+    Namespace.RUNGS,
+    Namespace.REQUIREMENTS,
+    Namespace.LEDGER,
+]
+
+
+def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
+    """Return the filters in their order. The LLM routes enable the disabled ones; other paths do not pass them."""
+    has_credentials = any(tier.credential for tier in config.policy.tiers)
+    return [
+        filter_entry(RESCUE_FILTER, _rescue()),
+        *([filter_entry("client_keys", save_client_keys())] if has_credentials else []),
+        filter_entry(
+            SIZE_LIMIT_FILTER,
+            typed(
+                "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
+                max_request_bytes=MAX_BODY_BYTES,
+            ),
+            disabled=True,
+        ),
+        filter_entry(ROUTER_FILTER, _router(config, rule_headers), disabled=True),
+        filter_entry(
+            BUFFER_FILTER,
+            typed(
+                "envoy.extensions.filters.http.buffer.v3.Buffer",
+                max_request_bytes=MAX_BODY_BYTES + ROOM_BYTES,
+            ),
+            disabled=True,
+        ),
+        filter_entry(FAILOPEN_FILTER, _failopen_model(), disabled=True),
+        filter_entry(HEADERS_FILTER, _contract_headers()),
+        # It reads the number of tokens from answers as they pass, without buffering or changing them.
+        filter_entry(
+            USAGE_FILTER,
+            typed(
+                "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManager",
+                response_handling={"token_usage": {"metadata_namespace": Namespace.USAGE}},
+            ),
+            disabled=True,
+        ),
+        filter_entry("envoy.filters.http.router", typed("envoy.extensions.filters.http.router.v3.Router")),
+    ]
+
+
+def _router(config: Config, rule_headers: list[str]) -> Dict:
+    """Return the filter that asks the server for a decision, with one message."""
+    timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
+    headers = {*rule_headers, *config.policy.escalations.principal}
+    return typed(
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        stat_prefix="router",
+        grpc_service={
+            "envoy_grpc": {"cluster_name": "extproc"},
+            "initial_metadata": role_metadata(Role.ROUTER),
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream,reset",
+                "num_retries": 1,
+                "retry_back_off": {"base_interval": "0.002s", "max_interval": "0.004s"},
+            },
+        },
+        failure_mode_allow=True,
+        message_timeout=f"{timeout:.3f}s",
+        # The one message is the body. It carries the path and the headers that are needed as attributes.
+        processing_mode={
+            "request_header_mode": "SKIP",
+            "request_body_mode": "BUFFERED",
+            "response_header_mode": "SKIP",
+        },
+        request_attributes=[PATH_ATTRIBUTE, *(HEADER_ATTRIBUTE.format(name) for name in sorted(headers))],
+        # The metadata takes effect only if Envoy chooses the route again. It does so only after a header mutation.
+        route_cache_action="CLEAR",
+        mutation_rules={
+            "disallow_all": True,
+            "allow_expression": {"regex": f"^{HeaderName.CLUSTER}$"},
+        },
+        metadata_options={"receiving_namespaces": {"untyped": _ROUTER_NAMESPACES}},
+    )
+
+
+def _failopen_model() -> Dict:
+    """Return the filter that writes the default tier's model name into requests without a decision."""
+    transform = typed("envoy.extensions.filters.http.transform.v3.TransformConfig")
+    decided = metadata_predicate([Key.CLUSTER], {"present_match": True})
+    return skip_if(decided, "envoy.filters.http.transform", transform)
+
+
+def _rescue() -> Dict:
+    """Return the filter that replaces a failure by an earlier answer.
+
+    It asks the server only about a 429 or 5xx, which Envoy would retry, and only if a rejected answer was kept.
+    """
+    failed = {
+        "input": {
+            "name": "status",
+            "typed_config": typed("envoy.type.matcher.v3.HttpResponseHeaderMatchInput", header_name=":status"),
+        },
+        "value_match": {"safe_regex": {"google_re2": {}, "regex": "429|5.."}},
+    }
+    answer_kept = metadata_predicate([Key.BODY], {"present_match": True}, namespace=Namespace.ANSWER)
+    rescue = typed(
+        "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        stat_prefix="rescue",
+        grpc_service={
+            "envoy_grpc": {"cluster_name": "extproc"},
+            "initial_metadata": role_metadata(Role.RESCUE),
+        },
+        failure_mode_allow=True,  # without the server, the client gets the failure
+        message_timeout="2s",
+        processing_mode={"request_header_mode": "SKIP", "response_header_mode": "SEND"},
+        mutation_rules={
+            "disallow_all": True,
+            "allow_expression": {"regex": f"^({HeaderPrefix.ROUTER}[a-z]+|{VERDICT_HEADERS}|content-type)$"},
+        },
+        response_attributes=[ATTEMPT_ATTRIBUTE],
+        metadata_options={
+            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.ANSWER]},
+            "receiving_namespaces": {"untyped": [Namespace.DECISION]},
+        },
+    )
+    can_rescue = {"and_matcher": {"predicate": [{"single_predicate": failed}, answer_kept]}}
+    return skip_if({"not_matcher": can_rescue}, "envoy.filters.http.ext_proc", rescue)
+
+
+def _contract_headers() -> Dict:
+    """Return the filter that copies the decision's metadata into headers. A header without a value is not added."""
+    # Envoy does not escalate beyond its retry budget. The client then gets the rejected answer, so the verdict is
+    # degraded and that escalation is not counted.
+    escalate, degraded = f"'{VerdictWord.ESCALATE}'", f"'{VerdictWord.DEGRADED}'"
+    verdict = f"response.headers['{HeaderName.VERDICT}']"
+    not_escalated = f"'{HeaderName.VERDICT}' in response.headers && {verdict} == {escalate}"
+    escalations = f"metadata.filter_metadata['{Namespace.DECISION}']['{Key.ESCALATIONS}']"
+    response = {
+        HeaderName.COHORT: from_metadata(Key.COHORT),
+        HeaderName.REASON: from_metadata(Key.REASON),
+        HeaderName.ESCALATIONS: f"%CEL({escalations} - ({not_escalated} ? 1.0 : 0.0))%",
+        HeaderName.VERDICT_REASON: from_metadata(Key.VERDICT_REASON),  # why it was, or should have been, escalated
+        HeaderName.TIER: SERVED_BY,
+        HeaderName.ATTEMPTS: ATTEMPTS,
+        HeaderName.VERDICT: f"%CEL({verdict} == {escalate} ? {degraded} : {verdict})%",
+    }
+    return typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={
+            "request_mutations": [
+                set_header(HeaderName.CLUSTER, from_metadata(Key.CLUSTER)),
+                set_header(HeaderName.MAX_RETRIES, from_metadata(Key.MAX_RETRIES)),
+            ],
+            "response_mutations": [
+                strip_headers(HeaderPrefix.ROUTER),  # an upstream cannot set the contract's headers
+                *(set_header(header, value) for header, value in response.items()),
+            ],
+        },
+    )
