@@ -38,7 +38,7 @@ def enqueue(human: Human, facts: dict[str, Any], request: str, answer: str) -> s
                 file.write(row + b"\n")
     except (OSError, ImportError, ValueError):  # the client still gets its answer
         # Without the URL of the queue, which may have a password.
-        log.exception("review case %s could not be queued: check `human.queue` in policy.yaml", case)
+        log.exception("review case %s could not be queued: check human.queue in policy.yaml", case)
     return case
 
 
