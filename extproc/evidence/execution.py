@@ -22,7 +22,7 @@ from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
-from extproc.evidence.measure.metrics import Places
+from extproc.evidence.measure.metrics import GroupIds
 from extproc.routing.exchange import Routed, Router
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Snapshot, routable_model, trust
@@ -149,7 +149,7 @@ class Execution(msgspec.Struct, frozen=True):
     verbatim: int  # rows left out because they repeat an utterance word for word
     token_counts: dict[str, int]  # answers by the source of their token counts
 
-    def conversations(self) -> Places:
+    def conversations(self) -> GroupIds:
         """int64[rows]: the same number for rows of one `session`, which are not independent evidence.
 
         A row without a session has its own number.

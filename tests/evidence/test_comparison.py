@@ -233,7 +233,7 @@ def test_what_chance_explains_is_said_to_be_unclear():
     assert (verdict.regressed, verdict.unclear) == (False, True)
     told = list(gate_text([verdict], 0.02, 0.1))
     assert told[0] == "passed: 0 regressions (quality may drop 2 points, cost may rise 10 %)"
-    assert told[1].endswith("unclear: chance explains it (p 0.5)")
+    assert told[1].endswith("unclear, may be random (p 0.5)")
 
 
 def test_the_sign_flip_test_is_exact_for_right_and_wrong_and_near_it_otherwise():
@@ -319,7 +319,7 @@ def test_an_intent_that_only_one_of_the_two_has_is_told(folders, tmp_path, quick
     _, new, lacks, *_ = out.splitlines()
     assert new.startswith("new       revision")
     assert lacks == "          has no intent cooking: rows with this label count as routed wrong"
-    assert "Labels that are no intent" not in err
+    assert "These labels are not intents" not in err
 
 
 def test_a_limit_in_points_is_no_share(folders, tmp_path, capsys):

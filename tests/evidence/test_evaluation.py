@@ -123,7 +123,7 @@ def test_the_bound_on_a_cohorts_share_holds_offline_too(folder, tmp_path, words,
     done = run(folder, tmp_path, words, tokens, *rows)
     climbed = sum(len(s.path) == 2 for s in done.served if s is not None)
     assert 12 <= climbed <= 14
-    assert f"{40 - climbed} rejected answers were served: their cohort's share of escalations was spent." in (
+    assert f"{40 - climbed} rejected answers were served: their cohort had used its share of escalations." in (
         evaluate(done).notes
     )
 
@@ -169,7 +169,7 @@ def test_matching_is_measured_by_cohort_and_overall(folder, tmp_path, words, tok
         ("out of scope", "fallback", 1),
     }  # fmt: skip
     assert report.data["verbatim"] == 1
-    assert "Labels that are no intent here count as out of scope: travel (1)." in report.notes
+    assert "These labels are not intents here and count as out of scope: travel (1)." in report.notes
 
 
 def test_what_does_not_count_as_it_reads_is_told(folder, tmp_path, words, tokens):
@@ -182,9 +182,9 @@ def test_what_does_not_count_as_it_reads_is_told(folder, tmp_path, words, tokens
         {"request": request, "intent": "billing"},
     )  # fmt: skip
     told = [
-        "Labels that are no intent here count as out of scope: Billing (1), '' (1).",
-        "Outcomes under names that are no tier here, nor its model, are not used: Small (1), large+thinking (1).",
-        "Requests for a model that `retarget` in policy.yaml does not list pass through, matched with nothing: "
+        "These labels are not intents here and count as out of scope: Billing (1), '' (1).",
+        "Outcomes under these names are ignored, as no tier or model has the name: Small (1), large+thinking (1).",
+        "Requests for these models pass through unmatched, as `retarget` in policy.yaml does not list them: "
         "gpt-4o (1).",
     ]
     assert list(unused(done)) == told
@@ -248,10 +248,10 @@ def test_what_was_fitted_on_the_same_file_is_told(folder, tmp_path, words, token
     with (folder / "billing.yaml").open("a") as file:
         file.write(f"chosen: {{date: '2026-11-22', data: '{digest}', rows: 1, target: cost=1, {models}, "
                    "quality: [0.0, 1.0], per_1000: [0.0, 1.0]}\n")  # fmt: skip
-    told = "Fitted on rows of this very file: tiers of 1 cohorts."
+    told = "Rows of this file were used to fit the tiers of 1 cohorts, "
     assert any(note.startswith(told) for note in evaluate(run(folder, tmp_path, words, tokens, row)).notes)
     other = evaluate(run(folder, tmp_path, words, tokens, row, {"text": f"{BILL} b"}))
-    assert not any(note.startswith("Fitted on") for note in other.notes)
+    assert not any(note.startswith("Rows of this file") for note in other.notes)
 
 
 def test_a_conversation_that_repeats_itself_narrows_no_interval(folder, tmp_path, words, tokens):
@@ -277,7 +277,10 @@ def test_rows_without_the_answer_that_they_need_are_told(folder, tmp_path, words
     only_small = {"small": said(True, True)["small"]}
     report = evaluate(run(folder, tmp_path, words, tokens, {"text": COOK, "outcomes": only_small}, {"text": BILL}))
     assert report.lines == []
-    assert "1 rows lack the answer of a tier they were sent to: they count as not recorded." in report.notes
+    assert (
+        "1 rows lack the answer of a tier that they were sent to. They count as rows without outcomes."
+        in report.notes
+    )
 
 
 def test_tokens_that_nobody_counted_are_estimated_and_said_so(folder, tmp_path, words, tokens):

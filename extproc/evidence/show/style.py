@@ -1,4 +1,4 @@
-"""The page's CSS, inline: for screens down to 340 pixels, for print and for the dark."""
+"""The CSS of the page, for screens from 340 pixels, for print and for dark mode."""
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5d6878;--paper:#fff;--band:#f4f6f9;--rule:#dde2ea;--own:#c2410c;--other:#2563a8;
