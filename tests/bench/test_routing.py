@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from bench.frontier_table import Known, Paid, _area, _line, _oracle
+from bench.cache import Cache, means
+from bench.frontier_table import Paid, RecordedQuestions, _area, _line, _oracle
 from bench.intents_table import Clinc, floor_nearly_always, floor_on_average, left_out
-from bench.kept import Kept, means
 from bench.scorer import Judged
 
 
@@ -62,10 +62,10 @@ def test_texts_of_intents_left_out_are_what_is_out_of_scope():
 def known():
     """Four questions: both right, only the large, only the large and dearer, only the small."""
     four = np.zeros((4, 1))
-    return Known(
+    return RecordedQuestions(
         questions=[],
         cohort=np.array(["a"] * 4),
-        asked=four.astype(np.float32),
+        vectors=four.astype(np.float32),
         facts=four,
         judged=Judged(np.array(["a"] * 4), four, four.astype(np.float32)),
         small=np.array([1.0, 0, 0, 1]),
@@ -114,8 +114,8 @@ def test_what_was_made_is_kept(tmp_path):
         return np.arange(3, dtype=np.float32)
 
     for _ in range(2):
-        assert Kept(tmp_path).array("key", make).tolist() == [0, 1, 2]
-    assert Kept(tmp_path).array("other", make).tolist() == [0, 1, 2]
+        assert Cache(tmp_path).array("key", make).tolist() == [0, 1, 2]
+    assert Cache(tmp_path).array("other", make).tolist() == [0, 1, 2]
     assert len(made) == 2
 
 
