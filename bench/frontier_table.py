@@ -280,7 +280,7 @@ def _area(means: Floats) -> tuple[float, float]:
     """(area, cost) as in `_frontier`, from the mean qualities and costs of the points and of the two tiers."""
     points = (len(means) - 4) // 2
     quality, cost, (small, large, low, high) = means[:points], means[points:-4], means[-4:]
-    # The tiers themselves are always possible, and so is a mix of two points.
+    # The tiers themselves and mixes of two points are always possible.
     order = np.argsort(np.concatenate([[low], cost, [high]]), kind="stable")
     costs, gaps = np.concatenate([[low], cost, [high]])[order], np.concatenate([[small], quality, [large]])[order]
     gaps = np.maximum.accumulate((gaps - small) / (large - small))

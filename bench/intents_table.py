@@ -209,8 +209,8 @@ def _controlled(name: str, matches: Matched, labels: np.ndarray, seed: int) -> I
         risks, accepted = np.array(pairs).T
         yield (
             f"  {rule:<42}wrong {100 * risks.mean():.2f} % on average, "
-            f"{100 * np.quantile(risks, 0.95):.2f} % at the 95th percentile; above {100 * _RISK:g} % in "
-            f"{int((risks > _RISK).sum())} of {_RESAMPLES} fits; accepts {100 * accepted.mean():.1f} %"
+            f"{100 * np.quantile(risks, 0.95):.2f} % at the 95th percentile, above {100 * _RISK:g} % in "
+            f"{int((risks > _RISK).sum())} of {_RESAMPLES} fits, accepts {100 * accepted.mean():.1f} %"
         )
 
 

@@ -1,8 +1,9 @@
 """The quality of routing, compared with controls: `make bench-routing`.
 
-The tables are, on CLINC150, the intent of a text and whether it is in scope; on the MMLU data of RouteLLM, which
-prompts need the strong model; on recorded answers to MMLU-Pro, the quality and cost of routing, of a cascade and of
-both, first with predictions of this benchmark and then with the choices of `extproc calibrate`.
+- CLINC150: the intent of a text, and whether it is in scope.
+- The MMLU data of RouteLLM: the prompts that need the strong model.
+- Recorded answers to MMLU-Pro: the quality and cost of routing, of a cascade and of both. One table has predictions
+  of this benchmark, another the choices of `extproc calibrate`.
 
 Embeddings, fitted centroids and adapted encoders are cached in .cache/bench-routing. A second run takes minutes.
 """
