@@ -103,16 +103,16 @@ def route_all(
     return asyncio.run(run())
 
 
-def landed(routed: Routed) -> str | None:
+def trusted_cohort(routed: Routed) -> str | None:
     """The cohort whose floors the match exceeds, or None."""
     decision = routed.decision
     trusted = trust(decision.cohort, decision.match) is Reason.MATCHED
     return decision.cohort.name if decision.cohort is not None and trusted else None
 
 
-def landing(routed: Routed) -> str:
+def destination(routed: Routed) -> str:
     """The cohort (or the reason that there is none) and the tier, as text. A row flips when this text changes."""
-    return f"{landed(routed) or routed.decision.reason.value}, {routed.decision.tier.name}"
+    return f"{trusted_cohort(routed) or routed.decision.reason.value}, {routed.decision.tier.name}"
 
 
 def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:
@@ -166,9 +166,9 @@ def execute(
     snapshot = compile_snapshot(config, memory)
     if snapshot.centroids == utterances_digest(config):  # a stale file of centroids is ignored
         config = msgspec.structs.replace(config, fitted=None)
-    utterances = {_plain(text) for intent in config.intents for text in intent.utterances}
+    utterances = {_normalised(text) for intent in config.intents for text in intent.utterances}
     decided = zip(traffic.rows, route_all(snapshot, memory, traffic.rows), strict=True)
-    kept = [(row, routed) for row, routed in decided if _plain(asked(row, routed)) not in utterances]
+    kept = [(row, routed) for row, routed in decided if _normalised(ask_of(row, routed)) not in utterances]
     sealed = seal(snapshot, [routed for _, routed in kept])
     revealed, bad = reveal_all([row for row, _ in kept])
     usable = [(*pair, known) for pair, known in zip(kept, revealed, strict=True) if known is not None]
@@ -197,10 +197,10 @@ def execute(
     )
 
 
-def asked(row: Row, routed: Routed) -> str:
+def ask_of(row: Row, routed: Routed) -> str:
     """A person's text: the row's text, or the ask that the router read from a request."""
     return row.text if row.text is not None else routed.signals.ask.text if routed.signals is not None else ""
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(text.lower().split())

@@ -294,9 +294,9 @@ def test_unrecorded_token_counts_are_estimated_and_reported(folder, tmp_path, wo
     outcomes = {"small": {"success": True, "answer": "one two three"}, "large": {"success": True}}
     done = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes})
     (answers,) = done.answers
-    asked = tokens.count(BILL)
-    assert answers["small"].cost == pytest.approx((asked * 0.05 + 3 * 0.2) / 1e6)
-    assert answers["large"].cost == pytest.approx(asked * 0.4 / 1e6)
+    input_tokens = tokens.count(BILL)
+    assert answers["small"].cost == pytest.approx((input_tokens * 0.05 + 3 * 0.2) / 1e6)
+    assert answers["large"].cost == pytest.approx(input_tokens * 0.4 / 1e6)
     assert done.token_counts == {"recorded": 0, "estimated": 1, "input only": 1}
 
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from scipy import stats
 
-from extproc.evidence.execution import Execution, landed, landing
+from extproc.evidence.execution import Execution, destination, trusted_cohort
 from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE
 from extproc.evidence.measure.metrics import Estimate, Floats, GroupIds, resamples, spread
 
@@ -35,7 +35,7 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 class Flip(msgspec.Struct, frozen=True):
-    """A row with another decision. `old` and `new` are as in `execution.landing`."""
+    """A row with another decision. `old` and `new` are as in `execution.destination`."""
 
     line: int
     group: str
@@ -62,7 +62,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
     groups = [_group(old, new, i) for i, _ in pairs]
     flips = []
     for line, group, (i, j) in zip(lines, groups, pairs, strict=True):
-        was, now = landing(old.routed[i]), landing(new.routed[j])
+        was, now = destination(old.routed[i]), destination(new.routed[j])
         if was != now:
             flips.append(Flip(line, group, was, now))
     priced = any(s is not None for s in (*old.served, *new.served))
@@ -89,7 +89,7 @@ def _group(old: Execution, new: Execution, i: int) -> str:
     """The label if either configuration has this cohort. Without a label, the cohort that the old one matched."""
     intent = old.known[i].intent
     if intent is msgspec.UNSET:
-        return landed(old.routed[i]) or NO_COHORT
+        return trusted_cohort(old.routed[i]) or NO_COHORT
     cohorts = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
     return intent if isinstance(intent, str) and intent in cohorts else OUT_OF_SCOPE
 
@@ -110,7 +110,7 @@ def _routed_right(run: Execution, i: int, group: str) -> float | None:
     """1 if a row in scope has a trusted match with its label's cohort, or a row out of scope has none."""
     if run.known[i].intent is msgspec.UNSET:
         return None
-    return float(landed(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
+    return float(trusted_cohort(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
 
 
 def _quality(run: Execution, i: int, _: str) -> float | None:

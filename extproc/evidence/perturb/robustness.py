@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extproc.evidence.data.traffic import Row
-from extproc.evidence.execution import Execution, Memory, asked, landed, landing, route_all
+from extproc.evidence.execution import Execution, Memory, ask_of, destination, route_all, trusted_cohort
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
 from extproc.evidence.perturb.rewrites import REWRITES, rewritten
 from extproc.routing.exchange import Routed
@@ -85,7 +85,7 @@ class Trial:
 
     def ask(self, i: int) -> str:
         """The person's text in row `i`."""
-        return asked(self._run.rows[i], self._run.routed[i])
+        return ask_of(self._run.rows[i], self._run.routed[i])
 
     def rewritten(self, i: int, kind: str) -> str:
         """The person's text in row `i`, rewritten."""
@@ -109,7 +109,7 @@ class Trial:
             capped = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
             above_capped = share(capped > self._default, before <= self._default).estimate(seed, together)
         right = [self._right(was, indices), self._right(now, indices)]
-        flips = _floats([landing(a) != landing(b) for a, b in zip(was, now, strict=True)])
+        flips = _floats([destination(a) != destination(b) for a, b in zip(was, now, strict=True)])
         return Effect(
             kind,
             len(indices),
@@ -147,7 +147,7 @@ class Trial:
         labels = [self._run.known[i].intent for i in indices]
         return _floats(
             [
-                None if label is msgspec.UNSET else landed(routed) == (label if label in cohorts else None)
+                None if label is msgspec.UNSET else trusted_cohort(routed) == (label if label in cohorts else None)
                 for routed, label in zip(decisions, labels, strict=True)
             ]
         )

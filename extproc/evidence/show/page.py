@@ -83,7 +83,7 @@ def _controls(evaluation: Evaluation) -> Iterable[str]:
     yield "<h2>Compared with its controls</h2>"
     rows = []
     for line in evaluation.lines:
-        row_class = ' class="own"' if line.name == ROUTED else ""
+        row_class = ' class="configured"' if line.name == ROUTED else ""
         behind = _cell(line.behind, "+") if line.behind is not None else ""
         dollars = f"{line.per_1000.value:.4f} <i>[{line.per_1000.low:.4f}, {line.per_1000.high:.4f}]</i>"
         success = f"{1000 * line.per_success.value:.4f}" if line.per_success.known else "-"
