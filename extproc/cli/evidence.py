@@ -265,7 +265,7 @@ def usable(path: Path) -> Traffic:
     traffic = read_traffic(path)
     if not traffic.rows:
         report_bad_rows(path, traffic.bad)
-        raise ValueError(f"{path}: no row can be used: see docs/evidence.md for the format")
+        raise ValueError(f"{path}: no row can be used: see docs/reference/traffic.md for the format")
     return traffic
 
 

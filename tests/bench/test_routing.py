@@ -12,7 +12,7 @@ from bench.scorer import Judged
 
 
 def test_a_floor_counts_one_mistake_more_than_there_were():
-    """The last of ten is wrong. Nine with none wrong are 1/9 * 10/11, ten with one wrong are 2/10 * 10/11."""
+    """The last of ten is wrong. Nine without a mistake are 1/9 * 10/11, ten with one are 2/10 * 10/11."""
     scores, wrong = np.arange(10.0)[::-1], np.array([False] * 9 + [True])
     assert floor_on_average(scores, wrong, risk=0.15) == 1.0
     assert floor_on_average(scores, wrong, risk=0.2) == 0.0
