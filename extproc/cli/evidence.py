@@ -227,7 +227,7 @@ def _compared(
     _report_unused(data, before, after)
     for name, run, other in (("old", before, after), ("new", after, before)):
         print(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
-        labels = {known.intent for known in run.known if isinstance(known.intent, str)}
+        labels = {row.intent for row in run.revealed if isinstance(row.intent, str)}
         if lacks := labels & {*other.snapshot.policy.cohorts} - {*run.snapshot.policy.cohorts}:
             print(f"          has no intent {', '.join(sorted(lacks))}: rows with this label count as routed wrong")
     return comparison.compare(before, after, seed), before

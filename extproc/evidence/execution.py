@@ -142,7 +142,7 @@ class Execution(msgspec.Struct, frozen=True):
     sealed: str  # hash of everything that was decided before a label or an outcome was read
     rows: list[Row]
     routed: list[Routed]
-    known: list[Revealed]
+    revealed: list[Revealed]
     answers: list[dict[str, ReplayedAnswer]]
     served: list[Served | None]
     bad: list[BadRow]
@@ -170,13 +170,11 @@ def execute(
     decided = zip(traffic.rows, route_all(snapshot, memory, traffic.rows), strict=True)
     kept = [(row, routed) for row, routed in decided if _normalised(ask_of(row, routed)) not in utterances]
     sealed = seal(snapshot, [routed for _, routed in kept])
-    revealed, bad = reveal_all([row for row, _ in kept])
-    usable = [(*pair, known) for pair, known in zip(kept, revealed, strict=True) if known is not None]
-    rows, routed, known = [row for row, _, _ in usable], [r for _, r, _ in usable], [k for _, _, k in usable]
+    all_revealed, bad = reveal_all([row for row, _ in kept])
+    usable = [(*pair, revealed) for pair, revealed in zip(kept, all_revealed, strict=True) if revealed is not None]
+    rows, routed, revealed = [row for row, _, _ in usable], [r for _, r, _ in usable], [k for _, _, k in usable]
     prices, upstreams = Prices(tokens), Upstreams(memory.sentences)
-    answers = [
-        prices.recorded_answers(snapshot.policy.tiers, r, k.outcomes) for r, k in zip(routed, known, strict=True)
-    ]
+    answers = [prices.recorded_answers(snapshot.policy.tiers, r, k.outcomes) for _, r, k in usable]
     return Execution(
         config,
         snapshot,
@@ -184,7 +182,7 @@ def execute(
         sealed,
         rows,
         routed,
-        known,
+        revealed,
         answers,
         served=[upstreams.serve(r, by_setting) for r, by_setting in zip(routed, answers, strict=True)],
         bad=[*traffic.bad, *bad],

@@ -45,7 +45,7 @@ def test_a_text_is_the_mean_of_its_tokens_at_unit_length(table):
 
 
 @pytest.mark.parametrize(
-    "text, known",
+    "text, whole_words",
     [
         ("Where is my parcel?", True),
         ("", False),
@@ -55,9 +55,9 @@ def test_a_text_is_the_mean_of_its_tokens_at_unit_length(table):
         ("0x7f 9f86d081884c7d659a2feaa0c55ad015", False),
     ],
 )
-def test_a_table_knows_texts_of_whole_words(table, text, known):
+def test_a_table_knows_texts_of_whole_words(table, text, whole_words):
     """It rejects other languages, codes and noise."""
-    assert table.knows(text) is known
+    assert table.knows(text) is whole_words
 
 
 def test_every_token_is_embedded_once_as_a_text(tokenizer):

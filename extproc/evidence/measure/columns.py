@@ -50,7 +50,7 @@ def columns(run: Execution) -> Columns:
     """The execution as arrays."""
     cohorts = run.snapshot.policy.cohorts
     decisions = [routed.decision for routed in run.routed]
-    labels = [_label(known.intent, cohorts) for known in run.known]
+    labels = [_label(row.intent, cohorts) for row in run.revealed]
     trusted = [trust(d.cohort, d.match) is Reason.MATCHED for d in decisions]
     nearest = [d.cohort.name if d.cohort is not None else None for d in decisions]
     matched = [name if above else None for name, above in zip(nearest, trusted, strict=True)]

@@ -87,7 +87,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
 
 def _group(old: Execution, new: Execution, i: int) -> str:
     """The label if either configuration has this cohort. Without a label, the cohort that the old one matched."""
-    intent = old.known[i].intent
+    intent = old.revealed[i].intent
     if intent is msgspec.UNSET:
         return trusted_cohort(old.routed[i]) or NO_COHORT
     cohorts = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
@@ -108,7 +108,7 @@ def _both(
 
 def _routed_right(run: Execution, i: int, group: str) -> float | None:
     """1 if a row in scope has a trusted match with its label's cohort, or a row out of scope has none."""
-    if run.known[i].intent is msgspec.UNSET:
+    if run.revealed[i].intent is msgspec.UNSET:
         return None
     return float(trusted_cohort(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
 

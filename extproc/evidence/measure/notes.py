@@ -41,7 +41,7 @@ def notes_on(run: Execution) -> list[str]:
     persons = sum(s is not None and s.person for s in run.served)
     if persons:
         notes.append(f"{persons} answers went to review by a person. They have no quality here.")
-    missing = sum(bool(k.outcomes) and s is None for k, s in zip(run.known, run.served, strict=True))
+    missing = sum(bool(row.outcomes) and s is None for row, s in zip(run.revealed, run.served, strict=True))
     if missing:
         notes.append(
             f"{missing} rows lack the answer of a tier that they were sent to. They count as rows without outcomes."
@@ -70,12 +70,12 @@ def unused(run: Execution, beside: Container[str] = ()) -> Iterator[str]:
     if run.verbatim:
         yield f"{run.verbatim} rows were left out because they repeat an utterance of the intents word for word."
     policy = run.snapshot.policy
-    labels = Counter(known.intent for known in run.known if isinstance(known.intent, str))
+    labels = Counter(row.intent for row in run.revealed if isinstance(row.intent, str))
     foreign = Counter({n: rows for n, rows in labels.items() if n not in policy.cohorts and n not in beside})
     if foreign:
         yield f"These labels are not intents here and count as out of scope: {_counted(foreign)}."
     names = {name + suffix for tier in policy.tiers for name in (tier.name, tier.model) for suffix in SUFFIXES}
-    if tiers := Counter(name for known in run.known for name in known.outcomes if name not in names):
+    if tiers := Counter(name for row in run.revealed for name in row.outcomes if name not in names):
         yield f"Outcomes under these names are ignored, as no tier or model has the name: {_counted(tiers)}."
     models = Counter(
         routed.request.model or "no model"

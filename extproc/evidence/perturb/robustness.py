@@ -53,7 +53,7 @@ class _Spent(Rates):
 def perturb(run: Execution, memory: Memory, seed: int = 0) -> Robustness:
     """Rewrite the rows of `run` in every way and route them again. `seed` decides the rewrites."""
     rows, matched = drawn_rows(run, seed), len(_matched_rows(run))
-    trial = Trial(run, memory, seed)
+    trial = RewriteTrial(run, memory, seed)
     effects = [trial.effect(kind, rows, [trial.rewritten(i, kind) for i in rows]) for kind in REWRITES]
     for name in sorted({name for i in rows for name in run.rows[i].variants}):
         subset = [i for i in rows if name in run.rows[i].variants]
@@ -74,7 +74,7 @@ def _matched_rows(run: Execution) -> list[int]:
     ]
 
 
-class Trial:
+class RewriteTrial:
     """One execution, and its rows with changed texts. Everything random is drawn from `seed`."""
 
     def __init__(self, run: Execution, memory: Memory, seed: int) -> None:
@@ -144,7 +144,7 @@ class Trial:
     def _right(self, decisions: Sequence[Routed], indices: Sequence[int]) -> Floats:
         """1 for a row in its label's cohort, or rightly in no cohort. 0 for another row. NaN without a label."""
         cohorts = self._run.snapshot.policy.cohorts
-        labels = [self._run.known[i].intent for i in indices]
+        labels = [self._run.revealed[i].intent for i in indices]
         return _floats(
             [
                 None if label is msgspec.UNSET else trusted_cohort(routed) == (label if label in cohorts else None)
