@@ -1,8 +1,8 @@
-"""aurelio's semantic-router on CLINC150, run by bench.peers in that package's own environment.
+"""The semantic-router package by aurelio on CLINC150. bench.peers runs this in the package's own environment.
 
-Standard input: one line of JSON {"model": path, "train": {intent: [text]}, "test": [[text, intent]]}, answered by a
-line {"version": ..., "accuracy": {aggregation: share}}; then any number of lines ["text", ...], each answered by
-the seconds that routing took, text by text. Nothing but the package's documented interface is used.
+The first line of standard input is JSON {"model": path, "train": {intent: [text]}, "test": [[text, intent]]}. The
+answer is a line {"version": ..., "accuracy": {aggregation: share}}. Each further line is ["text", ...]. Its answer
+is the seconds that routing took for each text. Only the documented interface of the package is used.
 """
 
 import json
@@ -14,27 +14,27 @@ import torch
 from semantic_router import IndexedRouter, Route  # type: ignore[import-not-found]
 from semantic_router.encoders import HuggingFaceEncoder  # type: ignore[import-not-found]
 
-# Of the five nearest utterances: the package's default, and the others that it offers.
+# How the scores of the five nearest utterances are combined: the package's default first, then its other ways.
 _AGGREGATIONS = ("mean", "max", "sum")
-_known: dict[str, list[float]] = {}
+_vectors: dict[str, list[float]] = {}
 
 
 class Remembering(HuggingFaceEncoder):  # type: ignore[misc]
-    """Encodes each text once: the aggregations differ only in what they make of the vectors."""
+    """Encodes each text once, because the aggregations share the vectors."""
 
-    def __call__(self, docs: list[str], **given: object) -> list[list[float]]:
-        new = [text for text in dict.fromkeys(docs) if text not in _known]
-        _known.update(zip(new, super().__call__(new, **given), strict=True) if new else ())
-        return [_known[text] for text in docs]
+    def __call__(self, docs: list[str], **options: object) -> list[list[float]]:
+        new = [text for text in dict.fromkeys(docs) if text not in _vectors]
+        _vectors.update(zip(new, super().__call__(new, **options), strict=True) if new else ())
+        return [_vectors[text] for text in docs]
 
 
 def main() -> None:
-    """Answer line by line until standard input ends."""
-    torch.set_num_threads(1)  # as many as our encoder takes on two cores
-    asked = json.loads(sys.stdin.readline())
-    encoder = Remembering(name=asked["model"])
-    routes = [Route(name=name, utterances=texts) for name, texts in asked["train"].items()]
-    texts, intents = zip(*asked["test"], strict=True)
+    """Answer each line until standard input ends."""
+    torch.set_num_threads(1)  # as many as this project's encoder uses on two cores
+    task = json.loads(sys.stdin.readline())
+    encoder = Remembering(name=task["model"])
+    routes = [Route(name=name, utterances=texts) for name, texts in task["train"].items()]
+    texts, intents = zip(*task["test"], strict=True)
     encoder(list(texts))
     routers = {name: IndexedRouter(encoder=encoder, routes=routes, aggregation=name) for name in _AGGREGATIONS}
     accuracy = {name: router.evaluate(texts, intents) for name, router in routers.items()}
@@ -42,7 +42,7 @@ def main() -> None:
     for line in sys.stdin:
         seconds = []
         for text in json.loads(line):
-            _known.pop(text, None)
+            _vectors.pop(text, None)
             began = time.perf_counter()
             routers[_AGGREGATIONS[0]](text)
             seconds.append(time.perf_counter() - began)

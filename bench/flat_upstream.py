@@ -1,8 +1,8 @@
-"""An upstream that costs next to nothing: `python -m bench.flat_upstream PORT`.
+"""An upstream that uses almost no CPU: `python -m bench.flat_upstream PORT`.
 
-It reads no more of a request than where it ends and whether it wants a stream, and writes answers made once: 300
-bytes of JSON, or 50 server-sent events, each a chunk of its own. One process, one loop, no asyncio: a gateway is
-measured best against an upstream that is faster than it.
+It looks only for the end of a request and for "stream", and sends prepared answers: 300 bytes of JSON, or 50
+server-sent events in one chunk each. It is one process with one loop and no asyncio, because the upstream has to be
+faster than the gateway that is measured.
 """
 
 import select
@@ -13,8 +13,8 @@ import msgspec
 
 ANSWER_BYTES = 300
 CHUNKS = 50
-# Chunks a write: with fewer, the upstream alone would be no faster than Envoy in front of it.
-_TOGETHER = 5
+# Chunks in one write. With fewer, the upstream alone would not be faster than Envoy in front of it.
+_CHUNKS_PER_WRITE = 5
 
 
 def json_answer() -> bytes:
@@ -22,10 +22,10 @@ def json_answer() -> bytes:
     return _completion("x" * (ANSWER_BYTES - len(_completion(""))))
 
 
-def _completion(said: str) -> bytes:
+def _completion(content: str) -> bytes:
     choice: dict[str, object] = {
         "index": 0,
-        "message": {"role": "assistant", "content": said},
+        "message": {"role": "assistant", "content": content},
         "finish_reason": "stop",
     }
     usage = {"prompt_tokens": 16, "completion_tokens": 16, "total_tokens": 32}
@@ -33,12 +33,12 @@ def _completion(said: str) -> bytes:
 
 
 def events() -> list[bytes]:
-    """A stream of CHUNKS events, the last of them the end mark."""
-    said: list[dict[str, object]] = [
+    """A stream of CHUNKS events. The last one is the end mark."""
+    words: list[dict[str, object]] = [
         {"index": 0, "delta": {"content": f"word{i} "}, "finish_reason": None} for i in range(CHUNKS - 2)
     ]
     last: dict[str, object] = {"index": 0, "delta": {}, "finish_reason": "stop"}
-    frames = [msgspec.json.encode(_shape("chat.completion.chunk", choice)) for choice in [*said, last]]
+    frames = [msgspec.json.encode(_shape("chat.completion.chunk", choice)) for choice in [*words, last]]
     return [b"data: " + frame + b"\n\n" for frame in [*frames, b"[DONE]"]]
 
 
@@ -51,23 +51,23 @@ _SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding
 
 
 def serve(port: int) -> None:
-    """Answer until the process is ended."""
+    """Answer requests until the process is ended."""
     whole = _JSON % (ANSWER_BYTES, json_answer())
     chunks = [_SSE, *(b"%x\r\n%s\r\n" % (len(event), event) for event in events()), b"0\r\n\r\n"]
-    stream = [b"".join(chunks[i : i + _TOGETHER]) for i in range(0, len(chunks), _TOGETHER)]
+    stream = [b"".join(chunks[i : i + _CHUNKS_PER_WRITE]) for i in range(0, len(chunks), _CHUNKS_PER_WRITE)]
     listener = socket.create_server(("127.0.0.1", port), backlog=256)
-    waiting = select.epoll()
-    waiting.register(listener, select.EPOLLIN)
+    poll = select.epoll()
+    poll.register(listener, select.EPOLLIN)
     connections: dict[int, socket.socket] = {}
     unread: dict[int, bytes] = {}
     while True:
-        for fd, _ in waiting.poll():
+        for fd, _ in poll.poll():
             if fd == listener.fileno():
                 accepted, _address = listener.accept()
                 accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connections[accepted.fileno()] = accepted
                 unread[accepted.fileno()] = b""
-                waiting.register(accepted, select.EPOLLIN)
+                poll.register(accepted, select.EPOLLIN)
                 continue
             try:
                 received = connections[fd].recv(65536)
@@ -75,13 +75,13 @@ def serve(port: int) -> None:
             except ConnectionError:
                 received = b""
             if not received:
-                waiting.unregister(fd)
+                poll.unregister(fd)
                 del unread[fd]
                 connections.pop(fd).close()
 
 
 def _answer(connection: socket.socket, received: bytes, whole: bytes, stream: list[bytes]) -> bytes:
-    """Answer the request if all of it is here; return what is still to be answered."""
+    """Answer the request if it is complete. Return the bytes that are not answered yet."""
     head, end, body = received.partition(b"\r\n\r\n")
     if not end:
         return received

@@ -1,8 +1,8 @@
-"""What the router and Envoy take, for the resource requests in deploy/k8s: `make bench-footprint`.
+"""Memory and CPU of the router and Envoy, for the resource requests in deploy/k8s: `make bench-footprint`.
 
-Sixteen connections send texts of 48 words that were never seen before, so that each costs an embedding; then one
-intent is edited, which is when the router holds two snapshots. Memory is the peak of the process's resident size;
-CPU is the process's user and system time over the load, for a thousand requests.
+Sixteen connections send texts of 48 words. Every text is new, so each needs an embedding. Then one intent is
+edited, and the router has two snapshots in memory for a time. Memory is the peak resident size of the process. CPU
+is its user and system time under load, per 1,000 requests.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ _EDIT_S = 60.0
 
 
 def main() -> None:
+    """Print the table."""
     tiers = load_config(Path("intents")).policy.tiers
     with (
         tempfile.TemporaryDirectory(prefix="extproc-") as folder,
@@ -40,12 +41,12 @@ def main() -> None:
             idle = {name: _memory_mb(process, "VmRSS") for name, process in processes.items()}
             before = {name: _cpu_s(process) for name, process in processes.items()}
             asyncio.run(_load(stack.port))
-            spent = {name: _cpu_s(process) - before[name] for name, process in processes.items()}
+            used_s = {name: _cpu_s(process) - before[name] for name, process in processes.items()}
             loaded = {name: _memory_mb(process, "VmHWM") for name, process in processes.items()}
             _edit(stack)
             print("          idle MB   peak under load   peak with an edit   CPU s per 1,000 requests")
             for name, process in processes.items():
-                per_thousand = spent[name] / (_CONNECTIONS * _REQUESTS) * 1000
+                per_thousand = used_s[name] / (_CONNECTIONS * _REQUESTS) * 1000
                 print(
                     f"{name:8} {idle[name]:8.0f} {loaded[name]:17.0f} {_memory_mb(process, 'VmHWM'):19.0f}"
                     f" {per_thousand:26.1f}"
@@ -67,7 +68,7 @@ async def _load(port: int) -> None:
 
 
 def _edit(stack: Stack) -> None:
-    """Say an utterance of an intent once more in other words, and wait until the router serves it."""
+    """Add an utterance to an intent, and wait until the router serves the new snapshot."""
     path = stack.intents / "summary.yaml"
     intent = yaml.safe_load(path.read_text())
     intent["utterances"].append(f"please, {intent['utterances'][0]}")
@@ -75,7 +76,9 @@ def _edit(stack: Stack) -> None:
     deadline = time.monotonic() + _EDIT_S
     while "reloaded" not in stack.log("router.log"):
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the edit was not taken:\n{stack.log('router.log')[-1000:]}")
+            raise RuntimeError(
+                f"the router did not reload within {_EDIT_S:g} s:\n{stack.log('router.log')[-1000:]}"
+            )
         time.sleep(0.1)
 
 
@@ -85,7 +88,7 @@ def _memory_mb(process: subprocess.Popen[bytes], field: str) -> float:
 
 
 def _cpu_s(process: subprocess.Popen[bytes]) -> float:
-    """User and system time; the fields are counted from behind the command's name, which may hold spaces."""
+    """User and system time. Fields are counted after the name of the command, which may contain spaces."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

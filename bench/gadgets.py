@@ -17,7 +17,7 @@ import numpy as np
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.execution import Execution, Memory
 from extproc.evidence.measure.metrics import Bools, Floats
-from extproc.evidence.perturb.robustness import Effect, Trial, drawn_rows
+from extproc.evidence.perturb.robustness import Effect, RewriteTrial, drawn_rows
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
 
@@ -62,7 +62,7 @@ def attacks(run: Execution, memory: Memory, words: Sequence[str], seed: int = 0)
     search = Search(run.snapshot, memory, utterances, words, seed)
     if not search.possible:
         return
-    trial, rows = Trial(run, memory, seed), drawn_rows(run, seed)
+    trial, rows = RewriteTrial(run, memory, seed), drawn_rows(run, seed)
     for before in (False, True):
         place = "before" if before else "after"
         control = search.random(before)

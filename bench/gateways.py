@@ -1,7 +1,7 @@
-"""The gateways beside which the router is measured, each in an environment of its own under a cache folder.
+"""Other gateways to compare the router with, each in its own environment under a cache folder.
 
-Each is set up as its makers advise for speed: one worker, no debug output, no store of requests, no telemetry. The
-versions are pinned, and what cannot be installed or started is a GatewayError with the reason, never a crash.
+Each is configured for speed as its documentation advises: one worker, no debug output, no store of requests, and no
+telemetry. Versions are pinned. A gateway that cannot be installed or started raises GatewayError with the reason.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ _START_S = 90.0
 
 
 class GatewayError(Exception):
-    """A gateway that cannot be measured here, and why."""
+    """A gateway cannot be measured on this machine. The message has the reason."""
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A started gateway, and how it is asked for the flat upstream's only model."""
+    """A started gateway, and how to request the only model of the flat upstream."""
 
     version: str
     url: str  # of chat completions
@@ -37,7 +37,10 @@ class Running(msgspec.Struct, frozen=True):
 
 
 def python_environment(home: Path, *requirements: list[str]) -> Path:
-    """The interpreter of a virtual environment, made if it is not there: of each list, the first that installs."""
+    """The interpreter of a virtual environment, which is created if needed.
+
+    Each list has alternatives. The first one that installs is used. Raises GatewayError if none does.
+    """
     python = home / "bin" / "python"
 
     def install() -> None:
@@ -63,7 +66,7 @@ def version_of(python: Path, package: str) -> str:
 
 @contextlib.contextmanager
 def litellm(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[Running]:
-    """LiteLLM's proxy. 1.80.15 and no newer one: release 1.107.0 was reported compromised."""
+    """The proxy of LiteLLM. The version is 1.80.15 because release 1.107.0 was reported compromised."""
     python = python_environment(cache / "litellm", ["litellm[proxy]==1.80.15"])
     tier = {"model": "openai/m", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}
     config = {
@@ -80,9 +83,9 @@ def litellm(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[Run
 
 @contextlib.contextmanager
 def portkey(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[Running]:
-    """Portkey's gateway on Node."""
+    """The gateway of Portkey, on Node."""
     home = cache / "portkey"
-    # The newest server library with which this release can stream: a later one answers 500 ("immutable" headers).
+    # This release cannot stream with a newer server library: it answers 500 ("immutable" headers).
     wanted = {
         "private": True,
         "dependencies": {"@portkey-ai/gateway": "1.15.2"},
@@ -91,7 +94,7 @@ def portkey(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[Run
 
     def install() -> None:
         if shutil.which("npm") is None:
-            raise GatewayError("there is no npm")
+            raise GatewayError("npm is not installed")
         home.mkdir(parents=True)
         (home / "package.json").write_bytes(msgspec.json.encode(wanted))
         _run(["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "--prefix", str(home)])
@@ -111,7 +114,7 @@ def portkey(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[Run
         yield Running(f"{version}, node {node}", url, "m", headers, pid)
 
 
-# The package has the gateway inside, for its own OpenAI client; this starts it and says where it listens.
+# The package contains the gateway for its OpenAI client. This script starts it and writes down its address.
 _TENSORZERO = """
 import signal, sys
 from tensorzero.tensorzero import _start_http_gateway
@@ -126,10 +129,10 @@ gateway.close()
 
 @contextlib.contextmanager
 def tensorzero(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[Running]:
-    """TensorZero's gateway (Rust), as its Python package carries it; it picks its own port.
+    """The gateway of TensorZero (Rust), from its Python package. It chooses its own port.
 
-    Its streams take 40 ms longer to clients whose system delays acknowledgements, as Linux does: it leaves Nagle's
-    algorithm on. To a client that acknowledges at once (TCP_QUICKACK) they are as quick as its JSON.
+    Its streams take 40 ms longer if the client's system delays acknowledgements, as Linux does, because it leaves
+    Nagle's algorithm on. With immediate acknowledgements (TCP_QUICKACK) streams are as fast as JSON.
     """
     python = python_environment(cache / "tensorzero", ["tensorzero==2026.6.0"])
     (folder / "tensorzero.toml").write_text(
@@ -137,16 +140,16 @@ def tensorzero(cache: Path, folder: Path, port: int, upstream: int) -> Iterator[
         '[models.m]\nrouting = ["flat"]\n[models.m.providers.flat]\ntype = "openai"\nmodel_name = "m"\n'
         f'api_base = "http://127.0.0.1:{upstream}/v1"\napi_key_location = "none"\n'
     )
-    said = folder / "tensorzero.url"
-    command = [str(python), "-c", _TENSORZERO, str(folder / "tensorzero.toml"), str(said)]
+    address = folder / "tensorzero.url"
+    command = [str(python), "-c", _TENSORZERO, str(folder / "tensorzero.toml"), str(address)]
     with _started(command, folder, {"TOKIO_WORKER_THREADS": "1", "RUST_LOG": "error"}) as pid:
         deadline = time.monotonic() + _START_S
-        while not (said.exists() and said.read_text()):
+        while not (address.exists() and address.read_text()):
             if not Path(f"/proc/{pid}").exists() or time.monotonic() > deadline:
-                raise GatewayError("it did not say where it listens")
+                raise GatewayError("the gateway did not report its address")
             time.sleep(0.1)
         version = version_of(python, "tensorzero")
-        yield Running(version, f"{said.read_text()}/chat/completions", "tensorzero::model_name::m", {}, pid)
+        yield Running(version, f"{address.read_text()}/chat/completions", "tensorzero::model_name::m", {}, pid)
 
 
 Gateway = Callable[[Path, Path, int, int], contextlib.AbstractContextManager[Running]]
@@ -154,7 +157,7 @@ GATEWAYS: dict[str, Gateway] = {"LiteLLM": litellm, "Portkey": portkey, "TensorZ
 
 
 def _installed(home: Path, wanted: str, install: Callable[[], None]) -> None:
-    """Install anew unless the folder says that just this is in it."""
+    """Install, unless the folder records that exactly these requirements are installed."""
     mark = home / "installed"
     if mark.exists() and mark.read_text() == wanted:
         return
@@ -169,14 +172,14 @@ def _run(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise GatewayError(str(error)) from error
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise GatewayError(f"{Path(command[0]).name}: {said[-1]}")
+        output = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise GatewayError(f"{Path(command[0]).name}: {output[-1]}")
     return done.stdout
 
 
 @contextlib.contextmanager
 def _started(command: list[str], folder: Path, env: dict[str, str]) -> Iterator[int]:
-    """The process id of `command`, ended afterwards; what it says goes to a log in `folder`."""
+    """The process id of `command`, which is ended afterwards. Its output goes to a log in `folder`."""
     with (folder / f"{Path(command[0]).name}.log").open("wb") as log:
         try:
             process = subprocess.Popen(

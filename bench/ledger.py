@@ -1,9 +1,9 @@
-"""What the ledger costs: CPU of the router and of Envoy per request, with it and without: `make bench-ledger`.
+"""The cost of the ledger: CPU of the router and of Envoy per request, with and without it: `make bench-ledger`.
 
-Two routers, each behind an Envoy of its own, in interleaved rounds of one run: one pair keeps a ledger; the other
-has neither the log to our server nor the filter that reads tokens. One connection, whole chat answers, one text
-that is always the same, so that no embedding hides what is measured. Every round waits until the log has been
-written: its cost is in it.
+Two routers, each behind its own Envoy, alternate in rounds of one run. One pair has a ledger. The other has neither
+the access log to our server nor the filter that reads token counts. One connection sends the same text, so that no
+embedding hides the difference. Answers are whole chat answers. Each round waits until the log has been written, so
+that its cost is included.
 """
 
 import asyncio
@@ -21,12 +21,12 @@ from extproc.demo.stack import Stack
 
 _ROUNDS, _REQUESTS = 8, 400
 _WORDS = 48
-# Envoy sends its log every second; then it is written.
+# Envoy sends its log every second. Then the router writes it.
 _SETTLE_S = 1.5
 
 
 def without_ledger(bootstrap: dict[str, Any]) -> dict[str, Any]:
-    """The rendered bootstrap as it would be without a ledger."""
+    """The rendered bootstrap without the parts that the ledger needs."""
     manager = bootstrap["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     usage = "envoy.filters.http.ai_protocol_manager"
     manager["access_log"] = [
@@ -39,20 +39,21 @@ def without_ledger(bootstrap: dict[str, Any]) -> dict[str, Any]:
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process so far, its threads included."""
+    """User and system time that a process and its threads have used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def send(connection: Connection, prompt: bytes) -> None:
+    """Send one round of requests."""
     for _ in range(_REQUESTS):
         await connection.post(prompt)
 
 
 async def measure(stacks: dict[str, Stack]) -> dict[str, dict[str, float]]:
-    """CPU seconds: setting -> process -> sum over all rounds."""
+    """CPU seconds by stack and process, summed over all rounds."""
     prompt = body("auto", next(texts(_WORDS, fresh=False)))
-    spent = {name: {"router": 0.0, "envoy": 0.0} for name in stacks}
+    used_s = {name: {"router": 0.0, "envoy": 0.0} for name in stacks}
     connections = {name: await Connection.open(stack.port) for name, stack in stacks.items()}
     for connection in connections.values():
         await send(connection, prompt)
@@ -61,12 +62,12 @@ async def measure(stacks: dict[str, Stack]) -> dict[str, dict[str, float]]:
         for name, stack in stacks.items():
             assert stack.router is not None and stack.envoy is not None
             pids = {"router": stack.router.pid, "envoy": stack.envoy.pid}
-            before = {what: cpu_s(pid) for what, pid in pids.items()}
+            before = {process: cpu_s(pid) for process, pid in pids.items()}
             await send(connections[name], prompt)
             await asyncio.sleep(_SETTLE_S)
-            for what, pid in pids.items():
-                spent[name][what] += cpu_s(pid) - before[what]
-    return spent
+            for process, pid in pids.items():
+                used_s[name][process] += cpu_s(pid) - before[process]
+    return used_s
 
 
 def main() -> None:
@@ -81,17 +82,17 @@ def main() -> None:
             stacks["without"].start_envoy(without_ledger(stacks["without"].bootstrap()))
             stacks["with"].start_router(options=["--ledger", str(ledger)])
             stacks["with"].start_envoy()
-            spent = asyncio.run(measure(stacks))
+            used_s = asyncio.run(measure(stacks))
             time.sleep(_SETTLE_S)
-            kept = read_report(ledger, 3600).total.requests
+            outcomes = read_report(ledger, 3600).total.requests
         finally:
             for stack in stacks.values():
                 stack.stop()
-    print(f"{kept:,} outcomes kept of {(_ROUNDS + 1) * _REQUESTS:,} requests\n")
+    print(f"{outcomes:,} outcomes in the ledger for {(_ROUNDS + 1) * _REQUESTS:,} requests\n")
     print("CPU per request, us   without   with   added")
-    for what in ("router", "envoy"):
-        without, with_it = (spent[name][what] / (_ROUNDS * _REQUESTS) * 1e6 for name in ("without", "with"))
-        print(f"{what:<20}{without:>9.0f}{with_it:>7.0f}{with_it - without:>8.0f}")
+    for process in ("router", "envoy"):
+        without, with_it = (used_s[name][process] / (_ROUNDS * _REQUESTS) * 1e6 for name in ("without", "with"))
+        print(f"{process:<20}{without:>9.0f}{with_it:>7.0f}{with_it - without:>8.0f}")
 
 
 if __name__ == "__main__":

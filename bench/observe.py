@@ -1,8 +1,8 @@
-"""Watching, tried out: the stack under a mixed load, a real Prometheus, an OTLP receiver: `make observe`.
+"""Observability with real tools: the stack under a mixed load, Prometheus and an OTLP receiver: `make observe`.
 
-Prometheus loads the rules and scrapes the router, the receiver takes Envoy's and the router's spans. What is
-printed was asked of them: every query of the dashboard, and one whole trace of a request whose first answer was
-rejected. With `--serve`, all of it keeps running until Ctrl-C.
+Prometheus loads the rules and scrapes the router. The receiver gets the spans of Envoy and of the router. The
+output has the result of every query of the dashboard, and one whole trace of a request whose first answer was
+rejected. With `--serve`, everything keeps running until Ctrl-C.
 """
 
 import argparse
@@ -37,8 +37,8 @@ OBSERVE = Path("deploy/observe")
 _INTENTS = Path("intents")
 _SERVICES = ("envoy", "semantic-router")
 _WITHIN_S = 60.0
-_ROUNDS = 6  # at least: a rate needs a counter that was seen to move
-# Plain, accepted, rejected by the sample's small tier, and one that says nothing: the default tier's.
+_ROUNDS = 6  # at least this many: a rate needs a counter that has changed
+# A plain prompt, an accepted one, one whose small tier's answer is rejected, and an empty one for the default tier.
 _PROMPTS = (
     "Prove that the sum of two odd numbers is even.",
     "Where is my order? It should have arrived last Tuesday.",
@@ -48,32 +48,32 @@ _PROMPTS = (
 
 
 class Watched:
-    """A running stack and what watches it."""
+    """A running stack, with Prometheus and the OTLP receiver."""
 
     def __init__(self, stack: Stack, collector: Collector, url: str) -> None:
         self.stack, self.collector, self.url = stack, collector, url
 
     def ask(self, query: str) -> list[dict[str, Any]]:
-        """What Prometheus answers to a query, now: its samples, without those that are no number."""
-        asked = urllib.parse.urlencode({"query": query.replace("$__rate_interval", "1m")})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{asked}", timeout=10) as answer:
+        """The samples that Prometheus returns for a query now, without NaN."""
+        parameters = urllib.parse.urlencode({"query": query.replace("$__rate_interval", "1m")})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{parameters}", timeout=10) as answer:
             samples: list[dict[str, Any]] = json.load(answer)["data"]["result"]
         return [sample for sample in samples if sample["value"][1] != "NaN"]
 
     def unanswered(self) -> list[str]:
-        """Queries of the dashboard that return nothing."""
+        """The queries of the dashboard that return nothing."""
         return [query for query in dashboard_queries() if not self.ask(query)]
 
     def traces(self) -> dict[bytes, list[tuple[str, Any]]]:
-        """Spans with their service, by trace."""
-        found: dict[bytes, list[tuple[str, Any]]] = {}
+        """Spans with their service, by trace id."""
+        traces: dict[bytes, list[tuple[str, Any]]] = {}
         for service in _SERVICES:
             for span in self.collector.spans(service):
-                found.setdefault(span.trace_id, []).append((service, span))
-        return found
+                traces.setdefault(span.trace_id, []).append((service, span))
+        return traces
 
-    def climb(self) -> list[tuple[str, Any]]:
-        """A whole trace in which an answer was rejected; empty as long as none is here."""
+    def escalation(self) -> list[tuple[str, Any]]:
+        """A whole trace in which an answer was rejected. Empty until one has arrived."""
         for spans in self.traces().values():
             names = [span.name for _, span in spans]
             ids = {span.span_id for _, span in spans}
@@ -87,13 +87,13 @@ class Watched:
 
 
 def dashboard_queries() -> list[str]:
-    """Every query of every panel."""
+    """Every query of every panel of the dashboard."""
     panels = json.loads((OBSERVE / "dashboard.json").read_text())["panels"]
     return [target["expr"] for panel in panels for target in panel["targets"]]
 
 
 def load(stack: Stack) -> None:
-    """One round: each prompt, whole and streamed, with and without its tokens told; and one client that leaves."""
+    """One round: each prompt as JSON and as a stream, with and without usage, and one client that disconnects."""
     for prompt, stream, counted in itertools.product(_PROMPTS, (False, True), (False, True)):
         more = {"stream": stream} | ({"stream_options": {"include_usage": True}} if stream and counted else {})
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]} | more
@@ -109,10 +109,10 @@ def load(stack: Stack) -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[Watched]:
-    """Everything, running; all of it stopped at the end."""
+    """Everything, running. All of it is stopped at the end."""
     binary = shutil.which("prometheus")
     if binary is None:
-        raise OSError("there is no `prometheus` on the PATH: apt-get install prometheus")
+        raise OSError("`prometheus` is not on the PATH: run `apt-get install prometheus`")
     tiers = load_config(_INTENTS).policy.tiers
     with (
         tempfile.TemporaryDirectory(prefix="observe-") as folder,
@@ -120,17 +120,17 @@ def watched() -> Iterator[Watched]:
         SampleUpstreams({tier.name: tier.model for tier in tiers}) as upstreams,
     ):
         stack = Stack(_INTENTS, Path(folder), upstreams)
-        scraped, port = free_ports(2)
+        metrics_port, port = free_ports(2)
         prometheus = None
         try:
             stack.start_router({
                 "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_METRICS_EXPORTER": "prometheus",
-                "OTEL_EXPORTER_PROMETHEUS_PORT": str(scraped),
+                "OTEL_EXPORTER_PROMETHEUS_PORT": str(metrics_port),
             })  # fmt: skip
             stack.start_envoy(otlp=collector.address)
-            prometheus = _start_prometheus(binary, Path(folder), scraped, port)
+            prometheus = _start_prometheus(binary, Path(folder), metrics_port, port)
             yield Watched(stack, collector, f"http://127.0.0.1:{port}")
         finally:
             if prometheus is not None:
@@ -138,12 +138,12 @@ def watched() -> Iterator[Watched]:
             stack.stop()
 
 
-def _start_prometheus(binary: str, folder: Path, scraped: int, port: int) -> subprocess.Popen[bytes]:
-    """Our own configuration, at the pace of a trial and at these ports."""
+def _start_prometheus(binary: str, folder: Path, metrics_port: int, port: int) -> subprocess.Popen[bytes]:
+    """Start Prometheus with the configuration of deploy/observe, at short intervals and on these ports."""
     config = yaml.safe_load((OBSERVE / "prometheus.yml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str((OBSERVE / "rules.yml").resolve())]
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"localhost:{scraped}"]
+    config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"localhost:{metrics_port}"]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     command = [
         binary, f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/prometheus",
@@ -154,7 +154,7 @@ def _start_prometheus(binary: str, folder: Path, scraped: int, port: int) -> sub
 
 
 def settle(running: Watched) -> list[str]:
-    """Send load until every query returns something and a trace is whole; what is missing in the end."""
+    """Send load until every query returns something and a trace is whole. Return what is still missing."""
     deadline = time.monotonic() + _WITHIN_S
     missing = ["everything"]
     for rounds in itertools.count(1):
@@ -163,16 +163,16 @@ def settle(running: Watched) -> list[str]:
         if time.monotonic() > deadline or (rounds > _ROUNDS and not missing):
             break
         try:
-            missing = running.unanswered() + ([] if running.climb() else ["a whole trace of a climb"])
+            missing = running.unanswered() + ([] if running.escalation() else ["a whole trace of an escalation"])
         except (urllib.error.URLError, ConnectionError):
-            continue  # Prometheus is starting
+            continue  # Prometheus is still starting
     return missing
 
 
 def main() -> int:
-    """Print what arrived; return 0 when nothing was missing."""
+    """Print the metrics and a trace. Return 0 if nothing is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--serve", action="store_true", help="keep it all running")
+    parser.add_argument("--serve", action="store_true", help="keep everything running until Ctrl-C")
     serve = parser.parse_args().serve
     print("starting sample upstreams, router, Envoy, Prometheus and an OTLP receiver ...", flush=True)
     with watched() as running:
@@ -182,10 +182,10 @@ def main() -> int:
             print(f"\n{panel['title']}")
             for target in panel["targets"]:
                 for sample in running.ask(target["expr"]):
-                    labels = ", ".join(f"{name} {value or '-'}" for name, value in _named(sample).items())
+                    labels = ", ".join(f"{name} {value or '-'}" for name, value in _labels(sample).items())
                     print(f"  {float(sample['value'][1]):>12.5g}  {labels}")
         print("\none trace: spans, service, milliseconds")
-        _print_trace(running.climb())
+        _print_trace(running.escalation())
         if missing:
             print("\nmissing: " + "; ".join(missing))
         if serve:
@@ -199,7 +199,7 @@ def main() -> int:
     return 1 if missing else 0
 
 
-def _named(sample: dict[str, Any]) -> dict[str, str]:
+def _labels(sample: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in sample["metric"].items() if name != "__name__"}
 
 
@@ -211,14 +211,16 @@ def _print_trace(spans: list[tuple[str, Any]]) -> None:
 
 
 def _walk(
-    children: dict[bytes, list[tuple[str, Any]]], parent: bytes, depth: int, say: Callable[[str], None]
+    children: dict[bytes, list[tuple[str, Any]]], parent: bytes, depth: int, write: Callable[[str], None]
 ) -> None:
     for service, span in children.get(parent, []):
-        told = attributes(span)
-        about = [str(told[f"{PREFIX}.{key}"]) for key in ("cohort", "tier", "verdict") if f"{PREFIX}.{key}" in told]
-        took = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
-        say(f"  {'  ' * depth}{span.name} [{service}] {took:.1f}{'  ' if about else ''}{' '.join(about)}")
-        _walk(children, span.span_id, depth + 1, say)
+        values = attributes(span)
+        decision = [
+            str(values[f"{PREFIX}.{key}"]) for key in ("cohort", "tier", "verdict") if f"{PREFIX}.{key}" in values
+        ]
+        ms = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+        write(f"  {'  ' * depth}{span.name} [{service}] {ms:.1f}{'  ' if decision else ''}{' '.join(decision)}")
+        _walk(children, span.span_id, depth + 1, write)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Routing beside gateways that never look at the text, in one run: `make bench-peers`.
+"""The router and other gateways, which do not read the text, in one run: `make bench-peers`.
 
-Every system forwards the same chat request to the same flat upstream (bench.flat_upstream): 300 bytes of JSON, or a
-stream of 50 chunks, over 1 and 16 connections. The load is `wrk`, one thread, closed loop. Systems take turns
-within a round and the table has the median of the rounds, so that a noisy neighbour hits all. Each gateway has one
-worker, and so has Envoy; the router is a second process beside Envoy, and its CPU time is counted in.
+Every system forwards the same chat request to the same flat upstream (bench.flat_upstream), over 1 and 16
+connections. Answers are 300 bytes of JSON or streams of 50 chunks. The load is `wrk`, with one thread in a closed
+loop. Systems alternate within a round, and the table has medians over the rounds, so that other load on the machine
+affects all of them. Each gateway has one worker, as Envoy has. The router is a second process beside Envoy, and its
+CPU time is included.
 """
 
 import argparse
@@ -42,16 +43,16 @@ def own_systems(stack: Stack, upstream: int, upstream_pid: int) -> list[System]:
 
 @contextlib.contextmanager
 def all_systems(cache: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
-    """What can be measured, and why the rest cannot."""
+    """(systems to measure, reasons by gateway why the others cannot be measured)."""
     missing: dict[str, str] = {}
-    with contextlib.ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
-        upstream, upstream_pid = held.enter_context(flat_upstream())
-        systems = own_systems(held.enter_context(routing_stack(upstream)), upstream, upstream_pid)
+    with contextlib.ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
+        upstream, upstream_pid = running.enter_context(flat_upstream())
+        systems = own_systems(running.enter_context(routing_stack(upstream)), upstream, upstream_pid)
         for system in systems:
             check(system)
         for name, gateway in GATEWAYS.items():
-            print(f"starting {name} (installed at the first run)", file=sys.stderr, flush=True)
+            print(f"starting {name} (the first run installs it)", file=sys.stderr, flush=True)
             try:
                 with contextlib.ExitStack() as attempt:
                     started = attempt.enter_context(gateway(cache, folder, free_ports(1)[0], upstream))
@@ -60,43 +61,43 @@ def all_systems(cache: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
                     )
                     check(system)
                     systems.append(system)
-                    held.push(attempt.pop_all())
+                    running.push(attempt.pop_all())
             except GatewayError as error:
                 missing[name] = str(error)
         yield systems, missing
 
 
-Found = dict[tuple[str, bool, int], list[Cell]]
+Cells = dict[tuple[str, bool, int], list[Cell]]
 
 
-def rounds(systems: list[System], count: int, seconds: int) -> Found:
-    """(system, stream, connections) -> a cell a round; the order rotates."""
-    found: Found = {}
+def rounds(systems: list[System], count: int, seconds: int) -> Cells:
+    """(system, stream, connections) -> one cell per round. The order of the systems rotates."""
+    cells: Cells = {}
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         for turn in range(count):
             for stream in (False, True):
                 for connections in CONNECTIONS:
                     for system in systems[turn % len(systems) :] + systems[: turn % len(systems)]:
                         cell = measure(system, stream, connections, seconds, Path(folder))
-                        found.setdefault((system.name, stream, connections), []).append(cell)
+                        cells.setdefault((system.name, stream, connections), []).append(cell)
             print(f"round {turn + 1} of {count}", file=sys.stderr, flush=True)
-    return found
+    return cells
 
 
-def table(found: Found, stream: bool) -> Iterator[str]:
-    """Lines of one table: medians over the rounds."""
-    what = f"Streams of {CHUNKS} chunks" if stream else "Answers of 300 bytes"
-    yield f"{what:<32}" + "".join(f"{f'{c} connection' + 's' * (c > 1):^44}" for c in CONNECTIONS)
+def table(cells: Cells, stream: bool) -> Iterator[str]:
+    """The lines of one table, with medians over the rounds."""
+    title = f"Streams of {CHUNKS} chunks" if stream else "Answers of 300 bytes"
+    yield f"{title:<32}" + "".join(f"{f'{c} connection' + 's' * (c > 1):^44}" for c in CONNECTIONS)
     yield " " * 32 + "   per s   p50 ms   added   of Envoy  CPU ms  " * len(CONNECTIONS)
-    for name in dict.fromkeys(name for name, _, _ in found):
+    for name in dict.fromkeys(name for name, _, _ in cells):
         line = f"{name:<32}"
         for c in CONNECTIONS:
-            own, plain, direct = (_medians(found[n, stream, c]) for n in (name, "plain Envoy", "upstream itself"))
-            of_envoy = own["p50_ms"] / plain["p50_ms"] if stream else own["per_second"] / plain["per_second"]
-            line += f"{own['per_second']:>8.0f}{own['p50_ms']:>9.2f}{own['p50_ms'] - direct['p50_ms']:>8.2f}"
-            line += f"{of_envoy:>10.2f}{own['cpu_ms']:>9.2f}  "
-        cells = [cell for c in CONNECTIONS for cell in found[name, stream, c]]
-        failed, late = sum(cell.failed for cell in cells), statistics.mean(cell.late for cell in cells)
+            this, plain, direct = (_medians(cells[n, stream, c]) for n in (name, "plain Envoy", "upstream itself"))
+            of_envoy = this["p50_ms"] / plain["p50_ms"] if stream else this["per_second"] / plain["per_second"]
+            line += f"{this['per_second']:>8.0f}{this['p50_ms']:>9.2f}{this['p50_ms'] - direct['p50_ms']:>8.2f}"
+            line += f"{of_envoy:>10.2f}{this['cpu_ms']:>9.2f}  "
+        turns = [cell for c in CONNECTIONS for cell in cells[name, stream, c]]
+        failed, late = sum(cell.failed for cell in turns), statistics.mean(cell.late for cell in turns)
         yield line + (f"  {failed} failed" if failed else "") + (f"  {late:.0%} late" if late else "")
 
 
@@ -107,19 +108,20 @@ def _medians(cells: list[Cell]) -> dict[str, float]:
     }
 
 
-def binding(found: Found) -> str:
-    """Where plain Envoy's limit is, in this run."""
-    direct, plain = (_medians(found[name, False, 16]) for name in ("upstream itself", "plain Envoy"))
+def binding(cells: Cells) -> str:
+    """A sentence about the limit of plain Envoy in this run."""
+    direct, plain = (_medians(cells[name, False, 16]) for name in ("upstream itself", "plain Envoy"))
     return (
-        f"At 16 connections plain Envoy's one worker is busy {plain['per_second'] * plain['cpu_ms'] / 1000:.0%} of "
-        f"the time at {plain['per_second']:.0f}/s, the client {plain['client_cores']:.0%} of a core; the client "
-        f"and the upstream alone reach {direct['per_second']:.0f}/s."
+        f"At 16 connections and {plain['per_second']:.0f}/s, the one worker of plain Envoy is busy "
+        f"{plain['per_second'] * plain['cpu_ms'] / 1000:.0%} of the time, and the client uses "
+        f"{plain['client_cores']:.0%} of a core. "
+        f"The client and the upstream alone reach {direct['per_second']:.0f}/s."
     )
 
 
 def accuracy(rows: list[Row], sample: int) -> Iterator[str]:
-    """Lines of the CLINC150 table."""
-    yield f"CLINC150, 10 utterances an intent, {sample} test texts     accuracy    p50 ms"
+    """The lines of the CLINC150 table."""
+    yield f"CLINC150, 10 utterances per intent, {sample} test texts    accuracy    p50 ms"
     for row in rows:
         p50 = "" if row.seconds is None else f"{1000 * statistics.median(row.seconds):>10.1f}"
         yield f"{row.name:<54}{row.accuracy:>9.3f}{p50}"
@@ -128,29 +130,30 @@ def accuracy(rows: list[Row], sample: int) -> Iterator[str]:
 def main() -> None:
     """Print the tables that the README quotes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--seconds", type=int, default=2, help="of load a turn")
-    parser.add_argument("--cache", type=Path, default=Path(".venv-peers"), help="the peers' environments")
-    parser.add_argument("--torch-index", help="where pip finds CPU builds of torch")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds to take the median of (default 4)")
+    parser.add_argument("--seconds", type=int, default=2, help="length of each turn (default 2)")
+    parser.add_argument("--cache", type=Path, default=Path(".venv-peers"), help="folder of the gateways")
+    parser.add_argument("--torch-index", help="package index with CPU builds of torch")
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--sample", type=int, default=1000, help="texts of CLINC150's test split")
+    parser.add_argument("--sample", type=int, default=1000, help="number of CLINC150 test texts (default 1000)")
     args = parser.parse_args()
     if shutil.which("wrk") is None:
-        sys.exit("bench.peers: there is no `wrk` on the PATH: apt-get install wrk")
+        sys.exit("bench.peers: `wrk` is not on the PATH: run `apt-get install wrk`")
     with all_systems(args.cache.resolve()) as (systems, missing):
-        found = rounds(systems, args.rounds, args.seconds)
+        cells = rounds(systems, args.rounds, args.seconds)
     for stream in (False, True):
-        print(*table(found, stream), "", sep="\n")
+        print(*table(cells, stream), "", sep="\n")
     for name, why in missing.items():
         print(f"{name} not measured: {why}")
-    print(binding(found))
+    print(binding(cells))
     print(
-        '"of Envoy": requests/s of answers, p50 of streams, over plain Envoy\'s. "late": past the\n'
-        f"encoder's deadline, routed to the default tier. {args.rounds} rounds of {args.seconds} s a turn.\n"
+        '"of Envoy": requests/s of answers, or p50 of streams, divided by that of plain Envoy. "late": share that '
+        "missed\nthe encoder's deadline and went to the default tier. "
+        f"{args.rounds} rounds, {args.seconds} s per turn.\n"
     )
     clinc = args.data / "clinc150.jsonl.gz"
     if not clinc.exists():
-        print(f"CLINC150 not measured: there is no {clinc}")
+        print(f"CLINC150 not measured: {clinc} does not exist")
         return
     try:
         print(*accuracy(compare(clinc, args.cache.resolve(), args.torch_index, args.sample), args.sample), sep="\n")

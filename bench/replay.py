@@ -1,7 +1,7 @@
-"""Upstreams that answer with what real models said, and the real Envoy and router in front of them.
+"""Upstreams that replay recorded answers of real models, behind a real Envoy and router.
 
-A request is recognised by an exact match on its user message. Answers come as the OpenAI chat API has them, JSON or
-SSE, as late as the model would need: so many seconds a token.
+A request is recognised by its exact user message. Answers have the format of the OpenAI chat API, as JSON or SSE,
+and take a fixed time per token.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from extproc.demo.sample_upstream import TIER, SampleUpstreams
 from extproc.demo.stack import Stack
 from extproc.evidence.data.tokens import Tokens
 
-# The recording cut answers here. One so long was still going on: its model had not stopped.
+# The recording cut answers at this length. The model of a cut answer had not finished.
 CUT_CHARS = 4000
 _LETTERS = "ABCDEFGHIJ"
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What one model answered, and the letter it chose."""
+    """The answer of one model, and the letter that it chose."""
 
     model: str
     text: str
@@ -35,7 +35,7 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def finish(self) -> str:
-        """The finish reason that a server would have given."""
+        """The finish reason that a server would have sent."""
         return "length" if len(self.text) >= CUT_CHARS else "stop"
 
 
@@ -61,7 +61,7 @@ class Question(msgspec.Struct, frozen=True):
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The recorded questions, without those whose user message occurs twice: a replay could not tell them apart."""
+    """The recorded questions, without those that share a user message, which a replay cannot distinguish."""
     with gzip.open(path) as lines:
         questions = [msgspec.json.decode(line, type=Question) for line in lines]
     times = Counter(question.prompt for question in questions)
@@ -69,25 +69,25 @@ def read_questions(path: Path) -> list[Question]:
 
 
 class ReplayUpstreams(SampleUpstreams):
-    """A model server a tier, answering from `tier -> user message -> answer`; a context manager."""
+    """One model server per tier. A context manager. `answers` is tier -> user message -> answer."""
 
     def __init__(
         self, answers: Mapping[str, Mapping[str, Answer]], token_s: Mapping[str, float], tokens: Tokens
     ) -> None:
-        """Serve the tiers of `answers` under their own names as models, `token_s` seconds a token."""
+        """Serve each tier as the model with its name. Tokens take `token_s` seconds each, by tier."""
         super().__init__({tier: tier for tier in answers})
         self._answers = answers
         self._token_s = token_s
         self._tokens = tokens
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        asked = msgspec.json.decode(await request.read(), type=dict[str, Any])
+        body = msgspec.json.decode(await request.read(), type=dict[str, Any])
         tier = request.app[TIER]
-        prompt = asked["messages"][-1]["content"]
+        prompt = body["messages"][-1]["content"]
         answer = self._answers[tier].get(prompt)
-        if asked["model"] != tier or answer is None:
+        if body["model"] != tier or answer is None:
             return web.json_response({"error": {"message": "not recorded", "type": "not_found"}}, status=404)
-        if asked.get("stream"):
+        if body.get("stream"):
             return await self._stream_answer(request, tier, answer)
         counts = [self._tokens.count(text) for text in (prompt, answer.text)]
         await asyncio.sleep(counts[1] * self._token_s[tier])
@@ -99,9 +99,9 @@ class ReplayUpstreams(SampleUpstreams):
     async def _stream_answer(self, request: web.Request, tier: str, answer: Answer) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
-        with contextlib.suppress(ConnectionError):  # a rejected stream is left before its end
+        with contextlib.suppress(ConnectionError):  # Envoy closes a rejected stream early
             clock, began = asyncio.get_running_loop().time, asyncio.get_running_loop().time()
-            for i, word in enumerate(words(answer.text), start=1):
+            for i, word in enumerate(frames(answer.text), start=1):
                 await asyncio.sleep(began + i * self._token_s[tier] - clock())
                 choice = {"index": 0, "delta": {"content": word}, "finish_reason": None}
                 await response.write(_frame(_shape(tier, "chat.completion.chunk", choice)))
@@ -111,8 +111,8 @@ class ReplayUpstreams(SampleUpstreams):
         return response
 
 
-def words(text: str) -> list[str]:
-    """What a stream carries a frame: words with the white space ahead of them. Joined they are the text."""
+def frames(text: str) -> list[str]:
+    """The text of each frame of a stream: a word and the white space before it. Joined, they are `text`."""
     return re.findall(r"\s*\S+|\s+$", text)
 
 
@@ -126,7 +126,7 @@ def _frame(data: dict[str, Any]) -> bytes:
 
 @contextlib.contextmanager
 def replaying(intents: Path, upstreams: ReplayUpstreams) -> Iterator[Stack]:
-    """Replay upstreams, router and Envoy for `intents`, all stopped at the end."""
+    """Replay upstreams, router and Envoy for `intents`. All are stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="extproc-") as folder, upstreams:
         stack = Stack(intents, Path(folder), upstreams)
         try:

@@ -1,4 +1,4 @@
-"""RouteLLM's MMLU by its own protocol: which prompts need the strong model, predicted from the prompt alone."""
+"""The MMLU data of RouteLLM by its own protocol: predict from the prompt which prompts need the strong model."""
 
 import gzip
 from collections.abc import Callable, Iterator
@@ -8,45 +8,45 @@ import msgspec
 import numpy as np
 
 from bench import surface
-from bench.kept import Kept, KeptEncoder, fitted
+from bench.cache import Cache, CachedEncoder, fitted
 from bench.recovery import apgr, cpt
 from bench.success import cohort_gains, fit_stack
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import Floats, spread
 
 _FOLDS, _RESAMPLES = 5, 300
-# Of a prompt, what is embedded: past it the options are mostly over, and time is not.
+# This many characters of a prompt are embedded. Later text is mostly options and takes longer.
 CHARS = 400
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """Prompts, a row each."""
+class Prompts(msgspec.Struct, frozen=True):
+    """Prompts, one row each."""
 
     subject: np.ndarray
     vectors: Vectors
     facts: Floats
-    weak: Floats  # 1: right
-    strong: Floats
+    weak: Floats  # 1 if the weak model's answer is right
+    strong: Floats  # 1 if the strong model's answer is right
 
     @property
     def gain(self) -> Floats:
-        """What the strong model's answer is worth over the weak one's."""
+        """The gain of the strong model's answer over the weak one's: -1, 0 or 1."""
         return self.strong - self.weak
 
-    def rows(self, chosen: np.ndarray) -> "Asked":
-        """Some of them."""
-        return Asked(*(getattr(self, name)[chosen] for name in self.__struct_fields__))
+    def rows(self, chosen: np.ndarray) -> "Prompts":
+        """The chosen rows."""
+        return Prompts(*(getattr(self, name)[chosen] for name in self.__struct_fields__))
 
 
-Way = Callable[[Asked, Asked], Floats]  # (fitted on, asked) -> predicted gain
+Way = Callable[[Prompts, Prompts], Floats]  # (prompts to fit on, prompts to predict) -> predicted gain
 
 
-def read_routellm(kept: Kept, path: Path) -> Asked:
-    """Read it, without the prompts that RouteLLM found contaminated."""
+def read_routellm(cache: Cache, path: Path) -> Prompts:
+    """Read the prompts, without those that RouteLLM found contaminated."""
     with gzip.open(path) as lines:
         rows = [row for row in map(msgspec.json.decode, lines) if not row["contaminated"]]
-    vectors = KeptEncoder(kept).encode([row["prompt"][:CHARS] for row in rows])
-    return Asked(
+    vectors = CachedEncoder(cache).encode([row["prompt"][:CHARS] for row in rows])
+    return Prompts(
         np.array([row["subject"] for row in rows]),
         vectors,
         np.stack([surface.of_question(row["prompt"]) for row in rows]),
@@ -55,69 +55,75 @@ def read_routellm(kept: Kept, path: Path) -> Asked:
     )
 
 
-def table(kept: Kept, path: Path, seed: int) -> Iterator[str]:
-    """The lines of the table, as they are ready."""
-    asked = read_routellm(kept, path)
-    n = len(asked.weak)
-    rows = np.random.default_rng(seed).permutation(n) % _FOLDS
-    subjects = np.unique(asked.subject)
-    apart = np.random.default_rng(seed).permutation(len(subjects)) % _FOLDS
-    away = apart[np.searchsorted(subjects, asked.subject)]
+def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
+    """The lines of the table, each as soon as it is ready."""
+    prompts = read_routellm(cache, path)
+    n = len(prompts.weak)
+    fold_of_row = np.random.default_rng(seed).permutation(n) % _FOLDS
+    subjects = np.unique(prompts.subject)
+    fold_of_subject = np.random.default_rng(seed).permutation(len(subjects)) % _FOLDS
+    by_subject = fold_of_subject[np.searchsorted(subjects, prompts.subject)]
     yield f"{'':<52}{'APGR [95 %]':<23}{'CPT(50) % [95 %]':<23}CPT(80) % [95 %]"
+    stack, stack_with_subject, nearest = _stack(seed), _stack(seed, subjects), _nearest(cache)
     yield f"own traffic, {_FOLDS}-fold: calibrated on prompts of the same subjects, {n:,} prompts"
-    yield _line("random", np.zeros(n), asked, seed)
-    yield _line("cohort success rates, subject given", _predicted(_by_subject, asked, rows), asked, seed)
-    yield _line(
-        "cohort success rates, nearest fitted centroid", _predicted(_nearest(kept), asked, rows), asked, seed
-    )
-    yield _line("stack: neighbours, ridge, boosting", _predicted(_stack(seed), asked, rows), asked, seed)
-    yield _line("the same, subject given", _predicted(_stack(seed, subjects), asked, rows), asked, seed)
-    yield _line("oracle", asked.gain, asked, seed)
+    for name, scores in {
+        "random": np.zeros(n),
+        "cohort success rates, subject given": _predicted(_by_subject, prompts, fold_of_row),
+        "cohort success rates, nearest fitted centroid": _predicted(nearest, prompts, fold_of_row),
+        "stack: neighbours, ridge, boosting": _predicted(stack, prompts, fold_of_row),
+        "the same, subject given": _predicted(stack_with_subject, prompts, fold_of_row),
+        "oracle": prompts.gain,
+    }.items():
+        yield _line(name, scores, prompts, seed)
     yield f"out of domain, {_FOLDS}-fold over subjects: calibrated on other subjects"
-    yield _line(
-        "cohort success rates, nearest fitted centroid", _predicted(_nearest(kept), asked, away), asked, seed
-    )
-    yield _line("stack: neighbours, ridge, boosting", _predicted(_stack(seed), asked, away), asked, seed)
+    for name, scores in {
+        "cohort success rates, nearest fitted centroid": _predicted(nearest, prompts, by_subject),
+        "stack: neighbours, ridge, boosting": _predicted(stack, prompts, by_subject),
+    }.items():
+        yield _line(name, scores, prompts, seed)
 
 
-def _predicted(way: Way, asked: Asked, fold: np.ndarray) -> Floats:
-    """Each prompt's gain, by a fit on the other folds."""
-    found = np.empty(len(asked.weak))
+def _predicted(way: Way, prompts: Prompts, fold: np.ndarray) -> Floats:
+    """The predicted gain of each prompt, by a fit on the other folds."""
+    gain = np.empty(len(prompts.weak))
     for k in range(_FOLDS):
-        found[fold == k] = way(asked.rows(fold != k), asked.rows(fold == k))
-    return found
+        gain[fold == k] = way(prompts.rows(fold != k), prompts.rows(fold == k))
+    return gain
 
 
-def _by_subject(fit: Asked, asked: Asked) -> Floats:
-    return cohort_gains(fit.subject, fit.gain, asked.subject)
+def _by_subject(fit: Prompts, prompts: Prompts) -> Floats:
+    return cohort_gains(fit.subject, fit.gain, prompts.subject)
 
 
-def _nearest(kept: Kept) -> Way:
-    def way(fit: Asked, asked: Asked) -> Floats:
+def _nearest(cache: Cache) -> Way:
+    def way(fit: Prompts, prompts: Prompts) -> Floats:
         names, labels = np.unique(fit.subject, return_inverse=True)
-        at, _ = fitted(kept, fit.vectors, labels)
-        mine, theirs = (names[(one.vectors @ at.T).argmax(axis=1)] for one in (fit, asked))
-        return cohort_gains(mine, fit.gain, theirs)
+        centroids, _ = fitted(cache, fit.vectors, labels)
+        fit_names, new_names = (names[(part.vectors @ centroids.T).argmax(axis=1)] for part in (fit, prompts))
+        return cohort_gains(fit_names, fit.gain, new_names)
 
     return way
 
 
 def _stack(seed: int, subjects: np.ndarray | None = None) -> Way:
-    def facts(of: Asked) -> Floats:
-        return of.facts if subjects is None else np.hstack([of.facts, of.subject[:, None] == subjects])
+    def facts(part: Prompts) -> Floats:
+        return part.facts if subjects is None else np.hstack([part.facts, part.subject[:, None] == subjects])
 
-    return lambda fit, asked: fit_stack(fit.vectors, facts(fit), fit.gain, seed).gains(asked.vectors, facts(asked))
+    def way(fit: Prompts, prompts: Prompts) -> Floats:
+        return fit_stack(fit.vectors, facts(fit), fit.gain, seed).gains(prompts.vectors, facts(prompts))
+
+    return way
 
 
-def _line(name: str, scores: Floats, asked: Asked, seed: int) -> str:
-    def measured(at: np.ndarray) -> tuple[float, float, float]:
-        of = scores[at], asked.weak[at], asked.strong[at]
-        return apgr(*of), 100 * cpt(*of, 0.5), 100 * cpt(*of, 0.8)
+def _line(name: str, scores: Floats, prompts: Prompts, seed: int) -> str:
+    def measures(rows: np.ndarray) -> tuple[float, float, float]:
+        drawn = scores[rows], prompts.weak[rows], prompts.strong[rows]
+        return apgr(*drawn), 100 * cpt(*drawn, 0.5), 100 * cpt(*drawn, 0.8)
 
     rng, n = np.random.default_rng(seed), len(scores)
-    again = np.array([measured(rng.integers(0, n, n)) for _ in range(_RESAMPLES)]).T
+    resampled = np.array([measures(rng.integers(0, n, n)) for _ in range(_RESAMPLES)]).T
     cells = []
-    for value, some, digits in zip(measured(np.arange(n)), again, (3, 1, 1), strict=True):
-        found = spread(value, some, n)
-        cells.append(f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]")
+    for value, draws, digits in zip(measures(np.arange(n)), resampled, (3, 1, 1), strict=True):
+        estimate = spread(value, draws, n)
+        cells.append(f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]")
     return f"  {name:<50}" + "".join(f"{cell:<23}" for cell in cells).rstrip()

@@ -1,9 +1,10 @@
-"""Ten minutes of mixed traffic: does anything grow? `python -m bench.soak [--seconds 600] [--rate 50]`.
+"""Ten minutes of mixed traffic, to see whether anything grows: `python -m bench.soak [--seconds 600] [--rate 50]`.
 
-JSON and streams, judged and not, at tiers that answer well, so many requests a second whatever the answers take.
-Prints the router's resident memory and file descriptors and the p99 latency of its clients, over the first and the
-last tenth after a warm-up of one tenth. The exit status is 1 if any has grown beyond its bound, or if an answer was
-not a 200. For the rate, take 80 % of what `python -m bench.latency` reaches on the machine at hand.
+Requests have a fixed rate, regardless of how long answers take. They are JSON and streams, judged and not judged,
+at tiers that answer well. The output has the resident memory and file descriptors of the router, and the p99
+latency of its clients. They are measured over the second and the last tenth of the run, because the first tenth
+warms up. The exit status is 1 if a value has grown beyond its limit, or if an answer was not a 200. A good rate is
+80 % of the rate that `python -m bench.latency` reaches on the same machine.
 """
 
 import argparse
@@ -19,15 +20,15 @@ from typing import Any
 
 import msgspec
 
-# Caches are full after the warm-up; what an allocator keeps back besides is no leak.
+# Caches are full after the warm-up. Memory that the allocator keeps beyond that is not a leak.
 _MEMORY_BYTES = 32 * 1024 * 1024
 _DESCRIPTORS = 8
-# Of the p99: a shared machine has its own moods.
+# The allowed growth of the p99. Other load on a shared machine also changes it.
 _SLOWER = 1.5
 
 
 class Reading(msgspec.Struct):
-    """The state of the router, and what its clients waited, over one stretch."""
+    """The state of the router, and the p99 latency of its clients, over one part of the run."""
 
     memory_bytes: int
     descriptors: int
@@ -35,26 +36,26 @@ class Reading(msgspec.Struct):
 
 
 class Soak:
-    """One run against one stack."""
+    """One run on one stack."""
 
     def __init__(self, driver: Any, bench: Any) -> None:
         self.driver, self.bench = driver, bench
-        self.waits: list[tuple[float, float]] = []  # when a request was sent, and what it took
-        self.refused = 0
+        self.waits: list[tuple[float, float]] = []  # (time at which a request was sent, its duration), in seconds
+        self.failed = 0
         self._dice = random.Random(1)
 
     async def run(self, seconds: float, rate: float) -> tuple[Reading, Reading]:
-        """Ask `rate` times a second; the readings of the second and of the last tenth."""
-        began, asking = time.monotonic(), set()
+        """Send `rate` requests per second. Return the readings of the second and of the last tenth of the run."""
+        began, running = time.monotonic(), set()
         first: tuple[int, int] | None = None
         while (now := time.monotonic() - began) < seconds:
             if first is None and now > seconds / 5:
                 first = self._state()
             task = asyncio.create_task(self._ask(now))
-            asking.add(task)
-            task.add_done_callback(asking.discard)
-            await asyncio.sleep(max(0.0, (len(self.waits) + len(asking)) / rate - (time.monotonic() - began)))
-        await asyncio.gather(*asking)
+            running.add(task)
+            task.add_done_callback(running.discard)
+            await asyncio.sleep(max(0.0, (len(self.waits) + len(running)) / rate - (time.monotonic() - began)))
+        await asyncio.gather(*running)
         assert first is not None
         tenth = seconds / 10
         return Reading(*first, self._p99(tenth, 2 * tenth)), Reading(*self._state(), self._p99(9 * tenth, seconds))
@@ -72,7 +73,7 @@ class Soak:
         )
         wire = await driver.post(bench.stack.port, driver.CHAT, body, {"authorization": f"Bearer {request_id}"})
         self.waits.append((sent, time.monotonic() - began))
-        self.refused += wire.status != 200 or wire.fault is not None
+        self.failed += wire.status != 200 or wire.fault is not None
         bench.upstreams.forget(request_id)
 
     def _state(self) -> tuple[int, int]:
@@ -81,21 +82,22 @@ class Soak:
         return resident, len(list((process / "fd").iterdir()))
 
     def _p99(self, start: float, end: float) -> float:
-        return statistics.quantiles([took for sent, took in self.waits if start <= sent < end], n=100)[98]
+        return statistics.quantiles([seconds for sent, seconds in self.waits if start <= sent < end], n=100)[98]
 
 
 def main() -> int:
+    """Print the table. Return 1 if a value grew beyond its limit or an answer failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--rate", type=float, default=50, help="requests a second")
-    given = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=600, help="length of the run (default 600)")
+    parser.add_argument("--rate", type=float, default=50, help="requests per second (default 50)")
+    args = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
     driver = importlib.import_module("test_faults")
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, driver.running_bench(Path(folder)) as bench:
         soak = Soak(driver, bench)
-        start, end = asyncio.run(soak.run(given.seconds, given.rate))
-    print(f"{len(soak.waits)} requests at {len(soak.waits) / given.seconds:.1f}/s, {soak.refused} without a 200")
-    print(f"{'':<20}{'start':>10}{'end':>10}{'bound':>10}")
+        start, end = asyncio.run(soak.run(args.seconds, args.rate))
+    print(f"{len(soak.waits)} requests at {len(soak.waits) / args.seconds:.1f}/s, {soak.failed} without a 200")
+    print(f"{'':<20}{'start':>10}{'end':>10}{'limit':>10}")
     rows = (
         (
             "memory, MB",
@@ -106,9 +108,9 @@ def main() -> int:
         ("descriptors", start.descriptors, end.descriptors, start.descriptors + _DESCRIPTORS),
         ("p99, ms", start.p99_s * 1e3, end.p99_s * 1e3, start.p99_s * 1e3 * _SLOWER),
     )
-    for name, was, now, bound in rows:
-        print(f"{name:<20}{was:>10.1f}{now:>10.1f}{bound:>10.1f}{'' if now <= bound else '  GREW'}")
-    return 1 if soak.refused or any(now > bound for _, _, now, bound in rows) else 0
+    for name, before, after, limit in rows:
+        print(f"{name:<20}{before:>10.1f}{after:>10.1f}{limit:>10.1f}{'' if after <= limit else '  GREW'}")
+    return 1 if soak.failed or any(after > limit for _, _, after, limit in rows) else 0
 
 
 if __name__ == "__main__":

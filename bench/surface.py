@@ -1,4 +1,4 @@
-"""Question and answer -> facts that can be counted without a model, for predicting success."""
+"""Facts about a question and an answer that need no model, to predict whether the answer is right."""
 
 import re
 import zlib
@@ -7,7 +7,7 @@ import numpy as np
 
 from extproc.evidence.measure.metrics import Floats
 
-# Where an answer says what it settles on, and what a multiple-choice question offers.
+# The final answer in a text, and the options of a multiple-choice question.
 _FINAL = re.compile(r"\b(?:final answer|answer is|answer:|therefore|in conclusion)\b", re.IGNORECASE)
 _CHOICE = re.compile(r"answer is:?\s*\**\(?([A-J])\b")
 _OPTION = re.compile(r"^\(?([A-J])[.)]\s+(.+)$", re.MULTILINE)
@@ -19,15 +19,15 @@ _HEDGE = re.compile(
 )
 _NUMBER = re.compile(r"-?\d+(?:,\d{3})*(?:\.\d+)?")
 _WORD = re.compile(r"\w+")
-# The end of the reasoning, where its result stands.
+# The end of the reasoning, which has its result.
 _TAIL_CHARS = 200
-_CLOSE = 0.02  # of a number that was rounded on the way
-_FAR = 9.0  # from any number, relatively: no longer the same quantity
+_CLOSE = 0.02  # relative distance of a number that was rounded
+_FAR = 9.0  # largest relative distance: beyond it the quantity is another one
 _LETTERS = "ABCDEFGHIJ"
 
 
 def of_question(question: str) -> Floats:
-    """float64[12]: length, form, numbers, formulas, options."""
+    """float64[12]: length, form, numbers, formulas and options."""
     words = _WORD.findall(question)
     options = [text for _, text in _OPTION.findall(question)]
     stem = _OPTION.sub("", question)
@@ -52,7 +52,7 @@ def of_question(question: str) -> Floats:
 
 
 def of_answer(question: str, answer: str) -> Floats:
-    """float64[32]: length, ending, hedges, repetition, formulas, and how the choice agrees with what led to it."""
+    """float64[32]: length, ending, hedges, repetition, formulas, and agreement of the choice with the reasoning."""
     words = [word.lower() for word in _WORD.findall(answer)]
     threes = list(zip(words, words[1:], words[2:], strict=False))
     cut = _CHOICE.search(answer) or _FINAL.search(answer)
@@ -83,46 +83,48 @@ def of_answer(question: str, answer: str) -> Floats:
 
 
 def _agreement(question: str, answer: str, body: str) -> list[float]:
-    """How the option that was chosen agrees with the reasoning before it; zeros where nothing was to choose."""
+    """Agreement of the chosen option with the reasoning before it. Zeros if the answer chooses no option."""
     options = dict(_OPTION.findall(question))
-    found = _CHOICE.search(answer)
-    chosen = options.get(found[1], "") if found is not None else ""
-    if not chosen or found is None:
+    choice = _CHOICE.search(answer)
+    chosen = options.get(choice[1], "") if choice is not None else ""
+    if not chosen or choice is None:
         return [0.0] * 14
-    said = {word.lower() for word in _WORD.findall(body)}
-    shares = {letter: _share_said(text, said) for letter, text in options.items()}
-    mine = shares.pop(found[1])
-    rest = list(shares.values()) or [0.0]
-    wanted = _numbers(chosen)
-    led = _numbers(body[-_TAIL_CHARS:])
-    away = [abs(x - wanted[0]) / (abs(wanted[0]) + 1e-9) for x in led] if wanted else []
-    nearest, last = (min(away), away[-1]) if away else (_FAR, _FAR)
+    body_words = {word.lower() for word in _WORD.findall(body)}
+    shares = {letter: _share_of_words(text, body_words) for letter, text in options.items()}
+    chosen_share = shares.pop(choice[1])
+    other_shares = list(shares.values()) or [0.0]
+    chosen_numbers = _numbers(chosen)
+    last_numbers = _numbers(body[-_TAIL_CHARS:])
+    target = chosen_numbers[0] if chosen_numbers else 0.0
+    distances = [abs(x - target) / (abs(target) + 1e-9) for x in last_numbers] if chosen_numbers else []
+    nearest, last = (min(distances), distances[-1]) if distances else (_FAR, _FAR)
     mean_length = float(np.mean([len(text) for text in options.values()]))
     return [
         1.0,
         chosen.lower() in body.lower(),
-        mine,
-        mine - max(rest),
-        mine - float(np.mean(rest)),
-        bool(wanted),
+        chosen_share,
+        chosen_share - max(other_shares),
+        chosen_share - float(np.mean(other_shares)),
+        bool(chosen_numbers),
         nearest <= 1e-6,
         nearest <= _CLOSE,
         last <= 1e-6,
         last <= _CLOSE,
-        float(np.log1p(min(nearest, _FAR))) if wanted else 0.0,
-        _LETTERS.find(found[1]),
+        float(np.log1p(min(nearest, _FAR))) if chosen_numbers else 0.0,
+        _LETTERS.find(choice[1]),
         np.log1p(len(chosen)),
         len(chosen) / (mean_length + 1),
     ]
 
 
-def _share_said(text: str, said: set[str]) -> float:
-    words = {word.lower() for word in _WORD.findall(text)}
-    return len(words & said) / max(1, len(words))
+def _share_of_words(text: str, words: set[str]) -> float:
+    """The share of the words of `text` that are in `words`."""
+    own_words = {word.lower() for word in _WORD.findall(text)}
+    return len(own_words & words) / max(1, len(own_words))
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
+    return [float(number.replace(",", "")) for number in _NUMBER.findall(text)]
 
 
 def _numeric(options: list[str]) -> float:

@@ -1,7 +1,8 @@
-"""Time to first token of streams that climb: judged early, or after the whole small answer: `make bench-ttft`.
+"""Time to first token of escalated streams, judged early or after the whole small answer: `make bench-ttft`.
 
-Two cohorts of the same small tier and the same rules; only `stream` differs. Their requests alternate in one run,
-with each tier asked by its own name as the control. Models say a word every TOKEN_S; nothing else is simulated.
+Two cohorts have the same small tier and the same rules, and differ only in `stream`. Their requests alternate in
+one run with requests to each tier by its name, the control. Models send one word every TOKEN_S seconds. Nothing
+else is simulated.
 """
 
 import asyncio
@@ -30,8 +31,8 @@ _GOOD = (
     "The plan in short: begin with what is known, write down what is not, and settle the rest in order of cost. "
 )
 _REFUSAL = "I'm sorry, but I can't help with that request. "
-# What the small tier says to each kind of request; the large tier always answers well.
-_SAID = {"refusal": _REFUSAL + _GOOD * 10, "wrong shape": _GOOD * 10, "good answer": _GOOD * 10}
+# The answer of the small tier to each kind of request. The large tier always answers well.
+_SMALL_ANSWERS = {"refusal": _REFUSAL + _GOOD * 10, "wrong shape": _GOOD * 10, "good answer": _GOOD * 10}
 _SCHEMA = {"type": "object", "properties": {"dish": {"type": "string"}}, "required": ["dish"]}
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "dish", "schema": _SCHEMA}}
 
@@ -52,7 +53,7 @@ _COHORTS = {
 
 
 def write_intents(folder: Path) -> None:
-    """Two intents that differ in `stream` alone."""
+    """Write two intents that differ only in `stream`."""
     tiers = [
         {
             "name": name,
@@ -71,11 +72,11 @@ def write_intents(folder: Path) -> None:
         "escalations": {"per_minute": 1_000_000, "burst": 1_000_000},
     }
     (folder / POLICY_FILE).write_text(yaml.safe_dump(policy))
-    for name, spoken in _COHORTS.items():
+    for name, utterances in _COHORTS.items():
         intent = {
             "intent": name,
             "tier": SMALL,
-            "utterances": spoken,
+            "utterances": utterances,
             "floor": -1.0,
             "stream": name,
             "accept": ["complete", "non_empty", "no_refusal", "json_schema"],
@@ -85,13 +86,13 @@ def write_intents(folder: Path) -> None:
 
 
 def replayed() -> dict[str, dict[str, Answer]]:
-    """What each tier says to each prompt."""
+    """The answer of each tier to each prompt: tier -> prompt -> answer."""
     answers: dict[str, dict[str, Answer]] = {SMALL: {}, LARGE: {}}
     for cohort in _COHORTS:
-        for kind, said in _SAID.items():
+        for kind, small_answer in _SMALL_ANSWERS.items():
             good = '{"dish": "' + _GOOD * 10 if kind == "wrong shape" else _GOOD * 10
             end = '"}' if kind == "wrong shape" else ""
-            answers[SMALL][prompt(cohort, kind)] = Answer(SMALL, _cut(said, SMALL))
+            answers[SMALL][prompt(cohort, kind)] = Answer(SMALL, _cut(small_answer, SMALL))
             answers[LARGE][prompt(cohort, kind)] = Answer(LARGE, _cut(good, LARGE) + end)
     return answers
 
@@ -101,16 +102,16 @@ def _cut(text: str, tier: str) -> str:
 
 
 def prompt(cohort: str, kind: str) -> str:
-    """A request that lands in the cohort, and that the small tier answers with what `kind` says."""
+    """A request that matches the cohort. The small tier answers it with the answer for `kind`."""
     return f"{_COHORTS[cohort][0]}, version with a {kind}"
 
 
 async def first_token(session: aiohttp.ClientSession, url: str, model: str, text: str, shaped: bool) -> Any:
-    """(seconds to the first content at the client, the tier that served it, the whole text)."""
+    """(seconds to the first content at the client, tier, cohort, whole text). Raises RuntimeError if cut."""
     body: dict[str, Any] = {"model": model, "stream": True, "messages": [{"role": "user", "content": text}]}
     if shaped:
         body["response_format"] = _FORMAT
-    seconds, said, ended = None, "", False
+    seconds, received, ended = None, "", False
     began = time.perf_counter()
     async with session.post(f"{url}/v1/chat/completions", json=body) as answer:
         async for line in answer.content:
@@ -120,46 +121,46 @@ async def first_token(session: aiohttp.ClientSession, url: str, model: str, text
             content = msgspec.json.decode(line[6:])["choices"][0]["delta"].get("content")
             if content and seconds is None:
                 seconds = time.perf_counter() - began
-            said += content or ""
+            received += content or ""
         if answer.status != 200 or seconds is None or not ended:
-            raise RuntimeError(f"{answer.status}, no whole stream for {model}: {text}")
-        return seconds, answer.headers.get(HeaderName.TIER), answer.headers.get(HeaderName.COHORT), said
+            raise RuntimeError(f"{answer.status}, incomplete stream for {model}: {text}")
+        return seconds, answer.headers.get(HeaderName.TIER), answer.headers.get(HeaderName.COHORT), received
 
 
 async def measure(url: str, answers: Mapping[str, Mapping[str, Answer]]) -> dict[tuple[str, str], list[float]]:
-    """(kind, way) -> seconds to first token; ways are the two cohorts and the two tiers by name, in turn."""
-    found: dict[tuple[str, str], list[float]] = {}
+    """(kind, way) -> seconds to first token. Ways are the two cohorts and the two tiers by name."""
+    times: dict[tuple[str, str], list[float]] = {}
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
-        for i in range(_ROUNDS + 1):  # the first warms up
-            for kind in _SAID:
+        for i in range(_ROUNDS + 1):  # the first round warms up
+            for kind in _SMALL_ANSWERS:
                 ways = [*_COHORTS, SMALL, LARGE]
-                asked = await asyncio.gather(
+                measured = await asyncio.gather(
                     *(_one(session, url, way, kind, answers) for way in ways[i % 4 :] + ways[: i % 4])
                 )
-                for way, seconds in asked:
+                for way, seconds in measured:
                     if i:
-                        found.setdefault((kind, way), []).append(seconds)
-    return found
+                        times.setdefault((kind, way), []).append(seconds)
+    return times
 
 
 async def _one(
     session: aiohttp.ClientSession, url: str, way: str, kind: str, answers: Mapping[str, Mapping[str, Answer]]
 ) -> tuple[str, float]:
-    """One request; what comes back must be what its tier says, whole, and from the tier that it should be."""
+    """Send one request. Raises RuntimeError unless the answer is whole and from the expected tier and cohort."""
     named = way in (SMALL, LARGE)
     text = prompt("early" if named else way, kind)
     expected = way if named else SMALL if kind == "good answer" else LARGE
     shaped = kind == "wrong shape"
-    seconds, tier, cohort, said = await first_token(session, url, way if named else "auto", text, shaped)
-    if (tier, said) != (expected, answers[expected][text].text) or not (named or cohort == way):
-        raise RuntimeError(f"{kind}, {way}: {tier} and {cohort} said {said[:80]!r}, expected {expected}")
+    seconds, tier, cohort, received = await first_token(session, url, way if named else "auto", text, shaped)
+    if (tier, received) != (expected, answers[expected][text].text) or not (named or cohort == way):
+        raise RuntimeError(f"{kind}, {way}: {tier} and {cohort} sent {received[:80]!r}, expected {expected}")
     return way, float(seconds)
 
 
-def row(kind: str, found: Mapping[tuple[str, str], list[float]]) -> str:
-    """One line of the table: medians in ms, and how many times longer the buffered one is."""
+def row(kind: str, times: Mapping[tuple[str, str], list[float]]) -> str:
+    """One line of the table: medians in ms, and the ratio of buffered to early."""
     early, buffered, small, large = (
-        1000 * statistics.median(found[kind, way]) for way in ("early", "buffer", SMALL, LARGE)
+        1000 * statistics.median(times[kind, way]) for way in ("early", "buffer", SMALL, LARGE)
     )
     return f"{kind:<20}{early:>9.0f}{buffered:>10.0f}{buffered / early:>9.1f}{small:>15.0f}{large:>15.0f}"
 
@@ -171,15 +172,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="intents-") as folder:
         write_intents(Path(folder))
         with replaying(Path(folder), ReplayUpstreams(answers, token_s, Tokens())) as stack:
-            found = asyncio.run(measure(stack.url, answers))
+            times = asyncio.run(measure(stack.url, answers))
     print("time to first token, p50 ms\n")
     print("the small tier gives    early    buffer    ratio   small direct   large direct")
-    for kind in _SAID:
-        print(row(kind, found))
+    for kind in _SMALL_ANSWERS:
+        print(row(kind, times))
     print(
-        f"\n{_ROUNDS} rounds, the ways of a row at once; the small tier says {_WORDS[SMALL]} words, the large one "
-        f'{_WORDS[LARGE]}, one every {1000 * TOKEN_S:.0f} ms;\n"direct" asks a tier by its model\'s name. '
-        "Both cohorts hold a good answer, too: early its first 200 characters.\npython -m bench.ttft"
+        f"\n{_ROUNDS} rounds. The four requests of a row run at the same time. The small tier sends "
+        f"{_WORDS[SMALL]} words,\nthe large one {_WORDS[LARGE]}, one every {1000 * TOKEN_S:.0f} ms. "
+        '"direct" asks a tier by the name of its model.\n'
+        "Both cohorts also buffer a good answer. early buffers only its first 200 characters.\n"
+        "python -m bench.ttft"
     )
 
 

@@ -1,8 +1,10 @@
-"""What each view of the ask adds, and what fitting the centroids adds: `make bench-views`.
+"""The gain from each view of the ask, and from fitted centroids: `make bench-views`.
 
-Columns: 5-fold cross-validation on the sample intents' own utterances; the held-out prompts in
-tests/heldout.yaml (accuracy in scope, AUROC of similarity against out_of_scope); CLINC150 with 10 utterances an
-intent (in-scope accuracy, AUROC against its out-of-scope test set), if the data is there.
+The columns are:
+
+- accuracy in 5-fold cross-validation on the utterances of the sample intents
+- accuracy in scope, and AUROC of the similarity, on the held-out prompts in tests/heldout.yaml
+- the same on CLINC150 with 10 utterances per intent, if the data exists
 """
 
 import argparse
@@ -23,7 +25,7 @@ _SHOTS = 10
 
 
 class Views:
-    """The sentence embeddings of some texts and of their openings, without courtesies, computed once."""
+    """The sentence embeddings of texts and of their openings, without courtesies. They are computed once."""
 
     def __init__(self, sentences: Encoder, texts: list[str]) -> None:
         texts = [features.without_courtesies(text) for text in texts]
@@ -33,7 +35,7 @@ class Views:
         self.words = unit(features.hashed_words(texts)) + unit(features.hashed_words(openings))
 
     def rows(self, view: str) -> Vectors:
-        """float32[n, d] unit vectors by the view's name."""
+        """float32[n, d]: the unit vectors of the view with this name."""
         embedded = self.whole if "opening" not in view else unit(self.whole + self.opening)
         if "words" not in view:
             return embedded
@@ -41,28 +43,28 @@ class Views:
 
 
 class Centroids:
-    """One a label, and what similarity is measured to: the means, or as they are fitted to serve."""
+    """One centroid per label, and the references of the similarity: the means, or the fitted ones that serve."""
 
     def __init__(self, rows: Vectors, labels: np.ndarray, fitted: bool) -> None:
         names = np.unique(labels)
-        self.at = self.typical = unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
+        self.centroids = self.typical = unit(np.stack([rows[labels == n].mean(axis=0) for n in names]))
         if fitted:
-            found = centroids.fit_centroids({str(n): rows[labels == n] for n in names})
-            self.at = np.stack([found[str(n)].centroid for n in names])
-            self.typical = np.stack([found[str(n)].typical for n in names])
+            cohorts = centroids.fit_centroids({str(n): rows[labels == n] for n in names})
+            self.centroids = np.stack([cohorts[str(n)].centroid for n in names])
+            self.typical = np.stack([cohorts[str(n)].typical for n in names])
 
     def accuracy(self, rows: Vectors, labels: np.ndarray) -> float:
         """The share of rows whose nearest centroid has their label."""
-        return float(((rows @ self.at.T).argmax(axis=1) == labels).mean())
+        return float(((rows @ self.centroids.T).argmax(axis=1) == labels).mean())
 
     def similarity(self, rows: Vectors) -> Vectors:
-        """float32[n]: of each row, to the cohort of the nearest centroid."""
-        found: Vectors = (rows * self.typical[(rows @ self.at.T).argmax(axis=1)]).sum(axis=1)
-        return found
+        """float32[n]: the similarity of each row with the cohort of the nearest centroid."""
+        similarity: Vectors = (rows * self.typical[(rows @ self.centroids.T).argmax(axis=1)]).sum(axis=1)
+        return similarity
 
 
 def _auroc(inside: Vectors, outside: Vectors) -> float:
-    """Chance that an in-scope text is more similar than one out of scope (Mann-Whitney)."""
+    """The chance that a text in scope is more similar than one out of scope (Mann-Whitney)."""
     ranked = np.searchsorted(np.sort(outside), inside, side="left")
     ties = np.searchsorted(np.sort(outside), inside, side="right") - ranked
     return float((ranked + ties / 2).mean() / len(outside))
@@ -78,17 +80,17 @@ def _cross_validated(rows: Vectors, labels: np.ndarray, fitted: bool) -> float:
 
 
 def few_shot(path: Path) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
-    """(ten utterances an intent, their labels, the test split, its labels); a label of -1 is out of scope."""
+    """(ten utterances per intent, their labels, the test split, its labels). Label -1 is out of scope."""
     with gzip.open(path) as rows:
         lines = [msgspec.json.decode(row) for row in rows]
     names = {name: i for i, name in enumerate(sorted({r["intent"] for r in lines} - {"oos"}))}
     train = [r for r in lines if r["split"] == "train" and r["intent"] != "oos"]
     order = np.random.default_rng(0).permutation(len(train))
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     few = []
     for i in order:
-        seen[train[i]["intent"]] = seen.get(train[i]["intent"], 0) + 1
-        if seen[train[i]["intent"]] <= _SHOTS:
+        counts[train[i]["intent"]] = counts.get(train[i]["intent"], 0) + 1
+        if counts[train[i]["intent"]] <= _SHOTS:
             few.append(train[i])
     test = [r for r in lines if r["split"] == "test"]
     return (
@@ -106,7 +108,7 @@ def main() -> None:
     data = parser.parse_args().data / "clinc150.jsonl.gz"
     sentences = load_sentences("all-MiniLM-L6-v2", threads_for(1))
     intents = load_config(Path("intents")).intents
-    own = Views(sentences, [u for intent in intents for u in intent.utterances])
+    utterances = Views(sentences, [u for intent in intents for u in intent.utterances])
     labels = np.repeat(np.arange(len(intents)), [len(intent.utterances) for intent in intents])
     held_out = yaml.safe_load(Path("tests/heldout.yaml").read_text())
     prompts = Views(sentences, [p for intent in intents for p in held_out[intent.intent]])
@@ -120,18 +122,18 @@ def main() -> None:
     print("views                     centroids    own, 5-fold  held out  AUROC      accuracy  AUROC")
     for view in ("whole", "whole+opening", "whole+words", "whole+opening+words"):
         for fitted in (False, True):
-            at = Centroids(own.rows(view), labels, fitted)
+            sample = Centroids(utterances.rows(view), labels, fitted)
             line = f"{view:<26}{'fitted' if fitted else 'means':<10}"
-            line += f"{_cross_validated(own.rows(view), labels, fitted):>12.3f}"
-            line += f"{at.accuracy(prompts.rows(view), truth):>12.3f}"
-            line += f"{_auroc(at.similarity(prompts.rows(view)), at.similarity(outside.rows(view))):>9.3f}"
+            line += f"{_cross_validated(utterances.rows(view), labels, fitted):>12.3f}"
+            line += f"{sample.accuracy(prompts.rows(view), truth):>12.3f}"
+            line += f"{_auroc(sample.similarity(prompts.rows(view)), sample.similarity(outside.rows(view))):>9.3f}"
             if clinc is not None:
                 few_rows, test_rows = clinc[0].rows(view), clinc[2].rows(view)
-                at = Centroids(few_rows, clinc[1], fitted)
-                known = clinc[3] >= 0
-                best = at.similarity(test_rows)
-                line += f"{at.accuracy(test_rows[known], clinc[3][known]):>14.3f}"
-                line += f"{_auroc(best[known], best[~known]):>8.3f}"
+                few_centroids = Centroids(few_rows, clinc[1], fitted)
+                inside = clinc[3] >= 0
+                similarity = few_centroids.similarity(test_rows)
+                line += f"{few_centroids.accuracy(test_rows[inside], clinc[3][inside]):>14.3f}"
+                line += f"{_auroc(similarity[inside], similarity[~inside]):>8.3f}"
             print(line, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""From logged requests to calibrated intents, a report and a gate: the README's four commands as they stand."""
+"""From logged requests to calibrated intents, a report and a gate, with the four commands of the README."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.execution import Memory
 
 ROOT = Path(__file__).parent.parent
-# Of each intent every fifth utterance is kept, and so many others are what people ask: enough to fit floors on.
+# Every fifth utterance of an intent stays. This many of the others become requests, which is enough to fit floors.
 _ROWS = 40
 _PLACES = "Peru Chad Oman Fiji Laos Cuba Mali Togo Iran Iraq Nepal Qatar Kenya Ghana".split()  # noqa: SIM905
 _NO_INTENT = [
@@ -23,7 +23,7 @@ _NO_INTENT = [
 
 
 class Once:
-    """The encoder, which need not encode the same text for each command."""
+    """The encoder, which encodes each text once for all commands."""
 
     def __init__(self, encoder: FeatureEncoder) -> None:
         self.sentences = encoder.sentences
@@ -31,7 +31,7 @@ class Once:
 
 
 def in_the_readme() -> list[list[str]]:
-    """The commands under "From labelled or recorded traffic", word by word."""
+    """The commands under "From labelled or recorded traffic", word for word."""
     text = (ROOT / "README.md").read_text()
     block = re.search(r"From labelled or recorded traffic.*?```\n(.*?)```", text, re.DOTALL)
     assert block is not None
@@ -44,19 +44,19 @@ def test_four_commands_lead_from_logged_requests_to_a_gate(
     monkeypatch: pytest.MonkeyPatch,
     capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    """In between a person labels the rows. Each exits with 0, and the gate with 1 once a change makes it worse."""
+    """A person labels the rows in between. Each command exits with 0, and the gate with 1 after a bad change."""
     once = Once(encoder)
     monkeypatch.setattr("extproc.cli.evidence.load_encoder", lambda _: once)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "intents", "intents")
     asked: list[tuple[str, str | None]] = [(text, None) for text in _NO_INTENT]
     for path in Path("intents").glob("*.yaml"):
-        spoken = yaml.safe_load(path.read_text())
-        if "utterances" not in spoken:
+        intent = yaml.safe_load(path.read_text())
+        if "utterances" not in intent:
             continue
-        said = spoken["utterances"]
-        path.write_text(yaml.safe_dump(spoken | {"utterances": said[::5]}))
-        asked += [(text, spoken["intent"]) for i, text in enumerate(said) if i % 5][:_ROWS]
+        utterances = intent["utterances"]
+        path.write_text(yaml.safe_dump(intent | {"utterances": utterances[::5]}))
+        asked += [(text, intent["intent"]) for i, text in enumerate(utterances) if i % 5][:_ROWS]
     bodies = [{"model": "auto", "messages": [{"role": "user", "content": text}]} for text, _ in asked]
     Path("requests.jsonl").write_bytes(b"".join(msgspec.json.encode(body) + b"\n" for body in bodies))
 

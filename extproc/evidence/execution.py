@@ -22,8 +22,7 @@ from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
-from extproc.evidence.measure.metrics import Places
-from extproc.routing.decision import trust
+from extproc.evidence.measure.metrics import GroupIds
 from extproc.routing.limits import Rates
 from extproc.routing.policy import routable_model
 from extproc.routing.router import Routed, Router
@@ -105,16 +104,16 @@ def route_all(
     return asyncio.run(run())
 
 
-def landed(routed: Routed) -> str | None:
+def trusted_cohort(routed: Routed) -> str | None:
     """The cohort whose floors the match exceeds, or None."""
     decision = routed.decision
     trusted = trust(decision.cohort, decision.match) is Reason.MATCHED
     return decision.cohort.name if decision.cohort is not None and trusted else None
 
 
-def landing(routed: Routed) -> str:
+def destination(routed: Routed) -> str:
     """The cohort (or the reason that there is none) and the tier, as text. A row flips when this text changes."""
-    return f"{landed(routed) or routed.decision.reason.value}, {routed.decision.tier.name}"
+    return f"{trusted_cohort(routed) or routed.decision.reason.value}, {routed.decision.tier.name}"
 
 
 def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:
@@ -144,14 +143,14 @@ class Execution(msgspec.Struct, frozen=True):
     sealed: str  # hash of everything that was decided before a label or an outcome was read
     rows: list[Row]
     routed: list[Routed]
-    known: list[Revealed]
+    revealed: list[Revealed]
     answers: list[dict[str, ReplayedAnswer]]
     served: list[Served | None]
     bad: list[BadRow]
     verbatim: int  # rows left out because they repeat an utterance word for word
     token_counts: dict[str, int]  # answers by the source of their token counts
 
-    def conversations(self) -> Places:
+    def conversations(self) -> GroupIds:
         """int64[rows]: the same number for rows of one `session`, which are not independent evidence.
 
         A row without a session has its own number.
@@ -168,17 +167,15 @@ def execute(
     snapshot = compile_snapshot(config, memory)
     if snapshot.centroids == utterances_digest(config):  # a stale file of centroids is ignored
         config = msgspec.structs.replace(config, fitted=None)
-    utterances = {_plain(text) for intent in config.intents for text in intent.utterances}
+    utterances = {_normalised(text) for intent in config.intents for text in intent.utterances}
     decided = zip(traffic.rows, route_all(snapshot, memory, traffic.rows), strict=True)
-    kept = [(row, routed) for row, routed in decided if _plain(asked(row, routed)) not in utterances]
+    kept = [(row, routed) for row, routed in decided if _normalised(ask_of(row, routed)) not in utterances]
     sealed = seal(snapshot, [routed for _, routed in kept])
-    revealed, bad = reveal_all([row for row, _ in kept])
-    usable = [(*pair, known) for pair, known in zip(kept, revealed, strict=True) if known is not None]
-    rows, routed, known = [row for row, _, _ in usable], [r for _, r, _ in usable], [k for _, _, k in usable]
+    all_revealed, bad = reveal_all([row for row, _ in kept])
+    usable = [(*pair, revealed) for pair, revealed in zip(kept, all_revealed, strict=True) if revealed is not None]
+    rows, routed, revealed = [row for row, _, _ in usable], [r for _, r, _ in usable], [k for _, _, k in usable]
     prices, upstreams = Prices(tokens), Upstreams(memory.sentences)
-    answers = [
-        prices.recorded_answers(snapshot.policy.tiers, r, k.outcomes) for r, k in zip(routed, known, strict=True)
-    ]
+    answers = [prices.recorded_answers(snapshot.policy.tiers, r, k.outcomes) for _, r, k in usable]
     return Execution(
         config,
         snapshot,
@@ -186,7 +183,7 @@ def execute(
         sealed,
         rows,
         routed,
-        known,
+        revealed,
         answers,
         served=[upstreams.serve(r, by_setting) for r, by_setting in zip(routed, answers, strict=True)],
         bad=[*traffic.bad, *bad],
@@ -199,10 +196,10 @@ def execute(
     )
 
 
-def asked(row: Row, routed: Routed) -> str:
+def ask_of(row: Row, routed: Routed) -> str:
     """A person's text: the row's text, or the ask that the router read from a request."""
     return row.text if row.text is not None else routed.signals.ask.text if routed.signals is not None else ""
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(text.lower().split())

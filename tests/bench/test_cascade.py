@@ -1,4 +1,4 @@
-"""The cascade bench decides fairly: the split, the fit, the lines to beat and their intervals, worked by hand."""
+"""The cascade benchmark: the split, the fit, the controls and their intervals, computed by hand."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ from bench.cascade import (
     weighted_quantile,
     write_intents,
 )
-from bench.replay import CUT_CHARS, Answer, Question, ReplayUpstreams, read_questions, words
+from bench.replay import CUT_CHARS, Answer, Question, ReplayUpstreams, frames, read_questions
 from extproc.config.load import load_config
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.data.tokens import Tokens
@@ -44,29 +44,22 @@ FINAL = " The answer is (A)."
 def question(
     number: int, category: str = "math", small: bool = True, large: bool = True, chars: int = 50
 ) -> Question:
-    """A question of which A is right; the small answer is `chars` long and ends as it should."""
-    said = {"small": small, "large": large}
+    """A question whose right answer is A. The small answer has `chars` characters and a proper end."""
+    right_by_tier = {"small": small, "large": large}
     answers = {
         tier: Answer(tier, "x" * (chars - len(FINAL)) + FINAL, "A" if right else "B")
-        for tier, right in said.items()
+        for tier, right in right_by_tier.items()
     }
     return Question(number, category, f"{category} {number}?", ("yes", "no"), "A", answers)
 
 
-def outcomes(small: str, large: str, climbed: str) -> Outcomes:
-    """One digit a question; the small answer costs 1, the large one 10."""
-    rows = (np.array([float(d) for d in row]) for row in (small, large, climbed))
-    small_right, large_right, climbed_right = rows
-    return Outcomes(
-        small_right,
-        large_right,
-        climbed_right,
-        small_cost=np.ones(len(small)),
-        large_cost=np.full(len(small), 10.0),
-    )
+def outcomes(small: str, large: str, escalated: str) -> Outcomes:
+    """One digit per question. The small answer costs 1, the large one 10."""
+    digits = [np.array([float(d) for d in row]) for row in (small, large, escalated)]
+    return Outcomes(*digits, small_cost=np.ones(len(small)), large_cost=np.full(len(small), 10.0))
 
 
-def test_the_parts_share_no_question_and_each_has_its_share_of_every_category() -> None:
+def test_the_parts_are_disjoint_and_have_every_category() -> None:
     questions = [question(i, "math" if i < 20 else "law") for i in range(30)]
     fit, test = split(questions, 0.7)
     assert {q.id for q in fit} | {q.id for q in test} == set(range(30))
@@ -77,18 +70,18 @@ def test_the_parts_share_no_question_and_each_has_its_share_of_every_category() 
 
 def test_a_sample_keeps_the_proportions_and_depends_on_its_seed_alone() -> None:
     questions = [question(i, "math" if i < 20 else "law") for i in range(30)]
-    some = sample(questions, 10, seed=1)
-    assert len({q.id for q in some}) == 10
-    assert sum(q.category == "math" for q in some) == 7  # 6.67 and 3.33: the larger remainder
-    assert sample(questions, 10, seed=1) == some
-    assert sample(questions, 10, seed=2) != some
+    drawn = sample(questions, 10, seed=1)
+    assert len({q.id for q in drawn}) == 10
+    assert sum(q.category == "math" for q in drawn) == 7  # 6.67 and 3.33: the larger remainder
+    assert sample(questions, 10, seed=1) == drawn
+    assert sample(questions, 10, seed=2) != drawn
 
 
 def test_a_prompt_is_the_question_and_its_lettered_options() -> None:
     assert question(1).prompt == "math 1?\n\nA. yes\nB. no"
 
 
-def test_questions_whose_prompts_are_alike_are_left_out(tmp_path: Path) -> None:
+def test_questions_with_the_same_prompt_are_left_out(tmp_path: Path) -> None:
     twin = msgspec.structs.replace(question(1), id=2)
     path = tmp_path / "recorded.jsonl.gz"
     with gzip.open(path, "wb") as out:
@@ -102,11 +95,11 @@ def test_an_answer_cut_by_the_recording_was_not_finished() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "one", " two  words ", "a\n\nb c\n"])
-def test_streamed_words_are_the_text_again(text: str) -> None:
-    assert "".join(words(text)) == text
+def test_the_frames_of_a_stream_join_to_the_text(text: str) -> None:
+    assert "".join(frames(text)) == text
 
 
-def test_bands_are_what_the_verifier_can_tell_apart() -> None:
+def test_bands_are_the_answers_that_the_verifier_can_distinguish() -> None:
     assert band(Answer("m", "It is A.")) == 0  # no final answer
     assert band(Answer("m", "x" * CUT_CHARS + FINAL)) == 0  # cut
     assert band(question(1, chars=160).answers["small"]) == 1
@@ -114,65 +107,65 @@ def test_bands_are_what_the_verifier_can_tell_apart() -> None:
     assert band(question(1, chars=3999).answers["small"]) == BANDS - 1
 
 
-def test_few_answers_are_shrunk_to_what_all_say() -> None:
+def test_the_mean_of_few_answers_is_shrunk_to_that_of_all() -> None:
     cohort = np.array([0] * 900 + [1])
     bands = np.ones(901, dtype=np.int64)
     gain = np.array([0.5] * 900 + [-1.0])
     count, mean = estimate(cohort, bands, gain, 2)
     assert count[:, 1].tolist() == [900, 1]
     assert mean[0, 1] == pytest.approx(0.5, abs=0.01)
-    assert mean[1, 1] == pytest.approx(0.5, abs=0.05)  # one answer hardly moves it
+    assert mean[1, 1] == pytest.approx(0.5, abs=0.05)  # one answer has little effect
 
 
-def test_rules_reject_what_is_worth_it_and_leave_a_cohort_alone_where_nothing_is() -> None:
+def test_rules_reject_bands_with_a_gain_and_no_band_otherwise() -> None:
     count = np.full((3, BANDS), 10.0)
     worth = np.full((3, BANDS), -0.1)
-    worth[0, 0] = 1.0  # only answers without an end are worth it
-    worth[1, 8:] = 1.0  # and here long ones, too: bands 8 up are longer than LENGTHS[6]
+    worth[0, 0] = 1.0  # only answers without a final answer have a gain
+    worth[1, 8:] = 1.0  # long answers have one, too: from band 8 they are longer than LENGTHS[6]
     assert choose(count, worth) == [0, LENGTHS[6], None]
 
 
-def test_a_cohort_is_never_rejected_nearly_whole() -> None:
+def test_at_most_the_limit_of_a_cohort_is_rejected() -> None:
     count = np.full((1, BANDS), 10.0)
     [most] = choose(count, np.ones((1, BANDS)))
-    assert most == LENGTHS[4]  # of 11 bands the first and the last 5 are 55 %
+    assert most == LENGTHS[4]  # the first and the last 5 of 11 bands are 55 %
 
 
 def _two_kinds() -> list[Question]:
-    """Long math answers are wrong where the large tier is right; all else is right already."""
+    """Long math answers are wrong where the large tier is right. All others are right."""
     math = [question(i, "math", small=i % 5 != 0, chars=1000 if i % 5 == 0 else 100) for i in range(500)]
     return math + [question(i, "law", chars=1000 if i % 5 == 0 else 100) for i in range(500, 1000)]
 
 
-def test_the_fit_finds_where_length_tells_and_keeps_the_budget() -> None:
+def test_the_fit_finds_the_informative_length_and_keeps_the_budget() -> None:
     questions = _two_kinds()
     fit = fit_rules(questions, 0.15, np.ones(1000))
     assert fit.max_chars["law"] is None
     assert fit.accept("law") == []
-    climbed = [rejects(fit, q.category, q.answers["small"]) for q in questions]
-    assert climbed == [q.category == "math" and q.id % 5 == 0 for q in questions]
+    escalated = [rejects(fit, q.category, q.answers["small"]) for q in questions]
+    assert escalated == [q.category == "math" and q.id % 5 == 0 for q in questions]
     assert fit_rules(questions, 0.0, np.ones(1000)).max_chars == {"law": None, "math": None}
 
 
-def test_what_is_dear_is_left_alone_when_dollars_are_counted() -> None:
+def test_expensive_escalations_are_avoided_when_dollars_are_counted() -> None:
     questions = [question(i, c, small=i % 5 != 0, chars=1000 if i % 5 == 0 else 100)
                  for i, c in enumerate(["math"] * 500 + ["law"] * 500)]  # fmt: skip
-    dear = np.array([20.0 if q.category == "math" else 1.0 for q in questions])
-    fit = fit_rules(questions, 0.1, dear)
+    charges = np.array([20.0 if q.category == "math" else 1.0 for q in questions])
+    fit = fit_rules(questions, 0.1, charges)
     assert fit.max_chars["math"] is None
     assert fit.max_chars["law"] is not None
 
 
-def test_cross_validation_judges_each_question_by_rules_that_had_not_seen_it() -> None:
+def test_cross_validation_uses_rules_fitted_without_the_question() -> None:
     questions = _two_kinds()
     order = np.random.default_rng(0).permutation(1000)
-    climbed = cross_validated([questions[i] for i in order], 0.15, np.ones(1000))
-    assert climbed.tolist() == [questions[i].category == "math" and questions[i].id % 5 == 0 for i in order]
+    escalated = cross_validated([questions[i] for i in order], 0.15, np.ones(1000))
+    assert escalated.tolist() == [questions[i].category == "math" and questions[i].id % 5 == 0 for i in order]
 
 
 def test_the_lines_by_hand() -> None:
-    # Gains by question: +1, 0, 0, -1; the cascade climbs the first and the last.
-    o = outcomes(small="0101", large="1100", climbed="1001")
+    # Gains by question: +1, 0, 0, -1. The cascade escalates the first and the last.
+    o = outcomes(small="0101", large="1100", escalated="1001")
     assert accuracies(o) == {
         "always small": 0.5,
         "always large": 0.5,
@@ -181,18 +174,18 @@ def test_the_lines_by_hand() -> None:
         "oracle": 0.75,
         "cascade": 0.5,
     }
-    best = accuracies(outcomes(small="0001", large="1101", climbed="1000"))
+    best = accuracies(outcomes(small="0001", large="1101", escalated="1000"))
     assert best["random"] == pytest.approx(0.25 + 0.25 * 0.5)
     assert best["cascade"] == best["oracle"] == 0.5
 
 
-def test_an_oracle_made_to_climb_everywhere_loses_what_climbing_loses() -> None:
-    o = outcomes(small="0101", large="1100", climbed="1111")
+def test_an_oracle_that_must_escalate_everything_also_loses() -> None:
+    o = outcomes(small="0101", large="1100", escalated="1111")
     assert accuracies(o)["oracle"] == accuracies(o)["always large"]
 
 
-def test_a_climb_pays_both_answers_and_the_mix_spends_the_same() -> None:
-    o = outcomes(small="0000", large="1111", climbed="1000")
+def test_an_escalation_pays_both_answers_and_the_mix_costs_the_same() -> None:
+    o = outcomes(small="0000", large="1111", escalated="1000")
     assert costs(o) == {
         "always small": 1,
         "always large": 10,
@@ -205,31 +198,31 @@ def test_a_climb_pays_both_answers_and_the_mix_spends_the_same() -> None:
     assert mixed_share(o) == pytest.approx(2.5 / 9)
 
 
-def test_the_bootstrap_pairs_the_lines_and_repeats_itself() -> None:
-    o = outcomes(small="0" * 50 + "1" * 50, large="1" * 100, climbed="1" * 50 + "0" * 50)
-    again = resamples(o, seed=3, times=200)
-    assert again.small.shape == (200, 100)
-    lines = accuracies(again)
-    assert (lines["cascade"] == 1).all()  # right in every draw, as question and climb are drawn together
+def test_the_bootstrap_is_paired_and_repeatable() -> None:
+    o = outcomes(small="0" * 50 + "1" * 50, large="1" * 100, escalated="1" * 50 + "0" * 50)
+    resampled = resamples(o, seed=3, times=200)
+    assert resampled.small.shape == (200, 100)
+    lines = accuracies(resampled)
+    assert (lines["cascade"] == 1).all()  # right in every draw, because question and escalation are drawn together
     assert (lines["cascade"] >= lines["random"]).all()
-    assert (resamples(o, seed=3, times=200).small == again.small).all()
+    assert (resamples(o, seed=3, times=200).small == resampled.small).all()
     low, high = interval(lines["always small"])
     assert 0.38 < low < 0.5 < high < 0.62
 
 
-def test_a_weighted_quantile_counts_weight_and_not_values() -> None:
+def test_a_weighted_quantile_counts_weights() -> None:
     values, weights = np.array([1.0, 2.0, 3.0]), np.array([1.0, 1.0, 8.0])
     assert weighted_quantile(values, weights, 0.1) == 1
     assert weighted_quantile(values, weights, 0.5) == 3
     assert weighted_quantile(np.array([5.0, 4.0]), np.array([1.0, 0.0]), 0.95) == 5
 
 
-def test_what_is_written_is_a_valid_folder_with_the_fitted_rules(tmp_path: Path, encoder: FeatureEncoder) -> None:
+def test_the_written_folder_is_valid_and_has_the_fitted_rules(tmp_path: Path, encoder: FeatureEncoder) -> None:
     questions = [question(i, c) for i, c in enumerate(["math"] * 25 + ["computer science"] * 25)]
-    spoken = utterances(questions, encoder)
-    assert {c: len(some) for c, some in spoken.items()} == {"computer science": 20, "math": 20}
+    by_category = utterances(questions, encoder)
+    assert {c: len(texts) for c, texts in by_category.items()} == {"computer science": 20, "math": 20}
     fit = Fit({"math": 400, "computer science": None}, 0.3)
-    write_intents(tmp_path, fit, spoken)
+    write_intents(tmp_path, fit, by_category)
     intents = {intent.intent: intent for intent in load_config(tmp_path).intents}
     assert intents["math"].accept[-1] == {"max_chars": 400}
     assert intents["math"].escalate is not None
@@ -237,7 +230,7 @@ def test_what_is_written_is_a_valid_folder_with_the_fitted_rules(tmp_path: Path,
     assert yaml.safe_load((tmp_path / "policy.yaml").read_text())["default_tier"] == "small"
 
 
-def test_the_replay_answers_with_what_was_recorded() -> None:
+def test_the_replay_sends_the_recorded_answers() -> None:
     """Over HTTP, as a tier would: the recorded text, and 404 for a question that was not recorded."""
     answers = {"small": {"What is 2 + 2?": Answer("recorded-8b", "The answer is (B).", "B")}}
     with ReplayUpstreams(answers, {"small": 0.0}, Tokens()) as upstreams:

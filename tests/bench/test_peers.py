@@ -1,4 +1,4 @@
-"""The bench beside other gateways: its upstream, its table, and what becomes of a peer that is not there."""
+"""The benchmark with other gateways: its upstream, its table, and gateways that cannot be installed."""
 
 import http.client
 import subprocess
@@ -31,8 +31,8 @@ def system_at(port: int) -> System:
     return System("upstream itself", f"http://127.0.0.1:{port}{PATH}", "m", ())
 
 
-def test_the_upstream_answers_what_the_bench_says_it_does(upstream: int):
-    """300 bytes of JSON, or 50 events, over one connection and however a request is cut."""
+def test_the_upstream_sends_the_documented_answers(upstream: int):
+    """300 bytes of JSON or 50 events, over one connection, also for a request in several parts."""
     check(system_at(upstream))
     connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=10)
     connection.request("POST", PATH, b"{}")
@@ -45,39 +45,37 @@ def test_the_upstream_answers_what_the_bench_says_it_does(upstream: int):
     assert (len(events), events[-2:]) == (CHUNKS + 1, [b"data: [DONE]", b""])
 
 
-def test_a_peer_that_cannot_be_installed_is_said_so(tmp_path: Path):
-    """Its installer's last line is the reason, and the half-made environment is not taken for whole later."""
+def test_a_gateway_that_cannot_be_installed_raises_the_reason(tmp_path: Path):
+    """The reason is the last line of the installer. The incomplete environment is not used later."""
     home = tmp_path / "peer"
     with pytest.raises(GatewayError, match="No matching distribution"):
         python_environment(home, ["--no-index --find-links . no-such-gateway==1"])
     assert not (home / "installed").exists()
 
 
-def test_a_machine_without_node_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What a gateway needs and lacks is the one error that the run expects."""
+def test_a_missing_npm_raises_a_gateway_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A missing tool raises the error that the run expects."""
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(GatewayError, match="there is no npm"), GATEWAYS["Portkey"](tmp_path, tmp_path, 1, 2):
+    with pytest.raises(GatewayError, match="npm is not installed"), GATEWAYS["Portkey"](tmp_path, tmp_path, 1, 2):
         pass
 
 
 def test_the_table_compares_with_plain_envoy():
-    """Requests/s of JSON as a share of Envoy's, streams by how much longer they take; failures are counted."""
+    """Requests/s of JSON and times of streams are relative to plain Envoy. Failures are counted."""
     cells = {
         "upstream itself": Cell(800, 8000.0, 0.1, 0.3, (0.01,), 0.5, 0),
         "plain Envoy": Cell(400, 4000.0, 0.2, 0.5, (0.05,), 0.2, 0),
         "a gateway": Cell(100, 1000.0, 1.0, 2.0, (0.4, 0.1), 0.1, 3),
     }
-    found = {
-        (name, stream, c): [cell] for name, cell in cells.items() for stream in (False, True) for c in CONNECTIONS
-    }
-    rows = {stream: list(table(found, stream))[-1].split() for stream in (False, True)}
+    turns = {(name, stream, c): [cell] for name, cell in cells.items() for stream in (0, 1) for c in CONNECTIONS}
+    rows = {stream: list(table(turns, stream))[-1].split() for stream in (False, True)}
     of_envoy = {False: "0.25", True: "5.00"}
     for stream, row in rows.items():
         assert row == ["a", "gateway", *["1000", "1.00", "0.90", of_envoy[stream], "0.50"] * 2, "6", "failed"]
 
 
-def test_cpu_time_counts_the_children():
-    """What a process started counts as its own."""
+def test_cpu_time_includes_child_processes():
+    """The CPU time of child processes is included."""
     busy = "import subprocess, sys, time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
     nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
     with subprocess.Popen([sys.executable, "-c", nested], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

@@ -1,18 +1,18 @@
-"""The arithmetic behind the tables of bench/routing.py, on cases worked by hand."""
+"""The arithmetic of the tables of bench/routing.py, on cases computed by hand."""
 
 import math
 
 import numpy as np
 import pytest
 
-from bench.frontier_table import Known, Paid, _area, _line, _oracle
+from bench.cache import Cache, means
+from bench.frontier_table import Paid, RecordedQuestions, _area, _line, _oracle
 from bench.intents_table import Clinc, floor_nearly_always, floor_on_average, left_out
-from bench.kept import Kept, means
 from bench.scorer import Judged
 
 
-def test_a_floor_counts_one_mistake_more_than_it_saw():
-    """Of ten the last is wrong: nine and none wrong are 1/9 * 10/11, ten and one are 2/10 * 10/11."""
+def test_a_floor_counts_one_mistake_more_than_there_were():
+    """The last of ten is wrong. Nine without a mistake are 1/9 * 10/11, ten with one are 2/10 * 10/11."""
     scores, wrong = np.arange(10.0)[::-1], np.array([False] * 9 + [True])
     assert floor_on_average(scores, wrong, risk=0.15) == 1.0
     assert floor_on_average(scores, wrong, risk=0.2) == 0.0
@@ -20,8 +20,8 @@ def test_a_floor_counts_one_mistake_more_than_it_saw():
 
 
 @pytest.mark.parametrize("rule", [floor_on_average, floor_nearly_always])
-def test_floors_hold_their_risk_on_simulated_data(rule):
-    """On average over 200 fits, and, where that is promised, in 95 % of them; each against the true risk."""
+def test_floors_keep_their_risk_on_simulated_data(rule):
+    """On average over 200 fits, or in 95 % of them if that is promised. Compared with the true risk."""
     rng = np.random.default_rng(0)
 
     def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +29,7 @@ def test_floors_hold_their_risk_on_simulated_data(rule):
         return scores, rng.random(n) < 0.9 * (1 - scores) ** 4
 
     floors = np.array([rule(*draw(1000), 0.05) for _ in range(200)])
-    # Above a floor f the true share of wrong ones is 0.9 * (1 - f) ** 4 / 5.
+    # Above a floor f, the true share of wrong matches is 0.9 * (1 - f) ** 4 / 5.
     risks = 0.18 * (1 - np.minimum(floors, 1)) ** 4
     assert risks.mean() <= 0.05
     assert risks.mean() > 0.03
@@ -38,34 +38,34 @@ def test_floors_hold_their_risk_on_simulated_data(rule):
 
 
 @pytest.mark.parametrize("rule", [floor_on_average, floor_nearly_always])
-def test_nothing_is_accepted_where_nothing_is_safe_and_all_where_all_is(rule):
-    """All wrong, and all right."""
+def test_floors_of_all_wrong_and_of_all_right_matches(rule):
+    """If all are wrong, nothing is accepted. If all are right, everything is."""
     scores = np.linspace(0, 1, 500)
     assert rule(scores, np.ones(500, dtype=bool), 0.05) == math.inf
     assert rule(scores, np.zeros(500, dtype=bool), 0.05) == 0.0
 
 
-def test_texts_of_intents_left_out_are_what_is_out_of_scope():
-    """The others keep their names; texts that no intent had are gone."""
+def test_texts_of_intents_left_out_are_out_of_scope():
+    """The other intents keep their names. Texts without an intent are removed."""
     names = tuple(f"i{n:02}" for n in range(34))
     texts, labels = [*names, "none"], np.array([*range(34), -1])
-    some = left_out(Clinc(names, {name: [name] for name in names}, texts, labels, texts, labels), seed=0)
-    assert len(some.intents) == 4 and some.train == {name: [name] for name in some.intents}
-    for asked, known in ((some.val, some.val_labels), (some.test, some.test_labels)):
-        assert asked == list(names)
-        assert {text: some.intents[i] for text, i in zip(asked, known, strict=True) if i >= 0} == {
-            name: name for name in some.intents
+    part = left_out(Clinc(names, {name: [name] for name in names}, texts, labels, texts, labels), seed=0)
+    assert len(part.intents) == 4 and part.train == {name: [name] for name in part.intents}
+    for texts_of_part, labels_of_part in ((part.val, part.val_labels), (part.test, part.test_labels)):
+        assert texts_of_part == list(names)
+        assert {text: part.intents[i] for text, i in zip(texts_of_part, labels_of_part, strict=True) if i >= 0} == {
+            name: name for name in part.intents
         }
 
 
 @pytest.fixture
-def known():
-    """Four questions: both right, only the large, only the large and dearer, only the small."""
+def recorded():
+    """Four questions: both tiers right, only large right, only large right at a higher cost, only small right."""
     four = np.zeros((4, 1))
-    return Known(
+    return RecordedQuestions(
         questions=[],
         cohort=np.array(["a"] * 4),
-        asked=four.astype(np.float32),
+        vectors=four.astype(np.float32),
         facts=four,
         judged=Judged(np.array(["a"] * 4), four, four.astype(np.float32)),
         small=np.array([1.0, 0, 0, 1]),
@@ -75,51 +75,51 @@ def known():
     )
 
 
-def test_a_cascade_pays_for_what_it_rejects(known):
-    """Climbing costs both answers, going straight up only one."""
+def test_a_cascade_pays_for_rejected_answers(recorded):
+    """An escalation costs both answers. Asking the large tier first costs one."""
     up = np.array([0.0, 1, 0, 0])
-    assert Paid(np.ones(4), up).cost(known).tolist() == [1, 6, 1, 1]
-    assert Paid(1 - up, up).cost(known).tolist() == [1, 5, 1, 1]
-    assert Paid(1 - up, up).quality(known).tolist() == [1, 1, 0, 1]
+    assert Paid(np.ones(4), up).cost(recorded).tolist() == [1, 6, 1, 1]
+    assert Paid(1 - up, up).cost(recorded).tolist() == [1, 5, 1, 1]
+    assert Paid(1 - up, up).quality(recorded).tolist() == [1, 1, 0, 1]
 
 
-def test_the_oracle_buys_the_cheapest_wins_first(known):
-    """For a mean of 2 it buys one, for a mean of 4 both, and never what it need not."""
-    assert _oracle(known, 2.0).large.tolist() == [0, 1, 0, 0]
-    assert _oracle(known, 4.0).large.tolist() == [0, 1, 1, 0]
-    assert _oracle(known, 99.0).quality(known).tolist() == [1, 1, 1, 1]
+def test_the_oracle_buys_the_cheapest_wins_first(recorded):
+    """A mean cost of 2 buys one win, and 4 buys both. It never buys more than it needs."""
+    assert _oracle(recorded, 2.0).large.tolist() == [0, 1, 0, 0]
+    assert _oracle(recorded, 4.0).large.tolist() == [0, 1, 1, 0]
+    assert _oracle(recorded, 99.0).quality(recorded).tolist() == [1, 1, 1, 1]
 
 
-def test_a_line_is_set_against_the_static_mix_of_its_cost(known):
-    """A mean of 2 buys a fifth of the way from 1 to 6: 0.5 to 0.75 is 0.55, and the policy has 0.75."""
+def test_a_line_is_compared_with_the_static_mix_of_its_cost(recorded):
+    """A mean of 2 is a fifth of the way from 1 to 6. The mix there has 0.55 and the policy has 0.75."""
     up = np.array([0.0, 1, 0, 0])
-    line = _line("one", Paid(1 - up, up), known, seed=0)
+    line = _line("one", Paid(1 - up, up), recorded, seed=0)
     assert line.split()[:2] == ["one", "75.0"]
     assert "+20.0" in line
 
 
-def test_the_area_of_a_mix_is_a_half_and_of_the_best_one_is_one():
-    """From the tiers' own points alone; and with all the gap recovered at the small tier's cost."""
+def test_the_area_of_a_mix_is_a_half_and_of_the_best_policy_one():
+    """For the two tiers alone, and with the whole gap recovered at the cost of the small tier."""
     tiers = [0.4, 0.8, 1.0, 5.0]
     assert _area(np.array([0.4, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((0.5, 1.0), abs=1e-6)
     assert _area(np.array([0.8, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((1.0, 0.2), abs=2e-3)
 
 
-def test_what_was_made_is_kept(tmp_path):
-    """Once for each key, in any process."""
-    made = []
+def test_arrays_are_cached(tmp_path):
+    """An array is made once for each key, in any process."""
+    calls = []
 
     def make():
-        made.append(1)
+        calls.append(1)
         return np.arange(3, dtype=np.float32)
 
     for _ in range(2):
-        assert Kept(tmp_path).array("key", make).tolist() == [0, 1, 2]
-    assert Kept(tmp_path).array("other", make).tolist() == [0, 1, 2]
-    assert len(made) == 2
+        assert Cache(tmp_path).array("key", make).tolist() == [0, 1, 2]
+    assert Cache(tmp_path).array("other", make).tolist() == [0, 1, 2]
+    assert len(calls) == 2
 
 
-def test_means_are_one_unit_centroid_a_label_in_order():
-    """Two of one label, one of the other."""
+def test_means_have_one_unit_centroid_per_label_in_order():
+    """Two rows with one label, one with the other."""
     rows = np.array([[0, 1], [1, 0], [0, 1]], dtype=np.float32)
     assert means(rows, np.array([1, 0, 1])).tolist() == [[1, 0], [0, 1]]

@@ -1,4 +1,4 @@
-"""The stage that bench/static.py measures, and its arithmetic, on cases worked by hand."""
+"""The stage that bench/static.py measures, and its arithmetic, on cases computed by hand."""
 
 import math
 from pathlib import Path
@@ -18,15 +18,15 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def table(tokenizer) -> TokenTable:
-    """The real vocabulary, each token at random: texts are similar that share words."""
+    """The real vocabulary with a random vector for each token. Texts that share words are similar."""
     rows = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), 64))
     return TokenTable(rows.astype(np.float16), tokenizer)
 
 
 def stage_of(table, each):
-    """Billing and cooking, with so many utterances each."""
-    named = ["red", "blue", "green", "grey", "pink", "brown", "white", "black", "gold", "silver"]
-    lines = [f"{first} {then}" for first in named for then in named][:each]
+    """A stage for billing and cooking, with `each` utterances per cohort."""
+    colours = ["red", "blue", "green", "grey", "pink", "brown", "white", "black", "gold", "silver"]
+    lines = [f"{first} {then}" for first in colours for then in colours][:each]
     return fit_stage(
         {
             "billing": [f"send the invoice for {line} again" for line in lines],
@@ -37,7 +37,7 @@ def stage_of(table, each):
 
 
 def test_a_text_is_the_mean_of_its_tokens_at_unit_length(table):
-    """Whatever their order; and zeros where there is no token at all."""
+    """The order of the tokens does not matter. A text without tokens gives zeros."""
     one, other, none = table.encode(["boil the egg", "the egg, boil", ""])
     assert np.linalg.norm(one) == pytest.approx(1)
     assert one @ other > 0.8
@@ -45,7 +45,7 @@ def test_a_text_is_the_mean_of_its_tokens_at_unit_length(table):
 
 
 @pytest.mark.parametrize(
-    "text, known",
+    "text, whole_words",
     [
         ("Where is my parcel?", True),
         ("", False),
@@ -55,23 +55,23 @@ def test_a_text_is_the_mean_of_its_tokens_at_unit_length(table):
         ("0x7f 9f86d081884c7d659a2feaa0c55ad015", False),
     ],
 )
-def test_a_table_knows_what_is_written_in_whole_words(table, text, known):
-    """Not other languages, codes and noise."""
-    assert table.knows(text) is known
+def test_a_table_knows_texts_of_whole_words(table, text, whole_words):
+    """It rejects other languages, codes and noise."""
+    assert table.knows(text) is whole_words
 
 
 def test_every_token_is_embedded_once_as_a_text(tokenizer):
-    """In the order of the vocabulary; a piece as if it were a word."""
-    asked = []
+    """In the order of the vocabulary. A word piece is embedded as a word."""
+    encoded = []
 
-    class Asked:
+    class Recorder:
         def encode(self, texts):
-            asked.extend(texts)
+            encoded.extend(texts)
             return np.random.default_rng(0).standard_normal((len(texts), 8)).astype(np.float32)
 
-    made = distil(Asked(), tokenizer)
-    assert made.rows.shape == (len(asked), 8) == (30522, 8)
-    assert [asked[tokenizer.token_to_id(name)] for name in ("parcel", "##ing", "[UNK]")] == [
+    table = distil(Recorder(), tokenizer)
+    assert table.rows.shape == (len(encoded), 8) == (30522, 8)
+    assert [encoded[tokenizer.token_to_id(name)] for name in ("parcel", "##ing", "[UNK]")] == [
         "parcel",
         "ing",
         "[UNK]",
@@ -79,31 +79,31 @@ def test_every_token_is_embedded_once_as_a_text(tokenizer):
 
 
 def test_rare_tokens_weigh_more_than_frequent_ones():
-    """A vocabulary lists its tokens by frequency; what comes first says least."""
+    """A vocabulary lists its tokens by frequency. The first tokens carry the least information."""
     rows = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
     lengths = np.linalg.norm(tabulate(rows).astype(np.float32), axis=1)
     assert lengths[:10].max() < 0.1 * lengths[-100:].min()
 
 
-def test_what_is_plain_is_decided_and_the_rest_is_left(table):
-    """Left are words of no cohort, words of both, and what is longer than any utterance."""
+def test_clear_texts_are_decided_and_others_are_not(table):
+    """Words of no cohort, words of both cohorts, and texts longer than any utterance are not decided."""
     stage = stage_of(table, 60)
-    plain = stage.match("send the invoice for red gold again")
-    assert plain is not None and plain.cohort == "billing"
+    clear = stage.match("send the invoice for red gold again")
+    assert clear is not None and clear.cohort == "billing"
     assert stage.match("the weather was lovely in the mountains") is None
     assert stage.match("how long do I send the invoice") is None
     assert stage.match("send the invoice for red gold again and again and again") is None
 
 
 def test_too_few_utterances_give_no_margin(table):
-    """One mistake more is counted than was seen: one in forty is more than may be wrong, one in sixty is not."""
+    """One mistake more is counted than there were. One in forty is more than the risk, one in sixty is not."""
     few = stage_of(table, 20)
     assert few.margin == math.inf and few.match("send the invoice for red gold again") is None
     assert stage_of(table, 30).margin < 1
 
 
 def test_the_stage_decides_first_and_the_transformer_the_rest():
-    """Three texts in scope, two out: the stage sets one right, and takes one that the floor would have kept out."""
+    """Three texts in scope, two out. The stage corrects one, and accepts one that the floor would have rejected."""
     mine, yours = Match("mine", 0.5, 0.1), Match("yours", 0.5, 0.1)
     then, trusted = [yours, mine, mine, mine, yours], [True, True, False, False, False]
     truth = ["mine", "mine", "mine", None, None]
@@ -112,7 +112,7 @@ def test_the_stage_decides_first_and_the_transformer_the_rest():
 
 
 def test_prompts_of_intents_that_are_left_out_are_out_of_scope(monkeypatch):
-    """All nine intents have 180 of the 200 prompts, two of them forty."""
+    """The nine intents have 180 of the 200 prompts, and two of them have forty."""
     monkeypatch.chdir(Path(__file__).parents[2])
     inside = {
         task.name: (len(task.utterances), sum(name is not None for name in task.truth), len(task.texts))

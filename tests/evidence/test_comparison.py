@@ -1,4 +1,4 @@
-"""Comparing two configurations: what flips, by how much it is better or worse, and when the gate closes."""
+"""Comparing two configurations: flips, changes in quality and cost, and the verdict of the gate."""
 
 import math
 import shutil
@@ -38,15 +38,15 @@ def tokens():
 
 @pytest.fixture
 def folders(tmp_path):
-    """The good folder twice, with floors that keep out what shares no word."""
-    found = []
+    """The good folder twice, with floors that reject a text that shares no word."""
+    folders = []
     for name in ("old", "new"):
         folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / name))
         for intent in ("billing", "cooking"):
             with (folder / f"{intent}.yaml").open("a") as file:
                 file.write("floor: 0.2\n")
-        found.append(folder)
-    return found
+        folders.append(folder)
+    return folders
 
 
 def edit(folder, file, old, new):
@@ -76,7 +76,7 @@ def compared(folders, tmp_path, words, tokens, rows, seed=0):
 
 
 def mixed(n):
-    """Bills that both tiers answer well, and recipes that only the large tier does."""
+    """Bills that both tiers answer well, and recipes that only the large tier answers well."""
     bills = [row(f"{BILL} {i}", True, True) for i in range(n)]
     return bills + [row(f"{COOK} {i}", False, True, "cooking") for i in range(n)]
 
@@ -85,23 +85,23 @@ def mixed(n):
 
 
 def test_a_configuration_is_the_same_as_itself(folders, tmp_path, words, tokens):
-    """No flip, no change, nothing to rule on."""
-    found = compared(folders, tmp_path, words, tokens, mixed(5))
-    assert (found.flips, gate(found, 0, 0)) == ([], [])
-    assert {cell.differing for cell in found.cells} == {0}
+    """There is no flip, no change and no verdict."""
+    comparison = compared(folders, tmp_path, words, tokens, mixed(5))
+    assert (comparison.flips, gate(comparison, 0, 0)) == ([], [])
+    assert {cell.differing for cell in comparison.cells} == {0}
     assert "cooking               routed right %     5      100.0      100.0  the same" in list(
-        comparison_text(found, None)
+        comparison_text(comparison, None)
     )
 
 
 def test_a_moved_tier_flips_its_cohort_and_changes_quality_and_cost(folders, tmp_path, words, tokens):
-    """Cooking goes to the small tier: an eighth of the price, and every answer wrong. Billing is as it was."""
+    """Cooking moves to the small tier: an eighth of the price, and every answer is wrong. Billing is unchanged."""
     edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
     edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
-    found = compared(folders, tmp_path, words, tokens, mixed(8))
-    assert found.groups == {"billing": 8, "cooking": 8}
-    assert found.flips == [Flip(line, "cooking", "cooking, large", "cooking, small") for line in range(9, 17)]
-    cells = {(cell.group, cell.measure): cell for cell in found.cells}
+    comparison = compared(folders, tmp_path, words, tokens, mixed(8))
+    assert comparison.groups == {"billing": 8, "cooking": 8}
+    assert comparison.flips == [Flip(line, "cooking", "cooking, large", "cooking, small") for line in range(9, 17)]
+    cells = {(cell.group, cell.measure): cell for cell in comparison.cells}
     assert cells["billing", QUALITY].differing == cells["cooking", ROUTING].differing == 0
     quality, cost = cells["cooking", QUALITY], cells["cooking", COST]
     assert (quality.old, quality.new, quality.change.value, quality.chance) == (1.0, 0.0, -1.0, 0.5**8)
@@ -110,39 +110,42 @@ def test_a_moved_tier_flips_its_cohort_and_changes_quality_and_cost(folders, tmp
     assert (overall.value, overall.low < -0.5 < overall.high) == (-0.5, True)
 
 
-def test_a_row_counts_under_its_label_or_where_it_landed_before(folders, tmp_path, words, tokens):
-    """A cohort that only one of them has is a cohort; what neither has is out of scope."""
+def test_a_row_counts_under_its_label_or_its_old_match(folders, tmp_path, words, tokens):
+    """A cohort that only one of them has is a cohort. A label that neither has is out of scope."""
     (folders[1] / "travel.yaml").write_text(
         "intent: travel\ntier: small\nutterances: [book a flight, find a hotel room, train to Rome]\n"
     )
     rows = [{"text": "a flight to Oslo", "intent": "travel"}, {"text": f"{BILL} a"}, {"text": "zebras graze"},
             {"text": "sonnets about rain", "intent": "poetry"}]  # fmt: skip
-    found = compared(folders, tmp_path, words, tokens, rows)
-    assert found.groups == {"travel": 1, "billing": 1, "no cohort": 1, "out of scope": 1}
-    cells = {(cell.group, cell.measure): (cell.old, cell.new) for cell in found.cells}
+    comparison = compared(folders, tmp_path, words, tokens, rows)
+    assert comparison.groups == {"travel": 1, "billing": 1, "no cohort": 1, "out of scope": 1}
+    cells = {(cell.group, cell.measure): (cell.old, cell.new) for cell in comparison.cells}
     assert cells["travel", ROUTING] == (0.0, 1.0)
-    assert found.estimated
+    assert comparison.estimated
 
 
-def test_rows_that_move_to_a_tier_that_nobody_recorded_are_told(folders, tmp_path, words, tokens):
-    """Their quality and cost cannot be compared, and whoever reads that the gate passed has to know."""
+def test_rows_that_move_to_an_unrecorded_tier_are_reported(folders, tmp_path, words, tokens):
+    """Their quality and cost cannot be compared. A reader of a passed gate has to know that."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
     rows = mixed(4)
-    for one in rows[:4]:
-        del one["outcomes"]["large"]
-    found = compared(folders, tmp_path, words, tokens, rows)
-    assert {(cell.group, cell.rows) for cell in found.cells if cell.measure == COST} == {("all", 4), ("cooking", 4)}
-    told = (
+    for bill in rows[:4]:
+        del bill["outcomes"]["large"]
+    comparison = compared(folders, tmp_path, words, tokens, rows)
+    assert {(cell.group, cell.rows) for cell in comparison.cells if cell.measure == COST} == {
+        ("all", 4),
+        ("cooking", 4),
+    }
+    note = (
         "4 rows have no recorded answer of the tier that serves them now: their quality and cost are not compared"
     )
-    assert told in list(comparison_text(found, None))
+    assert note in list(comparison_text(comparison, None))
 
 
 # The gate
 
 
 def test_a_regression_of_one_cohort_fails_though_the_average_improves(folders, tmp_path, words, tokens):
-    """Bills get better by more than recipes get worse; the recipes' cohort is the one that is named."""
+    """Bills improve by more than recipes get worse. The verdict names the cohort of the recipes."""
     edit(folders[0], "billing.yaml", "tier: small", "tier: large")
     edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
     edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
@@ -152,17 +155,17 @@ def test_a_regression_of_one_cohort_fails_though_the_average_improves(folders, t
     assert [(r.cell.group, r.cell.measure, r.regressed) for r in verdicts] == [("cooking", QUALITY, True)]
 
 
-def test_dearer_answers_fail_by_their_own_limit(folders, tmp_path, words, tokens):
+def test_a_higher_cost_fails_by_its_own_limit(folders, tmp_path, words, tokens):
     """Eight times the price is a rise of 700 %."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
-    found = compared(folders, tmp_path, words, tokens, mixed(12))
-    failed = {(r.cell.group, r.cell.measure) for r in gate(found, 0.02, 0.1)}
+    comparison = compared(folders, tmp_path, words, tokens, mixed(12))
+    failed = {(r.cell.group, r.cell.measure) for r in gate(comparison, 0.02, 0.1)}
     assert failed == {("billing", COST), ("all", COST)}
-    assert gate(found, 0.02, 7.1) == []
+    assert gate(comparison, 0.02, 7.1) == []
 
 
-def test_to_pay_for_what_was_free_is_a_rise_beyond_any_limit(folders, tmp_path, words, tokens):
-    """A small tier of one's own costs nothing; the large one does. Both free is the same."""
+def test_a_cost_above_zero_after_zero_exceeds_any_limit(folders, tmp_path, words, tokens):
+    """The small tier is free, and the large one is not. If both are free, the cost is the same."""
     edit(folders[0], "policy.yaml", "price: {input: 0.05, output: 0.20}", "price: {input: 0, output: 0}")
     shutil.copy(folders[0] / "policy.yaml", folders[1] / "policy.yaml")
     same = {
@@ -171,25 +174,27 @@ def test_to_pay_for_what_was_free_is_a_rise_beyond_any_limit(folders, tmp_path, 
     }
     assert same["billing", COST] == 0.0
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
-    found = compared(folders, tmp_path, words, tokens, mixed(12))
-    failed = {(r.cell.group, r.cell.measure): r.cell.change.value for r in gate(found, 0.02, 7.1) if r.regressed}
+    comparison = compared(folders, tmp_path, words, tokens, mixed(12))
+    failed = {
+        (r.cell.group, r.cell.measure): r.cell.change.value for r in gate(comparison, 0.02, 7.1) if r.regressed
+    }
     assert failed["billing", COST] == math.inf
-    assert "+inf" in "\n".join(comparison_text(found, None))
+    assert "+inf" in "\n".join(comparison_text(comparison, None))
 
 
-def test_rows_of_one_session_are_no_evidence_by_themselves(folders, tmp_path, words, tokens):
-    """Twelve answers that got worse: in twelve conversations no chance, in one it may well be."""
+def test_rows_of_one_session_are_not_independent_evidence(folders, tmp_path, words, tokens):
+    """Twelve answers got worse. In twelve conversations that is not random, but in one it may be."""
     edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
     edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
     for sessions, chance in ((12, 0.5**12), (3, 0.5**3), (1, 0.5)):
         rows = [row(f"{COOK} {i}", False, True, "cooking") | {"session": f"s{i % sessions}"} for i in range(12)]
         cells = {(c.group, c.measure): c for c in compared(folders, tmp_path, words, tokens, rows).cells}
-        found = cells["cooking", QUALITY]
-        assert (found.rows, found.differing, found.change.value, found.chance) == (12, 12, -1.0, chance)
+        cell = cells["cooking", QUALITY]
+        assert (cell.rows, cell.differing, cell.change.value, cell.chance) == (12, 12, -1.0, chance)
 
 
 def simulated(rng, cohorts, rows, share, better):
-    """A comparison in which a share of each cohort's rows flips, for the better with the chance `better`."""
+    """A comparison in which a share of the rows of each cohort flips, for the better with the chance `better`."""
     cells = []
     for i in range(cohorts):
         worse = np.where(rng.random(rows) < share, np.where(rng.random(rows) < better, -1.0, 1.0), 0.0)
@@ -199,45 +204,47 @@ def simulated(rng, cohorts, rows, share, better):
 
 
 def test_a_null_change_seldom_fails_and_a_planted_one_nearly_always():
-    """Of 600 null comparisons of 12 cohorts at most a twentieth fail; a drop of 8 points in one is found."""
+    """At most a twentieth of 600 null comparisons fail. A drop of 8 points in one of 12 cohorts is found."""
     rng = np.random.default_rng(0)
-    false = sum(any(r.regressed for r in gate(simulated(rng, 12, 300, 0.1, 0.5), 0.0, 0.0)) for _ in range(600))
-    assert false / 600 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
-    found = 0
+    false_alarms = sum(
+        any(r.regressed for r in gate(simulated(rng, 12, 300, 0.1, 0.5), 0.0, 0.0)) for _ in range(600)
+    )
+    assert false_alarms / 600 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
+    detected = 0
     for _ in range(100):
         comparison = simulated(rng, 12, 300, 0.1, 0.5)
         planted = simulated(rng, 1, 300, 0.12, 0.15)
         comparison.cells[5] = planted.cells[0]
-        found += any(r.regressed and r.cell is planted.cells[0] for r in gate(comparison, 0.02, 0.1))
-    assert found >= 90
+        detected += any(r.regressed and r.cell is planted.cells[0] for r in gate(comparison, 0.02, 0.1))
+    assert detected >= 90
 
 
 def test_a_rise_of_every_cost_is_found_among_hundreds_of_cohorts():
-    """What is rarer than random signs can show is still rare enough for every one of 400 cohorts."""
+    """A p-value below the resolution of random signs is small enough for each of 400 cohorts."""
     rng, cells = np.random.default_rng(0), []
     for i in range(400):
         old = rng.uniform(1e-4, 2e-4, 30)
         change = Estimate(9.0, 9.0, 9.0, 30)
-        for measure in (ROUTING, QUALITY, COST):  # all three differ, so that all three are tests
+        for measure in (ROUTING, QUALITY, COST):  # all three differ, so each is a test
             chance = sign_flip(9 * old, 0) if measure == COST and i < 3 else 1.0
             cells.append(Cell(f"c{i}", measure, 30, old.mean(), 10 * old.mean(), change, 30, chance))
     regressed = [r.cell.group for r in gate(Comparison(12_000, {}, cells, [], False), 0.02, 0.1) if r.regressed]
     assert regressed == ["c0", "c1", "c2"]
 
 
-def test_what_chance_explains_is_said_to_be_unclear():
-    """One row worse of five is more than two points, and proves nothing."""
+def test_a_change_that_may_be_random_is_reported_as_unclear():
+    """One row of five got worse. That is more than two points, but proves nothing."""
     worse = np.array([1.0, 0, 0, 0, 0])
     cell = Cell("c", QUALITY, 5, 1.0, 0.8, Estimate(-0.2, -0.6, 0.0, 5), 1, sign_flip(worse, 0))
     (verdict,) = gate(Comparison(5, {}, [cell], [], False), 0.02, 0.1)
     assert (verdict.regressed, verdict.unclear) == (False, True)
-    told = list(gate_text([verdict], 0.02, 0.1))
-    assert told[0] == "passed: 0 regressions (quality may drop 2 points, cost may rise 10 %)"
-    assert told[1].endswith("unclear: chance explains it (p 0.5)")
+    lines = list(gate_text([verdict], 0.02, 0.1))
+    assert lines[0] == "passed: 0 regressions (quality may drop 2 points, cost may rise 10 %)"
+    assert lines[1].endswith("unclear, may be random (p 0.5)")
 
 
-def test_the_sign_flip_test_is_exact_for_right_and_wrong_and_near_it_otherwise():
-    """Three of three worse: an eighth; differences of many sizes: all assignments counted out."""
+def test_the_sign_flip_test_is_exact_for_right_and_wrong_and_close_otherwise():
+    """Three of three rows got worse: an eighth. For other differences, the test enumerates all sign assignments."""
     assert sign_flip(np.array([1.0, 0, 1, 1]), 0) == pytest.approx(1 / 8)
     assert sign_flip(np.zeros(4), 0) == 1.0
     worse = np.array([0.5, 0.3, -0.2, 0.7, 0.1])
@@ -247,7 +254,7 @@ def test_the_sign_flip_test_is_exact_for_right_and_wrong_and_near_it_otherwise()
 
 
 def test_the_same_seed_gives_the_same_comparison(folders, tmp_path, words, tokens):
-    """To the last bit."""
+    """Every bit is the same."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
     rows = [row(f"{BILL} {i}", i % 2 == 0, i % 3 == 0) for i in range(20)]
     first, second = (compared(folders, tmp_path, words, tokens, rows, seed=4) for _ in range(2))
@@ -258,12 +265,12 @@ def test_the_same_seed_gives_the_same_comparison(folders, tmp_path, words, token
     [{"text": BILL}], [{"text": BILL, "intent": "oos"}], [row(BILL, False, False)],
     [{"text": BILL, "outcomes": {"small": {"success": True, "tokens_in": 0, "tokens_out": 0}}}],
 ], ids=["one row", "out of scope", "no success", "no cost"])  # fmt: skip
-def test_degenerate_traffic_compares_without_complaint(rows, folders, tmp_path, words, tokens):
-    """One row, no label, no success, no cost: numbers or dashes, never an error."""
+def test_degenerate_traffic_can_be_compared(rows, folders, tmp_path, words, tokens):
+    """One row, no label, no success or no cost: the text has numbers or dashes, and nothing raises."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
-    found = compared(folders, tmp_path, words, tokens, rows)
-    assert "nan" not in "\n".join(comparison_text(found, None))
-    assert not any(verdict.regressed for verdict in gate(found, 0.02, 0.1))
+    comparison = compared(folders, tmp_path, words, tokens, rows)
+    assert "nan" not in "\n".join(comparison_text(comparison, None))
+    assert not any(verdict.regressed for verdict in gate(comparison, 0.02, 0.1))
 
 
 # The commands
@@ -275,7 +282,7 @@ def quick(monkeypatch, words):
 
 
 def test_the_gate_exits_with_1_on_a_regression_and_0_without(folders, tmp_path, quick, capsys):
-    """For CI: nothing to read but the exit code, and everything to read for who wants to know."""
+    """CI needs only the exit code. The output has the details."""
     data = str(traffic(tmp_path, mixed(12)))
     arguments = ["gate", "--baseline", str(folders[0]), str(folders[1]), data]
     assert main(arguments) == 0
@@ -286,8 +293,8 @@ def test_the_gate_exits_with_1_on_a_regression_and_0_without(folders, tmp_path, 
     assert "\nFAILED: 2 regressions (quality may drop 2 points, cost may rise 10 %)\n" in capsys.readouterr().out
 
 
-def test_words_of_requests_are_shown_only_if_asked_for(folders, tmp_path, quick, capsys):
-    """By default a flip is told by its line."""
+def test_texts_of_requests_are_shown_only_if_asked_for(folders, tmp_path, quick, capsys):
+    """By default the report names the line of a flip."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")
     arguments = ["diff", str(folders[0]), str(folders[1]), str(traffic(tmp_path, mixed(4)))]
     assert main(arguments) == 0
@@ -298,8 +305,8 @@ def test_words_of_requests_are_shown_only_if_asked_for(folders, tmp_path, quick,
     assert f"'{BILL} 0'" in capsys.readouterr().out
 
 
-def test_a_mistake_in_either_folder_is_told_with_its_own_path(folders, tmp_path, quick, capsys):
-    """The baseline's mistakes are the baseline's."""
+def test_a_mistake_in_either_folder_is_reported_with_its_path(folders, tmp_path, quick, capsys):
+    """Each mistake is reported under the folder that has it."""
     data = str(traffic(tmp_path, mixed(1)))
     edit(folders[0], "billing.yaml", "tier: small", "tier: smal")
     assert main(["diff", str(folders[0]), str(folders[1]), data]) == 2
@@ -310,8 +317,8 @@ def test_a_mistake_in_either_folder_is_told_with_its_own_path(folders, tmp_path,
     assert capsys.readouterr().err.startswith(f"{folders[1]}/billing.yaml:2: no tier is called `smal`")
 
 
-def test_an_intent_that_only_one_of_the_two_has_is_told(folders, tmp_path, quick, capsys):
-    """Renamed, its rows would else seem to be routed wrong for no reason; the label is not out of scope."""
+def test_an_intent_that_only_one_folder_has_is_reported(folders, tmp_path, quick, capsys):
+    """Without this line, its rows would seem to be routed wrong. The label is not out of scope."""
     edit(folders[1], "cooking.yaml", "intent: cooking", "intent: meals")
     edit(folders[1], "policy.yaml", "cooking", "meals")
     assert main(["diff", str(folders[0]), str(folders[1]), str(traffic(tmp_path, mixed(4)))]) == 0
@@ -319,11 +326,11 @@ def test_an_intent_that_only_one_of_the_two_has_is_told(folders, tmp_path, quick
     _, new, lacks, *_ = out.splitlines()
     assert new.startswith("new       revision")
     assert lacks == "          has no intent cooking: rows with this label count as routed wrong"
-    assert "Labels that are no intent" not in err
+    assert "These labels are not intents" not in err
 
 
-def test_a_limit_in_points_is_no_share(folders, tmp_path, capsys):
-    """A gate that allows a drop of 200 points would pass everything, for ever."""
+def test_a_limit_in_points_is_rejected(folders, tmp_path, capsys):
+    """A gate that allows a drop of 200 points would always pass."""
     arguments = ["gate", "--baseline", *map(str, folders), str(traffic(tmp_path, mixed(1)))]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--max-quality-drop", "2"])

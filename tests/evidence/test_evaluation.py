@@ -1,11 +1,10 @@
-"""Evaluating a configuration: the serving functions on recorded traffic, the controls beside it, and the report."""
+"""Evaluating a configuration: the serving functions on recorded traffic, the controls, and the report."""
 
 import asyncio
 import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -33,7 +32,7 @@ def tokens():
 
 @pytest.fixture
 def folder(tmp_path):
-    """The good folder, its small tier's answers judged; a person's floors keep out what shares no word."""
+    """The good folder, with floors that reject a text that shares no word. The small tier's answers are judged."""
     folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
     for name in ("billing", "cooking"):
         with (folder / f"{name}.yaml").open("a") as file:
@@ -49,7 +48,7 @@ def run(folder, tmp_path, words, tokens, *rows):
     return execute(folder, Memory(words), read_traffic(path), tokens)
 
 
-def said(small, large, answer="a long answer", **more):
+def both(small, large, answer="a long answer", **more):
     """Outcomes of both tiers, with token counts that make a small answer cost 1 and a large one 8."""
     return {
         "small": {"success": small, "answer": answer, "tokens_in": 16, "tokens_out": 1, "latency_s": 0.5} | more,
@@ -61,14 +60,14 @@ SMALL, LARGE = (16 * 0.05 + 1 * 0.2) / 1e6, (14 * 0.4 + 2 * 1.2) / 1e6
 
 
 def test_a_row_is_decided_as_a_request_is_served(folder, tmp_path, words, tokens):
-    """The same router gives the same decision, whichever way the row is written."""
+    """The same router makes the same decision, in every format of a row."""
     bodies = [{"model": "auto", "messages": [{"role": "user", "content": text}]} for text in (BILL, COOK, NEITHER)]
     done = run(
         folder, tmp_path, words, tokens, {"text": BILL}, *({"request": body} for body in bodies),
         {"request": bodies[0] | {"model": "gpt-9"}}, {"request": bodies[1], "headers": {"x-user-tier": "gold"}},
         {"request": {"model": "auto", "messages": [{"role": "user", "content": ""}]}},
     )  # fmt: skip
-    assert [one.decision.reason.value for one in done.routed] == [
+    assert [routed.decision.reason.value for routed in done.routed] == [
         "matched", "matched", "matched", "out_of_scope", "passthrough", "matched", "no_text"
     ]  # fmt: skip
     assert done.routed[5].decision.rule == "cooks"
@@ -78,24 +77,26 @@ def test_a_row_is_decided_as_a_request_is_served(folder, tmp_path, words, tokens
     assert (again.decision, again.mutation) == (done.routed[1].decision, done.routed[1].mutation)
 
 
-def test_recorded_answers_are_judged_and_climb_as_they_are_served(folder, tmp_path, words, tokens):
-    """Accepted, rejected with a better answer above, worse above, and not judged where no answer was recorded."""
-    unsaid = said(False, True)
-    del unsaid["small"]["answer"]
+def test_recorded_answers_are_judged_and_escalated_as_when_serving(folder, tmp_path, words, tokens):
+    """One is accepted, two are rejected, and one is not judged because its answer was not recorded."""
+    unanswered = both(False, True)
+    del unanswered["small"]["answer"]
     done = run(
         folder, tmp_path, words, tokens,
-        {"text": f"{BILL} a", "outcomes": said(True, True)},
-        {"text": f"{BILL} b", "outcomes": said(False, True, "no")},
-        {"text": f"{BILL} c", "outcomes": said(True, False, finish="length")},
-        {"text": f"{BILL} d", "outcomes": unsaid},
-        {"text": COOK, "outcomes": said(True, False)},
+        {"text": f"{BILL} a", "outcomes": both(True, True)},
+        {"text": f"{BILL} b", "outcomes": both(False, True, "no")},
+        {"text": f"{BILL} c", "outcomes": both(True, False, finish="length")},
+        {"text": f"{BILL} d", "outcomes": unanswered},
+        {"text": COOK, "outcomes": both(True, False)},
     )  # fmt: skip
-    found = [(s.path, s.rejections, s.quality, s.cost, s.latency_s, s.judged) for s in done.served if s is not None]
-    both = SMALL + LARGE
-    assert found == [
+    served = [
+        (s.path, s.rejections, s.quality, s.cost, s.latency_s, s.judged) for s in done.served if s is not None
+    ]
+    cost_of_both = SMALL + LARGE
+    assert served == [
         (("small",), (), 1.0, pytest.approx(SMALL), 0.5, 1),
-        (("small", "large"), ("too_short",), 1.0, pytest.approx(both), 1.5, 1),
-        (("small", "large"), ("cut",), 0.0, pytest.approx(both), 1.5, 1),
+        (("small", "large"), ("too_short",), 1.0, pytest.approx(cost_of_both), 1.5, 1),
+        (("small", "large"), ("cut",), 0.0, pytest.approx(cost_of_both), 1.5, 1),
         (("small",), (), 0.0, pytest.approx(SMALL), 0.5, 0),
         (("large",), (), 0.0, pytest.approx(LARGE), 1.0, 0),
     ]
@@ -103,39 +104,39 @@ def test_recorded_answers_are_judged_and_climb_as_they_are_served(folder, tmp_pa
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_is_read_as_the_verifier_reads_it(folder, tmp_path, words, tokens, stream):
-    """Its text is judged, its usage is priced; under the model's name it is the tier's."""
-    said_as = "delta" if stream else "message"
-    message = {said_as: {"role": "assistant", "content": "no"}, "finish_reason": "stop", "index": 0}
-    response: Any = {"choices": [message], "usage": {"prompt_tokens": 16, "completion_tokens": 1}}
+    """Its text is judged and its usage is priced. An outcome may have the name of the tier's model."""
+    member = "delta" if stream else "message"
+    message = {member: {"role": "assistant", "content": "no"}, "finish_reason": "stop", "index": 0}
+    response = {"choices": [message], "usage": {"prompt_tokens": 16, "completion_tokens": 1}}
     if stream:
         response = f"data: {json.dumps(response)}\n\ndata: [DONE]\n\n"
-    outcomes = {"qwen3-8b": {"response": response, "quality": 0.25}, "large": said(True, True)["large"]}
+    outcomes = {"qwen3-8b": {"response": response, "quality": 0.25}, "large": both(True, True)["large"]}
     (served,) = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes}).served
     assert served is not None
     assert (served.rejections, served.first_quality, served.quality) == (("too_short",), 0.25, 1.0)
     assert served.cost == pytest.approx(SMALL + LARGE)
 
 
-def test_the_bound_on_a_cohorts_share_holds_offline_too(folder, tmp_path, words, tokens):
-    """After a first ten, a share of a tenth lets one in ten climb; the others' answers are served as they are."""
+def test_the_limit_on_a_cohorts_escalations_also_holds_offline(folder, tmp_path, words, tokens):
+    """After the first ten answers, a share of 0.1 lets one in ten escalate. The other answers are served."""
     path = folder / "billing.yaml"
     path.write_text(path.read_text().replace("share: 1.0", "share: 0.1"))
-    rows = [{"text": f"{BILL} {i}", "outcomes": said(False, True, "no")} for i in range(40)]
+    rows = [{"text": f"{BILL} {i}", "outcomes": both(False, True, "no")} for i in range(40)]
     done = run(folder, tmp_path, words, tokens, *rows)
-    climbed = sum(len(s.path) == 2 for s in done.served if s is not None)
-    assert 12 <= climbed <= 14
-    assert f"{40 - climbed} rejected answers were served: their cohort's share of escalations was spent." in (
+    escalated = sum(len(s.path) == 2 for s in done.served if s is not None)
+    assert 12 <= escalated <= 14
+    assert f"{40 - escalated} rejected answers were served: their cohort had used its share of escalations." in (
         evaluate(done).notes
     )
 
 
-def test_nothing_is_decided_with_sight_of_labels_or_outcomes(folder, tmp_path, words, tokens):
-    """The seal is the same whatever the labels and outcomes are, and another when a threshold is."""
+def test_no_decision_depends_on_labels_or_outcomes(folder, tmp_path, words, tokens):
+    """The seal does not depend on labels and outcomes. It depends on thresholds."""
     texts = (BILL, COOK, NEITHER)
     plain = run(folder, tmp_path, words, tokens, *({"text": t} for t in texts))
-    known = run(folder, tmp_path, words, tokens, *({"text": t, "intent": "billing", "outcomes": said(1 == 1, False)}
+    judged = run(folder, tmp_path, words, tokens, *({"text": t, "intent": "billing", "outcomes": both(1 == 1, False)}
                                                    for t in texts))  # fmt: skip
-    assert plain.sealed == known.sealed
+    assert plain.sealed == judged.sealed
     cohorts = dict(plain.snapshot.policy.cohorts)
     cohorts["billing"] = msgspec.structs.replace(cohorts["billing"], floor=0.21)
     policy = msgspec.structs.replace(plain.snapshot.policy, cohorts=cohorts)
@@ -143,7 +144,7 @@ def test_nothing_is_decided_with_sight_of_labels_or_outcomes(folder, tmp_path, w
 
 
 def test_matching_is_measured_by_cohort_and_overall(folder, tmp_path, words, tokens):
-    """Six rows counted by hand; an utterance word by word is left out, a foreign label is out of scope."""
+    """Six rows counted by hand. A row that repeats an utterance is left out. An unknown label is out of scope."""
     report = evaluate(
         run(
             folder, tmp_path, words, tokens,
@@ -170,11 +171,11 @@ def test_matching_is_measured_by_cohort_and_overall(folder, tmp_path, words, tok
         ("out of scope", "fallback", 1),
     }  # fmt: skip
     assert report.data["verbatim"] == 1
-    assert "Labels that are no intent here count as out of scope: travel (1)." in report.notes
+    assert "These labels are not intents here and count as out of scope: travel (1)." in report.notes
 
 
-def test_what_does_not_count_as_it_reads_is_told(folder, tmp_path, words, tokens):
-    """A label or a tier misspelt, and a request for a model that the policy leaves alone."""
+def test_unknown_names_in_rows_are_reported(folder, tmp_path, words, tokens):
+    """A misspelt label, a misspelt tier, and a request for a model that the policy does not route."""
     request = {"model": "gpt-4o", "messages": [{"role": "user", "content": BILL}]}
     done = run(
         folder, tmp_path, words, tokens,
@@ -182,23 +183,23 @@ def test_what_does_not_count_as_it_reads_is_told(folder, tmp_path, words, tokens
         {"text": f"{BILL} b", "intent": "", "outcomes": {"large+reasoning": {}, "large+thinking": {}}},
         {"request": request, "intent": "billing"},
     )  # fmt: skip
-    told = [
-        "Labels that are no intent here count as out of scope: Billing (1), '' (1).",
-        "Outcomes under names that are no tier here, nor its model, are not used: Small (1), large+thinking (1).",
-        "Requests for a model that `retarget` in policy.yaml does not list pass through, matched with nothing: "
+    notes = [
+        "These labels are not intents here and count as out of scope: Billing (1), '' (1).",
+        "Outcomes under these names are ignored, as no tier or model has the name: Small (1), large+thinking (1).",
+        "Requests for these models pass through unmatched, as `retarget` in policy.yaml does not list them: "
         "gpt-4o (1).",
     ]
-    assert list(unused(done)) == told
-    assert [note for note in evaluate(done).notes if note in told] == told
-    assert list(unused(done, {"Billing", ""})) == told[1:]
+    assert list(unused(done)) == notes
+    assert [note for note in evaluate(done).notes if note in notes] == notes
+    assert list(unused(done, {"Billing", ""})) == notes[1:]
 
 
-def test_the_controls_stand_beside_what_is_configured(folder, tmp_path, words, tokens):
-    """Four rows: two stay small, one climbs and wins, one goes to large at once. Worked by hand."""
+def test_the_configuration_is_compared_with_its_controls(folder, tmp_path, words, tokens):
+    """Computed by hand for four rows: two stay small, one is escalated and wins, one goes directly to large."""
     done = run(
         folder, tmp_path, words, tokens,
-        {"text": f"{BILL} a", "outcomes": said(True, True)}, {"text": f"{BILL} b", "outcomes": said(False, True)},
-        {"text": f"{BILL} c", "outcomes": said(False, True, "no")}, {"text": COOK, "outcomes": said(True, False)},
+        {"text": f"{BILL} a", "outcomes": both(True, True)}, {"text": f"{BILL} b", "outcomes": both(False, True)},
+        {"text": f"{BILL} c", "outcomes": both(False, True, "no")}, {"text": COOK, "outcomes": both(True, False)},
     )  # fmt: skip
     lines = {line.name: line for line in evaluate(done).lines}
     small, large = 0.5, 0.75
@@ -219,20 +220,21 @@ def test_the_controls_stand_beside_what_is_configured(folder, tmp_path, words, t
     assert lines[ROUTED].per_success.value == pytest.approx(routed_cost / 0.5)
 
 
-def test_what_a_climb_corrected_is_known_where_both_answers_were_judged_by_somebody(
-    folder, tmp_path, words, tokens
-):
-    """Of two climbs the first answer of one has no known worth: one of one is better, not one of two."""
-    unknown = said(False, True, "no")
+def test_a_correction_needs_the_quality_of_both_answers(folder, tmp_path, words, tokens):
+    """The quality of the first answer of one escalation is unknown. So one of one is better, not one of two."""
+    unknown = both(False, True, "no")
     del unknown["small"]["success"]
-    rows = [{"text": f"{BILL} a", "outcomes": said(False, True, "no")}, {"text": f"{BILL} b", "outcomes": unknown}]
+    rows = [
+        {"text": f"{BILL} a", "outcomes": both(False, True, "no")},
+        {"text": f"{BILL} b", "outcomes": unknown},
+    ]
     overall = evaluate(run(folder, tmp_path, words, tokens, *rows)).overall
     assert (overall.escalated.rows, overall.escalated.value) == (2, 1.0)
     assert (overall.corrected.rows, overall.corrected.value) == (1, 1.0)
 
 
-def test_a_request_that_asks_an_utterance_is_left_out_as_its_words_are(folder, tmp_path, words, tokens):
-    """Traffic in either form: an utterance is no test of the centroids that it made."""
+def test_a_request_that_repeats_an_utterance_is_left_out(folder, tmp_path, words, tokens):
+    """In either format, an utterance cannot test the centroids that it helped to make."""
     rows = [
         {"request": {"model": "auto", "messages": [{"role": "user", "content": text}]}, "intent": "billing"}
         for text in ("Send my last  invoice AGAIN", f"{BILL} a")
@@ -241,75 +243,81 @@ def test_a_request_that_asks_an_utterance_is_left_out_as_its_words_are(folder, t
     assert ([row.line for row in done.rows], done.verbatim) == ([2], 2)
 
 
-def test_what_was_fitted_on_the_same_file_is_told(folder, tmp_path, words, tokens):
-    """Rows that floors or tiers were fitted on flatter them; another file's do not."""
+def test_a_fit_on_the_same_file_is_reported(folder, tmp_path, words, tokens):
+    """Floors and tiers look better on the rows that they were fitted on. Rows of another file are fine."""
     row = {"text": f"{BILL} a", "intent": "billing"}
     digest = run(folder, tmp_path, words, tokens, row).digest
     models = "models: {small: qwen3-8b}"
     with (folder / "billing.yaml").open("a") as file:
         file.write(f"chosen: {{date: '2026-11-22', data: '{digest}', rows: 1, target: cost=1, {models}, "
                    "quality: [0.0, 1.0], per_1000: [0.0, 1.0]}\n")  # fmt: skip
-    told = "Fitted on rows of this very file: tiers of 1 cohorts."
-    assert any(note.startswith(told) for note in evaluate(run(folder, tmp_path, words, tokens, row)).notes)
+    note_start = "Rows of this file were used to fit the tiers of 1 cohorts, "
+    assert any(note.startswith(note_start) for note in evaluate(run(folder, tmp_path, words, tokens, row)).notes)
     other = evaluate(run(folder, tmp_path, words, tokens, row, {"text": f"{BILL} b"}))
-    assert not any(note.startswith("Fitted on") for note in other.notes)
+    assert not any(note.startswith("Rows of this file") for note in other.notes)
 
 
-def test_a_conversation_that_repeats_itself_narrows_no_interval(folder, tmp_path, words, tokens):
-    """Its rows are resampled together: the report has the intervals of each row once."""
+def test_a_repeated_conversation_does_not_narrow_intervals(folder, tmp_path, words, tokens):
+    """Rows of one conversation are resampled together. The intervals equal those with each row once."""
     rows = [
         {"text": f"{BILL if i % 2 else COOK} {i}", "intent": "billing", "session": f"s{i}",
-         "outcomes": said(i % 3 > 0, i % 4 > 0)}
+         "outcomes": both(i % 3 > 0, i % 4 > 0)}
         for i in range(12)
     ]  # fmt: skip
     once, thrice = (evaluate(run(folder, tmp_path, words, tokens, *rows * times)) for times in (1, 3))
 
     def intervals(report):
-        found = [report.overall.accuracy, report.overall.accepted, report.overall.quality, report.overall.per_1000]
-        found += [e for line in report.lines for e in (line.quality, line.per_1000, line.behind) if e is not None]
-        return [x for e in found for x in (e.low, e.value, e.high)]
+        overall = report.overall
+        estimates = [overall.accuracy, overall.accepted, overall.quality, overall.per_1000]
+        estimates += [
+            e for line in report.lines for e in (line.quality, line.per_1000, line.behind) if e is not None
+        ]
+        return [x for e in estimates for x in (e.low, e.value, e.high)]
 
     assert intervals(thrice) == pytest.approx(intervals(once))
     assert (once.overall.quality.rows, thrice.overall.quality.rows) == (12, 36)
 
 
-def test_rows_without_the_answer_that_they_need_are_told(folder, tmp_path, words, tokens):
-    """A route to a tier that was not recorded has no quality, and is not counted as a failure."""
-    only_small = {"small": said(True, True)["small"]}
+def test_rows_without_the_answer_that_they_need_are_reported(folder, tmp_path, words, tokens):
+    """A row sent to a tier without a recorded answer has no quality and does not count as a failure."""
+    only_small = {"small": both(True, True)["small"]}
     report = evaluate(run(folder, tmp_path, words, tokens, {"text": COOK, "outcomes": only_small}, {"text": BILL}))
     assert report.lines == []
-    assert "1 rows lack the answer of a tier they were sent to: they count as not recorded." in report.notes
+    assert (
+        "1 rows lack the answer of a tier that they were sent to. They count as rows without outcomes."
+        in report.notes
+    )
 
 
-def test_tokens_that_nobody_counted_are_estimated_and_said_so(folder, tmp_path, words, tokens):
-    """From the texts where they are recorded; without a text only the input is priced."""
+def test_unrecorded_token_counts_are_estimated_and_reported(folder, tmp_path, words, tokens):
+    """They are estimated from recorded texts. Without a text, only the input is priced."""
     outcomes = {"small": {"success": True, "answer": "one two three"}, "large": {"success": True}}
     done = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes})
     (answers,) = done.answers
-    asked = tokens.count(BILL)
-    assert answers["small"].cost == pytest.approx((asked * 0.05 + 3 * 0.2) / 1e6)
-    assert answers["large"].cost == pytest.approx(asked * 0.4 / 1e6)
+    input_tokens = tokens.count(BILL)
+    assert answers["small"].cost == pytest.approx((input_tokens * 0.05 + 3 * 0.2) / 1e6)
+    assert answers["large"].cost == pytest.approx(input_tokens * 0.4 / 1e6)
     assert done.token_counts == {"recorded": 0, "estimated": 1, "input only": 1}
 
 
 @pytest.mark.parametrize("rows", [
     [{"text": BILL}],
     [{"text": NEITHER, "intent": None}],
-    [{"text": BILL, "intent": "billing", "outcomes": said(True, True)}],
-    [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": said(False, False)} for i in range(3)],
+    [{"text": BILL, "intent": "billing", "outcomes": both(True, True)}],
+    [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": both(False, False)} for i in range(3)],
     [{"text": BILL, "outcomes": {"elsewhere": {"success": True}}}],
 ], ids=["unlabelled", "nothing in scope", "one row", "all fail", "a tier nobody has"])  # fmt: skip
-def test_degenerate_traffic_is_reported_without_complaint(rows, folder, tmp_path, words, tokens):
-    """One class, one row, no success, no outcomes: what cannot be measured is a dash in text, page and JSON."""
+def test_degenerate_traffic_can_be_reported(rows, folder, tmp_path, words, tokens):
+    """One class, one row, no success or no outcomes: a missing measure is a dash in text, page and JSON."""
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     text, page, json = evaluation_text(report), as_html(report, "t"), msgspec.json.encode(report)
     assert "nan" not in text.lower() and "nan" not in page.lower().replace("finance", "")
     assert msgspec.json.decode(json)["data"]["rows"] == len(rows)
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_holds_no_prompt(folder, tmp_path, words, tokens):
-    """No link, no script, no text of a request or an answer."""
-    rows = [{"text": f"{BILL} {w}", "intent": "billing", "outcomes": said(True, True)} for w in ("a", "b")]
+def test_the_page_loads_nothing_and_contains_no_prompt(folder, tmp_path, words, tokens):
+    """It has no link, no script, and no text of a request or an answer."""
+    rows = [{"text": f"{BILL} {w}", "intent": "billing", "outcomes": both(True, True)} for w in ("a", "b")]
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     page = as_html(report, "intents <on> traffic")
     assert "http" not in page and "<script" not in page and "url(" not in page
@@ -318,22 +326,22 @@ def test_the_page_needs_nothing_from_elsewhere_and_holds_no_prompt(folder, tmp_p
 
 
 def test_the_same_seed_gives_the_same_report(folder, tmp_path, words, tokens):
-    """To the last bit, in every measure."""
-    rows = [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": said(i % 3 > 0, True)} for i in range(9)]
+    """Every bit of every measure is the same."""
+    rows = [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": both(i % 3 > 0, True)} for i in range(9)]
     done = run(folder, tmp_path, words, tokens, *rows)
     first, second, other = (msgspec.json.encode(evaluate(done, seed)) for seed in (1, 1, 2))
     assert first == second != other
     assert columns(done).labelled.all()
 
 
-def test_who_no_longer_waits_is_passed_over(words):
-    """Ctrl-C while texts are encoded ends the command, without a traceback from the loop."""
+def test_a_cancelled_task_is_skipped_by_the_encoder(words):
+    """Ctrl-C during the encoding ends the command without a traceback from the event loop."""
     complaints = []
 
     async def interrupted():
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
         task = asyncio.create_task(Memory(words).embed(BILL, 1.0))
-        await asyncio.sleep(0)  # it waits now
+        await asyncio.sleep(0)  # the task waits for its vector
         task.cancel()
         return await asyncio.gather(task, return_exceptions=True)
 
@@ -341,12 +349,12 @@ def test_who_no_longer_waits_is_passed_over(words):
     assert (type(ended), complaints) == (asyncio.CancelledError, [])
 
 
-def test_a_report_that_cannot_be_written_is_told_before_the_work(folder, tmp_path, capsys):
-    """Minutes of evaluation are not lost over a path."""
-    told = {
+def test_an_unwritable_report_is_rejected_before_the_work(folder, tmp_path, capsys):
+    """A wrong path does not cost minutes of evaluation."""
+    errors = {
         tmp_path / "nowhere" / "report.html": "its folder does not exist",
         tmp_path / "report.json": f"--out writes an HTML page: for JSON give --json {tmp_path}/report.json",
     }
-    for path, what in told.items():
+    for path, error in errors.items():
         assert main(["eval", "--intents", str(folder), "none.jsonl", "--out", str(path)]) == 2
-        assert what in capsys.readouterr().err
+        assert error in capsys.readouterr().err

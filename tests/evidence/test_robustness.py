@@ -65,11 +65,11 @@ def test_any_text_can_be_rewritten(text):
 def test_only_the_last_user_message_of_a_request_changes(tmp_path):
     """In the shape of each API. Headers, tools and earlier turns stay."""
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
-    asked = {"role": "user", "content": [{"type": "text", "text": "old"}]}
+    last = {"role": "user", "content": [{"type": "text", "text": "old"}]}
     bodies = [
-        {"model": "auto", "messages": [*turns, asked], "tools": []},
+        {"model": "auto", "messages": [*turns, last], "tools": []},
         {"model": "auto", "input": "old"},
-        {"model": "auto", "input": [asked]},
+        {"model": "auto", "input": [last]},
         {"model": "auto", "prompt": ["old"]},
     ]
     path = tmp_path / "traffic.jsonl"

@@ -92,8 +92,7 @@ def test_existing_proposals_are_not_overwritten(folder, tmp_path, capsys):
     data = traffic(tmp_path, FLIGHTS)
     assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
-        f"extproc: {out}/proposed-01.yaml is there already: move it into {folder}, delete it, "
-        "or name another folder\n"
+        f"extproc: {out}/proposed-01.yaml exists: move it into {folder}, delete it, or name another folder\n"
     )
     assert [path.read_text() for path in out.iterdir()] == ["mine"]
 

@@ -65,7 +65,7 @@ class CalibrationSplit(msgspec.Struct, frozen=True, eq=False):
 def labelled_rows(run: Execution, seed: int) -> LabelledRows:
     """Return the labelled rows that have a match. Raises ValueError if there are none."""
     texts, labels, matches = [], [], []
-    for routed, revealed in zip(run.routed, run.known, strict=True):
+    for routed, revealed in zip(run.routed, run.revealed, strict=True):
         match, signals = routed.decision.match, routed.signals
         if match is None or signals is None or revealed.intent is msgspec.UNSET:
             continue
@@ -73,7 +73,7 @@ def labelled_rows(run: Execution, seed: int) -> LabelledRows:
         labels.append(revealed.intent if revealed.intent in run.snapshot.policy.cohorts else None)
         matches.append(match)
     if not texts:
-        any_label = any(revealed.intent is not msgspec.UNSET for revealed in run.known)
+        any_label = any(revealed.intent is not msgspec.UNSET for revealed in run.revealed)
         remedy = "run `extproc eval` to see why" if any_label else "give rows an `intent` (docs/evidence.md)"
         raise ValueError(f"no labelled row has a match: {remedy}")
     no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool))

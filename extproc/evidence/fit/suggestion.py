@@ -57,7 +57,7 @@ def propose(run: Execution, encoder: Encoder) -> list[Proposal]:
     by_label: dict[str, list[str]] = {}
     unlabelled: list[str] = []
     near: dict[str, str] = {}
-    for routed, revealed in zip(run.routed, run.known, strict=True):
+    for routed, revealed in zip(run.routed, run.revealed, strict=True):
         if routed.signals is None or routed.decision.match is None:
             continue
         text = routed.signals.ask.text

@@ -1,1 +1,1 @@
-"""What a configuration does to traffic, beside its controls."""
+"""Measures of a configuration on traffic, with their controls."""

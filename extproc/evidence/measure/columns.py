@@ -1,4 +1,4 @@
-"""An execution as arrays, one entry a row."""
+"""An execution as arrays, with one entry per row."""
 
 from typing import Any
 
@@ -7,29 +7,29 @@ import numpy as np
 
 from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
-from extproc.evidence.measure.metrics import Bools, Floats, Places
+from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
 from extproc.routing.decision import trust
 
 OUT_OF_SCOPE = "out of scope"
-NO_COHORT = "no cohort"  # neither labelled nor trusted to be in one
+NO_COHORT = "no cohort"  # the group of rows without a label that matched no cohort above its floors
 
 
 class Columns(msgspec.Struct, frozen=True):
-    """An execution as arrays, one entry a row."""
+    """An execution as arrays, with one entry per row."""
 
-    group: list[str]  # the label, or the cohort where it landed, if nobody labelled it
-    label: list[str | None]  # OUT_OF_SCOPE, or None: not labelled
-    nearest: list[str | None]
-    trusted: Bools  # above its cohort's floors
+    group: list[str]  # the label, or without one the cohort that was matched
+    label: list[str | None]  # a cohort or OUT_OF_SCOPE. None: not labelled
+    nearest: list[str | None]  # the nearest cohort. None: no match
+    trusted: Bools  # the match is above the cohort's floors
     similarity: Floats  # NaN without a match
-    probability: Floats  # NaN without evidence
+    probability: Floats  # that the match is right. NaN if the cohort is not calibrated
     fallback: Bools
     judged: Bools
     escalated: Bools
-    quality: Floats  # of what was served; NaN where it is not known
-    first_quality: Floats
-    cost: Floats  # dollars a request; NaN where it is not known
-    conversation: Places  # rows of one are resampled together
+    quality: Floats  # of the answer that was served. NaN if not recorded
+    first_quality: Floats  # of the first tier's answer. NaN if not recorded
+    cost: Floats  # dollars per request. NaN if not recorded
+    conversation: GroupIds  # rows of one conversation are resampled together
 
     @property
     def labelled(self) -> Bools:
@@ -41,7 +41,7 @@ class Columns(msgspec.Struct, frozen=True):
 
     @property
     def right(self) -> Bools:
-        """Nearest to its label's cohort."""
+        """Whether the nearest cohort is the one that the label names."""
         pairs = zip(self.label, self.nearest, strict=True)
         return np.array([label is not None and label == nearest for label, nearest in pairs], dtype=bool)
 
@@ -49,24 +49,24 @@ class Columns(msgspec.Struct, frozen=True):
 def columns(run: Execution) -> Columns:
     """The execution as arrays."""
     cohorts = run.snapshot.policy.cohorts
-    decisions = [one.decision for one in run.routed]
-    labels = [_label(known.intent, cohorts) for known in run.known]
+    decisions = [routed.decision for routed in run.routed]
+    labels = [_label(row.intent, cohorts) for row in run.revealed]
     trusted = [trust(d.cohort, d.match) is Reason.MATCHED for d in decisions]
     nearest = [d.cohort.name if d.cohort is not None else None for d in decisions]
-    landed = [name if sure else None for name, sure in zip(nearest, trusted, strict=True)]
-    chances = [d.cohort.probability(d.match) if d.cohort and d.match else None for d in decisions]
+    matched = [name if above else None for name, above in zip(nearest, trusted, strict=True)]
+    probabilities = [d.cohort.probability(d.match) if d.cohort and d.match else None for d in decisions]
 
     def served(member: str) -> Floats:
         values = [getattr(s, member) if s is not None else None for s in run.served]
         return np.array(values, dtype=np.float64)  # None becomes NaN
 
     return Columns(
-        group=[a or b or NO_COHORT for a, b in zip(labels, landed, strict=True)],
+        group=[label or cohort or NO_COHORT for label, cohort in zip(labels, matched, strict=True)],
         label=labels,
         nearest=nearest,
         trusted=np.array(trusted, dtype=bool),
         similarity=np.array([d.match.similarity if d.match else None for d in decisions], dtype=np.float64),
-        probability=np.array(chances, dtype=np.float64),
+        probability=np.array(probabilities, dtype=np.float64),
         fallback=np.array([d.reason.is_fallback for d in decisions], dtype=bool),
         judged=np.array([s is not None and s.judged > 0 for s in run.served], dtype=bool),
         escalated=np.array([s is not None and bool(s.rejections) for s in run.served], dtype=bool),

@@ -1,4 +1,4 @@
-"""Two configurations on the same traffic: what flips, what it does to quality and cost, whether it regresses."""
+"""Two configurations on the same traffic: the rows that flip, the change in quality and cost, and the gate."""
 
 import math
 from collections import Counter
@@ -8,34 +8,34 @@ import msgspec
 import numpy as np
 from scipy import stats
 
-from extproc.evidence.execution import Execution, landed, landing
+from extproc.evidence.execution import Execution, destination, trusted_cohort
 from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE
-from extproc.evidence.measure.metrics import Estimate, Floats, Places, resamples, spread
+from extproc.evidence.measure.metrics import Estimate, Floats, GroupIds, resamples, spread
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"
 ALL = "all"
-# A gate cries wolf in at most this share of comparisons where nothing changed for the worse.
+# The share of comparisons in which the gate may report a regression although nothing got worse.
 _FALSE_ALARMS = 0.05
-# Random signs that a p-value rests on; what is rarer than one in so many is bounded instead.
-_FLIPS = 20_000
+# Random assignments of signs behind a p-value. Below one in this many, the p-value is a bound.
+_ASSIGNMENTS = 20_000
 _CHUNK = 500
 
 
 class Cell(msgspec.Struct, frozen=True):
-    """One measure of one group, on the rows where both configurations have it."""
+    """One measure of one group, on the rows for which both configurations have it."""
 
     group: str
     measure: str
     rows: int
     old: float
     new: float
-    change: Estimate  # new less old; of cost, as a share of old
-    differing: int  # rows that differ
-    chance: float  # of so much worse by mere chance (one-sided, sign-flip test)
+    change: Estimate  # new minus old. For cost, as a share of old
+    differing: int  # rows for which old and new differ
+    chance: float  # p-value: the chance that a change this bad is random (one-sided sign-flip test)
 
 
 class Flip(msgspec.Struct, frozen=True):
-    """A row that is decided otherwise."""
+    """A row with another decision. `old` and `new` are as in `execution.destination`."""
 
     line: int
     group: str
@@ -47,22 +47,22 @@ class Comparison(msgspec.Struct, frozen=True):
     """Everything that `extproc diff` shows."""
 
     rows: int
-    groups: dict[str, int]  # rows, most first
+    groups: dict[str, int]  # rows per group, most first
     cells: list[Cell]
     flips: list[Flip]
-    estimated: bool  # no outcome was recorded: costs are of the input alone
-    unrecorded: int = 0  # rows whose outcome is known as they were served, and not as they would be now
+    estimated: bool  # no outcome was recorded, so costs are those of the input alone
+    unrecorded: int = 0  # rows whose outcome was recorded for the old decision but not for the new one
 
 
 def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
-    """Compare two executions of one file; the rows that both used count. Same seed, same comparison."""
-    places = [{row.line: i for i, row in enumerate(run.rows)} for run in (old, new)]
-    lines = [line for line in places[0] if line in places[1]]
-    pairs = [(places[0][line], places[1][line]) for line in lines]
+    """Compare two executions of one file, on the rows that both used. The same seed gives the same intervals."""
+    indices = [{row.line: i for i, row in enumerate(run.rows)} for run in (old, new)]
+    lines = [line for line in indices[0] if line in indices[1]]
+    pairs = [(indices[0][line], indices[1][line]) for line in lines]
     groups = [_group(old, new, i) for i, _ in pairs]
     flips = []
     for line, group, (i, j) in zip(lines, groups, pairs, strict=True):
-        was, now = landing(old.routed[i]), landing(new.routed[j])
+        was, now = destination(old.routed[i]), destination(new.routed[j])
         if was != now:
             flips.append(Flip(line, group, was, now))
     priced = any(s is not None for s in (*old.served, *new.served))
@@ -78,23 +78,23 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
     for name in [ALL, *dict(counts.most_common())]:
         inside = np.array([name in (ALL, group) for group in groups], dtype=bool)
         for measure, (a, b) in columns.items():
-            known = inside & ~np.isnan(a) & ~np.isnan(b)
-            if known.any():
-                cells.append(_cell(name, measure, a[known], b[known], conversation[known], seed))
-    lost = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
-    return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, lost)
+            compared = inside & ~np.isnan(a) & ~np.isnan(b)
+            if compared.any():
+                cells.append(_cell(name, measure, a[compared], b[compared], conversation[compared], seed))
+    unrecorded = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
+    return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, unrecorded)
 
 
 def _group(old: Execution, new: Execution, i: int) -> str:
-    """The label, if either knows such a cohort; without a label, where the row landed before."""
-    intent = old.known[i].intent
+    """The label if either configuration has this cohort. Without a label, the cohort that the old one matched."""
+    intent = old.revealed[i].intent
     if intent is msgspec.UNSET:
-        return landed(old.routed[i]) or NO_COHORT
-    known = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
-    return intent if isinstance(intent, str) and intent in known else OUT_OF_SCOPE
+        return trusted_cohort(old.routed[i]) or NO_COHORT
+    cohorts = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
+    return intent if isinstance(intent, str) and intent in cohorts else OUT_OF_SCOPE
 
 
-# The measure of a row of an execution, or None; the group is the row's.
+# The value of one row, given its index and its group. None if there is nothing to measure.
 _Measure = Callable[[Execution, int, str], float | None]
 
 
@@ -107,10 +107,10 @@ def _both(
 
 
 def _routed_right(run: Execution, i: int, group: str) -> float | None:
-    """In scope: trusted to be in the label's cohort. Out of scope: trusted to be in none."""
-    if run.known[i].intent is msgspec.UNSET:
+    """1 if a row in scope has a trusted match with its label's cohort, or a row out of scope has none."""
+    if run.revealed[i].intent is msgspec.UNSET:
         return None
-    return float(landed(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
+    return float(trusted_cohort(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
 
 
 def _quality(run: Execution, i: int, _: str) -> float | None:
@@ -128,11 +128,11 @@ def _input_cost(run: Execution, i: int, _: str) -> float | None:
     return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
 
 
-def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: Places, seed: int) -> Cell:
-    relative = measure == COST and bool(old.any() or new.any())  # to pay for what was free is a rise without end
+def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: GroupIds, seed: int) -> Cell:
+    relative = measure == COST and bool(old.any() or new.any())  # a cost that was 0 and is not rises without limit
     gained, base = new - old, old if relative else np.ones(len(old))
-    every = resamples(len(old), seed, together=conversation)
-    tops, bottoms = np.concatenate([w @ np.stack([gained, base], axis=1) for w in every]).T
+    draws = resamples(len(old), seed, together=conversation)
+    tops, bottoms = np.concatenate([weights @ np.stack([gained, base], axis=1) for weights in draws]).T
     with np.errstate(divide="ignore", invalid="ignore"):
         change = spread(float(gained.sum() / base.sum()), tops / bottoms, len(old))
     worse = gained if measure == COST else -gained
@@ -142,11 +142,11 @@ def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: Plac
 
 
 def sign_flip(worse: Floats, seed: int) -> float:
-    """The chance of a sum as large as that of `worse`, if each difference were as likely for the better.
+    """The chance of a sum at least as large as that of `worse`, if each difference were as likely for the better.
 
-    A paired randomisation test: it holds for any distribution of the differences that is symmetric about 0. Of
-    differences of one size, as of right and wrong, it is the sign test, and exact. What none of many random signs
-    reaches is as rare as Hoeffding's bound (1963) says: hundreds of cohorts share the gate's false alarms.
+    A paired randomisation test. It is valid for any distribution of the differences that is symmetric about 0. For
+    differences of one size, such as right and wrong, it is the exact sign test. A sum that no random assignment
+    reaches gets Hoeffding's bound (1963), because hundreds of cohorts can share the gate's false alarms.
     """
     differing = worse[worse != 0]
     if not len(differing):
@@ -154,34 +154,34 @@ def sign_flip(worse: Floats, seed: int) -> float:
     if np.ptp(np.abs(differing)) == 0:
         return float(stats.binom.sf((differing > 0).sum() - 1, len(differing), 0.5))
     total, reached, rng = float(differing.sum()), 0, np.random.default_rng(seed)
-    for _ in range(_FLIPS // _CHUNK):
+    for _ in range(_ASSIGNMENTS // _CHUNK):
         signs = rng.integers(0, 2, (_CHUNK, len(differing))) * 2 - 1
         reached += int((signs @ differing >= total - 1e-12).sum())
     if not reached:
-        return min(1 / (_FLIPS + 1), math.exp(-(total**2) / (2 * float(differing @ differing))))
-    return (reached + 1) / (_FLIPS + 1)
+        return min(1 / (_ASSIGNMENTS + 1), math.exp(-(total**2) / (2 * float(differing @ differing))))
+    return (reached + 1) / (_ASSIGNMENTS + 1)
 
 
 # --- the gate ---------------------------------------------------------------------------------------------------
 
 
 class GateVerdict(msgspec.Struct, frozen=True):
-    """What the gate says of one cell."""
+    """The gate's verdict on one cell that is worse than allowed."""
 
     cell: Cell
     regressed: bool
-    unclear: bool  # worse than allowed, but not beyond chance
+    unclear: bool  # the change may be random
 
 
-def gate(found: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[GateVerdict]:
-    """Every cell that is worse than allowed. It regresses if chance does not explain that.
+def gate(comparison: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[GateVerdict]:
+    """A verdict on every cell that is worse than allowed. It regressed if chance does not explain the change.
 
-    Each cell in which anything differs is a test; they share the false alarms (Bonferroni), so that a comparison
-    in which nothing changed for the worse fails at most one time in twenty, however many cohorts there are.
+    Each cell in which any row differs is a test. The tests share the false alarms (Bonferroni). So a comparison in
+    which nothing got worse fails at most one time in twenty, for any number of cohorts.
     """
-    tests = sum(cell.differing > 0 for cell in found.cells)
+    tests = sum(cell.differing > 0 for cell in comparison.cells)
     verdicts = []
-    for cell in found.cells:
+    for cell in comparison.cells:
         rise = cell.change.value if cell.measure == COST else -cell.change.value
         if rise > (max_cost_rise if cell.measure == COST else max_quality_drop):
             regressed = cell.chance <= _FALSE_ALARMS / tests

@@ -1,4 +1,4 @@
-"""An execution -> how well it matches, where it sends what, what that keeps and costs; each with its interval."""
+"""Measures of an execution: matching, routing, quality and cost, each with its interval."""
 
 from collections import Counter
 from typing import Any
@@ -14,25 +14,25 @@ from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floa
 from extproc.evidence.measure.notes import notes_on
 from extproc.evidence.perturb.robustness import Robustness
 
-# A curve drawn with more points looks no different.
+# More points would not change how the curve looks.
 _CURVE_POINTS = 100
 
 
 class Group(msgspec.Struct, frozen=True):
-    """The measures of some rows."""
+    """The measures of a group of rows."""
 
     name: str
     rows: int
-    accuracy: Estimate  # of rows in scope: nearest to their label's cohort
-    accepted: Estimate  # trusted matches among all rows
-    wrong: Estimate  # of trusted matches that landed here: not their label's cohort
-    fallback: Estimate
-    escalated: Estimate  # of judged
-    corrected: Estimate  # of escalated: the served answer is better than the one rejected first
+    accuracy: Estimate  # of rows in scope: the nearest cohort is the label's
+    accepted: Estimate  # of all rows: the match is trusted
+    wrong: Estimate  # of trusted matches with this cohort: the label is another
+    fallback: Estimate  # of all rows
+    escalated: Estimate  # of rows with a judged answer
+    corrected: Estimate  # of escalated rows: the answer served is better than the one that was rejected first
     quality: Estimate
-    per_1000: Estimate  # dollars
-    per_success: Estimate  # dollars
-    tiers: dict[str, int]  # where the first attempt goes
+    per_1000: Estimate  # dollars per 1,000 requests
+    per_success: Estimate  # dollars per success
+    tiers: dict[str, int]  # rows by the tier of the first attempt
     reasons: dict[str, int]
     rejections: dict[str, int]
 
@@ -43,37 +43,37 @@ class Evaluation(msgspec.Struct, frozen=True):
     data: dict[str, Any]
     groups: list[Group]
     overall: Group
-    scope_recall: Estimate  # of rows out of scope: not trusted
-    scope_recall_at_5: float  # with one threshold that rejects 5 % of the rows in scope
+    scope_recall: Estimate  # of rows out of scope: the match is not trusted
+    scope_recall_at_5: float  # the same with one threshold that rejects 5 % of the rows in scope
     auroc: Estimate
-    score: str  # what AUROC and the curve rank by
+    score: str  # the score that AUROC and the curve rank by
     calibration_error: float
     reliability: list[Bin]
     risk_coverage: list[tuple[float, float]]
-    confusion: list[tuple[str, str, int]]  # label, where it landed, rows; most first
+    confusion: list[tuple[str, str, int]]  # label, matched cohort, rows. Most rows first
     lines: list[ControlLine]
     frontier: list[Point]
     latency_s: dict[str, tuple[int, float, float]]  # by path: rows, p50, p95
     notes: list[str]
-    robustness: Robustness | None = None  # where it was asked for
+    robustness: Robustness | None = None  # if it was asked for
 
 
 def evaluate(run: Execution, seed: int = 0) -> Evaluation:
-    """Measure an execution; the same seed gives the same report."""
+    """Measure an execution. The same seed gives the same intervals."""
     c = columns(run)
     everything = np.ones(len(c.group), dtype=bool)
     names = [name for name in [*run.snapshot.policy.cohorts, OUT_OF_SCOPE, NO_COHORT] if name in c.group]
     scores, score = _scores(c)
-    known = ~np.isnan(scores)
+    matched = ~np.isnan(scores)
     inside = c.labelled & ~c.outside
     calibrated = ~np.isnan(c.probability) & c.labelled
-    trusted, ranked = c.trusted & c.labelled, known & c.labelled
+    trusted, ranked = c.trusted & c.labelled, matched & c.labelled
     return Evaluation(
         data=_data(run, c),
         groups=[_group(run, c, name, np.array([g == name for g in c.group]), seed) for name in names],
         overall=_group(run, c, "all", everything, seed),
         scope_recall=share(~c.trusted, c.outside).estimate(seed, c.conversation),
-        scope_recall_at_5=metrics.recall_at_rejection(scores[known & inside], scores[known & c.outside]),
+        scope_recall_at_5=metrics.recall_at_rejection(scores[matched & inside], scores[matched & c.outside]),
         auroc=metrics.auroc_estimate(scores[ranked], inside[ranked], seed, c.conversation[ranked]),
         score=score,
         calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated]),
@@ -88,32 +88,32 @@ def evaluate(run: Execution, seed: int = 0) -> Evaluation:
 
 
 def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Group:
-    landed = c.trusted & c.labelled & np.array([name in ("all", n) for n in c.nearest], dtype=bool)
-    known = rows & ~np.isnan(c.quality) & ~np.isnan(c.cost)
+    matched = c.trusted & c.labelled & np.array([name in ("all", n) for n in c.nearest], dtype=bool)
+    recorded = rows & ~np.isnan(c.quality) & ~np.isnan(c.cost)
     compared = ~np.isnan(c.quality) & ~np.isnan(c.first_quality)
-    quality, cost = np.where(known, c.quality, 0.0), np.where(known, c.cost, 0.0)
-    some = np.flatnonzero(rows)
-    rejections = [reason for i in some for s in [run.served[i]] if s is not None for reason in s.rejections]
+    quality, cost = np.where(recorded, c.quality, 0.0), np.where(recorded, c.cost, 0.0)
+    indices = np.flatnonzero(rows)
+    rejections = [reason for i in indices for s in [run.served[i]] if s is not None for reason in s.rejections]
     return Group(
         name=name,
         rows=int(rows.sum()),
         accuracy=share(c.right, rows & c.labelled & ~c.outside).estimate(seed, c.conversation),
         accepted=share(c.trusted, rows).estimate(seed, c.conversation),
-        wrong=share(~c.right, landed).estimate(seed, c.conversation),
+        wrong=share(~c.right, matched).estimate(seed, c.conversation),
         fallback=share(c.fallback, rows).estimate(seed, c.conversation),
         escalated=share(c.escalated, rows & c.judged).estimate(seed, c.conversation),
         corrected=share(c.quality > c.first_quality, rows & c.escalated & compared).estimate(seed, c.conversation),
-        quality=mean(c.quality, known).estimate(seed, c.conversation),
-        per_1000=mean(1000 * c.cost, known, least=None).estimate(seed, c.conversation),
+        quality=mean(c.quality, recorded).estimate(seed, c.conversation),
+        per_1000=mean(1000 * c.cost, recorded, least=None).estimate(seed, c.conversation),
         per_success=Ratio(cost, quality, least=None).estimate(seed, c.conversation) if quality.sum() else NOTHING,
-        tiers=dict(Counter(run.routed[i].decision.tier.name for i in some).most_common()),
-        reasons=dict(Counter(run.routed[i].decision.reason.value for i in some).most_common()),
+        tiers=dict(Counter(run.routed[i].decision.tier.name for i in indices).most_common()),
+        reasons=dict(Counter(run.routed[i].decision.reason.value for i in indices).most_common()),
         rejections=dict(Counter(rejections).most_common()),
     )
 
 
 def _scores(c: Columns) -> tuple[Floats, str]:
-    """What says how sure a match is: its probability if every match has one, else its similarity."""
+    """The score of a match, and its name: the probability if every match has one, otherwise the similarity."""
     matched = ~np.isnan(c.similarity)
     if matched.any() and not np.isnan(c.probability[matched]).any():
         return c.probability, "probability"
@@ -121,22 +121,22 @@ def _scores(c: Columns) -> tuple[Floats, str]:
 
 
 def _risk_coverage(scores: Floats, right: Bools, labelled: int) -> list[tuple[float, float]]:
-    """(share of all labelled rows accepted, share of those that are wrong), surest first."""
+    """(share of all labelled rows accepted, share of these that are wrong), from the highest score down."""
     if not len(scores):
         return []
     order = np.argsort(-scores, kind="stable")
     count = np.arange(1, len(order) + 1)
     wrong = np.cumsum(~right[order]) / count
-    # A run of equal scores is accepted together.
+    # Rows with equal scores are accepted together.
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     keep = ends[np.unique(np.linspace(0, len(ends) - 1, _CURVE_POINTS).astype(int))]
     return [(float(count[i] / labelled), float(wrong[i])) for i in keep]
 
 
 def _confusion(c: Columns) -> list[tuple[str, str, int]]:
-    landed = [name if sure and name else "fallback" for name, sure in zip(c.nearest, c.trusted, strict=True)]
-    pairs = Counter((label, at) for label, at in zip(c.label, landed, strict=True) if label is not None)
-    return [(label, at, rows) for (label, at), rows in pairs.most_common()]
+    matched = [name if above and name else "fallback" for name, above in zip(c.nearest, c.trusted, strict=True)]
+    pairs = Counter((label, cohort) for label, cohort in zip(c.label, matched, strict=True) if label is not None)
+    return [(label, cohort, rows) for (label, cohort), rows in pairs.most_common()]
 
 
 def _latency(run: Execution) -> dict[str, tuple[int, float, float]]:
@@ -144,8 +144,8 @@ def _latency(run: Execution) -> dict[str, tuple[int, float, float]]:
     for served in run.served:
         if served is not None and served.latency_s is not None:
             paths.setdefault(" > ".join(served.path), []).append(served.latency_s)
-    found = sorted(paths.items(), key=lambda item: -len(item[1]))
-    return {path: (len(v), *(float(q) for q in np.quantile(v, (0.5, 0.95)))) for path, v in found}  # type: ignore[misc]
+    by_rows = sorted(paths.items(), key=lambda item: -len(item[1]))
+    return {path: (len(v), *(float(q) for q in np.quantile(v, (0.5, 0.95)))) for path, v in by_rows}  # type: ignore[misc]
 
 
 def _data(run: Execution, c: Columns) -> dict[str, Any]:

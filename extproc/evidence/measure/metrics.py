@@ -1,6 +1,6 @@
-"""Numbers from arrays, and how sure they are. Pure; every draw is seeded.
+"""Measures computed from arrays, with their 95 % intervals. Everything random is drawn from a seed.
 
-Measures that are ratios of sums (`Ratio`) are resampled by weights: a bootstrap draw is how often each row came.
+A measure that is a ratio of sums (`Ratio`) is resampled by weights: the number of times that each row was drawn.
 """
 
 import math
@@ -13,14 +13,14 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
-Places = NDArray[np.int64]
+GroupIds = NDArray[np.int64]
 
-RESAMPLES = 1000  # the ends of a 95 % interval then rest on 25 draws each
-_CHUNK = 100  # of resamples held in memory at once
+RESAMPLES = 1000  # 25 draws lie beyond each end of a 95 % interval
+_CHUNK = 100  # resamples in memory at one time
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """A number with its 95 % interval; NaN where there is nothing to measure."""
+    """A number with its 95 % interval. NaN if there was nothing to measure."""
 
     value: float
     low: float
@@ -37,22 +37,22 @@ NOTHING = Estimate(math.nan, math.nan, math.nan)
 
 
 class Ratio(msgspec.Struct, frozen=True):
-    """A measure that is sum(top) / sum(bottom) over rows: a share, a mean, dollars a success."""
+    """A measure that is sum(top) / sum(bottom) over rows: a share, a mean, or dollars per success."""
 
     top: Floats
     bottom: Floats
-    least: float | None = 0.0  # that a row's value can be; the most is 1. None: it may be anything, as dollars are
+    least: float | None = 0.0  # the lowest value of a row, when the highest is 1. None: values have no limits
 
     def rows(self, chosen: Bools) -> "Ratio":
-        """The same over some of the rows."""
+        """The same measure over the chosen rows."""
         return Ratio(self.top[chosen], self.bottom[chosen], self.least)
 
     def value(self) -> float:
-        """The measure; NaN when the bottom is 0."""
+        """The measure, or NaN when the sum of the bottom is 0."""
         return _divide(self.top.sum(), self.bottom.sum())
 
-    def resampled(self, seed: int, together: Places | None = None) -> Floats:
-        """The measure of each bootstrap resample, NaN where a resample has nothing to measure."""
+    def resampled(self, seed: int, together: GroupIds | None = None) -> Floats:
+        """float64[RESAMPLES]: the measure of each bootstrap resample, or NaN where its bottom is 0."""
         tops, bottoms = [], []
         for weights in resamples(len(self.top), seed, together=together):
             tops.append(weights @ self.top)
@@ -60,61 +60,59 @@ class Ratio(msgspec.Struct, frozen=True):
         top, bottom = np.concatenate(tops), np.concatenate(bottoms)
         return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
 
-    def estimate(self, seed: int, together: Places | None = None) -> Estimate:
-        """The measure with its interval; rows of one number in `together` are no evidence apart."""
+    def estimate(self, seed: int, together: GroupIds | None = None) -> Estimate:
+        """The measure with its interval. Rows with the same number in `together` are not independent evidence."""
         counted = self.bottom != 0
         if not counted.any():
             return NOTHING
         together = np.arange(len(counted)) if together is None else together
-        # Rows outside the measure change nothing but the time it takes.
+        # Other rows change nothing except the time that resampling takes.
         chosen = counted | (self.top != 0)
-        n, apart = int(counted.sum()), len(np.unique(together[counted]))
-        found = spread(self.value(), self.rows(chosen).resampled(seed, together[chosen]), n)
-        if self.least is not None and found.low == found.high and found.value in (self.least, 0.0, 1.0):
-            # All alike: resampling them would claim certainty. The exact interval of a share does not: so many may
-            # be otherwise, by as much as a row can be.
-            others = exact_interval(0, apart)[1]
-            return Estimate(
-                found.value,
-                found.value - others * (found.value - self.least),
-                found.value + others * (1 - found.value),
-                n,
-            )
-        return found
+        rows, independent = int(counted.sum()), len(np.unique(together[counted]))
+        estimate = spread(self.value(), self.rows(chosen).resampled(seed, together[chosen]), rows)
+        value = estimate.value
+        if self.least is not None and estimate.low == estimate.high and value in (self.least, 0.0, 1.0):
+            # All rows are equal, so resampling would claim certainty. The exact interval of a share bounds how many
+            # rows could differ, each by as much as a row can.
+            differing = exact_interval(0, independent)[1]
+            low, high = value - differing * (value - self.least), value + differing * (1 - value)
+            return Estimate(value, low, high, rows)
+        return estimate
 
 
 def share(of: Bools, among: Bools) -> Ratio:
-    """The share of the rows `among` that are also `of`."""
+    """The share of the rows `among` for which `of` is also true."""
     return Ratio((of & among).astype(float), among.astype(float))
 
 
 def mean(values: Floats, among: Bools | None = None, least: float | None = 0.0) -> Ratio:
-    """The mean of the values that are not NaN; none is below `least`, or above 1 (None: no such limits)."""
-    known = ~np.isnan(values) if among is None else ~np.isnan(values) & among
-    return Ratio(np.where(known, values, 0.0), known.astype(float), least)
+    """The mean of the values that are not NaN. Values lie between `least` and 1. None: values have no limits."""
+    measured = ~np.isnan(values) if among is None else ~np.isnan(values) & among
+    return Ratio(np.where(measured, values, 0.0), measured.astype(float), least)
 
 
-def resamples(n: int, seed: int, times: int = RESAMPLES, together: Places | None = None) -> Iterator[Floats]:
-    """Bootstrap draws as float64[some, n] counts; with one seed all measures of n rows see the same draws.
+def resamples(n: int, seed: int, times: int = RESAMPLES, together: GroupIds | None = None) -> Iterator[Floats]:
+    """Bootstrap draws, yielded as float64[chunk, n]: how often each draw has each row.
 
-    `together`: int[n], equal for rows that are drawn together or not at all (a cluster bootstrap).
+    Measures of the same n rows see the same draws if the seed is the same. `together` is int[n]: rows with the same
+    number are drawn together or not at all (a cluster bootstrap).
     """
     rng = np.random.default_rng(seed)
-    place = np.arange(n) if together is None else np.unique(together, return_inverse=True)[1]
-    units = int(place.max()) + 1 if n else 0
+    unit = np.arange(n) if together is None else np.unique(together, return_inverse=True)[1]
+    units = int(unit.max()) + 1 if n else 0
     for begin in range(0, times, _CHUNK):
-        some = min(_CHUNK, times - begin)
-        drawn = rng.integers(0, units, (some, units)) + np.arange(some)[:, None] * units
-        counts = np.bincount(drawn.ravel(), minlength=some * units).reshape(some, units).astype(np.float64)
-        yield counts if units == n else counts[:, place]
+        chunk = min(_CHUNK, times - begin)
+        drawn = rng.integers(0, units, (chunk, units)) + np.arange(chunk)[:, None] * units
+        counts = np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units).astype(np.float64)
+        yield counts if units == n else counts[:, unit]
 
 
-def spread(value: float, again: Floats, rows: int) -> Estimate:
-    """An estimate whose interval is the middle 95 % of resampled values."""
-    again = again[~np.isnan(again)]
-    if not len(again):
+def spread(value: float, resampled: Floats, rows: int) -> Estimate:
+    """An estimate whose interval is the middle 95 % of the resampled values that are not NaN."""
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled):
         return Estimate(value, math.nan, math.nan, rows)
-    low, high = np.quantile(again, (0.025, 0.975), method="inverted_cdf")  # dollars a success may be infinite
+    low, high = np.quantile(resampled, (0.025, 0.975), method="inverted_cdf")  # infinite: dollars per success
     return Estimate(value, float(low), float(high), rows)
 
 
@@ -126,31 +124,34 @@ def _divide(top: float, bottom: float) -> float:
 
 
 def auroc(scores: Floats, positive: Bools, weights: Floats | None = None) -> Floats:
-    """The chance that a positive scores above a negative, ties half (Mann-Whitney); NaN with one class only.
+    """The chance that a positive row scores above a negative one, where ties count half (Mann-Whitney).
 
-    `weights`: float64[draws, n] counts give one value a draw; without them there is one.
+    `weights` is float64[draws, n], and the result has one value per draw. Without weights it has one value. NaN
+    without both classes.
     """
     weights = np.ones((1, len(scores))) if weights is None else weights
-    _, place = np.unique(scores, return_inverse=True)
-    levels = int(place.max()) + 1 if len(place) else 0
-    order = np.argsort(place, kind="stable")
-    starts = np.searchsorted(place[order], np.arange(levels))
-    up, down = (weights * side for side in (positive, ~positive))
-    ups, downs = (np.add.reduceat(w[:, order], starts, axis=1) if levels else w for w in (up, down))
-    below = np.cumsum(downs, axis=1) - downs
-    won = (ups * (below + downs / 2)).sum(axis=1)
-    pairs = ups.sum(axis=1) * downs.sum(axis=1)
+    _, level = np.unique(scores, return_inverse=True)
+    levels = int(level.max()) + 1 if len(level) else 0
+    order = np.argsort(level, kind="stable")
+    starts = np.searchsorted(level[order], np.arange(levels))
+    positives, negatives = (
+        np.add.reduceat(w[:, order], starts, axis=1) if levels else w
+        for w in (weights * positive, weights * ~positive)
+    )
+    below = np.cumsum(negatives, axis=1) - negatives
+    won = (positives * (below + negatives / 2)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
     chance: Floats = np.divide(won, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
     return chance
 
 
-def auroc_estimate(scores: Floats, positive: Bools, seed: int, together: Places | None = None) -> Estimate:
-    """AUROC with its interval, likewise; NaN with one class only."""
+def auroc_estimate(scores: Floats, positive: Bools, seed: int, together: GroupIds | None = None) -> Estimate:
+    """AUROC with its interval. NaN without both classes. `together` as in `resamples`."""
     value = float(auroc(scores, positive)[0]) if len(scores) else math.nan
     if math.isnan(value):
         return NOTHING
-    again = np.concatenate([auroc(scores, positive, w) for w in resamples(len(scores), seed, together=together)])
-    return spread(value, again, len(scores))
+    draws = resamples(len(scores), seed, together=together)
+    return spread(value, np.concatenate([auroc(scores, positive, weights) for weights in draws]), len(scores))
 
 
 def recall_at_rejection(inside: Floats, outside: Floats, rejected: float = 0.05) -> float:
@@ -158,7 +159,7 @@ def recall_at_rejection(inside: Floats, outside: Floats, rejected: float = 0.05)
     if not len(inside) or not len(outside):
         return math.nan
     ordered = np.sort(inside)
-    # A score is rejected when it lies below the threshold: this many of `inside` may.
+    # A score below the threshold is rejected. The threshold is the score above the ones of `inside` that may be.
     threshold = ordered[min(math.floor(rejected * len(ordered) + 1e-9), len(ordered) - 1)]
     return float((outside < threshold).mean())
 
@@ -167,7 +168,7 @@ def recall_at_rejection(inside: Floats, outside: Floats, rejected: float = 0.05)
 
 
 class Bin(msgspec.Struct, frozen=True):
-    """Predictions of about one size: their mean, and how often they were right."""
+    """Predictions of similar size: their mean, and the share of them that were right."""
 
     predicted: float
     right: float
@@ -175,24 +176,24 @@ class Bin(msgspec.Struct, frozen=True):
 
 
 def reliability(probability: Floats, right: Bools, bins: int = 10) -> list[Bin]:
-    """Predictions in bins of equal width; empty bins are left out."""
-    place = np.minimum((probability * bins).astype(int), bins - 1)
+    """Predictions in bins of equal width, without the empty bins."""
+    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     return [
-        Bin(float(probability[place == b].mean()), float(right[place == b].mean()), int((place == b).sum()))
-        for b in np.unique(place)
+        Bin(float(probability[bin_of == b].mean()), float(right[bin_of == b].mean()), int((bin_of == b).sum()))
+        for b in np.unique(bin_of)
     ]
 
 
 def ece(probability: Floats, right: Bools, bins: int = 10) -> float:
-    """Expected calibration error (Naeini et al. 2015): mean distance of predicted and right, over those bins."""
+    """Expected calibration error (Naeini et al. 2015): mean difference of predicted and right over these bins."""
     if not len(probability):
         return math.nan
-    found = reliability(probability, right, bins)
-    return sum(b.rows * abs(b.predicted - b.right) for b in found) / len(probability)
+    filled = reliability(probability, right, bins)
+    return sum(b.rows * abs(b.predicted - b.right) for b in filled) / len(probability)
 
 
 def exact_interval(wrong: int, rows: int, level: float = 0.95) -> tuple[float, float]:
-    """Clopper and Pearson's interval of a share, two-sided; (0, 1) without rows."""
+    """The two-sided interval of the share wrong / rows by Clopper and Pearson. (0, 1) without rows."""
     tail = (1 - level) / 2
     low = 0.0 if wrong == 0 else float(stats.beta.ppf(tail, wrong, rows - wrong + 1))
     high = 1.0 if wrong >= rows else float(stats.beta.ppf(1 - tail, wrong + 1, rows - wrong))
@@ -203,10 +204,11 @@ def exact_interval(wrong: int, rows: int, level: float = 0.95) -> tuple[float, f
 
 
 def static_mix(costs: Floats, qualities: Floats, budget: Floats) -> tuple[Floats, Floats]:
-    """The best quality that a fixed random mix of tiers buys for each `budget` a request, and what it spends of it.
+    """(quality, cost): the best that a fixed random mix of tiers buys for each `budget` per request.
 
-    `costs`, `qualities`: float64[tiers, draws], the mean of each tier. A budget below the cheapest tier buys the
-    cheapest. The mix is chosen with hindsight: the control is the strongest of its kind.
+    `costs` and `qualities` are float64[tiers, draws], the mean of each tier. `budget` is float64[draws]. A budget
+    below the cheapest tier buys the cheapest tier. The mix is chosen with hindsight, which makes it the strongest
+    control of its kind.
     """
     cheapest = costs.argmin(axis=0)
     draws = np.arange(costs.shape[1])
@@ -217,10 +219,10 @@ def static_mix(costs: Floats, qualities: Floats, budget: Floats) -> tuple[Floats
         best, spent = np.where(alone, qualities[i], best), np.where(alone, costs[i], spent)
         for j in range(len(costs)):
             between = (costs[i] <= budget) & (budget < costs[j])
-            part = np.divide(
+            share_j = np.divide(
                 budget - costs[i], costs[j] - costs[i], out=np.zeros_like(budget), where=costs[j] != costs[i]
             )
-            mixed = qualities[i] + part * (qualities[j] - qualities[i])
-            mixing = between & (mixed > best)
-            best, spent = np.where(mixing, mixed, best), np.where(mixing, budget, spent)
+            mixed = qualities[i] + share_j * (qualities[j] - qualities[i])
+            better = between & (mixed > best)
+            best, spent = np.where(better, mixed, best), np.where(better, budget, spent)
     return best, spent

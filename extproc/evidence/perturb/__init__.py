@@ -1,1 +1,1 @@
-"""What flips when a prompt is written differently."""
+"""Requests written differently, and how many decisions change."""

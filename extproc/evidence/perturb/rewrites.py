@@ -1,7 +1,7 @@
-"""The same ask put otherwise: functions from words to words, drawn from a seed, by kind.
+"""Rewrites of a request that keep its meaning, by kind of change. Everything random is drawn from a seed.
 
-No model writes these: typos, letter case, sentences around the ask, text after it. A wrapper in another language is
-no translation; who has translations gives them with the row (`variants`).
+They are made without a model: typos, letter case, sentences around the request, text after it. A sentence in
+another language around the request is not a translation. Rows can bring translations as `variants`.
 """
 
 import random
@@ -10,8 +10,8 @@ from collections.abc import Callable
 Rewrite = Callable[[str, random.Random], str]
 
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-# One letter in so many is mistyped by somebody in a hurry.
-_EVERY = 15
+# The typos of a person in a hurry: one letter in fifteen.
+_LETTERS_PER_TYPO = 15
 
 
 def _typos(text: str, rng: random.Random, count: int) -> str:
@@ -35,8 +35,8 @@ def _doubled(letter: str, rng: random.Random) -> str:
 
 def _neighbour(letter: str, rng: random.Random) -> str:
     row = next(keys for keys in _KEYS if letter.lower() in keys)
-    at = row.index(letter.lower())
-    return rng.choice([row[i] for i in (at - 1, at + 1) if 0 <= i < len(row)])
+    key = row.index(letter.lower())
+    return rng.choice([row[i] for i in (key - 1, key + 1) if 0 <= i < len(row)])
 
 
 def _one_of(*templates: str) -> Rewrite:
@@ -49,7 +49,7 @@ def _unmarked(text: str, rng: random.Random) -> str:
 
 REWRITES: dict[str, Rewrite] = {
     "one typo": lambda text, rng: _typos(text, rng, 1),
-    "typos, 1 letter in 15": lambda text, rng: _typos(text, rng, max(2, len(text) // _EVERY)),
+    "typos, 1 letter in 15": lambda text, rng: _typos(text, rng, max(2, len(text) // _LETTERS_PER_TYPO)),
     "lower case": lambda text, rng: text.lower(),
     "upper case": lambda text, rng: text.upper(),
     "no punctuation": _unmarked,
@@ -85,5 +85,5 @@ REWRITES: dict[str, Rewrite] = {
 
 
 def rewritten(kind: str, text: str, seed: int, line: int) -> str:
-    """`text` by the rewrite of that kind; the same seed and line give the same words."""
+    """`text` after the rewrite of this kind. The same seed and line give the same result."""
     return REWRITES[kind](text, random.Random(f"{seed} {line} {kind}"))

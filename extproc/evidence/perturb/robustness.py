@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extproc.evidence.data.traffic import Row
-from extproc.evidence.execution import Execution, Memory, asked, landed, landing, route_all
+from extproc.evidence.execution import Execution, Memory, ask_of, destination, route_all, trusted_cohort
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
 from extproc.evidence.perturb.rewrites import REWRITES, rewritten
 from extproc.routing.limits import Rates
@@ -53,7 +53,7 @@ class _Spent(Rates):
 def perturb(run: Execution, memory: Memory, seed: int = 0) -> Robustness:
     """Rewrite the rows of `run` in every way and route them again. `seed` decides the rewrites."""
     rows, matched = drawn_rows(run, seed), len(_matched_rows(run))
-    trial = Trial(run, memory, seed)
+    trial = RewriteTrial(run, memory, seed)
     effects = [trial.effect(kind, rows, [trial.rewritten(i, kind) for i in rows]) for kind in REWRITES]
     for name in sorted({name for i in rows for name in run.rows[i].variants}):
         subset = [i for i in rows if name in run.rows[i].variants]
@@ -74,7 +74,7 @@ def _matched_rows(run: Execution) -> list[int]:
     ]
 
 
-class Trial:
+class RewriteTrial:
     """One execution, and its rows with changed texts. Everything random is drawn from `seed`."""
 
     def __init__(self, run: Execution, memory: Memory, seed: int) -> None:
@@ -85,7 +85,7 @@ class Trial:
 
     def ask(self, i: int) -> str:
         """The person's text in row `i`."""
-        return asked(self._run.rows[i], self._run.routed[i])
+        return ask_of(self._run.rows[i], self._run.routed[i])
 
     def rewritten(self, i: int, kind: str) -> str:
         """The person's text in row `i`, rewritten."""
@@ -109,7 +109,7 @@ class Trial:
             capped = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
             above_capped = share(capped > self._default, before <= self._default).estimate(seed, together)
         right = [self._right(was, indices), self._right(now, indices)]
-        flips = _floats([landing(a) != landing(b) for a, b in zip(was, now, strict=True)])
+        flips = _floats([destination(a) != destination(b) for a, b in zip(was, now, strict=True)])
         return Effect(
             kind,
             len(indices),
@@ -144,10 +144,10 @@ class Trial:
     def _right(self, decisions: Sequence[Routed], indices: Sequence[int]) -> Floats:
         """1 for a row in its label's cohort, or rightly in no cohort. 0 for another row. NaN without a label."""
         cohorts = self._run.snapshot.policy.cohorts
-        labels = [self._run.known[i].intent for i in indices]
+        labels = [self._run.revealed[i].intent for i in indices]
         return _floats(
             [
-                None if label is msgspec.UNSET else landed(routed) == (label if label in cohorts else None)
+                None if label is msgspec.UNSET else trusted_cohort(routed) == (label if label in cohorts else None)
                 for routed, label in zip(decisions, labels, strict=True)
             ]
         )

@@ -1,1 +1,1 @@
-"""Results as text and as pages."""
+"""Results as text for a terminal and as HTML pages."""

@@ -1,14 +1,14 @@
-"""Small plots as inline SVG: enough for a report, readable on a phone, in print and in the dark.
+"""Small plots as inline SVG, readable on a phone, in print and in dark mode.
 
-Written out here rather than drawn by a plotting library: four kinds of marks on two axes, styled by the page's own
-CSS, for a page of a few kilobytes and no dependency of fifty megabytes.
+A plotting library would add a dependency of fifty megabytes. These plots need four kinds of marks on two axes and
+take their style from the CSS of the page, which stays at a few kilobytes.
 """
 
 import math
 from collections.abc import Sequence
 from html import escape
 
-# Drawn at this size and scaled by the page; text stays readable down to 340 pixels.
+# The page scales the plots. Text stays readable at a width of 340 pixels.
 _WIDTH, _HEIGHT = 460, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
 
@@ -16,7 +16,7 @@ Pair = tuple[float, float]
 
 
 class Plot:
-    """Two axes and what is drawn on them; `svg()` is the finished picture."""
+    """Two axes and the marks on them. `svg()` returns the picture."""
 
     def __init__(self, title: str, x: str, y: str, x_range: Pair, y_range: Pair) -> None:
         self._title, self._names = title, (x, y)
@@ -25,13 +25,13 @@ class Plot:
         self._labels: list[tuple[float, float, str, str]] = []
 
     def line(self, points: Sequence[Pair], kind: str) -> None:
-        """A line through the points; `kind` is its CSS class."""
+        """A line through the points. `kind` is its CSS class."""
         if points:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in map(self._at, points))
             self._marks.append(f'<polyline class="{kind}" points="{path}"/>')
 
     def dot(self, point: Pair, kind: str, label: str = "", interval: Pair | None = None) -> None:
-        """A point, named beside it, with its vertical interval."""
+        """A point with a label beside it and a vertical interval."""
         x, y = self._at(point)
         if interval is not None and not any(map(math.isnan, interval)):
             low, high = (self._at((point[0], end))[1] for end in interval)
@@ -44,7 +44,7 @@ class Plot:
             self._labels.append((x, y, label, kind))
 
     def svg(self) -> str:
-        """The picture, with a title for those who cannot see it."""
+        """The picture, with a title for screen readers."""
         parts = [*self._grid(), *self._marks, *self._placed()]
         return (
             f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(self._title)}">'
@@ -68,13 +68,13 @@ class Plot:
             parts.append(f'<text class="tick" x="{x - 6:.1f}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
         middle = _LEFT + (_WIDTH - _LEFT - _RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{_HEIGHT - 8}" text-anchor="middle">{escape(self._names[0])}</text>')
-        at = f'x="14" y="{_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2}" text-anchor="middle"'
+        position = f'x="14" y="{_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2}" text-anchor="middle"'
         turned = f'transform="rotate(-90 14 {_TOP + (_HEIGHT - _TOP - _BOTTOM) / 2})"'
-        parts.append(f"<text {at} {turned}>{escape(self._names[1])}</text>")
+        parts.append(f"<text {position} {turned}>{escape(self._names[1])}</text>")
         return parts
 
     def _placed(self) -> list[str]:
-        """Names beside their points, where no other name stands already."""
+        """Labels beside their points, at a spot without another label if there is one."""
         taken: list[tuple[float, float, float, float]] = []
         parts = []
         for x, y, label, kind in sorted(self._labels, key=lambda entry: entry[3] != "chosen"):
@@ -96,7 +96,7 @@ def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float,
 
 
 def _widened(ends: Pair) -> Pair:
-    """Some room beside the data; a range of no width gets one."""
+    """The range with room beside the data. A range without width gets one."""
     low, high = ends
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return low - (0 if low == 0 else room), high + (0 if high in (1.0, 100.0) else room)
@@ -111,25 +111,25 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def stacked(shares: Sequence[tuple[str, float, str]]) -> str:
-    """A bar of shares that add up to 1: name, share, CSS class."""
-    parts, at = [], 0.0
-    for name, part, kind in shares:
+    """A bar of shares that add up to 1, each as (name, share, CSS class)."""
+    parts, left = [], 0.0
+    for name, share, kind in shares:
         parts.append(
-            f'<rect class="{kind}" x="{100 * at:.2f}" width="{100 * part:.2f}" height="10">'
-            f"<title>{escape(name)} {100 * part:.0f} %</title></rect>"
+            f'<rect class="{kind}" x="{100 * left:.2f}" width="{100 * share:.2f}" height="10">'
+            f"<title>{escape(name)} {100 * share:.0f} %</title></rect>"
         )
-        at += part
+        left += share
     return f'<svg class="stack" viewBox="0 0 100 10" preserveAspectRatio="none" role="img">{"".join(parts)}</svg>'
 
 
 def ranges(title: str, x: str, rows: Sequence[tuple[str, Sequence[tuple[Pair, float, str]]]]) -> str:
-    """Values with their intervals, a line for each name: name, [(interval, value, CSS class)], all in per cent."""
+    """Values with their intervals in per cent, one line per name: (name, [(interval, value, CSS class)])."""
     left, step, top = 190, 24, 6
     bottom, scale, parts = top + step * len(rows), (_WIDTH - left - _RIGHT) / 100, []
     for tick in range(0, 101, 20):
-        at = left + scale * tick
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
+        position = left + scale * tick
+        parts.append(f'<line class="grid" x1="{position:.1f}" x2="{position:.1f}" y1="{top}" y2="{bottom}"/>')
+        parts.append(f'<text class="tick" x="{position:.1f}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
     for i, (name, marks) in enumerate(rows):
         middle = top + step * i + step / 2
         parts.append(f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(name[:31])}</text>')
@@ -138,8 +138,8 @@ def ranges(title: str, x: str, rows: Sequence[tuple[str, Sequence[tuple[Pair, fl
             ends = f'x1="{left + scale * low:.1f}" x2="{left + scale * high:.1f}"'
             parts.append(f'<line class="{kind} bar" {ends} y1="{y:.1f}" y2="{y:.1f}"/>')
             parts.append(f'<circle class="{kind}" cx="{left + scale * value:.1f}" cy="{y:.1f}" r="3.5"/>')
-    named = f'x="{(left + _WIDTH - _RIGHT) / 2}" y="{bottom + 30}" text-anchor="middle"'
-    parts.append(f"<text {named}>{escape(x)}</text>")
+    axis = f'x="{(left + _WIDTH - _RIGHT) / 2}" y="{bottom + 30}" text-anchor="middle"'
+    parts.append(f"<text {axis}>{escape(x)}</text>")
     return (
         f'<svg viewBox="0 0 {_WIDTH} {bottom + 36}" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>{''.join(parts)}</svg>"

@@ -1,4 +1,4 @@
-"""A comparison and the gate's verdicts, as text for a terminal."""
+"""A comparison and the verdicts of the gate, as text for a terminal."""
 
 import math
 from collections.abc import Iterator
@@ -7,28 +7,28 @@ from extproc.evidence.measure.comparison import COST, Cell, Comparison, GateVerd
 from extproc.evidence.show.estimate import percent
 
 
-def comparison_text(found: Comparison, texts: dict[int, str] | None, examples: int = 3) -> Iterator[str]:
-    """The comparison; `texts` (line -> words of the person) only where the user asked to see them."""
-    share = 100 * len(found.flips) / max(found.rows, 1)
-    yield f"{len(found.flips):,} of {found.rows:,} rows flip ({share:.1f} %)"
-    if found.estimated:
-        yield "no outcomes recorded: cost is that of the input alone, tokens estimated as the router does"
-    if found.unrecorded:
+def comparison_text(comparison: Comparison, texts: dict[int, str] | None, examples: int = 3) -> Iterator[str]:
+    """The comparison. `texts` has the person's text by line, if the user asked to see it."""
+    share = 100 * len(comparison.flips) / max(comparison.rows, 1)
+    yield f"{len(comparison.flips):,} of {comparison.rows:,} rows flip ({share:.1f} %)"
+    if comparison.estimated:
+        yield "no outcomes were recorded: cost is that of the input alone, with tokens estimated as the router does"
+    if comparison.unrecorded:
         yield (
-            f"{found.unrecorded:,} rows have no recorded answer of the tier that serves them now: "
+            f"{comparison.unrecorded:,} rows have no recorded answer of the tier that serves them now: "
             "their quality and cost are not compared"
         )
     yield ""
     yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
-    yield from map(_cell_line, found.cells)
+    yield from map(_cell_line, comparison.cells)
     kinds: dict[tuple[str, str, str], list[int]] = {}
-    for flip in found.flips:
+    for flip in comparison.flips:
         kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
     if kinds:
-        yield f"\n{'flips of':<22}{'rows':>6}  from -> to"
-    for (group, was, now), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
+        yield f"\n{'flips by cohort':<22}{'rows':>6}  old -> new"
+    for (group, old, new), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
         shown = ", ".join(map(str, lines[:examples])) + (", ..." if len(lines) > examples else "")
-        yield f"{group[:21]:<22}{len(lines):>6}  {was} -> {now}  (line {shown})"
+        yield f"{group[:21]:<22}{len(lines):>6}  {old} -> {new}  (line {shown})"
         if texts is not None:
             yield from (f"{'':<30}{texts.get(line, '')[:80]!r}" for line in lines[:examples])
 
@@ -44,13 +44,13 @@ def _cell_line(cell: Cell) -> str:
 
 
 def gate_text(verdicts: list[GateVerdict], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
-    """The gate's verdict, worst first; nothing worse than allowed is one line."""
+    """The verdicts of the gate, worst first. One line if nothing is worse than allowed."""
     limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
     regressed = [verdict for verdict in verdicts if verdict.regressed]
     if not verdicts:
         yield f"passed: no cohort is worse than allowed ({limits})"
         return
     yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
-    for verdict in sorted(verdicts, key=lambda r: (not r.regressed, r.cell.chance)):
-        word = "regressed" if verdict.regressed else "unclear: chance explains it"
+    for verdict in sorted(verdicts, key=lambda v: (not v.regressed, v.cell.chance)):
+        word = "regressed" if verdict.regressed else "unclear, may be random"
         yield f"{_cell_line(verdict.cell)}  {word} (p {verdict.cell.chance:.1g})"

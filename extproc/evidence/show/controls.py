@@ -1,4 +1,4 @@
-"""A configuration beside its controls, as text for a terminal."""
+"""A configuration and its controls, as text for a terminal."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,15 +8,15 @@ from extproc.evidence.show.estimate import percent
 
 
 def line_table(lines: Sequence[ControlLine]) -> Iterator[str]:
-    """What is configured beside its controls."""
-    yield f"{'quality and cost':<24}{'quality % [95 %]':<22}{'$/1,000':>9}{'$/success':>11}   configured, less this"
+    """One line for the configuration and one for each control."""
+    yield f"{'quality and cost':<24}{'quality % [95 %]':<22}{'$/1,000':>9}{'$/success':>11}   configured minus this"
     for line in lines:
-        behind = "" if line.behind is None else f"{percent(line.behind, '+')} points{_verdict(line.behind)}"
+        behind = "" if line.behind is None else f"{percent(line.behind, '+')} points{_comparison(line.behind)}"
         dollars = f"{line.per_1000.value:>9.4f}{line.per_success.value:>11.6f}"
         yield f"{line.name:<24}{percent(line.quality):<22}{dollars}   {behind}".rstrip()
 
 
-def _verdict(difference: Estimate) -> str:
+def _comparison(difference: Estimate) -> str:
     if difference.low > 0:
-        return ", above"
-    return ", below" if difference.high < 0 else ""
+        return ", better"
+    return ", worse" if difference.high < 0 else ""

@@ -1,10 +1,10 @@
-"""An estimate with its interval, as text."""
+"""An estimate as text."""
 
 from extproc.evidence.measure.metrics import Estimate
 
 
 def percent(estimate: Estimate, sign: str = "") -> str:
-    """An estimate of a share in per cent, with its interval; "-" where there is nothing to measure."""
+    """A share in per cent with its interval: "12.5 [10.1, 14.9]". "-" if there was nothing to measure."""
     if not estimate.known:
         return "-"
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
@@ -12,4 +12,5 @@ def percent(estimate: Estimate, sign: str = "") -> str:
 
 
 def number(estimate: Estimate, times: float) -> str:
+    """The value alone, multiplied. "-" if there was nothing to measure."""
     return f"{times * estimate.value:.1f}" if estimate.known else "-"

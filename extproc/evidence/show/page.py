@@ -1,4 +1,4 @@
-"""A report as one HTML page: everything inline, nothing fetched, readable on a phone, in print and in the dark."""
+"""An evaluation as one HTML page that loads nothing else, for phones, print and dark mode."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -14,29 +14,29 @@ from extproc.evidence.show.figures import figure, figures
 from extproc.evidence.show.robustness import COLUMNS
 from extproc.evidence.show.style import STYLE
 
-# A larger confusion matrix is a grey square: its largest entries are listed instead.
-_MATRIX = 30
+# A confusion matrix with more labels is unreadable. Its largest entries are listed instead.
+_MOST_LABELS = 30
 _LISTED = 25
 
 
-def as_html(report: Evaluation, title: str) -> str:
+def as_html(evaluation: Evaluation, title: str) -> str:
     """The whole page."""
     parts = [
         f"<h1>{escape(title)}</h1>",
-        _head(report),
-        _tiles(report),
+        _head(evaluation),
+        _tiles(evaluation),
         '<div class="plots">',
-        *figures(report),
+        *figures(evaluation),
         "</div>",
-        *_controls(report),
-        *_cohorts(report),
-        *_confusion(report),
-        *_robustness(report.robustness),
+        *_controls(evaluation),
+        *_cohorts(evaluation),
+        *_confusion(evaluation),
+        *_robustness(evaluation.robustness),
         "<h2>How to read this</h2><ul>",
-        *(f"<li>{escape(note)}</li>" for note in report.notes),
-        "<li>Brackets are 95 % bootstrap intervals over conversations (exact ones where all rows are alike); "
-        "differences are paired. A row is counted under its label; without one, under the cohort where it landed."
-        "</li></ul>",
+        *(f"<li>{escape(note)}</li>" for note in evaluation.notes),
+        "<li>Brackets are 95 % bootstrap intervals over conversations. If all rows are equal, they are exact "
+        "intervals of a share. Differences are paired.</li>",
+        "<li>A row counts under its label, or without one under the cohort that it matched.</li></ul>",
     ]
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -45,23 +45,23 @@ def as_html(report: Evaluation, title: str) -> str:
     )
 
 
-def _head(report: Evaluation) -> str:
-    d = report.data
+def _head(evaluation: Evaluation) -> str:
+    d = evaluation.data
     return (
-        f'<p class="soft">Traffic {d["traffic"]}: {d["rows"]:,} rows, {d["labelled"]:,} labelled, '
-        f"{d['out_of_scope']:,} of them out of scope, {d['with_outcomes']:,} with outcomes; {d['skipped']} lines "
-        f"skipped. Intents: revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} calibrated; "
-        f"encoder {escape(d['encoder'])}.</p>"
+        f'<p class="soft">Traffic {d["traffic"]}: {d["rows"]:,} rows, {d["labelled"]:,} labelled (of these '
+        f"{d['out_of_scope']:,} out of scope), {d['with_outcomes']:,} with outcomes; {d['skipped']} lines skipped. "
+        f"Intents: revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} of them calibrated. "
+        f"Encoder: {escape(d['encoder'])}.</p>"
     )
 
 
-def _tiles(report: Evaluation) -> str:
-    routed = next((line for line in report.lines if line.name == ROUTED), None)
+def _tiles(evaluation: Evaluation) -> str:
+    routed = next((line for line in evaluation.lines if line.name == ROUTED), None)
     tiles = [
-        ("nearest cohort is right", report.overall.accuracy),
-        ("wrong of accepted matches", report.overall.wrong),
-        ("out of scope, recall", report.scope_recall),
-        ("fallback", report.overall.fallback),
+        ("of rows in scope: nearest cohort is right", evaluation.overall.accuracy),
+        ("of accepted matches are wrong", evaluation.overall.wrong),
+        ("of out-of-scope rows recognised", evaluation.scope_recall),
+        ("of rows fall back", evaluation.overall.fallback),
     ]
     cells = [_tile(f"{100 * e.value:.1f} %", name, percent(e)) for name, e in tiles if e.known]
     if routed is not None:
@@ -76,66 +76,70 @@ def _tile(value: str, name: str, interval: str) -> str:
     return f'<div class="tile"><b>{value}</b><span>{name}<br>{interval}</span></div>'
 
 
-def _controls(report: Evaluation) -> Iterable[str]:
-    if not report.lines:
+def _controls(evaluation: Evaluation) -> Iterable[str]:
+    if not evaluation.lines:
         return
-    prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in report.data["prices"].items())
-    yield "<h2>Against its controls</h2>"
+    prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in evaluation.data["prices"].items())
+    yield "<h2>Compared with its controls</h2>"
     rows = []
-    for line in report.lines:
-        own = ' class="own"' if line.name == ROUTED else ""
+    for line in evaluation.lines:
+        row_class = ' class="configured"' if line.name == ROUTED else ""
         behind = _cell(line.behind, "+") if line.behind is not None else ""
         dollars = f"{line.per_1000.value:.4f} <i>[{line.per_1000.low:.4f}, {line.per_1000.high:.4f}]</i>"
         success = f"{1000 * line.per_success.value:.4f}" if line.per_success.known else "-"
-        rows.append(f"<tr{own}><td>{escape(line.name)}</td><td>{_cell(line.quality)}</td><td>{dollars}</td>"
+        rows.append(f"<tr{row_class}><td>{escape(line.name)}</td><td>{_cell(line.quality)}</td><td>{dollars}</td>"
                     f"<td>{success}</td><td>{behind}</td></tr>")  # fmt: skip
-    yield _table(("", "quality, %", "$ per 1,000", "$ per 1,000 successes", "configured less this, points"), rows)
+    yield _table(("", "quality, %", "$ per 1,000", "$ per 1,000 successes", "configured minus this, points"), rows)
     yield f'<p class="soft">Dollars per million tokens, input / output: {escape(prices)}.</p>'
 
 
-def _cohorts(report: Evaluation) -> Iterable[str]:
-    tiers = list(report.data["prices"])
+def _cohorts(evaluation: Evaluation) -> Iterable[str]:
+    tiers = list(evaluation.data["prices"])
     yield "<h2>By cohort</h2>"
     swatch = '<svg viewBox="0 0 10 10"><rect class="t{}" width="10" height="10"/></svg>'
     key = "".join(f"<span>{swatch.format(i % 5)}{escape(t)}</span>" for i, t in enumerate(tiers))
     yield f'<p class="key">{key}</p>'
     rows = []
-    for g in [report.overall, *report.groups]:
+    for g in [evaluation.overall, *evaluation.groups]:
         shares = [(t, g.tiers.get(t, 0) / max(g.rows, 1), f"t{i % 5}") for i, t in enumerate(tiers)]
         dollars = f"{g.per_1000.value:.3f}" if g.per_1000.known else "-"
         fallback = f"{100 * g.fallback.value:.1f}" if g.fallback.known else "-"
         cells = [f"{g.rows:,}", *(_cell(e) for e in (g.accuracy, g.accepted, g.wrong)), fallback, stacked(shares)]
-        if report.lines:
+        if evaluation.lines:
             cells += [*(_cell(e) for e in (g.escalated, g.quality)), dollars]
         body = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(g.name)}</td>{body}</tr>")
     header = ["", "rows", "nearest is right, %", "accepted, %", "wrong of accepted, %", "fallback, %", "first tier"]
-    outcomes = ["escalated, %", "quality, %", "$ per 1,000"] if report.lines else []
+    outcomes = ["escalated, %", "quality, %", "$ per 1,000"] if evaluation.lines else []
     yield _table([*header, *outcomes], rows)
-    reasons = ", ".join(f"{name} {count:,}" for name, count in report.overall.reasons.items())
-    yield f'<p class="soft">Reasons for the first tier: {escape(reasons)}.</p>'
-    if report.overall.rejections:
-        told = ", ".join(f"{name} {count:,}" for name, count in report.overall.rejections.items())
-        better = percent(report.overall.corrected)
-        yield f'<p class="soft">Answers rejected as: {escape(told)}; better after climbing: {better} %.</p>'
-    for path, (count, p50, p95) in report.latency_s.items():
+    reasons = ", ".join(f"{name} {count:,}" for name, count in evaluation.overall.reasons.items())
+    yield f'<p class="soft">Rows by the reason for the first tier: {escape(reasons)}.</p>'
+    if evaluation.overall.rejections:
+        rejections = ", ".join(f"{name} {count:,}" for name, count in evaluation.overall.rejections.items())
+        better = percent(evaluation.overall.corrected)
+        yield f'<p class="soft">Rejected answers by reason: {escape(rejections)}.</p>'
+        yield (
+            f'<p class="soft">Better after the escalation: {better} % of the escalated rows with both qualities '
+            "recorded.</p>"
+        )
+    for path, (count, p50, p95) in evaluation.latency_s.items():
         yield f'<p class="soft">Latency, {escape(path)}: p50 {p50:.2f} s, p95 {p95:.2f} s ({count:,} rows).</p>'
 
 
-def _confusion(report: Evaluation) -> Iterable[str]:
-    if not report.confusion:
+def _confusion(evaluation: Evaluation) -> Iterable[str]:
+    if not evaluation.confusion:
         return
     yield "<h2>Confusion</h2>"
-    labels = sorted({a for a, _, _ in report.confusion}, key=lambda name: (name == OUT_OF_SCOPE, name))
-    if len(labels) > _MATRIX:
-        wrong = [c for c in report.confusion if c[0] != c[1] and c[:2] != (OUT_OF_SCOPE, "fallback")][:_LISTED]
-        yield f'<p class="soft">{len(labels)} labels: the {len(wrong)} most frequent mistakes.</p>'
-        yield _table(("label", "landed in", "rows"), [
+    labels = sorted({a for a, _, _ in evaluation.confusion}, key=lambda name: (name == OUT_OF_SCOPE, name))
+    if len(labels) > _MOST_LABELS:
+        wrong = [c for c in evaluation.confusion if c[0] != c[1] and c[:2] != (OUT_OF_SCOPE, "fallback")][:_LISTED]
+        yield f'<p class="soft">{len(labels)} labels. The {len(wrong)} most frequent mistakes:</p>'
+        yield _table(("label", "match", "rows"), [
             f"<tr><td>{escape(a)}</td><td>{escape(b)}</td><td>{n}</td></tr>" for a, b, n in wrong
         ])  # fmt: skip
         return
-    counts = {(a, b): n for a, b, n in report.confusion}
-    ends = [*sorted({*labels, *(b for _, b, _ in report.confusion)} - {OUT_OF_SCOPE, "fallback"}), "fallback"]
+    counts = {(a, b): n for a, b, n in evaluation.confusion}
+    ends = [*sorted({*labels, *(b for _, b, _ in evaluation.confusion)} - {OUT_OF_SCOPE, "fallback"}), "fallback"]
     head = "".join(f"<th><span>{escape(name)}</span></th>" for name in ends)
     rows = []
     for a in labels:
@@ -149,7 +153,7 @@ def _confusion(report: Evaluation) -> Iterable[str]:
             style = f"background:color-mix(in srgb,{tint} {strength}%,var(--band))"
             cells.append(f'<td class="{"hit" if hit else ""}" style="{style}">{n or ""}</td>')
         rows.append(f"<tr><th>{escape(a)}</th>{''.join(cells)}</tr>")
-    yield '<p class="soft">Rows: the label. Columns: the cohort where it landed, trusted.</p>'
+    yield '<p class="soft">Rows: the label. Columns: the trusted match.</p>'
     yield f'<div class="scroll"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
     yield f"{''.join(rows)}</table></div>"
 

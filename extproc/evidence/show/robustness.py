@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from extproc.evidence.perturb.robustness import Effect, Robustness
 from extproc.evidence.show.estimate import number, percent
 
-# What each column is, and the rows that its shares are of.
+# The meaning of each column, and the rows that its shares are of.
 COLUMNS = {
     "flipped": "routed to another cohort or tier, of all rows",
     "upgraded": "moved to a more expensive tier, of the rows below the most expensive one",

@@ -1,4 +1,4 @@
-"""The page's CSS, inline: for screens down to 340 pixels, for print and for the dark."""
+"""The CSS of the page, for screens from 340 pixels, for print and for dark mode."""
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5d6878;--paper:#fff;--band:#f4f6f9;--rule:#dde2ea;--own:#c2410c;--other:#2563a8;
@@ -23,7 +23,7 @@ tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 th:first-child{background:var(--band)}
-tr.own td{font-weight:600;color:var(--own)}td i{color:var(--soft);font-style:normal;font-size:.92em}
+tr.configured td{font-weight:600;color:var(--own)}td i{color:var(--soft);font-style:normal;font-size:.92em}
 svg text{fill:var(--soft);font:12px system-ui,sans-serif}svg .tick{font-size:11px}
 svg .grid{stroke:var(--rule);stroke-width:1}svg polyline{fill:none;stroke-width:2}
 svg .curve{stroke:var(--other)}svg .hull{stroke:var(--soft);stroke-dasharray:5 4}
