@@ -134,7 +134,7 @@ def test_no_decision_depends_on_labels_or_outcomes(folder, tmp_path, words, toke
     """The seal does not depend on labels and outcomes. It depends on thresholds."""
     texts = (BILL, COOK, NEITHER)
     plain = run(folder, tmp_path, words, tokens, *({"text": t} for t in texts))
-    judged = run(folder, tmp_path, words, tokens, *({"text": t, "intent": "billing", "outcomes": both(1 == 1, False)}
+    judged = run(folder, tmp_path, words, tokens, *({"text": t, "intent": "billing", "outcomes": both(True, False)}
                                                    for t in texts))  # fmt: skip
     assert plain.sealed == judged.sealed
     cohorts = dict(plain.snapshot.policy.cohorts)

@@ -1,4 +1,4 @@
-"""Labelled or recorded traffic: one JSON object per line, in the format that docs/evidence.md defines.
+"""Labelled or recorded traffic: one JSON object per line, in the format of docs/reference/traffic.md.
 
 The request of a row is decoded when it is read. Its label and its outcomes stay undecoded bytes until `reveal`, so
 that no decision and no fit can use them by mistake.

@@ -74,7 +74,11 @@ def labelled_rows(run: Execution, seed: int) -> LabelledRows:
         matches.append(match)
     if not texts:
         any_label = any(revealed.intent is not msgspec.UNSET for revealed in run.revealed)
-        remedy = "run `extproc eval` to see why" if any_label else "give rows an `intent` (docs/evidence.md)"
+        remedy = (
+            "run `extproc eval` to see why"
+            if any_label
+            else "give rows an `intent` (see docs/reference/traffic.md)"
+        )
         raise ValueError(f"no labelled row has a match: {remedy}")
     no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
     fraction = np.array([hash_fraction(text, seed) for text in texts])

@@ -61,7 +61,9 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
     comparable = recorded(run, quality, cost)
     positions = [int(i) for i in np.flatnonzero(comparable.rows)]
     if not positions or len(comparable.tiers) < 2:
-        raise ValueError("no row has the outcomes of two tiers or more: record `outcomes` (docs/evidence.md)")
+        raise ValueError(
+            "no row has the outcomes of two tiers or more: record `outcomes` (see docs/reference/traffic.md)"
+        )
     names = comparable.tiers
     answers = [[run.answers[i][name] for name in names] for i in positions]
     facts, logprobs = {}, {}
