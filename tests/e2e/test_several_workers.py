@@ -118,4 +118,4 @@ def test_a_killed_supervisor_leaves_no_worker(small_intents, tmp_path):
             stack.stop()
             for pid in filter(alive, pids):
                 os.kill(pid, signal.SIGKILL)
-    assert stack.log("router.log").count("the supervisor is gone") == 2
+    assert stack.log("router.log").count("the supervisor process has ended") == 2
