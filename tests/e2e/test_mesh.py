@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from extproc.config.load import load_config
 from extproc.demo.stack import Stack, running
@@ -125,7 +126,8 @@ def _beside(stack: Stack, folder: Path, envoy: Path | None, router: bool = True)
     gateway = Stack(stack.intents, folder, stack.upstreams)
     if router:
         gateway.router_port, gateway.router = stack.router_port, stack.router
-    envoy_filter = render_module().envoy_filter(load_config(REPOSITORY / "intents"))
+    files = render_module().rendered(load_config(REPOSITORY / "intents"))
+    envoy_filter = yaml.safe_load(files["overlays/istio/envoyfilter.yaml"])
     bootstrap = _on_loopback(_patched(_gateway(gateway), envoy_filter), gateway)
     try:
         gateway.start_envoy(bootstrap, binary=str(envoy or executable("envoy")))
