@@ -10,6 +10,7 @@ from docs.generate.log_lines import log_lines_page
 from docs.generate.router_stream import router_stream_table
 from docs.generate.telemetry import telemetry_page
 from docs.generate.user_files import intent_page, policy_page, traffic_page
+from docs.generate.verifier_stream import verifier_stream_picture, verifier_stream_tables
 
 # File below docs/ -> its text.
 PAGES: dict[str, Callable[[], str]] = {
@@ -24,5 +25,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/traffic.md": traffic_page,
     "reference/logs.md": log_lines_page,
     "generate/router-stream.md": router_stream_table,
+    "generate/verifier-stream.md": verifier_stream_tables,
     "img/floors.svg": floors_picture,
+    "img/hold.svg": verifier_stream_picture,
 }

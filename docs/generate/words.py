@@ -278,6 +278,21 @@ MODES = {
     "rescue": "the stream of the rescue filter: a failure, while a rejected answer is kept",
 }
 
+HOLD_STATES = {
+    "start": "is passed on: the headers of the answer have not arrived",
+    "holding": "is buffered, until there is a ruling",
+    "passing": "is passed on. If no final ruling was made, the whole answer is judged at its end, and the verdict is recorded",
+    "dropping": "is dropped: the client has another answer",
+}
+
+HOLD_STEPS = {
+    "hold": "the headers have status 200, and the answer is to be judged before it goes on: a whole body, or a stream under "
+    "`stream: early` or `buffer`",
+    "pass": "the headers have another status, the cohort is gone after a reload, or a stream is under `stream: record`",
+    "release": "there is a ruling. The first message carries it, as a header and as metadata",
+    "drop": "the ruling is `human`. The client gets the status and the message of `human:` instead",
+}
+
 DECISION_LOG = """
 Envoy writes one JSON line of every exchange. [Observe](../guides/observe.md#decision-log) is the guide. The JSON Schema is
 [decision-log.schema.json](../decision-log.schema.json), and a test holds lines of the real Envoy to it. No word of a request or

@@ -12,6 +12,7 @@ _LINK = re.compile(r"\]\((?!https?:)(?P<path>[^)#\s]+)")
 # Read outside the site, where mkdocs does not check the links.
 OUTSIDE = ("README.md", "envoy/README.md", "deploy/k8s/README.md")
 _NAMED = re.compile(r"\bdocs/[a-z0-9/._-]+\.(?:md|json)\b")
+_MODULE = re.compile(r"`(?:extproc/)?((?:[a-z_]+/)+[a-z_]+\.py)`")
 _TEST = re.compile(r"`(test_\w+)`")
 
 
@@ -37,6 +38,18 @@ def test_files_of_the_documentation_that_the_code_names_are_there() -> None:
         for path in sources()
         for name in _NAMED.findall(path.read_text(encoding="utf-8"))
         if not (ROOT / name).exists()
+    }
+    assert missing == set()
+
+
+def test_modules_that_the_pages_name_are_there() -> None:
+    """A page that leads to `routing/ask.py` is changed when that module moves."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "concepts").glob("*.md"), ROOT / "CONTRIBUTING.md"]
+    missing = {
+        f"{page.name}: {module}"
+        for page in pages
+        for module in _MODULE.findall(page.read_text(encoding="utf-8"))
+        if not any((folder / module).exists() for folder in (ROOT, ROOT / "extproc"))
     }
     assert missing == set()
 
