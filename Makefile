@@ -23,7 +23,7 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
   || { tail -n 30 $(SETUP_LOG); echo "failed: $(1). The whole log is $(SETUP_LOG)."; exit 1; } >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests image lock sbom bench \
+.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
   bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing \
   bench-soak bench-static bench-ttft bench-views clean
 
@@ -70,6 +70,18 @@ schema: $(VENV)/ready  ## write the JSON Schemas of the YAML files into docs/sch
 
 manifests: $(VENV)/ready  ## write the files in deploy/k8s that depend on the tiers
 	@$(BIN)/python deploy/k8s/render.py
+
+# The environment has the locked packages without the extras, and no source tree is on its path.
+wheel: $(VENV)/ready  ## build the wheel, install it into an empty environment and run it there
+	@rm -rf build/lib build/wheel && mkdir -p build/wheel
+	$(call step,building the wheel,$(BIN)/pip wheel -q --no-deps -w build/wheel .)
+	$(call step,installing it into an empty environment (2 minutes),$(PYTHON) -m venv build/wheel/venv \
+	  && build/wheel/venv/bin/pip install --no-deps "torch==$(TORCH)" \
+	  && build/wheel/venv/bin/pip install --no-deps --require-hashes -r requirements.lock \
+	  && build/wheel/venv/bin/pip install build/wheel/*.whl)
+	@ls build/wheel/*.whl
+	@cd build/wheel && venv/bin/extproc --version && venv/bin/extproc check $(CURDIR)/intents \
+	  && venv/bin/extproc explain --intents $(CURDIR)/intents "Prove that 17 is prime"
 
 image:  ## build the container image without Docker, and run it (needs root, buildah and debootstrap)
 	@deploy/image.sh
