@@ -1,4 +1,4 @@
-"""From logged requests to calibrated intents, a report and a gate, with the four commands of the README."""
+"""From logged requests to calibrated intents, a report and a gate, with the four commands of the guides."""
 
 import json
 import re
@@ -30,10 +30,10 @@ class Once:
         self.encode = Memory(encoder).encode
 
 
-def in_the_readme() -> list[list[str]]:
-    """The commands under "From labelled or recorded traffic", word for word."""
-    text = (ROOT / "README.md").read_text()
-    block = re.search(r"From labelled or recorded traffic.*?```\n(.*?)```", text, re.DOTALL)
+def in_the_guides() -> list[list[str]]:
+    """The commands under "From a log to a gate", word for word."""
+    text = (ROOT / "docs" / "guides" / "index.md").read_text()
+    block = re.search(r"## From a log to a gate.*?```bash\n(.*?)```", text, re.DOTALL)
     assert block is not None
     return [line.partition("#")[0].split()[1:] for line in block[1].splitlines()]
 
@@ -60,7 +60,7 @@ def test_four_commands_lead_from_logged_requests_to_a_gate(
     bodies = [{"model": "auto", "messages": [{"role": "user", "content": text}]} for text, _ in asked]
     Path("requests.jsonl").write_bytes(b"".join(msgspec.json.encode(body) + b"\n" for body in bodies))
 
-    convert, calibrate, evaluate, gate = in_the_readme()
+    convert, calibrate, evaluate, gate = in_the_guides()
     assert convert[-2:] == [">", "traffic.jsonl"] and main(convert[:-2]) == 0
     rows = [json.loads(line) for line in capsysbinary.readouterr().out.splitlines()]
     labelled = [row | {"intent": intent} for row, (_, intent) in zip(rows, asked, strict=True)]

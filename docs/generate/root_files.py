@@ -17,7 +17,7 @@ def on_page_markdown(markdown: str, page: Any, **_: object) -> str:
 
 
 def _site_link(link: re.Match[str]) -> str:
-    """A link that leads to a page of the site. Where there is none, only its text stays."""
+    """A link that leads to a page of the site. If there is no page, only its text stays."""
     pages = {file: page for page, file in SHOWN.items()}
     target = pages.get(link["target"], link["target"].removeprefix("docs/"))
     in_site = target != link["target"]

@@ -306,14 +306,14 @@ words, never text of a request.
 
 LABELS = {
     "cohort": "the nearest cohort; of an exchange without one, empty",
-    "tier": "of decisions: the tier of the first attempt. Of outcomes, tokens and costs: the tier that answered",
-    "reason": "of decisions and outcomes: a [reason](reasons.md#reasons-of-a-decision). Of verdicts and rejections: a [reason of a "
-    "rejection](reasons.md#reasons-of-a-rejection). Of reloads: why one was [refused](reasons.md#reloads)",
+    "tier": "for decisions, the tier of the first attempt; elsewhere the tier that answered",
+    "reason": "for decisions and outcomes, a [reason](reasons.md#reasons-of-a-decision); for verdicts and rejections, a [reason of "
+    "a rejection](reasons.md#reasons-of-a-rejection). A refused reload has the [word of its refusal](reasons.md#reloads)",
     "verdict": "a [verdict](reasons.md#verdicts)",
     "bound": "a [bound](reasons.md#bounds), if one kept the answer from escalating",
     "rule": "the acceptance rule that could not run",
     "stage": "`read`, `embed`, `match` or `write`",
-    "outcome": "of exchanges: an [ending](reasons.md#endings). Of reloads: `applied` or `refused`",
+    "outcome": "for exchanges, an [ending](reasons.md#endings); for reloads, `applied` or `refused`",
     "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
     "type": "`input`, `output` or `cached` (part of the input)",
     "revision": "the revision of the configuration that serves",

@@ -18,7 +18,7 @@ _REFERRED: dict[str, Any] = {
     "human": {"queue": "review.jsonl"},
 }
 # The last item of a list of utterances that goes on.
-_MORE = "  - ...\n"
+_MORE = re.compile(r"  - \.\.\.( +#.*)?\n")
 _COMMENT = re.compile(r"# (\S+\.yaml)\n")
 
 
@@ -38,7 +38,7 @@ def completed(fence: Fence, original: Path, part: bool) -> str:
     if original.name == "policy.yaml":
         whole = _REFERRED | whole
     rest = {key: value for key, value in whole.items() if key not in given}
-    text = fence.text.replace(_MORE, "  - One more example\n  - And another example\n")
+    text = _MORE.sub("  - One more example\n  - And another example\n", fence.text)
     return text + (yaml.safe_dump(rest) if rest else "")
 
 
