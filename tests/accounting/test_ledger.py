@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ DAY_S = 86400.0
 
 def outcome(at: float | None = None, **what: Any) -> Outcome:
     plain = {"ending": "accepted", "status": 200, "attempts": 1, "reason": "matched", "tier": "small"}
-    return Outcome(**{"time": time.time() if at is None else at, "api": "chat"} | plain | what)
+    fields: dict[str, Any] = {"time": time.time() if at is None else at, "api": "chat"}
+    return Outcome(**fields | plain | what)
 
 
 CLIMBED = outcome(
@@ -204,7 +206,7 @@ def test_a_full_disk_costs_outcomes_and_nothing_else(small_disk: Path) -> None:
     recorded = Recorded(Store(path, 30))
     for i in range(50):
         recorded.ledger.offer(b"full " * 20)
-        until(lambda i=i: len(recorded.ended) == (i + 1) * 20)
+        until(partial(lambda i: len(recorded.ended) == (i + 1) * 20, i))
     ballast.unlink()
     recorded.ledger.offer(b"room")
     recorded.ledger.close()

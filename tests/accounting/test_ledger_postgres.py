@@ -19,7 +19,7 @@ import pytest
 
 from extproc.accounting.export import export
 from extproc.accounting.ledger import Ledger
-from extproc.accounting.outcome import Cost, Outcome, Rejection
+from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
 from extproc.accounting.report import read_report
 from extproc.accounting.store import Store, connect, name_of
 from extproc.api.observation import Usage
@@ -106,16 +106,26 @@ def outcomes() -> list[tuple[Outcome, Cost]]:
     """Outcomes of several kinds: one has two rejections, and one is too old to be kept."""
     now = time.time()
     climbed = Outcome(
-        now - 60, "chat", "accepted", 200, 3, "matched", False, "faq", "frontier", usage=Usage(10, 4, 3),
+        now - 60, "chat", Ending.ACCEPTED, 200, 3, "matched", False, "faq", "frontier", usage=Usage(10, 4, 3),
         rejections=(Rejection(1, "small", "refusal", Usage(9, 2)), Rejection(2, "large", "empty")),
         usage_from="envoy", principal="p", session="s", revision="r1", mode="enforce", duration_s=1.5,
         first_byte_s=0.5,
     )  # fmt: skip
     plain = Outcome(
-        now - 50, "chat", "accepted", 200, 1, "matched", True, "faq", "small", usage=Usage(7, 1), first_byte_s=0.25
+        now - 50,
+        "chat",
+        Ending.ACCEPTED,
+        200,
+        1,
+        "matched",
+        True,
+        "faq",
+        "small",
+        usage=Usage(7, 1),
+        first_byte_s=0.25,
     )
-    failed = Outcome(now - 40, "messages", "failed", 503, 2, "fail_open")
-    old = Outcome(now - 40 * 86400, "chat", "accepted", 200, 1, "matched")
+    failed = Outcome(now - 40, "messages", Ending.FAILED, 503, 2, "fail_open")
+    old = Outcome(now - 40 * 86400, "chat", Ending.ACCEPTED, 200, 1, "matched")
     return [(climbed, Cost(0.5, (0.25, None), 0.75)), (plain, Cost(0.125, (), 0.25)), (failed, FREE), (old, FREE)]
 
 
@@ -174,7 +184,7 @@ class Recorded:
     def __init__(self, url: str) -> None:
         self.ended = 0
         self.lost: list[int] = []
-        made = Outcome(time.time(), "chat", "accepted", 200, 1, "matched")
+        made = Outcome(time.time(), "chat", Ending.ACCEPTED, 200, 1, "matched")
         self.ledger = Ledger(lambda _: [made], lambda _: FREE, self._report, self.lost.append, Store(url, 30))
 
     def _report(self, *_: Any) -> None:

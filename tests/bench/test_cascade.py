@@ -55,8 +55,8 @@ def question(
 
 def outcomes(small: str, large: str, escalated: str) -> Outcomes:
     """One digit per question. The small answer costs 1, the large one 10."""
-    digits = [np.array([float(d) for d in row]) for row in (small, large, escalated)]
-    return Outcomes(*digits, small_cost=np.ones(len(small)), large_cost=np.full(len(small), 10.0))
+    first, second, third = (np.array([float(d) for d in row]) for row in (small, large, escalated))
+    return Outcomes(first, second, third, small_cost=np.ones(len(small)), large_cost=np.full(len(small), 10.0))
 
 
 def test_the_parts_are_disjoint_and_have_every_category() -> None:

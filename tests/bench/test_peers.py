@@ -67,7 +67,9 @@ def test_the_table_compares_with_plain_envoy():
         "plain Envoy": Cell(400, 4000.0, 0.2, 0.5, (0.05,), 0.2, 0),
         "a gateway": Cell(100, 1000.0, 1.0, 2.0, (0.4, 0.1), 0.1, 3),
     }
-    turns = {(name, stream, c): [cell] for name, cell in cells.items() for stream in (0, 1) for c in CONNECTIONS}
+    turns = {
+        (name, stream, c): [cell] for name, cell in cells.items() for stream in (False, True) for c in CONNECTIONS
+    }
     rows = {stream: list(table(turns, stream))[-1].split() for stream in (False, True)}
     of_envoy = {False: "0.25", True: "5.00"}
     for stream, row in rows.items():

@@ -86,8 +86,8 @@ def described(info: Any, place: str) -> Iterator[tuple[str, bool]]:
                 yield from described(member, place)
         case msgspec.inspect.StructType():
             for field in info.fields:
-                has = isinstance(field.type, msgspec.inspect.Metadata)
-                text = (field.type.extra_json_schema or {}).get("description", "") if has else ""
+                schema = field.type.extra_json_schema if isinstance(field.type, msgspec.inspect.Metadata) else None
+                text = (schema or {}).get("description", "")
                 yield f"{place}.{field.encode_name}", text[-1:] == "." and text[:1] != " "
                 yield from described(field.type, f"{place}.{field.encode_name}")
         case msgspec.inspect.VarTupleType() | msgspec.inspect.ListType():

@@ -34,5 +34,5 @@ def test_every_query_of_the_dashboard_returns_data_and_a_trace_is_whole() -> Non
     assert len(dashboard_queries()) > 15
     with watched() as running:
         assert settle(running) == []
-        services = {service for service, _ in running.climb()}
+        services = {service for service, _ in running.escalation()}
     assert services == {"envoy", "semantic-router"}

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -107,7 +108,7 @@ def test_a_response_is_read_as_the_verifier_reads_it(folder, tmp_path, words, to
     """Its text is judged and its usage is priced. An outcome may have the name of the tier's model."""
     member = "delta" if stream else "message"
     message = {member: {"role": "assistant", "content": "no"}, "finish_reason": "stop", "index": 0}
-    response = {"choices": [message], "usage": {"prompt_tokens": 16, "completion_tokens": 1}}
+    response: Any = {"choices": [message], "usage": {"prompt_tokens": 16, "completion_tokens": 1}}
     if stream:
         response = f"data: {json.dumps(response)}\n\ndata: [DONE]\n\n"
     outcomes = {"qwen3-8b": {"response": response, "quality": 0.25}, "large": both(True, True)["large"]}

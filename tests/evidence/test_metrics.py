@@ -56,8 +56,8 @@ def test_reliability_and_calibration_error():
     """Two bins: 0.15 predicted and half right, 0.95 predicted and all right: (2 * 0.35 + 2 * 0.05) / 4."""
     probability, right = array(0.1, 0.2 - 1e-9, 0.9, 1.0), np.array([True, False, True, True])
     assert metrics.reliability(probability, right, bins=5) == [
-        Bin(pytest.approx(0.15), 0.5, 2),
-        Bin(pytest.approx(0.95), 1.0, 2),
+        Bin(approx(0.15), 0.5, 2),
+        Bin(approx(0.95), 1.0, 2),
     ]
     assert metrics.ece(probability, right, bins=5) == pytest.approx(0.2)
     assert math.isnan(metrics.ece(array(), np.array([], dtype=bool)))
@@ -111,16 +111,14 @@ def test_degenerate_ratios():
     assert metrics.share(every, among=none).estimate(0) is NOTHING
     assert metrics.mean(array(math.nan, math.nan)).estimate(0) is NOTHING
     assert metrics.mean(array(0.4)).estimate(0) == Estimate(0.4, 0.4, 0.4, 1)
-    assert metrics.share(every, among=every).estimate(0) == Estimate(1.0, pytest.approx(0.292402), 1.0, 3)
+    assert metrics.share(every, among=every).estimate(0) == Estimate(1.0, approx(0.292402), 1.0, 3)
     assert math.isnan(Ratio(array(2.0), array(0.0)).value())
 
 
 def test_only_a_share_has_the_interval_of_a_share():
     """Three changes of 0 may hide changes for better or worse. Three equal prices have no width."""
-    most = pytest.approx(0.707598, abs=1e-5)
-    assert metrics.mean(np.zeros(3), least=-1.0).estimate(0) == Estimate(
-        0.0, pytest.approx(-0.707598, abs=1e-5), most, 3
-    )
+    most = approx(0.707598, abs=1e-5)
+    assert metrics.mean(np.zeros(3), least=-1.0).estimate(0) == Estimate(0.0, approx(-0.707598, abs=1e-5), most, 3)
     assert metrics.mean(np.zeros(3), least=None).estimate(0) == Estimate(0.0, 0.0, 0.0, 3)
     assert metrics.mean(np.ones(3), least=None).estimate(0) == Estimate(1.0, 1.0, 1.0, 3)
 

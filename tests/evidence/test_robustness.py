@@ -3,6 +3,7 @@
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -75,7 +76,7 @@ def test_only_the_last_user_message_of_a_request_changes(tmp_path):
     path = tmp_path / "traffic.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode({"request": body}) + b"\n" for body in bodies))
     new = {"role": "user", "content": "new"}
-    assert [msgspec.json.decode(row.asking("new").body) for row in read_traffic(path).rows] == [
+    assert [msgspec.json.decode(row.asking("new").body or b"") for row in read_traffic(path).rows] == [
         {"model": "auto", "messages": [*turns, new], "tools": []},
         {"model": "auto", "input": "new"},
         {"model": "auto", "input": [new]},
@@ -130,7 +131,7 @@ def test_the_same_seed_gives_the_same_report(folder, tmp_path, words):
 
 @pytest.mark.parametrize("rows", [1, 0])
 def test_one_row_and_no_row_are_reported_too(folder, tmp_path, words, rows):
-    traffic = [{"text": BILLS[0]}] * rows or [{"request": {"model": "gpt-9", "messages": []}}]
+    traffic: list[dict[str, Any]] = [{"text": BILLS[0]}] * rows or [{"request": {"model": "gpt-9", "messages": []}}]
     run, robustness = perturbed(folder, tmp_path, words, *traffic)
     assert robustness.rows == rows
     report = msgspec.structs.replace(evaluate(run), robustness=robustness)

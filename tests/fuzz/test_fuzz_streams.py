@@ -224,7 +224,7 @@ def _attempt(w: Messenger) -> Attempt:
     headers = w.headers() | {":status": b"503" if w.rarely(8) else b"200", "content-type": kind}
     messages = [w.message("response_headers", headers=headers), *w.body("response", mode, answer, trailers)]
     w.open(messages[0], NONE, mode, waits=w.rarely(4))
-    decision = {
+    decision: dict[str, Any] = {
         "cohort": w.one(("early", "buffer", "record", "person", "gone")),
         "rungs": list(_CLUSTERS[: w.one((1, 2, 3))]),
         "api": w.one(("chat", "messages", "responses", "completions")),

@@ -324,7 +324,7 @@ def test_without_upgrades_left_the_default_tier_serves():
     expensive = policy(rule(tier="frontier"))
     assert chosen(expensive, clearly("faq")) == ("frontier", Reason.RULE)
     assert chosen_when_spent(expensive, clearly("faq")) == ("large", Reason.UPGRADE_RATE)
-    cohorts = POLICY.cohorts | {"code": msgspec.structs.replace(CODE, tier="frontier")}
+    cohorts = {**POLICY.cohorts, "code": msgspec.structs.replace(CODE, tier="frontier")}
     assert chosen_when_spent(policy(cohorts=cohorts), clearly("code")) == ("large", Reason.UPGRADE_RATE)
     assert chosen_when_spent(POLICY, clearly("faq")) == ("small", Reason.MATCHED)
     assert chosen_when_spent(POLICY, NOWHERE) == ("large", Reason.OUT_OF_SCOPE)

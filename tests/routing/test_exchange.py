@@ -15,7 +15,7 @@ from extproc.config.load import load_config
 from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
-from extproc.messages import BodyMode, Event, Opening, Reply
+from extproc.messages import BodyMode, Event, Kind, Opening, Reply
 from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates, principal_of
 from extproc.routing.router import Router
@@ -327,7 +327,7 @@ def test_a_request_without_a_body_passes_at_its_headers(router, mode):
 @pytest.mark.parametrize("mode", ["STREAMED", "BUFFERED"])
 def test_every_response_message_gets_a_reply_of_its_kind(router, mode):
     """The router changes no answers."""
-    kinds = ["response_headers", "response_body", "response_body", "response_trailers"]
+    kinds: list[Kind] = ["response_headers", "response_body", "response_body", "response_trailers"]
     events = [Event(kind, body=b"{}" if kind == "response_body" else b"") for kind in kinds]
     _, replies = exchanged(router, "BUFFERED", body(BODY), *events, response=mode)
     assert replies[1:] == [[Reply(kind)] for kind in kinds]

@@ -228,7 +228,7 @@ def test_a_drain_takes_its_steps_in_order(monkeypatch: pytest.MonkeyPatch, conne
     steps.rpc.stop, steps.logs.drain = mock.AsyncMock(), mock.AsyncMock()
     steps.logs.connected = connected
     steps.sleep = mock.AsyncMock()
-    monkeypatch.setattr(serving_module.asyncio, "sleep", steps.sleep)
+    monkeypatch.setattr(asyncio, "sleep", steps.sleep)
     server = Server(steps.rpc, steps.health, steps.processor, steps.telemetry, steps.ledger, steps.logs, "", 30.0)
 
     async def play() -> None:

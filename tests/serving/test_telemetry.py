@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from opentelemetry import metrics
@@ -41,11 +42,13 @@ class Collected:
     def metrics(self) -> dict[str, Exported]:
         """The metrics recorded so far, by name."""
         data = self._reader.get_metrics_data()
+        assert data is not None
         return {m.name: m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics}
 
     def series(self, name: str) -> dict[frozenset[tuple[str, object]], float]:
         """The value of each series of a counter or gauge, by its labels."""
-        return {frozenset(point.attributes.items()): point.value for point in self.metrics()[name].data.data_points}
+        points: Any = self.metrics()[name].data.data_points
+        return {frozenset(point.attributes.items()): point.value for point in points}
 
     def close(self) -> None:
         self._provider.shutdown()
@@ -79,11 +82,11 @@ def kind_of(exported: Exported) -> str:
 def test_every_metric_is_exported_as_defined(collected: Collected) -> None:
     """Name, kind, unit, description, labels and buckets; no metric is exported without a definition."""
     record_everything(collected.telemetry)
-    exported: list[tuple[str, str, str, str, set[str], tuple[float, ...]]] = []
+    exported: list[tuple[str, str, str | None, str | None, set[str], tuple[float, ...]]] = []
     for name, metric in collected.metrics().items():
         labels, buckets = defaultdict[str, None](), ()
         for point in metric.data.data_points:
-            labels |= dict.fromkeys(point.attributes)
+            labels |= dict.fromkeys(point.attributes or ())
             buckets = getattr(point, "explicit_bounds", ())
         exported.append((name, kind_of(metric), metric.unit, metric.description, set(labels), tuple(buckets)))
     assert sorted(exported, key=lambda row: row[0]) == [

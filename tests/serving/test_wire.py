@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from extproc.contract.names import TIER_ATTRIBUTE
-from extproc.messages import Event, Opening, Reply
+from extproc.messages import Event, Kind, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.serving.wire import decode_request, encode_response, read_event, read_opening, write_reply
 
-KINDS = (
+KINDS: tuple[Kind, ...] = (
     "request_headers",
     "request_body",
     "request_trailers",
@@ -22,6 +22,10 @@ OVERWRITE = pb.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 
 def header_map(*headers: pb.HeaderValue) -> pb.HeaderMap:
     return pb.HeaderMap(headers=headers)
+
+
+def request_of(kind: str, value: Any) -> pb.ProcessingRequest:
+    return pb.ProcessingRequest(**{kind: value})
 
 
 def with_attributes(namespace: str = "envoy.filters.http.ext_proc", **values: Any) -> pb.ProcessingRequest:
@@ -57,16 +61,16 @@ def test_a_header_that_is_repeated_is_joined():
 @pytest.mark.parametrize("kind", ["request_body", "response_body"])
 def test_bodies_are_read_with_their_end(kind):
     """A body may hold any bytes, and its last chunk is marked as the last."""
-    message = pb.ProcessingRequest(**{kind: pb.HttpBody(body=b"\x00\xff", end_of_stream=True)})
+    message = request_of(kind, pb.HttpBody(body=b"\x00\xff", end_of_stream=True))
     assert read_event(message) == Event(kind, True, b"\x00\xff")
-    assert read_event(pb.ProcessingRequest(**{kind: pb.HttpBody()})) == Event(kind, False, b"")
+    assert read_event(request_of(kind, pb.HttpBody())) == Event(kind, False, b"")
 
 
 @pytest.mark.parametrize("kind", ["request_trailers", "response_trailers"])
 def test_trailers_end_their_direction(kind):
     """They come after the last chunk of the body, which was not marked as the last."""
     trailers = pb.HttpTrailers(trailers=header_map(pb.HeaderValue(key="grpc-status", raw_value=b"0")))
-    assert read_event(pb.ProcessingRequest(**{kind: trailers})) == Event(kind, True, headers={"grpc-status": "0"})
+    assert read_event(request_of(kind, trailers)) == Event(kind, True, headers={"grpc-status": "0"})
 
 
 def test_a_message_of_an_unknown_kind_is_not_an_event():
@@ -133,7 +137,7 @@ def test_an_envoy_that_sends_no_modes_uses_the_usual_one():
 def test_metadata_and_attempt_come_as_plain_values():
     """A verifier reads the router's decision from them: nested values, lists and nulls."""
     message = with_attributes(upstream__request_attempt_count=2, **{TIER_ATTRIBUTE: "large"})
-    value = {"a": "b", "n": 2.0, "yes": True, "none": None, "list": [1.0, {"c": []}]}
+    value: Any = {"a": "b", "n": 2.0, "yes": True, "none": None, "list": [1.0, {"c": []}]}
     message.metadata_context.filter_metadata["semantic_router"].update(value)
     opening = read_opening(message)
     assert (opening.metadata, opening.attempt, opening.tier) == ({"semantic_router": value}, 2, "large")
@@ -196,7 +200,8 @@ def test_a_full_duplex_chunk_is_a_streamed_response_and_nothing_else(kind, body,
 
 @pytest.mark.parametrize("kind", ["request_trailers", "response_trailers"])
 def test_trailers_are_answered_with_unchanged_trailers(kind):
-    assert write_reply(Reply(kind)) == pb.ProcessingResponse(**{kind: pb.TrailersResponse()})
+    trailers: dict[str, Any] = {kind: pb.TrailersResponse()}
+    assert write_reply(Reply(kind)) == pb.ProcessingResponse(**trailers)
 
 
 def test_metadata_keeps_its_values():

@@ -18,6 +18,7 @@ from extproc.routing.snapshot import Snapshot
 from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
+from extproc.verifying.ruling import Ruling
 
 _RULES = ("complete", "non_empty", "no_refusal")
 
@@ -166,7 +167,8 @@ def test_an_early_judgement_releases_the_answer_as_soon_as_possible() -> None:
     assert [len(replies) for replies in answers[6:]] == [1, 1]
     assert checked([r for batch in answers for r in batch], pieces) == ACCEPT
     # The final verdict is recorded.
-    assert (exchange.ruling.word, exchange.ruling.verdict.accept) == ("accept", True)
+    final = cast(Ruling, exchange.ruling)
+    assert (final.word, final.verdict.accept) == ("accept", True)
 
 
 def test_a_released_stream_that_breaks_is_passed_broken() -> None:
@@ -247,7 +249,7 @@ def answer(content: str | None, finish: str = "stop") -> bytes:
 
 def judged(body: bytes, exchange: VerifierExchange, kind: str = "application/json", **more: str) -> dict[str, str]:
     """The verdict on a buffered body; it must not be touched."""
-    first, second = run(exchange, headers(kind, **more), Event("response_body", True, body))
+    first, second = run(exchange, headers(kind, end=False, **more), Event("response_body", True, body))
     assert first == [Reply("response_headers")]
     assert len(second) == 1 and second[0].kind == "response_body"
     assert second[0].body is None and not second[0].streamed

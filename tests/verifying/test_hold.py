@@ -11,7 +11,8 @@ from extproc.verifying.hold import MAX_BUFFERED_BYTES, TRANSITIONS, Hold, State,
 
 HEADERS = Event("response_headers", headers={":status": "200"})
 TRAILERS = Event("response_trailers", True)
-STREAMED, DUPLEX = "STREAMED", "FULL_DUPLEX_STREAMED"
+STREAMED: BodyMode = "STREAMED"
+DUPLEX: BodyMode = "FULL_DUPLEX_STREAMED"
 WHOLE = sorted(set(get_args(BodyMode)) - {STREAMED, DUPLEX})
 
 FRAME = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":{"content":[{"logprob":-0.5}]}}]}\n\n'
