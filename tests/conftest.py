@@ -1,4 +1,4 @@
-"""What several test modules share: the real encoder, loaded once, and one that knows nothing but words."""
+"""Fixtures of several test modules: the real encoder, loaded once, and an encoder that compares words only."""
 
 import subprocess
 import zlib
@@ -13,10 +13,10 @@ from extproc.encoder.protocols import Vectors
 
 
 class WordEncoder:
-    """Texts -> unit vectors of their words: texts that share words are similar, others are not."""
+    """Texts -> unit vectors of their words. Texts are similar only if they share words."""
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        rows = np.full((len(texts), 512), 1e-3, dtype=np.float32)  # no text is nothing
+        rows = np.full((len(texts), 512), 1e-3, dtype=np.float32)  # an empty text also needs a direction
         for row, text in zip(rows, texts, strict=True):
             for word in text.lower().split():
                 row[zlib.crc32(word.encode()) % 512] += 1
@@ -25,7 +25,7 @@ class WordEncoder:
 
 @pytest.fixture(scope="session")
 def encoder() -> FeatureEncoder:
-    """The encoder that serves, with real weights: seconds to load, so once a session."""
+    """The serving encoder with its real weights. Loading takes seconds, so tests load it once per session."""
     from extproc.encoder.backends import load_encoder
 
     return load_encoder("all-MiniLM-L6-v2")
@@ -33,7 +33,7 @@ def encoder() -> FeatureEncoder:
 
 @pytest.fixture(scope="session")
 def words() -> WordEncoder:
-    """An encoder without a model, for tests that need nearness but no meaning."""
+    """An encoder without a model, for tests that need similarity but not meaning."""
     return WordEncoder()
 
 

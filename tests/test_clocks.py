@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "extproc"
-# Where the time of day is what is meant: spans, cases and the ledger's rows say when they were.
+# These modules need the time of day: spans, cases and rows of the ledger record when something happened.
 WALL_CLOCK = {
     "serving/telemetry.py": {"time_ns"},
     "verifying/review.py": {"time"},

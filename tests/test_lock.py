@@ -1,4 +1,4 @@
-"""What runs in production is what requirements.lock names, with a hash for every file of it."""
+"""Production runs exactly the packages in requirements.lock, and each of their files has a hash."""
 
 import re
 import tomllib
@@ -14,13 +14,13 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Extras that a production install may ask for.
 EXTRAS = ("redis", "postgres")
-# Installed from elsewhere, in the build that suits the machine; the Makefile has its version.
+# Not in the lock. The Makefile has its version and installs the build for this machine.
 APART = {"torch"}
 ENTRY = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^\\]+))? \\$")
 
 
 def locked() -> dict[str, str]:
-    """name -> version of what the lock wants on this machine."""
+    """name -> version of each package that the lock lists for this machine."""
     found = [ENTRY.match(line) for line in (ROOT / "requirements.lock").read_text().splitlines()]
     return {
         entry["name"]: entry["version"]
@@ -30,7 +30,7 @@ def locked() -> dict[str, str]:
 
 
 def installed(requirements: Iterable[str]) -> dict[str, str]:
-    """name -> version of what is installed for these, and for those in turn."""
+    """name -> version of each package installed for these requirements, directly or as a dependency."""
     found: dict[str, str] = {}
     seen: set[tuple[str, str]] = set()
     waiting = [Requirement(line) for line in requirements]
@@ -46,14 +46,14 @@ def installed(requirements: Iterable[str]) -> dict[str, str]:
 
 
 def test_what_runs_is_what_is_locked():
-    """A dependency that is new, gone or of another version is a diff here: `make lock`, and read it."""
+    """This fails if a dependency is added, removed or changed. Run `make lock` and review the diff of the lock."""
     wanted = [*PROJECT["dependencies"], *(line for e in EXTRAS for line in PROJECT["optional-dependencies"][e])]
     runs = {name: at for name, at in installed(wanted).items() if name not in APART}
     assert runs == locked()
 
 
 def test_every_entry_has_hashes():
-    """Nothing in the lock is a line that pip would not check, and no place to fetch from is in it."""
+    """pip checks every entry of the lock, and the lock names no address to download from."""
     lock = (ROOT / "requirements.lock").read_text()
     entries = re.split(r"(?m)^(?=[a-z])", re.sub(r"(?m)^\s*#.*\n", "", lock))
     unchecked = [

@@ -1,4 +1,4 @@
-"""Our trimmed protos speak Envoy's bytes: every field is compared with the published descriptors."""
+"""Our shortened protos match the bytes of Envoy: every field is compared with the published descriptors."""
 
 import sys
 from pathlib import Path
@@ -16,8 +16,8 @@ from extproc.pb import access_log_pb2 as our_log
 from extproc.pb import ext_proc_pb2 as ours
 from extproc.pb import token_usage_pb2 as our_usage
 
-# Installed apart by the Makefile: it overwrites files of OpenTelemetry's, and its package has the name of the
-# one that brings the Envoy binary.
+# The Makefile installs Envoy's protos in a separate folder, because they overwrite files of OpenTelemetry. Their
+# package also has the same name as the package with the Envoy binary.
 XDS = Path(sys.prefix) / "xds"
 sys.path.append(str(XDS))
 envoy.__path__.append(str(XDS / "envoy"))
@@ -26,7 +26,7 @@ from envoy.service.accesslog.v3 import als_pb2 as envoys_log  # noqa: E402
 from envoy.service.ext_proc.v3 import external_processor_pb2 as envoys  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
-# Every other message is inside these.
+# All other messages are inside these.
 TRAVELLING = (
     (ours.ProcessingRequest, envoys.ProcessingRequest),
     (ours.ProcessingResponse, envoys.ProcessingResponse),
@@ -36,7 +36,7 @@ SOURCES = ("ext_proc", "access_log", "token_usage")
 
 
 def messages() -> dict[str, tuple[Descriptor, Descriptor]]:
-    """Every message of ours beside Envoy's, found by walking both from those that travel."""
+    """Each of our messages with Envoy's counterpart. The search follows the fields of those in TRAVELLING."""
     found: dict[str, tuple[Descriptor, Descriptor]] = {}
     ahead: list[tuple[Any, Any]] = [(mine.DESCRIPTOR, theirs.DESCRIPTOR) for mine, theirs in TRAVELLING]
     while ahead:
@@ -52,7 +52,7 @@ MESSAGES = messages()
 
 
 def name_of(descriptor) -> str | None:
-    """A type's name without the package that each side puts it in."""
+    """The name of a type without its package, which differs between the two sides."""
     return descriptor and descriptor.full_name.removeprefix(f"{descriptor.file.package}.")
 
 
@@ -71,7 +71,7 @@ def shape(field: FieldDescriptor) -> dict[str, object]:
 
 
 def test_every_message_of_ours_is_reached_and_compared():
-    """A message that nothing that travels holds would escape the comparison, so there is none."""
+    """A message that is not part of one in TRAVELLING would not be compared."""
     files = (ours.DESCRIPTOR, our_log.DESCRIPTOR)
     declared = [message for file in files for message in file.message_types_by_name.values()]
     assert set(MESSAGES) == {m.full_name for top in declared for m in (top, *top.nested_types)}
@@ -79,11 +79,11 @@ def test_every_message_of_ours_is_reached_and_compared():
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_every_field_is_envoys(name):
-    """Name, number, type, label, oneof and type of every field agree with Envoy's."""
+    """The name, number, type, label and oneof of every field are the same as in Envoy."""
     mine, theirs = MESSAGES[name]
     expected = [shape(theirs.fields_by_name[field.name]) for field in mine.fields]
     if name == "extproc.pb.HttpStatus":
-        # An enum there and an int32 here: both are varints, and any status can be named.
+        # Envoy has an enum here and we have an int32, so that we can send any status. Both are varints on the wire.
         assert expected[0]["type"] == FieldDescriptor.TYPE_ENUM
         expected[0] |= {"type": FieldDescriptor.TYPE_INT32, "enum": None}
     assert [shape(field) for field in mine.fields] == expected
@@ -92,9 +92,9 @@ def test_every_field_is_envoys(name):
 
 @pytest.mark.parametrize("name", MESSAGES)
 def test_every_oneof_holds_no_stranger(name):
-    """A oneof of ours lacks none that could arrive in place of a member that we know."""
+    """Each of our oneofs declares every member that may arrive in it."""
     mine, theirs = MESSAGES[name]
-    # An answer that we never give, and a log of connections, which nobody is told to send.
+    # We never send the first. The second is a log of connections, and we configure no Envoy to send it.
     unread = {"streamed_immediate_response", "tcp_logs"}
     for oneof in mine.oneofs:
         others = {field.name for field in theirs.oneofs_by_name[oneof.name].fields}
@@ -155,7 +155,7 @@ def plain(message: Message) -> dict[str, object]:
 
 @pytest.mark.parametrize(("name", "value"), EXCHANGED)
 def test_what_we_write_envoy_reads_and_the_other_way_round(name, value):
-    """A message means the same on both sides, and its bytes are the same."""
+    """A message has the same meaning and the same bytes on both sides."""
     mine, theirs = ParseDict(value, getattr(ours, name)()), ParseDict(value, getattr(envoys, name)())
     assert plain(mine) == plain(theirs) == value
     written = mine.SerializeToString(deterministic=True)
@@ -164,7 +164,7 @@ def test_what_we_write_envoy_reads_and_the_other_way_round(name, value):
 
 
 def test_an_entry_of_the_access_log_is_read_as_envoy_writes_it():
-    """Times, flags, tags and both halves of the metadata arrive; what the ledger does not read is skipped."""
+    """Times, flags, tags and both kinds of metadata arrive. Fields that the ledger does not read are skipped."""
     usage = our_usage.TokenUsage(extraction_status="COMPLETE")
     usage.input_tokens.value = 7
     theirs = envoys_log.StreamAccessLogsMessage()
@@ -198,7 +198,7 @@ def test_an_entry_of_the_access_log_is_read_as_envoy_writes_it():
 
 
 def test_what_we_leave_out_is_skipped():
-    """Fields of Envoy's that we do not declare change nothing of what we read."""
+    """Envoy's fields that we do not declare do not change the fields that we read."""
     theirs = envoys.ProcessingRequest(request_body=envoys.HttpBody(body=b"{}", end_of_stream=True))
     theirs.metadata_context.typed_filter_metadata["a"].type_url = "b"
     mine = ours.ProcessingRequest.FromString(theirs.SerializeToString())
@@ -206,7 +206,7 @@ def test_what_we_leave_out_is_skipped():
 
 
 def test_the_committed_code_is_what_the_protos_compile_to(tmp_path):
-    """`make protos` changes nothing: who edits a proto compiles it, too."""
+    """After a change to a proto, `make protos` must be run and its output committed."""
     sources = [f"extproc/pb/{name}.proto" for name in SOURCES]
     includes = [f"-I{ROOT / 'protos'}", f"-I{Path(grpc_tools.__file__).parent / '_proto'}"]
     assert protoc.main(["protoc", *includes, f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", *sources]) == 0
