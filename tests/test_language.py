@@ -222,7 +222,6 @@ def report() -> Report:
     return examine()
 
 
-@pytest.mark.xfail(strict=False, reason="texts are being rewritten")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_texts_are_plain(report: Report, kind: str) -> None:
     """`python -m tests.language` lists the hits."""
