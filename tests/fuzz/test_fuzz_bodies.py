@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.api.request import APIS, Request, RequestError, parse_request
+from extproc.api.repair import BOM, repaired
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision
@@ -72,7 +73,8 @@ def written(decision: Decision, request: Request) -> list[bytes]:
 
 
 def members(body: bytes) -> dict[str, bytes]:
-    """Return the top-level members with the bytes of their values."""
+    """Return the top-level members with the bytes of their values, which are repaired as the router does it."""
+    body = repaired(body.removeprefix(BOM))
     return {name: bytes(raw) for name, raw in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}
 
 
