@@ -70,7 +70,7 @@ class Request(msgspec.Struct, frozen=True):
 
 _TOOL_TYPES = {"tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output"}
 # Roles of a person that some clients send.
-_ROLES = {"ctx": "user", "msg": "user", "human": "user"}
+_ROLES = {"ctx": "user", "msg": "user"}
 # Items of the Responses API that contain words of a person or a model. An item with a role is a message, too.
 _PROSE = {None, "message"}
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.rules import compile_rules
-from extproc.api.request import APIS, Request, RequestError, parse_request
 from extproc.api.repair import BOM, repaired
+from extproc.api.request import APIS, Request, RequestError, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision
@@ -120,7 +120,10 @@ def test_any_bytes_are_read_or_refused_by_name(path: str, body: bytes, decision:
     request = read(path, body)
     for attempt in written(decision, request) if request is not None else ():
         assert foreign(attempt) == foreign(body)
-    renamed = rename_model(body, decision.tier, lambda _: True)
+    try:
+        renamed = rename_model(body, decision.tier, lambda _: True)
+    except SpliceError:  # the client gets an error
+        return
     if renamed is not None:
         assert members(renamed) == members(body) | {"model": msgspec.json.encode(decision.tier.model)}
 
