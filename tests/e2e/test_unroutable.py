@@ -81,7 +81,7 @@ def test_odd_bytes_and_shapes_get_a_name_the_tier_knows(stack: Stack, body: byte
 @pytest.mark.parametrize("path", [COMPLETIONS, RESPONSES, MESSAGES])
 def test_every_api_lets_the_unreadable_pass(stack: Stack, path: str) -> None:
     """This is true for all four APIs."""
-    for body in (b"no JSON", b'{"model":"auto","prompt":{},"input":7,"messages":{}}'):
+    for body in (b"no JSON", b'{"model":"auto"'):
         answer = send(stack.port, path, body)
         received = arrived(stack)
         assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')
