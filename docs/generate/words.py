@@ -220,8 +220,9 @@ VERDICTS = {
 }
 
 REJECTIONS_INTRODUCTION = """
-`verdict_reason` in the decision log, `x-cascade-reason` in the answer. The first four come from answers that no client could
-read, regardless of the rules.
+`verdict_reason` in the decision log, `x-cascade-reason` in the answer. `upstream_error`, `malformed`,
+`wrong_type`, `wrong_framing` and `incomplete` need no rule: no client could read these answers. The last word, `too_large`, is
+not a rejection.
 """
 
 REJECTIONS = {
@@ -229,7 +230,6 @@ REJECTIONS = {
     "malformed": "broken JSON or a broken event",
     "wrong_type": "the content type does not fit the content",
     "wrong_framing": "a stream where none was asked for, or none where one was",
-    "too_large": "not rejected: too large to be judged, and served",
     "incomplete": "the answer has no proper end, or too few choices",
     "cut": "rule `complete`: a cap on tokens ended the answer",
     "filtered": "rule `complete`: a content filter ended the answer",
@@ -248,6 +248,7 @@ REJECTIONS = {
     "low_score": "rule `score`",
     "agree": "rule `agree`: the other model's answer is not similar",
     "judge": "rule `judge`: the other model says no",
+    "too_large": "not rejected: too large to be judged, so served as `degraded`",
 }
 
 BOUNDS = {
@@ -258,7 +259,7 @@ BOUNDS = {
 
 ENDINGS = {
     "accepted": "answered, and no rule rejected the answer",
-    "degraded": "answered with an answer that a rule rejected",
+    "degraded": "answered with an answer that was rejected, or is too large to be judged",
     "human": "handed to a person",
     "failed": "an error, or an answer that was cut",
     "cancelled": "the client left",

@@ -16,7 +16,7 @@ from extproc.api.request import Request
 # context, the schemas of tools. A rule that lacks its requirement cannot run, and the verdict names it.
 MAX_REQUIREMENTS_BYTES = 256 * 1024
 MAX_STREAM_REQUIREMENTS_BYTES = 16 * 1024
-# Texts in a schema for a person or a model. A property may have these names, but its schema is no text.
+# Texts in a schema for a person or a model. A property may have these names, but its schema is not a text.
 _DESCRIPTIONS = {"description", "title", "$comment"}
 # Members of a schema that contain values, not schemas.
 _VALUES = {"const", "enum", "default", "examples"}

@@ -48,7 +48,7 @@ _TOOL_NAME = re.compile(r"[a-z0-9_]{1,64}")
 
 
 class Media(NamedTuple):
-    """The parts of a request that are no text, each with its needs."""
+    """The parts of a request other than text, each with its needs."""
 
     needs: list[tuple[Part, tuple[str, ...]]]
 
@@ -59,7 +59,7 @@ class Media(NamedTuple):
 
 
 def read_media(messages: Sequence[Message], prompt: object) -> Media:
-    """Find all parts that are no text, at any depth. Raises TooManyObjects above MAX_ITEMS."""
+    """Find all parts other than text, at any depth. Raises TooManyObjects above MAX_ITEMS."""
     places = [m.content for m in messages] + [m.output for m in messages if m.output is not None]
     if isinstance(prompt, Prompt) and prompt.variables:
         places += [value for value in prompt.variables.values() if isinstance(value, Part)]

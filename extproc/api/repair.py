@@ -8,7 +8,7 @@ offsets, so the upstream gets the client's bytes.
 import re
 
 BOM = b"\xef\xbb\xbf"
-# Escapes or numbers that are looked at, at half a microsecond each. After these the text stays as it is.
+# Escapes or numbers that are looked at, at half a microsecond each. The text after them does not change.
 MAX_REPAIRS = 200_000
 
 # Outside strings, a control character is white space or an error.

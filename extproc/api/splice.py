@@ -48,7 +48,8 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
     and replaces any other value.
 
     Raises DuplicateMember when a member appears twice: JSON readers differ on which one counts, so the upstream
-    might use another value than the router did. Raises SpliceError for what is not a JSON object, or too large.
+    might use another value than the router did. Raises SpliceError when `body` is not a JSON
+    object, or has too many members.
     """
     try:
         members = _members(body)

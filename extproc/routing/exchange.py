@@ -101,7 +101,7 @@ class RouterExchange:
         return replies
 
     def _refused(self, event: Event, routed: Routed, message: str) -> Reply:
-        """Answer the client. No filter of Envoy adds headers to such an answer."""
+        """Answer the client. No filter of Envoy adds headers to this answer."""
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
             headers={"content-type": "application/json", HeaderName.REASON: routed.decision.reason},

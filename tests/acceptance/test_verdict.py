@@ -464,7 +464,7 @@ def test_grounding_never_judges_a_cut_text() -> None:
 
 @pytest.mark.parametrize("malformed", ["frame too large", "answer too large"])
 def test_an_answer_that_is_too_large_passes_unjudged(malformed: str) -> None:
-    """It is no fault of the tier, so the verdict accepts and says why no rule ran."""
+    """The tier is not at fault, so the verdict accepts and says why no rule ran."""
     rules, seen = compile_rules(["complete", "json"]), answer(malformed=malformed, complete=False)
     expected = Verdict(True, reason="too_large", unavailable=("complete", "json"))
     assert judge(rules, seen) == judge_early(rules, seen) == expected

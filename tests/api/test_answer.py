@@ -328,7 +328,7 @@ def test_a_part_reads_the_same_however_it_came(name: str) -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_cut_answer_is_never_complete(name: str) -> None:
-    """No proper prefix of an answer is complete, but for a stream of finished choices that lacks only [DONE]."""
+    """No proper prefix of an answer is complete, except a stream of finished choices that lacks only [DONE]."""
     api, content_type, body, _ = ANSWERS[name]
     whole = len(body) - body.endswith(b"\r\n")  # a CR ends a line before its LF arrives
     for end in range(whole):
@@ -462,7 +462,7 @@ def test_finish_words_of_any_server_and_case(word: str, finish: str) -> None:
 
 
 def test_the_input_of_a_custom_tool_is_read_from_deltas() -> None:
-    """The Responses API streams it with events of its own."""
+    """The Responses API streams it with separate events."""
     item = {"type": "custom_tool_call", "name": "edit", "input": ""}
     frames = [
         {"type": "response.output_item.added", "output_index": 0, "item": item},

@@ -363,7 +363,7 @@ def test_a_content_of_any_shape_is_read(path, content):
 )
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
 def test_messages_of_any_shape_are_read(path, items):
-    """A text is a message of the user. What is no message is skipped."""
+    """A text is a message of the user. Any other item is skipped."""
     request = parsed(path, model="auto", **{"input" if path == RESPONSES else "messages": items})
     assert [turn for turn in request.turns if turn.role == "user"] == [
         Turn("user", ("Translate this letter into French",))
@@ -371,7 +371,7 @@ def test_messages_of_any_shape_are_read(path, items):
 
 
 def test_items_of_unknown_types_are_skipped():
-    """They are no turns. Instructions are the system's, whatever they are made of."""
+    """They are not turns. Instructions in any shape count as system text."""
     items = [{"type": "web_search_call", "id": "1"}, {"type": "x_new"}, {"role": "critic", "content": "No."}, USER]
     request = parsed(RESPONSES, instructions=["Be brief", {"role": "user", "content": "Hi"}], input=items)
     assert request.turns == (
@@ -384,7 +384,7 @@ def test_items_of_unknown_types_are_skipped():
 
 @pytest.mark.parametrize("odd", [{"temperature": "0"}, {"top_p": [1]}, {"messages": [5, {"role": []}]}])
 def test_an_odd_member_drops_no_need(odd):
-    """What the request needs is read beside the member that cannot be read."""
+    """The needs of the request are read beside the member that cannot be read."""
     more = odd.pop("messages", [])
     asked = [*more, {"role": "user", "content": [PICTURE, "Look"]}]
     assert chat(messages=asked, tools=[{"type": "function"}], **odd).needs == {"vision", "tools"}

@@ -372,7 +372,7 @@ def test_any_other_model_passes_through_to_the_default_tier(model):
     ],
 )
 def test_a_need_goes_to_a_tier_that_has_it_or_to_the_last(needs, lists, tier):
-    """A tier without a list has every capability. What no tier lists is left to the last tier."""
+    """A tier without a list has every capability. A need that no tier lists is left to the last tier."""
     tiers = tuple(
         msgspec.structs.replace(t, capabilities=None if names is None else frozenset(names))
         for t, names in zip((SMALL, LARGE, FRONTIER), lists, strict=True)

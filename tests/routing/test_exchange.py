@@ -397,7 +397,7 @@ def test_an_unreadable_body_is_sent_on_unchanged(router, raw):
 @pytest.mark.parametrize("more", [b', "model": "auto"}', b', "messages": []}', b', "\\u006dodel": "auto"}'])
 @pytest.mark.parametrize("model", [b'"auto"', b'"qwen3-8b"', b'"gpt-5"'])
 def test_a_member_that_appears_twice_is_answered_with_400(router, model, more):
-    """Two readers of such a body may read different requests, also if the model may not be replaced."""
+    """Two readers of this body may read different requests, also if the model may not be replaced."""
     raw = BODY.replace(b'"auto"', model)[:-1] + more
     for path in ("/v1/chat/completions", "/v1/messages"):
         routed = asyncio.run(router.route(raw, {":path": path}))
