@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.api.members import UNDECODABLE, MemberReader, TooManyObjects, raw_members
+from extproc.api.members import MAX_DEPTH, UNDECODABLE, MemberReader, TooManyObjects, raw_items, raw_members
 from extproc.api.repair import repaired
 
 # Far above any real conversation. Eight megabytes of empty messages are millions of them, and each one blocks the
@@ -17,7 +17,7 @@ MAX_ITEMS = 20_000
 
 
 class Part(msgspec.Struct):
-    """One part of a message: text, media, a call, or the result of a call with parts of its own."""
+    """One part of a message: text, media, a call, or the result of a call with its own parts."""
 
     type: str = ""
     text: str | None = None
@@ -105,21 +105,64 @@ class Body(msgspec.Struct):
     top_p: float | None = None
 
 
+class _BodyLists(msgspec.Struct):
+    messages: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
+    system: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+    functions: msgspec.Raw = msgspec.Raw()
+    modalities: msgspec.Raw = msgspec.Raw()
+
+
+class _ItemLists(msgspec.Struct):
+    content: msgspec.Raw = msgspec.Raw()
+    output: msgspec.Raw = msgspec.Raw()
+
+
 _decode = msgspec.json.Decoder(Body).decode
+_decode_body_lists = msgspec.json.Decoder(_BodyLists).decode
+_decode_item_lists = msgspec.json.Decoder(_ItemLists).decode
 
 
 def decode_body(body: bytes) -> tuple[Body, bytes]:
     """Return the members of `body`, and the text that they were read from, which has the same length.
 
-    Raises one of UNDECODABLE when the body is no JSON object, and TooManyObjects when too much of it is odd.
+    Raises one of UNDECODABLE when the body is not a JSON object, and TooManyObjects when too much of it is odd.
     """
     try:
+        _check_lengths(body)
         return _decode(body), body
     except UNDECODABLE:
         pass
     text = body if _is_json(body) else repaired(body)
+    _check_lengths(text)
     decoded = MemberReader(MAX_ITEMS).read(text, Body)
     return _doubted(decoded, text), text
+
+
+def _check_lengths(text: bytes) -> None:
+    """Raise TooManyObjects when a list of `text` is too long, before an object is made of each item."""
+    if text.count(b",") >= MAX_ITEMS:
+        lists = _decode_body_lists(text)
+        for name in lists.__struct_fields__:
+            _check_length(bytes(getattr(lists, name)), MAX_DEPTH)
+
+
+def _check_length(value: bytes, depth: int) -> None:
+    if depth == 0 or value.count(b",") < MAX_ITEMS:
+        return
+    if value.startswith(b"["):
+        items = raw_items(value)
+        check_items(items)
+        for item in items:
+            if bytes(memoryview(item)[:1]) == b"{":
+                _check_length(bytes(item), depth - 1)
+    elif value.startswith(b"{"):
+        lists = _decode_item_lists(value)
+        _check_length(bytes(lists.content), depth - 1)
+        _check_length(bytes(lists.output), depth - 1)
 
 
 def _is_json(body: bytes) -> bool:
@@ -156,7 +199,7 @@ def parts_of(content: Content) -> Sequence[Part]:
 
 
 def every_part(content: Content) -> Sequence[Part]:
-    """Return the parts of a content that is no text, at any depth. Raises TooManyObjects above MAX_ITEMS."""
+    """Return the parts of a content other than a text, at any depth. Raises TooManyObjects above MAX_ITEMS."""
     if content is None or isinstance(content, str):
         return ()
     check_items(content)

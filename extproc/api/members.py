@@ -1,6 +1,6 @@
 """Reads a JSON object member by member, after reading it whole has failed.
 
-A member that cannot be read counts as absent, and so does an item of a list. A value is also read as the type that
+A member or an item of a list that cannot be read counts as absent. A value is also read as the type that
 it spells: "0.2" is a number, "true" is a boolean, and 1024.0 is an integer.
 """
 
@@ -13,7 +13,7 @@ import msgspec
 
 S = TypeVar("S", bound=msgspec.Struct)
 
-# What msgspec raises for bytes that it cannot decode.
+# The errors of msgspec for bytes that it cannot decode.
 UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # Objects that are read member by member for one body. Each takes about 20 microseconds of the event loop.
 MAX_ODD_OBJECTS = 5_000
@@ -22,7 +22,7 @@ MAX_DEPTH = 8
 _TRUE, _FALSE = (b'"yes"', b'"on"', b'"y"', b'"t"'), (b'"no"', b'"off"', b'"n"', b'"f"')
 
 raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class TooManyObjects(Exception):
@@ -88,7 +88,7 @@ class MemberReader:
         return msgspec.UNSET
 
     def _list(self, raw: bytes, field: _Field, kind: type[msgspec.Struct], depth: int) -> list[Any]:
-        items = _raw_items(raw)
+        items = raw_items(raw)
         self._items -= len(items)
         if self._items < 0:
             raise TooManyObjects("lists that are too long")
