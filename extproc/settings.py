@@ -13,7 +13,8 @@ import msgspec
 
 Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
 HUMAN = "human"  # the last rung of a ladder may be a person instead of a tier
-Capability = Literal["tools", "vision", "audio"]
+# `hosted` is every tool that the provider runs, and `hosted:web_search` is one of them.
+CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted")
 # The share of a cohort's judged answers that may escalate, where `escalate` does not set one.
 SHARE = 0.35
 StreamHold = Literal["early", "buffer", "record"]
@@ -60,14 +61,25 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = ""
     capabilities: Annotated[
-        frozenset[Capability],
-        about("Abilities of the model. A request that needs others goes to a higher tier."),
-    ] = frozenset({"tools", "vision", "audio"})
+        frozenset[Annotated[str, msgspec.Meta(examples=list(CAPABILITIES))]] | None,
+        about(
+            "Abilities of this tier: `tools`, `vision`, `audio`, `files`, `video`, `hosted` for all tools that the "
+            "provider runs, or `hosted:web_search` for one. A request that needs others goes to a higher tier. "
+            "Left out: all abilities."
+        ),
+    ] = None
 
     @property
     def cluster_name(self) -> str:
         """Envoy's name of the upstream of this tier."""
         return self.cluster or self.name
+
+    def lacks(self, needs: frozenset[str]) -> frozenset[str]:
+        """Return the needs of a request that this tier does not serve."""
+        if self.capabilities is None or needs <= self.capabilities:
+            return frozenset()
+        hosted = "hosted" in self.capabilities
+        return frozenset(n for n in needs - self.capabilities if not (hosted and n.startswith("hosted:")))
 
 
 class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -259,6 +259,7 @@ OTHER_MEANINGS = {
     ("accounting", "degraded"): "how an exchange ended, in the ledger",
     ("accounting", "human"): "how an exchange ended, in the ledger",
     ("config", "accept"): "a key of an intent",
+    ("config", "capability"): "what an error message calls an entry of `capabilities`",
     ("config", "rule"): "what an error message calls an entry of `rules`",
     ("envoy", "max_retries"): "a field of Envoy's circuit breakers",
     ("evidence", "accept"): "a key of an intent",

@@ -47,7 +47,7 @@ EXPECTED = {
     ),
     (Judge, "{endpoint: h, models: m}"): ".models: unknown key `models`: did you mean `model`?",
     (Judge, "{endpoint: h}"): "`model` is missing: add it",
-    (Tier, "capabilities: [sound]"): ".capabilities[0]: expected audio, tools or vision, found the text `sound`",
+    (Tier, "capabilities: [5]"): ".capabilities[0]: expected text, found the number 5: put it in quotes",
 }  # fmt: skip
 
 

@@ -192,14 +192,15 @@ REASONS = {
     "matched": "the cohort's own tier",
     "rule": "a rule named the tier",
     "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
-    "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio",
+    "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio, files, video, hosted tools",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
+    "bad_request": "answered with 400: a member of the body appears twice, or `model` cannot be replaced",
     "out_of_scope": "nearer to no cohort than that cohort's floor",
     "ambiguous": "two cohorts are too close",
     "no_text": "the request has no words of a person",
-    "unreadable": "the body is not strict JSON of the API's shape",
+    "unreadable": "the body is not a JSON object, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
 }
@@ -219,8 +220,9 @@ VERDICTS = {
 }
 
 REJECTIONS_INTRODUCTION = """
-`verdict_reason` in the decision log, `x-cascade-reason` in the answer. The first four come from answers that no client could
-read, regardless of the rules.
+`verdict_reason` in the decision log, `x-cascade-reason` in the answer. `upstream_error`, `malformed`,
+`wrong_type`, `wrong_framing` and `incomplete` need no rule: no client could read these answers. The last word, `too_large`, is
+not a rejection.
 """
 
 REJECTIONS = {
@@ -246,6 +248,7 @@ REJECTIONS = {
     "low_score": "rule `score`",
     "agree": "rule `agree`: the other model's answer is not similar",
     "judge": "rule `judge`: the other model says no",
+    "too_large": "not rejected: too large to be judged, so served as `degraded`",
 }
 
 BOUNDS = {
@@ -256,7 +259,7 @@ BOUNDS = {
 
 ENDINGS = {
     "accepted": "answered, and no rule rejected the answer",
-    "degraded": "answered with an answer that a rule rejected",
+    "degraded": "answered with an answer that was rejected, or is too large to be judged",
     "human": "handed to a person",
     "failed": "an error, or an answer that was cut",
     "cancelled": "the client left",

@@ -7,13 +7,20 @@ import msgspec
 
 from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, Score
 from extproc.acceptance.score import QUESTION_CHARS, head_and_tail
+from extproc.api.body import MAX_ITEMS
+from extproc.api.members import UNDECODABLE, MemberReader, TooManyObjects
 from extproc.api.request import Request
 
 # Envoy forwards the requirements with every message to the verifier: two for a whole answer, one per chunk of a
-# stream. Above these limits the context is left out first. A rule that lacks its requirement cannot run, and the
-# verdict names it.
+# stream. Above these limits, parts are left out in this order: descriptions in schemas, which no rule reads, the
+# context, the schemas of tools. A rule that lacks its requirement cannot run, and the verdict names it.
 MAX_REQUIREMENTS_BYTES = 256 * 1024
-MAX_STREAM_REQUIREMENTS_BYTES = 8 * 1024
+MAX_STREAM_REQUIREMENTS_BYTES = 16 * 1024
+# Texts in a schema for a person or a model. A property may have these names, but its schema is not a text.
+_DESCRIPTIONS = {"description", "title", "$comment"}
+# Members of a schema that contain values, not schemas.
+_VALUES = {"const", "enum", "default", "examples"}
+_MAX_SCHEMA_DEPTH = 64
 
 
 class Requirements(msgspec.Struct, frozen=True):
@@ -43,6 +50,8 @@ class _Tool(msgspec.Struct):
     parameters: Any = None
     input_schema: Any = None
     function: "_Tool | None" = None
+    custom: "_Tool | None" = None
+    tools: "list[_Tool] | None" = None  # a namespace of the Responses API
 
 
 class _Body(msgspec.Struct):
@@ -62,13 +71,16 @@ _decode = msgspec.json.Decoder(_Body).decode
 def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirements:
     """Read the requirements that `rules` use. Requirements that cannot be read are left out."""
     try:
-        body = _decode(request.body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return Requirements(tools=None, stream=request.stream)
+        body = _decode(request.readable)
+    except UNDECODABLE:
+        try:
+            body = MemberReader(MAX_ITEMS).read(request.readable, _Body)
+        except (*UNDECODABLE, TooManyObjects):
+            return Requirements(tools=None, stream=request.stream)
     kinds = {type(rule) for rule in rules}
     requirements = Requirements(
         json_schema=_schema(body) if JsonSchema in kinds else None,
-        tools=_tools(body),
+        tools=_tools(body, request),
         tool_required=_tool_required(body.tool_choice),
         context=_context(request) if kinds & {Grounded, External} else "",
         question=question_of(request) if Score in kinds else None,
@@ -76,12 +88,43 @@ def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirem
         choices=body.n or 1,
     )
     limit = MAX_STREAM_REQUIREMENTS_BYTES if request.stream else MAX_REQUIREMENTS_BYTES
-    if len(msgspec.json.encode(requirements)) <= limit:
-        return requirements
-    without_context = msgspec.structs.replace(requirements, context="")
-    if len(msgspec.json.encode(without_context)) <= limit:
-        return without_context
+    for fewer in (_whole, _without_descriptions, _without_context, _without_tool_schemas):
+        requirements = fewer(requirements)
+        if len(msgspec.json.encode(requirements)) <= limit:
+            return requirements
     return Requirements(tools=None, stream=request.stream, choices=body.n or 1)
+
+
+def _whole(requirements: Requirements) -> Requirements:
+    return requirements
+
+
+def _without_descriptions(requirements: Requirements) -> Requirements:
+    tools = {name: _bare(schema) for name, schema in (requirements.tools or {}).items()}
+    return msgspec.structs.replace(requirements, json_schema=_bare(requirements.json_schema), tools=tools)
+
+
+def _without_context(requirements: Requirements) -> Requirements:
+    return msgspec.structs.replace(requirements, context="")
+
+
+def _without_tool_schemas(requirements: Requirements) -> Requirements:
+    return msgspec.structs.replace(requirements, tools=dict.fromkeys(requirements.tools or {}))
+
+
+def _bare(schema: Any, depth: int = 0) -> Any:
+    """Return a schema without its descriptions."""
+    if depth == _MAX_SCHEMA_DEPTH:
+        return schema
+    if isinstance(schema, list):
+        return [_bare(item, depth + 1) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: value if name in _VALUES else _bare(value, depth + 1)
+        for name, value in schema.items()
+        if not (name in _DESCRIPTIONS and isinstance(value, str))
+    }
 
 
 def _tool_required(choice: Any) -> bool:
@@ -105,8 +148,13 @@ def _schema(body: _Body) -> Any:
     return None
 
 
-def _tools(body: _Body) -> dict[str, Any]:
-    tools = [tool.function or tool for tool in (*(body.tools or ()), *(body.functions or ()))]
+def _tools(body: _Body, request: Request) -> dict[str, Any] | None:
+    """The tools by name. None when they were sent and cannot be read."""
+    if body.tools is None and body.functions is None:
+        return None if "tools" in request.needs else {}
+    listed = [*(body.tools or ()), *(body.functions or ())]
+    listed += [inner for tool in listed for inner in tool.tools or ()]
+    tools = [tool.function or tool.custom or tool for tool in listed]
     return {
         tool.name: tool.parameters if tool.parameters is not None else tool.input_schema
         for tool in tools

@@ -2,7 +2,8 @@
 
 Rules are tried in order, and the first rejection wins. An answer that a client could not read is rejected without
 any rule. It may be malformed, have the wrong content type or framing, be an error inside a 200, or lack its
-protocol's ending.
+protocol's ending. An answer that is only too large to be read is accepted, and the verdict says so. An answer that
+continues in another exchange is accepted, too.
 
 Nothing here does I/O. The caller passes the function that embeds texts for `grounded`, and passes the results of
 rules that call out (`agree`, `judge`) as `external`.
@@ -17,7 +18,7 @@ from extproc.acceptance.grounding import Embed
 from extproc.acceptance.partial_checks import OPEN, PARTIAL_CHECKS, still_open
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
-from extproc.api.observation import Observation
+from extproc.api.observation import CONTINUES, TOO_LARGE, Observation
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -25,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     accept: bool
     rule: str | None = None  # None: no rule rejected, or the answer was unreadable
-    reason: str = OK
+    reason: str = OK  # a rejection's; or "too_large" for an answer that was accepted unread
     decided: bool = True  # False: more of the answer is needed, and `accept` is False
     unavailable: tuple[str, ...] = ()  # rules that could not run and counted as passed
 
@@ -41,6 +42,8 @@ def judge(
 ) -> Verdict:
     """Judge an answer by `tier` that has ended. The verdict is always decided."""
     inputs = CheckInputs(request or Requirements(), embed, external or {}, tier)
+    if is_unjudgeable(observation):
+        return _unjudged(rules, observation)
     reason = _unreadable(observation, inputs.request)
     if reason is None and not observation.complete:
         reason = "incomplete"
@@ -73,6 +76,8 @@ def judge_early(
     if observation.complete or observation.ended:
         return judge(rules, observation, request=request, embed=embed, external=external, tier=tier)
     inputs = CheckInputs(request or Requirements(), embed, external or {}, tier)
+    if is_unjudgeable(observation):
+        return _unjudged(rules, observation)
     reason = _unreadable(observation, inputs.request)
     if reason is not None:
         return Verdict(False, reason=reason)
@@ -83,6 +88,18 @@ def judge_early(
     if OPEN in outcomes:
         return Verdict(False, reason=OPEN, decided=False)
     return Verdict(True)
+
+
+def is_unjudgeable(observation: Observation) -> bool:
+    """Whether no rule can run on this answer, through no fault of its tier: it is too large, or continues later."""
+    if observation.malformed is not None or observation.error is not None:
+        return observation.malformed in TOO_LARGE
+    return observation.complete and observation.finish in CONTINUES
+
+
+def _unjudged(rules: Sequence[AcceptRule], observation: Observation) -> Verdict:
+    reason = OK if observation.malformed is None else "too_large"
+    return Verdict(True, reason=reason, unavailable=tuple(map(rule_name, rules)))
 
 
 def wants_logprobs(rules: Sequence[AcceptRule]) -> bool:

@@ -21,6 +21,9 @@ MAX_KEPT_CHARS = 16 << 20
 MAX_BLANK_BYTES = 4096
 
 _JSON_TYPES = ("application/json", "text/json")
+# The APIs whose streams end with [DONE], and what may be left when a stream ends without an open frame.
+_DONE_APIS = ("chat", "completions")
+_CLEAN_ENDS = (b"", b"[DONE]", b"data: [DONE]", b"data:[DONE]")
 _FIELDS = (b"data", b"event", b"id", b"retry", b":")
 
 
@@ -122,7 +125,7 @@ class AnswerReader:
                 return
             self.frames += 1
             if data.strip() == b"[DONE]":
-                self._answer.done = self._api not in ("messages", "responses")
+                self._answer.done = self._api in _DONE_APIS
             elif data:
                 self._take(event, data)
 
@@ -136,6 +139,10 @@ class AnswerReader:
                 raise MalformedAnswer("unknown shape")
             self._answer.done = self._answer.error is None
             self._body.clear()
+        elif self._framing == "sse" and self._api in _DONE_APIS and self._events.pending in _CLEAN_ENDS:
+            # Some servers close the stream after the finish reason.
+            finishes = self._answer.finishes.values()
+            self._answer.done = bool(finishes) and None not in finishes
 
     def _take(self, event: str, data: bytes) -> None:
         frame = msgspec.json.decode(data)

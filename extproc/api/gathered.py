@@ -11,18 +11,29 @@ from extproc.api.sse import MalformedAnswer
 # Upstreams write -9999 for "very unlikely", and one such value would dominate any mean.
 LEAST_LOGPROB = -20.0
 
-# Finish reasons of the other APIs -> those of chat completions.
+# Finish reasons of other APIs and servers, in lower case -> those of chat completions.
 _FINISHES = {
     "end_turn": "stop",
     "stop_sequence": "stop",
+    "eos": "stop",
     "eos_token": "stop",
+    "end": "stop",
+    "complete": "stop",
+    "completed": "stop",
+    "finish": "stop",
     "max_tokens": "length",
     "max_output_tokens": "length",
     "model_length": "length",
     "model_context_window_exceeded": "length",
     "tool_use": "tool_calls",
+    "tool_call": "tool_calls",
     "function_call": "tool_calls",
     "refusal": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
 }
 _INPUT_COUNTS = ("prompt_tokens", "input_tokens")
 # Anthropic counts these apart from `input_tokens`.
@@ -93,7 +104,7 @@ class GatheredAnswer:
     def add_finish(self, index: int, value: Any) -> None:
         if index not in self.finishes:
             self.keep(64)
-        reason = as_text(value)
+        reason = as_text(value).strip().lower()
         self.finishes[index] = _FINISHES.get(reason, reason) if reason else self.finishes.get(index)
 
     def add_usage(self, value: Any) -> None:

@@ -5,6 +5,10 @@ from typing import Literal
 import msgspec
 
 Framing = Literal["json", "sse"]
+# Reasons in `malformed` for an answer that was only too large to be read.
+TOO_LARGE = ("frame too large", "answer too large")
+# Finish reasons of an answer that continues in another exchange, so there is nothing to judge yet.
+CONTINUES = ("pause_turn", "queued", "in_progress")
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -27,7 +31,8 @@ class Observation(msgspec.Struct, frozen=True):
 
     text: str = ""  # visible text only
     refusal: str | None = None  # the text of a refusal field, or "content_filter"
-    finish: str | None = None  # stop, length, tool_calls, content_filter or raw; the worst of all choices
+    # stop, length, tool_calls, content_filter or the upstream's word in lower case; the worst of all choices
+    finish: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[float, ...] = ()  # of each generated token, within [LEAST_LOGPROB, 0]
     reasoning_chars: int = 0

@@ -3,10 +3,22 @@
 Only the members that routing needs are decoded. The bytes are kept, because they are edited and sent on.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
+
+from extproc.api.body import (
+    Body,
+    Message,
+    Typed,
+    check_items,
+    decode_body,
+    messages_of,
+    parts_of,
+)
+from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
+from extproc.api.needs import declared_needs, read_media
+from extproc.api.repair import BOM, repaired
 
 Api = Literal["chat", "completions", "responses", "messages"]
 ReasoningField = Literal["effort", "thinking", "template.enable_thinking", "template.thinking"]
@@ -19,13 +31,8 @@ APIS: dict[str, Api] = {
 }
 
 
-# Far above any real conversation. Eight megabytes of empty messages are millions of them, and each one blocks the
-# event loop, and so all other requests, for a microsecond.
-MAX_ITEMS = 20_000
-
-
 class RequestError(ValueError):
-    """The client sent a body that cannot be read. It is passed on unchanged and unrouted."""
+    """The client sent a body that cannot be read at all. It is not routed."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -43,8 +50,8 @@ class Request(msgspec.Struct, frozen=True):
     body: bytes
     model: str | None
     turns: tuple[Turn, ...]
-    needs: frozenset[str]  # capabilities a tier must have: "tools", "vision", "audio"
-    media_bytes: int  # size of images and sound in `body`, which are not text tokens
+    needs: frozenset[str]  # capabilities a tier must have: see needs.py
+    media_bytes: int  # size of images, sound and files in `body`, which are not text tokens
     strict_output: bool  # the client asked for JSON, with or without a schema
     stream: bool
     max_output_tokens: int | None  # the limit that the client set
@@ -53,101 +60,40 @@ class Request(msgspec.Struct, frozen=True):
     reasoning: bool | int | None  # the client's choice: off, on, or a token budget; None: it made no choice
     reasoning_field: ReasoningField | None  # the member that makes this choice
     thinking_barred: bool  # Anthropic rejects `thinking` together with other members of this request
+    repaired: bytes | None = None  # `body` as it was read, where odd bytes had to be replaced; of the same length
+
+    @property
+    def readable(self) -> bytes:
+        """The body as JSON that every reader accepts. An offset in it is an offset in `body`."""
+        return self.body if self.repaired is None else self.repaired
 
 
-class _Part(msgspec.Struct):
-    type: str = ""
-    text: str | None = None
-    image_url: msgspec.Raw = msgspec.Raw()
-    input_audio: msgspec.Raw = msgspec.Raw()
-    source: msgspec.Raw = msgspec.Raw()
-
-
-class _Message(msgspec.Struct):
-    role: str | None = None
-    type: str | None = None
-    content: str | list[_Part] | None = None
-
-
-class _Typed(msgspec.Struct):
-    type: str = ""
-    budget_tokens: int | None = None
-
-
-class _Holder(msgspec.Struct):
-    format: _Typed | None = None
-
-
-class _Effort(msgspec.Struct):
-    effort: str | None = None
-
-
-class _Template(msgspec.Struct):
-    enable_thinking: bool | None = None
-    thinking: bool | None = None
-
-
-class _Body(msgspec.Struct):
-    model: str | None = None
-    messages: list[_Message] = []
-    input: str | list[_Message] | None = None
-    prompt: str | list[Any] | None = None
-    instructions: str | None = None
-    system: str | list[_Part] | None = None
-    tools: list[msgspec.Raw] | None = None
-    functions: list[msgspec.Raw] | None = None
-    tool_choice: str | _Typed | None = None
-    stream: bool | None = None
-    response_format: _Typed | None = None
-    text: _Holder | None = None
-    output_config: _Holder | None = None
-    output_format: _Typed | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    max_output_tokens: int | None = None
-    reasoning_effort: str | None = None
-    reasoning: _Effort | None = None
-    thinking: _Typed | None = None
-    chat_template_kwargs: _Template | None = None
-    logprobs: bool | int | None = None
-    include: list[str] | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-
-
-_decode = msgspec.json.Decoder(_Body).decode
-
-_TOOL_TYPES = {"tool_result", "function_call_output"}
-_NEEDS = {
-    "image_url": "vision",
-    "image": "vision",
-    "input_image": "vision",
-    "input_audio": "audio",
-}
-# Items of the Responses API that do not contain prose of a person or a model.
-_NOT_PROSE = {"function_call", "reasoning", "item_reference"}
+_TOOL_TYPES = {"tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output"}
+# Roles of a person that some clients send.
+_ROLES = {"ctx": "user", "msg": "user"}
+# Items of the Responses API that contain words of a person or a model. An item with a role is a message, too.
+_PROSE = {None, "message"}
 
 
 def parse_request(path: str, body: bytes) -> Request | None:
     """Read a request to `path`. Return None when the path is not one of APIS, so the request passes through.
 
-    Raises RequestError when the path is one of APIS and the body is not JSON of that API's shape.
+    A member that cannot be read counts as absent. Raises RequestError when the path is one of APIS and the body is
+    not a JSON object, or is larger than any real request.
     """
     api = APIS.get(path.partition("?")[0])
     if api is None:
         return None
+    body = body.removeprefix(BOM)
     try:
-        decoded = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"{path}: the body is not a request of this API: {error}") from error
-    if _items(decoded) > MAX_ITEMS:
-        raise RequestError(f"{path}: the body has more than {MAX_ITEMS} messages and parts")
-    messages = _messages(api, decoded)
-    media = [p for m in messages for p in _parts(m) if p.type in _NEEDS]
-    needs = {_NEEDS[p.type] for p in media}
-    if decoded.tools or decoded.functions:
-        needs.add("tools")
+        decoded, text = decode_body(body)
+        _check_lists(decoded)
+        messages = _messages(api, decoded)
+        media = read_media(messages, decoded.prompt)
+    except UNDECODABLE as error:
+        raise RequestError(f"{path}: the body is not a JSON object: {error}") from error
+    except TooManyObjects as error:
+        raise RequestError(f"{path}: the body has {error}") from error
     formats = (
         decoded.response_format,
         decoded.text.format if decoded.text else None,
@@ -160,9 +106,9 @@ def parse_request(path: str, body: bytes) -> Request | None:
         api=api,
         body=body,
         model=decoded.model,
-        turns=tuple(_turn(m) for m in messages if m.type not in _NOT_PROSE),
-        needs=frozenset(needs),
-        media_bytes=sum(len(memoryview(raw)) for p in media for raw in (p.image_url, p.input_audio, p.source)),
+        turns=tuple(_turn(m) for m in messages if _is_turn(m)),
+        needs=frozenset((*(need for _, needs in media.needs for need in needs), *declared_needs(decoded))),
+        media_bytes=media.size,
         strict_output=any(f is not None and f.type.startswith("json") for f in formats),
         stream=decoded.stream is True,
         max_output_tokens=cap,
@@ -171,18 +117,8 @@ def parse_request(path: str, body: bytes) -> Request | None:
         reasoning=reasoning,
         reasoning_field=field,
         thinking_barred=_thinking_barred(decoded),
+        repaired=None if text is body else text,
     )
-
-
-def _items(decoded: _Body) -> int:
-    """Count the messages, prompts and parts, because each of them costs time."""
-    members = (decoded.messages, decoded.input, decoded.prompt, decoded.system)
-    lists = [member for member in members if isinstance(member, list)]
-    count = sum(map(len, lists))
-    if count > MAX_ITEMS:
-        return count
-    messages = [m for member in (decoded.messages, decoded.input) if isinstance(member, list) for m in member]
-    return count + sum(len(m.content) for m in messages if isinstance(m.content, list))
 
 
 def path_of(body: bytes) -> str:
@@ -191,8 +127,8 @@ def path_of(body: bytes) -> str:
     Raises ValueError when the body is not a JSON object.
     """
     try:
-        keys = set(msgspec.json.decode(body, type=dict[str, msgspec.Raw]))
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        keys = set(raw_members(repaired(body.removeprefix(BOM))))
+    except UNDECODABLE as error:
         raise ValueError(f"the request is not a JSON object: {error}") from error
     if "input" in keys:
         return "/v1/responses"
@@ -201,37 +137,43 @@ def path_of(body: bytes) -> str:
     return "/v1/messages" if "system" in keys or "thinking" in keys else "/v1/chat/completions"
 
 
-def _messages(api: Api, decoded: _Body) -> list[_Message]:
+def _check_lists(decoded: Body) -> None:
+    """Each message, prompt and tool costs time."""
+    for value in (decoded.messages, decoded.input, decoded.prompt, decoded.instructions, decoded.tools):
+        check_items(value)
+
+
+def _messages(api: Api, decoded: Body) -> list[Message]:
     if api == "completions":
-        prompts = [decoded.prompt] if isinstance(decoded.prompt, str) else decoded.prompt or []
-        return [_Message("user", content=p) for p in prompts if isinstance(p, str)]
+        prompts = decoded.prompt if isinstance(decoded.prompt, list) else [decoded.prompt]
+        return [Message("user", content=p) for p in prompts if isinstance(p, str)]
     if api == "responses":
-        head = [_Message("system", content=decoded.instructions)] if decoded.instructions else []
-        if isinstance(decoded.input, str):
-            return [*head, _Message("user", content=decoded.input)]
-        return [*head, *(decoded.input or [])]
-    head = [_Message("system", content=decoded.system)] if decoded.system else []
-    return [*head, *decoded.messages]
+        return [*_system(decoded.instructions), *messages_of(decoded.input)]
+    head = [Message("system", content=decoded.system)] if decoded.system else []
+    return [*head, *messages_of(decoded.messages)]
 
 
-def _parts(message: _Message) -> Sequence[_Part]:
+def _system(instructions: str | list[Message | str] | None) -> list[Message]:
+    """The instructions are a text, or items with any role: none of them are words of the person."""
+    return [Message("system", None, m.content, m.output) for m in messages_of(instructions or None)]
+
+
+def _is_turn(message: Message) -> bool:
+    return message.type in _PROSE or message.type in _TOOL_TYPES or message.role is not None
+
+
+def _turn(message: Message) -> Turn:
+    role = message.role or ""
+    tool_result = role in ("tool", "function") or message.type in _TOOL_TYPES
+    role = _ROLES.get(role, role)
     if isinstance(message.content, str):
-        return (_Part("text", message.content),)
-    return message.content or ()
+        return Turn(role, (message.content,) if message.content and not tool_result else (), tool_result)
+    parts = parts_of(message.content)
+    texts = () if role in ("tool", "function") else tuple([p.text for p in parts if p.text])
+    return Turn(role, texts, tool_result or not _TOOL_TYPES.isdisjoint([p.type for p in parts]))
 
 
-def _turn(message: _Message) -> Turn:
-    parts = _parts(message)
-    tool_result = (
-        message.role in ("tool", "function")
-        or message.type in _TOOL_TYPES
-        or any(p.type in _TOOL_TYPES for p in parts)
-    )
-    texts = () if message.role in ("tool", "function") else tuple(p.text for p in parts if p.text)
-    return Turn(message.role or "", texts, tool_result)
-
-
-def _cap(api: Api, decoded: _Body) -> tuple[int | None, str | None]:
+def _cap(api: Api, decoded: Body) -> tuple[int | None, str | None]:
     fields = ("max_output_tokens",) if api == "responses" else ("max_completion_tokens", "max_tokens")
     return next(
         ((cap, f) for f in fields if (cap := getattr(decoded, f)) is not None),
@@ -239,18 +181,20 @@ def _cap(api: Api, decoded: _Body) -> tuple[int | None, str | None]:
     )
 
 
-def _asks_for_logprobs(api: Api, decoded: _Body) -> bool | None:
+def _asks_for_logprobs(api: Api, decoded: Body) -> bool | None:
     if api == "responses":
         # An existing list cannot be extended in place, so None.
         return False if decoded.include is None else "message.output_text.logprobs" in decoded.include or None
     return None if api == "messages" else decoded.logprobs is not None and decoded.logprobs is not False
 
 
-def _chosen_reasoning(decoded: _Body) -> tuple[bool | int | None, ReasoningField | None]:
+def _chosen_reasoning(decoded: Body) -> tuple[bool | int | None, ReasoningField | None]:
     """The client's explicit choice of reasoning and the member that makes it, in any of the dialects."""
     effort = decoded.reasoning.effort if decoded.reasoning else decoded.reasoning_effort
     if effort is not None:
         return effort not in ("none", "minimal"), "effort"
+    if isinstance(decoded.thinking, bool):
+        return decoded.thinking, "thinking"
     if decoded.thinking is not None:
         budget = decoded.thinking.budget_tokens
         on = decoded.thinking.type != "disabled"
@@ -263,15 +207,15 @@ def _chosen_reasoning(decoded: _Body) -> tuple[bool | int | None, ReasoningField
     return None, None
 
 
-def _thinking_barred(decoded: _Body) -> bool:
+def _thinking_barred(decoded: Body) -> bool:
     """Whether Anthropic would answer 400 if this request had `thinking`.
 
     Anthropic allows no sampling changes, no forced tool, no assistant prefill, and no tool loop whose assistant
     turn had no thinking block (extended thinking guide, "Feature compatibility").
     """
-    forced = isinstance(decoded.tool_choice, _Typed) and decoded.tool_choice.type in ("any", "tool")
-    last = decoded.messages[-1] if decoded.messages else None
-    in_loop = last is not None and (last.role == "assistant" or any(p.type == "tool_result" for p in _parts(last)))
+    forced = isinstance(decoded.tool_choice, Typed) and decoded.tool_choice.type in ("any", "tool")
+    last = messages_of(decoded.messages[-1:])[0] if decoded.messages else Message()
+    in_loop = last.role == "assistant" or any(p.type == "tool_result" for p in parts_of(last.content))
     sampling = decoded.temperature not in (None, 1) or decoded.top_k is not None
     sampling = sampling or (decoded.top_p is not None and decoded.top_p < 0.95)
     return forced or in_loop or sampling

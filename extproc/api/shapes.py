@@ -120,7 +120,7 @@ def _read_responses(answer: GatheredAnswer, frame: dict[str, Any]) -> None:
         answer.reasoning_chars += len(as_text(frame.get("delta")))
     elif kind in ("response.output_item.added", "response.output_item.done"):
         _read_call_item(answer, index, as_object(frame.get("item")))
-    elif kind == "response.function_call_arguments.delta":
+    elif kind in ("response.function_call_arguments.delta", "response.custom_tool_call_input.delta"):
         answer.add_call(index, None, frame.get("delta"))
     elif kind in ("response.completed", "response.incomplete", "response.failed"):
         _read_whole_response(answer, as_object(frame.get("response")))

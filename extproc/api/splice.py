@@ -18,7 +18,14 @@ MAX_MEMBERS = 10_000
 
 
 class SpliceError(ValueError):
-    """The object cannot be edited safely, for instance because a member appears twice."""
+    """The object cannot be edited safely."""
+
+
+class DuplicateMember(SpliceError):
+    """A member of the object appears twice."""
+
+    def __init__(self) -> None:
+        super().__init__("a member of the body appears more than once")
 
 
 class Patch(msgspec.Struct, frozen=True, order=True):
@@ -40,21 +47,22 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
     Existing members are replaced in place, and new ones are added last. A mapping edits the members of an object,
     and replaces any other value.
 
-    Raises SpliceError when a member appears twice: JSON readers differ on which one counts, so the upstream might
-    use another value than the router did.
+    Raises DuplicateMember when a member appears twice: JSON readers differ on which one counts, so the upstream
+    might use another value than the router did. Raises SpliceError when `body` is not a JSON
+    object, or has too many members.
     """
     try:
         members = _members(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SpliceError(str(error)) from error
     if len(members) > MAX_MEMBERS:
-        raise SpliceError(f"the object has more than {MAX_MEMBERS} members")
+        raise SpliceError(f"an object in the body has more than {MAX_MEMBERS} members")
     changes: list[Patch] = []
     at = _SPACE.match(body).end() + 1  # type: ignore[union-attr]  # matches empty
     for name, raw in members.items():
         key, value = _KEY.match(body, at), bytes(raw)
         if key is None or _decode_key(key[1]) != name or not body.startswith(value, key.end()):
-            raise SpliceError(f"member {name!r} appears more than once")
+            raise DuplicateMember
         at = key.end() + len(value)
         edit = edits.get(name)
         if isinstance(edit, Mapping) and value.startswith(b"{"):
@@ -63,7 +71,7 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
             changes.append(Patch(start + key.end(), len(value), _value(edit)))
     closing = _SPACE.match(body, at).end()  # type: ignore[union-attr]
     if body[closing : closing + 1] != b"}":
-        raise SpliceError("a member appears more than once")
+        raise DuplicateMember
     added = [msgspec.json.encode(name) + b":" + _value(edit) for name, edit in edits.items() if name not in members]
     if added:
         changes.append(Patch(start + at, 0, b",".join(([b""] if members else []) + added)))

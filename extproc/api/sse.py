@@ -39,6 +39,12 @@ class EventStream:
             if frame is not None:
                 yield frame
 
+    @property
+    def pending(self) -> bytes:
+        """The data of a frame that has not ended; b"" at the end of a frame."""
+        line = bytes(self._line)
+        return b"\n".join([*self._data, b"" if line.startswith(b":") else line]).strip()
+
     def _take(self, line: bytes) -> tuple[str, bytes] | None:
         if self._first:
             self._first, line = False, line.removeprefix(BOM)

@@ -8,12 +8,14 @@ from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_n
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.mismatch import shown, suggestion
-from extproc.settings import Escalate, Evidence, Judge, Rule
+from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
 
 # With fewer utterances little is known about how people phrase an intent, and no floor can be derived from them.
 LEAST_UTTERANCES = 3
 _LONGEST_CALL_MS = 60_000
 _LEAST_CHARS = 32
+# The capability for one tool that the provider runs.
+_HOSTED_TOOL = re.compile(r"hosted:[a-z0-9_]{1,64}")
 
 _Finding = tuple[str, str]  # the path of the value, and what is wrong with it
 
@@ -69,6 +71,9 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
             yield from _fits_a_header(f"{at}.name", name)
         if not tier.model or not tier.model.isprintable():
             yield f"{at}.model", "`model` is empty or has characters that cannot be printed: name the model"
+        for name in sorted(tier.capabilities or ()):
+            if not _HOSTED_TOOL.fullmatch(name):
+                yield from _exists(f"{at}.capabilities", name, CAPABILITIES, "capability")
         yield from _within(f"{at}.context", tier.context, above=0)
         yield from _within(f"{at}.price.input", tier.price.input, least=0)
         yield from _within(f"{at}.price.output", tier.price.output, least=0)

@@ -13,6 +13,7 @@ class Reason(StrEnum):
     UPGRADE_RATE = "upgrade_rate"  # limited to the default tier: the principal has used up its upgrades
     PINNED = "pinned"  # the client named the model of a tier
     PASSTHROUGH = "passthrough"  # not routed: a model that may not be replaced, or an unknown API
+    BAD_REQUEST = "bad_request"  # answered with 400: two readers of the body could read different requests
     # Fallbacks: no decision could be made.
     OUT_OF_SCOPE = "out_of_scope"  # no cohort is as near as its floor requires
     AMBIGUOUS = "ambiguous"  # two cohorts are about equally near

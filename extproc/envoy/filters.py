@@ -116,7 +116,8 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
-            "allow_expression": {"regex": f"^{HeaderName.CLUSTER}$"},
+            # The content type is that of an answer of ours: a 400 in the shape of the API.
+            "allow_expression": {"regex": f"^({HeaderName.CLUSTER}|content-type)$"},
         },
         metadata_options={"receiving_namespaces": {"untyped": _ROUTER_NAMESPACES}},
     )

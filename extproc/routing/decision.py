@@ -216,10 +216,10 @@ def _ladder(
         rungs = [
             Rung(policy.tiers[above], reasoning if spec.reasoning is None else spec.reasoning)
             for above, spec in named
-            if above >= rank and _can_serve(policy.tiers[above], signals)
+            if above >= rank and _can_serve(policy.tiers, policy.tiers[above], signals)
         ]
         return tuple(rungs[: settings.escalate.max])
-    next_tier = next((tier for tier in policy.tiers[rank + 1 :] if _can_serve(tier, signals)), None)
+    next_tier = next((tier for tier in policy.tiers[rank + 1 :] if _can_serve(policy.tiers, tier, signals)), None)
     return (Rung(next_tier, reasoning),) if next_tier is not None else ()
 
 
@@ -236,11 +236,19 @@ def _first_able(tiers: Sequence[Tier], rank: int, signals: Signals) -> int:
     upstream then reports the error to the client.
     """
     for above, tier in enumerate(tiers[rank:], start=rank):
-        if _can_serve(tier, signals):
+        if _can_serve(tiers, tier, signals):
             return above
-    capable = [i for i in range(rank, len(tiers)) if signals.needs <= tiers[i].capabilities]
+    capable = [i for i in range(rank, len(tiers)) if _is_capable(tiers, tiers[i], signals.needs)]
     return max(capable, key=lambda i: tiers[i].context, default=rank)
 
 
-def _can_serve(tier: Tier, signals: Signals) -> bool:
-    return signals.tokens <= tier.context and signals.needs <= tier.capabilities
+def _can_serve(tiers: Sequence[Tier], tier: Tier, signals: Signals) -> bool:
+    return signals.tokens <= tier.context and _is_capable(tiers, tier, signals.needs)
+
+
+def _is_capable(tiers: Sequence[Tier], tier: Tier, needs: frozenset[str]) -> bool:
+    """Whether the tier has a capability for every need. The last tier also serves each need that no tier has."""
+    lacking = tier.lacks(needs)
+    if not lacking or tier is not tiers[-1]:
+        return not lacking
+    return all(other.lacks(lacking) == lacking for other in tiers)

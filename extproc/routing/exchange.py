@@ -5,6 +5,7 @@ The messages that come depend on the processing mode that the operator configure
 
 from typing import Any
 
+from extproc.api.errors import bad_request
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.record import asker_record, envoy_metadata
@@ -54,6 +55,8 @@ class RouterExchange:
 
     async def _whole_body(self, event: Event) -> Reply:
         routed = await self._route(event.body)
+        if routed.refusal is not None:
+            return self._refused(event, routed, routed.refusal)
         # If Envoy waits for us with the headers, they still have the length of the old body.
         changed = self._headers_replied and routed.mutation.body is not None
         return Reply(
@@ -76,6 +79,8 @@ class RouterExchange:
         body = b"".join(self._buffered) if self._buffered else None
         self._buffered.clear()
         routed = None if too_long else await self._route(body or b"")
+        if routed is not None and routed.refusal is not None:
+            return [self._refused(event, routed, routed.refusal)]
         return self._full_duplex_replies(event, body, routed)
 
     def _full_duplex_replies(self, event: Event, body: bytes | None, routed: Routed | None) -> list[Reply]:
@@ -94,6 +99,16 @@ class RouterExchange:
         if trailers:
             replies.append(Reply("request_trailers"))
         return replies
+
+    def _refused(self, event: Event, routed: Routed, message: str) -> Reply:
+        """Answer the client. No filter of Envoy adds headers to this answer."""
+        return Reply(
+            "request_headers" if self._headers_waiting else event.kind,
+            headers={"content-type": "application/json", HeaderName.REASON: routed.decision.reason},
+            body=bad_request(self._opening.headers.get(":path", ""), message),
+            metadata=self._metadata(routed),
+            status=400,
+        )
 
     async def _route(self, body: bytes) -> Routed:
         self.routed = await self._router.route(body, self._opening.headers)

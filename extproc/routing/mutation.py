@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.verdict import wants_logprobs
+from extproc.api.members import UNDECODABLE
+from extproc.api.repair import BOM, repaired
 from extproc.api.request import ReasoningField, Request
-from extproc.api.splice import Patch, SpliceError, apply, patches, rebase, splice
+from extproc.api.splice import DuplicateMember, Patch, SpliceError, apply, patches, rebase
 from extproc.routing.decision import Decision
 from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Reasoning, Tier
@@ -57,11 +59,11 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
         return Mutation((decision.tier.cluster_name,))
     first, *above = (Rung(decision.tier, decision.reasoning), *decision.ladder)
     edits, written = _edits(decision, first, request)
-    first_patches = patches(request.body, edits | _logprobs(decision, first, request))
+    first_patches = _patches(request, edits | _logprobs(decision, first, request))
     rungs = []
     for rung in above:
         wanted = _edits(decision, rung, request)[0] | _logprobs(decision, rung, request)
-        rungs.append(tuple(rebase(request.body, first_patches, patches(request.body, wanted))))
+        rungs.append(tuple(rebase(request.body, first_patches, _patches(request, wanted))))
     if any(not _is_text(patch.text) for rung in rungs for patch in rung):
         raise SpliceError("a value that a later attempt restores is not UTF-8, and metadata holds only text")
     clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
@@ -70,13 +72,27 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
     )
 
 
-def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
-    """Return the body with the tier's model name, or None if the model cannot be read or may not be replaced."""
+def _patches(request: Request, edits: _Edits) -> list[Patch]:
     try:
-        model = _decode_model(body).model
-        return splice(body, {"model": _json(tier.model)}) if may_replace(model) else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, SpliceError):
+        return patches(request.readable, edits)
+    except DuplicateMember:
+        raise
+    except SpliceError:  # a name is not UTF-8, which reading did not need
+        return patches(repaired(request.readable), edits)
+
+
+def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
+    """Return the body with the tier's model name, or None if the model cannot be read or may not be replaced.
+
+    Raises SpliceError if it may be replaced and the body cannot be edited safely.
+    """
+    body = body.removeprefix(BOM)
+    readable = repaired(body)
+    try:
+        model = _decode_model(readable).model
+    except UNDECODABLE:
         return None
+    return apply(body, patches(readable, {"model": _json(tier.model)})) if may_replace(model) else None
 
 
 class _Model(msgspec.Struct):

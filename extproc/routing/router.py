@@ -7,7 +7,7 @@ from functools import cached_property
 import msgspec
 
 from extproc.api.request import Request, RequestError, parse_request
-from extproc.api.splice import SpliceError
+from extproc.api.splice import DuplicateMember, SpliceError, patches
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
@@ -31,6 +31,7 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     request: Request | None  # None: the body could not be read, or the API is unknown
     signals: Signals | None
     stages: dict[str, float]  # seconds spent in: read, embed, match, write
+    refusal: str | None = None  # the message of a 400 to the client; None: the request is sent on
 
     @cached_property
     def record(self) -> DecisionRecord:
@@ -119,6 +120,13 @@ class _Stopwatch:
 
 def _passed_through(snapshot: Snapshot, request: Request | None, clock: _Stopwatch) -> Routed:
     """The request is sent on unchanged: its API is unknown, or its model may not be replaced."""
+    if request is not None:
+        try:
+            patches(request.readable, {})
+        except DuplicateMember as error:  # the upstream might read another model
+            return _refused(snapshot, error, clock, request)
+        except SpliceError:
+            pass  # nothing is edited
     decision = untouched(snapshot.policy, Reason.PASSTHROUGH, request.model if request is not None else None)
     return Routed(decision, mutate(decision, None), snapshot, request, None, clock.laps)
 
@@ -130,9 +138,27 @@ def _unreadable(
     request: Request | None = None,
     signals: Signals | None = None,
 ) -> Routed:
-    """The default tier serves. If the requested model can be read and replaced, only its name is rewritten."""
+    """The default tier serves. If the requested model can be read and replaced, only its name is rewritten.
+
+    If it cannot be rewritten, the request is refused: no upstream knows the name.
+    """
     policy = snapshot.policy
     decision = untouched(policy, Reason.UNREADABLE)
-    renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
+    try:
+        renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
+    except SpliceError as error:
+        return _refused(snapshot, error, clock, request, signals)
     mutation = msgspec.structs.replace(mutate(decision, None), body=renamed)
     return Routed(decision, mutation, snapshot, request, signals, clock.laps)
+
+
+def _refused(
+    snapshot: Snapshot,
+    error: SpliceError,
+    clock: _Stopwatch,
+    request: Request | None = None,
+    signals: Signals | None = None,
+) -> Routed:
+    """The client gets an error. The default tier is only named in the record."""
+    decision = untouched(snapshot.policy, Reason.BAD_REQUEST)
+    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps, str(error))

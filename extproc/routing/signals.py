@@ -40,6 +40,6 @@ def _estimate_tokens(request: Request) -> int:
     size = len(request.body) - request.media_bytes
     extra_bytes = 0  # bytes of a character after its first one
     if not request.body.isascii():
-        extra_bytes = size - len(request.body.decode(errors="ignore"))
-    media = sum(need in ("vision", "audio") for need in request.needs) * _MEDIA_TOKENS
+        extra_bytes = len(request.body) - len(request.body.decode(errors="ignore"))
+    media = sum(need in ("vision", "audio", "files", "video") for need in request.needs) * _MEDIA_TOKENS
     return max(0, size - 2 * extra_bytes) // 4 + max(0, extra_bytes) // 2 + media

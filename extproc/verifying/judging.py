@@ -9,7 +9,7 @@ import msgspec
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, ToolCalls
-from extproc.acceptance.verdict import Verdict, judge
+from extproc.acceptance.verdict import Verdict, is_unjudgeable, judge
 from extproc.api.observation import Observation
 from extproc.settings import Judge
 
@@ -44,6 +44,8 @@ class RuleRunner:
         tier: str | None = None,
     ) -> Verdict:
         """Judge an answer by `tier` that has ended. Rules that call a model run only if all others accept."""
+        if is_unjudgeable(observation):
+            return judge(rules, observation)
         local = [rule for rule in rules if not isinstance(rule, External)]
         if any(isinstance(rule, _SLOW) for rule in local):
             verdict = await asyncio.to_thread(

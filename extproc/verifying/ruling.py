@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from extproc.acceptance.checks import OK
 from extproc.acceptance.verdict import Verdict
 from extproc.api.observation import Usage
 from extproc.contract.names import HeaderName, Namespace
@@ -51,8 +52,8 @@ class Ruling(msgspec.Struct, frozen=True):
     def headers(self) -> dict[str, str]:
         """The response headers for Envoy and the client."""
         headers: dict[str, str] = {HeaderName.VERDICT: self.word}
-        if not self.verdict.accept:
-            headers[HeaderName.VERDICT_REASON] = self.verdict.reason
+        if self._reason is not None:
+            headers[HeaderName.VERDICT_REASON] = self._reason
         return headers
 
     @property
@@ -70,7 +71,7 @@ class Ruling(msgspec.Struct, frozen=True):
         """The changes to the decision."""
         return VerdictRecord(
             verdict=self.word,
-            verdict_reason=self._rejection,
+            verdict_reason=self._reason,
             escalations=self.escalations,
             skipped=self.skipped,
             bound=self.bound,
@@ -82,7 +83,7 @@ class Ruling(msgspec.Struct, frozen=True):
         attempt = AttemptRecord(
             verdict=self.word,
             tier=self.tier,
-            reason=self._rejection,
+            reason=self._reason,
             input=self.usage.input,
             output=self.usage.output,
             cached=self.usage.cached,
@@ -90,8 +91,9 @@ class Ruling(msgspec.Struct, frozen=True):
         return LedgerRecord(attempts={self.attempt: attempt})
 
     @property
-    def _rejection(self) -> str | None:
-        return None if self.verdict.accept else self.verdict.reason
+    def _reason(self) -> str | None:
+        """Why the answer was rejected, or accepted unread."""
+        return None if self.verdict.reason == OK else self.verdict.reason
 
 
 def rule(
@@ -108,7 +110,7 @@ def rule(
     """
     ruling = Ruling(attempt.cohort, attempt.number, VerdictWord.ACCEPT, verdict, tier=attempt.tier, usage=usage)
     if verdict.accept:
-        return ruling
+        return msgspec.structs.replace(ruling, word=_accepted(verdict))
     rung = _next_rung(attempt, ladder, verdict.rule)
     bound = Bound.LAST_RUNG if rung >= len(ladder.clusters) else allow()
     if bound is not None:
@@ -133,8 +135,12 @@ def rule_early(attempt: JudgedAttempt, full: bool) -> Ruling:
 
 def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:
     """Rule on an answer that the client has received."""
-    word = VerdictWord.ACCEPT if verdict.accept else VerdictWord.RECORDED
+    word = _accepted(verdict) if verdict.accept else VerdictWord.RECORDED
     return Ruling(attempt.cohort, attempt.number, word, verdict, tier=attempt.tier, usage=usage)
+
+
+def _accepted(verdict: Verdict) -> VerdictWord:
+    return VerdictWord.ACCEPT if verdict.reason == OK else VerdictWord.DEGRADED
 
 
 def _next_rung(attempt: JudgedAttempt, ladder: Ladder, rule_name: str | None) -> int:

@@ -460,3 +460,18 @@ def test_grounding_never_judges_a_cut_text() -> None:
     assert judge(rules, seen, request=REQUIREMENTS, embed=lambda texts: None) == unavailable
     broken = lambda texts: np.full((len(texts), 2), np.nan)  # noqa: E731
     assert judge(rules, seen, request=REQUIREMENTS, embed=broken) == unavailable
+
+
+@pytest.mark.parametrize("malformed", ["frame too large", "answer too large"])
+def test_an_answer_that_is_too_large_passes_unjudged(malformed: str) -> None:
+    """The tier is not at fault, so the verdict accepts and says why no rule ran."""
+    rules, seen = compile_rules(["complete", "json"]), answer(malformed=malformed, complete=False)
+    expected = Verdict(True, reason="too_large", unavailable=("complete", "json"))
+    assert judge(rules, seen) == judge_early(rules, seen) == expected
+
+
+@pytest.mark.parametrize("finish", ["pause_turn", "queued", "in_progress"])
+def test_an_answer_that_continues_elsewhere_passes(finish: str) -> None:
+    """There is nothing to judge yet."""
+    rules = compile_rules(["complete", "non_empty"])
+    assert judge(rules, answer("", finish=finish)) == Verdict(True, unavailable=("complete", "non_empty"))

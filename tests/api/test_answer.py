@@ -328,11 +328,20 @@ def test_a_part_reads_the_same_however_it_came(name: str) -> None:
 
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_cut_answer_is_never_complete(name: str) -> None:
-    """No proper prefix of an answer is complete."""
+    """No proper prefix of an answer is complete, except a stream of finished choices that lacks only [DONE]."""
     api, content_type, body, _ = ANSWERS[name]
     whole = len(body) - body.endswith(b"\r\n")  # a CR ends a line before its LF arrives
     for end in range(whole):
-        assert not observe(api, [body[:end]], content_type).complete, end
+        seen = observe(api, [body[:end]], content_type)
+        lacks_done = seen.finish is not None and body[end:].strip() in (b"", b"data: [DONE]")
+        if seen.framing != "sse" or api not in ("chat", "completions"):
+            assert not seen.complete, end
+        elif not seen.complete:
+            assert not lacks_done or not body[:end].endswith((b"\n\n", b"\r\n\r\n")), end
+        else:
+            assert seen.finish is not None, end
+            pending = body[:end].replace(b"\r\n", b"\n").replace(b"\r", b"\n").rpartition(b"\n\n")[2].strip()
+            assert pending in (b"", b"data: [DONE]"), end
 
 
 @pytest.mark.parametrize(
@@ -402,14 +411,68 @@ def test_an_error_inside_a_200_is_told_without_its_prose(
     assert (seen.error, seen.complete) == (word, False)
 
 
-def test_the_ending_must_be_the_protocols_own() -> None:
-    """A finish reason without [DONE], or [DONE] without a finish reason, does not end an answer."""
+def test_a_finish_reason_and_a_clean_end_are_an_ending() -> None:
+    """Some servers send no [DONE]. A stream that ends inside a frame, or without a finish reason, is cut."""
     finished = events(chunk({"content": "a"}, "stop"), done=False)
-    assert not observe("chat", [finished], SSE).complete
+    for rest in (b"", b": ping\n\n", b": ping", b"data: [DONE]", b"data:[DONE]\n", b"data: [DONE]\n\n"):
+        assert observe("chat", [finished + rest], SSE).complete, rest
+    for rest in (b"d", b"data:", b"data: {", b"data: [DO", b"event: x", b'data: {"choices":[]}\n'):
+        assert not observe("chat", [finished + rest], SSE).complete, rest
+    assert not observe("chat", [finished[:-1]], SSE).complete
     assert not observe("chat", [events(chunk({"content": "a"}))], SSE).complete
     assert not observe("chat", [b"data: [DONE]\n\n"], SSE).complete
-    assert not observe("chat", [finished + b"data: [DONE]\n"], SSE).complete
-    assert observe("chat", [finished + b"data: [DONE]\n\n"], SSE).complete
+    open_choice = events(chunk({}, "stop"), chunk({"content": "b"}, index=1), done=False)
+    assert not observe("chat", [open_choice], SSE).complete
+    text = {"choices": [{"text": "a", "finish_reason": "length"}]}
+    assert observe("completions", [events(text, done=False)], SSE).complete
+
+
+def test_a_stream_without_done_is_complete_only_at_its_end() -> None:
+    """Before the end, more may come: an error, or counts."""
+    reader = AnswerReader("chat", SSE)
+    reader.feed(events(chunk({"content": "a"}, "stop"), done=False))
+    assert not reader.observation().complete
+    reader.finish()
+    assert reader.observation().complete
+
+
+@pytest.mark.parametrize(
+    ("word", "finish"),
+    [
+        ("STOP", "stop"),
+        ("Stop", "stop"),
+        ("eos", "stop"),
+        ("EOS_TOKEN", "stop"),
+        ("END_TURN", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("LENGTH", "length"),
+        ("Tool_Calls", "tool_calls"),
+        ("SAFETY", "content_filter"),
+        ("pause_turn", "pause_turn"),
+        ("Abort", "abort"),
+    ],
+)
+def test_finish_words_of_any_server_and_case(word: str, finish: str) -> None:
+    """Servers spell the same reason in several ways. A word that is not known stays, in lower case."""
+    body = msgspec.json.encode({"choices": [{"message": {"content": "a"}, "finish_reason": word}]})
+    assert observe("chat", [body], JSON).finish == finish
+    assert observe("chat", [events(chunk({"content": "a"}, word))], SSE).finish == finish
+    body = msgspec.json.encode({"type": "message", "content": [], "stop_reason": word})
+    assert observe("messages", [body], JSON).finish == finish
+
+
+def test_the_input_of_a_custom_tool_is_read_from_deltas() -> None:
+    """The Responses API streams it with separate events."""
+    item = {"type": "custom_tool_call", "name": "edit", "input": ""}
+    frames = [
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.custom_tool_call_input.delta", "output_index": 0, "delta": "*** Begin"},
+        {"type": "response.custom_tool_call_input.delta", "output_index": 0, "delta": " Patch"},
+        {"type": "response.output_item.done", "output_index": 0, "item": {**item, "input": "*** Begin Patch"}},
+    ]
+    assert observe("responses", [events(*frames, done=False)], SSE).tool_calls == (
+        ToolCall("edit", "*** Begin Patch"),
+    )
 
 
 def test_several_choices_must_all_end() -> None:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from extproc.api.request import MAX_ITEMS, Request, RequestError, Turn, parse_request
+from extproc.api.body import MAX_ITEMS
+from extproc.api.request import Request, RequestError, Turn, parse_request
 from extproc.routing.signals import Signals, read_signals
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = (
@@ -270,6 +271,175 @@ def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
     assert messages(**body).thinking_barred is barred
 
 
+# Odd members
+
+
+@pytest.mark.parametrize(
+    ("path", "odd"),
+    [
+        (CHAT, {"temperature": "0.2"}),
+        (CHAT, {"temperature": "warm"}),
+        (CHAT, {"top_p": [1]}),
+        (CHAT, {"top_k": "5"}),
+        (CHAT, {"tools": {}}),
+        (CHAT, {"functions": None}),
+        (CHAT, {"tool_choice": 5}),
+        (CHAT, {"response_format": "json"}),
+        (CHAT, {"text": "x", "reasoning": "high", "thinking": "hard"}),
+        (CHAT, {"chat_template_kwargs": ["x"]}),
+        (CHAT, {"include": {"a": 1}, "logprobs": "?"}),
+        (CHAT, {"prompt": {}, "input": 5, "system": 7}),
+        (CHAT, {"max_tokens": "many", "max_completion_tokens": 1.5}),
+        (CHAT, {"stream": "maybe"}),
+        (RESPONSES, {"prompt": {"id": "pmpt_1", "version": "2", "variables": {"city": "Oslo"}}}),
+        (RESPONSES, {"prompt": {}}),
+        (RESPONSES, {"prompt": {"variables": [5]}, "text": []}),
+        (RESPONSES, {"instructions": []}),
+        (RESPONSES, {"instructions": 5, "messages": "x"}),
+        (MESSAGES, {"thinking": [], "output_config": "x"}),
+    ],
+)
+def test_a_member_that_cannot_be_read_counts_as_absent(path, odd):
+    """The person's words are read, and nothing else changes."""
+    usual = {"model": "auto", "input" if path == RESPONSES else "messages": [USER]}
+    plain, request = parsed(path, **usual), parsed(path, **usual, **odd)
+    assert (request.model, request.turns, request.needs) == ("auto", plain.turns, plain.needs)
+    assert (request.max_output_tokens, request.cap_field) == (None, None)
+    assert (request.reasoning, request.stream, request.strict_output) == (None, False, False)
+
+
+@pytest.mark.parametrize(
+    ("odd", "field", "value"),
+    [
+        ({"max_tokens": 1024.0}, "max_output_tokens", 1024),
+        ({"max_tokens": "1024"}, "max_output_tokens", 1024),
+        ({"stream": "true"}, "stream", True),
+        ({"stream": "yes"}, "stream", True),
+        ({"stream": 1}, "stream", True),
+        ({"stream": "off"}, "stream", False),
+        ({"thinking": True}, "reasoning", True),
+        ({"thinking": False}, "reasoning", False),
+        ({"thinking": {"type": "enabled", "budget_tokens": "2000"}}, "reasoning", 2000),
+        ({"chat_template_kwargs": {"enable_thinking": "true"}}, "reasoning", True),
+        ({"chat_template_kwargs": {"enable_thinking": "False", "x": [1]}}, "reasoning", False),
+        ({"temperature": "0.2"}, "thinking_barred", True),
+        ({"temperature": "1"}, "thinking_barred", False),
+        ({"include": ["message.output_text.logprobs", 5]}, "model", "auto"),
+    ],
+)
+def test_a_value_that_spells_its_type_is_read(odd, field, value):
+    """Clients send numbers and booleans as texts, and servers accept them."""
+    assert getattr(chat(**odd), field) == value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["Translate this letter into French"],
+        [{"type": "text", "text": "Translate this letter into French"}],
+        {"type": "text", "text": "Translate this letter into French"},
+        {"text": "Translate this letter into French"},
+        [5, None, {"type": 5, "text": "Translate this letter into French"}],
+        [{"type": "text", "text": 5}, "Translate this letter into French", []],
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+def test_a_content_of_any_shape_is_read(path, content):
+    """A text, a part, or a list with texts, parts and what is neither."""
+    member = "input" if path == RESPONSES else "messages"
+    request = parsed(path, model="auto", **{member: [{"role": "user", "content": content}]})
+    assert request.turns == (Turn("user", ("Translate this letter into French",)),)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        ["Translate this letter into French"],
+        [{"role": "msg", "content": "Translate this letter into French"}],
+        [{"role": "ctx", "content": ["Translate this letter into French"]}],
+        [5, {"role": "user", "content": "Translate this letter into French", "type": ["x"]}],
+        [{"role": 5, "content": "Other"}, {"role": "user", "content": "Translate this letter into French"}],
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+def test_messages_of_any_shape_are_read(path, items):
+    """A text is a message of the user. Any other item is skipped."""
+    request = parsed(path, model="auto", **{"input" if path == RESPONSES else "messages": items})
+    assert [turn for turn in request.turns if turn.role == "user"] == [
+        Turn("user", ("Translate this letter into French",))
+    ]
+
+
+def test_items_of_unknown_types_are_skipped():
+    """They are not turns. Instructions in any shape count as system text."""
+    items = [{"type": "web_search_call", "id": "1"}, {"type": "x_new"}, {"role": "critic", "content": "No."}, USER]
+    request = parsed(RESPONSES, instructions=["Be brief", {"role": "user", "content": "Hi"}], input=items)
+    assert request.turns == (
+        Turn("system", ("Be brief",)),
+        Turn("system", ("Hi",)),
+        Turn("critic", ("No.",)),
+        Turn("user", (USER["content"],)),
+    )
+
+
+@pytest.mark.parametrize("odd", [{"temperature": "0"}, {"top_p": [1]}, {"messages": [5, {"role": []}]}])
+def test_an_odd_member_drops_no_need(odd):
+    """The needs of the request are read beside the member that cannot be read."""
+    more = odd.pop("messages", [])
+    asked = [*more, {"role": "user", "content": [PICTURE, "Look"]}]
+    assert chat(messages=asked, tools=[{"type": "function"}], **odd).needs == {"vision", "tools"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "needs"),
+    [
+        (CHAT, {"tools": "web"}, {"tools"}),
+        (CHAT, {"tools": {"name": "f"}}, {"tools"}),
+        (CHAT, {"tools": [5]}, set()),
+        (CHAT, {"tools": 0.5}, {"tools"}),
+        (CHAT, {"modalities": "audio"}, {"unknown part"}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, {"unknown part"}),
+    ],
+)
+def test_a_doubt_about_a_need_lifts(path, body, needs):
+    """A need that cannot be read is a need."""
+    assert parsed(path, **body).needs == needs
+
+
+# Odd bytes
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "text"),
+    [
+        (rb"Hi \ud83d", b"", "Hi �"),
+        (rb"Hi \ude00 \ud83d\ude00 \\ud83d", b"", "Hi � 😀 \\ud83d"),
+        (rb"\\\ud83dHi\ud83d\u0041", b"", "\\�Hi�A"),
+        (b"Hi", b',"temperature":NaN', "Hi"),
+        (b"Hi", b',"max_tokens": -Infinity ,"x":[NaN,Infinity]', "Hi"),
+        (b"Hi\nthere", b"", "Hi there"),
+        (b"Hi \xff\xfe", b"", "Hi ??"),
+        (b"Hi \xed\xa0\xbd", b"", "Hi ???"),
+    ],
+)
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_odd_bytes_are_read_and_kept(mark, content, more, text):
+    """The router reads a repaired text. The upstream gets the client's bytes, without the byte order mark."""
+    body = b'{"model":"auto","messages":[{"role":"user","content":"' + content + b'"}]' + more + b"}"
+    request = parse_request(CHAT, mark + body)
+    assert request is not None
+    assert (request.model, request.turns) == ("auto", (Turn("user", (text,)),))
+    assert (request.max_output_tokens, request.body) == (None, body)
+    assert len(request.readable) == len(request.body)
+
+
+def test_a_usual_body_is_not_repaired():
+    """Its bytes are what was read, also if a member is odd."""
+    assert chat().repaired is None
+    prose = chat(messages=[{"role": "user", "content": "Is it [NaN, 1]?"}], temperature="x")
+    assert prose.turns == (Turn("user", ("Is it [NaN, 1]?",)),)
+
+
 # Unreadable bodies
 
 
@@ -284,21 +454,16 @@ def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
         b"hello",
         b'{"model": "auto"',
         b'{"model": "auto"} trailing',
-        b'{"model": 5}',
-        b'{"model": "auto", "messages": "hi"}',
-        b'{"model": "auto", "messages": [{"role": "user", "content": {"text": "hi"}}]}',
-        b'{"model": "auto", "messages": ["hi"]}',
-        b'{"model": "auto", "stream": "yes"}',
-        b'{"model": "auto", "max_tokens": "many"}',
-        b'{"model": "auto", "messages": [{"role": "user", "content": "\xff\xfe"}]}',
         b'{"model": "auto", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         b'{"model": "auto", "x": ' + b'{"x":' * 100_000,
         b"\x1f\x8b\x08\x00\x00\x00\x00\x00",
-        b"\xef\xbb\xbf{}",
+        b"\xef\xbb\xbf",
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        b'{"model": "auto", "x": nan}',
     ],
     ids=lambda body: body[:40].decode("latin-1"),
 )
-def test_what_is_no_json_of_the_apis_shape_is_refused(body):
+def test_what_is_no_json_object_is_refused(body):
     """Every unreadable body raises the same kind of error."""
     with pytest.raises(RequestError):
         parse_request(CHAT, body)

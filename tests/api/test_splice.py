@@ -186,5 +186,5 @@ def test_one_edit_can_be_turned_into_another(seed):
 def test_more_members_than_any_request_has_are_refused():
     """Each member costs time, so their number is limited."""
     body = json.dumps({f"m{i}": i for i in range(MAX_MEMBERS + 1)}).encode()
-    with pytest.raises(SpliceError, match="the object has more than 10000 members"):
+    with pytest.raises(SpliceError, match="an object in the body has more than 10000 members"):
         splice(body, {"m1": b"2"})

@@ -957,7 +957,7 @@ def _read_stream(body: bytes, path: str, reading: Reading) -> None:
                     reading.problems.append("mixed: the whole differs from its parts")
     if len(models) > 1:
         reading.problems.append(f"mixed: {sorted(models)}")
-    if not over:
+    if not over and not (path == CHAT and finishes):
         reading.problems.append("no ending")
     if len(finishes) != 1 or finishes[0] not in ("stop", "tool_calls", "end_turn", "completed"):
         reading.problems.append("no finish")

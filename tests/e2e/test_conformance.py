@@ -47,6 +47,8 @@ _TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 
 
 # These are unusual but not wrong, so they are served.
 FINE = ("fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close")
+# In chat completions, a finish reason and the end of the stream are an ending. The other APIs have an event for it.
+FINE_STREAMS = ("without_ending",)
 # These are possible in JSON and in streams.
 FAULTS = (
     "refused", "reset_before_headers", "closed_before_headers", "reset_after_headers",
@@ -58,11 +60,11 @@ FAULTS = (
 JSON_FAULTS = ("truncated_json", "truncated_json_chunked")
 SSE_FAULTS = (
     "cut_before_first_token", "no_event_at_all", "only_done", "ended_midway", "ended_in_a_frame",
-    "without_ending", "ending_without_finish", "error_event_first", "error_event_midway", "error_event_then_done",
+    "ending_without_finish", "error_event_first", "error_event_midway", "error_event_then_done",
 )  # fmt: skip
 # Faults after the first tokens were sent. The answer has 160 words, and an early judgement ends at 200 characters.
 LATE_FAULTS = (
-    "stalled_midway", "cut_midway", "reset_midway", "ended_midway", "ended_in_a_frame", "without_ending",
+    "stalled_midway", "cut_midway", "reset_midway", "ended_midway", "ended_in_a_frame",
     "ending_without_finish", "error_event_midway", "error_event_then_done", "length_too_long", "length_too_short",
 )  # fmt: skip
 
@@ -111,7 +113,7 @@ class Table:
 
 
 def _applicable(stream: bool) -> list[tuple[str, int]]:
-    names = (*FINE, *FAULTS, *(SSE_FAULTS if stream else JSON_FAULTS))
+    names = (*FINE, *FAULTS, *((*FINE_STREAMS, *SSE_FAULTS) if stream else JSON_FAULTS))
     return [(name, SHORT) for name in names] + [(name, LONG) for name in LATE_FAULTS if stream]
 
 
@@ -125,7 +127,8 @@ async def _cell(
     prompt = prompts[f"dead_{cohort}" if refused else cohort]
     wire = await post(stack.port, path, body_of(path, prompt, stream, script), within_s=60)
     upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
-    outcome, detail = classify(upstreams, wire, request_id, path, stream, words, fine=fault in FINE)
+    fine = fault in FINE or (path == CHAT and fault in FINE_STREAMS)
+    outcome, detail = classify(upstreams, wire, request_id, path, stream, words, fine)
     reason = wire.headers.get("x-cascade-reason", "")
     return Cell(fault, name, words, outcome, detail, reason)
 
@@ -194,9 +197,10 @@ def test_every_fault_before_the_first_byte_is_recovered(table: Table, column: st
     outcomes = table.outcomes(column)
     if "early" in column:  # the fault comes after the answer's ending, which was already sent
         assert outcomes.pop("length_too_long") == "honest"
-    kept = {fault: outcome for fault, outcome in outcomes.items() if fault not in FINE and outcome != "recovered"}
+    faults = {fault: outcome for fault, outcome in outcomes.items() if fault not in FINE + FINE_STREAMS}
+    kept = {fault: outcome for fault, outcome in faults.items() if outcome != "recovered"}
     assert kept == {}
-    assert len(outcomes) - len(FINE) >= 16
+    assert len(faults) >= 16
 
 
 def test_a_buffered_stream_is_recovered_wherever_it_broke(table: Table) -> None:
@@ -218,7 +222,8 @@ def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table) 
 def test_what_is_fine_is_served_by_the_first_tier(table: Table, column: str) -> None:
     """Slow, in single bytes, with hints or trailers: unusual answers are not wrong."""
     outcomes = table.outcomes(column)
-    assert {fault: outcomes[fault] for fault in FINE} == dict.fromkeys(FINE, "served")
+    fine = FINE + FINE_STREAMS if "sse" in column else FINE
+    assert {fault: outcomes[fault] for fault in fine} == dict.fromkeys(fine, "served")
 
 
 @pytest.mark.parametrize("column", ["unjudged json", "unjudged sse"])
@@ -244,7 +249,7 @@ def test_nothing_is_made_up_for_an_unjudged_answer(table: Table) -> None:
 def test_the_other_apis_are_held_to_their_own_endings(
     faulty: tuple[Stack, dict[str, str]], path: str, stream: bool
 ) -> None:
-    """message_stop and response.completed are required as strictly as [DONE]."""
+    """message_stop and response.completed are required: these APIs have no other ending."""
     faults = ["fine", "empty_content", "reset_before_headers", "error_in_200", "cut_midway"]
     faults += ["ended_midway", "without_ending", "error_event_midway", "ended_in_a_frame"] if stream else []
     faults += [] if stream else ["truncated_json"]

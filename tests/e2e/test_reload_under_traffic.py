@@ -165,7 +165,8 @@ def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack,
         (mounted.folder / "new").write_bytes(raw[:-1])
         os.replace(mounted.folder / "new", mounted.intents / CENTROIDS_FILE)
         eventually(
-            lambda: "centroids.safetensors:1: is not a centroid file" in mounted.log("router.log")[before:], "it is refused"
+            lambda: "centroids.safetensors:1: is not a centroid file" in mounted.log("router.log")[before:],
+            "it is refused",
         )
         flow.flows_on()
         assert flow.answers[-1].said["x-router-cohort"] == now

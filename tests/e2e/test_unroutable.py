@@ -6,7 +6,19 @@ import json
 import pytest
 
 from extproc.demo.stack import Stack
-from tests.e2e.traffic import CHAT, COMPLETIONS, MESSAGES, PROVE, RESPONSES, arrived, send
+from tests.e2e.traffic import (
+    APIS,
+    CHAT,
+    COMPLETIONS,
+    MESSAGES,
+    PROVE,
+    PROVED,
+    REFUSED,
+    RESPONSES,
+    arrived,
+    send,
+    twice_error,
+)
 
 _MESSAGES = b'"messages":[{"role":"user","content":"Prove that 17 is prime."}]'
 _UNREADABLE = {
@@ -20,17 +32,10 @@ _UNREADABLE = {
     "a string": b'"auto"',
     "deep nesting": b'{"model":"auto","x":' + b"[" * 100_000 + b"]" * 100_000 + b"," + _MESSAGES + b"}",
     "deep nesting of objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
-    "model is a number": b'{"model":5,' + _MESSAGES + b"}",
-    "NaN": b'{"model":"auto","temperature":NaN,' + _MESSAGES + b"}",
-    "Infinity": b'{"model":"auto","temperature":-Infinity,' + _MESSAGES + b"}",
     "comments": b'{/* hi */"model":"auto",' + _MESSAGES + b"}",
     "single quotes": b"{'model':'auto'}",
     "UTF-16": '{"model":"auto","messages":[]}'.encode("utf-16"),
     "gzip, unsaid": gzip.compress(b'{"model":"auto",' + _MESSAGES + b"}"),
-    "model twice": b'{"model":"auto","model":"auto",' + _MESSAGES + b"}",
-    "model twice, escaped": b'{"model":"auto","mod\\u0065l":"auto",' + _MESSAGES + b"}",
-    "another member twice": b'{"model":"auto","x":1,"x":1,' + _MESSAGES + b"}",
-    "half a surrogate pair": b'{"model":"auto","messages":[{"role":"user","content":"Prove \\ud800 it"}]}',
     "nul bytes": b"\x00" * 64,
 }
 
@@ -50,33 +55,85 @@ def test_unreadable_bodies_pass_untouched(stack: Stack, body: bytes) -> None:
     assert (answer.status, answer.body) == _as_without_us(stack, body)
 
 
-_RENAMED = {
-    "messages are a string": b'{"model":"auto","messages":"Prove that 17 is prime."}',
-    "messages are numbers": b'{"model":"auto","messages":[1,2]}',
-    "content is a number": b'{"model":"auto","messages":[{"role":"user","content":7}]}',
+_TWICE = {
+    "model twice": b'{"model":"auto","model":"auto",' + _MESSAGES + b"}",
+    "model twice, escaped": b'{"model":"auto","mod\\u0065l":"auto",' + _MESSAGES + b"}",
+    "another member twice": b'{"model":"auto","x":1,"x":1,' + _MESSAGES + b"}",
+}
+
+
+@pytest.mark.parametrize("body", _TWICE.values(), ids=_TWICE)
+def test_a_body_with_a_member_twice_is_answered_by_the_router(stack: Stack, body: bytes) -> None:
+    """No upstream sees it, because two readers may read different requests."""
+    for path in APIS:
+        before = len(stack.upstreams.received)
+        answer = send(stack.port, path, body)
+        assert (answer.status, answer.contract) == (400, REFUSED)
+        assert json.loads(answer.body) == twice_error(path)
+        assert len(stack.upstreams.received) == before
+
+
+_THINKING = b',"chat_template_kwargs":{"enable_thinking":true}}'
+_ODD_BYTES = {
+    "NaN": b'{"model":"auto","temperature":NaN,' + _MESSAGES + b"}",
+    "Infinity": b'{"model":"auto","temperature":-Infinity,' + _MESSAGES + b"}",
+    "half a surrogate pair": b'{"model":"auto","messages":[{"role":"user","content":"Prove \\ud800 it"}]}',
     "invalid UTF-8": b'{"model":"auto","messages":[{"role":"user","content":"Prove \xff\xfe \xc3("}]}',
 }
 
 
-@pytest.mark.parametrize("body", _RENAMED.values(), ids=_RENAMED)
-def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Stack, body: bytes) -> None:
-    """If only the model can be read, it is replaced by the default tier's model. Nothing else changes."""
+@pytest.mark.parametrize("body", _ODD_BYTES.values(), ids=_ODD_BYTES)
+def test_odd_bytes_are_routed_and_reach_the_tier(stack: Stack, body: bytes) -> None:
+    """The router reads past bytes that a strict reader refuses. It changes only its own members."""
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
-    assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
-    assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
+    assert answer.said == PROVED
+    assert received.tier == "large"
+    assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')[:-1] + _THINKING
     assert (answer.status, answer.body) == _as_without_us(stack, received.body)
 
 
-@pytest.mark.parametrize("path", [COMPLETIONS, RESPONSES, MESSAGES])
+_ODD_SHAPES = {
+    "messages are a string": b'{"model":"auto","messages":"Prove that 17 is prime."}',
+    "messages are numbers": b'{"model":"auto","messages":[1,2]}',
+    "content is a number": b'{"model":"auto","messages":[{"role":"user","content":7}]}',
+}
+
+
+@pytest.mark.parametrize("body", _ODD_SHAPES.values(), ids=_ODD_SHAPES)
+def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Stack, body: bytes) -> None:
+    """A member that cannot be read counts as absent. The model is replaced, and nothing else changes."""
+    answer = send(stack.port, CHAT, body)
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
+    assert answer.said == {"x-router-tier": "large", "x-router-reason": "no_text"}
+    assert (answer.status, answer.body) == _as_without_us(stack, received.body)
+
+
+_LISTS = {CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input", MESSAGES: "messages"}
+
+
+@pytest.mark.parametrize("path", _LISTS)
 def test_every_api_lets_the_unreadable_pass(stack: Stack, path: str) -> None:
-    """This is true for all four APIs."""
-    for body in (b"no JSON", b'{"model":"auto","prompt":{},"input":7,"messages":{}}'):
-        answer = send(stack.port, path, body)
-        received = arrived(stack)
-        assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')
-        assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
-        assert (answer.status, answer.body) == _as_without_us(stack, received.body, path)
+    """A body that is not JSON, or is cut off, passes untouched. The model is not replaced."""
+    for body in (b"no JSON", b'{"model":"auto"', b'{"model":"auto","%s":[' % _LISTS[path].encode()):
+        _assert_unreadable(stack, path, body, body)
+
+
+@pytest.mark.parametrize(("path", "member"), _LISTS.items())
+def test_too_many_messages_get_a_name_the_tier_knows(stack: Stack, path: str, member: str) -> None:
+    """Only the model is read. It is replaced by the default tier's model. Nothing else changes."""
+    item = '""' if path == COMPLETIONS else "{}"
+    body = f'{{"model":"auto","{member}":[{item}{f", {item}" * 20_000}]}}'.encode()
+    _assert_unreadable(stack, path, body, body.replace(b'"auto"', b'"qwen3-32b"'))
+
+
+def _assert_unreadable(stack: Stack, path: str, body: bytes, expected: bytes) -> None:
+    answer = send(stack.port, path, body)
+    received = arrived(stack)
+    assert (received.tier, received.body) == ("large", expected)
+    assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
+    assert (answer.status, answer.body) == _as_without_us(stack, expected, path)
 
 
 _PASSING = {
@@ -162,9 +219,7 @@ def test_odd_bodies_are_routed_all_the_same(stack: Stack, body: str) -> None:
     answer = send(stack.port, CHAT, sent)
     received = arrived(stack)
     assert (answer.said["x-router-cohort"], answer.said["x-router-reason"]) == ("math_reasoning", "matched")
-    assert received.body == (
-        sent.replace(b'"auto"', b'"qwen3-32b"')[:-1] + b',"chat_template_kwargs":{"enable_thinking":true}}'
-    )
+    assert received.body == (sent.replace(b'"auto"', b'"qwen3-32b"')[:-1] + _THINKING)
 
 
 def test_a_compressed_body_passes_compressed(stack: Stack) -> None:

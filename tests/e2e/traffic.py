@@ -34,6 +34,8 @@ EXTRACTED = {"x-router-cohort": "extraction", "x-router-tier": "small", "x-route
 PROVED = {"x-router-cohort": "math_reasoning", "x-router-tier": "large", "x-router-reason": "matched"}
 JUDGED = {"x-router-cohort": "compliance", "x-router-tier": "frontier", "x-router-reason": "matched"}
 FAILED_OPEN = {"x-router-tier": "large", "x-router-reason": "fail_open"}
+# All headers of the contract, if the router answers.
+REFUSED = {"x-router-reason": "bad_request", "x-router-attempts": "0", "x-router-escalations": "0"}
 # In addition, if the first attempt served.
 AT_ONCE = {"x-router-attempts": "1", "x-router-escalations": "0"}
 
@@ -136,6 +138,14 @@ def body_of(path: str, prompt: str, model: str = "auto") -> dict[str, Any]:
         MESSAGES: {"model": model, "max_tokens": 2000, "messages": [message]},
     }
     return bodies[path]
+
+
+def twice_error(path: str) -> dict[str, Any]:
+    """Return the error for a body in which a member appears twice, in the shape of the API at `path`."""
+    error = {"type": "invalid_request_error", "message": "a member of the body appears more than once"}
+    return (
+        {"type": "error", "error": error} if path == MESSAGES else {"error": error | {"param": None, "code": None}}
+    )
 
 
 def arrived(stack: Stack) -> Received:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.rules import compile_rules
+from extproc.api.repair import BOM, repaired
 from extproc.api.request import APIS, Request, RequestError, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
@@ -72,7 +73,8 @@ def written(decision: Decision, request: Request) -> list[bytes]:
 
 
 def members(body: bytes) -> dict[str, bytes]:
-    """Return the top-level members with the bytes of their values."""
+    """Return the top-level members with the bytes of their values, which are repaired as the router does it."""
+    body = repaired(body.removeprefix(BOM))
     return {name: bytes(raw) for name, raw in msgspec.json.decode(body, type=dict[str, msgspec.Raw]).items()}
 
 
@@ -118,7 +120,10 @@ def test_any_bytes_are_read_or_refused_by_name(path: str, body: bytes, decision:
     request = read(path, body)
     for attempt in written(decision, request) if request is not None else ():
         assert foreign(attempt) == foreign(body)
-    renamed = rename_model(body, decision.tier, lambda _: True)
+    try:
+        renamed = rename_model(body, decision.tier, lambda _: True)
+    except SpliceError:  # the client gets an error
+        return
     if renamed is not None:
         assert members(renamed) == members(body) | {"model": msgspec.json.encode(decision.tier.model)}
 

@@ -92,6 +92,7 @@ class Player:
         for reply in (reply for batch in replies for reply in batch):
             assert set(written_headers(reply)) <= {
                 HeaderName.CLUSTER,
+                HeaderName.REASON,
                 HeaderName.VERDICT,
                 HeaderName.VERDICT_REASON,
                 "content-type",

@@ -358,3 +358,24 @@ def test_a_model_that_a_tier_serves_goes_to_that_tier():
 def test_any_other_model_passes_through_to_the_default_tier(model):
     """Unknown, absent, or almost the name of a tier: the body does not change."""
     assert untouched(POLICY, Reason.PASSTHROUGH, model) == Decision(LARGE, Reason.PASSTHROUGH, rewrite=False)
+
+
+@pytest.mark.parametrize(
+    ("needs", "lists", "tier"),
+    [
+        ({"files"}, ({"tools"}, {"tools", "files"}, {"tools"}), "large"),
+        ({"hosted:web_search"}, ({"tools"}, {"hosted:web_search"}, {"hosted"}), "large"),
+        ({"hosted:mcp"}, ({"tools"}, {"hosted:web_search"}, {"hosted"}), "frontier"),
+        ({"video"}, ({"tools"}, {"tools"}, {"tools"}), "frontier"),
+        ({"unknown part"}, ({"tools"}, {"tools"}, {"tools"}), "frontier"),
+        ({"unknown part", "files"}, (None, {"tools"}, None), "small"),
+    ],
+)
+def test_a_need_goes_to_a_tier_that_has_it_or_to_the_last(needs, lists, tier):
+    """A tier without a list has every capability. A need that no tier lists is left to the last tier."""
+    tiers = tuple(
+        msgspec.structs.replace(t, capabilities=None if names is None else frozenset(names))
+        for t, names in zip((SMALL, LARGE, FRONTIER), lists, strict=True)
+    )
+    policy = msgspec.structs.replace(POLICY, tiers=tiers)
+    assert decide(policy, signals(needs=frozenset(needs)), clearly("faq"), {}).tier.name == tier

@@ -113,7 +113,7 @@ TRANSCRIPTS = {
     "cut": (transcript("Half an ans", finish=None, done=False), rejected("incomplete")),
     "no finish": (transcript("Half an ans", finish=None), rejected("incomplete")),
     "length": (transcript("Half an ans", finish="length"), rejected("cut")),
-    "no done": (transcript("All of it.", done=False), rejected("incomplete")),
+    "no done": (transcript("All of it.", done=False), ACCEPT),
     "error": (
         transcript("Ha", finish=None, done=False) + b'data: {"error":{"code":"overloaded"}}\n\n',
         rejected("upstream_error"),
@@ -499,7 +499,7 @@ def test_a_rejected_answer_is_kept_if_a_client_could_use_it() -> None:
     assert kept_of([refused[:50], refused[50:]]) == {
         "body": refused.decode(), "type": "text/event-stream", "tier": "small",
     }  # fmt: skip
-    for name in TRANSCRIPTS.keys() - {"good", "refusal", "length"}:
+    for name in TRANSCRIPTS.keys() - {"good", "refusal", "length", "no done"}:
         assert kept_of([TRANSCRIPTS[name][0]]) is None, name
     most = 64 * 1024 - len(transcript(""))
     assert len(kept_of([transcript("x" * most)], [{"max_chars": 1}])["body"]) == 64 * 1024

@@ -1,0 +1,116 @@
+"""The needs of a request: the capabilities that a tier must have to serve it.
+
+A hosted tool runs on the provider's side. Its need is `hosted:` and the name of the tool, without version and date.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from extproc.api.body import Body, Message, Part, Prompt, Tool, check_items, every_part
+
+HOSTED = "hosted:"
+# A part of an unknown type. No policy can list it.
+UNKNOWN_PART = "unknown part"
+
+_NEEDS = {
+    "image": "vision",
+    "image_url": "vision",
+    "input_image": "vision",
+    "image_file": "vision",
+    "image_embeds": "vision",
+    "image_pil": "vision",
+    "computer_screenshot": "vision",
+    "audio": "audio",
+    "audio_url": "audio",
+    "input_audio": "audio",
+    "document": "files",
+    "file": "files",
+    "input_file": "files",
+    "document_url": "files",
+    "container_upload": "files",
+    "video": "video",
+    "video_url": "video",
+    "input_video": "video",
+}
+# Parts that every tier of their API reads.
+_PLAIN = {
+    "text", "input_text", "output_text", "refusal", "summary_text",
+    "thinking", "redacted_thinking", "reasoning", "reasoning_text",
+    "tool_use", "tool_result", "tool_call", "tool_reference", "function_call", "function_call_output",
+    "search_result", "compaction",
+}  # fmt: skip
+_CALLS = ("_tool_use", "_tool_result")  # of hosted tools: server_tool_use, web_search_tool_result
+_OWN_TOOLS = (None, "", "function", "custom")  # the client runs them
+_NOTHING = (b"", b"null", b"false", b"[]")
+_VERSION = re.compile(r"(?:_preview)?(?:[_-](?:[0-9]{8}|[0-9]{4}[_-][0-9]{2}[_-][0-9]{2}))?$")
+_TOOL_NAME = re.compile(r"[a-z0-9_]{1,64}")
+
+
+class Media(NamedTuple):
+    """The parts of a request other than text, each with its needs."""
+
+    needs: list[tuple[Part, tuple[str, ...]]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the media, which are not text tokens."""
+        return sum(_size(part) for part, _ in self.needs)
+
+
+def read_media(messages: Sequence[Message], prompt: object) -> Media:
+    """Find all parts other than text, at any depth. Raises TooManyObjects above MAX_ITEMS."""
+    places = [m.content for m in messages] + [m.output for m in messages if m.output is not None]
+    if isinstance(prompt, Prompt) and prompt.variables:
+        places += [value for value in prompt.variables.values() if isinstance(value, Part)]
+    media = [Part(m.type) for m in messages if m.type in _NEEDS]  # a part in place of a message
+    count = len(messages)
+    for content in places:
+        if content is not None and not isinstance(content, str):
+            parts = every_part(content)
+            count += len(parts)
+            check_items(parts, count - len(parts))
+            media += [part for part in parts if part.type not in _PLAIN]
+    return Media([(part, tuple(_needs_of(part))) for part in media])
+
+
+def _needs_of(part: Part) -> Iterator[str]:
+    kind = part.type
+    if not kind:  # vLLM reads a part by its member
+        members = ("image_url", "audio_url", "video_url", "input_audio", "file")
+        kind = next((name for name in members if memoryview(getattr(part, name))), "text")
+    if kind in _NEEDS:
+        yield _NEEDS[kind]
+    elif kind not in _PLAIN and not kind.endswith(_CALLS):
+        yield UNKNOWN_PART
+    if kind == "document" and b'"image' in bytes(part.source):  # a document may be made of parts
+        yield "vision"
+
+
+def _size(part: Part) -> int:
+    # The source of a document may also be plain text.
+    source = b"" if part.type == "document" and b'"base64"' not in bytes(part.source) else part.source
+    members = (part.image_url, part.audio_url, part.video_url, part.input_audio, source, part.file, part.file_data)
+    return sum(len(memoryview(raw)) for raw in members)
+
+
+def declared_needs(decoded: Body) -> Iterator[str]:
+    """Yield the needs that the request declares beside its messages: tools, and the kinds of its answer."""
+    if decoded.tools or decoded.functions:
+        yield "tools"
+    for tool in decoded.tools if isinstance(decoded.tools, list) else ():
+        if tool.type not in _OWN_TOOLS:
+            yield hosted_tool(tool)
+    if bytes(decoded.web_search_options) not in _NOTHING:
+        yield f"{HOSTED}web_search"
+    if bytes(decoded.mcp_servers) not in _NOTHING:
+        yield f"{HOSTED}mcp"
+    for modality in decoded.modalities or ():
+        if modality != "text":
+            yield "audio" if modality == "audio" else UNKNOWN_PART
+
+
+def hosted_tool(tool: Tool) -> str:
+    """Return the need for a hosted tool: `web_search_20250305` and `web_search_preview` are `hosted:web_search`."""
+    name = _VERSION.sub("", (tool.type or "")[:80].lower(), count=1)
+    return HOSTED + (name if _TOOL_NAME.fullmatch(name) else "other")
