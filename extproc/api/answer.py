@@ -8,9 +8,10 @@ import msgspec
 
 from extproc.api.gathered import GatheredAnswer
 from extproc.api.observation import Framing, Observation, ToolCall
+from extproc.api.repair import BOM
 from extproc.api.request import Api
 from extproc.api.shapes import READERS, error_code, is_error
-from extproc.api.sse import BOM, EventStream, MalformedAnswer
+from extproc.api.sse import EventStream, MalformedAnswer
 
 # Limit of one frame, or of one JSON answer. It is generous because a `response.completed` event repeats the whole
 # answer with its logprobs, about 3 KB a token at top_logprobs 20.

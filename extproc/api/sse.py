@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-BOM = b"\xef\xbb\xbf"
+from extproc.api.repair import BOM
 
 
 class MalformedAnswer(Exception):
