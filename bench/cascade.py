@@ -241,7 +241,7 @@ def write_intents(folder: Path, fit: Fit, utterances_by_category: Mapping[str, S
     """The fitted configuration, as an operator would write it."""
     folder.mkdir(parents=True, exist_ok=True)
     tiers = [
-        {"name": name, "model": name, "endpoint": "127.0.0.1:9", "context": 1_000_000,
+        {"name": name, "model": name, "url": "http://127.0.0.1:9", "context": 1_000_000,
          "price": {"input": PRICES[name][0], "output": PRICES[name][1]}}
         for name in (SMALL, LARGE)
     ]  # fmt: skip

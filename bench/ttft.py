@@ -58,7 +58,7 @@ def write_intents(folder: Path) -> None:
         {
             "name": name,
             "model": name,
-            "endpoint": "127.0.0.1:9",
+            "url": "http://127.0.0.1:9",
             "context": 100_000,
             "price": {"input": 0, "output": 0},
         }

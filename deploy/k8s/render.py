@@ -172,14 +172,11 @@ def gateway_routes(config: Config) -> list[Dict]:
     rules = [_rule(tier, tier.cluster_name, config) for tier in tiers] + [_rule(default, None, config)]
     documents = [_http_route("llm", rules), _http_route("rest", [{"backendRefs": [_backend_ref(default)]}])]
     for tier in tiers:
-        host, _, port = tier.endpoint.rpartition(":")
-        fqdn = {"hostname": _from_elsewhere(host), "port": int(port)}
-        documents.append(
-            _document("gateway.envoyproxy.io/v1alpha1", "Backend", tier.name, {"endpoints": [{"fqdn": fqdn}]})
-        )
+        fqdns = [{"fqdn": {"hostname": _from_elsewhere(a.host), "port": a.port}} for a in tier.addresses]
+        documents.append(_document("gateway.envoyproxy.io/v1alpha1", "Backend", tier.name, {"endpoints": fqdns}))
         if tier.tls:
             target = {"group": "gateway.envoyproxy.io", "kind": "Backend", "name": tier.name}
-            trust = {"wellKnownCACertificates": "System", "hostname": host}
+            trust = {"wellKnownCACertificates": "System", "hostname": tier.sni or tier.addresses[0].host}
             spec = {"targetRefs": [target], "validation": trust}
             documents.append(_document("gateway.networking.k8s.io/v1", "BackendTLSPolicy", tier.name, spec))
     return documents
@@ -209,8 +206,8 @@ def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
         "timeouts": {"request": f"{config.policy.timeouts.request_s:g}s"},
     }
     if tier.tls:  # providers accept only their own host name
-        host = tier.endpoint.rpartition(":")[0]
-        rule["filters"] = [{"type": "URLRewrite", "urlRewrite": {"hostname": host}}]
+        rewrite = {"hostname": tier.addresses[0].host}
+        rule["filters"] = [{"type": "URLRewrite", "urlRewrite": rewrite}]
     return rule
 
 

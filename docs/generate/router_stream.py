@@ -49,7 +49,7 @@ def _is_sent(mode: str, events: Sequence[Event]) -> bool:
 
 
 async def _replies(mode: Any, events: Sequence[Event]) -> str:
-    tier = Tier("large", "model", "host:80", 1, Price(0, 0))
+    tier = Tier("large", "model", "http://host:80", 1, Price(0, 0))
     snapshot = Snapshot("", Policy((tier,), "large", {}), index=None)  # type: ignore[arg-type]
     stream = RouterExchange(Router(snapshot, embedder=None), Opening({}, mode, "NONE"))  # type: ignore[arg-type]
     told = []

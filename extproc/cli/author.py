@@ -69,7 +69,7 @@ def _check(args: argparse.Namespace) -> int:
     if config.fitted is not None:
         raw = (args.intents / CENTROIDS_FILE).read_bytes()
         print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
-    for note in _notes(config, cohorts):
+    for note in (*config.old_keys, *_notes(config, cohorts)):
         print(note)
     return 0
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
+from extproc.config.upstream_checks import check_upstream
 from extproc.mismatch import shown, suggestion
 from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
 
@@ -66,7 +67,7 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
     yield from _exists(".default_tier", policy.default_tier, tiers, "tier")
     for i, tier in enumerate(policy.tiers):
         at = f".tiers[{i}]"
-        yield from _is_endpoint(f"{at}.endpoint", tier.endpoint)
+        yield from check_upstream(at, tier)
         for name in {tier.name, tier.cluster_name}:
             yield from _fits_a_header(f"{at}.name", name)
         if not tier.model or not tier.model.isprintable():

@@ -34,6 +34,10 @@ def json_schema(file: str) -> _Schema:
             del definitions[name]["properties"][option]
             definitions[name]["required"] = [key for key in definitions[name]["required"] if key != option]
         definitions["Intent"]["properties"]["accept"]["items"] = _rule_schema(definitions)
+    else:
+        # A tier has one `url` or several `endpoints`. When `endpoints` are decoded, `url` is added.
+        definitions["Tier"]["required"].remove("url")
+        definitions["Tier"]["anyOf"] = [{"required": ["url"]}, {"required": ["endpoints"]}]
     root = definitions.pop(kind.__name__)
     schema: _Schema = _as_editors_read({"$schema": _VERSION, **root, "$defs": definitions})
     return schema

@@ -3,14 +3,19 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from extproc.config.checks import cross_check
+from extproc.config.old_keys import translate
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
+from extproc.settings import Tier
 
+# The new key of each old one.
+_NEW_KEY = {"endpoint": "url", "tls": "url", "credential": "key"}
 # Kubernetes allows a ConfigMap this many bytes in all its values together.
 _CONFIGMAP_BYTES = 1 << 20
 
@@ -36,6 +41,7 @@ class Config(msgspec.Struct, frozen=True):
     files: dict[str, str]  # intent -> file name
     lines: Lines  # where each value stands
     fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
+    old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
@@ -53,8 +59,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     fitted = reading.add_centroids(folder / CENTROIDS_FILE)
     policy = reading.policy
     if policy is not None:
-        encoder = msgspec.structs.replace(policy.encoder, model=located(policy.encoder.model, original))
-        policy = msgspec.structs.replace(policy, encoder=encoder)
+        policy = _with_located_files(policy, original)
         findings = cross_check(policy, reading.intents, every_intent=len(reading.intents) == len(paths) - 1)
         reading.problems += [Problem(file, line_of(reading.lines, file, at), what) for file, at, what in findings]
     if reading.problems or policy is None:
@@ -66,7 +71,20 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         files={intent.intent: name for name, intent in reading.intents},
         lines=reading.lines,
         fitted=fitted,
+        old_keys=tuple(reading.old_keys),
     )
+
+
+def _with_located_files(policy: PolicyFile, folder: Path) -> PolicyFile:
+    """The policy with absolute paths where it names files. Relative ones start at `folder`."""
+    encoder = msgspec.structs.replace(policy.encoder, model=located(policy.encoder.model, folder))
+    tiers = tuple(_with_absolute_paths(tier, folder) for tier in policy.tiers)
+    return msgspec.structs.replace(policy, encoder=encoder, tiers=tiers)
+
+
+def _with_absolute_paths(tier: Tier, folder: Path) -> Tier:
+    key = tier.key and msgspec.structs.replace(tier.key, file=_absolute(tier.key.file, folder))
+    return msgspec.structs.replace(tier, key=key, ca=_absolute(tier.ca, folder))
 
 
 class _Reading:
@@ -76,6 +94,7 @@ class _Reading:
         self.policy: PolicyFile | None = None
         self.intents: list[tuple[str, Intent]] = []  # with the names of their files
         self.problems: list[Problem] = []
+        self.old_keys: list[Problem] = []
         self.lines: Lines = {}
         self.digest = hashlib.sha256()
 
@@ -88,9 +107,17 @@ class _Reading:
             return
         self.digest.update(path.name.encode() + b"\0" + raw + b"\0")
         if path.name == POLICY_FILE:
-            self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines)
+            self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines, self._translate)
         elif (intent := decode_yaml(path.name, raw, Intent, self.problems, self.lines)) is not None:
             self.intents.append((path.name, intent))
+
+    def _translate(self, policy: Any) -> None:
+        """Write old keys as the new ones. A mistake about a new key has the line of the old one."""
+        for at, what, is_mistake in translate(policy):
+            line = line_of(self.lines, POLICY_FILE, at)
+            tier = at.rpartition(".")[0]
+            self.lines.setdefault((POLICY_FILE, f"{tier}.{_NEW_KEY[at.rpartition('.')[2]]}"), line)
+            (self.problems if is_mistake else self.old_keys).append(Problem(POLICY_FILE, line, what))
 
     def add_centroids(self, path: Path) -> CentroidFile | None:
         """Read the fitted centroids. None if there is no file, or if it is damaged."""
@@ -129,3 +156,8 @@ def located(model: str, folder: Path) -> str:
         return model
     # Symbolic links are not resolved: Kubernetes mounts a ConfigMap through links, and swaps them.
     return os.path.abspath(path)
+
+
+def _absolute(file: str, folder: Path) -> str:
+    """The absolute path of a file. A relative path starts at the folder of the YAML."""
+    return os.path.abspath(folder / file) if file else ""

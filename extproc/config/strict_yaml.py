@@ -1,5 +1,6 @@
 """One YAML file to one typed value. Every mistake is reported with its line and a remedy."""
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -26,13 +27,22 @@ _T = TypeVar("_T")
 _LEAST_VALUES = 10_000
 
 
-def decode_yaml(name: str, raw: bytes, kind: type[_T], problems: list[Problem], lines: Lines) -> _T | None:
+def decode_yaml(
+    name: str,
+    raw: bytes,
+    kind: type[_T],
+    problems: list[Problem],
+    lines: Lines,
+    translate: Callable[[Any], None] | None = None,
+) -> _T | None:
     """The file as a value of type `kind`. With any mistake in it: None, and all of them are added to `problems`.
 
-    `lines` gets the line of every value.
+    `lines` gets the line of every value. `translate` changes the plain values in place before they are decoded.
     """
     file = _File(name, lines)
     data = file.read(raw)
+    if translate is not None and data is not None:
+        translate(data)
     value = file.convert(data, kind) if data is not None else None
     problems += file.problems
     return None if file.problems else value

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from extproc.config.load import load_config, located, yaml_files
+from extproc.config.old_keys import translate
 from extproc.config.schema import POLICY_FILE
 from extproc.demo.processes import PortTaken, StackError, end, free_port_range, free_ports, start
 from extproc.demo.sample_upstream import SampleUpstreams
@@ -26,6 +27,7 @@ from extproc.envoy.bootstrap import render_envoy
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.serving.health import serves
 from extproc.serving.workers import worker_addresses
+from extproc.settings import read_url
 
 # A request on the plain listener names its upstream in this header. That listener has no router.
 PLAIN_CLUSTER = "x-plain-cluster"
@@ -226,9 +228,14 @@ def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
     policy = yaml.safe_load((source / POLICY_FILE).read_text(encoding="utf-8"))
     if "model" in policy.get("encoder", {}):
         policy["encoder"]["model"] = located(policy["encoder"]["model"], source)
+    list(translate(policy))
     for tier in policy["tiers"]:
-        tier["endpoint"] = f"127.0.0.1:{ports[tier['name']]}"
-        tier["tls"] = False
+        [url, *_] = [endpoint["url"] for endpoint in tier.pop("endpoints", ())] or [tier["url"]]
+        tier["url"] = f"http://127.0.0.1:{ports[tier['name']]}{read_url(url).base}"
+        if "key" in tier:
+            tier["key"]["file"] = os.path.abspath(source / tier["key"]["file"])
+        for of_tls in ("ca", "sni"):
+            tier.pop(of_tls, None)
     (target / POLICY_FILE).write_text(yaml.safe_dump(policy, sort_keys=False))
 
 

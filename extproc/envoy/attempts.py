@@ -51,7 +51,7 @@ def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
         filters.append(
             filter_entry(f"verifier_{mode}", skip_if(not_judged, "envoy.filters.http.ext_proc", verifier))
         )
-    if any(tier.credential for tier in config.policy.tiers):
+    if any(tier.key is not None for tier in config.policy.tiers):
         filters += [entry for tier in dict.fromkeys(tiers) for entry in _key_filters(tier, tiers)]
     # Answers pass the filters in reverse order, so this filter runs before the verifiers, and a tier cannot forge a
     # verdict. It needs another name than the listener's filter, whose per-route settings would apply here, too.
@@ -90,18 +90,19 @@ def _key_filters(tier: Tier, tiers: Sequence[Tier]) -> list[Dict]:
     An attempt finds the headers as the previous attempt left them, so each attempt writes these headers again.
     """
     mutations: list[Dict] = [{"remove": header} for header in _CLIENT_KEYS]
-    if not tier.credential:
+    if tier.key is None:
         mutations += [set_header(header, f"%FILTER_STATE({_saved_key(header)}:PLAIN)%") for header in _CLIENT_KEYS]
     rewritten = typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
     )
     filters = [("client_keys", "envoy.filters.http.header_mutation", rewritten)]
-    if tier.credential:
+    if tier.key is not None:
         source = typed(
             "envoy.extensions.http.injected_credentials.generic.v3.Generic",
             credential={"name": f"{tier.name}_credential"},
-            header="authorization",
+            header=tier.key.header,
+            **({"header_value_prefix": tier.key.prefix} if tier.key.prefix else {}),
         )
         injector = typed(
             "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",

@@ -49,10 +49,10 @@ def render_envoy(
             "secrets": [
                 {
                     "name": f"{tier.name}_credential",
-                    "generic_secret": {"secret": {"filename": tier.credential}},
+                    "generic_secret": {"secret": {"filename": tier.key.file}},
                 }
                 for tier in config.policy.tiers
-                if tier.credential
+                if tier.key is not None
             ],
         }
     }

@@ -20,7 +20,12 @@ def address(host_port: str) -> Dict:
     if host_port.startswith("unix://"):
         return {"pipe": {"path": host_port.removeprefix("unix://")}}
     host, _, port = host_port.rpartition(":")
-    return {"socket_address": {"address": host, "port_value": int(port)}}
+    return socket_address(host, int(port))
+
+
+def socket_address(host: str, port: int) -> Dict:
+    """Return Envoy's address for a host and a port. An IPv6 address may be in brackets."""
+    return {"socket_address": {"address": host.strip("[]"), "port_value": port}}
 
 
 def filter_entry(name: str, config: Dict, disabled: bool = False) -> Dict:

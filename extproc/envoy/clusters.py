@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from extproc.config.load import Config
 from extproc.contract.names import Key, Namespace
 from extproc.envoy.attempts import attempt_filters
-from extproc.envoy.builders import BUFFER_BYTES, Dict, address, typed
+from extproc.envoy.builders import BUFFER_BYTES, Dict, address, socket_address, typed
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
 from extproc.settings import Tier
 
@@ -59,7 +59,7 @@ def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
     http2 = {"connection_keepalive": keepalive}
     return {
         "name": name,
-        **_discovery(endpoints),
+        **_discovery(any(map(host_name, endpoints))),
         "connect_timeout": "0.25s",
         "typed_extension_protocol_options": _protocol({"http2_protocol_options": http2}),
         "load_assignment": _endpoints(name, endpoints),
@@ -71,7 +71,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
     name = tier.cluster_name
     cluster: Dict = {
         "name": name,
-        **_discovery([tier.endpoint]),
+        **_discovery(any(a.is_name for a in tier.addresses)),
         "connect_timeout": "1s",
         "circuit_breakers": {
             "thresholds": [
@@ -87,20 +87,24 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
         "typed_extension_protocol_options": _protocol(
             {"http_protocol_options": {}}, attempt_filters([tier], config)
         ),
-        "load_assignment": _endpoints(
-            name, [tier.endpoint], [_REFUSING_ADDRESS], metadata={Namespace.DECISION: {Key.TIER: tier.name}}
-        ),
+        "load_assignment": _tier_endpoints(tier),
     }
     if tier.tls:
-        host = tier.endpoint.rpartition(":")[0]
         tls = typed(
             "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            sni=host,
+            **_sni(tier),
             auto_sni_san_validation=True,
-            common_tls_context={"validation_context": {"trusted_ca": {"filename": _CA_FILE}}},
+            common_tls_context={"validation_context": {"trusted_ca": {"filename": tier.ca or _CA_FILE}}},
         )
         cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": tls}
     return cluster
+
+
+def _sni(tier: Tier) -> Dict:
+    """Return the name that TLS asks for. Each of several upstreams has its own."""
+    if tier.sni or len(tier.addresses) == 1:
+        return {"sni": tier.sni or tier.addresses[0].host}
+    return {"auto_host_sni": True}
 
 
 def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
@@ -126,23 +130,31 @@ def _protocol(explicit: Dict, filters: list[Dict] | None = None) -> Dict:
     return {name: typed(name, explicit_http_config=explicit, **({"http_filters": filters} if filters else {}))}
 
 
-def _discovery(endpoints: list[str]) -> Dict:
-    has_host_name = any(host_name(e) for e in endpoints)
-    return {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if has_host_name else {"type": "STATIC"}
+def _discovery(has_names: bool) -> Dict:
+    """Return how Envoy finds the hosts: by DNS if one of them is a name."""
+    return {"type": "STRICT_DNS", "dns_lookup_family": "V4_PREFERRED"} if has_names else {"type": "STATIC"}
 
 
-def _endpoints(name: str, *priorities: list[str], metadata: Dict | None = None) -> Dict:
-    endpoint_metadata = {"metadata": {"filter_metadata": metadata}} if metadata is not None else {}
+def _endpoints(name: str, endpoints: list[str]) -> Dict:
+    hosts = [{"endpoint": {"address": address(e), "hostname": e.rpartition(":")[0]}} for e in endpoints]
+    return {"cluster_name": name, "endpoints": [{"priority": 0, "lb_endpoints": hosts}]}
+
+
+def _tier_endpoints(tier: Tier) -> Dict:
+    """Return the upstreams of a tier, and the address behind them that refuses every connection."""
+    metadata = {"metadata": {"filter_metadata": {Namespace.DECISION: {Key.TIER: tier.name}}}}
+    weights = [endpoint.weight for endpoint in tier.endpoints] or [1]
+    hosts = [
+        {
+            "endpoint": {"address": socket_address(a.host, a.port), "hostname": a.host_header},
+            **metadata,
+            **({"load_balancing_weight": weight} if len(weights) > 1 else {}),
+        }
+        for a, weight in zip(tier.addresses, weights, strict=True)
+    ]
+    host, _, port = _REFUSING_ADDRESS.rpartition(":")
+    refusing = {"endpoint": {"address": socket_address(host, int(port)), "hostname": host}, **metadata}
     return {
-        "cluster_name": name,
-        "endpoints": [
-            {
-                "priority": priority,
-                "lb_endpoints": [
-                    {"endpoint": {"address": address(e), "hostname": e.rpartition(":")[0]}, **endpoint_metadata}
-                    for e in endpoints
-                ],
-            }
-            for priority, endpoints in enumerate(priorities)
-        ],
+        "cluster_name": tier.cluster_name,
+        "endpoints": [{"priority": 0, "lb_endpoints": hosts}, {"priority": 1, "lb_endpoints": [refusing]}],
     }

@@ -51,7 +51,7 @@ _ROUTER_NAMESPACES = [
 
 def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
     """Return the filters in their order. The LLM routes enable the disabled ones; other paths do not pass them."""
-    has_credentials = any(tier.credential for tier in config.policy.tiers)
+    has_credentials = any(tier.key is not None for tier in config.policy.tiers)
     return [
         filter_entry(RESCUE_FILTER, _rescue()),
         *([filter_entry("client_keys", save_client_keys())] if has_credentials else []),

@@ -9,7 +9,7 @@ from extproc.settings import Price, Tier
 
 
 def tier(name: str, **price: float) -> Tier:
-    return Tier(name, f"{name}-1", f"{name}:80", 1000, Price(**price))
+    return Tier(name, f"{name}-1", f"http://{name}:80", 1000, Price(**price))
 
 
 POLICY = Policy((tier("small", input=1, output=2), tier("large", input=10, output=40, cached_input=1)), "large", {})

@@ -53,7 +53,9 @@ MISTAKES = {
     "unknown_intent_in_rule": ["policy.yaml:18: no intent is called `cookign`: did you mean `cooking`?"],
     "file_that_a_rule_names": ["cooking.yaml:3: `risk`: expected high or low, found the text `medium`"],
     "rule_without_effect": ["policy.yaml:17: rule `cooks` does nothing: give it a tier, a tier_floor or reasoning"],
-    "endpoint": ["policy.yaml:5: endpoint `vllm-small` is not host:port: write it as in vllm-small:8000"],
+    "endpoint": [
+        "policy.yaml:5: endpoint `vllm-small` is not host:port: write `url` instead, as in http://vllm-small:8000"
+    ],
     "header_name": [
         "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with only letters, digits and '-'"
     ],
@@ -122,7 +124,7 @@ MISTAKES = {
         "billing.yaml:7: this utterance is empty: write it, or remove it",
         "cooking.yaml:3: `risk`: expected high or low, found the text `medium`",
         "cooking.yaml:4: unknown key `utterence`: did you mean `utterances`?",
-        "policy.yaml:5: endpoint `vllm-small:0` is not host:port: write it as in vllm-small:8000",
+        "policy.yaml:5: url `http://vllm-small:0` has no valid host or port: write it as in http://vllm-small:8000",
         "policy.yaml:19: no tier is called `larg`: did you mean `large`?",
     ],
 }
@@ -221,8 +223,8 @@ def test_a_good_folder_is_read_whole(folder):
     """Every written value is read, and the others have their defaults."""
     config = load_config(folder)
     assert config.policy.tiers == (
-        Tier("small", "qwen3-8b", "vllm-small:8000", 32_768, Price(0.05, 0.2), "qwen3"),
-        Tier("large", "qwen3-32b", "vllm-large:8000", 131_072, Price(0.4, 1.2), "qwen3"),
+        Tier("small", "qwen3-8b", "http://vllm-small:8000", 32_768, Price(0.05, 0.2), "qwen3"),
+        Tier("large", "qwen3-32b", "http://vllm-large:8000", 131_072, Price(0.4, 1.2), "qwen3"),
     )
     conditions = Conditions(intents=("cooking",), headers={"x-user-tier": "gold"})
     assert config.policy.rules == (Rule("cooks", conditions, tier_floor="large"),)

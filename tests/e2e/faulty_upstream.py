@@ -69,7 +69,7 @@ def write_intents(
     """Write intents with these settings. Return a prompt for each that is certain to match it."""
     folder.mkdir(parents=True, exist_ok=True)
     tiers = "".join(
-        f"  - {{name: {name}, endpoint: '{name}:80', model: {model}, context: 10000000, "
+        f"  - {{name: {name}, url: 'http://{name}:80', model: {model}, context: 10000000, "
         f"price: {{input: 1, output: 1}}, reasoning: {'openai' if name == 'frontier' else 'qwen3'}}}\n"
         for name, model in MODELS.items()
     )

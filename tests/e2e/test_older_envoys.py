@@ -85,7 +85,8 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
     prompts = write_intents(folder / "written", _COHORTS | {"person": _PERSON}, policy)
     (folder / "key").write_text("Bearer of the small tier")
     file = folder / "written" / "policy.yaml"
-    file.write_text(file.read_text().replace("{name: small,", f"{{name: small, credential: {folder / 'key'},"))
+    key = f"{{file: {folder / 'key'}, scheme: none}}"
+    file.write_text(file.read_text().replace("{name: small,", f"{{name: small, key: {key},"))
     with contextlib.ExitStack() as ending:
         stack = Stack(folder / "written", folder, ending.enter_context(FaultyUpstreams()))  # type: ignore[arg-type]
         ending.callback(stack.stop)

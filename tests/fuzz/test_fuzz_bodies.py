@@ -28,7 +28,7 @@ OURS = {
 }  # fmt: skip
 _DIALECTS = ("none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic")
 _TIERS = st.builds(
-    lambda dialect, model: Tier(dialect, model, "h:1", 1000, Price(0, 0), dialect),
+    lambda dialect, model: Tier(dialect, model, "http://h", 1000, Price(0, 0), dialect),
     st.sampled_from(_DIALECTS), st.sampled_from(("qwen3-8b", 'q"uo\\te', "ünï", "m" * 300)),
 )  # fmt: skip
 _REASONING = st.sampled_from((None, True, False, Budget(0), Budget(2048), Budget(10**9)))
@@ -43,7 +43,10 @@ _DECISIONS = st.builds(
     st.booleans(),
 )  # fmt: skip
 _USUAL = Decision(
-    Tier("t", "qwen3-8b", "h:1", 1000, Price(0, 0), "qwen3"), Reason.MATCHED, reasoning=False, max_output_tokens=64
+    Tier("t", "qwen3-8b", "http://h", 1000, Price(0, 0), "qwen3"),
+    Reason.MATCHED,
+    reasoning=False,
+    max_output_tokens=64,
 )
 
 

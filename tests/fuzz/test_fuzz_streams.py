@@ -64,7 +64,7 @@ class Player:
     def __init__(self, folder: Path, words: Any) -> None:
         tiers = zip(_CLUSTERS, ("qwen3", "gpt-oss", "anthropic"), strict=True)
         (folder / "policy.yaml").write_text(_POLICY + "".join(
-            f"  - {{name: {name}, model: {name}-1, endpoint: 'h:1', context: 9000, price: {{input: 0, output: 0}}, "
+            f"  - {{name: {name}, model: {name}-1, url: 'http://h', context: 9000, price: {{input: 0, output: 0}}, "
             f"reasoning: {dialect}}}\n" for name, dialect in tiers
         ))  # fmt: skip
         for (name, settings), topic in zip(_INTENTS.items(), _WORDS, strict=True):

@@ -13,9 +13,9 @@ from extproc.routing.policy import Cohort, Policy
 from extproc.routing.signals import Signals
 from extproc.settings import Budget, Conditions, Price, Rule, Tier, Upgrades
 
-SMALL = Tier("small", "qwen3-8b", "small:80", 1_000, Price(1, 2), "qwen3", capabilities=frozenset({"tools"}))
-LARGE = Tier("large", "qwen3-32b", "large:80", 10_000, Price(3, 4), "qwen3", capabilities=frozenset({"tools"}))
-FRONTIER = Tier("frontier", "frontier-1", "frontier:443", 100_000, Price(5, 6), "openai", tls=True)
+SMALL = Tier("small", "qwen3-8b", "http://small", 1_000, Price(1, 2), "qwen3", capabilities=frozenset({"tools"}))
+LARGE = Tier("large", "qwen3-32b", "http://large", 10_000, Price(3, 4), "qwen3", capabilities=frozenset({"tools"}))
+FRONTIER = Tier("frontier", "frontier-1", "https://frontier", 100_000, Price(5, 6), "openai")
 
 FAQ = Cohort("faq", "small", floor=0.4, margin=0.1, calibrated=True, reasoning=False, max_output_tokens=200)
 CODE = Cohort("code", "large", floor=0.4, margin=0.1, calibrated=True, reasoning=Budget(2_000))

@@ -22,7 +22,7 @@ BODIES = {
 
 
 def tier(dialect: Dialect = "none", name: str = "small", model: str = "m-1") -> Tier:
-    return Tier(name, model, "host:80", 8_000, Price(1, 2), dialect)
+    return Tier(name, model, "http://host:80", 8_000, Price(1, 2), dialect)
 
 
 def read(api: str, body: bytes) -> Request:

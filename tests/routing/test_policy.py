@@ -7,7 +7,7 @@ from extproc.contract.words import Reason
 from extproc.routing.policy import Policy, may_retarget
 from extproc.settings import Price, Tier
 
-SMALL = Tier("small", "qwen3-8b", "small:80", 1_000, Price(1, 2))
+SMALL = Tier("small", "qwen3-8b", "http://small:80", 1_000, Price(1, 2))
 
 
 @pytest.mark.parametrize(

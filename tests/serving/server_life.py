@@ -30,8 +30,8 @@ default_tier: large
 retarget: [auto]
 encoder: {model: words, deadline_ms: 5000}
 tiers:
-  - {name: small, model: small-1, endpoint: "127.0.0.1:1", context: 8000, price: {input: 1, output: 2}}
-  - {name: large, model: large-1, endpoint: "127.0.0.1:2", context: 8000, price: {input: 5, output: 9}}
+  - {name: small, model: small-1, url: "http://127.0.0.1:1", context: 8000, price: {input: 1, output: 2}}
+  - {name: large, model: large-1, url: "http://127.0.0.1:2", context: 8000, price: {input: 5, output: 9}}
 """
 INTENT = """
 intent: billing

@@ -1,28 +1,18 @@
-"""The values of the YAML. `config` decodes YAML into these structs, and every package reads them.
+"""The settings of policy.yaml and of intents, except the tiers and the evidence."""
 
-Every field has its description in `about`. The JSON Schema for editors (`extproc schema`) and the reference of the
-YAML are made from these descriptions.
-"""
-
-import math
 import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 
-Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
+from extproc.settings.about import about
+from extproc.settings.tier import Price
+
 HUMAN = "human"  # the last rung of a ladder may be a person instead of a tier
-# `hosted` is every tool that the provider runs, and `hosted:web_search` is one of them.
-CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted")
 # The share of a cohort's judged answers that may escalate, where `escalate` does not set one.
 SHARE = 0.35
 StreamHold = Literal["early", "buffer", "record"]
-
-
-def about(description: str) -> msgspec.Meta:
-    """The description of a field of the YAML."""
-    return msgspec.Meta(description=description)
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,54 +22,6 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Reasoning = bool | Budget
-
-
-class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Prices in US dollars per million tokens."""
-
-    input: Annotated[float, about("Price of input tokens, in US dollars per million.")]
-    output: Annotated[float, about("Price of output tokens, in US dollars per million.")]
-    cached_input: Annotated[float | None, about("Price of cached input tokens. Left out: as input.")] = None
-
-
-class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One level of cost and capability: a model at an upstream."""
-
-    name: Annotated[str, about("Name of the tier in rules, intents, headers and reports.")]
-    model: Annotated[str, about("Model name that is written into requests for this tier.")]
-    endpoint: Annotated[str, about("Address of the upstream as host:port, without a scheme.")]
-    context: Annotated[int, about("Largest request that this tier accepts, in tokens.")]
-    price: Annotated[Price, about("Prices of this tier's tokens, in US dollars per million.")]
-    reasoning: Annotated[Dialect, about("How a request turns the reasoning of this model on and off.")] = "none"
-    tls: Annotated[bool, about("Connect to the upstream with TLS.")] = False
-    cluster: Annotated[str, about("Name of the upstream in Envoy (its cluster). Left out: the tier's name.")] = ""
-    credential: Annotated[
-        str,
-        about(
-            "File that holds the whole Authorization header for this tier, as Envoy sees its path. The keys of "
-            "clients are then removed from requests to this tier. Left out: the client's own key is sent."
-        ),
-    ] = ""
-    capabilities: Annotated[
-        frozenset[Annotated[str, msgspec.Meta(examples=list(CAPABILITIES))]] | None,
-        about(
-            "Abilities of this tier: `tools`, `vision`, `audio`, `files`, `video`, `hosted` for all tools that the "
-            "provider runs, or `hosted:web_search` for one. A request that needs others goes to a higher tier. "
-            "Left out: all abilities."
-        ),
-    ] = None
-
-    @property
-    def cluster_name(self) -> str:
-        """Envoy's name of the upstream of this tier."""
-        return self.cluster or self.name
-
-    def lacks(self, needs: frozenset[str]) -> frozenset[str]:
-        """Return the needs of a request that this tier does not serve."""
-        if self.capabilities is None or needs <= self.capabilities:
-            return frozenset()
-        hosted = "hosted" in self.capabilities
-        return frozenset(n for n in needs - self.capabilities if not (hosted and n.startswith("hosted:")))
 
 
 class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -176,70 +118,6 @@ class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def human(self) -> bool:
         """Whether a person is the last rung."""
         return HUMAN in (self.to if isinstance(self.to, tuple) else (self.to,))
-
-
-class Probability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The probability that a match is right: a logistic curve of its similarity and margin (Platt 1999)."""
-
-    similarity: Annotated[float, about("Slope of the similarity, from 0 up: nearer is never less likely right.")]
-    margin: Annotated[float, about("Slope of the margin, from 0 up.")]
-    offset: Annotated[float, about("Offset of the curve.")]
-
-    def of(self, similarity: float, margin: float) -> float:
-        """The probability, from 0 to 1."""
-        return 1 / (1 + math.exp(-max(-700.0, self.similarity * similarity + self.margin * margin + self.offset)))
-
-
-class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The evidence for the floor of a cohort. `extproc calibrate` writes it."""
-
-    date: Annotated[str, about("Day of the fit, as YYYY-MM-DD.")]
-    data: Annotated[str, about("Hash of the labelled traffic.")]
-    rows: Annotated[int, about("Number of its rows that landed in this cohort.")]
-    encoder: Annotated[str, about("Name of the encoder model.")]
-    centroids: Annotated[
-        str,
-        about("Hash of everything that the centroids are made of. After a change the evidence is stale."),
-    ]
-    risk: Annotated[float, about("Share of accepted matches that may be wrong, on average over fits.")]
-    wrong: Annotated[
-        tuple[float, float],
-        about("95 % interval of the share of accepted matches that are wrong, on rows that were not fitted on."),
-    ]
-    accepted: Annotated[float, about("Share of rows that the floor accepts, on rows that were not fitted on.")]
-    probability: Annotated[Probability, about("The probability that a match is right.")]
-
-    @property
-    def stamp(self) -> str:
-        """The data and the day, in one short word each."""
-        return f"{self.data} {self.date}"
-
-
-class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The evidence for the tier and settings of a cohort. `extproc calibrate --target` writes it."""
-
-    date: Annotated[str, about("Day of the choice, as YYYY-MM-DD.")]
-    data: Annotated[str, about("Hash of the recorded traffic.")]
-    rows: Annotated[int, about("Number of its rows that landed in this cohort and have outcomes.")]
-    target: Annotated[str, about("quality=SHARE, or cost=US dollars per 1,000 requests, over all the traffic.")]
-    models: Annotated[
-        dict[str, str], about("Models of the tiers that were compared. With other models the choice is stale.")
-    ]
-    quality: Annotated[tuple[float, float], about("95 % interval of the quality, on rows not chosen on.")]
-    per_1000: Annotated[
-        tuple[float, float],
-        about("95 % interval of the cost in US dollars per 1,000 requests, on rows that were not chosen on."),
-    ]
-
-    def holds(self, tiers: tuple[Tier, ...]) -> bool:
-        """Whether the tiers that were compared still have the same models."""
-        now = {tier.name: tier.model for tier in tiers}
-        return all(now.get(name) == model for name, model in self.models.items())
-
-    @property
-    def stamp(self) -> str:
-        """The data and the day, in one short word each."""
-        return f"{self.data} {self.date}"
 
 
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

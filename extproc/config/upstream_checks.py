@@ -1,0 +1,64 @@
+"""Checks of how a tier reaches its upstream: addresses, keys, TLS, statuses and states."""
+
+import re
+from collections.abc import Iterator
+
+from extproc.mismatch import shown
+from extproc.settings import Address, Tier, TierKey, read_url
+
+_Finding = tuple[str, str]  # the path of the value, and what is wrong with it
+_HEADER = re.compile(r"[a-z0-9-]+")
+_SCHEME = re.compile(r"[A-Za-z0-9._-]*")
+# A longer idle time than this is a mistake in the unit.
+_MOST_IDLE_S = 3600
+
+
+def check_upstream(at: str, tier: Tier) -> Iterator[_Finding]:
+    """Every mistake of one tier, whose path is `at`."""
+    yield from _check_addresses(at, tier)
+    if tier.key is not None:
+        yield from _check_key(f"{at}.key", tier.key)
+    for status in tier.escalate_on or ():
+        if not 400 <= status <= 599:
+            yield f"{at}.escalate_on", f"`escalate_on` has {status}: expected statuses from 400 to 599"
+    if tier.retry is not None and not 0 <= tier.retry.same <= 3:
+        yield f"{at}.retry.same", f"`retry.same` is {tier.retry.same}: expected a number from 0 to 3"
+    if not 0 < tier.idle_s <= _MOST_IDLE_S:
+        yield f"{at}.idle_s", f"`idle_s` is {tier.idle_s:g}: expected a number above 0 to {_MOST_IDLE_S}"
+    if tier.apis is not None and not tier.apis:
+        yield f"{at}.apis", "`apis` is an empty list: name the APIs of the upstream, or remove it for all"
+
+
+def _check_addresses(at: str, tier: Tier) -> Iterator[_Finding]:
+    if tier.endpoints and tier.url:
+        yield f"{at}.url", "`url` beside `endpoints`: remove one of them"
+        return
+    urls = {f"{at}.endpoints[{i}].url": e.url for i, e in enumerate(tier.endpoints)} or {f"{at}.url": tier.url}
+    addresses: list[Address] = []
+    for place, url in urls.items():
+        try:
+            addresses.append(read_url(url))
+        except ValueError as error:
+            yield place, f"url `{shown(url)}` {error}"
+    for i, endpoint in enumerate(tier.endpoints):
+        if not 1 <= endpoint.weight <= 1000:
+            what = f"`weight` is {endpoint.weight}: expected a number from 1 to 1000"
+            yield f"{at}.endpoints[{i}].weight", what
+    if len({(address.tls, address.base) for address in addresses}) > 1:
+        what = "the `endpoints` differ in scheme or path: write the others as tiers of their own"
+        yield f"{at}.endpoints", what
+    if addresses and not addresses[0].tls:
+        for name, value in (("ca", tier.ca), ("sni", tier.sni)):
+            if value:
+                yield f"{at}.{name}", f"`{name}` is for TLS, but the url is http://: write https://, or remove it"
+
+
+def _check_key(at: str, key: TierKey) -> Iterator[_Finding]:
+    if not key.file:
+        yield f"{at}.file", "`file` is empty: write the path of the file that holds the key"
+    if not _HEADER.fullmatch(key.header):
+        what = f"header `{shown(key.header)}`: write its name in lower case, with only letters, digits and '-'"
+        yield f"{at}.header", what
+    if key.scheme is not None and not _SCHEME.fullmatch(key.scheme):
+        what = f"`scheme` is `{shown(key.scheme)}`: write one word, as in Bearer, or `none`"
+        yield f"{at}.scheme", what

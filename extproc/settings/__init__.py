@@ -1,0 +1,60 @@
+"""The values of the YAML. `config` decodes YAML into these structs, and every package reads them.
+
+Every field has its description in `about`. The JSON Schema for editors (`extproc schema`) and the reference of the
+YAML are made from these descriptions.
+"""
+
+from extproc.settings.about import about
+from extproc.settings.address import Address, read_url
+from extproc.settings.evidence import Chosen, Evidence, Probability
+from extproc.settings.policy import (
+    HUMAN,
+    SHARE,
+    Budget,
+    Conditions,
+    EncoderConfig,
+    Escalate,
+    Escalations,
+    Human,
+    Judge,
+    Reasoning,
+    Rule,
+    RungSpec,
+    StreamHold,
+    Timeouts,
+    Upgrades,
+)
+from extproc.settings.tier import CAPABILITIES, NO_SCHEME, Dialect, Endpoint, Price, Retry, Tier, TierApi, TierKey
+
+__all__ = [
+    "CAPABILITIES",
+    "HUMAN",
+    "NO_SCHEME",
+    "SHARE",
+    "Address",
+    "Budget",
+    "Chosen",
+    "Conditions",
+    "Dialect",
+    "EncoderConfig",
+    "Endpoint",
+    "Escalate",
+    "Escalations",
+    "Evidence",
+    "Human",
+    "Judge",
+    "Price",
+    "Probability",
+    "Reasoning",
+    "Retry",
+    "Rule",
+    "RungSpec",
+    "StreamHold",
+    "Tier",
+    "TierApi",
+    "TierKey",
+    "Timeouts",
+    "Upgrades",
+    "about",
+    "read_url",
+]

@@ -1,0 +1,73 @@
+"""The evidence that `extproc calibrate` writes into an intent."""
+
+import math
+from typing import Annotated
+
+import msgspec
+
+from extproc.settings.about import about
+from extproc.settings.tier import Tier
+
+
+class Probability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The probability that a match is right: a logistic curve of its similarity and margin (Platt 1999)."""
+
+    similarity: Annotated[float, about("Slope of the similarity, from 0 up: nearer is never less likely right.")]
+    margin: Annotated[float, about("Slope of the margin, from 0 up.")]
+    offset: Annotated[float, about("Offset of the curve.")]
+
+    def of(self, similarity: float, margin: float) -> float:
+        """The probability, from 0 to 1."""
+        return 1 / (1 + math.exp(-max(-700.0, self.similarity * similarity + self.margin * margin + self.offset)))
+
+
+class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The evidence for the floor of a cohort. `extproc calibrate` writes it."""
+
+    date: Annotated[str, about("Day of the fit, as YYYY-MM-DD.")]
+    data: Annotated[str, about("Hash of the labelled traffic.")]
+    rows: Annotated[int, about("Number of its rows that landed in this cohort.")]
+    encoder: Annotated[str, about("Name of the encoder model.")]
+    centroids: Annotated[
+        str,
+        about("Hash of everything that the centroids are made of. After a change the evidence is stale."),
+    ]
+    risk: Annotated[float, about("Share of accepted matches that may be wrong, on average over fits.")]
+    wrong: Annotated[
+        tuple[float, float],
+        about("95 % interval of the share of accepted matches that are wrong, on rows that were not fitted on."),
+    ]
+    accepted: Annotated[float, about("Share of rows that the floor accepts, on rows that were not fitted on.")]
+    probability: Annotated[Probability, about("The probability that a match is right.")]
+
+    @property
+    def stamp(self) -> str:
+        """The data and the day, in one short word each."""
+        return f"{self.data} {self.date}"
+
+
+class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The evidence for the tier and settings of a cohort. `extproc calibrate --target` writes it."""
+
+    date: Annotated[str, about("Day of the choice, as YYYY-MM-DD.")]
+    data: Annotated[str, about("Hash of the recorded traffic.")]
+    rows: Annotated[int, about("Number of its rows that landed in this cohort and have outcomes.")]
+    target: Annotated[str, about("quality=SHARE, or cost=US dollars per 1,000 requests, over all the traffic.")]
+    models: Annotated[
+        dict[str, str], about("Models of the tiers that were compared. With other models the choice is stale.")
+    ]
+    quality: Annotated[tuple[float, float], about("95 % interval of the quality, on rows not chosen on.")]
+    per_1000: Annotated[
+        tuple[float, float],
+        about("95 % interval of the cost in US dollars per 1,000 requests, on rows that were not chosen on."),
+    ]
+
+    def holds(self, tiers: tuple[Tier, ...]) -> bool:
+        """Whether the tiers that were compared still have the same models."""
+        now = {tier.name: tier.model for tier in tiers}
+        return all(now.get(name) == model for name, model in self.models.items())
+
+    @property
+    def stamp(self) -> str:
+        """The data and the day, in one short word each."""
+        return f"{self.data} {self.date}"
