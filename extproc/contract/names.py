@@ -21,6 +21,7 @@ class Namespace(StrEnum):
     REQUIREMENTS = f"{PREFIX}.facts"  # RequirementsRecord; never logged
     ANSWER = f"{PREFIX}.answer"  # AnswerRecord; never logged
     LEDGER = f"{PREFIX}.ledger"  # LedgerRecord
+    ATTEMPT = f"{PREFIX}.attempt"  # the number of the current attempt, from the second one on; Envoy writes it
     # Envoy writes this one, as a typed message: the tokens of the answer that the client received.
     USAGE = "envoy.ai.token_usage"
 
@@ -41,7 +42,9 @@ class HeaderName(StrEnum):
     LADDER = "x-router-ladder"  # only before Envoy 1.40: the clusters of this request's ladder
     MAX_RETRIES = "x-envoy-max-retries"
     ATTEMPT_COUNT = "x-envoy-attempt-count"
+    ORIGINAL_PATH = "x-envoy-original-path"  # the client's path, if the upstream has another base path
     # Response headers.
+    FAILED = "x-router-failed"  # only between attempts: this status makes Envoy ask the next tier
     COHORT = "x-router-cohort"
     REASON = "x-router-reason"
     TIER = "x-router-tier"
@@ -74,7 +77,7 @@ class Key(StrEnum):
     VERDICT = "verdict"
     VERDICT_REASON = "verdict_reason"
     BOUND = "bound"
-    # In Namespace.RUNGS.
+    # In Namespace.RUNGS. In Namespace.ATTEMPT it is the number of the current attempt.
     ATTEMPTS = "attempts"
     AT = "at"
     LENGTH = "length"

@@ -14,7 +14,7 @@ def decision_log() -> Dict:
     line = {
         "version": DECISION_LOG,
         "time": "%START_TIME%",
-        "path": "%REQ(:PATH)%",
+        "path": f"%REQ({HeaderName.ORIGINAL_PATH}?:PATH)%",  # the client's path
         "status": "%RESPONSE_CODE%",
         "flags": "%RESPONSE_FLAGS%",
         "details": "%RESPONSE_CODE_DETAILS%",

@@ -24,41 +24,70 @@ from extproc.envoy.builders import (
     strip_headers,
     typed,
 )
+from extproc.envoy.tier_filters import LUA, START, OwnFilter, failure_filter, key_filters, lua, path_filter
 from extproc.settings import Tier
 
+_HEADER_MUTATION = "envoy.filters.http.header_mutation"
 # Headers in which clients send API keys for the upstreams.
 _CLIENT_KEYS = ("authorization", "x-api-key")
 _MAX_MESSAGE_TIMEOUT_S = 3600.0  # Envoy accepts no longer wait for a reply of an ext_proc server
 _TIMER_DELAY_S = 5.0  # the timers of a busy Envoy fire late
 
 
-def attempt_filters(tiers: Sequence[Tier], config: Config) -> list[Dict]:
+def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = True) -> list[Dict]:
     """Return the filters of each attempt. Envoy skips those that the decision does not need, at no cost.
 
     `tiers` are the tiers of the first attempt, the second and so on. A single tier is the tier of every attempt.
+    Envoys before 1.40 cannot `follow_keys`, the files of keys that are replaced.
     """
-    lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _RUNG_BODY})
     remove_forged = typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={
             "response_mutations": [strip_headers(prefix) for prefix in (HeaderPrefix.ROUTER, HeaderPrefix.CASCADE)]
         },
     )
-    filters = [filter_entry("rung_body", skip_if(_is_attempt(1), "envoy.filters.http.lua", lua))]
+    filters = [filter_entry("rung_body", skip_if(_is_attempt(1), LUA, lua(_rung_body(config))))]
     for mode, body_mode in ((JudgeMode.BODY, "BUFFERED"), (JudgeMode.STREAM, "STREAMED")):
         verifier = _verifier(config, body_mode)
         not_judged = _not_judged(tiers, mode)
         filters.append(
             filter_entry(f"verifier_{mode}", skip_if(not_judged, "envoy.filters.http.ext_proc", verifier))
         )
-    if any(tier.key is not None for tier in config.policy.tiers):
-        filters += [entry for tier in dict.fromkeys(tiers) for entry in _key_filters(tier, tiers)]
+    for tier in dict.fromkeys(tiers):
+        filters += _own_filters(tier, tiers, config, follow_keys)
     # Answers pass the filters in reverse order, so this filter runs before the verifiers, and a tier cannot forge a
     # verdict. It needs another name than the listener's filter, whose per-route settings would apply here, too.
     filters.append(filter_entry("upstream_claims", remove_forged))
     codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
     filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
     return filters
+
+
+def _own_filters(tier: Tier, tiers: Sequence[Tier], config: Config, follow_keys: bool) -> list[Dict]:
+    """Return the filters of one tier's own settings. On a ladder, the other tiers' attempts skip them."""
+    path = path_filter(tier, config, _is_attempt(1))
+    filters = {"base_path": path} if path is not None else {}
+    if any(other.key is not None for other in config.policy.tiers):
+        filters["client_keys"] = OwnFilter(_HEADER_MUTATION, _client_keys(tier, config))
+    filters |= key_filters(tier, follow_keys)
+    filters["failure"] = failure_filter(tier)
+    if len(tiers) == 1:
+        return [filter_entry(name, _skipped(own, [own.skip])) for name, own in filters.items()]
+    attempts = [_is_attempt(number) for number, other in enumerate(tiers, 1) if other == tier]
+    other_tier = {"not_matcher": _any_of(attempts)}
+    return [
+        filter_entry(f"{name}_{tier.name}", _skipped(own, [other_tier, own.skip])) for name, own in filters.items()
+    ]
+
+
+def _skipped(own: OwnFilter, predicates: Sequence[Dict | None]) -> Dict:
+    """Return the config of a filter that Envoy skips if one of the predicates is true. None is never true."""
+    real = [predicate for predicate in predicates if predicate is not None]
+    return skip_if(_any_of(real), own.kind, own.config) if real else own.config
+
+
+def _any_of(predicates: list[Dict]) -> Dict:
+    return predicates[0] if len(predicates) == 1 else {"or_matcher": {"predicate": predicates}}
 
 
 def _is_attempt(number: int) -> Dict:
@@ -84,42 +113,28 @@ def _not_judged(tiers: Sequence[Tier], mode: JudgeMode) -> Dict:
     return {"not_matcher": {"or_matcher": {"predicate": judged}}}
 
 
-def _key_filters(tier: Tier, tiers: Sequence[Tier]) -> list[Dict]:
-    """Return filters that send the tier's own key, from a file, or the client's key if the tier has none.
+def _client_keys(tier: Tier, config: Config) -> Dict:
+    """Return a filter config that removes all keys, and restores the client's if the tier has no key of its own.
 
     An attempt finds the headers as the previous attempt left them, so each attempt writes these headers again.
     """
-    mutations: list[Dict] = [{"remove": header} for header in _CLIENT_KEYS]
+    headers = key_headers(config)
+    mutations: list[Dict] = [{"remove": header} for header in headers]
     if tier.key is None:
-        mutations += [set_header(header, f"%FILTER_STATE({_saved_key(header)}:PLAIN)%") for header in _CLIENT_KEYS]
-    rewritten = typed(
+        mutations += [set_header(header, f"%FILTER_STATE({_saved_key(header)}:PLAIN)%") for header in headers]
+    return typed(
         "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
         mutations={"request_mutations": mutations},
     )
-    filters = [("client_keys", "envoy.filters.http.header_mutation", rewritten)]
-    if tier.key is not None:
-        source = typed(
-            "envoy.extensions.http.injected_credentials.generic.v3.Generic",
-            credential={"name": f"{tier.name}_credential"},
-            header=tier.key.header,
-            **({"header_value_prefix": tier.key.prefix} if tier.key.prefix else {}),
-        )
-        injector = typed(
-            "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
-            overwrite=True,
-            credential={"name": "envoy.http.injected_credentials.generic", "typed_config": source},
-        )
-        filters.append(("own_credential", "envoy.filters.http.credential_injector", injector))
-    if len(tiers) == 1:
-        return [filter_entry(name, config) for name, _, config in filters]
-    attempts = [_is_attempt(number) for number, other in enumerate(tiers, 1) if other == tier]
-    other_tier = {"not_matcher": attempts[0] if len(attempts) == 1 else {"or_matcher": {"predicate": attempts}}}
-    return [
-        filter_entry(f"{name}_{tier.name}", skip_if(other_tier, kind, config)) for name, kind, config in filters
-    ]
 
 
-def save_client_keys() -> Dict:
+def key_headers(config: Config) -> list[str]:
+    """Return the headers that carry keys: those of clients, and those of the tiers' own keys."""
+    own = (tier.key.header for tier in config.policy.tiers if tier.key is not None)
+    return list(dict.fromkeys((*_CLIENT_KEYS, *own)))
+
+
+def save_client_keys(config: Config) -> Dict:
     """Return a filter config that saves the client's keys. Attempts at tiers without a key send them again."""
     saved = [
         {
@@ -131,7 +146,7 @@ def save_client_keys() -> Dict:
                 "omit_empty_values": True,
             },
         }
-        for header in _CLIENT_KEYS
+        for header in key_headers(config)
     ]
     return typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=saved)
 
@@ -141,16 +156,29 @@ def _saved_key(header: str) -> str:
     return f"extproc.client.{header}"
 
 
-_AT, _LENGTH, _TEXT = Key.AT, Key.LENGTH, Key.TEXT
-# From the second attempt on, this code patches the body of the first attempt into the body of the rung. It applies
-# the patches backwards, so that earlier offsets stay valid. A rung that a verdict skipped gets no attempt. The
-# attempt that is left over repeats the last rung.
-_RUNG_BODY = f"""
+def _rung_body(config: Config) -> str:
+    """Return Lua code for the attempts after the first one.
+
+    It notes the number of the attempt, and patches the body of the first attempt into the body of the rung. The
+    patches are applied backwards, so that earlier offsets stay valid. A rung that a verdict skipped has no attempt.
+    The attempts that are left over repeat the last rung. They are for connections that fail at once: if an attempt
+    has run into its timeout, the tier is not asked again.
+    """
+    timeouts = config.policy.timeouts
+    return f"""
 function envoy_on_request(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
+  local attempt = tonumber(handle:headers():get("{HeaderName.ATTEMPT_COUNT}")) or 1
+  metadata:set("{Namespace.ATTEMPT}", "{Key.ATTEMPTS}", attempt)
+  local ladder = metadata:get("{Namespace.LADDER}")
+  local repeated = attempt > (ladder and #ladder["priority_groups"] or 1)
+  local age_s = handle:timestamp() / 1000 - (tonumber(handle:streamInfo():filterState():get("{START}")) or 0)
+  if age_s > (repeated and {timeouts.attempt_s:g} or {timeouts.request_s:g}) then
+    handle:respond({{[":status"] = "504", ["content-type"] = "application/json"}}, [[{_TIMED_OUT}]])
+    return
+  end
   local rungs = metadata:get("{Namespace.RUNGS}")
   if rungs == nil or rungs["{Key.ATTEMPTS}"] == nil then return end
-  local attempt = tonumber(handle:headers():get("{HeaderName.ATTEMPT_COUNT}")) or 1
   local skipped = metadata:get("{Namespace.DECISION}")["{Key.SKIPPED}"] or 0
   local patches = rungs["{Key.ATTEMPTS}"][math.min(attempt - 1 + skipped, #rungs["{Key.ATTEMPTS}"])]
   if patches == nil then return end
@@ -159,11 +187,15 @@ function envoy_on_request(handle)
   local text = body:getBytes(0, body:length())
   for i = #patches, 1, -1 do
     local patch = patches[i]
-    text = text:sub(1, patch["{_AT}"]) .. patch["{_TEXT}"] .. text:sub(patch["{_AT}"] + patch["{_LENGTH}"] + 1)
+    local after = text:sub(patch["{Key.AT}"] + patch["{Key.LENGTH}"] + 1)
+    text = text:sub(1, patch["{Key.AT}"]) .. patch["{Key.TEXT}"] .. after
   end
   body:setBytes(text)
 end
 """
+
+
+_TIMED_OUT = '{"error":{"type":"timeout_error","message":"The upstream did not answer in time."}}'
 
 
 def _verifier(config: Config, body_mode: str) -> Dict:

@@ -24,6 +24,7 @@ from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
 from extproc.envoy.older import NOTES, Cascade, adapt_to_older
 from extproc.envoy.probe import admin_cluster, probe_listener
+from extproc.envoy.tier_filters import key_secrets
 from extproc.envoy.tls import ClientTls
 
 
@@ -38,22 +39,16 @@ def render_envoy(
     intents need another `cascade`.
     """
     rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
+    follow_keys = cascade == "priority-group"
     bootstrap: Dict = {
         "static_resources": {
             "listeners": [listener(config, listen, rule_headers, otlp)],
             "clusters": [
                 extproc_cluster(extproc, tls),
-                *(tier_cluster(tier, config) for tier in config.policy.tiers),
+                *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
                 *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
             ],
-            "secrets": [
-                {
-                    "name": f"{tier.name}_credential",
-                    "generic_secret": {"secret": {"filename": tier.key.file}},
-                }
-                for tier in config.policy.tiers
-                if tier.key is not None
-            ],
+            "secrets": [] if follow_keys else key_secrets(config.policy.tiers),
         }
     }
     if cascade != "priority-group":

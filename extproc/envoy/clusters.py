@@ -66,7 +66,7 @@ def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
     }
 
 
-def tier_cluster(tier: Tier, config: Config) -> Dict:
+def tier_cluster(tier: Tier, config: Config, follow_keys: bool = True) -> Dict:
     """Return the cluster of a tier. Its endpoint's metadata has the name of the tier."""
     name = tier.cluster_name
     cluster: Dict = {
@@ -85,7 +85,7 @@ def tier_cluster(tier: Tier, config: Config) -> Dict:
             ]
         },
         "typed_extension_protocol_options": _protocol(
-            {"http_protocol_options": {}}, attempt_filters([tier], config)
+            {"http_protocol_options": {}}, attempt_filters([tier], config, follow_keys), tier.idle_s
         ),
         "load_assignment": _tier_endpoints(tier),
     }
@@ -109,7 +109,8 @@ def _sni(tier: Tier) -> Dict:
 
 def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
     """Return one cluster for a whole ladder, whose nth tier serves the nth attempt. Envoys before 1.40 need it."""
-    members = [{"name": tier.cluster_name} for tier in tiers]
+    attempts = (*tiers, *[tiers[-1]] * tiers[-1].same_retries)
+    members = [{"name": tier.cluster_name} for tier in attempts]
     composite = typed("envoy.extensions.clusters.composite.v3.ClusterConfig", clusters=members)
     first = tier_cluster(tiers[0], config)
     return {
@@ -120,14 +121,20 @@ def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
         "circuit_breakers": first["circuit_breakers"],
         # Envoy does not run the filters of the member clusters.
         "typed_extension_protocol_options": _protocol(
-            {"http_protocol_options": {}}, attempt_filters(tiers, config)
+            {"http_protocol_options": {}}, attempt_filters(attempts, config, follow_keys=False)
         ),
     }
 
 
-def _protocol(explicit: Dict, filters: list[Dict] | None = None) -> Dict:
+def _protocol(explicit: Dict, filters: list[Dict] | None = None, idle_s: float | None = None) -> Dict:
+    """Return the protocol options of a cluster. `idle_s` is how long its connections may stay idle."""
     name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
-    return {name: typed(name, explicit_http_config=explicit, **({"http_filters": filters} if filters else {}))}
+    options = typed(name, explicit_http_config=explicit)
+    if filters is not None:
+        options["http_filters"] = filters
+    if idle_s is not None:
+        options["common_http_protocol_options"] = {"idle_timeout": f"{idle_s:g}s"}
+    return {name: options}
 
 
 def _discovery(has_names: bool) -> Dict:

@@ -27,6 +27,7 @@ from extproc.envoy.builders import (
     strip_headers,
     typed,
 )
+from extproc.envoy.tier_filters import start_state
 
 # A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
 ROOM_BYTES = 1024 * 1024
@@ -34,6 +35,7 @@ ROOM_BYTES = 1024 * 1024
 _GRACE_S = 0.2
 # The names of filters. Per-route settings refer to a filter by its name.
 RESCUE_FILTER = "rescue"
+STATE_FILTER = "attempt_state"
 FAILOPEN_FILTER = "failopen_model"
 ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
 USAGE_FILTER = "envoy.filters.http.ai_protocol_manager"
@@ -54,7 +56,8 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
     has_credentials = any(tier.key is not None for tier in config.policy.tiers)
     return [
         filter_entry(RESCUE_FILTER, _rescue()),
-        *([filter_entry("client_keys", save_client_keys())] if has_credentials else []),
+        filter_entry(STATE_FILTER, start_state(config)),
+        *([filter_entry("client_keys", save_client_keys(config))] if has_credentials else []),
         filter_entry(
             SIZE_LIMIT_FILTER,
             typed(
@@ -133,14 +136,15 @@ def _failopen_model() -> Dict:
 def _rescue() -> Dict:
     """Return the filter that replaces a failure by an earlier answer.
 
-    It asks the server only about a 429 or 5xx, which Envoy would retry, and only if a rejected answer was kept.
+    It asks the server only about a status at which the next tier may be asked, and only if a rejected answer
+    was kept.
     """
     failed = {
         "input": {
             "name": "status",
             "typed_config": typed("envoy.type.matcher.v3.HttpResponseHeaderMatchInput", header_name=":status"),
         },
-        "value_match": {"safe_regex": {"google_re2": {}, "regex": "429|5.."}},
+        "value_match": {"safe_regex": {"google_re2": {}, "regex": "40[1-48]|429|5.."}},
     }
     answer_kept = metadata_predicate([Key.BODY], {"present_match": True}, namespace=Namespace.ANSWER)
     rescue = typed(

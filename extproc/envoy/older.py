@@ -18,7 +18,8 @@ from extproc.config.load import Config
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
-from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, SIZE_LIMIT_FILTER, USAGE_FILTER
+from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, SIZE_LIMIT_FILTER, STATE_FILTER, USAGE_FILTER
+from extproc.envoy.tier_filters import start_state
 from extproc.settings import Tier
 
 Cascade = Literal["priority-group", "composite", "none"]
@@ -30,10 +31,12 @@ NOTES: dict[Cascade, str] = {
 }
 # A ladder's name is the names of its clusters with this between them. The names of tiers cannot contain a "+".
 _SEPARATOR = "+"
+# The start of the names of filters without which nothing escalates.
+_CASCADE_FILTERS = ("rung_", "verifier_", "failure")
 # Filters that these Envoys lack, or that have no purpose if no answer is judged.
 _REMOVED: dict[Cascade, set[str]] = {
     "composite": {USAGE_FILTER},
-    "none": {USAGE_FILTER, RESCUE_FILTER, FAILOPEN_FILTER},
+    "none": {USAGE_FILTER, STATE_FILTER, RESCUE_FILTER, FAILOPEN_FILTER},
 }
 
 
@@ -49,6 +52,8 @@ def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
         if entry["name"] == SIZE_LIMIT_FILTER:  # these Envoys lack this filter, too
             limit = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES)
             entry["typed_config"] = limit
+        if entry["name"] == STATE_FILTER:  # these Envoys cannot follow a file
+            entry["typed_config"] = start_state(config, follow_keys=False)
     manager["http_filters"] = [*filters, filter_entry("ladder", lua), router]
     [host] = manager["route_config"]["virtual_hosts"]
     host["request_body_buffer_limit"] *= 2  # 1.37 counts a body twice if it may have to send it again
@@ -62,7 +67,7 @@ def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
 def _remove_cascade_filters(cluster: Dict) -> None:
     """Remove the verifiers and the rungs' bodies from a tier's cluster."""
     for options in cluster.get("typed_extension_protocol_options", {}).values():
-        remaining = [f for f in options.get("http_filters", []) if not f["name"].startswith(("rung_", "verifier_"))]
+        remaining = [f for f in options.get("http_filters", []) if not f["name"].startswith(_CASCADE_FILTERS)]
         if remaining:
             options["http_filters"] = remaining
 
@@ -78,7 +83,8 @@ def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
     action = route["route"]
     del action["inline_cluster_specifier_plugin"], action["retry_policy"]["refresh_cluster_on_retry"]
     if cascade == "none":
-        del action["retry_policy"]
+        policy = action["retry_policy"]
+        action["retry_policy"] = {"num_retries": 0} | {k: v for k, v in policy.items() if k.startswith("per_try")}
     default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
     decided = {"name": HeaderName.LADDER, "present_match": True}
     match = route["match"] | {"headers": [*route["match"]["headers"], decided]}
@@ -140,7 +146,7 @@ function envoy_on_request(handle)
   local name = table.concat(clusters, "{_SEPARATOR}")
   if not ladders[name] then -- one rung, or a ladder newer than this file: its first tier serves it, without retries
     name = clusters[1]
-    handle:headers():replace("{HeaderName.MAX_RETRIES}", "0")
+    if #clusters > 1 then handle:headers():replace("{HeaderName.MAX_RETRIES}", "0") end
   end
   handle:headers():replace("{HeaderName.LADDER}", name)
   handle:clearRouteCache()

@@ -34,19 +34,26 @@ def virtual_host(config: Config) -> Dict:
         # Requests without a decision go to the default tier.
         priority_groups=[{"name": default.name, "clusters": [{"cluster_name": default.cluster_name, "weight": 1}]}],
     )
-    most_retries = len(config.policy.tiers) + max(
-        (len(i.escalate.rungs) for i in config.intents if i.escalate), default=0
+    most_retries = (
+        len(config.policy.tiers)
+        + max((len(i.escalate.rungs) for i in config.intents if i.escalate), default=0)
+        + max(tier.same_retries for tier in config.policy.tiers)
     )
     route = {
-        "timeout": f"{config.policy.timeouts.request_s:g}s",
+        # An answer may flow for as long as it comes. The filters of the attempts see to `request_s`.
+        "timeout": "0s",
         # Failover and escalation use the same ladder: each attempt goes to the next group in the metadata.
         "retry_policy": {
-            "retry_on": "retriable-headers,retriable-status-codes,5xx,connect-failure,refused-stream,reset",
-            "retriable_status_codes": [429],
-            "retriable_headers": [{"name": HeaderName.VERDICT, "string_match": {"exact": VerdictWord.ESCALATE}}],
+            # Each tier's own filter marks the statuses that are failures of that tier.
+            "retry_on": "retriable-headers,connect-failure,refused-stream,reset",
+            "retriable_headers": [
+                {"name": HeaderName.VERDICT, "string_match": {"exact": VerdictWord.ESCALATE}},
+                {"name": HeaderName.FAILED, "present_match": True},
+            ],
             "num_retries": most_retries,  # the decision lowers it to the rungs of its ladder
             "refresh_cluster_on_retry": True,
-            "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",
+            "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",  # until an answer begins
+            "per_try_idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",  # after that, between its parts
             "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
         },
         "auto_host_rewrite": True,  # providers accept only their own host name
@@ -103,7 +110,7 @@ def _enabled_filters(default: Tier, usage_format: str) -> Dict:
                 "request_mutations": [
                     {"remove": "accept-encoding"},  # a compressed answer cannot be judged
                     # Without a decision there is no other tier for a retry.
-                    set_header(HeaderName.MAX_RETRIES, "0", "ADD_IF_ABSENT"),
+                    set_header(HeaderName.MAX_RETRIES, str(default.same_retries), "ADD_IF_ABSENT"),
                 ],
                 "response_mutations": [set_header(HeaderName.REASON, Undecided.FAIL_OPEN, "ADD_IF_ABSENT")],
             },

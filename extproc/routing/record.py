@@ -80,7 +80,9 @@ def envoy_metadata(
         judge = _judge_modes(decision, decision.cohort, request)
         decision_values |= _judged_record(decision.cohort, mutation, request).to_metadata()
         metadata[Namespace.REQUIREMENTS] = _requirements_record(decision.cohort, request).to_metadata()
-    cascade = CascadeRecord(contract=CONTRACT, max_retries=len(mutation.clusters) - 1, escalations=0, judge=judge)
+    last = decision.ladder[-1].tier if decision.ladder else decision.tier
+    retries = len(mutation.clusters) - 1 + last.same_retries  # Envoy repeats the last cluster
+    cascade = CascadeRecord(contract=CONTRACT, max_retries=retries, escalations=0, judge=judge)
     metadata[Namespace.DECISION] = decision_values | cascade.to_metadata()
     return metadata
 

@@ -5,7 +5,7 @@ YAML are made from these descriptions.
 """
 
 from extproc.settings.about import about
-from extproc.settings.address import Address, read_url
+from extproc.settings.address import USUAL_BASE, Address, read_url
 from extproc.settings.evidence import Chosen, Evidence, Probability
 from extproc.settings.policy import (
     HUMAN,
@@ -31,6 +31,7 @@ __all__ = [
     "HUMAN",
     "NO_SCHEME",
     "SHARE",
+    "USUAL_BASE",
     "Address",
     "Budget",
     "Chosen",

@@ -10,7 +10,7 @@ _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _PATH = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)*")
 # The paths of the APIs begin here if the URL has no path, as in the APIs' own documentation.
-_USUAL_BASE = "/v1"
+USUAL_BASE = "/v1"
 _API_PATH = re.compile(r"/(?:chat/completions|completions|responses|messages)$")
 
 
@@ -50,7 +50,7 @@ def read_url(url: str) -> Address:
     if api is not None:
         raise ValueError(f"names the path of one API: leave out `{api[0]}`")
     tls = parts.scheme == "https"
-    return Address(host, parts.port or _PORTS[parts.scheme], tls, base or _USUAL_BASE)
+    return Address(host, parts.port or _PORTS[parts.scheme], tls, base or USUAL_BASE)
 
 
 def _split(url: str) -> SplitResult:

@@ -165,7 +165,13 @@ class Upgrades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The timeouts of Envoy."""
 
-    request_s: Annotated[float, about("Longest time for a whole request with all its rungs, in seconds.")] = 300
+    request_s: Annotated[
+        float, about("No tier is asked for a request that is older than this many seconds. An answer may flow on.")
+    ] = 300
     attempt_s: Annotated[
-        float, about("Longest time for one attempt: for its whole answer, or to start its stream; in seconds.")
+        float,
+        about(
+            "Longest wait for the answer of one attempt to begin, for all of it if it is judged whole, and between "
+            "two parts of a stream; in seconds."
+        ),
     ] = 120

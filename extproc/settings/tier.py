@@ -11,6 +11,10 @@ Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
 TierApi = Literal["chat", "responses", "messages", "completions"]
 # `hosted` is every tool that the provider runs, and `hosted:web_search` is one of them.
 CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted")
+# Statuses that are the tier's fault: no credit, no such model, too slow, too busy, and its own errors.
+_TIER_FAULTS = (402, 404, 408, 429, *range(500, 600))
+# Statuses that are the fault of whoever owns the key.
+_KEY_FAULTS = (401, 403)
 # The scheme of a key that is sent as it is.
 NO_SCHEME = "none"
 
@@ -153,6 +157,18 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def tls(self) -> bool:
         """Whether Envoy connects with TLS."""
         return self.addresses[0].tls
+
+    @property
+    def failures(self) -> frozenset[int]:
+        """The statuses at which the next tier is asked."""
+        if self.escalate_on is not None:
+            return frozenset(self.escalate_on)
+        return frozenset({*_TIER_FAULTS, *(_KEY_FAULTS if self.key is not None else ())})
+
+    @property
+    def same_retries(self) -> int:
+        """Attempts after a failed one where this tier is the last of a ladder."""
+        return self.retry.same if self.retry is not None else 1
 
     @property
     def takes_new(self) -> bool:

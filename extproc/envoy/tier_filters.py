@@ -1,0 +1,176 @@
+"""The filters that a tier's own settings add to its attempts: the base path, the API key, and failed statuses."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from extproc.config.load import Config
+from extproc.contract.names import HeaderName, Key, Namespace
+from extproc.envoy.builders import Dict, typed
+from extproc.settings import USUAL_BASE, Tier
+
+# Error codes and messages of a request that is too long for the model. Another tier may have room for it.
+_TOO_LONG = ("context_length_exceeded", "maximum context length", "prompt is too long")
+LUA = "envoy.filters.http.lua"
+_INJECTOR = "envoy.filters.http.credential_injector"
+# The name of the filter state object with the start of the request, in seconds.
+START = "extproc.start"
+
+
+def start_state(config: Config, follow_keys: bool = True) -> Dict:
+    """Return a filter config that keeps the start of each request, and the own keys of tiers, for its attempts.
+
+    Envoy reads a key's file again when it is replaced: by a rename over it, or by the symbolic link that Kubernetes
+    swaps. A relative link or a new file in its folder is noticed, too.
+    """
+    values = [_state(START, "%START_TIME(%s.%3f)%")]
+    for tier in config.policy.tiers:
+        if tier.key is not None and follow_keys:
+            folder = tier.key.file.rpartition("/")[0] or "/"
+            values.append(_state(_own_key(tier), f"%FILE_CONTENT({tier.key.file}:{folder})%", _FILE_FORMATTER))
+    return typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=values)
+
+
+_FILE_FORMATTER = {
+    "name": "envoy.formatter.file_content",
+    "typed_config": typed("envoy.extensions.formatter.file_content.v3.FileContent"),
+}
+
+
+def _state(name: str, text: str, *formatters: Dict) -> Dict:
+    return {
+        "object_key": name,
+        "factory_key": "envoy.string",
+        "format_string": {
+            "text_format_source": {"inline_string": text},
+            "omit_empty_values": True,
+            **({"formatters": list(formatters)} if formatters else {}),
+        },
+    }
+
+
+class OwnFilter(msgspec.Struct, frozen=True):
+    """A filter of one tier. Envoy skips it if the predicate `skip` is true."""
+
+    kind: str
+    config: Dict
+    skip: Dict | None = None
+
+
+def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | None:
+    """Return a filter that writes the path below the tier's base, or None if every path stays as it is.
+
+    An attempt finds the path as the previous attempt left it, so the client's path is kept in a header.
+    """
+    if all(other.base == USUAL_BASE for other in config.policy.tiers):
+        return None
+    skip = first_attempt if tier.base == USUAL_BASE else None
+    return OwnFilter(LUA, lua(_PATH.replace("BASE", tier.base)), skip)
+
+
+_PATH = f"""
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  local path = headers:get("{HeaderName.ORIGINAL_PATH}") or headers:get(":path")
+  local rest = path:match("^{USUAL_BASE}(/.*)$")
+  if rest == nil then return end
+  headers:replace("{HeaderName.ORIGINAL_PATH}", path)
+  headers:replace(":path", "BASE" .. rest)
+end
+"""
+
+
+def key_filters(tier: Tier, follow: bool) -> dict[str, OwnFilter]:
+    """Return filters, by name, that send the tier's own key without the newline at the end of its file.
+
+    `follow`: Envoy takes a replaced file over. Envoys before 1.40 cannot, and read the file once.
+    """
+    key = tier.key
+    if key is None:
+        return {}
+    source = f'handle:streamInfo():filterState():get("{_own_key(tier)}")'
+    if not follow:
+        source = f'handle:headers():get("{key.header}")'
+    code = f"""
+function envoy_on_request(handle)
+  local key = {source} or ""
+  handle:headers():replace("{key.header}", "{key.prefix}" .. key:match("^%s*(.-)%s*$"))
+end
+"""
+    read = {} if follow else {"read_key": OwnFilter(_INJECTOR, _injector(tier, key.header))}
+    return {**read, "own_key": OwnFilter(LUA, lua(code))}
+
+
+def _own_key(tier: Tier) -> str:
+    """Return the name of the filter state object with the tier's own key."""
+    return f"extproc.key.{tier.name}"
+
+
+def _injector(tier: Tier, header: str) -> Dict:
+    """Return a filter that writes the whole content of a key's file into a header."""
+    source = typed(
+        "envoy.extensions.http.injected_credentials.generic.v3.Generic",
+        credential={"name": f"{tier.name}_key"},
+        header=header,
+    )
+    return typed(
+        "envoy.extensions.filters.http.credential_injector.v3.CredentialInjector",
+        overwrite=True,
+        credential={"name": "envoy.http.injected_credentials.generic", "typed_config": source},
+    )
+
+
+def key_secrets(tiers: Sequence[Tier]) -> list[Dict]:
+    """Return the files of the keys for Envoys before 1.40."""
+    return [
+        {"name": f"{tier.name}_key", "generic_secret": {"secret": {"filename": tier.key.file}}}
+        for tier in tiers
+        if tier.key is not None
+    ]
+
+
+def failure_filter(tier: Tier) -> OwnFilter:
+    """Return a filter that marks answers at which the next tier is asked. The last attempt's answer is not marked.
+
+    Envoy skips it at no cost if the answer is no error.
+    """
+    statuses = ", ".join(f"[{status}] = true" for status in sorted(tier.failures))
+    texts = ", ".join(f'"{text}"' for text in _TOO_LONG)
+    code = _FAILURE.replace("STATUSES", statuses).replace("TEXTS", texts)
+    status = {
+        "input": {
+            "name": "status",
+            "typed_config": typed("envoy.type.matcher.v3.HttpResponseHeaderMatchInput", header_name=":status"),
+        },
+        "value_match": {"safe_regex": {"google_re2": {}, "regex": "[123].."}},
+    }
+    return OwnFilter(LUA, lua(code), {"single_predicate": status})
+
+
+_FAILURE = f"""
+local failures = {{ STATUSES }}
+local too_long = {{ TEXTS }}
+local function is_too_long(handle)
+  local body = handle:body()
+  local text = body and body:getBytes(0, body:length()) or ""
+  for _, words in ipairs(too_long) do
+    if text:find(words, 1, true) then return true end
+  end
+  return false
+end
+function envoy_on_response(handle)
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local ladder = metadata:get("{Namespace.LADDER}")
+  local attempt = metadata:get("{Namespace.ATTEMPT}")
+  if (attempt and attempt["{Key.ATTEMPTS}"] or 1) >= (ladder and #ladder["priority_groups"] or 1) then return end
+  local status = tonumber(handle:headers():get(":status"))
+  if failures[status] or (status == 400 and is_too_long(handle)) then
+    handle:headers():replace("{HeaderName.FAILED}", tostring(status))
+  end
+end
+"""
+
+
+def lua(code: str) -> Dict:
+    """Return a filter config that runs this Lua code."""
+    return typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})
