@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
-from extproc.config.upstream_checks import check_upstream
+from extproc.config.upstream_checks import check_states, check_upstream
 from extproc.mismatch import shown, suggestion
 from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
 
@@ -65,6 +65,7 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
     yield from _named_once(".tiers", tiers, "tier")
     yield from _named_once(".tiers", [tier.cluster_name for tier in policy.tiers], "cluster")
     yield from _exists(".default_tier", policy.default_tier, tiers, "tier")
+    yield from check_states(policy.tiers, policy.default_tier)
     for i, tier in enumerate(policy.tiers):
         at = f".tiers[{i}]"
         yield from check_upstream(at, tier)

@@ -1,7 +1,7 @@
 """Checks of how a tier reaches its upstream: addresses, keys, TLS, statuses and states."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from extproc.mismatch import shown
 from extproc.settings import Address, Tier, TierKey, read_url
@@ -27,6 +27,14 @@ def check_upstream(at: str, tier: Tier) -> Iterator[_Finding]:
         yield f"{at}.idle_s", f"`idle_s` is {tier.idle_s:g}: expected a number above 0 to {_MOST_IDLE_S}"
     if tier.apis is not None and not tier.apis:
         yield f"{at}.apis", "`apis` is an empty list: name the APIs of the upstream, or remove it for all"
+
+
+def check_states(tiers: Sequence[Tier], default_tier: str) -> Iterator[_Finding]:
+    """The default tier has to serve: it gets the requests without a decision."""
+    for tier in tiers:
+        if tier.name == default_tier and not tier.takes_new:
+            what = f"tier `{tier.name}` is `{tier.state}`: name a tier whose `state` is `in`"
+            yield ".default_tier", what
 
 
 def _check_addresses(at: str, tier: Tier) -> Iterator[_Finding]:

@@ -90,21 +90,28 @@ def tier_cluster(tier: Tier, config: Config, follow_keys: bool = True) -> Dict:
         "load_assignment": _tier_endpoints(tier),
     }
     if tier.tls:
-        tls = typed(
-            "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-            **_sni(tier),
-            auto_sni_san_validation=True,
-            common_tls_context={"validation_context": {"trusted_ca": {"filename": tier.ca or _CA_FILE}}},
-        )
-        cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": tls}
+        cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": _upstream_tls(tier)}
     return cluster
 
 
-def _sni(tier: Tier) -> Dict:
-    """Return the name that TLS asks for. Each of several upstreams has its own."""
-    if tier.sni or len(tier.addresses) == 1:
-        return {"sni": tier.sni or tier.addresses[0].host}
-    return {"auto_host_sni": True}
+def _upstream_tls(tier: Tier) -> Dict:
+    """Return the TLS settings for a tier's upstreams. Their certificate must have the name that was asked for."""
+    validation: Dict = {"trusted_ca": {"filename": tier.ca or _CA_FILE}}
+    addresses = tier.addresses
+    if tier.sni or all(a.is_name for a in addresses):
+        one_name = tier.sni or (addresses[0].host if len(addresses) == 1 else None)
+        names: Dict = {"sni": one_name} if one_name is not None else {"auto_host_sni": True}
+        names["auto_sni_san_validation"] = True
+    else:  # TLS has no way to ask for an IP address
+        names = {"auto_host_sni": True} if any(a.is_name for a in addresses) else {}
+        validation["match_typed_subject_alt_names"] = [
+            {"san_type": "DNS" if a.is_name else "IP_ADDRESS", "matcher": {"exact": a.host}} for a in addresses
+        ]
+    return typed(
+        "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+        **names,
+        common_tls_context={"validation_context": validation},
+    )
 
 
 def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:

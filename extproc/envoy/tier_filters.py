@@ -130,7 +130,7 @@ def key_secrets(tiers: Sequence[Tier]) -> list[Dict]:
 
 
 def failure_filter(tier: Tier) -> OwnFilter:
-    """Return a filter that marks answers at which the next tier is asked. The last attempt's answer is not marked.
+    """Return a filter that marks answers at which the next tier is asked. It marks none when all rungs had a turn.
 
     Envoy skips it at no cost if the answer is no error.
     """
@@ -160,9 +160,10 @@ local function is_too_long(handle)
 end
 function envoy_on_response(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
-  local ladder = metadata:get("{Namespace.LADDER}")
+  local ladder, decision = metadata:get("{Namespace.LADDER}"), metadata:get("{Namespace.DECISION}")
+  local rungs = (ladder and #ladder["priority_groups"] or 1) + (decision and decision["{Key.SKIPPED}"] or 0)
   local attempt = metadata:get("{Namespace.ATTEMPT}")
-  if (attempt and attempt["{Key.ATTEMPTS}"] or 1) >= (ladder and #ladder["priority_groups"] or 1) then return end
+  if (attempt and attempt["{Key.ATTEMPTS}"] or 1) >= rungs then return end
   local status = tonumber(handle:headers():get(":status"))
   if failures[status] or (status == 400 and is_too_long(handle)) then
     handle:headers():replace("{HeaderName.FAILED}", tostring(status))

@@ -54,7 +54,7 @@ class _Choice(msgspec.Struct, frozen=True):
 def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decision:
     """Send a request on unchanged: to the tier that serves `model`, otherwise to the default tier."""
     for tier in policy.tiers:
-        if tier.model == model:
+        if tier.model == model and tier.takes_any:
             return Decision(tier, Reason.PINNED, rewrite=False)
     return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
@@ -238,16 +238,21 @@ def _first_able(tiers: Sequence[Tier], rank: int, signals: Signals) -> int:
     for above, tier in enumerate(tiers[rank:], start=rank):
         if _can_serve(tiers, tier, signals):
             return above
-    capable = [i for i in range(rank, len(tiers)) if _is_capable(tiers, tiers[i], signals.needs)]
-    return max(capable, key=lambda i: tiers[i].context, default=rank)
+    taking = [i for i, tier in enumerate(tiers) if tier.takes_new]
+    higher = [i for i in taking if i >= rank]
+    capable = [i for i in higher if tiers[i].speaks(signals.api) and _is_capable(tiers, tiers[i], signals.needs)]
+    # If every tier from `rank` up is out of service, the highest one below serves. Checks ensure a tier for floors.
+    return max(capable, key=lambda i: tiers[i].context, default=(higher or taking[::-1] or [rank])[0])
 
 
 def _can_serve(tiers: Sequence[Tier], tier: Tier, signals: Signals) -> bool:
-    return signals.tokens <= tier.context and _is_capable(tiers, tier, signals.needs)
+    able = tier.takes_new and tier.speaks(signals.api) and signals.tokens <= tier.context
+    return able and _is_capable(tiers, tier, signals.needs)
 
 
 def _is_capable(tiers: Sequence[Tier], tier: Tier, needs: frozenset[str]) -> bool:
     """Whether the tier has a capability for every need. The last tier also serves each need that no tier has."""
+    tiers = [other for other in tiers if other.takes_new] or tiers
     lacking = tier.lacks(needs)
     if not lacking or tier is not tiers[-1]:
         return not lacking

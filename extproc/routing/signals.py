@@ -2,7 +2,7 @@
 
 import msgspec
 
-from extproc.api.request import Request
+from extproc.api.request import Api, Request
 from extproc.routing.ask import Ask, find_ask
 
 # The tokens that OpenAI and Anthropic charge for a picture or clip of ordinary size.
@@ -18,6 +18,7 @@ class Signals(msgspec.Struct, frozen=True):
     needs: frozenset[str]
     strict_output: bool
     stream: bool
+    api: Api = "chat"
 
 
 def read_signals(request: Request, max_chars: int) -> Signals:
@@ -29,6 +30,7 @@ def read_signals(request: Request, max_chars: int) -> Signals:
         needs=request.needs,
         strict_output=request.strict_output,
         stream=request.stream,
+        api=request.api,
     )
 
 

@@ -180,6 +180,10 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether any request may go there."""
         return self.state != "out"
 
+    def speaks(self, api: TierApi) -> bool:
+        """Whether the upstream has this API."""
+        return self.apis is None or api in self.apis
+
     def lacks(self, needs: frozenset[str]) -> frozenset[str]:
         """Return the needs of a request that this tier does not serve."""
         if self.capabilities is None or needs <= self.capabilities:

@@ -127,7 +127,7 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
         "ask_cut": False,
         "tokens": len(BODY) // 4,
         "contract": CONTRACT,
-        "max_retries": 1,
+        "max_retries": 2,  # one for the next rung, and one more for a connection that breaks at the last one
         "escalations": 0,
     }
     assert reply.metadata[Namespace.LADDER] == {
