@@ -5,6 +5,7 @@ from collections.abc import Callable
 from docs.generate.acceptance_rules import acceptance_page
 from docs.generate.commands import commands_page
 from docs.generate.contract_names import contract_page, decision_log_page, reasons_page
+from docs.generate.dialects import dialects_page
 from docs.generate.floors import floors_picture
 from docs.generate.log_lines import log_lines_page
 from docs.generate.router_stream import router_stream_table
@@ -16,6 +17,7 @@ from docs.generate.verifier_stream import verifier_stream_picture, verifier_stre
 PAGES: dict[str, Callable[[], str]] = {
     "reference/policy.md": policy_page,
     "reference/intent.md": intent_page,
+    "reference/dialects.md": dialects_page,
     "reference/acceptance.md": acceptance_page,
     "reference/cli.md": commands_page,
     "reference/contract.md": contract_page,

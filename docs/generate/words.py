@@ -379,3 +379,24 @@ LOG_LINES = {
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",
     "watch_lag": "The process got no CPU, or something blocked the event loop. Give it more CPU, workers or replicas.",
 }
+
+DIALECTS_START = """
+A dialect says how the models of a provider take a choice of reasoning. A tier names it in `reasoning`, and [Tiers and
+keys](../guides/tiers.md#reasoning-dialects) is the guide. The first row whose pattern matches the tier's `model` applies.
+The last row of a dialect matches every name.
+
+`Fields` are the members that are written, by API. `Efforts` has the word for each level, and for reasoning that is on
+without a level. `Off` is the value for reasoning that is off. `Refused` members are removed from requests. An effort that
+the table does not know passes unchanged. Fields of other dialects are always removed. In an API without a field here,
+nothing is written.
+"""
+
+DIALECTS = {
+    "none": "Nothing is known about the model. No member is written or removed.",
+    "qwen3": "Qwen on a server of open models, or in Alibaba Cloud Model Studio.",
+    "deepseek": "DeepSeek's own API, or DeepSeek on a server of open models.",
+    "gpt-oss": "gpt-oss on any server. It always reasons.",
+    "openai": "Models of OpenAI. `azure/gpt-5.1` and other names with a prefix match, too.",
+    "anthropic": "Claude, in the Messages API.",
+    "gemini": "The OpenAI-compatible endpoint of Gemini.",
+}

@@ -50,6 +50,7 @@ class Typed(msgspec.Struct):
 
 class Holder(msgspec.Struct):
     format: Typed | None = None
+    effort: str | None = None
 
 
 class Effort(msgspec.Struct):
@@ -59,6 +60,19 @@ class Effort(msgspec.Struct):
 class Template(msgspec.Struct):
     enable_thinking: bool | None = None
     thinking: bool | None = None
+
+
+class ThinkingConfig(msgspec.Struct):
+    thinking_budget: int | None = None
+    thinking_level: str | None = None
+
+
+class Google(msgspec.Struct):
+    thinking_config: ThinkingConfig | None = None
+
+
+class ExtraBody(msgspec.Struct):
+    google: Google | None = None
 
 
 class Tool(msgspec.Struct):
@@ -98,6 +112,10 @@ class Body(msgspec.Struct):
     reasoning: Effort | None = None
     thinking: bool | Typed | None = None
     chat_template_kwargs: Template | None = None
+    enable_thinking: bool | None = None
+    thinking_budget: int | None = None
+    extra_body: ExtraBody | None = None
+    context_management: msgspec.Raw = msgspec.Raw()
     logprobs: bool | int | None = None
     include: list[str] | None = None
     temperature: float | None = None

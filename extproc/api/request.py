@@ -10,7 +10,6 @@ import msgspec
 from extproc.api.body import (
     Body,
     Message,
-    Typed,
     check_items,
     decode_body,
     messages_of,
@@ -18,10 +17,10 @@ from extproc.api.body import (
 )
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
 from extproc.api.needs import declared_needs, read_media
+from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
 from extproc.api.repair import BOM, repaired
 
 Api = Literal["chat", "completions", "responses", "messages"]
-ReasoningField = Literal["effort", "thinking", "template.enable_thinking", "template.thinking"]
 
 APIS: dict[str, Api] = {
     "/v1/chat/completions": "chat",
@@ -57,9 +56,9 @@ class Request(msgspec.Struct, frozen=True):
     max_output_tokens: int | None  # the limit that the client set
     cap_field: str | None  # the member that sets this limit
     logprobs: bool | None  # the client asked for log-probabilities; None: this request cannot ask for them
-    reasoning: bool | int | None  # the client's choice: off, on, or a token budget; None: it made no choice
-    reasoning_field: ReasoningField | None  # the member that makes this choice
-    thinking_barred: bool  # Anthropic rejects `thinking` together with other members of this request
+    reasoning: ReasoningChoice | None  # the client's choice; None: it made no choice
+    thinking_bars: frozenset[str]  # parts that Anthropic may refuse beside `thinking`
+    context_management: bytes  # this member as JSON; empty: absent
     repaired: bytes | None = None  # `body` as it was read, where odd bytes had to be replaced; of the same length
 
     @property
@@ -101,7 +100,6 @@ def parse_request(path: str, body: bytes) -> Request | None:
         decoded.output_format,
     )
     cap, cap_field = _cap(api, decoded)
-    reasoning, field = _chosen_reasoning(decoded)
     return Request(
         api=api,
         body=body,
@@ -114,9 +112,9 @@ def parse_request(path: str, body: bytes) -> Request | None:
         max_output_tokens=cap,
         cap_field=cap_field,
         logprobs=_asks_for_logprobs(api, decoded),
-        reasoning=reasoning,
-        reasoning_field=field,
-        thinking_barred=_thinking_barred(decoded),
+        reasoning=read_choice(decoded, api == "messages"),
+        thinking_bars=thinking_bars(decoded),
+        context_management=bytes(decoded.context_management),
         repaired=None if text is body else text,
     )
 
@@ -186,36 +184,3 @@ def _asks_for_logprobs(api: Api, decoded: Body) -> bool | None:
         # An existing list cannot be extended in place, so None.
         return False if decoded.include is None else "message.output_text.logprobs" in decoded.include or None
     return None if api == "messages" else decoded.logprobs is not None and decoded.logprobs is not False
-
-
-def _chosen_reasoning(decoded: Body) -> tuple[bool | int | None, ReasoningField | None]:
-    """The client's explicit choice of reasoning and the member that makes it, in any of the dialects."""
-    effort = decoded.reasoning.effort if decoded.reasoning else decoded.reasoning_effort
-    if effort is not None:
-        return effort not in ("none", "minimal"), "effort"
-    if isinstance(decoded.thinking, bool):
-        return decoded.thinking, "thinking"
-    if decoded.thinking is not None:
-        budget = decoded.thinking.budget_tokens
-        on = decoded.thinking.type != "disabled"
-        return (budget if on and budget is not None else on), "thinking"
-    if decoded.chat_template_kwargs is not None:
-        if decoded.chat_template_kwargs.enable_thinking is not None:
-            return decoded.chat_template_kwargs.enable_thinking, "template.enable_thinking"
-        if decoded.chat_template_kwargs.thinking is not None:
-            return decoded.chat_template_kwargs.thinking, "template.thinking"
-    return None, None
-
-
-def _thinking_barred(decoded: Body) -> bool:
-    """Whether Anthropic would answer 400 if this request had `thinking`.
-
-    Anthropic allows no sampling changes, no forced tool, no assistant prefill, and no tool loop whose assistant
-    turn had no thinking block (extended thinking guide, "Feature compatibility").
-    """
-    forced = isinstance(decoded.tool_choice, Typed) and decoded.tool_choice.type in ("any", "tool")
-    last = messages_of(decoded.messages[-1:])[0] if decoded.messages else Message()
-    in_loop = last.role == "assistant" or any(p.type == "tool_result" for p in parts_of(last.content))
-    sampling = decoded.temperature not in (None, 1) or decoded.top_k is not None
-    sampling = sampling or (decoded.top_p is not None and decoded.top_p < 0.95)
-    return forced or in_loop or sampling

@@ -1,11 +1,14 @@
 """Change members of a JSON object in place. All other bytes and their order stay the same."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 import msgspec
 
-Edits = Mapping[str, "bytes | Edits"]  # member -> its new value as JSON, or edits inside that object
+Edits = Mapping[str, "bytes | Edits"]  # member -> its new value as JSON, or REMOVED, or edits inside that object
+Renames = Mapping[str, str]  # member -> its new name
+REMOVED: Final = b""  # no JSON value is empty
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_key = msgspec.json.Decoder(str).decode
@@ -35,17 +38,27 @@ class Patch(msgspec.Struct, frozen=True, order=True):
     length: int
     text: bytes
 
+    @property
+    def end(self) -> int:
+        """The offset behind the bytes that are replaced."""
+        return self.at + self.length
 
-def splice(body: bytes, edits: Edits) -> bytes:
-    """Return `body`, a JSON object, with `edits` applied. Raises SpliceError as `patches` does."""
-    return apply(body, patches(body, edits))
+
+class Layout(msgspec.Struct, frozen=True):
+    """The places of an object's members in its text."""
+
+    text: bytes
+    spans: dict[str, tuple[int, int, int, int, int]]  # name -> its place, and where key and value start and end
+    end: int  # where the last value ends
 
 
-def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
-    """Return the patches that apply `edits` to `body`, in order, with `start` added to their offsets.
+def splice(body: bytes, edits: Edits, renames: Renames | None = None) -> bytes:
+    """Return `body`, a JSON object, with `edits` applied. Raises SpliceError as `layout` does."""
+    return apply(body, patches(layout(body), edits, renames))
 
-    Existing members are replaced in place, and new ones are added last. A mapping edits the members of an object,
-    and replaces any other value.
+
+def layout(body: bytes) -> Layout:
+    """Find the members of `body`.
 
     Raises DuplicateMember when a member appears twice: JSON readers differ on which one counts, so the upstream
     might use another value than the router did. Raises SpliceError when `body` is not a JSON
@@ -57,25 +70,115 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
         raise SpliceError(str(error)) from error
     if len(members) > MAX_MEMBERS:
         raise SpliceError(f"an object in the body has more than {MAX_MEMBERS} members")
-    changes: list[Patch] = []
-    at = _SPACE.match(body).end() + 1  # type: ignore[union-attr]  # matches empty
-    for name, raw in members.items():
-        key, value = _KEY.match(body, at), bytes(raw)
+    spans = {}
+    end = _SPACE.match(body).end() + 1  # type: ignore[union-attr]  # matches empty
+    for place, (name, raw) in enumerate(members.items()):
+        key, value = _KEY.match(body, end), bytes(raw)
         if key is None or _decode_key(key[1]) != name or not body.startswith(value, key.end()):
             raise DuplicateMember
-        at = key.end() + len(value)
-        edit = edits.get(name)
-        if isinstance(edit, Mapping) and value.startswith(b"{"):
-            changes += patches(value, edit, start + key.end())
-        elif edit is not None:
-            changes.append(Patch(start + key.end(), len(value), _value(edit)))
-    closing = _SPACE.match(body, at).end()  # type: ignore[union-attr]
+        end = key.end() + len(value)
+        spans[name] = (place, *key.span(1), key.end(), end)
+    closing = _SPACE.match(body, end).end()  # type: ignore[union-attr]
     if body[closing : closing + 1] != b"}":
         raise DuplicateMember
-    added = [msgspec.json.encode(name) + b":" + _value(edit) for name, edit in edits.items() if name not in members]
+    return Layout(body, spans, end)
+
+
+def patches(members: Layout, edits: Edits, renames: Renames | None = None, start: int = 0) -> list[Patch]:
+    """Return the patches that apply `edits`, in order, with `start` added to their offsets.
+
+    Existing members are replaced in place, and new ones are added last. A mapping edits the members of an object,
+    and replaces any other value. A removed member takes its comma with it. An object whose last member is removed
+    is removed as well.
+
+    `renames` apply first, so `edits` use the new names. If a member has the new name already, the one with
+    the old name is removed. Raises SpliceError as `layout` does, about an object that an edit enters.
+    """
+    spans, removed = members.spans, set[int]()
+    changes: list[Patch] = []
+    if renames:
+        spans, removed, changes = _renamed(spans, renames, start)
+    added: list[bytes] = []
+    for name, edit in edits.items():
+        span = spans.get(name)
+        if span is None:
+            if edit and _sets(edit):
+                added.append(_member(name, edit))
+            continue
+        place, _, _, at, end = span
+        if isinstance(edit, Mapping):
+            inside = _inside(members.text[at:end], edit, start + at)
+            if inside is not None:
+                changes += inside
+                continue
+            edit = _value(edit) if _sets(edit) else REMOVED
+        if edit == REMOVED:
+            removed.add(place)
+        else:
+            changes.append(Patch(start + at, end - at, edit))
+    if removed:
+        gaps = list(_gaps(members, removed, start))
+        changes = [c for c in changes if not any(gap.at <= c.at and c.end <= gap.end for gap in gaps)] + gaps
+    changes.sort()
     if added:
-        changes.append(Patch(start + at, 0, b",".join(([b""] if members else []) + added)))
+        empty = len(removed) == len(members.spans)
+        changes.append(Patch(start + members.end, 0, b",".join(([] if empty else [b""]) + added)))
     return changes
+
+
+def _renamed(
+    spans: Mapping[str, tuple[int, int, int, int, int]], renames: Renames, start: int
+) -> tuple[dict[str, tuple[int, int, int, int, int]], set[int], list[Patch]]:
+    """The members under their new names, the places of those that must go, and the patches of the keys."""
+    now, removed, changes = dict(spans), set(), []
+    for old, new in renames.items():
+        if old not in spans or old == new:
+            continue
+        span = now.pop(old)
+        if new in now:
+            removed.add(span[0])
+        else:
+            now[new] = span
+            changes.append(Patch(start + span[1], span[2] - span[1], msgspec.json.encode(new)))
+    return now, removed, changes
+
+
+def _gaps(members: Layout, removed: set[int], start: int) -> Iterator[Patch]:
+    """The patches that take out the members at these places, each with one comma."""
+    kept_end, removed_from = None, None  # the end of the last member that stays, or the start of the first one
+    for place, key_at, _, _, end in members.spans.values():
+        if place in removed:
+            if kept_end is None and removed_from is None:
+                removed_from = key_at
+            elif kept_end is not None:
+                yield Patch(start + kept_end, end - kept_end, b"")
+                kept_end = end
+            continue
+        if removed_from is not None:
+            yield Patch(start + removed_from, key_at - removed_from, b"")
+            removed_from = None
+        kept_end = end
+    if removed_from is not None:
+        yield Patch(start + removed_from, members.end - removed_from, b"")
+
+
+def _inside(value: bytes, edits: Edits, start: int) -> list[Patch] | None:
+    """The patches inside `value`. None: `value` is replaced or removed as a whole."""
+    if not value.startswith(b"{"):
+        return None if _sets(edits) else []
+    inner = layout(value)
+    inside = patches(inner, edits, start=start)
+    emptied = inside and not _sets(edits) and not _members(apply(value, patches(inner, edits)))
+    return None if emptied else inside
+
+
+def _sets(edit: "bytes | Edits") -> bool:
+    """Whether the edit does more than remove."""
+    return any(map(_sets, edit.values())) if isinstance(edit, Mapping) else edit != REMOVED
+
+
+def _member(name: str, edit: "bytes | Edits") -> bytes:
+    return msgspec.json.encode(name) + b":" + _value(edit)
 
 
 def apply(body: bytes, changes: Sequence[Patch]) -> bytes:
@@ -91,21 +194,48 @@ def apply(body: bytes, changes: Sequence[Patch]) -> bytes:
 def rebase(body: bytes, made: Sequence[Patch], wanted: Sequence[Patch]) -> list[Patch]:
     """Return the patches that turn `apply(body, made)` into `apply(body, wanted)`.
 
-    A change that only `made` contains is undone. A change that both contain needs no patch.
+    A change that only `made` contains is undone. A change that both contain needs no patch. Both must be in order.
     """
-    places = {(p.at, p.length): p.text for p in made}
-    targets = {(p.at, p.length): p.text for p in wanted}
+    places = {(p.at, p.end): p.text for p in made}
+    targets = {(p.at, p.end): p.text for p in wanted}
     rebased: list[Patch] = []
     shift = 0
-    for at, length in sorted(places.keys() | targets.keys()):
-        original = body[at : at + length]
-        current = places.get((at, length), original)
-        target = targets.get((at, length), original)
+    for at, end in _regions(sorted(places.keys() | targets.keys())):
+        current, target = _within(body, places, at, end), _within(body, targets, at, end)
         if target != current:
             rebased.append(Patch(at + shift, len(current), target))
-        shift += len(current) - length
+        shift += len(current) - (end - at)
     return rebased
 
 
+def _regions(places: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The places, as pairs of start and end, with those that overlap joined. Places that only touch stay apart."""
+    joined: list[tuple[int, int]] = []
+    last = 0
+    for at, end in places:
+        if at < last:
+            joined[-1] = joined[-1][0], max(end, last)
+        else:
+            joined.append((at, end))
+        last = max(end, last)
+    return joined
+
+
+def _within(body: bytes, texts: Mapping[tuple[int, int], bytes], at: int, end: int) -> bytes:
+    """The bytes of `body` from `at` to `end`, with the changes there applied: their places and texts."""
+    text = texts.get((at, end))
+    if text is not None:
+        return text
+    # An insertion at the border of a region is a separate region.
+    inside = [
+        Patch(start - at, stop - start, text)
+        for (start, stop), text in texts.items()
+        if at <= start and stop <= end and (start < stop or at < start < end)
+    ]
+    return apply(body[at:end], inside) if inside else body[at:end]
+
+
 def _value(edit: "bytes | Edits") -> bytes:
-    return edit if isinstance(edit, bytes) else splice(b"{}", edit)
+    if isinstance(edit, bytes):
+        return edit
+    return b"{" + b",".join(_member(name, inner) for name, inner in edit.items() if _sets(inner)) + b"}"

@@ -180,19 +180,20 @@ def _choice(chosen: Chosen) -> str:
 def _change_lines(routed: Routed) -> Iterator[str]:
     """The members that are written into the body of the request."""
     for name, value in _written(routed).items():
-        yield f"writes    {name} = {value}"
+        yield f"writes    {name} = {value}" if value else f"removes   {name}"
     if routed.mutation.body is None:
         yield "writes    nothing: the body is passed on unchanged"
 
 
 def _written(routed: Routed) -> dict[str, str]:
-    """The members of the body that the mutation changed or added, as JSON."""
+    """The members of the body that the mutation changed or added, as JSON. Empty: it was removed."""
     if routed.request is None or routed.mutation.body is None:
         return {}
     members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
     before, after = members(routed.request.body), members(routed.mutation.body)
-    return {
+    changed = {
         name: bytes(raw).decode()
         for name, raw in after.items()
         if name not in before or bytes(before[name]) != bytes(raw)
     }
+    return changed | {name: "" for name in before if name not in after}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
+from extproc.config.params_checks import check_params
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_states, check_upstream
 from extproc.mismatch import shown, suggestion
@@ -76,6 +77,7 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
         for name in sorted(tier.capabilities or ()):
             if not _HOSTED_TOOL.fullmatch(name):
                 yield from _exists(f"{at}.capabilities", name, CAPABILITIES, "capability")
+        yield from check_params(at, tier)
         yield from _within(f"{at}.context", tier.context, above=0)
         yield from _within(f"{at}.price.input", tier.price.input, least=0)
         yield from _within(f"{at}.price.output", tier.price.output, least=0)

@@ -103,6 +103,7 @@ class _File:
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
             key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
+            key = ("off", "on")[key] if isinstance(key, bool) else key  # YAML reads these words as booleans
             if not isinstance(key, str):
                 written = f" {shown(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else ""
                 self._report(line, f"the key{written} is not text: write a name, or put it in quotes")

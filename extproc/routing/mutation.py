@@ -1,33 +1,31 @@
 """Write a decision into the request: the model, the reasoning fields and a cap on output tokens."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
+from extproc.api.reasoning import ReasoningChoice, without_clearing
 from extproc.api.repair import BOM, repaired
-from extproc.api.request import ReasoningField, Request
-from extproc.api.splice import DuplicateMember, Patch, SpliceError, apply, patches, rebase
+from extproc.api.request import Request
+from extproc.api.splice import (
+    REMOVED,
+    DuplicateMember,
+    Layout,
+    Patch,
+    SpliceError,
+    apply,
+    layout,
+    patches,
+    rebase,
+)
 from extproc.routing.decision import Decision
+from extproc.routing.dialects import SAMPLING
 from extproc.routing.policy import Rung
-from extproc.settings import Budget, Dialect, Reasoning, Tier
-
-# The field that sets reasoning in each dialect.
-_FIELD: dict[Dialect, ReasoningField] = {
-    "qwen3": "template.enable_thinking",
-    "deepseek": "template.thinking",
-    "gpt-oss": "effort",
-    "openai": "effort",
-    "anthropic": "thinking",
-}
-# The lowest `budget_tokens` that Anthropic accepts, and the budget of reasoning that is on without a number.
-_LEAST_BUDGET, _USUAL_BUDGET = 1024, 4096
-# Each effort, after the largest budget in tokens that it stands for. A larger budget is "high".
-_EFFORTS = ((2048, "low"), (8192, "medium"))
-
-_Edits = dict[str, Any]
+from extproc.routing.reasoning import drops_sampling, wanted_by, write_choice
+from extproc.routing.tier_form import Edits, TierForm, put, tier_form_of
+from extproc.settings import Tier
 
 
 class Mutation(msgspec.Struct, frozen=True):
@@ -57,28 +55,26 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
     """
     if request is None or not decision.rewrite:
         return Mutation((decision.tier.cluster_name,))
-    first, *above = (Rung(decision.tier, decision.reasoning), *decision.ladder)
-    edits, written = _edits(decision, first, request)
-    first_patches = _patches(request, edits | _logprobs(decision, first, request))
-    rungs = []
-    for rung in above:
-        wanted = _edits(decision, rung, request)[0] | _logprobs(decision, rung, request)
-        rungs.append(tuple(rebase(request.body, first_patches, _patches(request, wanted))))
+    members = _layout(request)
+    attempts = [
+        _attempt(decision, rung, request) for rung in (Rung(decision.tier, decision.reasoning), *decision.ladder)
+    ]
+    first, *above = [patches(members, attempt.edits, attempt.renames) for attempt in attempts]
+    rungs = tuple(tuple(rebase(request.body, first, changes)) for changes in above)
     if any(not _is_text(patch.text) for rung in rungs for patch in rung):
         raise SpliceError("a value that a later attempt restores is not UTF-8, and metadata holds only text")
     clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
-    return Mutation(
-        clusters, apply(request.body, first_patches), tuple(rungs), written, asks_logprobs(decision, request)
-    )
+    added = any(attempt.logprobs_added for attempt in attempts)
+    return Mutation(clusters, apply(request.body, first), rungs, attempts[0].word, added)
 
 
-def _patches(request: Request, edits: _Edits) -> list[Patch]:
+def _layout(request: Request) -> Layout:
     try:
-        return patches(request.readable, edits)
+        return layout(request.readable)
     except DuplicateMember:
         raise
     except SpliceError:  # a name is not UTF-8, which reading did not need
-        return patches(repaired(request.readable), edits)
+        return layout(repaired(request.readable))
 
 
 def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
@@ -92,7 +88,7 @@ def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) ->
         model = _decode_model(readable).model
     except UNDECODABLE:
         return None
-    return apply(body, patches(readable, {"model": _json(tier.model)})) if may_replace(model) else None
+    return apply(body, patches(layout(readable), {"model": _json(tier.model)})) if may_replace(model) else None
 
 
 class _Model(msgspec.Struct):
@@ -102,24 +98,58 @@ class _Model(msgspec.Struct):
 _decode_model = msgspec.json.Decoder(_Model).decode
 
 
-def _edits(decision: Decision, rung: Rung, request: Request) -> tuple[_Edits, str]:
-    """The changes for one attempt, and the word for its reasoning."""
-    dialect = rung.tier.reasoning
-    edits: _Edits = {"model": _json(rung.tier.model)}
+class _Attempt(msgspec.Struct, frozen=True):
+    """The changes for one attempt."""
+
+    edits: Edits
+    renames: Mapping[str, str]
+    word: str  # for its reasoning
+    logprobs_added: bool
+
+
+def _attempt(decision: Decision, rung: Rung, request: Request) -> _Attempt:
+    tier_form = tier_form_of(rung.tier, request.api)
+    edits: Edits = {**tier_form.removed, "model": _json(rung.tier.model)}
+    wanted, by_client = _wanted(decision, rung, request)
+    # The cap is meant for answers. It would leave too few tokens for the reasoning that the client requested.
+    cap = None if by_client and wanted is not None and wanted.on else decision.max_output_tokens
+    _put_cap(edits, request, cap)
+    room = min((n for n in (request.max_output_tokens, cap) if n is not None), default=None)
+    written = write_choice(edits, tier_form, request, wanted, by_client, room)
+    sampling_dropped = drops_sampling(tier_form, written)
+    if sampling_dropped:
+        edits |= dict.fromkeys(SAMPLING, REMOVED)
+    if request.context_management and _stops_thinking(tier_form, written.reasons):
+        cleared = without_clearing(request.context_management)
+        edits |= {} if cleared is None else {"context_management": cleared}
+    logprobs = {} if sampling_dropped else _logprobs(decision, rung, request)
+    edits |= logprobs
+    for name in tier_form.drop:
+        put(edits, name, REMOVED)
+    if tier_form.renames:
+        edits = {tier_form.renames.get(name, name): edit for name, edit in edits.items()}
+    return _Attempt(edits, tier_form.renames, written.word, bool(logprobs))
+
+
+def _wanted(decision: Decision, rung: Rung, request: Request) -> tuple[ReasoningChoice | None, bool]:
+    """The reasoning to ask for, and whether it is the client's choice."""
     # A policy that sets no reasoning here does not override the client.
     forced = decision.reasoning_forced and rung.reasoning is not None
-    clients_choice = request.reasoning is not None and not forced
-    wanted = _clients_reasoning(request) if clients_choice else rung.reasoning
-    # The cap is meant for answers. It would leave too few tokens for the reasoning that the client requested.
-    cap = None if clients_choice and wanted is not False else decision.max_output_tokens
-    edits |= _cap(request, dialect, cap)
-    if wanted is None:
-        return edits, "model"
-    if clients_choice and request.reasoning_field == _FIELD.get(dialect):
-        return edits, "client"
-    room = min((n for n in (request.max_output_tokens, cap) if n is not None), default=None)
-    reasoning, written = _reasoning(dialect, wanted, request, room)
-    return edits | reasoning, written
+    client = request.reasoning
+    if client is not None and client.on is not None and not forced:
+        return client, True
+    # Thinking changes the shape of a message, so a client gets it only if it asks or the policy puts itself first.
+    if request.api == "messages" and rung.reasoning and not forced:
+        return None, False
+    return wanted_by(rung.reasoning), False
+
+
+def _stops_thinking(tier_form: TierForm, reasons: bool | None) -> bool:
+    """Whether the model does not think, if the tier is known. Then Anthropic refuses to clear thinking."""
+    if tier_form.fields is None:
+        return False
+    off = tier_form.form.default_off if reasons is None else reasons is False
+    return off or tier_form.fields.switch != "thinking"
 
 
 def asks_logprobs(decision: Decision, request: Request) -> bool:
@@ -129,7 +159,7 @@ def asks_logprobs(decision: Decision, request: Request) -> bool:
     return wanted and request.logprobs is False
 
 
-def _logprobs(decision: Decision, rung: Rung, request: Request) -> _Edits:
+def _logprobs(decision: Decision, rung: Rung, request: Request) -> Edits:
     """The field that requests them. The last rung gets none, because its answer is not judged."""
     unjudged = decision.ladder and rung is decision.ladder[-1]
     if unjudged or not asks_logprobs(decision, request):
@@ -139,67 +169,12 @@ def _logprobs(decision: Decision, rung: Rung, request: Request) -> _Edits:
     return {"logprobs": b"true" if request.api == "chat" else b"1"}
 
 
-def _clients_reasoning(request: Request) -> Reasoning | None:
-    chosen = request.reasoning
-    return chosen if chosen is None or isinstance(chosen, bool) else Budget(chosen)
-
-
-def _cap(request: Request, dialect: Dialect, cap: int | None) -> _Edits:
+def _put_cap(edits: Edits, request: Request, cap: int | None) -> None:
     """Lower the client's cap to ours, in the field that it used, otherwise in the field of its API."""
     clients_cap = request.max_output_tokens
-    if cap is None or (clients_cap is not None and clients_cap <= cap):
-        return {}
-    # Every chat server knows `max_tokens`, but OpenAI's reasoning models reject it.
-    newer = request.cap_field is None and request.api == "chat" and dialect == "openai"
-    default = {"responses": "max_output_tokens"}.get(request.api, "max_tokens")
-    field = request.cap_field or ("max_completion_tokens" if newer else default)
-    return {field: str(cap).encode()}
-
-
-def _reasoning(dialect: Dialect, wanted: Reasoning, request: Request, room: int | None) -> tuple[_Edits, str]:
-    """The fields that set `wanted` in this dialect, and the word for it: "none" if the dialect has no field.
-
-    `room` is the cap on output tokens, if there is one.
-    """
-    on = wanted is not False
-    if request.api == "completions":
-        return {}, "none"
-    match _FIELD.get(dialect):
-        case "template.enable_thinking":
-            # The template only knows on and off. A budget is on.
-            return {"chat_template_kwargs": {"enable_thinking": _json(on)}}, _word(on)
-        case "template.thinking":
-            return {"chat_template_kwargs": {"thinking": _json(on)}}, _word(on)
-        case "effort" if request.api in ("chat", "responses"):
-            effort = _effort(dialect, wanted)
-            if request.api == "responses":
-                return {"reasoning": {"effort": _json(effort)}}, effort
-            return {"reasoning_effort": _json(effort)}, effort
-        case "thinking" if request.api == "messages":
-            budget = _budget(wanted, request, room)
-            if budget is None:
-                return {"thinking": _json({"type": "disabled"})}, "off"
-            return {"thinking": _json({"type": "enabled", "budget_tokens": budget})}, "on"
-    return {}, "none"
-
-
-def _effort(dialect: Dialect, wanted: Reasoning) -> str:
-    if wanted is False:
-        # gpt-oss cannot stop reasoning. "low" is its lowest effort, and the record shows it.
-        return "low" if dialect == "gpt-oss" else "none"
-    if isinstance(wanted, Budget):
-        return next((word for most, word in _EFFORTS if wanted.budget_tokens <= most), "high")
-    return "medium"
-
-
-def _budget(wanted: Reasoning, request: Request, room: int | None) -> int | None:
-    """The thinking budget in tokens, below `room` as Anthropic requires. None: thinking must be off."""
-    if wanted is False or request.thinking_barred:
-        return None
-    budget = max(wanted.budget_tokens, _LEAST_BUDGET) if isinstance(wanted, Budget) else _USUAL_BUDGET
-    if room is not None:
-        budget = min(budget, room - 1)
-    return budget if budget >= _LEAST_BUDGET else None
+    if cap is not None and (clients_cap is None or clients_cap > cap):
+        default = "max_output_tokens" if request.api == "responses" else "max_tokens"
+        edits[request.cap_field or default] = str(cap).encode()
 
 
 def _is_text(value: bytes) -> bool:
@@ -208,10 +183,6 @@ def _is_text(value: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _word(on: bool) -> str:
-    return "on" if on else "off"
 
 
 def _json(value: object) -> bytes:

@@ -7,7 +7,7 @@ from functools import cached_property
 import msgspec
 
 from extproc.api.request import Request, RequestError, parse_request
-from extproc.api.splice import DuplicateMember, SpliceError, patches
+from extproc.api.splice import DuplicateMember, SpliceError, layout
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
@@ -122,7 +122,7 @@ def _passed_through(snapshot: Snapshot, request: Request | None, clock: _Stopwat
     """The request is sent on unchanged: its API is unknown, or its model may not be replaced."""
     if request is not None:
         try:
-            patches(request.readable, {})
+            layout(request.readable)
         except DuplicateMember as error:  # the upstream might read another model
             return _refused(snapshot, error, clock, request)
         except SpliceError:

@@ -7,6 +7,7 @@ YAML are made from these descriptions.
 from extproc.settings.about import about
 from extproc.settings.address import USUAL_BASE, Address, read_url
 from extproc.settings.evidence import Chosen, Evidence, Probability
+from extproc.settings.params import NO_PARAMS, Efforts, Params
 from extproc.settings.policy import (
     HUMAN,
     SHARE,
@@ -29,6 +30,7 @@ from extproc.settings.tier import CAPABILITIES, NO_SCHEME, Dialect, Endpoint, Pr
 __all__ = [
     "CAPABILITIES",
     "HUMAN",
+    "NO_PARAMS",
     "NO_SCHEME",
     "SHARE",
     "USUAL_BASE",
@@ -37,6 +39,7 @@ __all__ = [
     "Chosen",
     "Conditions",
     "Dialect",
+    "Efforts",
     "EncoderConfig",
     "Endpoint",
     "Escalate",
@@ -44,6 +47,7 @@ __all__ = [
     "Evidence",
     "Human",
     "Judge",
+    "Params",
     "Price",
     "Probability",
     "Reasoning",

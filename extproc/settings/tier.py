@@ -6,8 +6,9 @@ import msgspec
 
 from extproc.settings.about import about
 from extproc.settings.address import Address, read_url
+from extproc.settings.params import NO_PARAMS, Params
 
-Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"]
+Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic", "gemini"]
 TierApi = Literal["chat", "responses", "messages", "completions"]
 # `hosted` is every tool that the provider runs, and `hosted:web_search` is one of them.
 CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted")
@@ -137,6 +138,10 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "upstream's own limit, which is 5 s in uvicorn."
         ),
     ] = 4.0
+
+    params: Annotated[
+        Params, about("Request members that this tier knows by another name or refuses, and its efforts.")
+    ] = NO_PARAMS
 
     @property
     def cluster_name(self) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from extproc.api.body import MAX_ITEMS
+from extproc.api.reasoning import ReasoningChoice
 from extproc.api.request import Request, RequestError, Turn, parse_request
 from extproc.routing.signals import Signals, read_signals
 
@@ -49,8 +50,8 @@ def test_a_plain_chat_request_is_read_whole():
         cap_field=None,
         logprobs=False,
         reasoning=None,
-        reasoning_field=None,
-        thinking_barred=False,
+        thinking_bars=frozenset(),
+        context_management=b"",
     )
 
 
@@ -218,57 +219,113 @@ def test_the_clients_cap_is_read_from_its_apis_field(path, body, cap):
     assert (request.max_output_tokens, request.cap_field) == cap
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "choice"),
-    [
-        (CHAT, {}, (None, None)),
-        (CHAT, {"reasoning_effort": None}, (None, None)),
-        (CHAT, {"reasoning_effort": "high"}, (True, "effort")),
-        (CHAT, {"reasoning_effort": "none"}, (False, "effort")),
-        (CHAT, {"reasoning_effort": "minimal"}, (False, "effort")),
-        (RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}}, (True, "effort")),
-        (RESPONSES, {"reasoning": {"effort": "none"}}, (False, "effort")),
-        (RESPONSES, {"reasoning": {"summary": "auto"}}, (None, None)),
-        (RESPONSES, {"reasoning": None}, (None, None)),
-        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 2000}}, (2000, "thinking")),
-        (MESSAGES, {"thinking": {"type": "adaptive"}}, (True, "thinking")),
-        (MESSAGES, {"thinking": {"type": "disabled"}}, (False, "thinking")),
-        (CHAT, {"chat_template_kwargs": {"enable_thinking": False}}, (False, "template.enable_thinking")),
-        (CHAT, {"chat_template_kwargs": {"thinking": True}}, (True, "template.thinking")),
-        (CHAT, {"chat_template_kwargs": {"custom": 1}}, (None, None)),
-        (CHAT, {"chat_template_kwargs": None}, (None, None)),
-    ],
-)
-def test_the_clients_word_on_reasoning_is_read_in_every_dialect(path, body, choice):
-    """Off, on or a budget, and the member that sets it. A request without one makes no choice."""
-    request = parsed(path, **body)
-    assert (request.reasoning, request.reasoning_field) == choice
+GOOGLE = "extra_body.google.thinking_config"
 
 
 @pytest.mark.parametrize(
-    ("body", "barred"),
+    ("path", "body", "on", "level", "budget", "members"),
     [
-        ({}, False),
-        ({"temperature": 1}, False),
-        ({"temperature": 1.0, "top_p": 0.95}, False),
-        ({"temperature": 0}, True),
-        ({"temperature": 0.7}, True),
-        ({"top_k": 5}, True),
-        ({"top_p": 0.5}, True),
-        ({"tool_choice": {"type": "auto"}}, False),
-        ({"tool_choice": {"type": "any"}}, True),
-        ({"tool_choice": {"type": "tool", "name": "f"}}, True),
-        ({"messages": [USER, {"role": "assistant", "content": "Cher"}]}, True),
-        ({"messages": [USER, {"role": "assistant", "content": "Cher"}, USER]}, False),
+        (CHAT, {"reasoning_effort": "high"}, True, "high", None, {"reasoning_effort": "high"}),
+        (CHAT, {"reasoning_effort": "none"}, False, "none", None, {"reasoning_effort": "none"}),
+        (CHAT, {"reasoning_effort": "Minimal"}, False, "minimal", None, {"reasoning_effort": "minimal"}),
+        (CHAT, {"reasoning_effort": "ultra"}, True, None, None, {"reasoning_effort": "ultra"}),
+        (CHAT, {"thinking": True}, True, None, None, {"thinking": True}),
+        (CHAT, {"enable_thinking": False}, False, None, None, {"enable_thinking": False}),
         (
-            {"messages": [USER, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}]}]},
-            True,
+            CHAT, {"enable_thinking": True, "thinking_budget": 900}, True, None, 900,
+            {"enable_thinking": True, "thinking_budget": 900},
+        ),
+        (
+            CHAT, {"chat_template_kwargs": {"enable_thinking": False}}, False, None, None,
+            {"chat_template_kwargs.enable_thinking": False},
+        ),
+        (
+            CHAT, {"chat_template_kwargs": {"thinking": True}}, True, None, None,
+            {"chat_template_kwargs.thinking": True},
+        ),
+        (
+            CHAT, {"extra_body": {"google": {"thinking_config": {"thinking_budget": 0}}}}, False, None, None,
+            {f"{GOOGLE}.thinking_budget": 0},
+        ),
+        (
+            CHAT, {"extra_body": {"google": {"thinking_config": {"thinking_budget": -1}}}}, True, None, None,
+            {f"{GOOGLE}.thinking_budget": -1},
+        ),
+        (
+            CHAT, {"extra_body": {"google": {"thinking_config": {"thinking_level": "LOW"}}}}, True, "low", None,
+            {f"{GOOGLE}.thinking_level": "low"},
+        ),
+        (CHAT, {"output_config": {"effort": "max"}}, True, "max", None, {"output_config.effort": "max"}),
+        (
+            CHAT, {"reasoning_effort": "high", "chat_template_kwargs": {"enable_thinking": False}},
+            False, "high", None,
+            {"reasoning_effort": "high", "chat_template_kwargs.enable_thinking": False},
+        ),
+        (
+            RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}}, True, "low", None,
+            {"reasoning.effort": "low"},
+        ),
+        (
+            MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 2000}}, True, None, 2000,
+            {"thinking": "enabled"},
+        ),
+        (MESSAGES, {"thinking": {"type": "adaptive"}}, True, None, None, {"thinking": "adaptive"}),
+        (MESSAGES, {"thinking": {"type": "disabled"}}, False, None, None, {"thinking": "disabled"}),
+        (MESSAGES, {"thinking": {"type": "between_tools"}}, False, None, None, {"thinking": "between_tools"}),
+        (MESSAGES, {"output_config": {"effort": "low"}}, None, "low", None, {"output_config.effort": "low"}),
+        (
+            MESSAGES, {"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}}, False, "high", None,
+            {"thinking": "disabled", "output_config.effort": "high"},
         ),
     ],
+)  # fmt: skip
+def test_the_clients_choice_of_reasoning_is_read_in_every_dialect(path, body, on, level, budget, members):
+    """Off, on, an effort or a budget, and the members that say so. Off wins."""
+    assert parsed(path, **body).reasoning == ReasoningChoice(on, level, budget, members)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {}),
+        (CHAT, {"reasoning_effort": None, "chat_template_kwargs": None}),
+        (CHAT, {"chat_template_kwargs": {"custom": 1}}),
+        (CHAT, {"extra_body": {"google": {"thinking_config": {"include_thoughts": True}}}}),
+        (RESPONSES, {"reasoning": {"summary": "auto"}}),
+        (RESPONSES, {"reasoning": None}),
+        (MESSAGES, {"output_config": {"format": {"type": "json_schema"}}}),
+    ],
 )
-def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
-    """With sampling changes, a forced tool, a prefill or a tool loop, `thinking` would be answered 400."""
-    assert messages(**body).thinking_barred is barred
+def test_a_request_may_make_no_choice(path, body):
+    """The same members without a choice."""
+    assert parsed(path, **body).reasoning is None
+
+
+ASSISTANT = {"role": "assistant", "content": "Cher"}
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "1"}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "bars"),
+    [
+        ({}, set()),
+        ({"temperature": 1}, set()),
+        ({"temperature": 1.0, "top_p": 0.95}, set()),
+        ({"temperature": 0}, {"sampling"}),
+        ({"temperature": 0.7}, {"sampling"}),
+        ({"top_k": 5}, {"sampling"}),
+        ({"top_p": 0.5}, {"sampling"}),
+        ({"tool_choice": {"type": "auto"}}, set()),
+        ({"tool_choice": {"type": "any"}}, {"tool_choice"}),
+        ({"tool_choice": {"type": "tool", "name": "f"}, "top_k": 5}, {"tool_choice", "sampling"}),
+        ({"messages": [USER, ASSISTANT]}, {"prefill"}),
+        ({"messages": [USER, ASSISTANT, USER]}, set()),
+        ({"messages": [USER, RESULT]}, {"loop"}),
+    ],
+)
+def test_what_anthropic_may_refuse_beside_thinking_is_named(body, bars):
+    """Sampling changes, a forced tool, a prefill or a tool loop."""
+    assert messages(**body).thinking_bars == bars
 
 
 # Odd members
@@ -286,7 +343,7 @@ def test_thinking_is_barred_beside_what_anthropic_refuses_with_it(body, barred):
         (CHAT, {"tool_choice": 5}),
         (CHAT, {"response_format": "json"}),
         (CHAT, {"text": "x", "reasoning": "high", "thinking": "hard"}),
-        (CHAT, {"chat_template_kwargs": ["x"]}),
+        (CHAT, {"chat_template_kwargs": ["x"], "extra_body": 5, "enable_thinking": "?"}),
         (CHAT, {"include": {"a": 1}, "logprobs": "?"}),
         (CHAT, {"prompt": {}, "input": 5, "system": 7}),
         (CHAT, {"max_tokens": "many", "max_completion_tokens": 1.5}),
@@ -317,13 +374,23 @@ def test_a_member_that_cannot_be_read_counts_as_absent(path, odd):
         ({"stream": "yes"}, "stream", True),
         ({"stream": 1}, "stream", True),
         ({"stream": "off"}, "stream", False),
-        ({"thinking": True}, "reasoning", True),
-        ({"thinking": False}, "reasoning", False),
-        ({"thinking": {"type": "enabled", "budget_tokens": "2000"}}, "reasoning", 2000),
-        ({"chat_template_kwargs": {"enable_thinking": "true"}}, "reasoning", True),
-        ({"chat_template_kwargs": {"enable_thinking": "False", "x": [1]}}, "reasoning", False),
-        ({"temperature": "0.2"}, "thinking_barred", True),
-        ({"temperature": "1"}, "thinking_barred", False),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": "2000"}},
+            "reasoning",
+            ReasoningChoice(True, budget_tokens=2000, members={"thinking": "enabled"}),
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": "true"}},
+            "reasoning",
+            ReasoningChoice(True, members={"chat_template_kwargs.enable_thinking": True}),
+        ),
+        (
+            {"chat_template_kwargs": {"enable_thinking": "False", "x": [1]}},
+            "reasoning",
+            ReasoningChoice(False, members={"chat_template_kwargs.enable_thinking": False}),
+        ),
+        ({"temperature": "0.2"}, "thinking_bars", {"sampling"}),
+        ({"temperature": "1"}, "thinking_bars", set()),
         ({"include": ["message.output_text.logprobs", 5]}, "model", "auto"),
     ],
 )

@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from extproc.api.splice import MAX_MEMBERS, Edits, SpliceError, apply, patches, rebase, splice
+from extproc.api.splice import (
+    MAX_MEMBERS,
+    REMOVED,
+    DuplicateMember,
+    Edits,
+    SpliceError,
+    apply,
+    layout,
+    patches,
+    rebase,
+    splice,
+)
 
 SPACES = ("", "", " ", "\n", "\t", " \r\n  ")
 STRINGS = (
@@ -167,18 +178,132 @@ def test_a_random_member_that_is_repeated_is_refused(seed):
         splice(body.encode(), {"model": b'"small"'})
 
 
-@pytest.mark.parametrize("seed", range(100))
+# Removal and new names
+
+
+@pytest.mark.parametrize(
+    ("body", "edits", "expected"),
+    [
+        (b'{"a":1}', {"a": REMOVED}, b"{}"),
+        (b'{ "a" : 1 }', {"a": REMOVED}, b"{  }"),
+        (b'{"a":1, "b":2}', {"a": REMOVED}, b'{"b":2}'),
+        (b'{"a":1, "b":2}', {"b": REMOVED}, b'{"a":1}'),
+        (b'{"a":1, "b":2 , "c":3}', {"b": REMOVED}, b'{"a":1 , "c":3}'),
+        (b'{"a":1, "b":2 , "c":3}', {"a": REMOVED, "b": REMOVED}, b'{"c":3}'),
+        (b'{"a":1, "b":2 , "c":3}', {"b": REMOVED, "c": REMOVED}, b'{"a":1}'),
+        (b'{"a":1, "b":2 , "c":3\n}', {"a": REMOVED, "b": REMOVED, "c": REMOVED}, b"{\n}"),
+        (b'{"a":1, "b":2}', {"a": REMOVED, "b": REMOVED, "n": b"0"}, b'{"n":0}'),
+        (b'{"a":1, "b":2}', {"b": REMOVED, "n": b"0"}, b'{"a":1,"n":0}'),
+        (b'{"a":1, "b":2, "c":3}', {"b": REMOVED, "a": b"9", "c": b"8"}, b'{"a":9, "c":8}'),
+        (b'{"a":1}', {"b": REMOVED}, b'{"a":1}'),
+        (b"{}", {"a": REMOVED, "b": {"c": REMOVED}}, b"{}"),
+        (b'{"\\u0061":1,"b":2}', {"a": REMOVED}, b'{"b":2}'),
+        (b'{"x":{"a":1, "b":2}, "c":3}', {"x": {"a": REMOVED}}, b'{"x":{"b":2}, "c":3}'),
+        (b'{"x":{"a":1}, "c":3}', {"x": {"a": REMOVED}}, b'{"c":3}'),
+        (b'{"x":{"a":1}, "c":3}', {"x": {"a": REMOVED, "n": b"0"}}, b'{"x":{"n":0}, "c":3}'),
+        (b'{"x":{"y":{"a":1}},"c":3}', {"x": {"y": {"a": REMOVED}}}, b'{"c":3}'),
+        (b'{"x":{"y":{"a":1},"z":2},"c":3}', {"x": {"y": {"a": REMOVED}}}, b'{"x":{"z":2},"c":3}'),
+        (b'{"x":{}, "c":3}', {"x": {"a": REMOVED}}, b'{"x":{}, "c":3}'),
+        (b'{"x":[1], "c":3}', {"x": {"a": REMOVED}}, b'{"x":[1], "c":3}'),
+        (b'{"x":null, "c":3}', {"x": {"a": REMOVED, "n": b"0"}}, b'{"x":{"n":0}, "c":3}'),
+        (b'{"c":3}', {"x": {"a": REMOVED, "n": b"0"}}, b'{"c":3,"x":{"n":0}}'),
+    ],
+)
+def test_a_removed_member_takes_its_comma_with_it(body: bytes, edits: Edits, expected: bytes):
+    """At any place, inside objects, too. An object that loses its last member is removed as well."""
+    assert splice(body, edits) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "edits", "expected"),
+    [
+        (b'{"a" : 1, "b":2}', {}, b'{"n" : 1, "b":2}'),
+        (b'{"\\u0061":1}', {}, b'{"n":1}'),
+        (b'{"a":1, "b":2}', {"n": b"7"}, b'{"n":7, "b":2}'),
+        (b'{"a":1, "b":2}', {"a": b"7"}, b'{"n":1, "b":2,"a":7}'),
+        (b'{"a":1, "b":2}', {"n": REMOVED}, b'{"b":2}'),
+        (b'{"a":1, "n":2}', {}, b'{"n":2}'),
+        (b'{"n":2, "a":1}', {"n": b"7"}, b'{"n":7}'),
+        (b'{"b":2}', {"n": b"7"}, b'{"b":2,"n":7}'),
+        (b'{"a":1, "z":3}', {}, b'{"n":1}'),
+    ],
+)
+def test_a_member_gets_another_name(body: bytes, edits: Edits, expected: bytes):
+    """Edits use the new name. A member that has it already stays, and the one with the old name goes."""
+    assert splice(body, edits, {"a": "n", "z": "n"}) == expected
+
+
+def test_a_repeated_member_is_not_removed():
+    """It is refused, as for any other edit."""
+    with pytest.raises(DuplicateMember):
+        splice(b'{"a":1,"b":2,"a":3}', {"a": REMOVED})
+
+
+def edited(value: Any, edits: Edits, renames: dict[str, str]) -> Any:
+    """What `splice` promises, on values."""
+    out: dict[str, Any] = {}
+    for name, member in value.items():
+        if name in renames and (renames[name] in value or renames[name] in out):
+            continue
+        out[renames.get(name, name)] = member
+    for name, edit in edits.items():
+        if edit == REMOVED:
+            out.pop(name, None)
+        elif isinstance(edit, bytes):
+            out[name] = parsed(edit)
+        elif isinstance(out.get(name), dict):
+            before, out[name] = out[name], edited(out[name], edit, {})
+            if before and not out[name] and not sets(edit):
+                del out[name]
+        elif sets(edit):
+            out[name] = edited({}, edit, {})
+    return out
+
+
+def sets(edit: Any) -> bool:
+    return any(map(sets, edit.values())) if isinstance(edit, dict) else edit != REMOVED
+
+
+def random_edits(writer: Writer, names: list[str], depth: int = 2) -> Edits:
+    """Values, removals and edits inside objects, for some of the names."""
+    edits: dict[str, Any] = {}
+    for name in names:
+        kind = writer.dice.randrange(6)
+        if kind == 0:
+            edits[name] = writer.value(1).encode()
+        elif kind < 3:
+            edits[name] = REMOVED
+        elif kind == 3 and depth:
+            edits[name] = random_edits(writer, list(STRINGS[:6]), depth - 1)
+    return edits
+
+
+@pytest.mark.parametrize("seed", range(400))
+def test_any_edit_gives_the_json_of_the_same_edit_on_values(seed):
+    """Values, removals and new names, in any spelling of the object. The result is always JSON."""
+    writer = Writer(seed)
+    body = "".join(text for _, text in [*writer.members(3), (None, writer.space())])
+    names = [*parsed(body), "new", "other"]
+    edits = random_edits(writer, names)
+    old, new = writer.dice.sample(names, 2)
+    renames = {old: new} if writer.dice.random() < 0.5 else {}
+    result = parsed(splice(body.encode(), edits, renames))
+    assert result == edited(parsed(body), edits, renames)
+
+
+@pytest.mark.parametrize("seed", range(300))
 def test_one_edit_can_be_turned_into_another(seed):
-    """The body of the first attempt can be edited into the body of the next one, with the same bytes."""
+    """The body of the first attempt can be edited into that of the next one. Removed members come back."""
     writer = Writer(seed)
     body = "".join(text for _, text in writer.members(3, always=("model", "a"))).encode()
-    members = [name for name in parsed(body) if name != "a"] + ["added", "too"]
+    names = [*parsed(body), "added", "too"]
+    members = layout(body)
 
-    def some_edits() -> dict[str, Any]:
-        chosen = {name: writer.value(2).encode() for name in members if writer.dice.random() < 0.5}
-        return {**chosen, "a": {"b": writer.value(1).encode()}} if writer.dice.random() < 0.7 else chosen
+    def some_patches() -> list[Any]:
+        renames = {"model": "name"} if writer.dice.random() < 0.3 else None
+        return patches(members, random_edits(writer, names), renames)
 
-    first, second = patches(body, some_edits()), patches(body, some_edits())
+    first, second = some_patches(), some_patches()
     assert apply(apply(body, first), rebase(body, first, second)) == apply(body, second)
     assert rebase(body, first, first) == []
 

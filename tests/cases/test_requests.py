@@ -38,6 +38,27 @@ def routed(router: Router, case: dict[str, Any]) -> Routed:
     return asyncio.run(router.route(body.replace(b"claude-x", b"auto"), {":path": case["path"]}))
 
 
+# Number of the case -> the members that its upstream must get, and those that it must not get.
+REASONING: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "03": ({"max_completion_tokens": 100}, {"max_tokens"}),
+    "04": ({"reasoning_effort": "none"}, set()),
+    "05": ({"reasoning_effort": "low"}, {"thinking"}),
+    "06": ({"max_tokens": 9000}, {"thinking", "chat_template_kwargs"}),
+}
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not beside this checkout")
+@pytest.mark.parametrize("number", REASONING)
+def test_a_case_reaches_its_upstream_in_the_form_of_its_model(router: Router, number: str) -> None:
+    """Foreign members are removed, and members that the provider calls otherwise have its names."""
+    [file] = CASES.glob(f"{number}-*.json")
+    body = routed(router, msgspec.json.decode(file.read_bytes())).mutation.body
+    assert body is not None
+    sent, (expected, absent) = msgspec.json.decode(body), REASONING[number]
+    assert {name: sent.get(name) for name in expected} == expected
+    assert not sent.keys() & absent
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not beside this checkout")
 @pytest.mark.parametrize("number", EXPECTED)
 def test_a_case_is_routed_as_it_wants(router: Router, number: str) -> None:

@@ -15,7 +15,7 @@ from extproc.config.compile import centroids_digest, compile_snapshot
 from extproc.config.load import ConfigError, load_config
 from extproc.routing.index import Match
 from extproc.routing.policy import Cohort
-from extproc.settings import Conditions, Price, Reasoning, Rule, Tier
+from extproc.settings import Conditions, Efforts, Params, Price, Reasoning, Rule, Tier
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MISTAKES = {
@@ -28,9 +28,17 @@ MISTAKES = {
         "policy.yaml:18: `rules[0].when.headers.x-user-tier`: expected text, found the number 5: put it in quotes"
     ],
     "enum": [
-        "policy.yaml:7: `tiers[0].reasoning`: expected anthropic, deepseek, gpt-oss, none, openai or qwen3, "
-        "found the text `qwen`: did you mean `qwen3`?"
+        "policy.yaml:7: `tiers[0].reasoning`: expected anthropic, deepseek, gemini, gpt-oss, none, openai or "
+        "qwen3, found the text `qwen`: did you mean `qwen3`?"
     ],
+    "params": [
+        "policy.yaml:11: `rename` gives two members the name x: a request can have only one",
+        "policy.yaml:12: `drop` has an empty name: write the name of a request member",
+        "policy.yaml:12: `drop` names `model`, which every request needs: remove it",
+        "policy.yaml:13: `effort` has no effect, because dialect `qwen3` writes no effort for qwen3-8b: remove it, "
+        "or choose another `reasoning`",
+    ],
+    "effort_level": ["policy.yaml:10: unknown key `hi`: did you mean `high`?"],
     "list_items": [
         "billing.yaml:6: `utterances[1]`: expected text, found the number 5: put it in quotes",
         "billing.yaml:9: `utterances[4]`: expected text, found the number 2.5: put it in quotes",
@@ -188,6 +196,15 @@ def test_hostile_yaml_is_refused_and_never_run(text, folder, words):
     """Cycles, tabs, tags and second documents are mistakes like any others."""
     (folder / "billing.yaml").write_text(text)
     assert refused(folder, words)[0].startswith("billing.yaml:")
+
+
+def test_what_a_tier_renames_drops_and_calls_its_efforts_is_read(folder):
+    """As keys, `off` and `on` are words and need no quotes."""
+    policy = folder / "policy.yaml"
+    params = "params: {rename: {seed: random_seed}, drop: [top_k], effort: {off: none, on: low, high: max}}"
+    policy.write_text(policy.read_text().replace("reasoning: qwen3", f"reasoning: openai\n    {params}", 1))
+    expected = Params({"seed": "random_seed"}, ("top_k",), Efforts(off="none", on="low", high="max"))
+    assert load_config(folder).policy.tiers[0].params == expected
 
 
 @pytest.mark.parametrize("text", ["null", "~", "--- null\n..."])

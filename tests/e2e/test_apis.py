@@ -43,7 +43,7 @@ _COHORTS: dict[str, Any] = {
         RESPONSES: _OFF | {"max_output_tokens": 512},
         MESSAGES: _OFF | {"max_tokens": 512},
     }),
-    "math_reasoning": (PROVE, PROVED, {CHAT: _ON, COMPLETIONS: {}, RESPONSES: _ON, MESSAGES: _ON}),
+    "math_reasoning": (PROVE, PROVED, {CHAT: _ON, COMPLETIONS: {}, RESPONSES: _ON, MESSAGES: {}}),
     "compliance": (LEGAL, JUDGED, {
         CHAT: {"reasoning_effort": "medium"},
         COMPLETIONS: {},

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import get_args
 
 import msgspec
 import pytest
@@ -10,26 +11,31 @@ from hypothesis import strategies as st
 
 from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.rules import compile_rules
+from extproc.api.reasoning import REASONING_MEMBERS
 from extproc.api.repair import BOM, repaired
 from extproc.api.request import APIS, Request, RequestError, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision
+from extproc.routing.dialects import DIALECTS, SAMPLING
 from extproc.routing.mutation import Mutation, mutate, rename_model
 from extproc.routing.policy import Cohort, Rung
 from extproc.routing.signals import read_signals
-from extproc.settings import Budget, Price, Tier
+from extproc.settings import Budget, Dialect, Price, Tier
 from tests.fuzz.shapes import BODIES, DOCUMENTS, PATHS, Document, Member, corpus
 
-# The members that a decision may write.
+_FORMS = [form for forms in DIALECTS.values() for form in forms]
+# The members that a decision may write or remove.
 OURS = {
-    "model", "max_tokens", "max_completion_tokens", "max_output_tokens", "chat_template_kwargs", "reasoning_effort",
-    "reasoning", "thinking", "logprobs", "include",
+    "model", "max_tokens", "max_completion_tokens", "max_output_tokens", "include", "context_management", *SAMPLING,
+    *(name.partition(".")[0] for name in REASONING_MEMBERS), *(name for form in _FORMS for name in form.drop),
+    *(name for form in _FORMS for fields in form.apis.values() for name in fields.drop),
 }  # fmt: skip
-_DIALECTS = ("none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic")
+_DIALECTS = get_args(Dialect)
+_MODELS = ("qwen3-8b", 'q"uo\\te', "ünï", "m" * 300, "gpt-5.4", "gpt-5-nano", "claude-haiku-4-5", "claude-opus-5")
 _TIERS = st.builds(
     lambda dialect, model: Tier(dialect, model, "http://h", 1000, Price(0, 0), dialect),
-    st.sampled_from(_DIALECTS), st.sampled_from(("qwen3-8b", 'q"uo\\te', "ünï", "m" * 300)),
+    st.sampled_from(_DIALECTS), st.sampled_from(_MODELS),
 )  # fmt: skip
 _REASONING = st.sampled_from((None, True, False, Budget(0), Budget(2048), Budget(10**9)))
 _RULES = compile_rules(["complete", "json_schema", "tool_calls", {"logprob": -1}, {"grounded": 0.5}])
@@ -87,6 +93,20 @@ def foreign(body: bytes) -> dict[str, bytes]:
 
 
 def follows(document: Document, body: bytes) -> bool:
+    """Whether `body` is the document, except for our members: their values, removed ones and new ones."""
+    if {member.name for member in document.members if member.name in OURS} <= members(body).keys():
+        return _follows_whole(document, body)
+    at = len(document.lead) + 1
+    for member in document.members:
+        if member.name not in OURS:
+            piece = member.head.lstrip() + member.value
+            at = body.find(piece, at) + len(piece)
+            if at < len(piece):
+                return False
+    return body.startswith(document.lead + b"{") and body.endswith(b"}" + document.tail)
+
+
+def _follows_whole(document: Document, body: bytes) -> bool:
     """Whether `body` is the document, except for the values of our members and for new ones at its end."""
     text, at = body.decode("latin-1"), 0  # one character per byte
 

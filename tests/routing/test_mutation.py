@@ -1,6 +1,6 @@
 """Mutations: whole bodies before and after, so that a change of any other byte fails a test."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -31,16 +31,22 @@ def read(api: str, body: bytes) -> Request:
     return request
 
 
-def written(api: str, body: bytes, dialect: Dialect = "none", **decision: Any) -> tuple[bytes | None, str]:
+# An older model of Anthropic, which takes budgets.
+BUDGETS = "claude-haiku-4-5"
+
+
+def written(
+    api: str, body: bytes, dialect: Dialect = "none", model: str = "m-1", **decision: Any
+) -> tuple[bytes | None, str]:
     """The body that is sent on, and the word for its reasoning."""
-    mutation = mutate(Decision(tier(dialect), Reason.MATCHED, **decision), read(api, body))
+    mutation = mutate(Decision(tier(dialect, model=model), Reason.MATCHED, **decision), read(api, body))
     assert mutation.cluster == "small"
     return mutation.body, mutation.reasoning
 
 
-def changed(body: bytes, added: bytes = b"") -> bytes:
+def changed(body: bytes, added: bytes = b"", model: str = "m-1") -> bytes:
     """`body` with the tier's model, and with members `added` after its last one."""
-    body = body.replace(b'"auto"', b'"m-1"')
+    body = body.replace(b'"auto"', b'"%s"' % model.encode())
     if not added:
         return body
     end = body.rindex(b"}")
@@ -69,7 +75,8 @@ def everywhere(added: bytes) -> dict[str, bytes]:
     return dict.fromkeys(("chat", "responses", "messages"), added)
 
 
-# Dialect and setting -> the added field of each API, and the word for it. Other APIs get no field and "none".
+# Dialect and setting -> the added field of each API, and the word for it. Other APIs get no field and "none". The
+# policy puts itself first, because a client of the Messages API gets no thinking otherwise.
 WRITTEN: list[tuple[Dialect, Reasoning, dict[str, bytes], str]] = [
     ("none", False, {}, "none"),
     ("none", True, {}, "none"),
@@ -89,9 +96,17 @@ WRITTEN: list[tuple[Dialect, Reasoning, dict[str, bytes], str]] = [
     ("openai", Budget(2_049), effort("medium"), "medium"),
     ("openai", Budget(8_192), effort("medium"), "medium"),
     ("openai", Budget(8_193), effort("high"), "high"),
-    ("anthropic", False, {"messages": b'"thinking":{"type":"disabled"}'}, "off"),
-    ("anthropic", True, {"messages": budget(4_096)}, "on"),
-    ("anthropic", Budget(5_000), {"messages": budget(5_000)}, "on"),
+    ("gemini", False, {"chat": effort("low")["chat"]}, "low"),
+    ("gemini", True, {"chat": effort("medium")["chat"]}, "medium"),
+    ("gemini", Budget(9_000), {"chat": effort("high")["chat"]}, "high"),
+    ("anthropic", False, {"messages": b'"output_config":{"effort":"low"}'}, "low"),
+    ("anthropic", True, {"messages": b'"thinking":{"type":"adaptive"}'}, "on"),
+    (
+        "anthropic",
+        Budget(5_000),
+        {"messages": b'"thinking":{"type":"adaptive"},"output_config":{"effort":"medium"}'},
+        "medium",
+    ),
 ]
 
 
@@ -100,7 +115,30 @@ WRITTEN: list[tuple[Dialect, Reasoning, dict[str, bytes], str]] = [
 def test_reasoning_is_written_in_the_tiers_dialect(api, dialect, wanted, added, word):
     """Off, on or a budget in each dialect and API. If there is no field for it, only the model is written."""
     expected = changed(BODIES[api], added.get(api, b"")), word if api in added else "none"
-    assert written(api, BODIES[api], dialect, reasoning=wanted) == expected
+    assert written(api, BODIES[api], dialect, reasoning=wanted, reasoning_forced=True) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "added", "word"),
+    [
+        (False, b'"thinking":{"type":"disabled"}', "off"),
+        (True, budget(4_096), "on"),
+        (Budget(5_000), budget(5_000), "on"),
+    ],
+)
+def test_an_older_model_of_anthropic_gets_a_budget(wanted, added, word):
+    """A budget in tokens, or off."""
+    expected = changed(BODIES["messages"], added, BUDGETS), word
+    decided = {"reasoning": wanted, "reasoning_forced": True}
+    assert written("messages", BODIES["messages"], "anthropic", BUDGETS, **decided) == expected
+
+
+@pytest.mark.parametrize("dialect", ["qwen3", "deepseek", "anthropic"])
+@pytest.mark.parametrize("wanted", [True, Budget(5_000)])
+def test_a_message_gets_no_thinking_that_neither_client_nor_policy_asked_for(dialect, wanted):
+    """Thinking changes the shape of the answer. `reasoning_choice: router` is how a policy asks for it."""
+    expected = changed(BODIES["messages"]), "model"
+    assert written("messages", BODIES["messages"], dialect, reasoning=wanted) == expected
 
 
 @pytest.mark.parametrize("api", BODIES)
@@ -134,7 +172,6 @@ CLIENTS = {
     ("word", "dialect"),
     [
         ("effort", "openai"),
-        ("no effort", "gpt-oss"),
         ("enable_thinking", "qwen3"),
         ("no enable_thinking", "qwen3"),
         ("thinking", "deepseek"),
@@ -152,7 +189,8 @@ def test_the_clients_choice_in_the_tiers_dialect_is_unchanged(word, dialect, wan
 def test_an_anthropic_clients_thinking_is_unchanged(client, wanted):
     """Anthropic's dialect uses the messages API."""
     body = b'{"model": "auto", "max_tokens": 4000, "thinking": %s}' % client.encode()
-    assert written("messages", body, "anthropic", reasoning=wanted) == (changed(body), "client")
+    expected = changed(body, model=BUDGETS), "client"
+    assert written("messages", body, "anthropic", BUDGETS, reasoning=wanted) == expected
 
 
 @pytest.mark.parametrize(
@@ -169,23 +207,36 @@ def test_an_anthropic_clients_thinking_is_unchanged(client, wanted):
         ("enable_thinking", "openai", b'"reasoning_effort":"medium"', "medium"),
         ("no enable_thinking", "gpt-oss", b'"reasoning_effort":"low"', "low"),
         ("thinking", "openai", b'"reasoning_effort":"medium"', "medium"),
-        ("effort", "none", b"", "none"),
+        ("no effort", "gpt-oss", b'"reasoning_effort":"low"', "low"),
         ("effort", "anthropic", b"", "none"),
     ],
 )
 def test_the_clients_choice_is_translated_for_a_tier_with_another_dialect(word, dialect, added, record):
-    """It overrides the setting of the policy on every tier."""
+    """It overrides the setting of the policy on every tier, and the client's own field is taken out."""
     text, choice = CLIENTS[word]
     body = b'{"model": "auto", "messages": [], %s}' % text
-    assert written("chat", body, dialect, reasoning=not choice) == (changed(body, added), record)
+    if added.startswith(text.partition(b":")[0]):  # the same field
+        expected = changed(body).replace(text, added.replace(b":", b": ", 1))
+    else:
+        expected = changed(body.replace(b", " + text, b""), added)
+    assert written("chat", body, dialect, reasoning=not choice) == (expected, record)
+
+
+def test_a_tier_without_a_dialect_gets_the_clients_own_words():
+    """Nothing is known about it."""
+    body = b'{"model": "auto", "reasoning_effort": "high", "thinking": {"type": "adaptive"}, "top_k": 5}'
+    assert written("chat", body, "none", reasoning=False) == (changed(body), "none")
 
 
 @pytest.mark.parametrize(("word", "dialect"), [("enable_thinking", "deepseek"), ("thinking", "qwen3")])
 def test_one_templates_switch_is_translated_into_the_others(word, dialect):
-    """Both are members of chat_template_kwargs, so the new one is added after the old one."""
-    new = {"qwen3": b"enable_thinking", "deepseek": b"thinking"}[dialect]
+    """Both are members of chat_template_kwargs."""
+    old, new = (
+        b'{"%s": true}' % word.encode(),
+        b'{"%s":true}' % {"qwen3": b"enable_thinking"}.get(dialect, b"thinking"),
+    )
     body = b'{"model": "auto", %s}' % CLIENTS[word][0]
-    assert written("chat", body, dialect) == (changed(body).replace(b"true}", b'true,"%s":true}' % new), "on")
+    assert written("chat", body, dialect) == (changed(body).replace(old, new), "on")
 
 
 @pytest.mark.parametrize(
@@ -215,18 +266,20 @@ def test_one_templates_switch_is_translated_into_the_others(word, dialect):
 )
 def test_policy_router_replaces_the_clients_choice(api, dialect, before, after):
     """The value changes, and the members around it do not."""
-    body = b'{"max_tokens": 9000, %s, "model": "auto"}' % before
-    expected = changed(body).replace(before, after)
-    assert written(api, body, dialect, reasoning=False, reasoning_forced=True)[0] == expected
+    body = b'{"max_output_tokens": 9000, %s, "model": "auto"}' % before
+    model = BUDGETS if dialect == "anthropic" else "m-1"
+    expected = changed(body, model=model).replace(before, after)
+    assert written(api, body, dialect, model, reasoning=False, reasoning_forced=True)[0] == expected
 
 
 @pytest.mark.parametrize(("api", "dialect"), [("chat", "openai"), ("messages", "anthropic"), ("chat", "qwen3")])
 def test_policy_router_without_a_setting_keeps_the_clients_choice(api, dialect):
     """A fallback sets no reasoning, so the client's choice is kept, and the record shows it."""
     word = {"openai": "effort", "anthropic": "budget", "qwen3": "enable_thinking"}[dialect]
-    body = b'{"max_tokens": 9999, "model": "auto", %s}' % CLIENTS[word][0]
+    body = b'{"model": "auto", %s}' % CLIENTS[word][0]
+    model = BUDGETS if dialect == "anthropic" else "m-1"
     decision = {"reasoning_forced": True, "max_output_tokens": 500}
-    assert written(api, body, dialect, **decision) == (changed(body), "client")
+    assert written(api, body, dialect, model, **decision) == (changed(body, model=model), "client")
 
 
 # Anthropic's budget
@@ -248,22 +301,24 @@ def test_policy_router_without_a_setting_keeps_the_clients_choice(api, dialect):
 def test_an_anthropic_budget_stays_below_max_tokens(max_tokens, wanted, expected):
     """Anthropic answers 400 to a budget below 1,024 or not below max_tokens. If none fits, thinking is off."""
     body = b'{"model": "auto", "max_tokens": %d}' % max_tokens
-    assert written("messages", body, "anthropic", reasoning=wanted)[0] == changed(body, expected)
+    decided = {"reasoning": wanted, "reasoning_forced": True}
+    assert written("messages", body, "anthropic", BUDGETS, **decided)[0] == changed(body, expected, BUDGETS)
 
 
 def test_an_anthropic_budget_is_at_least_the_lowest_accepted_one():
     """A smaller budget is raised, even if the client set no cap."""
     body = b'{"model": "auto"}'
-    expected = changed(body, budget(1_024)), "on"
-    assert written("messages", body, "anthropic", reasoning=Budget(100)) == expected
+    expected = changed(body, budget(1_024), BUDGETS), "on"
+    decided = {"reasoning": Budget(100), "reasoning_forced": True}
+    assert written("messages", body, "anthropic", BUDGETS, **decided) == expected
 
 
 def test_an_anthropic_budget_stays_below_our_own_cap():
     """A cap that we write also limits the budget."""
     body = b'{"model": "auto", "max_tokens": 9000}'
-    capped = b'{"model": "m-1", "max_tokens": 3000,"thinking":{"type":"enabled","budget_tokens":2999}}'
-    decided = {"reasoning": True, "max_output_tokens": 3_000}
-    assert written("messages", body, "anthropic", **decided) == (capped, "on")
+    capped = b'{"model": "%s", "max_tokens": 3000,"thinking":{"type":"enabled","budget_tokens":2999}}'
+    decided = {"reasoning": True, "reasoning_forced": True, "max_output_tokens": 3_000}
+    assert written("messages", body, "anthropic", BUDGETS, **decided) == (capped % BUDGETS.encode(), "on")
 
 
 @pytest.mark.parametrize(
@@ -278,8 +333,9 @@ def test_an_anthropic_budget_stays_below_our_own_cap():
 def test_thinking_is_off_if_anthropic_would_reject_it(beside):
     """An answer without thinking is better than a 400."""
     body = b'{"model": "auto", "max_tokens": 9000, %s}' % beside
-    expected = changed(body, b'"thinking":{"type":"disabled"}'), "off"
-    assert written("messages", body, "anthropic", reasoning=True) == expected
+    expected = changed(body, b'"thinking":{"type":"disabled"}', BUDGETS), "off"
+    decided = {"reasoning": True, "reasoning_forced": True}
+    assert written("messages", body, "anthropic", BUDGETS, **decided) == expected
 
 
 # The cap on output tokens
@@ -319,7 +375,15 @@ def test_the_lower_of_two_caps_is_set_in_the_field_that_the_client_used(api, fie
     """We never raise the client's cap."""
     body = b'{"%s" : %d, "model": "auto"}' % (field, clients_cap)
     expected = changed(b'{"%s" : %d, "model": "auto"}' % (field, capped)), "model"
-    assert written(api, body, "openai", max_output_tokens=512) == expected
+    assert written(api, body, "qwen3", max_output_tokens=512) == expected
+
+
+@pytest.mark.parametrize(("cap", "capped"), [(None, 900), (500, 500), (2_000, 900)])
+def test_openai_gets_the_clients_cap_under_the_name_that_it_knows(cap, capped):
+    """Its reasoning models refuse `max_tokens`, with or without a cap of ours."""
+    body = b'{"max_tokens" : 900, "model": "auto"}'
+    expected = b'{"max_completion_tokens" : %d, "model": "m-1"}' % capped
+    assert written("chat", body, "openai", max_output_tokens=cap) == (expected, "model")
 
 
 @pytest.mark.parametrize(("effort", "capped"), [("high", False), ("none", True)])
@@ -363,7 +427,7 @@ def test_an_ambiguous_body_is_not_edited(body):
 
 
 @pytest.mark.parametrize("api", BODIES)
-@pytest.mark.parametrize("dialect", ["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic"])
+@pytest.mark.parametrize("dialect", get_args(Dialect))
 def test_a_rungs_patches_give_the_body_of_a_decision_for_it(api, dialect):
     """The patched body of the first attempt equals the body of a request that starts at that tier."""
     first, above = tier("qwen3"), tier(dialect, "large", "m-2")
