@@ -1,6 +1,6 @@
 """How one tier takes requests of one API: the form of its model, changed by its `params`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Any
@@ -11,7 +11,7 @@ from extproc.api.reasoning import REASONING_MEMBERS
 from extproc.api.request import Api
 from extproc.api.splice import REMOVED
 from extproc.routing.dialects import DIALECTS, SAMPLING, Fields, Form
-from extproc.settings import NO_PARAMS, Dialect, Efforts, Tier
+from extproc.settings import NO_PARAMS, Dialect, Params, Tier
 
 Edits = dict[str, Any]
 
@@ -31,36 +31,31 @@ class TierForm(msgspec.Struct, frozen=True):
 
 def tier_form_of(tier: Tier, api: Api) -> TierForm:
     """Return how this tier takes requests of this API: the form of its model, changed by its `params`."""
-    params = tier.params
-    if params is NO_PARAMS:
+    if tier.params is NO_PARAMS:  # their hash would cost a microsecond
         return _tier_form(tier.reasoning, tier.model, api)
-    return _tier_form(tier.reasoning, tier.model, api, tuple(params.rename.items()), params.drop, params.effort)
+    return _tier_form(tier.reasoning, tier.model, api, tier.params)
 
 
 @lru_cache(maxsize=1024)
-def _tier_form(
-    dialect: Dialect,
-    model: str,
-    api: Api,
-    rename: tuple[tuple[str, str], ...] = (),
-    drop: tuple[str, ...] = (),
-    effort: Efforts | None = None,
-) -> TierForm:
+def _tier_form(dialect: Dialect, model: str, api: Api, params: Params = NO_PARAMS) -> TierForm:
     form = form_of(dialect, model)
     fields = form.apis.get(api)
     removed: Edits = {}
+    for name in (*_foreign(form, fields), *params.drop):
+        put(removed, name, REMOVED)
+    words = {**form.words, **params.effort.words}
+    renames = {**(form.rename if api == "chat" else {}), **params.rename}
+    return TierForm(form, fields, words, renames, removed, params.drop)
+
+
+def _foreign(form: Form, fields: Fields | None) -> Iterator[str]:
+    """The members that the model does not read, or that its provider refuses."""
     if form is not _UNKNOWN:
         own = fields.own if fields is not None else ()
-        foreign = [name for name in REASONING_MEMBERS if name not in own]
-        sampling = SAMPLING if form.sampling == "dropped" else ()
-        for name in (*foreign, *sampling, *form.drop, *(fields.drop if fields is not None else ()), *drop):
-            put(removed, name, REMOVED)
-    else:
-        for name in drop:
-            put(removed, name, REMOVED)
-    words = {**form.words, **(effort.words if effort is not None else {})}
-    renames = {**(form.rename if api == "chat" else {}), **dict(rename)}
-    return TierForm(form, fields, words, renames, removed, drop)
+        yield from (name for name in REASONING_MEMBERS if name not in own)
+        yield from SAMPLING if form.sampling == "dropped" else ()
+        yield from form.drop
+        yield from fields.drop if fields is not None else ()
 
 
 def form_of(dialect: Dialect, model: str) -> Form:

@@ -39,5 +39,8 @@ class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Efforts()
     )
 
+    def __hash__(self) -> int:
+        return hash((tuple(self.rename.items()), self.drop, self.effort))
+
 
 NO_PARAMS = Params()
