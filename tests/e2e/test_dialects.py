@@ -29,7 +29,7 @@ _CLEARS = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
 
 
 class StrictUpstreams(SampleUpstreams):
-    """Sample servers that answer 400 to what the provider of their model refuses."""
+    """Sample servers that answer 400 to requests that the provider of their model refuses."""
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         raw = await request.read()
@@ -127,7 +127,7 @@ def test_a_strict_provider_answers(strict: Stack, tier: str, path: str, members:
 def test_the_next_tier_gets_its_own_form(
     strict: Stack, tier: str, path: str, next_tier: str, members: dict[str, Any]
 ) -> None:
-    """Envoy patches the body of the failed attempt. What the first tier lost is back for the next one."""
+    """Envoy patches the body of the failed attempt. Members that the first tier lost are back for the next one."""
     alone, expected = ask(strict, next_tier, path, **members)
     answer, received = ask(strict, tier, path, fails_at=tier, **members)
     assert (alone.status, answer.status) == (200, 200), answer.body
