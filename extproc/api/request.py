@@ -18,17 +18,10 @@ from extproc.api.body import (
 )
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
 from extproc.api.needs import declared_needs, read_media
+from extproc.api.paths import Api, api_of
 from extproc.api.repair import BOM, repaired
 
-Api = Literal["chat", "completions", "responses", "messages"]
 ReasoningField = Literal["effort", "thinking", "template.enable_thinking", "template.thinking"]
-
-APIS: dict[str, Api] = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/responses": "responses",
-    "/v1/messages": "messages",
-}
 
 
 class RequestError(ValueError):
@@ -76,12 +69,12 @@ _PROSE = {None, "message"}
 
 
 def parse_request(path: str, body: bytes) -> Request | None:
-    """Read a request to `path`. Return None when the path is not one of APIS, so the request passes through.
+    """Read a request to `path`. Return None when the path is not one of an API, so the request is not routed.
 
-    A member that cannot be read counts as absent. Raises RequestError when the path is one of APIS and the body is
-    not a JSON object, or is larger than any real request.
+    A member that cannot be read counts as absent. Raises RequestError when the path is one of an API and the body
+    is not a JSON object, or is larger than any real request.
     """
-    api = APIS.get(path.partition("?")[0])
+    api = api_of(path)
     if api is None:
         return None
     body = body.removeprefix(BOM)
