@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extproc.api.request import APIS
+from extproc.api.paths import APIS
 from extproc.config.load import load_config
 from extproc.contract import names, records, words
 from extproc.contract.names import CONTRACT, DECISION_LOG, VERDICT_HEADERS, HeaderName, HeaderPrefix, Key, Namespace

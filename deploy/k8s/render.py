@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from extproc.api.request import APIS
+from extproc.api.paths import APIS
 from extproc.config.load import Config, load_config
-from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Key
+from extproc.contract.names import HeaderName, Key
 from extproc.envoy.bootstrap import PlainDumper, render_envoy
 from extproc.envoy.builders import from_metadata, set_header
 from extproc.envoy.filters import HEADERS_FILTER, ROUTER_FILTER
@@ -63,7 +63,7 @@ def envoy_filter(config: Config) -> Dict:
     }
     patches = [
         # Requests are buffered for the router. With the default limit Envoy answers 413 above 1 MiB.
-        _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": MAX_BODY_BYTES}),
+        _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": config.policy.max_body_bytes}),
         _patch("NETWORK_FILTER", manager, "MERGE", {"name": _MANAGER, "typed_config": _manager(bootstrap)}),
         *(_patch("HTTP_FILTER", chain, "INSERT_BEFORE", value) for value in _plain_filters(filters)),
         *(

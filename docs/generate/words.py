@@ -102,7 +102,7 @@ in `extproc/contract/`.
 """
 
 HEADERS = {
-    "x-router-cluster": "request, to the upstream: where the first attempt goes",
+    "x-router-cluster": "request, in Envoy: where the first attempt goes",
     "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
@@ -196,11 +196,11 @@ REASONS = {
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
-    "bad_request": "answered with 400: a member of the body appears twice, or `model` cannot be replaced",
+    "bad_request": "answered with 400: the body cannot be read, a member appears twice, or `model` cannot be replaced",
     "out_of_scope": "nearer to no cohort than that cohort's floor",
     "ambiguous": "two cohorts are too close",
     "no_text": "the request has no words of a person",
-    "unreadable": "the body is not a JSON object, or has too many messages",
+    "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
 }

@@ -14,7 +14,7 @@ from google.protobuf.struct_pb2 import Value
 
 from extproc.accounting.outcome import Ending, Outcome, Rejection
 from extproc.api.observation import Usage
-from extproc.api.request import APIS
+from extproc.api.paths import APIS
 from extproc.contract.names import Key, Namespace
 from extproc.contract.records import AttemptRecord, DecisionRecord, LedgerRecord
 from extproc.contract.words import Undecided, VerdictWord

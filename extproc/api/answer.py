@@ -8,8 +8,8 @@ import msgspec
 
 from extproc.api.gathered import GatheredAnswer
 from extproc.api.observation import Framing, Observation, ToolCall
+from extproc.api.paths import Api
 from extproc.api.repair import BOM
-from extproc.api.request import Api
 from extproc.api.shapes import READERS, error_code, is_error
 from extproc.api.sse import EventStream, MalformedAnswer
 

@@ -3,8 +3,6 @@
 Only the members that routing needs are decoded. The bytes are kept, because they are edited and sent on.
 """
 
-from typing import Literal
-
 import msgspec
 
 from extproc.api.body import (
@@ -17,17 +15,9 @@ from extproc.api.body import (
 )
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
 from extproc.api.needs import declared_needs, read_media
+from extproc.api.paths import Api, api_of
 from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
 from extproc.api.repair import BOM, repaired
-
-Api = Literal["chat", "completions", "responses", "messages"]
-
-APIS: dict[str, Api] = {
-    "/v1/chat/completions": "chat",
-    "/v1/completions": "completions",
-    "/v1/responses": "responses",
-    "/v1/messages": "messages",
-}
 
 
 class RequestError(ValueError):
@@ -75,12 +65,12 @@ _PROSE = {None, "message"}
 
 
 def parse_request(path: str, body: bytes) -> Request | None:
-    """Read a request to `path`. Return None when the path is not one of APIS, so the request passes through.
+    """Read a request to `path`. Return None when the path is not one of an API, so the request is not routed.
 
-    A member that cannot be read counts as absent. Raises RequestError when the path is one of APIS and the body is
-    not a JSON object, or is larger than any real request.
+    A member that cannot be read counts as absent. Raises RequestError when the path is one of an API and the body
+    is not a JSON object, or is larger than any real request.
     """
-    api = APIS.get(path.partition("?")[0])
+    api = api_of(path)
     if api is None:
         return None
     body = body.removeprefix(BOM)

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.api.request import Api
+from extproc.api.paths import Api
 
 # A longer frame is passed on unchanged, so that it does not fill the memory.
 _MAX_FRAME_BYTES = 8 << 20

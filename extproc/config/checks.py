@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
+from extproc.config.listener_checks import check_listener
 from extproc.config.params_checks import check_params
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_states, check_upstream
@@ -50,6 +51,7 @@ def _check_policy(policy: PolicyFile, intents: Sequence[str]) -> Iterator[_Findi
     for name, judge in policy.judges.items():
         yield from _check_judge(f".judges.{name}", judge)
     yield from _check_limits(policy)
+    yield from check_listener(policy)
     yield from _named_once(".rules", [rule.name for rule in policy.rules], "rule")
     for i, rule in enumerate(policy.rules):
         yield from _check_rule(f".rules[{i}]", rule, _tiers(policy), intents)

@@ -25,6 +25,21 @@ from extproc.settings import (
 POLICY_FILE = "policy.yaml"
 
 
+class Passthrough(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A path that is not routed and that the policy opens. All other paths are closed."""
+
+    path: Annotated[str, about("The path, as in /v1/embeddings. A * at its end stands for any rest.")]
+    methods: Annotated[tuple[str, ...], about("HTTP methods that are open.")] = ("GET", "POST")
+    tier: Annotated[str | None, about("Tier whose upstream answers. Left out: the default tier.")] = None
+    key: Annotated[
+        Literal["client", "tier"],
+        about(
+            "client: the upstream gets only the client's own key. tier: it gets only the key of the tier, which "
+            "every client may then use."
+        ),
+    ] = "client"
+
+
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """policy.yaml: the tiers, the rules, and the settings of all intents."""
 
@@ -50,6 +65,20 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Upgrades | None, about("Limit on requests of one principal above the default tier. Left out: no limit.")
     ] = None
     timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()
+    max_body_mb: Annotated[
+        int, about("Largest body that a client may send, in MiB, after decompression. Envoy answers 413 above it.")
+    ] = 32
+    passthrough: Annotated[
+        tuple[Passthrough, ...],
+        about("Paths beside those of the four APIs that are open. Others are answered 404."),
+    ] = ()
+    client_keys: Annotated[
+        tuple[str, ...],
+        about(
+            "Request headers in which your clients send keys, in lower case, beside the usual ones. A tier with "
+            "its own key gets none of them."
+        ),
+    ] = ()
     judges: Annotated[
         dict[str, Judge], about("Models that the acceptance rules `judge` and `agree` ask. You choose the names.")
     ] = {}
@@ -57,6 +86,11 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Human | None,
         about("The review queue for requests that only a person may answer (`escalate: {to: human}`)."),
     ] = None
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body that a client may send."""
+        return self.max_body_mb * 2**20
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,9 +4,6 @@ from enum import StrEnum
 
 CONTRACT = 1  # version of all these names; see the package
 DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs/decision-log.schema.json
-# The largest body that a client may send: Envoy answers 413 to a larger one. The router itself buffers a
-# FULL_DUPLEX_STREAMED body, and passes a larger one on without routing it.
-MAX_BODY_BYTES = 8 * 1024 * 1024
 
 # The start of all our names: namespaces, metrics, spans and their attributes.
 PREFIX = "semantic_router"
@@ -26,6 +23,12 @@ class Namespace(StrEnum):
     USAGE = "envoy.ai.token_usage"
 
 
+# Envoy's word for how a request ended (its response code details) where our processes answered the client.
+ANSWERED = PREFIX
+# Static metadata of the routes. Its key `path` has the path of the API behind the base URL of an upstream.
+ROUTE_NAMESPACE = f"{PREFIX}.route"
+
+
 class HeaderPrefix(StrEnum):
     """Envoy removes headers with these prefixes from client requests."""
 
@@ -42,7 +45,6 @@ class HeaderName(StrEnum):
     LADDER = "x-router-ladder"  # only before Envoy 1.40: the clusters of this request's ladder
     MAX_RETRIES = "x-envoy-max-retries"
     ATTEMPT_COUNT = "x-envoy-attempt-count"
-    ORIGINAL_PATH = "x-envoy-original-path"  # the client's path, if the upstream has another base path
     # Response headers.
     FAILED = "x-router-failed"  # only between attempts: this status makes Envoy ask the next tier
     COHORT = "x-router-cohort"

@@ -13,12 +13,12 @@ class Reason(StrEnum):
     UPGRADE_RATE = "upgrade_rate"  # limited to the default tier: the principal has used up its upgrades
     PINNED = "pinned"  # the client named the model of a tier
     PASSTHROUGH = "passthrough"  # not routed: a model that may not be replaced, or an unknown API
-    BAD_REQUEST = "bad_request"  # answered with 400: two readers of the body could read different requests
+    BAD_REQUEST = "bad_request"  # answered with 400: no upstream may get this body
     # Fallbacks: no decision could be made.
     OUT_OF_SCOPE = "out_of_scope"  # no cohort is as near as its floor requires
     AMBIGUOUS = "ambiguous"  # two cohorts are about equally near
     NO_TEXT = "no_text"  # the request has no text from a person
-    UNREADABLE = "unreadable"  # the body is not JSON of the shape that the API requires
+    UNREADABLE = "unreadable"  # the body is empty, or has more messages or members than the router reads
     DEADLINE = "deadline"  # the encoder took too long or was overloaded
     ENCODER = "encoder_error"  # the encoder failed
 

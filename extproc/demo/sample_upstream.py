@@ -30,7 +30,7 @@ class Received(msgspec.Struct, frozen=True):
     """One request as it reached a tier."""
 
     tier: str
-    path: str
+    path: str  # with its query
     headers: dict[str, str]
     body: bytes
 
@@ -91,7 +91,7 @@ class SampleUpstreams:
         tier = request.app[TIER]
         model = self.models[tier]
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.received.append(Received(tier, request.path, headers, body))
+        self.received.append(Received(tier, request.raw_path, headers, body))
         if request.path == "/v1/models":
             return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})
         try:

@@ -3,6 +3,7 @@
 from extproc.contract.names import DECISION_LOG, HeaderName, Key, Namespace
 from extproc.envoy.builders import ATTEMPTS, SERVED_BY, Dict, from_metadata, typed
 from extproc.envoy.filters import ROUTER_FILTER
+from extproc.envoy.tier_filters import CLIENT_PATH
 
 # Envoy sends the ledger's entries in batches, after this many seconds or this many bytes. While no server runs, it
 # buffers up to this many bytes. An entry has about 1.5 KB.
@@ -14,7 +15,7 @@ def decision_log() -> Dict:
     line = {
         "version": DECISION_LOG,
         "time": "%START_TIME%",
-        "path": f"%REQ({HeaderName.ORIGINAL_PATH}?:PATH)%",  # the client's path
+        "path": CLIENT_PATH,
         "status": "%RESPONSE_CODE%",
         "flags": "%RESPONSE_FLAGS%",
         "details": "%RESPONSE_CODE_DETAILS%",

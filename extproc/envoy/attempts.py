@@ -1,4 +1,4 @@
-"""The filters of each attempt: the rung's body, the verifiers, the API keys, and the removal of forged headers."""
+"""The filters of each attempt: the rung's body, the verifiers, the API keys, and the removal of our headers."""
 
 from collections.abc import Sequence
 
@@ -16,20 +16,19 @@ from extproc.contract.names import (
 from extproc.contract.words import JudgeMode, Role
 from extproc.envoy.builders import (
     Dict,
+    any_of,
     filter_entry,
     metadata_predicate,
     role_metadata,
-    set_header,
     skip_if,
     strip_headers,
     typed,
 )
+from extproc.envoy.client_keys import no_query, remove_headers, restore_headers, write_query
 from extproc.envoy.tier_filters import LUA, START, OwnFilter, failure_filter, key_filters, lua, path_filter
 from extproc.settings import Tier
 
 _HEADER_MUTATION = "envoy.filters.http.header_mutation"
-# Headers in which clients send API keys for the upstreams.
-_CLIENT_KEYS = ("authorization", "x-api-key")
 _MAX_MESSAGE_TIMEOUT_S = 3600.0  # Envoy accepts no longer wait for a reply of an ext_proc server
 _TIMER_DELAY_S = 5.0  # the timers of a busy Envoy fire late
 
@@ -40,12 +39,6 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
     `tiers` are the tiers of the first attempt, the second and so on. A single tier is the tier of every attempt.
     Envoys before 1.40 cannot `follow_keys`, the files of keys that are replaced.
     """
-    remove_forged = typed(
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={
-            "response_mutations": [strip_headers(prefix) for prefix in (HeaderPrefix.ROUTER, HeaderPrefix.CASCADE)]
-        },
-    )
     filters = [filter_entry("rung_body", skip_if(_is_attempt(1), LUA, lua(_rung_body(config))))]
     for mode, body_mode in ((JudgeMode.BODY, "BUFFERED"), (JudgeMode.STREAM, "STREAMED")):
         verifier = _verifier(config, body_mode)
@@ -55,12 +48,25 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
         )
     for tier in dict.fromkeys(tiers):
         filters += _own_filters(tier, tiers, config, follow_keys)
-    # Answers pass the filters in reverse order, so this filter runs before the verifiers, and a tier cannot forge a
-    # verdict. It needs another name than the listener's filter, whose per-route settings would apply here, too.
-    filters.append(filter_entry("upstream_claims", remove_forged))
+    return [*filters, *last_filters()]
+
+
+def last_filters() -> list[Dict]:
+    """Return the filters next to the upstream. The filters before them still need the headers that they remove.
+
+    Answers pass the filters in reverse order, so a tier cannot forge a verdict.
+    """
+    # Upstreams need none of these headers. Envoy writes the number of the attempt again before each attempt.
+    strip_ours = typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
+        mutations={
+            "request_mutations": [strip_headers(prefix) for prefix in HeaderPrefix],
+            "response_mutations": [strip_headers(prefix) for prefix in (HeaderPrefix.ROUTER, HeaderPrefix.CASCADE)],
+        },
+    )
     codec = typed("envoy.extensions.filters.http.upstream_codec.v3.UpstreamCodec")
-    filters.append(filter_entry("envoy.filters.http.upstream_codec", codec))
-    return filters
+    # The first name differs from the listener's filter, whose per-route settings would apply here, too.
+    return [filter_entry("upstream_claims", strip_ours), filter_entry("envoy.filters.http.upstream_codec", codec)]
 
 
 def _own_filters(tier: Tier, tiers: Sequence[Tier], config: Config, follow_keys: bool) -> list[Dict]:
@@ -68,26 +74,32 @@ def _own_filters(tier: Tier, tiers: Sequence[Tier], config: Config, follow_keys:
     path = path_filter(tier, config, _is_attempt(1))
     filters = {"base_path": path} if path is not None else {}
     if any(other.key is not None for other in config.policy.tiers):
-        filters["client_keys"] = OwnFilter(_HEADER_MUTATION, _client_keys(tier, config))
+        filters |= _client_filters(tier, config)
     filters |= key_filters(tier, follow_keys)
     filters["failure"] = failure_filter(tier)
     if len(tiers) == 1:
         return [filter_entry(name, _skipped(own, [own.skip])) for name, own in filters.items()]
     attempts = [_is_attempt(number) for number, other in enumerate(tiers, 1) if other == tier]
-    other_tier = {"not_matcher": _any_of(attempts)}
+    other_tier = {"not_matcher": any_of(*attempts)}
     return [
         filter_entry(f"{name}_{tier.name}", _skipped(own, [other_tier, own.skip])) for name, own in filters.items()
     ]
 
 
+def _client_filters(tier: Tier, config: Config) -> dict[str, OwnFilter]:
+    """Return filters that remove the client's keys for a tier with its own key, and restore them for the others."""
+    own_key = tier.key is not None
+    query = OwnFilter(LUA, write_query(own_key), no_query())
+    if own_key:
+        return {"client_query": query, "client_keys": OwnFilter(_HEADER_MUTATION, remove_headers(config))}
+    restored = OwnFilter(_HEADER_MUTATION, restore_headers(config), _is_attempt(1))
+    return {"client_query": query, "client_keys": restored}
+
+
 def _skipped(own: OwnFilter, predicates: Sequence[Dict | None]) -> Dict:
     """Return the config of a filter that Envoy skips if one of the predicates is true. None is never true."""
     real = [predicate for predicate in predicates if predicate is not None]
-    return skip_if(_any_of(real), own.kind, own.config) if real else own.config
-
-
-def _any_of(predicates: list[Dict]) -> Dict:
-    return predicates[0] if len(predicates) == 1 else {"or_matcher": {"predicate": predicates}}
+    return skip_if(any_of(*real), own.kind, own.config) if real else own.config
 
 
 def _is_attempt(number: int) -> Dict:
@@ -113,49 +125,6 @@ def _not_judged(tiers: Sequence[Tier], mode: JudgeMode) -> Dict:
     return {"not_matcher": {"or_matcher": {"predicate": judged}}}
 
 
-def _client_keys(tier: Tier, config: Config) -> Dict:
-    """Return a filter config that removes all keys, and restores the client's if the tier has no key of its own.
-
-    An attempt finds the headers as the previous attempt left them, so each attempt writes these headers again.
-    """
-    headers = key_headers(config)
-    mutations: list[Dict] = [{"remove": header} for header in headers]
-    if tier.key is None:
-        mutations += [set_header(header, f"%FILTER_STATE({_saved_key(header)}:PLAIN)%") for header in headers]
-    return typed(
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutation",
-        mutations={"request_mutations": mutations},
-    )
-
-
-def key_headers(config: Config) -> list[str]:
-    """Return the headers that carry keys: those of clients, and those of the tiers' own keys."""
-    own = (tier.key.header for tier in config.policy.tiers if tier.key is not None)
-    return list(dict.fromkeys((*_CLIENT_KEYS, *own)))
-
-
-def save_client_keys(config: Config) -> Dict:
-    """Return a filter config that saves the client's keys. Attempts at tiers without a key send them again."""
-    saved = [
-        {
-            "object_key": _saved_key(header),
-            "factory_key": "envoy.string",
-            # A missing header is saved as an empty text, which adds no header later.
-            "format_string": {
-                "text_format_source": {"inline_string": f"%REQ({header})%"},
-                "omit_empty_values": True,
-            },
-        }
-        for header in key_headers(config)
-    ]
-    return typed("envoy.extensions.filters.http.set_filter_state.v3.Config", on_request_headers=saved)
-
-
-def _saved_key(header: str) -> str:
-    """Return the name of the filter state object with the client's value of this header."""
-    return f"extproc.client.{header}"
-
-
 def _rung_body(config: Config) -> str:
     """Return Lua code for the attempts after the first one.
 
@@ -174,7 +143,7 @@ function envoy_on_request(handle)
   local repeated = attempt > (ladder and #ladder["priority_groups"] or 1)
   local age_s = handle:timestamp() / 1000 - (tonumber(handle:streamInfo():filterState():get("{START}")) or 0)
   if age_s > (repeated and {timeouts.attempt_s:g} or {timeouts.request_s:g}) then
-    handle:respond({{[":status"] = "504", ["content-type"] = "application/json"}}, [[{_TIMED_OUT}]])
+    handle:respond({{[":status"] = "504"}}, "{_TIMED_OUT}")
     return
   end
   local rungs = metadata:get("{Namespace.RUNGS}")
@@ -195,7 +164,7 @@ end
 """
 
 
-_TIMED_OUT = '{"error":{"type":"timeout_error","message":"The upstream did not answer in time."}}'
+_TIMED_OUT = "the upstream did not answer in time"  # Envoy puts it into the JSON of the client's API
 
 
 def _verifier(config: Config, body_mode: str) -> Dict:
@@ -238,7 +207,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
             "allow_expression": {"regex": f"^({VERDICT_HEADERS}|content-(length|type))$"},
         },
         metadata_options={
-            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.REQUIREMENTS]},
+            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.REQUIREMENTS, Namespace.LEDGER]},
             "receiving_namespaces": {
                 "untyped": [Namespace.DECISION, Namespace.LADDER, Namespace.ANSWER, Namespace.LEDGER]
             },

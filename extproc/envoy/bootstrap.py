@@ -2,15 +2,16 @@
 
 A request on an LLM path passes these filters, in this order:
 
-1. The size limit answers 413 to a body that is too large.
-2. The router filter sends the ext_proc server one message, the body, and gets the decision.
-3. The buffer filter keeps the headers until the changed body is complete.
-4. The fail-open filter writes the default tier's model name. Envoy skips it if there is a decision.
+1. Three filters decompress the body.
+2. The size limit answers 413 to a body that is too large.
+3. The router filter sends the ext_proc server one message, the body, and gets the decision.
+4. The buffer filter keeps the headers until the changed body is complete.
 5. The header filter copies the decision's metadata into headers.
-6. Envoy's router takes the cluster of each attempt from the metadata, too.
+6. The fail-open filter writes the default tier's model name. Envoy skips it if there is a decision.
+7. Envoy's router takes the cluster of each attempt from the metadata, too.
 
-Only the routes of the LLM paths enable 1 to 4. All other paths stream to the default tier. `older` changes the
-bootstrap for Envoys before 1.40.
+Only the routes of the LLM paths enable all of them. Other paths are closed unless the policy opens them: see
+`other_routes`. `older` changes the bootstrap for Envoys before 1.40.
 """
 
 from enum import StrEnum
@@ -20,9 +21,10 @@ import yaml
 
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict, address
-from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
+from extproc.envoy.clusters import client_key_cluster, extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
 from extproc.envoy.older import NOTES, Cascade, adapt_to_older
+from extproc.envoy.other_routes import client_key_tiers
 from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.tier_filters import key_secrets
 from extproc.envoy.tls import ClientTls
@@ -46,6 +48,7 @@ def render_envoy(
             "clusters": [
                 extproc_cluster(extproc, tls),
                 *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
+                *(client_key_cluster(tier, config) for tier in client_key_tiers(config)),
                 *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
             ],
             "secrets": [] if follow_keys else key_secrets(config.policy.tiers),

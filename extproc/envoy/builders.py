@@ -66,6 +66,11 @@ def metadata_predicate(
     }
 
 
+def any_of(*predicates: Dict) -> Dict:
+    """Return a predicate: at least one of `predicates` is true."""
+    return predicates[0] if len(predicates) == 1 else {"or_matcher": {"predicate": list(predicates)}}
+
+
 def skip_if(predicate: Dict, name: str, config: Dict) -> Dict:
     """Wrap a filter so that Envoy skips it, at no cost, if the predicate is true."""
     skip = typed("envoy.extensions.filters.common.matcher.action.v3.SkipFilter")

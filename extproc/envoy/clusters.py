@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from extproc.config.load import Config
 from extproc.contract.names import Key, Namespace
-from extproc.envoy.attempts import attempt_filters
+from extproc.envoy.attempts import attempt_filters, last_filters
 from extproc.envoy.builders import BUFFER_BYTES, Dict, address, socket_address, typed
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
 from extproc.settings import Tier
@@ -112,6 +112,21 @@ def _upstream_tls(tier: Tier) -> Dict:
         **names,
         common_tls_context={"validation_context": validation},
     )
+
+
+def client_key_cluster(tier: Tier, config: Config) -> Dict:
+    """Return the cluster of a tier for paths that the policy opens with the client's own key. It adds no key."""
+    name = client_key_cluster_name(tier)
+    cluster = tier_cluster(tier, config) | {"name": name}
+    cluster["load_assignment"] |= {"cluster_name": name}
+    return cluster | {
+        "typed_extension_protocol_options": _protocol({"http_protocol_options": {}}, last_filters(), tier.idle_s)
+    }
+
+
+def client_key_cluster_name(tier: Tier) -> str:
+    """Return the name of that cluster. The names of tiers cannot contain a "+"."""
+    return f"{tier.cluster_name}+client_key"
 
 
 def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:

@@ -4,7 +4,6 @@ from extproc.config.load import Config
 from extproc.contract.names import (
     ATTEMPT_ATTRIBUTE,
     HEADER_ATTRIBUTE,
-    MAX_BODY_BYTES,
     PATH_ATTRIBUTE,
     VERDICT_HEADERS,
     HeaderName,
@@ -13,7 +12,6 @@ from extproc.contract.names import (
     Namespace,
 )
 from extproc.contract.words import Role, VerdictWord
-from extproc.envoy.attempts import save_client_keys
 from extproc.envoy.builders import (
     ATTEMPTS,
     SERVED_BY,
@@ -27,10 +25,12 @@ from extproc.envoy.builders import (
     strip_headers,
     typed,
 )
+from extproc.envoy.client_keys import save_headers, save_query
 from extproc.envoy.tier_filters import start_state
 
 # A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
 ROOM_BYTES = 1024 * 1024
+_MAX_RATIO = 1032  # the most that gzip can reach
 # Envoy waits this much longer than the server's own deadline, so that the server's fallback arrives first.
 _GRACE_S = 0.2
 # The names of filters. Per-route settings refer to a filter by its name.
@@ -39,7 +39,9 @@ STATE_FILTER = "attempt_state"
 FAILOPEN_FILTER = "failopen_model"
 ROUTER_FILTER = "envoy.filters.http.ext_proc.router"
 USAGE_FILTER = "envoy.filters.http.ai_protocol_manager"
-SIZE_LIMIT_FILTER = "envoy.filters.http.body_size_limit"
+# The encodings of request bodies that Envoy decodes, and its name for the library of each.
+ENCODINGS = {"gzip": "Gzip", "br": "Brotli", "zstd": "Zstd"}
+SIZE_LIMIT_FILTER = "body_size_limit"
 BUFFER_FILTER = "envoy.filters.http.buffer"
 HEADERS_FILTER = "envoy.filters.http.header_mutation"
 _ROUTER_NAMESPACES = [
@@ -53,30 +55,19 @@ _ROUTER_NAMESPACES = [
 
 def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
     """Return the filters in their order. The LLM routes enable the disabled ones; other paths do not pass them."""
+    keys = [filter_entry("client_keys", save_headers(config)), filter_entry("client_query", save_query())]
     has_credentials = any(tier.key is not None for tier in config.policy.tiers)
+    limit = config.policy.max_body_bytes
     return [
         filter_entry(RESCUE_FILTER, _rescue()),
         filter_entry(STATE_FILTER, start_state(config)),
-        *([filter_entry("client_keys", save_client_keys(config))] if has_credentials else []),
-        filter_entry(
-            SIZE_LIMIT_FILTER,
-            typed(
-                "envoy.extensions.filters.http.body_size_limit.v3.BodySizeLimit",
-                max_request_bytes=MAX_BODY_BYTES,
-            ),
-            disabled=True,
-        ),
+        *(keys if has_credentials else []),
+        *(filter_entry(decompressor_name(word), _decompressor(word), disabled=True) for word in ENCODINGS),
+        filter_entry(SIZE_LIMIT_FILTER, _buffer(limit), disabled=True),
         filter_entry(ROUTER_FILTER, _router(config, rule_headers), disabled=True),
-        filter_entry(
-            BUFFER_FILTER,
-            typed(
-                "envoy.extensions.filters.http.buffer.v3.Buffer",
-                max_request_bytes=MAX_BODY_BYTES + ROOM_BYTES,
-            ),
-            disabled=True,
-        ),
-        filter_entry(FAILOPEN_FILTER, _failopen_model(), disabled=True),
+        filter_entry(BUFFER_FILTER, _buffer(limit + ROOM_BYTES), disabled=True),
         filter_entry(HEADERS_FILTER, _contract_headers()),
+        filter_entry(FAILOPEN_FILTER, _failopen_model(), disabled=True),
         # It reads the number of tokens from answers as they pass, without buffering or changing them.
         filter_entry(
             USAGE_FILTER,
@@ -86,8 +77,40 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
             ),
             disabled=True,
         ),
-        filter_entry("envoy.filters.http.router", typed("envoy.extensions.filters.http.router.v3.Router")),
+        filter_entry(
+            "envoy.filters.http.router",
+            # Otherwise upstreams get a header with the host that the client asked for.
+            typed("envoy.extensions.filters.http.router.v3.Router", suppress_envoy_headers=True),
+        ),
     ]
+
+
+def _buffer(limit_bytes: int) -> Dict:
+    """Return a filter that waits for the whole body, and answers 413 above the limit.
+
+    It reads up to the limit before it answers. Clients that speak HTTP/2 do not see an answer that comes earlier.
+    """
+    return typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=limit_bytes)
+
+
+def decompressor_name(encoding: str) -> str:
+    """Return the name of the filter that decodes bodies with this encoding."""
+    return f"decompress_{encoding}"
+
+
+def _decompressor(encoding: str) -> Dict:
+    """Return a filter that decodes requests, and never answers."""
+    library = ENCODINGS[encoding]
+    kind = f"envoy.extensions.compression.{library.lower()}.decompressor.v3.{library}"
+    never = {"common_config": {"enabled": {"default_value": False, "runtime_key": "decompress_answers"}}}
+    # The limit of a body's size is enough. Conversations repeat themselves, so they may shrink a lot.
+    ratio = {"max_inflate_ratio": _MAX_RATIO} if encoding == "gzip" else {}
+    return typed(
+        "envoy.extensions.filters.http.decompressor.v3.Decompressor",
+        decompressor_library={"name": encoding, "typed_config": typed(kind, **ratio)},
+        request_direction_config={"advertise_accept_encoding": False},
+        response_direction_config=never,
+    )
 
 
 def _router(config: Config, rule_headers: list[str]) -> Dict:
@@ -119,7 +142,7 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
-            # The content type is that of an answer of ours: a 400 in the shape of the API.
+            # The content type is for the router's own answer: a 400 in the shape of the API.
             "allow_expression": {"regex": f"^({HeaderName.CLUSTER}|content-type)$"},
         },
         metadata_options={"receiving_namespaces": {"untyped": _ROUTER_NAMESPACES}},

@@ -5,7 +5,12 @@ from extproc.contract.names import PREFIX, HeaderPrefix, Key, Namespace
 from extproc.envoy.access_log import decision_log, ledger_log
 from extproc.envoy.builders import BUFFER_BYTES, Dict, address, strip_headers, typed
 from extproc.envoy.filters import http_filters
+from extproc.envoy.local_replies import local_replies
 from extproc.envoy.routes import virtual_host
+from extproc.envoy.tier_filters import CLIENT_PATH
+
+# The list of models is the largest answer of Envoy itself.
+_MAX_MODELS_BYTES = 1024 * 1024
 
 
 def listener(config: Config, listen: str, rule_headers: list[str], otlp: str | None) -> Dict:
@@ -30,7 +35,17 @@ def listener(config: Config, listen: str, rule_headers: list[str], otlp: str | N
             }
         ],
         access_log=[decision_log(), ledger_log()],
-        route_config={"virtual_hosts": [virtual_host(config)]},
+        # Clients write paths in several ways. `..` cannot leave a path that the policy opens.
+        normalize_path=True,
+        merge_slashes=True,
+        path_with_escaped_slashes_action="UNESCAPE_AND_FORWARD",
+        # nginx speaks HTTP/1.0 to its upstreams unless it is configured otherwise.
+        http_protocol_options={"accept_http_10": True, "default_host_for_http_10": "llm"},
+        local_reply_config=local_replies(config),
+        route_config={
+            "max_direct_response_body_size_bytes": _MAX_MODELS_BYTES,
+            "virtual_hosts": [virtual_host(config)],
+        },
         http_filters=http_filters(config, rule_headers),
     )
     name = "envoy.filters.network.http_connection_manager"
@@ -55,7 +70,9 @@ def _tracing() -> Dict:
     ]
     return {
         "spawn_upstream_span": True,
-        "custom_tags": tags,
+        # A query may hold a key. So Envoy's tag for the URL ends with the host, and the path has its own tag.
+        "max_path_tag_length": 0,
+        "custom_tags": [*tags, {"tag": "url.path", "value": CLIENT_PATH}],
         "provider": {
             "name": "envoy.tracers.opentelemetry",
             "typed_config": typed(

@@ -15,10 +15,10 @@ from typing import Literal
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.config.load import Config
-from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Namespace
+from extproc.contract.names import HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
-from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, SIZE_LIMIT_FILTER, STATE_FILTER, USAGE_FILTER
+from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, STATE_FILTER, USAGE_FILTER
 from extproc.envoy.tier_filters import start_state
 from extproc.settings import Tier
 
@@ -49,12 +49,11 @@ def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
     lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _lua(ladders)})
     *filters, router = (entry for entry in manager["http_filters"] if entry["name"] not in _REMOVED[cascade])
     for entry in filters:
-        if entry["name"] == SIZE_LIMIT_FILTER:  # these Envoys lack this filter, too
-            limit = typed("envoy.extensions.filters.http.buffer.v3.Buffer", max_request_bytes=MAX_BODY_BYTES)
-            entry["typed_config"] = limit
         if entry["name"] == STATE_FILTER:  # these Envoys cannot follow a file
             entry["typed_config"] = start_state(config, follow_keys=False)
     manager["http_filters"] = [*filters, filter_entry("ladder", lua), router]
+    if cascade == "none" and "tracing" in manager:  # 1.36 has no tags with a format
+        manager["tracing"]["custom_tags"] = [tag for tag in manager["tracing"]["custom_tags"] if "value" not in tag]
     [host] = manager["route_config"]["virtual_hosts"]
     host["request_body_buffer_limit"] *= 2  # 1.37 counts a body twice if it may have to send it again
     host["routes"] = [changed for route in host["routes"] for changed in _routes(route, config, cascade)]
@@ -74,7 +73,7 @@ def _remove_cascade_filters(cluster: Dict) -> None:
 
 def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
     """Yield a route by the header, for requests with a decision, and one to the default tier for the others."""
-    if "inline_cluster_specifier_plugin" not in route["route"]:
+    if "inline_cluster_specifier_plugin" not in route.get("route", {}):
         yield route
         return
     route = copy.deepcopy(route)

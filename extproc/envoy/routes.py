@@ -1,19 +1,22 @@
-"""The routes: the LLM paths with their retries and the filters that they enable, and all other paths."""
+"""The routes of the four APIs, with their retries and the filters that they enable."""
 
-from extproc.api.request import APIS
+from extproc.api.paths import APIS, SIDE_PATHS
 from extproc.config.load import Config
-from extproc.contract.names import MAX_BODY_BYTES, HeaderName, Namespace
+from extproc.contract.names import ROUTE_NAMESPACE, HeaderName, Namespace
 from extproc.contract.words import Undecided, VerdictWord
 from extproc.envoy.builders import Dict, set_header, typed
 from extproc.envoy.filters import (
     BUFFER_FILTER,
+    ENCODINGS,
     FAILOPEN_FILTER,
     HEADERS_FILTER,
     ROOM_BYTES,
     ROUTER_FILTER,
     SIZE_LIMIT_FILTER,
     USAGE_FILTER,
+    decompressor_name,
 )
+from extproc.envoy.other_routes import bad_encoding, closed_routes, model_routes, opened_routes, path_match
 from extproc.settings import Tier
 
 # The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
@@ -25,9 +28,51 @@ _USAGE_FORMATS = {
 }
 
 
+# The value of an expression that fails is empty, and adds no header.
+_REASON = f"%CEL(upstream.request_attempt_count > 0u ? '{Undecided.FAIL_OPEN}' : request.headers[':none'])%"
+# The name of the route of each path.
+_ROUTED: dict[str, str] = {**APIS, **{path: path.rpartition("/")[2] for path in SIDE_PATHS}}
+
+
 def virtual_host(config: Config) -> Dict:
-    """Return the routes. Paths that are not in `APIS` go to the default tier and no filter reads them."""
+    """Return the routes: the APIs first, then the paths that the policy opens, and answers to the rest."""
+    return {
+        "name": "llm",
+        "domains": ["*"],
+        "include_request_attempt_count": True,
+        "request_body_buffer_limit": config.policy.max_body_bytes + ROOM_BYTES,
+        "routes": [
+            *_api_routes(config),
+            *opened_routes(config, _inspected(config)),
+            *model_routes(config),
+            *closed_routes(),
+        ],
+    }
+
+
+def _api_routes(config: Config) -> list[Dict]:
     default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
+    action = _route_action(config, default)
+    routes = []
+    for path, name in _ROUTED.items():
+        match = path_match(path) | {"headers": [{"name": ":method", "string_match": {"exact": "POST"}}]}
+        rewrite = {"regex_rewrite": {"pattern": {"regex": "^/.+$"}, "substitution": path}}
+        routes.append(bad_encoding(match))
+        routes.append(
+            {
+                "name": name,
+                "match": match,
+                "route": action | rewrite,
+                # The path behind the base URL of an upstream.
+                "metadata": {"filter_metadata": {ROUTE_NAMESPACE: {"path": path.removeprefix("/v1")}}},
+                "typed_per_filter_config": _enabled_filters(config, default, _USAGE_FORMATS.get(name)),
+            }
+        )
+    return routes
+
+
+def _route_action(config: Config, default: Tier) -> Dict:
+    """Return how a request goes to the tiers of its ladder."""
     specifier = typed(
         "envoy.extensions.router.cluster_specifiers.priority_group.v3.PriorityGroupClusterSpecifier",
         override_metadata_namespace=Namespace.LADDER,
@@ -39,7 +84,7 @@ def virtual_host(config: Config) -> Dict:
         + max((len(i.escalate.rungs) for i in config.intents if i.escalate), default=0)
         + max(tier.same_retries for tier in config.policy.tiers)
     )
-    route = {
+    return {
         # An answer may flow for as long as it comes. The filters of the attempts see to `request_s`.
         "timeout": "0s",
         # Failover and escalation use the same ladder: each attempt goes to the next group in the metadata.
@@ -64,27 +109,9 @@ def virtual_host(config: Config) -> Dict:
             }
         },
     }
-    routes: list[Dict] = [
-        {
-            "name": api,
-            "match": {"path": path, "headers": [{"name": ":method", "string_match": {"exact": "POST"}}]},
-            "route": route,
-            "typed_per_filter_config": _enabled_filters(default, _USAGE_FORMATS[api]),
-        }
-        for path, api in APIS.items()
-    ]
-    rest = {"cluster": default.cluster_name, "timeout": "0s"}
-    routes.append({"name": "rest", "match": {"prefix": "/"}, "route": rest})
-    return {
-        "name": "llm",
-        "domains": ["*"],
-        "include_request_attempt_count": True,
-        "request_body_buffer_limit": MAX_BODY_BYTES + ROOM_BYTES,
-        "routes": routes,
-    }
 
 
-def _enabled_filters(default: Tier, usage_format: str) -> Dict:
+def _enabled_filters(config: Config, default: Tier, usage_format: str | None) -> Dict:
     """Return the settings of an LLM route for filters, most of which are disabled in the chain."""
     transform = typed(
         "envoy.extensions.filters.http.transform.v3.TransformConfig",
@@ -95,32 +122,46 @@ def _enabled_filters(default: Tier, usage_format: str) -> Dict:
             }
         },
     )
-    per_route = {
-        SIZE_LIMIT_FILTER: {},
-        ROUTER_FILTER: typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", overrides={}),
-        BUFFER_FILTER: typed(
-            "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
-            buffer={"max_request_bytes": MAX_BODY_BYTES + ROOM_BYTES},
-        ),
-        FAILOPEN_FILTER: transform,
-        # If there is no decision, the response says so in the header for the decision's reason.
-        HEADERS_FILTER: typed(
-            "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
-            mutations={
-                "request_mutations": [
-                    {"remove": "accept-encoding"},  # a compressed answer cannot be judged
-                    # Without a decision there is no other tier for a retry.
-                    set_header(HeaderName.MAX_RETRIES, str(default.same_retries), "ADD_IF_ABSENT"),
-                ],
-                "response_mutations": [set_header(HeaderName.REASON, Undecided.FAIL_OPEN, "ADD_IF_ABSENT")],
-            },
-        ),
-        USAGE_FILTER: typed(
-            "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManagerPerRoute",
-            response={"llm_protocol": usage_format},
-        ),
-    }
+    usage = typed(
+        "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManagerPerRoute",
+        response={"llm_protocol": usage_format},
+    )
+    # If an upstream was asked without a decision, the response says so in the header for the decision's reason.
+    headers = typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        mutations={
+            "request_mutations": [
+                {"remove": "accept-encoding"},  # a compressed answer cannot be judged
+                # The fail-open filter changes only bodies of this type, and the APIs take no other.
+                set_header("content-type", "application/json"),
+                # Without a decision there is no other tier for a retry.
+                set_header(HeaderName.MAX_RETRIES, str(default.same_retries), "ADD_IF_ABSENT"),
+            ],
+            "response_mutations": [set_header(HeaderName.REASON, _REASON, "ADD_IF_ABSENT")],
+        },
+    )
     return {
-        name: value if name == HEADERS_FILTER else typed("envoy.config.route.v3.FilterConfig", config=value)
-        for name, value in per_route.items()
+        **_inspected(config),
+        FAILOPEN_FILTER: enabled(transform),
+        HEADERS_FILTER: headers,
+        **({USAGE_FILTER: enabled(usage)} if usage_format is not None else {}),
     }
+
+
+def _inspected(config: Config) -> Dict:
+    """Return the filters of a route whose bodies the router reads."""
+    buffer = typed(
+        "envoy.extensions.filters.http.buffer.v3.BufferPerRoute",
+        buffer={"max_request_bytes": config.policy.max_body_bytes + ROOM_BYTES},
+    )
+    return {
+        **{decompressor_name(encoding): enabled({}) for encoding in ENCODINGS},
+        SIZE_LIMIT_FILTER: enabled({}),
+        ROUTER_FILTER: enabled(typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", overrides={})),
+        BUFFER_FILTER: enabled(buffer),
+    }
+
+
+def enabled(config: Dict) -> Dict:
+    """Return the setting of a route that enables a filter of the chain."""
+    return typed("envoy.config.route.v3.FilterConfig", config=config)

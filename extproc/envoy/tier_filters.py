@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from extproc.config.load import Config
-from extproc.contract.names import HeaderName, Key, Namespace
+from extproc.contract.names import ROUTE_NAMESPACE, HeaderName, Key, Namespace
 from extproc.envoy.builders import Dict, typed
 from extproc.settings import USUAL_BASE, Tier
 
@@ -15,6 +15,10 @@ LUA = "envoy.filters.http.lua"
 _INJECTOR = "envoy.filters.http.credential_injector"
 # The name of the filter state object with the start of the request, in seconds.
 START = "extproc.start"
+# Names of the objects with the client's path, without its query, and with the path of the API below a base path.
+_CLIENT_PATH, _API_PATH = "extproc.client.path", "extproc.api_path"
+# Envoy's formatter for the client's path, whatever the path of the last attempt is.
+CLIENT_PATH = f"%FILTER_STATE({_CLIENT_PATH}:PLAIN)%"
 
 
 def start_state(config: Config, follow_keys: bool = True) -> Dict:
@@ -23,7 +27,11 @@ def start_state(config: Config, follow_keys: bool = True) -> Dict:
     Envoy reads a key's file again when it is replaced: by a rename over it, or by the symbolic link that Kubernetes
     swaps. A relative link or a new file in its folder is noticed, too.
     """
-    values = [_state(START, "%START_TIME(%s.%3f)%")]
+    values = [
+        _state(START, "%START_TIME(%s.%3f)%"),
+        _state(_CLIENT_PATH, "%PATH(NQ)%"),
+        _state(_API_PATH, f"%METADATA(ROUTE:{ROUTE_NAMESPACE}:path)%"),
+    ]
     for tier in config.policy.tiers:
         if tier.key is not None and follow_keys:
             folder = tier.key.file.rpartition("/")[0] or "/"
@@ -60,7 +68,7 @@ class OwnFilter(msgspec.Struct, frozen=True):
 def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | None:
     """Return a filter that writes the path below the tier's base, or None if every path stays as it is.
 
-    An attempt finds the path as the previous attempt left it, so the client's path is kept in a header.
+    An attempt finds the path as the previous attempt left it, so the path of the API comes from the route.
     """
     if all(other.base == USUAL_BASE for other in config.policy.tiers):
         return None
@@ -70,12 +78,10 @@ def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | 
 
 _PATH = f"""
 function envoy_on_request(handle)
-  local headers = handle:headers()
-  local path = headers:get("{HeaderName.ORIGINAL_PATH}") or headers:get(":path")
-  local rest = path:match("^{USUAL_BASE}(/.*)$")
-  if rest == nil then return end
-  headers:replace("{HeaderName.ORIGINAL_PATH}", path)
-  headers:replace(":path", "BASE" .. rest)
+  local rest = handle:streamInfo():filterState():get("{_API_PATH}") or ""
+  if rest == "" then return end
+  local query = handle:headers():get(":path"):match("%?.*$") or ""
+  handle:headers():replace(":path", "BASE" .. rest .. query)
 end
 """
 

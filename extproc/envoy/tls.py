@@ -69,8 +69,9 @@ def server_names(endpoints: list[str]) -> list[str]:
 
 def host_name(endpoint: str) -> str | None:
     """Return the endpoint's DNS name, or None for an IP address or a unix socket."""
-    host = endpoint.rpartition(":")[0]
-    return None if endpoint.startswith("unix://") or host.replace(".", "").isdecimal() else host
+    host = endpoint.rpartition(":")[0].strip("[]")
+    is_address = ":" in host or host.replace(".", "").isdecimal()
+    return None if endpoint.startswith("unix://") or is_address else host
 
 
 def _source(tls: ClientTls, name: str) -> Dict:

@@ -10,8 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from extproc.api.paths import Api
 from extproc.api.reasoning import REASONING_MEMBERS
-from extproc.api.request import Api
 from extproc.api.splice import REMOVED, Edits
 from extproc.settings import Dialect
 

@@ -5,8 +5,11 @@ The messages that come depend on the processing mode that the operator configure
 
 from typing import Any
 
-from extproc.api.errors import bad_request
-from extproc.contract.names import MAX_BODY_BYTES, HeaderName
+import msgspec
+
+from extproc.api.errors import bad_request, too_large
+from extproc.contract.names import HeaderName
+from extproc.contract.words import Reason
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.record import asker_record, envoy_metadata
 from extproc.routing.router import Routed, Router
@@ -68,31 +71,34 @@ class RouterExchange:
         )
 
     async def _full_duplex_message(self, event: Event) -> list[Reply]:
-        """Buffer a chunk. At the end of the body, route it. At the size limit, pass it on without routing."""
+        """Buffer a chunk. At the end of the body, route it. Above the size limit, answer 413."""
         if event.kind == "request_body":
             self._buffered.append(event.body)
             self._buffered_bytes += len(event.body)
-        too_long = self._buffered_bytes > MAX_BODY_BYTES
+        limit = self._router.snapshot.policy.max_body_bytes
+        too_long = self._buffered_bytes > limit
         if not event.end and not too_long:
             return []
         self._done = True
         body = b"".join(self._buffered) if self._buffered else None
         self._buffered.clear()
-        routed = None if too_long else await self._route(body or b"")
-        if routed is not None and routed.refusal is not None:
+        if too_long:
+            return [self._answered(event, 413, too_large(self._path, limit))]
+        routed = await self._route(body or b"")  # trailers may come without a body
+        if routed.refusal is not None:
             return [self._refused(event, routed, routed.refusal)]
         return self._full_duplex_replies(event, body, routed)
 
-    def _full_duplex_replies(self, event: Event, body: bytes | None, routed: Routed | None) -> list[Reply]:
+    def _full_duplex_replies(self, event: Event, body: bytes | None, routed: Routed) -> list[Reply]:
         """The replies to headers, body and trailers, as far as Envoy sent them. The first one has the route."""
         replies, trailers = [], event.kind == "request_trailers"
-        headers = _route_headers(routed) if routed is not None else None
-        metadata = self._metadata(routed) if routed is not None else None
+        headers: dict[str, str] | None = _route_headers(routed)
+        metadata: dict[str, Any] | None = self._metadata(routed)
         if self._headers_waiting:
             replies.append(Reply("request_headers", headers=headers, metadata=metadata))
             headers = metadata = None
-        if body is not None:  # trailers may come without a body
-            if routed is not None and routed.mutation.body is not None:
+        if body is not None:
+            if routed.mutation.body is not None:
                 body = routed.mutation.body
             end = event.end and not trailers
             replies.append(Reply("request_body", headers, body, metadata=metadata, streamed=True, end=end))
@@ -101,14 +107,22 @@ class RouterExchange:
         return replies
 
     def _refused(self, event: Event, routed: Routed, message: str) -> Reply:
+        """Answer the client with 400."""
+        reply = self._answered(event, 400, bad_request(self._path, message), routed.decision.reason)
+        return msgspec.structs.replace(reply, metadata=self._metadata(routed))
+
+    def _answered(self, event: Event, status: int, body: bytes, reason: str = Reason.BAD_REQUEST) -> Reply:
         """Answer the client. No filter of Envoy adds headers to this answer."""
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
-            headers={"content-type": "application/json", HeaderName.REASON: routed.decision.reason},
-            body=bad_request(self._opening.headers.get(":path", ""), message),
-            metadata=self._metadata(routed),
-            status=400,
+            headers={"content-type": "application/json", HeaderName.REASON: reason},
+            body=body,
+            status=status,
         )
+
+    @property
+    def _path(self) -> str:
+        return self._opening.headers.get(":path", "")
 
     async def _route(self, body: bytes) -> Routed:
         self.routed = await self._router.route(body, self._opening.headers)

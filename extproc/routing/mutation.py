@@ -77,22 +77,41 @@ def _layout(request: Request) -> Layout:
         return layout(repaired(request.readable))
 
 
-def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
-    """Return the body with the tier's model name, or None if the model cannot be read or may not be replaced.
+def read_model(body: bytes) -> str | None:
+    """Return the model that the body names, or None if it names none, as an empty body does.
 
-    Raises SpliceError if it may be replaced and the body cannot be edited safely.
+    Raises SpliceError if the body is not a JSON object, or its model is not a text.
     """
+    return _decoded_model(repaired(body.removeprefix(BOM))) if body.strip() else None
+
+
+def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
+    """Return the body with the tier's model name, or None if it names no model that may be replaced.
+
+    Raises SpliceError if the model cannot be read, or may be replaced and the body cannot be edited safely.
+    """
+    if not body.strip():
+        return None
     body = body.removeprefix(BOM)
     readable = repaired(body)
-    try:
-        model = _decode_model(readable).model
-    except UNDECODABLE:
+    model = _decoded_model(readable)
+    if model is None or not may_replace(model):
         return None
-    return apply(body, patches(layout(readable), {"model": _json(tier.model)})) if may_replace(model) else None
+    return apply(body, patches(layout(readable), {"model": _json(tier.model)}))
+
+
+def _decoded_model(readable: bytes) -> str | None:
+    try:
+        return _decode_model(readable).model
+    except UNDECODABLE as error:
+        raise SpliceError(
+            "the body is not a JSON object whose `model` is a text: send the whole object, in UTF-8, and "
+            "compressed only with the header content-encoding"
+        ) from error
 
 
 class _Model(msgspec.Struct):
-    model: str
+    model: str | None = None
 
 
 _decode_model = msgspec.json.Decoder(_Model).decode

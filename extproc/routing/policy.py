@@ -10,6 +10,8 @@ from extproc.acceptance.rules import AcceptRule
 from extproc.routing.index import Match
 from extproc.settings import Chosen, Escalate, Evidence, Reasoning, Rule, StreamHold, Tier, Upgrades
 
+_WILDCARDS = frozenset("*?[")
+
 
 class Cohort(msgspec.Struct, frozen=True):
     """The compiled intent: the settings of the requests that match it."""
@@ -47,10 +49,17 @@ class Policy(msgspec.Struct, frozen=True):
     mode: Literal["enforce", "shadow"] = "enforce"
     reasoning_choice: Literal["client", "router"] = "client"
     upgrades: Upgrades | None = None
+    max_body_bytes: int = 32 * 2**20  # the largest body that a client may send
 
     def tier(self, name: str) -> Tier:
         """Return the tier with this name."""
         return self.tiers[self.rank(name)]
+
+    @property
+    def private_models(self) -> frozenset[str]:
+        """The model names that only this policy knows. A pattern may match names that an upstream knows, too."""
+        names = {name for name in self.retarget if not _is_pattern(name)}
+        return frozenset(names - {tier.model for tier in self.tiers})
 
     @property
     def escalation_shares(self) -> dict[str, float]:
@@ -76,4 +85,8 @@ def may_retarget(policy: Policy, model: str) -> bool:
 
 def routable_model(patterns: Sequence[str]) -> str:
     """Return a model name that the `retarget` patterns allow replacing, for a request built from a plain text."""
-    return next((p for p in patterns if not set(p) & set("*?[")), patterns[0].strip("*?") or "auto")
+    return next((p for p in patterns if not _is_pattern(p)), patterns[0].strip("*?") or "auto")
+
+
+def _is_pattern(name: str) -> bool:
+    return not _WILDCARDS.isdisjoint(name)

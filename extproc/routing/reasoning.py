@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from extproc.api.paths import Api
 from extproc.api.reasoning import LEVELS, ReasoningChoice, is_off
-from extproc.api.request import Api, Request
+from extproc.api.request import Request
 from extproc.api.splice import REMOVED
 from extproc.routing.dialects import Fields
 from extproc.routing.tier_form import Edits, TierForm, put

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import msgspec
 
+from extproc.api.paths import APIS, SIDE_PATHS, canonical
 from extproc.api.request import Request, RequestError, parse_request
 from extproc.api.splice import DuplicateMember, SpliceError, layout
 from extproc.contract.records import DecisionRecord
@@ -15,7 +16,7 @@ from extproc.routing.ask import Ask
 from extproc.routing.decision import Decision, decide, untouched
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
-from extproc.routing.mutation import Mutation, mutate, rename_model
+from extproc.routing.mutation import Mutation, mutate, read_model, rename_model
 from extproc.routing.policy import may_retarget
 from extproc.routing.record import decision_record
 from extproc.routing.signals import Signals, read_signals
@@ -54,12 +55,15 @@ class Router:
 
     async def route(self, body: bytes, headers: Mapping[str, str]) -> Routed:
         """Decide about one request, from its body and its headers (":path" and the ones that rules may name)."""
-        snapshot, clock = self.snapshot, _Stopwatch()
+        snapshot, clock, path = self.snapshot, _Stopwatch(), headers.get(":path", "")
         try:
-            request = parse_request(headers.get(":path", ""), body)
+            request = parse_request(path, body)
         except RequestError:
             return _unreadable(snapshot, body, clock)
-        if request is None or request.model is None or not may_retarget(snapshot.policy, request.model):
+        if request is None:
+            renames = canonical(path) in SIDE_PATHS
+            return _renamed(snapshot, body, clock) if renames else _opened(snapshot, body, clock)
+        if request.model is None or not may_retarget(snapshot.policy, request.model):
             return _passed_through(snapshot, request, clock)
 
         signals = read_signals(request, snapshot.encoder.max_chars)  # the ask is one of them
@@ -129,6 +133,37 @@ def _passed_through(snapshot: Snapshot, request: Request | None, clock: _Stopwat
             pass  # nothing is edited
     decision = untouched(snapshot.policy, Reason.PASSTHROUGH, request.model if request is not None else None)
     return Routed(decision, mutate(decision, None), snapshot, request, None, clock.laps)
+
+
+def _renamed(snapshot: Snapshot, body: bytes, clock: _Stopwatch) -> Routed:
+    """The path generates no answer, so there is nothing to decide: only the model's name is replaced."""
+    policy = snapshot.policy
+    try:
+        decision = untouched(policy, Reason.PASSTHROUGH, read_model(body))
+        renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
+    except SpliceError as error:
+        return _refused(snapshot, error, clock)
+    mutation = msgspec.structs.replace(mutate(decision, None), body=renamed)
+    return Routed(decision, mutation, snapshot, None, None, clock.laps)
+
+
+def _opened(snapshot: Snapshot, body: bytes, clock: _Stopwatch) -> Routed:
+    """The policy opens this path. A model name that no upstream knows is refused, and nothing is replaced."""
+    try:
+        model = read_model(body)
+    except SpliceError as error:
+        return (
+            _refused(snapshot, error, clock) if _starts_an_object(body) else _passed_through(snapshot, None, clock)
+        )
+    if model in snapshot.policy.private_models:
+        what = f"no upstream of this path knows the model `{model}`: name a model of the upstream"
+        return _refused(snapshot, SpliceError(f"{what}, or send the request to {', '.join(APIS)}"), clock)
+    return _passed_through(snapshot, None, clock)
+
+
+def _starts_an_object(body: bytes) -> bool:
+    """Whether the body starts as a JSON object does, in UTF-8 or UTF-16."""
+    return body[:64].lstrip(b"\xef\xbb\xbf\xfe\xff\x00 \t\r\n").startswith(b"{")
 
 
 def _unreadable(

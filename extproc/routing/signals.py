@@ -2,7 +2,8 @@
 
 import msgspec
 
-from extproc.api.request import Api, Request
+from extproc.api.paths import Api
+from extproc.api.request import Request
 from extproc.routing.ask import Ask, find_ask
 
 # The tokens that OpenAI and Anthropic charge for a picture or clip of ordinary size.

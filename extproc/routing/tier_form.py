@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
+from extproc.api.paths import Api
 from extproc.api.reasoning import REASONING_MEMBERS
-from extproc.api.request import Api
 from extproc.api.splice import REMOVED
 from extproc.routing.dialects import DIALECTS, SAMPLING, Fields, Form
 from extproc.settings import NO_PARAMS, Dialect, Params, Tier

@@ -19,7 +19,6 @@ from extproc.config.gate import Gate
 from extproc.config.load import Config, load_config
 from extproc.config.reload import Signature, signature, watch
 from extproc.config.schema import PolicyFile
-from extproc.contract.names import MAX_BODY_BYTES
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.routing.limits import Rates
@@ -38,8 +37,6 @@ from extproc.verifying.review import enqueue
 
 log = logging.getLogger(__name__)
 
-# Envoy sends whole buffered bodies, with attributes around them.
-_MAX_MESSAGE_BYTES = 2 * MAX_BODY_BYTES
 # Longer than two of Envoy's health checks, which are a second apart. After them Envoy opens no more streams here.
 _NOTICE_S = 3.0
 # Cancelled tasks end within milliseconds.
@@ -129,10 +126,12 @@ def read_config(serving: Serving) -> Config:
 
 async def build(serving: Serving, config: Config) -> Server:
     """Open the port, with every service there and the health service at NOT_SERVING."""
+    # Envoy sends whole buffered bodies, with attributes around them. The limit takes effect at the start only.
+    message_bytes = 2 * config.policy.max_body_bytes
     rpc = grpc.aio.server(
         options=[
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", message_bytes),
+            ("grpc.max_send_message_length", message_bytes),
             # Envoy's keepalive pings come more often than gRPC allows by default.
             ("grpc.http2.min_ping_interval_without_data_ms", 500),
             ("grpc.keepalive_permit_without_calls", 1),

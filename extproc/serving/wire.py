@@ -15,7 +15,7 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
-from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, PATH_ATTRIBUTE, TIER_ATTRIBUTE
+from extproc.contract.names import ANSWERED, ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, PATH_ATTRIBUTE, TIER_ATTRIBUTE
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 
@@ -78,6 +78,7 @@ def write_reply(reply: Reply) -> pb.ProcessingResponse:
         immediate = response.immediate_response
         immediate.status.code = reply.status
         immediate.body = reply.body or b""
+        immediate.details = ANSWERED
         _set_headers(immediate.headers, reply.headers)
         if reply.metadata is not None:
             response.dynamic_metadata.update(reply.metadata)

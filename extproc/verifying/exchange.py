@@ -17,12 +17,12 @@ from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.verdict import Verdict, judge_early
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
-from extproc.api.request import Api
+from extproc.api.paths import Api
 from extproc.contract.names import Namespace
-from extproc.contract.records import JudgedRecord, RequirementsRecord
+from extproc.contract.records import JudgedRecord, LedgerRecord, RequirementsRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Opening, Reply
-from extproc.routing.limits import Bounds, principal_of
+from extproc.routing.limits import Bounds, principal_header, principal_of
 from extproc.routing.policy import Cohort
 from extproc.routing.snapshot import Snapshot
 from extproc.settings import SHARE, Human
@@ -174,9 +174,11 @@ class VerifierExchange:
 
     def _allow(self) -> Bound | None:
         """Take one escalation from the limits, or return the limit that forbids it."""
-        limits, headers = self._snapshot.escalations, self._opening.headers
-        principal = principal_of(next((headers[name] for name in limits.principal if name in headers), None))
-        now_s = time.monotonic()
+        limits, now_s = self._snapshot.escalations, time.monotonic()
+        # The router read the client's headers. Those of this attempt may hold the key of the tier.
+        principal = LedgerRecord.from_metadata(self._opening.metadata.get(Namespace.LEDGER, {})).principal
+        if principal is None:
+            principal = principal_of(principal_header(self._opening.headers, limits.principal))
         return self._verifier.bounds.allow(self._attempt.cohort, principal, limits.per_minute, limits.burst, now_s)
 
 

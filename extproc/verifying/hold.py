@@ -11,7 +11,7 @@ from enum import StrEnum
 
 import msgspec
 
-from extproc.api.request import Api
+from extproc.api.paths import Api
 from extproc.api.strip import StreamStripper, without_logprobs
 from extproc.messages import BodyMode, Event, Kind, Reply
 

@@ -7,7 +7,7 @@ import pytest
 
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, ToolCall, Usage
-from extproc.api.request import Api
+from extproc.api.paths import Api
 from extproc.api.sse import EventStream
 
 JSON, SSE = "application/json", "text/event-stream; charset=utf-8"

@@ -56,10 +56,10 @@ def test_a_plain_chat_request_is_read_whole():
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/v1/models", "/v1/embeddings", "/v1/chat/completions/", "/v1/messages/count_tokens"]
+    "path", ["", "/", "/v1/models", "/v1/embeddings", "/v1/chat/completions/x", "/v1/messages/count_tokens"]
 )
 def test_other_paths_are_none_of_ours(path):
-    """A path that is not one of the four APIs passes through with any body."""
+    """A path that is not one of the four APIs is not routed, with any body."""
     assert parse_request(path, b"not JSON") is None
 
 

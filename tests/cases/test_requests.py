@@ -20,7 +20,8 @@ EXPECTED: dict[str, tuple[str | None, str | None]] = {
     "11": (None, None), "12": (None, None), "13": (None, None), "14": ("bad_request", None), "16": (None, None),
     "17": (None, None), "18": (None, None), "19": (None, "frontier"), "20": ("capability", "frontier"),
     "21": ("capability", "frontier"), "22": ("capability", "frontier"), "23": (None, "frontier"),
-    "24": ("capability", "frontier"), "39": (None, None),
+    "24": ("capability", "frontier"), "29": (None, "frontier"),
+    "31": (None, None), "33": ("passthrough", "large"), "39": (None, None), "45": (None, None),
 }  # fmt: skip
 
 

@@ -71,6 +71,20 @@ MISTAKES = {
         "policy.yaml:20: `upgrades.burst` is 0: expected a number from 1 up; to forbid upgrades, let no intent and "
         "no rule name a tier above the default"
     ],
+    "passthrough": [
+        "policy.yaml:21: path `v1/embeddings`: start it with one /, without a query, and use * only at its end",
+        "policy.yaml:22: POST /v1/chat/completions is routed, and needs no `passthrough`: remove POST from "
+        "`methods`, or this entry",
+        "policy.yaml:23: method `get`: write it in capitals, as in GET",
+        "policy.yaml:23: no tier is called `smal`: did you mean `small`?",
+        "policy.yaml:24: tier `small` has no key: give it one, or write `key: client`",
+        "policy.yaml:25: `methods` is empty: name at least one, as in [POST]",
+        "policy.yaml:25: path `/v1/a?b=c`: start it with one /, without a query, and use * only at its end",
+    ],
+    "client_keys": [
+        "policy.yaml:20: header `X-Team-Token`: write its name in lower case, with only letters, digits and '-'"
+    ],
+    "max_body": ["policy.yaml:20: `max_body_mb` is 0: expected a number from 1 to 256"],
     "negative_price": ["policy.yaml:9: `price.input` is -0.05: expected a number from 0 up"],
     "intent_name": [
         "billing.yaml:1: `bills and such` is sent in headers: use only letters, digits, '.', '_' and '-'"

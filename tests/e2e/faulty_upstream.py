@@ -284,6 +284,7 @@ class FaultyUpstreams:
         self.gone: set[tuple[str, str]] = set()  # (id, tier) of connections that Envoy closed early
         self.released: set[str] = set()
         self._attempts: dict[tuple[str, str], list[Received]] = {}
+        self._arrived: dict[str, list[Received]] = {}
         self._refusing = socket.socket()  # bound, but never listens
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="faulty", daemon=True)
@@ -308,14 +309,14 @@ class FaultyUpstreams:
         """Return the requests that arrived with an id, in order."""
         if tier is not None:
             return self._attempts.get((request_id, tier), [])
-        found = [r for name in MODELS for r in self._attempts.get((request_id, name), [])]
-        return sorted(found, key=lambda r: int(r.headers.get("x-envoy-attempt-count", "1")))
+        return list(self._arrived.get(request_id, []))
 
     def forget(self, request_id: str) -> None:
         """Drop the records of an id. A long run cannot keep all of them."""
         for tier in MODELS:
             self.sent.pop((request_id, tier), None)
             self._attempts.pop((request_id, tier), None)
+        self._arrived.pop(request_id, None)
         if len(self.received) > 10_000:
             self.received.clear()
 
@@ -364,8 +365,10 @@ class FaultyUpstreams:
         received = Received(tier, path, headers, body)
         self.received.append(received)
         script = msgspec.json.decode(body).get("metadata") or {}
-        self._attempts.setdefault((str(script.get("id", "none")), tier), []).append(received)
-        scripted = Scripted(self, tier, path, body, writer)
+        request_id = str(script.get("id", "none"))
+        self._attempts.setdefault((request_id, tier), []).append(received)
+        self._arrived.setdefault(request_id, []).append(received)
+        scripted = Scripted(self, tier, path.partition("?")[0], body, writer)
         doing = asyncio.ensure_future(FAULTS[scripted.does](scripted))
         # The client sends nothing until it has the answer. So bytes or an end of file mean that it has hung up.
         listening = asyncio.ensure_future(reader.read(1))
@@ -965,11 +968,12 @@ def _read_stream(body: bytes, path: str, reading: Reading) -> None:
 
 def ask(
     stack: Stack, prompt: str, script: Mapping[str, Any], stream: bool = False, path: str = CHAT,
-    headers: Mapping[str, str] | None = None, **more: Any,
+    headers: Mapping[str, str] | None = None, query: str = "", **more: Any,
 ) -> tuple[Wire, Reading]:  # fmt: skip
     """Send one request. By default it has its own principal, so no rate limit applies."""
     own = {"authorization": f"Bearer {script['id']}"}
-    wire = asyncio.run(post(stack.port, path, body_of(path, prompt, stream, script, **more), headers or own))
+    body = body_of(path, prompt, stream, script, **more)
+    wire = asyncio.run(post(stack.port, path + query, body, headers or own))
     return wire, read(wire, path, stream)
 
 

@@ -16,6 +16,7 @@ _OPTIONS = {
     "admin": ["--admin", "127.0.0.1:19901"],
     "otlp": ["--otlp", "127.0.0.1:4317"],
     "another listener": ["--listen", "127.0.0.1:18080"],
+    "addresses of IPv6": ["--listen", "[::]:18080", "--extproc", "[::1]:50051", "--admin", "[::1]:19901"],
     "two routers": ["--extproc", "127.0.0.1:50051", "--extproc", "127.0.0.1:50052"],
     "a router by name": ["--extproc", "localhost:50051"],
     "a router on a unix socket": ["--extproc", "unix:///run/extproc.sock"],

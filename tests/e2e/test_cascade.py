@@ -92,10 +92,6 @@ class Cascade:
     def sent(self, request_id: str, tier: str, attempt: int = 0) -> bytes:
         return bytes(self.upstreams.sent[request_id, tier][attempt])
 
-    def route(self) -> list[tuple[str, str]]:
-        """Return tier and attempt number of every request that has arrived, oldest first."""
-        return [(r.tier, r.headers["x-envoy-attempt-count"]) for r in self.upstreams.received]
-
     def streams_opened(self) -> int:
         counts = self.stack.stats(r"cluster\.[a-z]*\.ext_proc\.")
         return sum(count for name, count in counts.items() if name.endswith(".streams_started"))
@@ -343,7 +339,7 @@ def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
             large["circuit_breakers"]["thresholds"][0]["max_requests"] = 0
         else:
             for route in manager_of(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
-                if "retry_policy" in route["route"]:
+                if "retry_policy" in route.get("route", {}):
                     # Long enough for the small tier's answer and its judgement on a busy machine.
                     route["route"]["retry_policy"]["per_try_timeout"] = "6s"
 
@@ -511,7 +507,7 @@ def test_a_full_tier_is_an_honest_503(cascade: Cascade, tmp_path: Path, stream: 
     def full(bootstrap: dict[str, Any]) -> None:
         cluster_of(bootstrap, "small")["circuit_breakers"]["thresholds"][0]["max_requests"] = 0
         for route in manager_of(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
-            if "retry_policy" in route["route"]:
+            if "retry_policy" in route.get("route", {}):
                 policy = route["route"]["retry_policy"]
                 policy["retry_on"] += (
                     ",5xx,gateway-error,reset-before-request,envoy-ratelimited,retriable-status-codes"

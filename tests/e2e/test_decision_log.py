@@ -19,7 +19,7 @@ _KEY = "Bearer sk-hushhush-55aa"
 
 
 def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_path: Path) -> None:
-    """Decided, judged, escalated, passed, unreadable, and not an LLM API, in the order of the requests."""
+    """Decided, judged, escalated, passed, refused, and not an LLM API, in the order of the requests."""
     with envoy_beside(stack, tmp_path, lambda bootstrap: None) as beside:
         for prompt in (PROVE, LEGAL, EXTRACT, _CLIMBS):
             body = json.dumps(body_of(CHAT, prompt)).encode()
@@ -34,7 +34,7 @@ def test_every_line_is_as_the_schema_says_and_holds_no_words(stack: Stack, tmp_p
     decisions = [line["decision"] and (line["decision"]["reason"], line["decision"]["tier"]) for line in lines]
     assert decisions == [
         ("matched", "large"), ("matched", "frontier"), ("matched", "small"), ("matched", "small"),
-        ("passthrough", "large"), ("unreadable", "large"), None,
+        ("passthrough", "large"), ("bad_request", "large"), None,
     ]  # fmt: skip
     assert {line["decision"]["contract"] for line in lines if line["decision"] is not None} == {CONTRACT}
     climbed = lines[3]

@@ -134,7 +134,18 @@ class TestDeadRouter:
     def test_other_paths_do_not_notice(self, dead: Stack) -> None:
         """Requests that never needed the router do not change."""
         answer = send(dead.port, "/v1/models", method="GET")
-        assert (answer.status, answer.said) == (200, {"x-router-tier": "large"})
+        assert (answer.status, answer.said) == (200, {})
+        assert send(dead.port, "/v1/nothing", b"{}").status == 404
+
+    @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+    def test_the_content_type_does_not_matter(self, dead: Stack, content_type: str) -> None:
+        """The model is replaced whatever type the client names, and the upstream gets JSON."""
+        body = msgspec.json.encode(body_of(CHAT, EXTRACT))
+        answer = send(dead.port, CHAT, body, {"content-type": content_type})
+        received = arrived(dead)
+        assert (answer.status, answer.said) == (200, FAILED_OPEN)
+        assert msgspec.json.decode(received.body) == body_of(CHAT, EXTRACT, MODELS["large"])
+        assert received.headers["content-type"] == "application/json"
 
     def test_spoofed_headers_are_still_stripped(self, dead: Stack) -> None:
         """A client cannot send the contract's headers, even if the router is dead."""

@@ -16,7 +16,7 @@ from extproc.demo.stack import Stack
 from extproc.envoy.bootstrap import render_envoy
 from extproc.envoy.older import Cascade
 from tests.e2e.faulty_upstream import FaultyUpstreams, ask, new_id, text_of, write_intents
-from tests.e2e.traffic import REPOSITORY
+from tests.e2e.traffic import CHAT, REPOSITORY
 
 _RULES = "accept: [complete, non_empty, no_refusal]"
 _COHORTS = {
@@ -179,16 +179,25 @@ def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascad
 
 
 @pytest.mark.parametrize("on", _on("priority-group", "composite"))
-@pytest.mark.parametrize("key", [{"authorization": "Bearer of a client"}, {"x-api-key": "a client's"}, {}])
+@pytest.mark.parametrize(
+    "key", [{"authorization": "Bearer of a client", "cookie": "s=1"}, {"x-api-key": "a", "api-key": "b"}, {}]
+)
 def test_a_key_is_seen_by_the_tiers_that_it_is_for(
     older: Older, on: tuple[Cascade, str | None], key: dict[str, str]
 ) -> None:
     """Only the tier itself sees its key. Tiers without a key see the client's, in any order of attempts."""
+    query = {"query": "?beta=true&key=K&a%70i_key=L"}
     arrived, *_ = older.ask(
-        older.envoy(*on), "three", small="refuses", large="status_500", headers={"a": "b"} | key
+        older.envoy(*on), "three", small="refuses", large="status_500", headers={"a": "b"} | key, more=query
     )
-    seen = [(r.tier, {k: v for k, v in r.headers.items() if k in ("authorization", "x-api-key")}) for r in arrived]
-    assert seen == [("small", {"authorization": "Bearer of the small tier"}), ("large", key), ("frontier", key)]
+    names = ("authorization", "cookie", "x-api-key", "api-key")
+    seen = [(r.tier, r.path, {k: v for k, v in r.headers.items() if k in names}) for r in arrived]
+    whole = CHAT + query["query"]
+    assert seen == [
+        ("small", f"{CHAT}?beta=true", {"authorization": "Bearer of the small tier"}),
+        ("large", whole, key), ("frontier", whole, key),
+    ]  # fmt: skip
+    assert not [n for r in arrived for n in r.headers if n.startswith(("x-router-", "x-cascade-", "x-envoy-"))]
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def test_eight_megabytes_fit_in_one_message(channel: grpc.Channel) -> None:
 def test_more_than_the_limit_is_refused_and_nothing_else_suffers(channel: grpc.Channel) -> None:
     """A message above the server's limit ends only its own stream."""
     with ext_proc(channel) as stream:
-        stream.say(body_message(b"a" * 17 * 1024 * 1024, True, BUFFERED, _PATH))
+        stream.say(body_message(b"a" * 65 * 1024 * 1024, True, BUFFERED, _PATH))
         with pytest.raises(grpc.RpcError) as raised:
             stream.finish()
     assert raised.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

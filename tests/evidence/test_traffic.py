@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from msgspec import UNSET
 
-from extproc.api.request import APIS
+from extproc.api.paths import APIS
 from extproc.cli.main import main
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.traffic import BadRow, RecordedOutcome, Revealed, read_traffic, reveal, reveal_all

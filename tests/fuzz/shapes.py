@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from hypothesis import strategies as st
 
-from extproc.api.request import APIS
+from extproc.api.paths import APIS
 from extproc.pb.ext_proc_pb2 import ProcessingRequest as Message
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.rules import compile_rules
+from extproc.api.paths import APIS
 from extproc.api.reasoning import REASONING_MEMBERS
 from extproc.api.repair import BOM, repaired
-from extproc.api.request import APIS, Request, RequestError, parse_request
+from extproc.api.request import Request, RequestError, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision

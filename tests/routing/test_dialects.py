@@ -6,8 +6,9 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from extproc.api.paths import APIS
 from extproc.api.reasoning import LEVELS
-from extproc.api.request import APIS, parse_request
+from extproc.api.request import parse_request
 from extproc.api.splice import apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision

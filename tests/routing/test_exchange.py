@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from extproc.api.paths import SIDE_PATHS
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
-from extproc.contract.names import CONTRACT, MAX_BODY_BYTES, HeaderName, Namespace
+from extproc.contract.names import CONTRACT, HeaderName, Namespace
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Kind, Opening, Reply
@@ -296,21 +297,22 @@ def test_a_full_duplex_body_that_is_not_routed_is_sent_on_unchanged(router):
     assert tail == Reply("request_body", body=other, streamed=True, end=True)
 
 
-def test_a_full_duplex_body_that_is_too_long_is_sent_on_without_routing(router):
-    """At the limit, the buffer is sent on. Later chunks pass one by one, and no byte is lost."""
-    half = b"x" * (MAX_BODY_BYTES // 2)
-    events = (body(half, end=False), body(half, end=False), body(b"y", end=False), body(b"z", end=False), body(b""))
-    exchange, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), *events, TRAILERS)
-    assert replies == [
-        [],
-        [],
-        [],
-        [Reply("request_headers"), Reply("request_body", body=half + half + b"y", streamed=True, end=False)],
-        [Reply("request_body", body=b"z", streamed=True, end=False)],
-        [Reply("request_body", body=b"", streamed=True, end=True)],
-        [Reply("request_trailers")],
-    ]
-    assert exchange.routed is None
+def test_a_full_duplex_body_that_is_too_long_is_answered_with_413(snapshot, words):
+    """Above the limit of the policy, in the shape of the API. No upstream gets a part of it."""
+    policy = msgspec.structs.replace(snapshot.policy, max_body_bytes=2**20)
+    router = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words))
+    events = (body(b"x" * 2**20, end=False), body(b"y", end=False))
+    exchange, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), *events)
+    message = (
+        "the body is larger than 1 MiB: send a smaller one, or ask the operator of this gateway to raise "
+        "`max_body_mb` in policy.yaml"
+    )
+    error = {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None}}
+    answer = Reply(
+        "request_headers", status=413, body=msgspec.json.encode(error),
+        headers={"content-type": "application/json", HeaderName.REASON: "bad_request"},
+    )  # fmt: skip
+    assert (replies, exchange.routed) == ([[], [], [answer]], None)
 
 
 @pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED"])
@@ -372,13 +374,12 @@ def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(sna
     assert sent(router, BODY.replace(b'"auto"', b'"qwen3-32b"'))[:2] == ("pinned", "large")
 
 
-# Bodies that cannot be routed are sent on unchanged to the default tier, with the reason
+# Bodies that cannot be routed
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        b"",
         b"hello",
         b"[]",
         b"null",
@@ -386,12 +387,22 @@ def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(sna
         b'{"model": "auto", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
         b'{"model": "auto", "x": ' + b'{"a":' * 200_000,
         gzip.compress(BODY),
+        BODY.decode().encode("utf-16"),
     ],
     ids=lambda raw: repr(raw[-40:]),
 )
-def test_an_unreadable_body_is_sent_on_unchanged(router, raw):
-    """It is not JSON, cut off, compressed, or too deep."""
-    assert sent(router, raw) == ("unreadable", "large", None)
+def test_an_unreadable_body_is_answered_with_400(router, raw):
+    """It is not JSON, cut off, compressed, or too deep, so nobody knows which model it names."""
+    for path in ("/v1/chat/completions", "/v1/messages/count_tokens"):
+        routed = asyncio.run(router.route(raw, {":path": path}))
+        assert routed.decision.reason == "bad_request"
+        assert routed.refusal is not None and routed.refusal.startswith("the body is not a JSON object")
+
+
+def test_an_empty_body_names_no_model_and_is_sent_on(router):
+    """The upstream answers it."""
+    for raw in (b"", b" \n"):
+        assert sent(router, raw) == ("unreadable", "large", None)
 
 
 @pytest.mark.parametrize("more", [b', "model": "auto"}', b', "messages": []}', b', "\\u006dodel": "auto"}'])
@@ -425,13 +436,50 @@ def test_odd_bytes_and_members_are_routed(router, body):
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/", "", "/v1/chat/completionsx"])
 def test_an_unknown_path_passes_through(router, path):
-    """The body is not read, because the API is unknown."""
-    assert sent(router, BODY, headers={":path": path}) == ("passthrough", "large", None)
+    """The default tier serves, and nothing is replaced. It may also be that Envoy sends no attributes."""
+    for raw in (BODY.replace(b"auto", b"gpt-5"), BODY.replace(b"auto", b"qwen3-32b"), b"", b"model=auto", b"{}"):
+        assert sent(router, raw, headers={":path": path}) == ("passthrough", "large", None)
 
 
-def test_a_stream_without_a_path_passes_through(router):
-    """If Envoy sends no attributes, the default tier serves, and there is no error."""
-    assert sent(router, BODY, headers={}) == ("passthrough", "large", None)
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (BODY, "no upstream of this path knows the model `auto`"),
+        (BODY[:-9], "the body is not a JSON object"),
+        (BODY.decode().encode("utf-16"), "the body is not a JSON object"),
+    ],
+)
+def test_a_name_that_only_the_policy_knows_is_refused_on_an_unknown_path(router, raw, message):
+    """It is answered with 400, also if the body may name it and cannot be read."""
+    routed = asyncio.run(router.route(raw, {":path": "/v1/embeddings"}))
+    assert routed.decision.reason == "bad_request"
+    assert routed.refusal is not None and routed.refusal.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/chat/completions/", "//v1//chat/completions", "/chat/completions", "/openai/v1/chat/completions?a=b"],
+)
+def test_the_path_of_an_api_is_written_in_several_ways(router, path):
+    """Clients differ in the base URL, and in slashes."""
+    assert sent(router, BODY, headers={":path": path})[:2] == ("matched", "small")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (b"auto", ("passthrough", "large", b"qwen3-32b")),
+        (b"qwen3-8b", ("pinned", "small", None)),
+        (b"gpt-5", ("passthrough", "large", None)),
+    ],
+)
+@pytest.mark.parametrize("path", SIDE_PATHS)
+def test_a_path_without_an_answer_gets_the_name_of_the_model(router, path, model, expected):
+    """It goes to the tier that the model names, or to the default tier."""
+    raw = b'{"model": "%s", "messages": []}'
+    *where, name = expected
+    changed = None if name is None else raw % name
+    assert sent(router, raw % model, headers={":path": f"{path}?beta=true"}) == (*where, changed)
 
 
 @pytest.mark.parametrize(

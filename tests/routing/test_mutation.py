@@ -4,7 +4,8 @@ from typing import Any, get_args
 
 import pytest
 
-from extproc.api.request import APIS, Request, parse_request
+from extproc.api.paths import APIS
+from extproc.api.request import Request, parse_request
 from extproc.api.splice import SpliceError, apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision

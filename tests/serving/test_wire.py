@@ -230,7 +230,10 @@ def test_a_reply_with_a_status_answers_the_client():
     reply = Reply("response_body", headers={"a": "1"}, body=b"{}", metadata={"n": {"b": "c"}}, status=422)
     option = pb.HeaderValueOption(header=pb.HeaderValue(key="a", raw_value=b"1"), append_action=OVERWRITE)
     answer = pb.ImmediateResponse(
-        status=pb.HttpStatus(code=422), headers=pb.HeaderMutation(set_headers=[option]), body=b"{}"
+        status=pb.HttpStatus(code=422),
+        headers=pb.HeaderMutation(set_headers=[option]),
+        body=b"{}",
+        details="semantic_router",
     )
     expected = pb.ProcessingResponse(immediate_response=answer)
     expected.dynamic_metadata.update({"n": {"b": "c"}})

@@ -407,6 +407,17 @@ def test_a_principal_over_its_burst_is_degraded_and_another_escalates() -> None:
     assert judged(REFUSED, VerifierExchange(verifier, other))["x-cascade-verdict"] == "escalate"
 
 
+def test_the_principal_is_the_one_that_the_router_saw() -> None:
+    """The request of an attempt may carry the key of the tier, which is the same for all clients."""
+    verifier = Verifier(lambda: snapshot(burst=1, per_minute=0), None)
+    words = []
+    for principal in ("a", "a", "b"):
+        opened = opening("BUFFERED")
+        opened.metadata[Namespace.LEDGER] = {"principal": principal}
+        words.append(judged(REFUSED, VerifierExchange(verifier, opened))["x-cascade-verdict"])
+    assert words == ["escalate", "degraded", "escalate"]
+
+
 def test_a_cohort_over_its_share_is_degraded() -> None:
     verifier = Verifier(lambda: snapshot(share=0.001, burst=1000), None)
     words = [

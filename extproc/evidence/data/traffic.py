@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from extproc.api.request import APIS, path_of
+from extproc.api.paths import APIS
+from extproc.api.request import path_of
 
 OUT_OF_SCOPE_LABEL = "oos"  # means the same as null
 _CHAT = "/v1/chat/completions"

@@ -1,0 +1,41 @@
+"""The paths of the four APIs, and the ways in which clients write them."""
+
+import re
+from typing import Literal
+
+Api = Literal["chat", "completions", "responses", "messages"]
+
+APIS: dict[str, Api] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+# Paths that take the body of an API and generate no answer. Only the model's name is replaced in their requests.
+SIDE_PATHS: dict[str, Api] = {
+    "/v1/messages/count_tokens": "messages",
+    "/v1/responses/compact": "responses",
+    "/v1/responses/input_tokens": "responses",
+}
+# The start of an API's path that clients write or leave out, for Python and for Envoy (RE2). Base URLs of SDKs
+# differ: some have no version, and some repeat it.
+PATH_PREFIX = "(/(openai|anthropic|api))?(/v1){0,2}"
+_VARIANT = re.compile(rf"{PATH_PREFIX}(/.+?)/?")
+_SLASHES = re.compile("//+")
+
+
+def canonical(path: str) -> str:
+    """Return the path as upstreams know it: without a query, with one /v1, and without needless slashes."""
+    bare = _SLASHES.sub("/", path.partition("?")[0])
+    match = _VARIANT.fullmatch(bare)
+    return f"/v1{match[4]}" if match is not None else bare
+
+
+def api_of(path: str) -> Api | None:
+    """Return the API whose requests are routed at `path`, or None."""
+    return APIS.get(path) or APIS.get(canonical(path))
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Whether clients expect errors of `path` in the shape of Anthropic's API."""
+    return f"{canonical(path)}/".startswith("/v1/messages/")
