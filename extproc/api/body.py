@@ -8,12 +8,12 @@ from typing import Any
 
 import msgspec
 
-from extproc.api.members import MAX_DEPTH, UNDECODABLE, MemberReader, TooManyObjects, raw_items, raw_members
+from extproc.api.members import MAX_DEPTH, UNDECODABLE, MemberReader, TooManyObjects, raw_items
 from extproc.api.repair import repaired
+from extproc.api.structure import check_structure, has_at_most
 
-# Far above any real conversation. Eight megabytes of empty messages are millions of them, and each one blocks the
-# event loop, and so all other requests, for a microsecond.
-MAX_ITEMS = 20_000
+# Far above any real conversation. Each message costs about three microseconds, and the event loop waits for them.
+MAX_ITEMS = 10_000
 
 
 class Part(msgspec.Struct):
@@ -71,17 +71,25 @@ class Prompt(msgspec.Struct):
     variables: dict[str, str | Part] | None = None
 
 
+class ToolsByName(msgspec.Struct):
+    """Tools as an object, which some clients send. It only matters that there are any."""
+
+
+# Texts, or token ids, which are no text: a prompt of a hundred thousand of them is real.
+PromptItem = str | int | float | list[int | float] | Part | None
+
+
 class Body(msgspec.Struct):
     """The members that routing reads. Each member that is absent or unreadable has its default."""
 
     model: str | None = None
     messages: list[Message | str] | None = None
     input: str | list[Message | str] | Message | None = None
-    prompt: str | list[Any] | Prompt | None = None
+    prompt: str | list[PromptItem] | Prompt | None = None
     instructions: str | list[Message | str] | None = None
     system: Content = None
-    tools: list[Tool] | dict[str, msgspec.Raw] | None = None
-    functions: list[Tool] | dict[str, msgspec.Raw] | None = None
+    tools: list[Tool] | ToolsByName | None = None
+    functions: list[Tool] | ToolsByName | None = None
     web_search_options: msgspec.Raw = msgspec.Raw()
     mcp_servers: msgspec.Raw = msgspec.Raw()
     modalities: list[str] | None = None
@@ -108,12 +116,12 @@ class Body(msgspec.Struct):
 class _BodyLists(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
-    prompt: msgspec.Raw = msgspec.Raw()
     instructions: msgspec.Raw = msgspec.Raw()
     system: msgspec.Raw = msgspec.Raw()
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
     modalities: msgspec.Raw = msgspec.Raw()
+    include: msgspec.Raw = msgspec.Raw()
 
 
 class _ItemLists(msgspec.Struct):
@@ -121,25 +129,60 @@ class _ItemLists(msgspec.Struct):
     output: msgspec.Raw = msgspec.Raw()
 
 
+class _Variables(msgspec.Struct):
+    variables: msgspec.Raw = msgspec.Raw()
+
+
+class _PromptVariables(msgspec.Struct):
+    prompt: msgspec.Raw = msgspec.Raw()
+
+
+class _Needs(msgspec.Struct):
+    tools: msgspec.Raw = msgspec.Raw()
+    functions: msgspec.Raw = msgspec.Raw()
+    modalities: msgspec.Raw = msgspec.Raw()
+    include: msgspec.Raw = msgspec.Raw()
+
+
+class _Nothing(msgspec.Struct):
+    """Decodes any JSON object, to find out whether it is one."""
+
+
 _decode = msgspec.json.Decoder(Body).decode
 _decode_body_lists = msgspec.json.Decoder(_BodyLists).decode
+_decode_variables = msgspec.json.Decoder(_Variables).decode
+_decode_needs = msgspec.json.Decoder(_Needs).decode
+_decode_nothing = msgspec.json.Decoder(_Nothing).decode
+_decode_prompt = msgspec.json.Decoder(_PromptVariables).decode
 _decode_item_lists = msgspec.json.Decoder(_ItemLists).decode
 
 
 def decode_body(body: bytes) -> tuple[Body, bytes]:
     """Return the members of `body`, and the text that they were read from, which has the same length.
 
-    Raises one of UNDECODABLE when the body is not a JSON object, and TooManyObjects when too much of it is odd.
+    Raises one of UNDECODABLE when the body is not a JSON object, and TooManyValues when it has too many values.
+    Raises TooManyObjects when its lists are too long or too much of it is odd.
     """
+    check_structure(body)
     try:
         _check_lengths(body)
-        return _decode(body), body
+        return _without_empty_tools(_decode(body), body), body
     except UNDECODABLE:
         pass
     text = body if _is_json(body) else repaired(body)
     _check_lengths(text)
     decoded = MemberReader(MAX_ITEMS).read(text, Body)
-    return _doubted(decoded, text), text
+    return _doubted(_without_empty_tools(decoded, text), text), text
+
+
+def _without_empty_tools(decoded: Body, text: bytes) -> Body:
+    """An object without members has no tools. The members of others are not decoded."""
+    for name in ("tools", "functions"):
+        if isinstance(getattr(decoded, name), ToolsByName):
+            sent = bytes(getattr(_decode_needs(text), name))
+            if not sent.strip(b"{} \t\r\n"):
+                setattr(decoded, name, None)
+    return decoded
 
 
 def _check_lengths(text: bytes) -> None:
@@ -148,6 +191,15 @@ def _check_lengths(text: bytes) -> None:
         lists = _decode_body_lists(text)
         for name in lists.__struct_fields__:
             _check_length(bytes(getattr(lists, name)), MAX_DEPTH)
+        _check_variables(bytes(_decode_prompt(text).prompt))
+
+
+def _check_variables(prompt: bytes) -> None:
+    """Raise TooManyObjects when a prompt template has too many variables."""
+    if prompt.startswith(b"{"):
+        variables = bytes(_decode_variables(prompt).variables)
+        if not has_at_most(variables, MAX_ITEMS, MAX_ITEMS):
+            raise TooManyObjects(f"more than {MAX_ITEMS} variables")
 
 
 def _check_length(value: bytes, depth: int) -> None:
@@ -169,7 +221,7 @@ def _is_json(body: bytes) -> bool:
     """Whether a strict reader accepts this as a JSON object."""
     try:
         body.decode()
-        raw_members(body)
+        _decode_nothing(body)
     except UNDECODABLE:
         return False
     return True
@@ -177,14 +229,14 @@ def _is_json(body: bytes) -> bool:
 
 def _doubted(decoded: Body, text: bytes) -> Body:
     """Give a member that may be a need the value that lifts, where it was sent and cannot be read."""
-    members = raw_members(text)
+    sent = _decode_needs(text)
     for name, doubt in (("tools", [Tool()]), ("functions", [Tool()]), ("modalities", ["?"]), ("include", ["?"])):
-        if getattr(decoded, name) is None and name in members and bytes(members[name]) not in _NOTHING:
+        if getattr(decoded, name) is None and bytes(getattr(sent, name)) not in _NOTHING:
             setattr(decoded, name, doubt)
     return decoded
 
 
-_NOTHING = (b"null", b"false", b'""')
+_NOTHING = (b"", b"null", b"false", b'""', b"{}")
 
 
 def parts_of(content: Content) -> Sequence[Part]:

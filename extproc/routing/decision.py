@@ -59,6 +59,14 @@ def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decis
     return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
 
+def unread(policy: Policy, reason: Reason, headers: Mapping[str, str]) -> Decision:
+    """Send a request that could not be read on unchanged: to the default tier, or to a floor that headers set."""
+    rules = [r for r in policy.rules if r.when.headers and r.when == Conditions(headers=r.when.headers)]
+    floor = _floor(policy, (), [r for r in rules if _headers_match(r.when.headers or {}, headers)])
+    rank = policy.rank(policy.default_tier)
+    return Decision(policy.tiers[max(rank, floor) if policy.mode == "enforce" else rank], reason, rewrite=False)
+
+
 def decide(
     policy: Policy,
     signals: Signals,

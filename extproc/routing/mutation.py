@@ -7,7 +7,7 @@ import msgspec
 
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
-from extproc.api.repair import BOM, repaired
+from extproc.api.repair import BOM, TooManyRepairs, repaired
 from extproc.api.request import ReasoningField, Request
 from extproc.api.splice import DuplicateMember, Patch, SpliceError, apply, patches, rebase
 from extproc.routing.decision import Decision
@@ -78,7 +78,7 @@ def _patches(request: Request, edits: _Edits) -> list[Patch]:
     except DuplicateMember:
         raise
     except SpliceError:  # a name is not UTF-8, which reading did not need
-        return patches(repaired(request.readable), edits)
+        return patches(_repaired(request.readable), edits)
 
 
 def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
@@ -87,12 +87,23 @@ def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) ->
     Raises SpliceError if it may be replaced and the body cannot be edited safely.
     """
     body = body.removeprefix(BOM)
-    readable = repaired(body)
+    readable = body
     try:
-        model = _decode_model(readable).model
+        model = _decode_model(body).model
     except UNDECODABLE:
-        return None
+        try:
+            readable = _repaired(body)
+            model = _decode_model(readable).model
+        except UNDECODABLE:
+            return None
     return apply(body, patches(readable, {"model": _json(tier.model)})) if may_replace(model) else None
+
+
+def _repaired(body: bytes) -> bytes:
+    try:
+        return repaired(body)
+    except TooManyRepairs as error:
+        raise SpliceError(f"the body has {error}") from error
 
 
 class _Model(msgspec.Struct):
