@@ -1,7 +1,6 @@
 """The CPU time of a hostile body, compared with that of an ordinary body of the same size."""
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.routing.test_exchange import WordEmbedder
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 MEGABYTE = 1 << 20
-# The slowest shapes take 1.6 times as long as code, of which every ninth byte is escaped. A busy machine adds noise.
+# The slowest shapes take 1.6 times as long as code, of which every ninth byte is escaped. Other load adds noise.
 MOST = 4.0
 ASK = b'"messages":[{"role":"user","content":"Send my last invoice again"}],'
 
@@ -101,12 +100,22 @@ def cpu_s(router: Router, path: str, raw: bytes, runs: int = 3) -> float:
     return min(used)
 
 
-@pytest.mark.parametrize("megabytes", [8, 32])
-def test_no_shape_costs_far_more_than_code_of_the_same_size(router, megabytes):
+# The slowest of each kind. All shapes at 32 MiB take a minute.
+SLOWEST = (
+    "a tools object",
+    "a name of escapes",
+    "backslashes and NaN",
+    "bytes that are not UTF-8",
+    "empty messages",
+)
+
+
+@pytest.mark.parametrize(("megabytes", "names"), [(8, tuple(SHAPES)), (32, SLOWEST)], ids=["8 MiB", "32 MiB"])
+def test_no_shape_costs_far_more_than_code_of_the_same_size(router, megabytes, names):
     """Whatever its bytes spell, a body costs a small multiple of an ordinary conversation."""
     size = megabytes * MEGABYTE
-    ordinary = statistics.median(cpu_s(router, CHAT, CODE(size), 1) for _ in range(3))
-    ratios = {name: cpu_s(router, path, shape(size), 2) / ordinary for name, (path, shape) in SHAPES.items()}
+    ordinary = cpu_s(router, CHAT, CODE(size))
+    ratios = {name: cpu_s(router, SHAPES[name][0], SHAPES[name][1](size), 1) / ordinary for name in names}
     assert {name: round(ratio, 1) for name, ratio in ratios.items() if ratio > MOST} == {}
 
 
