@@ -118,8 +118,8 @@ bench-faults: $(VENV)/ready  ## cause every fault of the fault matrix under traf
 bench-neighbours: $(VENV)/ready  ## measure a client beside an attacker, for the worst bodies and a flood of new texts
 	@$(BIN)/python -m bench.neighbours
 
-bench-soak: $(VENV)/ready  ## send mixed traffic for ten minutes; fail if memory, descriptors or p99 grow
-	@$(BIN)/python -m bench.soak
+bench-soak: $(VENV)/ready  ## send mixed traffic for ten minutes (SECONDS=600); fail if memory, descriptors or p99 grow
+	@$(BIN)/python -m bench.soak --seconds $(or $(SECONDS),600)
 
 bench-routing: $(VENV)/ready  ## compare routing and cascading with simple controls on recorded data
 	@$(BIN)/python -m bench.routing

@@ -1,9 +1,9 @@
 """A client beside an attacker: `python -m bench.neighbours`.
 
-The victim sends 20 requests per second with texts that the router knows. The attacker has another key. It sends large
-hostile bodies, or texts that nobody has sent before. The output has the victim's p50 and p99, alone and beside the
-attacker, and its fallbacks. "code" is an ordinary body of the same size. It shows what the size alone costs, because
-Envoy and gRPC copy each megabyte several times. The exit status is 1 if the victim fell back.
+The victim sends 20 requests per second with texts that the router knows. The attacker has another key. It sends
+large hostile bodies, or texts that nobody has sent before. The output has the victim's p50 and p99, alone and beside
+the attacker, and its fallbacks. "code" is an ordinary body of the same size. It shows what the size alone costs,
+because Envoy and gRPC copy each megabyte several times. The exit status is 1 if the victim fell back.
 """
 
 import argparse
