@@ -4,8 +4,8 @@ Requests have a fixed rate, regardless of how long answers take. They are JSON a
 at tiers that answer well. Some clients leave early, some bodies are bad, and the YAML is edited every five seconds.
 Each answer must have the marker of its own request. The output has the resident memory and file descriptors of the
 router, and the p99 latency of its clients. They are measured over the second and the last tenth of the run, because
-the first tenth warms up. The exit status is 1 if a value has grown beyond its limit, or if an answer was wrong. A good
-rate is 80 % of the rate that `python -m bench.latency` reaches on the same machine.
+the first tenth warms up. The exit status is 1 if a value has grown beyond its limit, or if an answer was wrong.
+A good rate is 80 % of the rate that `python -m bench.latency` reaches on the same machine.
 """
 
 import argparse
@@ -139,9 +139,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, driver.running_bench(Path(folder)) as bench:
         soak = Soak(driver, bench)
         start, end = asyncio.run(soak.run(args.seconds, args.rate))
-    print(
-        f"{len(soak.waits)} requests at {len(soak.waits) / args.seconds:.1f}/s, {soak.failed} failed, {soak.mixed} mixed up"
-    )
+    print(f"{len(soak.waits)} requests at {len(soak.waits) / args.seconds:.1f}/s")
+    print(f"{soak.failed} failed, {soak.mixed} had the answer of another request")
     print(f"{soak.left} clients left, {soak.refused} bodies were refused, {soak.reloads} reloads")
     print(f"{'':<20}{'start':>10}{'end':>10}{'limit':>10}")
     rows = (

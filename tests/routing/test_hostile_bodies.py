@@ -112,7 +112,7 @@ SLOWEST = (
 
 @pytest.mark.parametrize(("megabytes", "names"), [(8, tuple(SHAPES)), (32, SLOWEST)], ids=["8 MiB", "32 MiB"])
 def test_no_shape_costs_far_more_than_code_of_the_same_size(router, megabytes, names):
-    """Whatever its bytes spell, a body costs a small multiple of an ordinary conversation."""
+    """A body of any content costs a small multiple of an ordinary conversation."""
     size = megabytes * MEGABYTE
     ordinary = cpu_s(router, CHAT, CODE(size))
     ratios = {name: cpu_s(router, SHAPES[name][0], SHAPES[name][1](size), 1) / ordinary for name in names}
