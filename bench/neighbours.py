@@ -1,7 +1,7 @@
 """A client beside an attacker: `python -m bench.neighbours`.
 
 The victim sends 20 requests per second with texts that the router knows. The attacker has another key. It sends
-large hostile bodies, or texts that nobody has sent before. The output has the victim's p50 and p99, alone and beside
+large hostile bodies, or texts that are always new. The output has the victim's p50 and p99, alone and beside
 the attacker, and its fallbacks. "code" is an ordinary body of the same size. It shows what the size alone costs,
 because Envoy and gRPC copy each megabyte several times. The exit status is 1 if the victim fell back.
 """
@@ -102,7 +102,7 @@ async def _attack(port: int, path: str, body: bytes | None, rate: float) -> None
     sending: set[asyncio.Task[None]] = set()
 
     async def send(case: int) -> None:
-        text = f"text {case} that nobody has sent before, with some more words in it"
+        text = f"text {case} that was never sent before, with some more words in it"
         raw = body or msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": text}]})
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             streams = await asyncio.open_connection("127.0.0.1", port)

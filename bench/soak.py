@@ -2,7 +2,7 @@
 
 Requests have a fixed rate, regardless of how long answers take. They are JSON and streams, judged and not judged,
 at tiers that answer well. Some clients leave early, some bodies are bad, and the YAML is edited every five seconds.
-Each answer must have the marker of its own request. The output has the resident memory and file descriptors of the
+Each answer must have the marker of its request. The output has the resident memory and file descriptors of the
 router, and the p99 latency of its clients. They are measured over the second and the last tenth of the run, because
 the first tenth warms up. The exit status is 1 if a value has grown beyond its limit, or if an answer was wrong.
 A good rate is 80 % of the rate that `python -m bench.latency` reaches on the same machine.
@@ -51,7 +51,7 @@ class Soak:
         self.driver, self.bench = driver, bench
         self.waits: list[tuple[float, float]] = []  # (time at which a request was sent, its duration), in seconds
         self.failed = 0  # no valid answer
-        self.mixed = 0  # an answer without the marker of its own request
+        self.mixed = 0  # an answer without the marker of its request
         self.left = self.refused = self.reloads = 0
         self._dice = random.Random(1)
 

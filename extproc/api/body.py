@@ -75,7 +75,7 @@ class ToolsByName(msgspec.Struct):
     """Tools as an object, which some clients send. It only matters that there are any."""
 
 
-# Texts, or token ids, which are no text: a prompt of a hundred thousand of them is real.
+# Texts, or token ids, which are numbers. A prompt of a hundred thousand of them is real.
 PromptItem = str | int | float | list[int | float] | Part | None
 
 

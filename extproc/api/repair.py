@@ -27,7 +27,7 @@ class TooManyRepairs(ValueError):
     """The text has more places to repair than are looked at."""
 
     def __init__(self) -> None:
-        super().__init__(f"more than {MAX_REPAIRS} escapes of surrogates, or values that are no JSON numbers")
+        super().__init__(f"more than {MAX_REPAIRS} escapes of surrogates, or numbers that JSON does not have")
 
 
 def repaired(body: bytes) -> bytes:
@@ -57,7 +57,7 @@ def _without_halves(text: bytes) -> bytes:
 
 
 def _without_numbers(text: bytes) -> bytes:
-    """Replace each NaN and infinity by a number that is no integer, so that no limit is read from it."""
+    """Replace each NaN and infinity by a fraction, so that no limit is read from it."""
     edited: bytearray | None = None
     for word in _NUMBERS:
         for at in _places(text, word):
@@ -92,6 +92,6 @@ def _run_before(text: bytes, end: int, byte: bytes) -> int:
 
 
 def _after(text: bytes, at: int) -> bytes:
-    """Return the first byte from `at` that is no space."""
+    """Return the first byte from `at` other than a space."""
     end = _SPACES.match(text, at).end()  # type: ignore[union-attr]  # matches empty
     return text[end : end + 1]

@@ -1,6 +1,6 @@
 """Counts the values of a JSON text before anything is decoded, in time linear in its bytes.
 
-The cost of decoding depends on the number of values, not on the number of bytes: eight megabytes of base64 are one
+The cost of decoding depends on the number of values and not of bytes. Eight megabytes of base64 are one
 value, and eight megabytes of `[],` are almost three million. Text inside strings does not count.
 """
 
