@@ -40,6 +40,10 @@ class DuplicateMember(SpliceError):
         super().__init__("a member of the body appears more than once")
 
 
+class TooLong(SpliceError):
+    """An object has too many members, or one with too long a name."""
+
+
 class Patch(msgspec.Struct, frozen=True, order=True):
     """Replace the `length` bytes at offset `at` with `text`."""
 
@@ -75,7 +79,7 @@ def patches(body: bytes, edits: Edits, start: int = 0) -> list[Patch]:
     for name, raw in members.items():
         key, value = _KEY.match(body, at), bytes(raw)
         if key is None:
-            raise SpliceError(f"a member of the body has a name of more than {MAX_NAME_CHARS} characters")
+            raise TooLong(f"a member of the body has a name of more than {MAX_NAME_CHARS} characters")
         if _decode_key(key[1]) != name or not body.startswith(value, key.end()):
             raise DuplicateMember
         at = key.end() + len(value)
@@ -102,8 +106,8 @@ def _check_members(body: bytes) -> None:
             raise _too_many_members()
 
 
-def _too_many_members() -> SpliceError:
-    return SpliceError(f"an object in the body has more than {MAX_MEMBERS} members")
+def _too_many_members() -> TooLong:
+    return TooLong(f"an object in the body has more than {MAX_MEMBERS} members")
 
 
 def apply(body: bytes, changes: Sequence[Patch]) -> bytes:

@@ -9,7 +9,7 @@ from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
 from extproc.api.repair import BOM, TooManyRepairs, repaired
 from extproc.api.request import ReasoningField, Request
-from extproc.api.splice import DuplicateMember, Patch, SpliceError, apply, patches, rebase
+from extproc.api.splice import DuplicateMember, Patch, SpliceError, TooLong, apply, patches, rebase
 from extproc.routing.decision import Decision
 from extproc.routing.policy import Rung
 from extproc.settings import Budget, Dialect, Reasoning, Tier
@@ -75,7 +75,7 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
 def _patches(request: Request, edits: _Edits) -> list[Patch]:
     try:
         return patches(request.readable, edits)
-    except DuplicateMember:
+    except (DuplicateMember, TooLong):
         raise
     except SpliceError:  # a name is not UTF-8, which reading did not need
         return patches(_repaired(request.readable), edits)

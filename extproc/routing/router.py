@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from extproc.api.request import Request, RequestError, TooLarge, parse_request
-from extproc.api.splice import DuplicateMember, SpliceError, patches
+from extproc.api.splice import DuplicateMember, SpliceError, TooLong, patches
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
@@ -86,6 +86,8 @@ class Router:
         clock.lap("match")
         try:
             mutation = await self.work(size, mutate, decision, request)
+        except TooLong as error:  # the name of the model could not be replaced either
+            return _refused(snapshot, str(error), clock, request, signals)
         except SpliceError:
             return await self.work(size, _unreadable, snapshot, body, headers, clock, request, signals)
         clock.lap("write")
