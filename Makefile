@@ -25,7 +25,7 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
   bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing \
-  bench-soak bench-static bench-ttft bench-views clean
+  bench-neighbours bench-soak bench-static bench-ttft bench-views clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -115,8 +115,11 @@ bench-ledger: $(VENV)/ready  ## measure what the ledger costs per request
 bench-faults: $(VENV)/ready  ## cause every fault of the fault matrix under traffic, for 30 s each
 	@$(BIN)/python -m bench.faults
 
-bench-soak: $(VENV)/ready  ## send mixed traffic for ten minutes; fail if memory, descriptors or p99 grow
-	@$(BIN)/python -m bench.soak
+bench-neighbours: $(VENV)/ready  ## measure a client beside an attacker, for the worst bodies and a flood of new texts
+	@$(BIN)/python -m bench.neighbours
+
+bench-soak: $(VENV)/ready  ## send mixed traffic for ten minutes (SECONDS=600); fail if memory, descriptors or p99 grow
+	@$(BIN)/python -m bench.soak --seconds $(or $(SECONDS),600)
 
 bench-routing: $(VENV)/ready  ## compare routing and cascading with simple controls on recorded data
 	@$(BIN)/python -m bench.routing

@@ -106,6 +106,7 @@ HEADERS = {
     "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
+    "x-router-failed": "response, in Envoy: the upstream's status, if it makes Envoy ask the next tier",
     "x-router-cohort": "response: the cohort where the request landed",
     "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router",
     "x-router-tier": "response: the tier that served",

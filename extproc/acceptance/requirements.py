@@ -7,9 +7,10 @@ import msgspec
 
 from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, Score
 from extproc.acceptance.score import QUESTION_CHARS, head_and_tail
-from extproc.api.body import MAX_ITEMS
 from extproc.api.members import UNDECODABLE, MemberReader, TooManyObjects
+from extproc.api.parts import MAX_ITEMS
 from extproc.api.request import Request
+from extproc.api.structure import has_at_most
 
 # Envoy forwards the requirements with every message to the verifier: two for a whole answer, one per chunk of a
 # stream. Above these limits, parts are left out in this order: descriptions in schemas, which no rule reads, the
@@ -21,6 +22,9 @@ _DESCRIPTIONS = {"description", "title", "$comment"}
 # Members of a schema that contain values, not schemas.
 _VALUES = {"const", "enum", "default", "examples"}
 _MAX_SCHEMA_DEPTH = 64
+# Objects and lists in the tools and schemas of a request. Each takes a microsecond. With more of them, the
+# requirements would not fit into the metadata.
+_MAX_VALUES = 20_000
 
 
 class Requirements(msgspec.Struct, frozen=True):
@@ -66,17 +70,24 @@ class _Body(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_decode_members = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "Members",
+        [(name, msgspec.Raw, msgspec.Raw()) for name in _Body.__struct_encode_fields__],
+        omit_defaults=True,
+    )
+).decode
 
 
 def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirements:
     """Read the requirements that `rules` use. Requirements that cannot be read are left out."""
     try:
-        body = _decode(request.readable)
-    except UNDECODABLE:
-        try:
-            body = MemberReader(MAX_ITEMS).read(request.readable, _Body)
-        except (*UNDECODABLE, TooManyObjects):
+        members = msgspec.json.encode(_decode_members(request.readable))
+        if not has_at_most(members, _MAX_VALUES, 2 * _MAX_VALUES):
             return Requirements(tools=None, stream=request.stream)
+        body = _read_body(members)
+    except (*UNDECODABLE, TooManyObjects):
+        return Requirements(tools=None, stream=request.stream)
     kinds = {type(rule) for rule in rules}
     requirements = Requirements(
         json_schema=_schema(body) if JsonSchema in kinds else None,
@@ -93,6 +104,13 @@ def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirem
         if len(msgspec.json.encode(requirements)) <= limit:
             return requirements
     return Requirements(tools=None, stream=request.stream, choices=body.n or 1)
+
+
+def _read_body(members: bytes) -> _Body:
+    try:
+        return _decode(members)
+    except UNDECODABLE:
+        return MemberReader(MAX_ITEMS).read(members, _Body)
 
 
 def _whole(requirements: Requirements) -> Requirements:

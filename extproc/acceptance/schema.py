@@ -9,6 +9,7 @@ implemented here. A standard keyword that is not implemented makes the schema un
 of it. A keyword that the standard does not define is ignored, as the standard says.
 """
 
+import re
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,8 @@ import msgspec
 import re2  # google-re2 ships no types
 
 MAX_SCHEMA_BYTES = 65536
+# Limit for compiling the patterns of a schema: about 50 ms of CPU at worst. See `_pattern_work`.
+MAX_PATTERN_WORK = 10_000
 # Limit for the keywords, items and members of one check: about 50 ms of CPU at worst.
 MAX_STEPS = 100_000
 
@@ -214,7 +217,31 @@ _SHAPES: dict[str, Callable[[Any], bool]] = {
 }
 
 
-def _ensure_usable(root: Any, schema: Any, seen: set[int]) -> None:
+_REPEAT = re.compile(r"(\)?)\{(\d{1,6})(?:,(\d{0,6}))?\}")
+
+
+def _pattern_work(pattern: str) -> int:
+    """Estimate the work of compiling a pattern, in units of about 4 microseconds: its length and its repetitions.
+
+    RE2 copies what is repeated, and allows a thousand copies of it in all.
+    """
+    work = 20 + len(pattern)
+    for nested, least, most in _REPEAT.findall(pattern):
+        work += 1000 if nested else min(1000, max(int(least), int(most or 0)))
+    return work
+
+
+def _compile_patterns(patterns: list[str], compiled: dict[str, int]) -> None:
+    """Compile patterns, and add the work of each to `compiled`. Raises ValueError when it is too much in all."""
+    for pattern in patterns:
+        if pattern not in compiled:
+            compiled[pattern] = _pattern_work(pattern)
+            if sum(compiled.values()) > MAX_PATTERN_WORK:
+                raise SchemaUnusable("the patterns take too long to compile: use fewer, or smaller repetitions")
+            compile_pattern(pattern)
+
+
+def _ensure_usable(root: Any, schema: Any, seen: set[int], compiled: dict[str, int]) -> None:
     """Raise ValueError when `schema`, or a schema in it or referenced by it, cannot be checked."""
     if isinstance(schema, bool) or id(schema) in seen:
         return
@@ -231,20 +258,19 @@ def _ensure_usable(root: Any, schema: Any, seen: set[int]) -> None:
         if keyword in _NAMED and not isinstance(value, dict):
             raise SchemaUnusable(f"{keyword!r} must map names to schemas")
         if keyword in ("pattern", "patternProperties"):
-            for pattern in [value] if isinstance(value, str) else value:
-                compile_pattern(pattern)
+            _compile_patterns([value] if isinstance(value, str) else list(value), compiled)
         schemas = [value] if keyword in _SCHEMA else value if keyword in _SCHEMAS else ()
         for item in value.values() if keyword in _NAMED else schemas:
-            _ensure_usable(root, item, seen)
+            _ensure_usable(root, item, seen, compiled)
         if keyword == "$ref":
-            _ensure_usable(root, _resolve(root, value), seen)
+            _ensure_usable(root, _resolve(root, value), seen, compiled)
 
 
 @lru_cache(maxsize=256)
 def _fault(encoded: bytes) -> str | None:
     schema = msgspec.json.decode(encoded)
     try:
-        _ensure_usable(schema, schema, set())
+        _ensure_usable(schema, schema, set(), {})
     except ValueError as error:
         return str(error)
     return None

@@ -3,44 +3,12 @@
 `decode_body` reads a usual body in one pass. If that fails, odd bytes are replaced and members read one by one.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import msgspec
 
-from extproc.api.members import MAX_DEPTH, UNDECODABLE, MemberReader, TooManyObjects, raw_items, raw_members
+from extproc.api.members import MAX_DEPTH, UNDECODABLE, MemberReader, TooManyObjects, raw_items
+from extproc.api.parts import MAX_ITEMS, Content, Message, Part, check_items
 from extproc.api.repair import repaired
-
-# Far above any real conversation. Eight megabytes of empty messages are millions of them, and each one blocks the
-# event loop, and so all other requests, for a microsecond.
-MAX_ITEMS = 20_000
-
-
-class Part(msgspec.Struct):
-    """One part of a message: text, media, a call, or the result of a call with its own parts."""
-
-    type: str = ""
-    text: str | None = None
-    content: "str | list[Part | str] | Part | None" = None
-    image_url: msgspec.Raw = msgspec.Raw()
-    audio_url: msgspec.Raw = msgspec.Raw()
-    video_url: msgspec.Raw = msgspec.Raw()
-    input_audio: msgspec.Raw = msgspec.Raw()
-    source: msgspec.Raw = msgspec.Raw()
-    file: msgspec.Raw = msgspec.Raw()
-    file_data: msgspec.Raw = msgspec.Raw()
-
-
-Content = str | list[Part | str] | Part | None
-
-
-class Message(msgspec.Struct):
-    """A message, or an item of the Responses API."""
-
-    role: str | None = None
-    type: str | None = None
-    content: Content = None
-    output: Content = None
+from extproc.api.structure import check_structure, has_at_most
 
 
 class Typed(msgspec.Struct):
@@ -85,17 +53,25 @@ class Prompt(msgspec.Struct):
     variables: dict[str, str | Part] | None = None
 
 
+class ToolsByName(msgspec.Struct):
+    """Tools as an object, which some clients send. It only matters that there are any."""
+
+
+# Texts, or token ids, which are numbers. A prompt of a hundred thousand of them is real.
+PromptItem = str | int | float | list[int | float] | Part | None
+
+
 class Body(msgspec.Struct):
     """The members that routing reads. Each member that is absent or unreadable has its default."""
 
     model: str | None = None
     messages: list[Message | str] | None = None
     input: str | list[Message | str] | Message | None = None
-    prompt: str | list[Any] | Prompt | None = None
+    prompt: str | list[PromptItem] | Prompt | None = None
     instructions: str | list[Message | str] | None = None
     system: Content = None
-    tools: list[Tool] | dict[str, msgspec.Raw] | None = None
-    functions: list[Tool] | dict[str, msgspec.Raw] | None = None
+    tools: list[Tool] | ToolsByName | None = None
+    functions: list[Tool] | ToolsByName | None = None
     web_search_options: msgspec.Raw = msgspec.Raw()
     mcp_servers: msgspec.Raw = msgspec.Raw()
     modalities: list[str] | None = None
@@ -126,12 +102,12 @@ class Body(msgspec.Struct):
 class _BodyLists(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
-    prompt: msgspec.Raw = msgspec.Raw()
     instructions: msgspec.Raw = msgspec.Raw()
     system: msgspec.Raw = msgspec.Raw()
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
     modalities: msgspec.Raw = msgspec.Raw()
+    include: msgspec.Raw = msgspec.Raw()
 
 
 class _ItemLists(msgspec.Struct):
@@ -139,25 +115,60 @@ class _ItemLists(msgspec.Struct):
     output: msgspec.Raw = msgspec.Raw()
 
 
+class _Variables(msgspec.Struct):
+    variables: msgspec.Raw = msgspec.Raw()
+
+
+class _PromptVariables(msgspec.Struct):
+    prompt: msgspec.Raw = msgspec.Raw()
+
+
+class _Needs(msgspec.Struct):
+    tools: msgspec.Raw = msgspec.Raw()
+    functions: msgspec.Raw = msgspec.Raw()
+    modalities: msgspec.Raw = msgspec.Raw()
+    include: msgspec.Raw = msgspec.Raw()
+
+
+class _Nothing(msgspec.Struct):
+    """Decodes any JSON object, to find out whether it is one."""
+
+
 _decode = msgspec.json.Decoder(Body).decode
 _decode_body_lists = msgspec.json.Decoder(_BodyLists).decode
+_decode_variables = msgspec.json.Decoder(_Variables).decode
+_decode_needs = msgspec.json.Decoder(_Needs).decode
+_decode_nothing = msgspec.json.Decoder(_Nothing).decode
+_decode_prompt = msgspec.json.Decoder(_PromptVariables).decode
 _decode_item_lists = msgspec.json.Decoder(_ItemLists).decode
 
 
 def decode_body(body: bytes) -> tuple[Body, bytes]:
     """Return the members of `body`, and the text that they were read from, which has the same length.
 
-    Raises one of UNDECODABLE when the body is not a JSON object, and TooManyObjects when too much of it is odd.
+    Raises one of UNDECODABLE when the body is not a JSON object, and TooManyValues when it has too many values.
+    Raises TooManyObjects when its lists are too long or too much of it is odd.
     """
+    check_structure(body)
     try:
         _check_lengths(body)
-        return _decode(body), body
+        return _without_empty_tools(_decode(body), body), body
     except UNDECODABLE:
         pass
     text = body if _is_json(body) else repaired(body)
     _check_lengths(text)
     decoded = MemberReader(MAX_ITEMS).read(text, Body)
-    return _doubted(decoded, text), text
+    return _doubted(_without_empty_tools(decoded, text), text), text
+
+
+def _without_empty_tools(decoded: Body, text: bytes) -> Body:
+    """An object without members has no tools. The members of others are not decoded."""
+    for name in ("tools", "functions"):
+        if isinstance(getattr(decoded, name), ToolsByName):
+            sent = bytes(getattr(_decode_needs(text), name))
+            if not sent.strip(b"{} \t\r\n"):
+                setattr(decoded, name, None)
+    return decoded
 
 
 def _check_lengths(text: bytes) -> None:
@@ -166,6 +177,15 @@ def _check_lengths(text: bytes) -> None:
         lists = _decode_body_lists(text)
         for name in lists.__struct_fields__:
             _check_length(bytes(getattr(lists, name)), MAX_DEPTH)
+        _check_variables(bytes(_decode_prompt(text).prompt))
+
+
+def _check_variables(prompt: bytes) -> None:
+    """Raise TooManyObjects when a prompt template has too many variables."""
+    if prompt.startswith(b"{"):
+        variables = bytes(_decode_variables(prompt).variables)
+        if not has_at_most(variables, MAX_ITEMS, MAX_ITEMS):
+            raise TooManyObjects(f"more than {MAX_ITEMS} variables")
 
 
 def _check_length(value: bytes, depth: int) -> None:
@@ -187,7 +207,7 @@ def _is_json(body: bytes) -> bool:
     """Whether a strict reader accepts this as a JSON object."""
     try:
         body.decode()
-        raw_members(body)
+        _decode_nothing(body)
     except UNDECODABLE:
         return False
     return True
@@ -195,56 +215,11 @@ def _is_json(body: bytes) -> bool:
 
 def _doubted(decoded: Body, text: bytes) -> Body:
     """Give a member that may be a need the value that lifts, where it was sent and cannot be read."""
-    members = raw_members(text)
+    sent = _decode_needs(text)
     for name, doubt in (("tools", [Tool()]), ("functions", [Tool()]), ("modalities", ["?"]), ("include", ["?"])):
-        if getattr(decoded, name) is None and name in members and bytes(members[name]) not in _NOTHING:
+        if getattr(decoded, name) is None and bytes(getattr(sent, name)) not in _NOTHING:
             setattr(decoded, name, doubt)
     return decoded
 
 
-_NOTHING = (b"null", b"false", b'""')
-
-
-def parts_of(content: Content) -> Sequence[Part]:
-    """Return the parts of a content; a text is one part."""
-    if isinstance(content, str):
-        return (Part("text", content),)
-    if isinstance(content, list):
-        if str not in map(type, content):
-            return content  # type: ignore[return-value]  # no text among them
-        return [Part("text", part) if isinstance(part, str) else part for part in content]
-    return () if content is None else (content,)
-
-
-def every_part(content: Content) -> Sequence[Part]:
-    """Return the parts of a content other than a text, at any depth. Raises TooManyObjects above MAX_ITEMS."""
-    if content is None or isinstance(content, str):
-        return ()
-    check_items(content)
-    parts = parts_of(content)
-    nested = [part.content for part in parts if part.content is not None]
-    if not nested:
-        return parts
-    parts = list(parts)
-    while nested:
-        inner = nested.pop()
-        if not isinstance(inner, str):
-            check_items(inner, len(parts))
-            more = parts_of(inner)
-            parts += more
-            nested += [part.content for part in more if part.content is not None]
-    return parts
-
-
-def check_items(value: object, others: int = 0) -> None:
-    """Raise TooManyObjects when `value` is a list that has more than MAX_ITEMS items, together with the others."""
-    if isinstance(value, list) and len(value) + others > MAX_ITEMS:
-        raise TooManyObjects(f"more than {MAX_ITEMS} messages and parts")
-
-
-def messages_of(value: Any) -> list[Message]:
-    """Return the messages of `messages` or `input`; a text is a message of the user."""
-    items = value if isinstance(value, list) else [] if value is None else [value]
-    if str not in map(type, items):
-        return items
-    return [Message("user", content=item) if isinstance(item, str) else item for item in items]
+_NOTHING = (b"", b"null", b"false", b'""', b"{}")

@@ -59,11 +59,12 @@ class MemberReader:
         self._objects -= 1
         if self._objects < 0:
             raise TooManyObjects(f"more than {MAX_ODD_OBJECTS} objects that cannot be read whole")
-        members = raw_members(raw)
+        members = _raw_decoder(kind)(raw)
         values = {}
         for field in _fields(kind):
-            if field.name in members:
-                value = self._value(members[field.name], field, depth)
+            member = getattr(members, field.name)
+            if memoryview(member):
+                value = self._value(member, field, depth)
                 if value is not msgspec.UNSET:
                     values[field.name] = value
         return kind(**values)
@@ -108,6 +109,13 @@ class MemberReader:
 @cache
 def _decoder(kind: Any) -> Callable[[bytes], Any]:
     return msgspec.json.Decoder(kind).decode
+
+
+@cache
+def _raw_decoder(kind: type[msgspec.Struct]) -> Callable[[bytes], Any]:
+    """The decoder of an object whose members have the names of `kind` and stay as they were sent."""
+    members = [(name, msgspec.Raw, msgspec.Raw()) for name in kind.__struct_encode_fields__]
+    return msgspec.json.Decoder(msgspec.defstruct("Members", members)).decode
 
 
 @cache

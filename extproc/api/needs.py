@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from extproc.api.body import Body, Message, Part, Prompt, Tool, check_items, every_part
+from extproc.api.body import Body, Prompt, Tool
+from extproc.api.parts import Message, Part, check_items, every_part
 
 HOSTED = "hosted:"
 # A part of an unknown type. No policy can list it.

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from extproc.api.body import Body, Typed, messages_of, parts_of
+from extproc.api.body import Body, Typed
+from extproc.api.parts import messages_of, parts_of
 from extproc.api.splice import REMOVED
 
 # The efforts that providers name, from the least up.

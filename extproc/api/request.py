@@ -5,23 +5,22 @@ Only the members that routing needs are decoded. The bytes are kept, because the
 
 import msgspec
 
-from extproc.api.body import (
-    Body,
-    Message,
-    check_items,
-    decode_body,
-    messages_of,
-    parts_of,
-)
+from extproc.api.body import Body, decode_body
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
 from extproc.api.needs import declared_needs, read_media
+from extproc.api.parts import Message, check_items, messages_of, parts_of
 from extproc.api.paths import Api, api_of
 from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
-from extproc.api.repair import BOM, repaired
+from extproc.api.repair import BOM, TooManyRepairs, repaired
+from extproc.api.structure import TooManyValues
 
 
 class RequestError(ValueError):
     """The client sent a body that cannot be read at all. It is not routed."""
+
+
+class TooLarge(RequestError):
+    """The body has more values than any real request, or is nested deeper. Not even its model is read."""
 
 
 class Turn(msgspec.Struct, frozen=True):
@@ -68,7 +67,7 @@ def parse_request(path: str, body: bytes) -> Request | None:
     """Read a request to `path`. Return None when the path is not one of an API, so the request is not routed.
 
     A member that cannot be read counts as absent. Raises RequestError when the path is one of an API and the body
-    is not a JSON object, or is larger than any real request.
+    is not a JSON object, or has longer lists than any real request. Raises TooLarge when it has too many values.
     """
     api = api_of(path)
     if api is None:
@@ -79,8 +78,12 @@ def parse_request(path: str, body: bytes) -> Request | None:
         _check_lists(decoded)
         messages = _messages(api, decoded)
         media = read_media(messages, decoded.prompt)
+    except RecursionError as error:
+        raise TooLarge("the body is nested too deeply") from error
     except UNDECODABLE as error:
         raise RequestError(f"{path}: the body is not a JSON object: {error}") from error
+    except (TooManyValues, TooManyRepairs) as error:
+        raise TooLarge(f"the body has {error}") from error
     except TooManyObjects as error:
         raise RequestError(f"{path}: the body has {error}") from error
     formats = (
@@ -127,8 +130,10 @@ def path_of(body: bytes) -> str:
 
 def _check_lists(decoded: Body) -> None:
     """Each message, prompt and tool costs time."""
-    for value in (decoded.messages, decoded.input, decoded.prompt, decoded.instructions, decoded.tools):
+    for value in (decoded.messages, decoded.input, decoded.instructions, decoded.tools):
         check_items(value)
+    if isinstance(decoded.prompt, list):
+        check_items([prompt for prompt in decoded.prompt if isinstance(prompt, str)])
 
 
 def _messages(api: Api, decoded: Body) -> list[Message]:

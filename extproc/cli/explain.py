@@ -30,7 +30,7 @@ class _PatientBatcher:
     def __init__(self, batcher: Batcher) -> None:
         self._batcher = batcher
 
-    async def embed(self, text: str, deadline_s: float) -> Any:
+    async def embed(self, text: str, deadline_s: float, principal: str = "") -> Any:
         del deadline_s
         return await self._batcher.embed(text, _DEADLINE_S)
 

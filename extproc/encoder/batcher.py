@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +16,8 @@ from extproc.encoder.protocols import DeadlineError, Encoder, EncoderError, Vect
 _MAX_BATCH = 16
 # A longer queue could not meet any sensible deadline, so further texts are refused immediately.
 _MAX_QUEUE = 256
+# Texts of one principal in a batch while others wait. So a text waits for few texts of a principal that sends many.
+_MAX_SHARE = 4
 # 1,024 vectors of 2,432 floats are 10 MB.
 _CACHED_VECTORS = 1024
 
@@ -42,6 +44,7 @@ class RememberingEncoder:
 class _Waiting(msgspec.Struct, eq=False):
     text: str
     key: bytes
+    principal: str
     expires: float  # time.monotonic()
     vector: "asyncio.Future[Vectors]"
 
@@ -49,7 +52,8 @@ class _Waiting(msgspec.Struct, eq=False):
 class Batcher:
     """Shares one encoder between exchanges: batches waiting texts, keeps the event loop free, caches vectors.
 
-    An idle encoder starts immediately. Texts that arrive while it works form the next batch.
+    An idle encoder starts immediately. Texts that arrive while it works form the next batch. The principals take
+    turns in it, and a full queue drops a text of the principal that has the most texts there.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -60,7 +64,7 @@ class Batcher:
         self._worker: asyncio.Task[None] | None = None
         self._text_s = 0.0  # seconds per text, in the last batch
 
-    async def embed(self, text: str, deadline_s: float) -> Vectors:
+    async def embed(self, text: str, deadline_s: float, principal: str = "") -> Vectors:
         """Return float32[d] for `text` within `deadline_s`. Raises DeadlineError or EncoderError."""
         # The cache keeps hashes, never the text.
         key = hashlib.blake2b(text.encode(errors="replace"), digest_size=16).digest()
@@ -69,13 +73,15 @@ class Batcher:
             self._cache.move_to_end(key)
             return cached
         if len(self._waiting) >= _MAX_QUEUE:
-            raise DeadlineError(f"the encoder's queue is full: it has {_MAX_QUEUE} texts")
+            self._make_room(principal)
         vector: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(text, key, time.monotonic() + deadline_s, vector))
+        self._waiting.append(_Waiting(text, key, principal, time.monotonic() + deadline_s, vector))
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         try:
             return await asyncio.wait_for(vector, deadline_s)
+        except DeadlineError:  # the queue had no room, or the text would have been too late
+            raise
         except TimeoutError as error:
             raise DeadlineError(f"the encoder made no vector within {deadline_s * 1000:.0f} ms") from error
 
@@ -100,19 +106,20 @@ class Batcher:
                     entry.vector.set_result(row)
 
     def _next_batch(self) -> list[_Waiting]:
-        """Take the oldest texts that an exchange still waits for and whose vectors will be ready in time.
+        """Take texts that an exchange still waits for and whose vectors will be ready in time, oldest first.
 
         Under overload, texts that would be too late fail immediately. Otherwise every batch would be for exchanges
         that have just given up, and no exchange would get a vector in time.
         """
         now = time.monotonic()
         live = [entry for entry in self._waiting if not entry.vector.done() and entry.expires > now]
-        patience = sorted((entry.expires - now for entry in live), reverse=True)[:_MAX_BATCH]
+        turns = _in_turns(live)
+        patience = sorted((entry.expires - now for entry in turns), reverse=True)[:_MAX_BATCH]
         # The largest batch whose texts can all wait for it, at the speed of the last batch.
         count = max((n for n, left in enumerate(patience, 1) if left > n * self._text_s), default=1)
         ready = now + count * self._text_s
         # If all would be late, try the newest: after one slow batch, the encoder may be fast again.
-        batch = [entry for entry in live if entry.expires > ready][:count] or live[-1:]
+        batch = [entry for entry in turns if entry.expires > ready][:count] or live[-1:]
         self._waiting.clear()
         for entry in live:
             if entry in batch:
@@ -123,6 +130,23 @@ class Batcher:
                 entry.vector.set_exception(DeadlineError("the encoder is too busy to make this vector in time"))
         return batch
 
+    def _make_room(self, principal: str) -> None:
+        """Drop the newest text of the principal that has the most texts in the full queue.
+
+        Raises DeadlineError if no principal has more texts there than this one would have.
+        """
+        self._waiting = deque(entry for entry in self._waiting if not entry.vector.done())
+        counts = Counter(entry.principal for entry in self._waiting)
+        if len(self._waiting) < _MAX_QUEUE:
+            return
+        largest, count = counts.most_common(1)[0]
+        full = DeadlineError(f"the encoder's queue is full: it has {_MAX_QUEUE} texts")
+        if count <= counts[principal] + 1:
+            raise full
+        newest = next(entry for entry in reversed(self._waiting) if entry.principal == largest)
+        self._waiting.remove(newest)
+        newest.vector.set_exception(full)
+
     def _remember(self, key: bytes, vector: Vectors) -> None:
         self._cache[key] = vector
         if len(self._cache) > _CACHED_VECTORS:
@@ -131,3 +155,13 @@ class Batcher:
     def close(self) -> None:
         """Stop the encoder's thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _in_turns(live: Sequence[_Waiting]) -> list[_Waiting]:
+    """Order texts so that the principals take turns. If there are several, each has at most _MAX_SHARE texts."""
+    places: Counter[str] = Counter()
+    turns: list[list[_Waiting]] = [[] for _ in live]
+    for entry in live:
+        turns[places[entry.principal]].append(entry)
+        places[entry.principal] += 1
+    return [entry for turn in (turns if len(places) == 1 else turns[:_MAX_SHARE]) for entry in turn]

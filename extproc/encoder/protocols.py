@@ -33,5 +33,8 @@ class Encoder(Protocol):
 class Embedder(Protocol):
     """Text -> vector within a deadline, with an encoder that several exchanges share."""
 
-    async def embed(self, text: str, deadline_s: float) -> Vectors:
-        """Return float32[d] of unit length. Raises DeadlineError or EncoderError."""
+    async def embed(self, text: str, deadline_s: float, principal: str = "") -> Vectors:
+        """Return float32[d] of unit length. Raises DeadlineError or EncoderError.
+
+        `principal` names who asks. No principal takes the encoder from the others.
+        """

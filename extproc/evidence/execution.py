@@ -44,7 +44,7 @@ class Memory:
         self._progress = progress
         self._waiting: list[tuple[str, asyncio.Future[Vectors]]] = []
 
-    async def embed(self, text: str, deadline_s: float) -> Vectors:
+    async def embed(self, text: str, deadline_s: float, principal: str = "") -> Vectors:
         """Return float32[d]. The deadline is ignored: no client waits."""
         del deadline_s
         if text in self._vectors:

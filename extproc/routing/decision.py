@@ -59,6 +59,16 @@ def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decis
     return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
 
+def unread(policy: Policy, reason: Reason, headers: Mapping[str, str]) -> Decision:
+    """Send a request that could not be read on unchanged: to the default tier, or to a floor that headers set."""
+    rules = [r for r in policy.rules if r.when.headers and r.when == Conditions(headers=r.when.headers)]
+    floor = _floor(policy, (), [r for r in rules if _headers_match(r.when.headers or {}, headers)])
+    default = policy.rank(policy.default_tier)
+    lowest = max(default, floor) if policy.mode == "enforce" else default
+    tier = next((tier for tier in policy.tiers[lowest:] if tier.takes_any), policy.tiers[default])
+    return Decision(tier, reason, rewrite=False)
+
+
 def decide(
     policy: Policy,
     signals: Signals,

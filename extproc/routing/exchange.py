@@ -60,6 +60,7 @@ class RouterExchange:
         routed = await self._route(event.body)
         if routed.refusal is not None:
             return self._refused(event, routed, routed.refusal)
+        metadata = await self._router.work(len(event.body), self._metadata, routed)
         # If Envoy waits for us with the headers, they still have the length of the old body.
         changed = self._headers_replied and routed.mutation.body is not None
         return Reply(
@@ -67,7 +68,7 @@ class RouterExchange:
             headers=_route_headers(routed),
             remove=("content-length",) if changed else (),
             body=routed.mutation.body,
-            metadata=self._metadata(routed),
+            metadata=metadata,
         )
 
     async def _full_duplex_message(self, event: Event) -> list[Reply]:

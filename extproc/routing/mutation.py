@@ -7,7 +7,7 @@ import msgspec
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
 from extproc.api.reasoning import ReasoningChoice, without_clearing
-from extproc.api.repair import BOM, repaired
+from extproc.api.repair import BOM, TooManyRepairs, repaired
 from extproc.api.request import Request
 from extproc.api.splice import (
     REMOVED,
@@ -15,6 +15,7 @@ from extproc.api.splice import (
     Layout,
     Patch,
     SpliceError,
+    TooLong,
     apply,
     layout,
     patches,
@@ -71,10 +72,10 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
 def _layout(request: Request) -> Layout:
     try:
         return layout(request.readable)
-    except DuplicateMember:
+    except (DuplicateMember, TooLong):
         raise
     except SpliceError:  # a name is not UTF-8, which reading did not need
-        return layout(repaired(request.readable))
+        return layout(_repaired(request.readable))
 
 
 def read_model(body: bytes) -> str | None:
@@ -82,7 +83,7 @@ def read_model(body: bytes) -> str | None:
 
     Raises SpliceError if the body is not a JSON object, or its model is not a text.
     """
-    return _decoded_model(repaired(body.removeprefix(BOM))) if body.strip() else None
+    return _read(body.removeprefix(BOM))[1] if body.strip() else None
 
 
 def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
@@ -93,21 +94,33 @@ def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) ->
     if not body.strip():
         return None
     body = body.removeprefix(BOM)
-    readable = repaired(body)
-    model = _decoded_model(readable)
+    readable, model = _read(body)
     if model is None or not may_replace(model):
         return None
     return apply(body, patches(layout(readable), {"model": _json(tier.model)}))
 
 
-def _decoded_model(readable: bytes) -> str | None:
+def _read(body: bytes) -> tuple[bytes, str | None]:
+    """The body as it can be read, and the model that it names."""
     try:
-        return _decode_model(readable).model
+        return body, _decode_model(body).model
+    except UNDECODABLE:
+        pass
+    readable = _repaired(body)
+    try:
+        return readable, _decode_model(readable).model
     except UNDECODABLE as error:
         raise SpliceError(
             "the body is not a JSON object whose `model` is a text: send the whole object, in UTF-8, and "
             "compressed only with the header content-encoding"
         ) from error
+
+
+def _repaired(body: bytes) -> bytes:
+    try:
+        return repaired(body)
+    except TooManyRepairs as error:
+        raise SpliceError(f"the body has {error}") from error
 
 
 class _Model(msgspec.Struct):

@@ -1,19 +1,22 @@
 """The whole path of one request, from its bytes to the change in it. Start reading at `Router.route`."""
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
 from extproc.api.paths import APIS, SIDE_PATHS, canonical
-from extproc.api.request import Request, RequestError, parse_request
-from extproc.api.splice import DuplicateMember, SpliceError, layout
+from extproc.api.request import Request, RequestError, TooLarge, parse_request
+from extproc.api.splice import DuplicateMember, SpliceError, TooLong, layout
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
-from extproc.routing.decision import Decision, decide, untouched
+from extproc.routing.decision import Decision, decide, unread, untouched
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
 from extproc.routing.mutation import Mutation, mutate, read_model, rename_model
@@ -21,6 +24,14 @@ from extproc.routing.policy import may_retarget
 from extproc.routing.record import decision_record
 from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# A larger body is worked on in a thread, a few at a time. NumPy releases the GIL while it counts. The decoder keeps
+# it, for 6 ms a megabyte at most, but the event loop runs between two steps.
+_LARGE_BYTES = 256 * 1024
+_LARGE_THREADS = 2
 
 
 class Routed(msgspec.Struct, frozen=True, dict=True):
@@ -48,6 +59,7 @@ class Router:
         self.snapshot = snapshot  # replaced as a whole by a reload; each request uses one snapshot
         self.embedder = embedder
         self._rates = rates
+        self._large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-body")
 
     def swap(self, snapshot: Snapshot) -> None:
         """Use `snapshot` for all requests from now on."""
@@ -56,35 +68,51 @@ class Router:
     async def route(self, body: bytes, headers: Mapping[str, str]) -> Routed:
         """Decide about one request, from its body and its headers (":path" and the ones that rules may name)."""
         snapshot, clock, path = self.snapshot, _Stopwatch(), headers.get(":path", "")
+        size = len(body)
         try:
-            request = parse_request(path, body)
+            request = await self.work(size, parse_request, path, body)
+        except TooLarge as error:
+            return _refused(snapshot, str(error), clock)
         except RequestError:
-            return _unreadable(snapshot, body, clock)
+            return await self.work(size, _unreadable, snapshot, body, headers, clock)
         if request is None:
-            renames = canonical(path) in SIDE_PATHS
-            return _renamed(snapshot, body, clock) if renames else _opened(snapshot, body, clock)
+            passed = _renamed if canonical(path) in SIDE_PATHS else _opened
+            return await self.work(size, passed, snapshot, body, clock)
         if request.model is None or not may_retarget(snapshot.policy, request.model):
-            return _passed_through(snapshot, request, clock)
+            return await self.work(size, _passed_through, snapshot, request, clock)
 
-        signals = read_signals(request, snapshot.encoder.max_chars)  # the ask is one of them
+        signals = await self.work(size, read_signals, request, snapshot.encoder.max_chars)  # the ask is one of them
         clock.lap("read")
-        vector, failure = await self._embed(signals.ask, snapshot, clock)
+        principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+        vector, failure = await self._embed(signals.ask, principal, snapshot, clock)
         match = nearest(snapshot.index, vector) if vector is not None else None
         decision = self._decide(snapshot, signals, match, headers, failure)
         clock.lap("match")
         try:
-            mutation = mutate(decision, request)
+            mutation = await self.work(size, mutate, decision, request)
+        except TooLong as error:  # the name of the model could not be replaced either
+            return _refused(snapshot, str(error), clock, request, signals)
         except SpliceError:
-            return _unreadable(snapshot, body, clock, request, signals)
+            return await self.work(size, _unreadable, snapshot, body, headers, clock, request, signals)
         clock.lap("write")
         return Routed(decision, mutation, snapshot, request, signals, clock.laps)
 
-    async def _embed(self, ask: Ask, snapshot: Snapshot, clock: "_Stopwatch") -> tuple[Vectors | None, Reason]:
+    async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""
+        if size < _LARGE_BYTES:
+            return function(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._large, lambda: function(*args, **kwargs))
+
+    async def _embed(
+        self, ask: Ask, principal: str, snapshot: Snapshot, clock: "_Stopwatch"
+    ) -> tuple[Vectors | None, Reason]:
         """The vector of the ask, or None and the reason why there is none."""
         if not ask.text:
             return None, Reason.NO_TEXT
         try:
-            return await self.embedder.embed(ask.text, snapshot.encoder.deadline_ms / 1000), Reason.MATCHED
+            deadline_s = snapshot.encoder.deadline_ms / 1000
+            return await self.embedder.embed(ask.text, deadline_s, principal), Reason.MATCHED
         except DeadlineError:
             return None, Reason.DEADLINE
         except EncoderError:
@@ -128,7 +156,7 @@ def _passed_through(snapshot: Snapshot, request: Request | None, clock: _Stopwat
         try:
             layout(request.readable)
         except DuplicateMember as error:  # the upstream might read another model
-            return _refused(snapshot, error, clock, request)
+            return _refused(snapshot, str(error), clock, request)
         except SpliceError:
             pass  # nothing is edited
     decision = untouched(snapshot.policy, Reason.PASSTHROUGH, request.model if request is not None else None)
@@ -142,7 +170,7 @@ def _renamed(snapshot: Snapshot, body: bytes, clock: _Stopwatch) -> Routed:
         decision = untouched(policy, Reason.PASSTHROUGH, read_model(body))
         renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
     except SpliceError as error:
-        return _refused(snapshot, error, clock)
+        return _refused(snapshot, str(error), clock)
     mutation = msgspec.structs.replace(mutate(decision, None), body=renamed)
     return Routed(decision, mutation, snapshot, None, None, clock.laps)
 
@@ -153,11 +181,13 @@ def _opened(snapshot: Snapshot, body: bytes, clock: _Stopwatch) -> Routed:
         model = read_model(body)
     except SpliceError as error:
         return (
-            _refused(snapshot, error, clock) if _starts_an_object(body) else _passed_through(snapshot, None, clock)
+            _refused(snapshot, str(error), clock)
+            if _starts_an_object(body)
+            else _passed_through(snapshot, None, clock)
         )
     if model in snapshot.policy.private_models:
         what = f"no upstream of this path knows the model `{model}`: name a model of the upstream"
-        return _refused(snapshot, SpliceError(f"{what}, or send the request to {', '.join(APIS)}"), clock)
+        return _refused(snapshot, f"{what}, or send the request to {', '.join(APIS)}", clock)
     return _passed_through(snapshot, None, clock)
 
 
@@ -169,31 +199,32 @@ def _starts_an_object(body: bytes) -> bool:
 def _unreadable(
     snapshot: Snapshot,
     body: bytes,
+    headers: Mapping[str, str],
     clock: _Stopwatch,
     request: Request | None = None,
     signals: Signals | None = None,
 ) -> Routed:
-    """The default tier serves. If the requested model can be read and replaced, only its name is rewritten.
+    """The default tier serves, or the floor that headers set. Only the model's name is rewritten, if it can be.
 
     If it cannot be rewritten, the request is refused: no upstream knows the name.
     """
     policy = snapshot.policy
-    decision = untouched(policy, Reason.UNREADABLE)
+    decision = unread(policy, Reason.UNREADABLE, headers)
     try:
         renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
     except SpliceError as error:
-        return _refused(snapshot, error, clock, request, signals)
+        return _refused(snapshot, str(error), clock, request, signals)
     mutation = msgspec.structs.replace(mutate(decision, None), body=renamed)
     return Routed(decision, mutation, snapshot, request, signals, clock.laps)
 
 
 def _refused(
     snapshot: Snapshot,
-    error: SpliceError,
+    message: str,
     clock: _Stopwatch,
     request: Request | None = None,
     signals: Signals | None = None,
 ) -> Routed:
     """The client gets an error. The default tier is only named in the record."""
     decision = untouched(snapshot.policy, Reason.BAD_REQUEST)
-    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps, str(error))
+    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps, message)

@@ -1,6 +1,7 @@
 """Cheap facts read from a request without a model."""
 
 import msgspec
+import numpy as np
 
 from extproc.api.paths import Api
 from extproc.api.request import Request
@@ -43,6 +44,6 @@ def _estimate_tokens(request: Request) -> int:
     size = len(request.body) - request.media_bytes
     extra_bytes = 0  # bytes of a character after its first one
     if not request.body.isascii():
-        extra_bytes = len(request.body) - len(request.body.decode(errors="ignore"))
+        extra_bytes = int(np.count_nonzero((np.frombuffer(request.body, np.uint8) & 0xC0) == 0x80))
     media = sum(need in ("vision", "audio", "files", "video") for need in request.needs) * _MEDIA_TOKENS
     return max(0, size - 2 * extra_bytes) // 4 + max(0, extra_bytes) // 2 + media

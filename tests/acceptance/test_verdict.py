@@ -431,6 +431,15 @@ def test_regex_bombs_run_in_linear_time() -> None:
     assert time.perf_counter() - start < 2
 
 
+def test_patterns_are_compiled_within_a_budget() -> None:
+    """Thousands of patterns with large repetitions fit into one schema, and each takes milliseconds to compile."""
+    many = {"properties": {str(i): {"pattern": f"{i}a{{1,1000}}"} for i in range(1700)}}
+    with pytest.raises(SchemaUnusable, match="patterns take too long"):
+        conforms(many, {"1": "a"})
+    usual = {"properties": {str(i): {"pattern": f"^[a-z]{{1,64}}-{i}$"} for i in range(90)}}
+    assert conforms(usual, {"1": "ab-1"}) and not conforms(usual, {"1": "ab-2"})
+
+
 def test_a_check_is_bounded_by_its_steps() -> None:
     """The check of a large value against a large schema stops at the limit."""
     branches = {"items": {"anyOf": [{"const": i} for i in range(100)]}}

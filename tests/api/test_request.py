@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from extproc.api.body import MAX_ITEMS
+from extproc.api.parts import MAX_ITEMS
 from extproc.api.reasoning import ReasoningChoice
 from extproc.api.request import Request, RequestError, Turn, parse_request
 from extproc.routing.signals import Signals, read_signals
@@ -611,5 +611,5 @@ def test_text_beyond_ascii_counts_two_bytes_a_token():
 )
 def test_more_messages_than_any_conversation_has_are_refused(path, body):
     """Millions of empty messages fit in a body, and each one would delay all other requests."""
-    with pytest.raises(RequestError, match="more than 20000 messages and parts"):
+    with pytest.raises(RequestError, match=f"more than {MAX_ITEMS} messages and parts"):
         parse_request(path, json.dumps(body).encode())

@@ -47,9 +47,11 @@ def batcher(gated):
     batcher.close()
 
 
-async def waiting(batcher: Batcher, *texts: str, deadline_s: float = LONG_S) -> list["asyncio.Task[Any]"]:
+async def waiting(
+    batcher: Batcher, *texts: str, deadline_s: float = LONG_S, principal: str = ""
+) -> list["asyncio.Task[Any]"]:
     """Return tasks that wait in the queue for the encoder."""
-    tasks = [asyncio.create_task(batcher.embed(text, deadline_s)) for text in texts]
+    tasks = [asyncio.create_task(batcher.embed(text, deadline_s, principal)) for text in texts]
     await asyncio.sleep(0)  # each task runs until it waits
     return tasks
 
@@ -151,6 +153,41 @@ def test_a_full_queue_refuses_at_once(gated, batcher, monkeypatch):
 
     run(scenario())
     assert gated.batches == [["first"], ["second", "third"], ["there is room again"]]
+
+
+def test_principals_take_turns_in_the_encoder(gated, batcher):
+    """Many texts of one principal wait for each other, not the few texts of others for all of them."""
+    flood = [f"flood {i:02}" for i in range(10)]
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        many = await waiting(batcher, *flood, principal="many")
+        few = await waiting(batcher, "one", "two", principal="few")
+        gated.gate.set()
+        await asyncio.gather(first, *many, *few)
+
+    run(scenario())
+    assert gated.batches == [["first"], [flood[0], "one", flood[1], "two", flood[2], flood[3]], flood[4:]]
+
+
+def test_a_full_queue_drops_a_text_of_the_principal_that_fills_it(gated, batcher, monkeypatch):
+    """Its newest text makes room. A principal with no fewer texts than any other is refused itself."""
+    monkeypatch.setattr(embedding, "_MAX_QUEUE", 3)
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        *kept, dropped = await waiting(batcher, "m1", "m2", "m3", principal="many")
+        few = await waiting(batcher, "one", principal="few")
+        with pytest.raises(DeadlineError, match="queue is full"):
+            await dropped
+        for principal in ("many", "few"):
+            with pytest.raises(DeadlineError, match="queue is full"):
+                await batcher.embed("one too many", LONG_S, principal)
+        gated.gate.set()
+        await asyncio.gather(first, *kept, *few)
+
+    run(scenario())
+    assert gated.batches == [["first"], ["m1", "one", "m2"]]
 
 
 def test_a_failing_encoder_fails_one_batch_and_the_next_one_works(gated, batcher):

@@ -10,7 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from extproc.api.parts import MAX_ITEMS
 from extproc.api.paths import SIDE_PATHS
+from extproc.api.splice import MAX_NAME_CHARS
+from extproc.api.structure import MAX_COMMAS, MAX_CONTAINERS, TooManyValues
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.contract.names import CONTRACT, HeaderName, Namespace
@@ -20,7 +23,7 @@ from extproc.messages import BodyMode, Event, Kind, Opening, Reply
 from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates, principal_of
 from extproc.routing.router import Router
-from extproc.settings import Evidence, Probability, Upgrades
+from extproc.settings import Conditions, Evidence, Probability, Rule, Upgrades
 
 ASK = "Send my last invoice again"
 BODY = b'{"model": "auto", "messages": [{"role": "user", "content": "Send my last invoice again"}]}'
@@ -35,7 +38,7 @@ class WordEmbedder:
         self.encoder, self.failure = encoder, failure
         self.asked: list[tuple[str, float]] = []
 
-    async def embed(self, text, deadline_s):
+    async def embed(self, text, deadline_s, principal=""):
         self.asked.append((text, deadline_s))
         if self.failure is not None:
             raise self.failure
@@ -203,7 +206,7 @@ def test_a_request_uses_one_snapshot(router, snapshot):
     newer = msgspec.structs.replace(snapshot, revision="newer")
 
     class Reloading(WordEmbedder):
-        async def embed(self, text, deadline_s):
+        async def embed(self, text, deadline_s, principal=""):
             router.swap(newer)
             return await super().embed(text, deadline_s)
 
@@ -384,8 +387,6 @@ def test_a_principal_goes_above_the_default_tier_as_often_as_the_policy_says(sna
         b"[]",
         b"null",
         b'{"model": "auto", "messages": [{"role": "us',
-        b'{"model": "auto", "x": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
-        b'{"model": "auto", "x": ' + b'{"a":' * 200_000,
         gzip.compress(BODY),
         BODY.decode().encode("utf-16"),
     ],
@@ -403,6 +404,42 @@ def test_an_empty_body_names_no_model_and_is_sent_on(router):
     """The upstream answers it."""
     for raw in (b"", b" \n"):
         assert sent(router, raw) == ("unreadable", "large", None)
+
+
+def test_a_body_that_cannot_be_read_keeps_the_floor_that_its_headers_set(router):
+    """Only a rule about headers alone can be known to apply. Nothing lowers the floor."""
+    rules = (
+        Rule("gold", Conditions(headers={"x-user-tier": "gold"}), tier_floor="large"),
+        Rule("cheap", Conditions(headers={"x-user-tier": "*"}), tier="small"),
+        Rule("gold-tools", Conditions(headers={"x-user-tier": "*"}, tools=True), tier_floor="large"),
+    )
+    policy = msgspec.structs.replace(router.snapshot.policy, rules=rules, default_tier="small")
+    floored = Router(msgspec.structs.replace(router.snapshot, policy=policy), router.embedder)
+    tiers = []
+    many_messages = b'{"model": "auto", "messages": [' + b"{}," * MAX_ITEMS + b"{}]}"
+    for user in ("gold", "silver"):
+        headers = {":path": "/v1/chat/completions", "x-user-tier": user}
+        tiers.append(asyncio.run(floored.route(many_messages, headers)).decision.tier.name)
+    assert tiers == ["large", "small"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b'{"model": "auto", "x": ' + b"[" * 50_000 + b"]" * 50_000 + b"}", "the body is nested too deeply"),
+        (b'{"model": "auto", "x": ' + b'{"a":' * 50_000, "the body is nested too deeply"),
+        (b'{"model": "auto", "x": [' + b"[]," * MAX_CONTAINERS + b"0]}", str(TooManyValues())),
+        (b'{"model": "auto", "prompt": [' + b"1," * (MAX_COMMAS + 1) + b"0]}", str(TooManyValues())),
+        (BODY[:-1] + b', "' + rb"\n" * (MAX_NAME_CHARS + 1) + b'": 1}', "name of more than 1000 characters"),
+    ],
+    ids=lambda value: repr(value[-20:]),
+)
+def test_a_body_with_more_values_than_any_request_is_answered_with_400(router, raw, message):
+    """It is not decoded, so its model cannot be replaced. The name `auto` reaches no upstream."""
+    routed = asyncio.run(router.route(raw, {":path": "/v1/completions"}))
+    assert routed.decision.reason == "bad_request"
+    assert message in (routed.refusal or "")
+    assert routed.mutation.body is None
 
 
 @pytest.mark.parametrize("more", [b', "model": "auto"}', b', "messages": []}', b', "\\u006dodel": "auto"}'])
