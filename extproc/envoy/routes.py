@@ -52,8 +52,9 @@ def virtual_host(config: Config) -> Dict:
             ],
             "num_retries": most_retries,  # the decision lowers it to the rungs of its ladder
             "refresh_cluster_on_retry": True,
-            "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",  # until an answer begins
-            "per_try_idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",  # after that, between its parts
+            # It bounds the wait for an answer, the hold of a judged one, and each pause of a stream. With a
+            # `per_try_timeout` beside it, Envoy would not end a stream that stalls.
+            "per_try_idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",
             "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
         },
         "auto_host_rewrite": True,  # providers accept only their own host name

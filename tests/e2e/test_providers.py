@@ -1,6 +1,7 @@
 """Every tier gets the path, host, key and model that its provider wants, on each attempt, and within its time."""
 
 import contextlib
+import http.client
 import os
 import re
 import socket
@@ -180,7 +181,7 @@ def test_each_attempt_has_the_path_and_the_keys_of_its_own_tier(world: World) ->
     """Another base path, another header and the client's own keys, in one request. The query is kept."""
     world.script(based=Script(status=500), keyed=Script(status=429))
     answer = world.ask("based", query="?api-version=1&x=%20")
-    assert (answer.status, answer.headers["x-router-attempts"]) == (200, "2") or answer.status == 429
+    assert (answer.status, answer.headers["x-router-attempts"]) == (429, "2")  # there is no third rung
     based, keyed = world.upstreams.received
     assert (based.path, keyed.path) == (
         "/openai/v1/chat/completions?api-version=1&x=%20", "/v1beta/openai/chat/completions?api-version=1&x=%20",
@@ -192,9 +193,6 @@ def test_each_attempt_has_the_path_and_the_keys_of_its_own_tier(world: World) ->
     assert world.ask("keyed").status == 200
     assert [r.path for r in world.upstreams.received] == ["/v1beta/openai/chat/completions", CHAT]
     assert _keys(world.upstreams.received[1]) == _CLIENT
-    logged = '"path":"/v1/chat/completions'
-    eventually(lambda: world.stack.log("envoy.log").count(logged) >= 2, "the client's path is logged")
-    assert "openai/chat" not in world.stack.log("envoy.log")
 
 
 def test_a_key_is_followed_when_it_is_replaced(world: World) -> None:
@@ -324,9 +322,9 @@ def test_a_flowing_stream_is_not_cut(world: World) -> None:
 def test_a_stream_that_stalls_is_ended(world: World) -> None:
     world.script(last=Script(words=9, gap_s=0.1, stall_after=3))
     began = time.monotonic()
-    with pytest.raises(Exception, match=r"IncompleteRead|Connection"):
+    with pytest.raises(http.client.IncompleteRead):
         world.ask("last", stream=True)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < _REQUEST_S + _ATTEMPT_S  # when Envoy would end an idle exchange anyway
 
 
 def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: World) -> None:
@@ -336,3 +334,9 @@ def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: Worl
     answer = world.ask("last")
     assert answer.status == 504
     assert world.tiers == ["last"]
+
+
+def test_the_log_has_the_path_of_the_client(world: World) -> None:
+    """Not the one below the base path of a tier."""
+    eventually(lambda: '"path":"/v1/chat/completions?api-version=1' in world.stack.log("envoy.log"), "it is logged")
+    assert "openai/chat" not in world.stack.log("envoy.log")
