@@ -103,6 +103,8 @@ in `extproc/contract/`.
 
 HEADERS = {
     "x-router-cluster": "request, to the upstream: where the first attempt goes",
+    "x-envoy-original-path": "request, to the upstream: the client's path, where a tier has another base path",
+    "x-router-failed": "response, in Envoy: between attempts only: a status of a tier at which the next one is asked",
     "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
@@ -126,6 +128,7 @@ NAMESPACES = {
     "semantic_router": "the decision, and what verdicts add to it. Envoy's log, spans and response headers read it",
     "semantic_router.ladder": "`priority_groups`: where each attempt goes. A verdict may rewrite it to jump a rung",
     "semantic_router.rungs": "what changes in the body from the second attempt on",
+    "semantic_router.attempt": "the number of the current attempt, from the second one on; Envoy writes it",
     "semantic_router.facts": "the requirements of the request on its answer. For the verifier alone, never logged",
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",

@@ -114,7 +114,7 @@ def _not_judged(tiers: Sequence[Tier], mode: JudgeMode) -> Dict:
 
 
 def _client_keys(tier: Tier, config: Config) -> Dict:
-    """Return a filter config that removes all keys, and restores the client's if the tier has no key of its own.
+    """Return a filter config that removes all keys, and restores the client's if the tier has no key.
 
     An attempt finds the headers as the previous attempt left them, so each attempt writes these headers again.
     """
@@ -161,7 +161,7 @@ def _rung_body(config: Config) -> str:
 
     It notes the number of the attempt, and patches the body of the first attempt into the body of the rung. The
     patches are applied backwards, so that earlier offsets stay valid. A rung that a verdict skipped has no attempt.
-    The attempts that are left over repeat the last rung. They are for connections that fail at once: if an attempt
+    The attempts that are left over repeat the last rung. They are for broken connections: if an attempt
     has run into its timeout, the tier is not asked again.
     """
     timeouts = config.policy.timeouts

@@ -40,7 +40,7 @@ def virtual_host(config: Config) -> Dict:
         + max(tier.same_retries for tier in config.policy.tiers)
     )
     route = {
-        # An answer may flow for as long as it comes. The filters of the attempts see to `request_s`.
+        # A flowing answer is never cut. The filters of the attempts enforce `request_s`.
         "timeout": "0s",
         # Failover and escalation use the same ladder: each attempt goes to the next group in the metadata.
         "retry_policy": {

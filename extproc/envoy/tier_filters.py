@@ -58,7 +58,7 @@ class OwnFilter(msgspec.Struct, frozen=True):
 
 
 def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | None:
-    """Return a filter that writes the path below the tier's base, or None if every path stays as it is.
+    """Return a filter that writes the path below the tier's base, or None if no tier has a base path.
 
     An attempt finds the path as the previous attempt left it, so the client's path is kept in a header.
     """
@@ -132,7 +132,7 @@ def key_secrets(tiers: Sequence[Tier]) -> list[Dict]:
 def failure_filter(tier: Tier) -> OwnFilter:
     """Return a filter that marks answers at which the next tier is asked. It marks none when all rungs had a turn.
 
-    Envoy skips it at no cost if the answer is no error.
+    Envoy skips it at no cost if the answer is not an error.
     """
     statuses = ", ".join(f"[{status}] = true" for status in sorted(tier.failures))
     texts = ", ".join(f'"{text}"' for text in _TOO_LONG)
