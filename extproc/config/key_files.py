@@ -12,7 +12,7 @@ from extproc.settings import TierKey
 def check_key_files(config: Config) -> list[Problem]:
     """Return a note for each file that is not on this machine. Raises ConfigError for a file that holds no key.
 
-    A file that is missing in a folder which is here is a mistake. If its folder is missing, too, only Envoy may have it.
+    A missing file is a mistake if its folder is here. If the folder is missing, too, only Envoy may have it.
     """
     problems, notes = [], []
     for i, tier in enumerate(config.policy.tiers):

@@ -81,4 +81,5 @@ def test_a_file_in_a_folder_of_another_machine_is_only_noted(folder: Path) -> No
 
 
 def test_a_relative_path_starts_at_the_folder_of_the_yaml(folder: Path) -> None:
-    assert config(folder, file="keys/small").policy.tiers[0].key.file == str(folder / "keys" / "small")
+    key = config(folder, file="keys/small").policy.tiers[0].key
+    assert key is not None and key.file == str(folder / "keys" / "small")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import ssl
 import threading
 from collections.abc import Iterable
@@ -57,9 +58,8 @@ class StrictUpstreams:
 
     async def _start(self) -> None:
         for tier in self.ports:
-            server = await asyncio.start_server(
-                lambda r, w, tier=tier: self._serve(tier, r, w), self._host, 0, ssl=self._tls.get(tier)
-            )
+            serve = functools.partial(self._serve, tier)
+            server = await asyncio.start_server(serve, self._host, 0, ssl=self._tls.get(tier))
             self._servers.append(server)
             self.ports[tier] = server.sockets[0].getsockname()[1]
 

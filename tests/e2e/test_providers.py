@@ -23,7 +23,9 @@ from tests.e2e.traffic import CHAT, MESSAGES, REPOSITORY, Answer, body_of, event
 
 _PAGE = (REPOSITORY / "docs/guides/providers.md").read_text()
 RECIPES = {
-    tier["name"]: tier for text in re.findall(r"```yaml\n(.*?)```", _PAGE, re.S) for tier in yaml.safe_load(text)
+    tier["name"]: tier
+    for text in re.findall(r"```yaml title=\S+.*?\n(.*?)```", _PAGE, re.S)
+    for tier in yaml.safe_load(text)
 }
 # Bottom up. A failed request goes to the next one, and requests name the first one in the header `x-want`.
 _TIERS = ("based", "keyed", "plain", "narrow", "draining", "out", "tls", "misnamed", "spread", "last")
