@@ -37,7 +37,7 @@ def virtual_host(config: Config) -> Dict:
     most_retries = (
         len(config.policy.tiers)
         + max((len(i.escalate.rungs) for i in config.intents if i.escalate), default=0)
-        + max(tier.same_retries for tier in config.policy.tiers)
+        + sum(tier.same_retries for tier in config.policy.tiers)
     )
     route = {
         # A flowing answer is never cut. The filters of the attempts enforce `request_s`.

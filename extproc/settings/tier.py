@@ -126,8 +126,8 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry: Annotated[
         Retry | None,
         about(
-            "Repeated attempts at this tier. Left out: one if it is the last tier of a ladder. Only the last tier "
-            "repeats attempts, and only after a broken connection."
+            "Repeated attempts at this tier, before the next one is asked. Left out: one if it is the last tier of "
+            "a ladder, otherwise none."
         ),
     ] = None
     idle_s: Annotated[

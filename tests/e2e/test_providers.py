@@ -28,7 +28,7 @@ RECIPES = {
     for tier in yaml.safe_load(text)
 }
 # Bottom up. A failed request goes to the next one, and requests name the first one in the header `x-want`.
-_TIERS = ("based", "keyed", "plain", "narrow", "draining", "out", "tls", "misnamed", "spread", "last")
+_TIERS = ("based", "keyed", "plain", "repeated", "narrow", "draining", "out", "tls", "misnamed", "spread", "last")
 _CLIENT = {"authorization": "Bearer of-the-client", "x-api-key": "of-the-client"}
 _ATTEMPT_S, _REQUEST_S = 2, 4
 
@@ -94,6 +94,7 @@ def _own_tiers(ports: dict[str, int], second: int, ca: Path) -> dict[str, dict[s
         "based": {"url": f"http:{at['based']}/openai/v1/", "key": {"file": "keys/swapped", "header": "api-key"}},
         "keyed": {"url": f"http:{at['keyed']}/v1beta/openai", "key": {"file": "keys/renamed"}},
         "plain": {"url": f"http:{at['plain']}"},
+        "repeated": {"url": f"http:{at['repeated']}", "retry": {"same": 1}},
         "narrow": {"url": f"http:{at['narrow']}", "escalate_on": [418], "apis": ["messages"]},
         "draining": {"url": f"http:{at['draining']}", "state": "drain"},
         "out": {"url": f"http:{at['out']}", "state": "out"},
@@ -235,7 +236,7 @@ def test_a_failure_that_is_the_tiers_moves_to_the_next_one(
         assert (world.ask("keyed").status, world.tiers) == (200, ["keyed", "plain"])
     world.script(plain=Script(status, body))
     answer = world.ask("plain")
-    assert (answer.status, world.tiers) == ((200, ["plain", "tls"]) if clients_key else (status, ["plain"]))
+    assert (answer.status, world.tiers) == ((200, ["plain", "repeated"]) if clients_key else (status, ["plain"]))
     assert "x-router-failed" not in answer.headers
 
 
@@ -255,6 +256,21 @@ def test_a_broken_connection_is_tried_once_more_at_the_last_tier(world: World) -
     assert (world.ask("last").status, world.tiers) == (503, ["last", "last"])
     world.script(last=[Script(503), FINE])
     assert (world.ask("last").status, world.tiers) == (503, ["last"])
+
+
+def test_a_broken_connection_is_tried_once_more_where_the_tier_says_so(world: World) -> None:
+    """A status moves to the next tier, also after a repeated attempt."""
+    broken, failed = Script(hang_up=True), Script(503)
+    for scripts, tiers in (
+        ([broken, FINE], ["repeated", "repeated"]),
+        ([broken, broken], ["repeated", "repeated", "tls"]),
+        ([failed], ["repeated", "tls"]),
+        ([broken, failed], ["repeated", "repeated", "tls"]),
+    ):
+        world.script(repeated=scripts)
+        answer = world.ask("repeated")
+        assert (answer.status, world.tiers) == (200, tiers)
+        assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
 
 
 def test_an_idle_connection_is_closed(world: World) -> None:
@@ -331,7 +347,7 @@ def test_a_stream_that_stalls_is_ended(world: World) -> None:
 
 def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: World) -> None:
     world.script(plain=Script(wait_s=9))
-    assert (world.ask("plain").status, world.tiers) == (200, ["plain", "tls"])
+    assert (world.ask("plain").status, world.tiers) == (200, ["plain", "repeated"])
     world.script(last=[Script(wait_s=9)] * 2)
     answer = world.ask("last")
     assert answer.status == 504
