@@ -26,7 +26,7 @@ class Script(msgspec.Struct, frozen=True):
     status: int = 200
     body: bytes = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}'
     wait_s: float = 0.0  # before the answer
-    words: int = 0  # a stream of so many words
+    words: int = 0  # a stream of this many words
     gap_s: float = 0.0  # before each word
     stall_after: int | None = None  # after this word nothing follows
     hang_up: bool = False  # close the connection instead
@@ -41,7 +41,7 @@ class StrictUpstreams:
     def __init__(self, tiers: Iterable[str], tls: dict[str, ssl.SSLContext] | None = None, host: str = "127.0.0.1"):
         self.ports = dict.fromkeys(tiers, 0)
         self.received: list[Received] = []
-        self.scripts: dict[str, list[Script]] = {}  # what the next requests of a tier get; after that, FINE
+        self.scripts: dict[str, list[Script]] = {}  # for the next requests of a tier; after them, FINE
         self._tls, self._host = tls or {}, host
         self._loop = asyncio.new_event_loop()
         self._servers: list[asyncio.Server] = []

@@ -19,7 +19,7 @@ from extproc.demo.stack import Stack
 from extproc.settings import read_url
 from tests.e2e.strict_upstream import FINE, Received, Script, StrictUpstreams
 from tests.e2e.test_listening import Authority
-from tests.e2e.traffic import CHAT, MESSAGES, REPOSITORY, Answer, body_of, eventually, send, small_intent
+from tests.e2e.traffic import CHAT, EXTRACT, MESSAGES, REPOSITORY, Answer, body_of, eventually, send, small_intent
 
 _PAGE = (REPOSITORY / "docs/guides/providers.md").read_text()
 RECIPES = {
@@ -30,7 +30,7 @@ RECIPES = {
 # Bottom up. A failed request goes to the next one, and requests name the first one in the header `x-want`.
 _TIERS = ("based", "keyed", "plain", "repeated", "narrow", "draining", "out", "tls", "misnamed", "spread", "last")
 _CLIENT = {"authorization": "Bearer of-the-client", "x-api-key": "of-the-client"}
-_ATTEMPT_S, _REQUEST_S = 2, 4
+_ATTEMPT_S, _REQUEST_S = 1.5, 3
 
 
 class World(msgspec.Struct):
@@ -130,7 +130,8 @@ def _at_home(tier: dict[str, Any], port: int) -> dict[str, Any]:
 
 def _write_intents(folder: Path, names: tuple[str, ...]) -> None:
     folder.mkdir()
-    (folder / "extraction.yaml").write_text(small_intent("extraction", "tier: plain"))
+    judged = small_intent("extraction", "tier: plain\naccept: [no_refusal]\nescalate: {to: tls}")
+    (folder / "extraction.yaml").write_text(judged.replace("floor: 0.05", "floor: 0.5"))
     tiers = [
         {"name": n, "model": n, "url": "http://x", "context": 9, "price": {"input": 1, "output": 1}} for n in names
     ]
@@ -226,7 +227,7 @@ def test_a_key_is_followed_when_it_is_replaced(world: World) -> None:
 def test_a_failure_that_is_the_tiers_moves_to_the_next_one(
     world: World, status: int, body: bytes, own_key: bool, clients_key: bool
 ) -> None:
-    """A refused key is the tier's failure if the key is the tier's. A request that is wrong stays the client's."""
+    """A refused key counts if the tier has its own key. The client gets the error about a wrong request."""
     world.script(keyed=Script(status, body), plain=Script(status, body))
     answer = world.ask("keyed", x=1) if not own_key else None
     if answer is not None:
@@ -270,6 +271,18 @@ def test_a_broken_connection_is_tried_once_more_where_the_tier_says_so(world: Wo
         world.script(repeated=scripts)
         answer = world.ask("repeated")
         assert (answer.status, world.tiers) == (200, tiers)
+        assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_rejected_answer_is_not_asked_for_again_at_the_same_tier(world: World, stream: bool) -> None:
+    """Neither the first one, nor that of a repeated attempt."""
+    broken, refusal = Script(hang_up=True), Script(body=FINE.body.replace(b"ok", b"I cannot help with that."))
+    for scripts, tiers in (([refusal], ["repeated", "tls"]), ([broken, refusal], ["repeated", "repeated", "tls"])):
+        world.script(repeated=scripts)
+        messages = [{"role": "user", "content": EXTRACT}]
+        answer = world.ask("repeated", messages=messages, stream=stream)
+        assert (answer.status, answer.headers["x-router-escalations"], world.tiers) == (200, "1", tiers)
         assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
 
 
@@ -330,10 +343,10 @@ def test_a_certificate_for_another_name_is_refused(world: World) -> None:
 
 def test_a_flowing_stream_is_not_cut(world: World) -> None:
     """It takes longer than `request_s`."""
-    world.script(last=Script(words=50, gap_s=0.1))
+    world.script(last=Script(words=35, gap_s=0.1))
     began = time.monotonic()
     answer = world.ask("last", stream=True)
-    assert (answer.status, answer.body.count(b"data: ")) == (200, 51)
+    assert (answer.status, answer.body.count(b"data: ")) == (200, 36)
     assert time.monotonic() - began > _REQUEST_S
 
 
