@@ -159,7 +159,7 @@ def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
         "match": {"safe_regex": {"regex": paths}, "headers": headers},
         "route": {
             "cluster": tier.cluster_name,
-            "timeout": "0s",  # an answer may flow for as long as it comes
+            "timeout": "0s",  # a flowing answer is never cut
             "idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",
             "auto_host_rewrite": True,
         },
@@ -204,7 +204,7 @@ def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
     rule: Dict = {
         "matches": [match | {"path": {"type": "Exact", "value": path}} for path in APIS],
         "backendRefs": [_backend_ref(tier)],
-        "timeouts": {"request": "0s"},  # an answer may flow for as long as it comes
+        "timeouts": {"request": "0s"},  # a flowing answer is never cut
     }
     if tier.tls:  # providers accept only their own host name
         rewrite = {"hostname": tier.addresses[0].host}

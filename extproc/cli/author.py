@@ -58,18 +58,20 @@ def add_commands(commands: "Commands") -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from extproc.config.compile import compile_snapshot
+    from extproc.config.key_files import check_key_files
     from extproc.config.load import in_configmap, load_config
     from extproc.encoder.backends import load_encoder
     from extproc.routing.centroid_file import CENTROIDS_FILE
 
     config = load_config(args.intents)
+    notes = [*config.old_keys, *check_key_files(config)]
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
     if config.fitted is not None:
         raw = (args.intents / CENTROIDS_FILE).read_bytes()
         print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
-    for note in (*config.old_keys, *_notes(config, cohorts)):
+    for note in (*notes, *_notes(config, cohorts)):
         print(note)
     return 0
 

@@ -9,7 +9,7 @@ from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.listener_checks import check_listener
 from extproc.config.params_checks import check_params
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
-from extproc.config.upstream_checks import check_states, check_upstream
+from extproc.config.upstream_checks import check_floor, check_states, check_upstream
 from extproc.mismatch import shown, suggestion
 from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
 
@@ -55,6 +55,7 @@ def _check_policy(policy: PolicyFile, intents: Sequence[str]) -> Iterator[_Findi
     yield from _named_once(".rules", [rule.name for rule in policy.rules], "rule")
     for i, rule in enumerate(policy.rules):
         yield from _check_rule(f".rules[{i}]", rule, _tiers(policy), intents)
+        yield from check_floor(f".rules[{i}].tier_floor", rule.tier_floor, policy.tiers)
 
 
 def _tiers(policy: PolicyFile) -> list[str]:
@@ -129,6 +130,7 @@ def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     yield from _fits_a_header(".intent", intent.intent)
     yield from _exists(".tier", intent.tier, tiers, "tier")
     yield from _exists(".tier_floor", intent.tier_floor, tiers, "tier")
+    yield from check_floor(".tier_floor", intent.tier_floor, policy.tiers)
     yield from _check_utterances(intent.utterances)
     yield from _within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
     yield from _within(".floor", intent.floor, least=-1, most=1)

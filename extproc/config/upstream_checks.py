@@ -9,6 +9,8 @@ from extproc.settings import Address, Tier, TierKey, read_url
 _Finding = tuple[str, str]  # the path of the value, and what is wrong with it
 _HEADER = re.compile(r"[a-z0-9-]+")
 _SCHEME = re.compile(r"[A-Za-z0-9._-]*")
+# The parts of a URL that may hold a key. No message repeats them.
+_SECRETS = re.compile(r"(?<=//)[^/@]*(?=@)|(?<=\?).*")
 # A longer idle time than this is a mistake in the unit.
 _MOST_IDLE_S = 3600
 
@@ -37,6 +39,13 @@ def check_states(tiers: Sequence[Tier], default_tier: str) -> Iterator[_Finding]
             yield ".default_tier", what
 
 
+def check_floor(path: str, floor: str | None, tiers: Sequence[Tier]) -> Iterator[_Finding]:
+    """A floor needs a tier that serves, at it or above it."""
+    names = [tier.name for tier in tiers]
+    if floor in names and not any(tier.takes_new for tier in tiers[names.index(floor) :]):
+        yield path, f"no tier from `{floor}` up has the state `in`: set one of them to `in`, or lower the floor"
+
+
 def _check_addresses(at: str, tier: Tier) -> Iterator[_Finding]:
     if tier.endpoints and tier.url:
         yield f"{at}.url", "`url` beside `endpoints`: remove one of them"
@@ -47,13 +56,13 @@ def _check_addresses(at: str, tier: Tier) -> Iterator[_Finding]:
         try:
             addresses.append(read_url(url))
         except ValueError as error:
-            yield place, f"url `{shown(url)}` {error}"
+            yield place, f"url `{shown(_SECRETS.sub('...', url))}` {error}"
     for i, endpoint in enumerate(tier.endpoints):
         if not 1 <= endpoint.weight <= 1000:
             what = f"`weight` is {endpoint.weight}: expected a number from 1 to 1000"
             yield f"{at}.endpoints[{i}].weight", what
     if len({(address.tls, address.base) for address in addresses}) > 1:
-        what = "the `endpoints` differ in scheme or path: write the others as tiers of their own"
+        what = "the `endpoints` differ in scheme or path: write a separate tier for each kind"
         yield f"{at}.endpoints", what
     if addresses and not addresses[0].tls:
         for name, value in (("ca", tier.ca), ("sni", tier.sni)):

@@ -66,7 +66,8 @@ class JudgedRecord(_Record, frozen=True, kw_only=True):
     api: str
     escalations: int
     logprobs_added: bool
-    skipped: int = 0  # rungs that earlier verdicts skipped
+    skipped: int = 0  # rungs that earlier verdicts skipped, less the attempts that repeated a rung
+    repeats: bool = False  # the ladder has repeated attempts, which an escalation has to leave out
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
@@ -171,11 +172,15 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def ladder_of(clusters: Sequence[str]) -> dict[str, Any]:
-    """Build the content of Namespace.LADDER. Attempt n goes to the nth cluster, later ones to the last."""
+def ladder_of(clusters: Sequence[str], repeats: Sequence[int] = ()) -> dict[str, Any]:
+    """Build the content of Namespace.LADDER. Attempt n goes to the nth group, later ones to the last.
+
+    `repeats` are the repeated attempts of each rung. Groups of one rung have one name.
+    """
     groups = [
         {"name": f"rung{i}", "clusters": [{"cluster_name": cluster, "weight": 1}]}
         for i, cluster in enumerate(clusters)
+        for _ in range(1 + (repeats[i] if i < len(repeats) else 0))
     ]
     return {"priority_groups": groups}
 

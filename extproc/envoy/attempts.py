@@ -130,7 +130,7 @@ def _rung_body(config: Config) -> str:
 
     It notes the number of the attempt, and patches the body of the first attempt into the body of the rung. The
     patches are applied backwards, so that earlier offsets stay valid. A rung that a verdict skipped has no attempt.
-    The attempts that are left over repeat the last rung. They are for connections that fail at once: if an attempt
+    The attempts that are left over repeat the last rung. They are for broken connections: if an attempt
     has run into its timeout, the tier is not asked again.
     """
     timeouts = config.policy.timeouts
@@ -139,8 +139,9 @@ function envoy_on_request(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   local attempt = tonumber(handle:headers():get("{HeaderName.ATTEMPT_COUNT}")) or 1
   metadata:set("{Namespace.ATTEMPT}", "{Key.ATTEMPTS}", attempt)
-  local ladder = metadata:get("{Namespace.LADDER}")
-  local repeated = attempt > (ladder and #ladder["priority_groups"] or 1)
+  local ladder, decision = metadata:get("{Namespace.LADDER}"), metadata:get("{Namespace.DECISION}")
+  local groups = ladder and ladder["priority_groups"] or {{}}
+  local repeated = attempt > math.max(#groups, 1)
   local age_s = handle:timestamp() / 1000 - (tonumber(handle:streamInfo():filterState():get("{START}")) or 0)
   if age_s > (repeated and {timeouts.attempt_s:g} or {timeouts.request_s:g}) then
     handle:respond({{[":status"] = "504"}}, "{_TIMED_OUT}")
@@ -148,7 +149,11 @@ function envoy_on_request(handle)
   end
   local rungs = metadata:get("{Namespace.RUNGS}")
   if rungs == nil or rungs["{Key.ATTEMPTS}"] == nil then return end
-  local skipped = metadata:get("{Namespace.DECISION}")["{Key.SKIPPED}"] or 0
+  local skipped = decision["{Key.SKIPPED}"] or 0
+  if groups[attempt] and groups[attempt]["name"] == groups[attempt - 1]["name"] then
+    skipped = skipped - 1
+    metadata:set("{Namespace.DECISION}", "{Key.SKIPPED}", skipped)
+  end
   local patches = rungs["{Key.ATTEMPTS}"][math.min(attempt - 1 + skipped, #rungs["{Key.ATTEMPTS}"])]
   if patches == nil then return end
   local body = handle:body()

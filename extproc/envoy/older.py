@@ -139,8 +139,15 @@ function envoy_on_request(handle)
   local decided = handle:streamInfo():dynamicMetadata():get("{Namespace.LADDER}")
   if decided == nil then return end
   local clusters = {{}}
-  for i, group in ipairs(decided["priority_groups"]) do
-    clusters[i] = group["clusters"][1]["cluster_name"]
+  local before, repeated = nil, 0
+  for _, group in ipairs(decided["priority_groups"]) do
+    if group["name"] == before then repeated = repeated + 1
+    else clusters[#clusters + 1] = group["clusters"][1]["cluster_name"] end
+    before = group["name"]
+  end
+  if repeated > 0 then -- a ladder's cluster cannot repeat an attempt in the middle
+    local retries = tonumber(handle:headers():get("{HeaderName.MAX_RETRIES}")) or repeated
+    handle:headers():replace("{HeaderName.MAX_RETRIES}", tostring(retries - repeated))
   end
   local name = table.concat(clusters, "{_SEPARATOR}")
   if not ladders[name] then -- one rung, or a ladder newer than this file: its first tier serves it, without retries

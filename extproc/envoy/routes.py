@@ -82,10 +82,10 @@ def _route_action(config: Config, default: Tier) -> Dict:
     most_retries = (
         len(config.policy.tiers)
         + max((len(i.escalate.rungs) for i in config.intents if i.escalate), default=0)
-        + max(tier.same_retries for tier in config.policy.tiers)
+        + sum(tier.same_retries for tier in config.policy.tiers)
     )
     return {
-        # An answer may flow for as long as it comes. The filters of the attempts see to `request_s`.
+        # A flowing answer is never cut. The filters of the attempts enforce `request_s`.
         "timeout": "0s",
         # Failover and escalation use the same ladder: each attempt goes to the next group in the metadata.
         "retry_policy": {
@@ -97,8 +97,9 @@ def _route_action(config: Config, default: Tier) -> Dict:
             ],
             "num_retries": most_retries,  # the decision lowers it to the rungs of its ladder
             "refresh_cluster_on_retry": True,
-            "per_try_timeout": f"{config.policy.timeouts.attempt_s:g}s",  # until an answer begins
-            "per_try_idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",  # after that, between its parts
+            # It bounds the wait for an answer, the hold of a judged one, and each pause of a stream. With a
+            # `per_try_timeout` beside it, Envoy would not end a stream that stalls.
+            "per_try_idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",
             "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
         },
         "auto_host_rewrite": True,  # providers accept only their own host name

@@ -66,7 +66,7 @@ class OwnFilter(msgspec.Struct, frozen=True):
 
 
 def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | None:
-    """Return a filter that writes the path below the tier's base, or None if every path stays as it is.
+    """Return a filter that writes the path below the tier's base, or None if no tier has a base path.
 
     An attempt finds the path as the previous attempt left it, so the path of the API comes from the route.
     """
@@ -138,7 +138,7 @@ def key_secrets(tiers: Sequence[Tier]) -> list[Dict]:
 def failure_filter(tier: Tier) -> OwnFilter:
     """Return a filter that marks answers at which the next tier is asked. It marks none when all rungs had a turn.
 
-    Envoy skips it at no cost if the answer is no error.
+    Envoy skips it at no cost if the answer is not an error.
     """
     statuses = ", ".join(f"[{status}] = true" for status in sorted(tier.failures))
     texts = ", ".join(f'"{text}"' for text in _TOO_LONG)
@@ -164,14 +164,25 @@ local function is_too_long(handle)
   end
   return false
 end
+-- Repeated attempts are for broken connections: after a failed status the next attempt is at the next rung.
+local function leave_out_repeats(metadata, groups, attempt)
+  local kept = {{}}
+  for i, group in ipairs(groups) do
+    if i <= attempt or group["name"] ~= groups[attempt]["name"] then kept[#kept + 1] = group end
+  end
+  if #kept < #groups then metadata:set("{Namespace.LADDER}", "priority_groups", kept) end
+end
 function envoy_on_response(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   local ladder, decision = metadata:get("{Namespace.LADDER}"), metadata:get("{Namespace.DECISION}")
-  local rungs = (ladder and #ladder["priority_groups"] or 1) + (decision and decision["{Key.SKIPPED}"] or 0)
-  local attempt = metadata:get("{Namespace.ATTEMPT}")
-  if (attempt and attempt["{Key.ATTEMPTS}"] or 1) >= rungs then return end
+  local groups = ladder and ladder["priority_groups"] or {{}}
+  local skipped = decision and decision["{Key.SKIPPED}"] or 0
+  local noted = metadata:get("{Namespace.ATTEMPT}")
+  local attempt = noted and noted["{Key.ATTEMPTS}"] or 1
+  if attempt >= math.max(#groups, 1) + math.max(skipped, 0) then return end
   local status = tonumber(handle:headers():get(":status"))
   if failures[status] or (status == 400 and is_too_long(handle)) then
+    leave_out_repeats(metadata, groups, attempt)
     handle:headers():replace("{HeaderName.FAILED}", tostring(status))
   end
 end

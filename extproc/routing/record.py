@@ -70,7 +70,7 @@ def envoy_metadata(
 ) -> dict[str, Any]:
     """Build the metadata that Envoy keeps for the exchange: namespace -> values."""
     metadata: dict[str, Any] = {
-        Namespace.LADDER: ladder_of(mutation.clusters),
+        Namespace.LADDER: ladder_of(mutation.clusters, _repeats(decision)),
         Namespace.LEDGER: asker.to_metadata(),
     }
     if mutation.rungs:
@@ -78,13 +78,21 @@ def envoy_metadata(
     decision_values, judge = record.to_metadata(), None
     if decision.judged and request is not None and decision.cohort is not None:
         judge = _judge_modes(decision, decision.cohort, request)
-        decision_values |= _judged_record(decision.cohort, mutation, request).to_metadata()
+        judged = _judged_record(decision.cohort, mutation, request, any(_repeats(decision)))
+        decision_values |= judged.to_metadata()
         metadata[Namespace.REQUIREMENTS] = _requirements_record(decision.cohort, request).to_metadata()
     last = decision.ladder[-1].tier if decision.ladder else decision.tier
-    retries = len(mutation.clusters) - 1 + last.same_retries  # Envoy repeats the last cluster
+    # Envoy repeats the last cluster.
+    retries = len(mutation.clusters) - 1 + sum(_repeats(decision)) + last.same_retries
     cascade = CascadeRecord(contract=CONTRACT, max_retries=retries, escalations=0, judge=judge)
     metadata[Namespace.DECISION] = decision_values | cascade.to_metadata()
     return metadata
+
+
+def _repeats(decision: Decision) -> list[int]:
+    """The repeated attempts of each rung but the last, which Envoy repeats by itself."""
+    tiers = [decision.tier, *(rung.tier for rung in decision.ladder)]
+    return [tier.retry.same if tier.retry is not None else 0 for tier in tiers[:-1]]
 
 
 def _rungs_record(mutation: Mutation) -> RungsRecord:
@@ -104,13 +112,14 @@ def _judge_modes(decision: Decision, cohort: Cohort, request: Request) -> dict[s
     return dict.fromkeys(tiers, JudgeMode.STREAM if request.stream else JudgeMode.BODY)
 
 
-def _judged_record(cohort: Cohort, mutation: Mutation, request: Request) -> JudgedRecord:
+def _judged_record(cohort: Cohort, mutation: Mutation, request: Request, repeats: bool) -> JudgedRecord:
     return JudgedRecord(
         cohort=cohort.name,
         rungs=list(mutation.clusters),
         api=request.api,
         escalations=0,
         logprobs_added=mutation.logprobs_added,
+        repeats=repeats,
     )
 
 

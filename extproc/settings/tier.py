@@ -14,9 +14,9 @@ TierApi = Literal["chat", "responses", "messages", "completions"]
 CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted")
 # Statuses that are the tier's fault: no credit, no such model, too slow, too busy, and its own errors.
 _TIER_FAULTS = (402, 404, 408, 429, *range(500, 600))
-# Statuses that are the fault of whoever owns the key.
+# Statuses that are the fault of the owner of the key.
 _KEY_FAULTS = (401, 403)
-# The scheme of a key that is sent as it is.
+# The scheme of a key that is sent unchanged.
 NO_SCHEME = "none"
 
 
@@ -60,9 +60,9 @@ class TierKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is tried again before a request fails over."""
+    """The attempts that are repeated before a request fails over."""
 
-    same: Annotated[int, about("Attempts at the same tier after a failed one, before the next tier is asked.")]
+    same: Annotated[int, about("Attempts at the same tier after a broken connection.")]
 
 
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,8 +127,8 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry: Annotated[
         Retry | None,
         about(
-            "What is tried again at this tier before the next one is asked. Left out: one more attempt if no tier "
-            "is left, otherwise none."
+            "Repeated attempts at this tier, before the next one is asked. Left out: one if it is the last tier of "
+            "a ladder, otherwise none."
         ),
     ] = None
     idle_s: Annotated[
@@ -155,7 +155,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def base(self) -> str:
-        """Where the paths of the APIs begin at the upstream: "/v1", or the path of `url`."""
+        """The path at the upstream below which the APIs are: "/v1", or the path of `url`."""
         return self.addresses[0].base
 
     @property

@@ -17,7 +17,8 @@ class Ladder(msgspec.Struct, frozen=True):
     """The ladder of one request, and how far its attempts have come."""
 
     clusters: list[str] = []  # one for each rung; the first attempt's is first
-    skipped: int = 0  # rungs that earlier verdicts skipped
+    skipped: int = 0  # rungs that earlier verdicts skipped, less the attempts that repeated a rung
+    repeats: bool = False  # attempts may be repeated at one rung
     escalations: int = 0  # made so far
     skip: tuple[str, ...] = ()  # a rejection by these rules skips one rung
     human: bool = False  # a person is the last rung
@@ -120,11 +121,13 @@ def rule(
     ruling = msgspec.structs.replace(
         ruling, word=VerdictWord.ESCALATE, rung=rung, escalations=ladder.escalations + 1
     )
-    if rung == attempt.number + ladder.skipped:
+    if rung == attempt.number + ladder.skipped and not ladder.repeats:
         return ruling
-    # Envoy sends attempt n to the nth cluster. To skip a rung, the clusters move down by one.
+    # Envoy sends attempt n to the nth cluster. To skip a rung, the clusters move down by one. After a repeated
+    # attempt they move up by one.
     skipped = rung - attempt.number
-    return msgspec.structs.replace(ruling, skipped=skipped, ladder=ladder.clusters[skipped:])
+    clusters = [ladder.clusters[0]] * -skipped + ladder.clusters[max(skipped, 0) :]
+    return msgspec.structs.replace(ruling, skipped=skipped, ladder=clusters)
 
 
 def rule_early(attempt: JudgedAttempt, full: bool) -> Ruling:

@@ -64,6 +64,52 @@ MISTAKES = {
     "endpoint": [
         "policy.yaml:5: endpoint `vllm-small` is not host:port: write `url` instead, as in http://vllm-small:8000"
     ],
+    "url": [
+        "policy.yaml:5: url `vllm-small:8000` does not begin with http:// or https://: write it as in "
+        "http://vllm-small:8000",
+        "policy.yaml:11: url `https://api.example/v1/chat/completions` names the path of one API: leave "
+        "out `/chat/completions`",
+    ],
+    "url_with_key": [
+        "policy.yaml:5: url `https://...@api.example` contains a user name or password: put the key "
+        "into a file and name it in `key`",
+        "policy.yaml:11: url `https://api.example/v1?...` has a query or a fragment: end it after the base path",
+    ],
+    "url_host": [
+        "policy.yaml:5: url `http://::1:8000` has no valid host or port: write it as in http://vllm-small:8000",
+        "policy.yaml:11: url `http://a b:8000` has no valid host: write it as in "
+        "https://api.example.com or http://[::1]:8000",
+    ],
+    "endpoints": [
+        "policy.yaml:5: the `endpoints` differ in scheme or path: write a separate tier for each kind",
+        "policy.yaml:6: `weight` is 0: expected a number from 1 to 1000",
+        "policy.yaml:13: `url` beside `endpoints`: remove one of them",
+    ],
+    "key": [
+        "policy.yaml:6: `scheme` is `Bearer Token`: write one word, as in Bearer, or `none`",
+        "policy.yaml:6: header `X-Api-Key`: write its name in lower case, with only letters, digits and '-'",
+    ],
+    "key_without_file": [
+        "policy.yaml:12: `file` is missing: add it",
+    ],
+    "tls_names": [
+        "policy.yaml:6: `ca` is for TLS, but the url is http://: write https://, or remove it",
+        "policy.yaml:7: `sni` is for TLS, but the url is http://: write https://, or remove it",
+    ],
+    "tier_limits": [
+        "policy.yaml:6: `escalate_on` has 200: expected statuses from 400 to 599",
+        "policy.yaml:7: `retry.same` is 9: expected a number from 0 to 3",
+        "policy.yaml:8: `idle_s` is 0: expected a number above 0 to 3600",
+        "policy.yaml:9: `apis` is an empty list: name the APIs of the upstream, or remove it for all",
+    ],
+    "apis": [
+        "policy.yaml:6: `tiers[0].apis[1]`: expected chat, completions, messages or responses, found "
+        "the text `embeddings`",
+    ],
+    "state": [
+        "policy.yaml:2: tier `large` is `out`: name a tier whose `state` is `in`",
+        "policy.yaml:20: no tier from `large` up has the state `in`: set one of them to `in`, or lower the floor",
+    ],
     "header_name": [
         "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with only letters, digits and '-'"
     ],

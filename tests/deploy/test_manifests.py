@@ -84,7 +84,7 @@ def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
     [
         ("failOpen", "failOpn", ["EnvoyExtensionPolicy", "'\"failOpn\"' does not exist in type"]),
         ("INSERT_BEFORE", "BEFORE", ["EnvoyFilter", "Type '\"BEFORE\"' is not assignable to type"]),
-        ("300s", "300 s", ["HTTPRoute", "timeouts/request must match pattern"]),
+        ("0s", "0 s", ["HTTPRoute", "timeouts/request must match pattern"]),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )

@@ -104,6 +104,18 @@ def test_a_rule_may_skip_a_rung(
         assert ladder[number] == clusters[rung]  # the cluster of the next attempt
 
 
+@pytest.mark.parametrize(
+    ("number", "skipped", "ladder"),
+    [(1, 0, THREE), (2, -1, [THREE[0], *THREE])],
+    ids=["at the first attempt", "at a repeated one"],
+)
+def test_an_escalation_leaves_repeated_attempts_out(number: int, skipped: int, ladder: list[str]) -> None:
+    """The next attempt is at the next rung, regardless of repeated attempts at this one."""
+    ruling = ruled(number=number, clusters=THREE, skipped=skipped, repeats=True)
+    assert (ruling.word, ruling.rung, ruling.skipped, ruling.ladder) == ("escalate", 1, skipped, ladder)
+    assert ruling.ladder is not None and ruling.ladder[number] == THREE[1]
+
+
 @pytest.mark.parametrize("rejection", ["non_empty", None])
 def test_another_rule_skips_no_rung(rejection: str | None) -> None:
     ruling = ruled(Verdict(False, rejection, "empty"), skip=("no_refusal",))
