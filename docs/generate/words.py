@@ -193,6 +193,9 @@ REASONS = {
     "rule": "a rule named the tier",
     "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
     "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio, files, video, hosted tools",
+    "background": "a call that an agent makes by itself, such as a title, a probe or an update of its notes: the cheapest tier "
+    "that can serve it",
+    "residency": "moved to a tier of `only`, or answered with 503 because none of these tiers can serve the request",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",

@@ -4,11 +4,13 @@ import msgspec
 
 from extproc.api.request import APIS
 
-_TYPE = "invalid_request_error"  # the same word in all four APIs
+# By status: the type of the error in all four APIs, and Anthropic's own word if it differs.
+_TYPES = {400: ("invalid_request_error", "invalid_request_error"), 503: ("server_error", "api_error")}
 
 
-def bad_request(path: str, message: str) -> bytes:
-    """Return the JSON body of a 400 for a request to `path`."""
+def error_body(path: str, status: int, message: str, code: str | None = None) -> bytes:
+    """Return the JSON body of an error for a request to `path`. Anthropic's errors have no `code`."""
+    type_, anthropic_type = _TYPES[status]
     if APIS.get(path.partition("?")[0]) == "messages":
-        return msgspec.json.encode({"type": "error", "error": {"type": _TYPE, "message": message}})
-    return msgspec.json.encode({"error": {"message": message, "type": _TYPE, "param": None, "code": None}})
+        return msgspec.json.encode({"type": "error", "error": {"type": anthropic_type, "message": message}})
+    return msgspec.json.encode({"error": {"message": message, "type": type_, "param": None, "code": code}})

@@ -17,7 +17,7 @@ from extproc.api.body import (
     parts_of,
 )
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
-from extproc.api.needs import declared_needs, read_media
+from extproc.api.needs import conversation_needs, declared_needs, read_media
 from extproc.api.repair import BOM, repaired
 
 Api = Literal["chat", "completions", "responses", "messages"]
@@ -107,7 +107,13 @@ def parse_request(path: str, body: bytes) -> Request | None:
         body=body,
         model=decoded.model,
         turns=tuple(_turn(m) for m in messages if _is_turn(m)),
-        needs=frozenset((*(need for _, needs in media.needs for need in needs), *declared_needs(decoded))),
+        needs=frozenset(
+            (
+                *(need for _, needs in media.needs for need in needs),
+                *declared_needs(decoded),
+                *conversation_needs(messages),
+            )
+        ),
         media_bytes=media.size,
         strict_output=any(f is not None and f.type.startswith("json") for f in formats),
         stream=decoded.stream is True,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
+from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_states, check_upstream
 from extproc.mismatch import shown, suggestion
@@ -110,10 +111,11 @@ def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
 
 def _check_rule(at: str, rule: Rule, tiers: Sequence[str], intents: Sequence[str]) -> Iterator[_Finding]:
     yield from _fits_a_header(f"{at}.name", rule.name)
-    if rule.tier is None and rule.tier_floor is None and rule.reasoning is None:
-        yield at, f"rule `{rule.name}` does nothing: give it a tier, a tier_floor or reasoning"
+    if rule.tier is None and rule.tier_floor is None and rule.reasoning is None and rule.only is None:
+        yield at, f"rule `{rule.name}` does nothing: give it a tier, a tier_floor, reasoning or only"
     yield from _exists(f"{at}.tier", rule.tier, tiers, "tier")
     yield from _exists(f"{at}.tier_floor", rule.tier_floor, tiers, "tier")
+    yield from check_only(rule, at, tiers)
     for j, name in enumerate(rule.when.intents or ()):
         yield from _exists(f"{at}.when.intents[{j}]", name, intents, "intent")
     for header in rule.when.headers or {}:
@@ -125,6 +127,7 @@ def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     yield from _fits_a_header(".intent", intent.intent)
     yield from _exists(".tier", intent.tier, tiers, "tier")
     yield from _exists(".tier_floor", intent.tier_floor, tiers, "tier")
+    yield from check_only(intent, "", tiers)
     yield from _check_utterances(intent.utterances)
     yield from _within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
     yield from _within(".floor", intent.floor, least=-1, most=1)

@@ -8,6 +8,8 @@ DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs
 # FULL_DUPLEX_STREAMED body, and passes a larger one on without routing it.
 MAX_BODY_BYTES = 8 * 1024 * 1024
 
+# Envoy's cluster without hosts, for requests that no tier may get. No tier can have this name.
+REFUSING_CLUSTER = "only:refuse"
 # The start of all our names: namespaces, metrics, spans and their attributes.
 PREFIX = "semantic_router"
 

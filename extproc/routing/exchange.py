@@ -5,11 +5,12 @@ The messages that come depend on the processing mode that the operator configure
 
 from typing import Any
 
-from extproc.api.errors import bad_request
+from extproc.api.errors import error_body
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName
+from extproc.contract.words import Reason
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.record import asker_record, envoy_metadata
-from extproc.routing.router import Routed, Router
+from extproc.routing.router import Refusal, Routed, Router
 
 # Modes in which no message holds the whole body. BUFFERED_PARTIAL may cut it anywhere.
 _NO_WHOLE_BODY = ("NONE", "STREAMED", "BUFFERED_PARTIAL", "GRPC")
@@ -68,7 +69,7 @@ class RouterExchange:
         )
 
     async def _full_duplex_message(self, event: Event) -> list[Reply]:
-        """Buffer a chunk. At the end of the body, route it. At the size limit, pass it on without routing."""
+        """Buffer a chunk. At the end of the body, route it. At the size limit, pass it on unread."""
         if event.kind == "request_body":
             self._buffered.append(event.body)
             self._buffered_bytes += len(event.body)
@@ -78,7 +79,7 @@ class RouterExchange:
         self._done = True
         body = b"".join(self._buffered) if self._buffered else None
         self._buffered.clear()
-        routed = None if too_long else await self._route(body or b"")
+        routed = await self._route(body or b"") if not too_long else self._unread()
         if routed is not None and routed.refusal is not None:
             return [self._refused(event, routed, routed.refusal)]
         return self._full_duplex_replies(event, body, routed)
@@ -100,19 +101,28 @@ class RouterExchange:
             replies.append(Reply("request_trailers"))
         return replies
 
-    def _refused(self, event: Event, routed: Routed, message: str) -> Reply:
+    def _refused(self, event: Event, routed: Routed, refusal: Refusal) -> Reply:
         """Answer the client. No filter of Envoy adds headers to this answer."""
+        code = routed.decision.reason if routed.decision.reason is Reason.RESIDENCY else None
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
             headers={"content-type": "application/json", HeaderName.REASON: routed.decision.reason},
-            body=bad_request(self._opening.headers.get(":path", ""), message),
+            body=error_body(self._opening.headers.get(":path", ""), refusal.status, refusal.message, code),
             metadata=self._metadata(routed),
-            status=400,
+            status=refusal.status,
         )
 
     async def _route(self, body: bytes) -> Routed:
         self.routed = await self._router.route(body, self._opening.headers)
         return self.routed
+
+    def _unread(self) -> Routed | None:
+        """The route of a body that is too large to be read, if the headers demand one. None: it passes."""
+        routed = self._router.unread(self._opening.headers)
+        if routed.decision.reason is Reason.UNREADABLE:
+            return None
+        self.routed = routed
+        return routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
         asker = asker_record(routed.snapshot, routed.request, self._opening.headers)

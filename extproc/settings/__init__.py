@@ -9,6 +9,7 @@ from extproc.settings.address import USUAL_BASE, Address, read_url
 from extproc.settings.evidence import Chosen, Evidence, Probability
 from extproc.settings.policy import (
     HUMAN,
+    OTHERWISE,
     SHARE,
     Budget,
     Conditions,
@@ -17,6 +18,7 @@ from extproc.settings.policy import (
     Escalations,
     Human,
     Judge,
+    Otherwise,
     Reasoning,
     Rule,
     RungSpec,
@@ -24,12 +26,25 @@ from extproc.settings.policy import (
     Timeouts,
     Upgrades,
 )
-from extproc.settings.tier import CAPABILITIES, NO_SCHEME, Dialect, Endpoint, Price, Retry, Tier, TierApi, TierKey
+from extproc.settings.tier import (
+    AGENT_CAPABILITIES,
+    CAPABILITIES,
+    NO_SCHEME,
+    Dialect,
+    Endpoint,
+    Price,
+    Retry,
+    Tier,
+    TierApi,
+    TierKey,
+)
 
 __all__ = [
+    "AGENT_CAPABILITIES",
     "CAPABILITIES",
     "HUMAN",
     "NO_SCHEME",
+    "OTHERWISE",
     "SHARE",
     "USUAL_BASE",
     "Address",
@@ -44,6 +59,7 @@ __all__ = [
     "Evidence",
     "Human",
     "Judge",
+    "Otherwise",
     "Price",
     "Probability",
     "Reasoning",
