@@ -24,6 +24,7 @@ from extproc.envoy.clusters import extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
 from extproc.envoy.older import NOTES, Cascade, adapt_to_older
 from extproc.envoy.probe import admin_cluster, probe_listener
+from extproc.envoy.residency import refusing_clusters
 from extproc.envoy.tier_filters import key_secrets
 from extproc.envoy.tls import ClientTls
 
@@ -46,6 +47,7 @@ def render_envoy(
             "clusters": [
                 extproc_cluster(extproc, tls),
                 *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
+                *refusing_clusters(config),
                 *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
             ],
             "secrets": [] if follow_keys else key_secrets(config.policy.tiers),

@@ -14,6 +14,7 @@ from extproc.envoy.filters import (
     SIZE_LIMIT_FILTER,
     USAGE_FILTER,
 )
+from extproc.envoy.residency import confine_routes
 from extproc.settings import Tier
 
 # The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
@@ -80,7 +81,7 @@ def virtual_host(config: Config) -> Dict:
         "domains": ["*"],
         "include_request_attempt_count": True,
         "request_body_buffer_limit": MAX_BODY_BYTES + ROOM_BYTES,
-        "routes": routes,
+        "routes": confine_routes(routes, config),
     }
 
 

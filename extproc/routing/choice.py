@@ -57,7 +57,10 @@ def make_able(policy: Policy, choice: Choice, guard: Guard, load: Load) -> Choic
 
 
 def _nearest_in_service(policy: Policy, rank: int) -> int:
-    """The first tier from `rank` up that takes requests, or the highest one below. Checks ensure a tier for floors."""
+    """The first tier from `rank` up that takes requests, or the highest one below.
+
+    Checks ensure that a tier for each floor takes requests.
+    """
     taking = [i for i, tier in enumerate(policy.tiers) if tier.takes_new]
     return next((i for i in taking if i >= rank), taking[-1] if taking else rank)
 
