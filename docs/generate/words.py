@@ -105,6 +105,7 @@ HEADERS = {
     "x-router-cluster": "request, to the upstream: where the first attempt goes",
     "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
+    "x-envoy-original-path": "request, from Envoy: the path that the client asked for, before a tier's base path replaced it",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
     "x-router-cohort": "response: the cohort where the request landed",
     "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router",

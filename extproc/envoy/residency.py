@@ -1,6 +1,6 @@
 """Routes for requests without a decision that the default tier may not get, because `only` excludes it.
 
-Such a request goes to a cluster without hosts, and Envoy answers it with 503. A request with a decision goes to the
+It goes to a cluster without hosts, and Envoy answers with 503. A request with a decision goes to the
 clusters of its ladder, on the same routes.
 """
 

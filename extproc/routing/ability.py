@@ -8,13 +8,13 @@ from extproc.api.request import Api
 from extproc.routing.signals import Signals
 from extproc.settings import AGENT_CAPABILITIES, Tier
 
-# The room for an answer without a cap, in tokens. 99 % of 45,000 recorded answers of chat models, to questions of
-# MMLU-Pro, GSM8K and TriviaQA, have at most 1,000. A tier with a small context keeps a quarter of it.
+# The room for an answer without a cap, in tokens. 99 % of 45,000 recorded answers to questions of MMLU-Pro, GSM8K
+# and TriviaQA have at most 1,000. A tier with a small context keeps a quarter of it.
 _USUAL_ANSWER = 1024
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What a tier must be able to take."""
+    """The request and its answer, as a tier sees them."""
 
     api: Api
     needs: frozenset[str]

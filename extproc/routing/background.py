@@ -1,6 +1,6 @@
 """Background calls: requests that an agent sends by itself, beside the work that a person waits for.
 
-A call is recognised by its structure, and by a few words where the structure does not tell:
+A call is recognised by its structure, and by a few words where the structure is not enough:
 
 - `probe`: the answer may have one token, or a few after a message of at most four words. Agents count tokens and
   check keys with it.
@@ -36,7 +36,7 @@ _TITLE_WORK = re.compile(
     rf"|\b{_TALK} titles?\b|\btitle generator\b",
     re.IGNORECASE | re.DOTALL,
 )
-# The same in a message, where a person may speak of titles, too: it names the conversation at its very start.
+# The same in a message. Persons write about titles, too, so it names the conversation at its very start.
 _TITLE_ASK = re.compile(
     rf"\W*(?:please )?(?:name|title|{_ASKS}\b[^.\n]{{0,60}}\b(?:titles?|names?|tags)\b[^.\n]{{0,40}})"
     rf" (?:this|the|our|the following|the above) (?:\w+ )?{_TALK}\b",

@@ -1,4 +1,4 @@
-"""The guard of a request: the lowest tier and the set of tiers that hold for it, whichever model it names.
+"""The guard of a request: the lowest tier and the set of tiers that hold for it, for any model that it names.
 
 A cohort's floor holds if the request belongs to the cohort. A cohort's set (`only`) holds unless the request is
 known not to belong to it. So a request that could not be matched stays in the sets of all cohorts.
@@ -15,7 +15,7 @@ from extproc.settings import Rule
 
 
 class Guard(msgspec.Struct, frozen=True):
-    """What no model name, rule or failure can change."""
+    """The limits that no model name, rule or failure can change."""
 
     floor: int  # the lowest rank
     only: frozenset[str] | None  # the names of the allowed tiers; None: all tiers

@@ -99,7 +99,7 @@ def test_what_no_allowed_tier_can_serve_is_refused(stack: Stack, path: str) -> N
     assert (answer.status, answer.headers["x-router-reason"]) == (503, "residency")
     error = msgspec.json.decode(answer.body)["error"]
     message = "The policy keeps this request to some of its tiers, and none of them can serve it."
-    expected = {"type": "api_error", "message": message}
+    expected: dict[str, str | None] = {"type": "api_error", "message": message}
     if path == CHAT:
         expected = {"type": "server_error", "message": message, "param": None, "code": "residency"}
     assert error == expected

@@ -31,7 +31,7 @@ def kind(text: str, system: str | None = None, path: str = "/v1/chat/completions
         ("title", "Move the invoices", {"system": "You are a title generator. You output one line."}),
         ("title", "Move the invoices", {"system": "You name sessions."}),
         ("title", "Please write a title for this conversation:\nMove the invoices", {}),
-        ("title", "Move the invoices", {"response_format": {"type": "json_schema", "json_schema": {"schema": TITLE}}}),
+        ("title", "Move it", {"response_format": {"type": "json_schema", "json_schema": {"schema": TITLE}}}),
         ("title", "Move it", {"output_config": {"format": {"type": "json_schema", "schema": TITLE}}, "tools": []}),
         ("memory", NOTES, {"tools": TOOLS}),
         ("harness", "<system-reminder>Keep answers short.</system-reminder>", {}),

@@ -41,7 +41,9 @@ def outcome(decision: Decision) -> tuple[str, Reason, bool]:
     return decision.tier.name, decision.reason, decision.refused
 
 
-def named(policy: Policy, model: str, match: Match | None, headers: dict[str, str] | None = None, **more: Any):
+def named(
+    policy: Policy, model: str, match: Match | None, headers: dict[str, str] | None = None, **more: Any
+) -> Decision:
     return decide_named(policy, signals(model=model, **more), match, headers or {})
 
 
@@ -75,9 +77,9 @@ def test_a_foreign_model_goes_to_the_floor_under_its_own_name() -> None:
 def test_a_lifted_request_goes_to_a_tier_that_can_serve_it() -> None:
     """As every other request. A pinned request that stays is not checked: its upstream answers."""
     gold = policy(rule("gold", {}, tier_floor="large"))
-    picture = {"needs": frozenset({"vision"})}
-    assert outcome(named(gold, "qwen3-8b", None, **picture)) == ("frontier", Reason.CAPABILITY, False)
-    assert outcome(named(POLICY, "qwen3-8b", None, **picture)) == ("small", Reason.PINNED, False)
+    vision = frozenset({"vision"})
+    assert outcome(named(gold, "qwen3-8b", None, needs=vision)) == ("frontier", Reason.CAPABILITY, False)
+    assert outcome(named(POLICY, "qwen3-8b", None, needs=vision)) == ("small", Reason.PINNED, False)
 
 
 def test_an_unreadable_request_is_lifted_by_its_headers_alone() -> None:
