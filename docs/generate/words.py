@@ -107,8 +107,10 @@ HEADERS = {
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-original-path": "request, from Envoy: the path that the client asked for, before a tier's base path replaced it",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
+    "x-router-failed": "response, between attempts: the status of a failed attempt, after which Envoy asks the next tier",
     "x-router-cohort": "response: the cohort where the request landed",
-    "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router",
+    "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router, `residency` if it "
+    "refused to",
     "x-router-tier": "response: the tier that served",
     "x-router-attempts": "response: how many attempts there were",
     "x-router-escalations": "response: how many answers were rejected on the way",
@@ -127,6 +129,7 @@ NAMESPACES = {
     "semantic_router": "the decision, and what verdicts add to it. Envoy's log, spans and response headers read it",
     "semantic_router.ladder": "`priority_groups`: where each attempt goes. A verdict may rewrite it to jump a rung",
     "semantic_router.rungs": "what changes in the body from the second attempt on",
+    "semantic_router.attempt": "the number of the current attempt, from the second one on",
     "semantic_router.facts": "the requirements of the request on its answer. For the verifier alone, never logged",
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
@@ -380,6 +383,7 @@ LOG_LINES = {
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
     "_check_against_envoy": "A rule reads a header that Envoy does not send to the router. Run `extproc envoy` again.",
     "_check_against_envoy 2": "Envoy still waits only as long as the old deadline. Run `extproc envoy` again.",
+    "_check_against_envoy 3": "Another `only` excludes the default tier now. Run `extproc envoy` again.",
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",
     "watch_lag": "The process got no CPU, or something blocked the event loop. Give it more CPU, workers or replicas.",
 }

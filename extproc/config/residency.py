@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from extproc.config.schema import Intent, PolicyFile
 from extproc.mismatch import suggestion
+from extproc.routing.policy import Cohort, Policy
 from extproc.settings import Rule
 
 
@@ -36,7 +37,9 @@ def _named_tiers(item: Intent | Rule) -> Iterator[tuple[str, str]]:
         yield from (("escalate.to", rung.tier) for rung in item.escalate.rungs)
 
 
-def refused_headers(policy: PolicyFile, intents: Sequence[Intent]) -> list[Mapping[str, str]] | None:
+def refused_headers(
+    policy: PolicyFile | Policy, intents: Sequence[Intent | Cohort]
+) -> list[Mapping[str, str]] | None:
     """Return the headers, as name -> pattern, of requests that the default tier may not get.
 
     Envoy has only the headers of a request that the router has not decided. None: it may get no such request.
@@ -51,7 +54,7 @@ def refused_headers(policy: PolicyFile, intents: Sequence[Intent]) -> list[Mappi
     return [rule.when.headers for rule in rules if rule.when.headers]
 
 
-def _excludes_default(item: Intent | Rule, policy: PolicyFile) -> bool:
+def _excludes_default(item: Intent | Cohort | Rule, policy: PolicyFile | Policy) -> bool:
     return item.only is not None and policy.default_tier not in item.only
 
 
