@@ -108,7 +108,8 @@ HEADERS = {
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
     "x-router-cohort": "response: the cohort where the request landed",
-    "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router",
+    "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router, `residency` if it "
+    "refused to",
     "x-router-tier": "response: the tier that served",
     "x-router-attempts": "response: how many attempts there were",
     "x-router-escalations": "response: how many answers were rejected on the way",
@@ -196,6 +197,9 @@ REASONS = {
     "rule": "a rule named the tier",
     "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
     "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio, files, video, hosted tools",
+    "background": "a call that an agent makes by itself, such as a title, a probe or an update of its notes: the cheapest tier "
+    "that can serve it",
+    "residency": "moved to a tier of `only`, or answered with 503 because none of these tiers can serve the request",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
@@ -379,6 +383,7 @@ LOG_LINES = {
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
     "_check_against_envoy": "A rule reads a header that Envoy does not send to the router. Run `extproc envoy` again.",
     "_check_against_envoy 2": "Envoy still waits only as long as the old deadline. Run `extproc envoy` again.",
+    "_check_against_envoy 3": "Another `only` excludes the default tier now. Run `extproc envoy` again.",
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",
     "watch_lag": "The process got no CPU, or something blocked the event loop. Give it more CPU, workers or replicas.",
 }

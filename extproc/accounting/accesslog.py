@@ -17,7 +17,7 @@ from extproc.api.observation import Usage
 from extproc.api.paths import APIS
 from extproc.contract.names import Key, Namespace
 from extproc.contract.records import AttemptRecord, DecisionRecord, LedgerRecord
-from extproc.contract.words import Undecided, VerdictWord
+from extproc.contract.words import Reason, Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
 
@@ -63,7 +63,7 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         ending=_ending(status, common.response_flags, last.verdict if last is not None else None),
         status=status,
         attempts=attempts,
-        reason=decision.reason or (Undecided.FAIL_OPEN if attempts else Undecided.NONE),
+        reason=decision.reason or _undecided(attempts, common.response_flags),
         judged=last is not None,
         cohort=decision.cohort or None,
         tier=common.custom_tags.get(Key.TIER) or (last.tier if last is not None else None),
@@ -82,6 +82,13 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         duration_s=_seconds(common, "duration"),
         first_byte_s=_seconds(common, "time_to_first_downstream_tx_byte"),
     )
+
+
+def _undecided(attempts: int, flags: pb.ResponseFlags) -> str:
+    """The word for an exchange without a decision. Only the cluster that refuses requests has no hosts."""
+    if flags.no_healthy_upstream:
+        return Reason.RESIDENCY
+    return Undecided.FAIL_OPEN if attempts else Undecided.NONE
 
 
 def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending:

@@ -4,18 +4,20 @@ import msgspec
 
 from extproc.api.paths import speaks_anthropic
 
-_TYPE = "invalid_request_error"  # the same word in all four APIs
-_TOO_LARGE = "request_too_large"  # Anthropic's word for a 413
+# By status: the type of the error in all four APIs, and Anthropic's own word if it differs.
+_TYPES = {
+    400: ("invalid_request_error", "invalid_request_error"),
+    413: ("invalid_request_error", "request_too_large"),
+    503: ("server_error", "api_error"),
+}
 
 
-def bad_request(path: str, message: str) -> bytes:
-    """Return the JSON body of a 400 for a request to `path`."""
-    return _error(path, _TYPE, message)
-
-
-def too_large(path: str, limit_bytes: int) -> bytes:
-    """Return the JSON body of a 413 for a request to `path`."""
-    return _error(path, _TOO_LARGE if speaks_anthropic(path) else _TYPE, too_large_message(limit_bytes))
+def error_body(path: str, status: int, message: str, code: str | None = None) -> bytes:
+    """Return the JSON body of an error for a request to `path`. Anthropic's errors have no `code`."""
+    type_, anthropic_type = _TYPES[status]
+    if speaks_anthropic(path):
+        return msgspec.json.encode({"type": "error", "error": {"type": anthropic_type, "message": message}})
+    return msgspec.json.encode({"error": {"message": message, "type": type_, "param": None, "code": code}})
 
 
 def too_large_message(limit_bytes: int) -> str:
@@ -24,9 +26,3 @@ def too_large_message(limit_bytes: int) -> str:
         f"the body is larger than {limit_bytes / 2**20:g} MiB: send a smaller one, or ask the operator of this "
         "gateway to raise `max_body_mb` in policy.yaml"
     )
-
-
-def _error(path: str, kind: str, message: str) -> bytes:
-    if speaks_anthropic(path):
-        return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": message}})
-    return msgspec.json.encode({"error": {"message": message, "type": kind, "param": None, "code": None}})

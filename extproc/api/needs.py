@@ -41,6 +41,8 @@ _PLAIN = {
     "tool_use", "tool_result", "tool_call", "tool_reference", "function_call", "function_call_output",
     "search_result", "compaction",
 }  # fmt: skip
+_SYSTEM = ("system", "developer")
+_SEALED = ("thinking", "redacted_thinking")
 _CALLS = ("_tool_use", "_tool_result")  # of hosted tools: server_tool_use, web_search_tool_result
 _OWN_TOOLS = (None, "", "function", "custom")  # the client runs them
 _NOTHING = (b"", b"null", b"false", b"[]")
@@ -73,6 +75,23 @@ def read_media(messages: Sequence[Message], prompt: object) -> Media:
             check_items(parts, count - len(parts))
             media += [part for part in parts if part.type not in _PLAIN]
     return Media([(part, tuple(_needs_of(part))) for part in media])
+
+
+def conversation_needs(messages: Sequence[Message]) -> Iterator[str]:
+    """Yield the needs of the conversation's form: late system messages, and sealed reasoning of earlier answers."""
+    talk = False
+    for message in messages:
+        if message.role in _SYSTEM:
+            if talk:
+                yield "mid_system"
+        elif message.role is not None or message.type is not None:
+            talk = True
+        if message.type == "reasoning" or (
+            message.role == "assistant"
+            and isinstance(message.content, list)
+            and any(isinstance(part, Part) and part.type in _SEALED for part in message.content)
+        ):
+            yield "reasoning_state"
 
 
 def _needs_of(part: Part) -> Iterator[str]:

@@ -7,7 +7,7 @@ import msgspec
 
 from extproc.api.body import Body, decode_body
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
-from extproc.api.needs import declared_needs, read_media
+from extproc.api.needs import conversation_needs, declared_needs, read_media
 from extproc.api.parts import Message, check_items, messages_of, parts_of
 from extproc.api.paths import Api, api_of
 from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
@@ -98,7 +98,13 @@ def parse_request(path: str, body: bytes) -> Request | None:
         body=body,
         model=decoded.model,
         turns=tuple(_turn(m) for m in messages if _is_turn(m)),
-        needs=frozenset((*(need for _, needs in media.needs for need in needs), *declared_needs(decoded))),
+        needs=frozenset(
+            (
+                *(need for _, needs in media.needs for need in needs),
+                *declared_needs(decoded),
+                *conversation_needs(messages),
+            )
+        ),
         media_bytes=media.size,
         strict_output=any(f is not None and f.type.startswith("json") for f in formats),
         stream=decoded.stream is True,

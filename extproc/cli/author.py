@@ -79,6 +79,7 @@ def _check(args: argparse.Namespace) -> int:
 def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
     """Findings that are not mistakes: one line for each kind, with the names of the cohorts."""
     from extproc.acceptance.verdict import needs_whole_answer
+    from extproc.config.residency import describe_refusals
 
     rules = {cohort.name: needs_whole_answer(cohort.accept) for cohort in cohorts if cohort.stream == "early"}
     notes = {
@@ -98,6 +99,9 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
         ],
     }
     yield from (f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
+    refusals = describe_refusals(config.policy, config.intents)
+    if refusals is not None:
+        yield refusals
 
 
 def _explain(args: argparse.Namespace) -> int:

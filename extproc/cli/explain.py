@@ -137,7 +137,7 @@ def _decision_lines(routed: Routed) -> Iterator[str]:
     rule = f", rule `{decision.rule}`" if decision.rule is not None else ""
     yield f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}"
     if routed.refusal is not None:
-        yield f"answer    400: {routed.refusal}"
+        yield f"answer    {routed.refusal.status}: {routed.refusal.message}"
     if decision.proposed_tier is not None:
         yield f"shadow    `mode: enforce` would choose tier {decision.proposed_tier}"
     yield f"cluster   {routed.mutation.cluster}"

@@ -8,6 +8,7 @@ from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_n
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.listener_checks import check_listener
 from extproc.config.params_checks import check_params
+from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_floor, check_states, check_upstream
 from extproc.mismatch import shown, suggestion
@@ -39,8 +40,7 @@ def cross_check(
     files: dict[str, str] = {}
     for file, intent in intents:
         if intent.intent in files:
-            what = f"intent `{intent.intent}` is also in {files[intent.intent]}: rename one of them"
-            yield file, ".intent", what
+            yield file, ".intent", f"intent `{intent.intent}` is also in {files[intent.intent]}: rename one of them"
         files.setdefault(intent.intent, file)
         for path, what in _check_intent(intent, policy):
             yield file, path, what
@@ -82,9 +82,8 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
                 yield from _exists(f"{at}.capabilities", name, CAPABILITIES, "capability")
         yield from check_params(at, tier)
         yield from _within(f"{at}.context", tier.context, above=0)
-        yield from _within(f"{at}.price.input", tier.price.input, least=0)
-        yield from _within(f"{at}.price.output", tier.price.output, least=0)
-        yield from _within(f"{at}.price.cached_input", tier.price.cached_input, least=0)
+        for key in tier.price.__struct_fields__:
+            yield from _within(f"{at}.price.{key}", getattr(tier.price, key), least=0)
 
 
 def _check_judge(at: str, judge: Judge) -> Iterator[_Finding]:
@@ -115,10 +114,11 @@ def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
 
 def _check_rule(at: str, rule: Rule, tiers: Sequence[str], intents: Sequence[str]) -> Iterator[_Finding]:
     yield from _fits_a_header(f"{at}.name", rule.name)
-    if rule.tier is None and rule.tier_floor is None and rule.reasoning is None:
-        yield at, f"rule `{rule.name}` does nothing: give it a tier, a tier_floor or reasoning"
+    if rule.tier is None and rule.tier_floor is None and rule.reasoning is None and rule.only is None:
+        yield at, f"rule `{rule.name}` does nothing: give it a tier, a tier_floor, reasoning or only"
     yield from _exists(f"{at}.tier", rule.tier, tiers, "tier")
     yield from _exists(f"{at}.tier_floor", rule.tier_floor, tiers, "tier")
+    yield from check_only(rule, at, tiers)
     for j, name in enumerate(rule.when.intents or ()):
         yield from _exists(f"{at}.when.intents[{j}]", name, intents, "intent")
     for header in rule.when.headers or {}:
@@ -131,6 +131,7 @@ def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     yield from _exists(".tier", intent.tier, tiers, "tier")
     yield from _exists(".tier_floor", intent.tier_floor, tiers, "tier")
     yield from check_floor(".tier_floor", intent.tier_floor, policy.tiers)
+    yield from check_only(intent, "", tiers)
     yield from _check_utterances(intent.utterances)
     yield from _within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
     yield from _within(".floor", intent.floor, least=-1, most=1)

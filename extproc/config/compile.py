@@ -105,6 +105,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
         reasoning=intent.reasoning,
         max_output_tokens=intent.max_output_tokens,
         tier_floor=intent.tier_floor,
+        only=intent.only,
         risk=intent.risk,
         accept=compile_rules(intent.accept, intent.scorer),
         escalate=intent.escalate,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import Config, ConfigError, load_config, yaml_files
+from extproc.config.residency import refused_headers
 from extproc.config.schema import POLICY_FILE
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder
@@ -141,3 +142,8 @@ def _check_against_envoy(config: Config, current: Snapshot) -> None:
         log.warning("Envoy may not send these headers yet, run `extproc envoy` again and update Envoy: %s", names)
     if config.policy.encoder.deadline_ms > current.encoder.deadline_ms:
         log.warning("Envoy keeps the shorter encoder.deadline_ms: run `extproc envoy` again and update Envoy")
+    refused = refused_headers(config.policy, config.intents)
+    if refused != refused_headers(current.policy, list(current.policy.cohorts.values())):
+        log.warning(
+            "Envoy refuses by the old `only` while no router runs: run `extproc envoy` again and update Envoy"
+        )

@@ -6,6 +6,7 @@ import msgspec
 
 from extproc.acceptance.score import Scorer
 from extproc.settings import (
+    OTHERWISE,
     Chosen,
     EncoderConfig,
     Escalate,
@@ -13,6 +14,7 @@ from extproc.settings import (
     Evidence,
     Human,
     Judge,
+    Otherwise,
     Reasoning,
     Rule,
     StreamHold,
@@ -110,6 +112,14 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tier_floor: Annotated[
         str | None, about("Lowest tier, also if a rule names a lower one. It holds for ambiguous requests, too.")
     ] = None
+    only: Annotated[
+        tuple[str, ...] | None,
+        about(
+            "The only tiers that may get a request of this intent, on every path. It holds for ambiguous requests "
+            "and for requests that could not be matched, too. Left out: every tier."
+        ),
+    ] = None
+    otherwise: Annotated[Otherwise | None, about(OTHERWISE)] = None
     risk: Annotated[Literal["low", "high"], about("How risky a wrong answer is. Rules can read it.")] = "low"
     floor: Annotated[
         float | None,

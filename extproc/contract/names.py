@@ -5,6 +5,8 @@ from enum import StrEnum
 CONTRACT = 1  # version of all these names; see the package
 DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs/decision-log.schema.json
 
+# Envoy's cluster without hosts, for requests that no tier may get. No tier can have this name.
+REFUSING_CLUSTER = "only:refuse"
 # The start of all our names: namespaces, metrics, spans and their attributes.
 PREFIX = "semantic_router"
 

@@ -8,9 +8,11 @@ class Reason(StrEnum):
 
     MATCHED = "matched"  # the tier of the cohort
     RULE = "rule"  # a rule named the tier
+    BACKGROUND = "background"  # a call that an agent makes by itself: the cheapest tier that can serve it
     TIER_FLOOR = "tier_floor"  # raised to the lowest tier that a cohort or rule allows
     CAPABILITY = "capability"  # raised above tiers that cannot serve the request
     UPGRADE_RATE = "upgrade_rate"  # limited to the default tier: the principal has used up its upgrades
+    RESIDENCY = "residency"  # moved to a tier of `only`, or answered with 503 because none of them can serve
     PINNED = "pinned"  # the client named the model of a tier
     PASSTHROUGH = "passthrough"  # not routed: a model that may not be replaced, or an unknown API
     BAD_REQUEST = "bad_request"  # answered with 400: no upstream may get this body

@@ -26,6 +26,7 @@ from extproc.envoy.listener import listener
 from extproc.envoy.older import NOTES, Cascade, adapt_to_older
 from extproc.envoy.other_routes import client_key_tiers
 from extproc.envoy.probe import admin_cluster, probe_listener
+from extproc.envoy.residency import refusing_clusters
 from extproc.envoy.tier_filters import key_secrets
 from extproc.envoy.tls import ClientTls
 
@@ -49,6 +50,7 @@ def render_envoy(
                 extproc_cluster(extproc, tls),
                 *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
                 *(client_key_cluster(tier, config) for tier in client_key_tiers(config)),
+                *refusing_clusters(config),
                 *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
             ],
             "secrets": [] if follow_keys else key_secrets(config.policy.tiers),

@@ -56,7 +56,7 @@ def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
         manager["tracing"]["custom_tags"] = [tag for tag in manager["tracing"]["custom_tags"] if "value" not in tag]
     [host] = manager["route_config"]["virtual_hosts"]
     host["request_body_buffer_limit"] *= 2  # 1.37 counts a body twice if it may have to send it again
-    host["routes"] = [changed for route in host["routes"] for changed in _routes(route, config, cascade)]
+    host["routes"] = [changed for route in host["routes"] for changed in _routes(route, cascade)]
     resources["clusters"] += [ladder_cluster(name, ladder, config) for name, ladder in ladders.items()]
     if cascade == "none":
         for cluster in resources["clusters"]:
@@ -71,8 +71,8 @@ def _remove_cascade_filters(cluster: Dict) -> None:
             options["http_filters"] = remaining
 
 
-def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
-    """Yield a route by the header, for requests with a decision, and one to the default tier for the others."""
+def _routes(route: Dict, cascade: Cascade) -> Iterator[Dict]:
+    """Yield a route by the header, for requests with a decision, and one to the cluster for the others."""
     if "inline_cluster_specifier_plugin" not in route.get("route", {}):
         yield route
         return
@@ -80,15 +80,16 @@ def _routes(route: Dict, config: Config, cascade: Cascade) -> Iterator[Dict]:
     for name in _REMOVED[cascade]:
         route["typed_per_filter_config"].pop(name, None)
     action = route["route"]
+    specifier = action["inline_cluster_specifier_plugin"]["extension"]["typed_config"]
+    [undecided] = specifier["priority_groups"][0]["clusters"]
     del action["inline_cluster_specifier_plugin"], action["retry_policy"]["refresh_cluster_on_retry"]
     if cascade == "none":
         policy = action["retry_policy"]
         action["retry_policy"] = {"num_retries": 0} | {k: v for k, v in policy.items() if k.startswith("per_try")}
-    default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
     decided = {"name": HeaderName.LADDER, "present_match": True}
     match = route["match"] | {"headers": [*route["match"]["headers"], decided]}
     yield route | {"match": match, "route": action | {"cluster_header": HeaderName.LADDER}}
-    yield route | {"route": action | {"cluster": default.cluster_name}}
+    yield route | {"route": action | {"cluster": undecided["cluster_name"]}}
 
 
 def _ladders(config: Config) -> dict[str, tuple[Tier, ...]]:

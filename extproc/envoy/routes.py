@@ -17,6 +17,7 @@ from extproc.envoy.filters import (
     decompressor_name,
 )
 from extproc.envoy.other_routes import bad_encoding, closed_routes, model_routes, opened_routes, path_match
+from extproc.envoy.residency import confine_routes
 from extproc.settings import Tier
 
 # The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
@@ -41,12 +42,15 @@ def virtual_host(config: Config) -> Dict:
         "domains": ["*"],
         "include_request_attempt_count": True,
         "request_body_buffer_limit": config.policy.max_body_bytes + ROOM_BYTES,
-        "routes": [
-            *_api_routes(config),
-            *opened_routes(config, _inspected(config)),
-            *model_routes(config),
-            *closed_routes(),
-        ],
+        "routes": confine_routes(
+            [
+                *_api_routes(config),
+                *opened_routes(config, _inspected(config)),
+                *model_routes(config),
+                *closed_routes(),
+            ],
+            config,
+        ),
     }
 
 

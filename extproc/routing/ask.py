@@ -109,7 +109,7 @@ def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
         text = _squeeze(_person_text(parts))
         if text:
             asks.append(text)
-            if len(asks) == _CHAIN or not _is_short(text):
+            if len(asks) == _CHAIN or not is_short(text):
                 break
         elif not asks:
             raw, skipped = raw or _squeeze("\n".join(parts)), True
@@ -150,7 +150,7 @@ def _person_text(parts: Sequence[str]) -> str:
     if echo or _squeeze(marked):
         return marked
     unpasted = _without_pastes(text)
-    return text if _is_short(unpasted) else unpasted
+    return text if is_short(unpasted) else unpasted
 
 
 def _marked(text: str, echo: bool) -> tuple[str, str]:
@@ -216,7 +216,8 @@ def _squeeze(text: str) -> str:
     return "" if squeezed.startswith("\0") and not GAP.sub("", squeezed).strip() else squeezed
 
 
-def _is_short(text: str) -> bool:
+def is_short(text: str) -> bool:
+    """Return whether the text has at most four words and few bytes."""
     words = text.split(None, _SHORT_WORDS)
     if len(words) > _SHORT_WORDS:
         return False

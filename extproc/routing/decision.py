@@ -1,20 +1,25 @@
 """Match, signals and rules -> one `Decision`: which tier answers, and how.
 
-`decide` is a sequence of steps. The cohort or a rule proposes a tier. Tier floors raise it, a cap on upgrades
-lowers it, and tiers that cannot serve the request are skipped upward. Each step takes a `_Choice` and returns one,
-so the reason is that of the last step which changed the tier. The ladder and shadow mode follow.
+`decide` is a sequence of steps. The cohort or a rule proposes a tier. Tier floors raise it, and a cap on upgrades
+lowers it. The tiers of `only` confine it, and tiers that cannot serve the request are skipped. Each step takes a
+`Choice` and returns one, so the reason is that of the last step which changed the tier. The ladder and shadow mode
+follow. A request whose model may not be replaced passes only the steps that hold for every request.
 """
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import msgspec
 
-from extproc.contract.words import Reason
+from extproc.contract.words import Reason, Undecided
+from extproc.routing.ability import Load, can_serve, first_able, load_of
+from extproc.routing.background import class_ceiling
+from extproc.routing.choice import Choice, cap_upgrade, confine, make_able, raise_to_floor
+from extproc.routing.conditions import applies
+from extproc.routing.guard import Guard, guard_foreign, guard_matched, guard_unmatched, guard_unread
 from extproc.routing.index import Match
 from extproc.routing.policy import Cohort, Policy, Rung
 from extproc.routing.signals import Signals
-from extproc.settings import Conditions, Reasoning, Rule, Tier
+from extproc.settings import Reasoning, Rule, Tier
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -23,6 +28,7 @@ class Decision(msgspec.Struct, frozen=True):
     tier: Tier
     reason: Reason
     rewrite: bool = True  # False: the client's bytes are sent on unchanged
+    refused: bool = False  # no tier that may get the request can serve it; `tier` is the one that was proposed
     cohort: Cohort | None = None  # the nearest cohort, trusted or not
     match: Match | None = None
     rule: str | None = None
@@ -35,38 +41,16 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 class _Findings(msgspec.Struct, frozen=True):
-    """The cohort and the rules that apply to one request."""
+    """The cohort and the rules that apply to one request, and what follows from them."""
 
     trust: Reason  # MATCHED, or the reason why the match does not count
     cohort: Cohort | None  # the nearest one
     settings: Cohort | None  # the nearest one, if the match is trusted
     rule: Rule | None  # the first one that applies
-    floor: int  # the lowest allowed rank
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    """The tier after one step, by its rank, and the reason for it."""
-
-    rank: int
-    reason: Reason
-
-
-def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decision:
-    """Send a request on unchanged: to the tier that serves `model`, otherwise to the default tier."""
-    for tier in policy.tiers:
-        if tier.model == model and tier.takes_any:
-            return Decision(tier, Reason.PINNED, rewrite=False)
-    return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
-
-
-def unread(policy: Policy, reason: Reason, headers: Mapping[str, str]) -> Decision:
-    """Send a request that could not be read on unchanged: to the default tier, or to a floor that headers set."""
-    rules = [r for r in policy.rules if r.when.headers and r.when == Conditions(headers=r.when.headers)]
-    floor = _floor(policy, (), [r for r in rules if _headers_match(r.when.headers or {}, headers)])
-    default = policy.rank(policy.default_tier)
-    lowest = max(default, floor) if policy.mode == "enforce" else default
-    tier = next((tier for tier in policy.tiers[lowest:] if tier.takes_any), policy.tiers[default])
-    return Decision(tier, reason, rewrite=False)
+    guard: Guard
+    cap: int | None  # the policy's cap on output tokens
+    load: Load
+    ceiling: int  # the highest rank of the ladder
 
 
 def decide(
@@ -79,16 +63,75 @@ def decide(
 ) -> Decision:
     """Choose a tier and the ladder above it.
 
-    `match` is None if the text could not be matched, and `failure` is then the reason. `headers` are the trusted
+    `match` is None if the text was not matched, and `failure` is then the reason. `headers` are the trusted
     headers that rules may name. `spent` means that the principal has used up its upgrades.
     """
     findings = _findings(policy, signals, match, headers, failure)
     proposed = _proposed(policy, findings)
-    floored = _floored(proposed, findings.floor)
-    capped = _capped(policy, floored, findings.floor) if spent else floored
-    able = _able(policy, capped, signals)
-    decision = _laddered(policy, signals, match, findings, able)
-    return decision if policy.mode == "enforce" else _shadowed(policy, decision, signals)
+    floored = raise_to_floor(proposed, findings.guard.floor)
+    capped = cap_upgrade(policy, floored, findings.guard.floor) if spent else floored
+    able = make_able(policy, capped, findings.guard, findings.load)
+    decision = _laddered(policy, match, findings, able or capped)
+    if able is None:
+        decision = _refused(decision, decision.tier)
+    return decision if policy.mode == "enforce" else _shadowed(policy, decision, findings.load)
+
+
+def decide_named(
+    policy: Policy,
+    signals: Signals,
+    match: Match | None,
+    headers: Mapping[str, str],
+    failure: Reason = Reason.NO_TEXT,
+    spent: bool = False,
+) -> Decision:
+    """Choose the tier of a request whose model may not be replaced: its own, unless a floor or `only` forbids it.
+
+    The model of a tier is then replaced by that of the new tier. Any other model keeps its name.
+    """
+    first = untouched(policy, Reason.PASSTHROUGH, signals.model)
+    if policy.mode == "shadow":
+        return first
+    findings = _findings(policy, signals, match, headers, failure)
+    named = Choice(policy.rank(first.tier.name), first.reason)
+    floored = raise_to_floor(named, findings.guard.floor)
+    capped = cap_upgrade(policy, floored, findings.guard.floor) if spent and floored != named else floored
+    if capped == named and findings.guard.allows(first.tier.name):
+        return first
+    able = make_able(policy, capped, findings.guard, findings.load)
+    moved = Decision(
+        policy.tiers[able.rank] if able is not None else first.tier,
+        able.reason if able is not None else Reason.RESIDENCY,
+        rewrite=first.reason is Reason.PINNED,
+        cohort=findings.cohort,
+        match=match,
+        rule=findings.rule.name if findings.rule is not None else None,
+    )
+    return moved if able is not None else _refused(moved, first.tier)
+
+
+def decide_unread(policy: Policy, headers: Mapping[str, str], reason: Reason) -> Decision:
+    """Choose the tier of a request whose body could not be read, or is of an API that the router does not know.
+
+    It is the default tier, unless the headers set a floor or `only`.
+    """
+    first = untouched(policy, reason)
+    if policy.mode == "shadow":
+        return first
+    guard = guard_unread(policy, headers) if reason is Reason.UNREADABLE else guard_foreign(policy, headers)
+    choice = raise_to_floor(Choice(policy.rank(first.tier.name), reason), guard.floor)
+    confined = confine(policy, choice, guard)
+    if confined is None:
+        return _refused(first, first.tier)
+    return msgspec.structs.replace(first, tier=policy.tiers[confined.rank], reason=confined.reason)
+
+
+def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decision:
+    """Send a request on unchanged: to the tier that serves `model`, otherwise to the default tier."""
+    for tier in policy.tiers:
+        if tier.model == model and tier.takes_any:
+            return Decision(tier, Reason.PINNED, rewrite=False)
+    return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
 
 def trust(cohort: Cohort | None, match: Match | None, failure: Reason = Reason.NO_TEXT) -> Reason:
@@ -107,53 +150,51 @@ def _findings(
 ) -> _Findings:
     cohort = policy.cohorts[match.cohort] if match is not None else None
     trusted = trust(cohort, match, failure)
+    settings = cohort if trusted is Reason.MATCHED else None
     cohorts = _possible_cohorts(policy, match, trusted)
-    rules = [rule for rule in policy.rules if _applies(rule.when, cohorts, signals, headers)]
+    guard = (
+        guard_matched(policy, cohorts, signals, headers)
+        if match is not None
+        else guard_unmatched(policy, signals, headers)
+    )
+    cap = _cap(settings, signals)
     return _Findings(
         trust=trusted,
         cohort=cohort,
-        settings=cohort if trusted is Reason.MATCHED else None,
-        rule=rules[0] if rules else None,
-        floor=_floor(policy, cohorts, rules),
+        settings=settings,
+        rule=next((rule for rule in policy.rules if applies(rule.when, cohorts, signals, headers)), None),
+        guard=guard,
+        cap=cap,
+        load=load_of(signals, cap, policy.tiers),
+        ceiling=class_ceiling(policy, signals.model) if trusted is Reason.BACKGROUND else len(policy.tiers) - 1,
     )
 
 
-def _proposed(policy: Policy, findings: _Findings) -> _Choice:
-    """The tier of the first rule that applies, of the trusted cohort, or the default tier, in this order."""
+def _cap(settings: Cohort | None, signals: Signals) -> int | None:
+    """The cohort's cap on output tokens. It is meant for answers, and would cut the calls of a tool loop."""
+    return settings.max_output_tokens if settings is not None and not signals.tool_loop else None
+
+
+def _proposed(policy: Policy, findings: _Findings) -> Choice:
+    """The tier of the first rule that applies, of the trusted cohort, or the default tier, in this order.
+
+    A background call starts at the cheapest tier.
+    """
     rule, settings = findings.rule, findings.settings
     if rule is not None and rule.tier is not None:
-        return _Choice(policy.rank(rule.tier), Reason.RULE)
-    return _Choice(policy.rank(settings.tier if settings is not None else policy.default_tier), findings.trust)
+        return Choice(policy.rank(rule.tier), Reason.RULE)
+    if findings.trust is Reason.BACKGROUND:
+        return Choice(0, Reason.BACKGROUND)
+    return Choice(policy.rank(settings.tier if settings is not None else policy.default_tier), findings.trust)
 
 
-def _floored(choice: _Choice, floor: int) -> _Choice:
-    """The tier, raised to the floor."""
-    return _Choice(floor, Reason.TIER_FLOOR) if floor > choice.rank else choice
-
-
-def _capped(policy: Policy, choice: _Choice, floor: int) -> _Choice:
-    """The tier, lowered to the default tier. A floor above it holds, unless the policy puts cost first."""
-    cap = policy.rank(policy.default_tier)
-    if policy.upgrades is None or not policy.upgrades.lower_floors:
-        cap = max(cap, floor)
-    return _Choice(cap, Reason.UPGRADE_RATE) if cap < choice.rank else choice
-
-
-def _able(policy: Policy, choice: _Choice, signals: Signals) -> _Choice:
-    """The tier, raised to one that can serve the request."""
-    rank = _first_able(policy.tiers, choice.rank, signals)
-    return _Choice(rank, Reason.CAPABILITY) if rank > choice.rank else choice
-
-
-def _laddered(
-    policy: Policy, signals: Signals, match: Match | None, findings: _Findings, choice: _Choice
-) -> Decision:
+def _laddered(policy: Policy, match: Match | None, findings: _Findings, choice: Choice) -> Decision:
     """The decision for the chosen tier, with the ladder above it."""
     settings, rule = findings.settings, findings.rule
     reasoning = settings.reasoning if settings is not None else None
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
-    ladder = _ladder(policy, settings, choice.rank, reasoning, signals)
+    ladder = _ladder(policy, findings, choice.rank, reasoning)
     return Decision(
         tier=policy.tiers[choice.rank],
         reason=choice.reason,
@@ -162,23 +203,37 @@ def _laddered(
         rule=rule.name if rule is not None else None,
         reasoning=reasoning,
         reasoning_forced=policy.reasoning_choice == "router",
-        max_output_tokens=settings.max_output_tokens if settings is not None else None,
+        max_output_tokens=findings.cap,
         ladder=ladder,
         judged=settings is not None and _is_judged(settings, ladder),
     )
 
 
-def _shadowed(policy: Policy, decision: Decision, signals: Signals) -> Decision:
+def _refused(decision: Decision, proposed: Tier) -> Decision:
+    """The decision to answer with an error. No tier gets the request."""
+    return Decision(
+        proposed,
+        Reason.RESIDENCY,
+        rewrite=False,
+        refused=True,
+        cohort=decision.cohort,
+        match=decision.match,
+        rule=decision.rule,
+    )
+
+
+def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
     """The decision of shadow mode: the default tier serves, and only the model's name is written."""
     default = policy.rank(policy.default_tier)
+    able = first_able(policy.tiers, range(default, len(policy.tiers)), load)
     return Decision(
-        tier=policy.tiers[_first_able(policy.tiers, default, signals)],
+        tier=policy.tiers[default if able is None else able],
         reason=decision.reason,
         cohort=decision.cohort,
         match=decision.match,
         rule=decision.rule,
         reasoning_forced=decision.reasoning_forced,
-        proposed_tier=decision.tier.name,
+        proposed_tier=decision.tier.name if not decision.refused else Undecided.NONE,
     )
 
 
@@ -191,79 +246,24 @@ def _possible_cohorts(policy: Policy, match: Match | None, trusted: Reason) -> t
     return (policy.cohorts[match.cohort],)
 
 
-def _floor(policy: Policy, cohorts: Sequence[Cohort], rules: Sequence[Rule]) -> int:
-    """The rank of the highest tier floor. Later rules count too, so that no rule can lower a floor."""
-    floors = [cohort.tier_floor for cohort in cohorts] + [rule.tier_floor for rule in rules]
-    return max((policy.rank(name) for name in floors if name is not None), default=0)
-
-
-def _applies(when: Conditions, cohorts: Sequence[Cohort], signals: Signals, headers: Mapping[str, str]) -> bool:
-    checks = (
-        when.intents is None or any(cohort.name in when.intents for cohort in cohorts),
-        when.risk is None or any(cohort.risk == when.risk for cohort in cohorts),
-        when.tokens_over is None or signals.tokens > when.tokens_over,
-        when.tokens_under is None or signals.tokens < when.tokens_under,
-        when.turns_over is None or signals.turns > when.turns_over,
-        when.tools is None or ("tools" in signals.needs) == when.tools,
-        when.images is None or ("vision" in signals.needs) == when.images,
-        when.strict_output is None or signals.strict_output == when.strict_output,
-        when.headers is None or _headers_match(when.headers, headers),
-    )
-    return all(checks)
-
-
-def _headers_match(patterns: Mapping[str, str], headers: Mapping[str, str]) -> bool:
-    """Whether every header matches its pattern. An absent header counts as empty."""
-    return all(fnmatchcase(headers.get(name, ""), pattern) for name, pattern in patterns.items())
-
-
-def _ladder(
-    policy: Policy, settings: Cohort | None, rank: int, reasoning: Reasoning | None, signals: Signals
-) -> tuple[Rung, ...]:
+def _ladder(policy: Policy, findings: _Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
     """The rungs above `rank` that can serve: those that the cohort names, otherwise the next tier for failover."""
+    tiers, settings, load = policy.tiers, findings.settings, findings.load
+    ranks = range(rank, findings.ceiling + 1)
+    allowed = [r for r in ranks if findings.guard.allows(tiers[r].name) and tiers[r].takes_new]
+    able = [r for r in allowed if can_serve(tiers, r, load, allowed[-1])]
     if settings is not None and settings.escalate is not None:
         named = [(policy.rank(spec.tier), spec) for spec in settings.escalate.rungs]
         rungs = [
-            Rung(policy.tiers[above], reasoning if spec.reasoning is None else spec.reasoning)
+            Rung(tiers[above], reasoning if spec.reasoning is None else spec.reasoning)
             for above, spec in named
-            if above >= rank and _can_serve(policy.tiers, policy.tiers[above], signals)
+            if above in able
         ]
         return tuple(rungs[: settings.escalate.max])
-    next_tier = next((tier for tier in policy.tiers[rank + 1 :] if _can_serve(policy.tiers, tier, signals)), None)
-    return (Rung(next_tier, reasoning),) if next_tier is not None else ()
+    return tuple(Rung(tiers[above], reasoning) for above in able if above > rank)[:1]
 
 
 def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:
     """Answers are judged only if a higher rung or a person could give a better one."""
     human = settings.escalate is not None and settings.escalate.human
     return bool(settings.accept) and (bool(ladder) or human)
-
-
-def _first_able(tiers: Sequence[Tier], rank: int, signals: Signals) -> int:
-    """The rank of the first tier from `rank` up that can serve the request.
-
-    If none can by our estimate of the request's size, the capable tier with the largest context gets it. That
-    upstream then reports the error to the client.
-    """
-    for above, tier in enumerate(tiers[rank:], start=rank):
-        if _can_serve(tiers, tier, signals):
-            return above
-    taking = [i for i, tier in enumerate(tiers) if tier.takes_new]
-    higher = [i for i in taking if i >= rank]
-    capable = [i for i in higher if tiers[i].speaks(signals.api) and _is_capable(tiers, tiers[i], signals.needs)]
-    # If every tier from `rank` up is out of service, the highest one below serves. Checks ensure a tier for floors.
-    return max(capable, key=lambda i: tiers[i].context, default=(higher or taking[::-1] or [rank])[0])
-
-
-def _can_serve(tiers: Sequence[Tier], tier: Tier, signals: Signals) -> bool:
-    able = tier.takes_new and tier.speaks(signals.api) and signals.tokens <= tier.context
-    return able and _is_capable(tiers, tier, signals.needs)
-
-
-def _is_capable(tiers: Sequence[Tier], tier: Tier, needs: frozenset[str]) -> bool:
-    """Whether the tier has a capability for every need. The last tier also serves each need that no tier has."""
-    tiers = [other for other in tiers if other.takes_new] or tiers
-    lacking = tier.lacks(needs)
-    if not lacking or tier is not tiers[-1]:
-        return not lacking
-    return all(other.lacks(lacking) == lacking for other in tiers)

@@ -5,14 +5,12 @@ The messages that come depend on the processing mode that the operator configure
 
 from typing import Any
 
-import msgspec
-
-from extproc.api.errors import bad_request, too_large
+from extproc.api.errors import error_body, too_large_message
 from extproc.contract.names import HeaderName
 from extproc.contract.words import Reason
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.record import asker_record, envoy_metadata
-from extproc.routing.router import Routed, Router
+from extproc.routing.router import Refusal, Routed, Router
 
 # Modes in which no message holds the whole body. BUFFERED_PARTIAL may cut it anywhere.
 _NO_WHOLE_BODY = ("NONE", "STREAMED", "BUFFERED_PARTIAL", "GRPC")
@@ -84,7 +82,7 @@ class RouterExchange:
         body = b"".join(self._buffered) if self._buffered else None
         self._buffered.clear()
         if too_long:
-            return [self._answered(event, 413, too_large(self._path, limit))]
+            return [self._answered(event, 413, error_body(self._path, 413, too_large_message(limit)))]
         routed = await self._route(body or b"")  # trailers may come without a body
         if routed.refusal is not None:
             return [self._refused(event, routed, routed.refusal)]
@@ -107,17 +105,27 @@ class RouterExchange:
             replies.append(Reply("request_trailers"))
         return replies
 
-    def _refused(self, event: Event, routed: Routed, message: str) -> Reply:
-        """Answer the client with 400."""
-        reply = self._answered(event, 400, bad_request(self._path, message), routed.decision.reason)
-        return msgspec.structs.replace(reply, metadata=self._metadata(routed))
+    def _refused(self, event: Event, routed: Routed, refusal: Refusal) -> Reply:
+        """Answer the client with an error."""
+        reason = routed.decision.reason
+        code = reason if reason is Reason.RESIDENCY else None
+        body = error_body(self._path, refusal.status, refusal.message, code)
+        return self._answered(event, refusal.status, body, reason, self._metadata(routed))
 
-    def _answered(self, event: Event, status: int, body: bytes, reason: str = Reason.BAD_REQUEST) -> Reply:
+    def _answered(
+        self,
+        event: Event,
+        status: int,
+        body: bytes,
+        reason: Reason = Reason.BAD_REQUEST,
+        metadata: dict[str, Any] | None = None,
+    ) -> Reply:
         """Answer the client. No filter of Envoy adds headers to this answer."""
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
             headers={"content-type": "application/json", HeaderName.REASON: reason},
             body=body,
+            metadata=metadata,
             status=status,
         )
 

@@ -24,6 +24,7 @@ class Cohort(msgspec.Struct, frozen=True):
     reasoning: Reasoning | None = None
     max_output_tokens: int | None = None
     tier_floor: str | None = None
+    only: tuple[str, ...] | None = None  # the tiers that may get its requests
     risk: Literal["low", "high"] = "low"
     accept: tuple[AcceptRule, ...] = ()  # rules that judge an answer before the client sees it
     escalate: Escalate | None = None
@@ -81,6 +82,11 @@ class Rung(msgspec.Struct, frozen=True):
 def may_retarget(policy: Policy, model: str) -> bool:
     """Return whether the policy allows replacing this requested model."""
     return any(fnmatchcase(model, pattern) for pattern in policy.retarget)
+
+
+def is_named(policy: Policy, model: str | None) -> bool:
+    """Return whether the request keeps the model that it names, or names none."""
+    return model is None or not may_retarget(policy, model)
 
 
 def routable_model(patterns: Sequence[str]) -> str:

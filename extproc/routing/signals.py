@@ -6,6 +6,7 @@ import numpy as np
 from extproc.api.paths import Api
 from extproc.api.request import Request
 from extproc.routing.ask import Ask, find_ask
+from extproc.routing.background import background_kind
 
 # The tokens that OpenAI and Anthropic charge for a picture or clip of ordinary size.
 _MEDIA_TOKENS = 1000
@@ -21,18 +22,27 @@ class Signals(msgspec.Struct, frozen=True):
     strict_output: bool
     stream: bool
     api: Api = "chat"
+    model: str | None = None  # that the client asked for
+    max_output_tokens: int | None = None  # the limit that the client set
+    tool_loop: bool = False  # it offers tools, or has the result of one
+    background: str | None = None  # the kind of call that an agent makes by itself, if it is one
 
 
 def read_signals(request: Request, max_chars: int) -> Signals:
     """Read the signals of `request`. A longer ask is cut to the head and tail of `max_chars` characters."""
+    ask = find_ask(request.turns, max_chars)
     return Signals(
-        ask=find_ask(request.turns, max_chars),
+        ask=ask,
         tokens=_estimate_tokens(request),
         turns=sum(turn.role == "user" and bool(turn.texts) for turn in request.turns),
         needs=request.needs,
         strict_output=request.strict_output,
         stream=request.stream,
         api=request.api,
+        model=request.model,
+        max_output_tokens=request.max_output_tokens,
+        tool_loop="tools" in request.needs or any(turn.tool_result for turn in request.turns),
+        background=background_kind(request, ask),
     )
 
 

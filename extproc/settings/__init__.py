@@ -10,6 +10,7 @@ from extproc.settings.evidence import Chosen, Evidence, Probability
 from extproc.settings.params import NO_PARAMS, Efforts, Params
 from extproc.settings.policy import (
     HUMAN,
+    OTHERWISE,
     SHARE,
     Budget,
     Conditions,
@@ -18,6 +19,7 @@ from extproc.settings.policy import (
     Escalations,
     Human,
     Judge,
+    Otherwise,
     Reasoning,
     Rule,
     RungSpec,
@@ -25,13 +27,26 @@ from extproc.settings.policy import (
     Timeouts,
     Upgrades,
 )
-from extproc.settings.tier import CAPABILITIES, NO_SCHEME, Dialect, Endpoint, Price, Retry, Tier, TierApi, TierKey
+from extproc.settings.tier import (
+    AGENT_CAPABILITIES,
+    CAPABILITIES,
+    NO_SCHEME,
+    Dialect,
+    Endpoint,
+    Price,
+    Retry,
+    Tier,
+    TierApi,
+    TierKey,
+)
 
 __all__ = [
+    "AGENT_CAPABILITIES",
     "CAPABILITIES",
     "HUMAN",
     "NO_PARAMS",
     "NO_SCHEME",
+    "OTHERWISE",
     "SHARE",
     "USUAL_BASE",
     "Address",
@@ -47,6 +62,7 @@ __all__ = [
     "Evidence",
     "Human",
     "Judge",
+    "Otherwise",
     "Params",
     "Price",
     "Probability",

@@ -22,6 +22,11 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Reasoning = bool | Budget
+Otherwise = Literal["refuse"]
+OTHERWISE = (
+    "What happens if no tier of `only` can serve a request. `refuse`, which is also the default, answers with 503. "
+    "There is no other value."
+)
 
 
 class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +40,10 @@ class Conditions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tools: Annotated[bool | None, about("true: the request offers tools. false: it offers none.")] = None
     images: Annotated[bool | None, about("true: the request contains images. false: it contains none.")] = None
     strict_output: Annotated[bool | None, about("true: the request asks for JSON. false: it does not.")] = None
+    model: Annotated[
+        str | None,
+        about("The requested model matches this pattern with * and ?, as in `claude-haiku-*`."),
+    ] = None
     headers: Annotated[
         dict[str, str] | None,
         about(
@@ -54,6 +63,14 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning: Annotated[
         Reasoning | None, about("on, off or {budget_tokens: N}. Only the first rule that applies counts.")
     ] = None
+    only: Annotated[
+        tuple[str, ...] | None,
+        about(
+            "The only tiers that may get the request, on every path. Of several lists, the tiers in all of them "
+            "remain. Left out: every tier."
+        ),
+    ] = None
+    otherwise: Annotated[Otherwise | None, about(OTHERWISE)] = None
 
 
 class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,7 +11,10 @@ from extproc.settings.params import NO_PARAMS, Params
 Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic", "gemini"]
 TierApi = Literal["chat", "responses", "messages", "completions"]
 # `hosted` is every tool that the provider runs, and `hosted:web_search` is one of them.
-CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted")
+CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted", "mid_system", "reasoning_state")
+# Lists that were written before these had names lack them, and agents need them: every tier has them until one tier
+# lists them.
+AGENT_CAPABILITIES = frozenset({"mid_system", "reasoning_state"})
 # Statuses that are the tier's fault: no credit, no such model, too slow, too busy, and its own errors.
 _TIER_FAULTS = (402, 404, 408, 429, *range(500, 600))
 # Statuses that are the fault of the owner of the key.
@@ -77,7 +80,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "`/v1`, as in the base URL of an OpenAI client. Several upstreams are written in `endpoints` instead."
         ),
     ]
-    context: Annotated[int, about("Largest request that this tier accepts, in tokens.")]
+    context: Annotated[int, about("Largest request together with its answer, in tokens.")]
     price: Annotated[Price, about("Prices of this tier's tokens, in US dollars per million.")]
     reasoning: Annotated[Dialect, about("How a request turns the reasoning of this model on and off.")] = "none"
     endpoints: Annotated[
@@ -109,8 +112,10 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         frozenset[Annotated[str, msgspec.Meta(examples=list(CAPABILITIES))]] | None,
         about(
             "Abilities of this tier: `tools`, `vision`, `audio`, `files`, `video`, `hosted` for all tools that the "
-            "provider runs, or `hosted:web_search` for one. A request that needs others goes to a higher tier. "
-            "Left out: all abilities."
+            "provider runs, or `hosted:web_search` for one. `mid_system`: system messages in the middle of a "
+            "conversation. `reasoning_state`: the sealed reasoning of earlier answers. These two count only if a "
+            "tier of the policy lists them. A request that needs others goes to a higher tier. Left out: all "
+            "abilities."
         ),
     ] = None
     state: Annotated[

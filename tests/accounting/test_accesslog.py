@@ -76,6 +76,12 @@ def test_the_principal_and_the_conversation_are_hashes() -> None:
     assert (outcome.principal, outcome.session) == ("p", "s")
 
 
+def test_without_a_decision_a_cluster_without_hosts_refused_it() -> None:
+    """Envoy refused the request, because `only` excludes the default tier."""
+    outcome = read(status=503, decision=None, responseFlags={"noHealthyUpstream": True}, customTags={})
+    assert (outcome.reason, outcome.ending, outcome.tier) == ("residency", Ending.FAILED, None)
+
+
 def test_without_a_decision_it_failed_open() -> None:
     """Envoy continued without the router, and the default tier served."""
     outcome = read(decision=None, customTags={"tier": "large"})

@@ -581,6 +581,9 @@ def test_signals_are_the_facts_that_rules_use():
         needs=frozenset({"tools"}),
         strict_output=True,
         stream=True,
+        api="chat",
+        model=request.model,
+        tool_loop=True,
     )
     assert (signals.ask.text, signals.ask.source) == ("Now all of it in Italian", "last_user")
 

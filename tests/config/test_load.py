@@ -60,7 +60,20 @@ MISTAKES = {
     ],
     "unknown_intent_in_rule": ["policy.yaml:18: no intent is called `cookign`: did you mean `cooking`?"],
     "file_that_a_rule_names": ["cooking.yaml:3: `risk`: expected high or low, found the text `medium`"],
-    "rule_without_effect": ["policy.yaml:17: rule `cooks` does nothing: give it a tier, a tier_floor or reasoning"],
+    "rule_without_effect": [
+        "policy.yaml:17: rule `cooks` does nothing: give it a tier, a tier_floor, reasoning or only"
+    ],
+    "only": ["billing.yaml:2: tier `small` is not in `only`: add it there, or name one of its tiers"],
+    "otherwise": ["billing.yaml:4: `otherwise`: expected refuse, found the text `default`"],
+    "only_below_the_floor": [
+        "billing.yaml:3: all tiers of `only` are below the floor `large`, so every request would be refused: lower "
+        "it, or add a tier to `only`"
+    ],
+    "only_in_rules": [
+        "policy.yaml:19: no tier is called `smal`: did you mean `small`?",
+        "policy.yaml:22: `only` is an empty list, so every request would be refused: name at least one tier",
+        "policy.yaml:26: `otherwise` without `only` does nothing: add `only` with the allowed tiers",
+    ],
     "endpoint": [
         "policy.yaml:5: endpoint `vllm-small` is not host:port: write `url` instead, as in http://vllm-small:8000"
     ],

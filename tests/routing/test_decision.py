@@ -253,9 +253,13 @@ def test_no_cohorts_floor_applies_out_of_scope():
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({"tokens": 1_000}, ("small", Reason.MATCHED)),
-        ({"tokens": 1_001}, ("large", Reason.CAPABILITY)),
-        ({"tokens": 10_001}, ("frontier", Reason.CAPABILITY)),
+        ({"tokens": 800}, ("small", Reason.MATCHED)),  # the cohort's cap leaves 200 tokens for the answer
+        ({"tokens": 801}, ("large", Reason.CAPABILITY)),
+        ({"tokens": 801, "max_output_tokens": 199}, ("small", Reason.MATCHED)),
+        ({"tokens": 800, "max_output_tokens": 32_000}, ("small", Reason.MATCHED)),
+        ({"tokens": 800, "max_output_tokens": 32_000, "tool_loop": True}, ("frontier", Reason.CAPABILITY)),
+        ({"tokens": 751, "tool_loop": True}, ("large", Reason.CAPABILITY)),  # a quarter, without any cap
+        ({"tokens": 9_801}, ("frontier", Reason.CAPABILITY)),
         ({"needs": frozenset({"tools"})}, ("small", Reason.MATCHED)),
         ({"needs": frozenset({"tools", "vision"})}, ("frontier", Reason.CAPABILITY)),
         ({"tokens": 1_000_000}, ("frontier", Reason.CAPABILITY)),

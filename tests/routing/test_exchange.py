@@ -22,7 +22,7 @@ from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Kind, Opening, Reply
 from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates, principal_of
-from extproc.routing.router import Router
+from extproc.routing.router import Refusal, Router
 from extproc.settings import Conditions, Evidence, Probability, Rule, Upgrades
 
 ASK = "Send my last invoice again"
@@ -450,7 +450,7 @@ def test_a_member_that_appears_twice_is_answered_with_400(router, model, more):
     for path in ("/v1/chat/completions", "/v1/messages"):
         routed = asyncio.run(router.route(raw, {":path": path}))
         assert routed.decision.reason == "bad_request"
-        assert routed.refusal == "a member of the body appears more than once"
+        assert routed.refusal == Refusal(400, "a member of the body appears more than once")
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,6 @@ def test_a_path_without_an_answer_gets_the_name_of_the_model(router, path, model
         (BODY.replace(b'"auto"', b"null"), ("passthrough", "large", None)),
         (BODY.replace(b'"auto"', b'""'), ("passthrough", "large", None)),
         (BODY.replace(b'"auto"', b'"gpt-5"'), ("passthrough", "large", None)),
-        (BODY.replace(b'"auto"', b'"qwen3-8b"'), ("pinned", "small", None)),
         (BODY.replace(b'"auto"', b'"qwen3-32b"'), ("pinned", "large", None)),
     ],
 )
@@ -534,6 +533,12 @@ def test_a_model_that_may_not_be_replaced_keeps_its_bytes(router, raw, expected)
     """It is absent or unknown, or it is the model of a tier, which then serves the request."""
     assert sent(router, raw) == expected
     assert router.embedder.asked == []
+
+
+def test_a_pinned_request_is_matched_if_a_cohort_has_a_higher_floor(router):
+    """Only then does the match cost time, and only the floor could move the request."""
+    assert sent(router, BODY.replace(b'"auto"', b'"qwen3-8b"')) == ("pinned", "small", None)
+    assert [text for text, _ in router.embedder.asked] == ["Send my last invoice again"]
 
 
 def test_a_request_without_text_goes_to_the_default_tier_with_its_model(router):
