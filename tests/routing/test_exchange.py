@@ -397,7 +397,7 @@ def test_an_unreadable_body_is_answered_with_400(router, raw):
     for path in ("/v1/chat/completions", "/v1/messages/count_tokens"):
         routed = asyncio.run(router.route(raw, {":path": path}))
         assert routed.decision.reason == "bad_request"
-        assert routed.refusal is not None and routed.refusal.startswith("the body is not a JSON object")
+        assert routed.refusal is not None and routed.refusal.message.startswith("the body is not a JSON object")
 
 
 def test_an_empty_body_names_no_model_and_is_sent_on(router):
@@ -438,7 +438,7 @@ def test_a_body_with_more_values_than_any_request_is_answered_with_400(router, r
     """It is not decoded, so its model cannot be replaced. The name `auto` reaches no upstream."""
     routed = asyncio.run(router.route(raw, {":path": "/v1/completions"}))
     assert routed.decision.reason == "bad_request"
-    assert message in (routed.refusal or "")
+    assert routed.refusal is not None and message in routed.refusal.message
     assert routed.mutation.body is None
 
 
@@ -490,7 +490,7 @@ def test_a_name_that_only_the_policy_knows_is_refused_on_an_unknown_path(router,
     """It is answered with 400, also if the body may name it and cannot be read."""
     routed = asyncio.run(router.route(raw, {":path": "/v1/embeddings"}))
     assert routed.decision.reason == "bad_request"
-    assert routed.refusal is not None and routed.refusal.startswith(message)
+    assert routed.refusal is not None and routed.refusal.message.startswith(message)
 
 
 @pytest.mark.parametrize(
