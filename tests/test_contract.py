@@ -28,7 +28,7 @@ from extproc.contract.records import (
     RungsRecord,
     VerdictRecord,
 )
-from extproc.contract.words import Bound, JudgeMode, Reason, Undecided, VerdictWord
+from extproc.contract.words import Bound, Course, JudgeMode, Reason, Undecided, VerdictWord
 from extproc.envoy.bootstrap import render_envoy
 from extproc.messages import Reply
 from extproc.pb import ext_proc_pb2 as pb
@@ -226,6 +226,7 @@ def test_the_schema_lists_the_contracts_words() -> None:
     assert SCHEMA["properties"]["version"]["const"] == DECISION_LOG
     assert LOGGED_DECISION["reason"]["enum"] == [reason.value for reason in Reason]
     assert LOGGED_DECISION["verdict"]["enum"] == [word.value for word in VerdictWord]
+    assert LOGGED_DECISION["conversation"]["enum"] == [course.value for course in Course]
     assert LOGGED_DECISION["bound"]["enum"] == [bound.value for bound in Bound]
     assert set(LOGGED_DECISION["judge"]["additionalProperties"]["enum"]) == {mode.value for mode in JudgeMode}
     assert set(LOGGED_DECISION["api"]["enum"]) == set(APIS.values())
@@ -266,6 +267,7 @@ OTHER_MEANINGS = {
     ("evidence", "escalate"): "a key of an intent",
     ("evidence", "out_of_scope"): "a count in an evaluation",
     ("evidence", "recorded"): "where prices come from",
+    ("serving", "bound"): "a label: the limit that stopped an escalation",
     ("serving", "rule"): "a label: an acceptance rule that could not run",
     ("settings", "human"): "a rung in an intent",
 }

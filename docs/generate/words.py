@@ -153,6 +153,7 @@ RECORD_KEYS = {
     "tokens": "tokens of the whole request, estimated",
     "rule": "the first rule that applied",
     "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
+    "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "contract": "the version of these names that the decision was written for",
     "max_retries": "rungs that this request may take",
     "escalations": "answers that were rejected and asked again at the next rung",
@@ -193,6 +194,7 @@ REASONS = {
     "rule": "a rule named the tier",
     "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
     "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio, files, video, hosted tools",
+    "bound": "kept at the tier that answered the conversation last: see `conversation` in the record",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
@@ -203,6 +205,16 @@ REASONS = {
     "unreadable": "the body is not a JSON object, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
+}
+
+COURSES = {
+    "kept": "the decision is for the tier that answered last",
+    "kept_sealed": "only that tier can read the state in the request",
+    "kept_tool_loop": "the model continues its own turn, after a tool result",
+    "kept_cache": "`switch_budget` does not pay for the prompt cache that a move gives up",
+    "moved": "another tier serves, for the reason of the decision",
+    "moved_stripped": "another tier serves, and the sealed items that it cannot read were removed",
+    "lost": "the request has state of an unknown tier: the tier of the requested model gets it, or the default tier",
 }
 
 UNDECIDED = {

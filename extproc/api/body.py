@@ -29,6 +29,10 @@ class Part(msgspec.Struct):
     source: msgspec.Raw = msgspec.Raw()
     file: msgspec.Raw = msgspec.Raw()
     file_data: msgspec.Raw = msgspec.Raw()
+    id: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    encrypted_content: str | None = None
 
 
 Content = str | list[Part | str] | Part | None
@@ -41,6 +45,11 @@ class Message(msgspec.Struct):
     type: str | None = None
     content: Content = None
     output: Content = None
+    id: str | None = None
+    call_id: str | None = None
+    encrypted_content: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw()
+    reasoning_details: msgspec.Raw = msgspec.Raw()
 
 
 class Typed(msgspec.Struct):
@@ -63,6 +72,10 @@ class Template(msgspec.Struct):
 
 class Tool(msgspec.Struct):
     type: str | None = None
+
+
+class Named(msgspec.Struct):
+    id: str | None = None
 
 
 class Prompt(msgspec.Struct):
@@ -103,6 +116,12 @@ class Body(msgspec.Struct):
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    previous_response_id: str | None = None
+    conversation: str | Named | None = None
+    prompt_cache_key: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw()
+    background: bool | None = None
+    store: bool | None = None
 
 
 class _BodyLists(msgspec.Struct):

@@ -19,6 +19,7 @@ from extproc.api.body import (
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
 from extproc.api.needs import declared_needs, read_media
 from extproc.api.repair import BOM, repaired
+from extproc.api.state import UpstreamState, read_state
 
 Api = Literal["chat", "completions", "responses", "messages"]
 ReasoningField = Literal["effort", "thinking", "template.enable_thinking", "template.thinking"]
@@ -60,6 +61,7 @@ class Request(msgspec.Struct, frozen=True):
     reasoning: bool | int | None  # the client's choice: off, on, or a token budget; None: it made no choice
     reasoning_field: ReasoningField | None  # the member that makes this choice
     thinking_barred: bool  # Anthropic rejects `thinking` together with other members of this request
+    state: UpstreamState = UpstreamState()
     repaired: bytes | None = None  # `body` as it was read, where odd bytes had to be replaced; of the same length
 
     @property
@@ -68,7 +70,10 @@ class Request(msgspec.Struct, frozen=True):
         return self.body if self.repaired is None else self.repaired
 
 
-_TOOL_TYPES = {"tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output"}
+_TOOL_TYPES = {
+    "tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output",
+    "local_shell_call_output", "shell_call_output", "apply_patch_call_output",
+}  # fmt: skip
 # Roles of a person that some clients send.
 _ROLES = {"ctx": "user", "msg": "user"}
 # Items of the Responses API that contain words of a person or a model. An item with a role is a message, too.
@@ -117,6 +122,7 @@ def parse_request(path: str, body: bytes) -> Request | None:
         reasoning=reasoning,
         reasoning_field=field,
         thinking_barred=_thinking_barred(decoded),
+        state=read_state(api, decoded, messages, text),
         repaired=None if text is body else text,
     )
 

@@ -99,6 +99,9 @@ def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
         hint = "to forbid upgrades, let no intent and no rule name a tier above the default"
         yield from _within(".upgrades.per_minute", policy.upgrades.per_minute, least=0)
         yield from _within(".upgrades.burst", policy.upgrades.burst, least=1, hint=hint)
+    yield from _within(".sticky.switch_budget", policy.sticky.switch_budget, least=0)
+    if policy.state and not policy.state.startswith(("redis://", "rediss://", "unix://")):
+        yield ".state", f"`state` is `{shown(policy.state)}`: expected a URL such as redis://valkey:6379/0"
     attempt_s, request_s = policy.timeouts.attempt_s, policy.timeouts.request_s
     yield from _within(".timeouts.attempt_s", attempt_s, above=0)
     if not request_s >= attempt_s:

@@ -42,6 +42,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         mode=file.mode,
         reasoning_choice=file.reasoning_choice,
         upgrades=file.upgrades,
+        sticky=file.sticky,
     )
     snapshot = Snapshot(
         config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from extproc.acceptance.score import Scorer
+from extproc.routing.sticky import Sticky
 from extproc.settings import (
     Chosen,
     EncoderConfig,
@@ -49,6 +50,14 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upgrades: Annotated[
         Upgrades | None, about("Limit on requests of one principal above the default tier. Left out: no limit.")
     ] = None
+    sticky: Annotated[Sticky, about("When a conversation may move to another tier between two turns.")] = Sticky()
+    state: Annotated[
+        str,
+        about(
+            "Where conversations are remembered: a redis:// or rediss:// URL, shared by all router processes. Left "
+            "out: in the memory of each process."
+        ),
+    ] = ""
     timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()
     judges: Annotated[
         dict[str, Judge], about("Models that the acceptance rules `judge` and `agree` ask. You choose the names.")

@@ -47,6 +47,7 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     tokens: int | None = None
     rule: str | None = None
     proposed_tier: str | None = None
+    conversation: str | None = None  # a Course
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):

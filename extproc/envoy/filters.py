@@ -28,6 +28,7 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.tier_filters import start_state
+from extproc.routing.conversations import SESSION_HEADERS
 
 # A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
 ROOM_BYTES = 1024 * 1024
@@ -93,7 +94,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
 def _router(config: Config, rule_headers: list[str]) -> Dict:
     """Return the filter that asks the server for a decision, with one message."""
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
-    headers = {*rule_headers, *config.policy.escalations.principal}
+    headers = {*rule_headers, *config.policy.escalations.principal, *SESSION_HEADERS}
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",

@@ -1,8 +1,9 @@
 """Match, signals and rules -> one `Decision`: which tier answers, and how.
 
 `decide` is a sequence of steps. The cohort or a rule proposes a tier. Tier floors raise it, a cap on upgrades
-lowers it, and tiers that cannot serve the request are skipped upward. Each step takes a `_Choice` and returns one,
-so the reason is that of the last step which changed the tier. The ladder and shadow mode follow.
+lowers it, and tiers that cannot serve the request are skipped upward. A conversation may stay at the tier that
+answered it last: see `keeping`. Each step takes a `RankChoice` and returns one, so the reason is that of the
+last step which changed the tier. The ladder and shadow mode follow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,18 @@ from fnmatch import fnmatchcase
 
 import msgspec
 
-from extproc.contract.words import Reason
+from extproc.contract.words import Course, Reason
+from extproc.routing.conversations import NEW, Continuation
 from extproc.routing.index import Match
+from extproc.routing.keeping import (
+    RankChoice,
+    Stripping,
+    bound_choice,
+    course_of,
+    readable_rungs,
+    stripping,
+    stuck_choice,
+)
 from extproc.routing.policy import Cohort, Policy, Rung
 from extproc.routing.signals import Signals
 from extproc.settings import Conditions, Reasoning, Rule, Tier
@@ -32,6 +43,8 @@ class Decision(msgspec.Struct, frozen=True):
     ladder: tuple[Rung, ...] = ()  # the rungs above `tier`, for failed or rejected attempts
     judged: bool = False  # the cohort's rules judge the answers of all rungs but the last
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used
+    course: Course | None = None  # None: the request continues no conversation that is known
+    strip: Stripping | None = None  # sealed items are removed for the tiers that cannot read them
 
 
 class _Findings(msgspec.Struct, frozen=True):
@@ -42,13 +55,6 @@ class _Findings(msgspec.Struct, frozen=True):
     settings: Cohort | None  # the nearest one, if the match is trusted
     rule: Rule | None  # the first one that applies
     floor: int  # the lowest allowed rank
-
-
-class _Choice(msgspec.Struct, frozen=True):
-    """The tier after one step, by its rank, and the reason for it."""
-
-    rank: int
-    reason: Reason
 
 
 def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decision:
@@ -66,18 +72,24 @@ def decide(
     headers: Mapping[str, str],
     failure: Reason = Reason.NO_TEXT,
     spent: bool = False,
+    continuation: Continuation = NEW,
 ) -> Decision:
     """Choose a tier and the ladder above it.
 
     `match` is None if the text could not be matched, and `failure` is then the reason. `headers` are the trusted
-    headers that rules may name. `spent` means that the principal has used up its upgrades.
+    headers that rules may name. `spent` means that the principal has used up its upgrades. In shadow mode the
+    conversation does not count, because the default tier has answered all of it.
     """
+    continuation = continuation if policy.mode == "enforce" else NEW
     findings = _findings(policy, signals, match, headers, failure)
     proposed = _proposed(policy, findings)
-    floored = _floored(proposed, findings.floor)
+    bound = bound_choice(policy, proposed, continuation)
+    floored = _floored(bound, findings.floor)
     capped = _capped(policy, floored, findings.floor) if spent else floored
     able = _able(policy, capped, signals)
-    decision = _laddered(policy, signals, match, findings, able)
+    servable = [rank for rank, tier in enumerate(policy.tiers) if _can_serve(policy.tiers, tier, signals)]
+    stuck = stuck_choice(policy, able, servable, signals.tokens, continuation)
+    decision = _laddered(policy, signals, match, findings, stuck, continuation)
     return decision if policy.mode == "enforce" else _shadowed(policy, decision, signals)
 
 
@@ -108,44 +120,53 @@ def _findings(
     )
 
 
-def _proposed(policy: Policy, findings: _Findings) -> _Choice:
+def _proposed(policy: Policy, findings: _Findings) -> RankChoice:
     """The tier of the first rule that applies, of the trusted cohort, or the default tier, in this order."""
     rule, settings = findings.rule, findings.settings
     if rule is not None and rule.tier is not None:
-        return _Choice(policy.rank(rule.tier), Reason.RULE)
-    return _Choice(policy.rank(settings.tier if settings is not None else policy.default_tier), findings.trust)
+        return RankChoice(policy.rank(rule.tier), Reason.RULE)
+    return RankChoice(policy.rank(settings.tier if settings is not None else policy.default_tier), findings.trust)
 
 
-def _floored(choice: _Choice, floor: int) -> _Choice:
+def _floored(choice: RankChoice, floor: int) -> RankChoice:
     """The tier, raised to the floor."""
-    return _Choice(floor, Reason.TIER_FLOOR) if floor > choice.rank else choice
+    return RankChoice(floor, Reason.TIER_FLOOR) if floor > choice.rank else choice
 
 
-def _capped(policy: Policy, choice: _Choice, floor: int) -> _Choice:
+def _capped(policy: Policy, choice: RankChoice, floor: int) -> RankChoice:
     """The tier, lowered to the default tier. A floor above it holds, unless the policy puts cost first."""
     cap = policy.rank(policy.default_tier)
     if policy.upgrades is None or not policy.upgrades.lower_floors:
         cap = max(cap, floor)
-    return _Choice(cap, Reason.UPGRADE_RATE) if cap < choice.rank else choice
+    kept = choice.fixed or choice.course is not None
+    return RankChoice(cap, Reason.UPGRADE_RATE) if cap < choice.rank and not kept else choice
 
 
-def _able(policy: Policy, choice: _Choice, signals: Signals) -> _Choice:
+def _able(policy: Policy, choice: RankChoice, signals: Signals) -> RankChoice:
     """The tier, raised to one that can serve the request."""
+    if choice.fixed:
+        return choice
     rank = _first_able(policy.tiers, choice.rank, signals)
-    return _Choice(rank, Reason.CAPABILITY) if rank > choice.rank else choice
+    return RankChoice(rank, Reason.CAPABILITY) if rank > choice.rank else choice
 
 
 def _laddered(
-    policy: Policy, signals: Signals, match: Match | None, findings: _Findings, choice: _Choice
+    policy: Policy,
+    signals: Signals,
+    match: Match | None,
+    findings: _Findings,
+    choice: RankChoice,
+    continuation: Continuation,
 ) -> Decision:
     """The decision for the chosen tier, with the ladder above it."""
     settings, rule = findings.settings, findings.rule
     reasoning = settings.reasoning if settings is not None else None
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
-    ladder = _ladder(policy, settings, choice.rank, reasoning, signals)
+    tier = policy.tiers[choice.rank]
+    ladder = readable_rungs(policy, _ladder(policy, settings, choice.rank, reasoning, signals), tier, continuation)
     return Decision(
-        tier=policy.tiers[choice.rank],
+        tier=tier,
         reason=choice.reason,
         cohort=findings.cohort,
         match=match,
@@ -154,7 +175,9 @@ def _laddered(
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=settings.max_output_tokens if settings is not None else None,
         ladder=ladder,
-        judged=settings is not None and _is_judged(settings, ladder),
+        judged=settings is not None and not continuation.background and _is_judged(settings, ladder),
+        course=course_of(policy, choice, continuation),
+        strip=stripping(policy, continuation),
     )
 
 

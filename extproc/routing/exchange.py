@@ -115,7 +115,7 @@ class RouterExchange:
         return self.routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
-        asker = asker_record(routed.snapshot, routed.request, self._opening.headers)
+        asker = asker_record(routed.snapshot, routed.identity, self._opening.headers)
         return envoy_metadata(routed.record, routed.decision, routed.mutation, routed.request, asker)
 
     def _passed(self, event: Event) -> Reply:

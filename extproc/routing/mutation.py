@@ -9,6 +9,7 @@ from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
 from extproc.api.repair import BOM, repaired
 from extproc.api.request import ReasoningField, Request
+from extproc.api.sealed import without_sealed
 from extproc.api.splice import DuplicateMember, Patch, SpliceError, apply, patches, rebase
 from extproc.routing.decision import Decision
 from extproc.routing.policy import Rung
@@ -59,11 +60,11 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
         return Mutation((decision.tier.cluster_name,))
     first, *above = (Rung(decision.tier, decision.reasoning), *decision.ladder)
     edits, written = _edits(decision, first, request)
-    first_patches = _patches(request, edits | _logprobs(decision, first, request))
+    first_patches = _patches(decision, first, request, edits)
     rungs = []
     for rung in above:
-        wanted = _edits(decision, rung, request)[0] | _logprobs(decision, rung, request)
-        rungs.append(tuple(rebase(request.body, first_patches, _patches(request, wanted))))
+        wanted = _patches(decision, rung, request, _edits(decision, rung, request)[0])
+        rungs.append(tuple(rebase(request.body, first_patches, wanted)))
     if any(not _is_text(patch.text) for rung in rungs for patch in rung):
         raise SpliceError("a value that a later attempt restores is not UTF-8, and metadata holds only text")
     clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
@@ -72,13 +73,17 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
     )
 
 
-def _patches(request: Request, edits: _Edits) -> list[Patch]:
+def _patches(decision: Decision, rung: Rung, request: Request, edits: _Edits) -> list[Patch]:
+    edits = edits | _logprobs(decision, rung, request)
     try:
-        return patches(request.readable, edits)
+        changes = patches(request.readable, edits)
     except DuplicateMember:
         raise
     except SpliceError:  # a name is not UTF-8, which reading did not need
-        return patches(repaired(request.readable), edits)
+        changes = patches(repaired(request.readable), edits)
+    strip, items = decision.strip, len(request.state.sealed)
+    count = strip.count(rung.tier, items) if strip is not None else 0
+    return sorted([*changes, *without_sealed(request.readable, count)]) if count else changes
 
 
 def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:

@@ -8,6 +8,7 @@ import msgspec
 
 from extproc.acceptance.rules import AcceptRule
 from extproc.routing.index import Match
+from extproc.routing.sticky import Sticky
 from extproc.settings import Chosen, Escalate, Evidence, Reasoning, Rule, StreamHold, Tier, Upgrades
 
 
@@ -47,6 +48,7 @@ class Policy(msgspec.Struct, frozen=True):
     mode: Literal["enforce", "shadow"] = "enforce"
     reasoning_choice: Literal["client", "router"] = "client"
     upgrades: Upgrades | None = None
+    sticky: Sticky = Sticky()
 
     def tier(self, name: str) -> Tier:
         """Return the tier with this name."""

@@ -19,8 +19,9 @@ from extproc.contract.records import (
     ladder_of,
 )
 from extproc.contract.words import JudgeMode
+from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
-from extproc.routing.limits import principal_header, principal_of, session_of
+from extproc.routing.limits import principal_header, principal_of
 from extproc.routing.mutation import Mutation
 from extproc.routing.policy import Cohort
 from extproc.routing.signals import Signals
@@ -53,16 +54,14 @@ def decision_record(
         tokens=signals.tokens if signals is not None else None,
         rule=decision.rule,
         proposed_tier=decision.proposed_tier,
+        conversation=decision.course,
     )
 
 
-def asker_record(snapshot: Snapshot, request: Request | None, headers: Mapping[str, str]) -> LedgerRecord:
+def asker_record(snapshot: Snapshot, identity: Identity | None, headers: Mapping[str, str]) -> LedgerRecord:
     """Identify the principal and the conversation, as hashes."""
     header = principal_header(headers, snapshot.escalations.principal)
-    turns = request.turns if request is not None else ()
-    opening = next((turn for turn in turns if turn.role == "user"), None)
-    session = session_of(header, opening.texts) if opening is not None else None
-    return LedgerRecord(principal=principal_of(header), session=session)
+    return LedgerRecord(principal=principal_of(header), session=identity.session if identity is not None else None)
 
 
 def envoy_metadata(

@@ -12,6 +12,7 @@ from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
+from extproc.routing.conversations import NEW, Continuation, Conversations, Identity, identify
 from extproc.routing.decision import Decision, decide, untouched
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
@@ -20,6 +21,7 @@ from extproc.routing.policy import may_retarget
 from extproc.routing.record import decision_record
 from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.sticky import seal_of
 
 
 class Routed(msgspec.Struct, frozen=True, dict=True):
@@ -32,6 +34,7 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     signals: Signals | None
     stages: dict[str, float]  # seconds spent in: read, embed, match, write
     refusal: str | None = None  # the message of a 400 to the client; None: the request is sent on
+    identity: Identity | None = None  # of the conversation; None: the body could not be read
 
     @cached_property
     def record(self) -> DecisionRecord:
@@ -42,11 +45,21 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
 class Router:
     """Routes requests by the current snapshot."""
 
-    def __init__(self, snapshot: Snapshot, embedder: Embedder, rates: Rates | None = None) -> None:
-        """`rates` counts the upgrades of each principal. Without it, upgrades are not limited."""
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        embedder: Embedder,
+        rates: Rates | None = None,
+        conversations: Conversations | None = None,
+    ) -> None:
+        """`rates` counts the upgrades of each principal. Without it, upgrades are not limited.
+
+        Without `conversations`, each request is routed as if it were the first of its conversation.
+        """
         self.snapshot = snapshot  # replaced as a whole by a reload; each request uses one snapshot
         self.embedder = embedder
         self._rates = rates
+        self._conversations = conversations
 
     def swap(self, snapshot: Snapshot) -> None:
         """Use `snapshot` for all requests from now on."""
@@ -59,21 +72,36 @@ class Router:
             request = parse_request(headers.get(":path", ""), body)
         except RequestError:
             return _unreadable(snapshot, body, clock)
+        identity = _identity(snapshot, request, headers)
         if request is None or request.model is None or not may_retarget(snapshot.policy, request.model):
-            return _passed_through(snapshot, request, clock)
+            return self._noted(_passed_through(snapshot, request, clock), identity)
 
         signals = read_signals(request, snapshot.encoder.max_chars)  # the ask is one of them
         clock.lap("read")
         vector, failure = await self._embed(signals.ask, snapshot, clock)
         match = nearest(snapshot.index, vector) if vector is not None else None
-        decision = self._decide(snapshot, signals, match, headers, failure)
+        continuation = NEW
+        if self._conversations is not None and identity is not None:
+            continuation = await self._conversations.recall(request, identity)
+        decision = self._decide(snapshot, signals, match, headers, failure, continuation)
         clock.lap("match")
         try:
             mutation = mutate(decision, request)
         except SpliceError:
-            return _unreadable(snapshot, body, clock, request, signals)
+            return self._noted(_unreadable(snapshot, body, clock, request, signals), identity)
         clock.lap("write")
-        return Routed(decision, mutation, snapshot, request, signals, clock.laps)
+        routed = Routed(decision, mutation, snapshot, request, signals, clock.laps)
+        return self._noted(routed, identity, continuation)
+
+    def _noted(self, routed: Routed, identity: Identity | None, continuation: Continuation = NEW) -> Routed:
+        """Remember the tier of this request for those that continue it."""
+        if self._conversations is not None and identity is not None and routed.refusal is None:
+            policy, tier = routed.snapshot.policy, routed.decision.tier
+            tokens = routed.signals.tokens if routed.signals is not None else 0
+            strip = routed.decision.strip
+            stripped = strip is not None and strip.seal != seal_of(tier)
+            self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
+        return msgspec.structs.replace(routed, identity=identity)
 
     async def _embed(self, ask: Ask, snapshot: Snapshot, clock: "_Stopwatch") -> tuple[Vectors | None, Reason]:
         """The vector of the ask, or None and the reason why there is none."""
@@ -89,20 +117,33 @@ class Router:
             clock.lap("embed")
 
     def _decide(
-        self, snapshot: Snapshot, signals: Signals, match: Match | None, headers: Mapping[str, str], failure: Reason
+        self,
+        snapshot: Snapshot,
+        signals: Signals,
+        match: Match | None,
+        headers: Mapping[str, str],
+        failure: Reason,
+        continuation: Continuation,
     ) -> Decision:
         """Decide. A tier above the default takes one of the principal's upgrades, if the policy limits them."""
         policy, upgrades = snapshot.policy, snapshot.policy.upgrades
-        decision = decide(policy, signals, match, headers, failure)
+        decision = decide(policy, signals, match, headers, failure, continuation=continuation)
         above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
         if upgrades is None or self._rates is None or not above:
             return decision
-        capped = decide(policy, signals, match, headers, failure, spent=True)
+        capped = decide(policy, signals, match, headers, failure, spent=True, continuation=continuation)
         if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
             return decision
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
         allowed = self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic())
         return decision if allowed else capped
+
+
+def _identity(snapshot: Snapshot, request: Request | None, headers: Mapping[str, str]) -> Identity | None:
+    if request is None:
+        return None
+    every_item = snapshot.policy.sticky.on_switch == "strip"
+    return identify(request, headers, principal_header(headers, snapshot.escalations.principal), every_item)
 
 
 class _Stopwatch:

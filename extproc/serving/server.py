@@ -22,10 +22,12 @@ from extproc.config.schema import PolicyFile
 from extproc.contract.names import MAX_BODY_BYTES
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
+from extproc.routing.conversations import Conversations
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.store import MemoryStore
 from extproc.serving import wire
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.listening import TlsFiles, bind
@@ -190,7 +192,8 @@ async def load(processor: ExternalProcessor, config: Config, workers: int) -> Lo
     utterances = RememberingEncoder(encoder)
     snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
-    router = processor.router = Router(snapshot, batcher, Rates(workers))
+    conversations = Conversations(MemoryStore())
+    router = processor.router = Router(snapshot, batcher, Rates(workers), conversations)
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
     return Loaded(router, batcher, utterances)
 

@@ -1,0 +1,109 @@
+"""The steps of a decision that keep a conversation at the tier which answered it last. Pure functions."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from extproc.contract.words import Course, Reason
+from extproc.routing.conversations import Continuation
+from extproc.routing.policy import Policy, Rung
+from extproc.routing.sticky import choose, seal_of
+from extproc.settings import Tier
+
+
+class RankChoice(msgspec.Struct, frozen=True):
+    """The tier after one step of a decision, by its rank, and the reason for it."""
+
+    rank: int
+    reason: Reason
+    course: Course | None = None  # why a conversation stays, if it does
+    fixed: bool = False  # only a floor may change it
+
+
+class Stripping(msgspec.Struct, frozen=True):
+    """Which sealed items the tiers of one request cannot read."""
+
+    seal: str | None  # of the tier that answered last
+    foreign: int  # items that it cannot read, from the first on; other tiers read none
+
+    def count(self, tier: Tier, items: int) -> int:
+        """How many of these sealed items are removed for `tier`, from the first on."""
+        return self.foreign if seal_of(tier) == self.seal else items
+
+
+def bound_choice(policy: Policy, choice: RankChoice, continuation: Continuation) -> RankChoice:
+    """The tier that answered last, if only it can read the request, or if the request goes on with a tool loop.
+
+    If no tier is known to have made the state, the tier of the model that the client named gets the request.
+    """
+    last = continuation.tier_of(policy.tiers)
+    if must_stay(policy, continuation):
+        if last is None:
+            named = [rank for rank, tier in enumerate(policy.tiers) if tier.model == continuation.requested]
+            lost = named[0] if named else policy.rank(policy.default_tier)
+            return RankChoice(lost, Reason.BOUND, Course.LOST, fixed=True)
+        if choice.rank != last and _same_seal(policy, choice.rank, last):
+            return msgspec.structs.replace(choice, fixed=True)
+        return RankChoice(last, Reason.BOUND, Course.KEPT_SEALED, fixed=True)
+    if last is None or not continuation.in_loop:
+        return choice
+    reason = choice.reason if choice.rank == last else Reason.BOUND
+    return RankChoice(last, reason, Course.KEPT_TOOL_LOOP, fixed=continuation.bound)
+
+
+def stuck_choice(
+    policy: Policy, choice: RankChoice, servable: Sequence[int], tokens: int, continuation: Continuation
+) -> RankChoice:
+    """The tier, raised to where the conversation was if its budget does not pay for a switch to a cheaper one.
+
+    `servable` are the ranks that can serve the request.
+    """
+    history, budget = continuation.history, policy.sticky.switch_budget
+    if history is None or budget is None or choice.course is not None or choice.reason is Reason.UPGRADE_RATE:
+        return choice
+    rank = choose(history, policy.tiers, choice.rank, servable, tokens, continuation.now_s, budget)
+    return RankChoice(rank, Reason.BOUND, Course.KEPT_CACHE) if rank != choice.rank else choice
+
+
+def course_of(policy: Policy, choice: RankChoice, continuation: Continuation) -> Course | None:
+    """Whether the conversation stays. None: the request continues none that is known."""
+    if choice.course is not None:
+        return choice.course
+    last = continuation.tier_of(policy.tiers)
+    if last is None:
+        return Course.LOST if continuation.bound else None
+    if choice.rank == last:
+        return Course.KEPT
+    stripped = stripping(policy, continuation) is not None and not _same_seal(policy, choice.rank, last)
+    return Course.MOVED_STRIPPED if stripped else Course.MOVED
+
+
+def stripping(policy: Policy, continuation: Continuation) -> Stripping | None:
+    """What is removed from the request for tiers that cannot read it. None: nothing may be removed."""
+    if not continuation.bound or continuation.fixed or policy.sticky.on_switch != "strip":
+        return None
+    last = continuation.tier_of(policy.tiers)
+    return Stripping(seal_of(policy.tiers[last]) if last is not None else None, continuation.foreign)
+
+
+def must_stay(policy: Policy, continuation: Continuation) -> bool:
+    """Whether only one tier, or those with its seal, can read the request as it will be sent."""
+    several = len({seal_of(tier) for tier in policy.tiers}) > 1
+    return continuation.bound and several and stripping(policy, continuation) is None
+
+
+def readable_rungs(
+    policy: Policy, rungs: Sequence[Rung], tier: Tier, continuation: Continuation
+) -> tuple[Rung, ...]:
+    """The rungs above `tier` that may be asked after it: they can read the request, and no job starts twice."""
+    if continuation.background:
+        return ()
+    if not continuation.bound or (stripping(policy, continuation) is not None and not continuation.in_loop):
+        return tuple(rungs)
+    last = continuation.tier_of(policy.tiers)
+    seals = {seal_of(tier)} if last is None else {seal_of(tier), seal_of(policy.tiers[last])}
+    return tuple(rung for rung in rungs if seal_of(rung.tier) in seals)
+
+
+def _same_seal(policy: Policy, rank: int, other: int) -> bool:
+    return seal_of(policy.tiers[rank]) == seal_of(policy.tiers[other])
