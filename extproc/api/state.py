@@ -28,12 +28,12 @@ class UpstreamState(msgspec.Struct, frozen=True):
     """The state of one request. Its texts are never stored: their hashes are."""
 
     ids: tuple[str, ...] = ()  # of responses, conversations and items that an upstream keeps; the newest last
-    sealed: tuple[str, ...] = ()  # what makes each sealed item unique, in the order of the request
+    sealed: tuple[str, ...] = ()  # the unreadable text of each sealed item, in the order of the request
     fixed: bool = False  # a part of this state cannot be removed from the request without losing its meaning
     background: bool = False  # the answer is a job that the client polls
     kept: bool = False  # the upstream keeps the response, and the client may refer to it by its id
     session: str | None = None  # the id of the conversation that the client wrote into the body
-    first_answer: str = ""  # what tells the first answer in the request from others: its text, or the id of a call
+    first_answer: str = ""  # the text of the first answer in the request, or the id of its call
 
     @property
     def newest(self) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def _ids(decoded: Body, messages: Sequence[Message]) -> Iterator[str]:
 
 
 def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
-    """Yield what makes each sealed item of a message unique. `signed`: its calls may have signatures."""
+    """Yield the unreadable text of each sealed item of a message. `signed`: its calls may have signatures."""
     if message.encrypted_content:
         yield message.encrypted_content
     elif message.type == "reasoning" and message.id and not message.content:
@@ -86,7 +86,7 @@ SEALED_PARTS = ("thinking", "redacted_thinking", "reasoning")
 
 
 def _trait_of(message: Message) -> str:
-    """What tells this answer from others, or "" if the message is none."""
+    """The text of an answer, or its call, or its seal. "" if the message is not an answer."""
     if message.role != "assistant" and (message.role or message.type not in _ANSWER_ITEMS):
         return ""
     parts = parts_of(message.content)

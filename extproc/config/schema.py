@@ -54,8 +54,8 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: Annotated[
         str,
         about(
-            "Where conversations are remembered: a redis:// or rediss:// URL, shared by all router processes. Left "
-            "out: in the memory of each process."
+            "URL of a Redis or Valkey (redis:// or rediss://) that remembers conversations for all router "
+            "processes. Left out: each process remembers its own."
         ),
     ] = ""
     timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()

@@ -125,7 +125,7 @@ def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
 
 
 def find_opening(turns: Sequence[TurnLike]) -> str:
-    """Return what the person wrote and pasted first, or the first text of a user turn if there are no such words."""
+    """Return the person's first text with its pastes, or the first text of a user turn if there is none."""
     raw = ""
     for turn in islice((turn for turn in turns if turn.role == "user"), _OPENING_TURNS):
         parts = _read(turn.texts, _OPENING_CHARS)
@@ -185,7 +185,7 @@ def _person_text(parts: Sequence[str]) -> str:
 
 
 def _written_text(parts: Sequence[str]) -> str:
-    """The person's text in one turn, with what the person pasted."""
+    """The person's text in one turn, with its pastes."""
     return _text_and_mark(parts)[0]
 
 

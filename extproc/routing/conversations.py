@@ -1,9 +1,10 @@
 """The conversation that a request belongs to, and what earlier requests of it left behind.
 
-A conversation is known by an id that the client sends, in a header or in the body, together with how it opens,
-because agents send side requests under the same id. Without an id, the opening alone is the identity. Every key is
-a hash that is keyed by the principal's header. So no client reaches a conversation of another principal, and nobody
-can test texts against a key without that header.
+A conversation is known by the client's id for it, in a header or in the body, and by its opening. The opening
+counts too, because agents send side requests under the same id. Without an id, the opening alone is the identity.
+
+Every key is a hash that is keyed by the principal's header. So no client reaches a conversation of another
+principal, and texts cannot be tested against a key without that header.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ class Identity(msgspec.Struct, frozen=True):
     session: str  # of the conversation, by the client's id and the opening
     key: str  # the same, and apart from other conversations that open alike, as soon as there is an answer
     others: tuple[str, ...] = ()  # where the conversation may also be found
-    ids: tuple[str, ...] = ()  # of what an upstream keeps, the newest first
+    ids: tuple[str, ...] = ()  # of responses, conversations and items at an upstream, the newest first
     sealed: tuple[str, ...] = ()  # of the newest sealed items, the newest first
 
     @property
@@ -122,7 +123,7 @@ class Conversations:
         self._store.set(values, _KEPT_S)
 
     def answered(self, key: str, tiers: Sequence[Tier], rank: int) -> None:
-        """Note that the tier of this rank made what an upstream keeps under `key`."""
+        """Note that the tier of this rank made the response with this key, or answered the conversation."""
         self._store.set({key: _encode(History(tiers[rank].name, hashed_seal(tiers[rank])))}, _KEPT_S)
 
 
@@ -153,7 +154,7 @@ def identify(
 
 
 def id_key(principal: str, kept: str) -> str:
-    """Return the key of what an upstream keeps under the id `kept`. `principal` is the hash of the header."""
+    """Return the key of a response, conversation or item with the id `kept`. `principal` is a hash."""
     return _hash(principal, "id", kept)
 
 
@@ -169,7 +170,7 @@ def _hash(principal: str | None, *parts: str) -> str:
 
 
 def _read(value: bytes | None) -> History | None:
-    """An entry of another release, or a damaged one, is no entry."""
+    """An entry of another release, or a damaged one, counts as absent."""
     try:
         return _decode(value) if value is not None else None
     except msgspec.DecodeError:

@@ -79,7 +79,7 @@ def course_of(policy: Policy, choice: RankChoice, continuation: Continuation) ->
 
 
 def stripping(policy: Policy, continuation: Continuation) -> Stripping | None:
-    """What is removed from the request for tiers that cannot read it. None: nothing may be removed."""
+    """The sealed items that may be removed from the request for other tiers. None: nothing may be removed."""
     if not continuation.bound or continuation.fixed or policy.sticky.on_switch != "strip":
         return None
     last = continuation.tier_of(policy.tiers)

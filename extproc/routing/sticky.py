@@ -1,7 +1,7 @@
-"""What a conversation has spent on its prompts, and whether it can pay for a switch to a cheaper tier. No I/O.
+"""The spend of a conversation on its prompts, and whether it can pay for a switch to a cheaper tier. No I/O.
 
-A switch gives up a warm prompt cache. The tier that takes over reads the whole conversation at full price, and so
-does the first tier when the conversation comes back to it. So a conversation is compared with one that never
+A switch gives up a warm prompt cache. The tier that takes over reads the whole conversation at full price. When the
+conversation comes back, the first tier does so, too. So a conversation is compared with one that never
 switches: it stays at the highest tier that it has needed so far, its `anchor`.
 
 A request may go below the anchor if what was spent, and the price of a return to the anchor, stays within
@@ -27,14 +27,14 @@ class Sticky(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         float | None,
         about(
             "How much more a conversation may spend on its prompts because of switches to cheaper tiers, as a "
-            "fraction of what it would spend without them (0.1 = 10 %). Left out: switches are not limited."
+            "fraction of its spend without switches (0.1 = 10 %). Left out: switches are not limited."
         ),
     ] = None
     on_switch: Annotated[
         Literal["bind", "strip"],
         about(
-            "bind: a request with sealed state stays at the tier that made it. strip: it may move, and encrypted "
-            "reasoning and signed thinking that the new tier cannot read are removed from it."
+            "bind: a request with sealed state stays at the tier that made it. strip: it may move. Encrypted "
+            "reasoning and signed thinking that the new tier cannot read are then removed."
         ),
     ] = "bind"
 
@@ -53,7 +53,7 @@ class History(msgspec.Struct, frozen=True, array_like=True):
 
 
 def seal_of(tier: Tier) -> str:
-    """Who can read the state that this tier makes. Tiers with the same seal can read each other's."""
+    """The seal of a tier. Tiers with the same seal can read each other's state."""
     return tier.seal or " ".join((*(endpoint.url for endpoint in tier.endpoints), tier.url, tier.model))
 
 

@@ -1,4 +1,4 @@
-"""A small store for what has to be remembered between requests: values by key, with an expiry.
+"""A small store for facts that are needed between requests: values by key, with an expiry.
 
 The store of one process is bounded and forgets the entry that was used least recently. A lost entry costs no
 request: its reader continues as if the entry had never been there.

@@ -1,4 +1,4 @@
-"""Conversations: who they are, what they leave behind, and which tier a request stays at because of it."""
+"""Conversations: their identity, their memory of earlier requests, and the tier that they stay at."""
 
 import asyncio
 from pathlib import Path
