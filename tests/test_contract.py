@@ -21,6 +21,7 @@ from extproc.contract.records import (
     AttemptRecord,
     BodyPatch,
     CascadeRecord,
+    ConversationRecord,
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
@@ -40,7 +41,10 @@ SCHEMA = json.loads((REPOSITORY / "docs/decision-log.schema.json").read_text())
 LOGGED_DECISION = SCHEMA["$defs"]["decision"]["properties"]
 # The records in Namespace.DECISION. Each is written by itself.
 DECISION_RECORDS = (DecisionRecord, CascadeRecord, JudgedRecord, VerdictRecord)
-RECORDS = (*DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord)
+RECORDS = (
+    *DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord,
+    ConversationRecord,
+)  # fmt: skip
 
 
 # --- round trips --------------------------------------------------------------------------------------------

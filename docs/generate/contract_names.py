@@ -16,6 +16,7 @@ from extproc.contract.records import (
     AttemptRecord,
     BodyPatch,
     CascadeRecord,
+    ConversationRecord,
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
@@ -34,6 +35,7 @@ _RECORDS: dict[Namespace, tuple[type[msgspec.Struct], ...]] = {
     Namespace.REQUIREMENTS: (RequirementsRecord,),
     Namespace.ANSWER: (AnswerRecord,),
     Namespace.LEDGER: (LedgerRecord, AttemptRecord),
+    Namespace.CONVERSATION: (ConversationRecord,),
 }
 
 

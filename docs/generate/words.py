@@ -129,6 +129,7 @@ NAMESPACES = {
     "semantic_router.facts": "the requirements of the request on its answer. For the verifier alone, never logged",
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
+    "semantic_router.conversation": "the keys of the conversation (hashes). Envoy sends them back with the tier that answered. Never logged",
     "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
 }
 
@@ -154,6 +155,8 @@ RECORD_KEYS = {
     "rule": "the first rule that applied",
     "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
+    "ConversationRecord.conversation": "the key of the conversation",
+    "kept": "whether the id of the response is needed, too",
     "contract": "the version of these names that the decision was written for",
     "max_retries": "rungs that this request may take",
     "escalations": "answers that were rejected and asked again at the next rung",

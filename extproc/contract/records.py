@@ -165,6 +165,14 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         return cls(principal=principal, session=session, attempts=attempts)
 
 
+class ConversationRecord(_Record, frozen=True, kw_only=True):
+    """The keys of the conversation. Envoy sends them back with the tier that answered."""
+
+    principal: str
+    conversation: str
+    kept: bool | None = None  # the id of the response is needed, too
+
+
 _ATTEMPT = re.compile("[1-9][0-9]{0,8}")
 
 

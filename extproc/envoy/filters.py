@@ -27,6 +27,7 @@ from extproc.envoy.builders import (
     strip_headers,
     typed,
 )
+from extproc.envoy.kept import report_answers
 from extproc.envoy.tier_filters import start_state
 from extproc.routing.conversations import SESSION_HEADERS
 
@@ -49,6 +50,7 @@ _ROUTER_NAMESPACES = [
     Namespace.RUNGS,
     Namespace.REQUIREMENTS,
     Namespace.LEDGER,
+    Namespace.CONVERSATION,
 ]
 
 
@@ -59,6 +61,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
         filter_entry(RESCUE_FILTER, _rescue()),
         filter_entry(STATE_FILTER, start_state(config)),
         *([filter_entry("client_keys", save_client_keys(config))] if has_credentials else []),
+        filter_entry("answered", report_answers()),
         filter_entry(
             SIZE_LIMIT_FILTER,
             typed(

@@ -14,6 +14,7 @@ from extproc.envoy.filters import (
     SIZE_LIMIT_FILTER,
     USAGE_FILTER,
 )
+from extproc.envoy.kept import kept_routes
 from extproc.settings import Tier
 
 # The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
@@ -73,6 +74,7 @@ def virtual_host(config: Config) -> Dict:
         }
         for path, api in APIS.items()
     ]
+    routes += kept_routes(route, ROUTER_FILTER)
     rest = {"cluster": default.cluster_name, "timeout": "0s"}
     routes.append({"name": "rest", "match": {"prefix": "/"}, "route": rest})
     return {

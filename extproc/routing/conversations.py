@@ -8,6 +8,7 @@ principal, and texts cannot be tested against a key without that header.
 """
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -30,6 +31,8 @@ SESSION_HEADERS = (
 _KEPT_S = 7 * 86_400.0
 # Newest sealed items whose makers are looked up: those of the last answer, and some before them.
 _LOOKED_UP = 8
+# Requests about a response that an upstream keeps: read it, delete it, cancel it, list its input.
+_KEPT_PATH = re.compile(r"/v1/responses/([^/?]+)(?:/(?:cancel|input_items))?/?(?:\?|$)")
 
 _encode, _decode = msgspec.msgpack.Encoder().encode, msgspec.msgpack.Decoder(History).decode
 
@@ -76,6 +79,21 @@ class Continuation(msgspec.Struct, frozen=True):
 NEW = Continuation()
 
 
+class Answered(msgspec.Struct, frozen=True):
+    """Envoy's report of an answer: the keys of principal and conversation, the tier, and the id of the response."""
+
+    principal: str
+    conversation: str
+    tier: str
+    id: str = ""
+
+    @classmethod
+    def read(cls, message: bytes) -> "Answered | None":
+        """Read four lines of text. None: the message is damaged."""
+        lines = message.decode(errors="replace").split("\n")
+        return cls(*lines) if len(lines) == len(cls.__struct_fields__) else None
+
+
 class Conversations:
     """Looks conversations up in the store, and notes every decision there."""
 
@@ -114,17 +132,35 @@ class Conversations:
         """Note that the tier of this rank answers the request."""
         history = continuation.history
         after = advance(history, tiers, rank, tokens, self._clock())
-        foreign = identity.sealed[0] if stripped and identity.sealed else after.foreign
-        after = msgspec.structs.replace(after, seal=hashed_seal(tiers[rank]), foreign=foreign)
+        newest = next(iter(identity.sealed), "")
+        foreign = newest if stripped else after.foreign
+        seal = hashed_seal(tiers[rank])
+        after = msgspec.structs.replace(after, seal=seal, foreign=foreign, newest=newest)
         values = {identity.key: _encode(after)}
         if history is not None and not after.foreign:
             maker = _encode(History(history.tier, history.seal))
             values |= dict.fromkeys((*identity.ids, *identity.sealed[:1]), maker)
         self._store.set(values, _KEPT_S)
 
-    def answered(self, key: str, tiers: Sequence[Tier], rank: int) -> None:
-        """Note that the tier of this rank made the response with this key, or answered the conversation."""
-        self._store.set({key: _encode(History(tiers[rank].name, hashed_seal(tiers[rank])))}, _KEPT_S)
+    async def maker_of(self, key: str, tiers: Sequence[Tier]) -> int | None:
+        """Return the rank of the tier that made the response with this key. None: not known."""
+        [value] = await self._store.get((key,))
+        return Continuation(history=_read(value)).tier_of(tiers)
+
+    async def answered(self, answer: Answered, tiers: Sequence[Tier]) -> None:
+        """Note the tier that answered, if it is not the one of the decision, and the response that it made."""
+        rank = next((rank for rank, tier in enumerate(tiers) if tier.name == answer.tier), None)
+        if rank is None:
+            return
+        tier, seal = tiers[rank].name, hashed_seal(tiers[rank])
+        values = {id_key(answer.principal, answer.id): History(tier, seal)} if answer.id else {}
+        [value] = await self._store.get((answer.conversation,))
+        history = _read(value)
+        if history is not None and history.tier != tier:
+            # The tier that answered could not read the items that the client sent, so they were removed.
+            foreign = history.newest if seal != history.seal else history.foreign
+            values[answer.conversation] = msgspec.structs.replace(history, tier=tier, seal=seal, foreign=foreign)
+        self._store.set({key: _encode(history) for key, history in values.items()}, _KEPT_S)
 
 
 def identify(
@@ -156,6 +192,12 @@ def identify(
 def id_key(principal: str, kept: str) -> str:
     """Return the key of a response, conversation or item with the id `kept`. `principal` is a hash."""
     return _hash(principal, "id", kept)
+
+
+def kept_id(path: str) -> str | None:
+    """Return the id in the path of a response that an upstream keeps, or None."""
+    match = _KEPT_PATH.match(path)
+    return match[1] if match is not None else None
 
 
 def hashed_seal(tier: Tier) -> str:

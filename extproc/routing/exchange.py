@@ -8,7 +8,8 @@ from typing import Any
 from extproc.api.errors import bad_request
 from extproc.contract.names import MAX_BODY_BYTES, HeaderName
 from extproc.messages import Event, Opening, Reply
-from extproc.routing.record import asker_record, envoy_metadata
+from extproc.routing.conversations import kept_id
+from extproc.routing.record import asker_record, conversation_record, envoy_metadata
 from extproc.routing.router import Routed, Router
 
 # Modes in which no message holds the whole body. BUFFERED_PARTIAL may cut it anywhere.
@@ -34,6 +35,8 @@ class RouterExchange:
 
     async def answer(self, event: Event) -> list[Reply]:
         """Return the replies to one message: one reply, or several at the end of a full-duplex body."""
+        if event.kind == "request_headers" and self.routed is None and kept_id(self._path) is not None:
+            return [await self._kept(event)]
         if self._done or not event.kind.startswith("request_"):
             return [self._passed(event)]
         if event.kind == "request_headers":
@@ -52,6 +55,16 @@ class RouterExchange:
         self._done = event.end  # no body will come
         self._headers_replied = True
         return [Reply("request_headers")]
+
+    async def _kept(self, event: Event) -> Reply:
+        """Send a request for a response by its id to the tier that made it."""
+        self._done = True
+        self.routed = routed = await self._router.route_kept(self._opening.headers)
+        return Reply(event.kind, headers=_route_headers(routed), metadata=self._metadata(routed))
+
+    @property
+    def _path(self) -> str:
+        return self._opening.headers.get(":path", "")
 
     async def _whole_body(self, event: Event) -> Reply:
         routed = await self._route(event.body)
@@ -105,7 +118,7 @@ class RouterExchange:
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
             headers={"content-type": "application/json", HeaderName.REASON: routed.decision.reason},
-            body=bad_request(self._opening.headers.get(":path", ""), message),
+            body=bad_request(self._path, message),
             metadata=self._metadata(routed),
             status=400,
         )
@@ -116,7 +129,12 @@ class RouterExchange:
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
         asker = asker_record(routed.snapshot, routed.identity, self._opening.headers)
-        return envoy_metadata(routed.record, routed.decision, routed.mutation, routed.request, asker)
+        conversation = None
+        if self._router.remembers:
+            conversation = conversation_record(
+                routed.snapshot, routed.identity, routed.mutation, routed.request, self._opening.headers
+            )
+        return envoy_metadata(routed.record, routed.decision, routed.mutation, routed.request, asker, conversation)
 
     def _passed(self, event: Event) -> Reply:
         """The reply that changes nothing. A full-duplex body has to be sent back."""

@@ -11,6 +11,7 @@ from extproc.contract.names import CONTRACT, Namespace
 from extproc.contract.records import (
     BodyPatch,
     CascadeRecord,
+    ConversationRecord,
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
@@ -64,14 +65,36 @@ def asker_record(snapshot: Snapshot, identity: Identity | None, headers: Mapping
     return LedgerRecord(principal=principal_of(header), session=identity.session if identity is not None else None)
 
 
+def conversation_record(
+    snapshot: Snapshot,
+    identity: Identity | None,
+    mutation: Mutation,
+    request: Request | None,
+    headers: Mapping[str, str],
+) -> ConversationRecord | None:
+    """Return the keys that Envoy sends back. None: only one tier can answer, and no id is needed."""
+    kept = request is not None and request.state.kept
+    if identity is None or (len(mutation.clusters) < 2 and not kept):
+        return None
+    principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+    return ConversationRecord(principal=principal, conversation=identity.key, kept=kept or None)
+
+
 def envoy_metadata(
-    record: DecisionRecord, decision: Decision, mutation: Mutation, request: Request | None, asker: LedgerRecord
+    record: DecisionRecord,
+    decision: Decision,
+    mutation: Mutation,
+    request: Request | None,
+    asker: LedgerRecord,
+    conversation: ConversationRecord | None = None,
 ) -> dict[str, Any]:
     """Build the metadata that Envoy keeps for the exchange: namespace -> values."""
     metadata: dict[str, Any] = {
         Namespace.LADDER: ladder_of(mutation.clusters),
         Namespace.LEDGER: asker.to_metadata(),
     }
+    if conversation is not None:
+        metadata[Namespace.CONVERSATION] = conversation.to_metadata()
     if mutation.rungs:
         metadata[Namespace.RUNGS] = _rungs_record(mutation).to_metadata()
     decision_values, judge = record.to_metadata(), None

@@ -9,10 +9,19 @@ import msgspec
 from extproc.api.request import Request, RequestError, parse_request
 from extproc.api.splice import DuplicateMember, SpliceError, patches
 from extproc.contract.records import DecisionRecord
-from extproc.contract.words import Reason
+from extproc.contract.words import Course, Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
-from extproc.routing.conversations import NEW, Continuation, Conversations, Identity, identify
+from extproc.routing.conversations import (
+    NEW,
+    Answered,
+    Continuation,
+    Conversations,
+    Identity,
+    id_key,
+    identify,
+    kept_id,
+)
 from extproc.routing.decision import Decision, decide, untouched
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
@@ -61,6 +70,11 @@ class Router:
         self._rates = rates
         self._conversations = conversations
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the router remembers conversations."""
+        return self._conversations is not None
+
     def swap(self, snapshot: Snapshot) -> None:
         """Use `snapshot` for all requests from now on."""
         self.snapshot = snapshot
@@ -102,6 +116,24 @@ class Router:
             stripped = strip is not None and strip.seal != seal_of(tier)
             self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
         return msgspec.structs.replace(routed, identity=identity)
+
+    async def route_kept(self, headers: Mapping[str, str]) -> Routed:
+        """Decide about a request that names a response by its id in the path. It has no body to read."""
+        snapshot, kept = self.snapshot, kept_id(headers.get(":path", ""))
+        policy, maker = snapshot.policy, None
+        if self._conversations is not None and kept is not None:
+            principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+            maker = await self._conversations.maker_of(id_key(principal, kept), policy.tiers)
+        tier = policy.tiers[maker] if maker is not None else policy.tier(policy.default_tier)
+        course = Course.KEPT_SEALED if maker is not None else Course.LOST
+        decision = Decision(tier, Reason.BOUND, rewrite=False, course=course)
+        return Routed(decision, mutate(decision, None), snapshot, None, None, {})
+
+    async def answered(self, message: bytes) -> None:
+        """Note which tier answered, from a message of Envoy."""
+        answer = Answered.read(message)
+        if answer is not None and self._conversations is not None:
+            await self._conversations.answered(answer, self.snapshot.policy.tiers)
 
     async def _embed(self, ask: Ask, snapshot: Snapshot, clock: "_Stopwatch") -> tuple[Vectors | None, Reason]:
         """The vector of the ask, or None and the reason why there is none."""

@@ -50,6 +50,7 @@ class History(msgspec.Struct, frozen=True, array_like=True):
     baseline: float = 0.0  # the same without switches
     at_s: float = 0.0  # time of the last request
     foreign: str = ""  # hash of the last sealed item that the tier cannot read
+    newest: str = ""  # hash of the newest sealed item in the last request
 
 
 def seal_of(tier: Tier) -> str:

@@ -63,6 +63,12 @@ class ExternalProcessor:
             self._telemetry.failed(metadata, error)
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
 
+    async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """Take Envoy's message about the tier that answered. Envoy does not read the reply."""
+        if self.router is not None:
+            await self.router.answered(message)
+        return b""
+
     def _report(self, result: Routed | Ruling, metadata: Mapping[str, str]) -> None:
         if isinstance(result, Ruling):
             self._telemetry.ruled(

@@ -19,7 +19,7 @@ from extproc.config.gate import Gate
 from extproc.config.load import Config, load_config
 from extproc.config.reload import Signature, signature, watch
 from extproc.config.schema import PolicyFile
-from extproc.contract.names import MAX_BODY_BYTES
+from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, MAX_BODY_BYTES
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.routing.conversations import Conversations
@@ -178,7 +178,9 @@ def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.Gene
     )
     # No deserializer: the ledger's thread decodes the bytes.
     take: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_unary_rpc_method_handler(logs.take)
+    answered: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(processor.answered)
     return (
+        grpc.method_handlers_generic_handler(ANSWERED_SERVICE, {ANSWERED_METHOD: answered}),
         grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: process}),
         grpc.method_handlers_generic_handler(accesslog.SERVICE, {accesslog.METHOD: take}),
     )

@@ -9,8 +9,9 @@ import pytest
 
 from extproc.api.request import parse_request
 from extproc.contract.words import Course, Reason
-from extproc.routing.conversations import Conversations, Identity, identify
+from extproc.routing.conversations import Answered, Conversations, Identity, identify
 from extproc.routing.decision import Decision, decide
+from extproc.routing.limits import principal_of
 from extproc.routing.mutation import mutate
 from extproc.routing.policy import Policy
 from extproc.routing.sticky import Sticky, seal_of
@@ -33,12 +34,14 @@ class Talk:
         self.policy, self.principal = policy, principal
         self.store = store or MemoryStore()
         self.conversations = Conversations(self.store, lambda: 1_000.0)
+        self.key = "none"
 
     def send(self, path: str, body: dict[str, Any], cohort: str = "faq", headers: dict[str, str] | None = None,
              **more: Any) -> Decision:  # fmt: skip
         request = parse_request(path, msgspec.json.encode({"model": "auto"} | body))
         assert request is not None
         identity = identify(request, headers or {}, self.principal, self.policy.sticky.on_switch == "strip")
+        self.key = identity.key
         continuation = asyncio.run(self.conversations.recall(request, identity))
         decision = decide(self.policy, signals(**more), clearly(cohort), {}, continuation=continuation)
         rank = self.policy.rank(decision.tier.name)
@@ -46,6 +49,11 @@ class Talk:
         self.conversations.note(identity, continuation, self.policy.tiers, rank, 100, stripped)
         self.mutated = mutate(decision, request).body or b""
         return decision
+
+    def answered(self, tier: str, response: str = "") -> None:
+        """Envoy reports the tier that answered the last request, and the id of the response."""
+        answer = Answered(principal_of(self.principal), self.key, tier, response)
+        asyncio.run(self.conversations.answered(answer, self.policy.tiers))
 
 
 def user(text: str) -> dict[str, Any]:
@@ -99,10 +107,7 @@ def test_encrypted_reasoning_stays_with_its_maker() -> None:
 def test_a_response_id_goes_to_the_tier_that_made_it() -> None:
     """The request has neither the history nor an id of the conversation."""
     talk = Talk()
-    request = parse_request(RESPONSES, msgspec.json.encode({"previous_response_id": "resp_1", "input": "Thanks"}))
-    assert request is not None
-    made = identify(request, {}, KEY).ids[0]
-    talk.conversations.answered(made, POLICY.tiers, POLICY.rank("frontier"))
+    talk.answered("frontier", "resp_1")
     follow_up = {"previous_response_id": "resp_1", "input": "thanks, and in one sentence?"}
     assert outcome(talk.send(RESPONSES, follow_up)) == ("frontier", Reason.BOUND, Course.KEPT_SEALED)
     assert outcome(Talk(store=talk.store, principal="Bearer b").send(RESPONSES, follow_up))[2] is Course.LOST
@@ -206,6 +211,28 @@ def test_a_background_job_is_asked_for_once() -> None:
     assert (decision.ladder, decision.judged) == ((), False)
 
 
+def test_an_escalation_moves_the_conversation_to_the_tier_that_answered() -> None:
+    talk = Talk()
+    talk.send(MESSAGES, FIRST, "faq")
+    talk.answered("large")
+    bound = {"messages": [*FIRST["messages"], thought("EqQB"), user("thanks")]}
+    assert outcome(talk.send(MESSAGES, bound, "faq")) == ("large", Reason.BOUND, Course.KEPT_SEALED)
+
+
+@pytest.mark.parametrize("tier", ["small", "gone"])
+def test_a_report_of_the_expected_tier_or_an_unknown_one_changes_nothing(tier: str) -> None:
+    talk = Talk()
+    talk.send(MESSAGES, FIRST, "faq")
+    talk.answered(tier)
+    bound = {"messages": [*FIRST["messages"], thought("EqQB"), user("thanks")]}
+    assert outcome(talk.send(MESSAGES, bound, "code"))[0] == "small"
+
+
+def test_a_damaged_report_is_ignored() -> None:
+    assert Answered.read(b"p\nc\nsmall\nresp_1") == Answered("p", "c", "small", "resp_1")
+    assert Answered.read(b"\xff\n") is None
+
+
 # Stripping
 
 
@@ -250,6 +277,18 @@ def test_reasoning_items_are_removed_with_the_ids_that_belong_to_them() -> None:
 def test_an_id_binds_with_strip_too() -> None:
     talk = Talk(policy(sticky=STRIP))
     assert outcome(talk.send(RESPONSES, {"previous_response_id": "r", "input": "thanks"}))[1] is Reason.BOUND
+
+
+def test_after_an_escalation_older_items_are_removed_for_the_tier_that_answered() -> None:
+    talk = Talk(policy(sticky=STRIP))
+    talk.send(MESSAGES, FIRST, "faq")
+    second = [*FIRST["messages"], thought("EqQB", "One."), user("thanks")]
+    decision = talk.send(MESSAGES, {"messages": second}, "faq")
+    assert [rung.tier.name for rung in decision.ladder] == ["large"]
+    talk.answered("large")
+    talk.send(MESSAGES, {"messages": [*second, thought("FrRC", "Two."), user("go on")]}, "code")
+    sent = msgspec.json.decode(talk.mutated)["messages"]
+    assert [len(turn["content"]) for turn in (sent[1], sent[3])] == [1, 2]
 
 
 # Tool loops
