@@ -376,6 +376,9 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
+    "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
+    "conversations that it serves itself. Look at the Redis that `state` names.",
+    "RedisStore._ping": "The store works again after the line above.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",
     "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",

@@ -18,7 +18,7 @@ from extproc.api.request import Request
 from extproc.routing.ask import find_opening, is_in_tool_loop
 from extproc.routing.limits import principal_of
 from extproc.routing.sticky import History, advance, seal_of
-from extproc.routing.store import Store
+from extproc.routing.store import StateStore
 from extproc.settings import Tier
 
 # Request headers in which clients send the id of the conversation. The first one that a request has counts.
@@ -97,7 +97,7 @@ class Answered(msgspec.Struct, frozen=True):
 class Conversations:
     """Looks conversations up in the store, and notes every decision there."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: StateStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
 

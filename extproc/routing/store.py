@@ -13,7 +13,7 @@ from typing import Protocol
 _ENTRIES = 100_000
 
 
-class Store(Protocol):
+class StateStore(Protocol):
     """Values by key. No method raises, and none waits long."""
 
     async def get(self, keys: Sequence[str]) -> list[bytes | None]:
