@@ -16,6 +16,7 @@ from extproc.routing.mutation import mutate
 from extproc.routing.policy import Policy
 from extproc.routing.sticky import Sticky, seal_of
 from extproc.routing.store import MemoryStore
+from extproc.settings import Price, Upgrades
 from tests.routing.test_decision import FRONTIER, LARGE, POLICY, SMALL, clearly, policy, rule, signals
 
 AGENTS = Path(__file__).parents[1] / "agents"
@@ -37,13 +38,13 @@ class Talk:
         self.key = "none"
 
     def send(self, path: str, body: dict[str, Any], cohort: str = "faq", headers: dict[str, str] | None = None,
-             **more: Any) -> Decision:  # fmt: skip
+             spent: bool = False, **more: Any) -> Decision:  # fmt: skip
         request = parse_request(path, msgspec.json.encode({"model": "auto"} | body))
         assert request is not None
         identity = identify(request, headers or {}, self.principal, self.policy.sticky.on_switch == "strip")
         self.key = identity.key
         continuation = asyncio.run(self.conversations.recall(request, identity))
-        decision = decide(self.policy, signals(**more), clearly(cohort), {}, continuation=continuation)
+        decision = decide(self.policy, signals(**more), clearly(cohort), {}, spent=spent, continuation=continuation)
         rank = self.policy.rank(decision.tier.name)
         stripped = decision.strip is not None and decision.strip.seal != seal_of(decision.tier)
         self.conversations.note(identity, continuation, self.policy.tiers, rank, 100, stripped)
@@ -418,3 +419,34 @@ def test_the_requests_of_agents_have_an_identity(file: Path) -> None:
     body = case.get("body", case)
     path = next(p for p in (MESSAGES, RESPONSES, CHAT) if ("input" in body) == (p == RESPONSES))
     assert identity(path, body).key != identity(path, {"messages": [], "input": []}).key
+
+
+# The price of a switch
+
+CACHED = tuple(
+    msgspec.structs.replace(tier, price=Price(tier.price.input, tier.price.output, tier.price.input / 10))
+    for tier in (SMALL, LARGE, FRONTIER)
+)
+SECOND = {"messages": [*FIRST["messages"], said(), user("Where is my parcel?")]}
+
+
+def test_a_conversation_stays_until_its_budget_pays_for_a_switch() -> None:
+    talk = Talk(policy(tiers=CACHED, sticky=Sticky(switch_budget=0.1)))
+    talk.send(CHAT, FIRST, "code")
+    assert outcome(talk.send(CHAT, SECOND)) == ("large", Reason.BOUND, Course.KEPT_CACHE)
+    assert outcome(talk.send(CHAT, SECOND, "code")) == ("large", Reason.MATCHED, Course.KEPT)
+    assert outcome(talk.send(CHAT, SECOND, "legal")) == ("frontier", Reason.TIER_FLOOR, Course.MOVED)
+    generous = Talk(policy(tiers=CACHED, sticky=Sticky(switch_budget=2)), store=talk.store)
+    assert outcome(generous.send(CHAT, SECOND)) == ("small", Reason.MATCHED, Course.MOVED)
+
+
+def test_a_limit_on_upgrades_is_stronger_than_a_warm_cache() -> None:
+    upgrades = Upgrades(per_minute=1, burst=1)
+    talk = Talk(policy(tiers=CACHED, sticky=Sticky(switch_budget=0.1), upgrades=upgrades))
+    talk.send(CHAT, FIRST, "legal")
+    decision = talk.send(CHAT, SECOND, "legal", spent=True)
+    assert outcome(decision)[0] == "frontier"  # its floor holds
+    lowered = policy(tiers=CACHED, sticky=talk.policy.sticky, upgrades=Upgrades(1, 1, lower_floors=True))
+    assert outcome(Talk(lowered, store=talk.store).send(CHAT, SECOND, "legal", spent=True)) == (
+        "large", Reason.UPGRADE_RATE, Course.MOVED,
+    )  # fmt: skip
