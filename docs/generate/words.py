@@ -376,6 +376,8 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
+    "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
+    "`state` to the URL of a Redis or Valkey.",
     "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
     "conversations that it serves itself. Look at the Redis that `state` names.",
     "RedisStore._ping": "The store works again after the line above.",

@@ -95,7 +95,7 @@ async def serve(serving: Serving) -> None:
     config = read_config(serving)
     set_up_exporters()
     server = await build(serving, config)
-    store = open_state(config.policy.state, server.telemetry.state_failed)
+    store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
     loaded = await load(server.processor, config, serving.workers, store)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
     await run(server, loaded, serving, seen, stop)
@@ -190,9 +190,11 @@ def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.Gene
     )
 
 
-def open_state(url: str, failed: Callable[[], None]) -> StateStore:
+def open_state(url: str, failed: Callable[[], None], workers: int = 1) -> StateStore:
     """Return the store of conversations. Raises ConfigError if the URL of the policy cannot be used."""
     if not url:
+        if workers > 1:
+            log.warning("%d workers each remember only their own conversations: set `state` in the policy", workers)
         return MemoryStore()
     try:
         return RedisStore(url, failed)
