@@ -68,11 +68,11 @@ class Continuation(msgspec.Struct, frozen=True):
     now_s: float = 0.0
 
     def tier_of(self, tiers: Sequence[Tier]) -> int | None:
-        """The rank of the tier that answered last, or of one that can read its state. None: not known."""
+        """The rank of the tier that answered last, or of one that can read its state. None: not known, or out."""
         history = self.history
         if history is None:
             return None
-        ranks = [rank for rank, tier in enumerate(tiers) if hashed_seal(tier) == history.seal]
+        ranks = [rank for rank, t in enumerate(tiers) if t.takes_any and hashed_seal(t) == history.seal]
         return next((rank for rank in ranks if tiers[rank].name == history.tier), ranks[0] if ranks else None)
 
 

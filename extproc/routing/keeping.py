@@ -39,9 +39,10 @@ def bound_choice(policy: Policy, choice: RankChoice, continuation: Continuation)
     last = continuation.tier_of(policy.tiers)
     if must_stay(policy, continuation):
         if last is None:
-            named = [rank for rank, tier in enumerate(policy.tiers) if tier.model == continuation.requested]
+            wanted = continuation.requested
+            named = [rank for rank, tier in enumerate(policy.tiers) if tier.takes_any and tier.model == wanted]
             lost = named[0] if named else policy.rank(policy.default_tier)
-            return RankChoice(lost, Reason.BOUND, Course.LOST, fixed=True)
+            return RankChoice(lost, Reason.BOUND, Course.LOST)
         if choice.rank != last and _same_seal(policy, choice.rank, last):
             return msgspec.structs.replace(choice, fixed=True)
         return RankChoice(last, Reason.BOUND, Course.KEPT_SEALED, fixed=True)

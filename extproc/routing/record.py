@@ -104,6 +104,8 @@ def envoy_metadata(
         metadata[Namespace.REQUIREMENTS] = _requirements_record(decision.cohort, request).to_metadata()
     last = decision.ladder[-1].tier if decision.ladder else decision.tier
     retries = len(mutation.clusters) - 1 + last.same_retries  # Envoy repeats the last cluster
+    if request is not None and request.state.background:
+        retries = 0  # a failed attempt may have started the job
     cascade = CascadeRecord(contract=CONTRACT, max_retries=retries, escalations=0, judge=judge)
     metadata[Namespace.DECISION] = decision_values | cascade.to_metadata()
     return metadata

@@ -94,7 +94,7 @@ class Router:
         clock.lap("read")
         vector, failure = await self._embed(signals.ask, snapshot, clock)
         match = nearest(snapshot.index, vector) if vector is not None else None
-        continuation = NEW
+        continuation = Continuation(background=request.state.background)
         if self._conversations is not None and identity is not None:
             continuation = await self._conversations.recall(request, identity)
         decision = self._decide(snapshot, signals, match, headers, failure, continuation)

@@ -450,3 +450,24 @@ def test_a_limit_on_upgrades_is_stronger_than_a_warm_cache() -> None:
     assert outcome(Talk(lowered, store=talk.store).send(CHAT, SECOND, "legal", spent=True)) == (
         "large", Reason.UPGRADE_RATE, Course.MOVED,
     )  # fmt: skip
+
+
+# Tiers that leave
+
+
+def test_a_draining_tier_keeps_its_conversations_and_one_that_is_out_loses_them() -> None:
+    talk = Talk()
+    talk.send(MESSAGES, FIRST, "code")
+    bound = {"messages": [*FIRST["messages"], thought("EqQB"), user("thanks")]}
+    draining = msgspec.structs.replace(LARGE, state="drain")
+    talk.policy = policy(tiers=(SMALL, draining, FRONTIER), default_tier="small")
+    assert outcome(talk.send(MESSAGES, bound)) == ("large", Reason.BOUND, Course.KEPT_SEALED)
+    talk.policy = policy(tiers=(SMALL, msgspec.structs.replace(LARGE, state="out"), FRONTIER), default_tier="small")
+    assert outcome(talk.send(MESSAGES, bound)) == ("small", Reason.BOUND, Course.LOST)
+
+
+def test_a_lost_conversation_goes_to_a_tier_that_has_its_api() -> None:
+    tiers = (SMALL, msgspec.structs.replace(LARGE, apis=frozenset({"chat"})), FRONTIER)
+    follow_up = {"previous_response_id": "resp_1", "input": "thanks"}
+    decision = Talk(policy(tiers=tiers)).send(RESPONSES, follow_up, api="responses")
+    assert outcome(decision) == ("frontier", Reason.CAPABILITY, Course.LOST)
