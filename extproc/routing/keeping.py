@@ -89,8 +89,12 @@ def stripping(policy: Policy, continuation: Continuation) -> Stripping | None:
 
 def must_stay(policy: Policy, continuation: Continuation) -> bool:
     """Whether only one tier, or those with its seal, can read the request as it will be sent."""
-    several = len({seal_of(tier) for tier in policy.tiers}) > 1
-    return continuation.bound and several and stripping(policy, continuation) is None
+    return continuation.bound and has_several_seals(policy) and stripping(policy, continuation) is None
+
+
+def has_several_seals(policy: Policy) -> bool:
+    """Whether there are tiers that cannot read each other's state."""
+    return len({seal_of(tier) for tier in policy.tiers}) > 1
 
 
 def readable_rungs(

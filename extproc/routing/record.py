@@ -22,6 +22,7 @@ from extproc.contract.records import (
 from extproc.contract.words import JudgeMode
 from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
+from extproc.routing.keeping import has_several_seals
 from extproc.routing.limits import principal_header, principal_of
 from extproc.routing.mutation import Mutation
 from extproc.routing.policy import Cohort
@@ -73,7 +74,7 @@ def conversation_record(
     headers: Mapping[str, str],
 ) -> ConversationRecord | None:
     """Return the keys that Envoy sends back. None: only one tier can answer, and no id is needed."""
-    kept = request is not None and request.state.kept
+    kept = request is not None and request.state.kept and has_several_seals(snapshot.policy)
     if identity is None or (len(mutation.clusters) < 2 and not kept):
         return None
     principal = principal_of(principal_header(headers, snapshot.escalations.principal))

@@ -29,9 +29,9 @@ RUN = {"type": "function", "function": {"name": "run", "parameters": {"type": "o
 CALL = {"id": "c1", "type": "function", "function": {"name": "run", "arguments": "{}"}}
 
 
-def post(stack: Stack, path: str, body: dict[str, Any], key: str) -> Answer:
+def post(stack: Stack, path: str, body: dict[str, Any], key: str, **headers: str) -> Answer:
     """Send a request of the principal with this key."""
-    return send(stack.port, path, msgspec.json.encode(body), {"authorization": f"Bearer {key}"})
+    return send(stack.port, path, msgspec.json.encode(body), {"authorization": f"Bearer {key}", **headers})
 
 
 def about(stack: Stack, method: str, path: str, key: str) -> Answer:
@@ -82,14 +82,15 @@ def test_a_background_job_is_asked_for_once_and_polled_where_it_runs(stack: Stac
 def test_a_tool_loop_stays_at_the_tier_that_an_escalation_reached(stack: Stack) -> None:
     """The decision of the first request names the small tier, whose answer is rejected."""
     first = body_of(CHAT, REFUSED) | {"tools": [RUN]}
-    answer = post(stack, CHAT, first, "loop")
+    answer = post(stack, CHAT, first, "loop", session_id="s1")
     assert (answer.headers["x-router-tier"], answer.headers["x-router-attempts"]) == ("large", "2")
     called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     done = {"role": "tool", "tool_call_id": "c1", "content": "3"}
     loop = first | {"messages": [*first["messages"], called, done]}
-    same, other = (post(stack, CHAT, loop, key).headers for key in ("loop", "other"))
+    same = post(stack, CHAT, loop, "loop", session_id="s1").headers
     assert (same["x-router-tier"], same["x-router-attempts"], same["x-router-reason"]) == ("large", "1", "bound")
-    assert other["x-router-attempts"] == "2"  # another principal's loop begins at the small tier
+    for key, session in (("other", "s1"), ("loop", "s2")):  # their loops begin at the small tier
+        assert post(stack, CHAT, loop, key, session_id=session).headers["x-router-attempts"] == "2"
 
 
 def test_signed_thinking_goes_back_to_the_tier_that_signed_it(stack: Stack) -> None:
