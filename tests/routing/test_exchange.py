@@ -515,8 +515,8 @@ def test_a_request_about_a_response_goes_to_its_maker(snapshot, words, path, kno
     conversations = Conversations(MemoryStore())
     router = Router(snapshot, WordEmbedder(words), conversations=conversations)
     asyncio.run(router.answered(f"{principal_of('k')}\nc\nsmall\nresp_1".encode()))
-    opening = {"headers": CHAT | {":path": path, "authorization": "k"}}
-    _, ((reply,),) = exchanged(router, "NONE", headers(end=True), **opening)
+    sent_headers = CHAT | {":path": path, "authorization": "k"}
+    _, ((reply,),) = exchanged(router, "NONE", headers(end=True), headers=sent_headers)
     assert (reply.kind, reply.headers) == (
         "request_headers", {HeaderName.CLUSTER: "small" if known else "large"}
     )  # fmt: skip
