@@ -21,6 +21,7 @@ from extproc.contract.records import (
     AttemptRecord,
     BodyPatch,
     CascadeRecord,
+    ConversationRecord,
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
@@ -28,7 +29,7 @@ from extproc.contract.records import (
     RungsRecord,
     VerdictRecord,
 )
-from extproc.contract.words import Bound, JudgeMode, Reason, Undecided, VerdictWord
+from extproc.contract.words import Bound, Course, JudgeMode, Reason, Undecided, VerdictWord
 from extproc.envoy.bootstrap import render_envoy
 from extproc.messages import Reply
 from extproc.pb import ext_proc_pb2 as pb
@@ -40,7 +41,10 @@ SCHEMA = json.loads((REPOSITORY / "docs/decision-log.schema.json").read_text())
 LOGGED_DECISION = SCHEMA["$defs"]["decision"]["properties"]
 # The records in Namespace.DECISION. Each is written by itself.
 DECISION_RECORDS = (DecisionRecord, CascadeRecord, JudgedRecord, VerdictRecord)
-RECORDS = (*DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord)
+RECORDS = (
+    *DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord,
+    ConversationRecord,
+)  # fmt: skip
 
 
 # --- round trips --------------------------------------------------------------------------------------------
@@ -226,6 +230,7 @@ def test_the_schema_lists_the_contracts_words() -> None:
     assert SCHEMA["properties"]["version"]["const"] == DECISION_LOG
     assert LOGGED_DECISION["reason"]["enum"] == [reason.value for reason in Reason]
     assert LOGGED_DECISION["verdict"]["enum"] == [word.value for word in VerdictWord]
+    assert LOGGED_DECISION["conversation"]["enum"] == [course.value for course in Course]
     assert LOGGED_DECISION["bound"]["enum"] == [bound.value for bound in Bound]
     assert set(LOGGED_DECISION["judge"]["additionalProperties"]["enum"]) == {mode.value for mode in JudgeMode}
     assert set(LOGGED_DECISION["api"]["enum"]) == set(APIS.values())
@@ -263,9 +268,11 @@ OTHER_MEANINGS = {
     ("config", "rule"): "what an error message calls an entry of `rules`",
     ("envoy", "max_retries"): "a field of Envoy's circuit breakers",
     ("evidence", "accept"): "a key of an intent",
+    ("demo", "background"): "a member of a request: the answer is a job",
     ("evidence", "escalate"): "a key of an intent",
     ("evidence", "out_of_scope"): "a count in an evaluation",
     ("evidence", "recorded"): "where prices come from",
+    ("serving", "bound"): "a label: the limit that stopped an escalation",
     ("serving", "rule"): "a label: an acceptance rule that could not run",
     ("settings", "human"): "a rung in an intent",
 }

@@ -16,6 +16,7 @@ from extproc.contract.records import (
     AttemptRecord,
     BodyPatch,
     CascadeRecord,
+    ConversationRecord,
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
@@ -23,7 +24,7 @@ from extproc.contract.records import (
     RungsRecord,
     VerdictRecord,
 )
-from extproc.contract.words import Bound, JudgeMode, Reason, Role, Undecided, VerdictWord
+from extproc.contract.words import Bound, Course, JudgeMode, Reason, Role, Undecided, VerdictWord
 from extproc.serving import telemetry
 
 _SCHEMA = Path(__file__).parents[1] / "decision-log.schema.json"
@@ -34,6 +35,7 @@ _RECORDS: dict[Namespace, tuple[type[msgspec.Struct], ...]] = {
     Namespace.REQUIREMENTS: (RequirementsRecord,),
     Namespace.ANSWER: (AnswerRecord,),
     Namespace.LEDGER: (LedgerRecord, AttemptRecord),
+    Namespace.CONVERSATION: (ConversationRecord,),
 }
 
 
@@ -95,6 +97,9 @@ def reasons_page() -> str:
         _words_table(list(Reason), words.REASONS, "reason", fallback=True),
         "Words that stand for a reason if the router decided nothing:",
         _words_table(list(Undecided), words.UNDECIDED, "reason"),
+        "## Conversations",
+        "Whether a conversation stays at the tier that answered it last (`conversation` in the decision log).",
+        _words_table(list(Course), words.COURSES, "course"),
         "## Verdicts",
         _words_table(list(VerdictWord), words.VERDICTS, "verdict"),
         "## Reasons of a rejection",

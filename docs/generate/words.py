@@ -132,6 +132,7 @@ NAMESPACES = {
     "semantic_router.facts": "the requirements of the request on its answer. For the verifier alone, never logged",
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
+    "semantic_router.conversation": "the keys of the conversation (hashes). Envoy sends them back with the tier that answered. Never logged",
     "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
 }
 
@@ -156,6 +157,9 @@ RECORD_KEYS = {
     "tokens": "tokens of the whole request, estimated",
     "rule": "the first rule that applied",
     "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
+    "conversation": "whether the conversation stays at the tier that answered it last, and why",
+    "ConversationRecord.conversation": "the key of the conversation",
+    "kept": "whether the id of the response is needed, too",
     "contract": "the version of these names that the decision was written for",
     "max_retries": "rungs that this request may take",
     "escalations": "answers that were rejected and asked again at the next rung",
@@ -200,6 +204,7 @@ REASONS = {
     "background": "a call that an agent makes by itself, such as a title, a probe or an update of its notes: the cheapest tier "
     "that can serve it",
     "residency": "moved to a tier of `only`, or answered with 503 because none of these tiers can serve the request",
+    "bound": "kept at the tier that answered the conversation last: see `conversation` in the record",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
@@ -210,6 +215,16 @@ REASONS = {
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
+}
+
+COURSES = {
+    "kept": "the decision is for the tier that answered last",
+    "kept_sealed": "only that tier can read the state in the request",
+    "kept_tool_loop": "the model continues its own turn, after a tool result",
+    "kept_cache": "`switch_budget` does not pay for the prompt cache that a move gives up",
+    "moved": "another tier serves, for the reason of the decision",
+    "moved_stripped": "another tier serves, and the sealed items that it cannot read were removed",
+    "lost": "the request has state of an unknown tier: the tier of the requested model gets it, or the default tier",
 }
 
 UNDECIDED = {
@@ -368,6 +383,11 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
+    "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
+    "`state` to the URL of a Redis or Valkey.",
+    "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
+    "conversations that it serves itself. Look at the Redis that `state` names.",
+    "RedisStore._ping": "The store works again after the line above.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",
     "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",

@@ -47,6 +47,10 @@ class Tool(msgspec.Struct):
     type: str | None = None
 
 
+class Named(msgspec.Struct):
+    id: str | None = None
+
+
 class Prompt(msgspec.Struct):
     """A prompt template of the Responses API: the server fills the variables in."""
 
@@ -97,6 +101,12 @@ class Body(msgspec.Struct):
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    previous_response_id: str | None = None
+    conversation: str | Named | None = None
+    prompt_cache_key: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw()
+    background: bool | None = None
+    store: bool | None = None
 
 
 class _BodyLists(msgspec.Struct):

@@ -24,6 +24,10 @@ class Part(msgspec.Struct):
     source: msgspec.Raw = msgspec.Raw()
     file: msgspec.Raw = msgspec.Raw()
     file_data: msgspec.Raw = msgspec.Raw()
+    id: str | None = None
+    signature: str | None = None
+    data: str | None = None
+    encrypted_content: str | None = None
 
 
 Content = str | list[Part | str] | Part | None
@@ -36,6 +40,11 @@ class Message(msgspec.Struct):
     type: str | None = None
     content: Content = None
     output: Content = None
+    id: str | None = None
+    call_id: str | None = None
+    encrypted_content: str | None = None
+    tool_calls: msgspec.Raw = msgspec.Raw()
+    reasoning_details: msgspec.Raw = msgspec.Raw()
 
 
 def parts_of(content: Content) -> Sequence[Part]:

@@ -17,6 +17,12 @@ SIDE_PATHS: dict[str, Api] = {
     "/v1/responses/compact": "responses",
     "/v1/responses/input_tokens": "responses",
 }
+# Regular expressions of the paths behind /v1 about a response that an upstream keeps, with their methods.
+KEPT_PATHS: dict[str, tuple[str, ...]] = {
+    "/responses/[^/]+": ("GET", "DELETE"),
+    "/responses/[^/]+/input_items": ("GET",),
+    "/responses/[^/]+/cancel": ("POST",),
+}
 # The start of an API's path that clients write or leave out, for Python and for Envoy (RE2). Base URLs of SDKs
 # differ: some have no version, and some repeat it.
 PATH_PREFIX = "(/(openai|anthropic|api))?(/v1){0,2}"
@@ -34,6 +40,13 @@ def canonical(path: str) -> str:
 def api_of(path: str) -> Api | None:
     """Return the API whose requests are routed at `path`, or None."""
     return APIS.get(path) or APIS.get(canonical(path))
+
+
+def kept_id(path: str) -> str | None:
+    """Return the id in the path of a response that an upstream keeps, or None."""
+    path = canonical(path)
+    kept = path not in SIDE_PATHS and any(re.fullmatch(f"/v1{pattern}", path) for pattern in KEPT_PATHS)
+    return path.split("/")[3] if kept else None
 
 
 def speaks_anthropic(path: str) -> bool:

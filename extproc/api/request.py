@@ -12,6 +12,7 @@ from extproc.api.parts import Message, check_items, messages_of, parts_of
 from extproc.api.paths import Api, api_of
 from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
 from extproc.api.repair import BOM, TooManyRepairs, repaired
+from extproc.api.state import UpstreamState, read_state
 from extproc.api.structure import TooManyValues
 
 
@@ -48,6 +49,7 @@ class Request(msgspec.Struct, frozen=True):
     reasoning: ReasoningChoice | None  # the client's choice; None: it made no choice
     thinking_bars: frozenset[str]  # parts that Anthropic may refuse beside `thinking`
     context_management: bytes  # this member as JSON; empty: absent
+    state: UpstreamState = UpstreamState()
     repaired: bytes | None = None  # `body` as it was read, where odd bytes had to be replaced; of the same length
 
     @property
@@ -56,7 +58,10 @@ class Request(msgspec.Struct, frozen=True):
         return self.body if self.repaired is None else self.repaired
 
 
-_TOOL_TYPES = {"tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output"}
+_TOOL_TYPES = {
+    "tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output",
+    "local_shell_call_output", "shell_call_output", "apply_patch_call_output",
+}  # fmt: skip
 # Roles of a person that some clients send.
 _ROLES = {"ctx": "user", "msg": "user"}
 # Items of the Responses API that contain words of a person or a model. An item with a role is a message, too.
@@ -114,6 +119,7 @@ def parse_request(path: str, body: bytes) -> Request | None:
         reasoning=read_choice(decoded, api == "messages"),
         thinking_bars=thinking_bars(decoded),
         context_management=bytes(decoded.context_management),
+        state=read_state(api, decoded, messages, text),
         repaired=None if text is body else text,
     )
 

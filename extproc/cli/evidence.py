@@ -35,7 +35,7 @@ from extproc.evidence.show.comparison import comparison_text, gate_text
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.centroid_file import CENTROIDS_FILE
-from extproc.routing.router import Routed
+from extproc.routing.routed import Routed
 
 # At most this many unusable rows are reported one by one.
 _MOST_REPORTED = 10

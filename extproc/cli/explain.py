@@ -14,10 +14,13 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
+from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
 from extproc.routing.index import similarities
 from extproc.routing.policy import Cohort, routable_model
-from extproc.routing.router import Routed, Router
+from extproc.routing.routed import Routed
+from extproc.routing.router import Router
+from extproc.routing.store import MemoryStore
 from extproc.settings import Chosen
 
 # Here a person waits for the encoder, not a request, so the deadline is generous.
@@ -51,7 +54,7 @@ def explain(
         message = {"role": "user", "content": prompt}
         body = msgspec.json.encode({"model": routable_model(config.policy.retarget), "messages": [message]})
     path = path or path_of(body)
-    router = Router(snapshot, _PatientBatcher(Batcher(encoder)))
+    router = Router(snapshot, _PatientBatcher(Batcher(encoder)), conversations=Conversations(MemoryStore()))
     routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
     by_cohort = {}
     if routed.signals is not None and routed.signals.ask.text:
@@ -138,6 +141,8 @@ def _decision_lines(routed: Routed) -> Iterator[str]:
     yield f"decision  tier {decision.tier.name}, because {decision.reason.value}{rule}"
     if routed.refusal is not None:
         yield f"answer    {routed.refusal.status}: {routed.refusal.message}"
+    if decision.course is not None:
+        yield f"conversation {decision.course.value}"
     if decision.proposed_tier is not None:
         yield f"shadow    `mode: enforce` would choose tier {decision.proposed_tier}"
     yield f"cluster   {routed.mutation.cluster}"

@@ -10,7 +10,7 @@ from extproc.config.listener_checks import check_listener
 from extproc.config.params_checks import check_params
 from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
-from extproc.config.upstream_checks import check_floor, check_states, check_upstream
+from extproc.config.upstream_checks import check_endpoint, check_floor, check_states, check_store, check_upstream
 from extproc.mismatch import shown, suggestion
 from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
 
@@ -52,6 +52,7 @@ def _check_policy(policy: PolicyFile, intents: Sequence[str]) -> Iterator[_Findi
         yield from _check_judge(f".judges.{name}", judge)
     yield from _check_limits(policy)
     yield from check_listener(policy)
+    yield from check_store(policy.state)
     yield from _named_once(".rules", [rule.name for rule in policy.rules], "rule")
     for i, rule in enumerate(policy.rules):
         yield from _check_rule(f".rules[{i}]", rule, _tiers(policy), intents)
@@ -87,7 +88,7 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
 
 
 def _check_judge(at: str, judge: Judge) -> Iterator[_Finding]:
-    yield from _is_endpoint(f"{at}.endpoint", judge.endpoint)
+    yield from check_endpoint(f"{at}.endpoint", judge.endpoint)
     yield from _within(f"{at}.timeout_ms", judge.timeout_ms, above=0, most=_LONGEST_CALL_MS)
 
 
@@ -103,6 +104,7 @@ def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
         hint = "to forbid upgrades, let no intent and no rule name a tier above the default"
         yield from _within(".upgrades.per_minute", policy.upgrades.per_minute, least=0)
         yield from _within(".upgrades.burst", policy.upgrades.burst, least=1, hint=hint)
+    yield from _within(".sticky.switch_budget", policy.sticky.switch_budget, least=0)
     attempt_s, request_s = policy.timeouts.attempt_s, policy.timeouts.request_s
     yield from _within(".timeouts.attempt_s", attempt_s, above=0)
     if not request_s >= attempt_s:
@@ -270,12 +272,6 @@ def _is_interval(path: str, ends: tuple[float, float]) -> Iterator[_Finding]:
 def _short_name(path: str) -> str:
     """The keys of a path after the last list, as in `price.input`."""
     return path.rpartition("].")[2].lstrip(".")
-
-
-def _is_endpoint(path: str, endpoint: str) -> Iterator[_Finding]:
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        yield path, f"endpoint `{endpoint}` is not host:port: write it as in vllm-small:8000"
 
 
 def _is_header_name(path: str, header: str) -> Iterator[_Finding]:

@@ -43,6 +43,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         reasoning_choice=file.reasoning_choice,
         upgrades=file.upgrades,
         max_body_bytes=file.max_body_bytes,
+        sticky=file.sticky,
     )
     snapshot = Snapshot(
         config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from extproc.acceptance.score import Scorer
+from extproc.routing.sticky import Sticky
 from extproc.settings import (
     OTHERWISE,
     Chosen,
@@ -66,6 +67,14 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upgrades: Annotated[
         Upgrades | None, about("Limit on requests of one principal above the default tier. Left out: no limit.")
     ] = None
+    sticky: Annotated[Sticky, about("When a conversation may move to another tier between two turns.")] = Sticky()
+    state: Annotated[
+        str,
+        about(
+            "URL of a Redis or Valkey (redis:// or rediss://) that remembers conversations for all router "
+            "processes. Left out: each process remembers its own."
+        ),
+    ] = ""
     timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()
     max_body_mb: Annotated[
         int, about("Largest body that a client may send, in MiB, after decompression. Envoy answers 413 above it.")

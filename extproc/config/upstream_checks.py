@@ -1,4 +1,4 @@
-"""Checks of how a tier reaches its upstream: addresses, keys, TLS, statuses and states."""
+"""Checks of how a tier reaches its upstream: addresses, keys, TLS, statuses and states. Other addresses, too."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -79,3 +79,16 @@ def _check_key(at: str, key: TierKey) -> Iterator[_Finding]:
     if key.scheme is not None and not _SCHEME.fullmatch(key.scheme):
         what = f"`scheme` is `{shown(key.scheme)}`: write one word, as in Bearer, or `none`"
         yield f"{at}.scheme", what
+
+
+def check_store(url: str) -> Iterator[_Finding]:
+    """A mistake in the URL of the store of conversations."""
+    if url and not url.startswith(("redis://", "rediss://", "unix://")):
+        yield ".state", f"`state` is `{shown(url)}`: expected a URL such as redis://valkey:6379/0"
+
+
+def check_endpoint(path: str, endpoint: str) -> Iterator[_Finding]:
+    """A mistake in the host and port of a judge."""
+    host, _, port = endpoint.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        yield path, f"endpoint `{endpoint}` is not host:port: write it as in vllm-small:8000"

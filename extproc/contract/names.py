@@ -21,6 +21,7 @@ class Namespace(StrEnum):
     ANSWER = f"{PREFIX}.answer"  # AnswerRecord; never logged
     LEDGER = f"{PREFIX}.ledger"  # LedgerRecord
     ATTEMPT = f"{PREFIX}.attempt"  # the number of the current attempt, from the second one on; Envoy writes it
+    CONVERSATION = f"{PREFIX}.conversation"  # ConversationRecord; never logged
     # Envoy writes this one, as a typed message: the tokens of the answer that the client received.
     USAGE = "envoy.ai.token_usage"
 
@@ -88,10 +89,16 @@ class Key(StrEnum):
     TEXT = "text"
     # In Namespace.ANSWER.
     BODY = "body"
-    # In Namespace.LEDGER.
+    # In Namespace.LEDGER. The principal is also in Namespace.CONVERSATION.
     PRINCIPAL = "principal"
     SESSION = "session"
+    # In Namespace.CONVERSATION.
+    CONVERSATION = "conversation"
+    KEPT = "kept"
 
+
+# The gRPC method by which Envoy reports the tier of an answer and the id of a response.
+ANSWERED_SERVICE, ANSWERED_METHOD = f"{PREFIX}.Conversations", "Answered"
 
 # Attributes that Envoy sends with the first message of a stream.
 PATH_ATTRIBUTE = "request.path"

@@ -47,6 +47,7 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     tokens: int | None = None
     rule: str | None = None
     proposed_tier: str | None = None
+    conversation: str | None = None  # a Course
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):
@@ -163,6 +164,14 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         }
         principal, session = (_text(metadata.get(key)) for key in (Key.PRINCIPAL, Key.SESSION))
         return cls(principal=principal, session=session, attempts=attempts)
+
+
+class ConversationRecord(_Record, frozen=True, kw_only=True):
+    """The keys of the conversation. Envoy sends them back with the tier that answered."""
+
+    principal: str
+    conversation: str
+    kept: bool | None = None  # the id of the response is needed, too
 
 
 _ATTEMPT = re.compile("[1-9][0-9]{0,8}")

@@ -11,6 +11,7 @@ class Reason(StrEnum):
     BACKGROUND = "background"  # a call that an agent makes by itself: the cheapest tier that can serve it
     TIER_FLOOR = "tier_floor"  # raised to the lowest tier that a cohort or rule allows
     CAPABILITY = "capability"  # raised above tiers that cannot serve the request
+    BOUND = "bound"  # kept at the tier that answered the conversation last
     UPGRADE_RATE = "upgrade_rate"  # limited to the default tier: the principal has used up its upgrades
     RESIDENCY = "residency"  # moved to a tier of `only`, or answered with 503 because none of them can serve
     PINNED = "pinned"  # the client named the model of a tier
@@ -31,6 +32,18 @@ class Reason(StrEnum):
 
 
 _FALLBACKS = frozenset(list(Reason)[list(Reason).index(Reason.OUT_OF_SCOPE) :])
+
+
+class Course(StrEnum):
+    """Whether a conversation stays at the tier that answered it last, and why."""
+
+    KEPT = "kept"  # the decision is for the same tier
+    KEPT_SEALED = "kept_sealed"  # only that tier can read the state in the request
+    KEPT_TOOL_LOOP = "kept_tool_loop"  # the model continues its own turn
+    KEPT_CACHE = "kept_cache"  # the budget does not pay for the prompt cache that a switch gives up
+    MOVED = "moved"  # the reason of the decision says why
+    MOVED_STRIPPED = "moved_stripped"  # and sealed items were removed from the request
+    LOST = "lost"  # the request has state of an unknown tier
 
 
 class Undecided(StrEnum):

@@ -1,5 +1,6 @@
 """Bodies of the sample upstreams' answers, in four API shapes, whole and as server-sent events."""
 
+from itertools import count
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 _CHAT, _COMPLETIONS, _RESPONSES, _MESSAGES = (
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
 )  # fmt: skip
+_numbers = count(1)  # of responses
 
 
 class BilledAnswer(msgspec.Struct, frozen=True):
@@ -59,7 +61,8 @@ def _response(model: str, text: str, billed: BilledAnswer) -> dict[str, Any]:
         "status": "completed",
         "content": [content],
     }
-    return {"id": "resp_1", "object": "response", "created_at": 0, "model": model, "status": "completed",
+    return {"id": f"resp_{billed.tier}_{next(_numbers)}", "object": "response", "created_at": 0, "model": model,
+            "status": "completed",
             "output": [output], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
             "usage": {"input_tokens": billed.input_tokens, "output_tokens": billed.output_tokens,
                       "input_tokens_details": {"cached_tokens": billed.cached_tokens},

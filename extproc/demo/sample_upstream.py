@@ -94,6 +94,8 @@ class SampleUpstreams:
         self.received.append(Received(tier, request.raw_path, headers, body))
         if request.path == "/v1/models":
             return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})
+        if request.path.startswith("/v1/responses/"):  # about a response that this server keeps
+            return web.json_response({"id": request.path.split("/")[3], "object": "response", "model": model})
         try:
             asked = msgspec.json.decode(body, type=dict[str, Any])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -110,7 +112,8 @@ class SampleUpstreams:
             options = asked.get("stream_options") or {}
             return await self._stream(request, text, billed, bool(options.get("include_usage")))
         self.reported.append(billed)
-        return web.json_response(whole_answer(request.path, model, text, billed))
+        whole = whole_answer(request.path, model, text, billed)
+        return web.json_response(whole | ({"status": "queued", "output": []} if asked.get("background") else {}))
 
     async def _stream(
         self, request: web.Request, text: str, billed: BilledAnswer, with_usage: bool

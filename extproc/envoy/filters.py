@@ -12,6 +12,7 @@ from extproc.contract.names import (
     Namespace,
 )
 from extproc.contract.words import Role, VerdictWord
+from extproc.envoy.answered import report_answers
 from extproc.envoy.builders import (
     ATTEMPTS,
     SERVED_BY,
@@ -27,6 +28,7 @@ from extproc.envoy.builders import (
 )
 from extproc.envoy.client_keys import save_headers, save_query
 from extproc.envoy.tier_filters import start_state
+from extproc.routing.conversations import SESSION_HEADERS
 
 # A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
 ROOM_BYTES = 1024 * 1024
@@ -50,6 +52,7 @@ _ROUTER_NAMESPACES = [
     Namespace.RUNGS,
     Namespace.REQUIREMENTS,
     Namespace.LEDGER,
+    Namespace.CONVERSATION,
 ]
 
 
@@ -62,6 +65,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
         filter_entry(RESCUE_FILTER, _rescue()),
         filter_entry(STATE_FILTER, start_state(config)),
         *(keys if has_credentials else []),
+        filter_entry("answered", report_answers()),
         *(filter_entry(decompressor_name(word), _decompressor(word), disabled=True) for word in ENCODINGS),
         filter_entry(SIZE_LIMIT_FILTER, _buffer(limit), disabled=True),
         filter_entry(ROUTER_FILTER, _router(config, rule_headers), disabled=True),
@@ -116,7 +120,7 @@ def _decompressor(encoding: str) -> Dict:
 def _router(config: Config, rule_headers: list[str]) -> Dict:
     """Return the filter that asks the server for a decision, with one message."""
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
-    headers = {*rule_headers, *config.policy.escalations.principal}
+    headers = {*rule_headers, *config.policy.escalations.principal, *SESSION_HEADERS}
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from extproc.api.paths import APIS, PATH_PREFIX, SIDE_PATHS
+from extproc.api.paths import APIS, KEPT_PATHS, PATH_PREFIX, SIDE_PATHS
 from extproc.config.load import Config
 from extproc.config.schema import Passthrough
 from extproc.envoy.builders import Dict
@@ -21,7 +21,10 @@ _GET = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}
 _FILE_TYPES = r"(?i)(multipart/|audio/|image/|video/|application/octet-stream).*"
 _FILES = {"name": "content-type", "string_match": {"safe_regex": {"regex": _FILE_TYPES}}}
 _CREATED, _OWNER = 0, "semantic-router"
-_SERVED = f"Served here: POST {', '.join((*APIS, *SIDE_PATHS))}, and GET /v1/models."
+_SERVED = (
+    f"Served here: POST {', '.join((*APIS, *SIDE_PATHS))}, GET /v1/models, and requests about a response at "
+    "/v1/responses/ID."
+)
 
 
 def client_key_tiers(config: Config) -> list[Tier]:
@@ -68,6 +71,18 @@ def _rewrite(tier: Tier) -> Dict:
 def path_match(path: str) -> Dict:
     """Return the match of a path of an API, in all the ways in which clients write it."""
     return {"safe_regex": {"regex": f"{PATH_PREFIX}{re.escape(path.removeprefix('/v1'))}/?"}}
+
+
+def kept_match(pattern: str) -> Dict:
+    """Return the match of one of KEPT_PATHS, in all the ways in which clients write it."""
+    return {"safe_regex": {"regex": f"{PATH_PREFIX}{pattern}/?"}}
+
+
+def wrong_method(match: Dict, *methods: str) -> Dict:
+    """Return a route that answers 405 and names the right methods."""
+    allow = {"header": {"key": "allow", "value": ", ".join(methods)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+    wrong = _answer("wrong_method", match, 405, f"this path takes only {' and '.join(methods)}")
+    return wrong | {"response_headers_to_add": [allow]}
 
 
 def bad_encoding(match: Dict) -> Dict:
@@ -121,10 +136,10 @@ def closed_routes() -> Iterator[Dict]:
     """Yield the routes that answer every other request."""
     upgrade = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
     yield _answer("upgrade", {"prefix": "/", "headers": [upgrade]}, 426, "WebSocket is not served here: use HTTP")
-    allow = {"header": {"key": "allow", "value": "POST"}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
     for path in (*APIS, *SIDE_PATHS):
-        wrong = _answer("wrong_method", path_match(path), 405, "this path takes only POST")
-        yield wrong | {"response_headers_to_add": [allow]}
+        yield wrong_method(path_match(path), "POST")
+    for pattern, taken in KEPT_PATHS.items():
+        yield wrong_method(kept_match(pattern), *taken)
     yield _answer(
         "deployment", {"prefix": "/openai/deployments/"}, 404,
         "paths with a deployment are not served here: set the base URL of your client to this host with /openai/v1 "

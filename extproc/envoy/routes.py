@@ -16,6 +16,7 @@ from extproc.envoy.filters import (
     USAGE_FILTER,
     decompressor_name,
 )
+from extproc.envoy.kept import kept_routes
 from extproc.envoy.other_routes import bad_encoding, closed_routes, model_routes, opened_routes, path_match
 from extproc.envoy.residency import confine_routes
 from extproc.settings import Tier
@@ -36,7 +37,7 @@ _ROUTED: dict[str, str] = {**APIS, **{path: path.rpartition("/")[2] for path in 
 
 
 def virtual_host(config: Config) -> Dict:
-    """Return the routes: the APIs first, then the paths that the policy opens, and answers to the rest."""
+    """Return the routes: the APIs first, then responses, paths that the policy opens, and answers to the rest."""
     return {
         "name": "llm",
         "domains": ["*"],
@@ -45,6 +46,7 @@ def virtual_host(config: Config) -> Dict:
         "routes": confine_routes(
             [
                 *_api_routes(config),
+                *_kept_routes(config),
                 *opened_routes(config, _inspected(config)),
                 *model_routes(config),
                 *closed_routes(),
@@ -55,7 +57,7 @@ def virtual_host(config: Config) -> Dict:
 
 
 def _api_routes(config: Config) -> list[Dict]:
-    default = next(t for t in config.policy.tiers if t.name == config.policy.default_tier)
+    default = _default_tier(config)
     action = _route_action(config, default)
     routes = []
     for path, name in _ROUTED.items():
@@ -73,6 +75,15 @@ def _api_routes(config: Config) -> list[Dict]:
             }
         )
     return routes
+
+
+def _kept_routes(config: Config) -> list[Dict]:
+    default = _default_tier(config)
+    return [*kept_routes(_route_action(config, default), ROUTER_FILTER, {HEADERS_FILTER: _headers(default)})]
+
+
+def _default_tier(config: Config) -> Tier:
+    return next(tier for tier in config.policy.tiers if tier.name == config.policy.default_tier)
 
 
 def _route_action(config: Config, default: Tier) -> Dict:
@@ -131,26 +142,33 @@ def _enabled_filters(config: Config, default: Tier, usage_format: str | None) ->
         "envoy.extensions.filters.http.ai_protocol_manager.v3.AiProtocolManagerPerRoute",
         response={"llm_protocol": usage_format},
     )
-    # If an upstream was asked without a decision, the response says so in the header for the decision's reason.
-    headers = typed(
-        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
-        mutations={
-            "request_mutations": [
-                {"remove": "accept-encoding"},  # a compressed answer cannot be judged
-                # The fail-open filter changes only bodies of this type, and the APIs take no other.
-                set_header("content-type", "application/json"),
-                # Without a decision there is no other tier for a retry.
-                set_header(HeaderName.MAX_RETRIES, str(default.same_retries), "ADD_IF_ABSENT"),
-            ],
-            "response_mutations": [set_header(HeaderName.REASON, _REASON, "ADD_IF_ABSENT")],
-        },
-    )
+    edited = [
+        {"remove": "accept-encoding"},  # a compressed answer cannot be judged
+        # The fail-open filter changes only bodies of this type, and the APIs take no other.
+        set_header("content-type", "application/json"),
+    ]
     return {
         **_inspected(config),
         FAILOPEN_FILTER: enabled(transform),
-        HEADERS_FILTER: headers,
+        HEADERS_FILTER: _headers(default, *edited),
         **({USAGE_FILTER: enabled(usage)} if usage_format is not None else {}),
     }
+
+
+def _headers(default: Tier, *edited: Dict) -> Dict:
+    """Return the header mutations of a route whose requests the router decides about."""
+    return typed(
+        "envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute",
+        mutations={
+            "request_mutations": [
+                *edited,
+                # Without a decision there is no other tier for a retry.
+                set_header(HeaderName.MAX_RETRIES, str(default.same_retries), "ADD_IF_ABSENT"),
+            ],
+            # If an upstream was asked without a decision, the response says so in the header for the reason.
+            "response_mutations": [set_header(HeaderName.REASON, _REASON, "ADD_IF_ABSENT")],
+        },
+    )
 
 
 def _inspected(config: Config) -> Dict:

@@ -68,7 +68,8 @@ class OwnFilter(msgspec.Struct, frozen=True):
 def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | None:
     """Return a filter that writes the path below the tier's base, or None if no tier has a base path.
 
-    An attempt finds the path as the previous attempt left it, so the path of the API comes from the route.
+    An attempt finds the path as the previous attempt left it, so the path of the API comes from the route. Requests
+    about a response have one tier, and paths of their own.
     """
     if all(other.base == USUAL_BASE for other in config.policy.tiers):
         return None
@@ -78,9 +79,11 @@ def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | 
 
 _PATH = f"""
 function envoy_on_request(handle)
+  local path = handle:headers():get(":path")
   local rest = handle:streamInfo():filterState():get("{_API_PATH}") or ""
+  if rest == "" then rest = path:match("^/v1(/responses/[^?]*)") or "" end
   if rest == "" then return end
-  local query = handle:headers():get(":path"):match("%?.*$") or ""
+  local query = path:match("%?.*$") or ""
   handle:headers():replace(":path", "BASE" .. rest .. query)
 end
 """

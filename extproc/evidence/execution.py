@@ -23,10 +23,11 @@ from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstre
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
 from extproc.evidence.measure.metrics import GroupIds
-from extproc.routing.decision import trust
+from extproc.routing.findings import trust
 from extproc.routing.limits import Rates
 from extproc.routing.policy import routable_model
-from extproc.routing.router import Routed, Router
+from extproc.routing.routed import Routed
+from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
 
 # Rows routed concurrently. Their texts are encoded together.

@@ -21,6 +21,7 @@ a new agent, add a word to a table. `tests/agents/` holds one request of each ag
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -81,6 +82,9 @@ _PASTE_CHARS = 400  # a shorter snippet is part of the question: "fix this: ..."
 _SHORT_WORDS, _SHORT_BYTES = 4, 24  # in bytes, because eight Chinese characters can be a whole ask
 _CHAIN = 4  # a follow-up and the three asks before it
 _CUT = " … "
+# Turns from each end of a conversation that are read for its opening, and for the end of a tool loop.
+_OPENING_TURNS, _LOOP_TURNS = 4, 4
+_OPENING_CHARS = 4096  # a longer start does not distinguish more conversations
 
 
 class TurnLike(Protocol):
@@ -90,6 +94,8 @@ class TurnLike(Protocol):
     def role(self) -> str: ...
     @property
     def texts(self) -> tuple[str, ...]: ...  # without tool results
+    @property
+    def tool_result(self) -> bool: ...
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -119,6 +125,36 @@ def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
     return _bounded("\n".join(reversed(asks)), "joined" if len(asks) > 1 else alone, max_chars)
 
 
+def find_opening(turns: Sequence[TurnLike]) -> str:
+    """Return the person's first text with its pastes, or the first text of a user turn if there is none."""
+    raw = ""
+    for turn in islice((turn for turn in turns if turn.role == "user"), _OPENING_TURNS):
+        parts = _read(turn.texts, _OPENING_CHARS)
+        text = _squeeze(_written_text(parts))
+        if text:
+            return text
+        raw = raw or _squeeze("\n".join(parts))
+    return raw
+
+
+def is_in_tool_loop(turns: Sequence[TurnLike]) -> bool:
+    """Return whether the model goes on with its own turn: the request ends with a tool result or with its text.
+
+    Some agents add a user turn of harness text after the result, or send the result as the text of the user.
+    """
+    for turn in reversed(turns[-_LOOP_TURNS:]):
+        if turn.tool_result or turn.role == "assistant":
+            return True
+        if turn.role != "user":
+            continue
+        parts = _read(turn.texts, _OPENING_CHARS)
+        if any(map(_ECHO.match, parts)):
+            return True
+        if len(turns) < 2 or _squeeze(_person_text(parts)):
+            return False
+    return False
+
+
 def _user_turns(turns: Sequence[TurnLike], window_chars: int) -> Iterator[list[str]]:
     """The text parts of each user turn, newest turn first, until the budget of the request is used up."""
     budget = _BUDGET_CHARS
@@ -142,15 +178,26 @@ def _read(texts: Sequence[str], window_chars: int) -> list[str]:
 
 def _person_text(parts: Sequence[str]) -> str:
     """The person's text in one turn, or "" if there is only harness text."""
+    text, marked = _text_and_mark(parts)
+    if marked:
+        return text
+    unpasted = _without_pastes(text)
+    return text if is_short(unpasted) else unpasted
+
+
+def _written_text(parts: Sequence[str]) -> str:
+    """The person's text in one turn, with its pastes."""
+    return _text_and_mark(parts)[0]
+
+
+def _text_and_mark(parts: Sequence[str]) -> tuple[str, bool]:
+    """The text without harness text, and whether a harness marks it as the person's."""
     echo = any(map(_ECHO.match, parts))
     kept = [_without_harness(part) for part in parts if not _BANNER.match(part)]
     # Agents also open a block in one part and close it in another, so the joined text is searched, too.
     text = _without_harness("\n".join(kept)) if len(kept) > 1 else "".join(kept)
     marked, text = _marked(text, echo)
-    if echo or _squeeze(marked):
-        return marked
-    unpasted = _without_pastes(text)
-    return text if is_short(unpasted) else unpasted
+    return (marked, True) if echo or _squeeze(marked) else (text, False)
 
 
 def _marked(text: str, echo: bool) -> tuple[str, str]:

@@ -5,7 +5,7 @@ Each step takes a `Choice` and returns one, so the reason is that of the last st
 
 import msgspec
 
-from extproc.contract.words import Reason
+from extproc.contract.words import Course, Reason
 from extproc.routing.ability import Load, first_able
 from extproc.routing.guard import Guard
 from extproc.routing.policy import Policy
@@ -16,6 +16,8 @@ class Choice(msgspec.Struct, frozen=True):
 
     rank: int
     reason: Reason
+    course: Course | None = None  # why a conversation stays, if it does
+    fixed: bool = False  # only floors and `only` may change it
 
 
 def raise_to_floor(choice: Choice, floor: int) -> Choice:
@@ -28,7 +30,8 @@ def cap_upgrade(policy: Policy, choice: Choice, floor: int) -> Choice:
     cap = policy.rank(policy.default_tier)
     if policy.upgrades is None or not policy.upgrades.lower_floors:
         cap = max(cap, floor)
-    return Choice(cap, Reason.UPGRADE_RATE) if cap < choice.rank else choice
+    kept = choice.fixed or choice.course is not None
+    return Choice(cap, Reason.UPGRADE_RATE) if cap < choice.rank and not kept else choice
 
 
 def confine(policy: Policy, choice: Choice, guard: Guard) -> Choice | None:
@@ -45,8 +48,8 @@ def make_able(policy: Policy, choice: Choice, guard: Guard, load: Load) -> Choic
     None if the guard allows none that can.
     """
     confined = confine(policy, choice, guard)
-    if confined is None:
-        return None
+    if confined is None or confined.fixed:
+        return confined
     ranks = range(choice.rank, len(policy.tiers)) if guard.only is None else _allowed_ranks(policy, choice, guard)
     rank = first_able(policy.tiers, ranks, load)
     if rank is None and guard.only is not None:

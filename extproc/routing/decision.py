@@ -1,25 +1,34 @@
 """Match, signals and rules -> one `Decision`: which tier answers, and how.
 
 `decide` is a sequence of steps. The cohort or a rule proposes a tier. Tier floors raise it, and a cap on upgrades
-lowers it. The tiers of `only` confine it, and tiers that cannot serve the request are skipped. Each step takes a
-`Choice` and returns one, so the reason is that of the last step which changed the tier. The ladder and shadow mode
-follow. A request whose model may not be replaced passes only the steps that hold for every request.
+lowers it. The tiers of `only` confine it, and tiers that cannot serve the request are skipped. A conversation may
+stay at the tier that answered it last: see `keeping`. Each step takes a `Choice` and returns one, so the reason is
+that of the last step which changed the tier. The ladder and shadow mode follow. A request whose model may not be
+replaced passes only the steps that hold for every request.
 """
 
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from extproc.contract.words import Reason, Undecided
-from extproc.routing.ability import Load, can_serve, first_able, load_of
-from extproc.routing.background import class_ceiling
+from extproc.contract.words import Course, Reason, Undecided
+from extproc.routing.ability import Load, can_serve, first_able
 from extproc.routing.choice import Choice, cap_upgrade, confine, make_able, raise_to_floor
-from extproc.routing.conditions import applies
-from extproc.routing.guard import Guard, guard_foreign, guard_matched, guard_unmatched, guard_unread
+from extproc.routing.conversations import NEW, Continuation
+from extproc.routing.findings import Findings, read_findings
+from extproc.routing.guard import guard_foreign, guard_unread
 from extproc.routing.index import Match
+from extproc.routing.keeping import (
+    Stripping,
+    bound_choice,
+    course_of,
+    readable_rungs,
+    stripping,
+    stuck_choice,
+)
 from extproc.routing.policy import Cohort, Policy, Rung
 from extproc.routing.signals import Signals
-from extproc.settings import Reasoning, Rule, Tier
+from extproc.settings import Reasoning, Tier
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -38,19 +47,8 @@ class Decision(msgspec.Struct, frozen=True):
     ladder: tuple[Rung, ...] = ()  # the rungs above `tier`, for failed or rejected attempts
     judged: bool = False  # the cohort's rules judge the answers of all rungs but the last
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used
-
-
-class _Findings(msgspec.Struct, frozen=True):
-    """The cohort and the rules that apply to one request, and what follows from them."""
-
-    trust: Reason  # MATCHED, or the reason why the match does not count
-    cohort: Cohort | None  # the nearest one
-    settings: Cohort | None  # the nearest one, if the match is trusted
-    rule: Rule | None  # the first one that applies
-    guard: Guard
-    cap: int | None  # the policy's cap on output tokens
-    load: Load
-    ceiling: int  # the highest rank of the ladder
+    course: Course | None = None  # None: the request continues no conversation that is known
+    strip: Stripping | None = None  # sealed items are removed for the tiers that cannot read them
 
 
 def decide(
@@ -60,20 +58,27 @@ def decide(
     headers: Mapping[str, str],
     failure: Reason = Reason.NO_TEXT,
     spent: bool = False,
+    continuation: Continuation = NEW,
 ) -> Decision:
     """Choose a tier and the ladder above it.
 
     `match` is None if the text was not matched, and `failure` is then the reason. `headers` are the trusted
-    headers that rules may name. `spent` means that the principal has used up its upgrades.
+    headers that rules may name. `spent` means that the principal has used up its upgrades. In shadow mode the
+    conversation does not count, because the default tier has answered all of it.
     """
-    findings = _findings(policy, signals, match, headers, failure)
-    proposed = _proposed(policy, findings)
-    floored = raise_to_floor(proposed, findings.guard.floor)
-    capped = cap_upgrade(policy, floored, findings.guard.floor) if spent else floored
-    able = make_able(policy, capped, findings.guard, findings.load)
-    decision = _laddered(policy, match, findings, able or capped)
+    continuation = continuation if policy.mode == "enforce" else NEW
+    findings = read_findings(policy, signals, match, headers, failure)
+    guard = findings.guard
+    bound = bound_choice(policy, _proposed(policy, findings), continuation, guard)
+    floored = raise_to_floor(bound, guard.floor)
+    capped = cap_upgrade(policy, floored, guard.floor) if spent else floored
+    able = make_able(policy, capped, guard, findings.load)
     if able is None:
-        decision = _refused(decision, decision.tier)
+        decision = _refused(_laddered(policy, match, findings, capped, continuation))
+    else:
+        servable = _servable(policy, findings, range(findings.ceiling + 1))
+        stuck = stuck_choice(policy, able, servable, signals.tokens, continuation)
+        decision = _laddered(policy, match, findings, stuck, continuation)
     return decision if policy.mode == "enforce" else _shadowed(policy, decision, findings.load)
 
 
@@ -92,7 +97,7 @@ def decide_named(
     first = untouched(policy, Reason.PASSTHROUGH, signals.model)
     if policy.mode == "shadow":
         return first
-    findings = _findings(policy, signals, match, headers, failure)
+    findings = read_findings(policy, signals, match, headers, failure)
     named = Choice(policy.rank(first.tier.name), first.reason)
     floored = raise_to_floor(named, findings.guard.floor)
     capped = cap_upgrade(policy, floored, findings.guard.floor) if spent and floored != named else floored
@@ -107,7 +112,7 @@ def decide_named(
         match=match,
         rule=findings.rule.name if findings.rule is not None else None,
     )
-    return moved if able is not None else _refused(moved, first.tier)
+    return moved if able is not None else _refused(moved)
 
 
 def decide_unread(policy: Policy, headers: Mapping[str, str], reason: Reason) -> Decision:
@@ -122,8 +127,24 @@ def decide_unread(policy: Policy, headers: Mapping[str, str], reason: Reason) ->
     choice = raise_to_floor(Choice(policy.rank(first.tier.name), reason), guard.floor)
     confined = confine(policy, choice, guard)
     if confined is None:
-        return _refused(first, first.tier)
+        return _refused(first)
     return msgspec.structs.replace(first, tier=policy.tiers[confined.rank], reason=confined.reason)
+
+
+def decide_kept(policy: Policy, headers: Mapping[str, str], maker: int | None) -> Decision:
+    """Choose the tier of a request about a response that the tier of rank `maker` keeps. None: not known.
+
+    It is the default tier then. A rule about headers may keep the request in some tiers, too.
+    """
+    rank = policy.rank(policy.default_tier) if maker is None else maker
+    course = Course.LOST if maker is None else Course.KEPT_SEALED
+    first = Decision(policy.tiers[rank], Reason.BOUND, rewrite=False, course=course)
+    if policy.mode == "shadow":
+        return first
+    confined = confine(policy, Choice(rank, Reason.BOUND, course), guard_foreign(policy, headers))
+    if confined is None:
+        return _refused(first)
+    return Decision(policy.tiers[confined.rank], confined.reason, rewrite=False, course=confined.course)
 
 
 def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decision:
@@ -134,48 +155,7 @@ def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decis
     return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
 
-def trust(cohort: Cohort | None, match: Match | None, failure: Reason = Reason.NO_TEXT) -> Reason:
-    """Return MATCHED if the match reaches its cohort's floor and margin, otherwise the reason for a fallback."""
-    if cohort is None or match is None:
-        return failure
-    if match.similarity < cohort.floor:
-        return Reason.OUT_OF_SCOPE
-    if match.margin < cohort.margin:
-        return Reason.AMBIGUOUS
-    return Reason.MATCHED
-
-
-def _findings(
-    policy: Policy, signals: Signals, match: Match | None, headers: Mapping[str, str], failure: Reason
-) -> _Findings:
-    cohort = policy.cohorts[match.cohort] if match is not None else None
-    trusted = trust(cohort, match, failure)
-    settings = cohort if trusted is Reason.MATCHED else None
-    cohorts = _possible_cohorts(policy, match, trusted)
-    guard = (
-        guard_matched(policy, cohorts, signals, headers)
-        if match is not None
-        else guard_unmatched(policy, signals, headers)
-    )
-    cap = _cap(settings, signals)
-    return _Findings(
-        trust=trusted,
-        cohort=cohort,
-        settings=settings,
-        rule=next((rule for rule in policy.rules if applies(rule.when, cohorts, signals, headers)), None),
-        guard=guard,
-        cap=cap,
-        load=load_of(signals, cap, policy.tiers),
-        ceiling=class_ceiling(policy, signals.model) if trusted is Reason.BACKGROUND else len(policy.tiers) - 1,
-    )
-
-
-def _cap(settings: Cohort | None, signals: Signals) -> int | None:
-    """The cohort's cap on output tokens. It is meant for answers, and would cut the calls of a tool loop."""
-    return settings.max_output_tokens if settings is not None and not signals.tool_loop else None
-
-
-def _proposed(policy: Policy, findings: _Findings) -> Choice:
+def _proposed(policy: Policy, findings: Findings) -> Choice:
     """The tier of the first rule that applies, of the trusted cohort, or the default tier, in this order.
 
     A background call starts at the cheapest tier.
@@ -188,15 +168,18 @@ def _proposed(policy: Policy, findings: _Findings) -> Choice:
     return Choice(policy.rank(settings.tier if settings is not None else policy.default_tier), findings.trust)
 
 
-def _laddered(policy: Policy, match: Match | None, findings: _Findings, choice: Choice) -> Decision:
+def _laddered(
+    policy: Policy, match: Match | None, findings: Findings, choice: Choice, continuation: Continuation
+) -> Decision:
     """The decision for the chosen tier, with the ladder above it."""
     settings, rule = findings.settings, findings.rule
     reasoning = settings.reasoning if settings is not None else None
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
-    ladder = _ladder(policy, findings, choice.rank, reasoning)
+    tier = policy.tiers[choice.rank]
+    ladder = readable_rungs(policy, _ladder(policy, findings, choice.rank, reasoning), tier, continuation)
     return Decision(
-        tier=policy.tiers[choice.rank],
+        tier=tier,
         reason=choice.reason,
         cohort=findings.cohort,
         match=match,
@@ -205,14 +188,16 @@ def _laddered(policy: Policy, match: Match | None, findings: _Findings, choice: 
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=findings.cap,
         ladder=ladder,
-        judged=settings is not None and _is_judged(settings, ladder),
+        judged=settings is not None and not continuation.background and _is_judged(settings, ladder),
+        course=course_of(policy, choice, continuation),
+        strip=stripping(policy, continuation),
     )
 
 
-def _refused(decision: Decision, proposed: Tier) -> Decision:
+def _refused(decision: Decision) -> Decision:
     """The decision to answer with an error. No tier gets the request."""
     return Decision(
-        proposed,
+        decision.tier,
         Reason.RESIDENCY,
         rewrite=False,
         refused=True,
@@ -237,21 +222,10 @@ def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
     )
 
 
-def _possible_cohorts(policy: Policy, match: Match | None, trusted: Reason) -> tuple[Cohort, ...]:
-    """The cohorts that the request may belong to: two if the match is ambiguous, none if it is out of scope."""
-    if match is None or trusted is Reason.OUT_OF_SCOPE:
-        return ()
-    if trusted is Reason.AMBIGUOUS and match.runner_up is not None:
-        return policy.cohorts[match.cohort], policy.cohorts[match.runner_up]
-    return (policy.cohorts[match.cohort],)
-
-
-def _ladder(policy: Policy, findings: _Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
+def _ladder(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
     """The rungs above `rank` that can serve: those that the cohort names, otherwise the next tier for failover."""
-    tiers, settings, load = policy.tiers, findings.settings, findings.load
-    ranks = range(rank, findings.ceiling + 1)
-    allowed = [r for r in ranks if findings.guard.allows(tiers[r].name) and tiers[r].takes_new]
-    able = [r for r in allowed if can_serve(tiers, r, load, allowed[-1])]
+    tiers, settings = policy.tiers, findings.settings
+    able = _servable(policy, findings, range(rank, findings.ceiling + 1))
     if settings is not None and settings.escalate is not None:
         named = [(policy.rank(spec.tier), spec) for spec in settings.escalate.rungs]
         rungs = [
@@ -261,6 +235,13 @@ def _ladder(policy: Policy, findings: _Findings, rank: int, reasoning: Reasoning
         ]
         return tuple(rungs[: settings.escalate.max])
     return tuple(Rung(tiers[above], reasoning) for above in able if above > rank)[:1]
+
+
+def _servable(policy: Policy, findings: Findings, ranks: Sequence[int]) -> list[int]:
+    """Those of the ranks whose tiers may get the request and can serve it."""
+    tiers = policy.tiers
+    allowed = [rank for rank in ranks if findings.guard.allows(tiers[rank].name) and tiers[rank].takes_new]
+    return [rank for rank in allowed if can_serve(tiers, rank, findings.load, allowed[-1])]
 
 
 def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:

@@ -6,11 +6,13 @@ The messages that come depend on the processing mode that the operator configure
 from typing import Any
 
 from extproc.api.errors import error_body, too_large_message
+from extproc.api.paths import kept_id
 from extproc.contract.names import HeaderName
 from extproc.contract.words import Reason
 from extproc.messages import Event, Opening, Reply
-from extproc.routing.record import asker_record, envoy_metadata
-from extproc.routing.router import Refusal, Routed, Router
+from extproc.routing.record import asker_record, conversation_record, envoy_metadata
+from extproc.routing.routed import Refusal, Routed
+from extproc.routing.router import Router
 
 # Modes in which no message holds the whole body. BUFFERED_PARTIAL may cut it anywhere.
 _NO_WHOLE_BODY = ("NONE", "STREAMED", "BUFFERED_PARTIAL", "GRPC")
@@ -35,6 +37,8 @@ class RouterExchange:
 
     async def answer(self, event: Event) -> list[Reply]:
         """Return the replies to one message: one reply, or several at the end of a full-duplex body."""
+        if event.kind == "request_headers" and self.routed is None and kept_id(self._path) is not None:
+            return [await self._kept(event)]
         if self._done or not event.kind.startswith("request_"):
             return [self._passed(event)]
         if event.kind == "request_headers":
@@ -53,6 +57,14 @@ class RouterExchange:
         self._done = event.end  # no body will come
         self._headers_replied = True
         return [Reply("request_headers")]
+
+    async def _kept(self, event: Event) -> Reply:
+        """Send a request for a response by its id to the tier that made it."""
+        self._done = True
+        self.routed = routed = await self._router.route_kept(self._opening.headers)
+        if routed.refusal is not None:
+            return self._refused(event, routed, routed.refusal)
+        return Reply(event.kind, headers=_route_headers(routed), metadata=self._metadata(routed))
 
     async def _whole_body(self, event: Event) -> Reply:
         routed = await self._route(event.body)
@@ -138,8 +150,13 @@ class RouterExchange:
         return self.routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
-        asker = asker_record(routed.snapshot, routed.request, self._opening.headers)
-        return envoy_metadata(routed.record, routed.decision, routed.mutation, routed.request, asker)
+        asker = asker_record(routed.snapshot, routed.identity, self._opening.headers)
+        conversation = None
+        if self._router.remembers:
+            conversation = conversation_record(
+                routed.snapshot, routed.identity, routed.mutation, routed.request, self._opening.headers
+            )
+        return envoy_metadata(routed.record, routed.decision, routed.mutation, routed.request, asker, conversation)
 
     def _passed(self, event: Event) -> Reply:
         """The reply that changes nothing. A full-duplex body has to be sent back."""

@@ -10,8 +10,6 @@ from extproc.contract.words import Bound
 
 # Cache size. The least recently used principal is evicted and starts again with a full bucket.
 _PRINCIPALS = 10_000
-# Characters of a conversation's first message. A longer start does not distinguish more conversations.
-_OPENING_CHARS = 4096
 # Escalations of a cohort that are allowed before its share applies.
 _SHARE_BURST = 10.0
 
@@ -99,14 +97,3 @@ def principal_of(header: str | None) -> str:
     if header is None:
         return "anonymous"
     return hashlib.blake2b(header.encode(errors="replace"), digest_size=8).hexdigest()
-
-
-def session_of(header: str | None, opening: Sequence[str]) -> str:
-    """Return the conversation, as a hash of its first user message.
-
-    The hash is keyed by the principal's header, which is never stored. Without that header, texts cannot be tested
-    against the hash.
-    """
-    key = hashlib.blake2b((header or "").encode(errors="replace")).digest()
-    opening_bytes = "\n".join(opening)[:_OPENING_CHARS].encode(errors="replace")
-    return hashlib.blake2b(opening_bytes, digest_size=8, key=key).hexdigest()

@@ -9,6 +9,7 @@ from extproc.api.members import UNDECODABLE
 from extproc.api.reasoning import ReasoningChoice, without_clearing
 from extproc.api.repair import BOM, TooManyRepairs, repaired
 from extproc.api.request import Request
+from extproc.api.sealed import without_sealed
 from extproc.api.splice import (
     REMOVED,
     DuplicateMember,
@@ -57,16 +58,25 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
     if request is None or not decision.rewrite:
         return Mutation((decision.tier.cluster_name,))
     members = _layout(request)
-    attempts = [
-        _attempt(decision, rung, request) for rung in (Rung(decision.tier, decision.reasoning), *decision.ladder)
+    ladder = (Rung(decision.tier, decision.reasoning), *decision.ladder)
+    attempts = [_attempt(decision, rung, request) for rung in ladder]
+    first, *above = [
+        _stripped(decision, rung.tier, request, patches(members, attempt.edits, attempt.renames))
+        for rung, attempt in zip(ladder, attempts, strict=True)
     ]
-    first, *above = [patches(members, attempt.edits, attempt.renames) for attempt in attempts]
     rungs = tuple(tuple(rebase(request.body, first, changes)) for changes in above)
     if any(not _is_text(patch.text) for rung in rungs for patch in rung):
         raise SpliceError("a value that a later attempt restores is not UTF-8, and metadata holds only text")
     clusters = (decision.tier.cluster_name, *(rung.tier.cluster_name for rung in decision.ladder))
     added = any(attempt.logprobs_added for attempt in attempts)
     return Mutation(clusters, apply(request.body, first), rungs, attempts[0].word, added)
+
+
+def _stripped(decision: Decision, tier: Tier, request: Request, changes: list[Patch]) -> list[Patch]:
+    """The changes, with those that remove the sealed items that the tier cannot read."""
+    strip, items = decision.strip, len(request.state.sealed)
+    count = strip.count(tier, items) if strip is not None else 0
+    return sorted([*changes, *without_sealed(request.readable, count)]) if count else changes
 
 
 def _layout(request: Request) -> Layout:

@@ -8,6 +8,7 @@ import msgspec
 
 from extproc.acceptance.rules import AcceptRule
 from extproc.routing.index import Match
+from extproc.routing.sticky import Sticky
 from extproc.settings import Chosen, Escalate, Evidence, Reasoning, Rule, StreamHold, Tier, Upgrades
 
 _WILDCARDS = frozenset("*?[")
@@ -51,6 +52,7 @@ class Policy(msgspec.Struct, frozen=True):
     reasoning_choice: Literal["client", "router"] = "client"
     upgrades: Upgrades | None = None
     max_body_bytes: int = 32 * 2**20  # the largest body that a client may send
+    sticky: Sticky = Sticky()
 
     def tier(self, name: str) -> Tier:
         """Return the tier with this name."""

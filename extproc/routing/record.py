@@ -11,6 +11,7 @@ from extproc.contract.names import CONTRACT, Namespace
 from extproc.contract.records import (
     BodyPatch,
     CascadeRecord,
+    ConversationRecord,
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
@@ -19,8 +20,10 @@ from extproc.contract.records import (
     ladder_of,
 )
 from extproc.contract.words import JudgeMode
+from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
-from extproc.routing.limits import principal_header, principal_of, session_of
+from extproc.routing.keeping import has_several_seals
+from extproc.routing.limits import principal_header, principal_of
 from extproc.routing.mutation import Mutation
 from extproc.routing.policy import Cohort
 from extproc.routing.signals import Signals
@@ -53,26 +56,46 @@ def decision_record(
         tokens=signals.tokens if signals is not None else None,
         rule=decision.rule,
         proposed_tier=decision.proposed_tier,
+        conversation=decision.course,
     )
 
 
-def asker_record(snapshot: Snapshot, request: Request | None, headers: Mapping[str, str]) -> LedgerRecord:
+def asker_record(snapshot: Snapshot, identity: Identity | None, headers: Mapping[str, str]) -> LedgerRecord:
     """Identify the principal and the conversation, as hashes."""
     header = principal_header(headers, snapshot.escalations.principal)
-    turns = request.turns if request is not None else ()
-    opening = next((turn for turn in turns if turn.role == "user"), None)
-    session = session_of(header, opening.texts) if opening is not None else None
-    return LedgerRecord(principal=principal_of(header), session=session)
+    return LedgerRecord(principal=principal_of(header), session=identity.session if identity is not None else None)
+
+
+def conversation_record(
+    snapshot: Snapshot,
+    identity: Identity | None,
+    mutation: Mutation,
+    request: Request | None,
+    headers: Mapping[str, str],
+) -> ConversationRecord | None:
+    """Return the keys that Envoy sends back. None: only one tier can answer, and no id is needed."""
+    kept = request is not None and request.state.kept and has_several_seals(snapshot.policy)
+    if identity is None or (len(mutation.clusters) < 2 and not kept):
+        return None
+    principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+    return ConversationRecord(principal=principal, conversation=identity.key, kept=kept or None)
 
 
 def envoy_metadata(
-    record: DecisionRecord, decision: Decision, mutation: Mutation, request: Request | None, asker: LedgerRecord
+    record: DecisionRecord,
+    decision: Decision,
+    mutation: Mutation,
+    request: Request | None,
+    asker: LedgerRecord,
+    conversation: ConversationRecord | None = None,
 ) -> dict[str, Any]:
     """Build the metadata that Envoy keeps for the exchange: namespace -> values."""
     metadata: dict[str, Any] = {
         Namespace.LADDER: ladder_of(mutation.clusters, _repeats(decision)),
         Namespace.LEDGER: asker.to_metadata(),
     }
+    if conversation is not None:
+        metadata[Namespace.CONVERSATION] = conversation.to_metadata()
     if mutation.rungs:
         metadata[Namespace.RUNGS] = _rungs_record(mutation).to_metadata()
     decision_values, judge = record.to_metadata(), None
@@ -84,6 +107,8 @@ def envoy_metadata(
     last = decision.ladder[-1].tier if decision.ladder else decision.tier
     # Envoy repeats the last cluster.
     retries = len(mutation.clusters) - 1 + sum(_repeats(decision)) + last.same_retries
+    if request is not None and request.state.background:
+        retries = 0  # a failed attempt may have started the job
     cascade = CascadeRecord(contract=CONTRACT, max_retries=retries, escalations=0, judge=judge)
     metadata[Namespace.DECISION] = decision_values | cascade.to_metadata()
     return metadata

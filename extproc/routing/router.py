@@ -4,27 +4,50 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from extproc.api.paths import APIS, SIDE_PATHS, canonical
+from extproc.api.paths import SIDE_PATHS, canonical, kept_id
 from extproc.api.request import Request, RequestError, TooLarge, parse_request
-from extproc.api.splice import DuplicateMember, SpliceError, TooLong, layout
-from extproc.contract.records import DecisionRecord
+from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
-from extproc.routing.decision import Decision, decide, decide_named, decide_unread, untouched
+from extproc.routing.conversations import (
+    Answered,
+    Continuation,
+    Conversations,
+    Identity,
+    id_key,
+    identify,
+)
+from extproc.routing.decision import (
+    Decision,
+    decide,
+    decide_kept,
+    decide_named,
+    untouched,
+)
 from extproc.routing.guard import needs_match
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
-from extproc.routing.mutation import Mutation, mutate, read_model, rename_model
-from extproc.routing.policy import is_named, may_retarget
-from extproc.routing.record import decision_record
+from extproc.routing.policy import is_named
+from extproc.routing.routed import (
+    Routed,
+    Stopwatch,
+    bad_request,
+    opened,
+    passed_on,
+    renamed,
+    side_path,
+    unreadable,
+    written,
+)
 from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.sticky import seal_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -34,42 +57,31 @@ R = TypeVar("R")
 _LARGE_BYTES = 256 * 1024
 _LARGE_THREADS = 2
 
-_CONFINED = "The policy keeps this request to some of its tiers, and none of them can serve it."
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """The error that the client gets instead of an answer."""
-
-    status: int
-    message: str
-
-
-class Routed(msgspec.Struct, frozen=True, dict=True):
-    """One routed request: the decision about it, and the values that led to it."""
-
-    decision: Decision
-    mutation: Mutation
-    snapshot: Snapshot
-    request: Request | None  # None: the body could not be read, or the API is unknown
-    signals: Signals | None
-    stages: dict[str, float]  # seconds spent in: read, embed, match, write
-    refusal: Refusal | None = None  # None: the request is sent on
-
-    @cached_property
-    def record(self) -> DecisionRecord:
-        """The decision's record, built once for metadata, logs and spans."""
-        return decision_record(self.decision, self.mutation, self.snapshot, self.signals)
-
 
 class Router:
     """Routes requests by the current snapshot."""
 
-    def __init__(self, snapshot: Snapshot, embedder: Embedder, rates: Rates | None = None) -> None:
-        """`rates` counts the upgrades of each principal. Without it, upgrades are not limited."""
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        embedder: Embedder,
+        rates: Rates | None = None,
+        conversations: Conversations | None = None,
+    ) -> None:
+        """`rates` counts the upgrades of each principal. Without it, upgrades are not limited.
+
+        Without `conversations`, each request is routed as if it were the first of its conversation.
+        """
         self.snapshot = snapshot  # replaced as a whole by a reload; each request uses one snapshot
         self.embedder = embedder
         self._rates = rates
+        self._conversations = conversations
         self._large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-body")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the router remembers conversations."""
+        return self._conversations is not None
 
     def swap(self, snapshot: Snapshot) -> None:
         """Use `snapshot` for all requests from now on."""
@@ -77,36 +89,83 @@ class Router:
 
     async def route(self, body: bytes, headers: Mapping[str, str]) -> Routed:
         """Decide about one request, from its body and its headers (":path" and the ones that rules may name)."""
-        snapshot, clock, path = self.snapshot, _Stopwatch(), headers.get(":path", "")
+        snapshot, clock, path = self.snapshot, Stopwatch(), headers.get(":path", "")
         size = len(body)
         try:
             request = await self.work(size, parse_request, path, body)
         except TooLarge as error:
-            return _bad_request(snapshot, str(error), clock)
+            return bad_request(snapshot, str(error), clock)
         except RequestError:
-            return await self.work(size, _unreadable, snapshot, body, headers, clock)
+            return await self.work(size, unreadable, snapshot, body, headers, clock)
         if request is None:
-            passed = _side_path if canonical(path) in SIDE_PATHS else _opened
+            passed = side_path if canonical(path) in SIDE_PATHS else opened
             return await self.work(size, passed, snapshot, body, headers, clock)
 
         signals = await self.work(size, read_signals, request, snapshot.encoder.max_chars)  # the ask is one of them
+        identity = await self.work(size, _identity, snapshot, request, headers)
         clock.lap("read")
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
         match, failure = await self._match(request, signals, principal, snapshot, clock)
-        decision = self._decide(snapshot, signals, match, headers, failure)
+        continuation = await self._recall(snapshot, request, identity)
+        decision = self._decide(snapshot, signals, match, headers, failure, continuation)
         clock.lap("match")
+        routed = await self._sent(snapshot, decision, body, request, signals, clock)
+        return self._noted(routed, identity, continuation)
+
+    async def route_kept(self, headers: Mapping[str, str]) -> Routed:
+        """Decide about a request that names a response by its id in the path. It has no body to read."""
+        snapshot, kept, clock = self.snapshot, kept_id(headers.get(":path", "")), Stopwatch()
+        maker = None
+        if self._conversations is not None and kept is not None:
+            principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+            maker = await self._conversations.maker_of(id_key(principal, kept), snapshot.policy.tiers)
+        return written(snapshot, decide_kept(snapshot.policy, headers, maker), None, None, clock)
+
+    async def answered(self, message: bytes) -> None:
+        """Note which tier answered, from a message of Envoy."""
+        answer = Answered.read(message)
+        if answer is not None and self._conversations is not None:
+            await self._conversations.answered(answer, self.snapshot.policy.tiers)
+
+    async def _sent(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        body: bytes,
+        request: Request,
+        signals: Signals,
+        clock: Stopwatch,
+    ) -> Routed:
+        """The request as it goes to the tier of the decision, or the error for the client."""
+        size = len(body)
         if not decision.rewrite and not decision.refused:
-            return _untouched(snapshot, decision, request, signals, clock)
+            return passed_on(snapshot, decision, request, signals, clock)
         try:
-            return await self.work(size, _written, snapshot, decision, request, signals, clock)
+            return await self.work(size, written, snapshot, decision, request, signals, clock)
         except TooLong as error:  # the name of the model could not be replaced either
-            return _bad_request(snapshot, str(error), clock, request, signals)
+            return bad_request(snapshot, str(error), clock, request, signals)
         except SpliceError:
-            unread = Decision(decision.tier, Reason.UNREADABLE, rewrite=False)
-            return await self.work(size, _renamed, snapshot, unread, body, clock, request, signals)
+            unread = Decision(decision.tier, Reason.UNREADABLE, rewrite=False, course=decision.course)
+            return await self.work(size, renamed, snapshot, unread, body, clock, request, signals)
+
+    async def _recall(self, snapshot: Snapshot, request: Request, identity: Identity) -> Continuation:
+        """How the request continues its conversation. The model that a client names decides by itself."""
+        if self._conversations is None or is_named(snapshot.policy, request.model):
+            return Continuation(background=request.state.background)
+        return await self._conversations.recall(request, identity)
+
+    def _noted(self, routed: Routed, identity: Identity, continuation: Continuation) -> Routed:
+        """Remember the tier of this request for those that continue it."""
+        if self._conversations is not None and routed.refusal is None:
+            policy, tier = routed.snapshot.policy, routed.decision.tier
+            tokens = routed.signals.tokens if routed.signals is not None else 0
+            strip = routed.decision.strip
+            stripped = strip is not None and strip.seal != seal_of(tier)
+            self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
+        return msgspec.structs.replace(routed, identity=identity)
 
     async def _match(
-        self, request: Request, signals: Signals, principal: str, snapshot: Snapshot, clock: "_Stopwatch"
+        self, request: Request, signals: Signals, principal: str, snapshot: Snapshot, clock: Stopwatch
     ) -> tuple[Match | None, Reason]:
         """The match of the ask, or None and the reason why there is none."""
         policy = snapshot.policy
@@ -126,7 +185,7 @@ class Router:
         return await loop.run_in_executor(self._large, lambda: function(*args, **kwargs))
 
     async def _embed(
-        self, ask: Ask, principal: str, snapshot: Snapshot, clock: "_Stopwatch"
+        self, ask: Ask, principal: str, snapshot: Snapshot, clock: Stopwatch
     ) -> tuple[Vectors | None, Reason]:
         """The vector of the ask, or None and the reason why there is none."""
         if not ask.text:
@@ -142,14 +201,20 @@ class Router:
             clock.lap("embed")
 
     def _decide(
-        self, snapshot: Snapshot, signals: Signals, match: Match | None, headers: Mapping[str, str], failure: Reason
+        self,
+        snapshot: Snapshot,
+        signals: Signals,
+        match: Match | None,
+        headers: Mapping[str, str],
+        failure: Reason,
+        continuation: Continuation,
     ) -> Decision:
         """Decide. A tier above the default takes one of the principal's upgrades, if the policy limits them.
 
         A client that names the model of a tier takes none.
         """
         policy, upgrades = snapshot.policy, snapshot.policy.upgrades
-        choose = decide_named if is_named(policy, signals.model) else decide
+        choose = decide_named if is_named(policy, signals.model) else partial(decide, continuation=continuation)
         decision = choose(policy, signals, match, headers, failure)
         above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
         chosen_by_client = decision.reason in (Reason.PINNED, Reason.PASSTHROUGH)
@@ -163,115 +228,6 @@ class Router:
         return decision if allowed else capped
 
 
-class _Stopwatch:
-    """Measures the time of each stage, in seconds."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.laps[stage] = now - self._since
-        self._since = now
-
-
-def _written(
-    snapshot: Snapshot, decision: Decision, request: Request | None, signals: Signals | None, clock: _Stopwatch
-) -> Routed:
-    """The request with the decision written into it, or the error of a refusal. Raises SpliceError."""
-    mutation = mutate(decision, request)
-    clock.lap("write")
-    refusal = Refusal(503, _CONFINED) if decision.refused else None
-    return Routed(decision, mutation, snapshot, request, signals, clock.laps, refusal)
-
-
-def _foreign(snapshot: Snapshot, headers: Mapping[str, str], clock: _Stopwatch) -> Routed:
-    """The request is sent on unchanged: its API is unknown."""
-    return _written(snapshot, decide_unread(snapshot.policy, headers, Reason.PASSTHROUGH), None, None, clock)
-
-
-def _side_path(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: _Stopwatch) -> Routed:
-    """The path generates no answer, so there is nothing to decide: only the model's name is replaced."""
-    try:
-        named = untouched(snapshot.policy, Reason.PASSTHROUGH, read_model(body))
-    except SpliceError as error:
-        return _bad_request(snapshot, str(error), clock)
-    confined = decide_unread(snapshot.policy, headers, Reason.PASSTHROUGH)
-    if confined.refused:
-        return _written(snapshot, confined, None, None, clock)
-    return _renamed(snapshot, named if confined.reason is Reason.PASSTHROUGH else confined, body, clock)
-
-
-def _opened(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: _Stopwatch) -> Routed:
-    """The policy opens this path. A model name that no upstream knows is refused, and nothing is replaced."""
-    try:
-        model = read_model(body)
-    except SpliceError as error:
-        if _starts_an_object(body):
-            return _bad_request(snapshot, str(error), clock)
-        return _foreign(snapshot, headers, clock)
-    if model in snapshot.policy.private_models:
-        what = f"no upstream of this path knows the model `{model}`: name a model of the upstream"
-        return _bad_request(snapshot, f"{what}, or send the request to {', '.join(APIS)}", clock)
-    return _foreign(snapshot, headers, clock)
-
-
-def _starts_an_object(body: bytes) -> bool:
-    """Whether the body starts as a JSON object does, in UTF-8 or UTF-16."""
-    return body[:64].lstrip(b"\xef\xbb\xbf\xfe\xff\x00 \t\r\n").startswith(b"{")
-
-
-def _untouched(
-    snapshot: Snapshot, decision: Decision, request: Request, signals: Signals, clock: _Stopwatch
-) -> Routed:
-    """The request is sent on with every byte: its model may not be replaced."""
-    try:
-        layout(request.readable)
-    except DuplicateMember as error:  # the upstream might read another model
-        return _bad_request(snapshot, str(error), clock, request, signals)
-    except SpliceError:
-        pass  # nothing is edited
-    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps)
-
-
-def _unreadable(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: _Stopwatch) -> Routed:
-    """The default tier serves, or the one that the headers require."""
-    decision = decide_unread(snapshot.policy, headers, Reason.UNREADABLE)
-    if decision.refused:
-        return _written(snapshot, decision, None, None, clock)
-    return _renamed(snapshot, decision, body, clock)
-
-
-def _renamed(
-    snapshot: Snapshot,
-    decision: Decision,
-    body: bytes,
-    clock: _Stopwatch,
-    request: Request | None = None,
-    signals: Signals | None = None,
-) -> Routed:
-    """If the requested model can be read and replaced, only its name is rewritten.
-
-    If it cannot be rewritten, the request is refused: no upstream knows the name.
-    """
-    policy = snapshot.policy
-    try:
-        renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
-    except SpliceError as error:
-        return _bad_request(snapshot, str(error), clock, request, signals)
-    mutation = msgspec.structs.replace(mutate(decision, None), body=renamed)
-    return Routed(decision, mutation, snapshot, request, signals, clock.laps)
-
-
-def _bad_request(
-    snapshot: Snapshot,
-    message: str,
-    clock: _Stopwatch,
-    request: Request | None = None,
-    signals: Signals | None = None,
-) -> Routed:
-    """The client gets an error. The default tier is only named in the record."""
-    decision = untouched(snapshot.policy, Reason.BAD_REQUEST)
-    refusal = Refusal(400, message)
-    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps, refusal)
+def _identity(snapshot: Snapshot, request: Request, headers: Mapping[str, str]) -> Identity:
+    every_item = snapshot.policy.sticky.on_switch == "strip"
+    return identify(request, headers, principal_header(headers, snapshot.escalations.principal), every_item)

@@ -11,7 +11,8 @@ from extproc.contract.words import Role
 from extproc.messages import Opening
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.routing.exchange import RouterExchange
-from extproc.routing.router import Routed, Router
+from extproc.routing.routed import Routed
+from extproc.routing.router import Router
 from extproc.serving import wire
 from extproc.serving.telemetry import Telemetry
 from extproc.verifying.exchange import Verifier, VerifierExchange
@@ -62,6 +63,12 @@ class ExternalProcessor:
             log.exception("an exchange failed: Envoy sends the request to the default tier")
             self._telemetry.failed(metadata, error)
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+
+    async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        """Take Envoy's message about the tier that answered. Envoy does not read the reply."""
+        if self.router is not None:
+            await self.router.answered(message)
+        return b""
 
     def _report(self, result: Routed | Ruling, metadata: Mapping[str, str]) -> None:
         if isinstance(result, Ruling):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -16,15 +17,20 @@ from extproc.accounting.outcome import cost_of
 from extproc.accounting.store import Store
 from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
-from extproc.config.load import Config, load_config
+from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.reload import Signature, signature, watch
-from extproc.config.schema import PolicyFile
+from extproc.config.schema import POLICY_FILE, PolicyFile
+from extproc.config.strict_yaml import Problem
+from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
+from extproc.routing.conversations import Conversations
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
+from extproc.routing.redis_store import RedisStore
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.listening import TlsFiles, bind
@@ -87,7 +93,8 @@ async def serve(serving: Serving) -> None:
     config = read_config(serving)
     set_up_exporters()
     server = await build(serving, config)
-    loaded = await load(server.processor, config, serving.workers)
+    store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
+    loaded = await load(server.processor, config, serving.workers, store)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
     await run(server, loaded, serving, seen, stop)
 
@@ -175,13 +182,32 @@ def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.Gene
     )
     # No deserializer: the ledger's thread decodes the bytes.
     take: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_unary_rpc_method_handler(logs.take)
+    answered: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(processor.answered)
     return (
+        grpc.method_handlers_generic_handler(ANSWERED_SERVICE, {ANSWERED_METHOD: answered}),
         grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: process}),
         grpc.method_handlers_generic_handler(accesslog.SERVICE, {accesslog.METHOD: take}),
     )
 
 
-async def load(processor: ExternalProcessor, config: Config, workers: int) -> Loaded:
+def open_state(url: str, failed: Callable[[], None], workers: int = 1) -> StateStore:
+    """Return the store of conversations. Raises ConfigError if the URL of the policy cannot be used."""
+    if not url:
+        if workers > 1:
+            log.warning("%d workers each remember only their own conversations: set `state` in the policy", workers)
+        return MemoryStore()
+    try:
+        return RedisStore(url, failed)
+    except ImportError:
+        what = "`state` needs the package redis: pip install 'envoy-semantic-router[redis]'"
+    except ValueError as error:
+        what = f"`state` is not the URL of a Redis: {error}"
+    raise ConfigError([Problem(POLICY_FILE, 1, what)])
+
+
+async def load(
+    processor: ExternalProcessor, config: Config, workers: int, store: StateStore | None = None
+) -> Loaded:
     """Load the encoder, compile the index and give `processor` its router and verifier. Raises EncoderError."""
     model = config.policy.encoder.model
     log.info("encoder %s", read_choice(model) or model)
@@ -189,7 +215,7 @@ async def load(processor: ExternalProcessor, config: Config, workers: int) -> Lo
     utterances = RememberingEncoder(encoder)
     snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
-    router = processor.router = Router(snapshot, batcher, Rates(workers))
+    router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
     return Loaded(router, batcher, utterances)
 

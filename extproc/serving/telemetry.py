@@ -74,10 +74,12 @@ class Telemetry:
         self._unknown = _counter(meter, definitions.USAGE_UNKNOWN)
         self._first_byte = _histogram(meter, definitions.FIRST_BYTE)
         self._lost = _counter(meter, definitions.LEDGER_LOST)
+        self._state_failures = _counter(meter, definitions.STATE_FAILURES)
         _gauge(meter, definitions.REVISION, self._observe_revision)
         _gauge(meter, definitions.ESCALATION_SHARE, self._observe_shares)
         # Export zeros, so that `increase()` in Prometheus also counts the first event.
         self._lost.add(0)
+        self._state_failures.add(0)
         for outcome in _RELOADS:
             self._reloads.add(0, _reload_labels(outcome))
 
@@ -172,6 +174,10 @@ class Telemetry:
     def lost(self, count: int) -> None:
         """Report outcomes that the ledger could not store."""
         self._lost.add(count)
+
+    def state_failed(self) -> None:
+        """Report a call to the store of conversations that failed."""
+        self._state_failures.add(1)
 
     def lagged(self, seconds: float) -> None:
         """Report how late the event loop woke up."""

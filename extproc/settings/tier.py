@@ -118,6 +118,10 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "abilities."
         ),
     ] = None
+    seal: Annotated[
+        str,
+        about("Tiers with the same text here can read each other's response ids and sealed items. Left out: none."),
+    ] = ""
     state: Annotated[
         Literal["in", "drain", "out"],
         about("in: the tier serves. drain: it serves only requests that are bound to it. out: it gets no request."),

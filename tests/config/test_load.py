@@ -126,6 +126,10 @@ MISTAKES = {
     "header_name": [
         "policy.yaml:18: header `X-User-Tier`: write its name in lower case, with only letters, digits and '-'"
     ],
+    "conversations": [
+        "policy.yaml:20: `sticky.switch_budget` is -0.1: expected a number from 0 up",
+        "policy.yaml:21: `state` is `valkey:6379`: expected a URL such as redis://valkey:6379/0",
+    ],
     "upgrades": [
         "policy.yaml:20: `upgrades.burst` is 0: expected a number from 1 up; to forbid upgrades, let no intent and "
         "no rule name a tier above the default"

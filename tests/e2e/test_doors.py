@@ -98,7 +98,7 @@ def message_of(answer: Answer, path: str = CHAT) -> str:
     [
         ("DELETE", "/v1/batches/b_1"), ("GET", "/"), ("POST", "/v1/images/generations"), ("PUT", "/v1/embeddings"),
         ("GET", "/v1/messages/batches"), ("GET", "/v1/files/..%2Fadmin"), ("GET", "/v1/files/%2e%2e/admin"),
-        ("POST", "/v1/responses/r_1/cancel"),
+        ("POST", "/v1/conversations"), ("GET", "/v1/responses/r_1/output"),
     ],
 )  # fmt: skip
 def test_a_path_that_nobody_opened_is_closed(stack: Stack, method: str, path: str) -> None:

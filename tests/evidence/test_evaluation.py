@@ -359,3 +359,29 @@ def test_an_unwritable_report_is_rejected_before_the_work(folder, tmp_path, caps
     for path, error in errors.items():
         assert main(["eval", "--intents", str(folder), "none.jsonl", "--out", str(path)]) == 2
         assert error in capsys.readouterr().err
+
+
+def test_conversations_are_replayed_with_and_without_the_switch_budget(folder, tmp_path, words, tokens):
+    """Billing is a small tier's work, and cooking a large tier's. The budget allows no switch back and forth."""
+    policy = folder / "policy.yaml"
+    prices = policy.read_text().replace("input: 0.40,", "input: 0.40, cached_input: 0.04,")
+    policy.write_text(prices + "sticky: {switch_budget: 0.1}\n")
+    turns = [{"role": "system", "content": "x " * 10_000}]
+    rows = []
+    for ask in (COOK, BILL, COOK, BILL):
+        turns.append({"role": "user", "content": ask})
+        request = {"model": "auto", "messages": list(turns)}
+        rows.append({"request": request, "session": "one", "outcomes": both(True, True)})
+        turns.append({"role": "assistant", "content": "Yes."})
+    alone = {"text": COOK, "outcomes": both(True, False)}
+    evaluation = evaluate(run(folder, tmp_path, words, tokens, *rows, alone))
+    never, free, sticky = evaluation.switching
+    assert [line.name for line in evaluation.switching] == [
+        "never switching down", "switching freely", "switch_budget 0.1",
+    ]  # fmt: skip
+    assert (never.switches, free.switches, sticky.switches) == (0, 3, 0)
+    assert (never.rows, never.quality) == (4, 1.0)
+    assert sticky.prompts <= 1.1 * never.prompts < free.prompts
+    assert "switch_budget 0.1" in evaluation_text(evaluation)
+    policy.write_text(prices)
+    assert evaluate(run(folder, tmp_path, words, tokens, *rows)).switching == []

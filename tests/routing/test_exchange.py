@@ -20,9 +20,12 @@ from extproc.contract.names import CONTRACT, HeaderName, Namespace
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Kind, Opening, Reply
+from extproc.routing.conversations import Conversations
 from extproc.routing.exchange import RouterExchange
 from extproc.routing.limits import Rates, principal_of
-from extproc.routing.router import Refusal, Router
+from extproc.routing.routed import Refusal
+from extproc.routing.router import Router
+from extproc.routing.store import MemoryStore
 from extproc.settings import Conditions, Evidence, Probability, Rule, Upgrades
 
 ASK = "Send my last invoice again"
@@ -580,3 +583,34 @@ def test_trailers_without_a_body_get_no_reply_for_a_body(router):
     """Envoy accepts no reply to a message that it did not send."""
     _, replies = exchanged(router, "FULL_DUPLEX_STREAMED", headers(), TRAILERS)
     assert [[reply.kind for reply in answer] for answer in replies] == [[], ["request_headers", "request_trailers"]]
+
+
+# Conversations
+
+
+def test_a_background_job_is_not_asked_for_again(router):
+    """A failed attempt may have started the job, so Envoy makes no other one, at no tier."""
+    job = b'{"model": "auto", "background": true, "input": "Send my last invoice again"}'
+    _, ((reply,),) = exchanged(router, "BUFFERED", body(job), headers=CHAT | {":path": "/v1/responses"})
+    assert reply.metadata is not None
+    assert reply.metadata[Namespace.DECISION]["max_retries"] == 0
+    assert len(reply.metadata[Namespace.LADDER]["priority_groups"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [("/v1/responses/resp_1", True), ("/v1/responses/resp_1/cancel", True), ("/v1/responses/resp_2", False)],
+)
+def test_a_request_about_a_response_goes_to_its_maker(snapshot, words, path, known):
+    """It has no body. The reply to its headers has the route."""
+    conversations = Conversations(MemoryStore())
+    router = Router(snapshot, WordEmbedder(words), conversations=conversations)
+    asyncio.run(router.answered(f"{principal_of('k')}\nc\nsmall\nresp_1".encode()))
+    sent_headers = CHAT | {":path": path, "authorization": "k"}
+    _, ((reply,),) = exchanged(router, "NONE", headers(end=True), headers=sent_headers)
+    assert (reply.kind, reply.headers) == (
+        "request_headers", {HeaderName.CLUSTER: "small" if known else "large"}
+    )  # fmt: skip
+    assert reply.metadata is not None
+    record = reply.metadata[Namespace.DECISION]
+    assert (record["reason"], record["conversation"]) == ("bound", "kept_sealed" if known else "lost")

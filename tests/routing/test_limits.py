@@ -1,6 +1,6 @@
 """Limits on escalations: token buckets for the share of a cohort and the rate of a principal."""
 
-from extproc.routing.limits import Bounds, principal_of, session_of
+from extproc.routing.limits import Bounds, principal_of
 
 
 def escalations(
@@ -121,11 +121,3 @@ def test_who_asks_is_kept_as_a_hash_only() -> None:
     assert "sk-secret" not in principal_of("Bearer sk-secret")
     assert principal_of("Bearer a") == principal_of("Bearer a") != principal_of("Bearer b")
     assert len(principal_of("ü\udcff" * 1000)) == 16
-
-
-def test_a_conversation_is_kept_as_a_hash_that_needs_the_key() -> None:
-    """The same first message gives another session for another principal."""
-    assert session_of("Bearer a", ["Hello"]) == session_of("Bearer a", ["Hello"])
-    openings = [("Bearer a", "Hello"), ("Bearer a", "Good morning"), ("Bearer b", "Hello"), (None, "Hello")]
-    assert len({session_of(key, [text]) for key, text in openings}) == len(openings)
-    assert len(session_of("ü\udcff" * 1000, ["ü\udcff" * 9000])) == 16

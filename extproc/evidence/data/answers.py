@@ -18,7 +18,7 @@ from extproc.evidence.data.setting import SUFFIXES, setting_name
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import RecordedOutcome
 from extproc.routing.limits import Bounds
-from extproc.routing.router import Routed
+from extproc.routing.routed import Routed
 from extproc.settings import SHARE, Tier
 
 # The principals of recorded requests are unknown, so only the bound on the cohort's share applies.

@@ -8,7 +8,7 @@ import numpy as np
 from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
-from extproc.routing.decision import trust
+from extproc.routing.findings import trust
 
 OUT_OF_SCOPE = "out of scope"
 NO_COHORT = "no cohort"  # the group of rows without a label that matched no cohort above its floors

@@ -12,6 +12,7 @@ from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE, Columns, c
 from extproc.evidence.measure.controls import ControlLine, Point, frontier, lines
 from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
 from extproc.evidence.measure.notes import notes_on
+from extproc.evidence.measure.switching import SwitchLine, switching
 from extproc.evidence.perturb.robustness import Robustness
 
 # More points would not change how the curve looks.
@@ -55,6 +56,7 @@ class Evaluation(msgspec.Struct, frozen=True):
     frontier: list[Point]
     latency_s: dict[str, tuple[int, float, float]]  # by path: rows, p50, p95
     notes: list[str]
+    switching: list[SwitchLine] = []  # if the policy has a switch budget
     robustness: Robustness | None = None  # if it was asked for
 
 
@@ -84,6 +86,7 @@ def evaluate(run: Execution, seed: int = 0) -> Evaluation:
         frontier=frontier(run, c.nearest),
         latency_s=_latency(run),
         notes=notes_on(run),
+        switching=switching(run),
     )
 
 

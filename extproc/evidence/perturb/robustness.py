@@ -12,7 +12,7 @@ from extproc.evidence.execution import Execution, Memory, ask_of, destination, r
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
 from extproc.evidence.perturb.rewrites import REWRITES, rewritten
 from extproc.routing.limits import Rates
-from extproc.routing.router import Routed
+from extproc.routing.routed import Routed
 
 Ints = NDArray[np.int_]
 

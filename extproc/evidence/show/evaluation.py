@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from extproc.evidence.measure.columns import OUT_OF_SCOPE
 from extproc.evidence.measure.evaluation import Evaluation, Group
+from extproc.evidence.measure.switching import SwitchLine
 from extproc.evidence.show.controls import line_table
 from extproc.evidence.show.estimate import number, percent
 from extproc.evidence.show.robustness import robustness_text
@@ -44,6 +45,9 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         yield f"{'latency by path':<40}{'rows':>7}{'p50 s':>9}{'p95 s':>9}"
         for path, (rows, p50, p95) in evaluation.latency_s.items():
             yield f"{path:<40}{rows:>7}{p50:>9.2f}{p95:>9.2f}"
+    if evaluation.switching:
+        yield ""
+        yield from _switching(evaluation.switching)
     if evaluation.robustness is not None:
         yield ""
         yield from robustness_text(evaluation.robustness)
@@ -100,6 +104,14 @@ def _controls(evaluation: Evaluation) -> Iterator[str]:
     for g in measured:
         per_success = f"{g.per_success.value:>11.6f}" if g.per_success.known else f"{'-':>11}"
         yield f"{g.name[:23]:<24}{percent(g.quality):<22}{g.per_1000.value:>9.4f}{per_success}"
+
+
+def _switching(lines: list[SwitchLine]) -> Iterator[str]:
+    yield f"{'conversations':<24}{'rows':>6}{'switches':>10}{'prompts $':>13}{'outputs $':>13}{'quality %':>11}"
+    for line in lines:
+        quality = f"{100 * line.quality:.1f}" if line.quality is not None else "-"
+        counts = f"{line.name:<24}{line.rows:>6}{line.switches:>10}"
+        yield f"{counts}{line.prompts:>13.6f}{line.outputs:>13.6f}{quality:>11}"
 
 
 def _shown(evaluation: Evaluation) -> list[Group]:

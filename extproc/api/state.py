@@ -1,0 +1,107 @@
+"""The state in a request that only the upstream which made it can read, and the id of the conversation.
+
+Three kinds of state:
+
+- An id of something that an upstream keeps: a previous response, a conversation, an item.
+- A sealed item, which the client sends back unread: encrypted reasoning, the signature of a thinking block.
+- A background job, whose answer the client fetches later by its id.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from extproc.api.body import Body, Named
+from extproc.api.parts import Message, parts_of
+
+# In `metadata.user_id`, Claude Code writes user_X_account_Y_session_Z, or JSON with a session_id.
+_SESSION = re.compile(rb'(?:_session_|"session_id\\?"\s*:\s*\\?")([0-9A-Za-z_-]{8,128})')
+# In chat messages: signatures of Gemini in tool calls, and encrypted reasoning of OpenRouter.
+_SIGNATURES = re.compile(rb'"(?:thought_signature|signature|data)"\s*:\s*"([^"\\]{4,})"')
+_SIGNED_MARKS = (b'"thought_signature"', b'"reasoning.encrypted"')
+# Items of the Responses API that are answers without a role.
+_ANSWER_ITEMS = ("reasoning", "function_call", "custom_tool_call", "local_shell_call", "shell_call")
+_TRAIT_CHARS = 1024
+
+
+class UpstreamState(msgspec.Struct, frozen=True):
+    """The state of one request. Its texts are never stored: their hashes are."""
+
+    ids: tuple[str, ...] = ()  # of responses, conversations and items that an upstream keeps; the newest last
+    sealed: tuple[str, ...] = ()  # the unreadable text of each sealed item, in the order of the request
+    fixed: bool = False  # a part of this state cannot be removed from the request without losing its meaning
+    background: bool = False  # the answer is a job that the client polls
+    kept: bool = False  # the upstream keeps the response, and the client may refer to it by its id
+    session: str | None = None  # the id of the conversation that the client wrote into the body
+    first_answer: str = ""  # the text of the first answer in the request, or the id of its call
+
+    @property
+    def newest(self) -> tuple[str, ...]:
+        """The ids and the newest sealed item, which the tier that answered last has made."""
+        return self.ids + self.sealed[-1:]
+
+    @property
+    def bound(self) -> bool:
+        """Whether only the upstream that made this state can read the request."""
+        return bool(self.ids or self.sealed)
+
+
+def read_state(api: str, decoded: Body, messages: Sequence[Message], text: bytes) -> UpstreamState:
+    """Read the state of a request to `api`. `text` is its body."""
+    signed = any(mark in text for mark in _SIGNED_MARKS)
+    ids = tuple(_ids(decoded, messages)) if api == "responses" else ()
+    return UpstreamState(
+        ids=ids,
+        sealed=tuple(seal for message in messages for seal in seals_of(message, signed)),
+        fixed=bool(ids) or signed or any(m.type == "compaction" for m in messages),
+        background=decoded.background is True,
+        kept=api == "responses" and decoded.store is not False,
+        session=_session(decoded),
+        first_answer=next(filter(None, map(_trait_of, messages)), ""),
+    )
+
+
+def _ids(decoded: Body, messages: Sequence[Message]) -> Iterator[str]:
+    conversation = decoded.conversation.id if isinstance(decoded.conversation, Named) else decoded.conversation
+    yield from (message.id for message in messages if message.type == "item_reference" and message.id)
+    yield from (name for name in (conversation, decoded.previous_response_id) if name)
+
+
+def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
+    """Yield the unreadable text of each sealed item of a message. `signed`: its calls may have signatures."""
+    if message.encrypted_content:
+        yield message.encrypted_content
+    elif message.type == "reasoning" and message.id and not message.content:
+        yield message.id  # the upstream keeps its content under this id
+    if message.role != "assistant":
+        return
+    for part in parts_of(message.content):
+        if part.type in SEALED_PARTS:
+            yield from (seal for seal in (part.signature or part.data or part.encrypted_content,) if seal)
+    for raw in (message.tool_calls, message.reasoning_details) if signed else ():
+        yield from (match.decode(errors="replace") for match in _SIGNATURES.findall(bytes(raw)))
+
+
+SEALED_PARTS = ("thinking", "redacted_thinking", "reasoning")
+
+
+def _trait_of(message: Message) -> str:
+    """The text of an answer, or its call, or its seal. "" if the message is not an answer."""
+    if message.role != "assistant" and (message.role or message.type not in _ANSWER_ITEMS):
+        return ""
+    parts = parts_of(message.content)
+    traits = (
+        "".join(part.text or "" for part in parts),
+        message.call_id,
+        next((p.id for p in parts if p.id), None),
+    )
+    calls = bytes(message.tool_calls).decode(errors="replace")
+    return next((trait[:_TRAIT_CHARS] for trait in (*traits, calls, *seals_of(message)) if trait), "")
+
+
+def _session(decoded: Body) -> str | None:
+    if decoded.prompt_cache_key:
+        return decoded.prompt_cache_key
+    session = _SESSION.search(bytes(decoded.metadata))
+    return session[1].decode() if session is not None else None

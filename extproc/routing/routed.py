@@ -1,0 +1,162 @@
+"""One routed request, and the ways in which it is sent on or refused."""
+
+import time
+from collections.abc import Mapping
+from functools import cached_property
+
+import msgspec
+
+from extproc.api.paths import APIS
+from extproc.api.request import Request
+from extproc.api.splice import DuplicateMember, SpliceError, layout
+from extproc.contract.records import DecisionRecord
+from extproc.contract.words import Reason
+from extproc.routing.conversations import Identity
+from extproc.routing.decision import Decision, decide_unread, untouched
+from extproc.routing.mutation import Mutation, mutate, read_model, rename_model
+from extproc.routing.policy import may_retarget
+from extproc.routing.record import decision_record
+from extproc.routing.signals import Signals
+from extproc.routing.snapshot import Snapshot
+
+_CONFINED = "The policy keeps this request to some of its tiers, and none of them can serve it."
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The error that the client gets instead of an answer."""
+
+    status: int
+    message: str
+
+
+class Routed(msgspec.Struct, frozen=True, dict=True):
+    """One routed request: the decision about it, and the values that led to it."""
+
+    decision: Decision
+    mutation: Mutation
+    snapshot: Snapshot
+    request: Request | None  # None: the body could not be read, or the API is unknown
+    signals: Signals | None
+    stages: dict[str, float]  # seconds spent in: read, embed, match, write
+    refusal: Refusal | None = None  # None: the request is sent on
+    identity: Identity | None = None  # of the conversation; None: the body could not be read
+
+    @cached_property
+    def record(self) -> DecisionRecord:
+        """The decision's record, built once for metadata, logs and spans."""
+        return decision_record(self.decision, self.mutation, self.snapshot, self.signals)
+
+
+class Stopwatch:
+    """Measures the time of each stage, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Note the time since the last lap as that of `stage`."""
+        now = time.perf_counter()
+        self.laps[stage] = now - self._since
+        self._since = now
+
+
+def written(
+    snapshot: Snapshot, decision: Decision, request: Request | None, signals: Signals | None, clock: Stopwatch
+) -> Routed:
+    """The request with the decision written into it, or the error of a refusal. Raises SpliceError."""
+    mutation = mutate(decision, request)
+    clock.lap("write")
+    refusal = Refusal(503, _CONFINED) if decision.refused else None
+    return Routed(decision, mutation, snapshot, request, signals, clock.laps, refusal)
+
+
+def _foreign(snapshot: Snapshot, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
+    """The request is sent on unchanged: its API is unknown."""
+    return written(snapshot, decide_unread(snapshot.policy, headers, Reason.PASSTHROUGH), None, None, clock)
+
+
+def side_path(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
+    """The path generates no answer, so there is nothing to decide: only the model's name is replaced."""
+    try:
+        named = untouched(snapshot.policy, Reason.PASSTHROUGH, read_model(body))
+    except SpliceError as error:
+        return bad_request(snapshot, str(error), clock)
+    confined = decide_unread(snapshot.policy, headers, Reason.PASSTHROUGH)
+    if confined.refused:
+        return written(snapshot, confined, None, None, clock)
+    return renamed(snapshot, named if confined.reason is Reason.PASSTHROUGH else confined, body, clock)
+
+
+def opened(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
+    """The policy opens this path. A model name that no upstream knows is refused, and nothing is replaced."""
+    try:
+        model = read_model(body)
+    except SpliceError as error:
+        if _starts_an_object(body):
+            return bad_request(snapshot, str(error), clock)
+        return _foreign(snapshot, headers, clock)
+    if model in snapshot.policy.private_models:
+        what = f"no upstream of this path knows the model `{model}`: name a model of the upstream"
+        return bad_request(snapshot, f"{what}, or send the request to {', '.join(APIS)}", clock)
+    return _foreign(snapshot, headers, clock)
+
+
+def _starts_an_object(body: bytes) -> bool:
+    """Whether the body starts as a JSON object does, in UTF-8 or UTF-16."""
+    return body[:64].lstrip(b"\xef\xbb\xbf\xfe\xff\x00 \t\r\n").startswith(b"{")
+
+
+def passed_on(
+    snapshot: Snapshot, decision: Decision, request: Request, signals: Signals, clock: Stopwatch
+) -> Routed:
+    """The request is sent on with every byte: its model may not be replaced."""
+    try:
+        layout(request.readable)
+    except DuplicateMember as error:  # the upstream might read another model
+        return bad_request(snapshot, str(error), clock, request, signals)
+    except SpliceError:
+        pass  # nothing is edited
+    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps)
+
+
+def unreadable(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
+    """The default tier serves, or the one that the headers require."""
+    decision = decide_unread(snapshot.policy, headers, Reason.UNREADABLE)
+    if decision.refused:
+        return written(snapshot, decision, None, None, clock)
+    return renamed(snapshot, decision, body, clock)
+
+
+def renamed(
+    snapshot: Snapshot,
+    decision: Decision,
+    body: bytes,
+    clock: Stopwatch,
+    request: Request | None = None,
+    signals: Signals | None = None,
+) -> Routed:
+    """If the requested model can be read and replaced, only its name is rewritten.
+
+    If it cannot be rewritten, the request is refused: no upstream knows the name.
+    """
+    policy = snapshot.policy
+    try:
+        body_renamed = rename_model(body, decision.tier, lambda model: may_retarget(policy, model))
+    except SpliceError as error:
+        return bad_request(snapshot, str(error), clock, request, signals)
+    mutation = msgspec.structs.replace(mutate(decision, None), body=body_renamed)
+    return Routed(decision, mutation, snapshot, request, signals, clock.laps)
+
+
+def bad_request(
+    snapshot: Snapshot,
+    message: str,
+    clock: Stopwatch,
+    request: Request | None = None,
+    signals: Signals | None = None,
+) -> Routed:
+    """The client gets an error. The default tier is only named in the record."""
+    decision = untouched(snapshot.policy, Reason.BAD_REQUEST)
+    refusal = Refusal(400, message)
+    return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps, refusal)

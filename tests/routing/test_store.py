@@ -1,0 +1,113 @@
+"""The store of conversations: bounded, with an expiry, and shared by processes through Redis."""
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from extproc.demo.processes import end, free_ports
+from extproc.routing.redis_store import RedisStore
+from extproc.routing.store import MemoryStore, StateStore
+
+
+def get(store: StateStore, *keys: str) -> list[bytes | None]:
+    return asyncio.run(store.get(keys))  # type: ignore[arg-type]  # a coroutine
+
+
+def test_an_entry_is_kept_until_it_expires() -> None:
+    now = [0.0]
+    store = MemoryStore(clock=lambda: now[0])
+    store.set({"a": b"1"}, 10)
+    now[0] = 9.0
+    assert get(store, "a", "b") == [b"1", None]
+    now[0] = 11.0
+    assert get(store, "a") == [None]
+    assert store._entries == {}
+
+
+def test_the_entry_that_was_used_least_recently_is_forgotten() -> None:
+    store = MemoryStore(entries=2)
+    store.set({"a": b"1", "b": b"2"}, 10)
+    get(store, "a")
+    store.set({"c": b"3"}, 10)
+    assert get(store, "a", "b", "c") == [b"1", None, b"3"]
+
+
+class Redis:
+    """A Redis server that a test stops and starts."""
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        (self._port,) = free_ports(1)
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.start()
+
+    def start(self) -> None:
+        command = [self._binary, "--port", str(self._port), "--bind", "127.0.0.1", "--save", ""]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        end(self._process)
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
+    server = Redis(binary)
+    yield server
+    server.stop()
+
+
+async def until(store: RedisStore, key: str, value: bytes | None) -> None:
+    """Wait until `store` has this value."""
+    deadline = time.monotonic() + 20
+    while await store.get([key]) != [value]:
+        assert time.monotonic() < deadline, f"{key} is not {value!r}"
+        await asyncio.sleep(0.02)
+
+
+def test_two_processes_share_redis_and_outlive_it(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """Without Redis, each process has its own values. The failure is logged once, and it counts."""
+    failures: list[None] = []
+
+    async def scenario() -> None:
+        one, two = (RedisStore(redis.url, lambda: failures.append(None)) for _ in range(2))
+        await until(one, "started", None)
+        while not one._reachable or not two._reachable:
+            await asyncio.sleep(0.02)
+        one.set({"a": b"1"}, 60)
+        assert await one.get(["a"]) == [b"1"]  # its write may be on its way
+        await until(two, "a", b"1")
+        redis.stop()
+        caplog.clear()
+        failures.clear()
+        assert await one.get(["a"]) == [b"1"]
+        one.set({"b": b"2"}, 60)
+        began = time.perf_counter()
+        for _ in range(100):
+            assert await one.get(["b"]) == [b"2"]
+        assert time.perf_counter() - began < 1.0
+        assert await two.get(["b"]) == [None]
+        assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]  # one for each process
+        assert len(failures) == 2
+        redis.start()
+        two.set({"c": b"3"}, 60)
+        while not one._reachable or not two._reachable:
+            await asyncio.sleep(0.02)
+        two.set({"d": b"4"}, 60)
+        await until(one, "d", b"4")
+        for store in (one, two):
+            await store._redis.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+    assert "can be reached again" in caplog.text and redis.url not in caplog.text
+
+
+def test_a_wrong_url_is_a_mistake_of_the_operator() -> None:
+    with pytest.raises(ValueError):
+        RedisStore("redis://[", lambda: None)
