@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
@@ -61,11 +62,28 @@ def test_requests_about_a_response_go_to_the_tier_that_made_it(stack: Stack) -> 
     for method, path in (("GET", ""), ("GET", "/input_items?limit=2"), ("POST", "/cancel"), ("DELETE", "")):
         answer = about(stack, method, f"/v1/responses/{made}{path}", "a")
         assert (answer.status, arrived(stack).tier, arrived(stack).path) == (
-            200, "frontier", f"/v1/responses/{made}{path}".partition("?")[0]
+            200, "frontier", f"/v1/responses/{made}{path}"
         )  # fmt: skip
         assert answer.said == {"x-router-tier": "frontier", "x-router-reason": "bound"}
+    for written in (f"/responses/{made}?a=b", f"/openai/v1/responses/{made}/?a=b"):
+        assert about(stack, "GET", written, "a").said["x-router-tier"] == "frontier"
+        assert arrived(stack).path == f"/v1/responses/{made}?a=b"
     for path, key in ((f"/v1/responses/{made}", "b"), ("/v1/responses/resp_unknown", "a")):
         assert about(stack, "GET", path, key).status == 200 and arrived(stack).tier == "large"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "r_1", "GET, DELETE"), ("POST", "r_1", "GET, DELETE"), ("DELETE", "r_1/input_items", "GET"),
+        ("GET", "r_1/cancel", "POST"), ("GET", "compact", "POST"), ("DELETE", "input_tokens", "POST"),
+    ],
+)  # fmt: skip
+def test_a_wrong_method_is_answered(stack: Stack, method: str, path: str, allowed: str) -> None:
+    before = len(stack.upstreams.received)
+    answer = about(stack, method, f"/v1/responses/{path}", "a")
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+    assert len(stack.upstreams.received) == before
 
 
 def test_a_background_job_is_asked_for_once_and_polled_where_it_runs(stack: Stack) -> None:
