@@ -19,7 +19,18 @@ from extproc.demo.stack import Stack
 from extproc.settings import read_url
 from tests.e2e.strict_upstream import FINE, Received, Script, StrictUpstreams
 from tests.e2e.test_listening import Authority
-from tests.e2e.traffic import CHAT, EXTRACT, MESSAGES, REPOSITORY, Answer, body_of, eventually, send, small_intent
+from tests.e2e.traffic import (
+    CHAT,
+    EXTRACT,
+    MESSAGES,
+    REPOSITORY,
+    RESPONSES,
+    Answer,
+    body_of,
+    eventually,
+    send,
+    small_intent,
+)
 
 _PAGE = (REPOSITORY / "docs/guides/providers.md").read_text()
 RECIPES = {
@@ -356,6 +367,21 @@ def test_a_stream_that_stalls_is_ended(world: World) -> None:
     with pytest.raises(http.client.IncompleteRead):
         world.ask("last", stream=True)
     assert time.monotonic() - began < _REQUEST_S + _ATTEMPT_S  # when Envoy would end an idle exchange anyway
+
+
+def test_requests_about_a_response_have_the_path_and_the_keys_of_its_tier(world: World) -> None:
+    world.script(based=Script(body=b'{"id": "resp_based", "object": "response", "output": []}'))
+    assert world.ask("based", RESPONSES).headers["x-router-tier"] == "based"
+    path = "/v1/responses/resp_based/input_items?limit=2"
+    eventually(lambda: _asked(world, path).headers["x-router-tier"] == "based", "its maker is known")
+    received = world.upstreams.received[-1]
+    assert (received.path, *_keys(received)) == (path.replace("/v1", "/openai/v1"), "api-key")
+    assert _asked(world, path.replace("based", "unknown")).headers["x-router-tier"] == "plain"
+    assert world.upstreams.received[-1].path == path.replace("based", "unknown")
+
+
+def _asked(world: World, path: str) -> Answer:
+    return send(world.stack.port, path, None, _CLIENT, "GET")
 
 
 def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: World) -> None:

@@ -121,6 +121,13 @@ class TestDeadRouter:
         assert (answer.status, answer.headers["x-router-reason"]) == (503, "residency")
         assert "x-router-tier" not in answer.headers
 
+    def test_envoy_refuses_a_request_about_a_response(self, stack: Stack) -> None:
+        """The default tier may have an answer to such a request, too."""
+        before = len(stack.upstreams.received)
+        answer = send(stack.port, "/v1/responses/resp_1", None, {}, "GET")
+        assert (answer.status, answer.headers["x-router-reason"]) == (503, "residency")
+        assert len(stack.upstreams.received) == before
+
     @pytest.mark.parametrize("cascade", ["priority-group", "composite", "none"])
     def test_envoy_refuses_by_headers_if_only_a_rule_does(
         self, stack: Stack, tmp_path: Path, cascade: Cascade
