@@ -76,13 +76,18 @@ def _own_filters(tier: Tier, tiers: Sequence[Tier], config: Config, follow_keys:
     if any(other.key is not None for other in config.policy.tiers):
         filters |= _client_filters(tier, config)
     filters |= key_filters(tier, follow_keys)
-    filters["failure"] = failure_filter(tier)
     if len(tiers) == 1:
+        filters["failure"] = failure_filter(tier)
         return [filter_entry(name, _skipped(own, [own.skip])) for name, own in filters.items()]
     attempts = [_is_attempt(number) for number, other in enumerate(tiers, 1) if other == tier]
     other_tier = {"not_matcher": any_of(*attempts)}
+    failure = failure_filter(tier, [number for number, other in enumerate(tiers, 1) if other == tier])
     return [
-        filter_entry(f"{name}_{tier.name}", _skipped(own, [other_tier, own.skip])) for name, own in filters.items()
+        *(
+            filter_entry(f"{name}_{tier.name}", _skipped(own, [other_tier, own.skip]))
+            for name, own in filters.items()
+        ),
+        filter_entry(f"failure_{tier.name}", _skipped(failure, [failure.skip])),
     ]
 
 

@@ -138,14 +138,16 @@ def key_secrets(tiers: Sequence[Tier]) -> list[Dict]:
     ]
 
 
-def failure_filter(tier: Tier) -> OwnFilter:
+def failure_filter(tier: Tier, attempts: Sequence[int] = ()) -> OwnFilter:
     """Return a filter that marks answers at which the next tier is asked. It marks none when all rungs had a turn.
 
-    Envoy skips it at no cost if the answer is not an error.
+    Envoy skips it at no cost if the answer is not an error. `attempts` are those of the tier, () if all are. Their
+    number is not in the header any more when the answer comes.
     """
     statuses = ", ".join(f"[{status}] = true" for status in sorted(tier.failures))
     texts = ", ".join(f'"{text}"' for text in _TOO_LONG)
-    code = _FAILURE.replace("STATUSES", statuses).replace("TEXTS", texts)
+    own = " and ".join(f"attempt ~= {number}" for number in attempts) or "false"
+    code = _FAILURE.replace("STATUSES", statuses).replace("TEXTS", texts).replace("OTHERS", own)
     status = {
         "input": {
             "name": "status",
@@ -182,6 +184,7 @@ function envoy_on_response(handle)
   local skipped = decision and decision["{Key.SKIPPED}"] or 0
   local noted = metadata:get("{Namespace.ATTEMPT}")
   local attempt = noted and noted["{Key.ATTEMPTS}"] or 1
+  if OTHERS then return end
   if attempt >= math.max(#groups, 1) + math.max(skipped, 0) then return end
   local status = tonumber(handle:headers():get(":status"))
   if failures[status] or (status == 400 and is_too_long(handle)) then
