@@ -69,7 +69,7 @@ def path_filter(tier: Tier, config: Config, first_attempt: Dict) -> OwnFilter | 
     """Return a filter that writes the path below the tier's base, or None if no tier has a base path.
 
     An attempt finds the path as the previous attempt left it, so the path of the API comes from the route. Requests
-    about a response have one tier, and paths of their own.
+    about a response have a single tier, and the path that the client wrote.
     """
     if all(other.base == USUAL_BASE for other in config.policy.tiers):
         return None

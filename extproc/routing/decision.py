@@ -238,7 +238,7 @@ def _ladder(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning 
 
 
 def _servable(policy: Policy, findings: Findings, ranks: Sequence[int]) -> list[int]:
-    """Those of the ranks whose tiers may get the request and can serve it."""
+    """The ranks, without the tiers that may not get the request or cannot serve it."""
     tiers = policy.tiers
     allowed = [rank for rank in ranks if findings.guard.allows(tiers[rank].name) and tiers[rank].takes_new]
     return [rank for rank in allowed if can_serve(tiers, rank, findings.load, allowed[-1])]

@@ -1,4 +1,4 @@
-"""What is found out about one request before a tier is chosen: its cohort, the rules, and its guard."""
+"""The findings about one request before a tier is chosen: its cohort, the rules, and its guard."""
 
 from collections.abc import Mapping
 

@@ -28,7 +28,7 @@ def bound_choice(policy: Policy, choice: Choice, continuation: Continuation, gua
     """The tier that answered last, if only it can read the request, or if the request goes on with a tool loop.
 
     If no tier is known to have made the state, the tier of the model that the client named gets the request.
-    Of several tiers that can read the request, one that the guard allows comes first.
+    If several tiers can read the request, those that the guard allows come first.
     """
     last = continuation.tier_of(policy.tiers, guard.allows)
     if last is None:

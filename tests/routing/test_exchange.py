@@ -614,3 +614,15 @@ def test_a_request_about_a_response_goes_to_its_maker(snapshot, words, path, kno
     assert reply.metadata is not None
     record = reply.metadata[Namespace.DECISION]
     assert (record["reason"], record["conversation"]) == ("bound", "kept_sealed" if known else "lost")
+
+
+def test_a_request_about_a_response_that_no_tier_may_get_is_refused(snapshot, words):
+    tiers = tuple(msgspec.structs.replace(tier, state="out") for tier in snapshot.policy.tiers[:1])
+    in_eu = Rule("eu", Conditions(headers={"x-region": "eu"}), only=("small",))
+    policy = msgspec.structs.replace(snapshot.policy, tiers=(*tiers, *snapshot.policy.tiers[1:]), rules=(in_eu,))
+    router = Router(msgspec.structs.replace(snapshot, policy=policy), WordEmbedder(words))
+    sent_headers = CHAT | {":path": "/v1/responses/resp_1", "x-region": "eu"}
+    _, ((reply,),) = exchanged(router, "NONE", headers(end=True), headers=sent_headers)
+    assert reply.headers is not None and reply.body is not None
+    assert (reply.kind, reply.status, reply.headers[HeaderName.REASON]) == ("request_headers", 503, "residency")
+    assert json.loads(reply.body)["error"]["code"] == "residency"
