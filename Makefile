@@ -14,6 +14,8 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
 # The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and a compiler to check them.
 MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.0 \
   @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
+# The clients under test, with a lock each: tests/clients/package.json and tests/clients/requirements.txt.
+CLIENTS := tests/clients/package.json tests/clients/package-lock.json tests/clients/requirements.txt
 # The oldest Envoys in the tests: the first for plain routing, the second for the composite cascade.
 OLD_ENVOYS := 1.36.4 1.37.0
 
@@ -159,7 +161,7 @@ $(VENV)/ready: pyproject.toml requirements.lock
 
 # Only the tests need these. Envoy's published descriptors would overwrite OpenTelemetry's in the environment, so they
 # have a separate folder. The types of the meshes' kinds (62 MB) are published on npm and not as a Python package.
-$(VENV)/tests-ready: $(VENV)/ready
+$(VENV)/tests-ready: $(VENV)/ready $(CLIENTS)
 	$(call step,installing what only the tests need (1 minute), \
 	  $(PIP) --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)" \
 	  && for version in $(OLD_ENVOYS); do \
@@ -167,4 +169,8 @@ $(VENV)/tests-ready: $(VENV)/ready
 	  done)
 	@echo "installing the meshes' types ..."; npm install --ignore-scripts --no-audit --no-fund --prefix $(VENV)/mesh \
 	  $(MESH_KINDS) >> $(SETUP_LOG) 2>&1 || echo "npm failed or is missing: tests of the meshes' kinds will be skipped"
+	@echo "installing the clients under test (1 minute) ..."; mkdir -p $(VENV)/clients && cp $(CLIENTS) $(VENV)/clients \
+	  && ( $(PIP) --no-deps --no-compile --upgrade --target $(VENV)/clients/python -r tests/clients/requirements.txt \
+	  && npm install --ignore-scripts --no-audit --no-fund --prefix $(VENV)/clients ) >> $(SETUP_LOG) 2>&1 \
+	  || echo "npm failed or is missing: tests of the clients will be skipped"
 	@touch $@

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from bench.neighbours import FLOOD, Latency, beside, victim
+from bench.neighbours import FLOOD, beside, victim
 from extproc.demo.stack import Stack
 from tests.e2e.processor import BUFFERED, OPTIONS, body_message, ext_proc
 from tests.e2e.traffic import APIS, CHAT, PROVE, PROVED, REFUSED, arrived, ask, contract_headers, send, twice_error
@@ -52,7 +52,9 @@ def test_an_unreadable_body_is_answered_by_the_router(stack: Stack, name: str) -
         answer = send(stack.port, path, _CORPUS[name].read_bytes())
         assert (answer.status, answer.contract) == (400, REFUSED)
         message = json.loads(answer.body)["error"]["message"]
-        assert message.startswith("the body is not a JSON object whose `model` is a text: ")
+        assert message.startswith(
+            ("the body is not a JSON object whose `model` is a text: ", "the body is nested too deeply")
+        )
         assert len(stack.upstreams.received) == before
 
 
@@ -101,22 +103,16 @@ def test_a_flood_costs_neither_the_router_nor_the_next_request(stack: Stack, flo
     assert _resident(stack) - before < 64 * _MEGABYTE
 
 
-@pytest.fixture(scope="module")
-def alone(shared_stack: Stack) -> Latency:
-    """The victim's latency without an attacker, after the vectors of its texts are cached."""
-    asyncio.run(victim(shared_stack.port, 2))
-    return asyncio.run(victim(shared_stack.port, 3))
-
-
 @pytest.mark.parametrize("shape", ["a name of escapes", "a tools object", FLOOD])
-def test_a_client_beside_an_attacker_is_routed_as_before(stack: Stack, alone: Latency, shape: str) -> None:
+def test_a_client_beside_an_attacker_is_routed_as_before(stack: Stack, shape: str) -> None:
     """The attacker sends 20 requests per second: a megabyte of structure each, or texts that nobody sent before.
 
-    The bound is wide, because all processes share a few cores here. `make bench-neighbours` measures.
+    `make bench-neighbours` measures how much longer the client waits.
     """
+    asyncio.run(victim(stack.port, 2))  # the vectors of its texts are cached
     crowd = beside(stack.port, shape, _MEGABYTE, 20, 3)
     assert crowd.fallbacks == 0, crowd
-    assert crowd.p99_ms < 5 * alone.p99_ms + 200, (alone, crowd)
+    assert set(crowd.reasons) == {"200 matched"}
 
 
 def test_a_compressed_bomb_is_not_unpacked(stack: Stack) -> None:
