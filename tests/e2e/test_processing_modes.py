@@ -1,5 +1,6 @@
 """Other processing modes that an operator may configure: requests are routed if possible, and pass otherwise."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,6 +152,11 @@ def test_requests_without_a_body_pass(stack: Stack, routing: Stack) -> None:
     _no_trouble(routing)
 
 
+def _numberless(body: bytes) -> bytes:
+    """An answer without the number that makes the id of each response a new one."""
+    return re.sub(rb"(resp_[a-z]+)_[0-9]+", rb"\1", body)
+
+
 @pytest.mark.parametrize("path", APIS)
 def test_modes_that_do_not_show_the_whole_body_pass(stack: Stack, passing: Stack, path: str) -> None:
     """Without the whole body the router decides nothing. Request and answer pass unchanged."""
@@ -158,7 +164,8 @@ def test_modes_that_do_not_show_the_whole_body_pass(stack: Stack, passing: Stack
         sent = msgspec.json.encode(body_of(path, PROVE, "qwen3-32b") | more)
         answer = send(passing.port, path, sent)
         assert (answer.status, arrived(stack).tier, arrived(stack).body) == (200, "large", sent)
-        assert answer.body == send(stack.plain_port, path, sent, {"x-plain-cluster": "large"}).body
+        unrouted = send(stack.plain_port, path, sent, {"x-plain-cluster": "large"})
+        assert _numberless(answer.body) == _numberless(unrouted.body)
         assert set(answer.said) <= {"x-router-reason", "x-router-tier"}
     _no_trouble(passing)
 
