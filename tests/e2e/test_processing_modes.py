@@ -71,7 +71,7 @@ def _configured(bootstrap: dict[str, Any], modes: dict[str, str]) -> None:
     del ext_proc["disabled"]
     ext_proc["typed_config"]["processing_mode"] = modes
     ext_proc["typed_config"]["mutation_rules"] = {
-        "disallow_all": True, "allow_expression": {"regex": "^(x-router-cluster|content-length)$"},
+        "disallow_all": True, "allow_expression": {"regex": "^(x-router-(cluster|reason)|content-(length|type))$"},
     }  # fmt: skip
     mutation = filters["envoy.filters.http.header_mutation"]
     del mutation["typed_config"]["mutations"]["request_mutations"]

@@ -193,11 +193,23 @@ def _request(w: Messenger) -> tuple[int, int, list[Message]]:
 def test_the_router_answers_each_message_once_and_in_kind(
     player: Player, exchange: tuple[int, int, list[Message]]
 ) -> None:
-    """In every mode. A full-duplex body is returned at its end, complete, after the headers."""
+    """In every mode. A full-duplex body is returned at its end, complete, after the headers.
+
+    A body may be refused with 400 instead. Envoy then ends the stream.
+    """
     mode, _, stream = exchange
     replies = player.play("router", stream)
     asked = [str(message.WhichOneof("request")) for message in stream]
     answered = [kind for batch in replies for kind in kinds(batch)]
+    if "immediate_response" in answered:
+        flat = [reply for batch in replies for reply in batch]
+        refusals = [reply.immediate_response.status.code for reply in flat if reply.HasField("immediate_response")]
+        assert refusals == [400]
+        assert streamed(flat, "request_body") == []
+        assert mode == FULL_DUPLEX or answered[: answered.index("immediate_response") + 1] == [
+            *asked[: asked.index("request_body")], "immediate_response"
+        ]  # fmt: skip
+        return
     if mode != FULL_DUPLEX:
         assert answered == asked and all(len(batch) == 1 for batch in replies)
         return
