@@ -28,6 +28,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     policy |= yaml.safe_load(recipe("part of intents/policy.yaml"))
     for tier in policy["tiers"]:
         tier["context"] = 200_000  # agents ask for up to 64,000 tokens of output
+        tier["reasoning"] = "none"  # the upstreams speak all APIs, and get the client's own choice in each
     policy["rules"] = []  # a floor for risk also moves a conversation with sealed state
     policy["encoder"]["deadline_ms"] = 20_000  # a test machine can be slow
     (intents / "policy.yaml").write_text(yaml.safe_dump(policy))

@@ -12,7 +12,19 @@ import pytest
 from bench.neighbours import FLOOD, beside, victim
 from extproc.demo.stack import Stack
 from tests.e2e.processor import BUFFERED, OPTIONS, body_message, ext_proc
-from tests.e2e.traffic import APIS, CHAT, PROVE, PROVED, REFUSED, arrived, ask, contract_headers, send, twice_error
+from tests.e2e.traffic import (
+    APIS,
+    CHAT,
+    PROVE,
+    PROVED,
+    REFUSED,
+    arrived,
+    ask,
+    contract_headers,
+    numberless,
+    send,
+    twice_error,
+)
 
 _CORPUS = {path.name: path for path in sorted((Path(__file__).parents[1] / "fuzz/corpus/bodies").iterdir())}
 # A member appears twice. Two readers may read different requests, so the router answers with 400.
@@ -66,7 +78,7 @@ def test_the_corpus_gets_what_its_tier_says(stack: Stack, name: str) -> None:
         answer = send(stack.port, path, body)
         received = arrived(stack)
         plain = send(stack.plain_port, path, received.body, {"x-plain-cluster": received.tier})
-        assert (answer.status, answer.body) == (plain.status, plain.body)
+        assert (answer.status, numberless(answer.body)) == (plain.status, numberless(plain.body))
         assert answer.headers["x-router-tier"] == received.tier
         assert contract_headers(received) == {}
         assert "x-evil" not in received.headers and "x-evil" not in answer.headers
