@@ -16,6 +16,7 @@ from tests.e2e.traffic import (
     REFUSED,
     RESPONSES,
     arrived,
+    numberless,
     send,
     twice_error,
 )
@@ -39,6 +40,13 @@ _UNREADABLE = {
 }
 
 
+_WHY = (
+    "the body is not a JSON object whose `model` is a text: ",
+    "the body is nested too deeply",
+    "the body has more than 100000 arrays and objects",
+)
+
+
 @pytest.mark.parametrize("body", _UNREADABLE.values(), ids=_UNREADABLE)
 def test_unreadable_bodies_are_answered_by_the_router(stack: Stack, body: bytes) -> None:
     """Nobody can tell which model they name, so no upstream sees them."""
@@ -47,13 +55,13 @@ def test_unreadable_bodies_are_answered_by_the_router(stack: Stack, body: bytes)
         answer = send(stack.port, path, body)
         assert (answer.status, answer.contract) == (400, REFUSED)
         message = json.loads(answer.body)["error"]["message"]
-        assert message.startswith("the body is not a JSON object whose `model` is a text: ")
+        assert message.startswith(_WHY)
         assert len(stack.upstreams.received) == before
 
 
 def _as_without_us(stack: Stack, body: bytes, path: str = CHAT, tier: str = "large") -> tuple[int, bytes]:
     plain = send(stack.plain_port, path, body, {"x-plain-cluster": tier})
-    return plain.status, plain.body
+    return plain.status, numberless(plain.body)
 
 
 _TWICE = {
@@ -91,7 +99,7 @@ def test_odd_bytes_are_routed_and_reach_the_tier(stack: Stack, body: bytes) -> N
     assert answer.said == PROVED
     assert received.tier == "large"
     assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')[:-1] + _THINKING
-    assert (answer.status, answer.body) == _as_without_us(stack, received.body)
+    assert (answer.status, numberless(answer.body)) == _as_without_us(stack, received.body)
 
 
 _ODD_SHAPES = {
@@ -108,7 +116,7 @@ def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Sta
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
     assert answer.said == {"x-router-tier": "large", "x-router-reason": "no_text"}
-    assert (answer.status, answer.body) == _as_without_us(stack, received.body)
+    assert (answer.status, numberless(answer.body)) == _as_without_us(stack, received.body)
 
 
 _LISTS = {CHAT: "messages", COMPLETIONS: "prompt", RESPONSES: "input", MESSAGES: "messages"}
@@ -127,7 +135,7 @@ def _assert_unreadable(stack: Stack, path: str, body: bytes, expected: bytes) ->
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", expected)
     assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
-    assert (answer.status, answer.body) == _as_without_us(stack, expected, path)
+    assert (answer.status, numberless(answer.body)) == _as_without_us(stack, expected, path)
 
 
 _PASSING = {
@@ -151,7 +159,7 @@ def test_models_that_are_not_ours_to_replace_pass_untouched(stack: Stack, body: 
     assert (received.tier, received.body) == ("large", body)
     assert answer.said == {"x-router-tier": "large", "x-router-reason": "passthrough"}
     assert "x-evil" not in received.headers
-    assert (answer.status, answer.body) == _as_without_us(stack, body)
+    assert (answer.status, numberless(answer.body)) == _as_without_us(stack, body)
 
 
 def test_control_characters_in_a_model_that_is_ours_go_nowhere(stack: Stack) -> None:
@@ -232,7 +240,7 @@ def test_an_empty_body_passes(stack: Stack) -> None:
     answer = send(stack.port, CHAT, b"")
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", b"")
-    assert (answer.status, answer.body) == _as_without_us(stack, b"")
+    assert (answer.status, numberless(answer.body)) == _as_without_us(stack, b"")
 
 
 def test_an_empty_chunked_body_passes(stack: Stack) -> None:
@@ -240,4 +248,4 @@ def test_an_empty_chunked_body_passes(stack: Stack) -> None:
     answer = send(stack.port, CHAT, iter(()))
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", b"")
-    assert (answer.status, answer.body) == _as_without_us(stack, b"")
+    assert (answer.status, numberless(answer.body)) == _as_without_us(stack, b"")
