@@ -29,6 +29,7 @@ CASES = INTENTS.parents[1] / "shared" / "cases"
 BASE = "/api"  # the frontier tier is at BASE/v1
 ATTEMPT_S, REQUEST_S = 2, 3
 MAX_BODY_MB = 10
+UTTERANCES = 24  # of each sample intent
 WANT = "x-want"  # a request may name its tier in this header
 # Claude sits below the small tier, so no failure and no need of a request reaches it.
 _MODELS = MODELS | {"claude": "claude-opus-4-8"}
@@ -186,6 +187,8 @@ def running_world(folder: Path) -> Iterator[World]:
     with providers:
         stack = Stack(INTENTS, folder, providers)
         _write_keys(stack.intents / "keys")
+        for intent in stack.intents.glob("*.yaml"):
+            _keep_the_first(intent, UTTERANCES)
         _judge_tools(stack.intents / "extraction.yaml")
         addresses = _addresses(providers.ports, authority.certificate)
         policies = {"requests": _policy(addresses)}
@@ -209,6 +212,12 @@ def _write_keys(folder: Path) -> None:
     folder.mkdir()
     for tier in MODELS:
         (folder / tier).write_text(f"sk-{tier}\n")
+
+
+def _keep_the_first(intent: Path, count: int) -> None:
+    """Shorten the intent's list of utterances, which is the end of the file. A router then starts sooner."""
+    head, mark, utterances = intent.read_text().partition("utterances:\n")
+    intent.write_text(head + mark + "".join(utterances.splitlines(keepends=True)[:count]))
 
 
 def _judge_tools(extraction: Path) -> None:
