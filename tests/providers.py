@@ -16,13 +16,13 @@ OPENAI_CHAT = _SHARED | {
     "messages", "max_tokens", "max_completion_tokens", "reasoning_effort", "response_format", "stop", "n",
     "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "seed", "user", "store",
     "stream_options", "parallel_tool_calls", "functions", "verbosity", "modalities", "prediction",
-    "web_search_options",
+    "web_search_options", "prompt_cache_key",
 }  # fmt: skip
 # OpenAI API reference: Create a model response.
 OPENAI_RESPONSES = _SHARED | {
     "input", "instructions", "max_output_tokens", "reasoning", "text", "include", "store", "previous_response_id",
     "parallel_tool_calls", "top_logprobs", "truncation", "prompt", "conversation", "background",
-    "context_management",
+    "context_management", "prompt_cache_key",
 }  # fmt: skip
 # Claude API reference: Create a Message. Other members: 400 "Extra inputs are not permitted".
 ANTHROPIC = _SHARED | {
