@@ -57,7 +57,7 @@ def load(folder: Path) -> Config | None:
         assert error.problems and all(problem.line >= 1 and problem.what for problem in error.problems)
         str(error).encode("utf-8", "backslashreplace")
         return None
-    yaml.safe_load(render_envoy(config, "127.0.0.1:1", ["127.0.0.1:2"], None, None))
+    yaml.load(render_envoy(config, "127.0.0.1:1", ["127.0.0.1:2"], None, None), yaml.CSafeLoader)
     return config
 
 
