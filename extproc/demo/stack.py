@@ -98,7 +98,7 @@ class Stack:
                    "--component-log-level", "misc:error", "--log-path", str(self.folder / "envoy.err")]  # fmt: skip
 
         def start_once() -> None:
-            path.write_text(yaml.safe_dump(bootstrap or self._own_bootstrap(otlp)))
+            path.write_text(yaml.dump(bootstrap or self._own_bootstrap(otlp), Dumper=yaml.CSafeDumper))
             ports, output = (self.port, self.plain_port, self.admin_port), self.folder / "envoy.log"
             self.envoy = start("Envoy", command, ports, self._envoy_ready, output, self.folder / "envoy.err")
 
@@ -113,7 +113,7 @@ class Stack:
             load_config(self.intents), f"127.0.0.1:{self.port}",
             worker_addresses(f"127.0.0.1:{self.router_port}", self.workers), f"127.0.0.1:{self.admin_port}", otlp,
         )  # fmt: skip
-        config: dict[str, Any] = yaml.safe_load(rendered)
+        config: dict[str, Any] = yaml.load(rendered, yaml.CSafeLoader)
         return config
 
     def stop(self) -> None:
