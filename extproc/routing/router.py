@@ -107,7 +107,7 @@ class Router:
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
         match, failure = await self._match(request, signals, principal, snapshot, clock)
         continuation = await self._recall(snapshot, request, identity)
-        decision = self._decide(snapshot, signals, match, headers, failure, continuation)
+        decision = self._decide(snapshot, signals, match, headers, principal, failure, continuation)
         clock.lap("match")
         routed = await self._sent(snapshot, decision, body, request, signals, clock)
         return self._noted(routed, identity, continuation)
@@ -139,7 +139,7 @@ class Router:
         """The request as it goes to the tier of the decision, or the error for the client."""
         size = len(body)
         if not decision.rewrite and not decision.refused:
-            return passed_on(snapshot, decision, request, signals, clock)
+            return await self.work(size, passed_on, snapshot, decision, request, signals, clock)
         try:
             return await self.work(size, written, snapshot, decision, request, signals, clock)
         except TooLong as error:  # the name of the model could not be replaced either
@@ -206,6 +206,7 @@ class Router:
         signals: Signals,
         match: Match | None,
         headers: Mapping[str, str],
+        principal: str,
         failure: Reason,
         continuation: Continuation,
     ) -> Decision:
@@ -223,7 +224,6 @@ class Router:
         capped = choose(policy, signals, match, headers, failure, spent=True)
         if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
             return decision
-        principal = principal_of(principal_header(headers, snapshot.escalations.principal))
         allowed = self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic())
         return decision if allowed else capped
 
