@@ -35,7 +35,7 @@ _decode = msgspec.json.Decoder(_Formats).decode
 
 
 def answer_properties(body: bytes) -> frozenset[str]:
-    """Return the names of the members that the answer shall have. Empty without a schema that can be read."""
+    """Return the names of the members that the answer must have. Empty without a schema that can be read."""
     try:
         formats = _decode(body)
     except UNDECODABLE:

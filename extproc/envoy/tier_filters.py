@@ -17,7 +17,7 @@ _INJECTOR = "envoy.filters.http.credential_injector"
 START = "extproc.start"
 # Names of the objects with the client's path, without its query, and with the path of the API below a base path.
 _CLIENT_PATH, _API_PATH = "extproc.client.path", "extproc.api_path"
-# Envoy's formatter for the client's path, whatever the path of the last attempt is.
+# Envoy's formatter for the client's path, for any path of the last attempt.
 CLIENT_PATH = f"%FILTER_STATE({_CLIENT_PATH}:PLAIN)%"
 
 

@@ -24,8 +24,8 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 Reasoning = bool | Budget
 Otherwise = Literal["refuse"]
 OTHERWISE = (
-    "What happens if no tier of `only` can serve a request. `refuse`, which is also the default, answers with 503. "
-    "There is no other value."
+    "The reaction to a request that no tier of `only` can serve. `refuse` answers it with 503. It is the default "
+    "and the only value."
 )
 
 
@@ -66,8 +66,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     only: Annotated[
         tuple[str, ...] | None,
         about(
-            "The only tiers that may get the request, on every path. Of several lists, the tiers in all of them "
-            "remain. Left out: every tier."
+            "The only tiers that may get the request, on every path. If several lists hold, a tier must be in all "
+            "of them. Left out: every tier."
         ),
     ] = None
     otherwise: Annotated[Otherwise | None, about(OTHERWISE)] = None
