@@ -145,7 +145,7 @@ def ways(cache: Cache, data: Clinc) -> dict[str, Matched]:
 
 
 View = tuple[Vectors, Vectors, Vectors]
-_SERVED = "as served: fitted, opening and words"
+_SERVED = "as served: fitted, ends and words"
 _OWN = "the same, similarity to the centroid itself"
 _CONTROLLED = (_SERVED, f"adapted, {_SERVED}")
 

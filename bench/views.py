@@ -25,18 +25,18 @@ _SHOTS = 10
 
 
 class Views:
-    """The sentence embeddings of texts and of their openings, without courtesies. They are computed once."""
+    """The sentence embeddings of texts and of their instructions, without courtesies. They are computed once."""
 
     def __init__(self, sentences: Encoder, texts: list[str]) -> None:
         texts = [features.without_courtesies(text) for text in texts]
-        openings = [features.opening(text) for text in texts]
+        instructions = [features.instruction(text) for text in texts]
         self.whole = sentences.encode(texts)
-        self.opening = sentences.encode(openings)
-        self.words = unit(features.hashed_words(texts)) + unit(features.hashed_words(openings))
+        self.instruction = sentences.encode(instructions)
+        self.words = unit(features.hashed_words(texts)) + unit(features.hashed_words(instructions))
 
     def rows(self, view: str) -> Vectors:
         """float32[n, d]: the unit vectors of the view with this name."""
-        embedded = self.whole if "opening" not in view else unit(self.whole + self.opening)
+        embedded = self.whole if "ends" not in view else unit(self.whole + self.instruction)
         if "words" not in view:
             return embedded
         return unit(np.hstack([embedded, features.WORDS_WEIGHT * unit(self.words)]))
@@ -120,7 +120,7 @@ def main() -> None:
         clinc = (Views(sentences, few), few_labels, Views(sentences, test), test_labels)
     print("                                       sample intents                    CLINC150, 10 each")
     print("views                     centroids    own, 5-fold  held out  AUROC      accuracy  AUROC")
-    for view in ("whole", "whole+opening", "whole+words", "whole+opening+words"):
+    for view in ("whole", "whole+ends", "whole+words", "whole+ends+words"):
         for fitted in (False, True):
             sample = Centroids(utterances.rows(view), labels, fitted)
             line = f"{view:<26}{'fitted' if fitted else 'means':<10}"

@@ -1,9 +1,9 @@
-"""Text -> the vector that is matched: the whole text, its opening and its words, joined."""
+"""Text -> the vector that is matched: the whole text, its first and last sentence and its words, joined."""
 
 import numpy as np
 import pytest
 
-from extproc.encoder.features import FeatureEncoder, hashed_words, opening, without_courtesies
+from extproc.encoder.features import FeatureEncoder, hashed_words, instruction, without_courtesies
 
 TEXTS = [
     "Summarize this contract: the tenant pays on the first of each month. The landlord repairs the roof.",
@@ -51,26 +51,53 @@ def test_a_paraphrase_is_nearer_than_another_task(encoder):
 
 
 @pytest.mark.parametrize(
-    ("text", "first"),
+    ("text", "ends"),
     [
         ("Summarize this contract: the tenant pays.", "Summarize this contract:"),
-        ("Summarize this contract. Be brief.", "Summarize this contract."),
-        ("Is this contract valid? Say why.", "Is this contract valid?"),
-        ("Translate into French!\nHello there", "Translate into French!"),
-        ("Translate into French\nHello there", "Translate into French\nHello there"),
-        ("Translate into French\n\nHello there", "Translate into French\n"),
-        ("Hi there. Summarize this contract. Be brief.", "Hi there. Summarize this contract."),
-        ("Version 3.11 of Python. What is new?", "Version 3.11 of Python."),
-        ("Look at http://example.com:80/a please. Now.", "Look at http://example.com:80/a please."),
-        ("Where is my parcel?", "Where is my parcel?"),
-        ("No punctuation at all", "No punctuation at all"),
-        ("", ""),
-        ("Hi. Ok.", "Hi. Ok."),
+        ("Translate into French\n\nHello there, friend", "Translate into French"),
+        (f"Summarize this contract. The tenant {'pays and ' * 20}leaves.", "Summarize this contract."),
+        (f"The tenant {'pays and ' * 20}leaves. Is this valid?", "Is this valid?"),
+        (
+            "Summarize this contract: the tenant pays. The landlord repairs.",
+            "Summarize this contract: The landlord repairs.",
+        ),
+        ("The tenant pays. The landlord repairs. Is this valid?", "The tenant pays. Is this valid?"),
+        ("Translate into French!\nHello there.\nHow are you?", "Translate into French! How are you?"),
+        (
+            "Hi there. Summarize this contract. It is long. Be very brief.",
+            "Hi there. Summarize this contract. Be very brief.",
+        ),
+        (
+            "A tale of two cities. It was long. Give one word.\nSummary:",
+            "A tale of two cities. Give one word.\nSummary:",
+        ),
+        ("Version 3.11 of Python. I use it. What is new?", "Version 3.11 of Python. What is new?"),
+        (
+            "Look at http://example.com:80/a please. Now go. What is there?",
+            "Look at http://example.com:80/a please. What is there?",
+        ),
+        ("请总结下面的合同。租客每月付款。房东负责修理屋顶。", "请总结下面的合同。 房东负责修理屋顶。"),
+        ("لخص هذا العقد من فضلك؟ يدفع المستأجر. ويصلح المالك السقف.", "لخص هذا العقد من فضلك؟ ويصلح المالك السقف."),
+        (
+            "इस अनुबंध का सारांश दें।किरायेदार भुगतान करता है।मकान मालिक छत ठीक करता है।",
+            "इस अनुबंध का सारांश दें। मकान मालिक छत ठीक करता है।",
+        ),
     ],
 )
-def test_the_opening_is_the_first_sentence_or_clause(text, first):
-    """People put the instruction there. A greeting is too short to be an opening."""
-    assert opening(text) == first
+def test_the_instruction_is_the_first_and_the_last_sentence_or_clause(text, ends):
+    """People put it there. A word or two at an end keep the sentence beside them."""
+    assert instruction(text) == ends
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "Hi. Ok.", "No punctuation at all", "Where is my parcel?", "Is this contract valid? Say why.",
+     "Hi there. Summarize this contract. Be brief.", "Translate into French\n\nHi", "one " * 60,
+     "请总结合同。谢谢。"],
+)  # fmt: skip
+def test_a_text_with_nothing_between_its_ends_is_its_own_instruction(text):
+    """It is encoded once."""
+    assert instruction(text) == text
 
 
 @pytest.mark.parametrize(
@@ -85,7 +112,14 @@ def test_the_opening_is_the_first_sentence_or_clause(text, first):
         ("Urgent or not: the server room is flooding", "Urgent or not: the server room is flooding"),
         ("Hello, the roof leaks. Help!", "Hello, the roof leaks."),
         ("Can you help me? Thanks.", "Can you help me? Thanks."),
-        ("你好。请把这封信翻译成法语。", "你好。请把这封信翻译成法语。"),
+        ("你好。请把这封信翻译成法语。", "请把这封信翻译成法语。"),
+        ("Guten Morgen! Fassen Sie den Vertrag zusammen. Vielen Dank!", "Fassen Sie den Vertrag zusammen."),
+        (
+            "¡Hola! Extrae la renta de este contrato: 900 euros. Muchas gracias.",
+            "Extrae la renta de este contrato: 900 euros.",
+        ),
+        ("नमस्ते। इस अनुबंध का सारांश दें।", "इस अनुबंध का सारांश दें।"),
+        ("こんにちは。次の語を訳してください：ありがとう。", "次の語を訳してください：ありがとう。"),
         ("?!", "?!"),
         ("", ""),
     ],
@@ -96,7 +130,7 @@ def test_clauses_of_courtesy_around_the_ask_are_left_out(text, rest):
 
 
 def test_the_vector_of_an_ask_is_that_of_the_same_ask_with_courtesies(encoder):
-    """Otherwise the opening would contain only the preamble."""
+    """Otherwise the first sentence would contain only the preamble."""
     plain = "Summarize this contract: the tenant pays on the first of each month."
     polite = f"Good morning! I have a question, could you please help me? {plain} Thank you!"
     alone, with_courtesies = encoder.encode([plain, polite])
@@ -114,12 +148,13 @@ class Counting:
         return np.array([[len(text), 1.0] for text in texts], dtype=np.float32)
 
 
-def test_openings_are_encoded_in_the_same_call_and_only_where_they_differ():
-    """The weights are read from memory once, and a text of one sentence is encoded once."""
+def test_instructions_are_encoded_in_the_same_call_and_only_where_they_differ():
+    """The weights are read from memory once, and a text of two sentences is encoded once."""
     counting = Counting()
-    FeatureEncoder(counting).encode(["Where is my parcel?", "Summarize this contract: the tenant pays."])
+    long = "Summarize this contract: the tenant pays. The landlord repairs."
+    FeatureEncoder(counting).encode(["Where is my parcel?", "Is this valid? Say why.", long])
     assert counting.batches == [
-        ["Where is my parcel?", "Summarize this contract: the tenant pays.", "Summarize this contract:"],
+        ["Where is my parcel?", "Is this valid? Say why.", long, "Summarize this contract: The landlord repairs."],
     ]
 
 
