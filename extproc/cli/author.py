@@ -52,7 +52,9 @@ def add_commands(commands: "Commands") -> None:
         "`# yaml-language-server: $schema=FILE`.",
     )  # fmt: skip
     schema.add_argument(
-        "file", choices=("policy", "intent"), help="kind of YAML file: policy.yaml, or the file of an intent"
+        "file",
+        choices=("policy", "intent", "background"),
+        help="kind of YAML file: policy.yaml, the file of an intent, or _background.yaml",
     )
 
 

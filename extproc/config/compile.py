@@ -82,10 +82,10 @@ def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[s
 
 
 def utterances_digest(config: Config) -> str:
-    """The hash of everything that centroids are made of where nothing is fitted on labelled rows."""
+    """The hash of everything that the matching is made of where nothing is fitted on labelled rows."""
     encoder = config.policy.encoder
     utterances = [(intent.intent, intent.utterances) for intent in config.intents]
-    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, utterances)).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, utterances, config.background)).encode()).hexdigest()[:12]
 
 
 def centroids_digest(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""JSON Schemas of the two kinds of YAML files, for editors that complete, explain and check YAML.
+"""JSON Schemas of the kinds of YAML files, for editors that complete, explain and check YAML.
 
 They are made from the structs that the files are decoded into, with the descriptions of their fields.
 """
@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.rules import rule_types
-from extproc.config.schema import Intent, PolicyFile
+from extproc.config.schema import BackgroundFile, Intent, PolicyFile
 
-FILES: dict[str, type[Any]] = {"policy": PolicyFile, "intent": Intent}
+FILES: dict[str, type[Any]] = {"policy": PolicyFile, "intent": Intent, "background": BackgroundFile}
 
 # Editors know this version best.
 _VERSION = "http://json-schema.org/draft-07/schema#"
@@ -25,7 +25,7 @@ _Schema = dict[str, Any]
 
 
 def json_schema(file: str) -> _Schema:
-    """The JSON Schema of "policy" or "intent"."""
+    """The JSON Schema of "policy", "intent" or "background"."""
     kind = FILES[file]
     types = [kind, *(options for options, _ in rule_types().values())] if kind is Intent else [kind]
     _, definitions = msgspec.json.schema_components(types, ref_template=_REF)
@@ -34,7 +34,7 @@ def json_schema(file: str) -> _Schema:
             del definitions[name]["properties"][option]
             definitions[name]["required"] = [key for key in definitions[name]["required"] if key != option]
         definitions["Intent"]["properties"]["accept"]["items"] = _rule_schema(definitions)
-    else:
+    elif kind is PolicyFile:
         # A tier has one `url` or several `endpoints`. When `endpoints` are decoded, `url` is added.
         definitions["Tier"]["required"].remove("url")
         definitions["Tier"]["anyOf"] = [{"required": ["url"]}, {"required": ["endpoints"]}]

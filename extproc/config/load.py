@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from extproc.config.background_checks import check_background, check_name
 from extproc.config.checks import cross_check
 from extproc.config.old_keys import translate
-from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
+from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
 from extproc.settings import Tier
@@ -40,12 +41,13 @@ class Config(msgspec.Struct, frozen=True):
     revision: str  # hash of all the files
     files: dict[str, str]  # intent -> file name
     lines: Lines  # where each value stands
+    background: tuple[str, ...] = ()  # texts that belong to no intent
     fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
     old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
-    """Read and check policy.yaml, every other *.yaml and the centroids in `folder`. Raises ConfigError.
+    """Read and check every *.yaml and the centroids in `folder`. Raises ConfigError.
 
     In a copy of another folder, a relative path of a model starts at that other folder.
     """
@@ -60,8 +62,9 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     policy = reading.policy
     if policy is not None:
         policy = _with_located_files(policy, original)
-        findings = cross_check(policy, reading.intents, every_intent=len(reading.intents) == len(paths) - 1)
+        findings = cross_check(policy, reading.intents, every_intent=not reading.unread)
         reading.problems += [Problem(file, line_of(reading.lines, file, at), what) for file, at, what in findings]
+        reading.check_background()
     if reading.problems or policy is None:
         raise ConfigError(reading.problems, original)
     return Config(
@@ -70,6 +73,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         revision=reading.digest.hexdigest()[:12],
         files={intent.intent: name for name, intent in reading.intents},
         lines=reading.lines,
+        background=reading.background or (),
         fitted=fitted,
         old_keys=tuple(reading.old_keys),
     )
@@ -93,23 +97,40 @@ class _Reading:
     def __init__(self) -> None:
         self.policy: PolicyFile | None = None
         self.intents: list[tuple[str, Intent]] = []  # with the names of their files
+        self.unread = 0  # files of intents with mistakes
+        self.background: tuple[str, ...] | None = None
         self.problems: list[Problem] = []
         self.old_keys: list[Problem] = []
         self.lines: Lines = {}
         self.digest = hashlib.sha256()
 
     def add(self, path: Path) -> None:
-        """Read the policy or an intent."""
+        """Read the policy, an intent or the background."""
         try:
             raw = path.read_bytes()
         except OSError as error:
             self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
+            self.unread += 1
             return
         self.digest.update(path.name.encode() + b"\0" + raw + b"\0")
         if path.name == POLICY_FILE:
             self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines, self._translate)
+        elif path.name == BACKGROUND_FILE:
+            file = decode_yaml(path.name, raw, BackgroundFile, self.problems, self.lines)
+            self.background = file.background if file is not None else None
+        elif (what := check_name(path.name)) is not None:
+            self.problems.append(Problem(path.name, 1, what))
+            self.unread += 1
         elif (intent := decode_yaml(path.name, raw, Intent, self.problems, self.lines)) is not None:
             self.intents.append((path.name, intent))
+        else:
+            self.unread += 1
+
+    def check_background(self) -> None:
+        """Add the mistakes in the background."""
+        utterances = {text: name for name, intent in self.intents for text in intent.utterances}
+        for at, what in check_background(self.background, utterances) if self.background is not None else ():
+            self.problems.append(Problem(BACKGROUND_FILE, line_of(self.lines, BACKGROUND_FILE, at), what))
 
     def _translate(self, policy: Any) -> None:
         """Write old keys as the new ones. A mistake about a new key has the line of the old one."""
@@ -137,7 +158,7 @@ class _Reading:
 
 
 def yaml_files(folder: Path) -> list[Path]:
-    """The policy and the intents, sorted by name."""
+    """The policy, the intents and the background, sorted by name."""
     # Kubernetes mounts a ConfigMap with hidden folders beside the files.
     return sorted(path for path in folder.glob("*.y*ml") if not path.name.startswith("."))
 

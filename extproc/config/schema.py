@@ -1,4 +1,4 @@
-"""The two kinds of YAML files, as structs: the policy and an intent."""
+"""The kinds of YAML files, as structs: the policy, an intent and the background."""
 
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from extproc.settings import (
 )
 
 POLICY_FILE = "policy.yaml"
+BACKGROUND_FILE = "_background.yaml"
 
 
 class Passthrough(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +103,18 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def max_body_bytes(self) -> int:
         """The largest body that a client may send."""
         return self.max_body_mb * 2**20
+
+
+class BackgroundFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """_background.yaml: what people ask that belongs to no intent."""
+
+    background: Annotated[
+        tuple[str, ...],
+        about(
+            "Texts that belong to no intent, in the words of users. A request that is more like these than like an "
+            "intent is out of scope."
+        ),
+    ]
 
 
 class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -152,6 +152,20 @@ MISTAKES = {
     "intent_name": [
         "billing.yaml:1: `bills and such` is sent in headers: use only letters, digits, '.', '_' and '-'"
     ],
+    "background": [
+        "_background.yaml:3: text `why is my invoice higher this month` is also an utterance in billing.yaml: remove "
+        "one of them",
+        "_background.yaml:4: this text is empty: write it, or remove it",
+        "_background.yaml:6: text `tell me a story` occurs twice: remove one of them",
+    ],
+    "background_too_few": [
+        "_background.yaml:1: only 1 texts: write at least 3, better 200, or remove the file",
+    ],
+    "background_items": ["_background.yaml:3: `background[1]`: expected text, found true: put it in quotes"],
+    "background_key": ["_background.yaml:5: unknown key `backgrund`: did you mean `background`?"],
+    "reserved_name": [
+        "_drafts.yaml:1: a name that begins with `_` is reserved, and only _background.yaml is known: rename the file"
+    ],
     "duplicate_intent": ["invoices.yaml:1: intent `billing` is also in billing.yaml: rename one of them"],
     "duplicate_utterance": [
         "billing.yaml:7: utterance `send my last invoice again` occurs twice: rename or remove one of them"
@@ -361,6 +375,18 @@ def test_hidden_and_other_files_are_left_alone(folder):
     (folder / ".draft.yaml").write_text("not: an intent")
     (folder / "README.md").write_text("# Intents")
     assert load_config(folder) == load_config(CONFIGS / "good")
+
+
+def test_the_background_is_read_and_is_part_of_what_evidence_is_about(folder):
+    """It is no intent. Another text in it gives another revision, and makes evidence stale."""
+    before = load_config(folder)
+    assert before.background == ()
+    (folder / "_background.yaml").write_text("background: [Tell me a story, Sing a song, Who are you]\n")
+    config = load_config(folder)
+    assert config.background == ("Tell me a story", "Sing a song", "Who are you")
+    assert config.intents == before.intents
+    assert config.revision != before.revision
+    assert centroids_digest(config) != centroids_digest(before)
 
 
 def test_a_snapshot_holds_the_compiled_cohorts(folder, words):
