@@ -81,6 +81,6 @@ def test_the_corpus_of_configurations(file: str, name: str, tmp_path: Path) -> N
     """Each is refused, and quickly."""
     folder = Path(shutil.copytree(_GOOD, tmp_path / "intents"))
     (folder / file).write_bytes(corpus("config")[name])
-    began = time.perf_counter()
+    began = time.process_time()
     assert load(folder) is None
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
