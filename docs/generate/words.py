@@ -404,6 +404,8 @@ LOG_LINES = {
     "_check_against_envoy": "A rule reads a header that Envoy does not send to the router. Run `extproc envoy` again.",
     "_check_against_envoy 2": "Envoy still waits only as long as the old deadline. Run `extproc envoy` again.",
     "_check_against_envoy 3": "Another `only` excludes the default tier now. Run `extproc envoy` again.",
+    "StoringSentences._store": "The folder of the prepared encoder is read-only or full. Starts take longer. Run `extproc "
+    "prepare` with these intents where the folder can be written.",
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",
     "watch_lag": "The process got no CPU, or something blocked the event loop. Give it more CPU, workers or replicas.",
 }

@@ -11,6 +11,7 @@ from extproc.config.load import Config, ConfigError
 from extproc.config.schema import Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder, Vectors
+from extproc.encoder.vector_file import storing
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.centroids import RECIPE, fit_centroids, means_of
 from extproc.routing.index import Index, nearest
@@ -26,8 +27,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     Raises ConfigError if an utterance is not routed to its own intent, because this intent cannot work as its file
     says. With centroids that are fitted on labelled rows this is only a warning.
     """
-    texts = [text for intent in config.intents for text in intent.utterances]
-    vectors = encoder.encode(texts)
+    vectors = storing(encoder).encode(texts_of(config))
     ends = np.cumsum([len(intent.utterances) for intent in config.intents])
     names = [intent.intent for intent in config.intents]
     rows = dict(zip(names, np.split(vectors, ends[:-1]), strict=True))
@@ -59,6 +59,11 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
             problems[0],
         )
     return snapshot
+
+
+def texts_of(config: Config) -> list[str]:
+    """Every text of the configuration that is encoded, in the order of its files."""
+    return [text for intent in config.intents for text in intent.utterances]
 
 
 def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[str, float], str]:

@@ -105,6 +105,7 @@ class OpenVinoSentences:
         from tokenizers import Tokenizer
 
         openvino = import_openvino()
+        self.vectors = folder / f"utterances-{precision}.npz"  # see vector_file.py
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_tokens)

@@ -73,7 +73,7 @@ def render_envoy(
     return header + yaml.dump(bootstrap, Dumper=PlainDumper, sort_keys=False, width=120)
 
 
-class PlainDumper(yaml.SafeDumper):
+class PlainDumper(yaml.CSafeDumper):
     """Writes repeated parts in full instead of as anchors, and the contract's enums as plain text."""
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -15,10 +15,11 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.grounding import Embed
-from extproc.config.compile import compile_snapshot, utterances_digest
+from extproc.config.compile import compile_snapshot, texts_of, utterances_digest
 from extproc.config.load import Config, load_config
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder, Vectors
+from extproc.encoder.vector_file import storing
 from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
@@ -68,6 +69,10 @@ class Memory:
         if new:
             self._vectors |= dict(zip(new, self._encoder.encode(new), strict=True))
         return np.stack([self._vectors[text] for text in texts])
+
+    def encode_utterances(self, texts: Sequence[str]) -> None:
+        """Remember the vectors of texts that the configuration has: from the file of vectors, if there is one."""
+        self._vectors |= dict(zip(texts, storing(self._encoder).encode(texts), strict=True))
 
     def fresh(self) -> "Memory":
         """The same encoder with an empty memory, for texts that are not needed again."""
@@ -166,6 +171,7 @@ def execute(
 ) -> Execution:
     """Decide about every row, seal the decisions, and only then read labels and outcomes. Raises ConfigError."""
     config = load_config(folder, copy_of)
+    memory.encode_utterances(texts_of(config))
     snapshot = compile_snapshot(config, memory)
     if snapshot.centroids == utterances_digest(config):  # a stale file of centroids is ignored
         config = msgspec.structs.replace(config, fitted=None)

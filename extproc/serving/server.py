@@ -24,6 +24,7 @@ from extproc.config.strict_yaml import Problem
 from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
+from extproc.encoder.vector_file import storing
 from extproc.routing.conversations import Conversations
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
@@ -212,7 +213,7 @@ async def load(
     model = config.policy.encoder.model
     log.info("encoder %s", read_choice(model) or model)
     encoder = await asyncio.to_thread(load_encoder, model, workers)
-    utterances = RememberingEncoder(encoder)
+    utterances = RememberingEncoder(storing(encoder))
     snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
     batcher = Batcher(encoder)
     router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))

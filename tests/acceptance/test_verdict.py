@@ -422,13 +422,13 @@ def test_a_hostile_schema_is_unavailable_soon(schema: Any) -> None:
 def test_regex_bombs_run_in_linear_time() -> None:
     """A pattern that takes a backtracking engine hours is finished immediately."""
     bomb, text = "^(a+)+$", "a" * 50_000 + "b"
-    start = time.perf_counter()
+    start = time.process_time()
     assert judge(compile_rules([{"regex": bomb}]), answer(text)).reason == "regex"
     nested = {"properties": {"a": {"$schema": "x", "pattern": bomb}}}
     patterned = {"patternProperties": {bomb: True}, "additionalProperties": False}
     assert not conforms(nested, {"a": text})
     assert not conforms(patterned, {text: 1})
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_patterns_are_compiled_within_a_budget() -> None:

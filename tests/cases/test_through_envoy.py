@@ -223,7 +223,8 @@ def timeouts_hold(world: World, case: Case) -> None:
     (folder / "keys").symlink_to(world.keys)
     write(folder, world.policies["requests"] | {"timeouts": case["config"]["timeouts"], "passthrough": []})
     rendered = render_envoy(load_config(folder), "127.0.0.1:1", ["127.0.0.1:2"], "127.0.0.1:3", None)
-    manager = yaml.safe_load(rendered)["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][0]
+    listener = yaml.load(rendered, yaml.CSafeLoader)["static_resources"]["listeners"][0]
+    manager = listener["filter_chains"][0]["filters"][0]
     assert manager["typed_config"]["stream_idle_timeout"] == "5400s"
     assert "per_try_idle_timeout: 1800s" in rendered and " 300s" not in rendered
 

@@ -7,10 +7,11 @@ import pytest
 
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
-from extproc.encoder.backends import locate
+from extproc.encoder.backends import locate, prepared_folder
 from extproc.serving.health import serves
 from tests.e2e.traffic import EXTRACT, MODELS, Flow, ask, eventually, small_intent, write_small_intents
 
+_MODEL = "all-MiniLM-L6-v2"
 _THINGS = (
     "order number", "due date", "sender", "total", "currency", "tax", "address", "phone number", "email", "name",
     "invoice number", "weight",
@@ -24,7 +25,11 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     The encoder is named by a path relative to the YAML, which the gate's copies must resolve.
     """
     root = tmp_path_factory.mktemp("gated")
-    (root / "encoder").symlink_to(locate("all-MiniLM-L6-v2"))
+    (root / "encoder").symlink_to(locate(_MODEL))
+    # The name is a part of the prepared folder's hash. Torch would serve an encoder that is not prepared, slowly.
+    prepared = root / "prepared" / prepared_folder(str(root / "encoder")).name
+    prepared.parent.mkdir()
+    prepared.symlink_to(prepared_folder(_MODEL))
     told = {"success": True, "tokens_in": 100, "tokens_out": 100}
     rows = [
         {
@@ -39,10 +44,11 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with SampleUpstreams(MODELS) as upstreams:
         source = write_small_intents(root / "source")
         policy = source / "policy.yaml"
-        policy.write_text(policy.read_text().replace("model: all-MiniLM-L6-v2", "model: ../encoder"))
+        policy.write_text(policy.read_text().replace(f"model: {_MODEL}", "model: ../encoder"))
         stack = Stack(source, root, upstreams)
         try:
-            stack.start_router(options=["--gate", str(data), "--max-cost-rise", "0.5"])
+            gate = ["--gate", str(data), "--max-cost-rise", "0.5"]
+            stack.start_router({"EXTPROC_PREPARED": str(prepared.parent)}, gate)
             stack.start_envoy()
             yield stack
         finally:

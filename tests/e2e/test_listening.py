@@ -80,7 +80,7 @@ class Listening(Stack):
             None,
             tls=tls,
         )
-        self.start_envoy(yaml.safe_load(rendered))
+        self.start_envoy(yaml.load(rendered, yaml.CSafeLoader))
 
 
 class Secured(msgspec.Struct, frozen=True):
@@ -196,7 +196,7 @@ def test_the_command_writes_what_envoy_reads(tmp_path: Path) -> None:
         [sys.executable, "-m", "extproc", "envoy", "--intents", str(INTENTS), "--extproc", "router:50051", *given],
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    clusters = yaml.safe_load(done.stdout)["static_resources"]["clusters"]
+    clusters = yaml.load(done.stdout, yaml.CSafeLoader)["static_resources"]["clusters"]
     socket_of = {cluster["name"]: cluster.get("transport_socket", {}).get("typed_config") for cluster in clusters}
     common = socket_of["extproc"]["common_tls_context"]
     sources = [*common["tls_certificate_sds_secret_configs"], common["validation_context_sds_secret_config"]]

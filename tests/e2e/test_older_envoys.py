@@ -62,7 +62,7 @@ class Older:
             addresses = f"127.0.0.1:{beside.port}", [f"127.0.0.1:{beside.router_port}"]
             rendered = render_envoy(config, *addresses, f"127.0.0.1:{beside.admin_port}", None, cascade=cascade)
             self._running[key] = beside
-            beside.start_envoy(yaml.safe_load(rendered), binary=binary)
+            beside.start_envoy(yaml.load(rendered, yaml.CSafeLoader), binary=binary)
         return self._running[key]
 
     def ask(self, envoy: Stack, cohort: str, stream: bool = False, **script: Any) -> Any:

@@ -140,7 +140,7 @@ class TestDeadRouter:
             f"127.0.0.1:{beside.admin_port}", None, cascade=cascade,
         )  # fmt: skip
         try:
-            beside.start_envoy(yaml.safe_load(rendered))
+            beside.start_envoy(yaml.load(rendered, yaml.CSafeLoader))
             for headers in (EU, {"x-region": "eu-"}):
                 answer = _ask(beside, CHAT, PROVE, headers)
                 assert (answer.status, answer.headers["x-router-reason"]) == (503, "residency")

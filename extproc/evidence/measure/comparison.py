@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from extproc.evidence.execution import Execution, destination, trusted_cohort
 from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE
@@ -152,7 +152,7 @@ def sign_flip(worse: Floats, seed: int) -> float:
     if not len(differing):
         return 1.0
     if np.ptp(np.abs(differing)) == 0:
-        return float(stats.binom.sf((differing > 0).sum() - 1, len(differing), 0.5))
+        return float(special.bdtr((differing < 0).sum(), len(differing), 0.5))
     total, reached, rng = float(differing.sum()), 0, np.random.default_rng(seed)
     for _ in range(_ASSIGNMENTS // _CHUNK):
         signs = rng.integers(0, 2, (_CHUNK, len(differing))) * 2 - 1

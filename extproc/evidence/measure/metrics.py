@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -195,8 +195,8 @@ def ece(probability: Floats, right: Bools, bins: int = 10) -> float:
 def exact_interval(wrong: int, rows: int, level: float = 0.95) -> tuple[float, float]:
     """The two-sided interval of the share wrong / rows by Clopper and Pearson. (0, 1) without rows."""
     tail = (1 - level) / 2
-    low = 0.0 if wrong == 0 else float(stats.beta.ppf(tail, wrong, rows - wrong + 1))
-    high = 1.0 if wrong >= rows else float(stats.beta.ppf(1 - tail, wrong + 1, rows - wrong))
+    low = 0.0 if wrong == 0 else float(special.betaincinv(wrong, rows - wrong + 1, tail))
+    high = 1.0 if wrong >= rows else float(special.betaincinv(wrong + 1, rows - wrong, 1 - tail))
     return low, high
 
 

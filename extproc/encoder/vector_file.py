@@ -1,0 +1,101 @@
+"""Vectors of utterances on disk: a start or a command encodes only the utterances that are new.
+
+Use it for utterances, which are configuration. Texts of requests are private and must not reach it.
+"""
+
+import contextlib
+import copy
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from extproc.encoder.backends import OpenVinoSentences
+from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.protocols import Encoder, Vectors
+
+log = logging.getLogger(__name__)
+
+# Vectors of texts that this configuration does not have: 16,384 of 384 floats are 25 MB. Several configurations may
+# share one encoder, and an edit may be taken back.
+_MOST_OTHERS = 16_384
+_HASH_BYTES = 16
+
+
+def storing(encoder: Encoder) -> Encoder:
+    """Return the same encoder with a file of vectors, if it is prepared. Otherwise return the encoder."""
+    if not isinstance(encoder, FeatureEncoder) or not isinstance(encoder.sentences, OpenVinoSentences):
+        return encoder
+    with_file = copy.copy(encoder)
+    with_file.sentences = StoringSentences(encoder.sentences, encoder.sentences.vectors)
+    return with_file
+
+
+class StoringSentences:
+    """An encoder of sentences that stores each vector in a file, under the hash of its text.
+
+    Processes may share the file: each of them replaces it as a whole. A file that is missing or damaged, or that
+    cannot be written, costs time and nothing else.
+    """
+
+    def __init__(self, sentences: Encoder, file: Path) -> None:
+        """The vectors in `file` must be of this encoder. A file of another dimension is replaced."""
+        self._sentences, self._file = sentences, file
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return float32[len(texts), d], each row of unit length, and store the rows that are new."""
+        stored = _read(self._file)
+        by_key = {_key(text): text for text in texts}
+        new = [key for key in by_key if key not in stored]
+        if new:
+            rows = self._sentences.encode([by_key[key] for key in new])
+            if any(len(row) != rows.shape[1] for row in stored.values()):
+                return self._sentences.encode(texts)
+            stored |= dict(zip(new, rows, strict=True))
+            self._store({key: stored[key] for key in by_key})
+        return np.stack([stored[_key(text)] for text in texts]) if texts else self._sentences.encode(texts)
+
+    def _store(self, current: Mapping[bytes, Vectors]) -> None:
+        """Replace the file. It keeps the vectors that another process has stored since it was read."""
+        others = {key: row for key, row in _read(self._file).items() if key not in current}
+        newest = dict(list(others.items())[:_MOST_OTHERS])
+        try:
+            _write(self._file, {**current, **newest})
+        except OSError as error:
+            log.info("vectors of utterances are not stored, so each start encodes all of them: %s", error)
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES).digest()
+
+
+def _read(file: Path) -> dict[bytes, Vectors]:
+    """Return the vectors in `file` by the hash of their text, or none of them if the file is not whole."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            keys, rows = arrays["keys"], arrays["vectors"]
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+        return {}
+    if keys.dtype != np.uint8 or keys.shape != (len(rows), _HASH_BYTES) or rows.dtype != np.float32:
+        return {}
+    return dict(zip(map(bytes, keys), rows, strict=True))
+
+
+def _write(file: Path, vectors: Mapping[bytes, Vectors]) -> None:
+    """Write a new file and move it into place, so that no process reads a half-written one. Raises OSError."""
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".new")
+    try:
+        with os.fdopen(handle, "wb") as new:
+            keys = np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, _HASH_BYTES)
+            np.savez(new, keys=keys, vectors=np.stack(list(vectors.values())))
+            os.fchmod(new.fileno(), 0o644)  # serving may be another user
+        os.replace(name, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
