@@ -243,8 +243,8 @@ VERDICTS = {
 
 REJECTIONS_INTRODUCTION = """
 `verdict_reason` in the decision log, `x-cascade-reason` in the answer. `upstream_error`, `malformed`,
-`wrong_type`, `wrong_framing` and `incomplete` need no rule: no client could read these answers. The last word, `too_large`, is
-not a rejection.
+`wrong_type`, `wrong_framing` and `incomplete` need no rule: no client could read these answers. The last two, `too_large` and
+`slow`, are not rejections.
 """
 
 REJECTIONS = {
@@ -271,6 +271,7 @@ REJECTIONS = {
     "agree": "rule `agree`: the other model's answer is not similar",
     "judge": "rule `judge`: the other model says no",
     "too_large": "not rejected: too large to be judged, so served as `degraded`",
+    "slow": "not rejected: its first words did not come in time, so the stream was released as `degraded`",
 }
 
 BOUNDS = {

@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     accept: bool
     rule: str | None = None  # None: no rule rejected, or the answer was unreadable
-    reason: str = OK  # a rejection's; or "too_large" for an answer that was accepted unread
+    reason: str = OK  # a rejection's; or "too_large" or "slow" for an answer that was accepted unread
     decided: bool = True  # False: more of the answer is needed, and `accept` is False
     unavailable: tuple[str, ...] = ()  # rules that could not run and counted as passed
 
@@ -88,6 +88,12 @@ def judge_early(
     if OPEN in outcomes:
         return Verdict(False, reason=OPEN, decided=False)
     return Verdict(True)
+
+
+def not_in_time() -> Verdict:
+    """Return the verdict on an answer that is released because its first words take too long."""
+    reason = "slow"
+    return Verdict(True, reason=reason)
 
 
 def is_unjudgeable(observation: Observation) -> bool:

@@ -11,11 +11,13 @@ APIS: dict[str, Api] = {
     "/v1/responses": "responses",
     "/v1/messages": "messages",
 }
-# Paths that take the body of an API and generate no answer. Only the model's name is replaced in their requests.
-SIDE_PATHS: dict[str, Api] = {
-    "/v1/messages/count_tokens": "messages",
-    "/v1/responses/compact": "responses",
-    "/v1/responses/input_tokens": "responses",
+COMPACT = "/v1/responses/compact"
+# Paths that generate no answer, and the path of the API whose body they take. Only the model's name is replaced in
+# their requests.
+SIDE_PATHS = {
+    "/v1/messages/count_tokens": "/v1/messages",
+    COMPACT: "/v1/responses",
+    "/v1/responses/input_tokens": "/v1/responses",
 }
 # Regular expressions of the paths behind /v1 about a response that an upstream keeps, with their methods.
 KEPT_PATHS: dict[str, tuple[str, ...]] = {

@@ -31,6 +31,7 @@ class UpstreamState(msgspec.Struct, frozen=True):
     ids: tuple[str, ...] = ()  # of responses, conversations and items that an upstream keeps; the newest last
     sealed: tuple[str, ...] = ()  # the unreadable text of each sealed item, in the order of the request
     fixed: bool = False  # a part of this state cannot be removed from the request without losing its meaning
+    compacted: bool = False  # an item of it stands for earlier turns
     background: bool = False  # the answer is a job that the client polls
     kept: bool = False  # the upstream keeps the response, and the client may refer to it by its id
     session: str | None = None  # the id of the conversation that the client wrote into the body
@@ -51,10 +52,12 @@ def read_state(api: str, decoded: Body, messages: Sequence[Message], text: bytes
     """Read the state of a request to `api`. `text` is its body."""
     signed = any(mark in text for mark in _SIGNED_MARKS)
     ids = tuple(_ids(decoded, messages)) if api == "responses" else ()
+    compacted = any(message.type == "compaction" for message in messages)
     return UpstreamState(
         ids=ids,
         sealed=tuple(seal for message in messages for seal in seals_of(message, signed)),
-        fixed=bool(ids) or signed or any(m.type == "compaction" for m in messages),
+        fixed=bool(ids) or signed or compacted,
+        compacted=compacted,
         background=decoded.background is True,
         kept=api == "responses" and decoded.store is not False,
         session=_session(decoded),

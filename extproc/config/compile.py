@@ -46,8 +46,9 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
         sticky=file.sticky,
     )
     snapshot = Snapshot(
-        config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids
-    )
+        config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids,
+        file.timeouts,
+    )  # fmt: skip
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):
         raise ConfigError(problems)

@@ -28,6 +28,7 @@ from extproc.envoy.builders import (
 )
 from extproc.envoy.client_keys import save_headers, save_query
 from extproc.envoy.tier_filters import start_state
+from extproc.envoy.undecided import UNDECIDED_FILTER, undecided_filter
 from extproc.routing.conversations import SESSION_HEADERS
 
 # A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
@@ -72,6 +73,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
         filter_entry(BUFFER_FILTER, _buffer(limit + ROOM_BYTES), disabled=True),
         filter_entry(HEADERS_FILTER, _contract_headers()),
         filter_entry(FAILOPEN_FILTER, _failopen_model(), disabled=True),
+        filter_entry(UNDECIDED_FILTER, undecided_filter(), disabled=True),
         # It reads the number of tokens from answers as they pass, without buffering or changing them.
         filter_entry(
             USAGE_FILTER,

@@ -19,6 +19,7 @@ from extproc.envoy.filters import (
 from extproc.envoy.kept import kept_routes
 from extproc.envoy.other_routes import bad_encoding, closed_routes, model_routes, opened_routes, path_match
 from extproc.envoy.residency import confine_routes
+from extproc.envoy.undecided import UNDECIDED_FILTER, guard_opened, guard_routed
 from extproc.settings import Tier
 
 # The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
@@ -47,7 +48,7 @@ def virtual_host(config: Config) -> Dict:
             [
                 *_api_routes(config),
                 *_kept_routes(config),
-                *opened_routes(config, _inspected(config)),
+                *opened_routes(config, _inspected(config) | {UNDECIDED_FILTER: enabled(guard_opened(config))}),
                 *model_routes(config),
                 *closed_routes(),
             ],
@@ -150,6 +151,7 @@ def _enabled_filters(config: Config, default: Tier, usage_format: str | None) ->
     return {
         **_inspected(config),
         FAILOPEN_FILTER: enabled(transform),
+        UNDECIDED_FILTER: enabled(guard_routed(config, default)),
         HEADERS_FILTER: _headers(default, *edited),
         **({USAGE_FILTER: enabled(usage)} if usage_format is not None else {}),
     }

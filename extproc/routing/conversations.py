@@ -42,6 +42,7 @@ class Identity(msgspec.Struct, frozen=True):
     others: tuple[str, ...] = ()  # where the conversation may also be found
     ids: tuple[str, ...] = ()  # of responses, conversations and items at an upstream, the newest first
     sealed: tuple[str, ...] = ()  # of the newest sealed items, the newest first
+    compacted: str = ""  # where the conversation may be found after it was compacted; empty: the client gave no id
 
     @property
     def lookups(self) -> tuple[str, ...]:
@@ -143,6 +144,11 @@ class Conversations:
             values |= dict.fromkeys((*identity.ids, *identity.sealed[:1]), maker)
         self._store.set(values, _KEPT_S)
 
+    def compact(self, identity: Identity, tier: Tier) -> None:
+        """Note that this tier compacts the conversation. Its sealed item then takes the place of earlier turns."""
+        keys = {identity.key, *identity.others, identity.compacted} - {""}
+        self._store.set(dict.fromkeys(keys, _encode(History(tier.name, hashed_seal(tier)))), _KEPT_S)
+
     async def maker_of(self, key: str, tiers: Sequence[Tier]) -> int | None:
         """Return the rank of the tier that made the response with this key. None: not known."""
         [value] = await self._store.get((key,))
@@ -176,17 +182,20 @@ def identify(
     opening, tools = find_opening(request.turns), "tools" in request.needs
     if name is None and not opening:
         name = "\n".join((*state.ids, *state.sealed[:1])) or None
+    compacted = _hash(principal, "compacted", name) if name is not None else ""
     start = ("conversation", name or "", opening)
     # Agents ask another model for a title, with the same words and id but without tools.
     first, side = (_hash(principal, *start, str(flag)) for flag in (tools, not tools))
     answered = _hash(principal, *start, state.first_answer, "answered") if state.first_answer else None
+    others = (first, side) if answered else (side,)
     newest = reversed(state.sealed if every_item else state.sealed[-_LOOKED_UP:])
     return Identity(
         session=_hash(principal, *start),
         key=answered or first,
-        others=(first, side) if answered else (side,),
+        others=(compacted, *others) if compacted and state.compacted else others,
         ids=tuple(id_key(principal_of(principal), kept) for kept in reversed(state.ids)),
         sealed=tuple(_hash(principal, "sealed", seal) for seal in newest),
+        compacted=compacted,
     )
 
 

@@ -91,9 +91,23 @@ def _layout(request: Request) -> Layout:
 def read_model(body: bytes) -> str | None:
     """Return the model that the body names, or None if it names none, as an empty body does.
 
-    Raises SpliceError if the body is not a JSON object, or its model is not a text.
+    Raises SpliceError if the body is not a JSON object, if its model is not a text, or if a member appears twice.
     """
-    return _read(body.removeprefix(BOM))[1] if body.strip() else None
+    if not body.strip():
+        return None
+    readable, model = _read(body.removeprefix(BOM))
+    refuse_duplicates(readable)
+    return model
+
+
+def refuse_duplicates(readable: bytes) -> None:
+    """Raise DuplicateMember if a member appears twice: other readers might read another model."""
+    try:
+        layout(readable)
+    except DuplicateMember:
+        raise
+    except SpliceError:
+        pass  # nothing is edited
 
 
 def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
@@ -107,7 +121,19 @@ def rename_model(body: bytes, tier: Tier, may_replace: Callable[[str], bool]) ->
     readable, model = _read(body)
     if model is None or not may_replace(model):
         return None
-    return apply(body, patches(layout(readable), {"model": _json(tier.model)}))
+    return _with_model(body, layout(readable), tier)
+
+
+def rename_read(request: Request, tier: Tier, may_replace: Callable[[str], bool]) -> bytes | None:
+    """Do the same for a request that was read. Raises SpliceError also if a member appears twice."""
+    if request.model is None or not may_replace(request.model):
+        refuse_duplicates(request.readable)
+        return None
+    return _with_model(request.body, _layout(request), tier)
+
+
+def _with_model(body: bytes, members: Layout, tier: Tier) -> bytes:
+    return apply(body, patches(members, {"model": _json(tier.model)}))
 
 
 def _read(body: bytes) -> tuple[bytes, str | None]:

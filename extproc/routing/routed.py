@@ -6,14 +6,15 @@ from functools import cached_property
 
 import msgspec
 
-from extproc.api.paths import APIS
+from extproc.api.paths import APIS, COMPACT, SIDE_PATHS
 from extproc.api.request import Request
-from extproc.api.splice import DuplicateMember, SpliceError, layout
+from extproc.api.splice import DuplicateMember, SpliceError
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
-from extproc.routing.conversations import Identity
+from extproc.routing.beside import decide_beside
+from extproc.routing.conversations import Continuation, Identity
 from extproc.routing.decision import Decision, decide_unread, untouched
-from extproc.routing.mutation import Mutation, mutate, read_model, rename_model
+from extproc.routing.mutation import Mutation, mutate, read_model, refuse_duplicates, rename_model, rename_read
 from extproc.routing.policy import may_retarget
 from extproc.routing.record import decision_record
 from extproc.routing.signals import Signals
@@ -76,16 +77,39 @@ def _foreign(snapshot: Snapshot, headers: Mapping[str, str], clock: Stopwatch) -
     return written(snapshot, decide_unread(snapshot.policy, headers, Reason.PASSTHROUGH), None, None, clock)
 
 
-def side_path(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
-    """The path generates no answer, so there is nothing to decide: only the model's name is replaced."""
+def beside(
+    snapshot: Snapshot,
+    path: str,
+    body: bytes,
+    headers: Mapping[str, str],
+    request: Request | None,
+    continuation: Continuation,
+    clock: Stopwatch,
+) -> Routed:
+    """The path generates no answer: only the model's name is replaced, by that of the chosen tier."""
+    policy = snapshot.policy
     try:
-        named = untouched(snapshot.policy, Reason.PASSTHROUGH, read_model(body))
+        model = request.model if request is not None else read_model(body)
+        decision = decide_beside(
+            policy, headers, APIS[SIDE_PATHS[path]], model, continuation, compacts=path == COMPACT
+        )
+        if decision.refused:
+            return written(snapshot, decision, None, None, clock)
+
+        tier, models = decision.tier, {tier.model for tier in policy.tiers}
+
+        def may_replace(name: str) -> bool:
+            """The model of one tier is not known at another."""
+            return name != tier.model and (name in models or may_retarget(policy, name))
+
+        if request is None:
+            body_renamed = rename_model(body, tier, may_replace)
+        else:
+            body_renamed = rename_read(request, tier, may_replace)
     except SpliceError as error:
         return bad_request(snapshot, str(error), clock)
-    confined = decide_unread(snapshot.policy, headers, Reason.PASSTHROUGH)
-    if confined.refused:
-        return written(snapshot, confined, None, None, clock)
-    return renamed(snapshot, named if confined.reason is Reason.PASSTHROUGH else confined, body, clock)
+    mutation = msgspec.structs.replace(mutate(decision, None), body=body_renamed)
+    return Routed(decision, mutation, snapshot, None, None, clock.laps)
 
 
 def opened(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
@@ -112,11 +136,9 @@ def passed_on(
 ) -> Routed:
     """The request is sent on with every byte: its model may not be replaced."""
     try:
-        layout(request.readable)
-    except DuplicateMember as error:  # the upstream might read another model
+        refuse_duplicates(request.readable)
+    except DuplicateMember as error:
         return bad_request(snapshot, str(error), clock, request, signals)
-    except SpliceError:
-        pass  # nothing is edited
     return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps)
 
 

@@ -9,13 +9,14 @@ from typing import ParamSpec, TypeVar
 
 import msgspec
 
-from extproc.api.paths import SIDE_PATHS, canonical, kept_id
+from extproc.api.paths import COMPACT, SIDE_PATHS, canonical, kept_id
 from extproc.api.request import Request, RequestError, TooLarge, parse_request
 from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
 from extproc.routing.conversations import (
+    NEW,
     Answered,
     Continuation,
     Conversations,
@@ -38,10 +39,10 @@ from extproc.routing.routed import (
     Routed,
     Stopwatch,
     bad_request,
+    beside,
     opened,
     passed_on,
     renamed,
-    side_path,
     unreadable,
     written,
 )
@@ -98,8 +99,9 @@ class Router:
         except RequestError:
             return await self.work(size, unreadable, snapshot, body, headers, clock)
         if request is None:
-            passed = side_path if canonical(path) in SIDE_PATHS else opened
-            return await self.work(size, passed, snapshot, body, headers, clock)
+            if canonical(path) in SIDE_PATHS:
+                return await self._route_beside(canonical(path), body, headers, clock)
+            return await self.work(size, opened, snapshot, body, headers, clock)
 
         signals = await self.work(size, read_signals, request, snapshot.encoder.max_chars)  # the ask is one of them
         identity = await self.work(size, _identity, snapshot, request, headers)
@@ -120,6 +122,25 @@ class Router:
             principal = principal_of(principal_header(headers, snapshot.escalations.principal))
             maker = await self._conversations.maker_of(id_key(principal, kept), snapshot.policy.tiers)
         return written(snapshot, decide_kept(snapshot.policy, headers, maker), None, None, clock)
+
+    async def _route_beside(self, path: str, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
+        """Decide about a request on a side path. Its sealed state counts, and nothing else of it is matched."""
+        snapshot, size = self.snapshot, len(body)
+        try:
+            request = await self.work(size, parse_request, SIDE_PATHS[path], body)
+        except TooLarge as error:
+            return bad_request(snapshot, str(error), clock)
+        except RequestError:
+            request = None  # its model may be readable
+        identity, continuation = None, NEW
+        if request is not None and self._conversations is not None:
+            identity = await self.work(size, _identity, snapshot, request, headers)
+            continuation = await self._conversations.recall(request, identity)
+        routed = await self.work(size, beside, snapshot, path, body, headers, request, continuation, clock)
+        if path == COMPACT and identity is not None and routed.refusal is None:
+            assert self._conversations is not None
+            self._conversations.compact(identity, routed.decision.tier)
+        return routed
 
     async def answered(self, message: bytes) -> None:
         """Note which tier answered, from a message of Envoy."""

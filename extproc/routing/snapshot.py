@@ -6,7 +6,7 @@ import msgspec
 
 from extproc.routing.index import Index
 from extproc.routing.policy import Policy
-from extproc.settings import EncoderConfig, Escalations, Human, Judge
+from extproc.settings import EncoderConfig, Escalations, Human, Judge, Timeouts
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -20,3 +20,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     judges: Mapping[str, Judge] = {}
     human: Human | None = None
     centroids: str = ""  # hash of everything that the index was made from
+    timeouts: Timeouts = Timeouts()

@@ -179,6 +179,11 @@ class Upgrades(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lower_floors: Annotated[bool, about("Also lower a `tier_floor`. Otherwise it always holds.")] = False
 
 
+# Seconds after which a stream that is judged on its first tokens is released. Proxies and agents give up after 60
+# seconds without a byte, and two holds after each other end before that.
+_EARLY_S = 25.0
+
+
 class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The timeouts of Envoy."""
 
@@ -192,3 +197,8 @@ class Timeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "two parts of a stream; in seconds."
         ),
     ] = 120
+
+    @property
+    def early_s(self) -> float:
+        """The longest hold of a stream that is judged on its first tokens. An attempt lasts longer."""
+        return min(_EARLY_S, self.attempt_s / 2)

@@ -50,7 +50,9 @@ class Verifier:
         call_out: CallOut | None = None,
         enqueue: Enqueue | None = None,
         workers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.snapshot = snapshot
         self.rules = RuleRunner(embed, call_out)
         self.enqueue = enqueue
@@ -75,7 +77,26 @@ class VerifierExchange:
         self._hold = Hold(opening.response_body_mode, opening.body_before_reply, strip)
         self._reader: AnswerReader | None = None  # None: the answer is not judged
         self._content_type = ""
+        self._began_s = 0.0  # when the hold began
         self.ruling: Ruling | None = None
+
+    @property
+    def due_s(self) -> float | None:
+        """Return how long the hold may go on, in seconds. None: it has no limit, or there is no hold."""
+        cohort = self._cohort
+        if self._hold.state is not State.HOLDING or not self._hold.streamed:
+            return None
+        if cohort is None or cohort.stream != "early":
+            return None
+        return max(0.0, self._began_s + self._snapshot.timeouts.early_s - self._verifier.clock())
+
+    async def overdue(self) -> list[Reply]:
+        """End a hold that has lasted as long as it may. A model that thinks must not let the client time out."""
+        cohort, reader = self._cohort, self._reader
+        if self.due_s != 0 or cohort is None or reader is None:
+            return []
+        self._verifier.bounds.judged(cohort.name, _share(cohort))
+        return await self._end_hold(rule_early(self._attempt, late=True), reader)
 
     async def answer(self, event: Event) -> list[Reply]:
         """Answer one message. The messages of a held answer are answered when the hold ends."""
@@ -106,6 +127,7 @@ class VerifierExchange:
         self._content_type = headers.headers.get("content-type", "")
         self._reader = AnswerReader(self._api, self._content_type, headers.headers.get("content-encoding"))
         self._hold.begin(headers, hold_stream=self._cohort.stream != "record")
+        self._began_s = self._verifier.clock()
 
     async def _rule(self, cohort: Cohort, reader: AnswerReader, last: bool) -> Ruling | None:
         """Rule on the held answer, or return None to wait for more of it."""
@@ -119,10 +141,11 @@ class VerifierExchange:
         verdict = judge_early(cohort.accept, observation, request=self._facts, tier=tier)
         if verdict.decided and not verdict.accept:
             return self._rule_in_time(cohort, verdict, observation)
-        if not (full or verdict.decided or reader.text_chars >= _EARLY_CHARS):
+        late = self.due_s == 0
+        if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
             return None
         self._verifier.bounds.judged(cohort.name, _share(cohort))
-        return rule_early(self._attempt, full)
+        return rule_early(self._attempt, full, late and not verdict.decided)
 
     def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(cohort.name, _share(cohort))

@@ -52,7 +52,7 @@ class Hold:
         """`strip` names the API of the answer if log-probabilities are to be removed from it."""
         self.state = State.START
         self._duplex = mode == "FULL_DUPLEX_STREAMED"
-        self._streamed = self._duplex or mode == "STREAMED"
+        self.streamed = self._duplex or mode == "STREAMED"
         # Without this, Envoy waits for the reply to the headers before it sends the body.
         self._can_hold_stream = self._duplex or body_before_reply
         self._strip = strip
@@ -63,7 +63,7 @@ class Hold:
 
     def begin(self, headers: Event, hold_stream: bool) -> None:
         """Hold the answer that begins with these headers. A stream is held only if `hold_stream` and possible."""
-        hold = not self._streamed or headers.end or (hold_stream and self._can_hold_stream)
+        hold = not self.streamed or headers.end or (hold_stream and self._can_hold_stream)
         self._move(Step.HOLD if hold else Step.PASS)
 
     def skip(self) -> None:
@@ -76,7 +76,7 @@ class Hold:
             return []
         if self.state is not State.HOLDING or not self._is_held(event):
             return self._pass(event)
-        if not self._streamed and self._strip is not None:
+        if not self.streamed and self._strip is not None:
             event = msgspec.structs.replace(event, body=without_logprobs(self._strip, event.body))
         self._buffered.append(event)
         self._buffered_bytes += len(event.body)
@@ -103,30 +103,30 @@ class Hold:
     def content(self) -> bytes:
         """Return the buffered part of the answer as a client would receive it."""
         body = b"".join(event.body for event in self._buffered)
-        if not self._streamed or self._strip is None:
+        if not self.streamed or self._strip is None:
             return body
         return StreamStripper(self._strip).feed(body, True)
 
     def is_last(self, event: Event) -> bool:
         """Whether the answer ends with this message."""
-        return _ends(event) or (event.kind == "response_body" and not self._streamed)
+        return _ends(event) or (event.kind == "response_body" and not self.streamed)
 
     def _move(self, step: Step) -> None:
         self.state = TRANSITIONS[self.state, step]
 
     def _is_held(self, event: Event) -> bool:
         """If Envoy buffers the body, it waits for the replies to the headers and the trailers."""
-        return self._streamed or event.kind == "response_body" or (event.kind == "response_headers" and event.end)
+        return self.streamed or event.kind == "response_body" or (event.kind == "response_headers" and event.end)
 
     def _replies(self, event: Event) -> list[Reply]:
         """Reply to a message that was buffered."""
-        if self._streamed or self._strip is None or event.kind != "response_body":
+        if self.streamed or self._strip is None or event.kind != "response_body":
             return self._pass(event)
         # The body is shorter than the length that the upstream declared. Envoy then sends it in chunks.
         return [Reply("response_body", body=event.body, remove=("content-length",))]
 
     def _pass(self, event: Event) -> list[Reply]:
-        if not self._streamed or event.kind == "response_headers":
+        if not self.streamed or event.kind == "response_headers":
             return [Reply(event.kind)]
         return self._pass_duplex(event) if self._duplex else self._pass_streamed(event)
 

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.checks import OK
-from extproc.acceptance.verdict import Verdict
+from extproc.acceptance.verdict import Verdict, not_in_time
 from extproc.api.observation import Usage
 from extproc.contract.names import HeaderName, Namespace
 from extproc.contract.records import AttemptRecord, LedgerRecord, VerdictRecord, ladder_of
@@ -130,10 +130,13 @@ def rule(
     return msgspec.structs.replace(ruling, skipped=skipped, ladder=clusters)
 
 
-def rule_early(attempt: JudgedAttempt, full: bool) -> Ruling:
-    """Rule on a stream that is released before its end. `full`: it is too long to be held until it is judged."""
-    word = VerdictWord.DEGRADED if full else VerdictWord.ACCEPT
-    return Ruling(attempt.cohort, attempt.number, word, Verdict(True), final=False)
+def rule_early(attempt: JudgedAttempt, full: bool = False, late: bool = False) -> Ruling:
+    """Rule on a stream that is released before its end.
+
+    `full`: it is too long to be held until it is judged. `late`: its first words did not come in time.
+    """
+    word = VerdictWord.DEGRADED if full or late else VerdictWord.ACCEPT
+    return Ruling(attempt.cohort, attempt.number, word, not_in_time() if late else Verdict(True), final=False)
 
 
 def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:

@@ -27,7 +27,8 @@ class Script(msgspec.Struct, frozen=True):
     body: bytes = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"ok"},"finish_reason":"stop"}]}'
     wait_s: float = 0.0  # before the answer
     words: int = 0  # a stream of this many words
-    gap_s: float = 0.0  # before each word
+    thoughts: int = 0  # pieces of reasoning before the words
+    gap_s: float = 0.0  # before each word and each piece
     stall_after: int | None = None  # after this word nothing follows
     hang_up: bool = False  # close the connection instead
 
@@ -110,11 +111,12 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 
 async def _stream(writer: asyncio.StreamWriter, script: Script) -> bool:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
-    for number in range(script.words):
+    for number in range(-script.thoughts, script.words):
         await asyncio.sleep(script.gap_s)
         if number == script.stall_after:
             await asyncio.sleep(60)
-        choice = {"index": 0, "delta": {"content": f"w{number} "}, "finish_reason": None}
+        member = "content" if number >= 0 else "reasoning_content"
+        choice = {"index": 0, "delta": {member: f"w{number} "}, "finish_reason": None}
         event = b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n"
         writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
         await writer.drain()

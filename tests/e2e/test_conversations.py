@@ -72,6 +72,29 @@ def test_requests_about_a_response_go_to_the_tier_that_made_it(stack: Stack) -> 
         assert about(stack, "GET", path, key).status == 200 and arrived(stack).tier == "large"
 
 
+@pytest.mark.parametrize("path", ["/v1/responses/input_tokens", "/v1/responses/compact"])
+def test_a_side_path_follows_the_state_of_its_maker(stack: Stack, path: str) -> None:
+    """A response id and encrypted reasoning, under the model of their tier. Strangers get the default tier."""
+    session = {"session-id": f"side {path}"}
+    made = post(stack, RESPONSES, body_of(RESPONSES, LEGAL), "side", **session)
+    assert made.said["x-router-tier"] == "frontier"
+    sealed = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": f"enc {path}"}
+    items = [{"role": "user", "content": LEGAL}, sealed, {"role": "user", "content": "And now?"}]
+    bound: dict[str, Any]
+    for bound in ({"previous_response_id": response_id(made), "input": "x"}, {"input": items}):
+        for key, tier in (("side", "frontier"), ("stranger", "large")):
+            answer = post(stack, path, {"model": "auto"} | bound, key, **session)
+            assert answer.said == {"x-router-tier": tier, "x-router-reason": "bound"}
+            received = arrived(stack)
+            assert (received.tier, received.path) == (tier, path)
+            assert msgspec.json.decode(received.body) == {"model": MODELS[tier]} | bound
+    if path.endswith("compact"):  # the sealed item stands for the turns, and the opening is gone
+        rest = [{"type": "compaction", "encrypted_content": "sum"}, {"role": "user", "content": EXTRACT}]
+        follow_up = post(stack, RESPONSES, {"model": "auto", "input": rest}, "side", **session)
+        assert follow_up.said == {"x-router-tier": "frontier", "x-router-reason": "bound",
+                                  "x-router-cohort": "extraction"}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [

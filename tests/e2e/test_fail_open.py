@@ -1,6 +1,7 @@
 """With the router dead, stuck or draining, traffic goes to the default tier, with a model name that it knows."""
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.demo.stack import Stack, running
 from tests.e2e.processor import FULL_DUPLEX, body_message, ext_proc, headers_message
+from tests.e2e.test_doors import message_of
 from tests.e2e.traffic import (
     APIS,
     CHAT,
     EXTRACT,
     EXTRACTED,
     FAILED_OPEN,
+    MESSAGES,
     MODELS,
     PROVE,
     PROVED,
@@ -30,11 +33,37 @@ from tests.e2e.traffic import (
     send,
 )  # fmt: skip
 
+COUNT = "/v1/messages/count_tokens"
+_AUTO = '{"model":"auto","messages":[]}'
+_NOT_REPLACED = {
+    "no JSON": b"no JSON", "array": b"[]", "number": b"7", "not UTF-8": b"\xff\xfe", "deep": b"[" * 100_000,
+    "UTF-16": _AUTO.encode("utf-16"), "escaped name": rb'{"model":"\u0061uto","x":NaN}',
+    "twice": b'{"model":"auto","model":"auto","messages":[]}',
+}  # fmt: skip
+_REPLACED = {
+    "escaped": rb'{"\u006dodel":"\u0061uto","messages":[]}', "spaces": b' { "model" : "auto" , "messages" : [] } ',
+    "in a text": msgspec.json.encode(body_of(CHAT, 'say "model":"auto"')),
+    "deeper": b'{"model":"auto","messages":[],"metadata":{"model":"auto"}}', "none": b'{"messages":[]}',
+}  # fmt: skip
+# The upstream gets these as they are, apart from the name.
+_ODD = {
+    "byte order mark": b"\xef\xbb\xbf" + _AUTO.encode(), "NaN": b'{"x": NaN, "model" : "auto"}',
+    "trailing": _AUTO.encode() + b"x", "bytes in a text": b'{"model":"auto","user":"\xff"}',
+    "half of a pair": rb'{"model":"auto","user":"\ud800"}', "truncated": b'{"model":"auto","messages":[',
+    "array of objects": b'[{"model":"auto"}]', "a model of the upstream": b'{"model" : "qwen3-32b", "x": NaN}',
+    "another model": b'{"model":"gpt-4o","x":NaN}', "no text": b'{"model":7,"x":NaN}',
+    "twice": b'{"model":"gpt-4o","model":"auto","messages":[]}',
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
-def expendable(small_intents: Path) -> Iterator[Stack]:
-    """A stack whose router may be killed."""
-    with running(small_intents) as stack:
+def expendable(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack whose router may be killed. Its policy opens one path."""
+    intents = tmp_path_factory.mktemp("expendable") / "intents"
+    shutil.copytree(small_intents, intents)
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("passthrough: [{path: /v1/embeddings, methods: [POST]}]\n")
+    with running(intents) as stack:
         yield stack
 
 
@@ -118,18 +147,44 @@ class TestDeadRouter:
         # The filter that sets the model comes after the buffer filter, where a length would be wrong.
         assert received.headers.get("content-length", str(len(received.body))) == str(len(received.body))
 
-    @pytest.mark.parametrize(
-        "body",
-        [b"", b"no JSON", b"[]", b'[{"model":"auto"}]', b"7", b'{"model":', b"\xff\xfe", b"[" * 100_000],
-        ids=["empty", "no JSON", "array", "array of objects", "number", "truncated", "not UTF-8", "deep"],
-    )
-    def test_what_is_no_json_object_is_the_upstreams_to_refuse(self, dead: Stack, body: bytes) -> None:
-        """The upstream gets these bytes, and the client gets the upstream's error."""
+    @pytest.mark.parametrize("body", _NOT_REPLACED.values(), ids=_NOT_REPLACED)
+    @pytest.mark.parametrize("path", [CHAT, MESSAGES, COUNT])
+    def test_a_name_that_only_the_router_knows_goes_nowhere(self, dead: Stack, path: str, body: bytes) -> None:
+        """Envoy cannot replace the model of this body. The client may try again, because the router may be back."""
         before = len(dead.upstreams.received)
+        answer = send(dead.port, path, body, {"content-type": "text/plain"})
+        assert (answer.status, len(dead.upstreams.received)) == (503, before)
+        assert "the model of this body cannot be replaced" in message_of(answer, path)
+
+    @pytest.mark.parametrize("body", _REPLACED.values(), ids=_REPLACED)
+    def test_an_odd_body_that_envoy_can_read_is_served(self, dead: Stack, body: bytes) -> None:
+        """Text that looks like our name is no name."""
         answer = send(dead.port, CHAT, body)
-        plain = send(dead.plain_port, CHAT, body, {"x-plain-cluster": "large"})
-        assert dead.upstreams.received[before].body == body
+        assert (answer.status, answer.said) == (200, FAILED_OPEN)
+        assert msgspec.json.decode(arrived(dead).body)["model"] == MODELS["large"]
+
+    @pytest.mark.parametrize("body", _ODD.values(), ids=_ODD)
+    def test_an_odd_body_is_the_upstreams_to_refuse(self, dead: Stack, body: bytes) -> None:
+        """It gets no name that only the router knows. Each byte that is not ours stays."""
+        send(dead.port, CHAT, body)
+        assert arrived(dead).body == body.replace(b'"auto"', b'"qwen3-32b"')
+
+    def test_an_empty_body_is_the_upstreams_to_refuse(self, dead: Stack) -> None:
+        answer = send(dead.port, CHAT, b"")
+        plain = send(dead.plain_port, CHAT, b"", {"x-plain-cluster": "large"})
+        assert arrived(dead).body == b""
         assert (answer.status, answer.body) == (plain.status, plain.body)
+
+    @pytest.mark.parametrize("content_type", ["application/json", "text/plain", ""])
+    def test_an_opened_path_gets_no_such_name_either(self, dead: Stack, content_type: str) -> None:
+        """A model of the upstream passes."""
+        ours, theirs = (b'{"model": "%s", "input": "auto"}' % name for name in (b"auto", b"text-embedding-3-small"))
+        before = len(dead.upstreams.received)
+        answer = send(dead.port, "/v1/embeddings", ours, {"content-type": content_type})
+        assert (answer.status, len(dead.upstreams.received)) == (400, before)
+        assert message_of(answer).startswith("no upstream of this path knows the model")
+        send(dead.port, "/v1/embeddings", theirs, {"content-type": content_type})
+        assert arrived(dead).body == theirs
 
     def test_other_paths_do_not_notice(self, dead: Stack) -> None:
         """Requests that never needed the router do not change."""

@@ -369,6 +369,22 @@ def test_a_stream_that_stalls_is_ended(world: World) -> None:
     assert time.monotonic() - began < _REQUEST_S + _ATTEMPT_S  # when Envoy would end an idle exchange anyway
 
 
+@pytest.mark.parametrize("thoughts", [0, 10], ids=["silent", "thinking"])
+def test_a_client_is_answered_while_a_judged_model_thinks(world: World, thoughts: int) -> None:
+    """It would leave after 1.3 s without a byte. The model needs 2 s for its first words."""
+    world.upstreams.received.clear()
+    gap_s = 2 / thoughts if thoughts else 1.0
+    world.script(plain=Script(words=3, thoughts=thoughts, gap_s=gap_s))
+    connection = http.client.HTTPConnection("127.0.0.1", world.stack.port, timeout=1.3)
+    body = msgspec.json.encode(body_of(CHAT, EXTRACT) | {"stream": True})
+    connection.request("POST", CHAT, body, _CLIENT | {"content-type": "application/json"})
+    answer = connection.getresponse()
+    verdict = (answer.headers["x-cascade-verdict"], answer.headers["x-cascade-reason"])
+    assert (answer.status, verdict, answer.read().count(b"data: ")) == (200, ("degraded", "slow"), thoughts + 4)
+    connection.close()
+    assert world.tiers == ["plain"]
+
+
 def test_requests_about_a_response_have_the_path_and_the_keys_of_its_tier(world: World) -> None:
     world.script(based=Script(body=b'{"id": "resp_based", "object": "response", "output": []}'))
     assert world.ask("based", RESPONSES).headers["x-router-tier"] == "based"

@@ -522,6 +522,13 @@ def test_a_path_without_an_answer_gets_the_name_of_the_model(router, path, model
     assert sent(router, raw % model, headers={":path": f"{path}?beta=true"}) == (*where, changed)
 
 
+@pytest.mark.parametrize("path", [*SIDE_PATHS, "/v1/embeddings"])
+@pytest.mark.parametrize("model", [b'"auto","model":"gpt-5"', b'"gpt-5","model":"auto"', b'"gpt-5","x":1,"x":2'])
+def test_a_member_that_appears_twice_is_answered_with_400_on_every_path(router, path, model):
+    routed = asyncio.run(router.route(b'{"model": %s, "messages": []}' % model, {":path": path}))
+    assert routed.refusal == Refusal(400, "a member of the body appears more than once")
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [

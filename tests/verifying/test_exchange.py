@@ -15,7 +15,7 @@ from extproc.messages import Event, Opening, Reply
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
-from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold
+from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold, Timeouts
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
 from extproc.verifying.ruling import Ruling
@@ -198,6 +198,54 @@ def test_a_buffered_stream_is_held_to_its_end_or_up_to_four_megabytes() -> None:
     assert [len(replies) for replies in answers[:11]] == [0] * 11
     assert len(answers[11]) == 12
     assert checked([r for batch in answers for r in batch], pieces) == {"x-cascade-verdict": "degraded"}
+
+
+@pytest.mark.parametrize("mode", STREAMS)
+def test_an_early_hold_ends_while_the_model_still_thinks(mode: str) -> None:
+    """The client gets the headers and what has come, and the answer is recorded at its end."""
+    now_s = [100.0]
+    verifier = Verifier(lambda: snapshot(), None, clock=lambda: now_s[0])
+    exchange = VerifierExchange(verifier, opening(mode))
+    thinking = b'data: {"choices":[{"index":0,"delta":{"reasoning_content":"Hm."},"finish_reason":null}]}\n\n'
+    pieces = [thinking, transcript("I'm sorry, but I can't help with that request.")]
+    opened, first, last = streamed(pieces)
+    assert exchange.due_s is None
+    assert run(exchange, opened, first) == [[], []]
+    assert exchange.due_s == 25
+    now_s[0] += 24
+    assert (exchange.due_s, asyncio.run(exchange.overdue())) == (1, [])
+    now_s[0] += 1
+    assert exchange.due_s == 0
+    released = asyncio.run(exchange.overdue())
+    assert [reply.kind for reply in released] == ["response_headers", "response_body"]
+    assert (exchange.due_s, exchange.ruling, asyncio.run(exchange.overdue())) == (None, None, [])
+    [rest] = run(exchange, last)
+    assert checked([*released, *rest], pieces) == rejected("slow", "degraded")
+    assert exchange.ruling is not None
+    assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "refusal")
+
+
+def test_an_early_hold_that_is_due_ends_with_the_next_message() -> None:
+    """The next message came before anybody noticed. A rejection that is certain still escalates."""
+    for text, verdict in (("It", rejected("slow", "degraded")), ("I'm sorry, but I can't", rejected("refusal"))):
+        now_s = [100.0]
+        exchange = VerifierExchange(Verifier(lambda: snapshot(), None, clock=lambda: now_s[0]), opening())  # noqa: B023
+        assert run(exchange, headers()) == [[]]
+        now_s[0] += 60
+        [replies] = run(exchange, Event("response_body", body=chunk(f"{text} help with that request. ")))
+        assert replies[0].headers == verdict
+
+
+@pytest.mark.parametrize(("hold", "mode"), [("buffer", "STREAMED"), ("record", "STREAMED"), ("early", "BUFFERED")])
+def test_only_an_early_hold_of_a_stream_has_a_limit(hold: StreamHold, mode: str) -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(hold), None), opening(mode))
+    run(exchange, headers())
+    assert exchange.due_s is None
+
+
+def test_a_hold_ends_before_its_attempt() -> None:
+    """Envoy takes a hold that is longer than the attempt for a tier that does not answer."""
+    assert (Timeouts().early_s, Timeouts(attempt_s=10).early_s) == (25, 5)
 
 
 def test_a_recorded_stream_is_never_held() -> None:
