@@ -32,6 +32,9 @@ class Answer(msgspec.Struct, frozen=True):
     model: str
     text: str
     choice: str | None = None
+    logprobs: tuple[float, ...] = ()  # as recorded; a client gets them only if it asks for them
+    usage: tuple[int, int] | None = None  # input and output tokens as recorded; None: they are counted
+    seconds: float | None = None  # as recorded; None: a fixed time per token
 
     @property
     def finish(self) -> str:
@@ -89,11 +92,13 @@ class ReplayUpstreams(SampleUpstreams):
             return web.json_response({"error": {"message": "not recorded", "type": "not_found"}}, status=404)
         if body.get("stream"):
             return await self._stream_answer(request, tier, answer)
-        counts = [self._tokens.count(text) for text in (prompt, answer.text)]
-        await asyncio.sleep(counts[1] * self._token_s[tier])
+        counts = answer.usage or tuple(self._tokens.count(text) for text in (prompt, answer.text))
+        await asyncio.sleep(counts[1] * self._token_s[tier] if answer.seconds is None else answer.seconds)
         message = {"role": "assistant", "content": answer.text}
         usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1], "total_tokens": sum(counts)}
         choice = {"index": 0, "message": message, "finish_reason": answer.finish}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": "", "logprob": value} for value in answer.logprobs]}
         return web.json_response(_shape(tier, "chat.completion", choice) | {"usage": usage})
 
     async def _stream_answer(self, request: web.Request, tier: str, answer: Answer) -> web.StreamResponse:

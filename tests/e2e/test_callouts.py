@@ -148,7 +148,7 @@ def test_log_probabilities_that_the_client_asked_for_stay(stack, stream, prompt,
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_unsure_answer_goes_up_and_the_last_rung_is_not_asked_for_log_probabilities(stack, stream):
-    """The last rung needs no log-probabilities, because its answer is not judged. The client sees only its answer."""
+    """The answer of the last rung is not judged. The client sees only that answer, without log-probabilities."""
     answer = ask(stack, UNSURE, stream=stream)
     assert (answer.status, answer.tier, answer.reason) == (200, "large", "low_logprob")
     small, large = stack.upstreams.received[-2:]

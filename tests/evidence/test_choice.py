@@ -205,6 +205,7 @@ def test_log_probabilities_escalate_wrong_answers(length, first, folder, tmp_pat
     assert commands.run_choose(folder, data, target, 0.01, DAY, 0, write=True) == 0
     run = execute(folder, Memory(words), read_traffic(data), tokens)
     (rule,) = run.snapshot.policy.cohorts["billing"].accept
+    assert isinstance(rule, Logprob)
     assert rule == Logprob(min=rule.min, first=first, tier="small", model="qwen3-8b") and -0.95 < rule.min < -0.12
     rejections = [served.rejections for served in run.served if served is not None]
     assert set(rejections) == {(), ("low_logprob",)}
@@ -223,11 +224,11 @@ def test_the_score_is_kept_where_log_probabilities_say_nothing(folder, tmp_path,
     rows = hedging()
     for row, value in zip(rows, noise, strict=True):
         small = row["outcomes"]["small"]
-        choice = {
+        said = {
             "index": 0, "finish_reason": "stop", "message": {"content": small.pop("answer")},
             "logprobs": {"content": [{"token": "a", "logprob": min(value, 0.0)}]},
         }  # fmt: skip
-        small["response"] = {"choices": [choice]}
+        small["response"] = {"choices": [said]}
     choice = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("quality", 0.97), 0.01, DAY)
     plan = choice.cohorts[0].plan
     assert plan is not None and (plan.option.signal, plan.option.up) == ("score", "large")
