@@ -1,8 +1,9 @@
 """Rules that read a whole answer, on recorded answers with reasoning: `make bench-answers`.
 
 A small model answers first. A rule judges its answer, and a rejected one is answered again by the large model. Each
-rule runs with the functions that serve. What was fitted was fitted on other questions (5 folds). The controls are
-random escalation of the same share, the best static mix of all models used at the same cost, and the oracle.
+rule runs with the functions that serve. Curves and levels were fitted on other questions (5 folds). The
+controls are random escalation of the same share, the best static mix of all models used at the same cost, and the
+oracle.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Judged(msgspec.Struct, frozen=True):
-    """What a rule decided about each answer of the small model."""
+    """The decision of a rule about each answer of the small model."""
 
     rejected: Bools
     others: tuple[str, ...] = ()  # the models that it asks about every answer
@@ -130,7 +131,7 @@ def _below_level(fit: Callable[[Bools], Callable[[Bools], Floats]], n: int, seed
 
 
 def by_agreement(first: Model, second: Model, embed: Callable[[list[str]], Vectors] | None) -> Bools:
-    """bool[n]: the answers that the rule `agree` rejects. One that it cannot compare is accepted."""
+    """bool[n]: the answers that the rule `agree` rejects. Answers without results to compare are accepted."""
     pairs = zip(first.answers, second.answers, strict=True)
     return np.array([same_answer(a, b, _AGREE_LEVEL, embed) is False for a, b in pairs])
 

@@ -55,7 +55,7 @@ _LINES = {
     "oracle": "oracle, equal share",
     "cascade": "cascade, log-probabilities (m)",
 }
-# Of the requests that landed in their own cohort, the least share that must escalate as computed.
+# The least share of the requests in their own cohort that must escalate as computed.
 _LEAST_SAME = 0.98
 
 
@@ -144,7 +144,7 @@ def checked(
 
 
 def calibrated(folder: Path, encoder: Encoder, fit: Sequence[ChainQuestion], target: Target) -> Iterator[str]:
-    """What `extproc calibrate --target` chooses from the part fitted on."""
+    """The choice of `extproc calibrate --target` from the part fitted on."""
     traffic = folder / "fit.jsonl"
     traffic.write_bytes(b"".join(msgspec.json.encode(traffic_row(question)) + b"\n" for question in fit))
     scored = scored_table(execute(folder / "intents", Memory(encoder), read_traffic(traffic), Tokens()), 0)

@@ -1,6 +1,6 @@
 """Compares two answers to the same request: by the value that they end with, otherwise by meaning.
 
-Two solutions of one problem read alike, whatever their results are. So their results are compared where both
+Two solutions of one problem read alike, even if their results differ. So their results are compared where both
 answers state one: a JSON member `answer`, `\\boxed{}`, `####`, "the answer is", or a letter or number alone.
 """
 
@@ -28,7 +28,7 @@ _AROUND = " \t\r\n*_$`.,;:!()[]{}\"'"
 
 
 class Value(msgspec.Struct, frozen=True):
-    """What an answer states as its result, in one spelling."""
+    """The result that an answer states, in one spelling."""
 
     text: str
     exact: bool  # a letter or a number, so that another text is another result

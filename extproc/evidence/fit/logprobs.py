@@ -1,7 +1,7 @@
 """The mean log-probability of an answer as a sign of a wrong one: which tokens to use, and which level.
 
 The method is that of cascades by confidence (for example Gupta et al. 2024): the cheap model's certainty decides
-whether a better model is asked. Only a level is fitted, so few rows are needed.
+whether a better model is asked. Only a level is fitted, which takes few rows.
 """
 
 import math
@@ -61,7 +61,7 @@ def tokens_that_suffice(means: Means, tokens: Floats, right: Bools) -> int | Non
 
 
 def ranks_better(scores: Floats, others: Floats, right: Bools) -> bool:
-    """Return whether `scores` are shown, at 95 %, to tell right answers from wrong ones better than `others`."""
+    """Return whether `scores` are shown, at 95 %, to rank right answers above wrong ones better than `others`."""
     rows = ~np.isnan(scores) & ~np.isnan(others)
     gain, error = auroc_gain(scores[rows], others[rows], right[rows])
     return gain > _SIGMA * error

@@ -2,7 +2,7 @@
 
 An option chooses among recorded answers, so its quality and cost are known. Only the acceptance score is modelled.
 Each row is scored by curves that were fitted without it. If answers have log-probabilities, the score is used only
-where it is shown to rank the cohort's answers better than their mean.
+if it is shown to rank the cohort's answers better than their mean.
 """
 
 import math
@@ -63,7 +63,7 @@ class ScoredTable(msgspec.Struct, frozen=True, dict=True):
         return self.table.recorded.quality[:, self.table.settings.index(setting)]
 
     def signal(self, plan: Plan, rows: Bools) -> Floats:
-        """Return float64[row]: what is compared with the plan's least value. NaN: nothing to compare."""
+        """Return float64[row]: the values to compare with the plan's least value. NaN: nothing to compare."""
         if plan.option.signal == "logprob":
             return self.table.means[plan.option.first][plan.first][rows]
         return self.scores[plan.option.first][rows]
@@ -76,7 +76,7 @@ class ScoredTable(msgspec.Struct, frozen=True, dict=True):
         )
 
     def needs_no_score(self, setting: str, rows: Bools) -> bool:
-        """Return whether the log-probabilities of these rows tell as much as the score."""
+        """Return whether the log-probabilities of these rows rank the answers as well as the score."""
         if setting not in self.table.means or not mostly_recorded(means := self.table.means[setting][None][rows]):
             return False
         return not ranks_better(self.scores[setting][rows], means, self._quality(setting)[rows] >= 0.5)
