@@ -130,16 +130,15 @@ def checked(
         raise RuntimeError(f"{own - same} of {own} answers escalated otherwise than by their log-probabilities")
     if any(s.shows_logprobs for by_way in served for s in by_way.values()):
         raise RuntimeError("a client that did not ask for log-probabilities got them")
-    asked = {
-        tier: sum(b'"logprobs":true' in r.body for r in upstreams.received if r.tier == tier)
-        for tier in (SMALL, LARGE)
-    }
+    asked = upstreams.asked_logprobs
     if not asked[SMALL] or asked[LARGE]:
-        raise RuntimeError(f"requests that asked for log-probabilities, by tier: {asked}; expected only small")
+        raise RuntimeError(
+            f"requests that asked for log-probabilities, by tier: {dict(asked)}; expected only small"
+        )
     return (
-        f"routed to the data set's own cohort: {own}/{len(pairs)}, same escalation as the levels offline: "
-        f"{same}/{own}\nthe router asked the small tier for log-probabilities {asked[SMALL]} times and the large "
-        "one never; no client saw one"
+        f"routed to the data set's own cohort: {own}/{len(pairs)}. Same escalation as the levels offline: "
+        f"{same}/{own}.\nThe router asked the small tier for log-probabilities {asked[SMALL]} times, and the large "
+        "one never. No client saw one."
     )
 
 

@@ -82,6 +82,7 @@ class ReplayUpstreams(SampleUpstreams):
         self._answers = answers
         self._token_s = token_s
         self._tokens = tokens
+        self.asked_logprobs: Counter[str] = Counter()  # requests for log-probabilities, by tier
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = msgspec.json.decode(await request.read(), type=dict[str, Any])
@@ -90,6 +91,7 @@ class ReplayUpstreams(SampleUpstreams):
         answer = self._answers[tier].get(prompt)
         if body["model"] != tier or answer is None:
             return web.json_response({"error": {"message": "not recorded", "type": "not_found"}}, status=404)
+        self.asked_logprobs[tier] += bool(body.get("logprobs"))
         if body.get("stream"):
             return await self._stream_answer(request, tier, answer)
         counts = answer.usage or tuple(self._tokens.count(text) for text in (prompt, answer.text))

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,9 +107,9 @@ def test_a_run_that_says_nothing_is_an_error(path: Path) -> None:
     """Nothing routed, other escalations than computed, or log-probabilities that a client saw."""
     test = [q.as_tiers("m-8b", "m-405b") for q in read_chains([path]) if not q.fit]
     levels = {"quiz": -1.0}
-    asked = SimpleNamespace(received=[SimpleNamespace(tier="small", body=b'{"logprobs":true}')])
+    asked = SimpleNamespace(asked_logprobs=Counter(small=100))
     right = [served(q, i % 10 <= 2) for i, q in enumerate(test)]
-    assert "same escalation as the levels offline: 100/100" in checked(test, right, levels, asked)  # type: ignore[arg-type]
+    assert "Same escalation as the levels offline: 100/100" in checked(test, right, levels, asked)  # type: ignore[arg-type]
     lines = [*table(test, right, {}, ("small", "large"), 0)]
     assert "cascade, log-probabilities (m)  100.0" in "\n".join(lines) and "(above)" in lines[-1]
     for wrong, message in (
@@ -120,7 +121,7 @@ def test_a_run_that_says_nothing_is_an_error(path: Path) -> None:
         with pytest.raises(RuntimeError, match=message):
             checked(test, wrong, levels, asked)  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="expected only small"):
-        checked(test, right, levels, SimpleNamespace(received=[]))  # type: ignore[arg-type]
+        checked(test, right, levels, SimpleNamespace(asked_logprobs=Counter()))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="would say nothing"):
         routed_to_own_cohort([(test[0], Served("small", 0.1, "quiz", "matched"))])
 
