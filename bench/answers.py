@@ -139,7 +139,8 @@ def by_agreement(first: Model, second: Model, embed: Callable[[list[str]], Vecto
 def similarity(first: Model, second: Model, embed: Callable[[list[str]], Vectors]) -> Floats:
     """float64[n]: the similarity of the whole texts of two models."""
     a, b = embed(first.answers), embed(second.answers)
-    return np.einsum("ij,ij->i", a, b).astype(np.float64)
+    similar: Floats = (a * b).sum(axis=1).astype(np.float64)
+    return similar
 
 
 def grounding(questions: Sequence[str], model: Model, embed: Callable[[list[str]], Vectors]) -> Floats:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -99,8 +100,11 @@ def test_a_level_gains_what_is_computed_by_hand(path: Path) -> None:
 
 def served(question: Any, escalated: bool, **more: Any) -> dict[str, Served]:
     auto = Served("large" if escalated else "small", 0.1, "quiz", "matched", int(escalated), verdict="accept")
-    one = {"auto": auto, "small": Served("small", 0.1), "large": Served("large", 0.5)}
-    return one | {"auto": SimpleNamespace(**{name: getattr(auto, name) for name in auto.__struct_fields__} | more)}
+    return {
+        "auto": msgspec.structs.replace(auto, **more),
+        "small": Served("small", 0.1),
+        "large": Served("large", 0.5),
+    }
 
 
 def test_a_run_that_says_nothing_is_an_error(path: Path) -> None:
