@@ -26,8 +26,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
-  bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness bench-routing \
-  bench-neighbours bench-soak bench-static bench-ttft bench-views bench-wild clean
+  bench-answers bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness \
+  bench-routing bench-neighbours bench-soak bench-static bench-ttft bench-views bench-wild clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -131,9 +131,13 @@ bench-routing: $(VENV)/ready  ## compare routing and cascading with simple contr
 bench-robustness: $(VENV)/ready  ## count the decisions that change when a prompt is reworded or attacked
 	@$(BIN)/python -m bench.robustness
 
-bench-cascade: $(VENV)/ready  ## compare the cascade with simple controls on recorded MMLU-Pro answers
+bench-cascade: $(VENV)/ready  ## compare cascades by form and by log-probabilities with simple controls
 	@$(BIN)/python -m bench.cascade
 	@$(BIN)/python -m bench.cascade --charge dollars
+	@$(BIN)/python -m bench.cascade_logprob
+
+bench-answers: $(VENV)/ready  ## compare rules that read a whole answer with simple controls, offline
+	@$(BIN)/python -m bench.answers
 
 bench-ttft: $(VENV)/ready  ## compare the time to first token of escalated streams, judged early or buffered
 	@$(BIN)/python -m bench.ttft

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bench.cache import Cache, CachedEncoder
-from bench.cascade import _FIT_SHARE, LARGE, SMALL, Fit, split, utterances, write_intents
+from bench.cascade import _FIT_SHARE, LARGE, SMALL, split, utterances, write_intents
 from bench.replay import Question, read_questions
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.data.tokens import Tokens
@@ -37,7 +37,7 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="calibrate-") as name:
         folder, fit, rest = Path(name) / "intents", Path(name) / "fit.jsonl", Path(name) / "rest.jsonl"
         chosen = utterances(parts[0], memory)
-        write_intents(folder, Fit(dict.fromkeys(chosen), 0.0), chosen)
+        write_intents(folder, {category: [] for category in chosen}, chosen)
         for traffic, questions in zip((fit, rest), parts, strict=True):
             traffic.write_bytes(b"".join(msgspec.json.encode(_row(question)) + b"\n" for question in questions))
         run = execute(folder, memory, read_traffic(fit), tokens)

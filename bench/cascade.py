@@ -237,12 +237,17 @@ def utterances(fit: Sequence[Question], encoder: Encoder) -> dict[str, list[str]
     raise RuntimeError("no set of utterances was found in which each is nearest to its own category")
 
 
-def write_intents(folder: Path, fit: Fit, utterances_by_category: Mapping[str, Sequence[str]]) -> None:
-    """The fitted configuration, as an operator would write it."""
+def write_intents(
+    folder: Path,
+    accept: Mapping[str, list[Any]],
+    utterances_by_category: Mapping[str, Sequence[str]],
+    prices: Mapping[str, tuple[float, float]] = PRICES,
+) -> None:
+    """The fitted configuration, as an operator would write it. `accept` has the rules of each category."""
     folder.mkdir(parents=True, exist_ok=True)
     tiers = [
         {"name": name, "model": name, "url": "http://127.0.0.1:9", "context": 1_000_000,
-         "price": {"input": PRICES[name][0], "output": PRICES[name][1]}}
+         "price": {"input": prices[name][0], "output": prices[name][1]}}
         for name in (SMALL, LARGE)
     ]  # fmt: skip
     policy = {
@@ -258,8 +263,8 @@ def write_intents(folder: Path, fit: Fit, utterances_by_category: Mapping[str, S
     for category, texts in utterances_by_category.items():
         name = cohort_of(category)
         intent: dict[str, Any] = {"intent": name, "tier": SMALL, "utterances": list(texts), "floor": -1.0}
-        if accept := fit.accept(category):
-            intent |= {"accept": accept, "escalate": {"to": LARGE, "max": 1, "share": 1.0}}
+        if rules := accept[category]:
+            intent |= {"accept": rules, "escalate": {"to": LARGE, "max": 1, "share": 1.0}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(intent, sort_keys=False, allow_unicode=True))
 
 
@@ -282,6 +287,7 @@ class Served(msgspec.Struct, frozen=True):
     attempts: int = 1
     verdict: str = ""
     as_recorded: bool = True  # the text is the recorded answer of the tier in x-router-tier
+    shows_logprobs: bool = False  # the client got log-probabilities
 
 
 async def run(url: str, questions: Sequence[Question]) -> list[dict[str, Served]]:
@@ -321,6 +327,7 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, question: Q
         attempts=int(headers.get(HeaderName.ATTEMPTS, "1") or 1),
         verdict=headers.get(HeaderName.VERDICT, ""),
         as_recorded=tier in question.answers and text == question.answers[tier].text,
+        shows_logprobs=b'"logprob"' in answer_body,
     )
 
 
@@ -494,7 +501,7 @@ def checked(fit: Fit, questions: Sequence[Question], served: Sequence[Mapping[st
     if wrong:
         raise RuntimeError(f"answers differ from the recorded answers of their tier: questions {wrong[:10]}")
     pairs = [(q, s["auto"]) for q, s in zip(questions, served, strict=True)]
-    own_cohort = sum(s.cohort == cohort_of(q.category) for q, s in pairs)
+    own_cohort = routed_to_own_cohort(pairs)
     cohorts = {cohort_of(category): category for category in fit.max_chars}
     agreed = sum(
         (s.escalations > 0) == rejects(fit, cohorts[s.cohort], q.answers[SMALL])
@@ -506,6 +513,19 @@ def checked(fit: Fit, questions: Sequence[Question], served: Sequence[Mapping[st
         f"routed to the category's own cohort: {own_cohort}/{len(pairs)}, same escalation as the rules offline: "
         f"{agreed}/{len(pairs)}\nreasons: {dict(reasons)}, verdicts on the served answers: {dict(verdicts)}"
     )
+
+
+def routed_to_own_cohort(pairs: Iterable[tuple[Any, Served]]) -> int:
+    """The requests that landed in the cohort of their category. Raises RuntimeError if nearly none was routed."""
+    pairs = list(pairs)
+    own_cohort = sum(s.reason == "matched" and s.cohort == cohort_of(q.category) for q, s in pairs)
+    if own_cohort < len(pairs) / 2 or not any(s.verdict or s.escalations for _, s in pairs):
+        reasons = dict(Counter(s.reason for _, s in pairs))
+        raise RuntimeError(
+            f"{own_cohort} of {len(pairs)} requests landed in the cohort of their category, reasons {reasons}: "
+            "expected at least half, with verdicts; the figures would say nothing about the cascade"
+        )
+    return own_cohort
 
 
 def main() -> None:
@@ -532,7 +552,7 @@ def main() -> None:
     # Count the tokens that the replay needs before the clock starts.
     outcomes(questions, [False] * len(questions), tokens)
     with tempfile.TemporaryDirectory(prefix="intents-") as folder:
-        write_intents(Path(folder), fit, by_name)
+        write_intents(Path(folder), {category: fit.accept(category) for category in fit.max_chars}, by_name)
         with replaying(Path(folder), ReplayUpstreams(answers, TOKEN_S, tokens)) as stack:
             served = asyncio.run(run(stack.url, questions))
     models = ", ".join(f"{tier} {questions[0].answers[tier].model}" for tier in (SMALL, LARGE))

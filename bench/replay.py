@@ -32,6 +32,9 @@ class Answer(msgspec.Struct, frozen=True):
     model: str
     text: str
     choice: str | None = None
+    logprobs: tuple[float, ...] = ()  # as recorded; a client gets them only if it asks for them
+    usage: tuple[int, int] | None = None  # input and output tokens as recorded; None: they are counted
+    seconds: float | None = None  # as recorded; None: a fixed time per token
 
     @property
     def finish(self) -> str:
@@ -79,6 +82,7 @@ class ReplayUpstreams(SampleUpstreams):
         self._answers = answers
         self._token_s = token_s
         self._tokens = tokens
+        self.asked_logprobs: Counter[str] = Counter()  # requests for log-probabilities, by tier
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = msgspec.json.decode(await request.read(), type=dict[str, Any])
@@ -87,13 +91,16 @@ class ReplayUpstreams(SampleUpstreams):
         answer = self._answers[tier].get(prompt)
         if body["model"] != tier or answer is None:
             return web.json_response({"error": {"message": "not recorded", "type": "not_found"}}, status=404)
+        self.asked_logprobs[tier] += bool(body.get("logprobs"))
         if body.get("stream"):
             return await self._stream_answer(request, tier, answer)
-        counts = [self._tokens.count(text) for text in (prompt, answer.text)]
-        await asyncio.sleep(counts[1] * self._token_s[tier])
+        counts = answer.usage or tuple(self._tokens.count(text) for text in (prompt, answer.text))
+        await asyncio.sleep(counts[1] * self._token_s[tier] if answer.seconds is None else answer.seconds)
         message = {"role": "assistant", "content": answer.text}
         usage = {"prompt_tokens": counts[0], "completion_tokens": counts[1], "total_tokens": sum(counts)}
         choice = {"index": 0, "message": message, "finish_reason": answer.finish}
+        if body.get("logprobs"):
+            choice["logprobs"] = {"content": [{"token": "", "logprob": value} for value in answer.logprobs]}
         return web.json_response(_shape(tier, "chat.completion", choice) | {"usage": usage})
 
     async def _stream_answer(self, request: web.Request, tier: str, answer: Answer) -> web.StreamResponse:

@@ -236,6 +236,9 @@ def _deepseek(model: str, api: str, body: Body) -> Iterator[str]:
     kind = (body.get("thinking") or {}).get("type", "enabled")
     if kind not in ("enabled", "disabled") or "budget_tokens" in (body.get("thinking") or {}):
         yield f"thinking {kind}"
+    # Docs: Thinking Mode: logprobs and top_logprobs are errors, and thinking is on by default.
+    if kind == "enabled" and effort_of(api, body) != "none" and body.get("logprobs"):
+        yield "logprobs while it thinks"
 
 
 def _gpt_oss(model: str, api: str, body: Body) -> Iterator[str]:

@@ -13,6 +13,7 @@ _TOOLS = {
     "off": "reasoning beside tools in Chat Completions",
     "absent": "an effort beside tools in Chat Completions",
 }
+_LOGPROBS = {"off": "log-probabilities while it reasons", "refused": "log-probabilities"}
 _SAMPLING = {"off": "sampling members while it reasons", "dropped": "sampling members"}
 
 
@@ -91,6 +92,8 @@ def _refused(form: Form) -> Iterator[str]:
         yield _TOOLS[form.beside_tools]
     if form.sampling in _SAMPLING:
         yield _SAMPLING[form.sampling]
+    if form.logprobs in _LOGPROBS:
+        yield _LOGPROBS[form.logprobs]
     if form.bars:
         yield f"thinking beside {_codes(tuple(sorted(form.bars)))}"
     for old, new in form.rename.items():

@@ -86,9 +86,9 @@ RULES = {
     "regex": "its text, without white space around it, matches the pattern somewhere (RE2)",
     "no_refusal": "it has no refusal field, was not filtered, and does not open as a refusal",
     "logprob": "the mean log-probability of its tokens is at least `min`",
-    "grounded": "at least the share `min` of its sentences is similar to the context of the request",
+    "grounded": "at least the share `min` of its sentences is similar to the context of the request (experimental)",
     "score": "it is at least this likely to be right, by the curve that `extproc calibrate --target` fitted",
-    "agree": "another model gives a similar answer",
+    "agree": "another model gives an answer with the same result, or a similar text if it states no result",
     "judge": "another model says that it is good",
 }
 
@@ -268,7 +268,7 @@ REJECTIONS = {
     "low_logprob": "rule `logprob`",
     "ungrounded": "rule `grounded`",
     "low_score": "rule `score`",
-    "agree": "rule `agree`: the other model's answer is not similar",
+    "agree": "rule `agree`: the other model's answer has another result, or is not similar",
     "judge": "rule `judge`: the other model says no",
     "too_large": "not rejected: too large to be judged, so served as `degraded`",
     "slow": "not rejected: its first words did not come in time, so the stream was released as `degraded`",

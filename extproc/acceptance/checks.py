@@ -146,7 +146,9 @@ def _check_no_refusal(_: NoRefusal, observation: Observation, __: CheckInputs) -
     return "refusal" if observation.refusal is not None or refuses(observation.text) else OK
 
 
-def check_logprob(rule: Logprob, observation: Observation, _: CheckInputs) -> str:
+def check_logprob(rule: Logprob, observation: Observation, inputs: CheckInputs) -> str:
+    if not rule.judges(inputs.tier):
+        return OK
     values = observation.logprobs[: rule.first]
     if not values:
         return UNAVAILABLE

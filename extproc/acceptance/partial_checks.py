@@ -110,6 +110,8 @@ def _no_refusal(_: NoRefusal, observation: Observation, __: CheckInputs) -> str:
 
 
 def _logprob(rule: Logprob, observation: Observation, inputs: CheckInputs) -> str:
+    if not rule.judges(inputs.tier):
+        return OK
     tokens = len(observation.logprobs)
     if rule.first is not None:
         return check_logprob(rule, observation, inputs) if tokens >= rule.first else OPEN

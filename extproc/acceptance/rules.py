@@ -89,6 +89,18 @@ class Logprob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     on_unavailable: Annotated[
         OnUnavailable, about("The outcome of the rule if the answer has no log-probabilities.")
     ] = "accept"
+    tier: Annotated[str | None, about("Judge only the answers of this tier. Left out: those of every tier.")] = None
+    model: Annotated[
+        str | None,
+        about(
+            "Model of that tier, whose answers `min` was fitted on by `extproc calibrate`. With another model the "
+            "rule is refused."
+        ),
+    ] = None
+
+    def judges(self, tier: str | None) -> bool:
+        """Whether it judges the answers of this tier. None: the tier is not known, and it judges them."""
+        return self.tier is None or tier is None or self.tier == tier
 
 
 class Grounded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -165,9 +177,9 @@ def compile_rules(spec: Any, scorer: Scorer | None = None) -> tuple[AcceptRule, 
     if not isinstance(spec, list):
         raise ValueError("accept: must be a list of rules; write, for example, accept: [complete, no_refusal]")
     rules = tuple(_compile(item, f"accept[{index}]", scorer) for index, item in enumerate(spec))
-    names = [rule_name(rule) for rule in rules]
-    for name in names:
-        if names.count(name) > 1:
+    names = [(rule_name(rule), rule.tier if isinstance(rule, Logprob) else None) for rule in rules]
+    for name, tier in names:
+        if names.count((name, tier)) > 1:
             raise ValueError(f"accept: the rule {name!r} appears twice; remove one of them")
     least = next((rule.chars for rule in rules if isinstance(rule, MinChars)), 0)
     most = next((rule.chars for rule in rules if isinstance(rule, MaxChars)), least)

@@ -108,10 +108,15 @@ def _unjudged(rules: Sequence[AcceptRule], observation: Observation) -> Verdict:
     return Verdict(True, reason=reason, unavailable=tuple(map(rule_name, rules)))
 
 
-def wants_logprobs(rules: Sequence[AcceptRule]) -> bool:
-    """Whether these rules need log-probabilities, so that the upstream must be asked for them."""
-    scorers = [rule.scorer for rule in rules if isinstance(rule, Score) and rule.scorer is not None]
-    return any(isinstance(rule, Logprob) for rule in rules) or any(scorer.wants_logprobs for scorer in scorers)
+def wants_logprobs(rules: Sequence[AcceptRule], tier: str | None = None) -> bool:
+    """Whether these rules need log-probabilities in the answers of `tier`, or of any tier if it is None."""
+    return any(_wants_logprobs(rule, tier) for rule in rules)
+
+
+def _wants_logprobs(rule: AcceptRule, tier: str | None) -> bool:
+    if isinstance(rule, Score) and rule.scorer is not None:
+        return rule.scorer.wants_logprobs and tier in (None, rule.scorer.tier)
+    return isinstance(rule, Logprob) and rule.judges(tier)
 
 
 def needs_whole_answer(rules: Sequence[AcceptRule]) -> list[str]:

@@ -81,6 +81,7 @@ def _check(args: argparse.Namespace) -> int:
 def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
     """Findings that are not mistakes: one line for each kind, with the names of the cohorts."""
     from extproc.acceptance.verdict import needs_whole_answer
+    from extproc.config.logprob_checks import without_logprobs
     from extproc.config.residency import describe_refusals
 
     rules = {cohort.name: needs_whole_answer(cohort.accept) for cohort in cohorts if cohort.stream == "early"}
@@ -99,6 +100,9 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
         "long streams skip rules that need the whole answer (`stream: buffer` applies them)": [
             f"{name} ({', '.join(names)})" for name, names in rules.items() if names
         ],
+        "a rule needs log-probabilities, which the tier's model does not give": without_logprobs(
+            cohorts, config.policy.tiers
+        ),
     }
     yield from (f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
     refusals = describe_refusals(config.policy, config.intents)

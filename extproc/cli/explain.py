@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.acceptance.rules import AcceptRule, Score, rule_name
+from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
 from extproc.config.compile import compile_snapshot
@@ -171,6 +171,9 @@ def _skips(cohort: Cohort | None) -> str:
 
 
 def _condition(rule: AcceptRule) -> str:
+    if isinstance(rule, Logprob):
+        tokens = "all tokens" if rule.first is None else f"the first {rule.first} tokens"
+        return f"logprob (mean of {tokens} below {rule.min:g}{f' at {rule.tier}' if rule.tier else ''})"
     if not isinstance(rule, Score) or rule.scorer is None:
         return rule_name(rule)
     return f"score (below {rule.min:g}; fitted on {rule.scorer.rows} rows of {rule.scorer.stamp})"

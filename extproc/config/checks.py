@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.listener_checks import check_listener
+from extproc.config.logprob_checks import check_logprobs
 from extproc.config.params_checks import check_params
 from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
@@ -176,6 +177,7 @@ def _check_cascade(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
         return
     if intent.scorer is not None:
         yield from _check_scorer(intent.scorer, policy)
+    yield from check_logprobs(rules, policy.tiers)
     for rule in rules:
         if isinstance(rule, External):
             yield from _check_external(rule, intent, policy)

@@ -47,6 +47,7 @@ class Form(msgspec.Struct, frozen=True):
     effort_beside_off: str = ""  # highest effort that may stay when the switch is off; empty: none may
     beside_tools: Literal["any", "off", "absent"] = "any"  # efforts that Chat Completions takes beside tools
     sampling: Literal["kept", "off", "dropped"] = "kept"  # "off": dropped unless the model does not reason
+    logprobs: Literal["given", "off", "refused"] = "given"  # "off": refused unless the model does not reason
     default_off: bool = False  # a request without a choice does not reason
     bars: frozenset[str] = frozenset()  # what turns thinking off, because it is refused beside it
     rename: Mapping[str, str] = {}  # member of Chat Completions -> its name here
@@ -136,7 +137,8 @@ _EVERY = frozenset({"sampling", "tool_choice", "prefill", "loop"})
 
 
 def _anthropic(*models: str, fields: Fields, words: Mapping[str, str], **others: object) -> Form:
-    return Form(models, _A_SOURCE, {"messages": fields}, words, drop=_A_DROP, **others)  # type: ignore[arg-type]
+    usual = {"logprobs": "refused", "drop": _A_DROP}
+    return Form(models, _A_SOURCE, {"messages": fields}, words, **(usual | others))  # type: ignore[arg-type]
 
 
 def _adaptive(*kinds: str, off: bytes = _DISABLED) -> Fields:
@@ -193,6 +195,7 @@ def _gemini(*models: str, words: Mapping[str, str]) -> Form:
         "Gemini API docs: OpenAI compatibility, section Thinking (2026)",
         {"chat": Fields(effort="reasoning_effort", also=REASONING_MEMBERS[-2:])},
         words,
+        logprobs="refused",
         drop=(*_VLLM_ONLY, "reasoning"),
     )
 
@@ -222,6 +225,7 @@ DIALECTS: dict[Dialect, tuple[Form, ...]] = {
                 "responses": Fields(effort="reasoning.effort"),
             },
             _levels("low", "high", "max", off="none", on="high", medium="high", xhigh="high"),
+            logprobs="off",
             drop=("chat_template_kwargs",),
         ),
         Form(("*",), _VLLM_SOURCE, _template("thinking")),

@@ -25,7 +25,7 @@ from extproc.api.splice import (
 from extproc.routing.decision import Decision
 from extproc.routing.dialects import SAMPLING
 from extproc.routing.policy import Rung
-from extproc.routing.reasoning import drops_sampling, wanted_by, write_choice
+from extproc.routing.reasoning import drops_sampling, gives_logprobs, wanted_by, write_choice
 from extproc.routing.tier_form import Edits, TierForm, put, tier_form_of
 from extproc.settings import Tier
 
@@ -190,7 +190,8 @@ def _attempt(decision: Decision, rung: Rung, request: Request) -> _Attempt:
     if request.context_management and _stops_thinking(tier_form, written.reasons):
         cleared = without_clearing(request.context_management)
         edits |= {} if cleared is None else {"context_management": cleared}
-    logprobs = {} if sampling_dropped else _logprobs(decision, rung, request)
+    takes_logprobs = not sampling_dropped and gives_logprobs(tier_form, written)
+    logprobs = _logprobs(decision, rung, request) if takes_logprobs else {}
     edits |= logprobs
     for name in tier_form.drop:
         put(edits, name, REMOVED)
@@ -220,17 +221,17 @@ def _stops_thinking(tier_form: TierForm, reasons: bool | None) -> bool:
     return off or tier_form.fields.switch != "thinking"
 
 
-def asks_logprobs(decision: Decision, request: Request) -> bool:
-    """Return whether to request log-probabilities: a rule needs them and the client did not ask for them."""
+def asks_logprobs(decision: Decision, tier: str, request: Request) -> bool:
+    """Return whether to ask this tier for log-probabilities: a rule needs them and the client did not ask."""
     cohort = decision.cohort
-    wanted = decision.judged and cohort is not None and wants_logprobs(cohort.accept)
+    wanted = decision.judged and cohort is not None and wants_logprobs(cohort.accept, tier)
     return wanted and request.logprobs is False
 
 
 def _logprobs(decision: Decision, rung: Rung, request: Request) -> Edits:
     """The field that requests them. The last rung gets none, because its answer is not judged."""
     unjudged = decision.ladder and rung is decision.ladder[-1]
-    if unjudged or not asks_logprobs(decision, request):
+    if unjudged or not asks_logprobs(decision, rung.tier.name, request):
         return {}
     if request.api == "responses":
         return {"include": _json(["message.output_text.logprobs"])}

@@ -11,7 +11,7 @@ from extproc.api.paths import Api
 from extproc.api.reasoning import LEVELS, ReasoningChoice, is_off
 from extproc.api.request import Request
 from extproc.api.splice import REMOVED
-from extproc.routing.dialects import Fields
+from extproc.routing.dialects import Fields, Form
 from extproc.routing.tier_form import Edits, TierForm, put
 from extproc.settings import Budget, Reasoning
 
@@ -214,9 +214,17 @@ def _budget(wanted: ReasoningChoice, room: int | None) -> int | None:
 def drops_sampling(tier: TierForm, written: Written) -> bool:
     """Whether the model refuses the members that set how tokens are sampled."""
     form = tier.form
-    if form.sampling == "off":
-        return not (form.default_off if written.reasons is None else written.reasons is False)
-    return form.sampling == "dropped"
+    return form.sampling == "dropped" or (form.sampling == "off" and not _does_not_reason(form, written))
+
+
+def gives_logprobs(tier: TierForm, written: Written) -> bool:
+    """Whether the model may be asked for log-probabilities. Some refuse a request for them with status 400."""
+    form = tier.form
+    return form.logprobs == "given" or (form.logprobs == "off" and _does_not_reason(form, written))
+
+
+def _does_not_reason(form: Form, written: Written) -> bool:
+    return form.default_off if written.reasons is None else written.reasons is False
 
 
 def _json(value: object) -> bytes:

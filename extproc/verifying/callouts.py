@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from extproc.acceptance.agreement import same_answer
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import External
@@ -45,8 +46,7 @@ def call_out(rule: External, judge: Judge, facts: Requirements, answer: str, emb
         word = opinion.strip().lower() if opinion is not None else ""
         return True if word.startswith("yes") else False if word.startswith("no") else None
     second = _ask(judge, facts.context, _AGREE_TOKENS)
-    vectors = embed([answer, second]) if second and embed is not None else None
-    return None if vectors is None else bool(float(vectors[0] @ vectors[1]) >= rule.level)
+    return same_answer(answer, second, rule.level, embed) if second else None
 
 
 def _ask(judge: Judge, content: str, max_tokens: int) -> str | None:

@@ -277,6 +277,20 @@ def test_rules_say_what_they_need() -> None:
     assert compile_rules([]) == ()
 
 
+def test_a_level_of_one_tier_judges_no_other_tier() -> None:
+    """Levels differ by model, so each tier may have its own rule. Only their tiers are asked."""
+    rules = compile_rules([{"logprob": {"min": level, "tier": tier}} for tier, level in (("a", -0.2), ("b", -0.9))])
+    unsure = answer(logprobs=(-0.5, -0.5))
+    verdicts = [judge(rules, unsure, tier=tier) for tier in ("a", "b", "c")]
+    assert verdicts == [Verdict(False, "logprob", "low_logprob"), Verdict(True), Verdict(True)]
+    assert [judge(rules, answer(), tier=tier).unavailable for tier in ("a", "c")] == [("logprob",), ()]
+    early = [judge_early(rules, part(logprobs=(-1.0,) * 16), tier=tier) for tier in ("a", "c")]
+    assert early == [Verdict(False, "logprob", "low_logprob"), Verdict(True)]
+    assert [wants_logprobs(rules, tier) for tier in ("a", "b", "c", None)] == [True, True, False, True]
+    with pytest.raises(ValueError, match="'logprob' appears twice"):
+        compile_rules([{"logprob": {"min": -1, "tier": "a"}}, {"logprob": {"min": -2, "tier": "a"}}])
+
+
 REFUSALS = [
     "I can\u2019t help with that.",
     "I cannot assist with this request.",

@@ -222,7 +222,7 @@ def test_the_written_folder_is_valid_and_has_the_fitted_rules(tmp_path: Path, en
     by_category = utterances(questions, encoder)
     assert {c: len(texts) for c, texts in by_category.items()} == {"computer science": 20, "math": 20}
     fit = Fit({"math": 400, "computer science": None}, 0.3)
-    write_intents(tmp_path, fit, by_category)
+    write_intents(tmp_path, {category: fit.accept(category) for category in fit.max_chars}, by_category)
     intents = {intent.intent: intent for intent in load_config(tmp_path).intents}
     assert intents["math"].accept[-1] == {"max_chars": 400}
     assert intents["math"].escalate is not None

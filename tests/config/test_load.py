@@ -189,6 +189,12 @@ MISTAKES = {
         "billing.yaml:9: fitted on answers of qwen2-7b, but tier `small` is qwen3-8b now: "
         "run `extproc calibrate --target ... --write` again, or remove it and the rule `score`"
     ],
+    "logprob_of_another_model": [
+        "billing.yaml:5: fitted on answers of qwen2-7b, but tier `small` is qwen3-8b now: "
+        "run `extproc calibrate --target ... --write` again, or remove the rule",
+        "billing.yaml:6: no tier is called `smal`: did you mean `small`?",
+        "billing.yaml:7: `logprob` names the model qwen3-8b, and no tier: add `tier`, or remove `model`",
+    ],
     "scorer_numbers": [
         "billing.yaml:4: `offset` and `weights` must be finite numbers: "
         "run `extproc calibrate --target ... --write` again, or remove it and the rule `score`",

@@ -61,7 +61,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         if path.stem == "support_faq":
             spec |= {"accept": ["no_refusal"], "escalate": {"to": "human"}}
         if path.stem == "classification":
-            spec |= {"accept": [{"logprob": -0.5}], "escalate": climbing}
+            level = {"min": -0.5, "first": 4, "tier": "small", "model": "qwen3-8b"}  # as `calibrate` writes it
+            spec |= {"accept": [{"logprob": level}], "escalate": climbing}
         (folder / path.name).write_text(yaml.safe_dump(spec, sort_keys=False))
     with running(folder) as running_stack:
         running_stack.review = folder / "review.jsonl"  # type: ignore[attr-defined]
@@ -136,15 +137,20 @@ def test_log_probabilities_are_asked_for_and_taken_out_again(stack, stream):
     assert '"logprob"' not in answer.text and "qwen3-8b" in answer.text
 
 
-def test_log_probabilities_that_the_client_asked_for_stay(stack):
-    """A client that asked for log-probabilities gets them."""
-    answer = ask(stack, SURE, logprobs=True)
-    assert (answer.status, answer.tier) == (200, "small")
-    assert '"logprob"' in answer.text
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("prompt", "tier"), [(SURE, "small"), (UNSURE, "large")])
+def test_log_probabilities_that_the_client_asked_for_stay(stack, stream, prompt, tier):
+    """A client that asked for log-probabilities gets those of the answer that it gets."""
+    answer = ask(stack, prompt, logprobs=True, stream=stream)
+    assert (answer.status, answer.tier) == (200, tier)
+    assert '"logprob":-0.05' in answer.text.replace(" ", "") and "-2.0" not in answer.text
 
 
-def test_an_unsure_answer_goes_up_and_the_last_rung_is_not_asked_for_log_probabilities(stack):
-    """The last rung needs no log-probabilities, because its answer is not judged."""
-    answer = ask(stack, UNSURE)
-    assert (answer.tier, answer.reason) == ("large", "low_logprob")
-    assert b"logprobs" not in stack.upstreams.received[-1].body
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unsure_answer_goes_up_and_the_last_rung_is_not_asked_for_log_probabilities(stack, stream):
+    """The answer of the last rung is not judged. The client sees only that answer, without log-probabilities."""
+    answer = ask(stack, UNSURE, stream=stream)
+    assert (answer.status, answer.tier, answer.reason) == (200, "large", "low_logprob")
+    small, large = stack.upstreams.received[-2:]
+    assert b'"logprobs":true' in small.body and b"logprobs" not in large.body
+    assert '"logprob"' not in answer.text and "qwen3-32b" in answer.text and "qwen3-8b" not in answer.text

@@ -127,6 +127,28 @@ chosen: {date: "2026-11-22", data: "0123456789ab", rows: 400, target: "cost=2",
   models: {small: qwen3-8b, large: old}, quality: [0.7, 0.8], per_1000: [1.5, 1.9]}"""
 
 
+def test_a_rule_without_its_log_probabilities_is_named(
+    tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
+) -> None:
+    """`check` names a tier whose model refuses them. `explain` shows the level, and on what it was fitted."""
+    folder = write_small_intents(tmp_path / "intents")
+    rule = "accept: [{logprob: {min: -0.4, first: 16, tier: small, model: qwen3-8b}}]"
+    (folder / "extraction.yaml").write_text(
+        small_intent("extraction", f"tier: small\n{rule}\nescalate: {{to: large}}")
+    )
+    note = "a rule needs log-probabilities, which the tier's model does not give: extraction (small)"
+    assert note not in in_process("check", folder)[1]
+    lines = in_process("explain", "--intents", folder, EXTRACT)[1].splitlines()
+    condition = "logprob (mean of the first 16 tokens below -0.4 at small)"
+    assert f"ladder    large, if small fails, or if {condition} rejects its answer" in lines
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().replace("qwen3-8b", "gemini-2.5-flash").replace("qwen3", "gemini", 1))
+    (folder / "extraction.yaml").write_text(
+        (folder / "extraction.yaml").read_text().replace(", model: qwen3-8b", "")
+    )
+    assert note in in_process("check", folder)[1]
+
+
 def test_settings_fitted_on_outcomes_are_shown(
     tmp_path: Path, in_process: Callable[..., tuple[int, str, str]]
 ) -> None:

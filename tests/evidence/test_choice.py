@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from extproc.acceptance.rules import Logprob
 from extproc.acceptance.score import SCORE_FACTS
 from extproc.cli import evidence as commands
 from extproc.config.load import load_config
@@ -182,6 +183,55 @@ def test_a_score_escalates_wrong_answers(folder, tmp_path, words, tokens):
         True,
     )
     assert billing.scorer.weights["hedges"] < 0
+
+
+def unsure(count=300, tokens=4):
+    """Return rows where the small tier is wrong if its log-probability is low. Its texts say nothing."""
+    rows = []
+    for i in range(count):
+        sure = i % 3 > 0
+        logprobs = {"content": [{"token": "a", "logprob": -0.1 - i / 1e4 if sure else -0.9 - i / 1e4}] * tokens}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"content": f"It is {i}."}, "logprobs": logprobs}
+        small = {"success": sure, "response": {"choices": [choice]}, "tokens_in": 10, "tokens_out": 10}
+        rows.append({"text": f"{BILL} {i}", "outcomes": {"small": small, "large": outcome(True)}})
+    return rows
+
+
+@pytest.mark.parametrize(("length", "first"), [(4, None), (40, 16)])
+def test_log_probabilities_escalate_wrong_answers(length, first, folder, tmp_path, words, tokens):
+    """They come before the score. The first tokens are used where they suffice. The YAML serves as reported."""
+    data = written(tmp_path, unsure(tokens=length))
+    target = Target("quality", 0.97)
+    assert commands.run_choose(folder, data, target, 0.01, DAY, 0, write=True) == 0
+    run = execute(folder, Memory(words), read_traffic(data), tokens)
+    (rule,) = run.snapshot.policy.cohorts["billing"].accept
+    assert isinstance(rule, Logprob)
+    assert rule == Logprob(min=rule.min, first=first, tier="small", model="qwen3-8b") and -0.95 < rule.min < -0.12
+    rejections = [served.rejections for served in run.served if served is not None]
+    assert set(rejections) == {(), ("low_logprob",)}
+    wrong = [i % 3 == 0 for i in range(300)]
+    assert sum(bool(r) for r, w in zip(rejections, wrong, strict=True) if w) == 100
+    # A second fit replaces the fitted level. It chooses as before.
+    assert commands.run_choose(folder, data, target, 0.01, "2026-12-01", 0, write=True) == 0
+    assert load_config(folder).intents[0].accept == [
+        {"logprob": {"min": rule.min, **({"first": first} if first else {}), "tier": "small", "model": "qwen3-8b"}}
+    ]
+
+
+def test_the_score_is_kept_where_log_probabilities_say_nothing(folder, tmp_path, words, tokens):
+    """Wrong answers hedge, and every answer has the same log-probabilities but for noise."""
+    noise = np.random.default_rng(0).normal(-0.5, 0.1, 300).tolist()
+    rows = hedging()
+    for row, value in zip(rows, noise, strict=True):
+        small = row["outcomes"]["small"]
+        said = {
+            "index": 0, "finish_reason": "stop", "message": {"content": small.pop("answer")},
+            "logprobs": {"content": [{"token": "a", "logprob": min(value, 0.0)}]},
+        }  # fmt: skip
+        small["response"] = {"choices": [said]}
+    choice = choose(tabulated(folder, tmp_path, words, tokens, rows), Target("quality", 0.97), 0.01, DAY)
+    plan = choice.cohorts[0].plan
+    assert plan is not None and (plan.option.signal, plan.option.up) == ("score", "large")
 
 
 def test_the_choice_does_not_use_the_rows_reported_on(folder, tmp_path, words, tokens):

@@ -6,6 +6,7 @@ from typing import Any, get_args
 import msgspec
 import pytest
 
+from extproc.acceptance.rules import compile_rules
 from extproc.api.paths import APIS
 from extproc.api.reasoning import LEVELS
 from extproc.api.request import parse_request
@@ -14,7 +15,7 @@ from extproc.contract.words import Reason
 from extproc.routing.decision import Decision
 from extproc.routing.dialects import DIALECTS
 from extproc.routing.mutation import mutate
-from extproc.routing.policy import Rung
+from extproc.routing.policy import Cohort, Rung
 from extproc.routing.tier_form import form_of
 from extproc.settings import Budget, Dialect, Efforts, Params, Price, Reasoning, Tier
 from tests.providers import Body, refusals, understood
@@ -128,6 +129,35 @@ def test_no_request_is_refused_for_its_reasoning(dialect: Dialect, api: str, mod
         for why in refusals(model, api, attempt):
             refused.append((why, body, policy, attempt))
     assert not refused, (len(refused), refused[:3])
+
+
+@pytest.mark.parametrize(("dialect", "api", "model"), TIERS)
+def test_log_probabilities_are_asked_for_only_where_they_are_given(dialect: Dialect, api: str, model: str) -> None:
+    """A rule that needs them never causes a refusal. Without the rule, nothing is added."""
+    judged = Cohort("c", "small", 0.0, 0.0, True, accept=compile_rules([{"logprob": -1}]))
+    asked = set()
+    for policy in (None, False, True):
+        decision = Decision(tier(dialect, model), Reason.MATCHED, cohort=judged, judged=True, reasoning=policy)
+        mutation = mutate(decision, parse_request(PATHS[api], msgspec.json.encode(USUAL[api])))
+        body = msgspec.json.decode(mutation.body or b"")
+        assert not refusals(model, api, body), (policy, body)
+        added = "logprobs" in body or "message.output_text.logprobs" in body.get("include", [])
+        assert mutation.logprobs_added == added
+        asked |= {policy} if added else set()
+    assert asked == _ASKED.get(model, {None, False, True}) - ({None, False, True} if api == "messages" else set())
+
+
+# Model -> the reasoning of the policy with which it is asked. The others always are, or never on Messages.
+_ASKED: dict[str, set[bool | None]] = {
+    **{model: set() for model in ("o3", "gpt-5-pro", "gpt-5-codex", "gpt-5-nano", "gpt-5", "gpt-5.1-codex-max")},
+    "gpt-5.1": {None, False},
+    "gpt-5.4": {None, False},
+    "gpt-5.6-terra": {False},
+    "gpt-6-astra": set(),
+    "gpt-6-sol": {False},
+    "deepseek-v4-pro": {False},
+    **{model: set() for model in MODELS["gemini"][1]},
+}
 
 
 @pytest.mark.parametrize(("dialect", "api", "model"), TIERS)

@@ -95,7 +95,7 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
 
 
 def _scorer(scored: ScoredTable, c: CohortPlans, plan: Plan, date: str, held_out: Bools) -> Scorer | None:
-    if plan.option.level is None:
+    if plan.option.level is None or plan.option.signal != "score":
         return None
     table, first = scored.table, plan.option.first
     tier, curve = table.tier(first), scored.curves[first][c.cohort.name]
@@ -147,13 +147,30 @@ def changes(choice: CohortChoice, intent: Intent) -> Mapping[str, Any]:
         if intent.accept or values["tier"] != intent.tier:
             values |= {"escalate": None}
         return values | {"accept": None, "scorer": None}
-    rules = [rule for rule in intent.accept if rule != "score" and not (isinstance(rule, dict) and "score" in rule)]
-    score = [{"score": {"min": plan.least}}] if option.level is not None else []
     return values | {
-        "accept": [*rules, *score],
+        "accept": [*(rule for rule in intent.accept if not _is_fitted(rule)), *_fitted_rule(choice, plan)],
         "escalate": {"to": _rung(option.up), "max": 1, "share": choice.share},
         "scorer": choice.scorer,
     }
+
+
+def _is_fitted(rule: Any) -> bool:
+    """Whether a rule of the file was fitted, so that it is replaced."""
+    if not isinstance(rule, dict):
+        return bool(rule == "score")
+    logprob = rule.get("logprob")
+    return "score" in rule or (isinstance(logprob, dict) and "tier" in logprob)
+
+
+def _fitted_rule(choice: CohortChoice, plan: Plan) -> list[dict[str, Any]]:
+    if plan.option.level is None:
+        return []
+    if plan.option.signal == "score":
+        return [{"score": {"min": plan.least}}]
+    assert choice.chosen is not None
+    tier = tier_of(plan.option.first)
+    first = {"first": plan.first} if plan.first is not None else {}
+    return [{"logprob": {"min": plan.least, **first, "tier": tier, "model": choice.chosen.models[tier]}}]
 
 
 def _rung(setting: str) -> Any:

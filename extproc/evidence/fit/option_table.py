@@ -7,13 +7,14 @@ import numpy as np
 
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import question_of, read_requirements
-from extproc.acceptance.rules import AcceptRule, Score
+from extproc.acceptance.rules import AcceptRule, Logprob, Score
 from extproc.acceptance.score import SCORE_FACTS, score_facts
 from extproc.acceptance.verdict import judge
 from extproc.api.observation import Observation
 from extproc.contract.words import Reason
 from extproc.evidence.data.setting import tier_of
 from extproc.evidence.execution import Execution
+from extproc.evidence.fit.logprobs import Means, count_tokens, mean_logprobs
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
 from extproc.evidence.measure.controls import Recorded, recorded
 from extproc.evidence.measure.metrics import Bools, Floats
@@ -37,6 +38,8 @@ class OptionTable(msgspec.Struct, frozen=True):
     passed: Bools  # [row, setting] whether the cohort's written rules accept the answer
     facts: dict[str, Floats]  # setting -> [row, fact], for the settings whose answers were all recorded
     logprobs: dict[str, bool]  # setting -> whether all its answers have log-probabilities
+    means: dict[str, Means]  # setting -> the mean log-probabilities of its answers, if any answer has them
+    logprob_tokens: dict[str, Floats]  # setting -> [row] tokens that have a log-probability
     seed: int
 
     @property
@@ -66,13 +69,15 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
         )
     names = comparable.tiers
     answers = [[run.answers[i][name] for name in names] for i in positions]
-    facts, logprobs = {}, {}
+    facts, logprobs, means, logprob_tokens = {}, {}, {}, {}
     for j, name in enumerate(names[:-1]):  # the last setting has no other to escalate to
         observations = [row[j].observation for row in answers]
         complete = [observation for observation in observations if observation is not None]
         if len(complete) == len(observations):
             facts[name] = _facts(run, positions, complete)
             logprobs[name] = all(observation.logprobs for observation in complete)
+        if any(observation.logprobs for observation in complete):
+            means[name], logprob_tokens[name] = mean_logprobs(observations), count_tokens(observations)
     lowest = _at_lowest_tier(run.snapshot.policy)
     fraction = np.array([_fraction(run, i, seed) for i in positions])
     tokens = [[row[j].tokens_out for j in range(len(names))] for row in answers]
@@ -89,6 +94,8 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
         np.array([_passed(run, i, names, embed) for i in positions], dtype=np.bool_),
         facts,
         logprobs,
+        means,
+        logprob_tokens,
         seed,
     )
 
@@ -136,8 +143,12 @@ def ends_with_person(cohort: Cohort) -> bool:
 
 
 def written_rules(cohort: Cohort) -> tuple[AcceptRule, ...]:
-    """Return the cohort's acceptance rules except the score, which is fitted."""
-    return tuple(rule for rule in cohort.accept if not isinstance(rule, Score))
+    """Return the cohort's acceptance rules that a person wrote, without those that are fitted."""
+    return tuple(rule for rule in cohort.accept if not _is_fitted(rule))
+
+
+def _is_fitted(rule: AcceptRule) -> bool:
+    return isinstance(rule, Score) or (isinstance(rule, Logprob) and rule.tier is not None)
 
 
 def _fraction(run: Execution, i: int, seed: int) -> float:

@@ -1,10 +1,12 @@
 """An option: one possible configuration of a cohort.
 
 It is a tier with a reasoning setting. An option may also have a cap on output tokens, and its answers may be judged
-by the cohort's written rules and by an acceptance score. A rejected answer escalates to a second setting.
+by the cohort's written rules, and by their mean log-probability or an acceptance score. A rejected answer escalates
+to a second setting. Log-probabilities are tried first, because they need the fewest rows.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -13,7 +15,7 @@ from extproc.acceptance.rules import AcceptRule
 from extproc.evidence.fit.option_table import OptionTable, lowest_rank, written_rules
 from extproc.routing.policy import Cohort
 
-# Quantiles of a cohort's scores to try as the threshold. Finer steps choose among noise.
+# Quantiles of a cohort's log-probabilities or scores to try as the threshold. Finer steps choose among noise.
 _LEVELS = tuple(k / 10 for k in range(1, 10))
 
 
@@ -22,8 +24,9 @@ class Option(msgspec.Struct, frozen=True):
 
     first: str  # the setting that answers first
     up: str | None = None  # the setting that rejected answers escalate to; None: no answer is judged
-    level: float | None = None  # the share of scores that are rejected; None: no score
+    level: float | None = None  # the share of answers that the signal rejects; None: no signal
     capped: bool = False  # output tokens are capped
+    signal: Literal["score", "logprob"] = "score"  # what is compared with the level
 
 
 def options_of(table: OptionTable, cohort: Cohort) -> Iterator[Option]:
@@ -45,6 +48,8 @@ def _uncapped(table: OptionTable, rules: Sequence[AcceptRule]) -> Iterator[Optio
         for up in above:
             if rules:
                 yield Option(first, up)
+            if first in table.means:
+                yield from (Option(first, up, level, signal="logprob") for level in _LEVELS)
             if first in table.facts:
                 yield from (Option(first, up, level) for level in _LEVELS)
 

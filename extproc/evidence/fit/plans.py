@@ -1,7 +1,8 @@
 """A plan: an option with the numbers fitted on one cohort's rows, and what it would have served.
 
 An option chooses among recorded answers, so its quality and cost are known. Only the acceptance score is modelled.
-Each row is scored by curves that were fitted without it.
+Each row is scored by curves that were fitted without it. If answers have log-probabilities, the score is used only
+if it is shown to rank the cohort's answers better than their mean.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.rules import Complete
 from extproc.evidence.execution import Execution
+from extproc.evidence.fit.logprobs import level_at, mostly_recorded, ranks_better, tokens_that_suffice
 from extproc.evidence.fit.option_table import OptionTable, tabulate
 from extproc.evidence.fit.options import Option
 from extproc.evidence.fit.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
@@ -27,8 +29,9 @@ class Plan(msgspec.Struct, frozen=True):
     """An option with the numbers fitted on one cohort's rows."""
 
     option: Option
-    least: float = -math.inf  # the least score that is accepted
+    least: float = -math.inf  # the least score or mean log-probability that is accepted
     cap: int | None = None  # output tokens
+    first: int | None = None  # the first tokens whose mean log-probability is used; None: all tokens
 
 
 class ScoredTable(msgspec.Struct, frozen=True, dict=True):
@@ -54,9 +57,29 @@ class ScoredTable(msgspec.Struct, frozen=True, dict=True):
         return scores
 
     def _answers(self, setting: str, rows: Bools) -> Answers:
-        table = self.table
-        right = table.recorded.quality[:, table.settings.index(setting)]
-        return Answers(table.cohort[rows], table.facts[setting][rows], right[rows])
+        return Answers(self.table.cohort[rows], self.table.facts[setting][rows], self._quality(setting)[rows])
+
+    def _quality(self, setting: str) -> Floats:
+        return self.table.recorded.quality[:, self.table.settings.index(setting)]
+
+    def signal(self, plan: Plan, rows: Bools) -> Floats:
+        """Return float64[row]: the values to compare with the plan's least value. NaN: nothing to compare."""
+        if plan.option.signal == "logprob":
+            return self.table.means[plan.option.first][plan.first][rows]
+        return self.scores[plan.option.first][rows]
+
+    def first_tokens(self, setting: str, rows: Bools) -> int | None:
+        """Return how many first tokens suffice for the mean log-probability. None: all are needed."""
+        means = {first: values[rows] for first, values in self.table.means[setting].items()}
+        return tokens_that_suffice(
+            means, self.table.logprob_tokens[setting][rows], self._quality(setting)[rows] >= 0.5
+        )
+
+    def needs_no_score(self, setting: str, rows: Bools) -> bool:
+        """Return whether the log-probabilities of these rows rank the answers as well as the score."""
+        if setting not in self.table.means or not mostly_recorded(means := self.table.means[setting][None][rows]):
+            return False
+        return not ranks_better(self.scores[setting][rows], means, self._quality(setting)[rows] >= 0.5)
 
 
 def scored_table(run: Execution, seed: int, embed: Embed | None = None) -> ScoredTable:
@@ -70,20 +93,39 @@ def fit_plan(scored: ScoredTable, cohort: Cohort, option: Option, cut: float) ->
     `cut`: the share of successful answers that a cap may cut.
     """
     rows = scored.table.fit & (scored.table.cohort == cohort.name)
-    least, cap = -math.inf, None
+    plan: Plan | None = Plan(option)
     if option.level is not None:
-        scores, curve = scored.scores[option.first][rows], scored.curves[option.first].get(cohort.name)
-        served = curve.chances(scored.table.facts[option.first][rows]) if curve is not None else np.zeros(0)
-        # If the curve gives all answers the same score, the scores by curves without them differ only by chance.
-        if np.isnan(scores).any() or not len(served) or np.ptp(served) < _SPREAD:
-            return None
-        least = round(float(np.quantile(scores, option.level)), 3)
+        fit_level = _fit_logprob if option.signal == "logprob" else _fit_score
+        plan = fit_level(scored, cohort, option, option.level)
+    if plan is None:
+        return None
+    cap = None
     if option.capped:
         caps = [_fit_cap(scored.table, rows, name, cut) for name in (option.first, option.up) if name is not None]
         if None in caps:
             return None
         cap = max(c for c in caps if c is not None)
-    return Plan(option, least, cap)
+    return msgspec.structs.replace(plan, cap=cap)
+
+
+def _fit_logprob(scored: ScoredTable, cohort: Cohort, option: Option, share: float) -> Plan | None:
+    rows = scored.table.fit & (scored.table.cohort == cohort.name)
+    if not mostly_recorded(scored.table.means[option.first][None][rows]):
+        return None
+    first = scored.first_tokens(option.first, rows)
+    return Plan(option, level_at(scored.table.means[option.first][first][rows], share), first=first)
+
+
+def _fit_score(scored: ScoredTable, cohort: Cohort, option: Option, share: float) -> Plan | None:
+    rows = scored.table.fit & (scored.table.cohort == cohort.name)
+    scores, curve = scored.scores[option.first][rows], scored.curves[option.first].get(cohort.name)
+    served = curve.chances(scored.table.facts[option.first][rows]) if curve is not None else np.zeros(0)
+    # If the curve gives all answers the same score, the scores by curves without them differ only by chance.
+    if np.isnan(scores).any() or not len(served) or np.ptp(served) < _SPREAD:
+        return None
+    if scored.needs_no_score(option.first, rows):
+        return None
+    return Plan(option, round(float(np.quantile(scores, share)), 3))
 
 
 def _fit_cap(table: OptionTable, rows: Bools, setting: str, cut: float) -> int | None:
@@ -113,7 +155,7 @@ def replay(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> tupl
         passed = passed & complete
     escalated = ~passed
     if option.level is not None:
-        escalated |= scored.scores[option.first][rows] < plan.least
+        escalated |= scored.signal(plan, rows) < plan.least  # an answer without the signal is accepted
     quality_up, cost_up, _ = _answered(table, option.up, plan.cap, rows)
     return np.where(escalated, quality_up, quality), cost + escalated * cost_up, escalated
 

@@ -113,11 +113,13 @@ def choice_text(choice: TierChoice) -> Iterator[str]:
 
 
 def plan_text(plan: Plan) -> str:
-    """A plan as text, for example "small, below 0.412 large, cap 800"."""
+    """A plan as text, for example "small, below 0.412 large, cap 800" or "small, logprob below -0.3 large"."""
     option = plan.option
     parts = [option.first]
     if option.up is not None:
-        parts.append(f"rejected {option.up}" if option.level is None else f"below {plan.least:g} {option.up}")
+        signal = "logprob " if option.signal == "logprob" else ""
+        below = f"{signal}below {plan.least:g} {option.up}"
+        parts.append(f"rejected {option.up}" if option.level is None else below)
     if plan.cap is not None:
         parts.append(f"cap {plan.cap}")
     return ", ".join(parts)
