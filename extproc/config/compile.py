@@ -163,8 +163,8 @@ def _unreachable(config: Config, snapshot: Snapshot, rows: dict[str, Vectors]) -
                 yield Problem(
                     file,
                     line,
-                    f"this utterance of `{intent.intent}` is more like the texts in {BACKGROUND_FILE}: reword it, or "
-                    "remove the texts that are like it",
+                    f"this utterance of `{intent.intent}` is more like the texts in {BACKGROUND_FILE}: "
+                    "reword it, or remove the texts that are like it",
                 )
             # Evidence says more than one utterance about how often a match at this distance is wrong.
             elif match.similarity < floor and intent.evidence is None:

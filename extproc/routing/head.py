@@ -12,8 +12,8 @@ from scipy.optimize import minimize
 
 from extproc.encoder.protocols import Vectors
 
-# Weight of the penalty on large weights. Chosen on prompts of public sources and on CLINC150 with ten utterances per
-# intent: between a third and three times this value, results change little.
+# Weight of the penalty on large weights. Chosen on prompts of public sources and on CLINC150 with ten utterances
+# per intent: between a third and three times this value, results change little.
 _PENALTY = 1e-4
 # The search ends where the loss is this flat. A limit ten times as tight takes twice as long and changes little.
 _FLAT, _MOST_STEPS = 1e-3, 100

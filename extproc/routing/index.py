@@ -1,4 +1,4 @@
-"""Find the cohort of a vector: an exact inner-product search (FAISS) over the centroids, or over the head's weights."""
+"""Find the cohort of a vector: an exact inner-product search (FAISS) over the centroids or the head's weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -80,9 +80,9 @@ class Index:
 
 
 def nearest(index: Index, vector: Vectors) -> Match:
-    """Return the cohort nearest to `vector` (float32[d], unit length): with a head, the one with the highest chance.
+    """Return the cohort nearest to `vector` (float32[d], unit length).
 
-    With a single cohort, the margin is the cosine of its centroid. It is never negative.
+    With a head it is the one with the highest chance. With a single cohort, the margin is the cosine of its centroid. It is never negative.
     """
     if index.head is not None:
         return _likeliest(index, vector)

@@ -1,8 +1,8 @@
 """Whether a match counts, and the tier that the request needs.
 
 A floor that was fitted on evidence, or that the operator wrote, decides by itself. Without one, the chances of the
-cohorts decide, by what a mistake costs: the tier is the cheapest one at which a costlier tier is needed with a small
-probability. Doubt raises the tier and never lowers it.
+cohorts decide, by what a mistake costs: the tier is the cheapest one at which it is unlikely that a costlier tier is
+needed. Doubt raises the tier and never lowers it.
 """
 
 import msgspec
@@ -58,7 +58,7 @@ def needed_rank(policy: Policy, match: Match) -> int:
 
 
 def chance_above(policy: Policy, match: Match, rank: int) -> float:
-    """Return the probability that a costlier tier than that of `rank` is needed. The background needs the default."""
+    """Return the probability that a tier above `rank` is needed. The background needs the default tier."""
     above = sum(chance for name, chance in match.tiers.items() if policy.rank(name) > rank)
     return above + (match.background if policy.rank(policy.default_tier) > rank else 0.0)
 
