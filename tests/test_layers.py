@@ -26,6 +26,7 @@ GENERATED = {"serving/wire.py", "serving/processor.py", "accounting/accesslog.py
 # Third-party packages that a module may import. Every module may import msgspec (values) and numpy (vectors).
 VENDORS = {
     "routing/index.py": {"faiss"},
+    "routing/head.py": {"scipy"},
     "routing/centroid_file.py": {"safetensors"},  # arrays in a file that cannot run code
     "routing/redis_store.py": {"redis"},  # for a policy with `state`
     "acceptance/refusal.py": {"re2"},  # its time is linear for any text, because answers are untrusted

@@ -8,17 +8,22 @@ import numpy as np
 
 from extproc.acceptance.rules import compile_rules
 from extproc.config.load import Config, ConfigError
-from extproc.config.schema import Intent
+from extproc.config.schema import BACKGROUND_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.encoder.vector_file import storing
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.centroids import RECIPE, fit_centroids, means_of
-from extproc.routing.index import Index, nearest
+from extproc.routing.head import fit_head
+from extproc.routing.index import Index, Kind, nearest
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
+
+# The keys of an intent that are not settings of its requests.
+_NO_SETTINGS = {"intent", "description", "utterances", "floor", "margin", "evidence", "chosen"}
+_SETTINGS = [key for key in Intent.__struct_fields__ if key not in _NO_SETTINGS]
 
 
 def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
@@ -27,11 +32,8 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     Raises ConfigError if an utterance is not routed to its own intent, because this intent cannot work as its file
     says. With centroids that are fitted on labelled rows this is only a warning.
     """
-    vectors = storing(encoder).encode(texts_of(config))
-    ends = np.cumsum([len(intent.utterances) for intent in config.intents])
-    names = [intent.intent for intent in config.intents]
-    rows = dict(zip(names, np.split(vectors, ends[:-1]), strict=True))
-    index, floors, centroids = matching(config, rows)
+    rows, background = encode_texts(config, encoder)
+    index, floors, centroids = matching(config, rows, background)
     file = config.policy
     policy = Policy(
         tiers=file.tiers,
@@ -63,15 +65,25 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
 
 
 def texts_of(config: Config) -> list[str]:
-    """Every text of the configuration that is encoded, in the order of its files."""
-    return [text for intent in config.intents for text in intent.utterances]
+    """Every text of the configuration that is encoded: utterances in the order of their files, then the background."""
+    return [*(text for intent in config.intents for text in intent.utterances), *config.background]
 
 
-def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[str, float], str]:
+def encode_texts(config: Config, encoder: Encoder) -> tuple[dict[str, Vectors], Vectors]:
+    """The vectors of each intent's utterances, float32[n, d], and of the background, float32[m, d]."""
+    vectors = storing(encoder).encode(texts_of(config))
+    ends = np.cumsum([len(intent.utterances) for intent in config.intents])
+    *utterances, background = np.split(vectors, ends)
+    return {intent.intent: rows for intent, rows in zip(config.intents, utterances, strict=True)}, background
+
+
+def matching(
+    config: Config, rows: Mapping[str, Vectors], background: Vectors | None = None
+) -> tuple[Index, Mapping[str, float], str]:
     """The index, a floor for each cohort, and the hash of everything that they are made of.
 
-    The fitted centroids are used unless they are stale. Otherwise centroids and floors come from the utterances.
-    `rows` are the vectors of each intent's utterances, float32[n, d].
+    The fitted centroids are used unless they are stale. Otherwise centroids, floors and the head come from the
+    utterances and the background. `rows` and `background` are vectors as `encode_texts` returns them.
     """
     digest, file = utterances_digest(config), config.fitted
     if file is not None:
@@ -83,15 +95,30 @@ def matching(config: Config, rows: dict[str, Vectors]) -> tuple[Index, Mapping[s
     index = Index(
         {name: cohort.centroid[None, :] for name, cohort in cohorts.items()},
         {name: cohort.mean for name, cohort in cohorts.items()},
+        head=fit_head(rows, background),
+        kinds=_kinds(config),
     )
     return index, {name: cohort.floor for name, cohort in cohorts.items()}, digest
+
+
+def _kinds(config: Config) -> dict[str, Kind]:
+    """The tier that each cohort needs, and the first cohort with the same settings."""
+    ranks = {tier.name: rank for rank, tier in enumerate(config.policy.tiers)}
+    first: dict[str, str] = {}
+    kinds = {}
+    for intent in config.intents:
+        like = first.setdefault(repr([getattr(intent, key) for key in _SETTINGS]), intent.intent)
+        needed = max(intent.tier, intent.tier_floor or intent.tier, key=ranks.__getitem__)
+        kinds[intent.intent] = Kind(needed, like)
+    return kinds
 
 
 def utterances_digest(config: Config) -> str:
     """The hash of everything that the matching is made of where nothing is fitted on labelled rows."""
     encoder = config.policy.encoder
     utterances = [(intent.intent, intent.utterances) for intent in config.intents]
-    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, utterances, config.background)).encode()).hexdigest()[:12]
+    parts = (RECIPE, encoder.name, encoder.max_chars, utterances, config.background)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
 def centroids_digest(config: Config) -> str:
@@ -119,6 +146,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
         stream=intent.stream,
         evidence=intent.evidence,
         chosen=intent.chosen,
+        operator_floor=intent.floor is not None and intent.evidence is None,
     )
 
 
@@ -136,6 +164,13 @@ def _unreachable(config: Config, snapshot: Snapshot, rows: dict[str, Vectors]) -
                     line,
                     f"this utterance of `{intent.intent}` is nearer to `{match.cohort}`: "
                     "reword it, move it there, or add utterances like it",
+                )
+            elif match.background > (match.chance or 0.0) and not snapshot.policy.cohorts[intent.intent].has_floor:
+                yield Problem(
+                    file,
+                    line,
+                    f"this utterance of `{intent.intent}` is more like the texts in {BACKGROUND_FILE}: "
+                    "reword it, or remove the texts that are like it",
                 )
             # Evidence says more than one utterance about how often a match at this distance is wrong.
             elif match.similarity < floor and intent.evidence is None:

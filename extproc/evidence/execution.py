@@ -24,12 +24,12 @@ from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstre
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
 from extproc.evidence.measure.metrics import GroupIds
-from extproc.routing.findings import trust
 from extproc.routing.limits import Rates
 from extproc.routing.policy import routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.trust import trust
 
 # Rows routed concurrently. Their texts are encoded together.
 _CONCURRENT_ROWS = 512
@@ -114,7 +114,7 @@ def route_all(
 def trusted_cohort(routed: Routed) -> str | None:
     """The cohort whose floors the match exceeds, or None."""
     decision = routed.decision
-    trusted = trust(decision.cohort, decision.match) is Reason.MATCHED
+    trusted = trust(routed.snapshot.policy, decision.match) is Reason.MATCHED
     return decision.cohort.name if decision.cohort is not None and trusted else None
 
 
@@ -128,6 +128,8 @@ def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:
     digest = hashlib.sha256(snapshot.revision.encode())
     faiss = snapshot.index.faiss
     digest.update(faiss.reconstruct_n(0, faiss.ntotal).tobytes())
+    for rows in snapshot.index.centroids.values():
+        digest.update(rows.tobytes())
     for mean in (snapshot.index.means or {}).values():
         digest.update(mean.tobytes())
     for cohort in snapshot.policy.cohorts.values():

@@ -44,6 +44,7 @@ class Decision(msgspec.Struct, frozen=True):
     reasoning: Reasoning | None = None  # None: not set by us
     reasoning_forced: bool = False  # the policy overrides the client's explicit choice
     max_output_tokens: int | None = None
+    withheld: tuple[str, ...] = ()  # keys of the cohort that were not applied, because the match is a guess
     ladder: tuple[Rung, ...] = ()  # the rungs above `tier`, for failed or rejected attempts
     judged: bool = False  # the cohort's rules judge the answers of all rungs but the last
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used
@@ -156,16 +157,16 @@ def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decis
 
 
 def _proposed(policy: Policy, findings: Findings) -> Choice:
-    """The tier of the first rule that applies, of the trusted cohort, or the default tier, in this order.
+    """The tier of the first rule that applies, otherwise the one that the match proposes.
 
     A background call starts at the cheapest tier.
     """
-    rule, settings = findings.rule, findings.settings
+    rule = findings.rule
     if rule is not None and rule.tier is not None:
         return Choice(policy.rank(rule.tier), Reason.RULE)
     if findings.trust is Reason.BACKGROUND:
         return Choice(0, Reason.BACKGROUND)
-    return Choice(policy.rank(settings.tier if settings is not None else policy.default_tier), findings.trust)
+    return Choice(findings.rank, findings.trust)
 
 
 def _laddered(
@@ -173,7 +174,7 @@ def _laddered(
 ) -> Decision:
     """The decision for the chosen tier, with the ladder above it."""
     settings, rule = findings.settings, findings.rule
-    reasoning = settings.reasoning if settings is not None else None
+    reasoning = findings.reasoning
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
     tier = policy.tiers[choice.rank]
@@ -187,6 +188,7 @@ def _laddered(
         reasoning=reasoning,
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=findings.cap,
+        withheld=findings.withheld,
         ladder=ladder,
         judged=settings is not None and not continuation.background and _is_judged(settings, ladder),
         course=course_of(policy, choice, continuation),

@@ -1,4 +1,4 @@
-"""Find the cohort nearest to a vector: an exact inner-product search over the centroids (FAISS)."""
+"""Find the cohort of a vector: an exact inner-product search (FAISS) over the centroids or the head's weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
+from extproc.routing.head import Head, softmax
 
 # One query is too little work for several threads.
 faiss.omp_set_num_threads(1)
@@ -18,32 +19,62 @@ BACK = 0.3
 
 
 class Match(msgspec.Struct, frozen=True):
-    """The nearest cohort, with its similarity and margin."""
+    """The nearest cohort, with its similarity and margin, and with chances if the index has a head."""
 
     cohort: str
     similarity: float
     margin: float  # cosine of the nearest centroid minus that of the best centroid of any *other* cohort
     runner_up: str | None = None  # that other cohort; None if there is only one cohort
+    chance: float | None = None  # that the text belongs to the cohort. None: there is no head
+    runner_up_chance: float = 0.0
+    alike: float = 0.0  # chance of all cohorts with the same settings, with that of the cohort itself
+    background: float = 0.0  # chance that the text belongs to no cohort
+    tiers: Mapping[str, float] = {}  # chance of the cohorts that need each tier, by the tier's name
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """What the matching knows about the settings of a cohort."""
+
+    tier: str  # the tier that it needs
+    like: str  # the first cohort with the same settings
 
 
 class Index:
-    """The centroids of all cohorts, one or more each."""
+    """The centroids of all cohorts, one or more each, and the head if there is one."""
 
     def __init__(
-        self, centroids: Mapping[str, Vectors], means: Mapping[str, Vectors] | None = None, back: float = BACK
+        self,
+        centroids: Mapping[str, Vectors],
+        means: Mapping[str, Vectors] | None = None,
+        back: float = BACK,
+        head: Head | None = None,
+        kinds: Mapping[str, Kind] | None = None,
     ) -> None:
         """`centroids`: cohort -> float32[n, d]. `means`: cohort -> float32[d]. All are unit vectors.
 
         `back` is the weight of the mean in the similarity. Without means, similarity is the cosine of the nearest
-        centroid. Raises ValueError if there is no cohort.
+        centroid. The classes of `head` are the cohorts, in order, and the background after them. With it, the
+        cohort with the highest chance is the nearest. `kinds` has the settings of each cohort. Without them each
+        cohort needs a tier of its own name. Raises ValueError if there is no cohort.
         """
         if not centroids:
             raise ValueError("the index has no cohort: give at least one cohort with its centroids")
-        self.cohorts = [name for name, rows in centroids.items() for _ in range(len(rows))]
-        # As many results as the search needs to reach a second cohort behind all centroids of the first one.
-        self.neighbours = min(len(self.cohorts), 1 + max(len(rows) for rows in centroids.values()))
-        self.means, self.back = means, back
-        stacked = np.concatenate(list(centroids.values()))
+        self.centroids, self.means, self.back, self.head = centroids, means, back, head
+        if head is None:
+            self.cohorts = [name for name, rows in centroids.items() for _ in range(len(rows))]
+            # As many results as the search needs to reach a second cohort behind all centroids of the first one.
+            self.neighbours = min(len(self.cohorts), 1 + max(len(rows) for rows in centroids.values()))
+            stacked = np.concatenate(list(centroids.values()))
+        else:
+            self.cohorts = list(centroids)
+            self.neighbours = len(head.bias)  # every class has a part in the chances
+            stacked = np.column_stack([head.weights, head.bias])
+            kinds = kinds or {name: Kind(name, name) for name in centroids}
+            self.tiers = list(dict.fromkeys(kinds[name].tier for name in centroids))
+            # The number of the class's tier and of its settings. The background has numbers of its own.
+            self.tier_of = np.array([*(self.tiers.index(kinds[n].tier) for n in centroids), len(self.tiers)])
+            number = {name: i for i, name in enumerate(centroids)}
+            self.like_of = np.array([*(number[kinds[n].like] for n in centroids), len(number)])
         self.faiss = faiss.IndexFlatIP(stacked.shape[1])
         self.faiss.add(np.ascontiguousarray(stacked, dtype=np.float32))
 
@@ -51,20 +82,58 @@ class Index:
 def nearest(index: Index, vector: Vectors) -> Match:
     """Return the cohort nearest to `vector` (float32[d], unit length).
 
-    With a single cohort, the margin is the cosine of its centroid.
+    With a head it is the one with the highest chance. With a single cohort, the margin is the cosine of its centroid. It is never negative.
     """
+    if index.head is not None:
+        return _likeliest(index, vector)
     ranked = _search(index, vector, index.neighbours)
     cohort, best = ranked[0]
     runner_up, second = next(((name, cosine) for name, cosine in ranked if name != cohort), (None, 0.0))
     return Match(cohort, _similarity(index, cohort, vector, best), best - second, runner_up)
 
 
+def _likeliest(index: Index, vector: Vectors) -> Match:
+    """The cohort with the highest chance."""
+    scores, found = index.faiss.search(np.append(vector, np.float32(1))[None, :], index.neighbours)
+    chances, classes, cohorts = softmax(scores[0]), found[0], index.cohorts
+    ranked = [(row, i) for i, row in enumerate(classes[:3]) if row < len(cohorts)]
+    (row, at), second = ranked[0], ranked[1] if len(ranked) > 1 else None
+    cohort, runner_up = cohorts[row], cohorts[second[0]] if second is not None else None
+    cosine = _cosine(index, cohort, vector)
+    by_tier = np.bincount(index.tier_of[classes], chances, len(index.tiers) + 1)
+    by_like = np.bincount(index.like_of[classes], chances)
+    return Match(
+        cohort,
+        _similarity(index, cohort, vector, cosine),
+        max(0.0, cosine - _cosine(index, runner_up, vector)) if runner_up is not None else cosine,
+        runner_up,
+        float(chances[at]),
+        float(chances[second[1]]) if second is not None else 0.0,
+        float(by_like[index.like_of[row]]),
+        float(by_tier[-1]),
+        dict(zip(index.tiers, map(float, by_tier), strict=False)),
+    )
+
+
+def chances(index: Index, vector: Vectors) -> dict[str | None, float]:
+    """Return the chance of every cohort and of the background (None), the highest first. Empty without a head."""
+    if index.head is None:
+        return {}
+    scores, classes = index.faiss.search(np.append(vector, np.float32(1))[None, :], index.neighbours)
+    names = [*index.cohorts, None]
+    return {names[row]: float(chance) for row, chance in zip(classes[0], softmax(scores[0]), strict=True)}
+
+
 def similarities(index: Index, vector: Vectors) -> dict[str, float]:
     """Return the similarity of every cohort to `vector`, the nearest cohort first."""
-    best: dict[str, float] = {}
-    for cohort, cosine in _search(index, vector, len(index.cohorts)):
-        best.setdefault(cohort, cosine)
-    return {cohort: _similarity(index, cohort, vector, cosine) for cohort, cosine in best.items()}
+    best = {cohort: _cosine(index, cohort, vector) for cohort in index.centroids}
+    ranked = sorted(best.items(), key=lambda pair: -pair[1])
+    return {cohort: _similarity(index, cohort, vector, cosine) for cohort, cosine in ranked}
+
+
+def _cosine(index: Index, cohort: str, vector: Vectors) -> float:
+    """The cosine of the cohort's nearest centroid."""
+    return float((index.centroids[cohort] @ vector).max())
 
 
 def _similarity(index: Index, cohort: str, vector: Vectors, cosine: float) -> float:

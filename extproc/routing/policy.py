@@ -32,6 +32,16 @@ class Cohort(msgspec.Struct, frozen=True):
     stream: StreamHold = "early"
     evidence: Evidence | None = None  # kept when it is stale, too
     chosen: Chosen | None = None  # the data that its tier and settings were chosen on
+    operator_floor: bool = False  # a person wrote the floor, without evidence
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the floor says by itself that a match counts: it is calibrated, or a person wrote it."""
+        return self.calibrated or self.operator_floor
+
+    def needed_tier(self, policy: "Policy") -> str:
+        """Return the tier that its requests need: its own, or its floor if that is costlier."""
+        return max(self.tier, self.tier_floor or self.tier, key=policy.rank)
 
     def probability(self, match: Match) -> float | None:
         """Return the probability that the match is right, or None without valid evidence."""

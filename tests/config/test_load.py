@@ -153,8 +153,8 @@ MISTAKES = {
         "billing.yaml:1: `bills and such` is sent in headers: use only letters, digits, '.', '_' and '-'"
     ],
     "background": [
-        "_background.yaml:3: text `why is my invoice higher this month` is also an utterance in billing.yaml: remove "
-        "one of them",
+        "_background.yaml:3: text `why is my invoice higher this month` is also an utterance in billing.yaml: "
+        "remove one of them",
         "_background.yaml:4: this text is empty: write it, or remove it",
         "_background.yaml:6: text `tell me a story` occurs twice: remove one of them",
     ],
@@ -164,7 +164,8 @@ MISTAKES = {
     "background_items": ["_background.yaml:3: `background[1]`: expected text, found true: put it in quotes"],
     "background_key": ["_background.yaml:5: unknown key `backgrund`: did you mean `background`?"],
     "reserved_name": [
-        "_drafts.yaml:1: a name that begins with `_` is reserved, and only _background.yaml is known: rename the file"
+        "_drafts.yaml:1: a name that begins with `_` is reserved, and only _background.yaml is known: "
+        "rename the file"
     ],
     "duplicate_intent": ["invoices.yaml:1: intent `billing` is also in billing.yaml: rename one of them"],
     "duplicate_utterance": [

@@ -50,8 +50,10 @@ class WordEmbedder:
 
 @pytest.fixture(scope="module")
 def snapshot(words):
-    """The folder configs/good: billing goes to small with a cap, and cooking goes to large."""
-    return compile_snapshot(load_config(Path(__file__).parents[1] / "configs/good"), words)
+    """The folder configs/good with floors: billing goes to small with a cap, and cooking goes to large."""
+    config = load_config(Path(__file__).parents[1] / "configs/good")
+    intents = tuple(msgspec.structs.replace(intent, floor=0.1) for intent in config.intents)
+    return compile_snapshot(msgspec.structs.replace(config, intents=intents), words)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from extproc.config.checks import LEAST_UTTERANCES
-from extproc.config.compile import matching, utterances_digest
+from extproc.config.compile import encode_texts, matching, utterances_digest
 from extproc.config.load import Config
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.execution import Execution
@@ -126,7 +126,7 @@ def split_after(run: Execution, rows: LabelledRows, learned: FittedCentroids) ->
 
 def index_of(config: Config, encoder: Encoder) -> Index:
     """Return the index that requests are matched with under this configuration."""
-    index, _, _ = matching(config, _utterance_vectors(config, encoder))
+    index, _, _ = matching(config, *encode_texts(config, encoder))
     return index
 
 

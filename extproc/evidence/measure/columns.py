@@ -8,7 +8,7 @@ import numpy as np
 from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
-from extproc.routing.findings import trust
+from extproc.routing.trust import trust
 
 OUT_OF_SCOPE = "out of scope"
 NO_COHORT = "no cohort"  # the group of rows without a label that matched no cohort above its floors
@@ -51,7 +51,7 @@ def columns(run: Execution) -> Columns:
     cohorts = run.snapshot.policy.cohorts
     decisions = [routed.decision for routed in run.routed]
     labels = [_label(row.intent, cohorts) for row in run.revealed]
-    trusted = [trust(d.cohort, d.match) is Reason.MATCHED for d in decisions]
+    trusted = [trust(run.snapshot.policy, d.match) is Reason.MATCHED for d in decisions]
     nearest = [d.cohort.name if d.cohort is not None else None for d in decisions]
     matched = [name if above else None for name, above in zip(nearest, trusted, strict=True)]
     probabilities = [d.cohort.probability(d.match) if d.cohort and d.match else None for d in decisions]

@@ -1,0 +1,75 @@
+"""Whether a match counts, and the tier that the request needs.
+
+A floor that was fitted on evidence, or that the operator wrote, decides by itself. Without one, the chances of the
+cohorts decide, by what a mistake costs: the tier is the cheapest one at which it is unlikely that a costlier tier is
+needed. Doubt raises the tier and never lowers it.
+"""
+
+import msgspec
+
+from extproc.contract.words import Reason
+from extproc.routing.index import Match
+from extproc.routing.policy import Cohort, Policy
+
+# Largest probability that a costlier tier was needed. On prompts of public sources, 0.4 sent half as many hard
+# prompts again to the small tier, and 0.2 kept an eighth of the easy ones from it.
+DOUBT = 0.3
+# Least chance of a cohort whose match counts, together with the cohorts that have the same settings.
+LEAST_CHANCE = 0.4
+
+
+class Trust(msgspec.Struct, frozen=True):
+    """What a match proposes."""
+
+    reason: Reason  # MATCHED, or the reason why the cohort's settings do not count
+    rank: int  # of the tier
+
+
+def weigh(policy: Policy, match: Match | None, failure: Reason = Reason.NO_TEXT) -> Trust:
+    """Return MATCHED with the tier of the cohort, or the reason for another tier. No match: `failure`."""
+    default = policy.rank(policy.default_tier)
+    if match is None:
+        return Trust(failure, default)
+    cohort = policy.cohorts[match.cohort]
+    own = policy.rank(cohort.tier)
+    if match.similarity < cohort.floor:
+        return Trust(Reason.OUT_OF_SCOPE, default)
+    if match.margin < cohort.margin:
+        return Trust(Reason.AMBIGUOUS, default)
+    if match.chance is None or cohort.has_floor:
+        return Trust(Reason.MATCHED, own)
+    needed = needed_rank(policy, match)
+    reason = _reason(policy, cohort, match, needed)
+    if reason is Reason.MATCHED:
+        return Trust(reason, own)
+    # A cohort of a costlier tier is the likeliest one, but is not likely.
+    lifted = reason is Reason.OUT_OF_SCOPE or needed < policy.rank(cohort.needed_tier(policy))
+    return Trust(reason, max(needed, default) if lifted else needed)
+
+
+def trust(policy: Policy, match: Match | None, failure: Reason = Reason.NO_TEXT) -> Reason:
+    """Return MATCHED if the match counts, otherwise the reason why it does not."""
+    return weigh(policy, match, failure).reason
+
+
+def needed_rank(policy: Policy, match: Match) -> int:
+    """Return the cheapest tier's rank at which a costlier tier is needed with a probability of at most DOUBT."""
+    return next(rank for rank in range(len(policy.tiers)) if chance_above(policy, match, rank) <= DOUBT)
+
+
+def chance_above(policy: Policy, match: Match, rank: int) -> float:
+    """Return the probability that a tier above `rank` is needed. The background needs the default tier."""
+    above = sum(chance for name, chance in match.tiers.items() if policy.rank(name) > rank)
+    return above + (match.background if policy.rank(policy.default_tier) > rank else 0.0)
+
+
+def _reason(policy: Policy, cohort: Cohort, match: Match, needed: int) -> Reason:
+    own, default = policy.rank(cohort.needed_tier(policy)), policy.rank(policy.default_tier)
+    if needed <= default and match.background > match.alike:
+        return Reason.OUT_OF_SCOPE
+    if needed == own and match.alike >= LEAST_CHANCE:
+        return Reason.MATCHED
+    # Without the background the cohort's own tier would do.
+    if default >= needed > own and chance_above(policy, match, own) - match.background <= DOUBT:
+        return Reason.OUT_OF_SCOPE
+    return Reason.AMBIGUOUS
