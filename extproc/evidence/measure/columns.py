@@ -30,6 +30,7 @@ class Columns(msgspec.Struct, frozen=True):
     first_quality: Floats  # of the first tier's answer. NaN if not recorded
     cost: Floats  # dollars per request. NaN if not recorded
     conversation: GroupIds  # rows of one conversation are resampled together
+    weight: Floats  # rows of the traffic that the row stands for
 
     @property
     def labelled(self) -> Bools:
@@ -74,6 +75,7 @@ def columns(run: Execution) -> Columns:
         first_quality=served("first_quality"),
         cost=served("cost"),
         conversation=run.conversations(),
+        weight=run.weights(),
     )
 
 

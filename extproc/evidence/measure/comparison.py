@@ -72,7 +72,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         COST: _cost if priced else _input_cost,
     }
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
-    conversation = old.conversations()[[i for i, _ in pairs]]
+    conversation, weight = (values[[i for i, _ in pairs]] for values in (old.conversations(), old.weights()))
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -80,7 +80,8 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         for measure, (a, b) in columns.items():
             compared = inside & ~np.isnan(a) & ~np.isnan(b)
             if compared.any():
-                cells.append(_cell(name, measure, a[compared], b[compared], conversation[compared], seed))
+                sample = weight[compared], conversation[compared]
+                cells.append(_cell(name, measure, a[compared], b[compared], sample, seed))
     unrecorded = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
     return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, unrecorded)
 
@@ -128,9 +129,11 @@ def _input_cost(run: Execution, i: int, _: str) -> float | None:
     return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
 
 
-def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: GroupIds, seed: int) -> Cell:
+def _cell(group: str, measure: str, old: Floats, new: Floats, sample: tuple[Floats, GroupIds], seed: int) -> Cell:
+    """`sample`: (weight, conversation) of each row."""
+    weight, conversation = sample
     relative = measure == COST and bool(old.any() or new.any())  # a cost that was 0 and is not rises without limit
-    gained, base = new - old, old if relative else np.ones(len(old))
+    gained, base = weight * (new - old), weight * (old if relative else np.ones(len(old)))
     draws = resamples(len(old), seed, together=conversation)
     tops, bottoms = np.concatenate([weights @ np.stack([gained, base], axis=1) for weights in draws]).T
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -138,7 +141,8 @@ def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: Grou
     worse = gained if measure == COST else -gained
     chance = sign_flip(np.bincount(conversation, worse).astype(np.float64), seed)
     differing = int((new != old).sum())
-    return Cell(group, measure, len(old), float(old.mean()), float(new.mean()), change, differing, chance)
+    means = (float(np.average(values, weights=weight)) for values in (old, new))
+    return Cell(group, measure, len(old), *means, change, differing, chance)
 
 
 def sign_flip(worse: Floats, seed: int) -> float:

@@ -74,13 +74,23 @@ def evaluate(run: Execution, seed: int = 0) -> Evaluation:
         data=_data(run, c),
         groups=[_group(run, c, name, np.array([g == name for g in c.group]), seed) for name in names],
         overall=_group(run, c, "all", everything, seed),
-        scope_recall=share(~c.trusted, c.outside).estimate(seed, c.conversation),
-        scope_recall_at_5=metrics.recall_at_rejection(scores[matched & inside], scores[matched & c.outside]),
-        auroc=metrics.auroc_estimate(scores[ranked], inside[ranked], seed, c.conversation[ranked]),
+        scope_recall=share(~c.trusted, c.outside, c.weight).estimate(seed, c.conversation),
+        scope_recall_at_5=metrics.recall_at_rejection(
+            scores[matched & inside],
+            scores[matched & c.outside],
+            weights=(c.weight[matched & inside], c.weight[matched & c.outside]),
+        ),
+        auroc=metrics.auroc_estimate(
+            scores[ranked], inside[ranked], seed, c.conversation[ranked], c.weight[ranked]
+        ),
         score=score,
-        calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated]),
-        reliability=metrics.reliability(c.probability[calibrated], c.right[calibrated]),
-        risk_coverage=_risk_coverage(scores[trusted], c.right[trusted], int(c.labelled.sum())),
+        calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated], weights=c.weight[calibrated]),
+        reliability=metrics.reliability(
+            c.probability[calibrated], c.right[calibrated], weights=c.weight[calibrated]
+        ),
+        risk_coverage=_risk_coverage(
+            scores[trusted], c.right[trusted], c.weight[trusted], float(c.weight[c.labelled].sum())
+        ),
         confusion=_confusion(c),
         lines=lines(run, c.quality, c.cost, seed),
         frontier=frontier(run, c.nearest),
@@ -94,20 +104,22 @@ def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Gro
     matched = c.trusted & c.labelled & np.array([name in ("all", n) for n in c.nearest], dtype=bool)
     recorded = rows & ~np.isnan(c.quality) & ~np.isnan(c.cost)
     compared = ~np.isnan(c.quality) & ~np.isnan(c.first_quality)
-    quality, cost = np.where(recorded, c.quality, 0.0), np.where(recorded, c.cost, 0.0)
+    quality, cost = (np.where(recorded, values * c.weight, 0.0) for values in (c.quality, c.cost))
     indices = np.flatnonzero(rows)
     rejections = [reason for i in indices for s in [run.served[i]] if s is not None for reason in s.rejections]
     return Group(
         name=name,
         rows=int(rows.sum()),
-        accuracy=share(c.right, rows & c.labelled & ~c.outside).estimate(seed, c.conversation),
-        accepted=share(c.trusted, rows).estimate(seed, c.conversation),
-        wrong=share(~c.right, matched).estimate(seed, c.conversation),
-        fallback=share(c.fallback, rows).estimate(seed, c.conversation),
-        escalated=share(c.escalated, rows & c.judged).estimate(seed, c.conversation),
-        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared).estimate(seed, c.conversation),
-        quality=mean(c.quality, recorded).estimate(seed, c.conversation),
-        per_1000=mean(1000 * c.cost, recorded, least=None).estimate(seed, c.conversation),
+        accuracy=share(c.right, rows & c.labelled & ~c.outside, c.weight).estimate(seed, c.conversation),
+        accepted=share(c.trusted, rows, c.weight).estimate(seed, c.conversation),
+        wrong=share(~c.right, matched, c.weight).estimate(seed, c.conversation),
+        fallback=share(c.fallback, rows, c.weight).estimate(seed, c.conversation),
+        escalated=share(c.escalated, rows & c.judged, c.weight).estimate(seed, c.conversation),
+        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared, c.weight).estimate(
+            seed, c.conversation
+        ),
+        quality=mean(c.quality, recorded, weights=c.weight).estimate(seed, c.conversation),
+        per_1000=mean(1000 * c.cost, recorded, least=None, weights=c.weight).estimate(seed, c.conversation),
         per_success=Ratio(cost, quality, least=None).estimate(seed, c.conversation) if quality.sum() else NOTHING,
         tiers=dict(Counter(run.routed[i].decision.tier.name for i in indices).most_common()),
         reasons=dict(Counter(run.routed[i].decision.reason.value for i in indices).most_common()),
@@ -123,13 +135,13 @@ def _scores(c: Columns) -> tuple[Floats, str]:
     return c.similarity, "similarity"
 
 
-def _risk_coverage(scores: Floats, right: Bools, labelled: int) -> list[tuple[float, float]]:
+def _risk_coverage(scores: Floats, right: Bools, weights: Floats, labelled: float) -> list[tuple[float, float]]:
     """(share of all labelled rows accepted, share of these that are wrong), from the highest score down."""
     if not len(scores):
         return []
     order = np.argsort(-scores, kind="stable")
-    count = np.arange(1, len(order) + 1)
-    wrong = np.cumsum(~right[order]) / count
+    count = np.cumsum(weights[order])
+    wrong = np.cumsum(weights[order] * ~right[order]) / count
     # Rows with equal scores are accepted together.
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     keep = ends[np.unique(np.linspace(0, len(ends) - 1, _CURVE_POINTS).astype(int))]
