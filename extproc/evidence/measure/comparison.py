@@ -72,7 +72,8 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         COST: _cost if priced else _input_cost,
     }
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
-    conversation, weight = (values[[i for i, _ in pairs]] for values in (old.conversations(), old.weights()))
+    kept = [i for i, _ in pairs]
+    conversation, weight = old.conversations()[kept], old.weights()[kept]
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -141,8 +142,8 @@ def _cell(group: str, measure: str, old: Floats, new: Floats, sample: tuple[Floa
     worse = gained if measure == COST else -gained
     chance = sign_flip(np.bincount(conversation, worse).astype(np.float64), seed)
     differing = int((new != old).sum())
-    means = (float(np.average(values, weights=weight)) for values in (old, new))
-    return Cell(group, measure, len(old), *means, change, differing, chance)
+    before, after = (float(np.average(values, weights=weight)) for values in (old, new))
+    return Cell(group, measure, len(old), before, after, change, differing, chance)
 
 
 def sign_flip(worse: Floats, seed: int) -> float:

@@ -82,7 +82,7 @@ class Ratio(msgspec.Struct, frozen=True):
 
 def share(of: Bools, among: Bools, weights: Floats | float = 1.0) -> Ratio:
     """The share of the rows `among` for which `of` is also true. `weights`: how many rows each row stands for."""
-    return Ratio((of & among) * weights, among * weights)
+    return Ratio(np.asarray(weights * (of & among), np.float64), np.asarray(weights * among, np.float64))
 
 
 def mean(
@@ -90,7 +90,8 @@ def mean(
 ) -> Ratio:
     """The mean of the values that are not NaN. Values lie between `least` and 1. None: values have no limits."""
     measured = ~np.isnan(values) if among is None else ~np.isnan(values) & among
-    return Ratio(np.where(measured, values, 0.0) * weights, measured * weights, least)
+    top = np.asarray(weights * np.where(measured, values, 0.0), np.float64)
+    return Ratio(top, np.asarray(weights * measured, np.float64), least)
 
 
 def effective_rows(weights: Floats, together: GroupIds) -> float:
@@ -199,10 +200,11 @@ def reliability(probability: Floats, right: Bools, bins: int = 10, weights: Floa
     weights = np.ones(len(right)) if weights is None else weights
     bin_of = np.minimum((probability * bins).astype(int), bins - 1)
     chosen = [bin_of == b for b in np.unique(bin_of)]
-    means = [[float(np.average(of[rows], weights=weights[rows])) for of in (probability, right)] for rows in chosen]
-    return [
-        Bin(*mean, int(rows.sum()), float(weights[rows].sum())) for mean, rows in zip(means, chosen, strict=True)
-    ]
+    filled = []
+    for rows in chosen:
+        predicted, is_right = (float(np.average(of[rows], weights=weights[rows])) for of in (probability, right))
+        filled.append(Bin(predicted, is_right, int(rows.sum()), float(weights[rows].sum())))
+    return filled
 
 
 def ece(probability: Floats, right: Bools, bins: int = 10, weights: Floats | None = None) -> float:
