@@ -294,6 +294,8 @@ RELOADS = {
     "applied": "the new revision serves",
     "invalid": "refused: the files have a mistake",
     "regression": "refused: the gate found a cohort that got worse",
+    "unseen": "refused: a cohort goes to a cheaper tier, and the gate's traffic has no answers of that tier",
+    "unclear": "refused: a cohort may be worse, and the gate's traffic is too little to show it",
     "gate": "refused: the gate had no result",
     "error": "refused: an unexpected error",
 }

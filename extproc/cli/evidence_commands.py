@@ -140,7 +140,8 @@ def _add_gate(commands: "Commands") -> None:
     gate = add_command(
         commands, "gate", _gate,
         "Compare a folder of intents with a baseline, and fail if any cohort is worse. The exit code is 0 if it "
-        "passes, 1 if a cohort is worse than the limits allow, and 2 if the input is at fault.",
+        "passes, 1 if a cohort is worse than the limits allow, 2 if the input is at fault, 3 if a cohort goes to a "
+        "cheaper tier without recorded answers, and 4 if the rows are too few to tell.",
     )  # fmt: skip
     gate.add_argument(
         "--baseline", type=Path, metavar="OLD", required=True, help="folder of intents to compare with"
@@ -194,14 +195,14 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from extproc.cli.evidence import run_diff
+    from extproc.cli.evidence_compare import run_diff
 
     load_config(args.old)  # a mistake in it shows before minutes of work
     return run_diff(args.old, args.intents, args.data, args.seed, args.show_text)
 
 
 def _gate(args: argparse.Namespace) -> int:
-    from extproc.cli.evidence import run_gate
+    from extproc.cli.evidence_compare import run_gate
 
     load_config(args.baseline)  # a mistake in it shows before minutes of work
     limits = args.max_quality_drop, args.max_cost_rise
