@@ -10,6 +10,7 @@ from extproc.cli.options import (
     data_argument,
     intents_option,
     limits_options,
+    parse_count,
     parse_day,
     parse_open_share,
     seed_option,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def add_commands(commands: "Commands") -> None:
     """Add the commands of this group, in the order in which a newcomer needs them."""
     _add_convert(commands)
+    _add_sample(commands)
     _add_eval(commands)
     _add_calibrate(commands)
     _add_diff(commands)
@@ -48,6 +50,21 @@ def _add_convert(commands: "Commands") -> None:
         metavar="MEMBER=VALUE",
         help="convert only lines whose JSON member has this value; repeat it for more conditions",
     )
+
+
+def _add_sample(commands: "Commands") -> None:
+    sample = add_command(
+        commands, "sample", _sample,
+        "Print the rows of a log that a person should label. They are drawn at random from every cohort and from "
+        "sure and unsure matches, one for each conversation and text. Each gets a `weight`: how many rows of the log "
+        "it stands for.",
+    )  # fmt: skip
+    intents_option(sample)
+    data_argument(sample, "traffic as JSON lines (docs/reference/traffic.md), with or without labels")
+    sample.add_argument(
+        "--rows", type=parse_count, default=200, metavar="N", help="number of rows to print (default: %(default)s)"
+    )
+    seed_option(sample, "the draw")
 
 
 def _add_eval(commands: "Commands") -> None:
@@ -169,6 +186,12 @@ def _convert(args: argparse.Namespace) -> int:
 
     where = dict(condition.partition("=")[::2] for condition in args.where)
     return run_convert(args.kind, args.file, where)
+
+
+def _sample(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence_sample import run_sample
+
+    return run_sample(args.intents, args.data, args.rows, args.seed)
 
 
 def _eval(args: argparse.Namespace) -> int:
