@@ -56,8 +56,8 @@ def _add_sample(commands: "Commands") -> None:
     sample = add_command(
         commands, "sample", _sample,
         "Print the rows of a log that a person should label. They are drawn at random from every cohort and from "
-        "sure and unsure matches, one for each conversation and text. Each gets a `weight`: how many rows of the log "
-        "it stands for.",
+        "sure and unsure matches, one for each conversation and text. Each gets a `weight`: how many rows of the "
+        "log it stands for.",
     )  # fmt: skip
     intents_option(sample)
     data_argument(sample, "traffic as JSON lines (docs/reference/traffic.md), with or without labels")

@@ -1,7 +1,7 @@
 """Rows to label, drawn from a log: stratified by cohort and margin, one for each conversation and text.
 
-Each drawn row gets the number of rows that it stands for. Weighted means over the sample estimate means over the log
-(Horvitz and Thompson 1952).
+Each drawn row gets the number of rows that it stands for. Weighted means over the sample estimate means over the
+log (Horvitz and Thompson 1952).
 """
 
 import re
