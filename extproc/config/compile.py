@@ -85,7 +85,9 @@ def utterances_digest(config: Config) -> str:
     """The hash of everything that the matching is made of where nothing is fitted on labelled rows."""
     encoder = config.policy.encoder
     utterances = [(intent.intent, intent.utterances) for intent in config.intents]
-    return hashlib.sha256(repr((RECIPE, encoder.name, encoder.max_chars, utterances, config.background)).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        repr((RECIPE, encoder.name, encoder.max_chars, utterances, config.background)).encode()
+    ).hexdigest()[:12]
 
 
 def centroids_digest(config: Config) -> str:

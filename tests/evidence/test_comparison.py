@@ -27,6 +27,7 @@ from extproc.evidence.measure.gate import Passage, Power, gate, gate_report, lea
 from extproc.evidence.measure.lowered import Lowered
 from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.show.comparison import comparison_text, gate_text
+from tests.evidence.asks import alone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
@@ -256,7 +257,7 @@ def lower_cooking(folders):
 def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path, words, tokens):
     """475 of 1,653 rows flip to the small tier, and no row has an outcome: the gate cannot see the effect."""
     lower_cooking(folders)
-    rows = [{"text": f"{COOK} {i}"} for i in range(475)] + [{"text": f"{BILL} {i}"} for i in range(1653 - 475)]
+    rows = [{"text": alone(COOK, i)} for i in range(475)] + [{"text": alone(BILL, i)} for i in range(1653 - 475)]
     comparison = compared(folders, tmp_path, words, tokens, rows)
     assert next(comparison_text(comparison, None)) == "475 of 1,653 rows flip (28.7 %)"
     report = gate_report(comparison, 0.02, 0.1)
@@ -273,7 +274,7 @@ def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path
 def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(folders, tmp_path, words, tokens):
     """Of 40 lowered rows 20 have both answers. Drawn at random, they stand for the others."""
     lower_cooking(folders)
-    rows = [row(f"{COOK} {i}", True, True, "cooking") for i in range(40)]
+    rows = [row(alone(COOK, i), True, True, "cooking") for i in range(40)]
     for each in rows[20:]:
         del each["outcomes"]["small"]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
@@ -291,7 +292,7 @@ def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(fo
 def test_too_few_recorded_answers_of_a_lower_tier_are_not_passed(folders, tmp_path, words, tokens):
     """Three rows cannot show any drop, however bad the tier is."""
     lower_cooking(folders)
-    rows = [row(f"{COOK} {i}", True, True, "cooking") for i in range(3)]
+    rows = [row(alone(COOK, i), True, True, "cooking") for i in range(3)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
     assert (report.passage, report.power[0]) == (Passage.UNSEEN, Power("all", QUALITY, 3, None))
     assert "those with recorded answers are too few to show any drop" in report.headline.sentence
@@ -310,7 +311,7 @@ def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders,
 def test_a_drop_of_27_points_on_30_rows_is_not_passed(folders, tmp_path, words, tokens):
     """Eleven answers got worse and three got better. That may be chance, and the rows are too few to tell."""
     lower_cooking(folders)
-    rows = [row(f"{COOK} {i}", i >= 11, not 11 <= i < 14, "cooking") for i in range(30)]
+    rows = [row(alone(COOK, i), i >= 11, not 11 <= i < 14, "cooking") for i in range(30)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
     cooking = report.verdicts[-1].cell
     assert (cooking.group, cooking.rows, round(cooking.change.value, 3)) == ("cooking", 30, -0.267)

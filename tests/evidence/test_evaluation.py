@@ -25,6 +25,7 @@ from extproc.evidence.measure.recording import Bounds
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.router import Router
+from tests.evidence.asks import alone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
@@ -301,8 +302,8 @@ def chosen(tier, success, propensity=None):
 
 def test_a_tier_recorded_on_chosen_rows_has_bounds_and_no_line(folder, tmp_path, words, tokens):
     """The log of a router: small answered 71.5 % of its own 600 rows well. On all 1,000 rows it is 44 %."""
-    served = [{"text": f"{BILL} {i}", "outcomes": chosen("small", i < 429)} for i in range(600)]
-    served += [{"text": f"{COOK} {i}", "outcomes": chosen("large", i < 340)} for i in range(400)]
+    served = [{"text": alone(BILL, i), "outcomes": chosen("small", i < 429)} for i in range(600)]
+    served += [{"text": alone(COOK, i), "outcomes": chosen("large", i < 340)} for i in range(400)]
     report = evaluate(run(folder, tmp_path, words, tokens, *served))
     assert [(line.name, line.quality.value) for line in report.lines] == [(ROUTED, 0.769)]
     rounded = [msgspec.structs.replace(b, low=round(b.low, 9), high=round(b.high, 9)) for b in report.bounds]
@@ -332,7 +333,7 @@ def test_answers_recorded_by_chance_estimate_the_tier_on_all_rows(folder, tmp_pa
         outcomes = chosen("small", bool(small)) if bill else chosen("large", True)
         if rng.random() < 0.1:
             outcomes |= chosen("large", True, 0.1) if bill else chosen("small", bool(small), 0.1)
-        rows.append({"text": f"{BILL if bill else COOK} {i}", "outcomes": outcomes})
+        rows.append({"text": alone(BILL if bill else COOK, i), "outcomes": outcomes})
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     lines = {line.name: line.quality for line in report.lines}
     assert [*lines] == [ROUTED, "always small", "always large", MIX] and report.bounds == []
@@ -343,8 +344,8 @@ def test_answers_recorded_by_chance_estimate_the_tier_on_all_rows(folder, tmp_pa
 
 def test_propensities_without_a_chance_for_every_row_give_bounds(folder, tmp_path, words, tokens):
     """Recipes never went to the small tier, so no propensity says how it answers them."""
-    bills = [{"text": f"{BILL} {i}", "outcomes": chosen("small", True, 0.9)} for i in range(50)]
-    recipes = [{"text": f"{COOK} {i}", "outcomes": chosen("large", True)} for i in range(100)]
+    bills = [{"text": alone(BILL, i), "outcomes": chosen("small", True, 0.9)} for i in range(50)]
+    recipes = [{"text": alone(COOK, i), "outcomes": chosen("large", True)} for i in range(100)]
     report = evaluate(run(folder, tmp_path, words, tokens, *bills, *recipes))
     assert [bounds.name for bounds in report.bounds] == ["always small", "always large"]
 
@@ -352,7 +353,7 @@ def test_propensities_without_a_chance_for_every_row_give_bounds(folder, tmp_pat
 def test_a_row_counts_as_often_as_its_weight(folder, tmp_path, words, tokens):
     """A row of weight 3 gives the measures of three equal rows of one conversation."""
     rows = [
-        {"text": f"{BILL if i % 2 else COOK} {i}", "intent": "billing" if i % 5 else "cooking", "session": f"s{i}",
+        {"text": alone(BILL if i % 2 else COOK, i), "intent": "billing" if i % 5 else "cooking", "session": f"s{i}",
          "outcomes": both(i % 3 > 0, i % 4 > 0)}
         for i in range(20)
     ]  # fmt: skip
@@ -382,7 +383,7 @@ def priced(small, large):
 
 def test_the_first_sentence_says_that_one_tier_for_everything_is_better(folder, tmp_path, words, tokens):
     """The large tier is right on 75.3 % of the rows at 95 % of the cost. The small tier, which serves, on 70 %."""
-    rows = [{"text": f"{BILL} {i}", "outcomes": priced(i < 700, i < 753)} for i in range(1000)]
+    rows = [{"text": alone(BILL, i), "outcomes": priced(i < 700, i < 753)} for i in range(1000)]
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     sentence = "DOMINATED: always-large is 5.3 points better and 5 % cheaper on these rows"
     assert [str(verdict) for verdict in report.verdicts] == [sentence]
@@ -394,7 +395,7 @@ def test_the_first_sentence_says_that_one_tier_for_everything_is_better(folder, 
 
 def test_wrong_matches_are_counted_beside_the_risk(folder, tmp_path, words, tokens):
     """37 of 100 rows have another label than their trusted match. The tiers follow from the labels."""
-    rows = [{"text": f"{COOK} {i}", "intent": "billing" if i < 37 else "cooking"} for i in range(100)]
+    rows = [{"text": alone(COOK, i), "intent": "billing" if i < 37 else "cooking"} for i in range(100)]
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     assert str(report.verdicts[0]) == (
         "TOO MANY WRONG: 37 of 100 trusted matches are wrong; no cohort is calibrated, and `extproc calibrate` "
@@ -422,7 +423,7 @@ def test_the_risk_of_the_policy_decides_the_word(wrong, word):
 
 def test_labels_that_a_confident_match_contradicts_are_listed(folder, tmp_path, words, tokens):
     """A tenth of the labels is wrong. Their lines are named, and no other line is."""
-    rows = [{"text": f"{BILL} {i}", "intent": "cooking" if i % 10 == 3 else "billing"} for i in range(100)]
+    rows = [{"text": alone(BILL, i), "intent": "cooking" if i % 10 == 3 else "billing"} for i in range(100)]
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     assert [row.line for row in report.disagreements] == [10 * i + 4 for i in range(10)]
     assert (

@@ -15,6 +15,7 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.sampling import allocate, draw
+from tests.evidence.asks import alone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
@@ -26,8 +27,9 @@ def log(n=600):
     for i in range(n):
         kind = BILL if i % 10 < 7 else COOK if i % 10 < 9 else NEITHER
         label = {BILL: "billing", COOK: "cooking", NEITHER: "oos"}[kind]
-        word = "abcdefghijklmnopqrstuvwxyz"[i // 10 % 26] + "xyz"[i % 3]
-        rows.append({"text": f"{kind} {word} {i}", "id": label, "session": f"s{i // 3}" if i % 2 else f"t{i}"})
+        rows.append(
+            {"text": f"{alone(kind, i // 10 % 26)} {i}", "id": label, "session": f"s{i // 3}" if i % 2 else f"t{i}"}
+        )
     return rows
 
 

@@ -18,7 +18,7 @@ _DECIDED_OTHERWISE = frozenset({
 # A match of a calibrated cohort is confident at this probability.
 _CONFIDENT = 0.9
 # Without a probability, a match is confident if its margin exceeds this share of the margins of right matches.
-_MARGIN_RANK = 0.25
+_MARGIN_RANK = 0.1
 
 
 class TierMatrix(msgspec.Struct, frozen=True):
