@@ -19,6 +19,7 @@ _DECIDED_OTHERWISE = frozenset({
 _CONFIDENT = 0.9
 # Without a probability, a match is confident if its margin exceeds this share of the margins of right matches.
 _MARGIN_RANK = 0.1
+_ROUNDING = 1e-6
 
 
 class TierMatrix(msgspec.Struct, frozen=True):
@@ -76,7 +77,7 @@ def disagreements(run: Execution, c: Columns) -> list[Disagreement]:
     calibrated = ~np.isnan(c.probability)
     right = labelled & c.right & ~calibrated
     least = float(np.quantile(margin[right], _MARGIN_RANK)) if right.any() else np.inf
-    confident = np.where(calibrated, c.probability >= _CONFIDENT, margin >= least)
+    confident = np.where(calibrated, c.probability >= _CONFIDENT, margin >= least - _ROUNDING)
     score = np.where(calibrated, c.probability, margin)
     listed = np.flatnonzero(labelled & ~c.right & confident)
     rows = [
