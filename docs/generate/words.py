@@ -52,6 +52,7 @@ TRAFFIC_KEYS = {
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
     "`eval --perturb` tries them.",
+    "Row.weight": "How many rows of the traffic this row stands for. `extproc sample` writes it. `eval`, `diff` and `gate` use it.",
     "Outcome.success": "Whether the answer was right.",
     "Outcome.quality": "How good the answer was, from 0 to 1.",
     "Outcome.tokens_in": "Input tokens, as the upstream reported them.",
@@ -60,6 +61,8 @@ TRAFFIC_KEYS = {
     "Outcome.answer": "The text of the answer. Acceptance rules judge it.",
     "Outcome.finish": "The finish reason that came with `answer`.",
     "Outcome.response": "The whole JSON that the upstream sent, or a text with the events of a stream. Instead of `answer`.",
+    "Outcome.propensity": "The chance, above 0 and up to 1, with which this answer was recorded for this row. Give it if a random choice "
+    "decided which tiers were asked. Left out: 1.",
 }
 
 ACCEPTANCE = """
@@ -292,6 +295,8 @@ RELOADS = {
     "applied": "the new revision serves",
     "invalid": "refused: the files have a mistake",
     "regression": "refused: the gate found a cohort that got worse",
+    "unseen": "refused: a cohort goes to a cheaper tier, and the gate's traffic has no answers of that tier",
+    "unclear": "refused: a cohort may be worse, and the gate's traffic is too little to show it",
     "gate": "refused: the gate had no result",
     "error": "refused: an unexpected error",
 }

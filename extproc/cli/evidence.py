@@ -1,4 +1,4 @@
-"""The commands that work on evidence. Each returns 0, or 1 for a regression. Wrong input raises an error."""
+"""The commands that work on evidence. Each returns an exit code. Wrong input raises an error."""
 
 import os
 import sys
@@ -26,16 +26,13 @@ from extproc.evidence.fit.plans import scored_table
 from extproc.evidence.fit.suggestion import as_yaml, borderline_utterances, propose
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.trial import EncoderCandidate
-from extproc.evidence.measure import comparison
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.notes import unused
 from extproc.evidence.perturb.robustness import perturb
 from extproc.evidence.show.calibration import calibration_text, choice_text, learned_text
-from extproc.evidence.show.comparison import comparison_text, gate_text
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.centroid_file import CENTROIDS_FILE
-from extproc.routing.routed import Routed
 
 # At most this many unusable rows are reported one by one.
 _MOST_REPORTED = 10
@@ -92,7 +89,7 @@ def run_calibrate(
     """`extproc calibrate`: print the fitted values and the change to the YAML, and write it if asked."""
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
-    _report_unused(data, run)
+    report_unused(data, run)
     rows = labelled_rows(run, seed)
     learned = _learned(run, rows, memory, risk, date, seed, adapt)
     split = split_after(run, rows, learned)
@@ -156,7 +153,7 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     """`extproc calibrate --target`: print the tier and settings of each cohort, and write them if asked."""
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
-    _report_unused(data, run)
+    report_unused(data, run)
     choice = choose(scored_table(run, seed, memory.sentences), target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
     values = {setting.name: changes(setting, written[setting.name]) for setting in choice.cohorts}
@@ -192,55 +189,13 @@ def _print_edits(edited: Sequence[tuple[Path, str, str]], others: int, write: bo
     print(f"\n{count} files {done}" if count else "\nnothing to change")
 
 
-def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> int:
-    """`extproc diff`: print the rows that flip between two folders, and the effect."""
-    compared, run = _compared(old, new, data, seed)
-    texts = {row.line: _ask(routed) for row, routed in zip(run.rows, run.routed, strict=True)}
-    print("\n".join(comparison_text(compared, texts if show_text else None)))
-    return 0
-
-
-def run_gate(
-    old: Path,
-    new: Path,
-    data: Path,
-    max_quality_drop: float,
-    max_cost_rise: float,
-    seed: int,
-    copies_of: Path | None = None,
-) -> int:
-    """`extproc gate`: 1 if a cohort gets worse from `old` to `new` by more than the limits, otherwise 0."""
-    compared, _ = _compared(old, new, data, seed, copies_of)
-    verdicts = comparison.gate(compared, max_quality_drop, max_cost_rise)
-    print("\n".join(comparison_text(compared, None)) + "\n")
-    print("\n".join(gate_text(verdicts, max_quality_drop, max_cost_rise)))
-    return int(any(verdict.regressed for verdict in verdicts))
-
-
-def _compared(
-    old: Path, new: Path, data: Path, seed: int, copies_of: Path | None = None
-) -> tuple[comparison.Comparison, Execution]:
-    traffic, tokens = usable(data), Tokens()
-    models = [load_config(folder, copies_of).policy.encoder.model for folder in (old, new)]
-    memory = patient(models[0])
-    before = execute(old, memory, traffic, tokens, copies_of)
-    after = execute(new, memory if models[0] == models[1] else patient(models[1]), traffic, tokens, copies_of)
-    _report_unused(data, before, after)
-    for name, run, other in (("old", before, after), ("new", after, before)):
-        print(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
-        labels = {row.intent for row in run.revealed if isinstance(row.intent, str)}
-        if lacks := labels & {*other.snapshot.policy.cohorts} - {*run.snapshot.policy.cohorts}:
-            print(f"          has no intent {', '.join(sorted(lacks))}: rows with this label count as routed wrong")
-    return comparison.compare(before, after, seed), before
-
-
 def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     """`extproc suggest`: print proposed intents as YAML or write them into a folder, and list weak utterances."""
     if out is not None and (existing := sorted(out.glob("proposed-*.yaml"))):
         raise ValueError(f"{existing[0]} exists: move it into {intents}, delete it, or name another folder")
     memory = patient_encoder(intents)
     run = execute(intents, memory, usable(data), Tokens())
-    _report_unused(data, run)
+    report_unused(data, run)
     proposals = propose(run, memory)
     tier = run.snapshot.policy.default_tier
     if out is not None:
@@ -255,10 +210,6 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     for near in borderline_utterances(run, memory):
         print(f"  {near.file}: {near.utterance[:60]!r} ({near.other}, margin {near.margin:.3f})")
     return 0
-
-
-def _ask(routed: Routed) -> str:
-    return routed.signals.ask.text if routed.signals is not None else ""
 
 
 def usable(path: Path) -> Traffic:
@@ -281,7 +232,7 @@ def patient(model: str) -> Memory:
     return Memory(encoder, encoder.sentences.encode, progress=sys.stderr.isatty())
 
 
-def _report_unused(path: Path, *runs: Execution) -> None:
+def report_unused(path: Path, *runs: Execution) -> None:
     """Report on stderr the rows that are skipped, and the names that no configuration has. Each note once."""
     report_bad_rows(path, runs[0].bad)
     intents = {name for run in runs for name in run.snapshot.policy.cohorts}

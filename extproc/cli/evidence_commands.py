@@ -10,6 +10,7 @@ from extproc.cli.options import (
     data_argument,
     intents_option,
     limits_options,
+    parse_count,
     parse_day,
     parse_open_share,
     seed_option,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def add_commands(commands: "Commands") -> None:
     """Add the commands of this group, in the order in which a newcomer needs them."""
     _add_convert(commands)
+    _add_sample(commands)
     _add_eval(commands)
     _add_calibrate(commands)
     _add_diff(commands)
@@ -48,6 +50,21 @@ def _add_convert(commands: "Commands") -> None:
         metavar="MEMBER=VALUE",
         help="convert only lines whose JSON member has this value; repeat it for more conditions",
     )
+
+
+def _add_sample(commands: "Commands") -> None:
+    sample = add_command(
+        commands, "sample", _sample,
+        "Print the rows of a log that a person should label. They are drawn at random from every cohort and from "
+        "sure and unsure matches, one for each conversation and text. Each gets a `weight`: how many rows of the "
+        "log it stands for.",
+    )  # fmt: skip
+    intents_option(sample)
+    data_argument(sample, "traffic as JSON lines (docs/reference/traffic.md), with or without labels")
+    sample.add_argument(
+        "--rows", type=parse_count, default=200, metavar="N", help="number of rows to print (default: %(default)s)"
+    )
+    seed_option(sample, "the draw")
 
 
 def _add_eval(commands: "Commands") -> None:
@@ -140,7 +157,8 @@ def _add_gate(commands: "Commands") -> None:
     gate = add_command(
         commands, "gate", _gate,
         "Compare a folder of intents with a baseline, and fail if any cohort is worse. The exit code is 0 if it "
-        "passes, 1 if a cohort is worse than the limits allow, and 2 if the input is at fault.",
+        "passes, 1 if a cohort is worse than the limits allow, 2 if the input is at fault, 3 if a cohort goes to a "
+        "cheaper tier without recorded answers, and 4 if the rows are too few to tell.",
     )  # fmt: skip
     gate.add_argument(
         "--baseline", type=Path, metavar="OLD", required=True, help="folder of intents to compare with"
@@ -170,6 +188,12 @@ def _convert(args: argparse.Namespace) -> int:
     return run_convert(args.kind, args.file, where)
 
 
+def _sample(args: argparse.Namespace) -> int:
+    from extproc.cli.evidence_sample import run_sample
+
+    return run_sample(args.intents, args.data, args.rows, args.seed)
+
+
 def _eval(args: argparse.Namespace) -> int:
     from extproc.cli.evidence import run_eval
 
@@ -194,14 +218,14 @@ def _calibrate(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from extproc.cli.evidence import run_diff
+    from extproc.cli.evidence_compare import run_diff
 
     load_config(args.old)  # a mistake in it shows before minutes of work
     return run_diff(args.old, args.intents, args.data, args.seed, args.show_text)
 
 
 def _gate(args: argparse.Namespace) -> int:
-    from extproc.cli.evidence import run_gate
+    from extproc.cli.evidence_compare import run_gate
 
     load_config(args.baseline)  # a mistake in it shows before minutes of work
     limits = args.max_quality_drop, args.max_cost_rise

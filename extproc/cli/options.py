@@ -56,6 +56,13 @@ def parse_seed(text: str) -> int:
     return int(text)
 
 
+def parse_count(text: str) -> int:
+    """A number of things, from 1 up."""
+    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
+        raise _refusal(text, "a whole number from 1 up, as in 200")
+    return int(text)
+
+
 def parse_workers(text: str) -> int:
     """A number of processes; `auto` is one for each core."""
     from extproc.serving.workers import cores

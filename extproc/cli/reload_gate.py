@@ -5,13 +5,13 @@ from pathlib import Path
 
 import msgspec
 
-from extproc.cli.evidence import run_gate
+from extproc.cli.evidence_compare import run_gate
 from extproc.cli.process import run_process
 from extproc.config.gate import GateTask
 
 
 def run_reload_gate(argument: str) -> int:
-    """Compare as `extproc gate` does, and exit as it does: 0 passed, 1 worse, 2 could not compare."""
+    """Compare as `extproc gate` does, and exit as it does: 0 passed, 2 could not compare, others refuse."""
     task = msgspec.json.decode(argument, type=GateTask)
     old, new, data, folder = map(Path, (task.old, task.new, task.data, task.copies_of))
     limits = (task.max_quality_drop, task.max_cost_rise)

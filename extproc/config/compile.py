@@ -65,7 +65,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
 
 
 def texts_of(config: Config) -> list[str]:
-    """Every text of the configuration that is encoded: utterances in the order of their files, then the background."""
+    """Every text that is encoded: the utterances in the order of their files, then the background."""
     return [*(text for intent in config.intents for text in intent.utterances), *config.background]
 
 

@@ -24,6 +24,12 @@ _TURN_S = 0.5
 _LOWEST_PRIORITY = 19
 # The module that compares. It is named, not imported, because the command line lies above this package.
 _PROGRAM = "extproc.cli.reload_gate"
+# Exit code of the comparison -> (kind of the refusal, what the new configuration does).
+_REFUSALS = {
+    1: ("regression", "regresses"),
+    3: ("unseen", "lowers a tier without recorded answers"),
+    4: ("unclear", "may regress"),
+}
 
 
 class GateTask(msgspec.Struct, frozen=True):
@@ -84,7 +90,8 @@ class Gate:
     async def refusal(self, new: Path) -> tuple[str, str] | None:
         """Compare the copy `new` with the copy that serves. None: it may serve. Else (kind, message).
 
-        The kind is "regression" when a cohort is worse, and "gate" when the comparison was not possible. This takes
+        The kind is "regression" when a cohort is worse, "unseen" when a tier was lowered whose answers were not
+        recorded, "unclear" when a cohort may be worse, and "gate" when the comparison was not possible. This takes
         as long as the traffic takes, at most 15 minutes.
         """
         try:
@@ -98,8 +105,9 @@ class Gate:
             return "gate", f"the gate could not compare: {error}"
         if code == 0:
             return None
-        if code == 1:
-            return "regression", f"it regresses on {self._data}: {out[out.rfind('FAILED') :].strip()}"
+        if code in _REFUSALS:
+            kind, what = _REFUSALS[code]
+            return kind, f"it {what} on {self._data}: {out.partition(chr(10) * 2)[0]}"
         reason = err.strip().splitlines()[-1:] or [f"its process ended with {code}"]
         return "gate", f"the gate could not compare: {reason[0]}"
 

@@ -46,7 +46,7 @@ class ReloadGate(Protocol):
 
 
 class RefusedError(ValueError):
-    """The gate refuses the new configuration. `kind` is "regression" or "gate"."""
+    """The gate refuses the new configuration. `kind` is as in `Gate.refusal`."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)

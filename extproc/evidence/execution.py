@@ -23,7 +23,7 @@ from extproc.encoder.vector_file import storing
 from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
-from extproc.evidence.measure.metrics import GroupIds
+from extproc.evidence.measure.metrics import Floats, GroupIds
 from extproc.routing.limits import Rates
 from extproc.routing.policy import routable_model
 from extproc.routing.routed import Routed
@@ -166,6 +166,10 @@ class Execution(msgspec.Struct, frozen=True):
         """
         names: dict[str | int, int] = {}
         return np.array([names.setdefault(row.session or i, len(names)) for i, row in enumerate(self.rows)], int)
+
+    def weights(self) -> Floats:
+        """float64[rows]: how many rows of the traffic each row stands for."""
+        return np.array([row.weight for row in self.rows], dtype=np.float64)
 
 
 def execute(

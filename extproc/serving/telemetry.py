@@ -31,7 +31,7 @@ _OPERATIONS = {
 }
 
 # The outcome of a reload: applied, or why it was refused.
-_RELOADS = ("applied", "invalid", "regression", "gate", "error")
+_RELOADS = ("applied", "invalid", "regression", "unseen", "unclear", "gate", "error")
 
 _propagator = TraceContextTextMapPropagator()
 

@@ -21,11 +21,13 @@ from extproc.evidence.measure.comparison import (
     Comparison,
     Flip,
     compare,
-    gate,
     sign_flip,
 )
+from extproc.evidence.measure.gate import Passage, Power, gate, gate_report, least_drop
+from extproc.evidence.measure.lowered import Lowered
 from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.show.comparison import comparison_text, gate_text
+from tests.evidence.asks import alone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
@@ -236,11 +238,99 @@ def test_a_change_that_may_be_random_is_reported_as_unclear():
     """One row of five got worse. That is more than two points, but proves nothing."""
     worse = np.array([1.0, 0, 0, 0, 0])
     cell = Cell("c", QUALITY, 5, 1.0, 0.8, Estimate(-0.2, -0.6, 0.0, 5), 1, sign_flip(worse, 0))
-    (verdict,) = gate(Comparison(5, {}, [cell], [], False), 0.02, 0.1)
+    comparison = Comparison(5, {}, [cell], [], False)
+    (verdict,) = gate(comparison, 0.02, 0.1)
     assert (verdict.regressed, verdict.unclear) == (False, True)
-    lines = list(gate_text([verdict], 0.02, 0.1))
-    assert lines[0] == "passed: 0 regressions (quality may drop 2 points, cost may rise 10 %)"
+    report = gate_report(comparison, 0.02, 0.1)
+    assert report.passage is Passage.UNCLEAR
+    lines = list(gate_text(report))
+    limits = "(quality may drop 2 points, cost may rise 10 %)"
+    assert lines[0] == f"UNCLEAR: 1 measures are worse than allowed, and the rows are too few to tell {limits}"
     assert lines[1].endswith("unclear, may be random (p 0.5)")
+
+
+def lower_cooking(folders):
+    edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
+    edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
+
+
+def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path, words, tokens):
+    """475 of 1,653 rows flip to the small tier, and no row has an outcome: the gate cannot see the effect."""
+    lower_cooking(folders)
+    rows = [{"text": alone(COOK, i)} for i in range(475)] + [{"text": alone(BILL, i)} for i in range(1653 - 475)]
+    comparison = compared(folders, tmp_path, words, tokens, rows)
+    assert next(comparison_text(comparison, None)) == "475 of 1,653 rows flip (28.7 %)"
+    report = gate_report(comparison, 0.02, 0.1)
+    assert (report.passage, report.verdicts) == (Passage.UNSEEN, [])
+    assert list(gate_text(report)) == [
+        "UNSEEN: 475 rows go to a cheaper tier or setting, and 475 of them lack the recorded answers that show its "
+        "quality (quality may drop 2 points, cost may rise 10 %)",
+        "cooking               475 rows lowered, 0 of them with recorded answers, a drop of up to 100.0 points is "
+        "not seen",
+        "least drop that these rows could have shown: none, as no row has a label or a recorded answer",
+    ]
+
+
+def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(folders, tmp_path, words, tokens):
+    """Of 40 lowered rows 20 have both answers. Drawn at random, they stand for the others."""
+    lower_cooking(folders)
+    rows = [row(alone(COOK, i), True, True, "cooking") for i in range(40)]
+    for each in rows[20:]:
+        del each["outcomes"]["small"]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.unseen) == (Passage.UNSEEN, [Lowered("cooking", 40, 20, 0.5, False)])
+    for each in rows[:20]:
+        each["outcomes"]["small"]["propensity"] = 0.5
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.unseen) == (Passage.PASSED, [])
+    for each in rows[:20]:
+        each["outcomes"]["small"]["success"] = False
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert report.passage is Passage.FAILED
+
+
+def test_too_few_recorded_answers_of_a_lower_tier_are_not_passed(folders, tmp_path, words, tokens):
+    """Three rows cannot show any drop, however bad the tier is."""
+    lower_cooking(folders)
+    rows = [row(alone(COOK, i), True, True, "cooking") for i in range(3)]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.power[0]) == (Passage.UNSEEN, Power("all", QUALITY, 3, None))
+    assert "those with recorded answers are too few to show any drop" in report.headline.sentence
+
+
+def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders, tmp_path, words, tokens):
+    """Both change what the client gets, although the tier keeps its name."""
+    edit(folders[1], "policy.yaml", "model: qwen3-32b", "model: qwen3-4b")
+    edit(folders[1], "policy.yaml", "input: 0.40,", "input: 0.10,")
+    with (folders[0] / "billing.yaml").open("a") as file:
+        file.write("accept: [complete]\nescalate: {to: large, share: 1.0}\n")
+    comparison = compared(folders, tmp_path, words, tokens, mixed(12))
+    assert comparison.lowered == [Lowered("cooking", 12, 0, 1.0, False), Lowered("billing", 12, 12, 0.0, False)]
+
+
+def test_a_drop_of_27_points_on_30_rows_is_not_passed(folders, tmp_path, words, tokens):
+    """Eleven answers got worse and three got better. That may be chance, and the rows are too few to tell."""
+    lower_cooking(folders)
+    rows = [row(alone(COOK, i), i >= 11, not 11 <= i < 14, "cooking") for i in range(30)]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    cooking = report.verdicts[-1].cell
+    assert (cooking.group, cooking.rows, round(cooking.change.value, 3)) == ("cooking", 30, -0.267)
+    assert (report.passage, report.passage.value) == (Passage.UNCLEAR, 4)
+    assert [(each.group, each.rows, round(each.drop or 0, 3)) for each in report.power] == [
+        ("all", 30, 0.394), ("cooking", 30, 0.394),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("drop", [0.05, 0.1])
+def test_the_least_drop_is_found_with_a_chance_of_80_percent(drop):
+    """Simulated: a drop of that size, without rows that get better, fails the gate in about 80 of 100 files."""
+    rng = np.random.default_rng(0)
+    rows = 200
+    cell = Cell("c", QUALITY, rows, 0.9, 0.9, Estimate(0.0, 0.0, 0.0, rows), 1, 1.0)
+    least = least_drop(cell, 1)
+    assert least is not None and least < drop
+    failed = [sign_flip((rng.random(rows) < least).astype(float), 0) <= 0.05 for _ in range(1000)]
+    assert 0.76 < np.mean(failed) < 0.84
 
 
 def test_the_sign_flip_test_is_exact_for_right_and_wrong_and_close_otherwise():
@@ -281,16 +371,22 @@ def quick(monkeypatch, words):
     monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
 
 
-def test_the_gate_exits_with_1_on_a_regression_and_0_without(folders, tmp_path, quick, capsys):
-    """CI needs only the exit code. The output has the details."""
+def test_the_gate_exits_with_1_on_a_regression_0_without_and_3_if_it_cannot_see(folders, tmp_path, quick, capsys):
+    """CI needs only the exit code. The first line has the verdict."""
     data = str(traffic(tmp_path, mixed(12)))
     arguments = ["gate", "--baseline", str(folders[0]), str(folders[1]), data]
     assert main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("passed: no cohort is worse than allowed")
-    edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
-    edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "passed: no cohort is worse than allowed (quality may drop 2 points, cost may rise 10 %)"
+    )
+    lower_cooking(folders)
     assert main(arguments) == 1
-    assert "\nFAILED: 2 regressions (quality may drop 2 points, cost may rise 10 %)\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "FAILED: 2 regressions (quality may drop 2 points, cost may rise 10 %)"
+    )
+    unlabelled = tmp_path / "unlabelled.jsonl"
+    unlabelled.write_text(f'{{"text": "{COOK}"}}\n')
+    assert main([*arguments[:-1], str(unlabelled)]) == 3
 
 
 def test_texts_of_requests_are_shown_only_if_asked_for(folders, tmp_path, quick, capsys):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from extproc.cli.main import main
@@ -17,10 +18,14 @@ from extproc.evidence.execution import Memory, execute, seal
 from extproc.evidence.measure.columns import columns
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.evidence.measure.evaluation import evaluate
+from extproc.evidence.measure.headlines import wrong_headline
+from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.measure.notes import unused
+from extproc.evidence.measure.recording import Bounds
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.router import Router
+from tests.evidence.asks import alone
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
@@ -288,6 +293,157 @@ def test_rows_without_the_answer_that_they_need_are_reported(folder, tmp_path, w
         "1 rows lack the answer of a tier that they were sent to. They count as rows without outcomes."
         in report.notes
     )
+
+
+def chosen(tier, success, propensity=None):
+    outcome = {"success": success, "tokens_in": 100, "tokens_out": 0}
+    return {tier: outcome if propensity is None else outcome | {"propensity": propensity}}
+
+
+def test_a_tier_recorded_on_chosen_rows_has_bounds_and_no_line(folder, tmp_path, words, tokens):
+    """The log of a router: small answered 71.5 % of its own 600 rows well. On all 1,000 rows it is 44 %."""
+    served = [{"text": alone(BILL, i), "outcomes": chosen("small", i < 429)} for i in range(600)]
+    served += [{"text": alone(COOK, i), "outcomes": chosen("large", i < 340)} for i in range(400)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *served))
+    assert [(line.name, line.quality.value) for line in report.lines] == [(ROUTED, 0.769)]
+    rounded = [msgspec.structs.replace(b, low=round(b.low, 9), high=round(b.high, 9)) for b in report.bounds]
+    assert rounded == [
+        Bounds("always small", 0.429, 0.829, 600, 1000), Bounds("always large", 0.340, 0.940, 400, 1000),
+    ]  # fmt: skip
+    first, *_ = evaluation_text(report).splitlines()
+    assert first == (
+        "UNKNOWN: `always small` has recorded answers on 600 of 1,000 rows, which were chosen: its quality on all "
+        "of them is"
+    )
+    assert "always small   " not in evaluation_text(report) and report.paired == []
+    both_recorded = [
+        row | {"outcomes": row["outcomes"] | chosen("small", True) | chosen("large", True)} for row in served[:50]
+    ]
+    report = evaluate(run(folder, tmp_path, words, tokens, *both_recorded, *served[50:]))
+    assert {line.quality.rows for line in report.paired} == {50}
+    assert "the 50 rows that have every answer; other rows may differ" in evaluation_text(report)
+
+
+def test_answers_recorded_by_chance_estimate_the_tier_on_all_rows(folder, tmp_path, words, tokens):
+    """The other tier is asked on a tenth of the rows. With its propensity, always small is near the true 44 %."""
+    rng, rows = np.random.default_rng(3), []
+    for i in range(2000):
+        bill = i % 5 < 3
+        small = rng.random() < (0.715 if bill else 0.0275)
+        outcomes = chosen("small", bool(small)) if bill else chosen("large", True)
+        if rng.random() < 0.1:
+            outcomes |= chosen("large", True, 0.1) if bill else chosen("small", bool(small), 0.1)
+        rows.append({"text": alone(BILL if bill else COOK, i), "outcomes": outcomes})
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    lines = {line.name: line.quality for line in report.lines}
+    assert [*lines] == [ROUTED, "always small", "always large", MIX] and report.bounds == []
+    assert lines["always small"].low < 0.44 < lines["always small"].high < 0.5
+    assert lines["always large"].value == pytest.approx(1.0, abs=0.02)
+    assert report.estimated and "doubly robust estimates" in evaluation_text(report)
+
+
+def test_propensities_without_a_chance_for_every_row_give_bounds(folder, tmp_path, words, tokens):
+    """Recipes never went to the small tier, so no propensity says how it answers them."""
+    bills = [{"text": alone(BILL, i), "outcomes": chosen("small", True, 0.9)} for i in range(50)]
+    recipes = [{"text": alone(COOK, i), "outcomes": chosen("large", True)} for i in range(100)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *bills, *recipes))
+    assert [bounds.name for bounds in report.bounds] == ["always small", "always large"]
+
+
+def test_a_row_counts_as_often_as_its_weight(folder, tmp_path, words, tokens):
+    """A row of weight 3 gives the measures of three equal rows of one conversation."""
+    rows = [
+        {"text": alone(BILL if i % 2 else COOK, i), "intent": "billing" if i % 5 else "cooking", "session": f"s{i}",
+         "outcomes": both(i % 3 > 0, i % 4 > 0)}
+        for i in range(20)
+    ]  # fmt: skip
+    heavy = [row | {"weight": 3} if i < 5 else row for i, row in enumerate(rows)]
+    weighted = evaluate(run(folder, tmp_path, words, tokens, *heavy))
+    repeated = evaluate(run(folder, tmp_path, words, tokens, *rows, *rows[:5], *rows[:5]))
+
+    def measures(report):
+        overall = report.overall
+        estimates = [overall.accuracy, overall.accepted, overall.wrong, overall.quality, overall.per_1000]
+        estimates += [report.auroc, report.tiers.right, *(line.quality for line in report.lines)]
+        return [x for e in estimates for x in (e.low, e.value, e.high)]
+
+    assert measures(weighted) == pytest.approx(measures(repeated), nan_ok=True)
+
+
+# Verdicts
+
+
+def priced(small, large):
+    """Outcomes whose costs are 80 for the small tier and 76 for the large one."""
+    return {
+        "small": {"success": small, "tokens_in": 1600, "tokens_out": 0},
+        "large": {"success": large, "tokens_in": 190, "tokens_out": 0},
+    }
+
+
+def test_the_first_sentence_says_that_one_tier_for_everything_is_better(folder, tmp_path, words, tokens):
+    """The large tier is right on 75.3 % of the rows at 95 % of the cost. The small tier, which serves, on 70 %."""
+    rows = [{"text": alone(BILL, i), "outcomes": priced(i < 700, i < 753)} for i in range(1000)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    sentence = "DOMINATED: always-large is 5.3 points better and 5 % cheaper on these rows"
+    assert [str(verdict) for verdict in report.verdicts] == [sentence]
+    assert evaluation_text(report).splitlines()[0] == sentence
+    page = as_html(report, "t")
+    assert page.index("5.3 points better and 5 % cheaper") < page.index("<table")
+    assert msgspec.json.decode(msgspec.json.encode(report))["verdicts"][0]["word"] == "DOMINATED"
+
+
+def test_wrong_matches_are_counted_beside_the_risk(folder, tmp_path, words, tokens):
+    """37 of 100 rows have another label than their trusted match. The tiers follow from the labels."""
+    rows = [{"text": alone(COOK, i), "intent": "billing" if i < 37 else "cooking"} for i in range(100)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    assert str(report.verdicts[0]) == (
+        "TOO MANY WRONG: 37 of 100 trusted matches are wrong; no cohort is calibrated, and `extproc calibrate` "
+        "would keep 5 %"
+    )
+    assert report.tiers.cells == [("small", "large", 37), ("large", "large", 63)]
+    text = evaluation_text(report)
+    assert "right tier: 63.0 [54.0, 72.0] % of 100 labelled rows" in text
+    assert "37.0 [28.0, 46.0] of 100 !" in text
+    assert text.index("tier needed") < text.index("nearest is right")
+    assert text.splitlines()[0] == str(report.verdicts[0])
+
+
+@pytest.mark.parametrize(("wrong", "word"), [(Estimate(0.37, 0.28, 0.47, 100), "TOO MANY WRONG"),
+                                             (Estimate(0.03, 0.01, 0.05, 900), "WITHIN THE RISK"),
+                                             (Estimate(0.06, 0.02, 0.12, 100), "UNCLEAR")])  # fmt: skip
+def test_the_risk_of_the_policy_decides_the_word(wrong, word):
+    """The interval lies above the risk, below it, or on both sides."""
+    headline = wrong_headline(wrong, 0.05)
+    assert headline.word == word
+    count = round(wrong.value * wrong.rows)
+    sentence = f"{count} of {wrong.rows} trusted matches are wrong; the policy's risk is 5 %"
+    assert headline.sentence.startswith(sentence)
+
+
+def test_labels_that_a_confident_match_contradicts_are_listed(folder, tmp_path, words, tokens):
+    """A tenth of the labels is wrong. Their lines are named, and no other line is."""
+    rows = [{"text": alone(BILL, i), "intent": "cooking" if i % 10 == 3 else "billing"} for i in range(100)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    assert [row.line for row in report.disagreements] == [10 * i + 4 for i in range(10)]
+    assert (
+        "CHECK LABELS: the label of 10 rows disagrees with a confident match (lines 4, 14, 24, 34, 44, 54, 64, "
+        in (evaluation_text(report).replace("\n  ", " "))
+    )
+    assert "  4: cooking, billing; 14: cooking, billing; " in evaluation_text(report)
+
+
+def test_an_impossible_token_count_is_named_and_counts_as_the_context(folder, tmp_path, words, tokens):
+    """One count of a billion would be the whole cost of the file."""
+    outcomes = both(True, True)
+    outcomes["small"]["tokens_in"] = 1_000_000_000
+    done = run(folder, tmp_path, words, tokens, {"text": BILL, "outcomes": outcomes})
+    context = done.snapshot.policy.tier("small").context
+    assert done.answers[0]["small"].cost == pytest.approx((context * 0.05 + 1 * 0.2) / 1e6)
+    assert (
+        "1 answers have more tokens than the context of their tier, and count as the context: "
+        f"line 1: 1,000,000,000 tokens of `small`, whose context is {context:,}."
+    ) in evaluate(done).notes
 
 
 def test_unrecorded_token_counts_are_estimated_and_reported(folder, tmp_path, words, tokens):

@@ -56,8 +56,8 @@ def test_reliability_and_calibration_error():
     """Two bins: 0.15 predicted and half right, 0.95 predicted and all right: (2 * 0.35 + 2 * 0.05) / 4."""
     probability, right = array(0.1, 0.2 - 1e-9, 0.9, 1.0), np.array([True, False, True, True])
     assert metrics.reliability(probability, right, bins=5) == [
-        Bin(approx(0.15), 0.5, 2),
-        Bin(approx(0.95), 1.0, 2),
+        Bin(approx(0.15), 0.5, 2, 2.0),
+        Bin(approx(0.95), 1.0, 2, 2.0),
     ]
     assert metrics.ece(probability, right, bins=5) == pytest.approx(0.2)
     assert math.isnan(metrics.ece(array(), np.array([], dtype=bool)))

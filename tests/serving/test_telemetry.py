@@ -110,7 +110,7 @@ def test_counters_that_an_alert_watches_start_at_zero(collected: Collected) -> N
     applied = frozenset({("outcome", "applied")})
     refused = {
         frozenset({("outcome", "refused"), ("reason", reason)})
-        for reason in ("invalid", "regression", "gate", "error")
+        for reason in ("invalid", "regression", "unseen", "unclear", "gate", "error")
     }
     assert collected.series("semantic_router.reloads") == dict.fromkeys({applied, *refused}, 0)
 

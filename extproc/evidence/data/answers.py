@@ -5,6 +5,7 @@ the verifier's bound on the escalations of a cohort. A rule that asks another mo
 reported as unavailable.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -33,6 +34,8 @@ class ReplayedAnswer(msgspec.Struct, frozen=True):
     latency_s: float | None
     observation: Observation | None  # the answer as the verifier sees it; None: only its quality was recorded
     tokens_out: int | None = None  # as recorded; never an estimate
+    propensity: float | None = None  # the chance that it was recorded; None: it was not by chance
+    impossible: int | None = None  # a recorded token count above the tier's context, which counts as the context
 
 
 class Prices:
@@ -73,8 +76,14 @@ class Prices:
         tokens_out = recorded_out
         if tokens_out is None:
             tokens_out = self._tokens.count(answer.text) if answer is not None else 0
+        impossible = max(tokens_in, tokens_out) if max(tokens_in, tokens_out) > tier.context else None
+        tokens_in, tokens_out = min(tokens_in, tier.context), min(tokens_out, tier.context)
+        if recorded_out is not None:
+            recorded_out = tokens_out
         cost = (tokens_in * tier.price.input + tokens_out * tier.price.output) / 1e6
-        return ReplayedAnswer(outcome.worth, cost, outcome.latency_s, answer, recorded_out)
+        return ReplayedAnswer(
+            outcome.worth, cost, outcome.latency_s, answer, recorded_out, outcome.propensity, impossible
+        )
 
 
 def _request_text(routed: Routed) -> str:
@@ -107,6 +116,7 @@ class Served(msgspec.Struct, frozen=True):
     unavailable: tuple[str, ...] = ()  # rules that could not run offline
     bound: str | None = None  # the bound that kept a rejected answer from escalating
     person: bool = False  # the row was queued for a person instead
+    propensity: float | None = None  # the chance that the answers of the path were recorded
 
 
 class Upstreams:
@@ -167,9 +177,11 @@ def _with_answer(served: Served, name: str, answer: ReplayedAnswer) -> Served:
     latency_s = None
     if served.latency_s is not None and answer.latency_s is not None:
         latency_s = served.latency_s + answer.latency_s
+    chances = [chance for chance in (served.propensity, answer.propensity) if chance is not None]
     return msgspec.structs.replace(
         served,
         path=(*served.path, name),
+        propensity=math.prod(chances) if chances else None,
         quality=answer.quality,
         first_quality=served.first_quality if served.path else answer.quality,
         cost=served.cost + answer.cost,

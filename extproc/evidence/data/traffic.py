@@ -23,6 +23,8 @@ OUT_OF_SCOPE_LABEL = "oos"  # means the same as null
 _CHAT = "/v1/chat/completions"
 
 TokenCount = Annotated[int, Meta(ge=0)]
+Weight = Annotated[float, Meta(gt=0)]
+Propensity = Annotated[float, Meta(gt=0, le=1)]
 
 
 class RecordedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,6 +38,7 @@ class RecordedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     answer: str | None = None  # the text of the answer
     finish: str = "stop"  # the finish reason of that text
     response: msgspec.Raw = msgspec.Raw()  # the whole JSON that the upstream sent, instead of `answer` and `finish`
+    propensity: Propensity | None = None  # the chance that this answer was recorded; None: it was not by chance
 
     def __post_init__(self) -> None:
         if self.success is not None and self.quality is not None:
@@ -68,6 +71,7 @@ class Row(msgspec.Struct, frozen=True):
     time: datetime | float | None
     sealed: tuple[bytes, bytes]  # the label and the outcomes as JSON, not decoded yet
     variants: dict[str, str] = {}  # the same ask in other words, by name: translations, paraphrases
+    weight: float = 1.0  # how many rows of the traffic it stands for
 
     def request(self, model: str) -> tuple[bytes, dict[str, str]]:
         """Return (body, headers) as the router receives them. A text becomes a chat request for `model`."""
@@ -117,6 +121,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session: str | None = None
     time: datetime | float | None = None
     variants: dict[str, str] = {}
+    weight: Weight = 1.0
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -171,7 +176,7 @@ def _row(number: int, line: bytes) -> Row:
         raise ValueError(f"found `path` {path}: expected one of {', '.join(APIS)}")
     headers = {name.lower(): value for name, value in read.headers.items()}
     sealed = bytes(read.intent), bytes(read.outcomes)
-    return Row(number, read.text, body, path, headers, read.session, read.time, sealed, read.variants)
+    return Row(number, read.text, body, path, headers, read.session, read.time, sealed, read.variants, read.weight)
 
 
 def reveal(row: Row) -> Revealed:

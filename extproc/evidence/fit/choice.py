@@ -17,8 +17,9 @@ from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.picks import Pick, picks_for
 from extproc.evidence.fit.plans import Plan, ScoredTable, replay
 from extproc.evidence.fit.target import Target
-from extproc.evidence.measure.controls import ControlLine, Recorded, beside
+from extproc.evidence.measure.controls import ControlLine, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
+from extproc.evidence.measure.recording import Recorded
 from extproc.settings import Chosen
 
 # The bound on the share of escalations lies above the share on these rows, because traffic varies from hour to

@@ -16,8 +16,8 @@ from extproc.evidence.data.setting import tier_of
 from extproc.evidence.execution import Execution
 from extproc.evidence.fit.logprobs import Means, count_tokens, mean_logprobs
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
-from extproc.evidence.measure.controls import Recorded, recorded
 from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.evidence.measure.recording import Recorded, answer_table, recorded
 from extproc.routing.decision import decide
 from extproc.routing.policy import Cohort, Policy
 from extproc.settings import Tier
@@ -64,8 +64,10 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
     comparable = recorded(run, quality, cost)
     positions = [int(i) for i in np.flatnonzero(comparable.rows)]
     if not positions or len(comparable.tiers) < 2:
+        with_any = int(answer_table(run).any.sum())
         raise ValueError(
-            "no row has the outcomes of two tiers or more: record `outcomes` (see docs/reference/traffic.md)"
+            f"no row has the outcomes of two tiers or more, and {with_any:,} rows have the outcome of one tier: "
+            "record both tiers on some rows, drawn at random (see docs/reference/traffic.md)"
         )
     names = comparable.tiers
     answers = [[run.answers[i][name] for name in names] for i in positions]

@@ -23,6 +23,9 @@ from extproc.routing.policy import Cohort
 
 # A cohort's scores must spread over at least this much. Otherwise there is nothing to separate.
 _SPREAD = 0.01
+# A cap leaves room above the fitted length, because later traffic and models write longer answers.
+_HEAD_ROOM = 1.5
+_LEAST_CAP = 64
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -130,7 +133,8 @@ def _fit_score(scored: ScoredTable, cohort: Cohort, option: Option, share: float
 
 def _fit_cap(table: OptionTable, rows: Bools, setting: str, cut: float) -> int | None:
     j = table.settings.index(setting)
-    return cap_of(table.tokens[rows, j], table.recorded.quality[rows, j], cut)
+    fitted = cap_of(table.tokens[rows, j], table.recorded.quality[rows, j], cut)
+    return None if fitted is None else max(_LEAST_CAP, math.ceil(_HEAD_ROOM * fitted))
 
 
 def cap_of(tokens: Floats, quality: Floats, cut: float) -> int | None:

@@ -1,11 +1,13 @@
 """An execution as arrays, with one entry per row."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from extproc.contract.words import Reason
+from extproc.evidence.data.answers import ReplayedAnswer, Served
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
 from extproc.routing.trust import trust
@@ -29,7 +31,9 @@ class Columns(msgspec.Struct, frozen=True):
     quality: Floats  # of the answer that was served. NaN if not recorded
     first_quality: Floats  # of the first tier's answer. NaN if not recorded
     cost: Floats  # dollars per request. NaN if not recorded
+    answered: Bools  # the quality of some tier's answer was recorded, and the row did not go to a person
     conversation: GroupIds  # rows of one conversation are resampled together
+    weight: Floats  # rows of the traffic that the row stands for
 
     @property
     def labelled(self) -> Bools:
@@ -73,8 +77,15 @@ def columns(run: Execution) -> Columns:
         quality=served("quality"),
         first_quality=served("first_quality"),
         cost=served("cost"),
+        answered=np.array(list(map(_answered, run.answers, run.served)), dtype=bool),
         conversation=run.conversations(),
+        weight=run.weights(),
     )
+
+
+def _answered(answers: Mapping[str, ReplayedAnswer], served: Served | None) -> bool:
+    person = served is not None and served.person
+    return not person and any(answer.quality is not None for answer in answers.values())
 
 
 def _label(intent: Any, cohorts: Any) -> str | None:

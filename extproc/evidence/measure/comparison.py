@@ -1,4 +1,4 @@
-"""Two configurations on the same traffic: the rows that flip, the change in quality and cost, and the gate."""
+"""Two configurations on the same traffic: the rows that flip, and the change in quality and cost."""
 
 import math
 from collections import Counter
@@ -10,12 +10,11 @@ from scipy import special
 
 from extproc.evidence.execution import Execution, destination, trusted_cohort
 from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE
-from extproc.evidence.measure.metrics import Estimate, Floats, GroupIds, resamples, spread
+from extproc.evidence.measure.lowered import Lowered, inverse_chances, lowered
+from extproc.evidence.measure.metrics import Estimate, Floats, GroupIds, effective_rows, resamples, spread
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"
 ALL = "all"
-# The share of comparisons in which the gate may report a regression although nothing got worse.
-_FALSE_ALARMS = 0.05
 # Random assignments of signs behind a p-value. Below one in this many, the p-value is a bound.
 _ASSIGNMENTS = 20_000
 _CHUNK = 500
@@ -32,6 +31,8 @@ class Cell(msgspec.Struct, frozen=True):
     change: Estimate  # new minus old. For cost, as a share of old
     differing: int  # rows for which old and new differ
     chance: float  # p-value: the chance that a change this bad is random (one-sided sign-flip test)
+    better: int = 0  # conversations that got better
+    independent: float | None = None  # conversations of equal weight that are worth as much. None: one per row
 
 
 class Flip(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ class Comparison(msgspec.Struct, frozen=True):
     cells: list[Cell]
     flips: list[Flip]
     estimated: bool  # no outcome was recorded, so costs are those of the input alone
+    lowered: list[Lowered] = []  # the groups with rows that go to a cheaper tier or setting
     unrecorded: int = 0  # rows whose outcome was recorded for the old decision but not for the new one
 
 
@@ -71,8 +73,10 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         QUALITY: _quality,
         COST: _cost if priced else _input_cost,
     }
+    inverse = inverse_chances(old, new, pairs)
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
-    conversation = old.conversations()[[i for i, _ in pairs]]
+    kept = [i for i, _ in pairs]
+    conversation, weight = old.conversations()[kept], old.weights()[kept]
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -80,9 +84,12 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
         for measure, (a, b) in columns.items():
             compared = inside & ~np.isnan(a) & ~np.isnan(b)
             if compared.any():
-                cells.append(_cell(name, measure, a[compared], b[compared], conversation[compared], seed))
+                drawn = inverse if measure != ROUTING and priced else np.ones(len(pairs))
+                sample = (weight * drawn)[compared], conversation[compared]
+                cells.append(_cell(name, measure, a[compared], b[compared], sample, seed))
     unrecorded = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
-    return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, unrecorded)
+    lower = lowered(old, new, pairs, groups)
+    return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, lower, unrecorded)
 
 
 def _group(old: Execution, new: Execution, i: int) -> str:
@@ -128,17 +135,22 @@ def _input_cost(run: Execution, i: int, _: str) -> float | None:
     return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
 
 
-def _cell(group: str, measure: str, old: Floats, new: Floats, conversation: GroupIds, seed: int) -> Cell:
+def _cell(group: str, measure: str, old: Floats, new: Floats, sample: tuple[Floats, GroupIds], seed: int) -> Cell:
+    """`sample`: (weight, conversation) of each row."""
+    weight, conversation = sample
     relative = measure == COST and bool(old.any() or new.any())  # a cost that was 0 and is not rises without limit
-    gained, base = new - old, old if relative else np.ones(len(old))
+    gained, base = weight * (new - old), weight * (old if relative else np.ones(len(old)))
     draws = resamples(len(old), seed, together=conversation)
     tops, bottoms = np.concatenate([weights @ np.stack([gained, base], axis=1) for weights in draws]).T
     with np.errstate(divide="ignore", invalid="ignore"):
         change = spread(float(gained.sum() / base.sum()), tops / bottoms, len(old))
     worse = gained if measure == COST else -gained
-    chance = sign_flip(np.bincount(conversation, worse).astype(np.float64), seed)
+    by_conversation = np.bincount(conversation, worse).astype(np.float64)
+    chance = sign_flip(by_conversation, seed)
     differing = int((new != old).sum())
-    return Cell(group, measure, len(old), float(old.mean()), float(new.mean()), change, differing, chance)
+    before, after = (float(np.average(values, weights=weight)) for values in (old, new))
+    better, independent = int((by_conversation < 0).sum()), effective_rows(weight, conversation)
+    return Cell(group, measure, len(old), before, after, change, differing, chance, better, independent)
 
 
 def sign_flip(worse: Floats, seed: int) -> float:
@@ -160,30 +172,3 @@ def sign_flip(worse: Floats, seed: int) -> float:
     if not reached:
         return min(1 / (_ASSIGNMENTS + 1), math.exp(-(total**2) / (2 * float(differing @ differing))))
     return (reached + 1) / (_ASSIGNMENTS + 1)
-
-
-# --- the gate ---------------------------------------------------------------------------------------------------
-
-
-class GateVerdict(msgspec.Struct, frozen=True):
-    """The gate's verdict on one cell that is worse than allowed."""
-
-    cell: Cell
-    regressed: bool
-    unclear: bool  # the change may be random
-
-
-def gate(comparison: Comparison, max_quality_drop: float, max_cost_rise: float) -> list[GateVerdict]:
-    """A verdict on every cell that is worse than allowed. It regressed if chance does not explain the change.
-
-    Each cell in which any row differs is a test. The tests share the false alarms (Bonferroni). So a comparison in
-    which nothing got worse fails at most one time in twenty, for any number of cohorts.
-    """
-    tests = sum(cell.differing > 0 for cell in comparison.cells)
-    verdicts = []
-    for cell in comparison.cells:
-        rise = cell.change.value if cell.measure == COST else -cell.change.value
-        if rise > (max_cost_rise if cell.measure == COST else max_quality_drop):
-            regressed = cell.chance <= _FALSE_ALARMS / tests
-            verdicts.append(GateVerdict(cell, regressed, not regressed))
-    return verdicts

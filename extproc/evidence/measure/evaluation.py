@@ -9,9 +9,12 @@ import numpy as np
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure import metrics
 from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE, Columns, columns
-from extproc.evidence.measure.controls import ControlLine, Point, frontier, lines
+from extproc.evidence.measure.controls import ControlLine, Point, controls, frontier
+from extproc.evidence.measure.headlines import Headline, evaluation_headlines, wrong_headline
+from extproc.evidence.measure.labels import Disagreement, TierMatrix, disagreements, tier_matrix
 from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
 from extproc.evidence.measure.notes import notes_on
+from extproc.evidence.measure.recording import MISSING, Bounds
 from extproc.evidence.measure.switching import SwitchLine, switching
 from extproc.evidence.perturb.robustness import Robustness
 
@@ -52,12 +55,18 @@ class Evaluation(msgspec.Struct, frozen=True):
     reliability: list[Bin]
     risk_coverage: list[tuple[float, float]]
     confusion: list[tuple[str, str, int]]  # label, matched cohort, rows. Most rows first
-    lines: list[ControlLine]
+    lines: list[ControlLine]  # the configuration and its controls, on all rows with outcomes
+    bounds: list[Bounds]  # of every path whose answers were recorded only on chosen rows
+    paired: list[ControlLine]  # the same lines on the rows that have every answer, if the others lack some
+    estimated: bool  # `lines` are doubly robust estimates from propensities
+    tiers: TierMatrix
+    disagreements: list[Disagreement]
     frontier: list[Point]
     latency_s: dict[str, tuple[int, float, float]]  # by path: rows, p50, p95
     notes: list[str]
     switching: list[SwitchLine] = []  # if the policy has a switch budget
     robustness: Robustness | None = None  # if it was asked for
+    verdicts: list[Headline] = []
 
 
 def evaluate(run: Execution, seed: int = 0) -> Evaluation:
@@ -70,44 +79,71 @@ def evaluate(run: Execution, seed: int = 0) -> Evaluation:
     inside = c.labelled & ~c.outside
     calibrated = ~np.isnan(c.probability) & c.labelled
     trusted, ranked = c.trusted & c.labelled, matched & c.labelled
-    return Evaluation(
+    compared = controls(run, c.quality, c.cost, seed)
+    evaluation = Evaluation(
         data=_data(run, c),
         groups=[_group(run, c, name, np.array([g == name for g in c.group]), seed) for name in names],
         overall=_group(run, c, "all", everything, seed),
-        scope_recall=share(~c.trusted, c.outside).estimate(seed, c.conversation),
-        scope_recall_at_5=metrics.recall_at_rejection(scores[matched & inside], scores[matched & c.outside]),
-        auroc=metrics.auroc_estimate(scores[ranked], inside[ranked], seed, c.conversation[ranked]),
+        scope_recall=share(~c.trusted, c.outside, c.weight).estimate(seed, c.conversation),
+        scope_recall_at_5=metrics.recall_at_rejection(
+            scores[matched & inside],
+            scores[matched & c.outside],
+            weights=(c.weight[matched & inside], c.weight[matched & c.outside]),
+        ),
+        auroc=metrics.auroc_estimate(
+            scores[ranked], inside[ranked], seed, c.conversation[ranked], c.weight[ranked]
+        ),
         score=score,
-        calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated]),
-        reliability=metrics.reliability(c.probability[calibrated], c.right[calibrated]),
-        risk_coverage=_risk_coverage(scores[trusted], c.right[trusted], int(c.labelled.sum())),
+        calibration_error=metrics.ece(c.probability[calibrated], c.right[calibrated], weights=c.weight[calibrated]),
+        reliability=metrics.reliability(
+            c.probability[calibrated], c.right[calibrated], weights=c.weight[calibrated]
+        ),
+        risk_coverage=_risk_coverage(
+            scores[trusted], c.right[trusted], c.weight[trusted], float(c.weight[c.labelled].sum())
+        ),
         confusion=_confusion(c),
-        lines=lines(run, c.quality, c.cost, seed),
+        lines=compared.lines,
+        bounds=compared.bounds,
+        paired=compared.paired,
+        estimated=compared.estimated,
+        tiers=tier_matrix(run, c, seed),
+        disagreements=disagreements(run, c),
         frontier=frontier(run, c.nearest),
         latency_s=_latency(run),
         notes=notes_on(run),
         switching=switching(run),
     )
+    return msgspec.structs.replace(evaluation, verdicts=_verdicts(evaluation))
+
+
+def _verdicts(evaluation: Evaluation) -> list[Headline]:
+    e, wrong = evaluation, evaluation.overall.wrong
+    matches = [wrong_headline(wrong, e.data["risk"], e.data["weighted"])] if wrong.known else []
+    return evaluation_headlines(e.lines, e.bounds, matches, e.tiers, e.disagreements)
 
 
 def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Group:
     matched = c.trusted & c.labelled & np.array([name in ("all", n) for n in c.nearest], dtype=bool)
     recorded = rows & ~np.isnan(c.quality) & ~np.isnan(c.cost)
+    if c.weight[rows & c.answered & ~recorded].sum() > MISSING * c.weight[rows & c.answered].sum():
+        recorded = np.zeros_like(rows)  # the answers were recorded on a chosen part of these rows
     compared = ~np.isnan(c.quality) & ~np.isnan(c.first_quality)
-    quality, cost = np.where(recorded, c.quality, 0.0), np.where(recorded, c.cost, 0.0)
+    quality, cost = (np.where(recorded, values * c.weight, 0.0) for values in (c.quality, c.cost))
     indices = np.flatnonzero(rows)
     rejections = [reason for i in indices for s in [run.served[i]] if s is not None for reason in s.rejections]
     return Group(
         name=name,
         rows=int(rows.sum()),
-        accuracy=share(c.right, rows & c.labelled & ~c.outside).estimate(seed, c.conversation),
-        accepted=share(c.trusted, rows).estimate(seed, c.conversation),
-        wrong=share(~c.right, matched).estimate(seed, c.conversation),
-        fallback=share(c.fallback, rows).estimate(seed, c.conversation),
-        escalated=share(c.escalated, rows & c.judged).estimate(seed, c.conversation),
-        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared).estimate(seed, c.conversation),
-        quality=mean(c.quality, recorded).estimate(seed, c.conversation),
-        per_1000=mean(1000 * c.cost, recorded, least=None).estimate(seed, c.conversation),
+        accuracy=share(c.right, rows & c.labelled & ~c.outside, c.weight).estimate(seed, c.conversation),
+        accepted=share(c.trusted, rows, c.weight).estimate(seed, c.conversation),
+        wrong=share(~c.right, matched, c.weight).estimate(seed, c.conversation),
+        fallback=share(c.fallback, rows, c.weight).estimate(seed, c.conversation),
+        escalated=share(c.escalated, rows & c.judged, c.weight).estimate(seed, c.conversation),
+        corrected=share(c.quality > c.first_quality, rows & c.escalated & compared, c.weight).estimate(
+            seed, c.conversation
+        ),
+        quality=mean(c.quality, recorded, weights=c.weight).estimate(seed, c.conversation),
+        per_1000=mean(1000 * c.cost, recorded, least=None, weights=c.weight).estimate(seed, c.conversation),
         per_success=Ratio(cost, quality, least=None).estimate(seed, c.conversation) if quality.sum() else NOTHING,
         tiers=dict(Counter(run.routed[i].decision.tier.name for i in indices).most_common()),
         reasons=dict(Counter(run.routed[i].decision.reason.value for i in indices).most_common()),
@@ -123,13 +159,13 @@ def _scores(c: Columns) -> tuple[Floats, str]:
     return c.similarity, "similarity"
 
 
-def _risk_coverage(scores: Floats, right: Bools, labelled: int) -> list[tuple[float, float]]:
+def _risk_coverage(scores: Floats, right: Bools, weights: Floats, labelled: float) -> list[tuple[float, float]]:
     """(share of all labelled rows accepted, share of these that are wrong), from the highest score down."""
     if not len(scores):
         return []
     order = np.argsort(-scores, kind="stable")
-    count = np.arange(1, len(order) + 1)
-    wrong = np.cumsum(~right[order]) / count
+    count = np.cumsum(weights[order])
+    wrong = np.cumsum(weights[order] * ~right[order]) / count
     # Rows with equal scores are accepted together.
     ends = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)
     keep = ends[np.unique(np.linspace(0, len(ends) - 1, _CURVE_POINTS).astype(int))]
@@ -160,6 +196,9 @@ def _data(run: Execution, c: Columns) -> dict[str, Any]:
         "labelled": int(c.labelled.sum()),
         "out_of_scope": int(c.outside.sum()),
         "with_outcomes": int((~np.isnan(c.quality)).sum()),
+        "with_any_outcome": int(c.answered.sum()),
+        "weighted": bool((c.weight != 1).any()),
+        "risk": max((i.evidence.risk for i in run.config.intents if i.evidence is not None), default=None),
         "revision": run.snapshot.revision,
         "sealed": run.sealed,
         "encoder": run.snapshot.encoder.name,

@@ -68,27 +68,36 @@ class Ratio(msgspec.Struct, frozen=True):
         together = np.arange(len(counted)) if together is None else together
         # Other rows change nothing except the time that resampling takes.
         chosen = counted | (self.top != 0)
-        rows, independent = int(counted.sum()), len(np.unique(together[counted]))
+        rows = int(counted.sum())
         estimate = spread(self.value(), self.rows(chosen).resampled(seed, together[chosen]), rows)
         value = estimate.value
         if self.least is not None and estimate.low == estimate.high and value in (self.least, 0.0, 1.0):
             # All rows are equal, so resampling would claim certainty. The exact interval of a share bounds how many
             # rows could differ, each by as much as a row can.
-            differing = exact_interval(0, independent)[1]
+            differing = exact_interval(0, effective_rows(self.bottom[counted], together[counted]))[1]
             low, high = value - differing * (value - self.least), value + differing * (1 - value)
             return Estimate(value, low, high, rows)
         return estimate
 
 
-def share(of: Bools, among: Bools) -> Ratio:
-    """The share of the rows `among` for which `of` is also true."""
-    return Ratio((of & among).astype(float), among.astype(float))
+def share(of: Bools, among: Bools, weights: Floats | float = 1.0) -> Ratio:
+    """The share of the rows `among` for which `of` is also true. `weights`: how many rows each row stands for."""
+    return Ratio(np.asarray(weights * (of & among), np.float64), np.asarray(weights * among, np.float64))
 
 
-def mean(values: Floats, among: Bools | None = None, least: float | None = 0.0) -> Ratio:
+def mean(
+    values: Floats, among: Bools | None = None, least: float | None = 0.0, weights: Floats | float = 1.0
+) -> Ratio:
     """The mean of the values that are not NaN. Values lie between `least` and 1. None: values have no limits."""
     measured = ~np.isnan(values) if among is None else ~np.isnan(values) & among
-    return Ratio(np.where(measured, values, 0.0), measured.astype(float), least)
+    top = np.asarray(weights * np.where(measured, values, 0.0), np.float64)
+    return Ratio(top, np.asarray(weights * measured, np.float64), least)
+
+
+def effective_rows(weights: Floats, together: GroupIds) -> float:
+    """The number of independent rows of equal weight that are worth as much as these (Kish 1965)."""
+    units = np.bincount(np.unique(together, return_inverse=True)[1], weights)
+    return float(units.sum() ** 2 / (units @ units))
 
 
 def resamples(n: int, seed: int, times: int = RESAMPLES, together: GroupIds | None = None) -> Iterator[Floats]:
@@ -145,23 +154,33 @@ def auroc(scores: Floats, positive: Bools, weights: Floats | None = None) -> Flo
     return chance
 
 
-def auroc_estimate(scores: Floats, positive: Bools, seed: int, together: GroupIds | None = None) -> Estimate:
-    """AUROC with its interval. NaN without both classes. `together` as in `resamples`."""
-    value = float(auroc(scores, positive)[0]) if len(scores) else math.nan
+def auroc_estimate(
+    scores: Floats, positive: Bools, seed: int, together: GroupIds | None = None, weights: Floats | None = None
+) -> Estimate:
+    """AUROC with its interval. NaN without both classes. `together` as in `resamples`, `weights` by row."""
+    weights = np.ones(len(scores)) if weights is None else weights
+    value = float(auroc(scores, positive, weights[None])[0]) if len(scores) else math.nan
     if math.isnan(value):
         return NOTHING
     draws = resamples(len(scores), seed, together=together)
-    return spread(value, np.concatenate([auroc(scores, positive, weights) for weights in draws]), len(scores))
+    return spread(value, np.concatenate([auroc(scores, positive, w * weights) for w in draws]), len(scores))
 
 
-def recall_at_rejection(inside: Floats, outside: Floats, rejected: float = 0.05) -> float:
-    """The share of `outside` scores below the threshold that rejects at most the share `rejected` of `inside`."""
+def recall_at_rejection(
+    inside: Floats, outside: Floats, rejected: float = 0.05, weights: tuple[Floats, Floats] | None = None
+) -> float:
+    """The share of `outside` scores below the threshold that rejects at most the share `rejected` of `inside`.
+
+    `weights`: how many rows each score of `inside` and of `outside` stands for.
+    """
     if not len(inside) or not len(outside):
         return math.nan
-    ordered = np.sort(inside)
+    inner, outer = weights if weights is not None else (np.ones(len(inside)), np.ones(len(outside)))
+    order = np.argsort(inside, kind="stable")
     # A score below the threshold is rejected. The threshold is the score above the ones of `inside` that may be.
-    threshold = ordered[min(math.floor(rejected * len(ordered) + 1e-9), len(ordered) - 1)]
-    return float((outside < threshold).mean())
+    may_be = int((np.cumsum(inner[order]) <= rejected * inner.sum() + 1e-9).sum())
+    threshold = inside[order[min(may_be, len(order) - 1)]]
+    return float(np.average(outside < threshold, weights=outer))
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------
@@ -173,26 +192,29 @@ class Bin(msgspec.Struct, frozen=True):
     predicted: float
     right: float
     rows: int
+    weight: float  # rows of the traffic that these stand for
 
 
-def reliability(probability: Floats, right: Bools, bins: int = 10) -> list[Bin]:
-    """Predictions in bins of equal width, without the empty bins."""
+def reliability(probability: Floats, right: Bools, bins: int = 10, weights: Floats | None = None) -> list[Bin]:
+    """Predictions in bins of equal width, without the empty bins. `weights`: how many rows each row stands for."""
+    weights = np.ones(len(right)) if weights is None else weights
     bin_of = np.minimum((probability * bins).astype(int), bins - 1)
-    return [
-        Bin(float(probability[bin_of == b].mean()), float(right[bin_of == b].mean()), int((bin_of == b).sum()))
-        for b in np.unique(bin_of)
-    ]
+    chosen = [bin_of == b for b in np.unique(bin_of)]
+    filled = []
+    for rows in chosen:
+        predicted, is_right = (float(np.average(of[rows], weights=weights[rows])) for of in (probability, right))
+        filled.append(Bin(predicted, is_right, int(rows.sum()), float(weights[rows].sum())))
+    return filled
 
 
-def ece(probability: Floats, right: Bools, bins: int = 10) -> float:
+def ece(probability: Floats, right: Bools, bins: int = 10, weights: Floats | None = None) -> float:
     """Expected calibration error (Naeini et al. 2015): mean difference of predicted and right over these bins."""
-    if not len(probability):
-        return math.nan
-    filled = reliability(probability, right, bins)
-    return sum(b.rows * abs(b.predicted - b.right) for b in filled) / len(probability)
+    filled = reliability(probability, right, bins, weights)
+    total = sum(b.weight for b in filled)
+    return sum(b.weight * abs(b.predicted - b.right) for b in filled) / total if filled else math.nan
 
 
-def exact_interval(wrong: int, rows: int, level: float = 0.95) -> tuple[float, float]:
+def exact_interval(wrong: float, rows: float, level: float = 0.95) -> tuple[float, float]:
     """The two-sided interval of the share wrong / rows by Clopper and Pearson. (0, 1) without rows."""
     tail = (1 - level) / 2
     low = 0.0 if wrong == 0 else float(special.betaincinv(wrong, rows - wrong + 1, tail))

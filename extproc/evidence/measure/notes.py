@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Container, Iterator
 
 from extproc.contract.words import Reason
-from extproc.evidence.data.setting import SUFFIXES
+from extproc.evidence.data.setting import SUFFIXES, tier_of
 from extproc.evidence.data.tokens import TOKENIZER
 from extproc.evidence.execution import Execution
 
@@ -32,6 +32,7 @@ def notes_on(run: Execution) -> list[str]:
             f"{counts['input only']} answers were recorded without text and token counts, so only their input is "
             "priced."
         )
+    notes += _impossible(run)
     unavailable = Counter(rule for s in run.served if s is not None for rule in s.unavailable)
     for rule, rows in unavailable.items():
         notes.append(f"Rule `{rule}` could not run on {rows} recorded answers, so its declared outcome was used.")
@@ -47,6 +48,23 @@ def notes_on(run: Execution) -> list[str]:
             f"{missing} rows lack the answer of a tier that they were sent to. They count as rows without outcomes."
         )
     return notes
+
+
+def _impossible(run: Execution) -> Iterator[str]:
+    """Notes on token counts that no answer of the tier can have."""
+    cases = [
+        f"line {row.line}: {answer.impossible:,} tokens of `{name}`, whose context is "
+        f"{run.snapshot.policy.tier(tier_of(name)).context:,}"
+        for row, answers in zip(run.rows, run.answers, strict=True)
+        for name, answer in answers.items()
+        if answer.impossible is not None
+    ]
+    if cases:
+        more = f", and {len(cases) - _MOST_NAMES} more" if len(cases) > _MOST_NAMES else ""
+        yield (
+            f"{len(cases)} answers have more tokens than the context of their tier, and count as the context: "
+            f"{'; '.join(cases[:_MOST_NAMES])}{more}."
+        )
 
 
 def _fitted_here(run: Execution) -> Iterator[str]:

@@ -1,9 +1,11 @@
 """A comparison and the verdicts of the gate, as text for a terminal."""
 
 import math
+import textwrap
 from collections.abc import Iterator
 
-from extproc.evidence.measure.comparison import COST, Cell, Comparison, GateVerdict
+from extproc.evidence.measure.comparison import COST, Cell, Comparison
+from extproc.evidence.measure.gate import GateReport
 from extproc.evidence.show.estimate import percent
 
 
@@ -43,14 +45,25 @@ def _cell_line(cell: Cell) -> str:
     return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
 
 
-def gate_text(verdicts: list[GateVerdict], max_quality_drop: float, max_cost_rise: float) -> Iterator[str]:
-    """The verdicts of the gate, worst first. One line if nothing is worse than allowed."""
-    limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
-    regressed = [verdict for verdict in verdicts if verdict.regressed]
-    if not verdicts:
-        yield f"passed: no cohort is worse than allowed ({limits})"
-        return
-    yield f"{'FAILED' if regressed else 'passed'}: {len(regressed)} regressions ({limits})"
-    for verdict in sorted(verdicts, key=lambda v: (not v.regressed, v.cell.chance)):
+def gate_text(report: GateReport) -> Iterator[str]:
+    """The verdict of the gate, the measures behind it (worst first), and what the rows could have shown."""
+    yield str(report.headline)
+    for verdict in sorted(report.verdicts, key=lambda v: (not v.regressed, v.cell.chance)):
         word = "regressed" if verdict.regressed else "unclear, may be random"
         yield f"{_cell_line(verdict.cell)}  {word} (p {verdict.cell.chance:.1g})"
+    for lowered in report.unseen:
+        hidden = "" if lowered.by_chance else f", a drop of up to {100 * lowered.hidden:.1f} points is not seen"
+        yield (
+            f"{lowered.group[:21]:<22}{lowered.rows:,} rows lowered, {lowered.recorded:,} of them with recorded "
+            f"answers{hidden}"
+        )
+    powers = [f"{each.group} {_drop(each.drop)} ({each.rows:,} rows)" for each in report.power]
+    if powers:
+        listed = f"least drop that these rows could have shown: {'; '.join(powers)}"
+        yield from textwrap.wrap(listed, 116, subsequent_indent="  ")
+    else:
+        yield "least drop that these rows could have shown: none, as no row has a label or a recorded answer"
+
+
+def _drop(drop: float | None) -> str:
+    return "none" if drop is None else f"{100 * drop:.1f} points"

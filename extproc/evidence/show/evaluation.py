@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 from extproc.evidence.measure.columns import OUT_OF_SCOPE
 from extproc.evidence.measure.evaluation import Evaluation, Group
+from extproc.evidence.measure.headlines import DEFAULT_RISK
+from extproc.evidence.measure.labels import TierMatrix
+from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.measure.switching import SwitchLine
 from extproc.evidence.show.controls import line_table
 from extproc.evidence.show.estimate import number, percent
@@ -13,6 +16,7 @@ from extproc.evidence.show.robustness import robustness_text
 # Cohorts and confusions that a terminal shows. The JSON has all of them.
 _MOST_GROUPS = 40
 _MOST_CONFUSIONS = 8
+_MOST_DISAGREEMENTS = 40
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -22,9 +26,12 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 def _lines(evaluation: Evaluation) -> Iterator[str]:
     d = evaluation.data
+    for verdict in evaluation.verdicts:
+        yield from textwrap.wrap(str(verdict), 116, subsequent_indent="  ")
+    yield ""
     yield (
         f"traffic   {d['traffic']}: {d['rows']:,} rows, {d['labelled']:,} labelled (of these {d['out_of_scope']:,} "
-        f"out of scope), {d['with_outcomes']:,} with outcomes; {d['skipped']} lines skipped"
+        f"out of scope), {d['with_any_outcome']:,} with outcomes; {d['skipped']} lines skipped"
     )
     yield (
         f"intents   revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} of them calibrated; "
@@ -37,9 +44,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         yield from _matching(evaluation)
     yield ""
     yield from _serving(evaluation)
-    if evaluation.lines:
-        yield ""
-        yield from _controls(evaluation)
+    yield from _controls(evaluation)
     if evaluation.latency_s:
         yield ""
         yield f"{'latency by path':<40}{'rows':>7}{'p50 s':>9}{'p95 s':>9}"
@@ -64,19 +69,48 @@ def _matching(evaluation: Evaluation) -> Iterator[str]:
     if evaluation.reliability:
         yield f"calibration error of the probability: {100 * evaluation.calibration_error:.1f} percentage points"
     yield ""
-    yield (
-        f"{'matching, % [95 %]':<22}{'rows':>6}  {'nearest is right':<21}{'accepted':<21}{'wrong of accepted':<21}"
-        "fallback"
-    )
+    yield from _tier_matrix(evaluation.tiers)
+    risk = 100 * (evaluation.data["risk"] or DEFAULT_RISK)
+    yield "matching, % [95 %]. accepted: of the rows with the label. wrong: of the trusted matches with the cohort,"
+    yield f"                    where ! marks more than the risk of {risk:g} %. fallback: of the rows"
+    yield f"{'label':<20}{'rows':>6}  {'nearest is right':<21}{'accepted':<21}{'wrong':<30}fallback"
     for group in _shown(evaluation):
-        cells = (group.accuracy, group.accepted, group.wrong, group.fallback)
-        yield f"{group.name[:21]:<22}{group.rows:>6}  " + "".join(f"{percent(e):<21}" for e in cells).rstrip()
+        cells = f"{percent(group.accuracy):<21}{percent(group.accepted):<21}{_wrong_cell(group.wrong, risk):<30}"
+        yield f"{group.name[:19]:<20}{group.rows:>6}  {cells}{number(group.fallback, 100)}"
     yield from _left_out(evaluation)
     right = {(OUT_OF_SCOPE, "fallback")}
     wrong = [(a, b, rows) for a, b, rows in evaluation.confusion if a != b and (a, b) not in right]
     wrong = [pair for pair in wrong if pair[1] != "fallback"] + [pair for pair in wrong if pair[1] == "fallback"]
     confusions = "; ".join(f"{a} -> {b} {rows}" for a, b, rows in wrong[:_MOST_CONFUSIONS])
     yield from textwrap.wrap(f"most confused (label -> match, rows): {confusions}", 116) if wrong else ()
+    if evaluation.disagreements:
+        yield "labels that a confident match contradicts (line: label, match):"
+        rows = evaluation.disagreements[:_MOST_DISAGREEMENTS]
+        listed = "; ".join(f"{row.line}: {row.label}, {row.cohort}" for row in rows)
+        yield from textwrap.wrap(listed, 116, initial_indent="  ", subsequent_indent="  ")
+
+
+def _wrong_cell(wrong: Estimate, risk: float) -> str:
+    """The share of wrong matches, what it is a share of, and a mark if it is above the risk in per cent."""
+    if not wrong.known:
+        return "-"
+    return f"{percent(wrong)} of {wrong.rows:,}{' !' if 100 * wrong.low > risk else ''}"
+
+
+def _tier_matrix(tiers: TierMatrix) -> Iterator[str]:
+    """Rows: the tier that the label needs. Columns: the tier of the first attempt."""
+    if not tiers.cells:
+        return
+    counts = {(needed, chosen): rows for needed, chosen, rows in tiers.cells}
+    chosen = [name for name in tiers.names if any(name == cell[1] for cell in tiers.cells)]
+    yield f"{'tier needed -> chosen':<22}" + "".join(f"{name[:13]:>14}" for name in chosen)
+    for needed in dict.fromkeys(name for name, _, _ in tiers.cells):
+        yield f"{needed[:21]:<22}" + "".join(f"{counts.get((needed, name), 0):>14,}" for name in chosen)
+    yield f"right tier: {percent(tiers.right)} % of {tiers.right.rows:,} labelled rows"
+    if tiers.below.known:
+        needing = f"{tiers.below.rows:,} rows that need more than the cheapest tier"
+        yield f"sent too low: {percent(tiers.below)} % of {needing}"
+    yield ""
 
 
 def _serving(evaluation: Evaluation) -> Iterator[str]:
@@ -95,7 +129,17 @@ def _serving(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _controls(evaluation: Evaluation) -> Iterator[str]:
-    yield from line_table(evaluation.lines)
+    if evaluation.lines:
+        yield ""
+        yield from line_table(evaluation.lines)
+        if evaluation.estimated:
+            yield "doubly robust estimates: answers were recorded by chance, and their propensities are known"
+    if evaluation.paired:
+        yield ""
+        yield f"the {evaluation.paired[0].quality.rows:,} rows that have every answer; other rows may differ"
+        yield from line_table(evaluation.paired)
+    if not evaluation.lines:
+        return
     measured = [g for g in _shown(evaluation)[1:] if g.quality.known]
     if len(measured) < 2:
         return

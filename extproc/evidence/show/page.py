@@ -6,6 +6,7 @@ from html import escape
 from extproc.evidence.measure.columns import OUT_OF_SCOPE
 from extproc.evidence.measure.controls import ROUTED
 from extproc.evidence.measure.evaluation import Evaluation
+from extproc.evidence.measure.headlines import Headline
 from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.evidence.show.charts import ranges, stacked
@@ -23,6 +24,7 @@ def as_html(evaluation: Evaluation, title: str) -> str:
     """The whole page."""
     parts = [
         f"<h1>{escape(title)}</h1>",
+        *verdict_lines(evaluation.verdicts),
         _head(evaluation),
         _tiles(evaluation),
         '<div class="plots">',
@@ -43,6 +45,12 @@ def as_html(evaluation: Evaluation, title: str) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
+
+
+def verdict_lines(verdicts: Sequence[Headline]) -> Iterable[str]:
+    """The verdicts as HTML, each a line with its word in front."""
+    for verdict in verdicts:
+        yield f'<p class="verdict"><b>{escape(verdict.word)}</b> {escape(verdict.sentence)}</p>'
 
 
 def _head(evaluation: Evaluation) -> str:

@@ -1,0 +1,44 @@
+"""The command `sample`: draw the rows of a log that a person should label."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from extproc.cli.evidence import patient_encoder, report_unused, usable
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_lines
+from extproc.evidence.execution import execute
+from extproc.evidence.measure.sampling import draw
+
+
+def run_sample(intents: Path, data: Path, size: int, seed: int) -> int:
+    """`extproc sample`: print the rows to label with their weights, and the counts on stderr."""
+    if data.is_file():
+        return _sample(intents, data, size, seed)
+    with tempfile.TemporaryDirectory() as folder, data.open("rb") as source:  # a pipe can be read only once
+        copy = Path(folder) / data.name
+        with copy.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        return _sample(intents, copy, size, seed)
+
+
+def _sample(intents: Path, data: Path, size: int, seed: int) -> int:
+    run = execute(intents, patient_encoder(intents), usable(data), Tokens())
+    report_unused(data, run)
+    drawn = draw(run, size, seed)
+    weights = {row.line: row.weight for row in drawn.rows}
+    for number, line in read_lines(data):
+        if number in weights:
+            row = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
+            row["weight"] = msgspec.Raw(msgspec.json.encode(weights[number]))
+            sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
+    print(
+        f"{data}: {len(drawn.rows):,} rows drawn from {len(run.rows):,}, which have {drawn.texts:,} different "
+        f"texts in {drawn.units:,} conversations and {drawn.strata} strata; the weights add up to "
+        f"{sum(weights.values()):,.0f}",
+        file=sys.stderr,
+    )
+    return 0

@@ -1,0 +1,89 @@
+"""Rows that a new configuration sends lower, and how many of them have the answers that would show the effect."""
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from extproc.evidence.data.setting import SUFFIXES
+from extproc.evidence.execution import Execution
+from extproc.evidence.measure.metrics import Floats
+from extproc.settings import Tier
+
+
+class Lowered(msgspec.Struct, frozen=True):
+    """The rows of one group that are served by a cheaper tier, without reasoning, or without being judged now."""
+
+    group: str
+    rows: int
+    recorded: int  # of these rows: both answers were recorded
+    hidden: float  # the others, as a share of the whole group: the largest drop that nothing here can show
+    by_chance: bool  # the recorded ones were drawn at random, so they stand for the others
+
+
+def lowered(
+    old: Execution, new: Execution, pairs: Sequence[tuple[int, int]], groups: Sequence[str]
+) -> list[Lowered]:
+    """The groups with lowered rows, those with the most hidden rows first."""
+    weight = old.weights()
+    lower = [_is_lower(old, new, i, j) for i, j in pairs]
+    seen = [is_comparable(old, new, i, j) for i, j in pairs]
+    result = []
+    for group in dict.fromkeys(groups):
+        inside = [at for at, name in enumerate(groups) if name == group]
+        moved = [at for at in inside if lower[at]]
+        if not moved:
+            continue
+        recorded = [at for at in moved if seen[at]]
+        hidden = sum(weight[pairs[at][0]] for at in moved if not seen[at])
+        chances = [chance_of(old, new, *pairs[at]) for at in recorded]
+        by_chance = bool(chances) and all(chance is not None for chance in chances)
+        total = sum(weight[pairs[at][0]] for at in inside)
+        result.append(Lowered(group, len(moved), len(recorded), float(hidden / total), by_chance))
+    return sorted(result, key=lambda each: -each.hidden)
+
+
+def is_comparable(old: Execution, new: Execution, i: int, j: int) -> bool:
+    """Whether the row has the quality of the answer that served it before, and of the one that serves it now."""
+    before, after = old.served[i], new.served[j]
+    both = before is not None and after is not None and before.quality is not None and after.quality is not None
+    return both and not _is_swapped(old, new, i, j)
+
+
+def chance_of(old: Execution, new: Execution, i: int, j: int) -> float | None:
+    """The chance that both answers of the row were recorded. None: it was not by chance."""
+    before, after = old.served[i], new.served[j]
+    if before is None or after is None:
+        return None
+    answers = {name: old.answers[i].get(name) for name in before.path}
+    answers |= {name: new.answers[j].get(name) for name in after.path}
+    chances = [a.propensity for a in answers.values() if a is not None and a.propensity is not None]
+    return float(np.prod(chances)) if chances else None
+
+
+def inverse_chances(old: Execution, new: Execution, pairs: Sequence[tuple[int, int]]) -> Floats:
+    """float64[rows]: how many rows each row stands for, because the answers of others were not drawn."""
+    return np.array([1 / (chance_of(old, new, i, j) or 1.0) for i, j in pairs], dtype=np.float64)
+
+
+def _is_lower(old: Execution, new: Execution, i: int, j: int) -> bool:
+    before, after = old.routed[i].decision, new.routed[j].decision
+    if before.tier.name != after.tier.name:
+        ladder = [tier.name for tier in new.snapshot.policy.tiers]
+        if before.tier.name in ladder:
+            return ladder.index(after.tier.name) < ladder.index(before.tier.name)
+        return _price(after.tier) < _price(before.tier)
+    stopped_reasoning = before.reasoning not in (None, False) and after.reasoning is False
+    return stopped_reasoning or (before.judged and not after.judged) or _is_swapped(old, new, i, j)
+
+
+def _is_swapped(old: Execution, new: Execution, i: int, j: int) -> bool:
+    """Whether the tier has a cheaper model now, whose own answer was not recorded."""
+    before, after = old.routed[i].decision.tier, new.routed[j].decision.tier
+    if before.name != after.name or before.model == after.model or _price(after) >= _price(before):
+        return False
+    return not any(after.model + suffix in new.revealed[j].outcomes for suffix in SUFFIXES)
+
+
+def _price(tier: Tier) -> float:
+    return tier.price.input + tier.price.output
