@@ -1,9 +1,9 @@
 """Models that choose a tier by the prompt in microseconds: `python -m bench.prompt_choice`.
 
 Each candidate predicts the gain of the strong model over the weak one from the prompt: from its vector, from facts
-that are counted in it, and from its cohort. All are cross-fitted on RouteLLM's MMLU, where a cohort is a subject. The
-control is the success rate of the cohort, which a tier per cohort uses. The last column is the time for one prompt on
-one core, once the vector is known.
+that are counted in it, and from its cohort. All are cross-fitted on RouteLLM's MMLU, where a cohort is a subject.
+The control is the success rate of the cohort, which a tier per cohort uses. The last column is the time for one
+prompt on one core, once the vector is known.
 """
 
 import argparse

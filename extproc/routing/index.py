@@ -82,7 +82,8 @@ class Index:
 def nearest(index: Index, vector: Vectors) -> Match:
     """Return the cohort nearest to `vector` (float32[d], unit length).
 
-    With a head it is the one with the highest chance. With a single cohort, the margin is the cosine of its centroid. It is never negative.
+    With a head it is the one with the highest chance. With a single cohort, the margin is the cosine of its
+    centroid. The margin is never negative.
     """
     if index.head is not None:
         return _likeliest(index, vector)

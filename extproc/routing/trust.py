@@ -1,8 +1,8 @@
 """Whether a match counts, and the tier that the request needs.
 
 A floor that was fitted on evidence, or that the operator wrote, decides by itself. Without one, the chances of the
-cohorts decide, by what a mistake costs: the tier is the cheapest one at which it is unlikely that a costlier tier is
-needed. Doubt raises the tier and never lowers it.
+cohorts decide, by what a mistake costs. The tier is the cheapest one at which a costlier tier is unlikely to
+be needed. Doubt raises the tier and never lowers it.
 """
 
 import msgspec

@@ -38,7 +38,7 @@ def judged(**changes):
 
 
 def test_every_measure_computed_by_hand():
-    """The scores in scope are 0.9, 0.8, 0.7 and 0.3. With 0.6 and 0.1 they make eight pairs, one in the wrong order."""
+    """The scores in scope are 0.9, 0.8, 0.7 and 0.3. With 0.6 and 0.1 they make eight pairs, one of them wrong."""
     assert measure(judged()) == {
         "right": 3 / 4,
         "AUROC": 7 / 8,
