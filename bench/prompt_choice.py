@@ -76,7 +76,7 @@ def learn_kernel(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     columns = scale(facts)
 
     def near(v: Vectors) -> Floats:
-        return np.exp(_WIDTH * (v @ picked.T - 1)).astype(np.float64)
+        return np.asarray(np.exp(_WIDTH * (v @ picked.T - 1)), dtype=np.float64)
 
     values, basis = np.linalg.eigh(near(picked))
     whiten = basis / np.sqrt(np.maximum(values, 1e-3))
