@@ -14,10 +14,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from extproc.encoder.protocols import Vectors
 from extproc.evidence.execution import Execution, Memory
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.evidence.perturb.robustness import Effect, RewriteTrial, drawn_rows
+from extproc.routing.head import softmax
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
 
@@ -29,6 +29,8 @@ _TRIED = 24
 _DRAWN = 256
 # How far past the border between cohorts a prompt counts: moving it further gains nothing.
 _ENOUGH = 0.05
+# The same for chances. Trust by cost takes a cheap tier from a chance of about 0.7.
+_ENOUGH_CHANCE = 0.5
 # Prompts that a gadget is fitted on. It is tried on all others.
 _FITTED_ON = 12
 _CANDIDATE = re.compile(r"[a-z]{3,}")
@@ -104,8 +106,7 @@ class Search:
         """`utterances` has those of each cohort. Random words are drawn from `words`."""
         self._memory = memory
         index, policy = snapshot.index, snapshot.policy
-        self._cohorts = list(index.cohorts)
-        self._centroids: Vectors = index.faiss.reconstruct_n(0, index.faiss.ntotal)
+        self._cohorts, self._index = list(index.cohorts), index
         self._ranks = np.array([reached(policy, policy.cohorts[name]) for name in self._cohorts])
         self._utterances, self._words, self._seed = utterances, words, seed
 
@@ -121,6 +122,7 @@ class Search:
 
     def best(self, prompts: Sequence[str], before: bool, up: bool) -> Gadget:
         """The gadget that moves these prompts furthest towards cohorts of the most expensive (or cheapest) tier."""
+        enough = _ENOUGH if self._index.head is None else _ENOUGH_CHANCE
         goal = self._ranks == (self._ranks.max() if up else self._ranks.min())
         candidates = self._candidates(goal)
         alone = self._lead(goal, candidates)
@@ -131,7 +133,7 @@ class Search:
             self._memory.show_progress(step, _LENGTH, began, f"words of a gadget {place} the prompt")
             longer = [Gadget(f"{best.text} {word}".strip(), before, up) for word in tried]
             leads = self._lead(goal, [gadget.around(prompt) for gadget in longer for prompt in prompts])
-            means = np.minimum(leads, _ENOUGH).reshape(len(longer), -1).mean(axis=1)
+            means = np.minimum(leads, enough).reshape(len(longer), -1).mean(axis=1)
             if means.max() <= best_mean:
                 break
             best, best_mean = longer[int(means.argmax())], float(means.max())
@@ -146,7 +148,16 @@ class Search:
         return sorted({word for text in utterances for word in _CANDIDATE.findall(text.lower())} | set(drawn))
 
     def _lead(self, goal: Bools, texts: Sequence[str]) -> Floats:
-        """float64[len(texts)]: similarity with the nearest cohort of the goal, minus that of any other cohort."""
-        similarity = self._memory.fresh().encode(texts) @ self._centroids.T
-        lead: Floats = similarity[:, goal].max(axis=1) - similarity[:, ~goal].max(axis=1)
+        """float64[len(texts)]: the score of the nearest cohort of the goal, minus that of any other class.
+
+        The score is the cohort's chance if the index has a head, otherwise its similarity.
+        """
+        vectors, head = self._memory.fresh().encode(texts), self._index.head
+        if head is None:
+            scores = vectors @ np.concatenate(list(self._index.centroids.values())).T
+        else:
+            scores = softmax(vectors @ head.weights.T + head.bias)
+        others = np.ones(scores.shape[1], dtype=bool)  # the background, too
+        others[: len(goal)] = ~goal
+        lead: Floats = scores[:, np.flatnonzero(goal)].max(axis=1) - scores[:, others].max(axis=1)
         return lead
