@@ -10,13 +10,14 @@ import msgspec
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
+from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
-from extproc.routing.index import similarities
+from extproc.routing.index import chances, similarities
 from extproc.routing.policy import Cohort, routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
@@ -56,17 +57,12 @@ def explain(
     path = path or path_of(body)
     router = Router(snapshot, _PatientBatcher(Batcher(encoder)), conversations=Conversations(MemoryStore()))
     routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
-    by_cohort = {}
+    by_cohort: dict[str, float] = {}
+    by_chance: dict[str | None, float] = {}
     if routed.signals is not None and routed.signals.ask.text:
-        by_cohort = similarities(snapshot.index, encoder.encode([routed.signals.ask.text])[0])
-    return _as_json(routed, by_cohort) if as_json else _as_text(routed, by_cohort, path)
-
-
-def _uncalibrated(cohort: Cohort) -> str:
-    """The word for a floor without evidence, or with evidence about other centroids."""
-    if cohort.evidence is None:
-        return "uncalibrated"
-    return "stale: utterances or centroids changed since it was calibrated"
+        vector = encoder.encode([routed.signals.ask.text])[0]
+        by_cohort, by_chance = similarities(snapshot.index, vector), chances(snapshot.index, vector)
+    return _as_json(routed, by_cohort, by_chance) if as_json else _as_text(routed, by_cohort, by_chance, path)
 
 
 def _by_name(headers: list[str]) -> dict[str, str]:
@@ -75,20 +71,25 @@ def _by_name(headers: list[str]) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
-def _as_json(routed: Routed, by_cohort: Mapping[str, float]) -> str:
+def _as_json(routed: Routed, by_cohort: Mapping[str, float], by_chance: Mapping[str | None, float]) -> str:
     record = routed.record.to_metadata() | {
         "similarities": {name: round(similarity, 4) for name, similarity in by_cohort.items()},
+        "chances": {name or BACKGROUND: round(chance, 4) for name, chance in by_chance.items()},
         "ask_text": routed.signals.ask.text if routed.signals is not None else "",
         "written": _written(routed),
     }
     return msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
 
 
-def _as_text(routed: Routed, by_cohort: Mapping[str, float], path: str) -> str:
+def _as_text(
+    routed: Routed, by_cohort: Mapping[str, float], by_chance: Mapping[str | None, float], path: str
+) -> str:
+    policy = routed.snapshot.policy
     lines = (
         *_request_lines(routed, path),
-        *_similarity_lines(routed, by_cohort),
-        *_match_lines(routed.decision),
+        *cohort_table(policy, by_cohort, by_chance),
+        *match_lines(policy, routed.decision),
+        *_evidence_lines(routed.decision),
         *_decision_lines(routed),
         *_ladder_lines(routed),
         *_change_lines(routed),
@@ -107,23 +108,9 @@ def _request_lines(routed: Routed, path: str) -> Iterator[str]:
     yield f"ask       {ask.text!r} ({ask.source}{cut})"
 
 
-def _similarity_lines(routed: Routed, by_cohort: Mapping[str, float]) -> Iterator[str]:
-    """A table of every cohort's similarity and floor."""
-    if not by_cohort:
-        return
-    yield "\ncohort            similarity   floor"
-    for name, similarity in by_cohort.items():
-        cohort = routed.snapshot.policy.cohorts[name]
-        mark = "" if cohort.calibrated else f"  {_uncalibrated(cohort)}"
-        yield f"{name:<18}{similarity:>10.3f}{cohort.floor:>8.3f}{mark}"
-    yield ""
-
-
-def _match_lines(decision: Decision) -> Iterator[str]:
-    """The margin, and the evidence for the match and for the choice of tier."""
+def _evidence_lines(decision: Decision) -> Iterator[str]:
+    """The evidence for the match and for the choice of tier."""
     cohort, match = decision.cohort, decision.match
-    if match is not None:
-        yield f"margin    {match.margin:.3f} (floor {cohort.margin if cohort is not None else 0.0:.3f})"
     if cohort is None:
         return
     probability = cohort.probability(match) if match is not None else None

@@ -38,6 +38,8 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     cohort: str | None = None
     similarity: float | None = None
     margin: float | None = None
+    chance: float | None = None
+    background: float | None = None
     calibrated: bool | None = None
     probability: float | None = None
     evidence: str | None = None
@@ -47,6 +49,7 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     tokens: int | None = None
     rule: str | None = None
     proposed_tier: str | None = None
+    withheld: str | None = None  # keys of the cohort that were not applied, with a comma between two
     conversation: str | None = None  # a Course
 
 

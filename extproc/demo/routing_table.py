@@ -46,8 +46,9 @@ _COLUMNS = f"{{:<{PROMPT_WIDTH}}} {{:<6}} {{:<16}} {{:<8}} {{:<9}} {{:<13}} {{:>
 _TERMS = {
     "stream": "whether the client asks for a streamed answer",
     "reasoning": "whether, or how much, the model thinks before it answers",
-    "reason": '"matched": the prompt is similar enough to the utterances of the cohort. If the floors are not '
-    "calibrated (`extproc calibrate`), an unrelated prompt can match, too.",
+    "cohort": "the intent of the prompt. -: no intent is likely enough",
+    "reason": '"matched": the cohort is likely enough for its tier. "out_of_scope" and "ambiguous": the router is in '
+    "doubt, and doubt never leads to a cheaper tier",
     "added ms": "the milliseconds that routing adds to the first byte of the answer, compared with the same Envoy "
     "without the router. They include one embedding, because every prompt is new to the router.",
 }
@@ -109,12 +110,12 @@ def _route(
     with _plain_client(stack, tier) as plain:
         plain.ask(tier.model, prompt, stream)
         plain_s = min(plain.ask(tier.model, prompt, stream).first_byte_s for _ in range(3))
-    cohort, reason = answer.headers.get(HeaderName.COHORT, "-"), answer.headers[HeaderName.REASON]
+    cohort, reason = answer.headers.get(HeaderName.COHORT, "-"), Reason(answer.headers[HeaderName.REASON])
     thinking = body.get("chat_template_kwargs", {}).get("enable_thinking")
     return RoutedPrompt(
         prompt=prompt,
         stream=stream,
-        cohort=cohort,
+        cohort="-" if reason.is_fallback else cohort,
         tier=tier.name,
         reasoning=body.get("reasoning_effort") or {True: "on", False: "off", None: "-"}[thinking],
         reason=reason,

@@ -67,6 +67,14 @@ _COURTESIES = """
 """
 # Split like the clauses are: a vowel sign of Devanagari is not a letter, so `नमस्ते` has two parts.
 _COURTEOUS = frozenset(_COURTESY_WORD.findall(_COURTESIES))
+# Short answers to a question that the request does not have. A text of them and of courtesies names no task.
+_ANSWERS = """
+    yes yeah yep yup no nope nah y n k bye goodbye hmm lol haha continue test ja nein nee oui non sí si
+    não sim da tak nie evet hayır да нет नहीं हाँ نعم لا có không ใช่ ไม่ 好 好的
+    是 不 是的 はい いいえ 네 아니요 ya tidak
+"""
+_NO_TASK = _COURTEOUS | frozenset(_COURTESY_WORD.findall(_ANSWERS))
+_LONGEST_COURTESY = 80
 
 
 class FeatureEncoder:
@@ -98,6 +106,11 @@ def without_courtesies(text: str) -> str:
     # The clause after a colon belongs to the clause before it.
     last = content[-1] + clauses[content[-1]].endswith(_COLONS)
     return "".join(clauses[content[0] : last + 1]).strip()
+
+
+def names_no_task(text: str) -> bool:
+    """Return whether the text only greets, thanks or agrees, or has no word at all."""
+    return len(text) <= _LONGEST_COURTESY and _NO_TASK.issuperset(_COURTESY_WORD.findall(text.lower()))
 
 
 def instruction(text: str) -> str:

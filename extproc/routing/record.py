@@ -47,6 +47,8 @@ def decision_record(
         cohort=cohort.name if cohort is not None else None,
         similarity=round(match.similarity, 4) if match is not None else None,
         margin=round(match.margin, 4) if match is not None else None,
+        chance=round(match.chance, 4) if match is not None and match.chance is not None else None,
+        background=round(match.background, 4) if match is not None and match.chance is not None else None,
         calibrated=cohort.calibrated if cohort is not None else None,
         probability=round(probability, 4) if probability is not None else None,
         evidence=evidence.stamp if evidence is not None else None,
@@ -56,6 +58,7 @@ def decision_record(
         tokens=signals.tokens if signals is not None else None,
         rule=decision.rule,
         proposed_tier=decision.proposed_tier,
+        withheld=",".join(decision.withheld) or None,
         conversation=decision.course,
     )
 

@@ -13,6 +13,7 @@ from extproc.api.paths import COMPACT, SIDE_PATHS, canonical, kept_id
 from extproc.api.request import Request, RequestError, TooLarge, parse_request
 from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
+from extproc.encoder.features import names_no_task
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
 from extproc.routing.conversations import (
@@ -195,6 +196,8 @@ class Router:
                 return None, Reason.NO_TEXT
         elif signals.background is not None:
             return None, Reason.BACKGROUND
+        if signals.ask.text and names_no_task(signals.ask.text):
+            return None, Reason.OUT_OF_SCOPE
         vector, failure = await self._embed(signals.ask, principal, snapshot, clock)
         return (nearest(snapshot.index, vector), failure) if vector is not None else (None, failure)
 

@@ -1,7 +1,7 @@
 """Whether a match counts, and the tier that the request needs.
 
 A floor that was fitted on evidence, or that the operator wrote, decides by itself. Without one, the chances of the
-cohorts decide, by what a mistake costs. The tier is the cheapest one at which a costlier tier is unlikely to
+cohorts decide, by the price of a mistake. The tier is the cheapest one at which a costlier tier is unlikely to
 be needed. Doubt raises the tier and never lowers it.
 """
 
@@ -19,7 +19,7 @@ LEAST_CHANCE = 0.4
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """What a match proposes."""
+    """The proposal of a match."""
 
     reason: Reason  # MATCHED, or the reason why the cohort's settings do not count
     rank: int  # of the tier

@@ -113,7 +113,7 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
     exchange, ((reply,),) = exchanged(router, "BUFFERED", body(BODY))
     assert exchange.routed is not None
     match = exchange.routed.decision.match
-    assert match is not None and reply.metadata is not None
+    assert match is not None and match.chance is not None and reply.metadata is not None
     assert (reply.kind, reply.headers, reply.body, reply.streamed) == (
         "request_body",
         {HeaderName.CLUSTER: "small"},
@@ -130,6 +130,8 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
         "cohort": "billing",
         "similarity": round(match.similarity, 4),
         "margin": round(match.margin, 4),
+        "chance": round(match.chance, 4),
+        "background": 0.0,
         "calibrated": False,
         "ask": "last_user",
         "ask_chars": len(ASK),
