@@ -9,6 +9,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 UV := 0.13.9
+# Processes of pytest. Of two, one runs the tests through Envoy, and the other runs the rest (tests/conftest.py).
+WORKERS ?= 2
 CYCLONEDX := 7.5.0
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
 # The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and a compiler to check them.
@@ -41,7 +43,7 @@ observe: $(VENV)/ready  ## show the metrics, the dashboard's queries and a trace
 # The set-up waits for the network most of the time, so its steps and the checks run side by side.
 test:  ## check the code, then run every test, with the real Envoy and the real encoder
 	@$(MAKE) --no-print-directory -j5 $(VENV)/tests-ready check
-	@echo "pytest ..."; $(BIN)/python -m pytest
+	@echo "pytest ..."; $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: $(VENV)/installed  ## check lint, format, types and spelling
 	@echo "ruff check ..."; $(BIN)/ruff check --quiet .

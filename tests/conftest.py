@@ -11,6 +11,33 @@ import pytest
 from extproc.encoder.features import FeatureEncoder
 from extproc.encoder.protocols import Vectors
 
+_END_TO_END = Path(__file__).parent / "e2e"
+# A test records a table under this name, and the summary at the end of the run prints it.
+SUMMARY = "summary"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Group the tests for `pytest -n 2 --dist loadgroup`, which gives each group to one process.
+
+    The tests through Envoy are one group, because they measure times and share a stack. They take longest, so they
+    come first. Every other module is a group. Without `-n` the tests run in the order of their files.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: _END_TO_END not in item.path.parents)  # stable
+    for item in items:
+        group = "e2e" if _END_TO_END in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests recorded under SUMMARY, also if other processes ran them."""
+    for report in [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]:
+        for name, text in report.user_properties if report.when == "call" else ():
+            if name == SUMMARY:
+                terminalreporter.write_line(f"\n{text}")
+
 
 class WordEncoder:
     """Texts -> unit vectors of their words. Texts are similar only if they share words."""

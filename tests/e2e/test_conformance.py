@@ -10,13 +10,14 @@ The next tier is healthy. There are four outcomes:
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 import pytest
 
 from extproc.demo.stack import Stack
+from tests.conftest import SUMMARY
 from tests.e2e.faulty_upstream import (
     CHAT,
     LONG,
@@ -178,10 +179,9 @@ def table(faulty: tuple[Stack, dict[str, str]]) -> Table:
 JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")
 
 
-def test_the_table(table: Table, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table(table: Table, record_property: Callable[[str, object], None]) -> None:
     """Print the table. It has at least sixteen faults."""
-    with capsys.disabled():
-        print(f"\n\nFailover conformance, chat completions, strict raw client\n\n{table}\n")
+    record_property(SUMMARY, f"Failover conformance, chat completions, strict raw client\n\n{table}")
     assert len({c.fault for c in table.cells} - set(FINE)) >= 16
 
 

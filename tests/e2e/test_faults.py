@@ -27,6 +27,7 @@ import pytest
 from bench.collector import Collector
 from extproc.demo.processes import end, free_ports
 from extproc.demo.stack import Stack
+from tests.conftest import SUMMARY
 from tests.e2e.faulty_upstream import (
     CHAT,
     MESSAGES,
@@ -393,10 +394,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
     return fill(tmp_path_factory.mktemp("faults"), 4, 30)
 
 
-def test_no_fault_costs_a_client_its_answer(rows: list[Row], capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_fault_costs_a_client_its_answer(
+    rows: list[Row], record_property: Callable[[str, object], None]
+) -> None:
     """Each client gets a valid answer or the upstream's error. None is lost, mixed up or silently truncated."""
-    with capsys.disabled():
-        print(f"\n\nFaults under traffic:\n{table(rows)}\n")
+    record_property(SUMMARY, f"Faults under traffic:\n{table(rows)}")
     assert lost(rows) == {}
 
 

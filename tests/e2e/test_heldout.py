@@ -1,9 +1,9 @@
 """The sample intents match prompts that they have never seen."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
-import pytest
 import yaml
 
 from extproc.api.request import parse_request
@@ -13,6 +13,7 @@ from extproc.encoder.protocols import Encoder
 from extproc.routing.index import nearest
 from extproc.routing.signals import read_signals
 from extproc.routing.snapshot import Snapshot
+from tests.conftest import SUMMARY
 from tests.e2e.traffic import CHAT, INTENTS, REPOSITORY
 
 _BELOW = "below floor"
@@ -42,7 +43,9 @@ def _table(counts: dict[str, Counter[str]], columns: list[str]) -> str:
     return "\n".join([f"{'true / landed':<{width}}" + "".join(heads), *rows])
 
 
-def test_held_out_prompts_land_in_their_cohort(encoder: Encoder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_held_out_prompts_land_in_their_cohort(
+    encoder: Encoder, record_property: Callable[[str, object], None]
+) -> None:
     """Nine of ten held-out prompts match the cohort for which they were written, above its floor."""
     config = load_config(INTENTS)
     snapshot = compile_snapshot(config, encoder)
@@ -54,7 +57,9 @@ def test_held_out_prompts_land_in_their_cohort(encoder: Encoder, capsys: pytest.
     right = sum(counts[name][name] for name in names)
     total = sum(len(prompts[name]) for name in names)
     rejected = counts["out_of_scope"][_BELOW] / len(prompts["out_of_scope"])
-    with capsys.disabled():
-        print(f"\n\n{_table(counts, [*names, _BELOW])}")
-        print(f"{right} of {total} in their cohort ({right / total:.1%}); out of scope rejected: {rejected:.0%}")
+    record_property(
+        SUMMARY,
+        f"{_table(counts, [*names, _BELOW])}\n"
+        f"{right} of {total} in their cohort ({right / total:.1%}); out of scope rejected: {rejected:.0%}",
+    )
     assert right / total >= _LEAST_SHARE

@@ -127,7 +127,7 @@ def test_a_gzipped_file_reads_like_a_plain_one_and_a_broken_one_is_an_error(tmp_
         read_traffic(packed)
 
 
-@pytest.mark.parametrize("content", [b'{"text": "a"}\n', gzip.compress(b"")[:10] + b"\xff" * 20])
+@pytest.mark.parametrize("content", [b'{"text": "a"}\n', gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20])
 def test_a_file_that_is_gzipped_only_by_its_name_is_an_error(content, tmp_path):
     """The file was never compressed, or its compressed data is damaged."""
     path = tmp_path / "traffic.jsonl.gz"
