@@ -42,11 +42,11 @@ EXPECTED = {
     ),
     (Conditions, "tokens_over: 1e3x"): ".tokens_over: expected a whole number, found the text `1e3x`",
     (Escalate, "to: 5"): ".to: expected text, {tier: ...} or a list, found the number 5: put it in quotes",
-    (Judge, "{endpoint: h, model: m, price: 3}"): (
+    (Judge, "{url: h, model: m, price: 3}"): (
         ".price: expected a mapping {input: N, output: N}, found the number 3"
     ),
-    (Judge, "{endpoint: h, models: m}"): ".models: unknown key `models`: did you mean `model`?",
-    (Judge, "{endpoint: h}"): "`model` is missing: add it",
+    (Judge, "{url: h, models: m}"): ".models: unknown key `models`: did you mean `model`?",
+    (Judge, "{url: h}"): "`model` is missing: add it",
     (Tier, "capabilities: [5]"): ".capabilities[0]: expected text, found the number 5: put it in quotes",
 }  # fmt: skip
 

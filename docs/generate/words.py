@@ -188,6 +188,7 @@ RECORD_KEYS = {
     "AnswerRecord.tier": "the tier that gave it",
     "principal": "the caller, as a hash",
     "session": "the conversation, as a hash",
+    "key_refused": "the tier whose upstream refused the tier's own key last",
     "LedgerRecord.attempts": "each judged attempt, under its number",
     "AttemptRecord.verdict": "the ruling about its answer",
     "AttemptRecord.tier": "the tier that gave it",

@@ -27,7 +27,7 @@ SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLo
 # Envoy makes this id. If it is configured to keep the id of the client, that id may be any text.
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 _API_NAMES = frozenset(APIS.values())
-_DECISION_KEYS = (Key.REASON, Key.COHORT, Key.REVISION, Key.MODE)
+_DECISION_KEYS = (Key.REASON, Key.COHORT, Key.REVISION, Key.MODE, Key.CONVERSATION)
 _CLIENT_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
 _CUT = (
     "upstream_request_timeout", "local_reset", "upstream_remote_reset", "upstream_connection_termination",
@@ -77,6 +77,8 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         request=entry.request.request_id if _REQUEST_ID.fullmatch(entry.request.request_id) else None,
         principal=ledger.principal,
         session=ledger.session,
+        conversation=decision.conversation or None,
+        key_refused=ledger.key_refused,
         revision=decision.revision or None,
         mode=decision.mode or None,
         duration_s=_seconds(common, "duration"),

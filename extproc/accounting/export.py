@@ -47,7 +47,9 @@ def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     has_verdict = row["judged"] and row["ending"] in (*SERVED, Ending.HUMAN)
     accepted = row["ending"] == Ending.ACCEPTED if has_verdict else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
-    return {"v": 1, "intent": row["cohort"]} | {name: row[name] for name in _EXPORTED} | {"answers": answers}
+    conversation = row["conversation"] if "conversation" in row.keys() else None  # noqa: SIM118  # older ledgers
+    values = {name: row[name] for name in _EXPORTED} | {"conversation": conversation}
+    return {"v": 1, "intent": row["cohort"]} | values | {"answers": answers}
 
 
 # Columns that an exported line has under the same name.

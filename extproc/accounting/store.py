@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from extproc.accounting.outcome import Cost, Outcome, Priced
+from extproc.accounting.tables import COLUMNS, MIGRATIONS, SCHEMA, TABLES, comment_of, migrations
 from extproc.api.observation import Usage
 
 # Timeout for another writer's lock, for a connection and for each statement. Batches queue during that time.
@@ -21,28 +22,6 @@ _PRUNE_S = 3600.0
 # How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
 # several statements.
 _PRUNED_ROWS = 5000
-_SCHEMA = 2
-_TABLES = """
-CREATE TABLE IF NOT EXISTS outcomes (
-  id {identity} PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
-  status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL, reason TEXT NOT NULL,
-  judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
-  duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
-  usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT
-);
-CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
-CREATE TABLE IF NOT EXISTS rejections (
-  outcome {reference} NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
-  reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost DOUBLE PRECISION
-);
-CREATE INDEX IF NOT EXISTS rejections_outcome ON rejections (outcome);
-"""
-_COLUMNS = (
-    "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
-    "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
-    "usage_from", "cost", "default_cost", "request",
-)  # fmt: skip
-
 Statement = tuple[str, Sequence[Any]]
 
 
@@ -119,8 +98,9 @@ def _inserts(outcome: Outcome, cost: Cost, last: str) -> Iterator[Statement]:
         outcome.reason, int(outcome.judged), outcome.cohort, outcome.tier, outcome.principal, outcome.session,
         outcome.revision, outcome.mode, outcome.duration_s, outcome.first_byte_s,
         *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
+        outcome.conversation,
     )  # fmt: skip
-    yield f"INSERT INTO outcomes ({', '.join(_COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
+    yield f"INSERT INTO outcomes ({', '.join(COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
     for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
         values = (rejection.attempt, rejection.tier, rejection.reason, *_counts(rejection.usage), price)
         yield f"INSERT INTO rejections VALUES ({last}, ?, ?, ?, ?, ?, ?, ?)", values
@@ -179,10 +159,8 @@ class _Sqlite:
     def _begin(self, path: Path, writing: bool) -> None:
         self._connection.row_factory = sqlite3.Row
         (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if schema not in (0, _SCHEMA):
-            raise OSError(
-                f"{path} has ledger version {schema}, but version {_SCHEMA} is needed: move the file away"
-            )
+        if schema not in (0, *MIGRATIONS, SCHEMA):
+            raise OSError(f"{path} has ledger version {schema}, but version {SCHEMA} is needed: move the file away")
         if not writing:
             if schema == 0:
                 raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
@@ -191,11 +169,22 @@ class _Sqlite:
             # Readers and writers do not wait for each other.
             self._connection.execute("PRAGMA journal_mode = WAL")
             with self._connection:
-                self._connection.executescript(_TABLES.format(identity="INTEGER", reference="INTEGER"))
-                self._connection.execute(f"PRAGMA user_version = {_SCHEMA}")
+                self._connection.executescript(TABLES.format(identity="INTEGER", reference="INTEGER"))
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
+        elif schema < SCHEMA:
+            self._migrate()
         # A power failure may cost the last second, but never the file.
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute("PRAGMA foreign_keys = ON")
+
+    def _migrate(self) -> None:
+        """Bring the tables up to date. Several workers may try it at the same time."""
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
+            for statement in migrations(schema):
+                self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def write(self, statements: Sequence[Statement]) -> None:
         with _as_os_error(sqlite3.Error), self._connection:
@@ -237,8 +226,8 @@ class _Postgres:
         table = "to_regclass('outcomes')"
         query = f"SELECT {table} AS name, obj_description({table}, 'pg_class') AS comment"
         existing = self._connection.execute(query).fetchone()
-        comment = f"extproc ledger {_SCHEMA}"
-        if existing["name"] is not None and existing["comment"] != comment:
+        comment, known = comment_of(SCHEMA), {comment_of(version) for version in (*MIGRATIONS, SCHEMA)}
+        if existing["name"] is not None and existing["comment"] not in known:
             raise OSError(
                 f"{name} has a table `outcomes` with the comment {existing['comment']!r}, and the ledger needs one "
                 f"with {comment!r}: use another schema for the ledger, with ?options=-csearch_path%3DNAME"
@@ -246,11 +235,23 @@ class _Postgres:
         if existing["name"] is None:
             if not writing:
                 raise OSError(f"no ledger in {name}: `extproc serve --ledger` creates one")
-            with self._connection.transaction():
-                self._connection.execute("SELECT pg_advisory_xact_lock(hashtext('extproc ledger'))")
+            with self._locked():
                 identity = "BIGINT GENERATED ALWAYS AS IDENTITY"
-                self._connection.execute(_TABLES.format(identity=identity, reference="BIGINT"))
+                self._connection.execute(TABLES.format(identity=identity, reference="BIGINT"))
                 self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
+        elif writing and existing["comment"] != comment:
+            with self._locked():
+                current = self._connection.execute(query).fetchone()["comment"]
+                for statement in migrations(next(v for v in (*MIGRATIONS, SCHEMA) if comment_of(v) == current)):
+                    self._connection.execute(statement)
+                self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """A transaction that only one router process has at a time."""
+        with self._connection.transaction():
+            self._connection.execute("SELECT pg_advisory_xact_lock(hashtext('extproc ledger'))")
+            yield
 
     def write(self, statements: Sequence[Statement]) -> None:
         # In a pipeline, a batch waits for the network only once.

@@ -11,7 +11,7 @@ from extproc.config.logprob_checks import check_logprobs
 from extproc.config.params_checks import check_params
 from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
-from extproc.config.upstream_checks import check_endpoint, check_floor, check_states, check_store, check_upstream
+from extproc.config.upstream_checks import check_floor, check_judge, check_states, check_store, check_upstream
 from extproc.mismatch import shown, suggestion
 from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
 
@@ -89,7 +89,7 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
 
 
 def _check_judge(at: str, judge: Judge) -> Iterator[_Finding]:
-    yield from check_endpoint(f"{at}.endpoint", judge.endpoint)
+    yield from check_judge(at, judge)
     yield from _within(f"{at}.timeout_ms", judge.timeout_ms, above=0, most=_LONGEST_CALL_MS)
 
 

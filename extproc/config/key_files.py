@@ -1,4 +1,4 @@
-"""The files of the tiers' keys, as far as this machine can read them. Envoy may run elsewhere and see others."""
+"""The files of keys, as far as this machine can read them. Envoy may run elsewhere and see others."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +12,30 @@ from extproc.settings import TierKey
 def check_key_files(config: Config) -> list[Problem]:
     """Return a note for each file that is not on this machine. Raises ConfigError for a file that holds no key.
 
-    A missing file is a mistake if its folder is here. If the folder is missing, too, only Envoy may have it.
+    A missing file is a mistake if its folder is here. If the folder is missing, too, another machine may have it.
     """
     problems, notes = [], []
-    for i, tier in enumerate(config.policy.tiers):
-        if tier.key is None:
-            continue
-        line = line_of(config.lines, POLICY_FILE, f".tiers[{i}].key.file")
-        file = Path(tier.key.file)
+    for at, key, reader in _keys(config):
+        line = line_of(config.lines, POLICY_FILE, f"{at}.key.file")
+        file = Path(key.file)
         if not file.parent.is_dir():
-            what = f"key file {file} is not on this machine, so it was not checked: see that Envoy can read it"
+            what = f"key file {file} is not on this machine, so it was not checked: see that {reader} can read it"
             notes.append(Problem(POLICY_FILE, line, what))
             continue
-        problems += [Problem(POLICY_FILE, line, f"key file {file} {what}") for what in _mistakes(file, tier.key)]
+        problems += [Problem(POLICY_FILE, line, f"key file {file} {what}") for what in _mistakes(file, key)]
     if problems:
         raise ConfigError(problems)
     return notes
+
+
+def _keys(config: Config) -> Iterator[tuple[str, TierKey, str]]:
+    """The path of each tier and judge with a key, the key, and the process that reads it."""
+    for i, tier in enumerate(config.policy.tiers):
+        if tier.key is not None:
+            yield f".tiers[{i}]", tier.key, "Envoy"
+    for name, judge in config.policy.judges.items():
+        if judge.key is not None:
+            yield f".judges.{name}", judge.key, "the router"
 
 
 def _mistakes(file: Path, key: TierKey) -> Iterator[str]:

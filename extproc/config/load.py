@@ -3,7 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -13,7 +13,9 @@ from extproc.config.old_keys import translate
 from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
-from extproc.settings import Tier
+from extproc.settings import Judge, Tier
+
+T = TypeVar("T", Tier, Judge)
 
 # The new key of each old one.
 _NEW_KEY = {"endpoint": "url", "tls": "url", "credential": "key"}
@@ -83,12 +85,18 @@ def _with_located_files(policy: PolicyFile, folder: Path) -> PolicyFile:
     """The policy with absolute paths where it names files. Relative ones start at `folder`."""
     encoder = msgspec.structs.replace(policy.encoder, model=located(policy.encoder.model, folder))
     tiers = tuple(_with_absolute_paths(tier, folder) for tier in policy.tiers)
-    return msgspec.structs.replace(policy, encoder=encoder, tiers=tiers)
+    judges = {name: _with_absolute_key(judge, folder) for name, judge in policy.judges.items()}
+    return msgspec.structs.replace(policy, encoder=encoder, tiers=tiers, judges=judges)
 
 
 def _with_absolute_paths(tier: Tier, folder: Path) -> Tier:
-    key = tier.key and msgspec.structs.replace(tier.key, file=_absolute(tier.key.file, folder))
-    return msgspec.structs.replace(tier, key=key, ca=_absolute(tier.ca, folder))
+    return msgspec.structs.replace(_with_absolute_key(tier, folder), ca=_absolute(tier.ca, folder))
+
+
+def _with_absolute_key(user: T, folder: Path) -> T:
+    """A tier or a judge, with the absolute path of its key."""
+    key = user.key and msgspec.structs.replace(user.key, file=_absolute(user.key.file, folder))
+    return msgspec.structs.replace(user, key=key)
 
 
 class _Reading:

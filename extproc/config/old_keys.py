@@ -1,4 +1,4 @@
-"""Keys of tiers that earlier releases had. They are translated, so policies that have them keep working."""
+"""Keys of tiers and judges that earlier releases had. They are translated, so older policies keep working."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ Note = tuple[str, str, bool]
 
 
 def translate(policy: Any) -> Iterator[Note]:
-    """Write the old keys of each tier as the new ones, in place. Yields what to write instead.
+    """Write the old keys of each tier and judge as the new ones, in place. Yields what to write instead.
 
     A value of a wrong type stays, and decoding reports it.
     """
@@ -20,11 +20,15 @@ def translate(policy: Any) -> Iterator[Note]:
         if isinstance(tier, dict):
             yield from _address(f".tiers[{i}]", tier)
             yield from _credential(f".tiers[{i}]", tier)
+    judges = policy.get("judges") if isinstance(policy, dict) else None
+    for name, judge in judges.items() if isinstance(judges, dict) else ():
+        if isinstance(judge, dict):
+            yield from _address(f".judges.{name}", judge)
 
 
 def _address(at: str, tier: dict[str, Any]) -> Iterator[Note]:
     """`endpoint: host:port` and `tls: true` become `url`. A tier with `endpoints` needs no `url`."""
-    if "endpoints" in tier and "url" not in tier and "endpoint" not in tier:
+    if "endpoints" in tier and "url" not in tier and "endpoint" not in tier and at.startswith(".tiers"):
         tier["url"] = ""
     tls = tier.pop("tls", None)
     if tls is not None and not isinstance(tls, bool):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from extproc.mismatch import shown
-from extproc.settings import Address, Tier, TierKey, read_url
+from extproc.settings import Address, Judge, Tier, TierKey, read_url
 
 _Finding = tuple[str, str]  # the path of the value, and what is wrong with it
 _HEADER = re.compile(r"[a-z0-9-]+")
@@ -87,8 +87,13 @@ def check_store(url: str) -> Iterator[_Finding]:
         yield ".state", f"`state` is `{shown(url)}`: expected a URL such as redis://valkey:6379/0"
 
 
-def check_endpoint(path: str, endpoint: str) -> Iterator[_Finding]:
-    """A mistake in the host and port of a judge."""
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        yield path, f"endpoint `{endpoint}` is not host:port: write it as in vllm-small:8000"
+def check_judge(at: str, judge: Judge) -> Iterator[_Finding]:
+    """A mistake in the address or the key of a judge."""
+    try:
+        read_url(judge.url)
+    except ValueError as error:
+        yield f"{at}.url", f"url `{shown(_SECRETS.sub('...', judge.url))}` {error}"
+    if judge.key is not None:
+        yield from _check_key(f"{at}.key", judge.key)
+        if judge.api_key_env is not None:
+            yield f"{at}.api_key_env", "`api_key_env` beside `key`: remove one of them"

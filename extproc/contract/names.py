@@ -92,6 +92,7 @@ class Key(StrEnum):
     # In Namespace.LEDGER. The principal is also in Namespace.CONVERSATION.
     PRINCIPAL = "principal"
     SESSION = "session"
+    KEY_REFUSED = "key_refused"  # Envoy writes it
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"

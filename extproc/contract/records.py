@@ -149,11 +149,12 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
 
     principal: str | None = None
     session: str | None = None
+    key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     attempts: dict[int, AttemptRecord] = {}
 
     def to_metadata(self) -> dict[str, Any]:
         """Return plain values by key. The key of an attempt is its number."""
-        asker = {Key.PRINCIPAL.value: self.principal, Key.SESSION.value: self.session}
+        asker = {key: getattr(self, key) for key in _LEDGER_TEXTS}
         attempts = {str(number): attempt.to_metadata() for number, attempt in self.attempts.items()}
         return {key: value for key, value in asker.items() if value is not None} | attempts
 
@@ -165,8 +166,10 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
             for key, value in metadata.items()
             if _ATTEMPT.fullmatch(key) and isinstance(value, Mapping)
         }
-        principal, session = (_text(metadata.get(key)) for key in (Key.PRINCIPAL, Key.SESSION))
-        return cls(principal=principal, session=session, attempts=attempts)
+        return cls(**{key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}, attempts=attempts)
+
+
+_LEDGER_TEXTS = (Key.PRINCIPAL.value, Key.SESSION.value, Key.KEY_REFUSED.value)
 
 
 class ConversationRecord(_Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from extproc.settings import USUAL_BASE, Tier
 
 # Error codes and messages of a request that is too long for the model. Another tier may have room for it.
 _TOO_LONG = ("context_length_exceeded", "maximum context length", "prompt is too long")
+_KEY_REFUSED = "the upstream refused the key that this gateway has for it: its operator has to replace the key"
 LUA = "envoy.filters.http.lua"
 _INJECTOR = "envoy.filters.http.credential_injector"
 # The name of the filter state object with the start of the request, in seconds.
@@ -141,13 +142,22 @@ def key_secrets(tiers: Sequence[Tier]) -> list[Dict]:
 def failure_filter(tier: Tier, attempts: Sequence[int] = ()) -> OwnFilter:
     """Return a filter that marks answers at which the next tier is asked. It marks none when all rungs had a turn.
 
+    If the upstream refuses the tier's key and no rung is left, the client gets a 502. With a 401 it would doubt the
+    key that it sent.
+
     Envoy skips it at no cost if the answer is not an error. `attempts` are those of the tier, () if all are. Their
     number is not in the header any more when the answer comes.
     """
     statuses = ", ".join(f"[{status}] = true" for status in sorted(tier.failures))
     texts = ", ".join(f'"{text}"' for text in _TOO_LONG)
     own = " and ".join(f"attempt ~= {number}" for number in attempts) or "false"
-    code = _FAILURE.replace("STATUSES", statuses).replace("TEXTS", texts).replace("OTHERS", own)
+    parts = {
+        "STATUSES": statuses, "TEXTS": texts, "OTHERS": own, "TIER": tier.name,
+        "OWN_KEY": "true" if tier.key is not None else "false",
+    }  # fmt: skip
+    code = _FAILURE
+    for name, part in parts.items():
+        code = code.replace(name, part)
     status = {
         "input": {
             "name": "status",
@@ -177,19 +187,40 @@ local function leave_out_repeats(metadata, groups, attempt)
   end
   if #kept < #groups then metadata:set("{Namespace.LADDER}", "priority_groups", kept) end
 end
+-- The client must not take the refusal of the key of the tier for that of its own.
+local function hide_refused_key(handle, status)
+  local path = handle:streamInfo():filterState():get("{_CLIENT_PATH}") or ""
+  local message = "{_KEY_REFUSED} (status " .. status .. ")"
+  local text = '{{"error":{{"message":"' .. message .. '","type":"server_error","param":null,"code":null}}}}'
+  if path:find("/messages", 1, true) then
+    text = '{{"type":"error","error":{{"type":"api_error","message":"' .. message .. '"}}}}'
+  end
+  handle:body(true):setBytes(text)
+  local headers = handle:headers()
+  for _, name in ipairs({{"www-authenticate", "content-encoding"}}) do headers:remove(name) end
+  headers:replace("content-type", "application/json")
+  headers:replace(":status", "502")
+end
 function envoy_on_response(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
+  local status = tonumber(handle:headers():get(":status"))
   local ladder, decision = metadata:get("{Namespace.LADDER}"), metadata:get("{Namespace.DECISION}")
   local groups = ladder and ladder["priority_groups"] or {{}}
   local skipped = decision and decision["{Key.SKIPPED}"] or 0
   local noted = metadata:get("{Namespace.ATTEMPT}")
   local attempt = noted and noted["{Key.ATTEMPTS}"] or 1
   if OTHERS then return end
-  if attempt >= math.max(#groups, 1) + math.max(skipped, 0) then return end
-  local status = tonumber(handle:headers():get(":status"))
-  if failures[status] or (status == 400 and is_too_long(handle)) then
+  local key_refused = OWN_KEY and (status == 401 or status == 403)
+  if key_refused then
+    handle:logErr("tier TIER: the upstream refused the key of this tier with status " .. status)
+    metadata:set("{Namespace.LEDGER}", "{Key.KEY_REFUSED}", "TIER")
+  end
+  local is_last = attempt >= math.max(#groups, 1) + math.max(skipped, 0)
+  if not is_last and (failures[status] or (status == 400 and is_too_long(handle))) then
     leave_out_repeats(metadata, groups, attempt)
     handle:headers():replace("{HeaderName.FAILED}", tostring(status))
+  elseif key_refused then
+    hide_refused_key(handle, status)
   end
 end
 """

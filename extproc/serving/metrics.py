@@ -77,6 +77,10 @@ LEDGER_LOST = Metric(f"{PREFIX}.ledger.lost", "counter", "{request}", "Outcomes 
 STATE_FAILURES = Metric(
     f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of conversations that failed"
 )
+KEYS_REFUSED = Metric(
+    f"{PREFIX}.keys.refused", "counter", "{request}", "Requests for which an upstream refused the key of a tier",
+    ("tier",),
+)  # fmt: skip
 REVISION = Metric(f"{PREFIX}.revision", "gauge", "", "1 for the configuration revision in force", ("revision",))
 ESCALATION_SHARE = Metric(
     f"{PREFIX}.escalation.share", "gauge", "",
@@ -86,5 +90,6 @@ ESCALATION_SHARE = Metric(
 # In the order in which they are created.
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
-    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, STATE_FAILURES, REVISION, ESCALATION_SHARE,
+    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, STATE_FAILURES, KEYS_REFUSED, REVISION,
+    ESCALATION_SHARE,
 )  # fmt: skip

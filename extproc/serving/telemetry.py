@@ -75,6 +75,7 @@ class Telemetry:
         self._first_byte = _histogram(meter, definitions.FIRST_BYTE)
         self._lost = _counter(meter, definitions.LEDGER_LOST)
         self._state_failures = _counter(meter, definitions.STATE_FAILURES)
+        self._keys_refused = _counter(meter, definitions.KEYS_REFUSED)
         _gauge(meter, definitions.REVISION, self._observe_revision)
         _gauge(meter, definitions.ESCALATION_SHARE, self._observe_shares)
         # Export zeros, so that `increase()` in Prometheus also counts the first event.
@@ -156,6 +157,8 @@ class Telemetry:
             self._default_cost.add(cost.default, place)
         if outcome.first_byte_s is not None and outcome.served:
             self._first_byte.record(outcome.first_byte_s, place)
+        if outcome.key_refused is not None:
+            self._keys_refused.add(1, {"tier": outcome.key_refused})
         for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
             rejected = {"cohort": place["cohort"], "tier": rejection.tier or ""}
             self._rejections.add(1, rejected | {"reason": rejection.reason})

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import msgspec
 
 from extproc.settings.about import about
-from extproc.settings.tier import Price
+from extproc.settings.address import read_url
+from extproc.settings.tier import Price, TierKey
 
 HUMAN = "human"  # the last rung of a ladder may be a person instead of a tier
 # The share of a cohort's judged answers that may escalate, where `escalate` does not set one.
@@ -76,15 +77,34 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Judge(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A model that the acceptance rules `judge` and `agree` ask."""
 
-    endpoint: Annotated[str, about("Address of an OpenAI-compatible chat API as host:port, without a scheme.")]
+    url: Annotated[
+        str,
+        about(
+            "Address of an OpenAI-compatible chat API: `https://host[:port][/base/path]`, or `http://`. A path "
+            "takes the place of `/v1`."
+        ),
+    ]
     model: Annotated[str, about("Model name to ask for.")]
-    tls: Annotated[bool, about("Connect to the endpoint with TLS.")] = False
     timeout_ms: Annotated[int, about("Longest time for one call, in milliseconds.")] = 2000
     price: Annotated[Price | None, about("Prices of its tokens. Only for your own records.")] = None
-    api_key_env: Annotated[str | None, about("Environment variable that holds the API key, if any.")] = None
+    key: Annotated[
+        TierKey | None, about("API key of the judge. The router reads its file at each call. Left out: none.")
+    ] = None
+    api_key_env: Annotated[
+        str | None, about("Environment variable of the router that holds the API key, in place of `key`.")
+    ] = None
+
+    @property
+    def chat_url(self) -> str:
+        """The URL of the chat API."""
+        address = read_url(self.url)
+        scheme = "https" if address.tls else "http"
+        return f"{scheme}://{address.host_header}:{address.port}{address.base}/chat/completions"
 
     def authorization(self) -> dict[str, str]:
-        """The header that carries the API key, if there is a key."""
+        """Return the header that carries the API key, if any. Raises OSError or ValueError for its file."""
+        if self.key is not None:
+            return {self.key.header: self.key.prefix + Path(self.key.file).read_text(encoding="ascii").strip()}
         key = os.environ.get(self.api_key_env) if self.api_key_env is not None else None
         return {"authorization": f"Bearer {key}"} if key else {}
 

@@ -56,15 +56,11 @@ def _ask(judge: Judge, content: str, max_tokens: int) -> str | None:
         "max_tokens": max_tokens,
         "temperature": 0,
     }
-    scheme = "https" if judge.tls else "http"
-    request = urllib.request.Request(
-        f"{scheme}://{judge.endpoint}/v1/chat/completions",
-        msgspec.json.encode(body),
-        {"content-type": "application/json", **judge.authorization()},
-    )
     deadline = time.monotonic() + judge.timeout_ms / 1000
     raw = bytearray()
     try:
+        headers = {"content-type": "application/json", **judge.authorization()}
+        request = urllib.request.Request(judge.chat_url, msgspec.json.encode(body), headers)
         with _opener.open(request, timeout=judge.timeout_ms / 1000) as reply:
             while piece := reply.read1(1 << 16):
                 raw += piece

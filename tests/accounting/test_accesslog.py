@@ -76,6 +76,11 @@ def test_the_principal_and_the_conversation_are_hashes() -> None:
     assert (outcome.principal, outcome.session) == ("p", "s")
 
 
+def test_the_course_of_the_conversation_and_a_refused_key_are_kept() -> None:
+    outcome = read({"key_refused": "large"}, decision=DECISION | {"conversation": "kept_cache"})
+    assert (outcome.conversation, outcome.key_refused) == ("kept_cache", "large")
+
+
 def test_without_a_decision_a_cluster_without_hosts_refused_it() -> None:
     """Envoy refused the request, because `only` excludes the default tier."""
     outcome = read(status=503, decision=None, responseFlags={"noHealthyUpstream": True}, customTags={})

@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from extproc.accounting.export import export
 from extproc.accounting.ledger import _QUEUED_BATCHES, Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.store import Store, connect
@@ -30,7 +32,7 @@ def outcome(at: float | None = None, **what: Any) -> Outcome:
 CLIMBED = outcome(
     1e9, attempts=2, tier="large", cohort="faq", judged=False, usage=Usage(10, 4, 3), usage_from="envoy",
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
-    mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5",
+    mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5", conversation="moved",
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -74,7 +76,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "failed_attempts": 0, "reason": "matched", "judged": 0, "cohort": "faq", "tier": "large",
             "principal": "p", "session": "s", "revision": "r1", "mode": "enforce", "duration_s": 1.5,
             "first_byte_s": 0.5, "input": 10, "output": 4, "cached": 3, "usage_from": "envoy", "cost": 0.5,
-            "default_cost": 0.5, "request": "5-5",
+            "default_cost": 0.5, "request": "5-5", "conversation": "moved",
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
@@ -246,13 +248,37 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(OSError, match="has ledger version 9, but version 2 is needed: move the file away"):
+    with pytest.raises(OSError, match="has ledger version 9, but version 3 is needed: move the file away"):
         Store(path, 30).open()
     with pytest.raises(OSError, match=r"no ledger at .*none: `extproc serve --ledger .*none` creates one"):
         connect(tmp_path / "none")
     (tmp_path / "empty").touch()
     with pytest.raises(OSError, match="is not a ledger: give a file that `extproc serve --ledger` has written"):
         connect(tmp_path / "empty")
+
+
+def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> None:
+    """Its rows stay, and a reader may come before the first writer. Several workers may migrate it."""
+    path = tmp_path / "ledger.sqlite"
+    store = Store(path, 1e6)
+    store.add([(CLIMBED, COST)])
+    store.close()
+    older = sqlite3.connect(path)
+    older.execute("ALTER TABLE outcomes DROP COLUMN conversation")
+    older.execute("PRAGMA user_version = 2")
+    older.commit()
+    older.close()
+    [line] = export(path, time.time())
+    assert msgspec.json.decode(line)["conversation"] is None
+    threads = [threading.Thread(target=Store(path, 1e6).open) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.add([(CLIMBED, COST)])
+    store.close()
+    assert [row["conversation"] for row in rows(path)] == [None, "moved"]
+    assert [msgspec.json.decode(line)["conversation"] for line in export(path, time.time())] == [None, "moved"]
 
 
 def test_a_stream_of_logs_ends_when_the_server_drains(monkeypatch: pytest.MonkeyPatch) -> None:

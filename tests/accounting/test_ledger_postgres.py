@@ -235,6 +235,21 @@ def test_a_table_of_another_program_is_left_alone(postgres: Postgres) -> None:
     assert read_report(elsewhere, 3600).total.requests == 3
 
 
+def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) -> None:
+    """Its rows stay. A reader may come first, and several routers may migrate it."""
+    Store(postgres.url, 1e6).add(outcomes())
+    postgres.do("ALTER TABLE outcomes DROP COLUMN conversation; COMMENT ON TABLE outcomes IS 'extproc ledger 2'")
+    assert read_report(postgres.url, 3600).total.requests == 3
+    threads = [threading.Thread(target=Store(postgres.url, 1e6).open) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    Store(postgres.url, 1e6).add(outcomes())
+    assert read_report(postgres.url, 3600).total.requests == 6
+    assert {msgspec.json.decode(line)["conversation"] for line in export(postgres.url, time.time())} == {None}
+
+
 def test_a_missing_driver_is_reported_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(OSError, match=r"pip install 'envoy-semantic-router\[postgres\]'"):

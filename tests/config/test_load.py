@@ -105,6 +105,13 @@ MISTAKES = {
     "key_without_file": [
         "policy.yaml:12: `file` is missing: add it",
     ],
+    "judge": [
+        "policy.yaml:17: url `https://judge.example/v1/chat/complet...` names the path of one API: leave out "
+        "`/chat/completions`",
+        "policy.yaml:18: header `X-Key`: write its name in lower case, with only letters, digits and '-'",
+        "policy.yaml:18: `api_key_env` beside `key`: remove one of them",
+        "policy.yaml:19: endpoint `judge` is not host:port: write `url` instead, as in http://vllm-small:8000",
+    ],
     "tls_names": [
         "policy.yaml:6: `ca` is for TLS, but the url is http://: write https://, or remove it",
         "policy.yaml:7: `sni` is for TLS, but the url is http://: write https://, or remove it",

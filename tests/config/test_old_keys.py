@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from extproc.config.key_files import check_key_files
 from extproc.config.load import Config, ConfigError, load_config
 from extproc.settings import TierKey
 
@@ -45,6 +46,33 @@ def test_an_endpoint_becomes_a_url(tmp_path: Path, old: dict[str, Any], url: str
     assert [str(line) for line in config.old_keys] == [
         f"policy.yaml:{config.old_keys[0].line}: {note} will go: write `url: {url}`"
     ]
+
+
+def test_a_judge_has_a_url_too(tmp_path: Path) -> None:
+    """A path takes the place of /v1, and a relative key file starts at the folder of the YAML."""
+    policy = yaml.safe_load((GOOD / "policy.yaml").read_text())
+    judges = {
+        "old": {"endpoint": "judge:443", "tls": True, "model": "j", "api_key_env": "KEY"},
+        "new": {"url": "http://[::1]:81/a", "model": "j", "key": {"file": "keys/judge"}},
+    }
+    loaded(tmp_path, url="http://a")
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump(policy | {"judges": judges}))
+    config = load_config(tmp_path)
+    assert [line.what for line in config.old_keys] == [
+        "`endpoint` and `tls` will go: write `url: https://judge:443`"
+    ]
+    old, new = config.policy.judges["old"], config.policy.judges["new"]
+    assert (old.chat_url, new.chat_url) == (
+        "https://judge:443/v1/chat/completions", "http://[::1]:81/a/chat/completions"
+    )  # fmt: skip
+    assert new.key == TierKey(str(tmp_path / "keys" / "judge"))
+    with pytest.raises(FileNotFoundError):
+        new.authorization()
+    (tmp_path / "keys").mkdir()
+    with pytest.raises(ConfigError, match=r"keys/judge cannot be read"):
+        check_key_files(config)
+    (tmp_path / "keys" / "judge").write_text("sk-1\n")
+    assert (check_key_files(config), new.authorization()) == ([], {"authorization": "Bearer sk-1"})
 
 
 def test_a_credential_becomes_a_key_that_is_sent_as_it_is(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.docs.fences import ROOT, Fence, all_fences
 _TITLE = re.compile(r"(?P<part>part of )?intents/(?P<name>[a-z_]+\.yaml)")
 # Keys that a part of policy.yaml may refer to, so that a part of an intent can stand alone.
 _REFERRED: dict[str, Any] = {
-    "judges": {"checker": {"endpoint": "judge:8000", "model": "judge-8b"}},
+    "judges": {"checker": {"url": "http://judge:8000", "model": "judge-8b"}},
     "human": {"queue": "review.jsonl"},
 }
 # The last item of a list of utterances that goes on.

@@ -28,8 +28,10 @@ class Critic(BaseHTTPRequestHandler):
 
     says = "yes"
     asked: ClassVar[list[dict]] = []
+    reached: ClassVar[tuple[str, str | None]] = ("", None)  # path and key of the last call
 
     def do_POST(self) -> None:
+        Critic.reached = self.path, self.headers["x-api-key"]
         Critic.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
         body = json.dumps({"choices": [{"message": {"content": Critic.says}}]}).encode()
         self.send_response(200)
@@ -49,8 +51,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for path in INTENTS.glob("*.yaml"):
         spec = yaml.safe_load(path.read_text())
         if path.name == "policy.yaml":
-            endpoint = f"127.0.0.1:{server.server_port}"
-            spec["judges"] = {"critic": {"endpoint": endpoint, "model": "critic-1", "timeout_ms": 3000}}
+            url = f"http://127.0.0.1:{server.server_port}/base"
+            key = {"file": str(folder / "critic.key"), "header": "x-api-key"}
+            spec["judges"] = {"critic": {"url": url, "model": "critic-1", "timeout_ms": 3000, "key": key}}
+            (folder / "critic.key").write_text("sk-critic\n")
             spec["human"] = {"queue": str(folder / "review.jsonl"), "message": "A person will answer."}
             spec["encoder"]["deadline_ms"] = 5000
         climbing = {"to": "large", "max": 1, "share": 1.0}
@@ -98,6 +102,7 @@ def test_a_judge_that_says_no_sends_the_answer_up(stack):
     assert (answer.status, answer.tier, answer.reason) == (200, "large", "judge")
     (asked,) = Critic.asked
     assert asked["model"] == "critic-1"
+    assert Critic.reached == ("/base/chat/completions", "sk-critic")
     assert JUDGED in asked["messages"][0]["content"] and "qwen3-8b here" in asked["messages"][0]["content"]
 
 

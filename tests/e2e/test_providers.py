@@ -18,6 +18,7 @@ import yaml
 from extproc.demo.stack import Stack
 from extproc.settings import read_url
 from tests.e2e.strict_upstream import FINE, Received, Script, StrictUpstreams
+from tests.e2e.test_doors import message_of
 from tests.e2e.test_listening import Authority
 from tests.e2e.traffic import (
     CHAT,
@@ -113,7 +114,7 @@ def _own_tiers(ports: dict[str, int], second: int, ca: Path) -> dict[str, dict[s
         "misnamed": {"url": f"https:{at['misnamed']}", "ca": str(ca)},
         "spread": {"endpoints": [{"url": f"http:{at['spread']}", "weight": 3},
                                  {"url": f"http://{second_host}:{second}", "weight": 1}]},
-        "last": {"url": f"http:{at['last']}"},
+        "last": {"url": f"http:{at['last']}", "key": {"file": "keys/renamed"}},
     }  # fmt: skip
 
 
@@ -250,6 +251,24 @@ def test_a_failure_that_is_the_tiers_moves_to_the_next_one(
     answer = world.ask("plain")
     assert (answer.status, world.tiers) == ((200, ["plain", "repeated"]) if clients_key else (status, ["plain"]))
     assert "x-router-failed" not in answer.headers
+
+
+@pytest.mark.parametrize("path", [CHAT, MESSAGES])
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_of_the_last_tier_is_not_the_clients_fault(world: World, path: str, status: int) -> None:
+    """The client gets a 502 in the shape of its API."""
+    for body in (b'{"error":{"message":"Incorrect API key provided: sk-renamed"}}', b""):
+        world.script(last=Script(status, body))
+        answer = world.ask("last", path)
+        assert (answer.status, world.tiers) == (502, ["last"])
+        assert message_of(answer, path) == (
+            "the upstream refused the key that this gateway has for it: its operator has to replace the key "
+            f"(status {status})"
+        )
+        assert "www-authenticate" not in answer.headers
+    world.script(narrow=Script(status, b"{}"))  # the client's own key
+    answer = world.ask("narrow", MESSAGES)
+    assert (answer.status, answer.body, world.tiers) == (status, b"{}", ["narrow"])
 
 
 def test_a_tier_may_name_its_own_statuses(world: World) -> None:
@@ -410,6 +429,9 @@ def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: Worl
 
 
 def test_the_log_has_the_path_of_the_client(world: World) -> None:
-    """Not the one below the base path of a tier."""
+    """Not the one below the base path of a tier. A refused key is logged under the name of its tier."""
     eventually(lambda: '"path":"/v1/chat/completions"' in world.stack.log("envoy.log"), "it is logged")
     assert "openai/chat" not in world.stack.log("envoy.log")
+    refused = "tier keyed: the upstream refused the key of this tier with status 401"
+    eventually(lambda: refused in world.stack.log("envoy.err"), "it is logged")
+    assert "sk-" not in world.stack.log("envoy.err") + world.stack.log("envoy.log")

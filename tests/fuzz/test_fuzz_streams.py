@@ -52,7 +52,7 @@ version: 1
 default_tier: large
 retarget: [auto, "gpt-4*"]
 human: {}
-judges: {other: {endpoint: "127.0.0.1:9", model: judge-1}}
+judges: {other: {url: "http://127.0.0.1:9", model: judge-1}}
 rules: [{name: gold, when: {headers: {x-user-tier: "go*"}}, tier_floor: large}]
 tiers:
 """

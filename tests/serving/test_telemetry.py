@@ -21,7 +21,7 @@ USAGE = Usage(input=3, output=2, cached=1)
 OUTCOME = Outcome(
     time=0, api="chat", ending=Ending.ACCEPTED, status=200, attempts=3, reason=Reason.MATCHED, cohort="billing",
     tier="large", rejections=(Rejection(1, "small", "refusal", USAGE), Rejection(2, "small", "refusal")),
-    usage=USAGE, first_byte_s=0.1,
+    usage=USAGE, first_byte_s=0.1, key_refused="large",
 )  # fmt: skip
 DECISION = DecisionRecord(
     cluster="small", tier="small", reason=Reason.MATCHED, reasoning="off", revision="abc", mode="enforce",
@@ -113,6 +113,11 @@ def test_counters_that_an_alert_watches_start_at_zero(collected: Collected) -> N
         for reason in ("invalid", "regression", "unseen", "unclear", "gate", "error")
     }
     assert collected.series("semantic_router.reloads") == dict.fromkeys({applied, *refused}, 0)
+
+
+def test_a_refused_key_is_counted_under_its_tier(collected: Collected) -> None:
+    collected.telemetry.ended(OUTCOME, Cost(1.0, (0.5, None), 2.0))
+    assert collected.series("semantic_router.keys.refused") == {frozenset({("tier", "large")}): 1}
 
 
 def test_the_tokens_and_cost_of_rejected_answers_have_their_own_label(collected: Collected) -> None:

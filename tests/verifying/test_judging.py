@@ -15,7 +15,7 @@ from extproc.api.observation import Observation
 from extproc.settings import Judge
 from extproc.verifying.judging import CallOut, RuleRunner
 
-JUDGES = {"a": Judge("127.0.0.1:9", "judge-1"), "b": Judge("127.0.0.1:9", "judge-2")}
+JUDGES = {"a": Judge("http://127.0.0.1:9", "judge-1"), "b": Judge("127.0.0.1:9", "judge-2")}
 
 
 def answer(text: str) -> Observation:
@@ -60,7 +60,7 @@ def test_calls_run_at_the_same_time() -> None:
         both.wait()
         return True
 
-    slow = {name: Judge("127.0.0.1:9", "judge-1", timeout_ms=20_000) for name in JUDGES}
+    slow = {name: Judge("http://127.0.0.1:9", "judge-1", timeout_ms=20_000) for name in JUDGES}
     verdict = run(call_out, {"judge": {"by": "a"}}, {"agree": {"by": "b"}}, judges=slow)
     assert verdict == Verdict(True)
 
@@ -71,7 +71,7 @@ def test_a_judge_that_is_too_slow_has_not_run() -> None:
 
     async def judged() -> Verdict:
         runner = RuleRunner(call_out=lambda *_: late.wait(20))
-        judges = {"a": Judge("127.0.0.1:9", "judge-1", timeout_ms=1)}
+        judges = {"a": Judge("http://127.0.0.1:9", "judge-1", timeout_ms=1)}
         rules = compile_rules([{"judge": {"by": "a"}}])
         try:
             return await runner.run(rules, answer("Fine."), Requirements(), judges)
