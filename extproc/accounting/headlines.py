@@ -1,4 +1,4 @@
-"""The sentences on top of a report of the ledger: what was saved, and what the ledger does not know."""
+"""The sentences on top of a report of the ledger: the saving, and the gaps in the ledger."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
