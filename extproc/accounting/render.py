@@ -72,7 +72,7 @@ def _title(report: CostReport) -> str:
 
 def text_of(report: CostReport) -> str:
     """Return the report as text for a terminal."""
-    parts = [[_title(report)]]
+    parts = [[_title(report)], report.verdicts]
     for rows in _tables(report):
         widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
         form = "  ".join(f"{{:{'<' if name == report.by else '>'}{width}}}" for name, width in widths.items())
@@ -88,21 +88,27 @@ def html_of(report: CostReport) -> str:
     for rows in _tables(report):
         head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
         cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row.values()) for row in rows)
-        tables += f"<table><thead><tr>{head}</tr></thead><tbody>\n"
-        tables += "".join(f"<tr>{row}</tr>\n" for row in cells) + "</tbody></table>\n"
+        tables += f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n'
+        tables += "".join(f"<tr>{row}</tr>\n" for row in cells) + "</tbody></table></div>\n"
     reasons = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in _reasons(report))
     title = escape(_title(report))
+    verdicts = "".join(f'<p class="verdict">{escape(sentence)}</p>\n' for sentence in report.verdicts)
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 14px system-ui, sans-serif; margin: 2em; color: #222; }}
-table {{ border-collapse: collapse; margin-bottom: 2em; }}
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>
+body {{ font: 14px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 24px 16px; color: #222; }}
+h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; }}
+.verdict {{ font-size: 1.05rem; font-weight: 600; color: #222; max-width: 60em; margin: .4em 0; }}
+.scroll {{ overflow-x: auto; margin: 1.5em 0; }}
+table {{ border-collapse: collapse; }}
 th, td {{ padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
 th:first-child, td:first-child {{ text-align: left; }}
+th:first-child, td:first-child {{ position: sticky; left: 0; background: #fff; }}
 tr:last-child td {{ font-weight: 600; border-top: 2px solid #222; }}
 p {{ max-width: 60em; color: #555; }}
 </style></head><body>
 <h1>{title}</h1>
-{tables}<ul>{reasons}</ul>
+{verdicts}{tables}<ul>{reasons}</ul>
 <p>{escape(" ".join(_NOTES))}</p>
 </body></html>
 """

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from extproc.accounting import queries
+from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Ending
 from extproc.accounting.queries import By
 from extproc.accounting.store import Connection, connect, name_of
@@ -61,6 +62,7 @@ class CostReport(msgspec.Struct):
     by: By
     total: CohortLine
     groups: list[CohortLine]
+    verdicts: list[str]  # sentences on what was saved, and on what is not known
 
 
 def seconds_of(span: str) -> float:
@@ -79,7 +81,9 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
     lines = sorted(
         (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
-    return CostReport(name_of(place), until - since_s, until, by, total.line("total"), lines)
+    overall = total.line("total")
+    verdicts = report_headlines(overall, lines)
+    return CostReport(name_of(place), until - since_s, until, by, overall, lines, verdicts)
 
 
 class _Tally:

@@ -32,6 +32,7 @@ from extproc.evidence.perturb.robustness import perturb
 from extproc.evidence.show.calibration import calibration_text, choice_text, learned_text
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
+from extproc.evidence.show.verdicts import calibration_verdicts, choice_verdicts, verdict_text
 from extproc.routing.centroid_file import CENTROIDS_FILE
 
 # At most this many unusable rows are reported one by one.
@@ -90,6 +91,7 @@ def run_calibrate(
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
+    _report_weights(data, run)
     rows = labelled_rows(run, seed)
     learned = _learned(run, rows, memory, risk, date, seed, adapt)
     split = split_after(run, rows, learned)
@@ -103,6 +105,7 @@ def run_calibrate(
             edits.write_text(path, after)
         if centroids:
             edits.write(intents / CENTROIDS_FILE, centroids)
+    print("\n".join(verdict_text(calibration_verdicts(calibration, risk))) + "\n")
     print("\n".join(learned_text(learned, rows, split, seed)) + "\n")
     print("\n".join(calibration_text(calibration, risk, run.snapshot.policy.cohorts)) + "\n")
     if centroids and split.config.fitted is not None:
@@ -154,6 +157,7 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
+    _report_weights(data, run)
     choice = choose(scored_table(run, seed, memory.sentences), target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
     values = {setting.name: changes(setting, written[setting.name]) for setting in choice.cohorts}
@@ -161,7 +165,7 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     if write:
         for path, _, after in edited:
             edits.write_text(path, after)
-    print("\n".join(choice_text(choice)) + "\n")
+    print("\n".join([*verdict_text(choice_verdicts(choice)), "", *choice_text(choice)]) + "\n")
     _print_edits(edited, 0, write)
     return 0
 
@@ -238,6 +242,11 @@ def report_unused(path: Path, *runs: Execution) -> None:
     intents = {name for run in runs for name in run.snapshot.policy.cohorts}
     for note in dict.fromkeys(note for run in runs for note in unused(run, intents)):
         print(f"{path}: {note}", file=sys.stderr)
+
+
+def _report_weights(path: Path, run: Execution) -> None:
+    if (run.weights() != 1).any():
+        print(f"{path}: `weight` is not used: every row counts once in this fit", file=sys.stderr)
 
 
 def report_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:

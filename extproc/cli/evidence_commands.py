@@ -157,8 +157,8 @@ def _add_gate(commands: "Commands") -> None:
     gate = add_command(
         commands, "gate", _gate,
         "Compare a folder of intents with a baseline, and fail if any cohort is worse. The exit code is 0 if it "
-        "passes, 1 if a cohort is worse than the limits allow, 2 if the input is at fault, 3 if a cohort goes to a "
-        "cheaper tier without recorded answers, and 4 if the rows are too few to tell.",
+        "passes, 1 if a cohort is worse than the limits allow, and 2 if the input is at fault. It is 3 if a cohort "
+        "goes to a cheaper tier without recorded answers, and 4 if the rows are too few to decide.",
     )  # fmt: skip
     gate.add_argument(
         "--baseline", type=Path, metavar="OLD", required=True, help="folder of intents to compare with"

@@ -2,10 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Cost, Outcome, Rejection
 from extproc.accounting.render import html_of, text_of
 from extproc.accounting.report import CohortLine, read_report, seconds_of
@@ -27,6 +28,21 @@ ROWS: tuple[tuple[dict[str, Any], Cost], ...] = (
     ({"cohort": None, "reason": "fail_open", "tier": "large"}, Cost(None, (), None)),
     ({"cohort": "code", "reason": "out_of_scope", "tier": "large", "usage": Usage(5, 5)}, Cost(0.03, (), 0.03)),
 )
+
+
+class Sums(NamedTuple):
+    """The sums of one line, as far as the sentences need them."""
+
+    name: str
+    requests: int
+    attempts: int
+    accepted: int
+    judged: int
+    cost: float
+    cascade_cost: float
+    saving: float
+    cost_per_accepted: float | None
+    unknown: int = 0
 
 
 @pytest.fixture
@@ -79,13 +95,34 @@ def test_a_ledger_without_rows_is_a_report_without_lines(tmp_path: Path) -> None
     assert report.groups == []
     assert (report.total.requests, report.total.cost_per_accepted, report.total.first_byte_s) == (0, None, None)
     assert "total" in text_of(report)
+    assert report.verdicts == ["NO TRAFFIC: no request ended in this time"]
+
+
+def test_costs_above_the_default_tier_are_said_first() -> None:
+    """The cascade costs more than its default tier, because one cohort rejects most answers of the small tier."""
+    faq = Sums("faq", 10, 19, 10, 10, cost=1.5, cascade_cost=0.6, saving=-0.5, cost_per_accepted=0.15)
+    code = Sums("code", 10, 10, 10, 10, cost=0.8, cascade_cost=0.0, saving=0.2, cost_per_accepted=0.08)
+    total = Sums("total", 20, 29, 20, 20, cost=2.3, cascade_cost=0.6, saving=-0.3, cost_per_accepted=0.115)
+    assert report_headlines(total, [faq, code]) == [
+        "COSTS MORE: $0.3000 (15 %) more than the default tier alone; these requests cost $2.3000, $0.115000 for "
+        "each accepted answer; rejected answers are 26 % of the cost",
+        "CHECK: with their rejected answers, these cost more than the default tier alone: faq ($0.5000)",
+    ]
 
 
 def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
     """On the page, names of cohorts are escaped."""
     report = read_report(ledger, HOUR_S)
     text = text_of(report)
-    head, faq = (" ".join(line.split()) for line in text.splitlines()[2:4])
+    assert text.splitlines()[2:5] == report.verdicts == [
+        "SAVES: $0.1500 (54 %) against the default tier alone; these requests cost $0.1300, $0.032500 for each "
+        "accepted answer; rejected answers are 15 % of the cost",
+        "UNKNOWN: 2 of 11 attempts have no token counts, so no sum has their cost",
+        "NOT JUDGED: no rule looked at 3 of 4 accepted answers",
+    ]  # fmt: skip
+    page = html_of(report)
+    assert page.index("SAVES: $0.1500 (54 %)") < page.index("<table")
+    head, faq = (" ".join(line.split()) for line in text.splitlines()[6:8])
     assert head == (
         "cohort requests attempts accepted (judged) degraded failed cancelled escalated fallback first byte s (p95)"
     )

@@ -289,6 +289,9 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
     data, before = labelled(tmp_path), {path.name: path.read_text() for path in folder.iterdir()}
     assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
     shown = capsys.readouterr().out
+    assert shown.startswith(
+        "UNCLEAR: in 1 calibrated cohorts, 0 of 48 trusted matches are wrong; the policy's risk "
+    )
     assert "cooking               uncalibrated: needs about 34 labelled rows that land here; has 10" in shown
     assert f"+++ {folder}/billing.yaml (calibrated)\n@@ -3,2 +3,13 @@\n" in shown
     assert shown.endswith("\n1 files not written: give --write to apply this\n")

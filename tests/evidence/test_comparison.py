@@ -245,7 +245,7 @@ def test_a_change_that_may_be_random_is_reported_as_unclear():
     assert report.passage is Passage.UNCLEAR
     lines = list(gate_text(report))
     limits = "(quality may drop 2 points, cost may rise 10 %)"
-    assert lines[0] == f"UNCLEAR: 1 measures are worse than allowed, and the rows are too few to tell {limits}"
+    assert lines[0] == f"UNCLEAR: 1 measures are worse than allowed, and the rows are too few to decide {limits}"
     assert lines[1].endswith("unclear, may be random (p 0.5)")
 
 
@@ -309,7 +309,7 @@ def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders,
 
 
 def test_a_drop_of_27_points_on_30_rows_is_not_passed(folders, tmp_path, words, tokens):
-    """Eleven answers got worse and three got better. That may be chance, and the rows are too few to tell."""
+    """Eleven answers got worse and three got better. That may be chance, and the rows are too few to decide."""
     lower_cooking(folders)
     rows = [row(alone(COOK, i), i >= 11, not 11 <= i < 14, "cooking") for i in range(30)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)

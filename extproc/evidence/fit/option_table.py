@@ -66,8 +66,8 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
     if not positions or len(comparable.tiers) < 2:
         with_any = int(answer_table(run).any.sum())
         raise ValueError(
-            f"no row has the outcomes of two tiers or more, and {with_any:,} rows have the outcome of one tier: "
-            "record both tiers on some rows, drawn at random (see docs/reference/traffic.md)"
+            f"no row has the outcomes of two tiers or more ({with_any:,} rows have the outcome of one): record two "
+            "tiers on rows drawn at random (see docs/reference/traffic.md)"
         )
     names = comparable.tiers
     answers = [[run.answers[i][name] for name in names] for i in positions]

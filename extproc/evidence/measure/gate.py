@@ -73,7 +73,7 @@ def _tests(comparison: Comparison) -> int:
 
 
 def gate_report(comparison: Comparison, max_quality_drop: float, max_cost_rise: float) -> GateReport:
-    """The verdict on the comparison. What was measured to be worse counts more than what was not seen."""
+    """The verdict on the comparison. A measured regression counts more than unseen rows."""
     verdicts = gate(comparison, max_quality_drop, max_cost_rise)
     power = _power(comparison, max_quality_drop)
     unseen = [each for each in comparison.lowered if _is_unseen(each, comparison, power, max_quality_drop)]
@@ -89,7 +89,7 @@ def gate_report(comparison: Comparison, max_quality_drop: float, max_cost_rise: 
         sentence = f"{rows:,} rows go to a cheaper tier or setting, and {lacks} {what} ({limits})"
     elif verdicts:
         passage = Passage.UNCLEAR
-        sentence = f"{len(verdicts)} measures are worse than allowed, and the rows are too few to tell ({limits})"
+        sentence = f"{len(verdicts)} measures are worse than allowed, and the rows are too few to decide ({limits})"
     else:
         passage, sentence = Passage.PASSED, f"no cohort is worse than allowed ({limits})"
     word = "passed" if passage is Passage.PASSED else passage.name

@@ -1,4 +1,4 @@
-"""The sentences that stand on top of a result: what the figures mean, and what cannot be known from them."""
+"""The sentences on top of a result: the meaning of its figures, and the limits of the evidence."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

@@ -30,8 +30,8 @@ class TierMatrix(msgspec.Struct, frozen=True):
 
     names: list[str]  # every tier, cheapest first
     cells: list[tuple[str, str, int]]  # needed, chosen, rows
-    right: Estimate  # of these rows: the tier is the one that the label needs
-    below: Estimate  # of the rows that need more than the cheapest tier: the tier is below that
+    right: Estimate  # of these rows: their tier is the needed one.
+    below: Estimate  # of the rows that need more than the cheapest tier: their tier is below the needed one
     below_rows: int  # the number of those rows
 
 

@@ -14,7 +14,7 @@ from extproc.evidence.measure.metrics import Bools, Floats, GroupIds, Ratio
 
 # A tier counts as recorded on all rows if at most this share of them lacks its answer.
 MISSING = 0.02
-# The model of a row's quality is shrunk toward the mean over all rows with the weight of so many rows.
+# The model of a row's quality is shrunk toward the mean over all rows with this number of rows.
 _SHRINK = 20.0
 
 
@@ -103,7 +103,7 @@ def _together(present: Bools) -> list[int]:
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """The rows with outcomes: what one needs to estimate a mean over them from the rows that have an answer."""
+    """The rows with outcomes, and what an estimate of a mean over them needs."""
 
     rows: Bools
     weight: Floats  # of these rows

@@ -56,7 +56,7 @@ def draw(run: Execution, size: int, seed: int) -> Draw:
 
 
 def _text(run: Execution, i: int) -> str:
-    """What a person asked, without case, spacing and numbers: forms with another number are one text."""
+    """The text of a person, without case, spacing and numbers: forms with another number are one text."""
     return _NUMBER.sub("0", " ".join(ask_of(run.rows[i], run.routed[i]).lower().split()))
 
 

@@ -12,6 +12,7 @@ from extproc.evidence.measure.switching import SwitchLine
 from extproc.evidence.show.controls import line_table
 from extproc.evidence.show.estimate import number, percent
 from extproc.evidence.show.robustness import robustness_text
+from extproc.evidence.show.verdicts import verdict_text
 
 # Cohorts and confusions that a terminal shows. The JSON has all of them.
 _MOST_GROUPS = 40
@@ -26,8 +27,7 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 def _lines(evaluation: Evaluation) -> Iterator[str]:
     d = evaluation.data
-    for verdict in evaluation.verdicts:
-        yield from textwrap.wrap(str(verdict), 116, subsequent_indent="  ")
+    yield from verdict_text(evaluation.verdicts)
     yield ""
     yield (
         f"traffic   {d['traffic']}: {d['rows']:,} rows, {d['labelled']:,} labelled (of these {d['out_of_scope']:,} "

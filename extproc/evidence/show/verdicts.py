@@ -1,0 +1,67 @@
+"""The sentences on top of the results of `extproc calibrate`."""
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+
+from extproc.evidence.fit.calibration import Calibration
+from extproc.evidence.fit.choice import TierChoice
+from extproc.evidence.measure.controls import ROUTED
+from extproc.evidence.measure.headlines import Headline, control_headlines, wrong_headline
+from extproc.evidence.measure.metrics import Estimate, exact_interval
+
+
+def verdict_text(verdicts: Iterable[Headline]) -> Iterator[str]:
+    """The verdicts in lines of at most 116 characters."""
+    for verdict in verdicts:
+        yield from textwrap.wrap(str(verdict), 116, subsequent_indent="  ")
+
+
+def calibration_verdicts(calibration: Calibration, risk: float) -> Iterator[Headline]:
+    """Whether the fitted floors keep the risk, and what the cohorts without fitted floors do."""
+    fitted = [fit.after for fit in calibration.fits if fit.evidence is not None]
+    others = [fit.before for fit in calibration.fits if fit.evidence is None]
+    if sum(accepted for _, accepted, _ in fitted):
+        yield _with(f"in {len(fitted)} calibrated cohorts, ", wrong_headline(_wrong(fitted), risk))
+    accepted, wrong = (sum(counts[i] for counts in others) for i in (1, 2))
+    if others:
+        sentence = f"{len(others)} of {len(calibration.fits)} cohorts got no floor for this risk"
+        figure = (
+            f"; of {accepted:,} matches that their present floors accept, {wrong:,} are wrong" if accepted else ""
+        )
+        yield Headline("UNCALIBRATED", sentence + figure)
+
+
+def _wrong(counts: Sequence[Sequence[int]]) -> Estimate:
+    """The share of wrong matches among the accepted ones. `counts` are (rows, accepted, wrong)."""
+    accepted, wrong = (sum(each[i] for each in counts) for i in (1, 2))
+    return Estimate(wrong / accepted, *exact_interval(wrong, accepted), accepted)
+
+
+def _with(prefix: str, headline: Headline) -> Headline:
+    return Headline(headline.word, prefix + headline.sentence)
+
+
+def choice_verdicts(choice: TierChoice) -> Iterator[Headline]:
+    """Whether the choice meets its target on the rows that it was not made on, and whether a control is better."""
+    routed = next((line for line in choice.lines if line.name == ROUTED), None)
+    if routed is not None and choice.target.kind == "quality":
+        yield _against(100 * choice.target.value, _times(routed.quality, 100), "quality", " %", highest=False)
+    if routed is not None and choice.target.kind == "cost":
+        yield _against(choice.target.value, routed.per_1000, "cost", " dollars per 1,000 requests", highest=True)
+    yield from control_headlines(choice.lines)
+
+
+def _times(estimate: Estimate, factor: float) -> Estimate:
+    return Estimate(factor * estimate.value, factor * estimate.low, factor * estimate.high, estimate.rows)
+
+
+def _against(target: float, measured: Estimate, what: str, unit: str, highest: bool) -> Headline:
+    missed = measured.low > target if highest else measured.high < target
+    met = measured.value <= target if highest else measured.value >= target
+    word = "ON TARGET" if met else "OFF TARGET" if missed else "NEAR TARGET"
+    interval = f"[{measured.low:.4g}, {measured.high:.4g}]"
+    return Headline(
+        word,
+        f"{what} is {measured.value:.4g} {interval}{unit} on {measured.rows:,} rows that were not chosen on; the "
+        f"target is {target:g}",
+    )

@@ -1,0 +1,49 @@
+"""The sentences on top of `calibrate`: the risk and the target, on rows that nothing was fitted on."""
+
+from types import SimpleNamespace as Fields
+from typing import Any
+
+import pytest
+
+from extproc.evidence.fit.target import Target
+from extproc.evidence.measure.controls import ROUTED, ControlLine
+from extproc.evidence.measure.metrics import Estimate
+from extproc.evidence.show.verdicts import calibration_verdicts, choice_verdicts
+
+
+def fit(evidence, before, after) -> Any:
+    return Fields(evidence=evidence, before=before, after=after)
+
+
+def test_a_fit_says_what_it_keeps_and_what_stays_without_a_floor():
+    """Two cohorts keep 5 %. The third gets no floor, and accepts with its present one."""
+    calibration: Any = Fields(fits=[
+        fit("fitted", (200, 180, 40), (200, 150, 2)), fit("fitted", (100, 90, 9), (100, 80, 1)),
+        fit(None, (100, 90, 35), (100, 0, 0)),
+    ])  # fmt: skip
+    assert list(map(str, calibration_verdicts(calibration, 0.05))) == [
+        "WITHIN THE RISK: in 2 calibrated cohorts, 3 of 230 trusted matches are wrong; the policy's risk is 5 %",
+        "UNCALIBRATED: 1 of 3 cohorts got no floor for this risk; of 90 matches that their present floors accept, "
+        "35 are wrong",
+    ]
+
+
+@pytest.mark.parametrize(("target", "word"), [
+    (Target("quality", 0.7), "ON TARGET"), (Target("quality", 0.75), "NEAR TARGET"),
+    (Target("quality", 0.9), "OFF TARGET"),
+    (Target("cost", 0.25), "ON TARGET"), (Target("cost", 0.22), "NEAR TARGET"), (Target("cost", 0.1), "OFF TARGET"),
+])  # fmt: skip
+def test_a_choice_says_whether_it_meets_its_target(target, word):
+    """On the rows that it was not made on, with the interval."""
+    routed = ControlLine(
+        ROUTED, Estimate(0.72, 0.68, 0.76, 500), Estimate(0.23, 0.21, 0.25, 500), Estimate(0.1, 0.1, 0.1, 500)
+    )
+    choice: Any = Fields(target=target, lines=[routed])
+    (verdict,) = choice_verdicts(choice)
+    figure = (
+        "quality is 72 [68, 76] %"
+        if target.kind == "quality"
+        else ("cost is 0.23 [0.21, 0.25] dollars per 1,000 requests")
+    )
+    value = 100 * target.value if target.kind == "quality" else target.value
+    assert str(verdict) == (f"{word}: {figure} on 500 rows that were not chosen on; the target is {value:g}")
