@@ -70,7 +70,7 @@ def table(
     small, large = models
     o = outcomes_of(questions, small, large, np.array([s["auto"].escalations > 0 for s in served], dtype=float))
     late, share = latencies(o, served), float(o.escalated.mean())
-    yield "line                            accuracy % [95 %]      to large %   $/1,000   p50 s   p95 s"
+    yield "line                             accuracy % [95 %]      to large %   $/1,000   p50 s   p95 s"
     measured, resampled, cost = accuracies(o), accuracies(resampled_outcomes(o, seed)), costs(o)
     shares = {"always small": 0.0, "always large": 1.0, "mix": float(mixed_share(o))}
     for line, name in _LINES.items():
@@ -90,7 +90,7 @@ def table(
 def _line(name: str, value: Floats, resampled: Floats, share: float, cost: float) -> str:
     low, high = interval(resampled)
     accuracy = f"{100 * value:>5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    return f"{name:<31} {accuracy}{100 * share:>14.1f}{1000 * cost:>13.4f}"
+    return f"{name:<32} {accuracy}{100 * share:>14.1f}{1000 * cost:>13.4f}"
 
 
 def _gap(o: Outcomes, line: str, seed: int) -> str:
