@@ -2,7 +2,7 @@
 
 A multilingual vocabulary has 250,000 pieces. The library `tokenizers` needs 280 MB for it, and a millisecond
 for an ask. SentencePiece needs 50 MB and a tenth of the time, and gives the same tokens. So `extproc prepare`
-writes such a tokenizer for SentencePiece, if both agree.
+writes the tokenizer for SentencePiece, if both agree.
 """
 
 import base64

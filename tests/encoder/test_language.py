@@ -38,7 +38,7 @@ OTHER = [
 
 @pytest.mark.parametrize("text", ENGLISH)
 def test_english_is_read(text):
-    """Names, quotations, code and formulas in it are no other language."""
+    """Also with names, quotations, code and formulas in it."""
     assert is_english(text)
 
 
@@ -49,7 +49,7 @@ def test_other_languages_are_recognised(text):
 
 
 def test_the_vocabulary_says_which_encoder_reads_only_english(tmp_path):
-    """A folder that is no model, or a model with a vocabulary of another size, may read anything."""
+    """A model with a vocabulary of another size may read any language."""
     assert reads_only_english("all-MiniLM-L6-v2")
     assert not reads_only_english("multilingual-e5-small") and not reads_only_english("a/name")
     for size, english in ((30_522, True), (250_037, False)):
