@@ -131,7 +131,7 @@ def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch, capsys):
     assert choice.chosen == min(agreeing, key=lambda candidate: candidate.ms_16 + candidate.ms_64)
     assert read_choice(MODEL) == choice and choice.date == "2026-01-02" and choice.texts == 4
     kept = {path.name for path in prepared_folder(MODEL).iterdir()}
-    assert kept >= {"choice.json", "utterances.npz"} and (choice.chosen.name == "torch fp32" or "model.xml" in kept)
+    assert kept >= {"choice.json"} and (choice.chosen.name == "torch fp32" or "model.xml" in kept)
     if "model.bin" in kept:
         size = (prepared_folder(MODEL) / "model.bin").stat().st_size
         assert size < 60e6, "the vectors of words are int8: as float32 they alone are 47 MB"
