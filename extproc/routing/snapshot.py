@@ -21,3 +21,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     human: Human | None = None
     centroids: str = ""  # hash of everything that the index was made from
     timeouts: Timeouts = Timeouts()
+    english_only: bool = False  # the encoder reads no other language

@@ -132,6 +132,9 @@ def test_prepare_chooses_the_fastest_that_agrees(tmp_path, monkeypatch, capsys):
     assert read_choice(MODEL) == choice and choice.date == "2026-01-02" and choice.texts == 4
     kept = {path.name for path in prepared_folder(MODEL).iterdir()}
     assert kept >= {"choice.json"} and (choice.chosen.name == "torch fp32" or "model.xml" in kept)
+    if "model.bin" in kept:
+        size = (prepared_folder(MODEL) / "model.bin").stat().st_size
+        assert size < 60e6, "the vectors of words are int8: as float32 they alone are 47 MB"
     modes = {path.suffix: path.stat().st_mode & 0o777 for path in prepared_folder(MODEL).iterdir()}
     assert set(modes.values()) == {0o644}, "another user may serve"
     assert (".blob" in modes) == (".xml" in modes), "compiled once, by a user who may write"

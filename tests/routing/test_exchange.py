@@ -572,6 +572,18 @@ def test_without_a_vector_the_default_tier_serves(snapshot, words, failure, reas
     assert sent(router, BODY) == (reason.value, "large", BODY.replace(b"auto", b"qwen3-32b"))
 
 
+def test_a_text_that_the_encoder_cannot_read_is_out_of_scope(snapshot, words):
+    """Nothing is embedded, and the default tier serves. The vector of an English encoder would be arbitrary."""
+    raw = BODY.replace(b"Send my last invoice again", "请再次发送我的发票".encode())
+    english = Router(msgspec.structs.replace(snapshot, english_only=True), WordEmbedder(words))
+    assert sent(english, raw) == ("out_of_scope", "large", raw.replace(b"auto", b"qwen3-32b"))
+    assert english.embedder.asked == []
+    assert sent(english, BODY) == ("matched", "small", SENT_ON)
+    multilingual = Router(msgspec.structs.replace(snapshot, english_only=False), WordEmbedder(words))
+    sent(multilingual, raw)
+    assert [text for text, _ in multilingual.embedder.asked] == ["请再次发送我的发票"]
+
+
 def test_a_body_of_five_megabytes_is_routed_and_kept(router):
     """Only its ask is embedded, and every other byte is sent on."""
     filler = '", \\"pasted\\" ü ' * 50_000

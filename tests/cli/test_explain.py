@@ -1,0 +1,29 @@
+"""What `extproc explain` says about a decision."""
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.cli.explain import _request_lines
+from extproc.config.compile import compile_snapshot
+from extproc.config.load import load_config
+from extproc.encoder.batcher import Batcher
+from extproc.routing.router import Router
+
+GOOD = Path(__file__).parents[1] / "configs" / "good"
+CHAT = {":path": "/v1/chat/completions"}
+
+
+@pytest.mark.parametrize(("text", "readable"), [("Send my last invoice again", True), ("请再次发送发票", False)])
+def test_a_text_that_the_encoder_cannot_read_is_named(words, text, readable):
+    """Otherwise a person would look for the reason in the similarities."""
+    snapshot = msgspec.structs.replace(compile_snapshot(load_config(GOOD), words), english_only=True)
+    body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": text}]})
+    routed = asyncio.run(Router(snapshot, Batcher(words)).route(body, CHAT))
+    lines = list(_request_lines(routed, CHAT[":path"]))
+    assert lines[1] == f"ask       {text!r} (last_user)"
+    assert lines[2:] == (
+        [] if readable else ["language  not English, and the encoder reads nothing else: it is out of scope"]
+    )

