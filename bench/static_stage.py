@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 
 from bench.intents_table import floor_on_average
-from extproc.encoder.backends import locate
 from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.models import locate
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.routing.centroids import fit, mean_directions
 from extproc.routing.index import Index, Match, nearest

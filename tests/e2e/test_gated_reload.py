@@ -7,7 +7,8 @@ import pytest
 
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
-from extproc.encoder.backends import locate, prepared_folder
+from extproc.encoder.backends import prepared_folder
+from extproc.encoder.models import locate
 from extproc.serving.health import serves
 from tests.e2e.traffic import EXTRACT, MODELS, Flow, ask, eventually, small_intent, write_small_intents
 

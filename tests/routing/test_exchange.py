@@ -575,13 +575,14 @@ def test_without_a_vector_the_default_tier_serves(snapshot, words, failure, reas
 def test_a_text_that_the_encoder_cannot_read_is_out_of_scope(snapshot, words):
     """Nothing is embedded, and the default tier serves. The vector of an English encoder would be arbitrary."""
     raw = BODY.replace(b"Send my last invoice again", "请再次发送我的发票".encode())
-    english = Router(msgspec.structs.replace(snapshot, english_only=True), WordEmbedder(words))
+    asked = WordEmbedder(words)
+    english = Router(msgspec.structs.replace(snapshot, english_only=True), asked)
     assert sent(english, raw) == ("out_of_scope", "large", raw.replace(b"auto", b"qwen3-32b"))
-    assert english.embedder.asked == []
+    assert asked.asked == []
     assert sent(english, BODY) == ("matched", "small", SENT_ON)
-    multilingual = Router(msgspec.structs.replace(snapshot, english_only=False), WordEmbedder(words))
-    sent(multilingual, raw)
-    assert [text for text, _ in multilingual.embedder.asked] == ["请再次发送我的发票"]
+    asked = WordEmbedder(words)
+    sent(Router(msgspec.structs.replace(snapshot, english_only=False), asked), raw)
+    assert [text for text, _ in asked.asked] == ["请再次发送我的发票"]
 
 
 def test_a_body_of_five_megabytes_is_routed_and_kept(router):
