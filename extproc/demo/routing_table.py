@@ -47,8 +47,8 @@ _TERMS = {
     "stream": "whether the client asks for a streamed answer",
     "reasoning": "whether, or how much, the model thinks before it answers",
     "cohort": "the intent of the prompt. -: no intent is likely enough",
-    "reason": '"matched": the cohort is likely enough for its tier. "out_of_scope" and "ambiguous": the router is in '
-    "doubt, and doubt never leads to a cheaper tier",
+    "reason": '"matched": the cohort is likely enough for its tier. "out_of_scope" and "ambiguous": the router is '
+    "in doubt, and doubt never leads to a cheaper tier",
     "added ms": "the milliseconds that routing adds to the first byte of the answer, compared with the same Envoy "
     "without the router. They include one embedding, because every prompt is new to the router.",
 }

@@ -215,8 +215,12 @@ def _write_keys(folder: Path) -> None:
 
 
 def _keep_the_first(intent: Path, count: int) -> None:
-    """Shorten the intent's list of utterances, which is the end of the file. A router then starts sooner."""
+    """Shorten the intent's list of utterances, which is the end of the file. A router then starts sooner.
+
+    With a floor, every setting of a matched intent applies.
+    """
     head, mark, utterances = intent.read_text().partition("utterances:\n")
+    head += "floor: 0.05\n" if mark else ""
     intent.write_text(head + mark + "".join(utterances.splitlines(keepends=True)[:count]))
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from extproc.demo.stack import Stack, running
-from tests.e2e.traffic import INTENTS, write_small_intents
+from tests.e2e.traffic import write_samples_with_floors, write_small_intents
 
 
 @pytest.fixture(scope="session")
-def shared_stack() -> Iterator[Stack]:
-    with running(INTENTS) as stack:
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(write_samples_with_floors(tmp_path_factory.mktemp("samples") / "intents")) as stack:
         yield stack
 
 

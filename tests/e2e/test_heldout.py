@@ -9,28 +9,28 @@ import yaml
 from extproc.api.request import parse_request
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
+from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder
-from extproc.routing.index import nearest
+from extproc.routing.index import Match, nearest
 from extproc.routing.signals import read_signals
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.trust import trust, weigh
 from tests.conftest import SUMMARY
 from tests.e2e.traffic import CHAT, INTENTS, REPOSITORY
 
-_BELOW = "below floor"
+_NONE = "no cohort"
 _LEAST_SHARE = 0.9
 
 
-def _landed(snapshot: Snapshot, encoder: Encoder, prompts: list[str]) -> list[str]:
-    """Return the cohort of each prompt, or that it was below the floor, as serving finds it."""
+def _matched(snapshot: Snapshot, encoder: Encoder, prompts: list[str]) -> list[Match]:
+    """Return the match of each prompt, as serving finds it."""
     asks = []
     for prompt in prompts:
         body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": prompt}]})
         request = parse_request(CHAT, body)
         assert request is not None
         asks.append(read_signals(request, snapshot.encoder.max_chars).ask.text)
-    matches = [nearest(snapshot.index, vector) for vector in encoder.encode(asks)]
-    cohorts = snapshot.policy.cohorts
-    return [m.cohort if m.similarity >= cohorts[m.cohort].floor else _BELOW for m in matches]
+    return [nearest(snapshot.index, vector) for vector in encoder.encode(asks)]
 
 
 def _table(counts: dict[str, Counter[str]], columns: list[str]) -> str:
@@ -46,20 +46,33 @@ def _table(counts: dict[str, Counter[str]], columns: list[str]) -> str:
 def test_held_out_prompts_land_in_their_cohort(
     encoder: Encoder, record_property: Callable[[str, object], None]
 ) -> None:
-    """Nine of ten held-out prompts match the cohort for which they were written, above its floor."""
+    """Nine of ten held-out prompts have their cohort as the likeliest one, and get its tier.
+
+    Those of no cohort get the default tier.
+    """
     config = load_config(INTENTS)
     snapshot = compile_snapshot(config, encoder)
+    policy = snapshot.policy
     prompts: dict[str, list[str]] = yaml.safe_load((REPOSITORY / "tests" / "heldout.yaml").read_text())
     names = [intent.intent for intent in config.intents]
     assert set(prompts) == {*names, "out_of_scope"}
 
-    counts = {name: Counter(_landed(snapshot, encoder, prompts[name])) for name in prompts}
-    right = sum(counts[name][name] for name in names)
+    matches = {name: _matched(snapshot, encoder, texts) for name, texts in prompts.items()}
+    landed = {
+        name: Counter(m.cohort if trust(policy, m) is Reason.MATCHED else _NONE for m in found)
+        for name, found in matches.items()
+    }
     total = sum(len(prompts[name]) for name in names)
-    rejected = counts["out_of_scope"][_BELOW] / len(prompts["out_of_scope"])
+    right = sum(m.cohort == name for name in names for m in matches[name])
+    needed = {name: policy.cohorts[name].tier for name in names} | {"out_of_scope": policy.default_tier}
+    served = {name: [policy.tiers[weigh(policy, m).rank].name for m in found] for name, found in matches.items()}
+    tier = sum(tier == needed[name] for name in names for tier in served[name])
+    outside = served["out_of_scope"].count(policy.default_tier) / len(prompts["out_of_scope"])
     record_property(
         SUMMARY,
-        f"{_table(counts, [*names, _BELOW])}\n"
-        f"{right} of {total} in their cohort ({right / total:.1%}); out of scope rejected: {rejected:.0%}",
+        f"{_table(landed, [*names, _NONE])}\n"
+        f"likeliest cohort {right / total:.1%}, tier {tier / total:.1%}, out of scope {outside:.0%}",
     )
     assert right / total >= _LEAST_SHARE
+    assert tier / total >= _LEAST_SHARE
+    assert outside >= _LEAST_SHARE

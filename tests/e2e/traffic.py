@@ -4,6 +4,7 @@ import contextlib
 import copy
 import http.client
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -93,6 +94,16 @@ def write_small_intents(folder: Path) -> Path:
     (folder / "policy.yaml").write_text((INTENTS / "policy.yaml").read_text())
     for name, settings in _SMALL_INTENTS.items():
         (folder / f"{name}.yaml").write_text(small_intent(name, settings))
+    return folder
+
+
+def write_samples_with_floors(folder: Path) -> Path:
+    """Write the sample intents with floors, so that every setting of a matched intent applies."""
+    shutil.copytree(INTENTS, folder)
+    for path in folder.glob("*.yaml"):
+        text = path.read_text()
+        if "\nutterances:" in text:
+            path.write_text(text.replace("\nutterances:", "\nfloor: 0.05\nutterances:"))
     return folder
 
 
