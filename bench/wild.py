@@ -35,7 +35,7 @@ from extproc.cli.evidence import patient, report_bad_rows, usable
 from extproc.config.load import load_config
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_lines, read_traffic
-from extproc.evidence.execution import Execution, Memory, execute, trusted_cohort
+from extproc.evidence.execution import Execution, Memory, cheap_score, execute, scope_score, trusted_cohort
 from extproc.evidence.measure.metrics import Estimate
 from extproc.routing.decision import Decision
 from extproc.routing.policy import Policy
@@ -81,22 +81,11 @@ def judge(run: Execution, names: dict[int, tuple[str, str]]) -> Judged:
         right=np.array([name == label for name, label in zip(nearest, labels, strict=True)], dtype=bool),
         accepted=np.array([trusted_cohort(run.routed[i]) is not None for i in rows], dtype=bool),
         scope=np.array([scope_score(d) for d in decisions], dtype=float),
-        cheap=np.array([cheap_score(d, policy) for d in decisions], dtype=float),
+        cheap=np.array([cheap_score(policy, d) for d in decisions], dtype=float),
         tier=np.array([policy.rank(d.tier.name) for d in decisions], dtype=int),
         wanted=np.array([wanted_rank(policy, label) for label in labels], dtype=int),
         destructive=np.array([destroys(d, label) for d, label in zip(decisions, labels, strict=True)], dtype=bool),
     )
-
-
-def scope_score(decision: Decision) -> float:
-    """How surely a request is in scope. Minus infinity without a match."""
-    return decision.match.similarity if decision.match is not None else -math.inf
-
-
-def cheap_score(decision: Decision, policy: Policy) -> float:
-    """How surely the cheapest tier is enough. Minus infinity if the nearest cohort has another tier."""
-    cheapest = decision.cohort is not None and policy.rank(decision.cohort.tier) == 0
-    return scope_score(decision) if cheapest else -math.inf
 
 
 def wanted_rank(policy: Policy, label: str) -> int:

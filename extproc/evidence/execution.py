@@ -6,6 +6,7 @@ sealed before any label or outcome is read.
 
 import asyncio
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -24,12 +25,13 @@ from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstre
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
 from extproc.evidence.measure.metrics import Floats, GroupIds
+from extproc.routing.decision import Decision
 from extproc.routing.limits import Rates
-from extproc.routing.policy import routable_model
+from extproc.routing.policy import Policy, routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
-from extproc.routing.trust import trust
+from extproc.routing.trust import chance_above, trust
 
 # Rows routed concurrently. Their texts are encoded together.
 _CONCURRENT_ROWS = 512
@@ -116,6 +118,24 @@ def trusted_cohort(routed: Routed) -> str | None:
     decision = routed.decision
     trusted = trust(routed.snapshot.policy, decision.match) is Reason.MATCHED
     return decision.cohort.name if decision.cohort is not None and trusted else None
+
+
+def scope_score(decision: Decision) -> float:
+    """How surely the request belongs to an intent. Minus infinity without a match."""
+    return decision.match.in_scope if decision.match is not None else -math.inf
+
+
+def cheap_score(policy: Policy, decision: Decision) -> float:
+    """How surely the cheapest tier is enough: the probability of it, if the match has chances.
+
+    Otherwise it is the similarity with a cohort of that tier. Minus infinity without one.
+    """
+    match = decision.match
+    if match is None:
+        return -math.inf
+    if match.chance is not None:
+        return 1 - chance_above(policy, match, 0)
+    return match.similarity if policy.rank(policy.cohorts[match.cohort].tier) == 0 else -math.inf
 
 
 def destination(routed: Routed) -> str:

@@ -31,6 +31,13 @@ class Match(msgspec.Struct, frozen=True):
     background: float = 0.0  # chance that the text belongs to no cohort
     tiers: Mapping[str, float] = {}  # chance of the cohorts that need each tier, by the tier's name
 
+    @property
+    def in_scope(self) -> float:
+        """The chance of the cohort against that of the background, from 0 to 1. No background: the similarity."""
+        if self.chance is None or self.background <= 0:
+            return self.similarity
+        return self.chance / (self.chance + self.background)
+
 
 class Kind(msgspec.Struct, frozen=True):
     """What the matching knows about the settings of a cohort."""

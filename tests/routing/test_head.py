@@ -9,7 +9,7 @@ from extproc.routing.head import Head, fit_head, softmax
 
 def around(axis: int, count: int, spread: float = 0.5) -> Vectors:
     """Unit vectors near one axis of a space of 24 dimensions."""
-    rows = np.random.default_rng(axis).standard_normal((count, 24)).astype(np.float32) * spread / 5
+    rows = np.random.default_rng(axis).standard_normal((count, 24), dtype=np.float32) * np.float32(spread / 5)
     rows[:, axis] += 1
     return unit(rows)
 

@@ -29,7 +29,12 @@ NEEDS = {"faq": "small", "summary": "small", "code": "large", "legal": "frontier
 POLICY = Policy(TIERS, "large", {c.name: c for c in (FAQ, SUMMARY, CODE, LEGAL)})
 
 
-def match(policy: Policy = POLICY, background: float = 0.0, similarity: float = 0.5, **chances: float) -> Match:
+def with_cohort(cohort: Cohort) -> Policy:
+    """The policy with another cohort in place of the one with its name."""
+    return msgspec.structs.replace(POLICY, cohorts={**POLICY.cohorts, cohort.name: cohort})
+
+
+def match(background: float = 0.0, similarity: float = 0.5, **chances: float) -> Match:
     """The match of a request with these chances. `faq` has the rest, if its chance is not given."""
     chances = {"faq": 1 - background - sum(chances.values())} | chances if "faq" not in chances else chances
     best, second, *_ = [*sorted(chances, key=chances.__getitem__, reverse=True), "faq", "summary"]
@@ -81,7 +86,7 @@ def test_a_similarity_below_the_floor_is_out_of_scope_at_any_chance():
 def test_a_floor_of_the_operator_or_of_evidence_decides_alone(how: dict[str, Any]):
     """The chances of other cohorts and of the background do not count."""
     floored = msgspec.structs.replace(FAQ, floor=0.5, **how)
-    policy = msgspec.structs.replace(POLICY, cohorts=POLICY.cohorts | {"faq": floored})
+    policy = with_cohort(floored)
     doubtful = match(faq=0.51, code=0.49)
     assert trust(policy, doubtful) is Reason.MATCHED
     assert trust(policy, msgspec.structs.replace(doubtful, similarity=0.49)) is Reason.OUT_OF_SCOPE
@@ -90,7 +95,7 @@ def test_a_floor_of_the_operator_or_of_evidence_decides_alone(how: dict[str, Any
 def test_an_explicit_margin_holds():
     """It is checked before the chances."""
     wary = msgspec.structs.replace(FAQ, margin=0.3)
-    policy = msgspec.structs.replace(POLICY, cohorts=POLICY.cohorts | {"faq": wary})
+    policy = with_cohort(wary)
     assert weigh(policy, match(faq=1.0)) == Trust(Reason.AMBIGUOUS, 1)
 
 
@@ -124,7 +129,7 @@ def test_doubt_never_lowers_a_tier(values: list[float], cheap: int, costly: int,
     doubtful[costly] += share * values[cheap]
     doubtful[cheap] -= share * values[cheap]
     frontier = Cohort("legal", "frontier", floor=0.1, margin=0.0, calibrated=False)
-    policy = msgspec.structs.replace(POLICY, cohorts=POLICY.cohorts | {"legal": frontier})
+    policy = with_cohort(frontier)
     assert served_rank(policy, matched(doubtful)) >= served_rank(policy, matched(values))
 
 
@@ -161,7 +166,7 @@ def test_a_guess_may_turn_reasoning_on():
 def test_with_a_floor_all_settings_apply(how: dict[str, Any]):
     """A floor that was fitted or written says which requests are meant."""
     floored = msgspec.structs.replace(FAQ, **how)
-    policy = msgspec.structs.replace(POLICY, cohorts=POLICY.cohorts | {"faq": floored})
+    policy = with_cohort(floored)
     certain = match(faq=0.9, code=0.1)
     assert decided(policy, certain) == Decision(
         TIERS[0], Reason.MATCHED, cohort=floored, match=certain, reasoning=False, max_output_tokens=200

@@ -24,6 +24,8 @@ class Columns(msgspec.Struct, frozen=True):
     nearest: list[str | None]  # the nearest cohort. None: no match
     trusted: Bools  # the match is above the cohort's floors
     similarity: Floats  # NaN without a match
+    scope: Floats  # how surely the row belongs to an intent. NaN without a match
+    background: bool  # `scope` compares with the background. Otherwise it is the similarity
     probability: Floats  # that the match is right. NaN if the cohort is not calibrated
     fallback: Bools
     judged: Bools
@@ -70,6 +72,8 @@ def columns(run: Execution) -> Columns:
         nearest=nearest,
         trusted=np.array(trusted, dtype=bool),
         similarity=np.array([d.match.similarity if d.match else None for d in decisions], dtype=np.float64),
+        scope=np.array([d.match.in_scope if d.match else None for d in decisions], dtype=np.float64),
+        background=any(d.match is not None and d.match.background > 0 for d in decisions),
         probability=np.array(probabilities, dtype=np.float64),
         fallback=np.array([d.reason.is_fallback for d in decisions], dtype=bool),
         judged=np.array([s is not None and s.judged > 0 for s in run.served], dtype=bool),

@@ -152,11 +152,14 @@ def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Gro
 
 
 def _scores(c: Columns) -> tuple[Floats, str]:
-    """The score of a match, and its name: the probability if every match has one, otherwise the similarity."""
+    """The score of a match, and its name: the probability that it is right, if every match has one.
+
+    Otherwise it is the chance against the background, or the similarity if there is no background.
+    """
     matched = ~np.isnan(c.similarity)
     if matched.any() and not np.isnan(c.probability[matched]).any():
         return c.probability, "probability"
-    return c.similarity, "similarity"
+    return c.scope, "chance against the background" if c.background else "similarity"
 
 
 def _risk_coverage(scores: Floats, right: Bools, weights: Floats, labelled: float) -> list[tuple[float, float]]:
