@@ -1,7 +1,7 @@
 """The fault matrix with long faults: `python -m bench.faults [--seconds 30] [--clients 60] [--fault NAME]`.
 
-The driver is that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, or if Envoy, the
-routing or the cascade did not recover.
+The driver is that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, if Envoy, the
+routing or the cascade did not recover, or if a request was not routed although there was no fault.
 """
 
 import argparse
@@ -31,7 +31,10 @@ def main() -> int:
             print(f"FAILED: {error}", file=sys.stderr)
             return 1
     print(driver.table(rows))
-    return 1 if driver.lost(rows) else 0
+    undecided = sum(row.unrouted for row in rows if row.fault == "none")
+    if undecided:
+        print(f"FAILED: without a fault, {undecided} requests were not routed", file=sys.stderr)
+    return 1 if driver.lost(rows) or undecided else 0
 
 
 if __name__ == "__main__":

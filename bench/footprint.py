@@ -8,13 +8,15 @@ is its user and system time under load, per 1,000 requests.
 import asyncio
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import yaml
 
-from bench.client import Connection, body, texts
+from bench.client import Connection, body, texts, unexpected
+from bench.load import interpreter
 from extproc.config.load import load_config
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
@@ -23,8 +25,8 @@ _CONNECTIONS, _REQUESTS, _WORDS = 16, 60, 48
 _EDIT_S = 60.0
 
 
-def main() -> None:
-    """Print the table."""
+def main() -> int:
+    """Print the table. Return 1 if an answer was not expected."""
     tiers = load_config(Path("intents")).policy.tiers
     with (
         tempfile.TemporaryDirectory(prefix="extproc-") as folder,
@@ -40,7 +42,7 @@ def main() -> None:
             processes = {"router": stack.router, "envoy": stack.envoy}
             idle = {name: _memory_mb(process, "VmRSS") for name, process in processes.items()}
             before = {name: _cpu_s(process) for name, process in processes.items()}
-            asyncio.run(_load(stack.port))
+            wrong = asyncio.run(_load(stack.port))
             used_s = {name: _cpu_s(process) - before[name] for name, process in processes.items()}
             loaded = {name: _memory_mb(process, "VmHWM") for name, process in processes.items()}
             _edit(stack)
@@ -51,20 +53,25 @@ def main() -> None:
                     f"{name:8} {idle[name]:8.0f} {loaded[name]:17.0f} {_memory_mb(process, 'VmHWM'):19.0f}"
                     f" {per_thousand:26.1f}"
                 )
-            print(f"\nrouter from start to SERVING: {ready_s:.0f} s")
+            print(f"\nrouter from start to SERVING: {ready_s:.0f} s. {interpreter()}")
+            if wrong:
+                print(wrong)
+            return 1 if wrong else 0
         finally:
             stack.stop()
 
 
-async def _load(port: int) -> None:
+async def _load(port: int) -> str:
+    """Send all requests. Return the answers that were not expected, as text."""
     prompts = texts(_WORDS, fresh=True)
 
-    async def client() -> None:
+    async def client() -> Connection:
         connection = await Connection.open(port)
         for _ in range(_REQUESTS):
             await connection.post(body("auto", next(prompts)))
+        return connection
 
-    await asyncio.gather(*(client() for _ in range(_CONNECTIONS)))
+    return unexpected(await asyncio.gather(*(client() for _ in range(_CONNECTIONS))))
 
 
 def _edit(stack: Stack) -> None:
@@ -94,4 +101,4 @@ def _cpu_s(process: subprocess.Popen[bytes]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

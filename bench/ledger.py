@@ -8,12 +8,14 @@ that its cost is included.
 
 import asyncio
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from bench.client import Connection, body, texts
+from bench.client import Connection, body, texts, unexpected
+from bench.load import interpreter
 from extproc.accounting.report import read_report
 from extproc.config.load import load_config
 from extproc.demo.sample_upstream import SampleUpstreams
@@ -50,8 +52,8 @@ async def send(connection: Connection, prompt: bytes) -> None:
         await connection.post(prompt)
 
 
-async def measure(stacks: dict[str, Stack]) -> dict[str, dict[str, float]]:
-    """CPU seconds by stack and process, summed over all rounds."""
+async def measure(stacks: dict[str, Stack]) -> tuple[dict[str, dict[str, float]], str]:
+    """CPU seconds by stack and process, summed over all rounds, and the answers that were not expected."""
     prompt = body("auto", next(texts(_WORDS, fresh=False)))
     used_s = {name: {"router": 0.0, "envoy": 0.0} for name in stacks}
     connections = {name: await Connection.open(stack.port) for name, stack in stacks.items()}
@@ -67,11 +69,11 @@ async def measure(stacks: dict[str, Stack]) -> dict[str, dict[str, float]]:
             await asyncio.sleep(_SETTLE_S)
             for process, pid in pids.items():
                 used_s[name][process] += cpu_s(pid) - before[process]
-    return used_s
+    return used_s, unexpected(connections.values())
 
 
-def main() -> None:
-    """Print the table that the README quotes."""
+def main() -> int:
+    """Print the table that the README quotes. Return 1 if an answer was not expected or an outcome is missing."""
     intents = Path("intents")
     tiers = load_config(intents).policy.tiers
     with tempfile.TemporaryDirectory() as folder, SampleUpstreams({t.name: t.model for t in tiers}) as upstreams:
@@ -82,18 +84,22 @@ def main() -> None:
             stacks["without"].start_envoy(without_ledger(stacks["without"].bootstrap()))
             stacks["with"].start_router(options=["--ledger", str(ledger)])
             stacks["with"].start_envoy()
-            used_s = asyncio.run(measure(stacks))
+            used_s, wrong = asyncio.run(measure(stacks))
             time.sleep(_SETTLE_S)
             outcomes = read_report(ledger, 3600).total.requests
         finally:
             for stack in stacks.values():
                 stack.stop()
-    print(f"{outcomes:,} outcomes in the ledger for {(_ROUNDS + 1) * _REQUESTS:,} requests\n")
+    requests = (_ROUNDS + 1) * _REQUESTS
+    print(f"{outcomes:,} outcomes in the ledger for {requests:,} requests. Router: {interpreter()}.\n")
     print("CPU per request, us   without   with   added")
     for process in ("router", "envoy"):
         without, with_it = (used_s[name][process] / (_ROUNDS * _REQUESTS) * 1e6 for name in ("without", "with"))
         print(f"{process:<20}{without:>9.0f}{with_it:>7.0f}{with_it - without:>8.0f}")
+    if wrong:
+        print(wrong)
+    return 1 if wrong or outcomes != requests else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

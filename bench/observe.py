@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ import msgspec
 import yaml
 
 from bench.collector import Collector, attributes
+from bench.load import BY_TEXT
 from extproc.config.load import load_config
-from extproc.contract.names import PREFIX, Key
-from extproc.contract.words import VerdictWord
+from extproc.contract.names import PREFIX, HeaderName, Key
+from extproc.contract.words import Reason, VerdictWord
 from extproc.demo.processes import end, free_ports
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
@@ -92,8 +94,12 @@ def dashboard_queries() -> list[str]:
     return [target["expr"] for panel in panels for target in panel["targets"]]
 
 
-def load(stack: Stack) -> None:
-    """One round: each prompt as JSON and as a stream, with and without usage, and one client that disconnects."""
+def load(stack: Stack) -> Counter[str]:
+    """One round: each prompt as JSON and as a stream, with and without usage, and one client that disconnects.
+
+    Return the answers that the router did not decide about, by status and reason.
+    """
+    undecided: Counter[str] = Counter()
     for prompt, stream, counted in itertools.product(_PROMPTS, (False, True), (False, True)):
         more = {"stream": stream} | ({"stream_options": {"include_usage": True}} if stream and counted else {})
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]} | more
@@ -101,10 +107,15 @@ def load(stack: Stack) -> None:
         connection.request(
             "POST", "/v1/chat/completions", msgspec.json.encode(body), {"content-type": "application/json"}
         )
-        connection.getresponse().read()
+        answer = connection.getresponse()
+        answer.read()
+        reason = answer.headers.get(HeaderName.REASON)
+        if answer.status != 200 or reason not in (*BY_TEXT, Reason.NO_TEXT):
+            undecided[f"{answer.status} {reason}"] += 1
         connection.close()
     with contextlib.closing(socket.create_connection(("127.0.0.1", stack.port), 30)) as leaving:
         leaving.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+    return undecided
 
 
 @contextlib.contextmanager
@@ -156,9 +167,9 @@ def _start_prometheus(binary: str, folder: Path, metrics_port: int, port: int) -
 def settle(running: Watched) -> list[str]:
     """Send load until every query returns something and a trace is whole. Return what is still missing."""
     deadline = time.monotonic() + _WITHIN_S
-    missing = ["everything"]
+    missing, undecided = ["everything"], Counter[str]()
     for rounds in itertools.count(1):
-        load(running.stack)
+        undecided += load(running.stack)
         time.sleep(2)
         if time.monotonic() > deadline or (rounds > _ROUNDS and not missing):
             break
@@ -166,7 +177,7 @@ def settle(running: Watched) -> list[str]:
             missing = running.unanswered() + ([] if running.escalation() else ["a whole trace of an escalation"])
         except (urllib.error.URLError, ConnectionError):
             continue  # Prometheus is still starting
-    return missing
+    return missing + [f"decisions about {count} requests: {what}" for what, count in undecided.items()]
 
 
 def main() -> int:

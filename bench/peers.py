@@ -19,25 +19,43 @@ from pathlib import Path
 from bench.clinc import Row, compare
 from bench.flat_upstream import CHUNKS
 from bench.gateways import GATEWAYS, GatewayError
-from bench.load import JUDGED, Cell, System, check, flat_upstream, measure, routing_stack
+from bench.load import (
+    BY_TEXT,
+    JUDGED,
+    TEXT,
+    Cell,
+    System,
+    check,
+    faults,
+    flat_upstream,
+    interpreter,
+    measure,
+    routing_stack,
+)
+from extproc.contract.words import Reason
 from extproc.demo.processes import free_ports
 from extproc.demo.stack import PLAIN_CLUSTER, Stack
 
 CONNECTIONS = (1, 16)
 
 
-def own_systems(stack: Stack, upstream: int, upstream_pid: int) -> list[System]:
-    """The upstream itself, plain Envoy, and the router on the sample intents."""
+def own_systems(stack: Stack, bare_url: str, upstream: int, upstream_pid: int) -> list[System]:
+    """The upstream itself, Envoy without and with our access logs, and the router on the sample intents."""
     assert stack.envoy is not None and stack.router is not None
     path = "/v1/chat/completions"
     tier, model = next(iter(stack.upstreams.models.items()))
     envoy, both = (stack.envoy.pid,), (stack.envoy.pid, stack.router.pid)
+
+    def router(name: str, text: str, fresh: bool, reasons: tuple[str, ...]) -> System:
+        return System(name, stack.url + path, "auto", both, {}, text, fresh, reasons, stack.admin_url)
+
     return [
         System("upstream itself", f"http://127.0.0.1:{upstream}{path}", "m", (upstream_pid,)),
+        System("bare Envoy", bare_url + path, model, envoy, {PLAIN_CLUSTER: tier}),
         System("plain Envoy", stack.plain_url + path, model, envoy, {PLAIN_CLUSTER: tier}),
-        System("router, text seen before", stack.url + path, "auto", both),
-        System("router, text never seen", stack.url + path, "auto", both, fresh=True),
-        System("router, seen, answer judged", stack.url + path, "auto", both, text=JUDGED),
+        router("router, text seen before", TEXT, False, BY_TEXT),
+        router("router, text never seen", TEXT, True, BY_TEXT),
+        router("router, seen, answer judged", JUDGED, False, (Reason.MATCHED,)),
     ]
 
 
@@ -48,7 +66,8 @@ def all_systems(cache: Path) -> Iterator[tuple[list[System], dict[str, str]]]:
     with contextlib.ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
         upstream, upstream_pid = running.enter_context(flat_upstream())
-        systems = own_systems(running.enter_context(routing_stack(upstream)), upstream, upstream_pid)
+        stack, bare_url = running.enter_context(routing_stack(upstream))
+        systems = own_systems(stack, bare_url, upstream, upstream_pid)
         for system in systems:
             check(system)
         for name, gateway in GATEWAYS.items():
@@ -97,8 +116,8 @@ def table(cells: Cells, stream: bool) -> Iterator[str]:
             line += f"{this['per_second']:>8.0f}{this['p50_ms']:>9.2f}{this['p50_ms'] - direct['p50_ms']:>8.2f}"
             line += f"{of_envoy:>10.2f}{this['cpu_ms']:>9.2f}  "
         turns = [cell for c in CONNECTIONS for cell in cells[name, stream, c]]
-        failed, late = sum(cell.failed for cell in turns), statistics.mean(cell.late for cell in turns)
-        yield line + (f"  {failed} failed" if failed else "") + (f"  {late:.0%} late" if late else "")
+        wrong, late = faults(turns), statistics.mean(cell.late for cell in turns)
+        yield line + (f"  {wrong}" if wrong else "") + (f"  {late:.0%} late" if late else "")
 
 
 def _medians(cells: list[Cell]) -> dict[str, float]:
@@ -127,8 +146,8 @@ def accuracy(rows: list[Row], sample: int) -> Iterator[str]:
         yield f"{row.name:<54}{row.accuracy:>9.3f}{p50}"
 
 
-def main() -> None:
-    """Print the tables that the README quotes."""
+def main() -> int:
+    """Print the tables that the README quotes. Return 1 if a turn failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=4, help="rounds to take the median of (default 4)")
     parser.add_argument("--seconds", type=int, default=2, help="length of each turn (default 2)")
@@ -150,16 +169,19 @@ def main() -> None:
         '"of Envoy": requests/s of answers, or p50 of streams, divided by that of plain Envoy. "late": share that '
         "missed\nthe encoder's deadline and went to the default tier. "
         f"{args.rounds} rounds, {args.seconds} s per turn.\n"
+        f"The plain Envoy writes our access logs, and the bare one writes none. Router: {interpreter()}.\n"
     )
+    status = 0 if all(cell.valid for turns in cells.values() for cell in turns) else 1
     clinc = args.data / "clinc150.jsonl.gz"
     if not clinc.exists():
         print(f"CLINC150 not measured: {clinc} does not exist")
-        return
+        return status
     try:
         print(*accuracy(compare(clinc, args.cache.resolve(), args.torch_index, args.sample), args.sample), sep="\n")
     except GatewayError as error:
         print(f"semantic-router not measured: {error}")
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,8 @@ Requests have a fixed rate, regardless of how long answers take. They are JSON a
 at tiers that answer well. Some clients leave early, some bodies are bad, and the YAML is edited every five seconds.
 Each answer must have the marker of its request. The output has the resident memory and file descriptors of the
 router, and the p99 latency of its clients. They are measured over the second and the last tenth of the run, because
-the first tenth warms up. The exit status is 1 if a value has grown beyond its limit, or if an answer was wrong.
+the first tenth warms up. The exit status is 1 if a value has grown beyond its limit, if an answer was wrong, or if
+a request that was to be matched was not.
 A good rate is 80 % of the rate that `python -m bench.latency` reaches on the same machine.
 """
 
@@ -16,10 +17,13 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from extproc.contract.words import Reason
 
 # Caches are full after the warm-up. Memory that the allocator keeps beyond that is not a leak.
 _MEMORY_BYTES = 32 * 1024 * 1024
@@ -52,6 +56,7 @@ class Soak:
         self.waits: list[tuple[float, float]] = []  # (time at which a request was sent, its duration), in seconds
         self.failed = 0  # no valid answer
         self.mixed = 0  # an answer without the marker of its request
+        self.undecided: Counter[str] = Counter()  # reasons of answers whose cohort did not choose the tier
         self.left = self.refused = self.reloads = 0
         self._dice = random.Random(1)
 
@@ -116,6 +121,8 @@ class Soak:
         else:
             reading = driver.read(wire, driver.CHAT, stream)
             self.failed += wire.status != 200 or wire.fault is not None or bool(reading.problems)
+            if wire.headers.get("x-router-reason") != Reason.MATCHED:
+                self.undecided[wire.headers.get("x-router-reason", "no reason")] += 1
             self.mixed += wire.status == 200 and bool(reading.text) and request_id not in reading.text
         bench.upstreams.forget(request_id)
 
@@ -141,6 +148,7 @@ def main() -> int:
         start, end = asyncio.run(soak.run(args.seconds, args.rate))
     print(f"{len(soak.waits)} requests at {len(soak.waits) / args.seconds:.1f}/s")
     print(f"{soak.failed} failed, {soak.mixed} had the answer of another request")
+    print(f"{soak.undecided.total()} were not routed by their cohort: {dict(soak.undecided)}")
     print(f"{soak.left} clients left, {soak.refused} bodies were refused, {soak.reloads} reloads")
     print(f"{'':<20}{'start':>10}{'end':>10}{'limit':>10}")
     rows = (
@@ -155,7 +163,8 @@ def main() -> int:
     )
     for name, before, after, limit in rows:
         print(f"{name:<20}{before:>10.1f}{after:>10.1f}{limit:>10.1f}{'' if after <= limit else '  GREW'}")
-    return 1 if soak.failed or soak.mixed or any(after > limit for _, _, after, limit in rows) else 0
+    wrong = soak.failed or soak.mixed or soak.undecided
+    return 1 if wrong or any(after > limit for _, _, after, limit in rows) else 0
 
 
 if __name__ == "__main__":
