@@ -7,18 +7,24 @@ cascade needs the priority-group cluster specifier of Envoy 1.40.
 """
 
 import copy
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from extproc.api.paths import APIS
-from extproc.config.load import Config, load_config
+from extproc.config.load import Config, ConfigError, load_config
+from extproc.config.residency import refused_headers
+from extproc.config.schema import POLICY_FILE
+from extproc.config.strict_yaml import Problem, line_of
 from extproc.contract.names import HeaderName, Key
 from extproc.envoy.bootstrap import PlainDumper, render_envoy
 from extproc.envoy.builders import from_metadata, set_header
 from extproc.envoy.filters import HEADERS_FILTER, ROUTER_FILTER
-from extproc.settings import Tier
+from extproc.envoy.other_routes import base_rewrite
+from extproc.settings import USUAL_BASE, Tier
 
 Dict = dict[str, Any]
 HERE = Path(__file__).parent
@@ -31,13 +37,60 @@ _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
 def rendered(config: Config) -> dict[str, str]:
-    """Return the text of every rendered file, by its path under deploy/k8s."""
-    return {
-        "base/envoy/bootstrap.yaml": _bootstrap(config, "extproc:50051"),
-        "overlays/sidecar/bootstrap.yaml": _bootstrap(config, f"unix://{SOCKET}"),
-        "overlays/istio/envoyfilter.yaml": _yaml([envoy_filter(config)]),
-        "overlays/envoy-gateway/routes.yaml": _yaml(gateway_routes(config)),
-    }
+    """Return the text of every rendered file, by its path under deploy/k8s. Raises ConfigError as they do."""
+    return {path: render(config) for path, render in FILES.items()}
+
+
+def _istio(config: Config) -> str:
+    _refuse(config, "istio", _mesh_problems(config))
+    return _yaml([envoy_filter(config)])
+
+
+def _envoy_gateway(config: Config) -> str:
+    _refuse(config, "envoy-gateway", [*_mesh_problems(config), *_backend_problems(config)])
+    return _yaml(gateway_routes(config))
+
+
+# Each rendered file, by its path under deploy/k8s. Raises ConfigError if a mesh cannot do what the policy says.
+FILES: dict[str, Callable[[Config], str]] = {
+    "base/envoy/bootstrap.yaml": lambda config: _bootstrap(config, "extproc:50051"),
+    "overlays/sidecar/bootstrap.yaml": lambda config: _bootstrap(config, f"unix://{SOCKET}"),
+    "overlays/istio/envoyfilter.yaml": _istio,
+    "overlays/envoy-gateway/routes.yaml": _envoy_gateway,
+}
+
+
+def _refuse(config: Config, overlay: str, problems: list[tuple[str, str]]) -> None:
+    if problems:
+        remedy = "use the overlay `standalone` or `sidecar`, or remove it"
+        raise ConfigError(
+            [
+                Problem(POLICY_FILE, line_of(config.lines, POLICY_FILE, at), f"{what}: {overlay} cannot; {remedy}")
+                for at, what in problems
+            ]
+        )
+
+
+def _mesh_problems(config: Config) -> list[tuple[str, str]]:
+    """The settings that no mesh carries out, by their place. To leave them out silently would cost more."""
+    problems = [
+        (f".tiers[{i}].key", f"tier `{tier.name}` has a `key`, which only our Envoy adds")
+        for i, tier in enumerate(config.policy.tiers)
+        if tier.key is not None
+    ]
+    if refused_headers(config.policy, config.intents) != []:
+        what = f"`only` excludes the default tier `{config.policy.default_tier}`, which must get nothing undecided"
+        problems.append((".default_tier", what))
+    return problems
+
+
+def _backend_problems(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings that the Backend API of Envoy Gateway does not have."""
+    for i, tier in enumerate(config.policy.tiers):
+        if tier.ca:
+            yield f".tiers[{i}].ca", f"tier `{tier.name}` has a private `ca`, and a Backend trusts public ones"
+        if len({endpoint.weight for endpoint in tier.endpoints}) > 1:
+            yield f".tiers[{i}].endpoints", f"tier `{tier.name}` has weights, and a Backend has none"
 
 
 def _bootstrap(config: Config, extproc: str) -> str:
@@ -59,8 +112,10 @@ def envoy_filter(config: Config) -> Dict:
     rest = {
         "name": "extproc-rest",
         "match": {"prefix": "/"},
-        "route": {"cluster": default.cluster_name, "timeout": "0s", "auto_host_rewrite": True},
-    }
+        "route": {
+            "cluster": default.cluster_name, "timeout": "0s", "auto_host_rewrite": True, **base_rewrite(default),
+        },
+    }  # fmt: skip
     patches = [
         # Requests are buffered for the router. With the default limit Envoy answers 413 above 1 MiB.
         _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": config.policy.max_body_bytes}),
@@ -162,6 +217,7 @@ def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
             "timeout": "0s",  # a flowing answer is never cut
             "idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",
             "auto_host_rewrite": True,
+            **base_rewrite(tier),
         },
     }
 
@@ -172,6 +228,9 @@ def gateway_routes(config: Config) -> list[Dict]:
     default = next(t for t in tiers if t.name == config.policy.default_tier)
     rules = [_rule(tier, tier.cluster_name, config) for tier in tiers] + [_rule(default, None, config)]
     documents = [_http_route("llm", rules), _http_route("rest", [{"backendRefs": [_backend_ref(default)]}])]
+    if default.base != USUAL_BASE:
+        below = {"matches": [{"path": _BELOW_V1}], **_filters_of(default), "backendRefs": [_backend_ref(default)]}
+        documents[1]["spec"]["rules"].insert(0, below)
     for tier in tiers:
         fqdns = [{"fqdn": {"hostname": _from_elsewhere(a.host), "port": a.port}} for a in tier.addresses]
         documents.append(_document("gateway.envoyproxy.io/v1alpha1", "Backend", tier.name, {"endpoints": fqdns}))
@@ -201,15 +260,26 @@ def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
     match: Dict = {"method": "POST"}
     if decided is not None:
         match["headers"] = [{"name": HeaderName.CLUSTER, "value": decided}]
-    rule: Dict = {
-        "matches": [match | {"path": {"type": "Exact", "value": path}} for path in APIS],
+    # An exact path beats a prefix with headers, so all rules have prefixes if one of them needs it.
+    prefixed = any(other.base != USUAL_BASE for other in config.policy.tiers)
+    paths = [_BELOW_V1] if prefixed else [{"type": "Exact", "value": path} for path in APIS]
+    return {
+        "matches": [match | {"path": path} for path in paths],
         "backendRefs": [_backend_ref(tier)],
         "timeouts": {"request": "0s"},  # a flowing answer is never cut
+        **_filters_of(tier),
     }
-    if tier.tls:  # providers accept only their own host name
-        rewrite = {"hostname": tier.addresses[0].host}
-        rule["filters"] = [{"type": "URLRewrite", "urlRewrite": rewrite}]
-    return rule
+
+
+_BELOW_V1 = {"type": "PathPrefix", "value": USUAL_BASE}
+
+
+def _filters_of(tier: Tier) -> Dict:
+    """Return the filters of a rule: providers accept only their own host name, and have a base path."""
+    rewrite: Dict = {"hostname": tier.addresses[0].host} if tier.tls else {}
+    if tier.base != USUAL_BASE:
+        rewrite["path"] = {"type": "ReplacePrefixMatch", "replacePrefixMatch": tier.base}
+    return {"filters": [{"type": "URLRewrite", "urlRewrite": rewrite}]} if rewrite else {}
 
 
 def _yaml(documents: list[Dict], header: str = _HEADER) -> str:
@@ -217,6 +287,12 @@ def _yaml(documents: list[Dict], header: str = _HEADER) -> str:
 
 
 if __name__ == "__main__":
-    for path, text in rendered(load_config(INTENTS)).items():
-        (HERE / path).write_text(text)
-        print(f"wrote deploy/k8s/{path}")
+    config, failed = load_config(INTENTS), False
+    for path, render in FILES.items():
+        try:
+            (HERE / path).write_text(render(config))
+            print(f"wrote deploy/k8s/{path}")
+        except ConfigError as error:
+            failed = True
+            print(f"{error}\ndid not write deploy/k8s/{path}", file=sys.stderr)
+    sys.exit(failed)

@@ -11,13 +11,13 @@ The first server is small and has three weaknesses, which give the cascade somet
 """
 
 import asyncio
-import threading
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from extproc.demo.loop_thread import LoopThread
 from extproc.demo.sample_answers import ANSWER_PATHS, BilledAnswer, sse_events, whole_answer
 
 _REASONING = ("chat_template_kwargs", "reasoning_effort", "reasoning", "thinking")
@@ -46,19 +46,17 @@ class SampleUpstreams:
         self.billed: list[BilledAnswer] = []  # every answer, also one that no client saw
         self.reported: list[BilledAnswer] = []  # the answers whose token counts were sent
         self._chunk_s = chunk_s
-        self._loop = asyncio.new_event_loop()
+        self._loop = LoopThread("upstreams")
         self._runners: dict[str, web.AppRunner] = {}
-        self._thread = threading.Thread(target=self._loop.run_forever, name="upstreams", daemon=True)
 
     def __enter__(self) -> "SampleUpstreams":
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self._loop.start()
+        self._loop.run(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._loop.run(self._stop())
+        self._loop.stop()
 
     async def _start(self) -> None:
         for tier in self.models:
@@ -76,11 +74,11 @@ class SampleUpstreams:
 
     def stop_tier(self, tier: str) -> None:
         """Close a tier's port, as if its server had died. A second call changes nothing."""
-        asyncio.run_coroutine_threadsafe(self._runners[tier].cleanup(), self._loop).result(10)
+        self._loop.run(self._runners[tier].cleanup())
 
     def restart_tier(self, tier: str) -> None:
         """Open a stopped tier's port again. The port number stays the same."""
-        asyncio.run_coroutine_threadsafe(self._start_tier(tier), self._loop).result(10)
+        self._loop.run(self._start_tier(tier))
 
     async def _stop(self) -> None:
         for runner in self._runners.values():

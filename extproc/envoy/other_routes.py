@@ -49,7 +49,7 @@ def opened_routes(config: Config, inspected: Dict) -> Iterator[Dict]:
         headers: list[Dict] = [{"name": ":method", "string_match": methods}]
         match: Dict = {"prefix" if wildcard else "path": path}
         # Providers accept only their own host name.
-        route = {"cluster": cluster, "timeout": "0s", "auto_host_rewrite": True, **_rewrite(tier)}
+        route = {"cluster": cluster, "timeout": "0s", "auto_host_rewrite": True, **base_rewrite(tier)}
         yield {"name": "opened_file", "match": match | {"headers": [*headers, _FILES]}, "route": route}
         yield bad_encoding(match | {"headers": headers})
         yield {
@@ -60,7 +60,7 @@ def opened_routes(config: Config, inspected: Dict) -> Iterator[Dict]:
         }
 
 
-def _rewrite(tier: Tier) -> Dict:
+def base_rewrite(tier: Tier) -> Dict:
     """Return how the path is written below the base path of a tier, if it has one."""
     if tier.base == USUAL_BASE:
         return {}

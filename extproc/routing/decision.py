@@ -44,6 +44,7 @@ class Decision(msgspec.Struct, frozen=True):
     reasoning: Reasoning | None = None  # None: not set by us
     reasoning_forced: bool = False  # the policy overrides the client's explicit choice
     max_output_tokens: int | None = None
+    load: Load | None = None  # set if the answer is brief: a rung may then lower the cap of the client
     withheld: tuple[str, ...] = ()  # keys of the cohort that were not applied, because the match is a guess
     ladder: tuple[Rung, ...] = ()  # the rungs above `tier`, for failed or rejected attempts
     judged: bool = False  # the cohort's rules judge the answers of all rungs but the last
@@ -188,6 +189,7 @@ def _laddered(
         reasoning=reasoning,
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=findings.cap,
+        load=findings.load if findings.load.brief else None,
         withheld=findings.withheld,
         ladder=ladder,
         judged=settings is not None and not continuation.background and _is_judged(settings, ladder),

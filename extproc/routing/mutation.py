@@ -22,6 +22,7 @@ from extproc.api.splice import (
     patches,
     rebase,
 )
+from extproc.routing.ability import cap_that_fits
 from extproc.routing.decision import Decision
 from extproc.routing.dialects import SAMPLING
 from extproc.routing.policy import Rung
@@ -181,6 +182,8 @@ def _attempt(decision: Decision, rung: Rung, request: Request) -> _Attempt:
     wanted, by_client = _wanted(decision, rung, request)
     # The cap is meant for answers. It would leave too few tokens for the reasoning that the client requested.
     cap = None if by_client and wanted is not None and wanted.on else decision.max_output_tokens
+    fitting = cap_that_fits(rung.tier, decision.load) if decision.load is not None else None
+    cap = min((tokens for tokens in (cap, fitting) if tokens is not None), default=None)
     _put_cap(edits, request, cap)
     room = min((n for n in (request.max_output_tokens, cap) if n is not None), default=None)
     written = write_choice(edits, tier_form, request, wanted, by_client, room)

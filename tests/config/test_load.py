@@ -108,8 +108,8 @@ MISTAKES = {
     "judge": [
         "policy.yaml:17: url `https://judge.example/v1/chat/complet...` names the path of one API: leave out "
         "`/chat/completions`",
-        "policy.yaml:18: header `X-Key`: write its name in lower case, with only letters, digits and '-'",
         "policy.yaml:18: `api_key_env` beside `key`: remove one of them",
+        "policy.yaml:18: header `X-Key`: write its name in lower case, with only letters, digits and '-'",
         "policy.yaml:19: endpoint `judge` is not host:port: write `url` instead, as in http://vllm-small:8000",
     ],
     "tls_names": [

@@ -2,14 +2,17 @@
 
 import base64
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from extproc.config.load import load_config
+from extproc.config.load import Config, ConfigError, load_config
 from extproc.routing.centroid_file import CENTROIDS_FILE, Header, encode_centroids
 from tests.deploy.manifests import (
     MESH_KINDS,
@@ -50,6 +53,78 @@ def test_what_is_rendered_is_up_to_date() -> None:
     for path, text in render_module().rendered(config).items():
         kept = (REPOSITORY / "deploy/k8s" / path).read_text()
         assert kept.splitlines()[1:] == text.splitlines()[1:], path
+
+
+def test_a_mesh_writes_the_base_path_of_a_tier(tmp_path: Path) -> None:
+    """As Envoy does. In Gateway API an exact path would win over a header, so every rule has the same prefix."""
+    module = render_module()
+    config = edited(tmp_path, large={"url": "https://large.example/openai/v1"})
+    patches = module.envoy_filter(config)["spec"]["configPatches"]
+    routes = {p["patch"]["value"]["name"]: p["patch"]["value"] for p in patches if p["applyTo"] == "HTTP_ROUTE"}
+    rewrite = {"pattern": {"regex": "^/v1(/.*)$"}, "substitution": r"/openai/v1\1"}
+    assert {name: route["route"].get("regex_rewrite") for name, route in routes.items()} == {
+        "extproc-rest": rewrite, "extproc-undecided": rewrite, "extproc-large": rewrite, "extproc-small": None,
+        "extproc-frontier": None,
+    }  # fmt: skip
+    llm, rest = module.gateway_routes(config)[:2]
+    below = {"type": "PathPrefix", "value": "/v1"}
+    path = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/openai/v1"}
+    assert all([m["path"] for m in rule["matches"]] == [below] for rule in llm["spec"]["rules"])
+    assert [rule.get("filters", [{}])[0].get("urlRewrite") for rule in llm["spec"]["rules"]] == [
+        None, {"hostname": "large.example", "path": path}, {"hostname": "api.example.com"},
+        {"hostname": "large.example", "path": path},
+    ]  # fmt: skip
+    assert [rule.get("matches") for rule in rest["spec"]["rules"]] == [[{"path": below}], None]
+
+
+@pytest.mark.parametrize(
+    ("tier", "overlays", "what"),
+    [
+        (
+            {"key": {"file": "/k"}},
+            ("istio", "envoy-gateway"),
+            "tier `large` has a `key`, which only our Envoy adds",
+        ),
+        ({"url": "https://a.example", "ca": "/ca"}, ("envoy-gateway",), "tier `large` has a private `ca`"),
+        (
+            {"url": "", "endpoints": [{"url": "http://a", "weight": 3}, {"url": "http://b"}]},
+            ("envoy-gateway",),
+            "tier `large` has weights, and a Backend has none",
+        ),
+    ],
+)
+def test_a_mesh_is_not_rendered_without_a_setting(
+    tmp_path: Path, tier: dict[str, Any], overlays: tuple[str, ...], what: str
+) -> None:
+    """A key that vanished would send requests without one. The error has the line, and the rest is rendered."""
+    config = edited(tmp_path, large=tier)
+    refused = {}
+    for path, write in render_module().FILES.items():
+        try:
+            write(config)
+        except ConfigError as error:
+            refused[path.split("/")[1]] = str(error)
+    assert tuple(refused) == overlays
+    for overlay, message in refused.items():
+        remedy = f"{overlay} cannot; use the overlay `standalone`"
+        assert re.match(rf"policy.yaml:[0-9]+: {re.escape(what)}.*: {remedy}", message)
+
+
+def test_a_mesh_is_not_rendered_if_only_excludes_the_default_tier(tmp_path: Path) -> None:
+    """Without the router it would get the request."""
+    config = edited(tmp_path, rules=[{"name": "eu", "when": {"headers": {"x-r": "eu"}}, "only": ["small"]}])
+    with pytest.raises(ConfigError, match=r"policy.yaml:[0-9]+: `only` excludes the default tier `large`"):
+        render_module().rendered(config)
+
+
+def edited(folder: Path, rules: Any = None, **tiers: dict[str, Any]) -> Config:
+    """The sample intents, with other settings of these tiers."""
+    shutil.copytree(REPOSITORY / "intents", folder / "intents")
+    file = folder / "intents" / "policy.yaml"
+    policy = yaml.safe_load(file.read_text())
+    policy["tiers"] = [tier | tiers.get(tier["name"], {}) for tier in policy["tiers"]]
+    file.write_text(yaml.safe_dump(policy | ({"rules": rules} if rules is not None else {})))
+    return load_config(folder / "intents")
 
 
 def test_every_intent_is_in_the_config_map() -> None:

@@ -10,7 +10,6 @@ import gzip
 import itertools
 import socket
 import struct
-import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from extproc.demo.loop_thread import LoopThread
 from extproc.demo.sample_upstream import Received
 from extproc.demo.stack import Stack
 
@@ -286,23 +286,20 @@ class FaultyUpstreams:
         self._attempts: dict[tuple[str, str], list[Received]] = {}
         self._arrived: dict[str, list[Received]] = {}
         self._refusing = socket.socket()  # bound, but never listens
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="faulty", daemon=True)
+        self._loop = LoopThread("faulty")
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __enter__(self) -> "FaultyUpstreams":
         self._refusing.bind(("127.0.0.1", 0))
         self.ports["dead"] = self._refusing.getsockname()[1]
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self._loop.start()
+        self._loop.run(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
-        self._loop.close()
+        self._loop.run(self._stop())
+        self._loop.stop()
         self._refusing.close()
 
     def attempts(self, request_id: str, tier: str | None = None) -> list[Received]:

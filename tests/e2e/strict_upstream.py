@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import functools
 import ssl
-import threading
 from collections.abc import Iterable
 from typing import Any
 
 import msgspec
+
+from extproc.demo.loop_thread import LoopThread
 
 
 class Received(msgspec.Struct, frozen=True):
@@ -44,19 +45,17 @@ class StrictUpstreams:
         self.received: list[Received] = []
         self.scripts: dict[str, list[Script]] = {}  # for the next requests of a tier; after them, FINE
         self._tls, self._host = tls or {}, host
-        self._loop = asyncio.new_event_loop()
+        self._loop = LoopThread("strict")
         self._servers: list[asyncio.Server] = []
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> "StrictUpstreams":
-        self._thread.start()
-        asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self._loop.start()
+        self._loop.run(self._start())
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._loop.run(self._stop())
+        self._loop.stop()
 
     async def _stop(self) -> None:
         for server in self._servers:

@@ -1,7 +1,5 @@
 """Only the router sets the contract's headers. Neither clients nor upstreams can."""
 
-import asyncio
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ import msgspec
 import pytest
 from aiohttp import web
 
+from extproc.demo.loop_thread import LoopThread
 from extproc.demo.stack import Stack
 from tests.e2e.traffic import (
     AT_ONCE,
@@ -81,10 +80,9 @@ class _Liar:
     """An upstream that sends the router's headers. It serves as the `upstreams` of a second Envoy."""
 
     def __init__(self, tiers: Any) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
+        self._loop = LoopThread("liar")
+        self._loop.start()
+        port = self._loop.run(self._start())
         self.ports = dict.fromkeys(tiers, port)
         self.received: list[Any] = []
 
@@ -105,9 +103,8 @@ class _Liar:
         )
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._loop.run(self._runner.cleanup())
+        self._loop.stop()
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from extproc.api.request import parse_request
+from extproc.api.splice import apply
 from extproc.contract.words import Reason
 from extproc.routing.decision import Decision, decide, decide_named, decide_unread
 from extproc.routing.guard import needs_match
 from extproc.routing.index import Match
+from extproc.routing.mutation import mutate
 from extproc.routing.policy import Policy
 from extproc.settings import Escalate
 from tests.routing.test_decision import (
@@ -207,6 +210,26 @@ def test_a_background_call_goes_to_the_cheapest_tier_that_can_serve_it() -> None
     assert outcome(decide(POLICY, large, None, {}, Reason.BACKGROUND)) == ("large", Reason.CAPABILITY, False)
     gold = policy(rule("gold", {}, tier_floor="large"))
     assert outcome(decide(gold, call, None, {}, Reason.BACKGROUND)) == ("large", Reason.TIER_FLOOR, False)
+
+
+def test_a_title_needs_no_room_for_the_clients_cap() -> None:
+    """Agents ask for up to 64,000 tokens in every request. A tier that has no room for them gets a cap that fits.
+
+    Each rung has the cap that fits its context. Other background calls may have long answers.
+    """
+    call = signals(background="title", max_output_tokens=64_000)
+    decision = decide(POLICY, call, None, {}, Reason.BACKGROUND)
+    assert outcome(decision) == ("small", Reason.BACKGROUND, False)
+    body = b'{"model":"auto","max_tokens":64000,"messages":[{"role":"user","content":"Title?"}]}'
+    mutation = mutate(decision, parse_request("/v1/chat/completions", body))
+    assert mutation.body is not None
+    sent = [mutation.body, *(apply(mutation.body, rung) for rung in mutation.rungs)]
+    assert [msgspec.json.decode(body)["max_tokens"] for body in sent] == [250, 2_500]
+    fits = signals(background="title", max_output_tokens=800)
+    kept = mutate(decide(POLICY, fits, None, {}, Reason.BACKGROUND), parse_request("/v1/chat/completions", body))
+    assert b'"max_tokens":64000' in (kept.body or b"")  # the signals say that the cap fits
+    long = signals(background="memory", max_output_tokens=64_000)
+    assert outcome(decide(POLICY, long, None, {}, Reason.BACKGROUND))[0] == "frontier"
 
 
 @pytest.mark.parametrize(
