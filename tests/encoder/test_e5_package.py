@@ -112,7 +112,8 @@ def test_it_is_prepared_and_served_like_any_other_model(tiny):
     texts = ["a b", "ab ab", "b", "a é", "ab a b a", ""] * 3
     choice = prepare(MODEL, texts, "2026-01-02", 1)
     assert choice.prompt == "query: " and choice.model == MODEL
-    assert min(candidate.agreement for candidate in choice.candidates) > 0.98
+    agreement = {candidate.name: candidate.agreement for candidate in choice.candidates}
+    assert agreement["openvino fp32"] > 0.99, "also without the part that all vectors have in common"
     served = load_sentences(MODEL, 1)
     assert (served.encode(texts) * slow.encode(texts)).sum(axis=1).min() > 0.97
     if isinstance(served, OpenVinoSentences):
