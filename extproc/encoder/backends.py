@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from extproc.encoder import centre
 from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
-from extproc.encoder.models import locate, open_model
+from extproc.encoder.models import is_e5, locate, open_model
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors, unit
 from extproc.encoder.tokens import load_tokens
 
@@ -85,9 +86,14 @@ class TorchSentences:
 
         torch.set_num_threads(threads)
         self.model = open_model(model)
+        self.centre = self._vectors(centre.PROMPTS).mean(axis=0) if is_e5(model) else None  # float32[d]
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
+        vectors = self._vectors(texts)
+        return unit(vectors - self.centre) if self.centre is not None else vectors
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
         vectors = self.model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
 

@@ -21,8 +21,8 @@ NAME = "multilingual-e5-small"
 FILE, _MAGIC = "e5-small-q4.bin", b"E5S1"
 # The model was trained on texts with this prefix.
 _PROMPT = "query: "
-# The model reads 512, but an ask rarely has more than these. Each length that may occur costs memory and time
-# at the start.
+# The model reads 512. An ask rarely has more than 256, and each length that may occur costs memory and time at the
+# start.
 _MAX_TOKENS = 256
 _BLOCK = np.dtype([("scale", "<f2"), ("halves", "u1", 16)])
 # The names of tensors in the file, and in the weights of a BERT model.

@@ -49,6 +49,11 @@ def reads_only_english(model: str) -> bool:
     return config.vocab_size in _ENGLISH_VOCABULARIES
 
 
+def is_e5(model: str) -> bool:
+    """Return whether `model` has the name of one of the E5 models."""
+    return _E5.fullmatch(Path(model).name) is not None
+
+
 def open_model(model: str) -> Any:
     """Load `model` as a SentenceTransformer. Its default prompt is the prefix that it needs.
 
@@ -69,7 +74,7 @@ def open_model(model: str) -> Any:
                 f"encoder model {model!r} cannot be loaded: {error}. Give a local path, or the name of a model in "
                 "this machine's cache. The router downloads nothing at run time."
             ) from error
-    if opened.default_prompt_name is None and _E5.fullmatch(Path(model).name):
+    if opened.default_prompt_name is None and is_e5(model):
         opened.prompts, opened.default_prompt_name = {**opened.prompts, "query": _E5_PROMPT}, "query"
     return opened
 

@@ -55,7 +55,8 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Backen
     folder, prompt = prepared_folder(model), prompt_of(reference.model)
     with tempfile.TemporaryDirectory() as scratch:
         max_tokens = int(reference.model.max_seq_length or 512)
-        converted = quantise_model(reference.model, _spread(texts[::2], _SCALED_ON), max_tokens, Path(scratch))
+        scaled_on = _spread(texts[::2], _SCALED_ON)
+        converted = quantise_model(reference.model, scaled_on, max_tokens, Path(scratch), reference.centre)
         encoders: dict[str, Encoder] = {"torch fp32": reference} | {
             f"openvino {precision}": OpenVinoSentences(path, precision, max_tokens, threads, prompt)
             for precision, path in converted.items()
@@ -74,9 +75,12 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Backen
     return choice
 
 
-def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: Path) -> dict[str, Path]:
+def quantise_model(
+    model: Any, texts: Sequence[str], max_tokens: int, scratch: Path, centre: Vectors | None = None
+) -> dict[str, Path]:
     """Convert a sentence-transformers model to fp32, int8 and, if the CPU supports it, bf16.
 
+    `centre`, float32[d], is subtracted from each vector.
     Returns precision -> folder in `scratch` with the model and its tokenizer. Raises EncoderError.
     """
     openvino = import_openvino()
@@ -94,7 +98,8 @@ def quantise_model(model: Any, texts: Sequence[str], max_tokens: int, scratch: P
             features = {"input_ids": input_ids, "attention_mask": attention_mask}
             if "token_type_ids" in model.tokenizer.model_input_names:
                 features["token_type_ids"] = torch.zeros_like(input_ids)
-            return self.model(features)["sentence_embedding"]
+            vector = self.model(features)["sentence_embedding"]
+            return vector if centre is None else vector - torch.from_numpy(centre)
 
     example = torch.ones(2, 8, dtype=torch.long)
     try:
