@@ -73,7 +73,7 @@ def _cap(settings: Cohort | None, signals: Signals) -> int | None:
 
 
 def _withheld(settings: Cohort | None) -> tuple[str, ...]:
-    """The settings that would harm a request of another cohort. They need a floor that tells which match."""
+    """The settings that would harm a request of another cohort. They apply only with a floor."""
     if settings is None or settings.has_floor:
         return ()
     cap = (_CAP,) if settings.max_output_tokens is not None else ()
