@@ -308,6 +308,19 @@ def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders,
     assert comparison.lowered == [Lowered("cooking", 12, 0, 1.0, False), Lowered("billing", 12, 12, 0.0, False)]
 
 
+def test_a_row_that_finds_its_cohort_is_judged_by_its_label(folders, tmp_path, words, tokens):
+    """With another utterance, bills go to their cohort, whose tier is as before. `routed right` measures that."""
+    edit(folders[1], "billing.yaml", "utterances:", "utterances:\n  - zebras graze on a receipt")
+    rows = [{"text": alone("zebras graze on a receipt", i), "intent": "billing"} for i in range(20)]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.unseen) == (Passage.PASSED, [])
+    assert report.power[0].measure == ROUTING
+    for each in rows:
+        del each["intent"]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.unseen[0].rows) == (Passage.UNSEEN, 20)
+
+
 def test_a_drop_of_27_points_on_30_rows_is_not_passed(folders, tmp_path, words, tokens):
     """Eleven answers got worse and three got better. That may be chance, and the rows are too few to decide."""
     lower_cooking(folders)
