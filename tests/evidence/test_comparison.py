@@ -195,6 +195,18 @@ def test_rows_of_one_session_are_not_independent_evidence(folders, tmp_path, wor
         assert (cell.rows, cell.differing, cell.change.value, cell.chance) == (12, 12, -1.0, chance)
 
 
+def test_a_row_counts_as_often_as_its_weight(folders, tmp_path, words, tokens):
+    """Four recipes of weight 3 are twelve of the twenty rows that the file stands for."""
+    lower_cooking(folders)
+    rows = [row(alone(BILL, i), True, True) for i in range(8)]
+    rows += [row(alone(COOK, i), False, True, "cooking") | {"weight": 3} for i in range(4)]
+    cells = {(c.group, c.measure): c for c in compared(folders, tmp_path, words, tokens, rows).cells}
+    cell = cells["all", QUALITY]
+    assert (cell.rows, cell.old, cell.new, cell.change.value) == (12, 1.0, 0.4, pytest.approx(-0.6))
+    assert cell.chance == 0.5**4
+    assert cell.independent == pytest.approx(20**2 / (8 + 4 * 9))
+
+
 def simulated(rng, cohorts, rows, share, better):
     """A comparison in which a share of the rows of each cohort flips, for the better with the chance `better`."""
     cells = []
