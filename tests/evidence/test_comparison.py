@@ -284,7 +284,7 @@ def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path
 
 
 def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(folders, tmp_path, words, tokens):
-    """Of 40 lowered rows 20 have both answers. Drawn at random, they stand for the others."""
+    """Half of 40 lowered rows have both answers. Drawn at random, they represent the others."""
     lower_cooking(folders)
     rows = [row(alone(COOK, i), True, True, "cooking") for i in range(40)]
     for each in rows[20:]:
@@ -302,7 +302,7 @@ def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(fo
 
 
 def test_too_few_recorded_answers_of_a_lower_tier_are_not_passed(folders, tmp_path, words, tokens):
-    """Three rows cannot show any drop, however bad the tier is."""
+    """Three rows cannot show any drop, even if every answer is wrong."""
     lower_cooking(folders)
     rows = [row(alone(COOK, i), True, True, "cooking") for i in range(3)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)

@@ -301,7 +301,7 @@ def chosen(tier, success, propensity=None):
 
 
 def test_a_tier_recorded_on_chosen_rows_has_bounds_and_no_line(folder, tmp_path, words, tokens):
-    """The log of a router: small answered 71.5 % of its own 600 rows well. On all 1,000 rows it is 44 %."""
+    """The log of a router: small is right on 71.5 % of the 600 rows that it served. On all 1,000 it is 44 %."""
     served = [{"text": alone(BILL, i), "outcomes": chosen("small", i < 429)} for i in range(600)]
     served += [{"text": alone(COOK, i), "outcomes": chosen("large", i < 340)} for i in range(400)]
     report = evaluate(run(folder, tmp_path, words, tokens, *served))
