@@ -433,6 +433,14 @@ def test_labels_that_a_confident_match_contradicts_are_listed(folder, tmp_path, 
     assert "  4: cooking, billing; 14: cooking, billing; " in evaluation_text(report)
 
 
+def test_wrong_matches_of_a_weak_configuration_are_no_label_errors(folder, tmp_path, words, tokens):
+    """A third of the matches is wrong, at every level of confidence. The labels are not to blame."""
+    rows = [{"text": alone(BILL, i), "intent": "cooking" if i % 3 == 0 else "billing"} for i in range(90)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    assert report.disagreements == []
+    assert [verdict.word for verdict in report.verdicts] == ["TOO MANY WRONG", "TOO LOW"]
+
+
 def test_an_impossible_token_count_is_named_and_counts_as_the_context(folder, tmp_path, words, tokens):
     """One count of a billion would be the whole cost of the file."""
     outcomes = both(True, True)
