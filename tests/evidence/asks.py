@@ -30,5 +30,5 @@ _WORDS = list(_free_words())
 
 
 def alone(text: str, i: int) -> str:
-    """The ask with two words of its own, so that it is not a repetition of another one."""
+    """The ask with two words that no other row has, so that it repeats none."""
     return f"{text} {_WORDS[2 * i]} {_WORDS[2 * i + 1]}"

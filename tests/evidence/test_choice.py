@@ -1,5 +1,6 @@
 """Choosing tiers and settings by recorded outcomes: a setting must pay, on rows that are not reported on."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -335,6 +336,23 @@ def test_rows_that_cannot_be_compared_are_refused(rows, folder, tmp_path, words,
     """The error says what is missing."""
     with pytest.raises(ValueError, match="no row has the outcomes of two tiers or more"):
         tabulated(folder, tmp_path, words, tokens, rows)
+
+
+def test_rows_that_have_both_tiers_are_used_from_a_log_of_chosen_answers(folder, tmp_path, words, tokens):
+    """Most rows have only the tier that served. A log without any row of two tiers is refused with its count."""
+    rows = plain(60)
+    for i, each in enumerate(rows):
+        if i % 4:
+            del each["outcomes"]["large" if BILL in each["text"] else "small"]
+    table = tabulated(folder, tmp_path, words, tokens, rows).table
+    assert (table.settings, len(table.positions)) == (["small", "large"], 30)
+    alone = [each for i, each in enumerate(rows) if i % 4]
+    message = (
+        "no row has the outcomes of two tiers or more (90 rows have the outcome of one): record two tiers on rows "
+        "drawn at random (see docs/reference/traffic.md)"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tabulated(folder, tmp_path, words, tokens, alone)
 
 
 def test_one_row_is_too_few_for_any_target(folder, tmp_path, words, tokens):

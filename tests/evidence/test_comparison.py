@@ -195,6 +195,18 @@ def test_rows_of_one_session_are_not_independent_evidence(folders, tmp_path, wor
         assert (cell.rows, cell.differing, cell.change.value, cell.chance) == (12, 12, -1.0, chance)
 
 
+def test_a_row_counts_as_often_as_its_weight(folders, tmp_path, words, tokens):
+    """Four recipes of weight 3 are twelve of the twenty rows that the file stands for."""
+    lower_cooking(folders)
+    rows = [row(alone(BILL, i), True, True) for i in range(8)]
+    rows += [row(alone(COOK, i), False, True, "cooking") | {"weight": 3} for i in range(4)]
+    cells = {(c.group, c.measure): c for c in compared(folders, tmp_path, words, tokens, rows).cells}
+    cell = cells["all", QUALITY]
+    assert (cell.rows, cell.old, cell.new, cell.change.value) == (12, 1.0, 0.4, pytest.approx(-0.6))
+    assert cell.chance == 0.5**4
+    assert cell.independent == pytest.approx(20**2 / (8 + 4 * 9))
+
+
 def simulated(rng, cohorts, rows, share, better):
     """A comparison in which a share of the rows of each cohort flips, for the better with the chance `better`."""
     cells = []
@@ -272,7 +284,7 @@ def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path
 
 
 def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(folders, tmp_path, words, tokens):
-    """Of 40 lowered rows 20 have both answers. Drawn at random, they stand for the others."""
+    """Half of 40 lowered rows have both answers. Drawn at random, they represent the others."""
     lower_cooking(folders)
     rows = [row(alone(COOK, i), True, True, "cooking") for i in range(40)]
     for each in rows[20:]:
@@ -290,7 +302,7 @@ def test_what_is_hidden_decides_unless_the_recorded_rows_were_drawn_by_chance(fo
 
 
 def test_too_few_recorded_answers_of_a_lower_tier_are_not_passed(folders, tmp_path, words, tokens):
-    """Three rows cannot show any drop, however bad the tier is."""
+    """Three rows cannot show any drop, even if every answer is wrong."""
     lower_cooking(folders)
     rows = [row(alone(COOK, i), True, True, "cooking") for i in range(3)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
@@ -306,6 +318,19 @@ def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders,
         file.write("accept: [complete]\nescalate: {to: large, share: 1.0}\n")
     comparison = compared(folders, tmp_path, words, tokens, mixed(12))
     assert comparison.lowered == [Lowered("cooking", 12, 0, 1.0, False), Lowered("billing", 12, 12, 0.0, False)]
+
+
+def test_a_row_that_finds_its_cohort_is_judged_by_its_label(folders, tmp_path, words, tokens):
+    """With another utterance, bills go to their cohort, whose tier is as before. `routed right` measures that."""
+    edit(folders[1], "billing.yaml", "utterances:", "utterances:\n  - zebras graze on a receipt")
+    rows = [{"text": alone("zebras graze on a receipt", i), "intent": "billing"} for i in range(20)]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.unseen) == (Passage.PASSED, [])
+    assert report.power[0].measure == ROUTING
+    for each in rows:
+        del each["intent"]
+    report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
+    assert (report.passage, report.unseen[0].rows) == (Passage.UNSEEN, 20)
 
 
 def test_a_drop_of_27_points_on_30_rows_is_not_passed(folders, tmp_path, words, tokens):

@@ -79,10 +79,11 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         {"text": "a", "path": "/v1/messages"},
         {"request": REQUEST, "path": "/v1/embeddings"},
         {"request": "hi"},
-        {"text": "fine, too"},
+        {"text": "a", "weight": 0},
+        {"text": "fine, too", "weight": 2.5},
     )
     traffic = read_traffic(path)
-    assert [row.line for row in traffic.rows] == [1, 11]
+    assert [(row.line, row.weight) for row in traffic.rows] == [(1, 1.0), (12, 2.5)]
     expected = [
         (3, "Input data was truncated"),
         (4, "found both of `text` and `request`: give one of them"),
@@ -92,6 +93,7 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         (8, "found `path` beside `text`: give `path` only with `request`"),
         (9, f"found `path` /v1/embeddings: expected one of {', '.join(APIS)}"),
         (10, "the request is not a JSON object"),
+        (11, "Expected `float` > 0.0 - at `$.weight`"),
     ]
     assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
     assert [bad.what[: len(what)] for bad, (_, what) in zip(traffic.bad, expected, strict=True)] == [
@@ -100,19 +102,20 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
 
 
 def test_outcomes_that_cannot_be_read_are_reported_when_they_are_revealed(tmp_path):
-    """Two measures of one answer, a quality above 1, and a misspelt key are mistakes."""
+    """Two measures of one answer, a quality above 1, a misspelt key and a propensity of 0 are mistakes."""
     rows = read_traffic(
         written(
             tmp_path,
             {"text": "a", "outcomes": {"small": {"success": True, "quality": 0.5}}},
             {"text": "b", "outcomes": {"small": {"quality": 1.5}}},
             {"text": "c", "outcomes": {"small": {"sucess": True}}},
-            {"text": "d", "outcomes": {"small": {"quality": 0.5}}},
+            {"text": "d", "outcomes": {"small": {"success": True, "propensity": 0}}},
+            {"text": "e", "outcomes": {"small": {"quality": 0.5, "propensity": 0.02}}},
         )
     ).rows
     revealed, bad = reveal_all(rows)
-    assert [row is not None for row in revealed] == [False, False, False, True]
-    assert [b.line for b in bad] == [1, 2, 3]
+    assert [row is not None for row in revealed] == [False, False, False, False, True]
+    assert [b.line for b in bad] == [1, 2, 3, 4]
     assert bad[0].what.startswith("found `success` and `quality`: give only one of them")
 
 

@@ -8,18 +8,18 @@ import numpy as np
 from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.columns import Columns
-from extproc.evidence.measure.metrics import Estimate, share
+from extproc.evidence.measure.metrics import Bools, Estimate, Floats, share
 
 # Something else than the match decided about these tiers: the client, or a rule of the policy.
 _DECIDED_OTHERWISE = frozenset({
     Reason.PINNED, Reason.PASSTHROUGH, Reason.RULE, Reason.BACKGROUND, Reason.BOUND, Reason.RESIDENCY,
     Reason.BAD_REQUEST,
 })  # fmt: skip
-# A match of a calibrated cohort is confident at this probability.
-_CONFIDENT = 0.9
-# Without a probability, a match is confident if its margin exceeds this share of the margins of right matches.
-_MARGIN_RANK = 0.1
-_ROUNDING = 1e-6
+# Matches are confident down to the score at which at least this share of them agrees with the labels. Below it, a
+# disagreement is more likely a wrong match than a wrong label.
+_AGREEMENT = 0.85
+_LEAST_ROWS = 10
+_DECIMALS = 6  # of a score
 
 
 class TierMatrix(msgspec.Struct, frozen=True):
@@ -30,8 +30,8 @@ class TierMatrix(msgspec.Struct, frozen=True):
 
     names: list[str]  # every tier, cheapest first
     cells: list[tuple[str, str, int]]  # needed, chosen, rows
-    right: Estimate  # of these rows: their tier is the needed one.
-    below: Estimate  # of the rows that need more than the cheapest tier: their tier is below the needed one
+    right: Estimate  # the share of these rows whose tier is the needed one
+    below: Estimate  # the share of the rows that need more than the cheapest tier whose tier is too low
     below_rows: int  # the number of those rows
 
 
@@ -73,14 +73,23 @@ def tier_matrix(run: Execution, c: Columns, seed: int) -> TierMatrix:
 def disagreements(run: Execution, c: Columns) -> list[Disagreement]:
     """Rows whose label a confident match contradicts, most confident first."""
     margin = np.array([r.decision.match.margin if r.decision.match else None for r in run.routed], dtype=np.float64)
-    labelled = c.trusted & c.labelled
-    calibrated = ~np.isnan(c.probability)
-    right = labelled & c.right & ~calibrated
-    least = float(np.quantile(margin[right], _MARGIN_RANK)) if right.any() else np.inf
-    confident = np.where(calibrated, c.probability >= _CONFIDENT, margin >= least - _ROUNDING)
-    score = np.where(calibrated, c.probability, margin)
-    listed = np.flatnonzero(labelled & ~c.right & confident)
-    rows = [
+    labelled, calibrated = c.trusted & c.labelled, ~np.isnan(c.probability)
+    score: Floats = np.round(np.where(calibrated, c.probability, margin), _DECIMALS).astype(np.float64)
+    confident = np.zeros(len(score), dtype=bool)
+    for kind in (calibrated, ~calibrated):
+        rows = labelled & kind
+        confident[rows] = score[rows] >= _least_confident(score[rows], c.right[rows])
+    listed = np.flatnonzero(confident & ~c.right)
+    found = [
         Disagreement(run.rows[i].line, str(c.label[i]), str(c.nearest[i]), float(score[i])) for i in listed.tolist()
     ]
-    return sorted(rows, key=lambda row: (-round(row.score, 3), row.line))
+    return sorted(found, key=lambda row: (-row.score, row.line))
+
+
+def _least_confident(score: Floats, right: Bools) -> float:
+    """The lowest score down to which enough matches agree with their labels. Infinite if there is none."""
+    order = np.argsort(-score, kind="stable")
+    agreement = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    ends = np.append(np.diff(score[order]) != 0, True)[: len(order)]  # equal scores are confident together
+    enough = np.flatnonzero(ends & (agreement >= _AGREEMENT) & (np.arange(1, len(order) + 1) >= _LEAST_ROWS))
+    return float(score[order[enough[-1]]]) if len(enough) else np.inf

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from extproc.evidence.data.setting import SUFFIXES
-from extproc.evidence.execution import Execution
+from extproc.evidence.execution import Execution, trusted_cohort
 from extproc.evidence.measure.metrics import Floats
 from extproc.settings import Tier
 
@@ -26,7 +26,7 @@ def lowered(
 ) -> list[Lowered]:
     """The groups with lowered rows, those with the most hidden rows first."""
     weight = old.weights()
-    lower = [_is_lower(old, new, i, j) for i, j in pairs]
+    lower = [_is_lower(old, new, i, j) and not _found_its_cohort(old, new, i, j) for i, j in pairs]
     seen = [is_comparable(old, new, i, j) for i, j in pairs]
     result = []
     for group in dict.fromkeys(groups):
@@ -75,6 +75,21 @@ def _is_lower(old: Execution, new: Execution, i: int, j: int) -> bool:
         return _price(after.tier) < _price(before.tier)
     stopped_reasoning = before.reasoning not in (None, False) and after.reasoning is False
     return stopped_reasoning or (before.judged and not after.judged) or _is_swapped(old, new, i, j)
+
+
+def _found_its_cohort(old: Execution, new: Execution, i: int, j: int) -> bool:
+    """Whether the row's label is its match only now, and that cohort has the settings that it had before.
+
+    The old configuration had named this tier for the cohort, and `routed right` measures the match.
+    """
+    label = new.revealed[j].intent
+    if label is msgspec.UNSET or label is None or trusted_cohort(old.routed[i]) == label:
+        return False
+    before, after = (run.snapshot.policy.cohorts.get(label) for run in (old, new))
+    if before is None or after is None or trusted_cohort(new.routed[j]) != label:
+        return False
+    same = (before.tier, before.reasoning, before.accept) == (after.tier, after.reasoning, after.accept)
+    return same and not _is_swapped(old, new, i, j)
 
 
 def _is_swapped(old: Execution, new: Execution, i: int, j: int) -> bool:

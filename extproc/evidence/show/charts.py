@@ -8,11 +8,13 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-# The page scales the plots. Text stays readable at a width of 340 pixels.
-_WIDTH, _HEIGHT = 460, 330
+# The page scales the plots a little. Text has at least 11 pixels on a screen of 400.
+_WIDTH, _HEIGHT = 360, 290
+_CHARACTER, _BOLD = 7.0, 8.2  # width of a character of a label
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
 
 Pair = tuple[float, float]
+Box = tuple[float, float, float, float]  # left, top, width, height
 
 
 class Plot:
@@ -23,6 +25,7 @@ class Plot:
         self._x, self._y = _widened(x_range), _widened(y_range)
         self._marks: list[str] = []
         self._labels: list[tuple[float, float, str, str]] = []
+        self._boxes: list[Box] = []  # of dots and intervals, which no label may cover
 
     def line(self, points: Sequence[Pair], kind: str) -> None:
         """A line through the points. `kind` is its CSS class."""
@@ -35,10 +38,12 @@ class Plot:
         x, y = self._at(point)
         if interval is not None and not any(map(math.isnan, interval)):
             low, high = (self._at((point[0], end))[1] for end in interval)
+            self._boxes.append((x - 2, min(low, high), 4, abs(high - low)))
             self._marks.append(
                 f'<line class="{kind} bar" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
             )
         radius = 6 if kind == "chosen" else 4
+        self._boxes.append((x - radius, y - radius, 2 * radius, 2 * radius))
         self._marks.append(f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>')
         if label:
             self._labels.append((x, y, label, kind))
@@ -75,10 +80,10 @@ class Plot:
 
     def _placed(self) -> list[str]:
         """Labels beside their points, at a spot without another label if there is one."""
-        taken: list[tuple[float, float, float, float]] = []
+        taken = list(self._boxes)
         parts = []
         for x, y, label, kind in sorted(self._labels, key=lambda entry: entry[3] != "chosen"):
-            width = 6.6 * len(label)
+            width = len(label) * (_BOLD if kind == "chosen" else _CHARACTER)
             left, middle, right = x - 9 - width, x - width / 2, x + 9
             spots = [(right, y + 4), (left, y + 4), (middle, y - 11), (middle, y + 20)]
             spots += [(right, y - 10), (right, y + 18), (left, y - 10), (left, y + 18)]
@@ -91,7 +96,7 @@ class Plot:
         return parts
 
 
-def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
 
 
@@ -124,7 +129,7 @@ def stacked(shares: Sequence[tuple[str, float, str]]) -> str:
 
 def ranges(title: str, x: str, rows: Sequence[tuple[str, Sequence[tuple[Pair, float, str]]]]) -> str:
     """Values with their intervals in per cent, one line per name: (name, [(interval, value, CSS class)])."""
-    left, step, top = 190, 24, 6
+    left, step, top = 196, 24, 6
     bottom, scale, parts = top + step * len(rows), (_WIDTH - left - _RIGHT) / 100, []
     for tick in range(0, 101, 20):
         position = left + scale * tick
@@ -132,7 +137,7 @@ def ranges(title: str, x: str, rows: Sequence[tuple[str, Sequence[tuple[Pair, fl
         parts.append(f'<text class="tick" x="{position:.1f}" y="{bottom + 14}" text-anchor="middle">{tick}</text>')
     for i, (name, marks) in enumerate(rows):
         middle = top + step * i + step / 2
-        parts.append(f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(name[:31])}</text>')
+        parts.append(f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(name[:27])}</text>')
         for n, ((low, high), value, kind) in enumerate(marks):
             y = middle + 7 * n - 3.5 * (len(marks) - 1)
             ends = f'x1="{left + scale * low:.1f}" x2="{left + scale * high:.1f}"'

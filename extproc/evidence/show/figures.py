@@ -11,7 +11,7 @@ from extproc.evidence.show.charts import Plot
 
 def figures(evaluation: Evaluation) -> Iterable[str]:
     """Every figure that the evaluation has data for."""
-    if evaluation.lines:
+    if len(evaluation.lines) > 1:
         yield figure("Cost and quality", _frontier(evaluation), (
             "The configuration, its controls, and the frontier of one tier per cohort. The frontier was chosen on "
             "one half of the rows and tried on the other. Dashed: fixed random mixes of tiers."

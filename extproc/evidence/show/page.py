@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from extproc.evidence.measure.columns import OUT_OF_SCOPE
-from extproc.evidence.measure.controls import ROUTED
+from extproc.evidence.measure.controls import ROUTED, ControlLine
 from extproc.evidence.measure.evaluation import Evaluation
-from extproc.evidence.measure.headlines import Headline
+from extproc.evidence.measure.headlines import DEFAULT_RISK, Headline
+from extproc.evidence.measure.labels import Disagreement, TierMatrix
 from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.evidence.show.charts import ranges, stacked
@@ -31,8 +32,10 @@ def as_html(evaluation: Evaluation, title: str) -> str:
         *figures(evaluation),
         "</div>",
         *_controls(evaluation),
+        *_tiers(evaluation.tiers),
         *_cohorts(evaluation),
         *_confusion(evaluation),
+        *_disagreements(evaluation.disagreements),
         *_robustness(evaluation.robustness),
         "<h2>How to read this</h2><ul>",
         *(f"<li>{escape(note)}</li>" for note in evaluation.notes),
@@ -57,9 +60,9 @@ def _head(evaluation: Evaluation) -> str:
     d = evaluation.data
     return (
         f'<p class="soft">Traffic {d["traffic"]}: {d["rows"]:,} rows, {d["labelled"]:,} labelled (of these '
-        f"{d['out_of_scope']:,} out of scope), {d['with_outcomes']:,} with outcomes; {d['skipped']} lines skipped. "
-        f"Intents: revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} of them calibrated. "
-        f"Encoder: {escape(d['encoder'])}.</p>"
+        f"{d['out_of_scope']:,} out of scope), {d['with_any_outcome']:,} with outcomes; {d['skipped']} lines "
+        f"skipped. Intents: revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} of them calibrated."
+        f" Encoder: {escape(d['encoder'])}.</p>"
     )
 
 
@@ -67,7 +70,7 @@ def _tiles(evaluation: Evaluation) -> str:
     routed = next((line for line in evaluation.lines if line.name == ROUTED), None)
     tiles = [
         ("of rows in scope: nearest cohort is right", evaluation.overall.accuracy),
-        ("of accepted matches are wrong", evaluation.overall.wrong),
+        (f"of {evaluation.overall.wrong.rows:,} trusted matches are wrong", evaluation.overall.wrong),
         ("of out-of-scope rows recognised", evaluation.scope_recall),
         ("of rows fall back", evaluation.overall.fallback),
     ]
@@ -85,20 +88,68 @@ def _tile(value: str, name: str, interval: str) -> str:
 
 
 def _controls(evaluation: Evaluation) -> Iterable[str]:
-    if not evaluation.lines:
-        return
-    prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in evaluation.data["prices"].items())
-    yield "<h2>Compared with its controls</h2>"
+    if evaluation.lines or evaluation.bounds:
+        yield "<h2>Compared with its controls</h2>"
+    if evaluation.lines:
+        yield _line_table(evaluation.lines)
+        prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in evaluation.data["prices"].items())
+        yield f'<p class="soft">Dollars per million tokens, input / output: {escape(prices)}.</p>'
+    if evaluation.estimated:
+        yield _soft("Doubly robust estimates: answers were recorded by chance, with known propensities.")
+    if evaluation.bounds:
+        yield _soft("Answers recorded on chosen rows only: bounds of the quality on all rows with outcomes.")
+        yield _table(("", "lowest, %", "highest, %", "rows with the answer", "rows"), [
+            f"<tr><td>{escape(b.name)}</td><td>{100 * b.low:.1f}</td><td>{100 * b.high:.1f}</td>"
+            f"<td>{b.recorded:,}</td><td>{b.rows:,}</td></tr>"
+            for b in evaluation.bounds
+        ])  # fmt: skip
+    if evaluation.paired:
+        rows = evaluation.paired[0].quality.rows
+        yield _soft(f"The {rows:,} rows that have every answer. Other rows may differ.")
+        yield _line_table(evaluation.paired)
+
+
+def _line_table(lines: Sequence[ControlLine]) -> str:
     rows = []
-    for line in evaluation.lines:
+    for line in lines:
         row_class = ' class="configured"' if line.name == ROUTED else ""
         behind = _cell(line.behind, "+") if line.behind is not None else ""
         dollars = f"{line.per_1000.value:.4f} <i>[{line.per_1000.low:.4f}, {line.per_1000.high:.4f}]</i>"
         success = f"{1000 * line.per_success.value:.4f}" if line.per_success.known else "-"
         rows.append(f"<tr{row_class}><td>{escape(line.name)}</td><td>{_cell(line.quality)}</td><td>{dollars}</td>"
                     f"<td>{success}</td><td>{behind}</td></tr>")  # fmt: skip
-    yield _table(("", "quality, %", "$ per 1,000", "$ per 1,000 successes", "configured minus this, points"), rows)
-    yield f'<p class="soft">Dollars per million tokens, input / output: {escape(prices)}.</p>'
+    header = ("", "quality, %", "$ per 1,000", "$ per 1,000 successes", "configured minus this, points")
+    return _table(header, rows)
+
+
+def _tiers(tiers: TierMatrix) -> Iterable[str]:
+    if not tiers.cells:
+        return
+    counts = {(needed, chosen): rows for needed, chosen, rows in tiers.cells}
+    chosen = [name for name in tiers.names if any(name == cell[1] for cell in tiers.cells)]
+    yield "<h2>Tiers</h2>"
+    yield _soft("Labelled rows. Rows: the tier that the label needs. Columns: the tier of the first attempt.")
+    rows = []
+    for needed in dict.fromkeys(cell[0] for cell in tiers.cells):
+        cells = "".join(f"<td>{counts.get((needed, name), 0):,}</td>" for name in chosen)
+        rows.append(f"<tr><td>{escape(needed)}</td>{cells}</tr>")
+    yield _table(("", *map(escape, chosen)), rows)
+    shares = f"Right tier: {percent(tiers.right)} % of {tiers.right.rows:,} rows."
+    if tiers.below.known:
+        needing = f"{tiers.below.rows:,} rows that need more than the cheapest tier"
+        shares += f" Sent too low: {percent(tiers.below)} % of {needing}."
+    yield _soft(shares)
+
+
+def _disagreements(rows: Sequence[Disagreement]) -> Iterable[str]:
+    if not rows:
+        return
+    yield "<h2>Labels that a confident match contradicts</h2>"
+    yield _soft(f"{len(rows):,} rows, most confident first. Check these labels before you reword utterances.")
+    yield _table(("line", "label", "match"), [
+        f"<tr><td>{row.line}</td><td>{escape(row.label)}</td><td>{escape(row.cohort)}</td></tr>"
+        for row in rows[:_LISTED]
+    ])  # fmt: skip
 
 
 def _cohorts(evaluation: Evaluation) -> Iterable[str]:
@@ -112,12 +163,15 @@ def _cohorts(evaluation: Evaluation) -> Iterable[str]:
         shares = [(t, g.tiers.get(t, 0) / max(g.rows, 1), f"t{i % 5}") for i, t in enumerate(tiers)]
         dollars = f"{g.per_1000.value:.3f}" if g.per_1000.known else "-"
         fallback = f"{100 * g.fallback.value:.1f}" if g.fallback.known else "-"
-        cells = [f"{g.rows:,}", *(_cell(e) for e in (g.accuracy, g.accepted, g.wrong)), fallback, stacked(shares)]
+        wrong = f"{_cell(g.wrong)} <i>of {g.wrong.rows:,}</i>" if g.wrong.known else "-"
+        cells = [f"{g.rows:,}", *(_cell(e) for e in (g.accuracy, g.accepted)), wrong, fallback, stacked(shares)]
         if evaluation.lines:
             cells += [*(_cell(e) for e in (g.escalated, g.quality)), dollars]
         body = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(g.name)}</td>{body}</tr>")
-    header = ["", "rows", "nearest is right, %", "accepted, %", "wrong of accepted, %", "fallback, %", "first tier"]
+    risk = 100 * (evaluation.data["risk"] or DEFAULT_RISK)
+    wrong = f"wrong, % of trusted matches (risk {risk:g} %)"
+    header = ["", "rows", "nearest is right, %", "accepted, % of rows", wrong, "fallback, % of rows", "first tier"]
     outcomes = ["escalated, %", "quality, %", "$ per 1,000"] if evaluation.lines else []
     yield _table([*header, *outcomes], rows)
     reasons = ", ".join(f"{name} {count:,}" for name, count in evaluation.overall.reasons.items())
@@ -185,6 +239,10 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
     yield _table(("", "rows", *(f"{name}, %" for name in COLUMNS), "change, points"), rows)
     columns = [f"{name}: {meaning}." for name, meaning in COLUMNS.items()]
     yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
+
+
+def _soft(text: str) -> str:
+    return f'<p class="soft">{escape(text)}</p>'
 
 
 def _table(header: Sequence[str], rows: Sequence[str]) -> str:

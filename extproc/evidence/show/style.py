@@ -10,11 +10,13 @@ body{margin:0 auto;max-width:1200px;padding:24px 16px 48px;background:var(--pape
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.45rem;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:32px 0 8px}
 p,li{max-width:75ch}p.soft,li,figcaption{color:var(--soft);font-size:.87rem}
+.verdict{font-size:1.05rem;margin:6px 0;padding-left:10px;border-left:4px solid var(--own);max-width:80ch}
+.verdict b{color:var(--own)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:8px;margin:16px 0}
 .tile{background:var(--band);border-radius:8px;padding:10px 12px}
 .tile b{display:block;font-size:1.35rem}.tile span{color:var(--soft);font-size:.8rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:16px}
-figure{margin:0;max-width:640px;break-inside:avoid;border:1px solid var(--rule);border-radius:8px;padding:12px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:16px}
+figure{margin:0;max-width:460px;break-inside:avoid;border:1px solid var(--rule);border-radius:8px;padding:12px}
 figure h3{margin:0 0 6px;font-size:.98rem}figure svg{width:100%;height:auto;display:block}
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
@@ -24,13 +26,14 @@ th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 th:first-child{background:var(--band)}
 tr.configured td{font-weight:600;color:var(--own)}td i{color:var(--soft);font-style:normal;font-size:.92em}
-svg text{fill:var(--soft);font:12px system-ui,sans-serif}svg .tick{font-size:11px}
+svg text{fill:var(--soft);font:12.5px system-ui,sans-serif}svg .tick{font-size:12px}
 svg .grid{stroke:var(--rule);stroke-width:1}svg polyline{fill:none;stroke-width:2}
 svg .curve{stroke:var(--other)}svg .hull{stroke:var(--soft);stroke-dasharray:5 4}
 svg .ideal{stroke:var(--rule);stroke-width:1.5}
 svg circle.control{fill:var(--other)}svg circle.chosen{fill:var(--own)}
 svg .bar{stroke-width:1.5;stroke:var(--other)}svg .chosen.bar{stroke:var(--own)}
-svg text.name{fill:var(--ink)}svg text.chosen{fill:var(--own);font-weight:600}
+svg text.name{fill:var(--ink);paint-order:stroke;stroke:var(--paper);stroke-width:3px}
+svg text.chosen{fill:var(--own);font-weight:600}
 svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 .t0{fill:var(--t0)}.t1{fill:var(--t1)}.t2{fill:var(--t2)}.t3{fill:var(--t3)}.t4{fill:var(--t4)}
 .key span{display:inline-block;margin-right:14px;font-size:.84rem;color:var(--soft)}
@@ -39,6 +42,7 @@ svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 .matrix thead th{vertical-align:bottom;padding:8px 0 4px}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg)}
 .matrix th:first-child{text-align:right}.matrix td.hit{font-weight:600}
+@media (max-width:520px){figure{padding:8px 6px}body{padding:16px 12px 40px}}
 @media print{:root{--ink:#000;--soft:#444;--paper:#fff;--band:#f2f2f2;--rule:#bbb;--own:#a33a00;--other:#1c4f8a;
 --t0:#8fb8de;--t1:#2563a8;--t2:#123a66}body{max-width:none;padding:0;font-size:11pt}
 .scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{padding:2px 4px}.plots{grid-template-columns:1fr 1fr}
