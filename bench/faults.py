@@ -1,7 +1,7 @@
 """The fault matrix with long faults: `python -m bench.faults [--seconds 30] [--clients 60] [--fault NAME]`.
 
-The driver is that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, if Envoy, the
-routing or the cascade did not recover, or if a request was not routed although there was no fault.
+The driver is that of tests/e2e/test_faults.py. The exit status is 1 if a client lost an answer, or if Envoy, the
+routing or the cascade did not recover. It is also 1 if a request without a fault was not routed.
 """
 
 import argparse

@@ -32,9 +32,9 @@ from extproc.routing.index import Index, nearest
 _TOKENS = (16, 64, 256, 1024)
 _CONNECTIONS = (1, 16, 64)
 # CASE is replaced by a number, and the text then has about the right length. Only the first 512 characters are
-# embedded. Both heads match a cohort without acceptance rules. The first has no end of a sentence, so its text has
+# embedded. Both heads match a cohort without acceptance rules. The first has no end of a clause, so its text has
 # one view for any number.
-_ONE_VIEW, _TWO_VIEWS = "Write a Python function for case CASE", "Write Python for case CASE now."
+_ONE_VIEW, _TWO_VIEWS = "Write a Python function for case CASE", "Write Python for case CASE:"
 _HEAD_TOKENS = {_ONE_VIEW: 11, _TWO_VIEWS: 11}
 _WORDS = "that reads the rows of a table and sorts them by the date in the first column and".split()  # noqa: SIM905
 _PATH = "/v1/chat/completions"

@@ -1,7 +1,7 @@
 """A load on a system by `wrk`, with one thread in a closed loop, and its cost to the system.
 
-A turn has failed if a single request got no answer, if Envoy let a request pass without a decision, or if an answer
-has another reason than those that are expected. Such answers are cheaper, so their rate would be too good.
+A turn has failed if one request got no answer, or if Envoy let one pass without a decision. It has also failed if
+an answer has an unexpected reason. These answers are cheaper, so the rate would be too good.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ class Cell(msgspec.Struct, frozen=True):
 
 
 def faults(cells: list[Cell]) -> str:
-    """What went wrong in these turns: "2 of 6 turns FAILED: 3 errors, 12 fail-opens, 5 deadline". Or nothing."""
+    """The faults of these turns: "2 of 6 turns FAILED: 3 errors, 12 fail-opens, 5 deadline". Empty without any."""
     counts = Counter({"errors": sum(c.failed for c in cells), "fail-opens": sum(c.fail_opens for c in cells)})
     for cell in cells:
         counts.update(cell.unexpected)

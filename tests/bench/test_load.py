@@ -97,7 +97,7 @@ def test_the_result_of_a_turn_is_per_request():
     ids=["error", "fail-open", "router killed", "deadline", "no answer"],
 )
 def test_a_turn_with_one_request_that_was_not_routed_has_failed(printed: str, opened: int, what: str):
-    """However good its rate is."""
+    """Its rate does not count."""
     cell = cell_of(printed, [0.5], 0.2, opened)
     assert not cell.valid
     assert faults([MATCHED_CELL, cell]) == f"1 of 2 turns FAILED: {what}"

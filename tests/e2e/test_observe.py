@@ -12,9 +12,10 @@ from tests.e2e.traffic import REPOSITORY
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="Prometheus is not installed: apt-get install prometheus"
 )
+RULES_TESTS = ("rules_test.yml", "rules_days_test.yml")
 
 
-@pytest.mark.parametrize("command", [["check", "rules", "rules.yml"], ["test", "rules", "rules_test.yml"]], ids=str)
+@pytest.mark.parametrize("command", [["check", "rules", "rules.yml"], ["test", "rules", *RULES_TESTS]], ids=str)
 def test_promtool_accepts_the_rules(command: list[str]) -> None:
     """The rules are valid, and each alert fires in its situation."""
     done = subprocess.run(
@@ -25,7 +26,8 @@ def test_promtool_accepts_the_rules(command: list[str]) -> None:
 
 def test_every_alert_is_tested() -> None:
     alerts = re.findall(r"alert: (\w+)", (REPOSITORY / OBSERVE / "rules.yml").read_text())
-    tested = re.findall(r"alertname: (\w+)", (REPOSITORY / OBSERVE / "rules_test.yml").read_text())
+    tests = "".join((REPOSITORY / OBSERVE / name).read_text() for name in RULES_TESTS)
+    tested = re.findall(r"alertname: (\w+)", tests)
     assert set(alerts) == set(tested)
 
 
