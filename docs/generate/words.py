@@ -48,7 +48,8 @@ TRAFFIC_KEYS = {
     "Row.intent": 'The true cohort. `null` or `"oos"`: the row belongs to no intent. Left out: it has no label.',
     "Row.outcomes": "The outcome of each tier that answered, by name: see below.",
     "Row.id": "Your own name for the row.",
-    "Row.session": "The conversation that the row belongs to. Rows of one conversation are resampled together.",
+    "Row.session": "The conversation that the row belongs to. Its rows count as one.",
+    "Row.user": "The person who asked. All rows of one person count as one, also in several sessions.",
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
     "`eval --perturb` tries them.",
