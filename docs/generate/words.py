@@ -219,6 +219,7 @@ REASONS = {
     "bad_request": "answered with 400: the body cannot be read, a member appears twice, or `model` cannot be replaced",
     "out_of_scope": "nearer to no cohort than that cohort's floor",
     "ambiguous": "two cohorts are too close",
+    "abstained": "no floor keeps the risk that the cohort was calibrated for",
     "no_text": "the request has no words of a person",
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",

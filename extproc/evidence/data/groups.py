@@ -1,7 +1,7 @@
 """Rows that are one piece of evidence: asks that repeat, and the asks of one session or user.
 
-Two asks are alike if they have the same words, apart from numbers, ids and names. Longer ones may also differ in one
-more word, as requests that a program makes from a template do.
+Two asks are alike if they have the same words, apart from numbers, ids and names. Longer ones may also differ in
+one word, like requests that a program makes from a template.
 """
 
 import re
@@ -23,7 +23,7 @@ def group_rows(texts: Sequence[str], owners: Sequence[str | None]) -> GroupIds:
     """Return int64[n]: the same number for rows that are one piece of evidence.
 
     `owners` are the users or the sessions of the rows. An ask that occurs under several owners belongs to none of
-    them, so that a greeting does not join everybody who sends it.
+    them, so that a greeting does not join the users who send it.
     """
     alike = _groups_of_alike([_pattern(text) for text in texts])
     owner_of: dict[int, set[str | int]] = {}
