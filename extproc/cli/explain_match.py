@@ -48,6 +48,8 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     """One sentence: why the match counts, or why another tier is proposed."""
     weighed, name = weigh(policy, match), cohort.name
     tier = policy.tiers[weighed.rank].name
+    if cohort.abstains:
+        return f"{name} abstains ({cohort.figure}), so {tier} serves"
     if match.similarity < cohort.floor:
         return f"the similarity is below the floor of {name}, so {tier} serves"
     if match.margin < cohort.margin:
@@ -81,4 +83,6 @@ def _mark(cohort: Cohort) -> str:
         return "  uncalibrated: the floor in its file"
     if cohort.evidence is None:
         return "  uncalibrated"
+    if cohort.evidence.abstains:
+        return f"  {'abstains' if cohort.abstains else 'accepted by `abstain: off`'}: {cohort.figure}"
     return "  stale: utterances or centroids changed since it was calibrated"

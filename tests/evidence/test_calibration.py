@@ -1,7 +1,6 @@
 """Calibration: floors that keep a stated risk, probabilities that match frequencies, and YAML edited in place."""
 
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -364,10 +363,11 @@ def labelled(tmp_path, billing=120, cooking=10):
 
 def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_path, words, capsys):
     """One cohort has enough rows. The other abstains, and the output says how many rows it needs."""
-    data, before = labelled(tmp_path), {path.name: path.read_text() for path in folder.iterdir()}
+    data, before = labelled(tmp_path, cooking=3), {path.name: path.read_text() for path in folder.iterdir()}
     assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"\ncooking +\d+  abstains: (needs about 20 distinct labelled rows|\d+ % of the surer)", shown)
+    why = "abstains: needs about 20 distinct labelled rows that land here; has 3"
+    assert f"\ncooking                    3  {why}\n" in shown
     assert f"+++ {folder}/billing.yaml (calibrated)\n" in shown
     assert shown.endswith(" files not written: give --write to apply this\n")
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
@@ -392,7 +392,7 @@ def test_a_cohort_that_abstains_is_shown_until_the_operator_accepts_it(
     """Its requests go to the default tier, in `check` and `explain`, too. `abstain: off` accepts its matches."""
     monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda model: words)
     monkeypatch.setattr("extproc.cli.explain.load_encoder", lambda model: words)
-    commands.run_calibrate(folder, labelled(tmp_path), 0.05, "2026-11-22", 0, write=True)
+    commands.run_calibrate(folder, labelled(tmp_path, cooking=3), 0.05, "2026-11-22", 0, write=True)
     ask = ["explain", "--intents", str(folder), "How long does the egg recipe take"]
     capsys.readouterr()
     assert main(["check", str(folder)]) == 0
