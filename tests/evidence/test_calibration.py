@@ -366,8 +366,8 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
     data, before = labelled(tmp_path, cooking=3), {path.name: path.read_text() for path in folder.iterdir()}
     assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
     shown = capsys.readouterr().out
-    why = "abstains: needs about 20 distinct labelled rows that land here; has 3"
-    assert f"\ncooking                    3  {why}\n" in shown
+    why = "abstains: needs about 20 distinct labelled rows that land here; has 4"
+    assert f"\ncooking                    4  {why}\n" in shown
     assert f"+++ {folder}/billing.yaml (calibrated)\n" in shown
     assert shown.endswith(" files not written: give --write to apply this\n")
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
