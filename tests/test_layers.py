@@ -58,6 +58,7 @@ VENDORS = {
     "evidence/measure/comparison.py": {"scipy"},
     "evidence/measure/gate.py": {"scipy"},
     "evidence/fit/adapt.py": {"torch"},
+    "evidence/fit/folds.py": {"scipy"},
     "evidence/fit/logistic.py": {"scipy"},
     "evidence/fit/probability.py": {"scipy"},
     "evidence/fit/suggestion.py": {"scipy"},

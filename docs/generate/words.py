@@ -49,7 +49,8 @@ TRAFFIC_KEYS = {
     "Row.intent": 'The true cohort. `null` or `"oos"`: the row belongs to no intent. Left out: it has no label.',
     "Row.outcomes": "The outcome of each tier that answered, by name: see below.",
     "Row.id": "Your own name for the row.",
-    "Row.session": "The conversation that the row belongs to. Rows of one conversation are resampled together.",
+    "Row.session": "The conversation that the row belongs to. Its rows count as one.",
+    "Row.user": "The person who asked. All rows of one person count as one, also in several sessions.",
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
     "`eval --perturb` tries them.",
@@ -219,6 +220,7 @@ REASONS = {
     "bad_request": "answered with 400: the body cannot be read, a member appears twice, or `model` cannot be replaced",
     "out_of_scope": "nearer to no cohort than that cohort's floor",
     "ambiguous": "two cohorts are too close",
+    "abstained": "no floor keeps the risk that the cohort was calibrated for",
     "no_text": "the request has no words of a person",
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",

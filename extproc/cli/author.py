@@ -86,11 +86,19 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
 
     rules = {cohort.name: needs_whole_answer(cohort.accept) for cohort in cohorts if cohort.stream == "early"}
     notes = {
+        "abstain (no floor keeps the risk; their requests go to the default tier)": [
+            f"{cohort.name} ({cohort.figure})" for cohort in cohorts if cohort.abstains
+        ],
+        "accepted by `abstain: off` (no floor keeps the risk)": [
+            f"{cohort.name} ({cohort.figure})" for cohort in cohorts if cohort.unproven
+        ],
         "uncalibrated (no evidence for their floors)": [
             cohort.name for cohort in cohorts if cohort.evidence is None
         ],
         "stale (utterances or centroids changed since `extproc calibrate`)": [
-            cohort.name for cohort in cohorts if cohort.evidence is not None and not cohort.calibrated
+            cohort.name
+            for cohort in cohorts
+            if cohort.evidence is not None and not (cohort.calibrated or cohort.evidence.abstains)
         ],
         "stale (models changed since tier and settings were chosen)": [
             cohort.name

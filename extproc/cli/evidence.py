@@ -20,8 +20,8 @@ from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
 from extproc.evidence.fit.calibration import calibrate
 from extproc.evidence.fit.choice import changes, choose
-from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows, labelled_rows
-from extproc.evidence.fit.learning import FittedCentroids, learn, split_after, texts_for_encoder, too_few
+from extproc.evidence.fit.labelled import LabelledRows, labelled_rows
+from extproc.evidence.fit.learning import FittedCentroids, learn, texts_for_encoder
 from extproc.evidence.fit.plans import scored_table
 from extproc.evidence.fit.suggestion import as_yaml, borderline_utterances, propose
 from extproc.evidence.fit.target import Target
@@ -92,41 +92,38 @@ def run_calibrate(
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
     _report_weights(data, run)
-    rows = labelled_rows(run, seed)
-    learned = _learned(run, rows, memory, risk, date, seed, adapt)
-    split = split_after(run, rows, learned)
-    calibration = calibrate(run, rows, split, risk, date)
-    centroids = learned.raw if split.config.fitted is not None and not _same_centroids(run, split) else b""
+    rows = labelled_rows(run)
+    learned = _learned(run, rows, memory, date, seed, adapt)
+    calibration = calibrate(run, learned, risk, date)
+    centroids = learned.raw if not _same_centroids(run, learned.config) else b""
     written = {intent.intent: intent for intent in run.config.intents}
     values = {fit.name: fit.changes(written[fit.name]) for fit in calibration.fits}
-    edited = [*_encoder_change(intents, run, split.config), *_edited(intents, run, values)]
+    edited = [*_encoder_change(intents, run, learned.config), *_edited(intents, run, values)]
     if write:  # before anything is printed, because a reader that closes the pipe must not stop the writing
         for path, _, after in edited:  # the encoder first: a running router then refuses reloads until its restart
             edits.write_text(path, after)
         if centroids:
             edits.write(intents / CENTROIDS_FILE, centroids)
     print("\n".join(verdict_text(calibration_verdicts(calibration, risk))) + "\n")
-    print("\n".join(learned_text(learned, rows, split, seed)) + "\n")
+    print("\n".join(learned_text(learned, rows)) + "\n")
     print("\n".join(calibration_text(calibration, risk, run.snapshot.policy.cohorts)) + "\n")
-    if centroids and split.config.fitted is not None:
+    if centroids and learned.config.fitted is not None:
         size = in_configmap(intents, centroids)
-        print(f"{intents / CENTROIDS_FILE}: {split.config.fitted.header}; {size}")
+        print(f"{intents / CENTROIDS_FILE}: {learned.config.fitted.header}; {size}")
     _print_edits(edited, bool(centroids), write)
-    if write and split.config.policy.encoder != run.config.policy.encoder:
+    if write and learned.config.policy.encoder != run.config.policy.encoder:
         print(f"next, run `extproc prepare --intents {intents}` on the serving machine and restart the router")
     return 0
 
 
 def _learned(
-    run: Execution, rows: LabelledRows, memory: Memory, risk: float, date: str, seed: int, adapt: Path | None
+    run: Execution, rows: LabelledRows, memory: Memory, date: str, seed: int, adapt: Path | None
 ) -> FittedCentroids:
-    """Better centroids, and with `adapt` a better encoder, if these rows show any."""
-    if (why := too_few(run, rows, risk)) is not None:
-        return FittedCentroids(0, (), f"centroids {'and encoder ' * (adapt is not None)}are unchanged: {why}")
+    """A better way of matching, and with `adapt` a better encoder, if these rows show any."""
     now = run.config.policy.encoder
     encoders = [EncoderCandidate(now, memory, back_of(now.model))]
     if adapt is not None:
-        texts = texts_for_encoder(run, rows)
+        texts = texts_for_encoder(run, rows, seed)
         count = sum(map(len, texts.values()))
         print(f"adapting the encoder on {count:,} texts, which takes minutes the first time", file=sys.stderr)
         folder = adapted_encoder(now.model, texts, adapt, date)
@@ -135,8 +132,8 @@ def _learned(
     return learn(run, rows, encoders, date, seed)
 
 
-def _same_centroids(run: Execution, split: CalibrationSplit) -> bool:
-    old, new = run.config.fitted, split.config.fitted
+def _same_centroids(run: Execution, config: Config) -> bool:
+    old, new = run.config.fitted, config.fitted
     return old is not None and new is not None and old.header.seal == new.header.seal
 
 

@@ -50,6 +50,8 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     tier = policy.tiers[weighed.rank].name
     if match.no_task:
         return f"the ask names no task, so {tier} serves"
+    if cohort.abstains:
+        return f"{name} abstains ({cohort.figure}), so {tier} serves"
     if match.similarity < cohort.floor:
         return f"the similarity is below the floor of {name}, so {tier} serves"
     if match.margin < cohort.margin:
@@ -83,4 +85,6 @@ def _mark(cohort: Cohort) -> str:
         return "  uncalibrated: the floor in its file"
     if cohort.evidence is None:
         return "  uncalibrated"
+    if cohort.evidence.abstains:
+        return f"  {'abstains' if cohort.abstains else 'accepted by `abstain: off`'}: {cohort.figure}"
     return "  stale: utterances or centroids changed since it was calibrated"

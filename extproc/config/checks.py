@@ -157,7 +157,7 @@ def _check_utterances(utterances: Sequence[str]) -> Iterator[_Finding]:
 
 def _check_evidence(evidence: Evidence, floor: float | None) -> Iterator[_Finding]:
     again = "run `extproc calibrate` again"
-    if floor is None:
+    if floor is None and not evidence.abstains:
         yield ".evidence", f"there is `evidence`, but no `floor` that it is about: {again}"
     yield from _within(".evidence.probability.similarity", evidence.probability.similarity, least=0, hint=again)
     yield from _within(".evidence.probability.margin", evidence.probability.margin, least=0, hint=again)

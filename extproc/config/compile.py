@@ -13,7 +13,7 @@ from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.models import reads_only_english
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.encoder.vector_file import storing
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.centroid_file import CENTROIDS_FILE, Matcher
 from extproc.routing.centroids import RECIPE, fit_centroids, means_of
 from extproc.routing.head import fit_head
 from extproc.routing.index import Index, Kind, nearest
@@ -90,19 +90,27 @@ def matching(
     if file is not None:
         stale = file.stale(config.policy.encoder.name, digest, np.concatenate(list(rows.values())))
         if stale is None:
-            return Index(file.centroids, means_of(rows), file.header.back), file.floors, centroids_digest(config)
+            index = matcher_index(file.matcher, means_of(rows), file.header.back, kinds_of(config))
+            return index, file.floors, centroids_digest(config)
         log.warning("%s", stale)
     cohorts = fit_centroids(rows)
     index = Index(
         {name: cohort.centroid[None, :] for name, cohort in cohorts.items()},
         {name: cohort.mean for name, cohort in cohorts.items()},
         head=fit_head(rows, background),
-        kinds=_kinds(config),
+        kinds=kinds_of(config),
     )
     return index, {name: cohort.floor for name, cohort in cohorts.items()}, digest
 
 
-def _kinds(config: Config) -> dict[str, Kind]:
+def matcher_index(
+    matcher: Matcher, means: Mapping[str, Vectors], back: float, kinds: Mapping[str, Kind] | None = None
+) -> Index:
+    """The index of values that were fitted on labelled rows."""
+    return Index(matcher.centroids, means, back, matcher.head, kinds, matcher.background)
+
+
+def kinds_of(config: Config) -> dict[str, Kind]:
     """The tier that each cohort needs, and the first cohort with the same settings."""
     ranks = {tier.name: rank for rank, tier in enumerate(config.policy.tiers)}
     first: dict[str, str] = {}
@@ -131,12 +139,14 @@ def centroids_digest(config: Config) -> str:
 
 
 def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
+    evidence = intent.evidence
     return Cohort(
         name=intent.intent,
         tier=intent.tier,
         floor=own_floor if intent.floor is None else intent.floor,
         margin=intent.margin,
-        calibrated=intent.evidence is not None and intent.evidence.centroids == centroids,
+        calibrated=evidence is not None and not evidence.abstains and evidence.centroids == centroids,
+        abstains=evidence is not None and evidence.abstains and intent.abstain,
         reasoning=intent.reasoning,
         max_output_tokens=intent.max_output_tokens,
         tier_floor=intent.tier_floor,
@@ -145,7 +155,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
         accept=compile_rules(intent.accept, intent.scorer),
         escalate=intent.escalate,
         stream=intent.stream,
-        evidence=intent.evidence,
+        evidence=evidence,
         chosen=intent.chosen,
         operator_floor=intent.floor is not None and intent.evidence is None,
     )

@@ -151,11 +151,18 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = None
     margin: Annotated[
-        float, about("Least lead over the next intent's similarity. With less the request is ambiguous.")
+        float, about("Least lead over the next intent and over the background. With less the request is ambiguous.")
     ] = 0.0
     evidence: Annotated[
         Evidence | None, about("The evidence for floor and margin. `extproc calibrate` writes it.")
     ] = None
+    abstain: Annotated[
+        bool,
+        about(
+            "off: a match counts although `extproc calibrate` found no floor that keeps the risk (`abstains` in "
+            "the evidence)."
+        ),
+    ] = True
     accept: Annotated[
         list[Any], about("Rules that an answer must pass before the client sees it. A rejected answer escalates.")
     ] = []

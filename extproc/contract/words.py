@@ -20,6 +20,7 @@ class Reason(StrEnum):
     # Fallbacks: no decision could be made.
     OUT_OF_SCOPE = "out_of_scope"  # no cohort is as near as its floor requires
     AMBIGUOUS = "ambiguous"  # two cohorts are about equally near
+    ABSTAINED = "abstained"  # the cohort's matches are too often wrong for the risk that was calibrated
     NO_TEXT = "no_text"  # the request has no text from a person
     UNREADABLE = "unreadable"  # the body is empty, or has more messages or members than the router reads
     DEADLINE = "deadline"  # the encoder took too long or was overloaded

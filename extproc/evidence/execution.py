@@ -22,6 +22,7 @@ from extproc.contract.words import Reason
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.encoder.vector_file import storing
 from extproc.evidence.data.answers import Prices, ReplayedAnswer, Served, Upstreams
+from extproc.evidence.data.groups import group_rows
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_all
 from extproc.evidence.measure.metrics import Floats, GroupIds
@@ -178,14 +179,7 @@ class Execution(msgspec.Struct, frozen=True):
     bad: list[BadRow]
     verbatim: int  # rows left out because they repeat an utterance word for word
     token_counts: dict[str, int]  # answers by the source of their token counts
-
-    def conversations(self) -> GroupIds:
-        """int64[rows]: the same number for rows of one `session`, which are not independent evidence.
-
-        A row without a session has its own number.
-        """
-        names: dict[str | int, int] = {}
-        return np.array([names.setdefault(row.session or i, len(names)) for i, row in enumerate(self.rows)], int)
+    groups: GroupIds  # rows with the same number are one piece of evidence (data/groups.py)
 
     def weights(self) -> Floats:
         """float64[rows]: how many rows of the traffic each row stands for."""
@@ -227,6 +221,7 @@ def execute(
             "estimated": prices.estimated,
             "input only": prices.input_only,
         },
+        groups=group_rows(list(map(ask_of, rows, routed)), [row.user or row.session for row in rows]),
     )
 
 

@@ -1,11 +1,12 @@
-"""centroids.safetensors, in the folder of the YAML: centroids that `extproc calibrate` fitted on labelled rows.
+"""centroids.safetensors, in the folder of the YAML: the result of `extproc calibrate` on labelled rows.
 
-The header names the encoder and utterances that the centroids were fitted with. They are used as long as both are
-the same. After a change of an utterance, centroids are fitted from the utterances alone (config/compile.py).
+It has the centroids of the cohorts and of the background, and the head if the kind is one. The header names the
+encoder and utterances that they were fitted with. They are used as long as both are the same. After a change of an
+utterance, matching is fitted from the utterances alone (config/compile.py).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from extproc.encoder.protocols import Vectors
+from extproc.routing.head import Head
 
 CENTROIDS_FILE = "centroids.safetensors"
 _CALIBRATE = "run `extproc calibrate --write` again, or delete the file"
@@ -44,13 +46,22 @@ class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class Matcher(msgspec.Struct, frozen=True, eq=False):
+    """The values that find the cohort of a vector."""
+
+    centroids: Mapping[str, Vectors]  # cohort -> float32[n, d], unit vectors
+    background: Vectors | None = None  # float32[n, d], unit vectors: centroids of the background
+    head: Head | None = None  # it decides instead of the centroids
+
+
 class CentroidFile(msgspec.Struct, frozen=True, eq=False):
     """The content of the file."""
 
     header: Header
-    centroids: Mapping[str, Vectors]  # cohort -> float32[n, d], unit vectors
+    matcher: Matcher
     floors: Mapping[str, float]  # for cohorts whose intent sets no floor
     probe: Vectors  # float32[n]: similarity of each utterance to the next one, which identifies the encoder
+    seen: np.ndarray  # uint32[m], `fingerprints` of the rows that it was fitted on
 
     def stale(self, encoder: str, utterances: str, rows: Vectors) -> str | None:
         """Return why these centroids are not valid for the intents and what to do, or None if they are valid.
@@ -68,7 +79,10 @@ class CentroidFile(msgspec.Struct, frozen=True, eq=False):
         return f"{CENTROIDS_FILE} is stale, centroids come from the utterances alone: {why}; {_CALIBRATE}"
 
     def _fits_encoder(self, rows: Vectors) -> bool:
-        if next(iter(self.centroids.values())).shape[1] != rows.shape[1] or len(self.probe) != len(rows) - 1:
+        if (
+            next(iter(self.matcher.centroids.values())).shape[1] != rows.shape[1]
+            or len(self.probe) != len(rows) - 1
+        ):
             return False
         return float(np.sqrt(np.mean((probe_of(rows) - self.probe) ** 2))) < _SAME_ENCODER
 
@@ -80,14 +94,22 @@ def probe_of(rows: Vectors) -> Vectors:
 
 
 def encode_centroids(
-    header: Header, centroids: Mapping[str, Vectors], floors: Mapping[str, float], rows: Vectors
+    header: Header, matcher: Matcher, floors: Mapping[str, float], rows: Vectors, texts: Iterable[str] = ()
 ) -> bytes:
-    """Return the bytes of the file. `rows` are the vectors of all utterances, in order. Deterministic."""
+    """Return the bytes of the file. Deterministic.
+
+    `rows` are the vectors of all utterances, in order, and `texts` are the rows that were fitted on.
+    """
     arrays: dict[str, np.ndarray] = {
-        "centroids": np.concatenate([centroids[name] for name in header.cohorts]).astype(np.float16),
+        "centroids": np.concatenate([matcher.centroids[name] for name in header.cohorts]).astype(np.float16),
         "floors": np.array([floors[name] for name in header.cohorts], dtype=np.float32),
         "probe": probe_of(rows).astype(np.float32),
+        "seen": np.unique(fingerprints(texts)),
     }
+    if matcher.background is not None:
+        arrays["background"] = matcher.background.astype(np.float16)
+    if matcher.head is not None:
+        arrays["weights"], arrays["bias"] = matcher.head.weights.astype(np.float16), matcher.head.bias
     sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
     return bytes(save(arrays, metadata={"header": msgspec.json.encode(sealed).decode()}))
 
@@ -105,21 +127,45 @@ def decode_centroids(raw: bytes) -> CentroidFile:
     if header.seal != _seal(header, arrays):
         raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_CALIBRATE}")
     centroids = np.split(arrays["centroids"].astype(np.float32), np.cumsum(counts)[:-1])
+    background, weights = (
+        arrays[name].astype(np.float32) if name in arrays else None for name in ("background", "weights")
+    )
+    head = Head(weights, arrays["bias"]) if weights is not None else None
     return CentroidFile(
         header,
-        dict(zip(header.cohorts, centroids, strict=True)),
+        Matcher(dict(zip(header.cohorts, centroids, strict=True)), background, head),
         dict(zip(header.cohorts, map(float, arrays["floors"]), strict=True)),
         arrays["probe"],
+        arrays["seen"],
     )
 
 
 def _has_shapes(arrays: Mapping[str, np.ndarray], counts: Sequence[int]) -> bool:
     """Whether the arrays have the shapes that these numbers of centroids require."""
-    if arrays.keys() != {"centroids", "floors", "probe"} or not counts or min(counts) < 1:
+    names, always = {*arrays}, {"centroids", "floors", "probe", "seen"}
+    if names - always not in (set(), {"background"}, {"weights", "bias"}) or not always <= names:
         return False
-    centroids, floors, probe = (arrays[name] for name in ("centroids", "floors", "probe"))
-    expected = centroids.ndim == 2 and len(centroids) == sum(counts) and floors.shape == (len(counts),)
-    return expected and probe.ndim == 1
+    centroids, floors = arrays["centroids"], arrays["floors"]
+    if not counts or min(counts) < 1 or centroids.ndim != 2 or floors.shape != (len(counts),):
+        return False
+    width, vectors = centroids.shape[1], [arrays[name] for name in ("background", "weights") if name in names]
+    return (
+        len(centroids) == sum(counts)
+        and arrays["probe"].ndim == arrays["seen"].ndim == 1
+        and all(rows.ndim == 2 and len(rows) and rows.shape[1] == width for rows in vectors)
+        and ("weights" not in names or _is_head(arrays["weights"], arrays["bias"], len(counts)))
+    )
+
+
+def _is_head(weights: np.ndarray, bias: np.ndarray, cohorts: int) -> bool:
+    """Whether the head has a class for each cohort, and perhaps one for the background."""
+    return len(weights) - cohorts in (0, 1) and bias.shape == (len(weights),)
+
+
+def fingerprints(texts: Iterable[str]) -> np.ndarray:
+    """Return uint32[n]: a short hash of each text, without its case and spaces."""
+    digests = [hashlib.blake2b(" ".join(t.lower().split()).encode(), digest_size=4).digest() for t in texts]
+    return np.frombuffer(b"".join(digests), dtype="<u4")
 
 
 def _metadata(raw: bytes) -> str:

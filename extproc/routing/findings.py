@@ -88,6 +88,6 @@ def _possible_cohorts(policy: Policy, match: Match | None, trusted: Reason) -> t
     if match is None or trusted is Reason.OUT_OF_SCOPE:
         return ()
     likely = match.chance is None or match.runner_up_chance > DOUBT
-    if trusted is Reason.AMBIGUOUS and match.runner_up is not None and likely:
+    if trusted in (Reason.AMBIGUOUS, Reason.ABSTAINED) and match.runner_up is not None and likely:
         return policy.cohorts[match.cohort], policy.cohorts[match.runner_up]
     return (policy.cohorts[match.cohort],)

@@ -23,7 +23,9 @@ class Match(msgspec.Struct, frozen=True):
 
     cohort: str
     similarity: float
-    margin: float  # cosine of the nearest centroid minus that of the best centroid of any *other* cohort
+    # Lead over every other cohort and the background, at least 0: in chances if the index has a head, otherwise in
+    # cosines of the nearest centroids.
+    margin: float
     runner_up: str | None = None  # that other cohort; None if there is only one cohort
     chance: float | None = None  # that the text belongs to the cohort. None: there is no head
     runner_up_chance: float = 0.0
@@ -57,17 +59,20 @@ class Index:
         back: float = BACK,
         head: Head | None = None,
         kinds: Mapping[str, Kind] | None = None,
+        background: Vectors | None = None,
     ) -> None:
         """`centroids`: cohort -> float32[n, d]. `means`: cohort -> float32[d]. All are unit vectors.
 
         `back` is the weight of the mean in the similarity. Without means, similarity is the cosine of the nearest
         centroid. The classes of `head` are the cohorts, in order, and the background after them. With it, the
         cohort with the highest chance is the nearest. `kinds` has the settings of each cohort. Without them each
-        cohort has its own kind. Raises ValueError if there is no cohort.
+        cohort has its own kind. `background` has centroids of the background, float32[n, d]. They count
+        in the margin. Raises ValueError if there is no cohort.
         """
         if not centroids:
             raise ValueError("the index has no cohort: give at least one cohort with its centroids")
         self.centroids, self.means, self.back, self.head = centroids, means, back, head
+        self.background = background
         if head is None:
             self.cohorts = [name for name, rows in centroids.items() for _ in range(len(rows))]
             # As many results as the search needs to reach a second cohort behind all centroids of the first one.
@@ -98,7 +103,9 @@ def nearest(index: Index, vector: Vectors) -> Match:
     ranked = _search(index, vector, index.neighbours)
     cohort, best = ranked[0]
     runner_up, second = next(((name, cosine) for name, cosine in ranked if name != cohort), (None, 0.0))
-    return Match(cohort, _similarity(index, cohort, vector, best), best - second, runner_up)
+    if index.background is not None:
+        second = max(second, float((index.background @ vector).max()))
+    return Match(cohort, _similarity(index, cohort, vector, best), max(0.0, best - second), runner_up)
 
 
 def _likeliest(index: Index, vector: Vectors) -> Match:
@@ -114,7 +121,7 @@ def _likeliest(index: Index, vector: Vectors) -> Match:
     return Match(
         cohort,
         _similarity(index, cohort, vector, cosine),
-        max(0.0, cosine - _cosine(index, runner_up, vector)) if runner_up is not None else cosine,
+        max(0.0, float(chances[at] - np.delete(chances, at).max(initial=0.0))),
         runner_up,
         float(chances[at]),
         float(chances[second[1]]) if second is not None else 0.0,

@@ -32,6 +32,7 @@ class Cohort(msgspec.Struct, frozen=True):
     stream: StreamHold = "early"
     evidence: Evidence | None = None  # kept when it is stale, too
     chosen: Chosen | None = None  # the data that its tier and settings were chosen on
+    abstains: bool = False  # no floor keeps the risk, so no match counts
     operator_floor: bool = False  # a person wrote the floor, without evidence
 
     @property
@@ -42,6 +43,16 @@ class Cohort(msgspec.Struct, frozen=True):
     def needed_tier(self, policy: "Policy") -> str:
         """Return the tier that its requests need: its own, or its floor if that is costlier."""
         return max(self.tier, self.tier_floor or self.tier, key=policy.rank)
+
+    @property
+    def unproven(self) -> bool:
+        """Whether its matches count although no floor keeps the risk, because the operator wants that."""
+        return self.evidence is not None and self.evidence.abstains and not self.abstains
+
+    @property
+    def figure(self) -> str:
+        """The share of its matches that are wrong, as text. Empty without evidence."""
+        return self.evidence.figure if self.evidence is not None else ""
 
     def probability(self, match: Match) -> float | None:
         """Return the probability that the match is right, or None without valid evidence."""

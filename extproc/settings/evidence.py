@@ -21,12 +21,12 @@ class Probability(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return 1 / (1 + math.exp(-max(-700.0, self.similarity * similarity + self.margin * margin + self.offset)))
 
 
-class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The evidence for the floor of a cohort. `extproc calibrate` writes it."""
 
     date: Annotated[str, about("Day of the fit, as YYYY-MM-DD.")]
     data: Annotated[str, about("Hash of the labelled traffic.")]
-    rows: Annotated[int, about("Number of its rows that landed in this cohort.")]
+    rows: Annotated[int, about("Number of its distinct rows that landed in this cohort.")]
     encoder: Annotated[str, about("Name of the encoder model.")]
     centroids: Annotated[
         str,
@@ -35,15 +35,35 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     risk: Annotated[float, about("Share of accepted matches that may be wrong, on average over fits.")]
     wrong: Annotated[
         tuple[float, float],
-        about("95 % interval of the share of accepted matches that are wrong, on rows that were not fitted on."),
+        about(
+            "95 % interval of the share of accepted matches that are wrong, on rows that were not fitted on. With "
+            "`abstains`: of all its matches."
+        ),
     ]
     accepted: Annotated[float, about("Share of rows that the floor accepts, on rows that were not fitted on.")]
     probability: Annotated[Probability, about("The probability that a match is right.")]
+    pool: Annotated[
+        int | None,
+        about(
+            "Number of distinct rows of all cohorts that share the margin, because each has too few rows. `wrong` "
+            "and `accepted` are then about all of them. Left out: the floor is the cohort's own."
+        ),
+    ] = None
+    abstains: Annotated[
+        bool,
+        about("No floor keeps the risk, so no match counts, unless the intent has `abstain: off`."),
+    ] = False
 
     @property
     def stamp(self) -> str:
         """The data and the day, in one short word each."""
         return f"{self.data} {self.date}"
+
+    @property
+    def figure(self) -> str:
+        """The interval of the share of wrong matches, as text."""
+        low, high = (100 * end for end in self.wrong)
+        return f"{low:.0f} to {high:.0f} % wrong on {self.rows} rows"
 
 
 class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from extproc.config.load import Config, ConfigError, load_config
-from extproc.routing.centroid_file import CENTROIDS_FILE, Header, encode_centroids
+from extproc.routing.centroid_file import CENTROIDS_FILE, Header, Matcher, encode_centroids
 from tests.deploy.manifests import (
     MESH_KINDS,
     OVERLAYS,
@@ -289,7 +289,7 @@ def test_fitted_centroids_reach_the_pod_as_they_are(tmp_path: Path) -> None:
     tree = copied(tmp_path)
     header = Header("fitted", "2026-11-22", "m", "1234567e8901", "f1f958a82ea0", 24, 0, 0.3, {"one": 1})
     vector = np.full((1, 16), 0.25, dtype=np.float32)
-    raw = encode_centroids(header, {"one": vector}, {"one": 0.5}, vector)
+    raw = encode_centroids(header, Matcher({"one": vector}), {"one": 0.5}, vector)
     (tree / "intents" / CENTROIDS_FILE).write_bytes(raw)
     with (tree / "intents/Kustomization").open("a") as file:
         file.write(f"  - {CENTROIDS_FILE}\n")

@@ -12,7 +12,7 @@ from extproc.config.load import load_config
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
 from extproc.encoder.protocols import Encoder
-from extproc.routing.centroid_file import CENTROIDS_FILE, Header, encode_centroids
+from extproc.routing.centroid_file import CENTROIDS_FILE, Header, Matcher, encode_centroids
 from tests.e2e.traffic import (
     EXTRACT,
     LEGAL,
@@ -153,7 +153,7 @@ def test_fitted_centroids_are_taken_up_and_a_damaged_file_is_not(mounted: Stack,
     )  # fmt: skip
     # Each cohort has the centroids of the next one, so every decision changes.
     turned = dict(zip(names, [rows[name] for name in names[1:] + names[:1]], strict=True))
-    raw = encode_centroids(header, turned, dict.fromkeys(names, 0.05), np.concatenate(list(rows.values())))
+    raw = encode_centroids(header, Matcher(turned), dict.fromkeys(names, 0.05), np.concatenate(list(rows.values())))
     was = ask(mounted.port, EXTRACT).said["x-router-cohort"]
     before = len(mounted.log("router.log"))
     with Flow(mounted.port, EXTRACT) as flow:

@@ -15,14 +15,17 @@ from extproc.config.compile import centroids_digest, compile_snapshot
 from extproc.config.load import load_config
 from extproc.config.schema import Intent
 from extproc.config.strict_yaml import decode_yaml
+from extproc.evidence.data.groups import distinct, group_rows
 from extproc.evidence.execution import Memory
 from extproc.evidence.fit import edits
-from extproc.evidence.fit.calibration import FloorFit, _why_no_floors
+from extproc.evidence.fit.calibration import Counts, FloorFit
+from extproc.evidence.fit.floor_choice import choose_all, why_no_floors
 from extproc.evidence.fit.floors import best_kind, choose_floors, least_rows
-from extproc.evidence.fit.labelled import Matches
+from extproc.evidence.fit.labelled import LabelledRows, Matches
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
 from extproc.evidence.fit.probability import fit_probability
 from extproc.settings import Evidence, Probability
+from tests.evidence.texts import letters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -106,16 +109,88 @@ def test_the_number_of_rows_that_shows_a_risk():
 
 
 def test_the_reason_for_no_floor_says_what_to_do():
-    """It asks for rows, counted over all parts, or for other utterances."""
+    """It asks for rows or for other utterances."""
     few = matches([0.9] * 19, [True] * 19)
     tied = matches([0.9 - i / 100 for i in range(20)] + [0.1] * 20, [True] * 20 + [False] * 20)
     sure = matches([0.5] * 40, [True] * 37 + [False] * 3)
-    assert [_why_no_floors(rows, 99, 0.05, "similarity", 0.3) for rows in (few, tied, sure)] == [
-        "needs about 67 labelled rows that land here; has 99",
-        "0 % of the surer half of its matches are wrong: needs about 134 labelled rows; has 99",
+    assert [why_no_floors(rows, 0.05, "similarity") for rows in (few, tied, sure)] == [
+        "needs about 20 distinct labelled rows that land here; has 19",
+        "0 % of the surer half of its matches are wrong: needs about 40 distinct labelled rows; has 40",
         "8 % of the surer half of its matches are wrong: "
         "reword its utterances, or those of cohorts that it is confused with",
     ]
+
+
+# Groups and pools
+
+
+def test_asks_that_differ_in_a_number_an_id_or_a_name_are_one_piece_of_evidence():
+    """So are long asks that differ in one word. Short ones that differ in a word are not."""
+    texts = [
+        "Where is order 4711?", "where is order A-99",
+        "Where is the order of Anna Smith", "where is the order of Bo",
+        "I ordered a red chair last week and it is broken", "I ordered a blue chair last week and it is broken",
+        "cancel my flight", "cancel my order", "Where is my order?",
+    ]  # fmt: skip
+    assert group_rows(texts, [None] * 9).tolist() == [0, 0, 1, 1, 2, 2, 3, 4, 5]
+
+
+def test_the_asks_of_one_session_or_user_are_one_piece_of_evidence():
+    """An ask that several people make joins nobody, and is one piece of evidence itself."""
+    texts = ["hello", "pay my bill", "cancel it", "hello", "a recipe please"]
+    groups = group_rows(texts, ["anna", "anna", "anna", "bo", None])
+    assert groups.tolist() == [0, 1, 1, 0, 2]
+    assert distinct(groups) == 3
+
+
+def test_repeated_rows_change_no_floor_and_no_interval():
+    """Twenty repetitions of 120 rows are 120 rows."""
+    rng = np.random.default_rng(5)
+    once = traffic(rng, 120)
+    again = np.tile(np.arange(120), 20)
+    often = msgspec.structs.replace(once.subset(again), groups=again)
+    assert choose_floors(often, 0.2, "margin") == choose_floors(once, 0.2, "margin")
+    assert (often.distinct, often.wrong) == (120, pytest.approx(once.wrong))
+    assert fit_probability(often, None).similarity == pytest.approx(
+        fit_probability(once, None).similarity, rel=1e-3
+    )
+
+
+def pooled(rng, cohorts, each, wrong=()) -> LabelledRows:
+    """Return rows of many cohorts. Those in `wrong` are wrong in half of their matches, however sure these are."""
+    matches = traffic(rng, cohorts * each, outside=0.05)
+    landed = np.array([f"c{i % cohorts}" for i in range(cohorts * each)], dtype=object)
+    half = np.isin(landed.astype(str), list(wrong)) & (rng.random(len(landed)) < 0.5)
+    matches = msgspec.structs.replace(matches, right=matches.right & ~half)
+    none = np.zeros(len(landed), dtype=bool)
+    return LabelledRows([""] * len(landed), landed, landed, matches, none, none)
+
+
+def test_cohorts_with_ten_rows_share_a_margin_that_keeps_the_risk_over_all_of_them():
+    """The mean share of wrong matches over many fits is within the risk, and most of what can be accepted is."""
+    rng, floors = np.random.default_rng(6), {f"c{i}": -1.0 for i in range(30)}
+    fresh = traffic(rng, 40_000, outside=0.05)
+    wrong, accepted = [], []
+    for _ in range(100):
+        choices, _ = choose_all(pooled(rng, 30, 10), floors, 0.1)
+        margins = {choice.margin for choice in choices.values() if choice.pooled}
+        assert len(margins) <= 1
+        taken = fresh.accepted(-1.0, margins.pop()) if margins else np.zeros(40_000, dtype=bool)
+        wrong.append((taken & ~fresh.right).sum() / max(taken.sum(), 1))
+        accepted.append(taken.mean())
+    assert np.mean(wrong) <= 0.1 + 2 * np.std(wrong) / math.sqrt(len(wrong))
+    assert np.mean(accepted) > 0.3
+
+
+def test_a_cohort_that_is_too_often_wrong_leaves_the_pool_and_abstains():
+    """So does one with hardly a row. The others keep their margin."""
+    rng = np.random.default_rng(7)
+    rows = pooled(rng, 20, 25, wrong=["c3"])
+    choices, _ = choose_all(rows, {**{f"c{i}": -1.0 for i in range(20)}, "new": 0.1}, 0.1)
+    assert not choices["c3"].fitted and not choices["new"].fitted
+    assert "of the surer half of its matches are wrong" in choices["c3"].why
+    assert choices["new"].why == "needs about 10 distinct labelled rows that land here; has 0"
+    assert sum(choice.fitted for choice in choices.values()) >= 15
 
 
 # Probability
@@ -198,7 +273,7 @@ utterances:
 
 def with_evidence(text, floor, margin, evidence):
     """Return the text as `extproc calibrate --write` edits it."""
-    fit = FloorFit("billing", (0, 0), (0, 0, 0), (0, 0, 0), floor, margin, evidence)
+    fit = FloorFit("billing", 0, Counts(0, 0, 0), Counts(0, 0, 0), floor, margin, evidence)
     intent = decode_yaml("billing.yaml", text.encode(), Intent, [], {})
     assert intent is not None
     return edits.with_settings(text, fit.changes(intent))
@@ -276,25 +351,25 @@ def folder(tmp_path, words, monkeypatch):
 
 def labelled(tmp_path, billing=120, cooking=10):
     """Write traffic of two intents and some out of scope. No text is repeated."""
-    rows = [{"text": f"Is my invoice wrong this month {i}", "intent": "billing"} for i in range(billing)]
-    rows += [{"text": f"How long does the egg recipe take {i}", "intent": "cooking"} for i in range(cooking)]
-    rows += [{"text": f"What month is it {i}", "intent": "oos"} for i in range(billing // 10)]
+    rows = [{"text": f"Is my invoice wrong this month {letters(i)}", "intent": "billing"} for i in range(billing)]
+    rows += [
+        {"text": f"How long does the egg recipe take {letters(i)}", "intent": "cooking"} for i in range(cooking)
+    ]
+    rows += [{"text": f"What month is it {letters(i)}", "intent": "oos"} for i in range(billing // 10)]
     path = tmp_path / "labelled.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     return path
 
 
 def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_path, words, capsys):
-    """One cohort has enough rows. The other keeps its settings, and the output says how many rows it needs."""
-    data, before = labelled(tmp_path), {path.name: path.read_text() for path in folder.iterdir()}
+    """One cohort has enough rows. The other abstains, and the output says how many rows it needs."""
+    data, before = labelled(tmp_path, cooking=3), {path.name: path.read_text() for path in folder.iterdir()}
     assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith(
-        "UNCLEAR: in 1 calibrated cohorts, 0 of 48 trusted matches are wrong; the policy's risk "
-    )
-    assert "cooking               uncalibrated: needs about 34 labelled rows that land here; has 10" in shown
-    assert f"+++ {folder}/billing.yaml (calibrated)\n@@ -3,2 +3,13 @@\n" in shown
-    assert shown.endswith("\n1 files not written: give --write to apply this\n")
+    why = "abstains: needs about 20 distinct labelled rows that land here; has 4"
+    assert f"\ncooking                    4  {why}\n" in shown
+    assert f"+++ {folder}/billing.yaml (calibrated)\n" in shown
+    assert shown.endswith(" files not written: give --write to apply this\n")
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
     assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True) == 0
@@ -304,10 +379,34 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
     config = load_config(folder)
     cohorts = compile_snapshot(config, words).policy.cohorts
     assert (cohorts["billing"].calibrated, cohorts["cooking"].calibrated) == (True, False)
+    assert (cohorts["billing"].abstains, cohorts["cooking"].abstains) == (False, True)
     evidence = cohorts["billing"].evidence
     assert evidence is not None and evidence.centroids == centroids_digest(config)
     assert (evidence.date, evidence.risk, evidence.wrong[0]) == ("2026-11-22", 0.05, 0.0)
-    assert (folder / "cooking.yaml").read_text() == before["cooking.yaml"]
+    assert "abstains: true\n" in (folder / "cooking.yaml").read_text()
+
+
+def test_a_cohort_that_abstains_is_shown_until_the_operator_accepts_it(
+    folder, tmp_path, words, monkeypatch, capsys
+):
+    """Its requests go to the default tier, in `check` and `explain`, too. `abstain: off` accepts its matches."""
+    monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda model: words)
+    monkeypatch.setattr("extproc.cli.explain.load_encoder", lambda model: words)
+    commands.run_calibrate(folder, labelled(tmp_path, cooking=3), 0.05, "2026-11-22", 0, write=True)
+    ask = ["explain", "--intents", str(folder), "How long does the egg recipe take"]
+    capsys.readouterr()
+    assert main(["check", str(folder)]) == 0
+    assert "\nabstain (no floor keeps the risk; their requests go to the default tier): cooking (" in (
+        capsys.readouterr().out
+    )
+    assert main(ask) == 0
+    assert "because abstained" in capsys.readouterr().out
+    path = folder / "cooking.yaml"
+    path.write_text(path.read_text().replace("utterances:", "abstain: off\nutterances:"))
+    assert main(["check", str(folder)]) == 0
+    assert "\naccepted by `abstain: off` (no floor keeps the risk): cooking (" in capsys.readouterr().out
+    assert main(ask) == 0
+    assert "because matched" in capsys.readouterr().out
 
 
 def test_calibrating_again_on_the_same_rows_changes_nothing(folder, tmp_path, words, capsys):
@@ -329,7 +428,7 @@ def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
     after = path.read_bytes().splitlines(keepends=True)
     assert [line for line in after if line in before] == before
     assert [line for line in after if not line.endswith(b"\r\n")] == []
-    assert (len(after) - len(before), path.stat().st_mode & 0o777) == (11, 0o640)
+    assert (len(after) - len(before), path.stat().st_mode & 0o777) == (13, 0o640)
 
 
 def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):

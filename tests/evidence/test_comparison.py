@@ -28,6 +28,7 @@ from extproc.evidence.measure.lowered import Lowered
 from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.show.comparison import comparison_text, gate_text
 from tests.evidence.asks import alone
+from tests.evidence.texts import letters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
@@ -189,7 +190,9 @@ def test_rows_of_one_session_are_not_independent_evidence(folders, tmp_path, wor
     edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
     edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
     for sessions, chance in ((12, 0.5**12), (3, 0.5**3), (1, 0.5)):
-        rows = [row(f"{COOK} {i}", False, True, "cooking") | {"session": f"s{i % sessions}"} for i in range(12)]
+        rows = [
+            row(f"{COOK} {letters(i)}", False, True, "cooking") | {"session": f"s{i % sessions}"} for i in range(12)
+        ]
         cells = {(c.group, c.measure): c for c in compared(folders, tmp_path, words, tokens, rows).cells}
         cell = cells["cooking", QUALITY]
         assert (cell.rows, cell.differing, cell.change.value, cell.chance) == (12, 12, -1.0, chance)

@@ -26,6 +26,7 @@ from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.router import Router
 from tests.evidence.asks import alone
+from tests.evidence.texts import letters
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
@@ -492,7 +493,9 @@ def test_the_page_loads_nothing_and_contains_no_prompt(folder, tmp_path, words, 
 
 def test_the_same_seed_gives_the_same_report(folder, tmp_path, words, tokens):
     """Every bit of every measure is the same."""
-    rows = [{"text": f"{BILL} {i}", "intent": "billing", "outcomes": both(i % 3 > 0, True)} for i in range(9)]
+    rows = [
+        {"text": f"{BILL} {letters(i)}", "intent": "billing", "outcomes": both(i % 3 > 0, True)} for i in range(9)
+    ]
     done = run(folder, tmp_path, words, tokens, *rows)
     first, second, other = (msgspec.json.encode(evaluate(done, seed)) for seed in (1, 1, 2))
     assert first == second != other

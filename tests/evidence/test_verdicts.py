@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from extproc.evidence.fit.calibration import Counts
 from extproc.evidence.fit.target import Target
 from extproc.evidence.measure.controls import ROUTED, ControlLine
 from extproc.evidence.measure.metrics import Estimate
@@ -15,16 +16,17 @@ def fit(evidence, before, after) -> Any:
     return Fields(evidence=evidence, before=before, after=after)
 
 
-def test_a_fit_says_what_it_keeps_and_what_stays_without_a_floor():
-    """Two cohorts keep 5 %. The third gets no floor, and accepts with its present one."""
+def test_a_fit_says_what_it_keeps_and_which_cohorts_abstain():
+    """Two cohorts keep 5 %. The third abstains, although it accepts with its present floor."""
+    fitted, abstaining = Fields(abstains=False), Fields(abstains=True)
     calibration: Any = Fields(fits=[
-        fit("fitted", (200, 180, 40), (200, 150, 2)), fit("fitted", (100, 90, 9), (100, 80, 1)),
-        fit(None, (100, 90, 35), (100, 0, 0)),
+        fit(fitted, Counts(200, 180, 40), Counts(200, 150, 2)), fit(fitted, Counts(100, 90, 9), Counts(100, 80, 1)),
+        fit(abstaining, Counts(100, 90, 35), Counts(100, 0, 0)),
     ])  # fmt: skip
     assert list(map(str, calibration_verdicts(calibration, 0.05))) == [
         "WITHIN THE RISK: in 2 calibrated cohorts, 3 of 230 trusted matches are wrong; the policy's risk is 5 %",
-        "UNCALIBRATED: 1 of 3 cohorts got no floor for this risk; of 90 matches that their present floors accept, "
-        "35 are wrong",
+        "ABSTAINS: 1 of 3 cohorts abstain, as no floor keeps this risk; of 90 matches that they accept now, 35 are "
+        "wrong",
     ]
 
 

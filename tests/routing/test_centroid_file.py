@@ -18,10 +18,13 @@ from extproc.config.load import ConfigError, in_configmap, load_config
 from extproc.routing.centroid_file import (
     CENTROIDS_FILE,
     Header,
+    Matcher,
     decode_centroids,
     encode_centroids,
+    fingerprints,
     probe_of,
 )
+from extproc.routing.head import Head
 from extproc.routing.index import nearest
 from extproc.routing.snapshot import Snapshot
 
@@ -35,7 +38,8 @@ def unit(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def encoded(header: Header = HEADER) -> bytes:
-    return encode_centroids(header, {"one": unit(2), "two": unit(1, 1)}, {"one": 0.25, "two": 0.5}, unit(6, 2))
+    matcher = Matcher({"one": unit(2), "two": unit(1, 1)}, background=unit(2, 3))
+    return encode_centroids(header, matcher, {"one": 0.25, "two": 0.5}, unit(6, 2), ["a row", "A  row", "another"])
 
 
 # The file
@@ -46,11 +50,27 @@ def test_a_written_file_is_read_back():
     file = decode_centroids(encoded())
     assert msgspec.structs.replace(file.header, seal="") == HEADER
     assert file.floors == {"one": 0.25, "two": 0.5}
-    assert list(file.centroids) == ["one", "two"]
-    assert file.centroids["one"] == pytest.approx(unit(2), abs=5e-4)
-    assert file.centroids["two"] == pytest.approx(unit(1, 1), abs=5e-4)
+    assert list(file.matcher.centroids) == ["one", "two"]
+    assert file.matcher.centroids["one"] == pytest.approx(unit(2), abs=5e-4)
+    assert file.matcher.centroids["two"] == pytest.approx(unit(1, 1), abs=5e-4)
+    assert file.matcher.background == pytest.approx(unit(2, 3), abs=5e-4)
+    assert file.matcher.head is None
+    assert np.isin(fingerprints(["a ROW", "other"]), file.seen).tolist() == [True, False]
     assert file.probe == pytest.approx(probe_of(unit(6, 2)))
     assert encoded() == encoded() != encoded(msgspec.structs.replace(HEADER, seed=8))
+
+
+def test_a_head_is_read_back():
+    """The header says its kind. A head without a class for each cohort is refused."""
+    head, header = Head(unit(3, 4), unit(1, 5)[0][:3]), msgspec.structs.replace(HEADER, kind="head")
+    centroids = {"one": unit(2), "two": unit(1, 1)}
+    raw = encode_centroids(header, Matcher(centroids, head=head), {"one": 0.25, "two": 0.5}, unit(6, 2))
+    read = decode_centroids(raw).matcher.head
+    assert read is not None and decode_centroids(raw).header.kind == "head"
+    assert read.weights == pytest.approx(head.weights, abs=5e-4)
+    assert read.bias == pytest.approx(head.bias)
+    with pytest.raises(ValueError, match="its arrays do not have the shapes"):
+        decode_centroids(rewritten(raw, weights=np.zeros((5, 16), np.float16), bias=np.zeros(5, np.float32)))
 
 
 def flipped(raw: bytes) -> bytes:
@@ -139,7 +159,9 @@ def put(folder: Path, words, swapped: bool = True) -> bytes:
     )  # fmt: skip
     two, three = ("cooking", "billing") if swapped else ("billing", "cooking")
     centroids = {"billing": rows[two][:1], "cooking": rows[three]}
-    raw = encode_centroids(header, centroids, {"billing": 0.3, "cooking": 0.2}, np.concatenate(list(rows.values())))
+    raw = encode_centroids(
+        header, Matcher(centroids), {"billing": 0.3, "cooking": 0.2}, np.concatenate(list(rows.values()))
+    )
     (folder / CENTROIDS_FILE).write_bytes(raw)
     return raw
 

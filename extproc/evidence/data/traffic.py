@@ -68,6 +68,7 @@ class Row(msgspec.Struct, frozen=True):
     path: str
     headers: dict[str, str]
     session: str | None
+    user: str | None
     time: datetime | float | None
     sealed: tuple[bytes, bytes]  # the label and the outcomes as JSON, not decoded yet
     variants: dict[str, str] = {}  # the same ask in other words, by name: translations, paraphrases
@@ -119,6 +120,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outcomes: msgspec.Raw = msgspec.Raw()
     id: str | int | None = None  # not read; users find their row by it
     session: str | None = None
+    user: str | None = None
     time: datetime | float | None = None
     variants: dict[str, str] = {}
     weight: Weight = 1.0
@@ -176,7 +178,8 @@ def _row(number: int, line: bytes) -> Row:
         raise ValueError(f"found `path` {path}: expected one of {', '.join(APIS)}")
     headers = {name.lower(): value for name, value in read.headers.items()}
     sealed = bytes(read.intent), bytes(read.outcomes)
-    return Row(number, read.text, body, path, headers, read.session, read.time, sealed, read.variants, read.weight)
+    owner = read.session, read.user
+    return Row(number, read.text, body, path, headers, *owner, read.time, sealed, read.variants, read.weight)
 
 
 def reveal(row: Row) -> Revealed:

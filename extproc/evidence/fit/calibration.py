@@ -1,7 +1,7 @@
 """Labelled rows -> each cohort's floors for a stated risk, and the probability that a match is right.
 
-Floors and probabilities are fitted on one part of the rows and reported on another (partition.py). The exact 95 %
-interval of the share of wrong matches on the reported rows shows what this one fit achieved.
+The rows are matched by fits without them (learning.py). Floors and probabilities are fitted on all of them, and are
+measured by cross-fitting: the rows of each fold are judged by floors that were fitted on the other folds.
 """
 
 import math
@@ -15,30 +15,52 @@ from extproc.config.compile import centroids_digest
 from extproc.config.schema import Intent
 from extproc.evidence.execution import Execution
 from extproc.evidence.fit.edits import DIGITS
-from extproc.evidence.fit.floors import FloorKind, best_kind, choose_floors, least_rows
-from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows, Matches
+from extproc.evidence.fit.floor_choice import FloorChoice, choose_all
+from extproc.evidence.fit.floors import FloorKind, least_rows
+from extproc.evidence.fit.labelled import LabelledRows, Matches
+from extproc.evidence.fit.learning import FittedCentroids
 from extproc.evidence.fit.probability import fit_probability, probabilities
-from extproc.evidence.measure.metrics import ece, exact_interval
-from extproc.routing.policy import Cohort
+from extproc.evidence.measure.metrics import Bools, Floats, ece, exact_interval
 from extproc.settings import Evidence, Probability
 
 
+class Counts(msgspec.Struct, frozen=True):
+    """Matches of held-out rows. Rows of one group count as one."""
+
+    rows: int  # landed in the cohort
+    accepted: int
+    wrong: float  # of the accepted ones
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The exact 95 % interval of the share of accepted matches that are wrong."""
+        low, high = exact_interval(self.wrong, self.accepted)
+        return round(low, DIGITS), round(high, DIGITS)
+
+
 class FloorFit(msgspec.Struct, frozen=True):
-    """The floors of one cohort, and their effect on the rows reported on."""
+    """The floors of one cohort, and their effect on held-out rows."""
 
     name: str
-    rows: tuple[int, int]  # rows that land here: fitted on, reported on
-    before: tuple[int, int, int]  # of the rows reported on: landed here, were accepted, were accepted and wrong
-    after: tuple[int, int, int]  # the same with the fitted centroids and floors
+    rows: int  # that land here, each of them
+    before: Counts
+    after: Counts
     floor: float = math.nan
     margin: float = 0.0
-    evidence: Evidence | None = None  # None: no floors were fitted
+    evidence: Evidence | None = None  # None: nothing is written
     why: str = ""  # the reason that no floors were fitted
 
     def changes(self, intent: Intent) -> Mapping[str, Any]:
-        """Return the new values of the intent's file by key. A margin of 0 only replaces a margin in the file."""
+        """Return the new values of the intent's file by key. None removes a key.
+
+        A margin of 0 only replaces a margin in the file. A cohort that abstains loses floors that were fitted.
+        """
         if self.evidence is None:
             return {}
+        if self.evidence.abstains:
+            fitted = intent.evidence is not None
+            old = {key: None for key in ("floor", "margin") if fitted and getattr(intent, key)}
+            return {**old, "evidence": self.evidence}
         margin = {"margin": self.margin} if self.margin or intent.margin else {}
         return {"floor": self.floor, **margin, "evidence": self.evidence}
 
@@ -47,92 +69,84 @@ class Calibration(msgspec.Struct, frozen=True):
     """The floors of all cohorts."""
 
     fits: list[FloorFit]
-    kind: FloorKind  # the threshold that was fitted
-    error: tuple[float, float]  # calibration error on the rows reported on: one curve for all cohorts, one for each
+    kind: FloorKind  # the threshold of cohorts that have their own floors
+    rows: tuple[int, int]  # labelled rows that floors were fitted on: all of them, and the distinct ones
+    error: float  # calibration error of the probability, on held-out rows
+    why: str = ""  # the reason that nothing was fitted
 
 
-def calibrate(run: Execution, before: LabelledRows, split: CalibrationSplit, risk: float, date: str) -> Calibration:
-    """Fit the floors of every cohort. `before` has the matches with the current centroids."""
-    matches, landed = split.rows.matches, split.rows.landed
-    pooled = fit_probability(matches.subset(split.fit), None)
-    cohorts = [*run.snapshot.policy.cohorts.values()]
-    parts = [
-        (matches.subset((landed == c.name) & split.fit), matches.subset((landed == c.name) & split.report))
-        for c in cohorts
-    ]
-    kind = best_kind([fit for fit, _ in parts], risk)
-    curves = [fit_probability(fit, pooled) for fit, _ in parts]
+def calibrate(run: Execution, learned: FittedCentroids, risk: float, date: str) -> Calibration:
+    """Fit the floors of every cohort."""
+    rows, names = learned.rows, [*run.snapshot.policy.cohorts]
+    sizes, least = (len(rows.texts), rows.matches.distinct), least_rows(risk) or 0
+    if sizes[1] < least:
+        why = (
+            f"floors are unchanged: a risk of {100 * risk:g} % needs {least} distinct labelled rows; has {sizes[1]}"
+        )
+        return Calibration([], "similarity", sizes, math.nan, why)
+    choices, kind = choose_all(rows, learned.floors, risk)
+    accepted, chance = _cross_fitted(rows, learned.fold, learned.floors, risk)
+    curves = _curves(rows, names)
+    pooled = np.isin(rows.landed, [name for name, choice in choices.items() if choice.pooled])
+    pool = counts_of(rows.matches, pooled, accepted)
     fits = []
-    for cohort, part, curve in zip(cohorts, parts, curves, strict=True):
-        landed_before = before.matches.subset((before.landed == cohort.name) & split.report)
-        counts = _counts(landed_before, cohort.floor, cohort.margin)
-        blank = _blank_evidence(run, split, curve, risk, date)
-        fits.append(_fit_floors(cohort, part, counts, blank, kind, split.fit_share))
-    right = np.concatenate([held_out.right for _, held_out in parts])
-    by_pooled = np.concatenate([probabilities(pooled, held_out) for _, held_out in parts])
-    by_cohort = np.concatenate(
-        [probabilities(curve, held_out) for curve, (_, held_out) in zip(curves, parts, strict=True)]
-    )
-    return Calibration(fits, kind, (ece(by_pooled, right), ece(by_cohort, right)))
+    for name in names:
+        here = rows.landed == name
+        before, after = (counts_of(rows.matches, here, which) for which in (rows.trusted, accepted))
+        blank = Evidence(
+            date=date,
+            data=run.digest,
+            rows=after.rows,
+            encoder=learned.config.policy.encoder.name,
+            centroids=centroids_digest(learned.config),
+            risk=risk,
+            wrong=(0.0, 1.0),
+            accepted=0.0,
+            probability=curves[name],
+        )
+        choice = choices[name]
+        evidence = _evidence(blank, choice, pool if choice.pooled else after, rows.matches.subset(here))
+        fits.append(
+            FloorFit(name, int(here.sum()), before, after, choice.floor, choice.margin, evidence, choice.why)
+        )
+    return Calibration(fits, kind, sizes, ece(chance, rows.matches.right))
 
 
-def _fit_floors(
-    cohort: Cohort,
-    parts: tuple[Matches, Matches],
-    before: tuple[int, int, int],
-    blank: Evidence,
-    kind: FloorKind,
-    fit_share: float,
-) -> FloorFit:
-    fit, held_out = parts
-    sizes = len(fit.right), len(held_out.right)
-    floors = choose_floors(fit, blank.risk, kind)
-    if floors is None:
-        why = _why_no_floors(fit, sum(sizes), blank.risk, kind, fit_share)
-        return FloorFit(cohort.name, sizes, before, before, cohort.floor, cohort.margin, None, why)
-    rows, accepted, wrong = after = _counts(held_out, *floors)
-    low, high = exact_interval(wrong, accepted)
-    evidence = msgspec.structs.replace(
+def counts_of(matches: Matches, among: Bools, accepted: Bools) -> Counts:
+    """Count the matches `among` and those of them that are accepted."""
+    taken = matches.subset(among & accepted)
+    return Counts(matches.subset(among).distinct, taken.distinct, taken.wrong)
+
+
+def _evidence(blank: Evidence, choice: FloorChoice, counts: Counts, own: Matches) -> Evidence:
+    if not choice.fitted:
+        everything = Counts(own.distinct, own.distinct, own.wrong)
+        return msgspec.structs.replace(blank, wrong=everything.interval, abstains=True)
+    return msgspec.structs.replace(
         blank,
-        rows=sum(sizes),
-        wrong=(round(low, DIGITS), round(high, DIGITS)),
-        accepted=round(accepted / max(rows, 1), DIGITS),
-    )
-    return FloorFit(cohort.name, sizes, before, after, *floors, evidence)
-
-
-def _blank_evidence(
-    run: Execution, split: CalibrationSplit, curve: Probability, risk: float, date: str
-) -> Evidence:
-    """Return the evidence without the results of the fit."""
-    return Evidence(
-        date=date,
-        data=run.digest,
-        rows=0,
-        encoder=split.config.policy.encoder.name,
-        centroids=centroids_digest(split.config),
-        risk=risk,
-        wrong=(0.0, 1.0),
-        accepted=0.0,
-        probability=curve,
+        wrong=counts.interval,
+        accepted=round(counts.accepted / max(counts.rows, 1), DIGITS),
+        pool=counts.rows if choice.pooled else None,
     )
 
 
-def _counts(matches: Matches, floor: float, margin: float) -> tuple[int, int, int]:
-    """Return how many matches there are, how many are accepted, and how many of those are wrong."""
-    accepted = matches.accepted(floor, margin)
-    return len(accepted), int(accepted.sum()), int((accepted & ~matches.right).sum())
+def _curves(rows: LabelledRows, names: list[str]) -> dict[str, Probability]:
+    """The probability curve of each cohort."""
+    common = fit_probability(rows.matches, None)
+    return {name: fit_probability(rows.matches.subset(rows.landed == name), common) for name in names}
 
 
-def _why_no_floors(fit: Matches, rows: int, risk: float, kind: FloorKind, fit_share: float) -> str:
-    """Return why there are no floors, and what to do about it."""
-    least = least_rows(risk)
-    if least is None or len(fit.right) < least:
-        return f"needs about {math.ceil((least or 0) / fit_share)} labelled rows that land here; has {rows}"
-    scores = fit.similarity if kind == "similarity" else fit.margin
-    wrong = float((~fit.right[scores >= np.median(scores)]).mean())
-    reason = f"{100 * wrong:.0f} % of the surer half of its matches are wrong"
-    more = least_rows(risk, wrong)
-    if more is None:
-        return f"{reason}: reword its utterances, or those of cohorts that it is confused with"
-    return f"{reason}: needs about {math.ceil(2 * more / fit_share)} labelled rows; has {rows}"
+def _cross_fitted(
+    rows: LabelledRows, fold: np.ndarray, floors: Mapping[str, float], risk: float
+) -> tuple[Bools, Floats]:
+    """(which matches count, the probability that each is right), by fits on the rows of the other folds."""
+    accepted, chance = np.zeros(len(fold), dtype=bool), np.zeros(len(fold))
+    for k in np.unique(fold):
+        others = rows.subset(fold != k)
+        choices, _ = choose_all(others, floors, risk)
+        curves = _curves(others, [*floors])
+        for name in np.unique(rows.landed[fold == k].astype(str)):
+            here = (fold == k) & (rows.landed == name)
+            accepted[here] = choices[name].accepted(rows.matches.subset(here))
+            chance[here] = probabilities(curves[name], rows.matches.subset(here))
+    return accepted, chance

@@ -1,42 +1,70 @@
-"""Ways to make centroids from the vectors of utterances and labelled rows."""
+"""Ways to match, made from the vectors of utterances, labelled rows and the background."""
 
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
+from extproc.evidence.measure.metrics import GroupIds
+from extproc.routing.centroid_file import Matcher
 from extproc.routing.centroids import fit, mean_directions
+from extproc.routing.head import fit_head
 
 # Ordered by complexity: of two kinds that do equally well, the first is chosen. UTTERANCES serves without a file.
 UTTERANCES = "utterances alone"
+PRESENT = "present"  # the file of centroids that serves now
 MEANS = "means"
 FITTED = "fitted"
 SEVERAL = "several, fitted"
-KINDS = (UTTERANCES, MEANS, FITTED, SEVERAL)
+HEAD = "head"
+KINDS = (MEANS, FITTED, SEVERAL, HEAD)
 # With SEVERAL a cohort gets one more centroid for every _TEXTS_EACH texts, up to _MOST.
 _TEXTS_EACH, _MOST = 12, 3
 _ROUNDS = 10  # of k-means; it usually converges earlier
 
 
-def centroids_of(
-    kind: str, utterances: Mapping[str, Vectors], labelled: Mapping[str, Vectors]
-) -> dict[str, Vectors]:
-    """Return cohort -> float32[n, d], its unit centroids.
+class Texts(msgspec.Struct, frozen=True, eq=False):
+    """The vectors to fit on: of the utterances by cohort, and of the texts that belong to no cohort."""
 
-    Both inputs are vectors by cohort. The kind UTTERANCES uses only the first, every other kind uses both.
-    """
-    texts = [
-        np.concatenate([vectors, labelled[name]]) if kind != UTTERANCES and name in labelled else vectors
-        for name, vectors in utterances.items()
-    ]
+    utterances: Mapping[str, Vectors]
+    background: Vectors  # float32[n, d]; n may be 0
+
+    def joined(self, rows: Vectors, labels: np.ndarray, groups: GroupIds) -> "Texts":
+        """Return them with labelled rows. Rows with the label None belong to no cohort.
+
+        Rows of one group with one label become one row, their mean.
+        """
+        pairs = list(zip(groups.tolist(), labels.tolist(), strict=True))
+        first = {pair: i for i, pair in reversed([*enumerate(pairs)])}
+        at = {pair: k for k, pair in enumerate(sorted(first, key=first.__getitem__))}
+        if len(at) < len(pairs):
+            rows = mean_directions(rows, np.array([at[pair] for pair in pairs]), len(at))
+            labels = np.array([label for _, label in at], dtype=object)
+        labelled = by_label(rows, labels)
+        utterances = {
+            name: np.concatenate([vectors, labelled[name]]) if name in labelled else vectors
+            for name, vectors in self.utterances.items()
+        }
+        outside = rows[np.array([label is None for label in labels], dtype=bool)]
+        return Texts(utterances, np.concatenate([self.background, outside]))
+
+
+def matcher_of(kind: str, texts: Texts) -> Matcher:
+    """Fit a kind of KINDS on utterances that are joined with labelled rows."""
     count = _MOST if kind == SEVERAL else 1
-    starts = [k_means(rows, max(1, min(count, len(rows) // _TEXTS_EACH))) for rows in texts]
+    classes = [*texts.utterances.values(), *([texts.background] if len(texts.background) else [])]
+    starts = [k_means(rows, max(1, min(count, len(rows) // _TEXTS_EACH))) for rows in classes]
     sizes = [len(rows) for rows in starts]
     centroids = np.concatenate(starts)
-    if kind != MEANS:
-        member = np.repeat(np.arange(len(texts)), [len(rows) for rows in texts])
-        centroids = fit(np.concatenate(texts), member, centroids, np.repeat(np.arange(len(texts)), sizes))
-    return dict(zip(utterances, np.split(centroids, np.cumsum(sizes)[:-1]), strict=True))
+    if kind in (FITTED, SEVERAL):
+        member = np.repeat(np.arange(len(classes)), [len(rows) for rows in classes])
+        centroids = fit(np.concatenate(classes), member, centroids, np.repeat(np.arange(len(classes)), sizes))
+    split = np.split(centroids, np.cumsum(sizes)[:-1])
+    by_cohort = dict(zip(texts.utterances, split, strict=False))
+    if kind == HEAD:
+        return Matcher(by_cohort, None, fit_head(texts.utterances, texts.background))
+    return Matcher(by_cohort, split[-1] if len(texts.background) else None)
 
 
 def k_means(rows: Vectors, count: int) -> Vectors:

@@ -92,6 +92,8 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {_flow(each)}" for name, each in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     # Without quotes, a hash of digits, or of digits around an e, is read as a number.
     return f'"{value}"' if isinstance(value, str) else repr(value)
 

@@ -16,21 +16,23 @@ from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.labelled import Matches
 
 FloorKind = Literal["similarity", "margin"]
+_ROUNDING = 1e-9  # sums of weights are not exact
 
 
 def choose_floors(matches: Matches, risk: float, kind: FloorKind) -> tuple[float, float] | None:
     """Return the (floor, margin) that accept the most matches at this risk, or None if no threshold keeps it.
 
-    Only the threshold named by `kind` is fitted. The other one accepts every value among these matches.
+    Only the threshold named by `kind` is fitted. The other one accepts every value among these matches. Matches of
+    one group count as one (`Matches.weights`).
     """
     scale = 10**DIGITS
     similarity, margin = (np.floor(v * scale) / scale for v in (matches.similarity, matches.margin))
-    scores = similarity if kind == "similarity" else margin
-    n = len(scores)
+    scores, weights = similarity if kind == "similarity" else margin, matches.weights
+    n = weights.sum()
     order = np.argsort(-scores, kind="stable")
-    accepted = np.arange(1, n + 1)
-    wrong = np.cumsum(~matches.right[order])
-    within = (wrong + 1) / accepted * n / (n + 1) <= risk
+    accepted = np.cumsum(weights[order])
+    wrong = np.cumsum((weights * ~matches.right)[order])
+    within = (wrong + 1) / accepted * n / (n + 1) <= risk + _ROUNDING
     within[:-1] &= np.diff(scores[order]) != 0  # equal scores are accepted together
     if not within.any():
         return None

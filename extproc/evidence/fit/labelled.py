@@ -1,16 +1,16 @@
-"""Labelled rows, how the centroids match them, and which of them floors are fitted on and reported on."""
+"""Labelled rows, and how they are matched."""
 
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
-from extproc.config.compile import centroids_digest, utterances_digest
-from extproc.config.load import Config
+from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
-from extproc.evidence.fit.partition import FIT_SHARE, LEARN_SHARE, hash_fraction
-from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
+from extproc.routing.centroid_file import fingerprints
 from extproc.routing.index import Match
+from extproc.routing.trust import trust
 
 
 class Matches(msgspec.Struct, frozen=True):
@@ -19,14 +19,35 @@ class Matches(msgspec.Struct, frozen=True):
     similarity: Floats
     margin: Floats
     right: Bools  # the nearest cohort is the label; always false for rows out of scope
+    groups: GroupIds | None = None  # rows with the same number are one piece of evidence. None: each row is one
 
     def subset(self, chosen: Bools) -> "Matches":
         """Return the matches of the chosen rows."""
-        return Matches(self.similarity[chosen], self.margin[chosen], self.right[chosen])
+        groups = None if self.groups is None else self.groups[chosen]
+        return Matches(self.similarity[chosen], self.margin[chosen], self.right[chosen], groups)
 
     def accepted(self, floor: float, margin: float) -> Bools:
         """Return which matches a policy with these floors trusts."""
         return (self.similarity >= floor) & (self.margin >= margin)
+
+    @property
+    def weights(self) -> Floats:
+        """The weight of each row: those of a group add up to 1."""
+        if self.groups is None:
+            return np.ones(len(self.right))
+        _, member, size = np.unique(self.groups, return_inverse=True, return_counts=True)
+        weights: Floats = 1 / size[member]
+        return weights
+
+    @property
+    def distinct(self) -> int:
+        """How many pieces of evidence they are."""
+        return len(self.right) if self.groups is None else len(np.unique(self.groups))
+
+    @property
+    def wrong(self) -> float:
+        """How many of these are wrong. A group counts as the share of its rows that are wrong."""
+        return float(self.weights @ ~self.right)
 
 
 class LabelledRows(msgspec.Struct, frozen=True, eq=False):
@@ -34,44 +55,57 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
 
     texts: list[str]
     labels: np.ndarray  # the name of a cohort; None: out of scope, or a label without a cohort
-    fraction: Floats  # `hash_fraction` of the text
     landed: np.ndarray  # the name of the nearest cohort
     matches: Matches
+    trusted: Bools  # the match counts as configured
+    seen: Bools  # the file of centroids was fitted on this row
+    clusters: GroupIds | None = None  # of similar rows (folds.py). None: not known
 
     def subset(self, chosen: Bools) -> "LabelledRows":
         """Return the chosen rows."""
         texts = [text for text, keep in zip(self.texts, chosen, strict=True) if keep]
-        labels, fraction, landed = self.labels[chosen], self.fraction[chosen], self.landed[chosen]
-        return LabelledRows(texts, labels, fraction, landed, self.matches.subset(chosen))
+        labels, landed, trusted = self.labels[chosen], self.landed[chosen], self.trusted[chosen]
+        clusters = None if self.clusters is None else self.clusters[chosen]
+        matches, seen = self.matches.subset(chosen), self.seen[chosen]
+        return LabelledRows(texts, labels, landed, matches, trusted, seen, clusters)
 
     def rematched(self, matches: Sequence[Match]) -> "LabelledRows":
         """Return the same rows with other matches, one per row."""
         landed = np.array([match.cohort for match in matches], dtype=object)
         table = np.array([(match.similarity, match.margin) for match in matches], dtype=np.float64).reshape(-1, 2)
         right = np.array([name == label for name, label in zip(landed, self.labels, strict=True)], dtype=bool)
-        return msgspec.structs.replace(self, landed=landed, matches=Matches(table[:, 0], table[:, 1], right))
+        matched = Matches(table[:, 0], table[:, 1], right, self.matches.groups)
+        return msgspec.structs.replace(self, landed=landed, matches=matched)
+
+    def variety(self, cohort: str) -> int:
+        """Return how many clusters the rows that landed in a cohort come from. Without clusters, how many rows."""
+        here = self.landed == cohort
+        return int(here.sum()) if self.clusters is None else len(np.unique(self.clusters[here]))
+
+    @property
+    def groups(self) -> GroupIds:
+        """Rows with the same number are one piece of evidence."""
+        groups = self.matches.groups
+        return np.arange(len(self.texts)) if groups is None else groups
+
+    @property
+    def inside(self) -> Bools:
+        """Which rows are in scope."""
+        return np.array([label is not None for label in self.labels], dtype=bool)
 
 
-class CalibrationSplit(msgspec.Struct, frozen=True, eq=False):
-    """The rows that floors are fitted on and reported on, and the configuration that they are fitted for."""
-
-    rows: LabelledRows  # matched by the centroids that will serve
-    fit: Bools  # rows to fit on; those centroids were neither fitted nor chosen on any of them
-    report: Bools  # rows to report on
-    fit_share: float  # rows to fit on, as a share of all labelled rows
-    config: Config  # with the encoder and the centroids that will serve
-
-
-def labelled_rows(run: Execution, seed: int) -> LabelledRows:
+def labelled_rows(run: Execution) -> LabelledRows:
     """Return the labelled rows that have a match. Raises ValueError if there are none."""
-    texts, labels, matches = [], [], []
-    for routed, revealed in zip(run.routed, run.revealed, strict=True):
+    texts, labels, matches, trusted, groups = [], [], [], [], []
+    for routed, revealed, group in zip(run.routed, run.revealed, run.groups, strict=True):
         match, signals = routed.decision.match, routed.signals
         if match is None or signals is None or revealed.intent is msgspec.UNSET:
             continue
         texts.append(signals.ask.text)
         labels.append(revealed.intent if revealed.intent in run.snapshot.policy.cohorts else None)
         matches.append(match)
+        trusted.append(trust(run.snapshot.policy, match) is Reason.MATCHED)
+        groups.append(group)
     if not texts:
         any_label = any(revealed.intent is not msgspec.UNSET for revealed in run.revealed)
         remedy = (
@@ -80,17 +114,10 @@ def labelled_rows(run: Execution, seed: int) -> LabelledRows:
             else "give rows an `intent` (see docs/reference/traffic.md)"
         )
         raise ValueError(f"no labelled row has a match: {remedy}")
-    no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool))
-    fraction = np.array([hash_fraction(text, seed) for text in texts])
-    unmatched = LabelledRows(texts, np.array(labels, dtype=object), fraction, np.empty(0), no_matches)
+    n, file = len(texts), run.config.fitted
+    seen = np.isin(fingerprints(texts), file.seen) if file is not None else np.zeros(n, dtype=bool)
+    no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool), np.array(groups))
+    unmatched = LabelledRows(
+        texts, np.array(labels, dtype=object), np.empty(0), no_matches, np.array(trusted, dtype=bool), seen
+    )
     return unmatched.rematched(matches)
-
-
-def current_split(run: Execution, rows: LabelledRows) -> CalibrationSplit:
-    """Return the split for the centroids that serve now. It uses all rows that they were not fitted on."""
-    file = run.config.fitted
-    seen = np.zeros(len(rows.texts), dtype=bool)
-    if file is not None and centroids_digest(run.config) != utterances_digest(run.config):
-        seen = np.array([hash_fraction(text, file.header.seed) < LEARN_SHARE for text in rows.texts], dtype=bool)
-    fit, report = (rows.fraction < FIT_SHARE) & ~seen, (rows.fraction >= FIT_SHARE) & ~seen
-    return CalibrationSplit(rows, fit, report, FIT_SHARE, run.config)

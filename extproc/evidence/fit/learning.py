@@ -1,13 +1,11 @@
-"""Labelled rows -> better centroids, and a better encoder, if held-out rows show that they are better.
+"""Labelled rows -> a better way of matching, and a better encoder, if held-out rows show that they are better.
 
-Only the first part of the rows is used here (partition.py). Each kind of centroids is fitted on the utterances and
-on all folds of these rows except one, and is tried on that fold. Floors and probabilities are fitted afterwards
-(calibration.py), for the chosen centroids, on rows that were not used here.
+Every way of matching is fitted on the utterances, the background and all folds of the rows except one, and is tried
+on that fold. The chosen one is fitted on all rows. For its floors, rows are held out together with the rows like
+them (folds.py). A request of another source is not as near to the labelled rows as these are to each other.
 """
 
-import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -15,113 +13,137 @@ import numpy as np
 from extproc.config.checks import LEAST_UTTERANCES
 from extproc.config.compile import encode_texts, matching, utterances_digest
 from extproc.config.load import Config
-from extproc.encoder.protocols import Encoder, Vectors
+from extproc.config.schema import BACKGROUND_FILE
+from extproc.encoder.protocols import Encoder
 from extproc.evidence.execution import Execution
-from extproc.evidence.fit.centroid_kinds import by_label, centroids_of
-from extproc.evidence.fit.floors import least_rows
-from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows, current_split
-from extproc.evidence.fit.partition import FIT_SHARE, LEARN_SHARE
-from extproc.evidence.fit.trial import EncoderCandidate, Trial, TrialResult, fold_of, measure, run_trials
+from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, matcher_of
+from extproc.evidence.fit.folds import apart_folds, clusters_of, even_folds
+from extproc.evidence.fit.labelled import LabelledRows
+from extproc.evidence.fit.trial import (
+    EncoderCandidate,
+    Trial,
+    TrialResult,
+    match_held_out,
+    measure,
+    right_and_surer,
+    run_trials,
+)
+from extproc.evidence.measure.metrics import Bools
 from extproc.routing.centroid_file import Header, decode_centroids, encode_centroids
 from extproc.routing.centroids import fit_centroids, own_floor
 from extproc.routing.index import Index, nearest
 
+# The folds of rows that no adapted encoder is trained on.
+_KEPT_FROM_ADAPTING = (0, 1)
+# With more rows than this, only one fold is tried: the comparison is sharp enough, and fits take minutes.
+_MOST_ROWS = 5000
+
 
 class FittedCentroids(msgspec.Struct, frozen=True, eq=False):
-    """The trials, and the centroids fitted by the best one if it is shown to be better than the first."""
+    """The trials, and what was fitted in the best way if it is shown to be better than the first."""
 
-    rows: int  # rows tried
+    rows: LabelledRows  # to fit floors on, matched as they will be served, by fits without them
+    fold: np.ndarray  # int[n], of these rows: those of a fold are judged by floors that are fitted on the others
+    config: Config  # with the encoder and the centroids that will serve
+    floors: Mapping[str, float]  # of the cohorts without evidence
     trials: tuple[TrialResult, ...]
     why: str  # the reason for the choice
-    chosen: TrialResult | None = None  # None: the current centroids are kept
-    config: Config | None = None  # with the chosen encoder and centroids
+    chosen: TrialResult | None = None  # None: nothing changes
     raw: bytes = b""  # the file of centroids
-    encoder: Encoder | None = None  # the chosen encoder
     astray: int = 0  # utterances that are nearest to another cohort
 
 
-def needed_rows(risk: float) -> int:
-    """Return how many labelled rows a cohort needs so that enough are left to fit its floor on."""
-    return math.ceil((least_rows(risk) or 0) / (FIT_SHARE - LEARN_SHARE))
+def texts_for_encoder(run: Execution, rows: LabelledRows, seed: int) -> dict[str, list[str]]:
+    """Return cohort -> the texts that an encoder may be adapted on, with the background as a cohort.
 
-
-def too_few(run: Execution, rows: LabelledRows, risk: float) -> str | None:
-    """Return why these rows are too few to fit centroids on, or None if they are enough.
-
-    This looks only at the number of rows per cohort, so it does not bias the floors.
+    These are the utterances, the background, and the rows of all folds except those that it is tried on.
     """
-    needed, counts = needed_rows(risk), Counter(rows.labels.tolist())
-    cohorts = [*run.snapshot.policy.cohorts]
-    able = sum(counts[name] >= needed for name in cohorts)
-    if 2 * able > len(cohorts) > 1:
-        return None
-    return (
-        f"fitting them, too, needs about {needed} labelled rows in most cohorts; "
-        f"{able} of {len(cohorts)} cohorts have that many"
-    )
-
-
-def texts_for_encoder(run: Execution, rows: LabelledRows) -> dict[str, list[str]]:
-    """Return cohort -> the texts that an encoder may be adapted on.
-
-    These are the utterances, and the rows to learn from in all folds except the first.
-    """
-    allowed = (rows.fraction < LEARN_SHARE) & (fold_of(rows.fraction) > 0)
+    allowed = ~_kept_from_adapting(rows, seed)
+    background = BACKGROUND_FILE  # no cohort has this name, because it ends like a file of YAML
     texts = {intent.intent: [*intent.utterances] for intent in run.config.intents}
+    texts[background] = [*run.config.background]
     for text, label, allow in zip(rows.texts, rows.labels, allowed, strict=True):
-        if allow and label in texts:
-            texts[label].append(text)
-    return {name: list(dict.fromkeys(repeated)) for name, repeated in texts.items()}
+        if allow:
+            texts[background if label is None else label].append(text)
+    return {name: list(dict.fromkeys(repeated)) for name, repeated in texts.items() if repeated}
 
 
 def learn(
-    run: Execution, rows: LabelledRows, candidates: Sequence[EncoderCandidate], date: str, seed: int
+    run: Execution,
+    rows: LabelledRows,
+    candidates: Sequence[EncoderCandidate],
+    date: str,
+    seed: int,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> FittedCentroids:
-    """Try every kind of centroids with every encoder, and fit the best if it is better than the first.
+    """Try every way of matching with every encoder, and fit the best if it is better than the first.
 
-    Every encoder except the first may have been adapted on `texts_for_encoder`. If there is more than one encoder,
-    only the first fold is tried, because no adapted encoder has seen it.
+    Every encoder except the first may have been adapted on `texts_for_encoder`. Then all are tried on the rows that
+    no adapted encoder has seen. A better way must not do worse than the first on rows that are held out with the
+    rows like them, as requests of another source are.
+
+    The present way is the first. If that is a file of centroids, it is tried on rows
+    that it was not fitted on. If these are fewer than half of the rows, the utterances alone are the first.
     """
-    rows = rows.subset(rows.fraction < LEARN_SHARE)
-    inside = np.array([label is not None for label in rows.labels], dtype=bool)
-    tried = fold_of(rows.fraction) == 0 if len(candidates) > 1 else np.ones(len(inside), dtype=bool)
-    if not inside[tried].any():
-        why = "centroids are unchanged: no labelled row in scope is left to try others on"
-        return FittedCentroids(0, (), why)
-    trials = run_trials(candidates, _utterances(run.config), rows, tried)
-    results = measure(trials, inside[tried], seed)
-    best = max(range(len(trials)), key=lambda i: results[i].routed.value)
-    count = int(tried.sum())
-    if not results[best].gain.low > 0:
-        why = "centroids are unchanged: no others are better by more than chance; more rows may show a difference"
-        return FittedCentroids(count, results, why)
-    chosen = trials[best]
-    config, raw = _fit_file(run, rows, chosen, date, seed)
-    encoder = chosen.candidate.encoder
-    index = index_of(config, encoder)
+    new = 2 * rows.matches.subset(~rows.seen).distinct >= rows.matches.distinct
+    first = PRESENT if run.config.fitted is not None and new else UTTERANCES
+    usable = ~rows.seen if first == PRESENT else np.ones(len(rows.texts), dtype=bool)
+    if len(candidates) > 1:
+        usable &= _kept_from_adapting(rows, seed)
+    fold = even_folds(rows.texts, rows.labels, rows.groups, seed)
+    tried = usable & ((fold == fold[usable].min(initial=0)) | (len(rows.texts) <= _MOST_ROWS))
+    if not (tried & rows.inside).any():
+        why = "matching is unchanged: no labelled row in scope is left to try others on"
+        unseen = ~rows.seen
+        return FittedCentroids(rows.subset(unseen), fold[unseen], run.config, floors_of(run), (), why)
+    trials = run_trials(run.config, candidates, rows, fold, tried, first, show)
+    results = measure(trials, seed)
+    better = [i for i in range(len(trials)) if results[i].gain.low > 0]
+    present = match_held_out(trials[0].kind, trials[0].vectors, rows, fold, usable)
+    for i in sorted(better, key=lambda i: -results[i].routed.value):
+        vectors = trials[i].vectors
+        clusters = clusters_of(vectors.rows, rows.groups)
+        held_out = match_held_out(trials[i].kind, vectors, rows, apart_folds(clusters), usable)
+        held_out = msgspec.structs.replace(held_out, clusters=clusters[usable])
+        if right_and_surer(held_out) >= right_and_surer(present):
+            return _settled(run, rows, trials[i], results, results[i], held_out, fold[usable], date, seed)
+    why = "no other is better by more than chance; more rows may show a difference"
+    if better:
+        why = "others are better only on requests that are like the labelled rows; more kinds of rows may help"
+    unseen = usable & ~rows.seen
+    why = f"matching is unchanged: {why}"
+    rows = msgspec.structs.replace(rows, clusters=clusters_of(trials[0].vectors.rows, rows.groups))
+    return FittedCentroids(rows.subset(unseen), fold[unseen], run.config, floors_of(run), results, why)
+
+
+def _settled(
+    run: Execution,
+    rows: LabelledRows,
+    trial: Trial,
+    results: tuple[TrialResult, ...],
+    result: TrialResult,
+    held_out: LabelledRows,
+    fold: np.ndarray,
+    date: str,
+    seed: int,
+) -> FittedCentroids:
+    """The chosen way of matching, fitted on all rows, and the matches of held-out rows to fit its floors on."""
+    config, raw = _fit_file(run, rows, trial, held_out, date, seed)
+    assert config.fitted is not None
+    index = index_of(config, trial.candidate.encoder)
     astray = sum(
         nearest(index, row).cohort != name
-        for name, vectors in _utterance_vectors(config, encoder).items()
+        for name, vectors in trial.vectors.texts.utterances.items()
         for row in vectors
     )
-    name = f"{chosen.kind}, {chosen.candidate.config.name}"
-    why = f"chosen: {name}: the best, and better than the first by more than chance"
-    return FittedCentroids(count, results, why, results[best], config, raw, encoder, astray)
+    why = f"chosen: {trial.kind}, {trial.candidate.config.name}: better than the first by more than chance"
+    floors = config.fitted.floors
+    return FittedCentroids(held_out, fold, config, floors, results, why, result, raw, astray)
 
 
-def split_after(run: Execution, rows: LabelledRows, learned: FittedCentroids) -> CalibrationSplit:
-    """Return the split to fit floors with after `learn`. It fits on no row that `learn` used."""
-    current = current_split(run, rows)
-    if not learned.trials:
-        return current
-    fit, fit_share = current.fit & (rows.fraction >= LEARN_SHARE), FIT_SHARE - LEARN_SHARE
-    if learned.config is None or learned.encoder is None:
-        return msgspec.structs.replace(current, fit=fit, fit_share=fit_share)
-    index = index_of(learned.config, learned.encoder)
-    # The current file of centroids is replaced, so the rows that it was fitted on need no exclusion.
-    fit = (rows.fraction >= LEARN_SHARE) & (rows.fraction < FIT_SHARE)
-    matches = [nearest(index, row) for row in learned.encoder.encode(rows.texts)]
-    return CalibrationSplit(rows.rematched(matches), fit, current.report, fit_share, learned.config)
+def floors_of(run: Execution) -> dict[str, float]:
+    """Return the floors that serve now, by cohort."""
+    return {name: cohort.floor for name, cohort in run.snapshot.policy.cohorts.items()}
 
 
 def index_of(config: Config, encoder: Encoder) -> Index:
@@ -130,25 +152,21 @@ def index_of(config: Config, encoder: Encoder) -> Index:
     return index
 
 
-def _utterances(config: Config) -> dict[str, tuple[str, ...]]:
-    return {intent.intent: intent.utterances for intent in config.intents}
+def _kept_from_adapting(rows: LabelledRows, seed: int) -> Bools:
+    return np.isin(even_folds(rows.texts, rows.labels, rows.groups, seed), _KEPT_FROM_ADAPTING)
 
 
-def _utterance_vectors(config: Config, encoder: Encoder) -> dict[str, Vectors]:
-    return {name: encoder.encode(texts) for name, texts in _utterances(config).items()}
-
-
-def _fit_file(run: Execution, rows: LabelledRows, trial: Trial, date: str, seed: int) -> tuple[Config, bytes]:
+def _fit_file(
+    run: Execution, rows: LabelledRows, trial: Trial, held_out: LabelledRows, date: str, seed: int
+) -> tuple[Config, bytes]:
     """Return the configuration with centroids of the trial's kind, fitted on all `rows`, and their file."""
-    candidate, matches = trial.candidate, trial.matches
-    policy = msgspec.structs.replace(run.config.policy, encoder=candidate.config)
-    config = msgspec.structs.replace(run.config, policy=policy, fitted=None)
-    utterances = _utterance_vectors(config, candidate.encoder)
-    labelled = by_label(candidate.encoder.encode(rows.texts), rows.labels)
-    centroids = centroids_of(trial.kind, utterances, labelled)
+    candidate, vectors = trial.candidate, trial.vectors
+    config = msgspec.structs.replace(vectors.config, fitted=None)
+    utterances = vectors.texts.utterances
+    matcher = matcher_of(trial.kind, vectors.texts.joined(vectors.rows, rows.labels, rows.groups))
     floors = {name: cohort.floor for name, cohort in fit_centroids(utterances, candidate.back).items()}
     for name in floors:
-        right = matches.similarity[matches.right & (matches.nearest == name)]
+        right = held_out.matches.similarity[held_out.matches.right & (held_out.landed == name)]
         if len(right) >= LEAST_UTTERANCES:
             floors[name] = own_floor(right.astype(np.float32))
     header = Header(
@@ -157,10 +175,11 @@ def _fit_file(run: Execution, rows: LabelledRows, trial: Trial, date: str, seed:
         encoder=candidate.config.name,
         utterances=utterances_digest(config),
         data=run.digest,
-        rows=sum(map(len, labelled.values())),
+        rows=rows.matches.distinct,
         seed=seed,
         back=candidate.back,
-        cohorts={name: len(vectors) for name, vectors in centroids.items()},
+        cohorts={name: len(vectors) for name, vectors in matcher.centroids.items()},
     )
-    raw = encode_centroids(header, centroids, floors, np.concatenate(list(utterances.values())))
+    probed = np.concatenate(list(utterances.values()))
+    raw = encode_centroids(header, matcher, floors, probed, rows.texts)
     return msgspec.structs.replace(config, fitted=decode_centroids(raw)), raw

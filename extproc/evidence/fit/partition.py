@@ -1,11 +1,9 @@
-"""Which texts are learned from, which are fitted on, and which are reported on."""
+"""Which texts a choice of tiers is made on, and which are reported on."""
 
 import hashlib
 
 # Texts whose fraction is below FIT_SHARE are fitted on. The others are reported on.
 FIT_SHARE = 0.6
-# If there are enough rows to fit centroids, too, texts below LEARN_SHARE are for centroids alone.
-LEARN_SHARE = 0.3
 
 
 def hash_fraction(text: str, seed: int) -> float:

@@ -30,11 +30,13 @@ def fit_probability(matches: Matches, prior: Probability | None) -> Probability:
         strength = strength / 10
     sign = np.where(matches.right, 1.0, -1.0)
 
+    weights = matches.weights
+
     def loss(coefficients: Floats) -> tuple[float, Floats]:
         logits = sign * (inputs / unit @ coefficients)
         away = coefficients - start
-        slope = -(sign * logistic(-logits)) @ (inputs / unit) + strength * away
-        return float(np.logaddexp(0, -logits).sum() + (strength * away**2).sum() / 2), slope
+        slope = -(weights * sign * logistic(-logits)) @ (inputs / unit) + strength * away
+        return float(weights @ np.logaddexp(0, -logits) + (strength * away**2).sum() / 2), slope
 
     bounds = [(0, None), (0, None), (None, None)]
     fitted = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x

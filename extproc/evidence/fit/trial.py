@@ -1,18 +1,20 @@
-"""A way of making centroids, tried on labelled rows that it was not fitted on."""
+"""A way of matching, tried on labelled rows that it was not fitted on."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 
+from extproc.config.compile import encode_texts, matcher_index, matching
+from extproc.config.load import Config
 from extproc.encoder.protocols import Encoder, Vectors
-from extproc.evidence.fit.centroid_kinds import KINDS, by_label, centroids_of
+from extproc.evidence.fit.centroid_kinds import KINDS, PRESENT, UTTERANCES, Texts, matcher_of
 from extproc.evidence.fit.labelled import LabelledRows
-from extproc.evidence.fit.partition import LEARN_SHARE
 from extproc.evidence.measure.metrics import (
     Bools,
     Estimate,
     Floats,
+    GroupIds,
     auroc,
     auroc_estimate,
     resamples,
@@ -20,10 +22,8 @@ from extproc.evidence.measure.metrics import (
     spread,
 )
 from extproc.routing.centroids import means_of
-from extproc.routing.index import BACK, Index, nearest
+from extproc.routing.index import BACK, Index, Match, nearest
 from extproc.settings import EncoderConfig
-
-FOLDS = 4
 
 
 class EncoderCandidate(msgspec.Struct, frozen=True, eq=False):
@@ -34,94 +34,105 @@ class EncoderCandidate(msgspec.Struct, frozen=True, eq=False):
     back: float = BACK  # similarity is measured this far from the nearest centroid to its cohort's mean (0 to 1)
 
 
-class HeldOutMatches(msgspec.Struct, frozen=True):
-    """Matches with centroids that were fitted without these rows. Each array has one entry per row tried."""
+class Vectorised(msgspec.Struct, frozen=True, eq=False):
+    """The vectors by one encoder of the texts to fit on."""
 
-    similarity: Floats
-    nearest: np.ndarray
-    right: Bools
+    config: Config  # with this encoder
+    back: float
+    texts: Texts
+    rows: Vectors
+
+    def index(self, kind: str, seen: Bools, labels: np.ndarray, groups: GroupIds) -> Index:
+        """Return the index of a kind, fitted on the rows marked in `seen`."""
+        if kind in (UTTERANCES, PRESENT):
+            config = self.config if kind == PRESENT else msgspec.structs.replace(self.config, fitted=None)
+            return matching(config, self.texts.utterances, self.texts.background)[0]
+        matcher = matcher_of(kind, self.texts.joined(self.rows[seen], labels[seen], groups[seen]))
+        return matcher_index(matcher, means_of(self.texts.utterances), self.back)
 
 
 class Trial(msgspec.Struct, frozen=True, eq=False):
-    """One encoder with one kind of centroids."""
+    """One encoder with one kind of matching, and the rows as it matched them."""
 
     candidate: EncoderCandidate
     kind: str
-    matches: HeldOutMatches
+    rows: LabelledRows  # the rows tried, each matched by a fit without it
+    vectors: Vectorised
 
 
 class TrialResult(msgspec.Struct, frozen=True):
-    """How well one way of making centroids matched rows that it was not fitted on."""
+    """How well one way of matching did on rows that it was not fitted on."""
 
     encoder: str
     kind: str
     accuracy: Estimate  # share of rows in scope whose nearest cohort is their label
-    auroc: Estimate  # of similarity: rows in scope against rows out of scope
-    routed: Estimate  # probability that a row in scope is right and nearer than a row out of scope
+    auroc: Estimate  # of similarity or margin, the higher one: rows in scope against rows out of scope
+    routed: Estimate  # probability that a row in scope is right and surer than a row out of scope
     gain: Estimate  # in `routed`, over the first trial; the interval is paired
 
 
-def fold_of(fraction: Floats) -> np.ndarray:
-    """Return int[n]: the fold of each row to learn from, by its `hash_fraction`."""
-    fold: np.ndarray = np.minimum((fraction / LEARN_SHARE * FOLDS).astype(int), FOLDS - 1)
-    return fold
+def vectorise(config: Config, candidate: EncoderCandidate, texts: Sequence[str]) -> Vectorised:
+    """Encode the utterances, the background and the rows."""
+    policy = msgspec.structs.replace(config.policy, encoder=candidate.config)
+    encoded = Texts(*encode_texts(config, candidate.encoder))
+    rows = candidate.encoder.encode(texts)
+    return Vectorised(msgspec.structs.replace(config, policy=policy), candidate.back, encoded, rows)
 
 
 def run_trials(
+    config: Config,
     candidates: Sequence[EncoderCandidate],
-    utterances: Mapping[str, Sequence[str]],
     rows: LabelledRows,
+    fold: np.ndarray,
     tried: Bools,
+    first: str = UTTERANCES,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Trial]:
-    """Match the rows marked in `tried` with every candidate and every kind of centroids.
+    """Match the rows marked in `tried` with every candidate and every kind.
 
-    `utterances` are texts by cohort. The first trial is what serves without a file of centroids.
+    The first trial is what serves now: `first` is UTTERANCES or PRESENT. `fold` is int[n].
     """
-    fold = fold_of(rows.fraction)
     trials: list[Trial] = []
+    total = len(candidates) * (1 + len(KINDS))
     for candidate in candidates:
-        vectors_of = {name: candidate.encoder.encode(texts) for name, texts in utterances.items()}
-        vectors = candidate.encoder.encode(rows.texts)
-        for kind in KINDS:
-            # The first trial serves without a file, so nothing records another `back`.
-            back = candidate.back if trials else BACK
-            matches = _match_held_out(kind, vectors_of, vectors, rows.labels, fold, tried, back)
-            trials.append(Trial(candidate, kind, matches))
+        vectors = vectorise(config, candidate, rows.texts)
+        # Without a file nothing records another `back`, so the first encoder alone is tried without one.
+        for kind in (*((first,) if not trials else ()), *KINDS):
+            trials.append(Trial(candidate, kind, match_held_out(kind, vectors, rows, fold, tried), vectors))
+            show(len(trials), total)
     return trials
 
 
-def _match_held_out(
-    kind: str,
-    utterances: Mapping[str, Vectors],
-    rows: Vectors,
-    labels: np.ndarray,
-    fold: np.ndarray,
-    tried: Bools,
-    back: float,
-) -> HeldOutMatches:
-    similarity, names = np.full(len(rows), np.nan), np.full(len(rows), None, dtype=object)
+def match_held_out(
+    kind: str, vectors: Vectorised, rows: LabelledRows, fold: np.ndarray, tried: Bools
+) -> LabelledRows:
+    """Return the rows marked in `tried`, each matched by a fit on the rows of the other folds."""
+    matches: dict[int, Match] = {}
+    fits_rows, index = kind in KINDS, None
     for k in np.unique(fold[tried]):
-        seen = fold != k
-        centroids = centroids_of(kind, utterances, by_label(rows[seen], labels[seen]))
-        index = Index(centroids, means_of(utterances), back)
-        for i in np.flatnonzero(fold == k):
-            match = nearest(index, rows[i])
-            similarity[i], names[i] = match.similarity, match.cohort
-    right = np.array([name == label for name, label in zip(names, labels, strict=True)], dtype=bool)
-    return HeldOutMatches(similarity[tried], names[tried], right[tried])
+        if fits_rows or index is None:
+            index = vectors.index(kind, fold != k, rows.labels, rows.groups)
+        for i in np.flatnonzero(tried & (fold == k)):
+            matches[i] = nearest(index, vectors.rows[i])
+    return rows.subset(tried).rematched([matches[i] for i in np.flatnonzero(tried)])
 
 
-def measure(trials: Sequence[Trial], inside: Bools, seed: int) -> tuple[TrialResult, ...]:
-    """Measure the trials. `inside` marks the rows tried that are in scope."""
-    draws = [np.concatenate([*_right_and_nearer(trial.matches, inside, seed)]) for trial in trials]
-    values = [float(next(_right_and_nearer(trial.matches, inside, None))[0]) for trial in trials]
-    n = len(inside)
+def right_and_surer(rows: LabelledRows) -> float:
+    """Return the probability that a row in scope is right and surer than a row out of scope."""
+    return float(next(_right_and_surer(rows, None))[0])
+
+
+def measure(trials: Sequence[Trial], seed: int) -> tuple[TrialResult, ...]:
+    """Measure the trials."""
+    draws = [np.concatenate([*_right_and_surer(trial.rows, seed)]) for trial in trials]
+    values = [right_and_surer(trial.rows) for trial in trials]
+    n = len(trials[0].rows.texts)
     return tuple(
         TrialResult(
             trial.candidate.config.name,
             trial.kind,
-            share(trial.matches.right, inside).estimate(seed),
-            auroc_estimate(trial.matches.similarity, inside, seed),
+            share(trial.rows.matches.right, trial.rows.inside).estimate(seed, trial.rows.groups),
+            auroc_estimate(_sureness(trial.rows), trial.rows.inside, seed, trial.rows.groups),
             spread(value, resampled, n),
             spread(value - values[0], resampled - draws[0], n),
         )
@@ -129,15 +140,25 @@ def measure(trials: Sequence[Trial], inside: Bools, seed: int) -> tuple[TrialRes
     )
 
 
-def _right_and_nearer(matches: HeldOutMatches, inside: Bools, seed: int | None) -> Iterator[Floats]:
-    """Yield the probability that a row in scope is right and nearer than a row out of scope.
+def _sureness(rows: LabelledRows) -> Floats:
+    """The similarity or the margin: the one that separates the rows in scope better from those out of scope."""
+    scores = rows.matches.similarity, rows.matches.margin
+    above = [float(auroc(score, rows.inside)[0]) for score in scores]
+    return scores[int(above[1] > above[0])]
+
+
+def _right_and_surer(rows: LabelledRows, seed: int | None) -> Iterator[Floats]:
+    """Yield the probability that a row in scope is right and surer than a row out of scope.
 
     With a seed it is that of resamples, otherwise that of the rows themselves. It is the area under the open-set
-    classification rate (Dhamija et al. 2018), or the accuracy if no row is out of scope.
+    classification rate (Dhamija et al. 2018), or the accuracy if no row is out of scope. A group counts as one row.
     """
-    counted = matches.right | ~inside
-    every = iter([np.ones((1, len(inside)))]) if seed is None else resamples(len(inside), seed)
-    for weights in every:
-        accuracy = (weights @ matches.right) / np.maximum(weights @ inside, 1)
-        above = auroc(matches.similarity[counted], matches.right[counted], weights[:, counted])
+    right, inside, sureness = rows.matches.right, rows.inside, _sureness(rows)
+    counted = right | ~inside
+    n, once = len(inside), rows.matches.weights
+    every = iter([np.ones((1, n))]) if seed is None else resamples(n, seed, together=rows.groups)
+    for drawn in every:
+        weights = drawn * once
+        accuracy = (weights @ right) / np.maximum(weights @ inside, 1e-9)
+        above = auroc(sureness[counted], right[counted], weights[:, counted])
         yield accuracy * np.where(np.isnan(above), 1.0, above)

@@ -82,7 +82,7 @@ def columns(run: Execution) -> Columns:
         first_quality=served("first_quality"),
         cost=served("cost"),
         answered=np.array(list(map(_answered, run.answers, run.served)), dtype=bool),
-        conversation=run.conversations(),
+        conversation=run.groups,
         weight=run.weights(),
     )
 

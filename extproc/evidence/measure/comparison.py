@@ -76,7 +76,7 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
     inverse = inverse_chances(old, new, pairs)
     columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
     kept = [i for i, _ in pairs]
-    conversation, weight = old.conversations()[kept], old.weights()[kept]
+    conversation, weight = old.groups[kept], old.weights()[kept]
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:

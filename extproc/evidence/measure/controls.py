@@ -87,9 +87,7 @@ def _on_complete_rows(
     if not len(rows):
         return []
     paths = [s.path if (s := run.served[i]) is not None else () for i in rows]
-    return beside(
-        complete, (quality[rows], cost[rows]), paths, seed, run.conversations()[rows], run.weights()[rows]
-    )
+    return beside(complete, (quality[rows], cost[rows]), paths, seed, run.groups[rows], run.weights()[rows])
 
 
 def _on_all_rows(

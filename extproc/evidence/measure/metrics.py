@@ -215,9 +215,12 @@ def ece(probability: Floats, right: Bools, bins: int = 10, weights: Floats | Non
 
 
 def exact_interval(wrong: float, rows: float, level: float = 0.95) -> tuple[float, float]:
-    """The two-sided interval of the share wrong / rows by Clopper and Pearson. (0, 1) without rows."""
+    """The two-sided interval of the share wrong / rows by Clopper and Pearson. (0, 1) without rows.
+
+    Both may have fractions, if a row stands for several. Then the interval is too wide.
+    """
     tail = (1 - level) / 2
-    low = 0.0 if wrong == 0 else float(special.betaincinv(wrong, rows - wrong + 1, tail))
+    low = 0.0 if wrong <= 0 else float(special.betaincinv(wrong, rows - wrong + 1, tail))
     high = 1.0 if wrong >= rows else float(special.betaincinv(wrong + 1, rows - wrong, 1 - tail))
     return low, high
 

@@ -4,10 +4,14 @@ from collections import Counter
 from collections.abc import Container, Iterator
 
 from extproc.contract.words import Reason
+from extproc.evidence.data.groups import distinct
 from extproc.evidence.data.setting import SUFFIXES, tier_of
 from extproc.evidence.data.tokens import TOKENIZER
 from extproc.evidence.execution import Execution
 
+REPETITIONS = (
+    "asks that repeat, also with another number, id or name, and the asks of one session or user count once"
+)
 # A note lists at most this many names.
 _MOST_NAMES = 5
 
@@ -19,6 +23,8 @@ def notes_on(run: Execution) -> list[str]:
         f"thresholds and decisions is {run.sealed}."
     ]
     notes += unused(run)
+    if (independent := distinct(run.groups)) < len(run.rows):
+        notes.append(f"In the intervals {len(run.rows):,} rows count as {independent:,}: {REPETITIONS}.")
     if fitted := list(_fitted_here(run)):
         notes.append(
             f"Rows of this file were used to fit {', '.join(fitted)}, so these numbers look better than they are. "

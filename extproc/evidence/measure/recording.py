@@ -175,4 +175,4 @@ def sample_of(run: Execution, table: AnswerTable, quality: Floats, seed: int) ->
     keys = [(cohort, "?" if np.isnan(q) else str(q >= 0.5)) for cohort, q in zip(cohorts, quality, strict=True)]
     number = {key: i for i, key in enumerate(sorted(set(keys)))}
     stratum = np.array([number[key] for key in keys], dtype=np.int64)[rows]
-    return Sample(rows, run.weights()[rows], run.conversations()[rows], stratum, seed)
+    return Sample(rows, run.weights()[rows], run.groups[rows], stratum, seed)

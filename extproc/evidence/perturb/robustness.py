@@ -99,7 +99,7 @@ class RewriteTrial:
     def effect(self, kind: str, indices: Sequence[int], texts: Sequence[str]) -> Effect:
         """Route the rows at `indices` with these `texts`, and compare with the unchanged texts."""
         run, seed, memory = self._run, self._seed, self._memory.fresh()
-        together = run.conversations()[list(indices)]
+        together = run.groups[list(indices)]
         rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(indices, texts, strict=True)]
         now = route_all(run.snapshot, memory, rows, what=f"rows, {kind}")
         was = self._route_unchanged(indices)

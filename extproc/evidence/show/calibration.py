@@ -4,27 +4,30 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
-from extproc.evidence.fit.calibration import Calibration
+from extproc.evidence.fit.calibration import Calibration, Counts
 from extproc.evidence.fit.choice import TierChoice
-from extproc.evidence.fit.labelled import CalibrationSplit, LabelledRows
+from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.fit.learning import FittedCentroids
 from extproc.evidence.fit.plans import Plan
-from extproc.evidence.measure.metrics import auroc_estimate, exact_interval, share
+from extproc.evidence.measure.notes import REPETITIONS
 from extproc.evidence.show.controls import line_table
 from extproc.evidence.show.estimate import percent
 from extproc.routing.policy import Cohort
+from extproc.settings import Evidence
 
 
-def learned_text(learned: FittedCentroids, rows: LabelledRows, split: CalibrationSplit, seed: int) -> Iterator[str]:
-    """The kinds of centroids that were tried, the choice, and its measures on rows that no fit used."""
+def learned_text(learned: FittedCentroids, rows: LabelledRows) -> Iterator[str]:
+    """The rows, the ways of matching that were tried, and the choice."""
+    count, distinct = len(rows.texts), rows.matches.distinct
+    if distinct < count:
+        yield (f"{count:,} labelled rows count as {distinct:,}: {REPETITIONS}")
     if not learned.trials:
         yield from textwrap.wrap(learned.why, 116)
         return
-    yield f"centroids, each tried on {learned.rows:,} labelled rows that it was not fitted on, % [95 %]"
-    yield f"{'':<28}{'accuracy':<21}{'AUROC':<21}{'right and accepted':<21}gain"
     first = learned.trials[0]
+    rows_tried = f"{first.accuracy.rows:,} labelled rows in scope"
+    yield f"matching, each way tried on {rows_tried} that it was not fitted on, % [95 %]"
+    yield f"{'':<28}{'accuracy':<21}{'AUROC':<21}{'right and accepted':<21}gain"
     for trial in learned.trials:
         measured = (percent(trial.accuracy), percent(trial.auroc), percent(trial.routed))
         gain = percent(trial.gain, "+") if trial is not first else ""
@@ -32,57 +35,63 @@ def learned_text(learned: FittedCentroids, rows: LabelledRows, split: Calibratio
         yield f"{name:<28}{''.join(f'{m:<21}' for m in measured)}{gain}".rstrip()
     yield learned.why
     if learned.astray:
-        yield f"with these centroids, {learned.astray} utterances are nearest to another cohort than their own"
-    before, after = rows.subset(split.report), split.rows.subset(split.report)
-    inside = np.array([label is not None for label in before.labels], dtype=bool)
-    for name, values in {
-        "accuracy": [share(each.matches.right, inside).estimate(seed) for each in (before, after)],
-        "AUROC": [auroc_estimate(each.matches.similarity, inside, seed) for each in (before, after)],
-    }.items():
-        if learned.chosen is not None:
-            yield f"on {len(before.texts):,} other rows: {name} {percent(values[1])}, before {percent(values[0])}"
+        yield f"then {learned.astray} utterances are nearest to another cohort than their own"
 
 
 def calibration_text(calibration: Calibration, risk: float, present: Mapping[str, Cohort]) -> Iterator[str]:
     """The fitted floors beside the present ones, with their measures on rows that the fit did not use."""
-    fits = calibration.fits
-    fitted, others = (sum(fit.rows[i] for fit in fits) for i in (0, 1))
+    if calibration.why:
+        yield calibration.why
+        return
+    count, distinct = calibration.rows
     yield (
-        f"floors of the {calibration.kind} for a risk of {100 * risk:g} %: fitted on {fitted:,} labelled rows, "
-        f"measured on {others:,} others"
+        f"floors for a risk of {100 * risk:g} %, fitted on {distinct:,} distinct rows (of {count:,}); the measures "
+        "are by fits without the row"
     )
-    shared, separate = (100 * error for error in calibration.error)
-    if not math.isnan(separate):
-        yield (
-            f"calibration error of the probability: {separate:.1f} percentage points; {shared:.1f} with one curve "
-            "for all cohorts"
-        )
+    if not math.isnan(calibration.error):
+        yield f"calibration error of the probability: {100 * calibration.error:.1f} percentage points"
     yield ""
     yield (
         f"{'cohort':<22}{'rows':>6}{'floor':>8}{'before':>8}{'margin':>8}{'before':>8}{'accepted %':>12}"
         f"{'before':>7}  {'wrong % [95 %]':<20}before"
     )
-    calibrated = [fit for fit in fits if fit.evidence is not None]
-    for fit in calibrated:
+    own, pooled, abstaining = (
+        [fit for fit in calibration.fits if fit.evidence is not None and kind_of(fit.evidence) == kind]
+        for kind in ("own", "pool", "abstains")
+    )
+    for fit in (*own, *pooled):
         cohort = present[fit.name]
         floors = f"{fit.floor:>8.4f}{cohort.floor:>8.4f}{fit.margin:>8.4f}{cohort.margin:>8.4f}"
-        yield f"{fit.name[:21]:<22}{sum(fit.rows):>6}{floors}{_measured(fit.after, fit.before)}"
-    if calibrated:
-        after, before = (
-            [sum(getattr(f, when)[i] for f in calibrated) for i in (0, 1, 2)] for when in ("after", "before")
+        mark = "  pool" if fit in pooled else ""
+        yield f"{fit.name[:21]:<22}{fit.after.rows:>6}{floors}{_measured(fit.after, fit.before)}{mark}"
+    for name, fits in (("the pool", pooled), ("together", calibration.fits)):
+        if fits:
+            after, before = (_sum([getattr(fit, when) for fit in fits]) for when in ("after", "before"))
+            yield f"{name:<22}{after.rows:>6}{'':>32}{_measured(after, before)}"
+    for fit in abstaining:
+        yield f"{fit.name[:21]:<22}{fit.after.rows:>6}  abstains: {fit.why}"
+    if abstaining:
+        yield (
+            "a cohort that abstains sends its requests to the default tier; `abstain: off` in its file accepts them"
         )
-        total = sum(sum(fit.rows) for fit in calibrated)
-        yield f"{'together':<22}{total:>6}{'':>32}{_measured(after, before)}"
-    for fit in fits:
-        if fit.evidence is None:
-            yield f"{fit.name[:21]:<22}uncalibrated: {fit.why}"
 
 
-def _measured(after: Sequence[int], before: Sequence[int]) -> str:
-    """The shares accepted and wrong. `after` and `before` are (rows, accepted, wrong)."""
-    low, high = (100 * end for end in exact_interval(after[2], after[1]))
-    wrong = [f"{100 * wrong / accepted:.1f}" if accepted else "-" for _, accepted, wrong in (after, before)]
-    accepted = [100 * accepted / max(rows, 1) for rows, accepted, _ in (after, before)]
+def kind_of(evidence: Evidence) -> str:
+    """Whether a cohort has floors of its "own", shares those of a "pool", or "abstains"."""
+    if evidence.abstains:
+        return "abstains"
+    return "own" if evidence.pool is None else "pool"
+
+
+def _sum(counts: Sequence[Counts]) -> Counts:
+    return Counts(*(sum(getattr(each, name) for each in counts) for name in ("rows", "accepted", "wrong")))
+
+
+def _measured(after: Counts, before: Counts) -> str:
+    """The shares accepted and wrong."""
+    low, high = (100 * end for end in after.interval)
+    wrong = [f"{100 * c.wrong / c.accepted:.1f}" if c.accepted else "-" for c in (after, before)]
+    accepted = [100 * c.accepted / max(c.rows, 1) for c in (after, before)]
     return f"{accepted[0]:>12.1f}{accepted[1]:>7.1f}  {f'{wrong[0]} [{low:.1f}, {high:.1f}]':<20}{wrong[1]}"
 
 

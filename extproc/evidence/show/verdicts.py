@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from extproc.evidence.fit.calibration import Calibration
+from extproc.evidence.fit.calibration import Calibration, Counts
 from extproc.evidence.fit.choice import TierChoice
 from extproc.evidence.measure.controls import ROUTED
 from extproc.evidence.measure.headlines import Headline, control_headlines, wrong_headline
@@ -17,23 +17,21 @@ def verdict_text(verdicts: Iterable[Headline]) -> Iterator[str]:
 
 
 def calibration_verdicts(calibration: Calibration, risk: float) -> Iterator[Headline]:
-    """Whether the fitted floors keep the risk, and what the cohorts without fitted floors do."""
-    fitted = [fit.after for fit in calibration.fits if fit.evidence is not None]
-    others = [fit.before for fit in calibration.fits if fit.evidence is None]
-    if sum(accepted for _, accepted, _ in fitted):
+    """Whether the fitted floors keep the risk, and how many cohorts abstain."""
+    fitted = [fit.after for fit in calibration.fits if fit.evidence is not None and not fit.evidence.abstains]
+    abstaining = [fit.before for fit in calibration.fits if fit.evidence is not None and fit.evidence.abstains]
+    if sum(counts.accepted for counts in fitted):
         yield _with(f"in {len(fitted)} calibrated cohorts, ", wrong_headline(_wrong(fitted), risk))
-    accepted, wrong = (sum(counts[i] for counts in others) for i in (1, 2))
-    if others:
-        sentence = f"{len(others)} of {len(calibration.fits)} cohorts got no floor for this risk"
-        figure = (
-            f"; of {accepted:,} matches that their present floors accept, {wrong:,} are wrong" if accepted else ""
-        )
-        yield Headline("UNCALIBRATED", sentence + figure)
+    accepted, wrong = (sum(getattr(counts, name) for counts in abstaining) for name in ("accepted", "wrong"))
+    if abstaining:
+        sentence = f"{len(abstaining)} of {len(calibration.fits)} cohorts abstain, as no floor keeps this risk"
+        figure = f"; of {accepted:,} matches that they accept now, {wrong:,.0f} are wrong" if accepted else ""
+        yield Headline("ABSTAINS", sentence + figure)
 
 
-def _wrong(counts: Sequence[Sequence[int]]) -> Estimate:
-    """The share of wrong matches among the accepted ones. `counts` are (rows, accepted, wrong)."""
-    accepted, wrong = (sum(each[i] for each in counts) for i in (1, 2))
+def _wrong(counts: Sequence[Counts]) -> Estimate:
+    """The share of wrong matches among the accepted ones."""
+    accepted, wrong = (sum(getattr(each, name) for each in counts) for name in ("accepted", "wrong"))
     return Estimate(wrong / accepted, *exact_interval(wrong, accepted), accepted)
 
 
