@@ -107,7 +107,7 @@ def encode_centroids(
         "seen": np.unique(fingerprints(texts)),
     }
     if matcher.background is not None:
-        arrays["background"] = matcher.background.astype(np.float16)
+        arrays["outside"] = matcher.background.astype(np.float16)
     if matcher.head is not None:
         arrays["weights"], arrays["bias"] = matcher.head.weights.astype(np.float16), matcher.head.bias
     sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
@@ -128,7 +128,7 @@ def decode_centroids(raw: bytes) -> CentroidFile:
         raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_CALIBRATE}")
     centroids = np.split(arrays["centroids"].astype(np.float32), np.cumsum(counts)[:-1])
     background, weights = (
-        arrays[name].astype(np.float32) if name in arrays else None for name in ("background", "weights")
+        arrays[name].astype(np.float32) if name in arrays else None for name in ("outside", "weights")
     )
     head = Head(weights, arrays["bias"]) if weights is not None else None
     return CentroidFile(
@@ -143,16 +143,16 @@ def decode_centroids(raw: bytes) -> CentroidFile:
 def _has_shapes(arrays: Mapping[str, np.ndarray], counts: Sequence[int]) -> bool:
     """Whether the arrays have the shapes that these numbers of centroids require."""
     names, always = {*arrays}, {"centroids", "floors", "probe", "seen"}
-    if names - always not in (set(), {"background"}, {"weights", "bias"}) or not always <= names:
+    if names - always not in (set(), {"outside"}, {"weights", "bias"}) or not always <= names:
         return False
     centroids, floors = arrays["centroids"], arrays["floors"]
     if not counts or min(counts) < 1 or centroids.ndim != 2 or floors.shape != (len(counts),):
         return False
-    width, vectors = centroids.shape[1], [arrays[name] for name in ("background", "weights") if name in names]
+    vectors = [arrays[name] for name in ("outside", "weights") if name in names]
     return (
         len(centroids) == sum(counts)
         and arrays["probe"].ndim == arrays["seen"].ndim == 1
-        and all(rows.ndim == 2 and len(rows) and rows.shape[1] == width for rows in vectors)
+        and all(rows.ndim == 2 and len(rows) for rows in vectors)
         and ("weights" not in names or _is_head(arrays["weights"], arrays["bias"], len(counts)))
     )
 
