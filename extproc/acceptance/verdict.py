@@ -121,7 +121,12 @@ def _wants_logprobs(rule: AcceptRule, tier: str | None) -> bool:
 
 def needs_whole_answer(rules: Sequence[AcceptRule]) -> list[str]:
     """Return the names of the rules that cannot judge a part of an answer."""
-    return [rule_name(rule) for rule in rules if type(rule) not in PARTIAL_CHECKS]
+    return [rule_name(rule) for rule in rules if type(rule) not in PARTIAL_CHECKS or _needs_all_tokens(rule)]
+
+
+def _needs_all_tokens(rule: AcceptRule) -> bool:
+    """Whether the first tokens show only a mean that is far too low."""
+    return isinstance(rule, Logprob) and rule.first is None
 
 
 def _unreadable(observation: Observation, request: Requirements) -> str | None:

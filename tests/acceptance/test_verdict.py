@@ -11,7 +11,7 @@ from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
-from extproc.acceptance.verdict import Verdict, judge, judge_early, wants_logprobs
+from extproc.acceptance.verdict import Verdict, judge, judge_early, needs_whole_answer, wants_logprobs
 from extproc.api.observation import Observation, ToolCall
 
 PERSON = {
@@ -275,6 +275,10 @@ def test_rules_say_what_they_need() -> None:
     assert wants_logprobs(compile_rules([{"logprob": -1}]))
     assert not wants_logprobs(compile_rules(["complete", {"judge": "other"}]))
     assert compile_rules([]) == ()
+    rules = compile_rules(
+        ["complete", {"regex": "a"}, {"logprob": -1}, {"logprob": {"min": -1, "first": 9, "tier": "a"}}]
+    )
+    assert needs_whole_answer(rules) == ["regex", "logprob"]
 
 
 def test_a_level_of_one_tier_judges_no_other_tier() -> None:
