@@ -223,10 +223,10 @@ def table(
     embed, draws = CachedEncoder(cache).encode, draws_of(len(questions), seed)
     yield f"{len(questions)} questions: small {small}, second {second}, large {large}"
     controls = f"{'minus random':<20}{'minus static mix':<20}oracle"
-    yield f"{'':<38}{'right % [95 %]':<20}{'rejected %':>10}{'$/1,000':>9}   {controls}"
+    yield f"{'':<40}{'right % [95 %]':<20}{'rejected %':>10}{'$/1,000':>9}   {controls}"
     for name in names:
         alone = draws @ models[name].right / draws.sum(axis=1)
-        yield f"{'always ' + name:<38}{_spread(alone):<20}{'':>10}{1000 * models[name].cost.mean():>9.4f}"
+        yield f"{'always ' + name:<40}{_spread(alone):<20}{'':>10}{1000 * models[name].cost.mean():>9.4f}"
     first, other = models[small], models[second]
     rules = {
         "json": Judged(by_rules(["json"], first)),
@@ -243,7 +243,7 @@ def table(
     for name, judged in rules.items():
         f = figures(models, small, large, judged, draws)
         yield (
-            f"{name:<38}{_spread(f.right):<20}{100 * f.share:>10.1f}{f.dollars:>9.4f}   "
+            f"{name:<40}{_spread(f.right):<20}{100 * f.share:>10.1f}{f.dollars:>9.4f}   "
             f"{_spread(f.right - f.random, '+'):<20}{_spread(f.right - f.mix, '+'):<20}{100 * f.oracle[0]:.1f}"
         )
 
