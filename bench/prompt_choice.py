@@ -117,7 +117,9 @@ def learn_network(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the steps are few on purpose
         networks = [
-            MLPRegressor((32,), alpha=3.0, learning_rate_init=1e-3, max_iter=12, random_state=seed).fit(rows, gain)
+            MLPRegressor(
+                hidden_layer_sizes=(32,), alpha=3.0, learning_rate_init=1e-3, max_iter=12, random_state=seed
+            ).fit(rows, gain)
             for seed in range(3)
         ]
     return lambda v, f: np.mean([network.predict(columns.of(v, f)) for network in networks], axis=0)

@@ -115,7 +115,7 @@ def test_a_run_that_says_nothing_is_an_error(path: Path) -> None:
     right = [served(q, i % 10 <= 2) for i, q in enumerate(test)]
     assert "Same escalation as the levels offline: 100/100" in checked(test, right, levels, asked)  # type: ignore[arg-type]
     lines = [*table(test, right, {}, ("small", "large"), 0)]
-    assert "cascade, log-probabilities (m)  100.0" in "\n".join(lines) and "(above)" in lines[-1]
+    assert "cascade, log-probabilities (m)   100.0" in "\n".join(lines) and "(above)" in lines[-1]
     for wrong, message in (
         ([served(q, i % 10 > 2) for i, q in enumerate(test)], "escalated otherwise"),
         ([served(q, i % 10 <= 2, reason="deadline") for i, q in enumerate(test)], "0 of 100 requests landed"),
