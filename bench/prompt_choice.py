@@ -17,7 +17,7 @@ import numpy as np
 
 from bench.cache import Cache
 from bench.recovery import apgr
-from bench.routellm_table import Prompts, read_routellm
+from bench.routellm_table import CHARS, Prompts, read_routellm
 from bench.success import cohort_gains, fit_stack
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import Floats
@@ -214,9 +214,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data/routellm_mmlu.jsonl.gz"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench-routing"), help="folder for cached arrays")
+    parser.add_argument("--prompts", type=int, default=0, help="random prompts to use (default 0: all)")
+    parser.add_argument("--chars", type=int, default=CHARS, help="characters of a prompt that are embedded")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for line in table(read_routellm(Cache(args.cache), args.data), args.seed):
+    prompts = read_routellm(Cache(args.cache), args.data, args.chars, args.prompts)
+    for line in table(prompts, args.seed):
         print(line, flush=True)
 
 

@@ -41,11 +41,13 @@ class Prompts(msgspec.Struct, frozen=True):
 Way = Callable[[Prompts, Prompts], Floats]  # (prompts to fit on, prompts to predict) -> predicted gain
 
 
-def read_routellm(cache: Cache, path: Path) -> Prompts:
-    """Read the prompts, without those that RouteLLM found contaminated."""
+def read_routellm(cache: Cache, path: Path, chars: int = CHARS, most: int = 0) -> Prompts:
+    """Read the prompts, without those that RouteLLM found contaminated, or `most` of them at random."""
     with gzip.open(path) as lines:
         rows = [row for row in map(msgspec.json.decode, lines) if not row["contaminated"]]
-    vectors = CachedEncoder(cache).encode([row["prompt"][:CHARS] for row in rows])
+    if most:
+        rows = [rows[i] for i in np.sort(np.random.default_rng(0).permutation(len(rows))[:most])]
+    vectors = CachedEncoder(cache).encode([row["prompt"][:chars] for row in rows])
     return Prompts(
         np.array([row["subject"] for row in rows]),
         vectors,
