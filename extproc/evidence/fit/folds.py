@@ -20,7 +20,7 @@ _APART = 0.7
 _MOST_CLUSTERED = 4000
 
 
-def even_folds(texts: Sequence[str], labels: Sequence[Any], groups: GroupIds, seed: int) -> np.ndarray:
+def even_folds(texts: Sequence[str], labels: Sequence[Any] | np.ndarray, groups: GroupIds, seed: int) -> np.ndarray:
     """Return int[n]: folds with about equally many groups of each label, in an order by texts and seed."""
     _, first, member = np.unique(groups, return_index=True, return_inverse=True)
     keys = [(str(labels[i]), _digest(texts[i], seed)) for i in first]

@@ -112,9 +112,9 @@ def match_held_out(
     for k in np.unique(fold[tried]):
         if fits_rows or index is None:
             index = vectors.index(kind, fold != k, rows.labels, rows.groups)
-        for i in np.flatnonzero(tried & (fold == k)):
+        for i in np.flatnonzero(tried & (fold == k)).tolist():
             matches[i] = nearest(index, vectors.rows[i])
-    return rows.subset(tried).rematched([matches[i] for i in np.flatnonzero(tried)])
+    return rows.subset(tried).rematched([matches[i] for i in np.flatnonzero(tried).tolist()])
 
 
 def right_and_surer(rows: LabelledRows) -> float:
