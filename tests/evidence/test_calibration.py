@@ -148,7 +148,9 @@ def test_repeated_rows_change_no_floor_and_no_interval():
     rng = np.random.default_rng(5)
     once = traffic(rng, 120)
     again = np.tile(np.arange(120), 20)
-    often = msgspec.structs.replace(Matches(once.similarity[again], once.margin[again], once.right[again]), groups=again)
+    often = msgspec.structs.replace(
+        Matches(once.similarity[again], once.margin[again], once.right[again]), groups=again
+    )
     assert choose_floors(often, 0.2, "margin") == choose_floors(once, 0.2, "margin")
     assert (often.distinct, often.wrong) == (120, pytest.approx(once.wrong))
     assert fit_probability(often, None).similarity == pytest.approx(
