@@ -62,7 +62,7 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     above = chance_above(policy, match, own)
     if weighed.reason is Reason.MATCHED:
         if own == len(policy.tiers) - 1:
-            return f"{name} is likely enough for its tier {tier}"
+            return f"{name} is likely enough for its tier {policy.tiers[own].name}"
         limit = f"up to {_percent(DOUBT)} is accepted"
         return f"the chance that it needs a tier above {tier} is {_percent(above)}, and {limit}, so {tier} serves"
     if weighed.reason is Reason.OUT_OF_SCOPE and match.background > match.alike:

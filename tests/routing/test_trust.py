@@ -25,6 +25,7 @@ FAQ = Cohort("faq", "small", floor=0.1, margin=0.0, calibrated=False, reasoning=
 SUMMARY = Cohort("summary", "small", floor=0.1, margin=0.0, calibrated=False)
 CODE = Cohort("code", "large", floor=0.1, margin=0.0, calibrated=False, reasoning=True)
 LEGAL = Cohort("legal", "large", floor=0.1, margin=0.0, calibrated=False, tier_floor="frontier", risk="high")
+SIGNALS = Signals(Ask("Where is my parcel?", "last_user", 19, False), 100, 1, frozenset(), False, False)
 NEEDS = {"faq": "small", "summary": "small", "code": "large", "legal": "frontier"}
 POLICY = Policy(TIERS, "large", {c.name: c for c in (FAQ, SUMMARY, CODE, LEGAL)})
 
@@ -151,8 +152,7 @@ def served_rank(policy: Policy, found: Match) -> int:
 
 
 def decided(policy: Policy, found: Match) -> Decision:
-    asked = Signals(Ask("Where is my parcel?", "last_user", 19, False), 100, 1, frozenset(), False, False)
-    return msgspec.structs.replace(decide(policy, asked, found, {}), ladder=())
+    return msgspec.structs.replace(decide(policy, SIGNALS, found, {}), ladder=())
 
 
 def test_a_guess_sets_no_cap_and_does_not_turn_reasoning_off():
