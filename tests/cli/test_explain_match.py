@@ -45,8 +45,8 @@ WITHHELD = (
         (
             match(faq=0.6, code=0.4),
             [
-                "the chance that it needs a tier above small is 40 %, more than the 30 % that is accepted, so large "
-                "serves"
+                "the chance that it needs a tier above small is 40 %, more than the 30 % that is accepted, so "
+                "large serves"
             ],
         ),
         (match(faq=0.2, background=0.8), ["the background is likelier than faq, so large serves"]),
