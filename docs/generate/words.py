@@ -7,7 +7,8 @@ schema policy` prints this as a JSON Schema for editors.
 """
 
 INTENT = """
-Every other `*.yaml` file in the folder is one intent. [Write intents](../guides/intents.md) is the guide. `extproc schema
+Every other `*.yaml` file in the folder is one intent. `_background.yaml` has one key, `background`: a list of texts that
+belong to no intent. [Write intents](../guides/intents.md) is the guide. `extproc schema
 intent` prints this as a JSON Schema for editors.
 
 `extproc calibrate` writes `floor`, `margin`, `evidence`, `scorer` and `chosen`.

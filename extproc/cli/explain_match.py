@@ -48,24 +48,26 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     """One sentence: why the match counts, or why another tier is proposed."""
     weighed, name = weigh(policy, match), cohort.name
     tier = policy.tiers[weighed.rank].name
+    if match.no_task:
+        return f"the ask names no task, so {tier} serves"
     if match.similarity < cohort.floor:
         return f"the similarity is below the floor of {name}, so {tier} serves"
     if match.margin < cohort.margin:
         return f"the margin is below that of {name}, so {tier} serves"
     if match.chance is None or cohort.has_floor:
-        return f"the similarity reaches the floor of {name}, so its tier {tier} serves"
+        return f"the similarity reaches the floor of {name}, so {tier} serves"
     own = policy.rank(cohort.needed_tier(policy))
     above = chance_above(policy, match, own)
     if weighed.reason is Reason.MATCHED:
         if own == len(policy.tiers) - 1:
             return f"{name} is likely enough for its tier {tier}"
-        limit = f"at most {_percent(DOUBT)} are accepted"
-        return f"a tier above {tier} is needed with a chance of {_percent(above)}, and {limit}, so {tier} serves"
+        limit = f"up to {_percent(DOUBT)} is accepted"
+        return f"the chance that it needs a tier above {tier} is {_percent(above)}, and {limit}, so {tier} serves"
     if weighed.reason is Reason.OUT_OF_SCOPE and match.background > match.alike:
         return f"the background is likelier than {name}, so {tier} serves"
     if needed_rank(policy, match) > own:
-        what = f"a tier above {policy.tiers[own].name} is needed with a chance of {_percent(above)}"
-        return f"{what}, more than the {_percent(DOUBT)} that are accepted, so {tier} serves"
+        what = f"the chance that it needs a tier above {policy.tiers[own].name} is {_percent(above)}"
+        return f"{what}, more than the {_percent(DOUBT)} that is accepted, so {tier} serves"
     return f"no intent has a chance of {_percent(LEAST_CHANCE)}, and {tier} is enough for those that are likely"
 
 

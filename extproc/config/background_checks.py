@@ -9,7 +9,7 @@ _LEAST_TEXTS = 3
 
 
 def check_name(name: str) -> str | None:
-    """What is wrong with the name of a file that should be an intent, or None."""
+    """The mistake in the name of a file that should be an intent, or None."""
     if name.startswith("_"):
         return f"a name that begins with `_` is reserved, and only {BACKGROUND_FILE} is known: rename the file"
     return None

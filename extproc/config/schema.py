@@ -106,7 +106,7 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class BackgroundFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """_background.yaml: what people ask that belongs to no intent."""
+    """_background.yaml: the requests of users that belong to no intent."""
 
     background: Annotated[
         tuple[str, ...],

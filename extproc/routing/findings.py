@@ -46,7 +46,7 @@ def read_findings(
     cohorts = _possible_cohorts(policy, match, weighed.reason)
     guard = (
         guard_matched(policy, cohorts, signals, headers)
-        if match is not None or failure is Reason.OUT_OF_SCOPE
+        if match is not None
         else guard_unmatched(policy, signals, headers)
     )
     cap = _cap(settings, signals) if _CAP not in withheld else None
@@ -73,7 +73,7 @@ def _cap(settings: Cohort | None, signals: Signals) -> int | None:
 
 
 def _withheld(settings: Cohort | None) -> tuple[str, ...]:
-    """The settings that would harm a request of another cohort. They need a floor that tells which match."""
+    """The settings that would harm a request of another cohort. They apply only with a floor."""
     if settings is None or settings.has_floor:
         return ()
     cap = (_CAP,) if settings.max_output_tokens is not None else ()

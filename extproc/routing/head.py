@@ -19,7 +19,7 @@ _PENALTY = 1e-4
 _FLAT, _MOST_STEPS = 1e-3, 100
 # The search changes weights in this unit. Then they are about as large as the bias, which saves half of the steps.
 _UNIT = 10.0
-# Rows at once, so that ten thousand cohorts need little memory for their scores.
+# Rows in one product, so that ten thousand cohorts need little memory for their scores.
 _ROWS = 4096
 
 

@@ -30,6 +30,7 @@ class Match(msgspec.Struct, frozen=True):
     alike: float = 0.0  # chance of all cohorts with the same settings, with that of the cohort itself
     background: float = 0.0  # chance that the text belongs to no cohort
     tiers: Mapping[str, float] = {}  # chance of the cohorts that need each tier, by the tier's name
+    no_task: bool = False  # the text only greets, thanks or agrees, so the match does not count
 
     @property
     def in_scope(self) -> float:
@@ -40,7 +41,7 @@ class Match(msgspec.Struct, frozen=True):
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What the matching knows about the settings of a cohort."""
+    """The settings of a cohort, as far as the matching needs them."""
 
     tier: str  # the tier that it needs
     like: str  # the first cohort with the same settings
@@ -62,7 +63,7 @@ class Index:
         `back` is the weight of the mean in the similarity. Without means, similarity is the cosine of the nearest
         centroid. The classes of `head` are the cohorts, in order, and the background after them. With it, the
         cohort with the highest chance is the nearest. `kinds` has the settings of each cohort. Without them each
-        cohort needs a tier of its own name. Raises ValueError if there is no cohort.
+        cohort has its own kind. Raises ValueError if there is no cohort.
         """
         if not centroids:
             raise ValueError("the index has no cohort: give at least one cohort with its centroids")
@@ -78,7 +79,7 @@ class Index:
             stacked = np.column_stack([head.weights, head.bias])
             kinds = kinds or {name: Kind(name, name) for name in centroids}
             self.tiers = list(dict.fromkeys(kinds[name].tier for name in centroids))
-            # The number of the class's tier and of its settings. The background has numbers of its own.
+            # The number of the class's tier and of its settings. The background has its own numbers.
             self.tier_of = np.array([*(self.tiers.index(kinds[n].tier) for n in centroids), len(self.tiers)])
             number = {name: i for i, name in enumerate(centroids)}
             self.like_of = np.array([*(number[kinds[n].like] for n in centroids), len(number)])

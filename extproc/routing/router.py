@@ -197,10 +197,12 @@ class Router:
                 return None, Reason.NO_TEXT
         elif signals.background is not None:
             return None, Reason.BACKGROUND
-        if signals.ask.text and names_no_task(signals.ask.text):
-            return None, Reason.OUT_OF_SCOPE
         vector, failure = await self._embed(signals.ask, principal, snapshot, clock)
-        return (nearest(snapshot.index, vector), failure) if vector is not None else (None, failure)
+        if vector is None:
+            return None, failure
+        match = nearest(snapshot.index, vector)
+        no_task = names_no_task(signals.ask.text)
+        return msgspec.structs.replace(match, no_task=True) if no_task else match, failure
 
     async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""

@@ -32,7 +32,7 @@ def weigh(policy: Policy, match: Match | None, failure: Reason = Reason.NO_TEXT)
         return Trust(failure, default)
     cohort = policy.cohorts[match.cohort]
     own = policy.rank(cohort.tier)
-    if match.similarity < cohort.floor:
+    if match.no_task or match.similarity < cohort.floor:
         return Trust(Reason.OUT_OF_SCOPE, default)
     if match.margin < cohort.margin:
         return Trust(Reason.AMBIGUOUS, default)

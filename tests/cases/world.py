@@ -220,7 +220,7 @@ def _keep_the_first(intent: Path, count: int) -> None:
     With a floor, every setting of a matched intent applies.
     """
     head, mark, utterances = intent.read_text().partition("utterances:\n")
-    head += "floor: 0.05\n" if mark else ""
+    head += "floor: 0\n" if mark else ""
     intent.write_text(head + mark + "".join(utterances.splitlines(keepends=True)[:count]))
 
 

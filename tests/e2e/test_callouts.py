@@ -58,7 +58,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             spec["human"] = {"queue": str(folder / "review.jsonl"), "message": "A person will answer."}
             spec["encoder"]["deadline_ms"] = 5000
         elif path.name != "_background.yaml":
-            spec["floor"] = 0.05  # the settings of a matched intent apply
+            spec["floor"] = 0  # the settings of a matched intent apply
         climbing = {"to": "large", "max": 1, "share": 1.0}
         if path.stem == "summary":
             spec |= {"accept": ["complete", {"judge": "critic"}], "escalate": climbing}

@@ -103,7 +103,7 @@ def write_samples_with_floors(folder: Path) -> Path:
     for path in folder.glob("*.yaml"):
         text = path.read_text()
         if "\nutterances:" in text:
-            path.write_text(text.replace("\nutterances:", "\nfloor: 0.05\nutterances:"))
+            path.write_text(text.replace("\nutterances:", "\nfloor: 0\nutterances:"))
     return folder
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from extproc.encoder.features import FeatureEncoder, hashed_words, instruction, without_courtesies
+from extproc.encoder.features import FeatureEncoder, hashed_words, instruction, names_no_task, without_courtesies
 
 TEXTS = [
     "Summarize this contract: the tenant pays on the first of each month. The landlord repairs the roof.",
@@ -186,3 +186,30 @@ def test_words_of_any_script_count_and_punctuation_does_not():
     """An apostrophe is part of its word."""
     assert np.square(hashed_words(["don't naïve 你好"])).sum() == pytest.approx(4)
     assert not hashed_words(["", "!? ... \U0001f600 _"]).any()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["yes", "hi", "Thanks!", "ok", "?", "...", "", "Good morning, how are you doing today?", "no thanks",
+     "\U0001f44d", "Ja",
+     "oui merci", "好的", "はい", "Hello everyone :)", "Can you help me please?"],
+)  # fmt: skip
+def test_greetings_thanks_and_short_answers_name_no_task(text: str) -> None:
+    """They are courtesies, or answers to a question that the request does not have."""
+    assert names_no_task(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Summarize",
+        "2+2",
+        "yes or no: is 7 prime?",
+        "thanks, now translate it",
+        "Hi, where is my order?",
+        "hi " * 40,
+    ],
+)
+def test_a_word_of_content_names_a_task(text: str) -> None:
+    """So does a text that is too long to be a courtesy."""
+    assert not names_no_task(text)
