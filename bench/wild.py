@@ -6,7 +6,7 @@ per cent:
 
 - right: of rows in scope, the share whose nearest cohort has the label's name
 - AUROC: the chance that a row in scope scores higher than one out of scope
-- found at 5 %: of rows out of scope, the share below the score that rejects 5 % of the rows in scope
+- found @5 %: of rows out of scope, the share below the score that rejects 5 % of the rows in scope
 - right tier: the tier is that of the label, and out of scope that is the default tier
 - hard->small: of rows whose label has a costlier tier, the share that the cheapest tier gets
 - oos->small: of rows out of scope, the share that the cheapest tier gets
@@ -44,7 +44,7 @@ OWN = "own held-out prompts"
 _HELD_OUT = Path("tests/heldout.yaml")
 _BACKGROUND = "_background.yaml"
 _UNKNOWN, _ENGLISH = "?", "en"
-_WIDTH, _NAME = 13, 30
+_WIDTH, _NAME = 12, 28
 
 
 class _Named(msgspec.Struct):
@@ -137,7 +137,7 @@ def without_background(folder: Path, copy: Path) -> Path:
 def table(run: Execution, judged: Judged, bare: Judged | None, own: Judged | None) -> Iterator[str]:
     """The whole table: all rows, the controls, the held-out prompts, and each cohort, source and language."""
     policy = run.snapshot.policy
-    yield f"{'':<{_NAME}}{'rows':>6}" + "".join(f"{title:>{_WIDTH}}" for title in MEASURES)
+    yield f"{'':<{_NAME}}{'rows':>5}" + "".join(f"{title:>{_WIDTH}}" for title in MEASURES)
     yield from _line("all rows", judged, intervals=True)
     yield "controls on the same rows"
     if bare is not None:
@@ -162,11 +162,11 @@ def _line(name: str, judged: Judged, intervals: bool = False) -> Iterator[str]:
     measured = (
         estimates(judged) if intervals else {t: Estimate(v, math.nan, math.nan) for t, v in measure(judged).items()}
     )
-    yield f"{name:<{_NAME}}{len(judged.label):>6}" + "".join(
+    yield f"{name:<{_NAME}}{len(judged.label):>5}" + "".join(
         _cell(_percent(measured[title].value)) for title in MEASURES
     )
     if any(not math.isnan(estimate.low) for estimate in measured.values()):
-        yield " " * (_NAME + 6) + "".join(_cell(_interval(measured[title])) for title in MEASURES)
+        yield " " * (_NAME + 5) + "".join(_cell(_interval(measured[title])) for title in MEASURES)
 
 
 def _cell(text: str) -> str:

@@ -18,7 +18,7 @@ from extproc.evidence.measure.metrics import (
 )
 
 OUT_OF_SCOPE = "out of scope"
-# The share of rows in scope that `found at 5 %` rejects, and the share of other rows that `curve` sends to the
+# The share of rows in scope that `found @5 %` rejects, and the share of other rows that `curve` sends to the
 # cheapest tier.
 _ALLOWED = 0.05
 # Fewer sources than this say too little about other sources, so no interval is printed.
@@ -75,7 +75,7 @@ def curve(scores: Floats, easy: Bools, allowed: float = _ALLOWED) -> float:
 MEASURES: dict[str, Callable[[Judged], float]] = {
     "right": lambda j: share(j.right, ~j.outside),
     "AUROC": lambda j: float(auroc(j.scope, ~j.outside)[0]),
-    "found at 5 %": lambda j: recall_at_rejection(j.scope[~j.outside], j.scope[j.outside], _ALLOWED),
+    "found @5 %": lambda j: recall_at_rejection(j.scope[~j.outside], j.scope[j.outside], _ALLOWED),
     "right tier": lambda j: share(j.tier == j.wanted, np.ones(len(j.tier), dtype=bool)),
     "hard->small": lambda j: share(j.tier == 0, ~j.outside & (j.wanted > 0)),
     "oos->small": lambda j: share(j.tier == 0, j.outside & (j.wanted > 0)),

@@ -42,7 +42,7 @@ def test_every_measure_computed_by_hand():
     assert measure(judged()) == {
         "right": 3 / 4,
         "AUROC": 7 / 8,
-        "found at 5 %": 1 / 2,  # nothing in scope may be rejected, so the threshold is 0.3
+        "found @5 %": 1 / 2,  # nothing in scope may be rejected, so the threshold is 0.3
         "right tier": 4 / 6,
         "hard->small": 1 / 2,
         "oos->small": 1 / 2,
@@ -71,9 +71,7 @@ def test_a_measure_without_rows_is_not_a_number():
     """Rows of one label have no AUROC, no curve and nothing out of scope."""
     values = measure(judged().at(np.array([0, 1])))
     assert (values["right"], values["right tier"]) == (0.5, 1.0)
-    assert all(
-        math.isnan(values[title]) for title in ("AUROC", "found at 5 %", "hard->small", "oos->small", "curve")
-    )
+    assert all(math.isnan(values[title]) for title in ("AUROC", "found @5 %", "hard->small", "oos->small", "curve"))
 
 
 def test_intervals_are_resampled_by_source():
@@ -164,7 +162,7 @@ def test_the_table_has_the_controls_and_a_line_for_each_group(folder, tmp_path, 
     )
     lines = list(wild.run_table(folder, path, Memory(words), prompts))
     assert lines[1] == "0 of 2 rows have no match"
-    cells = {line[:30].strip(): line[30:].split() for line in lines[3:]}
+    cells = {line[:28].strip(): line[28:].split() for line in lines[3:]}
     assert cells["all rows"] == _cells("2 100.0 100.0 100.0 100.0 - 0.0 0.0 100.0 0.0 50.0")
     assert cells["own held-out prompts"] == _cells("3 100.0 100.0 100.0 100.0 0.0 0.0 0.0 100.0 0.0 66.7")
     assert cells["always the default tier"] == _cells("2 0.0 50.0 0.0 50.0 - 0.0 0.0 0.0 - 0.0")
@@ -183,3 +181,20 @@ def test_a_file_of_which_nothing_is_routed_is_an_error(folder, tmp_path, words, 
     ) as exit_:
         wild.main()
     assert exit_.value.code != 0
+
+
+def test_the_background_has_a_control_without_it(tmp_path, words):
+    """The second row shares one word with billing and two with the background."""
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    (folder / "_background.yaml").write_text(
+        "background: [zebras graze, zebras and lions graze, zebras graze here]\n"
+    )
+    path = traffic(
+        tmp_path,
+        {"id": "x/one/en/1", "text": BILL, "intent": "billing"},
+        {"id": "x/two/en/2", "text": "zebras graze on my invoice", "intent": "oos"},
+    )
+    lines = list(wild.run_table(folder, path, Memory(words), tmp_path / "none.yaml"))
+    cells = {line[:28].strip(): line[28:].split() for line in lines[3:]}
+    assert "own held-out prompts" not in cells
+    assert [cells[name][6] for name in ("all rows", "no background")] == ["0.0", "100.0"]  # out of scope on small
