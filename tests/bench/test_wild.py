@@ -181,3 +181,20 @@ def test_a_file_of_which_nothing_is_routed_is_an_error(folder, tmp_path, words, 
     ) as exit_:
         wild.main()
     assert exit_.value.code != 0
+
+
+def test_the_background_has_a_control_without_it(tmp_path, words):
+    """The second row shares one word with billing and two with the background."""
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    (folder / "_background.yaml").write_text(
+        "background: [zebras graze, zebras and lions graze, zebras graze here]\n"
+    )
+    path = traffic(
+        tmp_path,
+        {"id": "x/one/en/1", "text": BILL, "intent": "billing"},
+        {"id": "x/two/en/2", "text": "zebras graze on my invoice", "intent": "oos"},
+    )
+    lines = list(wild.run_table(folder, path, Memory(words), tmp_path / "none.yaml"))
+    cells = {line[:28].strip(): line[28:].split() for line in lines[3:]}
+    assert "own held-out prompts" not in cells
+    assert [cells[name][6] for name in ("all rows", "no background")] == ["0.0", "100.0"]  # out of scope on small
