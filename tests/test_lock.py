@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Extras that a production install may ask for.
-EXTRAS = ("multilingual", "postgres", "redis")
+EXTRAS = ("postgres", "redis")
 # Not in the lock. The Makefile has its version and installs the build for this machine.
 APART = {"torch"}
 ENTRY = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^\\]+))? \\$")

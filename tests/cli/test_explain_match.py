@@ -40,12 +40,12 @@ WITHHELD = (
     [
         (
             match(faq=0.9, code=0.1),
-            ["the chance that it needs a tier above small is 10 %, and up to 30 % is accepted, so small serves"],
+            ["the chance that it needs a tier above small is 10 %, and up to 25 % is accepted, so small serves"],
         ),
         (
             match(faq=0.6, code=0.4),
             [
-                "the chance that it needs a tier above small is 40 %, more than the 30 % that is accepted, so "
+                "the chance that it needs a tier above small is 40 %, more than the 25 % that is accepted, so "
                 "large serves"
             ],
         ),

@@ -10,6 +10,7 @@ from extproc.api.request import parse_request
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.contract.words import Reason
+from extproc.encoder.backends import load_encoder
 from extproc.encoder.protocols import Encoder
 from extproc.routing.index import Match, nearest
 from extproc.routing.signals import read_signals
@@ -43,14 +44,13 @@ def _table(counts: dict[str, Counter[str]], columns: list[str]) -> str:
     return "\n".join([f"{'true / landed':<{width}}" + "".join(heads), *rows])
 
 
-def test_held_out_prompts_land_in_their_cohort(
-    encoder: Encoder, record_property: Callable[[str, object], None]
-) -> None:
+def test_held_out_prompts_land_in_their_cohort(record_property: Callable[[str, object], None]) -> None:
     """Nine of ten held-out prompts have their cohort as the likeliest one, and get its tier.
 
     Those of no cohort get the default tier.
     """
     config = load_config(INTENTS)
+    encoder = load_encoder(config.policy.encoder.model)
     snapshot = compile_snapshot(config, encoder)
     policy = snapshot.policy
     prompts: dict[str, list[str]] = yaml.safe_load((REPOSITORY / "tests" / "heldout.yaml").read_text())

@@ -89,9 +89,13 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 def write_small_intents(folder: Path) -> Path:
-    """Write three intents of four utterances for the sample's tiers. A router starts and reloads them quickly."""
+    """Write three intents of four utterances for the sample's tiers. A router starts and reloads them quickly.
+
+    The encoder is the smaller one.
+    """
     folder.mkdir(parents=True)
-    (folder / "policy.yaml").write_text((INTENTS / "policy.yaml").read_text())
+    policy = (INTENTS / "policy.yaml").read_text()
+    (folder / "policy.yaml").write_text(policy.replace("multilingual-e5-small", "all-MiniLM-L6-v2"))
     for name, settings in _SMALL_INTENTS.items():
         (folder / f"{name}.yaml").write_text(small_intent(name, settings))
     return folder

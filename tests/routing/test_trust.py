@@ -51,7 +51,7 @@ def match(background: float = 0.0, similarity: float = 0.5, **chances: float) ->
     ("chances", "reason", "tier"),
     [
         ({"faq": 0.9, "background": 0.1}, Reason.MATCHED, "small"),
-        ({"faq": 0.71, "code": 0.29}, Reason.MATCHED, "small"),
+        ({"faq": 0.76, "code": 0.24}, Reason.MATCHED, "small"),
         ({"faq": 0.65, "code": 0.35}, Reason.AMBIGUOUS, "large"),
         ({"faq": 0.65, "legal": 0.35}, Reason.AMBIGUOUS, "frontier"),
         ({"faq": 0.65, "background": 0.35}, Reason.OUT_OF_SCOPE, "large"),
