@@ -374,7 +374,7 @@ def test_unreadable_facts_count_as_absent(facts: Any) -> None:
         Verifier(lambda: snapshot(rules=["complete", "json_schema"]), None),
         msgspec.structs.replace(given, metadata=given.metadata | {Namespace.REQUIREMENTS: facts}),
     )
-    assert judged(answer("Fine."), exchange) == ACCEPT
+    assert judged(answer("Fine."), exchange) == rejected("unavailable", "degraded")
     assert exchange.ruling is not None and exchange.ruling.verdict.unavailable == ("json_schema",)
 
 
