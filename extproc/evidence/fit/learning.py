@@ -16,8 +16,8 @@ from extproc.config.load import Config
 from extproc.config.schema import BACKGROUND_FILE
 from extproc.encoder.protocols import Encoder
 from extproc.evidence.execution import Execution
-from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, k_means, matcher_of
-from extproc.evidence.fit.folds import FOLDS, apart_folds, clusters_of, even_folds
+from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, matcher_of
+from extproc.evidence.fit.folds import apart_folds, clusters_of, even_folds
 from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.fit.trial import (
     EncoderCandidate,
@@ -33,8 +33,6 @@ from extproc.routing.centroid_file import Header, decode_centroids, encode_centr
 from extproc.routing.centroids import fit_centroids, own_floor
 from extproc.routing.index import Index, nearest
 
-# A better way of matching may do this much worse than the present one on rows that are unlike all rows of the fit.
-_LOSS = 0.01
 # The folds of rows that no adapted encoder is trained on.
 _KEPT_FROM_ADAPTING = (0, 1)
 # With more rows than this, only one fold is tried: the comparison is sharp enough, and fits take minutes.
@@ -107,9 +105,7 @@ def learn(
         clusters = clusters_of(vectors.rows, rows.groups)
         held_out = match_held_out(trials[i].kind, vectors, rows, apart_folds(clusters), usable)
         held_out = msgspec.structs.replace(held_out, clusters=clusters[usable])
-        region = (vectors.rows @ k_means(vectors.rows, FOLDS).T).argmax(axis=1)
-        far = match_held_out(trials[i].kind, vectors, rows, region, usable)
-        if min(map(right_and_surer, (held_out, far))) >= right_and_surer(present) - _LOSS:
+        if right_and_surer(held_out) >= right_and_surer(present):
             return _settled(run, rows, trials[i], results, results[i], held_out, fold[usable], date, seed)
     why = "no other is better by more than chance; more rows may show a difference"
     if better:
