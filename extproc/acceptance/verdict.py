@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     accept: bool
     rule: str | None = None  # None: no rule rejected, or the answer was unreadable
-    reason: str = OK  # a rejection's; or "too_large", "slow" or "unavailable" for an answer not fully judged
+    reason: str = OK  # a rejection's; or "too_large" or "slow" for an answer that was accepted unread
     decided: bool = True  # False: more of the answer is needed, and `accept` is False
     unavailable: tuple[str, ...] = ()  # rules that could not run and counted as passed
 
@@ -56,7 +56,7 @@ def judge(
             unavailable.append(rule_name(rule))
         elif outcome != OK:
             return Verdict(False, rule_name(rule), outcome, unavailable=tuple(unavailable))
-    return Verdict(True, reason=UNAVAILABLE if unavailable else OK, unavailable=tuple(unavailable))
+    return Verdict(True, unavailable=tuple(unavailable))
 
 
 def judge_early(

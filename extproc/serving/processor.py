@@ -1,6 +1,5 @@
 """The ext_proc service: the loop that answers one stream."""
 
-import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
@@ -9,14 +8,13 @@ import grpc
 
 from extproc.contract.names import HeaderName
 from extproc.contract.words import Role
-from extproc.messages import Opening, Reply
+from extproc.messages import Opening
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.routing.exchange import RouterExchange
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.serving import wire
 from extproc.serving.telemetry import Telemetry
-from extproc.serving.timed import timed
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
 from extproc.verifying.ruling import Ruling
@@ -44,20 +42,20 @@ class ExternalProcessor:
         metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
         exchange: _Exchange | None = None
         reported: object = None
-        events = timed(messages, lambda: exchange.due_s if isinstance(exchange, VerifierExchange) else None)
         try:
-            async with contextlib.aclosing(events):
-                async for message in events:
-                    if exchange is None and message is not None:
-                        role = metadata.get(HeaderName.ROLE)
-                        exchange = _open(role, wire.read_opening(message), self.router, self.verifier)
-                    assert exchange is not None  # no message is late before the first one
-                    for reply in await _answered(exchange, message):
-                        yield wire.write_reply(reply)
-                    result = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
-                    if result is not None and result is not reported:
-                        reported = result
-                        self._report(result, metadata)
+            async for message in messages:
+                if exchange is None:
+                    role = metadata.get(HeaderName.ROLE)
+                    exchange = _open(role, wire.read_opening(message), self.router, self.verifier)
+                event = wire.read_event(message)
+                if event is None:
+                    continue  # a kind that a newer Envoy sends; Envoy goes on after its timeout
+                for reply in await exchange.answer(event):
+                    yield wire.write_reply(reply)
+                result = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
+                if result is not None and result is not reported:
+                    reported = result
+                    self._report(result, metadata)
         except Exception as error:
             if self.stopping and isinstance(error, grpc.aio.BaseError):
                 return  # gRPC raises it in a stream that waits for its next message when the server stops
@@ -80,15 +78,6 @@ class ExternalProcessor:
             )  # fmt: skip
             return
         self._telemetry.decided(metadata, result.record, result.stages, result.request)
-
-
-async def _answered(exchange: _Exchange, message: pb.ProcessingRequest | None) -> list[Reply]:
-    """Return the replies to a message, or those that are due because none came."""
-    if message is None:
-        return await exchange.overdue() if isinstance(exchange, VerifierExchange) else []
-    event = wire.read_event(message)
-    # A newer Envoy may send another kind of message. It goes on after its timeout.
-    return await exchange.answer(event) if event is not None else []
 
 
 def _open(role: str | None, opening: Opening, router: Router, verifier: Verifier) -> _Exchange:

@@ -80,24 +80,6 @@ class VerifierExchange:
         self._began_s = 0.0  # when the hold began
         self.ruling: Ruling | None = None
 
-    @property
-    def due_s(self) -> float | None:
-        """Return how long the hold may go on, in seconds. None: it has no limit, or there is no hold."""
-        cohort = self._cohort
-        if self._hold.state is not State.HOLDING or not self._hold.streamed:
-            return None
-        if cohort is None or cohort.stream != "early":
-            return None
-        return max(0.0, self._began_s + self._snapshot.timeouts.early_s - self._verifier.clock())
-
-    async def overdue(self) -> list[Reply]:
-        """End a hold that has lasted as long as it may. A model that thinks must not let the client time out."""
-        cohort, reader = self._cohort, self._reader
-        if self.due_s != 0 or cohort is None or reader is None:
-            return []
-        self._verifier.bounds.judged(cohort.name, _share(cohort))
-        return await self._end_hold(rule_early(self._attempt, late=True), reader)
-
     async def answer(self, event: Event) -> list[Reply]:
         """Answer one message. The messages of a held answer are answered when the hold ends."""
         if not event.kind.startswith("response_"):
@@ -141,7 +123,8 @@ class VerifierExchange:
         verdict = judge_early(cohort.accept, observation, request=self._facts, tier=tier)
         if verdict.decided and not verdict.accept:
             return self._rule_in_time(cohort, verdict, observation)
-        late = self.due_s == 0
+        # Only a piece ends the hold. A stream that sends nothing may be dead, and Envoy can still ask another tier.
+        late = self._verifier.clock() - self._began_s >= self._snapshot.timeouts.early_s
         if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
             return None
         self._verifier.bounds.judged(cohort.name, _share(cohort))

@@ -226,7 +226,7 @@ def test_a_part_that_ended_is_judged_as_it_is() -> None:
 def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) -> None:
     """By default it counts as passed and is named. The operator may choose rejection."""
     verdict = judge(compile_rules([{name: options}]), answer("[]"))
-    assert verdict == Verdict(True, reason="unavailable", unavailable=(name,))
+    assert verdict == Verdict(True, unavailable=(name,))
     strict = compile_rules([{name: {**options, "on_unavailable": "reject"}}])
     assert judge(strict, answer("[]")) == Verdict(False, name, "unavailable")
 
@@ -435,7 +435,7 @@ def test_a_hostile_schema_is_unavailable_soon(schema: Any, monkeypatch: pytest.M
     start = time.process_time()
     request = Requirements(json_schema=schema)
     verdict = judge(compile_rules(["json_schema"]), answer('{"a": "b"}'), request=request)
-    assert verdict == Verdict(True, reason="unavailable", unavailable=("json_schema",))
+    assert verdict == Verdict(True, unavailable=("json_schema",))
     assert connections == []
     assert time.process_time() - start < 2  # without a bound these take hours
 
@@ -482,7 +482,7 @@ def test_numbers_beyond_a_float_do_not_raise() -> None:
 def test_grounding_never_judges_a_cut_text() -> None:
     """The rule cannot run without context, with too much context, or without vectors."""
     rules = compile_rules([{"grounded": 0.5}])
-    unavailable = Verdict(True, reason="unavailable", unavailable=("grounded",))
+    unavailable = Verdict(True, unavailable=("grounded",))
     seen = answer("The invoice is due.")
     assert judge(rules, seen, request=Requirements(), embed=embed) == unavailable
     long = Requirements(context="It is due in May. " * 300)

@@ -292,7 +292,7 @@ def test_a_body_above_the_limit_is_answered_with_413(stack: Stack, path: str, se
 )
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 def test_a_body_that_cannot_be_read_is_answered_with_400(stack: Stack, path: str, body: bytes) -> None:
-    """Nobody can tell which model it names, so no upstream gets it."""
+    """The router cannot know which model it names, so no upstream gets it."""
     before = len(stack.upstreams.received)
     answer = send(stack.port, path, body)
     assert (answer.status, len(stack.upstreams.received)) == (400, before)

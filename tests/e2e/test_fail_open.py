@@ -158,7 +158,7 @@ class TestDeadRouter:
 
     @pytest.mark.parametrize("body", _REPLACED.values(), ids=_REPLACED)
     def test_an_odd_body_that_envoy_can_read_is_served(self, dead: Stack, body: bytes) -> None:
-        """Text that looks like our name is no name."""
+        """Text that looks like our name is not a name."""
         answer = send(dead.port, CHAT, body)
         assert (answer.status, answer.said) == (200, FAILED_OPEN)
         assert msgspec.json.decode(arrived(dead).body)["model"] == MODELS["large"]
@@ -194,7 +194,7 @@ class TestDeadRouter:
 
     @pytest.mark.parametrize("content_type", ["", "text/plain", "application/x-www-form-urlencoded"])
     def test_the_content_type_does_not_matter(self, dead: Stack, content_type: str) -> None:
-        """The model is replaced whatever type the client names, and the upstream gets JSON."""
+        """The model is replaced for every type that the client names, and the upstream gets JSON."""
         body = msgspec.json.encode(body_of(CHAT, EXTRACT))
         answer = send(dead.port, CHAT, body, {"content-type": content_type})
         received = arrived(dead)

@@ -241,7 +241,9 @@ def test_the_commands_tell_the_same(stack: Stack, mix: Mix, tmp_path: Path) -> N
 
     assert msgspec.json.decode(run("report", "--json"), type=CostReport).total == report.total
     text = run("report")
-    assert text.splitlines()[2].split()[:3] == ["cohort", "requests", "attempts"]
+    assert text.splitlines()[2].startswith("SAVES: ")
+    heads = [line for line in text.splitlines() if line.startswith("cohort ")]
+    assert heads[0].split()[:3] == ["cohort", "requests", "attempts"]
     assert f"extraction escalated: refusal {mix.asked['climbs']}" in text
     assert run("report", "--html", str(tmp_path / "page.html")) == ""
     page = (tmp_path / "page.html").read_text()

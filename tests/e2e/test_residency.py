@@ -116,7 +116,7 @@ class TestDeadRouter:
 
     @pytest.mark.parametrize("path", APIS)
     def test_envoy_refuses_if_an_intent_excludes_the_default_tier(self, stack: Stack, path: str) -> None:
-        """Nobody can tell whether the request belongs to the intent."""
+        """The router does not know whether the request belongs to the intent."""
         answer = _ask(stack, path, PROVE)
         assert (answer.status, answer.headers["x-router-reason"]) == (503, "residency")
         assert "x-router-tier" not in answer.headers

@@ -49,7 +49,7 @@ _WHY = (
 
 @pytest.mark.parametrize("body", _UNREADABLE.values(), ids=_UNREADABLE)
 def test_unreadable_bodies_are_answered_by_the_router(stack: Stack, body: bytes) -> None:
-    """Nobody can tell which model they name, so no upstream sees them."""
+    """The router does not know which model they name, so no upstream sees them."""
     for path in APIS:
         before = len(stack.upstreams.received)
         answer = send(stack.port, path, body)

@@ -220,7 +220,7 @@ def test_log_probabilities_escalate_wrong_answers(length, first, folder, tmp_pat
 
 
 def test_the_score_is_kept_where_log_probabilities_say_nothing(folder, tmp_path, words, tokens):
-    """Wrong answers hedge, and every answer has the same log-probabilities but for noise."""
+    """Wrong answers hedge, and every answer has the same log-probabilities except for noise."""
     noise = np.random.default_rng(0).normal(-0.5, 0.1, 300).tolist()
     rows = hedging()
     for row, value in zip(rows, noise, strict=True):

@@ -80,8 +80,8 @@ def compared(folders, tmp_path, words, tokens, rows, seed=0):
 
 def mixed(n):
     """Bills that both tiers answer well, and recipes that only the large tier answers well."""
-    bills = [row(f"{BILL} {i}", True, True) for i in range(n)]
-    return bills + [row(f"{COOK} {i}", False, True, "cooking") for i in range(n)]
+    bills = [row(alone(BILL, i), True, True) for i in range(n)]
+    return bills + [row(alone(COOK, i), False, True, "cooking") for i in range(n)]
 
 
 # Comparing
@@ -152,8 +152,8 @@ def test_a_regression_of_one_cohort_fails_though_the_average_improves(folders, t
     edit(folders[0], "billing.yaml", "tier: small", "tier: large")
     edit(folders[1], "cooking.yaml", "tier: large", "tier: small")
     edit(folders[1], "policy.yaml", "tier_floor: large", "reasoning: off")
-    bills = [row(f"{BILL} {i}", True, False) for i in range(40)]
-    recipes = [row(f"{COOK} {i}", False, True, "cooking") for i in range(12)]
+    bills = [row(alone(BILL, i), True, False) for i in range(40)]
+    recipes = [row(alone(COOK, i), False, True, "cooking") for i in range(12)]
     verdicts = gate(compared(folders, tmp_path, words, tokens, bills + recipes), 0.02, 0.1)
     assert [(r.cell.group, r.cell.measure, r.regressed) for r in verdicts] == [("cooking", QUALITY, True)]
 
@@ -426,7 +426,7 @@ def test_texts_of_requests_are_shown_only_if_asked_for(folders, tmp_path, quick,
     assert "billing                    4  billing, small -> billing, large  (line 1, 2, 3, ...)" in shown
     assert "invoice" not in shown
     assert main([*arguments, "--show-text"]) == 0
-    assert f"'{BILL} 0'" in capsys.readouterr().out
+    assert f"'{alone(BILL, 0)}'" in capsys.readouterr().out
 
 
 def test_a_mistake_in_either_folder_is_reported_with_its_path(folders, tmp_path, quick, capsys):

@@ -240,7 +240,7 @@ def test_rows_of_one_group_are_learned_from_once():
 
 
 def test_an_adapted_encoder_is_tried_on_rows_that_it_has_not_seen(folder):
-    """Its floors are fitted on them, too. Rows out of scope join the background, which is a cohort of its own."""
+    """Its floors are fitted on them, too. Rows out of scope join the background, which is a separate cohort."""
     (folder / "_background.yaml").write_text("background:\n  - oos-haaaa\n  - oos-haaab\n  - oos-haaac\n")
     encoder = Planted(DIRECTIONS, noise=1.6)
     run, rows, (candidate,) = executed(folder, 90, encoder)

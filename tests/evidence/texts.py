@@ -1,4 +1,4 @@
-"""Texts that differ in more than a number, so that each is evidence of its own."""
+"""Texts that differ in more than a number, so that each is separate evidence."""
 
 
 def letters(number: int) -> str:

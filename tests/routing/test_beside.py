@@ -62,7 +62,7 @@ def test_the_tier_that_answered_last_compacts() -> None:
 
 @pytest.mark.parametrize("model", ["auto", LARGE.model, "gpt-5", None])
 def test_it_stays_in_the_tiers_of_only(model: str | None) -> None:
-    """Whatever model is named, and whoever made the state."""
+    """For every model that is named, and for every maker of the state."""
     at_large = Continuation(History("large", hashed_seal(LARGE)), bound=True)
     for continuation in (NEW, at_large):
         found = decided(model, continuation, headers=EU, rules=[IN_EU])

@@ -79,7 +79,7 @@ def test_a_judge_that_is_too_slow_has_not_run() -> None:
             late.set()
             runner.close()
 
-    assert asyncio.run(judged()) == Verdict(True, reason="unavailable", unavailable=("judge",))
+    assert asyncio.run(judged()) == Verdict(True, unavailable=("judge",))
 
 
 def test_without_a_way_to_call_no_judge_has_run() -> None:
