@@ -12,13 +12,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import numpy as np
 
 from bench.cache import Cache
 from bench.recovery import apgr
 from bench.routellm_table import CHARS, Prompts, read_routellm
-from bench.success import cohort_gains, fit_stack
+from bench.success import Predict, boosted_trees, cohort_gains, fit_stack, scale
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import Floats
 
@@ -26,25 +25,7 @@ _FOLDS, _RESAMPLES = 5, 1000
 _LANDMARKS, _WIDTH = 512, 6.0  # of the kernel: prompts that others are compared with, and how near counts
 _RIDGES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 
-Predict = Callable[[Vectors, Floats], Floats]
 Learn = Callable[[Vectors, Floats, Floats], Predict]
-
-
-class Columns(msgspec.Struct, frozen=True):
-    """Scales the columns of a fit, and of later prompts in the same way."""
-
-    center: Floats
-    spread: Floats
-
-    def of(self, vectors: Vectors, facts: Floats) -> Floats:
-        """float64[n, d + f]: both parts at about unit size."""
-        scaled = np.clip((facts - self.center) / self.spread, -4, 4)
-        return np.hstack([vectors * np.sqrt(vectors.shape[1]), scaled])
-
-
-def scale(facts: Floats) -> Columns:
-    """The columns for these facts."""
-    return Columns(facts.mean(axis=0), np.maximum(facts.std(axis=0), 1e-9))
 
 
 def solve_ridge(rows: Floats, gain: Floats) -> tuple[Floats, float]:
@@ -87,27 +68,6 @@ def learn_kernel(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     return lambda v, f: np.asarray(columns.of(v, f) @ slopes[:split] + near(v) @ folded + offset, dtype=np.float64)
 
 
-def learn_trees(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
-    """Boosted small trees on facts and the 50 directions in which prompts differ most."""
-    from sklearn.ensemble import HistGradientBoostingRegressor
-
-    mean = vectors.mean(axis=0)
-    directions = np.linalg.eigh(np.cov((vectors - mean).T))[1][:, -50:]
-
-    def columns(v: Vectors, f: Floats) -> Floats:
-        return np.hstack([(v - mean) @ directions, f])
-
-    trees = HistGradientBoostingRegressor(
-        max_iter=150,
-        learning_rate=0.04,
-        max_leaf_nodes=12,
-        min_samples_leaf=40,
-        l2_regularization=10.0,
-        random_state=0,
-    ).fit(columns(vectors, facts), gain)
-    return lambda v, f: np.asarray(trees.predict(columns(v, f)), dtype=np.float64)
-
-
 def learn_network(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     """The mean of three networks with one hidden layer of 32."""
     from sklearn.neural_network import MLPRegressor
@@ -146,7 +106,7 @@ def distilled(student: Learn) -> Learn:
 CANDIDATES: dict[str, Learn] = {
     "ridge": learn_ridge,
     "kernel ridge, 512 landmarks": learn_kernel,
-    "boosted trees": learn_trees,
+    "boosted trees": boosted_trees,
     "small network": learn_network,
     "ridge, distilled from the stack": distilled(learn_ridge),
     "kernel ridge, distilled": distilled(learn_kernel),

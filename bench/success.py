@@ -71,6 +71,23 @@ def _blend(unseen: Floats, gain: Floats) -> Floats:
     return weights if weights.any() else np.ones(unseen.shape[1])
 
 
+class Columns(msgspec.Struct, frozen=True):
+    """Scales the columns of a fit, and of later prompts in the same way."""
+
+    center: Floats
+    spread: Floats
+
+    def of(self, vectors: Vectors, facts: Floats) -> Floats:
+        """float64[n, d + f]: both parts at about unit size. The numbers of an embedding are about 1 / sqrt(d)."""
+        scaled = np.clip((facts - self.center) / self.spread, -4, 4)
+        return np.hstack([vectors * np.sqrt(vectors.shape[1]), scaled])
+
+
+def scale(facts: Floats) -> Columns:
+    """The columns for these facts."""
+    return Columns(facts.mean(axis=0), np.maximum(facts.std(axis=0), 1e-9))
+
+
 def _neighbours(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     """A weighted mean over similar prompts. Nearer prompts weigh more."""
     count = min(_NEIGHBOURS, len(gain))
@@ -89,23 +106,17 @@ def _neighbours(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
 
 def _ridge(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     """Ridge regression: one slope for each number, shrunk to 0."""
-    center, spread = facts.mean(axis=0), np.maximum(facts.std(axis=0), 1e-9)
-
-    def columns(prompts: Vectors, prompt_facts: Floats) -> Floats:
-        # Both parts get about unit size: the numbers of an embedding are of the order of 1 / sqrt(d).
-        scaled = np.clip((prompt_facts - center) / spread, -4, 4)
-        return np.hstack([prompts * np.sqrt(prompts.shape[1]), scaled])
-
-    rows, mean = columns(vectors, facts), float(gain.mean())
+    columns = scale(facts)
+    rows, mean = columns.of(vectors, facts), float(gain.mean())
     shift = rows.mean(axis=0)
     square = (rows - shift).T @ (rows - shift) + _RIDGE * np.eye(rows.shape[1])
     slopes = np.linalg.solve(square, (rows - shift).T @ (gain - mean))
     return lambda prompts, prompt_facts: np.asarray(
-        (columns(prompts, prompt_facts) - shift) @ slopes + mean, dtype=np.float64
+        (columns.of(prompts, prompt_facts) - shift) @ slopes + mean, dtype=np.float64
     )
 
 
-def _boosting(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
+def boosted_trees(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     """Boosted small trees on facts and on the 50 directions in which prompts differ most."""
     from sklearn.ensemble import HistGradientBoostingRegressor
 
@@ -126,4 +137,4 @@ def _boosting(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     return lambda prompts, prompt_facts: np.asarray(trees.predict(columns(prompts, prompt_facts)), dtype=np.float64)
 
 
-_LEARNERS = (_neighbours, _ridge, _boosting)
+_LEARNERS = (_neighbours, _ridge, boosted_trees)
