@@ -43,7 +43,7 @@ observe: $(VENV)/ready  ## show the metrics, the dashboard's queries and a trace
 # The set-up waits for the network most of the time, so its steps and the checks run side by side.
 test:  ## check the code, then run every test, with the real Envoy and the real encoder
 	@$(MAKE) --no-print-directory -j5 $(VENV)/tests-ready check
-	@echo "pytest ..."; $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	@echo "pytest ..."; $(BIN)/python -m pytest -n $(WORKERS) --no-loadscope-reorder
 
 check: $(VENV)/installed  ## check lint, format, types and spelling
 	@echo "ruff check ..."; $(BIN)/ruff check --quiet .

@@ -430,6 +430,8 @@ def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: Worl
 
 def test_the_log_has_the_path_of_the_client(world: World) -> None:
     """Not the one below the base path of a tier. A refused key is logged under the name of its tier."""
+    world.script(keyed=Script(401))
+    world.ask("keyed")
     eventually(lambda: '"path":"/v1/chat/completions"' in world.stack.log("envoy.log"), "it is logged")
     assert "openai/chat" not in world.stack.log("envoy.log")
     refused = "tier keyed: the upstream refused the key of this tier with status 401"
