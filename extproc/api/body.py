@@ -7,7 +7,7 @@ import msgspec
 
 from extproc.api.members import MAX_DEPTH, UNDECODABLE, MemberReader, TooManyObjects, raw_items
 from extproc.api.parts import MAX_ITEMS, Content, Message, Part, check_items
-from extproc.api.repair import repaired
+from extproc.api.repair import is_wide, repaired
 from extproc.api.structure import check_structure, has_at_most
 
 
@@ -159,6 +159,8 @@ def decode_body(body: bytes) -> tuple[Body, bytes]:
     Raises one of UNDECODABLE when the body is not a JSON object, and TooManyValues when it has too many values.
     Raises TooManyObjects when its lists are too long or too much of it is odd.
     """
+    if is_wide(body):
+        raise msgspec.DecodeError("it is UTF-16 or UTF-32, and JSON is UTF-8")
     check_structure(body)
     try:
         _check_lengths(body)

@@ -30,6 +30,11 @@ class TooManyRepairs(ValueError):
         super().__init__(f"more than {MAX_REPAIRS} escapes of surrogates, or numbers that JSON does not have")
 
 
+def is_wide(body: bytes) -> bool:
+    """Return whether the first characters have two or four bytes each: the body is UTF-16 or UTF-32."""
+    return 0 in body[:4]
+
+
 def repaired(body: bytes) -> bytes:
     """Return `body` with each odd byte replaced. Everything else stays at its offset. Raises TooManyRepairs."""
     text = body.translate(_BLANKED)

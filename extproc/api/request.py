@@ -62,8 +62,9 @@ _TOOL_TYPES = {
     "tool_result", "function_call_output", "custom_tool_call_output", "computer_call_output",
     "local_shell_call_output", "shell_call_output", "apply_patch_call_output",
 }  # fmt: skip
-# Roles of a person that some clients send.
-_ROLES = {"ctx": "user", "msg": "user"}
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
+# What some clients call the model. Every other role that no API has is a person's.
+_MODEL_ROLES = {"ai", "bot", "model"}
 # Items of the Responses API that contain words of a person or a model. An item with a role is a message, too.
 _PROSE = {None, "message"}
 
@@ -168,9 +169,8 @@ def _is_turn(message: Message) -> bool:
 
 
 def _turn(message: Message) -> Turn:
-    role = message.role or ""
+    role = _role(message)
     tool_result = role in ("tool", "function") or message.type in _TOOL_TYPES
-    role = _ROLES.get(role, role)
     if isinstance(message.content, str):
         return Turn(role, (message.content,) if message.content and not tool_result else (), tool_result)
     parts = parts_of(message.content)
@@ -178,12 +178,23 @@ def _turn(message: Message) -> Turn:
     return Turn(role, texts, tool_result or not _TOOL_TYPES.isdisjoint([p.type for p in parts]))
 
 
+def _role(message: Message) -> str:
+    """The role, in lower case. A `message` without one is a person's; other items without one have none."""
+    if message.role is None:
+        return "user" if message.type == "message" else ""
+    role = message.role.lower()
+    if role in _MODEL_ROLES:
+        return "assistant"
+    return role if role in _ROLES else "user"
+
+
 def _cap(api: Api, decoded: Body) -> tuple[int | None, str | None]:
+    """The limit, and the member that sets it. A negative number is none: local servers take -1 as "no limit"."""
     fields = ("max_output_tokens",) if api == "responses" else ("max_completion_tokens", "max_tokens")
-    return next(
-        ((cap, f) for f in fields if (cap := getattr(decoded, f)) is not None),
-        (None, None),
-    )
+    for field in fields:
+        if (cap := getattr(decoded, field)) is not None:
+            return (cap if cap >= 0 else None), field
+    return None, None
 
 
 def _asks_for_logprobs(api: Api, decoded: Body) -> bool | None:

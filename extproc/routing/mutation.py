@@ -7,7 +7,7 @@ import msgspec
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
 from extproc.api.reasoning import ReasoningChoice, without_clearing
-from extproc.api.repair import BOM, TooManyRepairs, repaired
+from extproc.api.repair import BOM, TooManyRepairs, is_wide, repaired
 from extproc.api.request import Request
 from extproc.api.sealed import without_sealed
 from extproc.api.splice import (
@@ -137,8 +137,16 @@ def _with_model(body: bytes, members: Layout, tier: Tier) -> bytes:
     return apply(body, patches(members, {"model": _json(tier.model)}))
 
 
+_NO_MODEL = (
+    "the body is not a JSON object whose `model` is a text: send the whole object, in UTF-8, and "
+    "compressed only with the header content-encoding"
+)
+
+
 def _read(body: bytes) -> tuple[bytes, str | None]:
     """The body as it can be read, and the model that it names."""
+    if is_wide(body):
+        raise SpliceError(_NO_MODEL)
     try:
         return body, _decode_model(body).model
     except UNDECODABLE:
@@ -147,10 +155,7 @@ def _read(body: bytes) -> tuple[bytes, str | None]:
     try:
         return readable, _decode_model(readable).model
     except UNDECODABLE as error:
-        raise SpliceError(
-            "the body is not a JSON object whose `model` is a text: send the whole object, in UTF-8, and "
-            "compressed only with the header content-encoding"
-        ) from error
+        raise SpliceError(_NO_MODEL) from error
 
 
 def _repaired(body: bytes) -> bytes:

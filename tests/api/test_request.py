@@ -207,6 +207,7 @@ def test_text_output_is_not_strict():
         (CHAT, {"max_completion_tokens": 7}, (7, "max_completion_tokens")),
         (CHAT, {"max_tokens": 5, "max_completion_tokens": 7}, (7, "max_completion_tokens")),
         (CHAT, {"max_tokens": 0}, (0, "max_tokens")),
+        (CHAT, {"max_tokens": -1}, (None, "max_tokens")),
         (COMPLETIONS, {"max_tokens": 5}, (5, "max_tokens")),
         (MESSAGES, {"max_tokens": 5}, (5, "max_tokens")),
         (RESPONSES, {"max_output_tokens": 9}, (9, "max_output_tokens")),
@@ -424,6 +425,8 @@ def test_a_content_of_any_shape_is_read(path, content):
         ["Translate this letter into French"],
         [{"role": "msg", "content": "Translate this letter into French"}],
         [{"role": "ctx", "content": ["Translate this letter into French"]}],
+        [{"role": "Human", "content": "Translate this letter into French"}],
+        [{"type": "message", "content": "Translate this letter into French"}],
         [5, {"role": "user", "content": "Translate this letter into French", "type": ["x"]}],
         [{"role": 5, "content": "Other"}, {"role": "user", "content": "Translate this letter into French"}],
     ],
@@ -438,13 +441,13 @@ def test_messages_of_any_shape_are_read(path, items):
 
 
 def test_items_of_unknown_types_are_skipped():
-    """They are not turns. Instructions in any shape count as system text."""
+    """They are not turns. Instructions in any shape count as system text, and an unknown role is a person's."""
     items = [{"type": "web_search_call", "id": "1"}, {"type": "x_new"}, {"role": "critic", "content": "No."}, USER]
     request = parsed(RESPONSES, instructions=["Be brief", {"role": "user", "content": "Hi"}], input=items)
     assert request.turns == (
         Turn("system", ("Be brief",)),
         Turn("system", ("Hi",)),
-        Turn("critic", ("No.",)),
+        Turn("user", ("No.",)),
         Turn("user", (USER["content"],)),
     )
 
