@@ -69,7 +69,7 @@ def control_headlines(lines: Sequence[ControlLine]) -> Iterator[Headline]:
     elif mix.behind.high < 0:
         yield Headline("WORSE", f"{points} below a fixed mix of tiers at the same cost")
     else:
-        change = f"{100 * mix.behind.value:+.1f} points {_interval(mix.behind)}"
+        change = f"{100 * mix.behind.value:+z.1f} points {_interval(mix.behind)}"
         yield Headline("NOT SHOWN", f"a gain over a fixed mix of tiers at the same cost is not shown: {change}")
 
 
@@ -90,7 +90,7 @@ def _gain(line: ControlLine) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+    return f"[{100 * estimate.low:z.1f}, {100 * estimate.high:z.1f}]"
 
 
 # --- labels -------------------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ class Plot:
             width = len(label) * (_BOLD if kind == "chosen" else _CHARACTER)
             left, middle, right = x - 9 - width, x - width / 2, x + 9
             spots = [(right, y + 4), (left, y + 4), (middle, y - 11), (middle, y + 20)]
-            spots += [(right, y - 10), (right, y + 18), (left, y - 10), (left, y + 18)]
+            # Several points can be at one place. Then the labels stand in a column.
+            spots += [(side, y + 4 + 14 * step) for step in (-1, 1, -2, 2, -3, 3) for side in (right, left)]
             edges = _WIDTH - width, _HEIGHT - _BOTTOM
             inside = [s for s in spots if s[0] > _LEFT and s[0] < edges[0] and 10 < s[1] < edges[1]]
             free = [s for s in inside if not any(_overlap((s[0], s[1] - 11, width, 14), other) for other in taken)]

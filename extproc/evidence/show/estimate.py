@@ -8,9 +8,9 @@ def percent(estimate: Estimate, sign: str = "") -> str:
     if not estimate.known:
         return "-"
     value, low, high = (100 * x for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return f"{value:{sign}z.1f} [{low:{sign}z.1f}, {high:{sign}z.1f}]"
 
 
 def number(estimate: Estimate, times: float) -> str:
     """The value alone, multiplied. "-" if there was nothing to measure."""
-    return f"{times * estimate.value:.1f}" if estimate.known else "-"
+    return f"{times * estimate.value:z.1f}" if estimate.known else "-"

@@ -149,7 +149,7 @@ def _disagreements(rows: Sequence[Disagreement]) -> Iterable[str]:
     yield _table(("line", "label", "match"), [
         f"<tr><td>{row.line}</td><td>{escape(row.label)}</td><td>{escape(row.cohort)}</td></tr>"
         for row in rows[:_LISTED]
-    ])  # fmt: skip
+    ], "words")  # fmt: skip
 
 
 def _cohorts(evaluation: Evaluation) -> Iterable[str]:
@@ -245,9 +245,9 @@ def _soft(text: str) -> str:
     return f'<p class="soft">{escape(text)}</p>'
 
 
-def _table(header: Sequence[str], rows: Sequence[str]) -> str:
+def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") -> str:
     head = "".join(f"<th>{name}</th>" for name in header)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
+    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
 
 
 def _cell(estimate: Estimate, sign: str = "") -> str:

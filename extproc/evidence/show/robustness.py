@@ -38,5 +38,5 @@ def effects_table(effects: Sequence[Effect]) -> Iterator[str]:
     for e in effects:
         moved = f"{number(e.downgraded, 100):>10}{number(e.above, 100):>7}"
         moved += f"{number(e.above_capped, 100) if capped else '':>7}"
-        right = f"{number(e.right, 100)} ({100 * e.change.value:+.1f})" if e.right.known else "-"
+        right = f"{number(e.right, 100)} ({100 * e.change.value:+z.1f})" if e.right.known else "-"
         yield f"{e.kind[:29]:<30}{e.rows:>5}  {percent(e.flipped):<20}{percent(e.upgraded):<20}{moved}  {right}"

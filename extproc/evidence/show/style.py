@@ -21,6 +21,7 @@ figure h3{margin:0 0 6px;font-size:.98rem}figure svg{width:100%;height:auto;disp
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
 th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
+.words th,.words td{text-align:left}
 tr:last-child td{border-bottom:0}
 th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
