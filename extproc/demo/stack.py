@@ -27,19 +27,26 @@ from extproc.envoy.bootstrap import render_envoy
 from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.serving.health import serves
 from extproc.serving.workers import worker_addresses
-from extproc.settings import read_url
+from extproc.settings import EncoderConfig, read_url
 
 # A request on the plain listener names its upstream in this header. That listener has no router.
 PLAIN_CLUSTER = "x-plain-cluster"
 # How often a start is tried on other ports, if another process takes a port after it was chosen.
 _PORT_ATTEMPTS = 3
+# The machine also runs the clients and the model servers, so it can be slow. No request falls back for that.
+_DEADLINE_MS = 5000
 
 
 class Stack:
     """The processes and their addresses. Its folder has the intents, Envoy's bootstrap and the logs."""
 
-    def __init__(self, intents: Path, folder: Path, upstreams: SampleUpstreams, workers: int = 1) -> None:
-        """Choose ports and copy the intents into `folder`. The copy sends each tier to its sample upstream."""
+    def __init__(
+        self, intents: Path, folder: Path, upstreams: SampleUpstreams, workers: int = 1, deadline_ms: int = 0
+    ) -> None:
+        """Choose ports and copy the intents into `folder`. The copy sends each tier to its sample upstream.
+
+        A shorter deadline of the encoder than `deadline_ms` becomes this one.
+        """
         self.upstreams = upstreams
         self.folder = folder
         self.intents = folder / "intents"
@@ -49,7 +56,7 @@ class Stack:
         self.envoy: subprocess.Popen[bytes] | None = None
         self._choose_envoy_ports()
         self._choose_router_ports()
-        localize(intents, self.intents, upstreams.ports)
+        localize(intents, self.intents, upstreams.ports, deadline_ms)
 
     @property
     def url(self) -> str:
@@ -195,11 +202,12 @@ def running(
 ) -> Iterator[Stack]:
     """Start upstreams, router and Envoy for `intents`, and stop them at the end.
 
-    Their folder is temporary. A StackError leaves it, because the error names a log in it.
+    The encoder has five seconds for a text. Their folder is temporary. A StackError leaves it, because the error
+    names a log in it.
     """
     tiers = load_config(intents).policy.tiers
     with _temporary_folder() as folder, SampleUpstreams({t.name: t.model for t in tiers}, chunk_s) as upstreams:
-        stack = Stack(intents, folder, upstreams, workers)
+        stack = Stack(intents, folder, upstreams, workers, _DEADLINE_MS)
         try:
             stack.start_router(env)
             stack.start_envoy()
@@ -220,14 +228,19 @@ def _temporary_folder() -> Iterator[Path]:
             raise
 
 
-def localize(source: Path, target: Path, ports: dict[str, int]) -> None:
-    """Copy a folder of intents. In the copy the endpoint of each tier is a loopback port, without TLS."""
+def localize(source: Path, target: Path, ports: dict[str, int], deadline_ms: int = 0) -> None:
+    """Copy a folder of intents. In the copy the endpoint of each tier is a loopback port, without TLS.
+
+    The encoder has at least `deadline_ms` for a text.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for path in (*yaml_files(source), *source.glob(CENTROIDS_FILE)):
         shutil.copy(path, target / path.name)
     policy = yaml.safe_load((source / POLICY_FILE).read_text(encoding="utf-8"))
-    if "model" in policy.get("encoder", {}):
-        policy["encoder"]["model"] = located(policy["encoder"]["model"], source)
+    encoder = policy.setdefault("encoder", {})
+    if "model" in encoder:
+        encoder["model"] = located(encoder["model"], source)
+    encoder["deadline_ms"] = max(deadline_ms, encoder.get("deadline_ms", EncoderConfig().deadline_ms))
     list(translate(policy))
     for tier in policy["tiers"]:
         [url, *_] = [endpoint["url"] for endpoint in tier.pop("endpoints", ())] or [tier["url"]]

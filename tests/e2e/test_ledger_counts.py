@@ -68,9 +68,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     intents = write_small_intents(folder / "written")
     (intents / "extraction.yaml").write_text(small_intent("extraction", _JUDGED))
     policy = (intents / "policy.yaml").read_text()
-    policy = policy.replace("input: 0.40,", "input: 0.40, cached_input: 0.10,").replace(
-        "deadline_ms: 200", "deadline_ms: 20000"
-    )
+    policy = policy.replace("input: 0.40,", "input: 0.40, cached_input: 0.10,")
     (intents / "policy.yaml").write_text(f"{policy}\nescalations: {{burst: 1000}}\n")
     with Upstreams(MODELS, _CHUNK_S) as upstreams:
         running = Stack(intents, folder, upstreams)

@@ -94,8 +94,8 @@ def write_small_intents(folder: Path) -> Path:
     The encoder is the smaller one.
     """
     folder.mkdir(parents=True)
-    policy = (INTENTS / "policy.yaml").read_text()
-    (folder / "policy.yaml").write_text(policy.replace("multilingual-e5-small", "all-MiniLM-L6-v2"))
+    policy = (INTENTS / "policy.yaml").read_text().replace("multilingual-e5-small", "all-MiniLM-L6-v2")
+    (folder / "policy.yaml").write_text(policy.replace("deadline_ms: 200", "deadline_ms: 20000"))
     for name, settings in _SMALL_INTENTS.items():
         (folder / f"{name}.yaml").write_text(small_intent(name, settings))
     return folder
