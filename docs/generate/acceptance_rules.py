@@ -9,6 +9,7 @@ from docs.generate import words
 from docs.generate.markdown import code, described, no_leftovers, page, table
 from docs.generate.yaml_keys import Structs
 from extproc.acceptance import rules
+from extproc.acceptance.checks import UNAVAILABLE
 
 # A struct's own keys that a user does not write.
 _NOT_WRITTEN = {"scorer", "name"}
@@ -46,7 +47,7 @@ def rejections() -> list[str]:
     """The words that a check or the verdict gives for a rejection."""
     folder = Path(extproc.acceptance.__file__).parent
     found = {word for path in sorted(folder.glob("*.py")) for word in _returned_words(path)}
-    return sorted(found | set(rules._CALL_OUTS))
+    return sorted({*found, UNAVAILABLE, *rules._CALL_OUTS})
 
 
 def _returned_words(path: Path) -> Iterator[str]:

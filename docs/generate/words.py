@@ -253,8 +253,8 @@ VERDICTS = {
 
 REJECTIONS_INTRODUCTION = """
 `verdict_reason` in the decision log, `x-cascade-reason` in the answer. `upstream_error`, `malformed`,
-`wrong_type`, `wrong_framing` and `incomplete` need no rule: no client could read these answers. The last two, `too_large` and
-`slow`, are not rejections.
+`wrong_type`, `wrong_framing` and `incomplete` need no rule: no client could read these answers. The last three,
+`too_large`, `slow` and `unavailable`, say why an answer was not fully judged.
 """
 
 REJECTIONS = {
@@ -282,6 +282,7 @@ REJECTIONS = {
     "judge": "rule `judge`: the other model says no",
     "too_large": "not rejected: too large to be judged, so served as `degraded`",
     "slow": "not rejected: its first words did not come in time, so the stream was released as `degraded`",
+    "unavailable": "a rule could not run: the answer is served as `degraded`, or rejected with `on_unavailable: reject`",
 }
 
 BOUNDS = {
@@ -292,7 +293,7 @@ BOUNDS = {
 
 ENDINGS = {
     "accepted": "answered, and no rule rejected the answer",
-    "degraded": "answered with an answer that was rejected, or is too large to be judged",
+    "degraded": "answered with an answer that was rejected, or was not fully judged",
     "human": "handed to a person",
     "failed": "an error, or an answer that was cut",
     "cancelled": "the client left",

@@ -1,7 +1,7 @@
 """Check a whole answer against each acceptance rule: one pure function per rule.
 
-A check returns OK, a word of rejection, or UNAVAILABLE when it cannot run. Checks of an answer that is still
-growing are in partial_checks.py.
+A check returns OK, a word of rejection, NOTHING when this answer has nothing that the rule is about, or UNAVAILABLE
+when the rule cannot run. Checks of an answer that is still growing are in partial_checks.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.acceptance.grounding import Embed, grounded_share
+from extproc.acceptance.grounding import Embed, grounded_share, sentences
 from extproc.acceptance.refusal import refuses
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import (
@@ -30,8 +30,9 @@ from extproc.acceptance.rules import (
 from extproc.acceptance.schema import SchemaUnusable, compile_pattern, conforms
 from extproc.api.observation import Observation, ToolCall
 
-# Outcomes of a check that are not words of rejection.
-OK, UNAVAILABLE = "ok", "unavailable"
+# Outcomes of a check that are not words of rejection. NOTHING counts as OK, and UNAVAILABLE does not.
+OK, NOTHING, UNAVAILABLE = "ok", "nothing_to_check", "unavailable"
+PASSED = (OK, NOTHING)
 
 
 class CheckInputs(msgspec.Struct, frozen=True):
@@ -48,14 +49,15 @@ Check = Callable[[Any, Observation, CheckInputs], str]
 
 def _only_calls(observation: Observation, inputs: CheckInputs) -> bool:
     """Whether an answer only calls tools, and so has no text for the rules about text."""
-    return bool(observation.tool_calls and inputs.request.tools) and not observation.text.strip()
+    may_call = inputs.request.tools is None or bool(inputs.request.tools)
+    return bool(observation.tool_calls) and may_call and not observation.text.strip()
 
 
 def _of_text(check: Callable[[Any, str, CheckInputs], str]) -> Check:
     """A check of the text alone, as a check of the answer."""
 
     def outcome(rule: Any, observation: Observation, inputs: CheckInputs) -> str:
-        return OK if _only_calls(observation, inputs) else check(rule, observation.text, inputs)
+        return NOTHING if _only_calls(observation, inputs) else check(rule, observation.text, inputs)
 
     return outcome
 
@@ -102,7 +104,7 @@ def schema_of(rule: JsonSchema, inputs: CheckInputs) -> Any:
 def _check_json_schema(rule: JsonSchema, text: str, inputs: CheckInputs) -> str:
     schema = schema_of(rule, inputs)
     if schema is None:
-        return UNAVAILABLE
+        return UNAVAILABLE if "json_schema" in inputs.request.left_out else NOTHING
     try:
         return OK if conforms(schema, _decoded(text)) else "schema"
     except SchemaUnusable:
@@ -112,10 +114,12 @@ def _check_json_schema(rule: JsonSchema, text: str, inputs: CheckInputs) -> str:
 
 
 def _check_tool_calls(_: ToolCalls, observation: Observation, inputs: CheckInputs) -> str:
+    if not observation.tool_calls:
+        if inputs.request.tool_required:
+            return "no_tool_call"
+        return UNAVAILABLE if "tool_choice" in inputs.request.left_out else NOTHING
     if inputs.request.tools is None:
-        return UNAVAILABLE if observation.tool_calls else OK
-    if inputs.request.tool_required and not observation.tool_calls:
-        return "no_tool_call"
+        return UNAVAILABLE
     outcomes = [_check_tool_call(call, inputs) for call in observation.tool_calls]
     rejected = [outcome for outcome in outcomes if outcome not in (OK, UNAVAILABLE)]
     return next(iter(rejected), UNAVAILABLE if UNAVAILABLE in outcomes else OK)
@@ -127,7 +131,7 @@ def _check_tool_call(call: ToolCall, inputs: CheckInputs) -> str:
         return "unknown_tool"
     schema = tools[call.name]
     if schema is None:
-        return OK
+        return UNAVAILABLE if "tool_schemas" in inputs.request.left_out else OK
     try:
         arguments = _decoded(call.arguments)
         fits = isinstance(arguments, dict) and conforms(schema, arguments)
@@ -147,15 +151,17 @@ def _check_no_refusal(_: NoRefusal, observation: Observation, __: CheckInputs) -
 
 
 def check_logprob(rule: Logprob, observation: Observation, inputs: CheckInputs) -> str:
-    if not rule.judges(inputs.tier):
-        return OK
     values = observation.logprobs[: rule.first]
+    if not rule.judges(inputs.tier) or (not values and _only_calls(observation, inputs)):
+        return NOTHING
     if not values:
         return UNAVAILABLE
     return OK if sum(values) / len(values) >= rule.min else "low_logprob"
 
 
 def _check_grounded(rule: Grounded, text: str, inputs: CheckInputs) -> str:
+    if not sentences(text):
+        return NOTHING
     if inputs.embed is None:
         return UNAVAILABLE
     share = grounded_share(text, inputs.request.context, rule.level, inputs.embed)
@@ -166,20 +172,20 @@ def _check_grounded(rule: Grounded, text: str, inputs: CheckInputs) -> str:
 
 def _check_score(rule: Score, observation: Observation, inputs: CheckInputs) -> str:
     scorer, question = rule.scorer, inputs.request.question
-    if scorer is None or question is None or inputs.tier not in (None, scorer.tier):
+    if _only_calls(observation, inputs) or (scorer is not None and inputs.tier not in (None, scorer.tier)):
+        return NOTHING
+    if scorer is None or question is None:
         return UNAVAILABLE
-    if _only_calls(observation, inputs):
-        return OK
     score = scorer.score(question, observation)
     if score is None:
         return UNAVAILABLE
     return OK if score >= rule.min else "low_score"
 
 
-def check_external(rule: External, _: Observation, inputs: CheckInputs) -> str:
+def check_external(rule: External, observation: Observation, inputs: CheckInputs) -> str:
     passed = inputs.external.get(rule.name)
     if passed is None:
-        return UNAVAILABLE
+        return NOTHING if _only_calls(observation, inputs) else UNAVAILABLE
     return OK if passed else rule.name
 
 

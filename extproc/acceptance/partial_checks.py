@@ -6,6 +6,7 @@ A partial check returns OK, a word of rejection, or OPEN when the rest of the an
 from typing import Any
 
 from extproc.acceptance.checks import (
+    NOTHING,
     OK,
     UNAVAILABLE,
     Check,
@@ -122,7 +123,7 @@ def _logprob(rule: Logprob, observation: Observation, inputs: CheckInputs) -> st
 
 def _external(rule: External, observation: Observation, inputs: CheckInputs) -> str:
     outcome = check_external(rule, observation, inputs)
-    return OPEN if outcome == UNAVAILABLE else outcome
+    return OPEN if outcome in (NOTHING, UNAVAILABLE) else outcome
 
 
 # A rule that is not in here needs the whole answer.

@@ -38,6 +38,11 @@ class Requirements(msgspec.Struct, frozen=True):
     question: str | None = None  # for `score`; None: not known
     stream: bool | None = None  # None: not known, so the framing of the answer is not checked
     choices: int = 1
+    # Requirements that are too large or cannot be read: `json_schema`, `tool_schemas`, `tool_choice`.
+    left_out: tuple[str, ...] = ()
+
+
+UNREAD = Requirements(tools=None, left_out=("json_schema", "tool_choice"))
 
 
 class _Format(msgspec.Struct):
@@ -84,10 +89,10 @@ def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirem
     try:
         members = msgspec.json.encode(_decode_members(request.readable))
         if not has_at_most(members, _MAX_VALUES, 2 * _MAX_VALUES):
-            return Requirements(tools=None, stream=request.stream)
+            return msgspec.structs.replace(UNREAD, stream=request.stream)
         body = _read_body(members)
     except (*UNDECODABLE, TooManyObjects):
-        return Requirements(tools=None, stream=request.stream)
+        return msgspec.structs.replace(UNREAD, stream=request.stream)
     kinds = {type(rule) for rule in rules}
     requirements = Requirements(
         json_schema=_schema(body) if JsonSchema in kinds else None,
@@ -99,11 +104,11 @@ def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirem
         choices=body.n or 1,
     )
     limit = MAX_STREAM_REQUIREMENTS_BYTES if request.stream else MAX_REQUIREMENTS_BYTES
-    for fewer in (_whole, _without_descriptions, _without_context, _without_tool_schemas):
+    for fewer in (_whole, _without_descriptions, _without_context, _without_tool_schemas, _without_schemas):
         requirements = fewer(requirements)
         if len(msgspec.json.encode(requirements)) <= limit:
-            return requirements
-    return Requirements(tools=None, stream=request.stream, choices=body.n or 1)
+            break
+    return requirements
 
 
 def _read_body(members: bytes) -> _Body:
@@ -118,7 +123,7 @@ def _whole(requirements: Requirements) -> Requirements:
 
 
 def _without_descriptions(requirements: Requirements) -> Requirements:
-    tools = {name: _bare(schema) for name, schema in (requirements.tools or {}).items()}
+    tools = requirements.tools and {name: _bare(schema) for name, schema in requirements.tools.items()}
     return msgspec.structs.replace(requirements, json_schema=_bare(requirements.json_schema), tools=tools)
 
 
@@ -127,7 +132,16 @@ def _without_context(requirements: Requirements) -> Requirements:
 
 
 def _without_tool_schemas(requirements: Requirements) -> Requirements:
-    return msgspec.structs.replace(requirements, tools=dict.fromkeys(requirements.tools or {}))
+    tools = requirements.tools
+    if not tools or all(schema is None for schema in tools.values()):
+        return requirements
+    return msgspec.structs.replace(requirements, tools=dict.fromkeys(tools), left_out=("tool_schemas",))
+
+
+def _without_schemas(requirements: Requirements) -> Requirements:
+    """Leave out the names of the tools and the schema of the answer, too. The rest is small."""
+    left_out = () if requirements.json_schema is None else ("json_schema",)
+    return msgspec.structs.replace(requirements, json_schema=None, tools=None, left_out=left_out)
 
 
 def _bare(schema: Any, depth: int = 0) -> Any:

@@ -2,8 +2,8 @@
 
 Rules are tried in order, and the first rejection wins. An answer that a client could not read is rejected without
 any rule. It may be malformed, have the wrong content type or framing, be an error inside a 200, or lack its
-protocol's ending. An answer that is only too large to be read is accepted, and the verdict says so. An answer that
-continues in another exchange is accepted, too.
+protocol's ending. An answer that is only too large to be read is accepted, and the verdict says so. The verdict also
+says that a rule could not run.
 
 Nothing here does I/O. The caller passes the function that embeds texts for `grounded`, and passes the results of
 rules that call out (`agree`, `judge`) as `external`.
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from extproc.acceptance.checks import CHECKS, OK, UNAVAILABLE, CheckInputs
+from extproc.acceptance.checks import CHECKS, OK, PASSED, UNAVAILABLE, CheckInputs
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.partial_checks import OPEN, PARTIAL_CHECKS, still_open
 from extproc.acceptance.requirements import Requirements
@@ -26,7 +26,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
     accept: bool
     rule: str | None = None  # None: no rule rejected, or the answer was unreadable
-    reason: str = OK  # a rejection's; or "too_large" or "slow" for an answer that was accepted unread
+    reason: str = OK  # a rejection's; or "too_large", "slow" or "unavailable" for an answer not fully judged
     decided: bool = True  # False: more of the answer is needed, and `accept` is False
     unavailable: tuple[str, ...] = ()  # rules that could not run and counted as passed
 
@@ -54,9 +54,9 @@ def judge(
         outcome = CHECKS[type(rule)](rule, observation, inputs)
         if outcome == UNAVAILABLE and getattr(rule, "on_unavailable", "reject") == "accept":
             unavailable.append(rule_name(rule))
-        elif outcome != OK:
+        elif outcome not in PASSED:
             return Verdict(False, rule_name(rule), outcome, unavailable=tuple(unavailable))
-    return Verdict(True, unavailable=tuple(unavailable))
+    return Verdict(True, reason=UNAVAILABLE if unavailable else OK, unavailable=tuple(unavailable))
 
 
 def judge_early(
@@ -83,7 +83,7 @@ def judge_early(
         return Verdict(False, reason=reason)
     outcomes = [PARTIAL_CHECKS.get(type(rule), still_open)(rule, observation, inputs) for rule in rules]
     for rule, outcome in zip(rules, outcomes, strict=True):
-        if outcome not in (OK, OPEN):
+        if outcome not in (*PASSED, OPEN):
             return Verdict(False, rule_name(rule), outcome)
     if OPEN in outcomes:
         return Verdict(False, reason=OPEN, decided=False)
@@ -104,7 +104,9 @@ def is_unjudgeable(observation: Observation) -> bool:
 
 
 def _unjudged(rules: Sequence[AcceptRule], observation: Observation) -> Verdict:
-    reason = OK if observation.malformed is None else "too_large"
+    reason = UNAVAILABLE if rules else OK
+    if observation.malformed is not None:
+        reason = "too_large"
     return Verdict(True, reason=reason, unavailable=tuple(map(rule_name, rules)))
 
 

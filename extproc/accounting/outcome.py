@@ -19,7 +19,7 @@ class Ending(StrEnum):
     """How an exchange ended."""
 
     ACCEPTED = "accepted"  # the client got an answer that no rule rejected; see `Outcome.judged`
-    DEGRADED = "degraded"  # the client got an answer that a rule rejected
+    DEGRADED = "degraded"  # the client got an answer that a rule rejected, or that was not fully judged
     HUMAN = "human"  # the answer was queued for a person
     FAILED = "failed"  # an error, or an answer that was cut
     CANCELLED = "cancelled"  # the client left

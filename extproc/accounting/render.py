@@ -8,7 +8,7 @@ from extproc.accounting.report import CohortLine, CostReport
 
 _NOTES = (
     "accepted: served, and no rule rejected the answer. (judged): accepted answers that a rule looked at.",
-    "degraded: a rejected answer was served, or queued for a person. cancelled: the client left.",
+    "degraded: served, though rejected or not fully judged, or queued for a person. cancelled: the client left.",
     "escalated: requests with a rejected answer before the last attempt. first byte: median (95th percentile).",
     "cost: US dollars at the prices of that time, with rejected answers. cascade: the cost of rejected answers.",
     "saving: the cost of the served answers' tokens at the default tier, minus cost.",

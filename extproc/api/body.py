@@ -44,7 +44,17 @@ class ExtraBody(msgspec.Struct):
 
 
 class Tool(msgspec.Struct):
+    """An item of `tools`. Gemini's own tools have no type, but one of the last members, in either spelling."""
+
     type: str | None = None
+    google_search: msgspec.Raw = msgspec.Raw()
+    googleSearch: msgspec.Raw = msgspec.Raw()
+    google_maps: msgspec.Raw = msgspec.Raw()
+    googleMaps: msgspec.Raw = msgspec.Raw()
+    url_context: msgspec.Raw = msgspec.Raw()
+    urlContext: msgspec.Raw = msgspec.Raw()
+    code_execution: msgspec.Raw = msgspec.Raw()
+    codeExecution: msgspec.Raw = msgspec.Raw()
 
 
 class Named(msgspec.Struct):

@@ -1,6 +1,7 @@
 """The needs of a request: the capabilities that a tier must have to serve it.
 
-A hosted tool runs on the provider's side. Its need is `hosted:` and the name of the tool, without version and date.
+The type of a hosted tool is defined by the provider, which runs most of them itself. Its need is `hosted:` and the
+name of the tool, without version and date. A tool that has several types at one provider has one name.
 """
 
 import re
@@ -44,10 +45,24 @@ _PLAIN = {
 _SYSTEM = ("system", "developer")
 _SEALED = ("thinking", "redacted_thinking")
 _CALLS = ("_tool_use", "_tool_result")  # of hosted tools: server_tool_use, web_search_tool_result
-_OWN_TOOLS = (None, "", "function", "custom")  # the client runs them
+_OWN_TOOLS = ("function", "custom")  # the client runs them
 _NOTHING = (b"", b"null", b"false", b"[]")
 _VERSION = re.compile(r"(?:_preview)?(?:[_-](?:[0-9]{8}|[0-9]{4}[_-][0-9]{2}[_-][0-9]{2}))?$")
 _TOOL_NAME = re.compile(r"[a-z0-9_]{1,64}")
+# Types of the same tool. From the types of OpenAI's Python SDK 3.57 and Anthropic's 2.14 (November 2026).
+_SAME_TOOL = {
+    "computer_use": "computer",  # computer_use_preview
+    "mcp_toolset": "mcp",
+    "tool_search_tool_bm25": "tool_search",
+    "tool_search_tool_regex": "tool_search",
+}
+# Gemini's own tools.
+_MEMBER_TOOLS = {
+    "google_search": "google_search", "googleSearch": "google_search",
+    "google_maps": "google_maps", "googleMaps": "google_maps",
+    "url_context": "url_context", "urlContext": "url_context",
+    "code_execution": "code_execution", "codeExecution": "code_execution",
+}  # fmt: skip
 
 
 class Media(NamedTuple):
@@ -119,8 +134,7 @@ def declared_needs(decoded: Body) -> Iterator[str]:
     if decoded.tools or decoded.functions:
         yield "tools"
     for tool in decoded.tools if isinstance(decoded.tools, list) else ():
-        if tool.type not in _OWN_TOOLS:
-            yield hosted_tool(tool)
+        yield from hosted_tools(tool)
     if bytes(decoded.web_search_options) not in _NOTHING:
         yield f"{HOSTED}web_search"
     if bytes(decoded.mcp_servers) not in _NOTHING:
@@ -130,7 +144,15 @@ def declared_needs(decoded: Body) -> Iterator[str]:
             yield "audio" if modality == "audio" else UNKNOWN_PART
 
 
-def hosted_tool(tool: Tool) -> str:
-    """Return the need for a hosted tool: `web_search_20250305` and `web_search_preview` are `hosted:web_search`."""
-    name = _VERSION.sub("", (tool.type or "")[:80].lower(), count=1)
-    return HOSTED + (name if _TOOL_NAME.fullmatch(name) else "other")
+def hosted_tools(tool: Tool) -> Iterator[str]:
+    """Yield the needs for the hosted tools in an item of `tools`.
+
+    `web_search_20250305`, `web_search_preview` and `openrouter:web_search` are `hosted:web_search`. The client runs
+    the tools of a `namespace`, and some other types. They are needs too, as the server must know the type.
+    """
+    if tool.type and tool.type not in _OWN_TOOLS:
+        name = _VERSION.sub("", tool.type[:80].lower().rpartition(":")[2], count=1)
+        name = _SAME_TOOL.get(name, name)
+        yield HOSTED + (name if _TOOL_NAME.fullmatch(name) else "other")
+    elif not tool.type:
+        yield from (HOSTED + name for member, name in _MEMBER_TOOLS.items() if memoryview(getattr(tool, member)))

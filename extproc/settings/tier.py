@@ -10,7 +10,7 @@ from extproc.settings.params import NO_PARAMS, Params
 
 Dialect = Literal["none", "qwen3", "deepseek", "gpt-oss", "openai", "anthropic", "gemini"]
 TierApi = Literal["chat", "responses", "messages", "completions"]
-# `hosted` is every tool that the provider runs, and `hosted:web_search` is one of them.
+# `hosted` is every tool whose type the provider defines, and `hosted:web_search` is one of them.
 CAPABILITIES = ("tools", "vision", "audio", "files", "video", "hosted", "mid_system", "reasoning_state")
 # Lists that were written before these had names lack them, and agents need them: every tier has them until one tier
 # lists them.
@@ -112,7 +112,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         frozenset[Annotated[str, msgspec.Meta(examples=list(CAPABILITIES))]] | None,
         about(
             "Abilities of this tier: `tools`, `vision`, `audio`, `files`, `video`, `hosted` for all tools that the "
-            "provider runs, or `hosted:web_search` for one. `mid_system`: system messages in the middle of a "
+            "provider defines, or `hosted:web_search` for one. `mid_system`: system messages in the middle of a "
             "conversation. `reasoning_state`: the sealed reasoning of earlier answers. These two count only if a "
             "tier of the policy lists them. A request that needs others goes to a higher tier. Left out: all "
             "abilities."

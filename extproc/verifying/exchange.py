@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.requirements import Requirements
+from extproc.acceptance.requirements import UNREAD, Requirements
 from extproc.acceptance.verdict import Verdict, judge_early
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
@@ -198,7 +198,7 @@ def _read_facts(carried: dict[str, Any]) -> Requirements:
     try:
         return _decode_facts(RequirementsRecord.from_metadata(carried).facts)
     except msgspec.DecodeError:
-        return Requirements()
+        return UNREAD
 
 
 def _feed(reader: AnswerReader, event: Event, last: bool) -> None:

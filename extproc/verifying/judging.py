@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from extproc.acceptance.checks import OK
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, ToolCalls
@@ -58,7 +59,9 @@ class RuleRunner:
             return verdict
         external = await self._call_all(calling, judges, request, observation.text)
         called = judge(calling, observation, request=request, external=external)
-        return msgspec.structs.replace(called, unavailable=verdict.unavailable + called.unavailable)
+        unavailable = verdict.unavailable + called.unavailable
+        reason = verdict.reason if called.reason == OK else called.reason
+        return msgspec.structs.replace(called, reason=reason, unavailable=unavailable)
 
     async def _call_all(
         self, rules: list[External], judges: Mapping[str, Judge], request: Requirements, answer: str

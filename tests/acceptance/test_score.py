@@ -10,6 +10,7 @@ from extproc.acceptance.requirements import Requirements, read_requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.score import ANSWER_CHARS, SCORE_FACTS, Scorer, score_facts
 from extproc.acceptance.verdict import (
+    Verdict,
     judge,
     judge_early,
     needs_whole_answer,
@@ -102,11 +103,15 @@ def test_the_rule_rejects_what_scores_low():
     assert (verdict.accept, verdict.rule, verdict.reason) == (False, "score", "low_score")
 
 
-@pytest.mark.parametrize("more", [{"tier": "large"}, {"question": None}], ids=["another tier", "no question"])
-def test_what_the_curve_says_nothing_of_is_taken_as_passed(more):
-    """The verdict names the rule. A curve that was fitted on one tier's answers does not judge other tiers."""
-    verdict = scored("x", **more)
-    assert (verdict.accept, verdict.unavailable) == (True, ("score",))
+def test_without_the_question_an_answer_is_not_scored():
+    """The verdict names the rule, and does not count as a judgement."""
+    verdict = scored("x", question=None)
+    assert (verdict.accept, verdict.reason, verdict.unavailable) == (True, "unavailable", ("score",))
+
+
+def test_a_curve_has_nothing_to_check_in_the_answer_of_another_tier():
+    """It was fitted on one tier's answers."""
+    assert scored("x", tier="large") == Verdict(True)
 
 
 def test_an_answer_that_only_calls_tools_is_not_scored():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
-from extproc.acceptance.requirements import Requirements
+from extproc.acceptance.requirements import UNREAD, Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
 from extproc.acceptance.verdict import Verdict, judge, judge_early, needs_whole_answer, wants_logprobs
@@ -215,20 +215,53 @@ def test_a_part_that_ended_is_judged_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("name", "options", "request_"),
     [
-        ("json_schema", {}),
-        ("logprob", {"min": -0.8}),
-        ("grounded", {"min": 0.5}),
-        ("judge", {"by": "other"}),
+        ("json_schema", {}, Requirements(json_schema={"pattern": "(?=a)"})),
+        ("json_schema", {}, Requirements(left_out=("json_schema",))),
+        ("json_schema", {}, UNREAD),
+        ("tool_calls", {}, UNREAD),
+        ("logprob", {"min": -0.8}, Requirements()),
+        ("grounded", {"min": 0.5}, Requirements()),
+        ("judge", {"by": "other"}, Requirements()),
     ],
 )
-def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any) -> None:
-    """By default it counts as passed and is named. The operator may choose rejection."""
-    verdict = judge(compile_rules([{name: options}]), answer("[]"))
-    assert verdict == Verdict(True, unavailable=(name,))
+def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any, request_: Requirements) -> None:
+    """By default the client gets the answer, and the verdict says that nobody judged it in full."""
+    verdict = judge(compile_rules([{name: options}]), answer("1"), request=request_)
+    assert verdict == Verdict(True, reason="unavailable", unavailable=(name,))
     strict = compile_rules([{name: {**options, "on_unavailable": "reject"}}])
-    assert judge(strict, answer("[]")) == Verdict(False, name, "unavailable")
+    assert judge(strict, answer("1"), request=request_) == Verdict(False, name, "unavailable")
+
+
+CALLING = {"text": "", "finish": "tool_calls", "tool_calls": (ToolCall("find", '{"a": 1}'),)}
+
+
+@pytest.mark.parametrize(
+    ("rule", "seen"),
+    [
+        ({"json_schema": {"on_unavailable": "reject"}}, {}),
+        ({"tool_calls": {"on_unavailable": "reject"}}, {}),
+        ({"logprob": {"min": -0.8, "tier": "a", "model": "m", "on_unavailable": "reject"}}, {}),
+        ({"grounded": {"min": 0.5, "on_unavailable": "reject"}}, {"text": "..."}),
+        ({"grounded": {"min": 0.5, "on_unavailable": "reject"}}, CALLING),
+        ({"logprob": {"min": -0.8, "on_unavailable": "reject"}}, CALLING),
+        ({"judge": {"by": "other", "on_unavailable": "reject"}}, CALLING),
+        ({"min_chars": 20}, CALLING),
+    ],
+)
+def test_a_rule_with_nothing_to_check_does_not_count(rule: Any, seen: Any) -> None:
+    """A schema, calls, a text or a tier that a rule is about is not there. That is no doubt about the answer."""
+    request = Requirements(tools={"find": None})
+    assert judge(compile_rules([rule]), answer(**seen), request=request, tier="b") == OK
+
+
+@pytest.mark.parametrize("known", [UNREAD, Requirements(tools={"find": None}, left_out=("tool_schemas",))])
+def test_a_call_whose_tools_are_too_large_to_be_known_is_not_judged(known: Requirements) -> None:
+    rules = compile_rules([{"min_chars": 20}, "tool_calls"])
+    assert judge(rules, answer(**CALLING), request=known) == Verdict(
+        True, reason="unavailable", unavailable=("tool_calls",)
+    )
 
 
 def test_a_tool_call_may_be_required_and_choices_counted() -> None:
@@ -435,7 +468,7 @@ def test_a_hostile_schema_is_unavailable_soon(schema: Any, monkeypatch: pytest.M
     start = time.process_time()
     request = Requirements(json_schema=schema)
     verdict = judge(compile_rules(["json_schema"]), answer('{"a": "b"}'), request=request)
-    assert verdict == Verdict(True, unavailable=("json_schema",))
+    assert verdict == Verdict(True, reason="unavailable", unavailable=("json_schema",))
     assert connections == []
     assert time.process_time() - start < 2  # without a bound these take hours
 
@@ -482,7 +515,7 @@ def test_numbers_beyond_a_float_do_not_raise() -> None:
 def test_grounding_never_judges_a_cut_text() -> None:
     """The rule cannot run without context, with too much context, or without vectors."""
     rules = compile_rules([{"grounded": 0.5}])
-    unavailable = Verdict(True, unavailable=("grounded",))
+    unavailable = Verdict(True, reason="unavailable", unavailable=("grounded",))
     seen = answer("The invoice is due.")
     assert judge(rules, seen, request=Requirements(), embed=embed) == unavailable
     long = Requirements(context="It is due in May. " * 300)
@@ -502,6 +535,7 @@ def test_an_answer_that_is_too_large_passes_unjudged(malformed: str) -> None:
 
 @pytest.mark.parametrize("finish", ["pause_turn", "queued", "in_progress"])
 def test_an_answer_that_continues_elsewhere_passes(finish: str) -> None:
-    """There is nothing to judge yet."""
-    rules = compile_rules(["complete", "non_empty"])
-    assert judge(rules, answer("", finish=finish)) == Verdict(True, unavailable=("complete", "non_empty"))
+    """No rule has judged it, and the verdict says so. Without rules there was nothing to judge."""
+    rules, seen = compile_rules(["complete", "non_empty"]), answer("", finish=finish)
+    expected = Verdict(True, reason="unavailable", unavailable=("complete", "non_empty"))
+    assert (judge(rules, seen), judge((), seen)) == (expected, OK)

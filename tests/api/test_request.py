@@ -173,6 +173,65 @@ def test_needs_are_read_from_what_is_there(path, body, needs):
     assert parsed(path, **body).needs == needs
 
 
+# Tools of every type that the providers define, and the needs for them.
+HOSTED_TOOLS = {
+    RESPONSES: {
+        "web_search": ["web_search", "web_search_2025_08_26", "web_search_preview_2025_03_11"],
+        "computer": ["computer", "computer_use_preview"],
+        **{
+            name: [name]
+            for name in (
+                "file_search", "code_interpreter", "image_generation", "mcp", "tool_search", "shell", "local_shell",
+                "apply_patch", "namespace", "programmatic_tool_calling",
+            )
+        },
+    },
+    MESSAGES: {
+        "web_search": ["web_search_20250305", "web_search_20260209", "web_search_20260318"],
+        "web_fetch": ["web_fetch_20250910", "web_fetch_20260318"],
+        "code_execution": ["code_execution_20250825", "code_execution_20260521"],
+        "tool_search": ["tool_search_tool_regex_20251119", "tool_search_tool_regex", "tool_search_tool_bm25"],
+        "computer": ["computer_20241022", "computer_20251124"],
+        "mcp": ["mcp_toolset"],
+        "bash": ["bash_20250124"],
+        "text_editor": ["text_editor_20250728"],
+        "memory": ["memory_20250818"],
+        "advisor": ["advisor_20260301"],
+        "computer_toolset": ["computer_toolset_20260801"],
+        "browser_toolset": ["browser_toolset_20260801"],
+    },
+    CHAT: {
+        "web_search": ["openrouter:web_search", "web_search"],
+        "browser_search": ["browser_search"],
+        "other": ["x/y", "w" * 90],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "name"),
+    [(path, kind, name) for path, names in HOSTED_TOOLS.items() for name, kinds in names.items() for kind in kinds],
+)
+def test_a_tool_that_the_provider_defines_is_a_need_by_its_name(path, kind, name):
+    """One tool has one name, whatever its version and its provider."""
+    request = parsed(path, model="auto", tools=[{"type": "function", "name": "f"}, {"type": kind, "name": "n"}])
+    assert request.needs == {"tools", f"hosted:{name}"}
+
+
+@pytest.mark.parametrize(
+    ("body", "needs"),
+    [
+        ({"tools": [{"google_search": {}}, {"urlContext": {}}]}, {"hosted:google_search", "hosted:url_context"}),
+        ({"tools": [{"codeExecution": {}}, {"googleMaps": {}}]}, {"hosted:code_execution", "hosted:google_maps"}),
+        ({"tools": [{"function": {"name": "google_search"}}, {"name": "f", "input_schema": {}}]}, set()),
+        ({"web_search_options": {}}, {"hosted:web_search"}),
+    ],
+)
+def test_a_tool_without_a_type_is_known_by_its_member(body, needs):
+    """Gemini's tools have the name of a member, in two spellings."""
+    assert chat(messages=[USER], **body).needs - {"tools"} == needs
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

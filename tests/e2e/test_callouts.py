@@ -108,12 +108,14 @@ def test_a_judge_that_says_no_sends_the_answer_up(stack):
     assert JUDGED in asked["messages"][0]["content"] and "qwen3-8b here" in asked["messages"][0]["content"]
 
 
-@pytest.mark.parametrize("says", ["yes", "I cannot tell"])
-def test_a_judge_that_says_yes_or_nothing_clear_lets_it_pass(stack, says):
-    """A rule that could not run has its configured outcome, by default accept."""
+@pytest.mark.parametrize(
+    ("says", "verdict", "reason"), [("yes", "accept", None), ("I cannot tell", "degraded", "unavailable")]
+)
+def test_a_judge_that_says_yes_or_nothing_clear_lets_it_pass(stack, says, verdict, reason):
+    """If the rule could not run, the client gets the answer by default, and the verdict says so."""
     Critic.says = says
     answer = ask(stack, JUDGED)
-    assert (answer.status, answer.tier, answer.verdict) == (200, "small", "accept")
+    assert (answer.status, answer.tier, answer.verdict, answer.reason) == (200, "small", verdict, reason)
 
 
 def test_a_second_model_that_says_something_else_sends_the_answer_up(stack):

@@ -366,13 +366,14 @@ def test_an_exchange_keeps_the_policy_that_it_began_with() -> None:
 
 
 @pytest.mark.parametrize("facts", [{}, {"facts": "no JSON"}, {"facts": 7}, {"facts": '{"tools": 5}'}])
-def test_unreadable_facts_count_as_absent(facts: Any) -> None:
+def test_with_unreadable_facts_an_answer_is_not_fully_judged(facts: Any) -> None:
     given = opening("BUFFERED")
     exchange = VerifierExchange(
         Verifier(lambda: snapshot(rules=["complete", "json_schema"]), None),
         msgspec.structs.replace(given, metadata=given.metadata | {Namespace.REQUIREMENTS: facts}),
     )
-    assert judged(answer("Fine."), exchange) == ACCEPT
+    unjudged = {"x-cascade-verdict": "degraded", "x-cascade-reason": "unavailable"}
+    assert judged(answer("Fine."), exchange) == unjudged
     assert exchange.ruling is not None and exchange.ruling.verdict.unavailable == ("json_schema",)
 
 

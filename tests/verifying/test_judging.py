@@ -79,13 +79,18 @@ def test_a_judge_that_is_too_slow_has_not_run() -> None:
             late.set()
             runner.close()
 
-    assert asyncio.run(judged()) == Verdict(True, unavailable=("judge",))
+    assert asyncio.run(judged()) == Verdict(True, reason="unavailable", unavailable=("judge",))
 
 
 def test_without_a_way_to_call_no_judge_has_run() -> None:
     """The verdict names all rules that could not run."""
-    verdict = run(None, {"judge": {"by": "a"}}, "json_schema", text="{}")
-    assert verdict.accept and verdict.unavailable == ("json_schema", "judge")
+    verdict = run(None, {"judge": {"by": "a"}}, {"logprob": -1}, text="{}")
+    assert verdict == Verdict(True, reason="unavailable", unavailable=("logprob", "judge"))
+
+
+def test_a_rule_that_could_not_run_is_seen_behind_a_judge_that_says_yes() -> None:
+    verdict = run(lambda *_: True, {"judge": {"by": "a"}}, {"logprob": -1}, text="{}")
+    assert verdict == Verdict(True, reason="unavailable", unavailable=("logprob",))
 
 
 def test_slow_rules_run_outside_the_event_loop() -> None:
