@@ -2,8 +2,8 @@
 
 Rules are tried in order, and the first rejection wins. An answer that a client could not read is rejected without
 any rule. It may be malformed, have the wrong content type or framing, be an error inside a 200, or lack its
-protocol's ending. An answer that is only too large to be read is accepted, and the verdict says so. The verdict also
-says that a rule could not run.
+protocol's ending. An answer that is only too large to be read is accepted, and the verdict says so. The same holds
+for a rule that could not run.
 
 Nothing here does I/O. The caller passes the function that embeds texts for `grounded`, and passes the results of
 rules that call out (`agree`, `judge`) as `external`.

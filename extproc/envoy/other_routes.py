@@ -14,12 +14,16 @@ from extproc.config.schema import Passthrough
 from extproc.envoy.builders import Dict
 from extproc.envoy.clusters import client_key_cluster_name
 from extproc.envoy.filters import ENCODINGS
+from extproc.envoy.undecided import UNKNOWN_MODEL, private_models
 from extproc.settings import USUAL_BASE, Tier
 
 _GET = {"name": ":method", "string_match": {"safe_regex": {"regex": "GET|HEAD"}}}
-# Bodies of these types may be large files. They pass unread and unbuffered.
-_FILE_TYPES = r"(?i)(multipart/|audio/|image/|video/|application/octet-stream).*"
+# Bodies of these types may be large files. They pass unread and unbuffered. A form may name a model beside a file,
+# except on the paths to which files are uploaded.
+_FILE_TYPES = r"(?i)(audio/|image/|video/|application/octet-stream).*"
 _FILES = {"name": "content-type", "string_match": {"safe_regex": {"regex": _FILE_TYPES}}}
+_FORM = {"name": "content-type", "string_match": {"safe_regex": {"regex": "(?i)multipart/.*"}}}
+_UPLOAD = {"name": ":path", "string_match": {"safe_regex": {"regex": r"[^?]*/(files|uploads)([/?].*)?"}}}
 _CREATED, _OWNER = 0, "semantic-router"
 _SERVED = (
     f"Served here: POST {', '.join((*APIS, *SIDE_PATHS))}, GET /v1/models, and requests about a response at "
@@ -38,8 +42,11 @@ def _tier(passthrough: Passthrough, config: Config) -> Tier:
     return next(tier for tier in config.policy.tiers if tier.name == name)
 
 
-def opened_routes(config: Config, inspected: Dict) -> Iterator[Dict]:
-    """Yield the routes of the paths that the policy opens. `inspected` enables filters that read JSON bodies."""
+def opened_routes(config: Config, inspected: Dict, form: Dict) -> Iterator[Dict]:
+    """Yield the routes of the paths that the policy opens.
+
+    `inspected` enables the filters that read JSON bodies, and `form` those that read forms.
+    """
     for passthrough in config.policy.passthrough:
         tier = _tier(passthrough, config)
         own_cluster = passthrough.key == "tier" or tier not in client_key_tiers(config)
@@ -50,8 +57,18 @@ def opened_routes(config: Config, inspected: Dict) -> Iterator[Dict]:
         match: Dict = {"prefix" if wildcard else "path": path}
         # Providers accept only their own host name.
         route = {"cluster": cluster, "timeout": "0s", "auto_host_rewrite": True, **base_rewrite(tier)}
-        yield {"name": "opened_file", "match": match | {"headers": [*headers, _FILES]}, "route": route}
+        for name in sorted(private_models(config)):
+            named = {"query_parameters": [{"name": "model", "string_match": {"exact": name}}]}
+            yield _answer("opened_query", match | named | {"headers": headers}, 400, UNKNOWN_MODEL)
+        for kinds in ([_FILES], [_FORM, _UPLOAD]):
+            yield {"name": "opened_file", "match": match | {"headers": [*headers, *kinds]}, "route": route}
         yield bad_encoding(match | {"headers": headers})
+        yield {
+            "name": "opened_form",
+            "match": match | {"headers": [*headers, _FORM]},
+            "route": route,
+            "typed_per_filter_config": form,
+        }
         yield {
             "name": "opened",
             "match": match | {"headers": headers},

@@ -19,7 +19,7 @@ from extproc.envoy.filters import (
 from extproc.envoy.kept import kept_routes
 from extproc.envoy.other_routes import bad_encoding, closed_routes, model_routes, opened_routes, path_match
 from extproc.envoy.residency import confine_routes
-from extproc.envoy.undecided import UNDECIDED_FILTER, guard_opened, guard_routed
+from extproc.envoy.undecided import UNDECIDED_FILTER, guard_form, guard_opened, guard_routed
 from extproc.settings import Tier
 
 # The format in which the upstreams of each API report tokens. Completions report them in the format of chat.
@@ -48,7 +48,11 @@ def virtual_host(config: Config) -> Dict:
             [
                 *_api_routes(config),
                 *_kept_routes(config),
-                *opened_routes(config, _inspected(config) | {UNDECIDED_FILTER: enabled(guard_opened(config))}),
+                *opened_routes(
+                    config,
+                    _inspected(config) | {UNDECIDED_FILTER: enabled(guard_opened(config))},
+                    _decoded() | {UNDECIDED_FILTER: enabled(guard_form(config))},
+                ),
                 *model_routes(config),
                 *closed_routes(),
             ],
@@ -180,10 +184,17 @@ def _inspected(config: Config) -> Dict:
         buffer={"max_request_bytes": config.policy.max_body_bytes + ROOM_BYTES},
     )
     return {
-        **{decompressor_name(encoding): enabled({}) for encoding in ENCODINGS},
-        SIZE_LIMIT_FILTER: enabled({}),
+        **_decoded(),
         ROUTER_FILTER: enabled(typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", overrides={})),
         BUFFER_FILTER: enabled(buffer),
+    }
+
+
+def _decoded() -> Dict:
+    """Return the filters that decode a body and bound its size."""
+    return {
+        **{decompressor_name(encoding): enabled({}) for encoding in ENCODINGS},
+        SIZE_LIMIT_FILTER: enabled({}),
     }
 
 

@@ -1,8 +1,10 @@
 """One routed request, and the ways in which it is sent on or refused."""
 
+import re
 import time
 from collections.abc import Mapping
 from functools import cached_property
+from urllib.parse import unquote_plus
 
 import msgspec
 
@@ -20,6 +22,8 @@ from extproc.routing.record import decision_record
 from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Snapshot
 
+# The field `model` of a form without files. No name of a model is longer.
+_FORM_MODEL = re.compile(rb"(?:^|&)model=([^&]{0,512})")
 _CONFINED = "The policy keeps this request to some of its tiers, and none of them can serve it."
 
 
@@ -119,11 +123,16 @@ def opened(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: S
     except SpliceError as error:
         if _starts_an_object(body):
             return bad_request(snapshot, str(error), clock)
-        return _foreign(snapshot, headers, clock)
+        model = _form_model(body)
     if model in snapshot.policy.private_models:
         what = f"no upstream of this path knows the model `{model}`: name a model of the upstream"
         return bad_request(snapshot, f"{what}, or send the request to {', '.join(APIS)}", clock)
     return _foreign(snapshot, headers, clock)
+
+
+def _form_model(body: bytes) -> str | None:
+    field = _FORM_MODEL.search(body)
+    return unquote_plus(field[1].decode(errors="replace")) if field is not None else None
 
 
 def _starts_an_object(body: bytes) -> bool:

@@ -58,6 +58,7 @@ def doors(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "- {path: /v1/embeddings, methods: [POST], tier: frontier}\n"
             "- {path: /v1/files/*, methods: [GET, DELETE, POST], tier: frontier, key: tier}\n"
             "- {path: /v1/rerank, tier: small}\n"
+            "- {path: /v1/audio/transcriptions, tier: frontier}\n"
         )
         try:
             stack.start_router()
@@ -148,6 +149,85 @@ def test_a_name_that_only_the_router_knows_is_refused_on_an_opened_path(stack: S
     answer = send(stack.port, "/v1/embeddings", gzip.compress(body) if packed else body, headers)
     assert (answer.status, len(stack.upstreams.received)) == (400, before)
     assert message_of(answer).startswith("no upstream of this path knows the model `auto`")
+
+
+_SPEECH = "/v1/audio/transcriptions"
+_FORM = {"content-type": "multipart/form-data; boundary=cut"}
+
+
+def form(*parts: str, file: bytes = b"\x00\xffRIFF model\r\n\r\nauto\r\n") -> bytes:
+    """Return a form: a file, and these other parts."""
+    sound = b'Content-Disposition: form-data; name="file"; filename="model"\r\nContent-Type: audio/wav\r\n\r\n'
+    return b"".join(b"--cut\r\n%b\r\n" % part for part in (*map(str.encode, parts), sound + file)) + b"--cut--\r\n"
+
+
+_FIELD = 'Content-Disposition: form-data; name="model"'
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        f"{_FIELD}\r\n\r\nauto",
+        f"{_FIELD}\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nauto ",
+        "content-disposition: form-data; name=model\r\n\r\nauto",
+        f"{_FIELD}; x=y\r\n\r\nauto",
+        f"{_FIELD}\r\n\r\nwhisper-1\r\n--cut\r\n{_FIELD}\r\n\r\nauto",
+        f"{_FIELD}\r\nContent-Transfer-Encoding: base64\r\n\r\nYXV0bw==",
+    ],
+    ids=["usual", "with a type", "bare", "parameter", "twice", "base64"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_form_that_names_our_model_is_refused(stack: Stack, part: str, packed: bool) -> None:
+    """Envoy itself reads the field of a form. No upstream gets the name, whether the file or the field is first."""
+    before = len(stack.upstreams.received)
+    headers = _FORM | ({"content-encoding": "gzip"} if packed else {})
+    for body in (form(part), form().removesuffix(b"--cut--\r\n") + form(part)):
+        answer = send(stack.port, _SPEECH, gzip.compress(body) if packed else body, headers)
+        assert (answer.status, len(stack.upstreams.received)) == (400, before)
+        assert message_of(answer) == (
+            "no upstream of this path knows the model of this body: name a model of the upstream"
+        )
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (),
+        (f"{_FIELD}\r\n\r\nwhisper-1",),
+        (f"{_FIELD}\r\n\r\nauto-2", 'Content-Disposition: form-data; name="language"\r\n\r\nauto'),
+        ('Content-Disposition: form-data; name="model_kind"\r\n\r\nauto',),
+    ],
+)
+def test_a_form_with_another_model_passes_as_it_is(stack: Stack, parts: tuple[str, ...]) -> None:
+    body = form(*parts)
+    send(stack.port, _SPEECH, body, _FORM)
+    assert arrived(stack).body == body
+
+
+def test_a_form_is_read_in_bounded_time(stack: Stack) -> None:
+    """A form above the limit of a body is answered with 413, and one with very many fields with 400."""
+    before = len(stack.upstreams.received)
+    many = form(*[f"{_FIELD}\r\n\r\nwhisper-1"] * 1001)
+    assert send(stack.port, _SPEECH, many, _FORM).status == 400
+    assert send(stack.port, _SPEECH, form(file=b"model" * 100_001), _FORM).status == 400
+    large = send(stack.port, _SPEECH, form(file=b"x" * 3 * 1024 * 1024), _FORM)
+    assert large.status == 413 and message_of(large)
+    assert len(stack.upstreams.received) == before
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/v1/embeddings", b"input=x&model=a%75to", "application/x-www-form-urlencoded"),
+        ("/v1/embeddings?model=auto", b"{}", "application/json"),
+        (f"{_SPEECH}?language=en&model=auto", b"RIFF", "audio/wav"),
+    ],
+)
+def test_our_model_in_a_query_or_a_plain_form_is_refused(stack: Stack, path: str, body: bytes, kind: str) -> None:
+    before = len(stack.upstreams.received)
+    answer = send(stack.port, path, body, {"content-type": kind})
+    assert (answer.status, len(stack.upstreams.received)) == (400, before)
+    assert message_of(answer).startswith("no upstream of this path knows the model")
 
 
 def test_files_pass_an_opened_path_unread(stack: Stack) -> None:

@@ -481,7 +481,7 @@ def test_odd_bytes_and_members_are_routed(router, body):
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/", "", "/v1/chat/completionsx"])
 def test_an_unknown_path_passes_through(router, path):
     """The default tier serves, and nothing is replaced. It may also be that Envoy sends no attributes."""
-    for raw in (BODY.replace(b"auto", b"gpt-5"), BODY.replace(b"auto", b"qwen3-32b"), b"", b"model=auto", b"{}"):
+    for raw in (BODY.replace(b"auto", b"gpt-5"), BODY.replace(b"auto", b"qwen3-32b"), b"", b"model=tts-1", b"{}"):
         assert sent(router, raw, headers={":path": path}) == ("passthrough", "large", None)
 
 
@@ -489,6 +489,7 @@ def test_an_unknown_path_passes_through(router, path):
     ("raw", "message"),
     [
         (BODY, "no upstream of this path knows the model `auto`"),
+        (b"input=x&model=a%75to&y", "no upstream of this path knows the model `auto`"),
         (BODY[:-9], "the body is not a JSON object"),
         (BODY.decode().encode("utf-16"), "the body is not a JSON object"),
     ],
