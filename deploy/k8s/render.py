@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from extproc.api.paths import APIS
+from extproc.api.errors import error_body
+from extproc.api.paths import APIS, SIDE_PATHS
 from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.residency import refused_headers
 from extproc.config.schema import POLICY_FILE
@@ -23,7 +24,7 @@ from extproc.contract.names import HeaderName, Key
 from extproc.envoy.bootstrap import PlainDumper, render_envoy
 from extproc.envoy.builders import from_metadata, set_header
 from extproc.envoy.filters import HEADERS_FILTER, ROUTER_FILTER
-from extproc.envoy.other_routes import base_rewrite
+from extproc.envoy.other_routes import base_rewrite, model_routes
 from extproc.settings import USUAL_BASE, Tier
 
 Dict = dict[str, Any]
@@ -33,6 +34,9 @@ INTENTS = HERE.parents[1] / "intents"
 NAMESPACE = "semantic-router"
 SOCKET = "/run/extproc/router.sock"
 _HEADER = "# Rendered by `make manifests`. Edit intents/policy.yaml instead of this file.\n"
+# The paths that the router reads. A mesh opens no others.
+_PATHS = (*APIS, *SIDE_PATHS)
+_CLOSED = f"this path is closed. Served here: POST {', '.join(_PATHS)}"
 _MANAGER = "envoy.filters.network.http_connection_manager"
 
 
@@ -109,13 +113,6 @@ def envoy_filter(config: Config) -> Dict:
     chain = gateway | {"listener": {"filterChain": {"filter": before_router}}}
     manager = gateway | {"listener": {"filterChain": {"filter": {"name": _MANAGER}}}}
     routes = gateway | {"routeConfiguration": {"vhost": {"name": "*:80"}}}
-    rest = {
-        "name": "extproc-rest",
-        "match": {"prefix": "/"},
-        "route": {
-            "cluster": default.cluster_name, "timeout": "0s", "auto_host_rewrite": True, **base_rewrite(default),
-        },
-    }  # fmt: skip
     patches = [
         # Requests are buffered for the router. With the default limit Envoy answers 413 above 1 MiB.
         _patch("LISTENER", gateway, "MERGE", {"per_connection_buffer_limit_bytes": config.policy.max_body_bytes}),
@@ -129,7 +126,8 @@ def envoy_filter(config: Config) -> Dict:
             )
         ),
         # Each route is inserted before the others, so the last one in this list is matched first.
-        _patch("HTTP_ROUTE", routes, "INSERT_FIRST", rest),
+        *(_patch("HTTP_ROUTE", routes, "INSERT_FIRST", _closed(path)) for path in ("/", "/v1/messages/")),
+        *(_patch("HTTP_ROUTE", routes, "INSERT_FIRST", route) for route in reversed(list(model_routes(config)))),
         _patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, default, None)),
         *(_patch("HTTP_ROUTE", routes, "INSERT_FIRST", _route(config, tier, tier.cluster_name)) for tier in tiers),
     ]
@@ -205,7 +203,7 @@ def _from_elsewhere(host: str) -> str:
 
 def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
     """Return a route to `tier` for requests with the decision `decided`, or for those without one (None)."""
-    paths = "|".join(APIS)
+    paths = "|".join(_PATHS)
     headers: list[Dict] = [{"name": ":method", "string_match": {"exact": "POST"}}]
     if decided is not None:
         headers.append({"name": HeaderName.CLUSTER, "string_match": {"exact": decided}})
@@ -222,15 +220,30 @@ def _route(config: Config, tier: Tier, decided: str | None) -> Dict:
     }
 
 
+def _closed(prefix: str) -> Dict:
+    """Return the route that answers every other path below `prefix`, in the shape of its API."""
+    json_type = {"header": {"key": "content-type", "value": "application/json"}}
+    return {
+        "name": "extproc-closed",
+        "match": {"prefix": prefix},
+        "direct_response": {"status": 404, "body": {"inline_string": error_body(prefix, 404, _CLOSED).decode()}},
+        "response_headers_to_add": [json_type | {"append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}],
+    }
+
+
 def gateway_routes(config: Config) -> list[Dict]:
     """Return a Backend for each tier of Envoy Gateway, and routes that match the header with the decision."""
     tiers = config.policy.tiers
     default = next(t for t in tiers if t.name == config.policy.default_tier)
     rules = [_rule(tier, tier.cluster_name, config) for tier in tiers] + [_rule(default, None, config)]
-    documents = [_http_route("llm", rules), _http_route("rest", [{"backendRefs": [_backend_ref(default)]}])]
-    if default.base != USUAL_BASE:
-        below = {"matches": [{"path": _BELOW_V1}], **_filters_of(default), "backendRefs": [_backend_ref(default)]}
-        documents[1]["spec"]["rules"].insert(0, below)
+    closed = {"statusCode": 404, "contentType": "application/json"}
+    closed["body"] = {"type": "Inline", "inline": error_body("/", 404, _CLOSED).decode()}
+    answer = {"group": "gateway.envoyproxy.io", "kind": "HTTPRouteFilter", "name": "closed"}
+    documents = [
+        _http_route("llm", rules),
+        _http_route("rest", [{"filters": [{"type": "ExtensionRef", "extensionRef": answer}]}]),
+        _document("gateway.envoyproxy.io/v1alpha1", "HTTPRouteFilter", "closed", {"directResponse": closed}),
+    ]
     for tier in tiers:
         fqdns = [{"fqdn": {"hostname": _from_elsewhere(a.host), "port": a.port}} for a in tier.addresses]
         documents.append(_document("gateway.envoyproxy.io/v1alpha1", "Backend", tier.name, {"endpoints": fqdns}))
@@ -262,7 +275,7 @@ def _rule(tier: Tier, decided: str | None, config: Config) -> Dict:
         match["headers"] = [{"name": HeaderName.CLUSTER, "value": decided}]
     # An exact path beats a prefix with headers, so all rules have prefixes if one of them needs it.
     prefixed = any(other.base != USUAL_BASE for other in config.policy.tiers)
-    paths = [_BELOW_V1] if prefixed else [{"type": "Exact", "value": path} for path in APIS]
+    paths = [_BELOW_V1] if prefixed else [{"type": "Exact", "value": path} for path in _PATHS]
     return {
         "matches": [match | {"path": path} for path in paths],
         "backendRefs": [_backend_ref(tier)],

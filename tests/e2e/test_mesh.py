@@ -177,11 +177,26 @@ def test_a_mesh_passes_long_prompts(gateway: Stack) -> None:
     assert (answer.status, answer.said["x-router-cohort"]) == (200, "math_reasoning")
 
 
-def test_other_paths_go_to_the_default_tier(gateway: Stack) -> None:
-    """They are not routed, as with our own Envoy."""
-    answer = send(gateway.port, "/v1/models", method="GET")
-    assert json.loads(answer.body)["data"][0]["id"] == "qwen3-32b"
-    assert answer.contract == {}
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("DELETE", "/v1/files/f_1"), ("GET", "/"), ("GET", CHAT), ("POST", "/v1/messages/batches")],
+)
+def test_other_paths_are_closed(gateway: Stack, method: str, path: str) -> None:
+    """The client gets 404 in the shape of the API. No upstream sees the request."""
+    before = len(gateway.upstreams.received)
+    answer = send(gateway.port, path, b"{}" if method == "POST" else None, method=method)
+    error = json.loads(answer.body)
+    assert (answer.status, len(gateway.upstreams.received)) == (404, before)
+    assert error["error"]["message"].startswith("this path is closed. Served here: POST /v1/chat/completions")
+    assert (error.get("type") == "error") == path.startswith("/v1/messages/")
+
+
+def test_a_mesh_lists_the_models_and_names_the_model_where_tokens_are_counted(gateway: Stack) -> None:
+    listed = json.loads(send(gateway.port, "/v1/models", method="GET").body)
+    assert [model["id"] for model in listed["data"]] == ["auto", *MODELS.values()]
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": EXTRACT}]}).encode()
+    send(gateway.port, "/v1/messages/count_tokens", body)
+    assert json.loads(arrived(gateway).body)["model"] == MODELS[arrived(gateway).tier]
 
 
 @pytest.mark.parametrize("envoy", _ENVOYS, ids=_NAMES)
