@@ -5,8 +5,9 @@ import http.client
 import json
 import signal
 import subprocess
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,9 @@ class Agent(Protocol):
 
     def turn(self, prompt: str) -> str:
         """Return the text of the agent's last answer. Raises AgentError."""
+
+    def pieces(self, prompt: str) -> Iterator[str]:
+        """Yield the text of an answer piece by piece, as the agent shows it."""
 
     @contextlib.contextmanager
     def interrupted(self, prompt: str) -> Iterator[None]:
@@ -84,7 +88,6 @@ class ClaudeCode(CommandAgent):
 
     def __init__(self, folder: Path, url: str) -> None:
         super().__init__(folder, settings("Claude Code", url))
-        self.pieces: list[str] = []
 
     def command(self, prompt: str, resumed: bool) -> list[str]:
         printed = ["--output-format", "stream-json", "--verbose", "--include-partial-messages"]
@@ -99,9 +102,14 @@ class ClaudeCode(CommandAgent):
         with in_terminal([str(_CLAUDE), prompt], self.folder, self.env):
             yield
 
+    def pieces(self, prompt: str) -> Iterator[str]:
+        with _lines_of(self._next(prompt), self.folder, self.env) as (events, _):
+            for event in events:
+                delta = event["event"].get("delta", {}) if event["type"] == "stream_event" else {}
+                if "text" in delta:
+                    yield delta["text"]
+
     def last_text(self, events: list[dict[str, Any]]) -> str:
-        deltas = [event["event"].get("delta", {}) for event in events if event["type"] == "stream_event"]
-        self.pieces = [delta["text"] for delta in deltas if "text" in delta]
         return str(events[-1]["result"])
 
 
@@ -123,6 +131,21 @@ class Codex(CommandAgent):
             *(["resume", "--last"] if resumed else []),
             prompt,
         ]
+
+    def pieces(self, prompt: str) -> Iterator[str]:
+        """`codex exec` prints whole answers, so its server for editors is asked."""
+        with _lines_of([str(_CODEX), "app-server"], self.folder, self.env) as (messages, send):
+            send({"id": 0, "method": "initialize", "params": {"clientInfo": {"name": "test", "version": "1"}}})
+            send({"method": "initialized"})
+            send({"id": 1, "method": "thread/start", "params": {"cwd": str(self.folder)}})
+            for message in messages:
+                if message.get("id") == 1:
+                    turn = {"threadId": message["result"]["thread"]["id"], "input": [_text(prompt)]}
+                    send({"id": 2, "method": "turn/start", "params": turn})
+                elif message.get("method") == "item/agentMessage/delta":
+                    yield message["params"]["delta"]
+                elif message.get("method") == "turn/completed":
+                    return
 
     def last_text(self, events: list[dict[str, Any]]) -> str:
         items = [event["item"] for event in events if event["type"] == "item.completed"]
@@ -152,6 +175,15 @@ class OpenCodeServer:
     def close(self) -> None:
         end(self._process)
 
+    @contextlib.contextmanager
+    def events(self) -> Iterator[Iterator[dict[str, Any]]]:
+        """The events of the server from now on."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=_TURN_S)
+        with contextlib.closing(connection):
+            connection.request("GET", "/event")
+            lines = connection.getresponse()
+            yield (json.loads(line.removeprefix(b"data: ")) for line in lines if line.startswith(b"data: "))
+
     def _ready(self) -> bool:
         try:
             return urllib.request.urlopen(f"http://127.0.0.1:{self._port}/path", timeout=2).status == 200
@@ -173,6 +205,17 @@ class OpenCode:
             raise AgentError(answer["info"]["error"]["data"]["message"])
         return str([part["text"] for part in answer["parts"] if part["type"] == "text"][-1])
 
+    def pieces(self, prompt: str) -> Iterator[str]:
+        with self._server.events() as events:
+            next(events)  # the server sends every event from its first one on
+            self._server.call(f"/session/{self._session}/prompt_async", _said(prompt))
+            for event in events:
+                of_session = event["properties"].get("sessionID") == self._session
+                if of_session and event["type"] == "message.part.delta" and event["properties"]["field"] == "text":
+                    yield event["properties"]["delta"]
+                elif of_session and event["type"] == "session.idle":
+                    return
+
     @contextlib.contextmanager
     def interrupted(self, prompt: str) -> Iterator[None]:
         self._server.call(f"/session/{self._session}/prompt_async", _said(prompt))
@@ -183,4 +226,33 @@ class OpenCode:
 
 
 def _said(prompt: str) -> dict[str, Any]:
-    return {"parts": [{"type": "text", "text": prompt}]}
+    return {"parts": [_text(prompt)]}
+
+
+def _text(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+@contextlib.contextmanager
+def _lines_of(
+    command: list[str], folder: Path, env: dict[str, str]
+) -> Iterator[tuple[Iterator[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
+    """Run a program that prints a JSON object a line. Yield these objects as they come, and what sends it one."""
+    process = subprocess.Popen(
+        command, bufsize=0, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    given, printed = process.stdin, process.stdout
+
+    def send(message: dict[str, Any]) -> None:
+        given.write(json.dumps(message).encode() + b"\n")
+
+    stop = threading.Timer(_TURN_S, process.kill)
+    stop.start()
+    try:
+        yield (json.loads(line) for line in printed), send
+    finally:
+        stop.cancel()
+        process.kill()
+        process.communicate()

@@ -19,6 +19,9 @@ _FILE = re.compile(r"[\w./-]+\.txt\b")
 _QUOTED_CHARS = 400  # of a tool's result
 # A request with this word gets a stream that goes on until the client leaves.
 ENDLESS = "endlessly"
+# A request with this word gets a stream that stops after its first word, until the test has seen that word.
+HALTING = "haltingly"
+FIRST_WORD = "tier"  # of every answer
 # A request with this word is refused.
 FORBIDDEN = "forbidden"
 
@@ -49,6 +52,7 @@ class Reply(msgspec.Struct, frozen=True):
     arguments: dict[str, Any] = {}
     call_id: str = ""
     endless: bool = False
+    halting: bool = False
 
 
 class Refused(Exception):
@@ -67,7 +71,7 @@ def require(condition: object, message: str) -> None:
 
 def answer_text(tier: str, number: int, seen: str = "") -> str:
     """Return the text of a tier's answer. `number` counts the answers in the conversation."""
-    return f"tier {tier} gives answer {number}{': ' + seen if seen else '.'}"
+    return f"{FIRST_WORD} {tier} gives answer {number}{': ' + seen if seen else '.'}"
 
 
 def reply_to(asked: Asked, tier: str) -> Reply:
@@ -84,7 +88,8 @@ def reply_to(asked: Asked, tier: str) -> Reply:
     if tool is not None and file is not None:
         call_id = f"call_{sum(item.kind == 'call' for item in asked.items) + 1}"
         return Reply(tool=tool, arguments=_READERS[tool](file[0]), call_id=call_id)
-    return Reply(answer_text(tier, number), endless=ENDLESS in since[0].text)
+    said = since[0].text
+    return Reply(answer_text(tier, number), endless=ENDLESS in said, halting=HALTING in said)
 
 
 def check_calls(items: Iterable[Item]) -> None:

@@ -7,7 +7,7 @@ import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,28 @@ class Driver:
     def __init__(self, command: Sequence[str], env: dict[str, str], folder: Path) -> None:
         self._log = (folder / "stderr").open("wb")
         self._process = subprocess.Popen(
-            command, env=env, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
+            command, bufsize=0, env=env, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log
         )
 
-    def __call__(self, scenario: str, **options: Any) -> Any:
-        """Return what the scenario returned, or raise Raised."""
+    def __call__(self, scenario: str, on_text: Callable[[], None] | None = None, **options: Any) -> Any:
+        """Return what the scenario returned, or raise Raised. Call `on_text` when a piece of text has arrived."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": scenario, **options}).encode() + b"\n")
         self._process.stdin.flush()
-        assert select.select([self._process.stdout], [], [], _ANSWER_S)[0], f"no answer in {_ANSWER_S:.0f} s"
-        line = self._process.stdout.readline()
-        assert line, Path(self._log.name).read_text()
-        answer = json.loads(line)
+        while "shown" in (answer := self._next_line()):
+            if answer["shown"] and on_text is not None:
+                on_text()
         if "raised" in answer:
             raise Raised(answer["raised"], answer["status"], answer["text"])
         return answer["result"]
+
+    def _next_line(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        assert select.select([self._process.stdout], [], [], _ANSWER_S)[0], f"no answer in {_ANSWER_S:.0f} s"
+        line = self._process.stdout.readline()
+        assert line, Path(self._log.name).read_text()
+        decoded: dict[str, Any] = json.loads(line)
+        return decoded
 
     def close(self) -> None:
         self._process.kill()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.agents import Agent, AgentError, ClaudeCode, Codex, OpenCode, OpenCodeServer
-from tests.clients.script import ENDLESS, FORBIDDEN, answer_text
+from tests.clients.script import ENDLESS, FORBIDDEN, HALTING, answer_text
 from tests.clients.served import INVOICE, TURNS, Recorded, Served
 from tests.clients.upstream import Refusal
 from tests.e2e.traffic import PROVE, eventually
@@ -98,11 +98,14 @@ def test_an_error_is_shown(agent: Agent) -> None:
         agent.turn(f"{PROVE} {FORBIDDEN}")
 
 
-def test_claude_code_streams_in_pieces(claude: ClaudeCode) -> None:
-    """It prints the pieces of the answer as they arrive."""
-    text = claude.turn(PROVE)
-    assert "".join(claude.pieces) == text
-    assert len(claude.pieces) > 3
+def test_an_answer_arrives_in_pieces(served: Served, agent: Agent) -> None:
+    """The agent shows the first word before the upstream sends the next."""
+    served.upstreams.first_word_seen.clear()
+    pieces = []
+    for piece in agent.pieces(f"{PROVE} Speak {HALTING}."):
+        pieces.append(piece)
+        served.upstreams.first_word_seen.set()
+    assert ("".join(pieces), len(pieces) > 1) == (answer_text("large", 1), True)
 
 
 def test_claude_code_counts_the_tokens_of_a_long_file(served: Served, claude: ClaudeCode) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.recipes import recipe
-from tests.clients.script import ENDLESS, FORBIDDEN, answer_text
+from tests.clients.script import ENDLESS, FORBIDDEN, HALTING, answer_text
 from tests.clients.served import INVOICE, TURNS, Driver, Raised, Served, turns_of
 from tests.e2e.traffic import EXTRACT, LEGAL, PROVE, eventually
 
@@ -86,9 +86,10 @@ def test_a_question_is_answered_by_the_tier_of_its_cohort(
 
 
 def test_a_stream_arrives_in_pieces(served: Served, client: Client) -> None:
-    """The client's own stream reader sees several pieces, and their text is the answer."""
+    """The client reads the first word before the upstream sends the next. Its pieces make the whole answer."""
     recorded = served.recorded()
-    pieces = client.run("stream", prompt=PROVE)
+    served.upstreams.first_word_seen.clear()
+    pieces = client.run("stream", prompt=f"{PROVE} Speak {HALTING}.", on_text=served.upstreams.first_word_seen.set)
     assert ("".join(pieces), recorded.tiers) == (answer_text("large", 1), ["large"])
     assert len([piece for piece in pieces if piece]) > 3
 

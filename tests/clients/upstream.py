@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,12 +11,13 @@ from aiohttp import web
 
 from extproc.demo.sample_upstream import TIER, Received, SampleUpstreams
 from tests.clients import chat, messages, responses
-from tests.clients.script import Asked, Refused, Reply, reply_to
+from tests.clients.script import FIRST_WORD, Asked, Refused, Reply, reply_to
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 COUNT, MODELS = "/v1/messages/count_tokens", "/v1/models"
 _LONGEST = 150  # events of a stream that ends
 _WORD_S = 0.02  # between two words of an endless stream
+_HALT_S = 60.0  # a halting stream breaks if its first word is not seen in this time
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -34,6 +36,7 @@ class StrictUpstreams(SampleUpstreams):
         self.endless: list[str] = []  # the tiers whose stream does not end by itself
         self.cancelled: list[str] = []  # the tiers whose client left during a stream
         self.refused: list[Refusal] = []
+        self.first_word_seen = threading.Event()  # set by the test, so that halting streams go on
         self._kept = {tier: responses.Kept(tier, {}, {}) for tier in models}
         self._numbers = itertools.count(1)
 
@@ -64,7 +67,9 @@ class StrictUpstreams(SampleUpstreams):
         asked = self._read(request, tier, fields)
         reply = reply_to(asked, tier)
         whole, events = self._made(request.path, tier, fields, asked, reply)
-        return await self._streamed(request, tier, events) if asked.stream else web.json_response(whole)
+        if not asked.stream:
+            return web.json_response(whole)
+        return await self._streamed(request, tier, events, reply.halting)
 
     def _read(self, request: web.Request, tier: str, fields: dict[str, Any]) -> Asked:
         if request.path == CHAT:
@@ -88,12 +93,17 @@ class StrictUpstreams(SampleUpstreams):
         message = messages.whole(asked, reply, model, number, tier)
         return message, messages.events(reply, message)
 
-    async def _streamed(self, request: web.Request, tier: str, events: Iterator[bytes]) -> web.StreamResponse:
+    async def _streamed(
+        self, request: web.Request, tier: str, events: Iterator[bytes], halting: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         try:
             await response.prepare(request)
             for number, event in enumerate(events):
                 await response.write(event)
+                if halting and f'"{FIRST_WORD}"'.encode() in event:
+                    halting = not await asyncio.to_thread(self.first_word_seen.wait, _HALT_S)
+                    assert not halting, "the client did not show the first word before the rest was sent"
                 if number == _LONGEST:
                     self.endless.append(tier)
                 if number >= _LONGEST:

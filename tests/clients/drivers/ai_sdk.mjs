@@ -1,6 +1,6 @@
 // The AI SDK: its OpenAI provider (responses), its OpenAI-compatible provider (chat) and its Anthropic provider.
 import { generateText, jsonSchema, stepCountIs, streamText, tool } from "ai";
-import { READ_FILE, drive, readFile, take } from "./driving.mjs";
+import { READ_FILE, drive, readFile, shown, take } from "./driving.mjs";
 import { chatModel, messagesModel, responsesModel } from "./recipe.mjs";
 
 const MODELS = { chat: chatModel, responses: responsesModel, messages: messagesModel };
@@ -12,7 +12,7 @@ const simple = async ({ api, prompt, ...more }) => (await generateText({ model: 
 
 async function stream({ api, prompt }) {
   const pieces = [];
-  for await (const piece of streamText({ model: MODELS[api], prompt, maxRetries: 0 }).textStream) pieces.push(piece);
+  for await (const piece of streamText({ model: MODELS[api], prompt, maxRetries: 0 }).textStream) pieces.push(shown(piece));
   return pieces;
 }
 

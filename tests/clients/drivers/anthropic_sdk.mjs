@@ -1,5 +1,5 @@
 // The Anthropic SDK for Node: messages.
-import { READ_FILE, drive, readFile, take } from "./driving.mjs";
+import { READ_FILE, drive, readFile, shown, take } from "./driving.mjs";
 import { client } from "./recipe.mjs";
 
 const user = (content) => ({ role: "user", content });
@@ -14,7 +14,7 @@ async function messages({ prompt, ...more }) {
 async function messages_stream({ prompt }) {
   const stream = client.messages.stream({ model: "auto", max_tokens: 500, messages: [user(prompt)] });
   const pieces = [];
-  stream.on("text", (piece) => pieces.push(piece));
+  stream.on("text", (piece) => pieces.push(shown(piece)));
   await stream.finalMessage();
   return pieces;
 }

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from driving import READ_FILE, drive, read_file
+from driving import READ_FILE, drive, read_file, shown
 from recipe import client
 
 _TOOL = {
@@ -22,7 +22,7 @@ def messages(prompt: str, **more: Any) -> str:
 def messages_stream(prompt: str) -> list[str]:
     said = [{"role": "user", "content": prompt}]
     with client.messages.stream(model="auto", max_tokens=500, messages=said) as stream:
-        pieces = list(stream.text_stream)
+        pieces = list(map(shown, stream.text_stream))
         assert _text(stream.get_final_message()) == "".join(pieces)
     return pieces
 

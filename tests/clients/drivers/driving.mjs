@@ -19,6 +19,12 @@ export const readFile = ({ path }) => readFileSync(path, "utf8");
 // Libraries print warnings. Only results belong on stdout.
 console.log = console.info = console.error;
 
+// Print that a piece of a text has arrived, and return it.
+export function shown(text) {
+  process.stdout.write(`${JSON.stringify({ shown: text })}\n`);
+  return text;
+}
+
 // Run one scenario for each command, and print what it returned or threw.
 export async function drive(scenarios) {
   for await (const line of createInterface({ input: process.stdin })) {

@@ -24,6 +24,12 @@ def read_file(path: str) -> str:
         return file.read()
 
 
+def shown(text: str) -> str:
+    """Print that a piece of a text has arrived, and return it."""
+    print(json.dumps({"shown": text}), flush=True)
+    return text
+
+
 def drive(scenarios: dict[str, Callable[..., Any]]) -> None:
     """Run one scenario for each command, and print what it returned or raised."""
     for line in sys.stdin:

@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from driving import drive, read_file
+from driving import drive, read_file, shown
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from recipe import chat_model, messages_model, responses_model
@@ -17,7 +17,7 @@ def simple(api: str, prompt: str, **more: Any) -> str:
 
 
 def stream(api: str, prompt: str) -> list[str]:
-    return [text for text in map(_text, _MODELS[api].stream(prompt)) if text]
+    return [shown(text) for text in map(_text, _MODELS[api].stream(prompt)) if text]
 
 
 def tools(api: str, prompt: str) -> str:

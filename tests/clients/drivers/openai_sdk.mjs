@@ -1,5 +1,5 @@
 // The OpenAI SDK for Node: chat completions and responses.
-import { READ_FILE, drive, readFile, take } from "./driving.mjs";
+import { READ_FILE, drive, readFile, shown, take } from "./driving.mjs";
 import { client } from "./recipe.mjs";
 
 const user = (content) => ({ role: "user", content });
@@ -14,7 +14,7 @@ async function chat({ prompt, ...more }) {
 async function chat_stream({ prompt }) {
   const stream = client.chat.completions.stream({ model: "auto", messages: [user(prompt)] });
   const pieces = [];
-  for await (const chunk of stream) pieces.push(chunk.choices[0].delta.content ?? "");
+  for await (const chunk of stream) pieces.push(shown(chunk.choices[0].delta.content ?? ""));
   return pieces;
 }
 
@@ -48,7 +48,7 @@ async function responses({ prompt, ...more }) {
 async function responses_stream({ prompt }) {
   const stream = client.responses.stream({ model: "auto", input: prompt });
   const pieces = [];
-  for await (const event of stream) if (event.type === "response.output_text.delta") pieces.push(event.delta);
+  for await (const event of stream) if (event.type === "response.output_text.delta") pieces.push(shown(event.delta));
   return pieces;
 }
 

@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Any
 
-from driving import READ_FILE, drive, read_file
+from driving import READ_FILE, drive, read_file, shown
 from recipe import client
 
 _FUNCTION = {
@@ -27,9 +27,9 @@ def chat_stream(prompt: str) -> list[str]:
     with client.chat.completions.create(
         model="auto", messages=messages, stream=True, stream_options=options
     ) as stream:
-        chunks = list(stream)
-    assert chunks[-1].usage.total_tokens == 25
-    return [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+        pieces = [shown(chunk.choices[0].delta.content or "") if chunk.choices else chunk.usage for chunk in stream]
+    assert pieces.pop().total_tokens == 25
+    return pieces
 
 
 def chat_tools(prompt: str) -> str:
@@ -68,7 +68,7 @@ def responses(prompt: str, **more: Any) -> str:
 
 def responses_stream(prompt: str) -> list[str]:
     with client.responses.stream(model="auto", input=prompt) as stream:
-        pieces = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        pieces = [shown(event.delta) for event in stream if event.type == "response.output_text.delta"]
         assert stream.get_final_response().output_text == "".join(pieces)
     return pieces
 
