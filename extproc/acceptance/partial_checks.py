@@ -1,6 +1,7 @@
 """Check an answer that is still growing, and decide only what no continuation can change.
 
 A partial check returns OK, a word of rejection, or OPEN when the rest of the answer could still change the outcome.
+UNAVAILABLE means that the rule cannot run on this text, whatever follows.
 """
 
 from typing import Any
@@ -23,6 +24,7 @@ from extproc.acceptance.refusal import surely_answers, surely_refuses
 from extproc.acceptance.rules import (
     Complete,
     External,
+    Grounded,
     Json,
     JsonSchema,
     Logprob,
@@ -45,9 +47,9 @@ _JSON_STARTS = {"object": "{", "array": "[", "string": '"', "boolean": "tf", "nu
 _JSON_STARTS |= {"integer": "-0123456789", "number": "-0123456789"}
 
 
-def still_open(_: Any, __: Observation, ___: CheckInputs) -> str:
+def still_open(rule: Any, _: Observation, inputs: CheckInputs) -> str:
     """The partial check of a rule that needs the whole answer."""
-    return OPEN
+    return UNAVAILABLE if isinstance(rule, Grounded) and not inputs.request.context else OPEN
 
 
 def _complete(rule: Complete, observation: Observation, inputs: CheckInputs) -> str:
@@ -80,7 +82,7 @@ def _json(_: Json, observation: Observation, __: CheckInputs) -> str:
 def _json_schema(rule: JsonSchema, observation: Observation, inputs: CheckInputs) -> str:
     schema = schema_of(rule, inputs)
     if schema is None:
-        return OPEN
+        return UNAVAILABLE if "json_schema" in inputs.request.left_out else NOTHING
     if not _may_start(observation.text, "".join(_JSON_STARTS.values())):
         return "not_json"
     kind = schema.get("type") if isinstance(schema, dict) else None
@@ -93,7 +95,7 @@ def _json_schema(rule: JsonSchema, observation: Observation, inputs: CheckInputs
 def _tool_calls(_: ToolCalls, observation: Observation, inputs: CheckInputs) -> str:
     tools = inputs.request.tools
     if tools is None:
-        return OPEN
+        return UNAVAILABLE if observation.tool_calls else OPEN
     for call in observation.tool_calls:
         candidates = [name for name in tools if name.startswith(call.name)]  # a name may arrive in pieces
         if not candidates:
@@ -101,7 +103,7 @@ def _tool_calls(_: ToolCalls, observation: Observation, inputs: CheckInputs) -> 
         all_have_schemas = all(tools[name] is not None for name in candidates)
         if all_have_schemas and not _may_start(call.arguments, "{"):
             return "tool_arguments"
-    return OPEN
+    return UNAVAILABLE if observation.tool_calls and "tool_schemas" in inputs.request.left_out else OPEN
 
 
 def _no_refusal(_: NoRefusal, observation: Observation, __: CheckInputs) -> str:

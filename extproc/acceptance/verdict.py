@@ -52,7 +52,7 @@ def judge(
     unavailable: list[str] = []
     for rule in rules:
         outcome = CHECKS[type(rule)](rule, observation, inputs)
-        if outcome == UNAVAILABLE and getattr(rule, "on_unavailable", "reject") == "accept":
+        if outcome == UNAVAILABLE and _passes_unavailable(rule):
             unavailable.append(rule_name(rule))
         elif outcome not in PASSED:
             return Verdict(False, rule_name(rule), outcome, unavailable=tuple(unavailable))
@@ -82,18 +82,27 @@ def judge_early(
     if reason is not None:
         return Verdict(False, reason=reason)
     outcomes = [PARTIAL_CHECKS.get(type(rule), still_open)(rule, observation, inputs) for rule in rules]
+    unavailable: list[str] = []
     for rule, outcome in zip(rules, outcomes, strict=True):
-        if outcome not in (*PASSED, OPEN):
+        if outcome == UNAVAILABLE and (_passes_unavailable(rule) or not observation.text):
+            unavailable.append(rule_name(rule))
+        elif outcome not in (*PASSED, OPEN):
             return Verdict(False, rule_name(rule), outcome)
-    if OPEN in outcomes:
-        return Verdict(False, reason=OPEN, decided=False)
+    if OPEN in outcomes or unavailable:
+        return Verdict(False, reason=OPEN, decided=False, unavailable=tuple(unavailable))
     return Verdict(True)
 
 
-def not_in_time() -> Verdict:
-    """Return the verdict on an answer that is released because its first words take too long."""
-    reason = "slow"
-    return Verdict(True, reason=reason)
+def released(verdict: Verdict, late: bool) -> Verdict:
+    """Return the verdict on a growing answer that is released. `late`: its first words take too long."""
+    reason = "slow" if late else OK
+    if verdict.unavailable:
+        reason = UNAVAILABLE
+    return Verdict(True, reason=reason, unavailable=verdict.unavailable)
+
+
+def _passes_unavailable(rule: AcceptRule) -> bool:
+    return getattr(rule, "on_unavailable", "reject") == "accept"
 
 
 def is_unjudgeable(observation: Observation) -> bool:

@@ -128,7 +128,7 @@ class VerifierExchange:
         if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
             return None
         self._verifier.bounds.judged(cohort.name, _share(cohort))
-        return rule_early(self._attempt, full, late and not verdict.decided)
+        return rule_early(self._attempt, verdict, full, late and not verdict.decided)
 
     def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(cohort.name, _share(cohort))

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.checks import OK
-from extproc.acceptance.verdict import Verdict, not_in_time
+from extproc.acceptance.verdict import Verdict, released
 from extproc.api.observation import Usage
 from extproc.contract.names import HeaderName, Namespace
 from extproc.contract.records import AttemptRecord, LedgerRecord, VerdictRecord, ladder_of
@@ -130,13 +130,14 @@ def rule(
     return msgspec.structs.replace(ruling, skipped=skipped, ladder=clusters)
 
 
-def rule_early(attempt: JudgedAttempt, full: bool = False, late: bool = False) -> Ruling:
+def rule_early(attempt: JudgedAttempt, verdict: Verdict, full: bool = False, late: bool = False) -> Ruling:
     """Rule on a stream that is released before its end.
 
     `full`: it is too long to be held until it is judged. `late`: its first words did not come in time.
     """
-    word = VerdictWord.DEGRADED if full or late else VerdictWord.ACCEPT
-    return Ruling(attempt.cohort, attempt.number, word, not_in_time() if late else Verdict(True), final=False)
+    verdict = released(verdict, late)
+    word = VerdictWord.DEGRADED if full else _accepted(verdict)
+    return Ruling(attempt.cohort, attempt.number, word, verdict, final=False)
 
 
 def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:

@@ -171,6 +171,26 @@ def test_an_early_judgement_releases_the_answer_as_soon_as_possible() -> None:
     assert (final.word, final.verdict.accept) == ("accept", True)
 
 
+@pytest.mark.parametrize(
+    ("options", "facts", "verdict"),
+    [
+        ({}, {"left_out": ["json_schema"]}, {"x-cascade-verdict": "degraded", "x-cascade-reason": "unavailable"}),
+        ({"on_unavailable": "reject"}, {"left_out": ["json_schema"]}, rejected("unavailable")),
+        ({}, {"tools": {}}, ACCEPT),
+    ],
+    ids=["too large", "too large to pass", "no schema"],
+)
+def test_a_released_stream_is_not_accepted_if_a_rule_cannot_run(
+    options: Any, facts: dict[str, Any], verdict: dict[str, str]
+) -> None:
+    """It is known before the end of the answer that the schema of the request is too large."""
+    rules = ["complete", {"json_schema": options}]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opening(**facts))
+    pieces = [chunk(text) for text in LONG]
+    replies = [reply for batch in run(exchange, *streamed([*pieces, transcript()])) for reply in batch]
+    assert next(reply.headers for reply in replies if reply.headers) == verdict
+
+
 def test_a_released_stream_that_breaks_is_passed_broken() -> None:
     """No ending is invented, and nothing is withdrawn."""
     pieces = [chunk(text) for text in LONG] + [b"data: {half a fr"]

@@ -129,7 +129,7 @@ def test_a_rule_may_skip_the_last_model_if_a_person_is_above_it() -> None:
 
 @pytest.mark.parametrize(("full", "word"), [(False, "accept"), (True, "degraded")])
 def test_an_early_ruling_has_no_reason_and_no_ledger_entry(full: bool, word: str) -> None:
-    ruling = rule_early(JudgedAttempt("faq", 1, "small"), full)
+    ruling = rule_early(JudgedAttempt("faq", 1, "small"), Verdict(True), full)
     assert ruling.headers == {"x-cascade-verdict": word}
     assert ruling.metadata == {Namespace.DECISION: {"verdict": word}}
     assert not ruling.final
