@@ -1,7 +1,7 @@
 """Check an answer that is still growing, and decide only what no continuation can change.
 
 A partial check returns OK, a word of rejection, or OPEN when the rest of the answer could still change the outcome.
-UNAVAILABLE means that the rule cannot run on this text, whatever follows.
+UNAVAILABLE means that the rule cannot run, and that no continuation can change this.
 """
 
 from typing import Any

@@ -227,7 +227,7 @@ def test_a_part_that_ended_is_judged_as_it_is() -> None:
     ],
 )
 def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any, request_: Requirements) -> None:
-    """By default the client gets the answer, and the verdict says that nobody judged it in full."""
+    """By default the client gets the answer, and the verdict says that it was not fully judged."""
     verdict = judge(compile_rules([{name: options}]), answer("1"), request=request_)
     assert verdict == Verdict(True, reason="unavailable", unavailable=(name,))
     strict = compile_rules([{name: {**options, "on_unavailable": "reject"}}])
@@ -251,7 +251,7 @@ CALLING = {"text": "", "finish": "tool_calls", "tool_calls": (ToolCall("find", '
     ],
 )
 def test_a_rule_with_nothing_to_check_does_not_count(rule: Any, seen: Any) -> None:
-    """A schema, calls, a text or a tier that a rule is about is not there. That is no doubt about the answer."""
+    """The schema, the calls, the text or the tier of the rule is not there. It is as if the rule were not there."""
     request = Requirements(tools={"find": None})
     assert judge(compile_rules([rule]), answer(**seen), request=request, tier="b") == OK
 

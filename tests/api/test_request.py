@@ -213,7 +213,7 @@ HOSTED_TOOLS = {
     [(path, kind, name) for path, names in HOSTED_TOOLS.items() for name, kinds in names.items() for kind in kinds],
 )
 def test_a_tool_that_the_provider_defines_is_a_need_by_its_name(path, kind, name):
-    """One tool has one name, whatever its version and its provider."""
+    """One tool has one name in all its versions and types."""
     request = parsed(path, model="auto", tools=[{"type": "function", "name": "f"}, {"type": kind, "name": "n"}])
     assert request.needs == {"tools", f"hosted:{name}"}
 

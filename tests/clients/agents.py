@@ -237,7 +237,7 @@ def _text(text: str) -> dict[str, str]:
 def _lines_of(
     command: list[str], folder: Path, env: dict[str, str]
 ) -> Iterator[tuple[Iterator[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """Run a program that prints a JSON object a line. Yield these objects as they come, and what sends it one."""
+    """Run a program that prints a JSON object a line. Yield these objects, and the function that sends it one."""
     process = subprocess.Popen(
         command, bufsize=0, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

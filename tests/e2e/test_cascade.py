@@ -676,7 +676,7 @@ def test_without_a_schema_there_is_nothing_to_hold_it_to(cascade: Cascade) -> No
 
 @STREAMS
 def test_a_schema_that_is_too_large_to_be_checked_is_seen_in_the_verdict(cascade: Cascade, stream: bool) -> None:
-    """The client gets the answer. It is not called accepted, as nobody has held it to the schema."""
+    """The client gets the answer. The verdict is not `accept`, as the answer was not compared with the schema."""
     large = _SCHEMA | {"$defs": {f"d{i}": {"enum": ["x" * 1000]} for i in range(300)}}
     more = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": large}}}
     for text in (

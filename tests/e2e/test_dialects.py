@@ -34,7 +34,7 @@ TIERS: dict[str, tuple[str, Dialect]] = {
     },
 }
 _APIS = {CHAT: "chat", RESPONSES: "responses", MESSAGES: "messages"}
-# What the policy says about reasoning, as YAML.
+# The reasoning of the policy, by its YAML.
 _POLICIES: dict[str, Reasoning] = {"off": False, "on": True, "{budget_tokens: 20000}": Budget(20_000)}
 _HIGH: dict[str, Any] = {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}}
 _CLEARS = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
