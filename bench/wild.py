@@ -2,7 +2,7 @@
 
 The rows are labelled by their own sources, and their ids say part, source, language and number. The functions that
 serve decide about every row. Prompts of one source are alike, so intervals are resampled by source. Prompts that we
-wrote have lines of their own: those in English, and those in other languages. The columns, in per cent:
+wrote have separate lines: those in English, and those in other languages. The columns, in per cent:
 
 - right: of rows in scope, the share whose nearest cohort has the label's name
 - AUROC: the chance that a row in scope scores higher than one out of scope
@@ -209,7 +209,7 @@ def _interval(estimate: Estimate) -> str:
 
 
 def run_table(intents: Path, data: Path, memory: Memory, prompts: Path = Path("tests")) -> Iterator[str]:
-    """The lines of the table. `prompts` is the folder of our own. Raises ValueError if no row was matched."""
+    """The lines of the table. `prompts` is the folder of our prompts. Raises ValueError if no row was matched."""
     traffic, names, tokens = usable(data), names_of(data), Tokens()
     with tempfile.TemporaryDirectory() as folder:
         own_path = written_own(prompts, Path(folder) / "own.jsonl")
