@@ -13,7 +13,7 @@ from extproc.encoder.backends import ADAPTED_FILE, load_sentences, prepared_fold
 from extproc.encoder.prepare import prepare
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.fit import adapt
-from extproc.routing import centroids
+from extproc.routing import centroids, head
 from extproc.routing.index import BACK
 
 BASE = "all-MiniLM-L6-v2"
@@ -103,9 +103,23 @@ def fitted(cache: Cache, rows: Vectors, labels: np.ndarray, back: float = BACK) 
         return np.stack([[cohorts[str(name)].centroid, cohorts[str(name)].typical] for name in names], axis=1)
 
     source = Path(centroids.__file__).read_text()
-    data = hashlib.sha256(np.ascontiguousarray(rows).tobytes() + labels.astype(str).tobytes()).hexdigest()
-    centroid, typical = cache.array(f"{source}{data} {back}", make)
+    centroid, typical = cache.array(f"{source}{_digest(rows, labels)} {back}", make)
     return centroid, typical
+
+
+def fitted_head(cache: Cache, rows: Vectors, labels: np.ndarray) -> tuple[Vectors, Vectors]:
+    """(weights, bias) of the head without a background: float32[cohorts, d] and float32[cohorts], in order."""
+
+    def make() -> Vectors:
+        fit = head.fit_head({str(name): rows[labels == name] for name in np.unique(labels)})
+        return np.column_stack([fit.weights, fit.bias])
+
+    table = cache.array(f"{Path(head.__file__).read_text()}{_digest(rows, labels)}", make)
+    return table[:, :-1], table[:, -1]
+
+
+def _digest(rows: Vectors, labels: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).tobytes() + labels.astype(str).tobytes()).hexdigest()
 
 
 def _hash(key: str) -> str:

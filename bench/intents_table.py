@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from scipy import stats
 
-from bench.cache import Cache, CachedEncoder, fitted, means
+from bench.cache import Cache, CachedEncoder, fitted, fitted_head, means
 from extproc.encoder.backends import TorchSentences, read_choice
 from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
 from extproc.encoder.protocols import Vectors
@@ -72,7 +72,7 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
     for title, data in settings(path, seed).items():
         yield title
         for name, matches in ways(cache, data).items():
-            if title == _NEAR and not name.endswith((_SERVED, _OWN)):
+            if title == _NEAR and not name.endswith((_FITTED, _OWN, _SERVED)):
                 continue
             cells = (f"{estimate:<20}" for estimate in _measured(matches, data.test_labels, seed))
             yield f"  {name:<54}" + "".join(cells).rstrip()
@@ -126,7 +126,7 @@ def ways(cache: Cache, data: Clinc) -> dict[str, Matched]:
     utterances = [text for texts in data.train.values() for text in texts]
     requests = [*data.val, *data.test]
     matches: dict[str, Matched] = {}
-    served: list[View] = []
+    views: list[View] = []
     for adapted in ("", "adapted, "):
         sentences = CachedEncoder(cache, str(cache.adapted(data.train))) if adapted else CachedEncoder(cache)
         rows, queries = sentences.encode(utterances), sentences.encode(requests)
@@ -136,24 +136,33 @@ def ways(cache: Cache, data: Clinc) -> dict[str, Matched]:
         matches[f"{adapted}fitted centroids"] = matched((queries, centroids, typical))
         encoder = FeatureEncoder(sentences, ADAPTED_WORDS if adapted else WORDS_WEIGHT)
         queries = encoder.encode(requests)
-        centroids, typical = fitted(cache, encoder.encode(utterances), labels, back)
-        served.append((queries, centroids, typical))
-        matches[f"{adapted}{_SERVED}"] = matched(served[-1])
+        utterance_rows = encoder.encode(utterances)
+        centroids, typical = fitted(cache, utterance_rows, labels, back)
+        views.append((queries, centroids, typical))
+        matches[f"{adapted}{_FITTED}"] = matched(views[-1])
         matches[f"{adapted}{_OWN}"] = matched((queries, centroids, centroids))
-    matches["two encoders: adapted + frozen, averaged"] = matched(*served)
+        weights, bias = fitted_head(cache, utterance_rows, labels)
+        matches[f"{adapted}{_SERVED}"] = compared((queries @ weights.T + bias).argmax(axis=1), (queries, typical))
+    matches["two encoders: adapted + frozen, averaged"] = matched(*views)
     return matches
 
 
 View = tuple[Vectors, Vectors, Vectors]
-_SERVED = "as served: fitted, ends and words"
+_FITTED = "fitted, ends and words"
 _OWN = "the same, similarity to the centroid itself"
-_CONTROLLED = (_SERVED, f"adapted, {_SERVED}")
+_SERVED = "as served without labels: head, ends and words"
+_CONTROLLED = (_FITTED, f"adapted, {_FITTED}")
 
 
 def matched(*views: View) -> Matched:
     """Match by views (queries, centroids, references of the similarity). Several views are averaged."""
     nearest = np.sum([queries @ centroids.T for queries, centroids, _ in views], axis=0).argmax(axis=1)
-    similar = [(queries * typical[nearest]).sum(axis=1, dtype=np.float64) for queries, _, typical in views]
+    return compared(nearest, *((queries, typical) for queries, _, typical in views))
+
+
+def compared(nearest: np.ndarray, *views: tuple[Vectors, Vectors]) -> Matched:
+    """These cohorts are the nearest. Their similarity is that to the reference vectors, averaged over the views."""
+    similar = [(queries * typical[nearest]).sum(axis=1, dtype=np.float64) for queries, typical in views]
     return Matched(nearest, np.mean(similar, axis=0))
 
 

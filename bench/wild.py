@@ -1,8 +1,8 @@
 """Decisions about real prompts of public sets, beside simple controls: `make bench-wild`.
 
 The rows are labelled by their own sources, and their ids say part, source, language and number. The functions that
-serve decide about every row. Prompts of one source are alike, so intervals are resampled by source. The columns, in
-per cent:
+serve decide about every row. Prompts of one source are alike, so intervals are resampled by source. Prompts that we
+wrote have separate lines: those in English, and those in other languages. The columns, in per cent:
 
 - right: of rows in scope, the share whose nearest cohort has the label's name
 - AUROC: the chance that a row in scope scores higher than one out of scope
@@ -40,9 +40,9 @@ from extproc.evidence.measure.metrics import Estimate
 from extproc.routing.decision import Decision
 from extproc.routing.policy import Policy
 
-OWN = "own held-out prompts"
-_HELD_OUT = Path("tests/heldout.yaml")
+OWN, OWN_FOREIGN = "own held-out prompts", "own, other languages"
 _BACKGROUND = "_background.yaml"
+_BARE = "no background"
 _UNKNOWN, _ENGLISH = "?", "en"
 _WIDTH, _NAME = 12, 28
 
@@ -134,19 +134,29 @@ def without_background(folder: Path, copy: Path) -> Path:
 # --- the table --------------------------------------------------------------------------------------------------
 
 
-def table(run: Execution, judged: Judged, bare: Judged | None, own: Judged | None) -> Iterator[str]:
-    """The whole table: all rows, the controls, the held-out prompts, and each cohort, source and language."""
+class Rows(msgspec.Struct, frozen=True):
+    """Labelled rows as one folder decides about them: those of the data, and the project's own."""
+
+    data: Judged
+    own: Judged
+
+
+def table(run: Execution, rows: Rows, bare: Rows | None) -> Iterator[str]:
+    """The whole table: all rows, the controls, our own prompts, and each cohort, source and language.
+
+    `bare` has the same rows as the folder without its background decides about them.
+    """
+    judged = rows.data
     policy = run.snapshot.policy
     yield f"{'':<{_NAME}}{'rows':>5}" + "".join(f"{title:>{_WIDTH}}" for title in MEASURES)
     yield from _line("all rows", judged, intervals=True)
     yield "controls on the same rows"
     if bare is not None:
-        yield from _line("  no background", bare, intervals=True)
+        yield from _line(f"  {_BARE}", bare.data, intervals=True)
     yield from _line("  always the default tier", always(judged, policy, OUT_OF_SCOPE))
     if (common := most_common(judged)) is not None:
         yield from _line(f"  always {common} (most rows)", always(judged, policy, common))
-    if own is not None:
-        yield from _line(OWN, own)
+    yield from _own_lines(rows.own, bare.own if bare is not None else None)
     for title in ("label", "source", "language"):
         yield f"by {title}"
         column = getattr(judged, title)
@@ -155,6 +165,20 @@ def table(run: Execution, judged: Judged, bare: Judged | None, own: Judged | Non
     foreign = judged.language != _ENGLISH
     if foreign.any() and not foreign.all():
         yield from _line("  other languages", judged.at(foreign), intervals=True)
+
+
+def _own_lines(own: Judged, bare: Judged | None) -> Iterator[str]:
+    """Our own prompts: those in English, then those in other languages together, beside a control, and each."""
+    foreign = own.language != _ENGLISH
+    if not foreign.all():
+        yield from _line(OWN, own.at(~foreign))
+    if not foreign.any():
+        return
+    yield from _line(OWN_FOREIGN, own.at(foreign))
+    if bare is not None:
+        yield from _line(f"  {_BARE}", bare.at(foreign))
+    for language in dict.fromkeys(own.language[foreign].tolist()):
+        yield from _line(f"  {language}", own.at(own.language == language))
 
 
 def _line(name: str, judged: Judged, intervals: bool = False) -> Iterator[str]:
@@ -184,10 +208,12 @@ def _interval(estimate: Estimate) -> str:
 # --- the run ----------------------------------------------------------------------------------------------------
 
 
-def run_table(intents: Path, data: Path, memory: Memory, prompts: Path = _HELD_OUT) -> Iterator[str]:
-    """The lines of the table. Raises ValueError if no row was matched with a cohort."""
+def run_table(intents: Path, data: Path, memory: Memory, prompts: Path = Path("tests")) -> Iterator[str]:
+    """The lines of the table. `prompts` is the folder of our prompts. Raises ValueError if no row was matched."""
     traffic, names, tokens = usable(data), names_of(data), Tokens()
     with tempfile.TemporaryDirectory() as folder:
+        own_path = written_own(prompts, Path(folder) / "own.jsonl")
+        own, own_names = read_traffic(own_path), names_of(own_path)
         run = execute(intents, memory, traffic, tokens)
         report_bad_rows(data, run.bad)
         judged = judge(run, names)
@@ -197,20 +223,27 @@ def run_table(intents: Path, data: Path, memory: Memory, prompts: Path = _HELD_O
         bare = None
         if (intents / _BACKGROUND).exists():
             copy = without_background(intents, Path(folder) / "intents")
-            bare = judge(execute(copy, memory, traffic, tokens, copy_of=intents), names)
-        own = None
-        if prompts.exists():
-            path = written_held_out(prompts, Path(folder) / "heldout.jsonl")
-            own = judge(execute(intents, memory, read_traffic(path), tokens), {})
+            bare = Rows(
+                judge(execute(copy, memory, traffic, tokens, copy_of=intents), names),
+                judge(execute(copy, memory, own, tokens, copy_of=intents), own_names),
+            )
+        rows = Rows(judged, judge(execute(intents, memory, own, tokens), own_names))
         yield f"{data}, revision {run.snapshot.revision}, encoder {run.config.policy.encoder.model}"
         yield f"{int((~np.isfinite(judged.scope)).sum())} of {len(judged.label)} rows have no match"
-        yield from table(run, judged, bare, own)
+        yield from table(run, rows, bare)
 
 
-def written_held_out(prompts: Path, path: Path) -> Path:
-    """Write the project's own held-out prompts as traffic."""
-    pairs = [(name, text) for name, texts in yaml.safe_load(prompts.read_text()).items() for text in texts]
-    rows = [{"text": text, "intent": None if name == "out_of_scope" else name} for name, text in pairs]
+def written_own(prompts: Path, path: Path) -> Path:
+    """Write our own held-out prompts as traffic: heldout.yaml and languages.yaml in `prompts`, if they exist."""
+    english, others = prompts / "heldout.yaml", prompts / "languages.yaml"
+    labelled = {_ENGLISH: yaml.safe_load(english.read_text())} if english.exists() else {}
+    labelled |= yaml.safe_load(others.read_text()) if others.exists() else {}
+    rows = [
+        {"id": f"own/own/{code}/{i}", "text": text, "intent": None if name == "out_of_scope" else name}
+        for code, by_intent in labelled.items()
+        for name, texts in by_intent.items()
+        for i, text in enumerate(texts)
+    ]
     path.write_bytes(b"\n".join(map(msgspec.json.encode, rows)))
     return path
 

@@ -107,7 +107,9 @@ def _request_lines(routed: Routed, path: str) -> Iterator[str]:
     cut = ", cut to head and tail" if ask.cut else ""
     yield f"request   {path}, about {signals.tokens} tokens, user turns: {signals.turns}{needs}"
     yield f"ask       {ask.text!r} ({ask.source}{cut})"
-    if routed.snapshot.english_only and not is_english(ask.text):
+    if signals.no_task:
+        yield "task      none: the ask only greets, thanks or agrees, so it is out of scope"
+    elif routed.snapshot.english_only and not is_english(ask.text):
         yield "language  not English, and the encoder reads nothing else: it is out of scope"
 
 

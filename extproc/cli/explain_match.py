@@ -48,8 +48,6 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     """One sentence: why the match counts, or why another tier is proposed."""
     weighed, name = weigh(policy, match), cohort.name
     tier = policy.tiers[weighed.rank].name
-    if match.no_task:
-        return f"the ask names no task, so {tier} serves"
     if cohort.abstains:
         return f"{name} abstains ({cohort.figure}), so {tier} serves"
     if match.similarity < cohort.floor:

@@ -46,7 +46,7 @@ def read_findings(
     cohorts = _possible_cohorts(policy, match, weighed.reason)
     guard = (
         guard_matched(policy, cohorts, signals, headers)
-        if match is not None
+        if match is not None or signals.no_task
         else guard_unmatched(policy, signals, headers)
     )
     cap = _cap(settings, signals) if _CAP not in withheld else None

@@ -32,7 +32,6 @@ class Match(msgspec.Struct, frozen=True):
     alike: float = 0.0  # chance of all cohorts with the same settings, with that of the cohort itself
     background: float = 0.0  # chance that the text belongs to no cohort
     tiers: Mapping[str, float] = {}  # chance of the cohorts that need each tier, by the tier's name
-    no_task: bool = False  # the text only greets, thanks or agrees, so the match does not count
 
     @property
     def in_scope(self) -> float:

@@ -13,7 +13,6 @@ from extproc.api.paths import COMPACT, SIDE_PATHS, canonical, kept_id
 from extproc.api.request import Request, RequestError, TooLarge, parse_request
 from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
-from extproc.encoder.features import names_no_task
 from extproc.encoder.language import is_english
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
@@ -197,12 +196,12 @@ class Router:
                 return None, Reason.NO_TEXT
         elif signals.background is not None:
             return None, Reason.BACKGROUND
+        if signals.no_task:
+            return None, Reason.OUT_OF_SCOPE
         vector, failure = await self._embed(signals.ask, principal, snapshot, clock)
         if vector is None:
             return None, failure
-        match = nearest(snapshot.index, vector)
-        no_task = names_no_task(signals.ask.text)
-        return msgspec.structs.replace(match, no_task=True) if no_task else match, failure
+        return nearest(snapshot.index, vector), failure
 
     async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""

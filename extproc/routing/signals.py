@@ -5,6 +5,7 @@ import numpy as np
 
 from extproc.api.paths import Api
 from extproc.api.request import Request
+from extproc.encoder.features import names_no_task
 from extproc.routing.ask import Ask, find_ask
 from extproc.routing.background import background_kind
 
@@ -26,11 +27,13 @@ class Signals(msgspec.Struct, frozen=True):
     max_output_tokens: int | None = None  # the limit that the client set
     tool_loop: bool = False  # it offers tools, or has the result of one
     background: str | None = None  # the kind of call that an agent makes by itself, if it is one
+    no_task: bool = False  # a person only greets, thanks or agrees, so the request belongs to no cohort
 
 
 def read_signals(request: Request, max_chars: int) -> Signals:
     """Read the signals of `request`. A longer ask is cut to the head and tail of `max_chars` characters."""
     ask = find_ask(request.turns, max_chars)
+    background = background_kind(request, ask)
     return Signals(
         ask=ask,
         tokens=_estimate_tokens(request),
@@ -42,7 +45,8 @@ def read_signals(request: Request, max_chars: int) -> Signals:
         model=request.model,
         max_output_tokens=request.max_output_tokens,
         tool_loop="tools" in request.needs or any(turn.tool_result for turn in request.turns),
-        background=background_kind(request, ask),
+        background=background,
+        no_task=background is None and ask.text != "" and names_no_task(ask.text),
     )
 
 

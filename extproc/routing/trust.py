@@ -33,8 +33,6 @@ def weigh(policy: Policy, match: Match | None, failure: Reason = Reason.NO_TEXT)
         return Trust(failure, default)
     cohort = policy.cohorts[match.cohort]
     own = policy.rank(cohort.tier)
-    if match.no_task:
-        return Trust(Reason.OUT_OF_SCOPE, default)
     if cohort.abstains:
         return Trust(Reason.ABSTAINED, max(default, needed_rank(policy, match) if match.chance is not None else 0))
     if match.similarity < cohort.floor:

@@ -650,6 +650,15 @@ def test_signals_are_the_facts_that_rules_use():
     assert (signals.ask.text, signals.ask.source) == ("Now all of it in Italian", "last_user")
 
 
+def test_a_greeting_names_no_task():
+    """A request without text may name one in its picture, and an agent's probe is no greeting of a person."""
+    greeting = {"role": "user", "content": "Hi there!"}
+    assert read_signals(chat(messages=[greeting]), 512).no_task
+    assert not read_signals(chat(messages=[USER]), 512).no_task
+    assert not read_signals(chat(messages=[{"role": "user", "content": [PICTURE]}]), 512).no_task
+    assert not read_signals(chat(messages=[greeting], max_tokens=1), 512).no_task
+
+
 def test_a_picture_costs_a_thousand_tokens_however_large():
     """Base64 is not text: providers charge about the same for a picture of any size."""
     alone = read_signals(chat(messages=[{"role": "user", "content": [PICTURE]}]), 512).tokens

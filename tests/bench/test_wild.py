@@ -153,18 +153,23 @@ def test_a_row_is_judged_by_what_serves(folder, tmp_path, words):
 
 
 def test_the_table_has_the_controls_and_a_line_for_each_group(folder, tmp_path, words):
-    prompts = tmp_path / "heldout.yaml"
-    prompts.write_text(f"billing: [{BILL}]\ncooking: [{COOK}]\nout_of_scope: [{NEITHER}]\n")
+    english = f"billing: [{BILL}]\ncooking: [{COOK}]\nout_of_scope: [{NEITHER}]\n"
+    (tmp_path / "heldout.yaml").write_text(english)
+    foreign = f"it: {{billing: [{BILL}]}}\nfr: {{cooking: [Why is my invoice so high, {COOK}]}}\n"
+    (tmp_path / "languages.yaml").write_text(foreign)
     path = traffic(
         tmp_path,
         {"id": "x/one/en/1", "text": BILL, "intent": "billing"},
         {"id": "x/two/de/2", "text": NEITHER, "intent": "oos"},
     )
-    lines = list(wild.run_table(folder, path, Memory(words), prompts))
+    lines = list(wild.run_table(folder, path, Memory(words), tmp_path))
     assert lines[1] == "0 of 2 rows have no match"
     cells = {line[:28].strip(): line[28:].split() for line in lines[3:]}
     assert cells["all rows"] == _cells("2 100.0 100.0 100.0 100.0 - 0.0 0.0 100.0 0.0 50.0")
     assert cells["own held-out prompts"] == _cells("3 100.0 100.0 100.0 100.0 0.0 0.0 0.0 100.0 0.0 66.7")
+    assert cells["own, other languages"] == _cells("3 66.7 - - 66.7 50.0 - 33.3 100.0 33.3 100.0")
+    assert cells["it"] == _cells("1 100.0 - - 100.0 - - 0.0 - 0.0 100.0")
+    assert cells["fr"] == _cells("2 50.0 - - 50.0 50.0 - 50.0 - 50.0 100.0")
     assert cells["always the default tier"] == _cells("2 0.0 50.0 0.0 50.0 - 0.0 0.0 0.0 - 0.0")
     assert cells["always billing (most rows)"] == _cells("2 100.0 50.0 0.0 50.0 - 100.0 50.0 0.0 50.0 100.0")
     assert {"billing", "one", "two", "en", "de", "other languages", OUT_OF_SCOPE} <= cells.keys()
@@ -194,7 +199,11 @@ def test_the_background_has_a_control_without_it(tmp_path, words):
         {"id": "x/one/en/1", "text": BILL, "intent": "billing"},
         {"id": "x/two/en/2", "text": "zebras graze on my invoice", "intent": "oos"},
     )
-    lines = list(wild.run_table(folder, path, Memory(words), tmp_path / "none.yaml"))
+    lines = list(wild.run_table(folder, path, Memory(words), tmp_path / "none"))
     cells = {line[:28].strip(): line[28:].split() for line in lines[3:]}
-    assert "own held-out prompts" not in cells
+    assert {wild.OWN, wild.OWN_FOREIGN}.isdisjoint(cells)
     assert [cells[name][6] for name in ("all rows", "no background")] == ["0.0", "100.0"]  # out of scope on small
+    (tmp_path / "languages.yaml").write_text("it: {out_of_scope: [zebras graze on my invoice]}\n")
+    lines = list(wild.run_table(folder, path, Memory(words), tmp_path))
+    at = next(i for i, line in enumerate(lines) if line.startswith(wild.OWN_FOREIGN))
+    assert [line[28:].split()[6] for line in lines[at : at + 2]] == ["0.0", "100.0"]

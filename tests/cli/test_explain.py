@@ -16,14 +16,24 @@ GOOD = Path(__file__).parents[1] / "configs" / "good"
 CHAT = {":path": "/v1/chat/completions"}
 
 
-@pytest.mark.parametrize(("text", "readable"), [("Send my last invoice again", True), ("请再次发送发票", False)])
-def test_a_text_that_the_encoder_cannot_read_is_named(words, text, readable):
+NO_TASK = "task      none: the ask only greets, thanks or agrees, so it is out of scope"
+UNREAD = "language  not English, and the encoder reads nothing else: it is out of scope"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Send my last invoice again", []),
+        ("请再次发送发票", [UNREAD]),
+        ("Hello there", [NO_TASK]),
+        ("你好", [NO_TASK]),
+    ],
+)
+def test_a_text_that_is_not_matched_is_named(words, text, expected):
     """Otherwise a person would look for the reason in the similarities."""
     snapshot = msgspec.structs.replace(compile_snapshot(load_config(GOOD), words), english_only=True)
     body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": text}]})
     routed = asyncio.run(Router(snapshot, Batcher(words)).route(body, CHAT))
     lines = list(_request_lines(routed, CHAT[":path"]))
     assert lines[1] == f"ask       {text!r} (last_user)"
-    assert lines[2:] == (
-        [] if readable else ["language  not English, and the encoder reads nothing else: it is out of scope"]
-    )
+    assert lines[2:] == expected

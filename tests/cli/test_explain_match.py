@@ -56,7 +56,6 @@ WITHHELD = (
             match(faq=0.39, summary=0.38, background=0.23),
             ["no intent has a chance of 40 %, and small is enough for those that are likely"],
         ),
-        (msgspec.structs.replace(match(faq=1.0), no_task=True), ["the ask names no task, so large serves"]),
     ],
 )
 def test_one_sentence_says_why_the_tier_was_taken(found: Match, said: list[str]):

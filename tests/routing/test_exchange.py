@@ -586,6 +586,23 @@ def test_a_text_that_the_encoder_cannot_read_is_out_of_scope(snapshot, words):
     assert [text for text, _ in asked.asked] == ["请再次发送我的发票"]
 
 
+@pytest.mark.parametrize("text", ["Hello there, thank you!", "yes", "नमस्ते", "?"])
+@pytest.mark.parametrize("english_only", [False, True])
+def test_a_request_that_names_no_task_is_out_of_scope_and_costs_no_encoding(snapshot, words, text, english_only):
+    """It is like the courtesies of every intent, so no similarity could say where it belongs."""
+    raw = BODY.replace(b"Send my last invoice again", text.encode())
+    embedder = WordEmbedder(words)
+    router = Router(msgspec.structs.replace(snapshot, english_only=english_only), embedder)
+    assert sent(router, raw) == ("out_of_scope", "large", raw.replace(b"auto", b"qwen3-32b"))
+    assert embedder.asked == []
+
+
+def test_a_greeting_before_a_task_is_matched(router):
+    """Only the courtesies are left out of the ask."""
+    raw = BODY.replace(b"Send", b"Hello! Send")
+    assert sent(router, raw)[:2] == ("matched", "small")
+
+
 def test_a_body_of_five_megabytes_is_routed_and_kept(router):
     """Only its ask is embedded, and every other byte is sent on."""
     filler = '", \\"pasted\\" ü ' * 50_000

@@ -169,6 +169,15 @@ def test_a_request_without_a_match_stays_in_every_set(failure: Reason) -> None:
     assert decide(nowhere, signals(), None, {}, failure).refused
 
 
+def test_a_request_that_names_no_task_is_in_no_set_of_a_cohort() -> None:
+    """It was not matched, but a greeting belongs to no cohort. The sets of rules hold for it."""
+    greeting = signals(no_task=True)
+    decision = decide(confined("faq", "small"), greeting, None, {}, Reason.OUT_OF_SCOPE)
+    assert outcome(decision) == ("large", Reason.OUT_OF_SCOPE, False)
+    decision = decide(policy(IN_EU), greeting, None, EU, Reason.OUT_OF_SCOPE)
+    assert outcome(decision) == ("frontier", Reason.RESIDENCY, False)
+
+
 def test_pinned_unreadable_and_foreign_requests_stay_in_the_set() -> None:
     """Whatever the request, a rule on headers holds. The set of a cohort holds until the request is matched."""
     by_header = policy(IN_EU)

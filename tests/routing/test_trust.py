@@ -93,15 +93,6 @@ def test_a_floor_of_the_operator_or_of_evidence_decides_alone(how: dict[str, Any
     assert trust(policy, msgspec.structs.replace(doubtful, similarity=0.49)) is Reason.OUT_OF_SCOPE
 
 
-@pytest.mark.parametrize(
-    "policy", [POLICY, with_cohort(msgspec.structs.replace(FAQ, floor=-1.0, operator_floor=True))]
-)
-def test_a_greeting_is_never_matched_by_itself(policy: Policy):
-    """It is like the courtesies of every intent, so neither chances nor floors count."""
-    greeting = msgspec.structs.replace(match(faq=1.0), no_task=True)
-    assert weigh(policy, greeting) == Trust(Reason.OUT_OF_SCOPE, 1)
-
-
 def test_an_explicit_margin_holds():
     """It is checked before the chances."""
     wary = msgspec.structs.replace(FAQ, margin=0.3)
