@@ -39,12 +39,14 @@ OBSERVE = Path("deploy/observe")
 _INTENTS = Path("intents")
 _SERVICES = ("envoy", "semantic-router")
 _WITHIN_S = 60.0
+OUT_OF_SCOPE = "Tell me a story about a dragon and the sea"
 _ROUNDS = 6  # at least this many: a rate needs a counter that has changed
-# A plain prompt, an accepted one, one whose small tier's answer is rejected, and an empty one for the default tier.
+# A plain prompt, an accepted one, one whose small tier's answer is rejected, one out of scope, and an empty one.
 _PROMPTS = (
     "Prove that the sum of two odd numbers is even.",
     "Where is my order? It should have arrived last Tuesday.",
     "I forgot my password and cannot get into my account, what can I do?",
+    OUT_OF_SCOPE,
     "",
 )
 

@@ -112,7 +112,7 @@ HEADERS = {
     "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
-    "x-router-cohort": "response: the cohort where the request landed",
+    "x-router-cohort": "response: the cohort that the request belongs to, or [why it belongs to none](reasons.md#requests-of-no-cohort), such as `out_of_scope`",
     "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router, `residency` if it "
     "refused to",
     "x-router-tier": "response: the tier that served",
@@ -151,6 +151,10 @@ RECORD_KEYS = {
     "revision": "the revision of the configuration",
     "mode": "`enforce` or `shadow`",
     "cohort": "the nearest cohort, trusted or not",
+    "counted_as": "the cohort that the request belongs to. Without one: [the word that says why](reasons.md#requests-of-no-cohort)",
+    "runner_up": "the second nearest cohort",
+    "floor": "the least similarity at which a match with that cohort counts",
+    "least_margin": "the least margin at which a match with that cohort counts",
     "similarity": "similarity with that cohort",
     "margin": "lead over the second cohort",
     "chance": "the chance of that cohort, where the centroids come from the utterances",
@@ -162,6 +166,7 @@ RECORD_KEYS = {
     "ask_chars": "length of the ask before it was cut",
     "ask_cut": "whether only its head and tail were matched",
     "tokens": "tokens of the whole request, estimated",
+    "stream": "whether the client asked for a stream",
     "rule": "the first rule that applied",
     "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
     "withheld": "keys of the cohort that were not applied, because no floor says that the match counts",
@@ -191,6 +196,7 @@ RECORD_KEYS = {
     "principal": "the caller, as a hash",
     "session": "the conversation, as a hash",
     "key_refused": "the tier whose upstream refused the tier's own key last",
+    "failed": "`failed1`, `failed2` and so on: the tier and the status of each attempt that ended with an error",
     "LedgerRecord.attempts": "each judged attempt, under its number",
     "AttemptRecord.verdict": "the ruling about its answer",
     "AttemptRecord.tier": "the tier that gave it",
@@ -225,6 +231,22 @@ REASONS = {
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
+}
+
+NOT_A_COHORT = """
+A request belongs to a cohort if its match counts. Otherwise one of these words stands in the place of the cohort: in
+`extproc report`, in metrics, in `x-router-cohort` and in `counted_as` of the decision log. So the cost of a cohort is its
+own. The word says why no cohort counts, whatever the tier was chosen for: a text that is out of scope and went to a
+larger tier for its length has the reason `capability`, and counts as `out_of_scope`. A request that names a tier's model
+counts as `pinned`. No intent can have one of these names.
+"""
+
+UNJUDGED = {
+    "no_cohort": "the request belongs to no cohort",
+    "no_rule": "the cohort has no `accept`, or no tier and no person above could give a better answer, or `mode: shadow`",
+    "last_rung": "the answer came from the last rung of the ladder",
+    "lost": "a rule should have looked at it: the verifier was down, or its verdict came too late",
+    "unknown": "an older release wrote the row",
 }
 
 COURSES = {
@@ -343,7 +365,7 @@ words, never text of a request.
 """
 
 LABELS = {
-    "cohort": "the nearest cohort; of an exchange without one, empty",
+    "cohort": "the cohort that the request belongs to, or [why it belongs to none](reasons.md#requests-of-no-cohort)",
     "tier": "for decisions, the tier of the first attempt; elsewhere the tier that answered",
     "reason": "for decisions and outcomes, a [reason](reasons.md#reasons-of-a-decision); for verdicts and rejections, a [reason of "
     "a rejection](reasons.md#reasons-of-a-rejection). A refused reload has the [word of its refusal](reasons.md#reloads)",

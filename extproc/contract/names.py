@@ -75,6 +75,7 @@ class Key(StrEnum):
     REVISION = "revision"
     MODE = "mode"
     COHORT = "cohort"
+    COUNTED_AS = "counted_as"
     MAX_RETRIES = "max_retries"
     ESCALATIONS = "escalations"
     JUDGE = "judge"
@@ -93,6 +94,7 @@ class Key(StrEnum):
     PRINCIPAL = "principal"
     SESSION = "session"
     KEY_REFUSED = "key_refused"  # Envoy writes it
+    FAILED = "failed"  # Envoy writes it, with the number of the attempt behind it: the tier, a space, the status
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"

@@ -66,7 +66,7 @@ def _tracing() -> Dict:
                 "metadata_key": {"key": Namespace.DECISION, "path": [{"key": key}]},
             },
         }
-        for key in (Key.COHORT, Key.TIER, Key.REASON)
+        for key in (Key.COHORT, Key.COUNTED_AS, Key.TIER, Key.REASON)
     ]
     return {
         "spawn_upstream_span": True,

@@ -94,8 +94,9 @@ class Telemetry:
         """Report one decision. Its span is a child of the `traceparent` in `parent`, and as long as its stages."""
         end = time.time_ns()
         span, context = self._begin("decide", parent, end - int(sum(stages.values()) * 1e9))
-        labels = {Key.COHORT.value: record.cohort} if record.cohort is not None else {}
-        labels |= {Key.TIER.value: record.tier, Key.REASON.value: record.reason}
+        labels = {
+            Key.COHORT.value: record.counted_as or "", Key.TIER.value: record.tier, Key.REASON.value: record.reason,
+        }  # fmt: skip
         self._decisions.add(1, labels, context)
         for stage, seconds in stages.items():
             self._stages.record(seconds, {"stage": stage}, context)
@@ -148,7 +149,7 @@ class Telemetry:
 
     def ended(self, outcome: Outcome, cost: Cost) -> None:
         """Report the outcome of an exchange. May be called from any thread."""
-        place = {"cohort": outcome.cohort or "", "tier": outcome.tier or ""}
+        place = {"cohort": outcome.cohort or outcome.reason, "tier": outcome.tier or ""}
         self._outcomes.add(1, place | {"reason": outcome.reason, "outcome": outcome.ending})
         self._paid(place | {"answer": "last"}, outcome.usage, cost.last)
         if outcome.usage_due and outcome.usage is None:

@@ -12,6 +12,7 @@ from tests.e2e.traffic import REPOSITORY
 pytestmark = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="Prometheus is not installed: apt-get install prometheus"
 )
+_COST_BY_COHORT = "cohort:semantic_router_cost_usd:rate5m"
 RULES_TESTS = ("rules_test.yml", "rules_days_test.yml")
 
 
@@ -36,5 +37,10 @@ def test_every_query_of_the_dashboard_returns_data_and_a_trace_is_whole() -> Non
     assert len(dashboard_queries()) > 15
     with watched() as running:
         assert settle(running) == []
+        cost = {sample["metric"]["cohort"] for sample in running.ask(_COST_BY_COHORT)}
+        requests = {sample["metric"]["cohort"] for sample in running.ask("cohort:semantic_router_requests:rate5m")}
         services = {service for service, _ in running.escalation()}
+    # The nearest cohort of the prompt that is out of scope is `summary`, which has none of its cost.
+    assert {"out_of_scope", "no_text"} <= cost and {"out_of_scope", "no_text"} <= requests
+    assert "summary" not in cost | requests
     assert services == {"envoy", "semantic-router"}
