@@ -50,6 +50,7 @@ VENDORS = {
     "serving/workers.py": {"grpc", "grpc_health"},
     "serving/listening.py": {"grpc"},
     "serving/health.py": {"grpc", "grpc_health"},
+    "serving/files.py": {"grpc", "grpc_health"},
     "demo/stack.py": {"yaml"},
     "demo/sample_upstream.py": {"aiohttp"},
     "demo/client.py": {"openai"},

@@ -236,8 +236,8 @@ REASONS = {
 NOT_A_COHORT = """
 A request belongs to a cohort if its match counts. Otherwise one of these words stands in the place of the cohort: in
 `extproc report`, in metrics, in `x-router-cohort` and in `counted_as` of the decision log. So the cost of a cohort is its
-own. The word says why no cohort counts, whatever the tier was chosen for: a text that is out of scope and went to a
-larger tier for its length has the reason `capability`, and counts as `out_of_scope`. A request that names a tier's model
+own. The word says why no cohort counts. The reason says why the tier was chosen. A long text that is out of scope can have the
+reason `capability`, and counts as `out_of_scope`. A request that names a tier's model
 counts as `pinned`. No intent can have one of these names.
 """
 
@@ -418,6 +418,11 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
+    "_note": "The changes of an edit. `needs Envoy` lists the changes that only Envoy can carry out.",
+    "_note 2": "Envoy still has the old values of the changes that the line before lists. `extproc status` lists them, too.",
+    "keep": "The folder for it cannot be written. Set `XDG_STATE_HOME` to one that can be, if a start should survive a mistake.",
+    "_last_good": "The router was started with a mistake in its files, and serves the files that served last. The line names "
+    "the mistake. `extproc status` shows it, too.",
     "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
     "`state` to the URL of a Redis or Valkey.",
     "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
@@ -436,9 +441,6 @@ LOG_LINES = {
     "matching": "The fitted centroids are stale. Centroids come from the utterances again. Run `extproc calibrate` again, or delete "
     "the file.",
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
-    "_check_against_envoy": "A rule reads a header that Envoy does not send to the router. Run `extproc envoy` again.",
-    "_check_against_envoy 2": "Envoy still waits only as long as the old deadline. Run `extproc envoy` again.",
-    "_check_against_envoy 3": "Another `only` excludes the default tier now. Run `extproc envoy` again.",
     "StoringSentences._store": "The folder of the prepared encoder is read-only or full. Starts take longer. Run `extproc "
     "prepare` with these intents where the folder can be written.",
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",

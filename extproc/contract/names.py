@@ -102,6 +102,10 @@ class Key(StrEnum):
 
 # The gRPC method by which Envoy reports the tier of an answer and the id of a response.
 ANSWERED_SERVICE, ANSWERED_METHOD = f"{PREFIX}.Conversations", "Answered"
+# The gRPC method that `extproc status` calls. The reply is JSON.
+STATUS_SERVICE, STATUS_METHOD = f"{PREFIX}.Status", "Get"
+# The name of the health service that says whether the files on disk serve.
+FILES_HEALTH = "configuration"
 
 # Attributes that Envoy sends with the first message of a stream.
 PATH_ATTRIBUTE = "request.path"

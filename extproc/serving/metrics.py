@@ -82,6 +82,10 @@ KEYS_REFUSED = Metric(
     ("tier",),
 )  # fmt: skip
 REVISION = Metric(f"{PREFIX}.revision", "gauge", "", "1 for the configuration revision in force", ("revision",))
+REFUSED = Metric(
+    f"{PREFIX}.configuration.refused", "gauge", "",
+    "1 while the files on disk are refused, and an older revision serves",
+)  # fmt: skip
 ESCALATION_SHARE = Metric(
     f"{PREFIX}.escalation.share", "gauge", "",
     "Largest share of a cohort's judged answers that may escalate, as its intent sets it", ("cohort",),
@@ -91,5 +95,5 @@ ESCALATION_SHARE = Metric(
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
     TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, STATE_FAILURES, KEYS_REFUSED, REVISION,
-    ESCALATION_SHARE,
+    ESCALATION_SHARE, REFUSED,
 )  # fmt: skip

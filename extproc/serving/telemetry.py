@@ -57,6 +57,7 @@ class Telemetry:
         self.revision = revision
         # Cohort -> largest share of its judged answers that may escalate. A dashboard compares escalations with it.
         self.shares: Callable[[], Mapping[str, float]] = dict
+        self.refused: Callable[[], bool] = bool  # whether the files on disk may not serve
         self._tracer = trace.get_tracer("extproc")
         meter = metrics.get_meter("extproc")
         self._decisions = _counter(meter, definitions.DECISIONS)
@@ -78,6 +79,7 @@ class Telemetry:
         self._keys_refused = _counter(meter, definitions.KEYS_REFUSED)
         _gauge(meter, definitions.REVISION, self._observe_revision)
         _gauge(meter, definitions.ESCALATION_SHARE, self._observe_shares)
+        _gauge(meter, definitions.REFUSED, self._observe_refused)
         # Export zeros, so that `increase()` in Prometheus also counts the first event.
         self._lost.add(0)
         self._state_failures.add(0)
@@ -143,8 +145,9 @@ class Telemetry:
         span.end()
 
     def reloaded(self, outcome: str, revision: str) -> None:
-        """Report a reload: "applied", or why it was refused. `revision` is in force after it."""
-        self._reloads.add(1, _reload_labels(outcome))
+        """Report a reload: "applied", "unchanged", or why it was refused. `revision` is in force after it."""
+        if outcome != "unchanged":
+            self._reloads.add(1, _reload_labels(outcome))
         self.revision = revision
 
     def ended(self, outcome: Outcome, cost: Cost) -> None:
@@ -189,6 +192,9 @@ class Telemetry:
 
     def _observe_revision(self, _options: CallbackOptions) -> list[Observation]:
         return [Observation(1, {"revision": self.revision})]
+
+    def _observe_refused(self, _options: CallbackOptions) -> list[Observation]:
+        return [Observation(int(self.refused()))]
 
     def _observe_shares(self, _options: CallbackOptions) -> list[Observation]:
         return [Observation(share, {"cohort": cohort}) for cohort, share in self.shares().items()]
