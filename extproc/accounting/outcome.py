@@ -29,7 +29,7 @@ class Unjudged(StrEnum):
     """Why no rule looked at the answer that was served."""
 
     NO_COHORT = "no_cohort"  # the request belongs to no cohort
-    NO_RULE = "no_rule"  # the cohort has no `accept`, or no tier and no person could give a better answer; or `mode: shadow`
+    NO_RULE = "no_rule"  # no `accept`, or no tier and no person could give a better answer, or `mode: shadow`
     LAST_RUNG = Bound.LAST_RUNG.value  # a judged request whose answer came from the last rung
     UNKNOWN = "unknown"  # the router that wrote the row did not note it
     LOST = "lost"  # a rule should have looked at it: the verifier was down, or the client left

@@ -35,6 +35,8 @@ def listener(config: Config, listen: str, rule_headers: list[str], otlp: str | N
             }
         ],
         access_log=[decision_log(), ledger_log()],
+        # The id by which `extproc why` finds the request.
+        always_set_request_id_in_response=True,
         # Clients write paths in several ways. `..` cannot leave a path that the policy opens.
         normalize_path=True,
         merge_slashes=True,
