@@ -54,8 +54,8 @@ _PROMPTS = (
 class Watched:
     """A running stack, with Prometheus and the OTLP receiver."""
 
-    def __init__(self, stack: Stack, collector: Collector, url: str) -> None:
-        self.stack, self.collector, self.url = stack, collector, url
+    def __init__(self, stack: Stack, collector: Collector, url: str, ledger: Path) -> None:
+        self.stack, self.collector, self.url, self.ledger = stack, collector, url, ledger
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """The samples that Prometheus returns for a query now, without NaN."""
@@ -132,7 +132,7 @@ def watched() -> Iterator[Watched]:
         Collector() as collector,
         SampleUpstreams({tier.name: tier.model for tier in tiers}) as upstreams,
     ):
-        stack = Stack(_INTENTS, Path(folder), upstreams)
+        stack, ledger = Stack(_INTENTS, Path(folder), upstreams), Path(folder) / "ledger.sqlite"
         metrics_port, port = free_ports(2)
         prometheus = None
         try:
@@ -141,10 +141,10 @@ def watched() -> Iterator[Watched]:
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_METRICS_EXPORTER": "prometheus",
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(metrics_port),
-            })  # fmt: skip
+            }, ["--ledger", str(ledger)])  # fmt: skip
             stack.start_envoy(otlp=collector.address)
             prometheus = _start_prometheus(binary, Path(folder), metrics_port, port)
-            yield Watched(stack, collector, f"http://127.0.0.1:{port}")
+            yield Watched(stack, collector, f"http://127.0.0.1:{port}", ledger)
         finally:
             if prometheus is not None:
                 end(prometheus)

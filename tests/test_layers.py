@@ -51,6 +51,8 @@ VENDORS = {
     "serving/listening.py": {"grpc"},
     "serving/health.py": {"grpc", "grpc_health"},
     "serving/files.py": {"grpc", "grpc_health"},
+    "serving/genai.py": {"opentelemetry"},
+    "serving/instruments.py": {"opentelemetry"},
     "demo/stack.py": {"yaml"},
     "demo/sample_upstream.py": {"aiohttp"},
     "demo/client.py": {"openai"},

@@ -377,7 +377,14 @@ LABELS = {
     "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
     "type": "`input`, `output` or `cached` (part of the input)",
     "revision": "the revision of the configuration that serves",
-    "error.type": "the Python class of the error",
+    "error.type": "of a failure of the router, the Python class of the error; of `gen_ai.client.operation.duration`, the HTTP status or the ending",
+    "status": "the HTTP status of the error, or `no_answer`: the connection failed, or the time was up",
+    "result": "`cached`, `encoded`, or `late`: there was no vector in time, and the request was decided without one",
+    "gen_ai.operation.name": "`chat` or `text_completion`",
+    "gen_ai.provider.name": "the API that is spoken: `openai` or `anthropic`",
+    "gen_ai.request.model": "the model of the tier",
+    "gen_ai.response.model": "the model that the upstream says it answered with",
+    "gen_ai.token.type": "`input` or `output`",
 }
 
 SPANS = """
@@ -386,15 +393,22 @@ SPANS = """
 | Span | When | Attributes |
 |---|---|---|
 | `semantic_router.decide` | a decision, as long as its stages took | `semantic_router.` and each key of the [decision](contract.md#semantic_router), `semantic_router.STAGE_ms`, and the attributes below |
-| `semantic_router.judge` | a verdict | `semantic_router.cohort`, `.verdict`, `.reason`, `.bound`, `.attempt` |
+| `semantic_router.judge` | a verdict | `semantic_router.cohort`, `.verdict`, `.reason`, `.bound`, `.attempt`, and the tokens below |
 
-Both are children of the span that Envoy sends with the gRPC stream.
+| `chat MODEL`, `text_completion MODEL` | an exchange that reached a tier, from the ledger's log after its end | the GenAI attributes below, and `semantic_router.tier` |
+
+The first two are children of the span that Envoy sends with the gRPC stream. The last one is a client span of the GenAI
+conventions. Its parent is the `traceparent` of the request to the upstream.
 
 | Attribute of the GenAI conventions | Value |
 |---|---|
 | `gen_ai.operation.name` | `chat` or `text_completion` |
 | `gen_ai.provider.name` | the API that is spoken: `openai` or `anthropic` |
-| `gen_ai.request.model` | the model that the client asked for |
+| `gen_ai.request.model` | the model that the client asked for; of the last span, the model of the tier |
+| `gen_ai.response.model` | the model that the upstream says it answered with |
+| `gen_ai.usage.input_tokens`, `.output_tokens`, `.cache_read.input_tokens` | tokens, as the upstream reported them |
+| `gen_ai.response.time_to_first_chunk` | seconds until the first chunk of a stream |
+| `error.type` | the HTTP status or the ending of an exchange that failed |
 | `gen_ai.request.max_tokens` | the client's own cap |
 | `gen_ai.request.stream` | true for a stream |
 | `gen_ai.output.type` | `json` if the client demanded JSON |

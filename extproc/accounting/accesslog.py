@@ -16,7 +16,7 @@ from google.protobuf.struct_pb2 import Value
 from extproc.accounting.outcome import SERVED, Ending, Outcome, Rejection, TierError, Unjudged
 from extproc.api.observation import Usage
 from extproc.api.paths import APIS
-from extproc.contract.names import Key, Namespace
+from extproc.contract.names import TRACEPARENT, Key, Namespace
 from extproc.contract.records import AttemptRecord, DecisionRecord, LedgerRecord
 from extproc.contract.words import NOT_A_COHORT, Reason, Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
@@ -27,6 +27,8 @@ SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLo
 
 # Envoy makes this id. If it is configured to keep the id of the client, that id may be any text.
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+# The upstream chooses the name of the model, and every name is a series of metrics.
+_MOST_MODEL_CHARS = 100
 _FAILURE = re.compile("(.+) ([1-5][0-9]{2})")  # the tier and the status of an attempt
 _API_NAMES = frozenset(APIS.values())
 # Keys of the decision that are for Envoy or the verifier only. The ledger does not keep them.
@@ -57,7 +59,8 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     decision = DecisionRecord.from_metadata(values)
     attempts = common.upstream_request_attempt_count
     last = ledger.attempts.get(attempts)
-    usage, source = _envoys_usage(common.metadata), "envoy"
+    report = _envoys_report(common.metadata)
+    usage, source = _envoys_usage(report), "envoy"
     if usage is None:
         usage, source = _usage(last) if last is not None else None, "verifier"
     status = entry.response.response_code.value
@@ -82,6 +85,8 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
             if number < attempts
         ),
         usage=usage,
+        model=report.model[:_MOST_MODEL_CHARS] or None,
+        stream=decision.stream is True,
         usage_from=source if usage is not None else None,  # type: ignore[arg-type]  # one of its two words
         request=entry.request.request_id if _REQUEST_ID.fullmatch(entry.request.request_id) else None,
         principal=ledger.principal,
@@ -92,6 +97,7 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         revision=decision.revision or None,
         mode=decision.mode or None,
         decision=_kept(values),
+        traceparent=common.custom_tags.get(TRACEPARENT) or None,
         duration_s=_seconds(common, "duration"),
         first_byte_s=_seconds(common, "time_to_first_downstream_tx_byte"),
     )
@@ -144,14 +150,18 @@ def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending
     return Ending.DEGRADED if verdict in _REJECTED_AND_SERVED else Ending.ACCEPTED
 
 
-def _envoys_usage(metadata: pb.Metadata) -> Usage | None:
-    """Return the tokens that Envoy read from the answer. None if it read none, or not all of them."""
+def _envoys_report(metadata: pb.Metadata) -> ai.TokenUsage:
+    """Return what Envoy read from the answer. It is empty if Envoy read nothing."""
     if Namespace.USAGE not in metadata.typed_filter_metadata:
-        return None
+        return ai.TokenUsage()
     try:
-        usage = ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
+        return ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
     except DecodeError:
-        return None
+        return ai.TokenUsage()
+
+
+def _envoys_usage(usage: ai.TokenUsage) -> Usage | None:
+    """Return the tokens that Envoy read from the answer. None if it read none, or not all of them."""
     whole = usage.HasField("input_tokens") and usage.HasField("output_tokens")
     if not whole or usage.extraction_status != ai.TokenUsage.COMPLETE:
         return None

@@ -70,6 +70,8 @@ class Outcome(msgspec.Struct, frozen=True):
     tier: str | None = None  # of the last attempt
     rejections: tuple[Rejection, ...] = ()
     usage: Usage | None = None  # of the last attempt
+    model: str | None = None  # that the upstream says it has answered with
+    stream: bool = False  # the client asked for a stream
     usage_from: Literal["envoy", "verifier"] | None = None
     request: str | None = None  # x-request-id, which joins the logs of Envoy, the client and the upstream
     principal: str | None = None
@@ -81,6 +83,7 @@ class Outcome(msgspec.Struct, frozen=True):
     mode: str | None = None
     decision: str | None = None  # the whole record of the decision and of the last verdict, as JSON
     duration_s: float | None = None
+    traceparent: str | None = None  # of Envoy's last span for the request
     first_byte_s: float | None = None  # until the client received the first byte of the answer
 
     @property

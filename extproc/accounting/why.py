@@ -1,4 +1,4 @@
-"""`extproc why`: what happened to one request, in sentences, from its row in the ledger."""
+"""`extproc why`: the story of one request, in sentences, from its row in the ledger."""
 
 import contextlib
 import time

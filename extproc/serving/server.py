@@ -253,6 +253,9 @@ async def run(
     router, telemetry = loaded.router, server.telemetry
     telemetry.shares = lambda: router.snapshot.policy.escalation_shares
     telemetry.revision = router.snapshot.revision
+    telemetry.tiers = lambda: {tier.name: tier for tier in router.snapshot.policy.tiers}
+    telemetry.encoder = lambda: loaded.batcher.load
+    telemetry.know_keys(router.snapshot.policy.tiers)
     assert server.files is not None
     await server.files.start()
     reloading = asyncio.create_task(

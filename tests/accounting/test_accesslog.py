@@ -102,6 +102,14 @@ def test_the_cohort_and_why_no_rule_looked_at_the_answer(
     assert (outcome.cohort, outcome.unjudged) == (cohort, unjudged)
 
 
+def test_the_model_the_stream_and_the_trace_are_kept() -> None:
+    usage = envoys(3, 2)
+    usage.model = "qwen3-8b"
+    tags = {"tier": "small", "traceparent": "00-a-b-01"}
+    outcome = read(usage=usage, decision=DECISION | {"stream": True}, customTags=tags)
+    assert (outcome.model, outcome.stream, outcome.traceparent) == ("qwen3-8b", True, "00-a-b-01")
+
+
 def test_errors_of_attempts_have_their_tier_and_status() -> None:
     """Envoy notes the status of each error. The first and the last attempt's tier is known without an answer."""
     noted = {"failed1": "small 401", "failed2": "medium 529", "failed": "x 500", "failed3": "no status"}
