@@ -23,8 +23,8 @@ _CURRENT = "current"
 
 def kept_folder(folder: Path) -> Path | None:
     """Return the folder with the last good configuration of `folder`, or None if none is kept."""
-    place = _place(folder)
     try:
+        place = _place(folder)
         kept = place / (place / _CURRENT).read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         return None
@@ -70,6 +70,8 @@ def _is(copy: Path, folder: Path, revision: str) -> bool:
 
 
 def _place(folder: Path) -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if state.startswith("~"):  # the user of a container may have none
+        raise OSError("there is no home directory: set XDG_STATE_HOME")
     name = hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:16]
-    return Path(state).expanduser() / "envoy-semantic-router" / name
+    return Path(state) / "envoy-semantic-router" / name

@@ -99,3 +99,10 @@ def test_a_place_that_cannot_be_written_costs_nothing(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     keep(folder, load_config(folder))
     assert kept_folder(folder) is None
+
+
+def test_a_user_without_a_home_keeps_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    keep(folder, load_config(folder))
+    assert kept_folder(folder) is None

@@ -142,6 +142,14 @@ def test_metrics_count_decisions_and_time_stages(traced: tuple[Stack, Collector]
     assert {len(revision) for revision in revisions} == {12}
 
 
+def test_an_error_of_a_tier_is_counted_with_its_status(traced: tuple[Stack, Collector]) -> None:
+    """Envoy notes it for each attempt, and the access log brings it."""
+    stack, collector = traced
+    assert ask(stack.port, PROVE, model="nobody's").status == 404
+    errors = eventually(lambda: collector.points("semantic_router.tier.errors"), "the error is counted")
+    assert {"tier": "large", "status": "404"} in [attributes(point) for point in errors]
+
+
 @pytest.mark.parametrize(("metric", "label"), [("decisions", "cohort"), ("stage.duration", "stage")])
 def test_metrics_name_a_trace_to_look_at(traced: tuple[Stack, Collector], metric: str, label: str) -> None:
     """A count or a time has exemplars, which are spans of its decisions, in the trace of their request."""
