@@ -39,12 +39,14 @@ OBSERVE = Path("deploy/observe")
 _INTENTS = Path("intents")
 _SERVICES = ("envoy", "semantic-router")
 _WITHIN_S = 60.0
+OUT_OF_SCOPE = "Tell me a story about a dragon and the sea"
 _ROUNDS = 6  # at least this many: a rate needs a counter that has changed
-# A plain prompt, an accepted one, one whose small tier's answer is rejected, and an empty one for the default tier.
+# A plain prompt, an accepted one, one whose small tier's answer is rejected, one out of scope, and an empty one.
 _PROMPTS = (
     "Prove that the sum of two odd numbers is even.",
     "Where is my order? It should have arrived last Tuesday.",
     "I forgot my password and cannot get into my account, what can I do?",
+    OUT_OF_SCOPE,
     "",
 )
 
@@ -52,8 +54,8 @@ _PROMPTS = (
 class Watched:
     """A running stack, with Prometheus and the OTLP receiver."""
 
-    def __init__(self, stack: Stack, collector: Collector, url: str) -> None:
-        self.stack, self.collector, self.url = stack, collector, url
+    def __init__(self, stack: Stack, collector: Collector, url: str, ledger: Path) -> None:
+        self.stack, self.collector, self.url, self.ledger = stack, collector, url, ledger
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """The samples that Prometheus returns for a query now, without NaN."""
@@ -130,7 +132,7 @@ def watched() -> Iterator[Watched]:
         Collector() as collector,
         SampleUpstreams({tier.name: tier.model for tier in tiers}) as upstreams,
     ):
-        stack = Stack(_INTENTS, Path(folder), upstreams)
+        stack, ledger = Stack(_INTENTS, Path(folder), upstreams), Path(folder) / "ledger.sqlite"
         metrics_port, port = free_ports(2)
         prometheus = None
         try:
@@ -139,10 +141,10 @@ def watched() -> Iterator[Watched]:
                 "OTEL_BSP_SCHEDULE_DELAY": "200",
                 "OTEL_METRICS_EXPORTER": "prometheus",
                 "OTEL_EXPORTER_PROMETHEUS_PORT": str(metrics_port),
-            })  # fmt: skip
+            }, ["--ledger", str(ledger)])  # fmt: skip
             stack.start_envoy(otlp=collector.address)
             prometheus = _start_prometheus(binary, Path(folder), metrics_port, port)
-            yield Watched(stack, collector, f"http://127.0.0.1:{port}")
+            yield Watched(stack, collector, f"http://127.0.0.1:{port}", ledger)
         finally:
             if prometheus is not None:
                 end(prometheus)

@@ -1,6 +1,8 @@
 """Fixtures of several test modules: the real encoder, loaded once, and an encoder that compares words only."""
 
+import os
 import subprocess
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,9 @@ from xdist.scheduler import LoadScopeScheduling
 from extproc.encoder.features import FeatureEncoder
 from extproc.encoder.protocols import Vectors
 
+# Routers that tests start keep their last good files here.
+_STATE = tempfile.TemporaryDirectory(prefix="extproc-tests-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name
 _END_TO_END = "tests/e2e/"
 # A test records a table under this name, and the summary at the end of the run prints it.
 SUMMARY = "summary"

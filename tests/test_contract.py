@@ -68,6 +68,8 @@ def values_of(record: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
         kinds = get_args(field.type) if type(None) in get_args(field.type) else (field.type,)
         if record is LedgerRecord and field.name == "attempts":
             fields[field.name] = st.dictionaries(st.integers(1, 10**8), values_of(AttemptRecord), max_size=3)
+        elif record is LedgerRecord and field.name == "failed":
+            fields[field.name] = st.dictionaries(st.integers(1, 10**8), st.text(), max_size=3)
         else:
             fields[field.name] = st.one_of(*(st.none() if k is type(None) else _VALUES[k] for k in kinds))
     return st.builds(record, **fields)

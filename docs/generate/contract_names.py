@@ -9,7 +9,7 @@ import msgspec
 from docs.generate import words
 from docs.generate.acceptance_rules import rejections
 from docs.generate.markdown import MissingWordsError, code, described, no_leftovers, page, table
-from extproc.accounting.outcome import Ending
+from extproc.accounting.outcome import Ending, Unjudged
 from extproc.contract.names import HeaderName, Namespace
 from extproc.contract.records import (
     AnswerRecord,
@@ -24,7 +24,16 @@ from extproc.contract.records import (
     RungsRecord,
     VerdictRecord,
 )
-from extproc.contract.words import Bound, Course, JudgeMode, Reason, Role, Undecided, VerdictWord
+from extproc.contract.words import (
+    NOT_A_COHORT,
+    Bound,
+    Course,
+    JudgeMode,
+    Reason,
+    Role,
+    Undecided,
+    VerdictWord,
+)
 from extproc.serving import telemetry
 
 _SCHEMA = Path(__file__).parents[1] / "decision-log.schema.json"
@@ -97,6 +106,9 @@ def reasons_page() -> str:
         _words_table(list(Reason), words.REASONS, "reason", fallback=True),
         "Words that stand for a reason if the router decided nothing:",
         _words_table(list(Undecided), words.UNDECIDED, "reason"),
+        "## Requests of no cohort",
+        words.NOT_A_COHORT,
+        ", ".join(code(word) for word in [*Reason, *Undecided] if word in NOT_A_COHORT) + ".",
         "## Conversations",
         "Whether a conversation stays at the tier that answered it last (`conversation` in the decision log).",
         _words_table(list(Course), words.COURSES, "course"),
@@ -111,6 +123,9 @@ def reasons_page() -> str:
         "## Endings",
         "How an exchange ended (`ending` in the ledger, `outcome` in metrics).",
         _words_table(list(Ending), words.ENDINGS, "ending"),
+        "## Answers that were not judged",
+        "Why no rule looked at an answer that was served (`unjudged` in `extproc report --json`).",
+        _words_table(list(Unjudged), words.UNJUDGED, "word"),
         "## Reloads",
         "`reason` of `semantic_router.reloads`.",
         _words_table(list(telemetry._RELOADS), words.RELOADS, "outcome of a reload"),

@@ -112,7 +112,7 @@ HEADERS = {
     "x-router-ladder": "request, in Envoy: before Envoy 1.40 only: the clusters of this request's ladder",
     "x-envoy-max-retries": "request, to Envoy: rungs that this request may take; 0 without a decision",
     "x-envoy-attempt-count": "request, from Envoy: the number of the attempt",
-    "x-router-cohort": "response: the cohort where the request landed",
+    "x-router-cohort": "response: the cohort that the request belongs to, or [why it belongs to none](reasons.md#requests-of-no-cohort), such as `out_of_scope`",
     "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router, `residency` if it "
     "refused to",
     "x-router-tier": "response: the tier that served",
@@ -151,6 +151,10 @@ RECORD_KEYS = {
     "revision": "the revision of the configuration",
     "mode": "`enforce` or `shadow`",
     "cohort": "the nearest cohort, trusted or not",
+    "counted_as": "the cohort that the request belongs to. Without one: [the word that says why](reasons.md#requests-of-no-cohort)",
+    "runner_up": "the second nearest cohort",
+    "floor": "the least similarity at which a match with that cohort counts",
+    "least_margin": "the least margin at which a match with that cohort counts",
     "similarity": "similarity with that cohort",
     "margin": "lead over the second cohort",
     "chance": "the chance of that cohort, where the centroids come from the utterances",
@@ -162,6 +166,7 @@ RECORD_KEYS = {
     "ask_chars": "length of the ask before it was cut",
     "ask_cut": "whether only its head and tail were matched",
     "tokens": "tokens of the whole request, estimated",
+    "stream": "whether the client asked for a stream",
     "rule": "the first rule that applied",
     "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
     "withheld": "keys of the cohort that were not applied, because no floor says that the match counts",
@@ -191,6 +196,7 @@ RECORD_KEYS = {
     "principal": "the caller, as a hash",
     "session": "the conversation, as a hash",
     "key_refused": "the tier whose upstream refused the tier's own key last",
+    "failed": "`failed1`, `failed2` and so on: the tier and the status of each attempt that ended with an error",
     "LedgerRecord.attempts": "each judged attempt, under its number",
     "AttemptRecord.verdict": "the ruling about its answer",
     "AttemptRecord.tier": "the tier that gave it",
@@ -225,6 +231,22 @@ REASONS = {
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
+}
+
+NOT_A_COHORT = """
+A request belongs to a cohort if its match counts. Otherwise one of these words stands in the place of the cohort: in
+`extproc report`, in metrics, in `x-router-cohort` and in `counted_as` of the decision log. So the cost of a cohort is its
+own. The word says why no cohort counts. The reason says why the tier was chosen. A long text that is out of scope can have the
+reason `capability`, and counts as `out_of_scope`. A request that names a tier's model
+counts as `pinned`. No intent can have one of these names.
+"""
+
+UNJUDGED = {
+    "no_cohort": "the request belongs to no cohort",
+    "no_rule": "the cohort has no `accept`, or no tier and no person above could give a better answer, or `mode: shadow`",
+    "last_rung": "the answer came from the last rung of the ladder",
+    "lost": "a rule should have looked at it: the verifier was down, or its verdict came too late",
+    "unknown": "an older release wrote the row",
 }
 
 COURSES = {
@@ -344,7 +366,7 @@ words, never text of a request.
 """
 
 LABELS = {
-    "cohort": "the nearest cohort; of an exchange without one, empty",
+    "cohort": "the cohort that the request belongs to, or [why it belongs to none](reasons.md#requests-of-no-cohort)",
     "tier": "for decisions, the tier of the first attempt; elsewhere the tier that answered",
     "reason": "for decisions and outcomes, a [reason](reasons.md#reasons-of-a-decision); for verdicts and rejections, a [reason of "
     "a rejection](reasons.md#reasons-of-a-rejection). A refused reload has the [word of its refusal](reasons.md#reloads)",
@@ -356,7 +378,14 @@ LABELS = {
     "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
     "type": "`input`, `output` or `cached` (part of the input)",
     "revision": "the revision of the configuration that serves",
-    "error.type": "the Python class of the error",
+    "error.type": "of a failure of the router, the Python class of the error; of `gen_ai.client.operation.duration`, the HTTP status or the ending",
+    "status": "the HTTP status of the error, or `no_answer`: the connection failed, or the time was up",
+    "result": "`cached`, `encoded`, or `late`: there was no vector in time, and the request was decided without one",
+    "gen_ai.operation.name": "`chat` or `text_completion`",
+    "gen_ai.provider.name": "the API that is spoken: `openai` or `anthropic`",
+    "gen_ai.request.model": "the model of the tier",
+    "gen_ai.response.model": "the model that the upstream says it answered with",
+    "gen_ai.token.type": "`input` or `output`",
 }
 
 SPANS = """
@@ -365,15 +394,22 @@ SPANS = """
 | Span | When | Attributes |
 |---|---|---|
 | `semantic_router.decide` | a decision, as long as its stages took | `semantic_router.` and each key of the [decision](contract.md#semantic_router), `semantic_router.STAGE_ms`, and the attributes below |
-| `semantic_router.judge` | a verdict | `semantic_router.cohort`, `.verdict`, `.reason`, `.bound`, `.attempt` |
+| `semantic_router.judge` | a verdict | `semantic_router.cohort`, `.verdict`, `.reason`, `.bound`, `.attempt`, and the tokens below |
 
-Both are children of the span that Envoy sends with the gRPC stream.
+| `chat MODEL`, `text_completion MODEL` | an exchange that reached a tier, from the ledger's log after its end | the GenAI attributes below, and `semantic_router.tier` |
+
+The first two are children of the span that Envoy sends with the gRPC stream. The last one is a client span of the GenAI
+conventions. Its parent is the `traceparent` of the request to the upstream.
 
 | Attribute of the GenAI conventions | Value |
 |---|---|
 | `gen_ai.operation.name` | `chat` or `text_completion` |
 | `gen_ai.provider.name` | the API that is spoken: `openai` or `anthropic` |
-| `gen_ai.request.model` | the model that the client asked for |
+| `gen_ai.request.model` | the model that the client asked for; of the last span, the model of the tier |
+| `gen_ai.response.model` | the model that the upstream says it answered with |
+| `gen_ai.usage.input_tokens`, `.output_tokens`, `.cache_read.input_tokens` | tokens, as the upstream reported them |
+| `gen_ai.response.time_to_first_chunk` | seconds until the first chunk of a stream |
+| `error.type` | the HTTP status or the ending of an exchange that failed |
 | `gen_ai.request.max_tokens` | the client's own cap |
 | `gen_ai.request.stream` | true for a stream |
 | `gen_ai.output.type` | `json` if the client demanded JSON |
@@ -397,6 +433,11 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
+    "_note": "The changes of an edit. `needs Envoy` lists the changes that only Envoy can carry out.",
+    "_note 2": "Envoy still has the old values of the changes that the line before lists. `extproc status` lists them, too.",
+    "keep": "The folder for it cannot be written. Set `XDG_STATE_HOME` to one that can be, if a start should survive a mistake.",
+    "_last_good": "The router was started with a mistake in its files, and serves the files that served last. The line names "
+    "the mistake. `extproc status` shows it, too.",
     "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
     "`state` to the URL of a Redis or Valkey.",
     "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
@@ -415,9 +456,6 @@ LOG_LINES = {
     "matching": "The fitted centroids are stale. Centroids come from the utterances again. Run `extproc calibrate` again, or delete "
     "the file.",
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
-    "_check_against_envoy": "A rule reads a header that Envoy does not send to the router. Run `extproc envoy` again.",
-    "_check_against_envoy 2": "Envoy still waits only as long as the old deadline. Run `extproc envoy` again.",
-    "_check_against_envoy 3": "Another `only` excludes the default tier now. Run `extproc envoy` again.",
     "StoringSentences._store": "The folder of the prepared encoder is read-only or full. Starts take longer. Run `extproc "
     "prepare` with these intents where the folder can be written.",
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",

@@ -6,18 +6,19 @@ verifier are used. If there are none either, the usage is unknown.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Value
 
-from extproc.accounting.outcome import Ending, Outcome, Rejection
+from extproc.accounting.outcome import SERVED, Ending, Outcome, Rejection, TierError, Unjudged
 from extproc.api.observation import Usage
 from extproc.api.paths import APIS
-from extproc.contract.names import Key, Namespace
+from extproc.contract.names import TRACEPARENT, Key, Namespace
 from extproc.contract.records import AttemptRecord, DecisionRecord, LedgerRecord
-from extproc.contract.words import Reason, Undecided, VerdictWord
+from extproc.contract.words import NOT_A_COHORT, Reason, Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
 
@@ -26,8 +27,12 @@ SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLo
 
 # Envoy makes this id. If it is configured to keep the id of the client, that id may be any text.
 _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
+# The upstream chooses the name of the model, and every name is a series of metrics.
+_MOST_MODEL_CHARS = 100
+_FAILURE = re.compile("(.+) ([1-5][0-9]{2})")  # the tier and the status of an attempt
 _API_NAMES = frozenset(APIS.values())
-_DECISION_KEYS = (Key.REASON, Key.COHORT, Key.REVISION, Key.MODE, Key.CONVERSATION)
+# Keys of the decision that are for Envoy or the verifier only. The ledger does not keep them.
+_NOT_KEPT = frozenset({Key.CLUSTER, Key.MAX_RETRIES, Key.SKIPPED, "rungs", "api", "repeats", "contract"})
 _CLIENT_LEFT = ("downstream_connection_termination", "downstream_remote_reset", "downstream_protocol_error")
 _CUT = (
     "upstream_request_timeout", "local_reset", "upstream_remote_reset", "upstream_connection_termination",
@@ -50,40 +55,82 @@ def read_outcomes(message: bytes) -> Iterator[Outcome]:
 
 def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     common = entry.common_properties
-    decision, ledger = _decision(common.metadata), _ledger(common.metadata)
+    values, ledger = _decision(common.metadata), _ledger(common.metadata)
+    decision = DecisionRecord.from_metadata(values)
     attempts = common.upstream_request_attempt_count
     last = ledger.attempts.get(attempts)
-    usage, source = _envoys_usage(common.metadata), "envoy"
+    report = _envoys_report(common.metadata)
+    usage, source = _envoys_usage(report), "envoy"
     if usage is None:
         usage, source = _usage(last) if last is not None else None, "verifier"
     status = entry.response.response_code.value
+    ending = _ending(status, common.response_flags, last.verdict if last is not None else None)
+    reason = decision.reason or _undecided(attempts, common.response_flags)
+    cohort = decision.counted_as or decision.cohort or reason
+    tier = common.custom_tags.get(Key.TIER) or (last.tier if last is not None else None)
     return Outcome(
         time=common.start_time.ToNanoseconds() / 1e9,
         api=common.route_name,
-        ending=_ending(status, common.response_flags, last.verdict if last is not None else None),
+        ending=ending,
         status=status,
         attempts=attempts,
-        reason=decision.reason or _undecided(attempts, common.response_flags),
+        reason=reason,
         judged=last is not None,
-        cohort=decision.cohort or None,
-        tier=common.custom_tags.get(Key.TIER) or (last.tier if last is not None else None),
+        unjudged=_unjudged(cohort, tier, values) if last is None and ending in SERVED else None,
+        cohort=cohort,
+        tier=tier,
         rejections=tuple(
             Rejection(number, attempt.tier, attempt.reason or "", _usage(attempt))
             for number, attempt in sorted(ledger.attempts.items())
             if number < attempts
         ),
         usage=usage,
+        model=report.model[:_MOST_MODEL_CHARS] or None,
+        stream=decision.stream is True,
         usage_from=source if usage is not None else None,  # type: ignore[arg-type]  # one of its two words
         request=entry.request.request_id if _REQUEST_ID.fullmatch(entry.request.request_id) else None,
         principal=ledger.principal,
         session=ledger.session,
         conversation=decision.conversation or None,
+        errors=tuple(_errors(attempts, status, tier, decision, ledger)),
         key_refused=ledger.key_refused,
         revision=decision.revision or None,
         mode=decision.mode or None,
+        decision=_kept(values),
+        traceparent=common.custom_tags.get(TRACEPARENT) or None,
         duration_s=_seconds(common, "duration"),
         first_byte_s=_seconds(common, "time_to_first_downstream_tx_byte"),
     )
+
+
+def _unjudged(cohort: str, tier: str | None, decision: Mapping[str, Any]) -> Unjudged:
+    """Why no rule looked at an answer of `tier`."""
+    if cohort in NOT_A_COHORT:
+        return Unjudged.NO_COHORT
+    judged = decision.get(Key.JUDGE)
+    if not judged:
+        return Unjudged.NO_RULE
+    return Unjudged.LOST if tier in judged else Unjudged.LAST_RUNG
+
+
+def _errors(
+    attempts: int, status: int, tier: str | None, decision: DecisionRecord, ledger: LedgerRecord
+) -> Iterator[TierError]:
+    """The attempts that ended with an error. Only the first and the last one's tier is known without an answer."""
+    answered = ledger.attempts.keys() | ledger.failed.keys()
+    for _, text in sorted(ledger.failed.items()):
+        failure = _FAILURE.fullmatch(text)
+        if failure is not None:
+            yield TierError(failure[1], int(failure[2]))
+    if attempts > 1 and 1 not in answered and decision.tier:
+        yield TierError(decision.tier, 0)
+    if attempts not in answered and status >= 500 and tier is not None:
+        yield TierError(tier, 0)
+
+
+def _kept(decision: Mapping[str, Any]) -> str | None:
+    kept = {key: value for key, value in decision.items() if key not in _NOT_KEPT and value is not None}
+    return msgspec.json.encode(kept, order="sorted").decode() if kept else None
 
 
 def _undecided(attempts: int, flags: pb.ResponseFlags) -> str:
@@ -103,14 +150,18 @@ def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending
     return Ending.DEGRADED if verdict in _REJECTED_AND_SERVED else Ending.ACCEPTED
 
 
-def _envoys_usage(metadata: pb.Metadata) -> Usage | None:
-    """Return the tokens that Envoy read from the answer. None if it read none, or not all of them."""
+def _envoys_report(metadata: pb.Metadata) -> ai.TokenUsage:
+    """Return what Envoy read from the answer. It is empty if Envoy read nothing."""
     if Namespace.USAGE not in metadata.typed_filter_metadata:
-        return None
+        return ai.TokenUsage()
     try:
-        usage = ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
+        return ai.TokenUsage.FromString(metadata.typed_filter_metadata[Namespace.USAGE].value)
     except DecodeError:
-        return None
+        return ai.TokenUsage()
+
+
+def _envoys_usage(usage: ai.TokenUsage) -> Usage | None:
+    """Return the tokens that Envoy read from the answer. None if it read none, or not all of them."""
     whole = usage.HasField("input_tokens") and usage.HasField("output_tokens")
     if not whole or usage.extraction_status != ai.TokenUsage.COMPLETE:
         return None
@@ -125,19 +176,19 @@ def _usage(attempt: AttemptRecord) -> Usage | None:
     return Usage(attempt.input, attempt.output, attempt.cached)
 
 
-def _decision(metadata: pb.Metadata) -> DecisionRecord:
-    """Read the part of the decision that the ledger keeps. Without a decision, every value is "" or None."""
-    if Namespace.DECISION not in metadata.filter_metadata:  # reading an absent key of a protobuf map would add it
-        return DecisionRecord.from_metadata({})
-    fields = metadata.filter_metadata[Namespace.DECISION].fields
-    return DecisionRecord.from_metadata({key: fields[key].string_value for key in _DECISION_KEYS if key in fields})
+def _decision(metadata: pb.Metadata) -> dict[str, Any]:
+    return _values(metadata, Namespace.DECISION)
 
 
 def _ledger(metadata: pb.Metadata) -> LedgerRecord:
-    if Namespace.LEDGER not in metadata.filter_metadata:
-        return LedgerRecord()
-    fields = metadata.filter_metadata[Namespace.LEDGER].fields
-    return LedgerRecord.from_metadata({key: _value(value) for key, value in fields.items()})
+    return LedgerRecord.from_metadata(_values(metadata, Namespace.LEDGER))
+
+
+def _values(metadata: pb.Metadata, namespace: Namespace) -> dict[str, Any]:
+    """Return the values of a namespace. There is none of an exchange without a decision."""
+    if namespace not in metadata.filter_metadata:  # reading an absent key of a protobuf map would add it
+        return {}
+    return {key: _value(value) for key, value in metadata.filter_metadata[namespace].fields.items()}
 
 
 def _value(value: Value) -> Any:

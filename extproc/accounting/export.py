@@ -11,7 +11,9 @@ from typing import Any
 import msgspec
 
 from extproc.accounting.outcome import SERVED, Ending
+from extproc.accounting.queries import FALLBACKS
 from extproc.accounting.store import connect
+from extproc.contract.words import NOT_A_COHORT
 
 _ROWS = """
   SELECT o.*, r.attempt AS r_attempt, r.tier AS r_tier, r.reason AS r_reason, r.input AS r_input,
@@ -49,7 +51,8 @@ def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
     conversation = row["conversation"] if "conversation" in row.keys() else None  # noqa: SIM118  # older ledgers
     values = {name: row[name] for name in _EXPORTED} | {"conversation": conversation}
-    return {"v": 1, "intent": row["cohort"]} | values | {"answers": answers}
+    belongs = row["reason"] not in FALLBACKS and row["cohort"] not in NOT_A_COHORT
+    return {"v": 1, "intent": row["cohort"] if belongs else None} | values | {"answers": answers}
 
 
 # Columns that an exported line has under the same name.

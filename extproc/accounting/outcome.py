@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from extproc.api.observation import Usage
-from extproc.contract.words import Reason
+from extproc.contract.words import Bound, Reason
 from extproc.settings import Tier
 
 
@@ -23,6 +23,16 @@ class Ending(StrEnum):
     HUMAN = "human"  # the answer was queued for a person
     FAILED = "failed"  # an error, or an answer that was cut
     CANCELLED = "cancelled"  # the client left
+
+
+class Unjudged(StrEnum):
+    """Why no rule looked at the answer that was served."""
+
+    NO_COHORT = "no_cohort"  # the request belongs to no cohort
+    NO_RULE = "no_rule"  # no `accept`, or no tier and no person could give a better answer, or `mode: shadow`
+    LAST_RUNG = Bound.LAST_RUNG.value  # a judged request whose answer came from the last rung
+    UNKNOWN = "unknown"  # the router that wrote the row did not note it
+    LOST = "lost"  # a rule should have looked at it: the verifier was down, or the client left
 
 
 # The endings with an answer for the client, good or not.
@@ -38,6 +48,13 @@ class Rejection(msgspec.Struct, frozen=True):
     usage: Usage | None = None
 
 
+class TierError(msgspec.Struct, frozen=True):
+    """An attempt that ended with an error."""
+
+    tier: str
+    status: int  # HTTP status of the upstream, 0 if it gave no answer
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """How one exchange ended: names, counts, times and hashes, without any text or key."""
 
@@ -48,19 +65,25 @@ class Outcome(msgspec.Struct, frozen=True):
     attempts: int
     reason: str  # of the decision: a Reason, or an Undecided if there was no decision
     judged: bool = False  # a rule looked at the answer that was served
-    cohort: str | None = None
+    unjudged: str | None = None  # why no rule looked at the answer: an Unjudged
+    cohort: str | None = None  # or the word of NOT_A_COHORT that says why there is none
     tier: str | None = None  # of the last attempt
     rejections: tuple[Rejection, ...] = ()
     usage: Usage | None = None  # of the last attempt
+    model: str | None = None  # that the upstream says it has answered with
+    stream: bool = False  # the client asked for a stream
     usage_from: Literal["envoy", "verifier"] | None = None
     request: str | None = None  # x-request-id, which joins the logs of Envoy, the client and the upstream
     principal: str | None = None
     session: str | None = None
     conversation: str | None = None  # a Course: whether the conversation stayed at its tier, and why
+    errors: tuple[TierError, ...] = ()  # of all attempts whose tier is known
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     revision: str | None = None
     mode: str | None = None
+    decision: str | None = None  # the whole record of the decision and of the last verdict, as JSON
     duration_s: float | None = None
+    traceparent: str | None = None  # of Envoy's last span for the request
     first_byte_s: float | None = None  # until the client received the first byte of the answer
 
     @property

@@ -5,12 +5,18 @@ SQLite and Postgres both understand it. `o` is a row of `outcomes`, and `r` a ro
 
 from typing import Literal, get_args
 
-from extproc.accounting.outcome import SERVED, Ending
+from extproc.accounting.outcome import SERVED, Ending, Unjudged
+from extproc.contract.words import Reason, Undecided
 
 # The column by which a report groups its lines.
 By = Literal["cohort", "tier", "principal"]
 
-_NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)}
+# The reasons for which no decision could be made.
+FALLBACKS = (*(reason for reason in Reason if reason.is_fallback), Undecided.FAIL_OPEN)
+# Before ledger version 4, `cohort` was the nearest one, also where its match did not count.
+_FELL_BACK = f"o.reason IN ({', '.join(repr(reason.value) for reason in FALLBACKS)})"
+_COHORT = f"CASE WHEN {_FELL_BACK} THEN o.reason ELSE coalesce(o.cohort, o.reason) END"
+_NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)} | {"cohort": _COHORT}
 # A rejected answer belongs to the tier that gave it, not to the tier that served the request.
 _REJECTED_NAMES = _NAMES | {"tier": "coalesce(r.tier, '-')"}
 
@@ -45,6 +51,14 @@ _REJECTIONS = "rejections r JOIN outcomes o ON o.id = r.outcome WHERE o.time >= 
 def outcome_sums(by: By) -> str:
     """Sums of the outcomes, for each `name` and `reason`."""
     return f"SELECT {_NAMES[by]} AS name, o.reason, {_OUTCOME_SUMS} FROM {_OUTCOMES} GROUP BY 1, 2"
+
+
+def unjudged(by: By) -> str:
+    """For each `name`, the accepted answers that no rule looked at, by `why`."""
+    return (
+        f"SELECT {_NAMES[by]} AS name, coalesce(o.unjudged, '{Unjudged.UNKNOWN}') AS why, count(*) AS requests "
+        f"FROM {_OUTCOMES} AND o.judged = 0 AND o.ending = '{Ending.ACCEPTED}' GROUP BY 1, 2"
+    )
 
 
 def rejection_sums(by: By) -> str:

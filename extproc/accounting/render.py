@@ -56,10 +56,14 @@ def _tables(report: CostReport) -> list[TextTable]:
 
 
 def _reasons(report: CostReport) -> list[str]:
-    """Return one sentence for each group and event: the reasons for escalations, and for fallbacks."""
+    """Return one sentence for each group and event: the reasons for escalations, fallbacks, unjudged answers."""
     sentences = []
     for line in report.groups:
-        for event, reasons in (("escalated", line.escalations), ("fell back", line.fallbacks)):
+        for event, reasons in (
+            ("escalated", line.escalations),
+            ("fell back", line.fallbacks),
+            ("was not judged", line.unjudged),
+        ):
             counts = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda r: -r[1]))
             sentences += [f"{line.name} {event}: {counts}"] if counts else []
     return sentences

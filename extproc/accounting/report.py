@@ -14,11 +14,9 @@ import msgspec
 from extproc.accounting import queries
 from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Ending
-from extproc.accounting.queries import By
+from extproc.accounting.queries import FALLBACKS, By
 from extproc.accounting.store import Connection, connect, name_of
-from extproc.contract.words import Reason, Undecided
 
-_FALLBACKS = (*(reason for reason in Reason if reason.is_fallback), Undecided.FAIL_OPEN)
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 
 
@@ -51,6 +49,7 @@ class CohortLine(msgspec.Struct):
     first_byte_s: tuple[float, float] | None  # median and 95th percentile, of served answers
     escalations: dict[str, int] = {}  # rejected answers, by reason
     fallbacks: dict[str, int] = {}  # requests, by reason
+    unjudged: dict[str, int] = {}  # accepted answers that no rule looked at, by reason: an Unjudged
 
 
 class CostReport(msgspec.Struct):
@@ -91,7 +90,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.sums, self.rejected = Counter[str](), Counter[str]()
-        self.escalations, self.fallbacks = Counter[str](), Counter[str]()
+        self.escalations, self.fallbacks, self.unjudged = Counter[str](), Counter[str](), Counter[str]()
         self.first_byte_s: list[float] = []
         self.escalated = 0
 
@@ -115,6 +114,7 @@ class _Tally:
             first_byte_s=_median_and_p95(self.first_byte_s),
             escalations=dict(self.escalations),
             fallbacks=dict(self.fallbacks),
+            unjudged=dict(self.unjudged),
         )
 
 
@@ -133,6 +133,7 @@ def _read_tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, _Gr
     _add_rejections(ledger, since, by, total, groups)
     _count_escalated(ledger, since, by, total, groups)
     _add_first_bytes(ledger, since, by, total, groups)
+    _add_unjudged(ledger, since, by, total, groups)
     return total, groups
 
 
@@ -140,7 +141,7 @@ def _add_outcomes(ledger: Connection, since: float, by: By, total: _Tally, group
     for row in ledger.select(queries.outcome_sums(by), (since,)):
         for tally in (total, groups[row["name"]]):
             tally.sums.update(_numbers(row))
-            if row["reason"] in _FALLBACKS:
+            if row["reason"] in FALLBACKS:
                 tally.fallbacks[row["reason"]] += row["requests"]
 
 
@@ -163,6 +164,14 @@ def _add_first_bytes(ledger: Connection, since: float, by: By, total: _Tally, gr
     for row in ledger.select(queries.first_bytes(by), (since,)):
         for tally in (total, groups[row["name"]]):
             tally.first_byte_s.append(row["first_byte_s"])
+
+
+def _add_unjudged(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+    if not ledger.has_column("unjudged"):  # an older ledger
+        return
+    for row in ledger.select(queries.unjudged(by), (since,)):
+        for tally in (total, groups[row["name"]]):
+            tally.unjudged[row["why"]] += row["requests"]
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:

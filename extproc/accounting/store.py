@@ -36,6 +36,9 @@ class Connection(Protocol):
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
         """Yield the rows of a query, without loading them all."""
 
+    def has_column(self, name: str) -> bool:
+        """Return whether `outcomes` has this column. A ledger of an older version may lack it."""
+
     def close(self) -> None:
         """Close the connection. Never fails."""
 
@@ -98,7 +101,7 @@ def _inserts(outcome: Outcome, cost: Cost, last: str) -> Iterator[Statement]:
         outcome.reason, int(outcome.judged), outcome.cohort, outcome.tier, outcome.principal, outcome.session,
         outcome.revision, outcome.mode, outcome.duration_s, outcome.first_byte_s,
         *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
-        outcome.conversation,
+        outcome.conversation, outcome.unjudged, outcome.decision,
     )  # fmt: skip
     yield f"INSERT INTO outcomes ({', '.join(COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
     for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
@@ -195,6 +198,9 @@ class _Sqlite:
         with _as_os_error(sqlite3.Error):
             yield from self._connection.execute(query, values)
 
+    def has_column(self, name: str) -> bool:
+        return any(row["name"] == name for row in self.select("PRAGMA table_info(outcomes)"))
+
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):
             self._connection.close()
@@ -263,6 +269,10 @@ class _Postgres:
         with _as_os_error(self._error), self._connection.transaction(), self._connection.cursor("rows") as cursor:
             cursor.itersize = 10_000  # the result may be larger than memory
             yield from cursor.execute(query.replace("?", "%s"), values)
+
+    def has_column(self, name: str) -> bool:
+        query = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('outcomes') AND attname = ?"
+        return any(True for _ in self.select(query, (name,)))
 
     def close(self) -> None:
         with contextlib.suppress(self._error):

@@ -1,8 +1,15 @@
 """The tables of a ledger, for SQLite and Postgres, and how those of older versions are brought up to date."""
 
-SCHEMA = 3
+SCHEMA = 4
 # From each older version to the next one. Readers also read these versions: a new column is then absent.
-MIGRATIONS = {2: "ALTER TABLE outcomes ADD COLUMN conversation TEXT"}
+# No index here: on a large ledger it would take longer than the timeout of a statement.
+MIGRATIONS = {
+    2: ["ALTER TABLE outcomes ADD COLUMN conversation TEXT"],
+    3: [
+        "ALTER TABLE outcomes ADD COLUMN unjudged TEXT",
+        "ALTER TABLE outcomes ADD COLUMN decision TEXT",
+    ],
+}
 TABLES = """
 CREATE TABLE IF NOT EXISTS outcomes (
   id {identity} PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
@@ -10,9 +17,10 @@ CREATE TABLE IF NOT EXISTS outcomes (
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
-  conversation TEXT
+  conversation TEXT, unjudged TEXT, decision TEXT
 );
 CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
+CREATE INDEX IF NOT EXISTS outcomes_request ON outcomes (request);
 CREATE TABLE IF NOT EXISTS rejections (
   outcome {reference} NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
   reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost DOUBLE PRECISION
@@ -22,13 +30,13 @@ CREATE INDEX IF NOT EXISTS rejections_outcome ON rejections (outcome);
 COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
-    "usage_from", "cost", "default_cost", "request", "conversation",
+    "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
 )  # fmt: skip
 
 
 def migrations(schema: int) -> list[str]:
     """Return the statements that bring a ledger of this version up to date."""
-    return [statement for version, statement in MIGRATIONS.items() if version >= schema]
+    return [text for version, texts in MIGRATIONS.items() if version >= schema for text in texts]
 
 
 def comment_of(schema: int) -> str:

@@ -23,6 +23,12 @@ def add_commands(commands: "Commands") -> None:
     check.add_argument(
         "intents", type=Path, metavar="DIR", help="folder that holds policy.yaml and one YAML file for each intent"
     )
+    check.add_argument(
+        "--strict",
+        action="store_true",
+        help="also report valid settings that are probably not meant, such as tiers out of order or files that are "
+        "not read, as mistakes",
+    )
 
     explain = add_command(
         commands, "explain", _explain,
@@ -61,11 +67,14 @@ def add_commands(commands: "Commands") -> None:
 def _check(args: argparse.Namespace) -> int:
     from extproc.config.compile import compile_snapshot
     from extproc.config.key_files import check_key_files
-    from extproc.config.load import in_configmap, load_config
+    from extproc.config.load import ConfigError, in_configmap, load_config
+    from extproc.config.strict_checks import strict_problems
     from extproc.encoder.backends import load_encoder
     from extproc.routing.centroid_file import CENTROIDS_FILE
 
     config = load_config(args.intents)
+    if args.strict and (problems := strict_problems(config, args.intents)):
+        raise ConfigError(problems, args.intents)
     notes = [*config.old_keys, *check_key_files(config)]
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()

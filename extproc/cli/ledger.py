@@ -1,4 +1,4 @@
-"""The commands that read the ledger: `report` and `export`."""
+"""The commands that read the ledger: `report`, `export` and `why`."""
 
 import argparse
 import sys
@@ -48,19 +48,33 @@ def add_commands(commands: "Commands") -> None:
         "outcomes by the `id` of each line; FILE has the format that `extproc convert openai-log` reads",
     )
 
+    why = add_command(
+        commands, "why", _why,
+        "Show the decision about one request, its attempts, verdicts and cost. docs/guides/on-call.md says "
+        "when to use it.",
+    )  # fmt: skip
+    why.add_argument(
+        "request", metavar="REQUEST_ID", help="id of the request, from the answer's header x-request-id"
+    )
+    _ledger_option(why)
+
 
 def _ledger_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ledger",
-        metavar="FILE|postgresql://...",
-        required=True,
-        help="the ledger to read: the SQLite file or the Postgres URL that `extproc serve --ledger` writes",
-    )
+    _ledger_option(parser)
     parser.add_argument(
         "--since",
         default="24h",
         metavar="SPAN",
         help="read only requests of the last SPAN, such as 30m, 24h or 7d (default: %(default)s)",
+    )
+
+
+def _ledger_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ledger",
+        metavar="FILE|postgresql://...",
+        required=True,
+        help="the ledger to read: the SQLite file or the Postgres URL that `extproc serve --ledger` writes",
     )
 
 
@@ -77,6 +91,13 @@ def _report(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(report).decode())
     else:
         print(text_of(report), end="")
+    return 0
+
+
+def _why(args: argparse.Namespace) -> int:
+    from extproc.accounting.why import why
+
+    print(why(args.ledger, args.request))
     return 0
 
 

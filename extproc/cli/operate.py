@@ -1,4 +1,4 @@
-"""The commands that run the router and the parts around it: `serve`, `health`, `prepare`, `envoy`, `demo`."""
+"""The commands that run the router and the parts around it: `serve`, `prepare`, `envoy`, `demo`."""
 
 import argparse
 import asyncio
@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extproc.cli.health import add_health_commands
 from extproc.cli.options import (
     add_command,
     all_or_none,
@@ -25,17 +26,7 @@ if TYPE_CHECKING:
 def add_commands(commands: "Commands") -> None:
     """Add the commands of this group."""
     _add_serve(commands)
-    health = add_command(
-        commands, "health", _health, "Ask a router whether it serves. The exit code is 0 if it does, and 1 if not."
-    )
-    health.add_argument(
-        "address",
-        type=parse_server_address,
-        nargs="?",
-        default="127.0.0.1:50051",
-        metavar="HOST:PORT|unix:///PATH",
-        help="address of the router, or of the health service of several workers (default: %(default)s)",
-    )
+    add_health_commands(commands)
     prepare = add_command(
         commands, "prepare", _prepare,
         "Convert the encoder to the fastest form for this machine. Do this once for each machine or image: without "
@@ -216,14 +207,6 @@ def _serve(args: argparse.Namespace) -> int:
     addresses = worker_addresses(args.listen, args.workers)
     commands = {at: [sys.executable, "-m", "extproc.cli.worker", job.at(at).as_argument()] for at in addresses}
     return asyncio.run(supervise(commands, args.health or health_address(args.listen)))
-
-
-def _health(args: argparse.Namespace) -> int:
-    from extproc.serving.health import serves
-
-    serving = serves(args.address)
-    print(f"{args.address}: {'serving' if serving else 'not serving'}")
-    return 0 if serving else 1
 
 
 def _prepare(args: argparse.Namespace) -> int:

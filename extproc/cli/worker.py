@@ -9,6 +9,7 @@ import msgspec
 from extproc.accounting.store import Store
 from extproc.cli.process import run_process
 from extproc.config.gate import Gate
+from extproc.envoy.bootstrap import sample_of
 from extproc.serving.listening import TlsFiles
 from extproc.serving.server import Serving, serve
 
@@ -44,6 +45,7 @@ def run_job(job: Job, ready_fd: int | None = None) -> int:
         ledger=Store(job.ledger, job.ledger_days) if job.ledger is not None else None,
         workers=job.workers,
         gate=Gate(Path(job.gate), job.max_quality_drop, job.max_cost_rise) if job.gate is not None else None,
+        rendered=sample_of,
         ready_fd=ready_fd,
     )
     asyncio.run(serve(serving))

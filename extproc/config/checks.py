@@ -8,6 +8,7 @@ from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_n
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.listener_checks import check_listener
 from extproc.config.logprob_checks import check_logprobs
+from extproc.config.name_checks import check_intent_name
 from extproc.config.params_checks import check_params
 from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
@@ -131,6 +132,7 @@ def _check_rule(at: str, rule: Rule, tiers: Sequence[str], intents: Sequence[str
 def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     tiers = _tiers(policy)
     yield from _fits_a_header(".intent", intent.intent)
+    yield from check_intent_name(intent.intent)
     yield from _exists(".tier", intent.tier, tiers, "tier")
     yield from _exists(".tier_floor", intent.tier_floor, tiers, "tier")
     yield from check_floor(".tier_floor", intent.tier_floor, policy.tiers)

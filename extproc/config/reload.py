@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from extproc.config.changes import describe
 from extproc.config.compile import compile_snapshot
+from extproc.config.last_good import keep
 from extproc.config.load import Config, ConfigError, load_config, yaml_files
-from extproc.config.residency import refused_headers
 from extproc.config.schema import POLICY_FILE
+from extproc.config.standing import Standing
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroid_file import CENTROIDS_FILE
@@ -61,13 +63,21 @@ async def watch(
     swap: Callable[[Snapshot], None],
     report: Callable[[str, str], None],
     gate: ReloadGate | None = None,
+    standing: Standing | None = None,
 ) -> None:
     """Until cancelled: when the folder changes, compiles and passes the gate, hand the snapshot to `swap`.
 
     `seen` is the signature of the folder from before its first load. Every reload is reported with its outcome and
-    the revision that serves afterwards. The outcome is "applied", "invalid" (a mistake in the files), "regression"
-    (a cohort is worse), "gate" (the comparison was not possible) or "error".
+    the revision that serves afterwards. The outcomes are "applied", "invalid" (a mistake in the files),
+    "regression" (a cohort is worse), "gate" (the comparison was not possible) and "error". After "unchanged" the
+    files are again those that serve. `standing` is kept up to date, and knows the changes of an edit.
     """
+
+    def refuse(kind: str, message: str) -> None:
+        if standing is not None:
+            standing.refuse(kind, message)
+        report(kind, current().revision)
+
     while True:
         await asyncio.sleep(_INTERVAL_S)
         now = await asyncio.to_thread(signature, folder)
@@ -75,28 +85,44 @@ async def watch(
             continue
         seen = now
         try:
-            snapshot = await _admitted(folder, current(), encoder, gate)
+            config, snapshot = await _admitted(folder, current(), encoder, gate)
         except (ConfigError, RefusedError) as error:
-            report(error.kind if isinstance(error, RefusedError) else "invalid", current().revision)
+            refuse(error.kind if isinstance(error, RefusedError) else "invalid", str(error))
             log.error("reload refused, revision %s keeps serving:\n%s", current().revision, error)
             continue
-        except Exception:
-            report("error", current().revision)
+        except Exception as error:
+            refuse("error", f"{type(error).__name__}: see the log of the router")
             log.exception("reload failed, revision %s keeps serving", current().revision)
             continue
-        if snapshot.revision != current().revision:
+        is_new = snapshot.revision != current().revision
+        if is_new:
             log.info("reloaded: revision %s replaces %s", snapshot.revision, current().revision)
             swap(snapshot)
-            report("applied", snapshot.revision)
+        if standing is not None:
+            await asyncio.to_thread(_note, folder, config, standing)
+        report("applied" if is_new else "unchanged", snapshot.revision)
 
 
-async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: ReloadGate | None) -> Snapshot:
-    """The snapshot of the folder, if it may serve. Raises ConfigError or RefusedError."""
+def _note(folder: Path, config: Config, standing: Standing) -> None:
+    """Log what the new configuration changes, and keep it as the last good one."""
+    changes = standing.changes(config)
+    if changes:
+        log.info("revision %s changes: %s", config.revision, describe(changes))
+    if any(change.needs_envoy for change in changes):
+        log.warning("Envoy has not all changes yet: run `extproc envoy` again and update Envoy")
+    standing.serve(config)
+    keep(folder, config)
+
+
+async def _admitted(
+    folder: Path, current: Snapshot, encoder: Encoder, gate: ReloadGate | None
+) -> tuple[Config, Snapshot]:
+    """The configuration in the folder and its snapshot, if it may serve. Raises ConfigError or RefusedError."""
     if gate is None:
         return await asyncio.to_thread(_compile, folder, current, encoder)
     copy = await asyncio.to_thread(gate.copy, folder)
     try:
-        snapshot = await asyncio.to_thread(_compile, copy, current, encoder, folder)
+        config, snapshot = await asyncio.to_thread(_compile, copy, current, encoder, folder)
         if snapshot.revision != current.revision:
             log.info("revision %s compiles; the gate now compares it with the one that serves", snapshot.revision)
             refusal = await gate.refusal(copy)
@@ -106,10 +132,12 @@ async def _admitted(folder: Path, current: Snapshot, encoder: Encoder, gate: Rel
         gate.forget(copy)
         raise
     gate.serves(copy)
-    return snapshot
+    return config, snapshot
 
 
-def _compile(folder: Path, current: Snapshot, encoder: Encoder, copy_of: Path | None = None) -> Snapshot:
+def _compile(
+    folder: Path, current: Snapshot, encoder: Encoder, copy_of: Path | None = None
+) -> tuple[Config, Snapshot]:
     config = load_config(folder, copy_of)
     if config.policy.encoder.model != current.encoder.model:
         # Floors and centroids belong to the encoder that they were fitted for, so all of them change or none does.
@@ -117,14 +145,11 @@ def _compile(folder: Path, current: Snapshot, encoder: Encoder, copy_of: Path | 
         what = "`encoder.model` changed, and the encoder is only loaded at the start: restart the router"
         raise ConfigError([Problem(POLICY_FILE, line, what)])
     _check_against_envoy(config, current)
-    return compile_snapshot(config, encoder)
+    return config, compile_snapshot(config, encoder)
 
 
 def _check_against_envoy(config: Config, current: Snapshot) -> None:
-    """Compare with the current configuration, which Envoy's was rendered from.
-
-    Raises ConfigError for a tier whose cluster Envoy lacks. Warns about changes that only Envoy can carry out.
-    """
+    """Raise ConfigError for a tier whose cluster Envoy lacks, because its requests would fail."""
     clusters = {tier.cluster_name for tier in current.policy.tiers}
     lines = config.lines
     missing = [
@@ -135,15 +160,3 @@ def _check_against_envoy(config: Config, current: Snapshot) -> None:
     ]  # fmt: skip
     if missing:
         raise ConfigError(missing)
-    sent = {header for rule in current.policy.rules for header in rule.when.headers or {}}
-    new = {header for rule in config.policy.rules for header in rule.when.headers or {}} - sent
-    if new or config.policy.escalations.principal != current.escalations.principal:
-        names = ", ".join(sorted(new | set(config.policy.escalations.principal)))
-        log.warning("Envoy may not send these headers yet, run `extproc envoy` again and update Envoy: %s", names)
-    if config.policy.encoder.deadline_ms > current.encoder.deadline_ms:
-        log.warning("Envoy keeps the shorter encoder.deadline_ms: run `extproc envoy` again and update Envoy")
-    refused = refused_headers(config.policy, config.intents)
-    if refused != refused_headers(current.policy, list(current.policy.cohorts.values())):
-        log.warning(
-            "Envoy refuses by the old `only` while no router runs: run `extproc envoy` again and update Envoy"
-        )

@@ -7,6 +7,8 @@ DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs
 
 # Envoy's cluster without hosts, for requests that no tier may get. No tier can have this name.
 REFUSING_CLUSTER = "only:refuse"
+# The header of the trace context, and a tag with its value in the ledger's access log.
+TRACEPARENT = "traceparent"
 # The start of all our names: namespaces, metrics, spans and their attributes.
 PREFIX = "semantic_router"
 
@@ -75,6 +77,7 @@ class Key(StrEnum):
     REVISION = "revision"
     MODE = "mode"
     COHORT = "cohort"
+    COUNTED_AS = "counted_as"
     MAX_RETRIES = "max_retries"
     ESCALATIONS = "escalations"
     JUDGE = "judge"
@@ -93,6 +96,7 @@ class Key(StrEnum):
     PRINCIPAL = "principal"
     SESSION = "session"
     KEY_REFUSED = "key_refused"  # Envoy writes it
+    FAILED = "failed"  # Envoy writes it, with the number of the attempt behind it: the tier, a space, the status
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"
@@ -100,6 +104,10 @@ class Key(StrEnum):
 
 # The gRPC method by which Envoy reports the tier of an answer and the id of a response.
 ANSWERED_SERVICE, ANSWERED_METHOD = f"{PREFIX}.Conversations", "Answered"
+# The gRPC method that `extproc status` calls. The reply is JSON.
+STATUS_SERVICE, STATUS_METHOD = f"{PREFIX}.Status", "Get"
+# The name of the health service that says whether the files on disk serve.
+FILES_HEALTH = "configuration"
 
 # Attributes that Envoy sends with the first message of a stream.
 PATH_ATTRIBUTE = "request.path"

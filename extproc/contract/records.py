@@ -35,9 +35,13 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     reasoning: str
     revision: str
     mode: str
-    cohort: str | None = None
+    cohort: str | None = None  # the nearest one, whether or not its match counts
+    counted_as: str | None = None  # the cohort that the request belongs to, or a word: see words.NOT_A_COHORT
+    runner_up: str | None = None  # the second nearest cohort
     similarity: float | None = None
     margin: float | None = None
+    floor: float | None = None  # least similarity at which a match with the cohort counts
+    least_margin: float | None = None
     chance: float | None = None
     background: float | None = None
     calibrated: bool | None = None
@@ -47,6 +51,7 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     ask_chars: int | None = None
     ask_cut: bool | None = None
     tokens: int | None = None
+    stream: bool | None = None  # the client asked for a stream
     rule: str | None = None
     proposed_tier: str | None = None
     withheld: str | None = None  # keys of the cohort that were not applied, with a comma between two
@@ -151,12 +156,14 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     session: str | None = None
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     attempts: dict[int, AttemptRecord] = {}
+    failed: dict[int, str] = {}  # the tier and the status of each attempt that ended with an error; Envoy writes it
 
     def to_metadata(self) -> dict[str, Any]:
         """Return plain values by key. The key of an attempt is its number."""
         asker = {key: getattr(self, key) for key in _LEDGER_TEXTS}
         attempts = {str(number): attempt.to_metadata() for number, attempt in self.attempts.items()}
-        return {key: value for key, value in asker.items() if value is not None} | attempts
+        failed = {f"{Key.FAILED}{number}": text for number, text in self.failed.items()}
+        return {key: value for key, value in asker.items() if value is not None} | attempts | failed
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
@@ -166,7 +173,13 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
             for key, value in metadata.items()
             if _ATTEMPT.fullmatch(key) and isinstance(value, Mapping)
         }
-        return cls(**{key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}, attempts=attempts)
+        failed = {
+            int(key.removeprefix(Key.FAILED)): value
+            for key, value in metadata.items()
+            if _FAILED.fullmatch(key) and isinstance(value, str)
+        }
+        texts = {key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}
+        return cls(**texts, attempts=attempts, failed=failed)
 
 
 _LEDGER_TEXTS = (Key.PRINCIPAL.value, Key.SESSION.value, Key.KEY_REFUSED.value)
@@ -181,6 +194,7 @@ class ConversationRecord(_Record, frozen=True, kw_only=True):
 
 
 _ATTEMPT = re.compile("[1-9][0-9]{0,8}")
+_FAILED = re.compile(f"{Key.FAILED}{_ATTEMPT.pattern}")
 
 
 def _text(value: object) -> str | None:

@@ -54,6 +54,12 @@ class Undecided(StrEnum):
     NONE = "none"  # the request was not sent to any upstream
 
 
+# In reports, metrics and headers these words stand in the place of a cohort for requests that belong to none. No
+# intent can have one of these names.
+NOT_A_COHORT = frozenset({*_FALLBACKS, Reason.BACKGROUND, Reason.PINNED, Reason.PASSTHROUGH, Reason.BOUND,
+                       Reason.BAD_REQUEST, Reason.RESIDENCY, *Undecided})  # fmt: skip
+
+
 class VerdictWord(StrEnum):
     """The outcome of one attempt's answer."""
 

@@ -82,8 +82,9 @@ class Stack:
         def start_once() -> None:
             command = [*self.program, "serve", "--intents", str(self.intents)]
             command += ["--listen", f"127.0.0.1:{self.router_port}", "--workers", str(self.workers), *options]
+            state = {"XDG_STATE_HOME": str(self.folder / "state")}  # the last good files
             ports, log = self._router_ports(), self.folder / "router.log"
-            self.router = start("the router", command, ports, self._router_serves, log, env=env)
+            self.router = start("the router", command, ports, self._router_serves, log, env=state | (env or {}))
 
         if self.envoy is not None:
             start_once()

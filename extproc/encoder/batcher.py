@@ -41,6 +41,16 @@ class RememberingEncoder:
         return np.stack([vectors[text] for text in texts])
 
 
+class EncoderLoad(msgspec.Struct):
+    """How busy an encoder is, and has been since the start."""
+
+    queue: int = 0  # texts that wait
+    busy_s: float = 0.0  # time in which it worked
+    cached: int = 0  # texts whose vector was in the cache
+    encoded: int = 0  # texts that were encoded in time
+    late: int = 0  # texts without a vector: too late, refused or failed
+
+
 class _Waiting(msgspec.Struct, eq=False):
     text: str
     key: bytes
@@ -63,6 +73,13 @@ class Batcher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._worker: asyncio.Task[None] | None = None
         self._text_s = 0.0  # seconds per text, in the last batch
+        self._load = EncoderLoad()
+
+    @property
+    def load(self) -> EncoderLoad:
+        """The load until now."""
+        self._load.queue = len(self._waiting)
+        return self._load
 
     async def embed(self, text: str, deadline_s: float, principal: str = "") -> Vectors:
         """Return float32[d] for `text` within `deadline_s`. Raises DeadlineError or EncoderError."""
@@ -71,7 +88,17 @@ class Batcher:
         cached = self._cache.get(key)
         if cached is not None:
             self._cache.move_to_end(key)
+            self._load.cached += 1
             return cached
+        try:
+            vector = await self._encoded(text, key, deadline_s, principal)
+        except BaseException:  # a client that left is late, too
+            self._load.late += 1
+            raise
+        self._load.encoded += 1
+        return vector
+
+    async def _encoded(self, text: str, key: bytes, deadline_s: float, principal: str) -> Vectors:
         if len(self._waiting) >= _MAX_QUEUE:
             self._make_room(principal)
         vector: asyncio.Future[Vectors] = asyncio.get_running_loop().create_future()
@@ -99,6 +126,8 @@ class Batcher:
                     if not entry.vector.done():
                         entry.vector.set_exception(EncoderError(str(type(error).__name__)))
                 continue
+            finally:
+                self._load.busy_s += time.monotonic() - began
             self._text_s = (time.monotonic() - began) / len(batch)
             for entry, row in zip(batch, vectors, strict=True):
                 self._remember(entry.key, row.copy())  # a copy, because a row would keep its whole batch in memory

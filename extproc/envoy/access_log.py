@@ -1,6 +1,6 @@
 """The access logs: the decision log on stdout, and the entries for the ledger, which go to the ext_proc server."""
 
-from extproc.contract.names import DECISION_LOG, HeaderName, Key, Namespace
+from extproc.contract.names import DECISION_LOG, TRACEPARENT, HeaderName, Key, Namespace
 from extproc.envoy.builders import ATTEMPTS, SERVED_BY, Dict, from_metadata, typed
 from extproc.envoy.filters import ROUTER_FILTER
 from extproc.envoy.tier_filters import CLIENT_PATH
@@ -58,7 +58,7 @@ def ledger_log() -> Dict:
                 "grpc_service": {"envoy_grpc": {"cluster_name": "extproc"}},
                 "buffer_flush_interval": f"{_LOG_FLUSH_S}s",
                 "buffer_size_bytes": _LOG_BYTES,
-                "custom_tags": [tier],
+                "custom_tags": [tier, {"tag": TRACEPARENT, "request_header": {"name": TRACEPARENT}}],
             },
         ),
     }

@@ -41,6 +41,24 @@ def render_envoy(
     address of a listener for read-only pages of the admin interface, and needs `admin`. Raises ValueError if the
     intents need another `cascade`.
     """
+    bootstrap = bootstrap_of(config, listen, extproc, admin, otlp, tls, probe, cascade)
+    header = (
+        f"# Rendered by `extproc envoy` from revision {config.revision}. Render it again after you change tiers.\n"
+        + NOTES[cascade]
+    )
+    return header + yaml.dump(bootstrap, Dumper=PlainDumper, sort_keys=False, width=120)
+
+
+def sample_of(config: Config) -> Dict:
+    """Return the bootstrap at fixed addresses. If two configurations have the same one, Envoy needs no update."""
+    return bootstrap_of(config, "0.0.0.0:10000", ["127.0.0.1:50051"])
+
+
+def bootstrap_of(
+    config: Config, listen: str, extproc: list[str], admin: str | None = None, otlp: str | None = None,
+    tls: ClientTls | None = None, probe: str | None = None, cascade: Cascade = "priority-group",
+) -> Dict:  # fmt: skip
+    """Return the bootstrap as a value. The arguments are those of `render_envoy`."""
     rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
     follow_keys = cascade == "priority-group"
     bootstrap: Dict = {
@@ -66,11 +84,7 @@ def render_envoy(
         bootstrap["static_resources"]["clusters"].append(admin_cluster(admin))
     if admin is not None:
         bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
-    header = (
-        f"# Rendered by `extproc envoy` from revision {config.revision}. Render it again after you change tiers.\n"
-        + NOTES[cascade]
-    )
-    return header + yaml.dump(bootstrap, Dumper=PlainDumper, sort_keys=False, width=120)
+    return bootstrap
 
 
 class PlainDumper(yaml.CSafeDumper):

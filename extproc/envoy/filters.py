@@ -209,7 +209,7 @@ def _contract_headers() -> Dict:
     not_escalated = f"'{HeaderName.VERDICT}' in response.headers && {verdict} == {escalate}"
     escalations = f"metadata.filter_metadata['{Namespace.DECISION}']['{Key.ESCALATIONS}']"
     response = {
-        HeaderName.COHORT: from_metadata(Key.COHORT),
+        HeaderName.COHORT: from_metadata(Key.COUNTED_AS),
         HeaderName.REASON: from_metadata(Key.REASON),
         HeaderName.ESCALATIONS: f"%CEL({escalations} - ({not_escalated} ? 1.0 : 0.0))%",
         HeaderName.VERDICT_REASON: from_metadata(Key.VERDICT_REASON),  # why it was, or should have been, escalated

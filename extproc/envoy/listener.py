@@ -35,6 +35,8 @@ def listener(config: Config, listen: str, rule_headers: list[str], otlp: str | N
             }
         ],
         access_log=[decision_log(), ledger_log()],
+        # The id by which `extproc why` finds the request.
+        always_set_request_id_in_response=True,
         # Clients write paths in several ways. `..` cannot leave a path that the policy opens.
         normalize_path=True,
         merge_slashes=True,
@@ -66,7 +68,7 @@ def _tracing() -> Dict:
                 "metadata_key": {"key": Namespace.DECISION, "path": [{"key": key}]},
             },
         }
-        for key in (Key.COHORT, Key.TIER, Key.REASON)
+        for key in (Key.COHORT, Key.COUNTED_AS, Key.TIER, Key.REASON)
     ]
     return {
         "spawn_upstream_span": True,

@@ -210,6 +210,7 @@ function envoy_on_response(handle)
   local noted = metadata:get("{Namespace.ATTEMPT}")
   local attempt = noted and noted["{Key.ATTEMPTS}"] or 1
   if OTHERS then return end
+  metadata:set("{Namespace.LEDGER}", "{Key.FAILED}" .. string.format("%d", attempt), "TIER " .. status)
   local key_refused = OWN_KEY and (status == 401 or status == 403)
   if key_refused then
     handle:logErr("tier TIER: the upstream refused the key of this tier with status " .. status)

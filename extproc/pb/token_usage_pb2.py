@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65xtproc/pb/token_usage.proto\x12\rextproc.pb.ai\x1a\x1egoogle/protobuf/wrappers.proto\"\xd9\x02\n\nTokenUsage\x12\x32\n\x0cinput_tokens\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x33\n\routput_tokens\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12=\n\x13input_token_details\x18\x06 \x01(\x0b\x32 .extproc.pb.ai.InputTokenDetails\x12\x45\n\x11\x65xtraction_status\x18\t \x01(\x0e\x32*.extproc.pb.ai.TokenUsage.ExtractionStatus\"\\\n\x10\x45xtractionStatus\x12!\n\x1d\x45XTRACTION_STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43OMPLETE\x10\x01\x12\x0b\n\x07PARTIAL\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"H\n\x11InputTokenDetails\x12\x33\n\rcached_tokens\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Valueb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x65xtproc/pb/token_usage.proto\x12\rextproc.pb.ai\x1a\x1egoogle/protobuf/wrappers.proto\"\xe8\x02\n\nTokenUsage\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x0cinput_tokens\x18\x03 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12\x33\n\routput_tokens\x18\x04 \x01(\x0b\x32\x1c.google.protobuf.UInt64Value\x12=\n\x13input_token_details\x18\x06 \x01(\x0b\x32 .extproc.pb.ai.InputTokenDetails\x12\x45\n\x11\x65xtraction_status\x18\t \x01(\x0e\x32*.extproc.pb.ai.TokenUsage.ExtractionStatus\"\\\n\x10\x45xtractionStatus\x12!\n\x1d\x45XTRACTION_STATUS_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x43OMPLETE\x10\x01\x12\x0b\n\x07PARTIAL\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\"H\n\x11InputTokenDetails\x12\x33\n\rcached_tokens\x18\x01 \x01(\x0b\x32\x1c.google.protobuf.UInt64Valueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'extproc.pb.token_usage_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENUSAGE']._serialized_start=80
-  _globals['_TOKENUSAGE']._serialized_end=425
-  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_start=333
-  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_end=425
-  _globals['_INPUTTOKENDETAILS']._serialized_start=427
-  _globals['_INPUTTOKENDETAILS']._serialized_end=499
+  _globals['_TOKENUSAGE']._serialized_end=440
+  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_start=348
+  _globals['_TOKENUSAGE_EXTRACTIONSTATUS']._serialized_end=440
+  _globals['_INPUTTOKENDETAILS']._serialized_start=442
+  _globals['_INPUTTOKENDETAILS']._serialized_end=514
 # @@protoc_insertion_point(module_scope)

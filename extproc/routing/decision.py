@@ -39,6 +39,7 @@ class Decision(msgspec.Struct, frozen=True):
     rewrite: bool = True  # False: the client's bytes are sent on unchanged
     refused: bool = False  # no tier that may get the request can serve it; `tier` is the one that was proposed
     cohort: Cohort | None = None  # the nearest cohort, trusted or not
+    unmatched: Reason | None = None  # why the match does not count. None: it counts, or there is no cohort
     match: Match | None = None
     rule: str | None = None
     reasoning: Reasoning | None = None  # None: not set by us
@@ -51,6 +52,13 @@ class Decision(msgspec.Struct, frozen=True):
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used
     course: Course | None = None  # None: the request continues no conversation that is known
     strip: Stripping | None = None  # sealed items are removed for the tiers that cannot read them
+
+    @property
+    def counted_as(self) -> str:
+        """The cohort that the request belongs to. Without one: the word of NOT_A_COHORT that says why."""
+        if self.unmatched is not None:
+            return self.unmatched
+        return self.cohort.name if self.cohort is not None else self.reason
 
 
 def decide(
@@ -111,6 +119,7 @@ def decide_named(
         able.reason if able is not None else Reason.RESIDENCY,
         rewrite=first.reason is Reason.PINNED,
         cohort=findings.cohort,
+        unmatched=None if findings.trust is Reason.MATCHED else first.reason,
         match=match,
         rule=findings.rule.name if findings.rule is not None else None,
     )
@@ -184,6 +193,7 @@ def _laddered(
         tier=tier,
         reason=choice.reason,
         cohort=findings.cohort,
+        unmatched=None if findings.trust is Reason.MATCHED else findings.trust,
         match=match,
         rule=rule.name if rule is not None else None,
         reasoning=reasoning,
@@ -206,6 +216,7 @@ def _refused(decision: Decision) -> Decision:
         rewrite=False,
         refused=True,
         cohort=decision.cohort,
+        unmatched=decision.unmatched,
         match=decision.match,
         rule=decision.rule,
     )
@@ -219,6 +230,7 @@ def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
         tier=policy.tiers[default if able is None else able],
         reason=decision.reason,
         cohort=decision.cohort,
+        unmatched=decision.unmatched,
         match=decision.match,
         rule=decision.rule,
         reasoning_forced=decision.reasoning_forced,

@@ -37,6 +37,7 @@ def decision_record(
     cohort, match, ask = decision.cohort, decision.match, signals.ask if signals is not None else None
     probability = cohort.probability(match) if cohort is not None and match is not None else None
     evidence = cohort.evidence if cohort is not None and probability is not None else None
+    floors = cohort if cohort is not None and match is not None else None
     return DecisionRecord(
         cluster=mutation.cluster,
         tier=decision.tier.name,
@@ -45,8 +46,12 @@ def decision_record(
         revision=snapshot.revision,
         mode=snapshot.policy.mode,
         cohort=cohort.name if cohort is not None else None,
+        counted_as=decision.counted_as,
+        runner_up=match.runner_up if match is not None else None,
         similarity=round(match.similarity, 4) if match is not None else None,
         margin=round(match.margin, 4) if match is not None else None,
+        floor=round(floors.floor, 4) if floors is not None else None,
+        least_margin=round(floors.margin, 4) if floors is not None and floors.margin > 0 else None,
         chance=round(match.chance, 4) if match is not None and match.chance is not None else None,
         background=round(match.background, 4) if match is not None and match.chance is not None else None,
         calibrated=cohort.calibrated if cohort is not None else None,
@@ -56,6 +61,7 @@ def decision_record(
         ask_chars=ask.chars if ask is not None else None,
         ask_cut=ask.cut if ask is not None else None,
         tokens=signals.tokens if signals is not None else None,
+        stream=signals.stream or None if signals is not None else None,
         rule=decision.rule,
         proposed_tier=decision.proposed_tier,
         withheld=",".join(decision.withheld) or None,

@@ -12,7 +12,7 @@ class Metric(msgspec.Struct, frozen=True):
 
     name: str
     kind: Literal["counter", "histogram", "gauge"]
-    unit: str  # a UCUM unit as OpenTelemetry writes it: "s", "USD", or a noun in braces; "" for a share
+    unit: str  # as OpenTelemetry writes it: "s", "usd", or a noun in braces; "" for a share
     description: str
     labels: tuple[str, ...] = ()  # every label that a series may have
     buckets: tuple[float, ...] = ()  # of a histogram: upper bounds, in `unit`
@@ -58,11 +58,11 @@ TOKENS = Metric(
     ("cohort", "tier", "answer", "type"),
 )  # fmt: skip
 COST = Metric(
-    f"{PREFIX}.cost", "counter", "USD", "Cost of answers, with rejected answers under their own label",
+    f"{PREFIX}.cost", "counter", "usd", "Cost of answers, with rejected answers under their own label",
     ("cohort", "tier", "answer"),
 )  # fmt: skip
 DEFAULT_COST = Metric(
-    f"{PREFIX}.cost.default", "counter", "USD", "Cost of the tokens of served answers at the default tier's prices",
+    f"{PREFIX}.cost.default", "counter", "usd", "Cost of the tokens of served answers at the default tier's prices",
     ("cohort", "tier"),
 )  # fmt: skip
 USAGE_UNKNOWN = Metric(
@@ -81,7 +81,49 @@ KEYS_REFUSED = Metric(
     f"{PREFIX}.keys.refused", "counter", "{request}", "Requests for which an upstream refused the key of a tier",
     ("tier",),
 )  # fmt: skip
+TIER_ERRORS = Metric(
+    f"{PREFIX}.tier.errors", "counter", "{attempt}",
+    "Attempts that ended with an error of their tier, by status, or without an answer", ("tier", "status"),
+)  # fmt: skip
+OPEN_EXCHANGES = Metric(
+    f"{PREFIX}.exchanges.open", "gauge", "{exchange}", "Exchanges that the router or the verifier works on now"
+)
+ENCODER_QUEUE = Metric(f"{PREFIX}.encoder.queue", "gauge", "{text}", "Texts that wait for the encoder")
+ENCODER_BUSY = Metric(
+    f"{PREFIX}.encoder.busy",
+    "counter",
+    "s",
+    "Time in which the encoder worked; its rate is the saturation",
+)
+ENCODER_LOOKUPS = Metric(
+    f"{PREFIX}.encoder.lookups", "counter", "{text}", "Texts to encode, by the source of the vector",
+    ("result",),
+)  # fmt: skip
+# The metrics of OpenTelemetry's GenAI conventions, with the buckets that they advise. The router is the client of
+# the tiers, so the requested model is that of the tier.
+_GENAI_LABELS = (
+    "gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model", "gen_ai.response.model",
+)  # fmt: skip
+_GENAI_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+GENAI_TOKENS = Metric(
+    "gen_ai.client.token.usage", "histogram", "{token}", "Input and output tokens of each answer",
+    (*_GENAI_LABELS, "gen_ai.token.type"),
+    tuple(float(4**power) for power in range(14)),
+)  # fmt: skip
+GENAI_DURATION = Metric(
+    "gen_ai.client.operation.duration", "histogram", "s", "Duration of each exchange",
+    (*_GENAI_LABELS, "error.type"),
+    _GENAI_SECONDS,
+)  # fmt: skip
+GENAI_FIRST_CHUNK = Metric(
+    "gen_ai.client.operation.time_to_first_chunk", "histogram", "s", "Time until the first chunk of each stream",
+    _GENAI_LABELS, _GENAI_SECONDS,
+)  # fmt: skip
 REVISION = Metric(f"{PREFIX}.revision", "gauge", "", "1 for the configuration revision in force", ("revision",))
+REFUSED = Metric(
+    f"{PREFIX}.configuration.refused", "gauge", "",
+    "1 while the files on disk are refused, and an older revision serves",
+)  # fmt: skip
 ESCALATION_SHARE = Metric(
     f"{PREFIX}.escalation.share", "gauge", "",
     "Largest share of a cohort's judged answers that may escalate, as its intent sets it", ("cohort",),
@@ -91,5 +133,6 @@ ESCALATION_SHARE = Metric(
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
     TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, STATE_FAILURES, KEYS_REFUSED, REVISION,
-    ESCALATION_SHARE,
+    ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
+    GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK,
 )  # fmt: skip

@@ -40,6 +40,7 @@ class ExternalProcessor:
         if self.router is None or self.verifier is None:
             return  # the stream ends without an error, and Envoy sends the request to the default tier
         metadata = {str(k): str(v) for k, v in context.invocation_metadata() or ()}
+        self._telemetry.open_exchanges += 1
         exchange: _Exchange | None = None
         reported: object = None
         try:
@@ -63,6 +64,8 @@ class ExternalProcessor:
             log.exception("an exchange failed: Envoy sends the request to the default tier")
             self._telemetry.failed(metadata, error)
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+        finally:
+            self._telemetry.open_exchanges -= 1
 
     async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Take Envoy's message about the tier that answered. Envoy does not read the reply."""
@@ -74,7 +77,7 @@ class ExternalProcessor:
         if isinstance(result, Ruling):
             self._telemetry.ruled(
                 metadata, result.cohort, result.attempt, result.word, result.verdict.reason, result.bound,
-                result.verdict.unavailable,
+                result.verdict.unavailable, result.usage,
             )  # fmt: skip
             return
         self._telemetry.decided(metadata, result.record, result.stages, result.request)

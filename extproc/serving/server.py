@@ -15,13 +15,15 @@ from extproc.accounting import accesslog
 from extproc.accounting.ledger import Ledger, LogStreams
 from extproc.accounting.outcome import cost_of
 from extproc.accounting.store import Store
+from extproc.config.changes import Rendered
 from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
-from extproc.config.load import Config, ConfigError, load_config
+from extproc.config.load import Config, ConfigError
 from extproc.config.reload import Signature, signature, watch
 from extproc.config.schema import POLICY_FILE, PolicyFile
+from extproc.config.standing import Standing
 from extproc.config.strict_yaml import Problem
-from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE
+from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, STATUS_METHOD, STATUS_SERVICE
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
@@ -34,6 +36,7 @@ from extproc.routing.snapshot import Snapshot
 from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
 from extproc.serving.exporters import set_up_exporters
+from extproc.serving.files import FilesState, fall_back, first_standing
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.telemetry import Telemetry
@@ -59,6 +62,7 @@ class Serving(msgspec.Struct, frozen=True):
     ledger: Store | None = None  # where outcomes are kept
     workers: int = 1  # processes that share the machine, including this one
     gate: Gate | None = None  # every reload has to pass it
+    rendered: Rendered | None = None  # Envoy's part of a configuration. Without it no change is known to need Envoy
     # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
     ready_fd: int | None = None
 
@@ -74,6 +78,7 @@ class Server(msgspec.Struct, frozen=True):
     logs: LogStreams
     address: str  # for the log
     grace_s: float  # how long a stop waits for open streams
+    files: FilesState | None = None  # what serves, against the files on disk
 
 
 class Loaded(msgspec.Struct, frozen=True):
@@ -91,13 +96,18 @@ async def serve(serving: Serving) -> None:
     """
     stop = stop_event(serving.ready_fd)
     seen = signature(serving.intents)  # before the load, so that a later edit counts as an edit
-    config = read_config(serving)
+    standing = first_standing(serving.intents, serving.gate, serving.rendered)
+    config = standing.config
     set_up_exporters()
-    server = await build(serving, config)
+    server = await build(serving, config, standing)
     store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
-    loaded = await load(server.processor, config, serving.workers, store)
+    try:
+        loaded = await load(server.processor, config, serving.workers, store)
+    except ConfigError as error:  # a mistake that only the encoder shows, such as an utterance of another intent
+        fall_back(standing, error, serving.gate)
+        loaded = await load(server.processor, standing.config, serving.workers, store)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
-    await run(server, loaded, serving, seen, stop)
+    await run(server, loaded, serving, seen, stop, standing)
 
 
 def stop_event(ready_fd: int | None) -> asyncio.Event:
@@ -122,17 +132,7 @@ def _stop_without(supervisor: int, stop: asyncio.Event) -> None:
     loop.add_reader(supervisor, gone)  # there is never anything to read: the error of a closed pipe wakes us
 
 
-def read_config(serving: Serving) -> Config:
-    """Load the YAML. With a gate, it is a copy of it, which the gate later compares with a reload."""
-    if serving.gate is None:
-        return load_config(serving.intents, copy_of=serving.intents)
-    copy = serving.gate.copy(serving.intents)
-    config = load_config(copy, copy_of=serving.intents)
-    serving.gate.serves(copy)
-    return config
-
-
-async def build(serving: Serving, config: Config) -> Server:
+async def build(serving: Serving, config: Config, standing: Standing | None = None) -> Server:
     """Open the port, with every service there and the health service at NOT_SERVING."""
     # Envoy sends whole buffered bodies, with attributes around them. The limit takes effect at the start only.
     message_bytes = 2 * config.policy.max_body_bytes
@@ -153,11 +153,12 @@ async def build(serving: Serving, config: Config) -> Server:
     processor = ExternalProcessor(telemetry)
     ledger = _ledger(serving, config, processor, telemetry)
     logs = LogStreams(ledger)
-    rpc.add_generic_rpc_handlers(_handlers(processor, logs))
+    files = FilesState(standing, processor, telemetry, health_service) if standing is not None else None
+    rpc.add_generic_rpc_handlers(_handlers(processor, logs, files))
     address = bind(rpc, serving.listen, serving.tls)
     await rpc.start()
     return Server(
-        rpc, health_service, processor, telemetry, ledger, logs, address, config.policy.timeouts.request_s
+        rpc, health_service, processor, telemetry, ledger, logs, address, config.policy.timeouts.request_s, files
     )
 
 
@@ -175,7 +176,9 @@ def _ledger(serving: Serving, config: Config, processor: ExternalProcessor, tele
     )
 
 
-def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.GenericRpcHandler, ...]:
+def _handlers(
+    processor: ExternalProcessor, logs: LogStreams, files: FilesState | None
+) -> tuple[grpc.GenericRpcHandler, ...]:
     process = grpc.stream_stream_rpc_method_handler(
         processor.process,
         request_deserializer=wire.decode_request,
@@ -184,7 +187,11 @@ def _handlers(processor: ExternalProcessor, logs: LogStreams) -> tuple[grpc.Gene
     # No deserializer: the ledger's thread decodes the bytes.
     take: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_unary_rpc_method_handler(logs.take)
     answered: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(processor.answered)
+    status: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+    if files is not None:
+        status[STATUS_METHOD] = grpc.unary_unary_rpc_method_handler(files.status)
     return (
+        grpc.method_handlers_generic_handler(STATUS_SERVICE, status),
         grpc.method_handlers_generic_handler(ANSWERED_SERVICE, {ANSWERED_METHOD: answered}),
         grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: process}),
         grpc.method_handlers_generic_handler(accesslog.SERVICE, {accesslog.METHOD: take}),
@@ -236,17 +243,25 @@ async def announce(server: Server, snapshot: Snapshot, ready_fd: int | None) -> 
     )
 
 
-async def run(server: Server, loaded: Loaded, serving: Serving, seen: Signature, stop: asyncio.Event) -> None:
+async def run(
+    server: Server, loaded: Loaded, serving: Serving, seen: Signature, stop: asyncio.Event, standing: Standing
+) -> None:
     """Reload edits of the YAML and watch the event loop until `stop`, then drain.
 
-    `seen` is the signature of the folder before its first load.
+    `seen` is the signature of the folder before its first load. `standing` is kept up to date.
     """
     router, telemetry = loaded.router, server.telemetry
     telemetry.shares = lambda: router.snapshot.policy.escalation_shares
+    telemetry.revision = router.snapshot.revision
+    telemetry.tiers = lambda: {tier.name: tier for tier in router.snapshot.policy.tiers}
+    telemetry.encoder = lambda: loaded.batcher.load
+    telemetry.know_keys(router.snapshot.policy.tiers)
+    assert server.files is not None
+    await server.files.start()
     reloading = asyncio.create_task(
         watch(
-            serving.intents, seen, lambda: router.snapshot, loaded.utterances, router.swap, telemetry.reloaded,
-            serving.gate,
+            serving.intents, seen, lambda: router.snapshot, loaded.utterances, router.swap, server.files.reloaded,
+            serving.gate, standing,
         )
     )  # fmt: skip
     watching = asyncio.create_task(watch_lag(telemetry.lagged))

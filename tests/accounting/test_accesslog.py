@@ -7,7 +7,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from extproc.accounting.accesslog import read_outcomes
-from extproc.accounting.outcome import Ending, Outcome, Rejection
+from extproc.accounting.outcome import Ending, Outcome, Rejection, TierError, Unjudged
 from extproc.api.observation import Usage
 from extproc.contract.names import Namespace
 from extproc.pb import access_log_pb2 as pb
@@ -24,7 +24,8 @@ COMMON = {
 }
 PLAIN = Outcome(
     time=1767323045.5, api="chat", ending=Ending.ACCEPTED, status=200, attempts=1, reason="matched", cohort="faq",
-    tier="small", revision="r1", mode="enforce", duration_s=1.5, first_byte_s=0.25,
+    tier="small", revision="r1", mode="enforce", duration_s=1.5, first_byte_s=0.25, unjudged=Unjudged.NO_RULE,
+    decision='{"cohort":"faq","mode":"enforce","reason":"matched","revision":"r1","tier":"small"}',
 )  # fmt: skip
 
 
@@ -81,6 +82,44 @@ def test_the_course_of_the_conversation_and_a_refused_key_are_kept() -> None:
     assert (outcome.conversation, outcome.key_refused) == ("kept_cache", "large")
 
 
+@pytest.mark.parametrize(
+    ("decision", "cohort", "unjudged"),
+    [
+        ({}, "faq", "no_rule"),
+        ({"judge": {"small": "body"}}, "faq", "lost"),
+        ({"judge": {"tiny": "body"}}, "faq", "last_rung"),
+        ({"counted_as": "faq", "reason": "capability"}, "faq", "no_rule"),
+        ({"counted_as": "out_of_scope", "reason": "out_of_scope"}, "out_of_scope", "no_cohort"),
+        ({"counted_as": "out_of_scope", "reason": "capability"}, "out_of_scope", "no_cohort"),
+        ({"cohort": None, "counted_as": "pinned", "reason": "pinned"}, "pinned", "no_cohort"),
+        ({"cohort": None, "reason": "passthrough"}, "passthrough", "no_cohort"),  # of an older router
+    ],
+)
+def test_the_cohort_and_why_no_rule_looked_at_the_answer(
+    decision: dict[str, Any], cohort: str, unjudged: str
+) -> None:
+    outcome = read(decision=DECISION | decision)
+    assert (outcome.cohort, outcome.unjudged) == (cohort, unjudged)
+
+
+def test_the_model_the_stream_and_the_trace_are_kept() -> None:
+    usage = envoys(3, 2)
+    usage.model = "qwen3-8b"
+    tags = {"tier": "small", "traceparent": "00-a-b-01"}
+    outcome = read(usage=usage, decision=DECISION | {"stream": True}, customTags=tags)
+    assert (outcome.model, outcome.stream, outcome.traceparent) == ("qwen3-8b", True, "00-a-b-01")
+
+
+def test_errors_of_attempts_have_their_tier_and_status() -> None:
+    """Envoy notes the status of each error. The first and the last attempt's tier is known without an answer."""
+    noted = {"failed1": "small 401", "failed2": "medium 529", "failed": "x 500", "failed3": "no status"}
+    outcome = read(noted, status=529, upstreamRequestAttemptCount=2)
+    assert outcome.errors == (TierError("small", 401), TierError("medium", 529))
+    outcome = read({}, status=503, upstreamRequestAttemptCount=3, customTags={"tier": "large"})
+    assert outcome.errors == (TierError("small", 0), TierError("large", 0))
+    assert read({"1": {"verdict": "escalate"}}, upstreamRequestAttemptCount=2).errors == ()
+
+
 def test_without_a_decision_a_cluster_without_hosts_refused_it() -> None:
     """Envoy refused the request, because `only` excludes the default tier."""
     outcome = read(status=503, decision=None, responseFlags={"noHealthyUpstream": True}, customTags={})
@@ -90,7 +129,7 @@ def test_without_a_decision_a_cluster_without_hosts_refused_it() -> None:
 def test_without_a_decision_it_failed_open() -> None:
     """Envoy continued without the router, and the default tier served."""
     outcome = read(decision=None, customTags={"tier": "large"})
-    assert (outcome.reason, outcome.cohort, outcome.tier) == ("fail_open", None, "large")
+    assert (outcome.reason, outcome.cohort, outcome.tier) == ("fail_open", "fail_open", "large")
 
 
 def test_a_request_without_an_attempt_did_not_fail_open() -> None:
@@ -187,11 +226,11 @@ def test_a_request_id_that_could_hold_words_is_not_kept(sent: str, kept: str | N
 def test_a_count_that_is_not_a_finite_number_is_unknown(number: float) -> None:
     """Another filter may have written it. The other values of the ledger metadata are still read."""
     judged = {"principal": "p", "1": {"verdict": "accept", "tier": "small", "input": number, "output": 3.0}}
-    expected = msgspec.structs.replace(PLAIN, principal="p", judged=True)
+    expected = msgspec.structs.replace(PLAIN, principal="p", judged=True, unjudged=None)
     assert read(judged) == expected
 
 
 def test_values_of_an_unexpected_type_are_as_if_absent() -> None:
     """A list, a null and a nested object say nothing about the exchange."""
     odd: dict[str, Any] = {"principal": ["p"], "session": None, "1": {"verdict": {"a": "b"}}, "2": "accept"}
-    assert read(odd) == msgspec.structs.replace(PLAIN, judged=True)
+    assert read(odd) == msgspec.structs.replace(PLAIN, judged=True, unjudged=None)

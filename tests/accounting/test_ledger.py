@@ -33,6 +33,7 @@ CLIMBED = outcome(
     1e9, attempts=2, tier="large", cohort="faq", judged=False, usage=Usage(10, 4, 3), usage_from="envoy",
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
     mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5", conversation="moved",
+    unjudged="no_rule", decision='{"cohort":"faq"}',
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -77,6 +78,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "principal": "p", "session": "s", "revision": "r1", "mode": "enforce", "duration_s": 1.5,
             "first_byte_s": 0.5, "input": 10, "output": 4, "cached": 3, "usage_from": "envoy", "cost": 0.5,
             "default_cost": 0.5, "request": "5-5", "conversation": "moved",
+            "unjudged": "no_rule", "decision": '{"cohort":"faq"}',
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
@@ -248,7 +250,7 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(OSError, match="has ledger version 9, but version 3 is needed: move the file away"):
+    with pytest.raises(OSError, match="has ledger version 9, but version 4 is needed: move the file away"):
         Store(path, 30).open()
     with pytest.raises(OSError, match=r"no ledger at .*none: `extproc serve --ledger .*none` creates one"):
         connect(tmp_path / "none")
@@ -264,7 +266,8 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     store.add([(CLIMBED, COST)])
     store.close()
     older = sqlite3.connect(path)
-    older.execute("ALTER TABLE outcomes DROP COLUMN conversation")
+    for column in ("conversation", "unjudged", "decision"):
+        older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     older.execute("PRAGMA user_version = 2")
     older.commit()
     older.close()

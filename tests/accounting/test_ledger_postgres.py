@@ -238,7 +238,10 @@ def test_a_table_of_another_program_is_left_alone(postgres: Postgres) -> None:
 def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) -> None:
     """Its rows stay. A reader may come first, and several routers may migrate it."""
     Store(postgres.url, 1e6).add(outcomes())
-    postgres.do("ALTER TABLE outcomes DROP COLUMN conversation; COMMENT ON TABLE outcomes IS 'extproc ledger 2'")
+    postgres.do(
+        "ALTER TABLE outcomes DROP COLUMN conversation, DROP COLUMN unjudged, DROP COLUMN decision; "
+        "COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
+    )
     assert read_report(postgres.url, 3600).total.requests == 3
     threads = [threading.Thread(target=Store(postgres.url, 1e6).open) for _ in range(3)]
     for thread in threads:

@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
+from extproc.accounting.export import export
 from extproc.accounting.headlines import report_headlines
-from extproc.accounting.outcome import Cost, Outcome, Rejection
+from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
 from extproc.accounting.render import html_of, text_of
 from extproc.accounting.report import CohortLine, read_report, seconds_of
 from extproc.accounting.store import Store
@@ -16,7 +18,7 @@ from extproc.api.observation import Usage
 HOUR_S = 3600.0
 CLIMBED = {
     "attempts": 2, "tier": "large", "usage": Usage(100, 10),
-    "rejections": (Rejection(1, "small", "refusal", Usage(90, 5)),),
+    "rejections": (Rejection(1, "small", "refusal", Usage(90, 5)),), "unjudged": "last_rung",
 }  # fmt: skip
 ROWS: tuple[tuple[dict[str, Any], Cost], ...] = (
     ({"judged": True, "usage": Usage(100, 20, 50), "first_byte_s": 1.0}, Cost(0.01, (), 0.10)),
@@ -25,8 +27,12 @@ ROWS: tuple[tuple[dict[str, Any], Cost], ...] = (
     ({"judged": True, "ending": "human", "status": 422, "usage": Usage(10, 3)}, Cost(0.01, (), None)),
     ({"ending": "cancelled"}, Cost(None, (), None)),
     ({"ending": "failed", "status": 503, "attempts": 3}, Cost(None, (), None)),
-    ({"cohort": None, "reason": "fail_open", "tier": "large"}, Cost(None, (), None)),
-    ({"cohort": "code", "reason": "out_of_scope", "tier": "large", "usage": Usage(5, 5)}, Cost(0.03, (), 0.03)),
+    (
+        {"cohort": "fail_open", "reason": "fail_open", "tier": "large", "unjudged": "no_cohort"},
+        Cost(None, (), None),
+    ),
+    # As ledger version 3 had it: the cohort is the nearest one.
+    ({"cohort": "faq", "reason": "out_of_scope", "tier": "large", "usage": Usage(5, 5)}, Cost(0.03, (), 0.03)),
 )
 
 
@@ -69,7 +75,42 @@ def test_a_cohorts_line_is_the_sum_of_its_rows(ledger: Path) -> None:
         name="faq", requests=6, attempts=9, failed_attempts=2, accepted=2, judged=1, degraded=1, human=1, failed=1,
         cancelled=1, escalated=1, fallback=0, input=310, output=40, cached=50, cost=0.10, cascade_cost=0.02,
         cost_per_accepted=0.05, saving=0.15, unknown=1, first_byte_s=(2.0, 2.9), escalations={"refusal": 1},
+        unjudged={"last_rung": 1},
     )  # fmt: skip
+
+
+NO_COHORT_ROWS: tuple[tuple[str | None, str], ...] = (
+    ("faq", "matched"),
+    ("faq", "capability"),  # a trusted match, raised
+    ("out_of_scope", "out_of_scope"),
+    ("out_of_scope", "capability"),  # raised for another reason than its text
+    ("pinned", "pinned"),
+    ("no_text", "bound"),
+    ("background", "background"),
+    ("out_of_scope", "rule"),
+    ("fail_open", "fail_open"),
+    # As ledger version 3 had them.
+    ("faq", "ambiguous"),
+    (None, "passthrough"),
+)
+
+
+def test_requests_of_no_cohort_have_lines_of_their_own(tmp_path: Path) -> None:
+    """Their cost is not in the line of the nearest cohort, and the lines add up to the total."""
+    store = Store(tmp_path / "ledger.sqlite", 30)
+    store.add([
+        (Outcome(time.time(), "chat", Ending.ACCEPTED, 200, 1, reason, cohort=cohort), Cost(1.0, (), 1.0))
+        for cohort, reason in NO_COHORT_ROWS
+    ])  # fmt: skip
+    store.close()
+    report = read_report(tmp_path / "ledger.sqlite", HOUR_S)
+    assert {line.name: line.cost for line in report.groups} == {
+        "faq": 2.0, "out_of_scope": 3.0, "pinned": 1.0, "no_text": 1.0, "background": 1.0, "fail_open": 1.0,
+        "ambiguous": 1.0, "passthrough": 1.0,
+    }  # fmt: skip
+    assert sum(line.cost for line in report.groups) == report.total.cost
+    intents = [msgspec.json.decode(line)["intent"] for line in export(tmp_path / "ledger.sqlite", HOUR_S)]
+    assert intents == ["faq", "faq", *[None] * 9]
 
 
 def test_fallbacks_are_counted_by_reason(ledger: Path) -> None:
@@ -127,7 +168,11 @@ def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
         "cohort requests attempts accepted (judged) degraded failed cancelled escalated fallback first byte s (p95)"
     )
     assert faq == "faq 6 9 2 (1) 2 1 1 1 0 2.00 (2.90)"
-    assert "faq escalated: refusal 1\n- fell back: fail_open 1\ncode fell back: out_of_scope 1\n" in text
+    assert (
+        "faq escalated: refusal 1\nfaq was not judged: last_rung 1\n"
+        "fail_open fell back: fail_open 1\nfail_open was not judged: no_cohort 1\n"
+        "out_of_scope fell back: out_of_scope 1\nout_of_scope was not judged: unknown 1\n"
+    ) in text
     report.groups[0].name = "<faq>"
     assert "<td>&lt;faq&gt;</td><td>6</td><td>9</td>" in html_of(report)
 

@@ -159,6 +159,10 @@ MISTAKES = {
     "intent_name": [
         "billing.yaml:1: `bills and such` is sent in headers: use only letters, digits, '.', '_' and '-'"
     ],
+    "word_as_intent": [
+        "billing.yaml:1: an intent cannot have the name `out_of_scope`: reports and metrics use this word for "
+        "requests that belong to no intent. Give it another name"
+    ],
     "background": [
         "_background.yaml:3: text `why is my invoice higher this month` is also an utterance in billing.yaml: "
         "remove one of them",

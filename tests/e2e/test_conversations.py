@@ -64,7 +64,7 @@ def test_requests_about_a_response_go_to_the_tier_that_made_it(stack: Stack) -> 
         assert (answer.status, arrived(stack).tier, arrived(stack).path) == (
             200, "frontier", f"/v1/responses/{made}{path}"
         )  # fmt: skip
-        assert answer.said == {"x-router-tier": "frontier", "x-router-reason": "bound"}
+        assert answer.said == {"x-router-cohort": "bound", "x-router-tier": "frontier", "x-router-reason": "bound"}
     for written in (f"/responses/{made}?a=b", f"/openai/v1/responses/{made}/?a=b"):
         assert about(stack, "GET", written, "a").said["x-router-tier"] == "frontier"
         assert arrived(stack).path == f"/v1/responses/{made}?a=b"
@@ -84,7 +84,7 @@ def test_a_side_path_follows_the_state_of_its_maker(stack: Stack, path: str) -> 
     for bound in ({"previous_response_id": response_id(made), "input": "x"}, {"input": items}):
         for key, tier in (("side", "frontier"), ("stranger", "large")):
             answer = post(stack, path, {"model": "auto"} | bound, key, **session)
-            assert answer.said == {"x-router-tier": tier, "x-router-reason": "bound"}
+            assert answer.said == {"x-router-cohort": "bound", "x-router-tier": tier, "x-router-reason": "bound"}
             received = arrived(stack)
             assert (received.tier, received.path) == (tier, path)
             assert msgspec.json.decode(received.body) == {"model": MODELS[tier]} | bound

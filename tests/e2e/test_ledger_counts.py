@@ -218,7 +218,7 @@ def test_costs_are_the_servers_tokens_at_the_tiers_prices(stack: Stack, mix: Mix
 def test_cohorts_and_principals_have_lines_of_their_own(stack: Stack, mix: Mix) -> None:
     cohorts = {line.name: line for line in mix.report().groups}
     assert cohorts["extraction"].requests == mix.asked["judged"] + mix.asked["climbs"]
-    assert cohorts["-"].requests == mix.asked["error"]  # passed through, so without a cohort
+    assert cohorts["passthrough"].requests == mix.asked["error"]
     assert [line.name for line in mix.report("principal").groups] == ["anonymous"]
     sums = Counter[str]()
     for line in cohorts.values():

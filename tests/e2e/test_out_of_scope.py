@@ -38,7 +38,9 @@ def guessing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def test_a_prompt_of_no_intent_gets_the_default_tier_and_no_cap(guessing: Stack, prompt: str) -> None:
     """Only the model's name changes on its way to the upstream."""
     answer = ask(guessing.port, prompt)
-    assert (answer.headers["x-router-tier"], answer.headers["x-router-reason"]) == ("large", "out_of_scope")
+    assert answer.said == {
+        "x-router-cohort": "out_of_scope", "x-router-tier": "large", "x-router-reason": "out_of_scope",
+    }  # fmt: skip
     assert arrived(guessing).tier == "large"
     assert msgspec.json.decode(arrived(guessing).body) == body_of(CHAT, prompt) | {"model": MODELS["large"]}
 

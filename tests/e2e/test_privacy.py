@@ -15,7 +15,7 @@ from bench.collector import Collector, attributes
 from extproc.api.request import parse_request
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
-from extproc.serving.telemetry import genai_attributes
+from extproc.serving.genai import request_attributes
 from tests.e2e.traffic import CHAT, EXTRACT, MESSAGES, MODELS, PROVE, ask, body_of, eventually, send
 
 _MARK, _SECRET = "zanzibarquokka7391", "sk-hushhush-55aa"
@@ -76,13 +76,13 @@ def test_a_span_tells_what_was_asked_for_by_the_genai_conventions() -> None:
     asked = {"model": "auto", "max_tokens": 9, "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     request = parse_request(MESSAGES, msgspec.json.encode(asked))
     assert request is not None
-    told = genai_attributes(request)
+    told = request_attributes(request)
     assert told == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "anthropic", "gen_ai.request.model": "auto",
         "gen_ai.request.max_tokens": 9, "gen_ai.request.stream": True,
     }  # fmt: skip
     strict = parse_request(CHAT, msgspec.json.encode(asked | {"response_format": {"type": "json_object"}}))
-    assert strict is not None and genai_attributes(strict)["gen_ai.output.type"] == "json"
+    assert strict is not None and request_attributes(strict)["gen_ai.output.type"] == "json"
     assert {*told, "gen_ai.output.type"} <= {
         value for name, value in vars(gen_ai_attributes).items() if name.isupper()
     }
@@ -140,6 +140,14 @@ def test_metrics_count_decisions_and_time_stages(traced: tuple[Stack, Collector]
     assert {"read", "embed", "match", "write"} <= {attributes(point)["stage"] for point in stages}
     revisions = {attributes(point)["revision"] for point in collector.points("semantic_router.revision")}
     assert {len(revision) for revision in revisions} == {12}
+
+
+def test_an_error_of_a_tier_is_counted_with_its_status(traced: tuple[Stack, Collector]) -> None:
+    """Envoy notes it for each attempt, and the access log brings it."""
+    stack, collector = traced
+    assert ask(stack.port, PROVE, model="nobody's").status == 404
+    errors = eventually(lambda: collector.points("semantic_router.tier.errors"), "the error is counted")
+    assert {"tier": "large", "status": "404"} in [attributes(point) for point in errors]
 
 
 @pytest.mark.parametrize(("metric", "label"), [("decisions", "cohort"), ("stage.duration", "stage")])

@@ -115,7 +115,7 @@ def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Sta
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
-    assert answer.said == {"x-router-tier": "large", "x-router-reason": "no_text"}
+    assert answer.said == {"x-router-cohort": "no_text", "x-router-tier": "large", "x-router-reason": "no_text"}
     assert (answer.status, numberless(answer.body)) == _as_without_us(stack, received.body)
 
 
@@ -134,7 +134,11 @@ def _assert_unreadable(stack: Stack, path: str, body: bytes, expected: bytes) ->
     answer = send(stack.port, path, body)
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", expected)
-    assert answer.said == {"x-router-tier": "large", "x-router-reason": "unreadable"}
+    assert answer.said == {
+        "x-router-cohort": "unreadable",
+        "x-router-tier": "large",
+        "x-router-reason": "unreadable",
+    }
     assert (answer.status, numberless(answer.body)) == _as_without_us(stack, expected, path)
 
 
@@ -157,7 +161,11 @@ def test_models_that_are_not_ours_to_replace_pass_untouched(stack: Stack, body: 
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", body)
-    assert answer.said == {"x-router-tier": "large", "x-router-reason": "passthrough"}
+    assert answer.said == {
+        "x-router-cohort": "passthrough",
+        "x-router-tier": "large",
+        "x-router-reason": "passthrough",
+    }
     assert "x-evil" not in received.headers
     assert (answer.status, numberless(answer.body)) == _as_without_us(stack, body)
 
@@ -179,7 +187,7 @@ def test_a_tiers_own_model_is_pinned_to_it(stack: Stack, tier: str, model: str) 
     answer = send(stack.port, CHAT, body)
     received = arrived(stack)
     assert (answer.status, received.tier, received.body) == (200, tier, body)
-    assert answer.said == {"x-router-tier": tier, "x-router-reason": "pinned"}
+    assert answer.said == {"x-router-cohort": "pinned", "x-router-tier": tier, "x-router-reason": "pinned"}
 
 
 _WORDLESS = {
@@ -201,7 +209,7 @@ def test_without_words_the_default_tier_serves(stack: Stack, body: bytes) -> Non
     received = arrived(stack)
     assert (answer.status, received.tier) == (200, "large")
     assert received.body == body.replace(b'"auto"', b'"qwen3-32b"')
-    assert answer.said == {"x-router-tier": "large", "x-router-reason": "no_text"}
+    assert answer.said == {"x-router-cohort": "no_text", "x-router-tier": "large", "x-router-reason": "no_text"}
 
 
 _ODD_BUT_ROUTED = {

@@ -37,7 +37,10 @@ PROVED = {"x-router-cohort": "math_reasoning", "x-router-tier": "large", "x-rout
 JUDGED = {"x-router-cohort": "compliance", "x-router-tier": "frontier", "x-router-reason": "matched"}
 FAILED_OPEN = {"x-router-tier": "large", "x-router-reason": "fail_open"}
 # All headers of the contract, if the router answers.
-REFUSED = {"x-router-reason": "bad_request", "x-router-attempts": "0", "x-router-escalations": "0"}
+REFUSED = {
+    "x-router-cohort": "bad_request", "x-router-reason": "bad_request", "x-router-attempts": "0",
+    "x-router-escalations": "0",
+}  # fmt: skip
 # In addition, if the first attempt served.
 AT_ONCE = {"x-router-attempts": "1", "x-router-escalations": "0"}
 

@@ -308,3 +308,22 @@ def test_the_real_encoder_through_a_batcher(encoder):
     vectors = asyncio.run(scenario())
     batcher.close()
     assert np.allclose(np.vstack(vectors), encoder.encode(texts), atol=1e-5)
+
+
+def test_the_load_of_the_encoder_is_counted(gated, batcher):
+    """Waiting texts, working time, and how many texts were cached, encoded or too late."""
+
+    async def scenario() -> None:
+        first = await busy(batcher, gated)
+        (second,) = await waiting(batcher, "second")
+        assert batcher.load.queue == 1
+        gated.gate.set()
+        await asyncio.gather(first, second)
+        await batcher.embed("first", LONG_S)
+        with pytest.raises(EncoderError):
+            await batcher.embed("bad", LONG_S)
+        load = batcher.load
+        assert (load.queue, load.cached, load.encoded, load.late) == (0, 1, 2, 1)
+        assert load.busy_s > 0
+
+    run(scenario())

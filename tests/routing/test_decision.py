@@ -82,7 +82,7 @@ def test_a_request_near_to_no_cohort_falls_back():
     """The settings of the nearest cohort do not apply, but the decision still names it."""
     decision = decide(POLICY, signals(), NOWHERE, {})
     assert msgspec.structs.replace(decision, ladder=()) == Decision(
-        LARGE, Reason.OUT_OF_SCOPE, cohort=FAQ, match=NOWHERE
+        LARGE, Reason.OUT_OF_SCOPE, cohort=FAQ, unmatched=Reason.OUT_OF_SCOPE, match=NOWHERE
     )
 
 
@@ -91,7 +91,7 @@ def test_an_ambiguous_match_falls_back():
     match = between("faq", "code")
     decision = decide(POLICY, signals(), match, {})
     assert msgspec.structs.replace(decision, ladder=()) == Decision(
-        LARGE, Reason.AMBIGUOUS, cohort=FAQ, match=match
+        LARGE, Reason.AMBIGUOUS, cohort=FAQ, unmatched=Reason.AMBIGUOUS, match=match
     )
 
 
@@ -115,7 +115,7 @@ def test_floor_and_margin_are_the_lowest_trusted_values(similarity, margin, reas
 def test_without_a_match_the_failure_is_the_reason(failure):
     """The default tier serves."""
     decision = decide(POLICY, signals(), None, {}, failure)
-    assert msgspec.structs.replace(decision, ladder=()) == Decision(LARGE, failure)
+    assert msgspec.structs.replace(decision, ladder=()) == Decision(LARGE, failure, unmatched=failure)
 
 
 def test_a_single_cohort_has_no_runner_up():

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from unittest import mock
@@ -13,13 +14,18 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from extproc.accounting.outcome import Priced
+from extproc.config import reload as reload_module
+from extproc.config.last_good import kept_folder
 from extproc.config.load import ConfigError, load_config
 from extproc.encoder.batcher import Batcher
 from extproc.encoder.features import FeatureEncoder
+from extproc.envoy.bootstrap import sample_of
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.serving import server as serving_module
 from extproc.serving import wire
-from extproc.serving.server import Server, Serving, announce, build, drain, load, read_config, serve, stop_event
+from extproc.serving.files import ask_status, read_config
+from extproc.serving.health import refuses_files, serves
+from extproc.serving.server import Server, Serving, announce, build, drain, load, serve, stop_event
 from tests.conftest import WordEncoder
 
 STATUS = health_pb2.HealthCheckResponse
@@ -67,7 +73,8 @@ def word_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def serving(tmp_path: Path) -> Serving:
+def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serving:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     intents = tmp_path / "intents"
     intents.mkdir()
     (intents / "policy.yaml").write_text(POLICY)
@@ -203,6 +210,76 @@ def test_a_mistake_in_the_yaml_is_raised_before_the_port_opens(serving: Serving)
     assert not Path(serving.listen.removeprefix("unix://")).exists()
 
 
+# A mistake in the text, and one that only the encoder shows.
+MISTAKES = {"smal": ("tier: small", "tier: smal"), "floor": ("floor: 0.05", "floor: 0.99")}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_at_the_start_serves_the_last_good_files(
+    serving: Serving, mistake: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Log, health and status say so, until the files are mended. Then status says what Envoy lacks."""
+    monkeypatch.setattr(reload_module, "_INTERVAL_S", 0.01)
+    with_envoy = Serving(serving.intents, serving.listen, rendered=sample_of)
+    billing, policy = serving.intents / "billing.yaml", serving.intents / "policy.yaml"
+    revision = load_config(serving.intents).revision
+
+    async def lived(steps: Callable[[], None]) -> None:
+        running = asyncio.create_task(serve(with_envoy))
+        await until(lambda: serves(serving.listen), running)
+        await asyncio.to_thread(steps)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+
+    def first() -> None:
+        eventually(lambda: kept_folder(serving.intents) is not None)
+        assert not refuses_files(serving.listen)
+        status = ask_status(serving.listen)
+        assert (status.revision, status.refusal, status.lacks) == (revision, None, [])
+
+    def second() -> None:
+        assert refuses_files(serving.listen)
+        status = ask_status(serving.listen)
+        assert (status.revision, status.last_good) == (revision, True)
+        assert status.refusal is not None and "billing.yaml:" in status.refusal.message
+        billing.write_text(INTENT)
+        eventually(lambda: not refuses_files(serving.listen))
+        policy.write_text(POLICY.replace(":1", ":9"))
+        eventually(lambda: ask_status(serving.listen).revision != revision)
+        eventually(lambda: ask_status(serving.listen).lacks != [])
+        status = ask_status(serving.listen)
+        assert (status.last_good, status.refusal, status.rendered_from) == (False, None, revision)
+        assert status.lacks == ["policy.yaml:7 url: small.url http://127.0.0.1:1 -> http://127.0.0.1:9"]
+
+    asyncio.run(lived(first))
+    billing.write_text(INTENT.replace(*MISTAKES[mistake]))
+    with caplog.at_level(logging.INFO, "extproc"):
+        asyncio.run(lived(second))
+    assert f"are refused, so the last good revision {revision} serves:\nbilling.yaml:" in caplog.text
+    assert (
+        "changes: small.url http://127.0.0.1:1 -> http://127.0.0.1:9; needs Envoy: policy.yaml:7 url" in caplog.text
+    )
+
+
+async def until(true: Callable[[], bool], running: "asyncio.Task[None]") -> None:
+    """Wait in a thread until `true`. Raises the error of the server if it ends before."""
+    for _ in range(600):
+        if running.done():
+            running.result()
+        if await asyncio.to_thread(true):
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError("it did not become true")
+
+
+def eventually(true: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not become true")
+
+
 def test_with_a_gate_the_first_configuration_is_a_copy(serving: Serving, tmp_path: Path) -> None:
     """The gate compares a reload with the copy. An edit in between does not change it."""
     copy = tmp_path / "copy"
@@ -213,7 +290,7 @@ def test_with_a_gate_the_first_configuration_is_a_copy(serving: Serving, tmp_pat
         return copy
 
     gate.copy.side_effect = copied
-    config = read_config(Serving(serving.intents, serving.listen, gate=gate))
+    config = read_config(serving.intents, gate)
     assert [intent.intent for intent in config.intents] == ["billing"]
     assert gate.mock_calls == [mock.call.copy(serving.intents), mock.call.serves(copy)]
 

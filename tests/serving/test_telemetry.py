@@ -4,29 +4,46 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Histogram, InMemoryMetricReader, Sum
 from opentelemetry.sdk.metrics.export import Metric as Exported
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
+from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection, TierError
 from extproc.api.observation import Usage
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, Reason, VerdictWord
 from extproc.serving.metrics import METRICS, Metric
 from extproc.serving.telemetry import Telemetry
+from extproc.settings import Price, Tier, TierKey
 
 USAGE = Usage(input=3, output=2, cached=1)
 OUTCOME = Outcome(
     time=0, api="chat", ending=Ending.ACCEPTED, status=200, attempts=3, reason=Reason.MATCHED, cohort="billing",
     tier="large", rejections=(Rejection(1, "small", "refusal", USAGE), Rejection(2, "small", "refusal")),
-    usage=USAGE, first_byte_s=0.1, key_refused="large",
+    usage=USAGE, first_byte_s=0.1, key_refused="large", model="large-2026", stream=True, duration_s=1.0,
+    errors=(TierError("small", 503), TierError("medium", 0)),
 )  # fmt: skip
 DECISION = DecisionRecord(
     cluster="small", tier="small", reason=Reason.MATCHED, reasoning="off", revision="abc", mode="enforce",
     cohort="billing",
 )  # fmt: skip
+
+
+PRICE = Price(input=1, output=2)
+TIERS = {"large": Tier("large", "large-1", "http://large", 8000, PRICE, key=TierKey("key"))}
+UNSENT = Outcome(
+    time=0, api="chat", ending=Ending.FAILED, status=400, attempts=0, reason=Reason.BAD_REQUEST, duration_s=0.1
+)
+GENAI = {
+    "gen_ai.operation.name": "chat", "gen_ai.provider.name": "openai", "gen_ai.request.model": "large-1",
+    "gen_ai.response.model": "large-2026",
+}  # fmt: skip
 
 
 class Collected:
@@ -64,11 +81,15 @@ def collected() -> Iterator[Collected]:
 def record_everything(telemetry: Telemetry) -> None:
     """Report every kind of event, each with everything that it may have."""
     telemetry.shares = lambda: {"billing": 0.35}
+    telemetry.tiers = lambda: TIERS
     telemetry.decided({}, DECISION, {"read": 0.001}, None)
     telemetry.ruled({}, "billing", 1, VerdictWord.DEGRADED, "refusal", Bound.LAST_RUNG, ["judge"])
     telemetry.failed({}, ValueError())
     telemetry.reloaded("invalid", "abc")
     telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0))
+    telemetry.ended(
+        msgspec.structs.replace(OUTCOME, ending=Ending.FAILED, status=503), Cost(None, (None, None), None)
+    )
     telemetry.lost(1)
     telemetry.lagged(0.1)
 
@@ -98,7 +119,7 @@ def test_every_metric_is_exported_as_defined(collected: Collected) -> None:
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_definition_is_complete(metric: Metric) -> None:
     """The description is one phrase without a full stop, and only histograms have buckets, in rising order."""
-    assert metric.name.startswith("semantic_router.")
+    assert metric.name.startswith(("semantic_router.", "gen_ai.client."))
     assert metric.description[0] in "1ABCDEFGHIJKLMNOPQRSTUVWXYZ" and not metric.description.endswith(".")
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
@@ -118,6 +139,63 @@ def test_counters_that_an_alert_watches_start_at_zero(collected: Collected) -> N
 def test_a_refused_key_is_counted_under_its_tier(collected: Collected) -> None:
     collected.telemetry.ended(OUTCOME, Cost(1.0, (0.5, None), 2.0))
     assert collected.series("semantic_router.keys.refused") == {frozenset({("tier", "large")}): 1}
+
+
+def test_the_errors_of_a_tier_are_counted_by_status(collected: Collected) -> None:
+    collected.telemetry.ended(OUTCOME, Cost(1.0, (0.5, None), 2.0))
+    assert collected.series("semantic_router.tier.errors") == {
+        frozenset({("tier", "small"), ("status", "503")}): 1,
+        frozenset({("tier", "medium"), ("status", "no_answer")}): 1,
+    }
+
+
+def test_a_tier_with_a_key_counts_refusals_from_zero(collected: Collected) -> None:
+    collected.telemetry.know_keys(TIERS.values())
+    assert collected.series("semantic_router.keys.refused") == {frozenset({("tier", "large")}): 0}
+
+
+def test_an_exchange_has_the_metrics_of_the_genai_conventions(collected: Collected) -> None:
+    """The duration of a failure has its status. Only streams have a first chunk."""
+    telemetry = collected.telemetry
+    telemetry.tiers = lambda: TIERS
+    failed = msgspec.structs.replace(OUTCOME, ending=Ending.FAILED, status=503, usage=None, model=None)
+    for outcome in (OUTCOME, failed, msgspec.structs.replace(OUTCOME, stream=False, usage=None), UNSENT):
+        telemetry.ended(outcome, Cost(None, (None,) * len(outcome.rejections), None))
+    points: dict[str, Any] = {name: metric.data.data_points for name, metric in collected.metrics().items()}
+    unnamed = {name: value for name, value in GENAI.items() if name != "gen_ai.response.model"}
+
+    def counts(name: str) -> list[tuple[dict[str, Any], int, float]]:
+        return [(dict(point.attributes), point.count, point.sum) for point in points[name]]
+
+    assert counts("gen_ai.client.operation.duration") == [
+        (GENAI, 2, 2.0), (unnamed | {"error.type": "503"}, 1, 1.0)
+    ]  # fmt: skip
+    assert counts("gen_ai.client.operation.time_to_first_chunk") == [(GENAI, 1, 0.1)]
+    assert counts("gen_ai.client.token.usage") == [
+        (GENAI | {"gen_ai.token.type": kind}, 1, count) for kind, count in (("input", 3), ("output", 2))
+    ]
+
+
+def test_an_exchange_is_a_client_span_below_the_one_of_envoy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the usage, and the times of the exchange. Without a trace there is no span."""
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    telemetry = Telemetry("abc")
+    telemetry.tiers = lambda: TIERS
+    telemetry.ended(OUTCOME, Cost(1.0, (0.5, None), 2.0))
+    traced = msgspec.structs.replace(OUTCOME, time=1.0, traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+    telemetry.ended(traced, Cost(1.0, (0.5, None), 2.0))
+    [span] = spans.get_finished_spans()
+    assert (span.name, span.kind) == ("chat large-1", trace.SpanKind.CLIENT)
+    assert span.parent is not None and f"{span.parent.span_id:016x}" == "b" * 16
+    assert (span.start_time, span.end_time) == (10**9, 2 * 10**9)
+    assert dict(span.attributes or {}) == GENAI | {
+        "gen_ai.usage.input_tokens": 3, "gen_ai.usage.output_tokens": 2,
+        "gen_ai.usage.cache_read.input_tokens": 1, "gen_ai.request.stream": True,
+        "gen_ai.response.time_to_first_chunk": 0.1, "semantic_router.tier": "large",
+    }  # fmt: skip
 
 
 def test_the_tokens_and_cost_of_rejected_answers_have_their_own_label(collected: Collected) -> None:

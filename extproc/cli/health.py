@@ -1,0 +1,85 @@
+"""The commands that ask a running router: `health` and `status`."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from extproc.cli.options import add_command, parse_server_address
+
+if TYPE_CHECKING:
+    from extproc.cli.options import Commands
+    from extproc.config.standing import Status
+
+
+def add_health_commands(commands: "Commands") -> None:
+    """Add both commands."""
+    health = add_command(
+        commands, "health", _health, "Ask a router whether it serves. The exit code is 0 if it does, and 1 if not."
+    )
+    health.add_argument(
+        "address",
+        type=parse_server_address,
+        nargs="?",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT|unix:///PATH",
+        help="address of the router, or of the health service of several workers (default: %(default)s)",
+    )
+    status = add_command(
+        commands, "status", _status,
+        "Show the revision that a router serves, against its files and Envoy. It says why the files are refused, "
+        "and what Envoy lacks. The exit code is 0 if the files serve and Envoy needs no update, and 1 if not.",
+    )  # fmt: skip
+    status.add_argument(
+        "address",
+        type=parse_server_address,
+        nargs="?",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT|unix:///PATH",
+        help="address of the router; of several workers, each has its own port (default: %(default)s)",
+    )
+
+
+def _health(args: argparse.Namespace) -> int:
+    from extproc.serving.health import refuses_files, serves
+
+    serving = serves(args.address)
+    older = serving and refuses_files(args.address)
+    note = f" an older revision, as its files are refused: see `extproc status {args.address}`" if older else ""
+    print(f"{args.address}: {'serving' if serving else 'not serving'}{note}")
+    return 0 if serving else 1
+
+
+def _status(args: argparse.Namespace) -> int:
+    from extproc.serving.files import ask_status
+
+    status = ask_status(args.address)
+    print("\n".join(status_lines(args.address, status)))
+    return 1 if status.refusal is not None or status.lacks else 0
+
+
+def status_lines(address: str, status: "Status") -> Iterator[str]:
+    """Yield what the router at `address` serves, against the files on disk and Envoy."""
+    yield f"{address} serves revision {status.revision} with {status.cohorts} cohorts, since {_when(status.since)}"
+    yield f"files     {_files(status)}"
+    if status.refusal is not None:
+        yield from (f"          {line}" for line in status.refusal.message.splitlines())
+    if status.lacks:
+        since = f"since revision {status.rendered_from}"
+        yield f"Envoy     lacks these changes {since}: run `extproc envoy` again and update Envoy"
+        yield from (f"          {change}" for change in status.lacks)
+    else:
+        yield f"Envoy     needs no update if it was rendered from revision {status.rendered_from}"
+    for line in status.stale:
+        yield f"stale     {line}"
+
+
+def _files(status: "Status") -> str:
+    if status.refusal is None:
+        return f"{status.folder} has the revision that serves"
+    kept = ", so the last good files serve, which were kept on disk" if status.last_good else ""
+    return f"{status.folder} is refused ({status.refusal.kind}) since {_when(status.refusal.time)}{kept}:"
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))

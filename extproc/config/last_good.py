@@ -1,0 +1,77 @@
+"""The last configuration that served, kept on disk. A start with a mistake in the files serves it instead.
+
+It is kept in `$XDG_STATE_HOME/envoy-semantic-router`, by default `~/.local/state/envoy-semantic-router`. Each
+folder of intents has its own place there.
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from extproc.config.load import Config, ConfigError, load_config, yaml_files
+from extproc.routing.centroid_file import CENTROIDS_FILE
+
+log = logging.getLogger(__name__)
+
+# Names the copy that is the last good one. Workers may write it at the same time, with the same content.
+_CURRENT = "current"
+
+
+def kept_folder(folder: Path) -> Path | None:
+    """Return the folder with the last good configuration of `folder`, or None if none is kept."""
+    try:
+        place = _place(folder)
+        kept = place / (place / _CURRENT).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return None
+    return kept if kept.is_dir() else None
+
+
+def keep(folder: Path, config: Config) -> None:
+    """Keep the files of `config`, which serves from `folder`. A failure is logged and has no other effect."""
+    try:
+        _keep(folder, config)
+    except OSError as error:
+        log.info("the last good configuration is not kept, so a start with a mistake in the files fails: %s", error)
+
+
+def _keep(folder: Path, config: Config) -> None:
+    place, kept = _place(folder), kept_folder(folder)
+    if kept is not None and kept.name == config.revision:
+        return
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    copy = Path(tempfile.mkdtemp(dir=place))
+    try:
+        for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(path, copy / path.name)
+        if not _is(copy, folder, config.revision):
+            return  # the folder was edited in the meantime, and the reload comes back here
+        with contextlib.suppress(OSError):  # another worker was faster
+            copy.rename(place / config.revision)
+        pointer = Path(tempfile.mkstemp(dir=place)[1])
+        pointer.write_text(config.revision, encoding="ascii")
+        pointer.replace(place / _CURRENT)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    if kept is not None:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _is(copy: Path, folder: Path, revision: str) -> bool:
+    try:
+        return load_config(copy, folder).revision == revision
+    except ConfigError:
+        return False
+
+
+def _place(folder: Path) -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    if state.startswith("~"):  # the user of a container may have none
+        raise OSError("there is no home directory: set XDG_STATE_HOME")
+    name = hashlib.sha256(os.path.abspath(folder).encode()).hexdigest()[:16]
+    return Path(state) / "envoy-semantic-router" / name

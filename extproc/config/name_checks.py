@@ -1,0 +1,12 @@
+"""Checks of the names of intents."""
+
+from collections.abc import Iterator
+
+from extproc.contract.words import NOT_A_COHORT
+
+
+def check_intent_name(name: str) -> Iterator[tuple[str, str]]:
+    """Yield the path and the text of the mistake, if there is one."""
+    if name in NOT_A_COHORT:
+        what = "reports and metrics use this word for requests that belong to no intent"
+        yield ".intent", f"an intent cannot have the name `{name}`: {what}. Give it another name"
