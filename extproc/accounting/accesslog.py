@@ -79,6 +79,8 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         session=ledger.session,
         conversation=decision.conversation or None,
         key_refused=ledger.key_refused,
+        chances=ledger.chances,
+        explored=ledger.explored,
         revision=decision.revision or None,
         mode=decision.mode or None,
         duration_s=_seconds(common, "duration"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from extproc.cli.options import (
     add_command,
     all_or_none,
+    explore_options,
     intents_option,
     limits_options,
     parse_address,
@@ -116,6 +117,7 @@ def _add_serve(commands: "Commands") -> None:
         "and refuse a reload that is worse (default: no comparison)",
     )
     limits_options(serve, "with --gate: ")
+    explore_options(serve)
 
 
 def _add_envoy(commands: "Commands") -> None:
@@ -198,6 +200,8 @@ def _serve(args: argparse.Namespace) -> int:
     from extproc.serving.workers import health_address, supervise, worker_addresses
 
     files = all_or_none(args, "tls_cert", "tls_key", "tls_client_ca")
+    if args.explore and args.ledger is None:
+        raise ValueError("--explore records the answers of second tiers in the ledger: give --ledger, too")
     if args.gate is not None:
         check_data(args.gate)
     job = Job(
@@ -210,6 +214,8 @@ def _serve(args: argparse.Namespace) -> int:
         max_quality_drop=args.max_quality_drop,
         max_cost_rise=args.max_cost_rise,
         workers=args.workers,
+        explore=args.explore,
+        explore_url=args.explore_url,
     )
     if args.workers == 1:
         return run_job(job)

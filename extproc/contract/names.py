@@ -93,6 +93,8 @@ class Key(StrEnum):
     PRINCIPAL = "principal"
     SESSION = "session"
     KEY_REFUSED = "key_refused"  # Envoy writes it
+    CHANCES = "chances"
+    EXPLORED = "explored"
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"

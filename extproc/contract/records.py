@@ -150,6 +150,8 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     principal: str | None = None
     session: str | None = None
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
+    chances: str | None = None  # JSON: tier -> chance that the router also asks it, off the path
+    explored: str | None = None  # x-request-id of that second request, if it was drawn
     attempts: dict[int, AttemptRecord] = {}
 
     def to_metadata(self) -> dict[str, Any]:
@@ -169,7 +171,7 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         return cls(**{key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}, attempts=attempts)
 
 
-_LEDGER_TEXTS = (Key.PRINCIPAL.value, Key.SESSION.value, Key.KEY_REFUSED.value)
+_LEDGER_TEXTS = tuple(key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED))
 
 
 class ConversationRecord(_Record, frozen=True, kw_only=True):

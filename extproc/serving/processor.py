@@ -14,6 +14,7 @@ from extproc.routing.exchange import RouterExchange
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.serving import wire
+from extproc.serving.explorer import Explorer
 from extproc.serving.telemetry import Telemetry
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
@@ -30,6 +31,7 @@ class ExternalProcessor:
     def __init__(self, telemetry: Telemetry) -> None:
         self.router: Router | None = None
         self.verifier: Verifier | None = None
+        self.explorer: Explorer | None = None  # None: no second tier is ever asked
         self.stopping = False  # the server is draining
         self._telemetry = telemetry
 
@@ -63,6 +65,14 @@ class ExternalProcessor:
             log.exception("an exchange failed: Envoy sends the request to the default tier")
             self._telemetry.failed(metadata, error)
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+        finally:
+            if isinstance(exchange, RouterExchange) and exchange.routed is not None:
+                self._explore(exchange.routed)
+
+    def _explore(self, routed: Routed) -> None:
+        """Ask the second tier that was drawn. The client's request has left the router."""
+        if self.explorer is not None and routed.draw is not None and routed.draw.second is not None:
+            self.explorer.start(routed, routed.draw.second)
 
     async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Take Envoy's message about the tier that answered. Envoy does not read the reply."""

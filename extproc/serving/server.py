@@ -26,6 +26,7 @@ from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
 from extproc.routing.conversations import Conversations
+from extproc.routing.exploration import Lottery
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
 from extproc.routing.redis_store import RedisStore
@@ -33,6 +34,7 @@ from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
+from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.processor import ExternalProcessor
@@ -58,6 +60,8 @@ class Serving(msgspec.Struct, frozen=True):
     tls: TlsFiles | None = None
     ledger: Store | None = None  # where outcomes are kept
     workers: int = 1  # processes that share the machine, including this one
+    explore: float = 0.0  # share of the requests that a second tier answers, too
+    explore_url: str = ""  # Envoy's, for these second requests
     gate: Gate | None = None  # every reload has to pass it
     # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
     ready_fd: int | None = None
@@ -96,6 +100,8 @@ async def serve(serving: Serving) -> None:
     server = await build(serving, config)
     store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
     loaded = await load(server.processor, config, serving.workers, store)
+    if serving.explore:
+        explore(server, loaded.router, serving)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
     await run(server, loaded, serving, seen, stop)
 
@@ -221,6 +227,15 @@ async def load(
     return Loaded(router, batcher, utterances)
 
 
+def explore(server: Server, router: Router, serving: Serving) -> None:
+    """Ask a second tier on a share of the requests from now on."""
+    assert server.processor.verifier is not None, "it is set with the router"
+    rules, keep = server.processor.verifier.rules, server.ledger.offer_explored
+    explorer = Explorer(serving.explore_url, rules, keep, server.telemetry.explored, serving.workers)
+    router.lottery = Lottery(serving.explore, explorer.has_room)
+    server.processor.explorer = explorer
+
+
 async def announce(server: Server, snapshot: Snapshot, ready_fd: int | None) -> None:
     """Report to Envoy, the supervisor and the log that the server serves."""
     await server.health_service.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -261,6 +276,8 @@ async def drain(
     log.info("draining")
     server.processor.stopping = True
     reloading.cancel()
+    if server.processor.explorer is not None:
+        server.processor.explorer.close()
     await server.health_service.enter_graceful_shutdown()
     if server.logs.connected:
         # Envoy may open streams until a health check fails. A refused stream would cost a client its answer.

@@ -74,6 +74,7 @@ class Telemetry:
         self._unknown = _counter(meter, definitions.USAGE_UNKNOWN)
         self._first_byte = _histogram(meter, definitions.FIRST_BYTE)
         self._lost = _counter(meter, definitions.LEDGER_LOST)
+        self._explorations = _counter(meter, definitions.EXPLORATIONS)
         self._state_failures = _counter(meter, definitions.STATE_FAILURES)
         self._keys_refused = _counter(meter, definitions.KEYS_REFUSED)
         _gauge(meter, definitions.REVISION, self._observe_revision)
@@ -177,6 +178,10 @@ class Telemetry:
     def lost(self, count: int) -> None:
         """Report outcomes that the ledger could not store."""
         self._lost.add(count)
+
+    def explored(self, cohort: str, tier: str, outcome: str) -> None:
+        """Report a second request: "accepted", "rejected", "unjudged" or "failed"."""
+        self._explorations.add(1, {"cohort": cohort, "tier": tier, "outcome": outcome})
 
     def state_failed(self) -> None:
         """Report a call to the store of conversations that failed."""

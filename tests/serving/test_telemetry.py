@@ -70,6 +70,7 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.reloaded("invalid", "abc")
     telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0))
     telemetry.lost(1)
+    telemetry.explored("billing", "large", "accepted")
     telemetry.lagged(0.1)
 
 

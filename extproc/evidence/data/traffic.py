@@ -51,6 +51,11 @@ class RecordedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The quality (0 to 1). A success is 1 and a failure is 0. None: not recorded."""
         return float(self.success) if self.success is not None else self.quality
 
+    @property
+    def is_chance(self) -> bool:
+        """Whether it says only that the tier had a chance to be asked, and was not drawn."""
+        return self.propensity is not None and self == RecordedOutcome(propensity=self.propensity)
+
 
 class Revealed(msgspec.Struct, frozen=True):
     """The label and the outcomes of a row."""
