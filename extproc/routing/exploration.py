@@ -26,7 +26,7 @@ _MOST_BYTES = 256 * 1024
 _ID = "explore-"
 
 
-class Second(msgspec.Struct, frozen=True):
+class SecondRequest(msgspec.Struct, frozen=True):
     """A second request: the same ask, for another tier."""
 
     id: str  # its x-request-id, which no client can guess
@@ -36,11 +36,11 @@ class Second(msgspec.Struct, frozen=True):
     headers: dict[str, str]  # that rules read, without those that identify the client
 
 
-class Draw(msgspec.Struct, frozen=True):
+class Exploration(msgspec.Struct, frozen=True):
     """The chance of each tier, and the tier that was drawn, if one was."""
 
     chances: dict[str, float]
-    second: Second | None = None
+    second: SecondRequest | None = None
 
 
 class Lottery:
@@ -59,7 +59,7 @@ class Lottery:
         request: Request,
         signals: Signals,
         headers: Mapping[str, str],
-    ) -> Draw | None:
+    ) -> Exploration | None:
         """Draw a tier for a request that was decided about, or none. None: the request has no chance."""
         if decision.match is None or decision.refused or not decision.rewrite:
             return None
@@ -76,10 +76,10 @@ class Lottery:
         chance = self._share / len(tiers)
         chances = {tier.name: chance for tier in tiers}
         if self._rng.random() >= self._share:
-            return Draw(chances)
+            return Exploration(chances)
         tier = tiers[self._rng.randrange(len(tiers))]
-        second = Second(_ID + secrets.token_hex(16), tier, chance, cohort, _rule_headers(snapshot, headers))
-        return Draw(chances, second)
+        second = SecondRequest(_ID + secrets.token_hex(16), tier, chance, cohort, _rule_headers(snapshot, headers))
+        return Exploration(chances, second)
 
 
 def _is_harmless(request: Request) -> bool:

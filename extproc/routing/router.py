@@ -184,8 +184,8 @@ class Router:
         request, signals = routed.request, routed.signals
         if self.lottery is None or request is None or signals is None or routed.refusal is not None:
             return routed
-        draw = self.lottery.draw(routed.snapshot, routed.decision, request, signals, headers)
-        return msgspec.structs.replace(routed, draw=draw)
+        exploration = self.lottery.draw(routed.snapshot, routed.decision, request, signals, headers)
+        return msgspec.structs.replace(routed, exploration=exploration)
 
     def _noted(self, routed: Routed, identity: Identity, continuation: Continuation) -> Routed:
         """Remember the tier of this request for those that continue it."""

@@ -26,7 +26,7 @@ from extproc.api.paths import APIS
 from extproc.api.request import Request
 from extproc.api.splice import SpliceError, apply, layout, patches
 from extproc.contract.names import HeaderName
-from extproc.routing.exploration import Second
+from extproc.routing.exploration import SecondRequest
 from extproc.routing.mutation import mutate
 from extproc.routing.policy import Rung
 from extproc.routing.routed import Routed
@@ -34,8 +34,8 @@ from extproc.verifying.judging import RuleRunner
 
 log = logging.getLogger(__name__)
 
-# The budget for the second requests of a router, over all of its workers. Without prices they cost nothing. Then only
-# their number at the same time bounds them.
+# The budget for the second requests of a router, over all of its workers. Without prices they cost nothing. Then
+# only their number at the same time bounds them.
 DOLLARS_PER_HOUR = 1.0
 _AT_ONCE = 4
 # Longer answers are not judged.
@@ -106,7 +106,7 @@ class Explorer:
         self._spent = not is_left
         return is_left
 
-    def start(self, routed: Routed, second: Second) -> None:
+    def start(self, routed: Routed, second: SecondRequest) -> None:
         """Ask the second tier in a separate task."""
         task = asyncio.create_task(self._explore(routed, second))
         self._tasks.add(task)
@@ -121,7 +121,7 @@ class Explorer:
                 connection.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _explore(self, routed: Routed, second: Second) -> None:
+    async def _explore(self, routed: Routed, second: SecondRequest) -> None:
         request, started, began_s = routed.request, time.time(), time.perf_counter()
         assert request is not None, "only a request that was read is drawn"
         explored = Explored(second.id, started, second.tier.name, second.chance, 0, None)
@@ -141,7 +141,7 @@ class Explorer:
         self._report(second.cohort.name, second.tier.name, "failed" if failed else _WORDS[explored.accepted])
         self._keep(explored)
 
-    def _send(self, body: bytes, request: Request, second: Second, timeout_s: float) -> _Reply:
+    def _send(self, body: bytes, request: Request, second: SecondRequest, timeout_s: float) -> _Reply:
         """Send the second request. Blocks until the answer has ended."""
         connection = _connection(self._url, timeout_s)
         headers = second.headers | _OWN_HEADERS.get(request.api, {})
@@ -159,7 +159,7 @@ class Explorer:
             connection.close()
 
     async def _judged(
-        self, explored: Explored, reply: _Reply, routed: Routed, request: Request, second: Second
+        self, explored: Explored, reply: _Reply, routed: Routed, request: Request, second: SecondRequest
     ) -> Explored:
         """Judge the answer, and count its tokens."""
         if reply.status != 200:
@@ -191,7 +191,7 @@ def _connection(url: SplitResult, timeout_s: float) -> http.client.HTTPConnectio
     return kind(url.hostname or "", url.port, timeout=timeout_s)
 
 
-def _body_for(routed: Routed, request: Request, second: Second) -> bytes:
+def _body_for(routed: Routed, request: Request, second: SecondRequest) -> bytes:
     """Write the request for the second tier: its model, its reasoning, its cap. Raises SpliceError."""
     decision = routed.decision
     rungs = [rung for rung in decision.ladder if rung.tier.name == second.tier.name]
@@ -213,7 +213,7 @@ def _read(reply: _Reply, request: Request) -> Observation:
     return reader.observation()
 
 
-def _guess(explored: Explored, routed: Routed, second: Second) -> float:
+def _guess(explored: Explored, routed: Routed, second: SecondRequest) -> float:
     """Return what an answer without token counts may have cost. An error costs nothing."""
     if explored.status != 200 or routed.signals is None:
         return 0.0

@@ -71,8 +71,9 @@ class ExternalProcessor:
 
     def _explore(self, routed: Routed) -> None:
         """Ask the second tier that was drawn. The client's request has left the router."""
-        if self.explorer is not None and routed.draw is not None and routed.draw.second is not None:
-            self.explorer.start(routed, routed.draw.second)
+        exploration = routed.exploration
+        if self.explorer is not None and exploration is not None and exploration.second is not None:
+            self.explorer.start(routed, exploration.second)
 
     async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Take Envoy's message about the tier that answered. Envoy does not read the reply."""

@@ -11,7 +11,7 @@ import pytest
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
-from extproc.routing.exploration import Draw, Lottery
+from extproc.routing.exploration import Exploration, Lottery
 from extproc.routing.router import Router
 from extproc.settings import Conditions, Rule
 
@@ -43,13 +43,13 @@ def snapshot(words):
 
 def drawn(
     snapshot, words, share: float = 1.0, headers: dict[str, str] = CHAT, room: bool = True, **body: Any
-) -> Draw | None:
+) -> Exploration | None:
     """The draw for a request with this body."""
     router = Router(snapshot, WordEmbedder(words))
     router.lottery = Lottery(share, lambda: room, random.Random(7))
     is_chat = headers[":path"] == CHAT[":path"]
     ask = {"messages": [{"role": "user", "content": ASK}]} if is_chat else {"input": ASK}
-    return asyncio.run(router.route(msgspec.json.encode({"model": "auto"} | ask | body), headers)).draw
+    return asyncio.run(router.route(msgspec.json.encode({"model": "auto"} | ask | body), headers)).exploration
 
 
 def test_the_other_tier_has_the_whole_share_if_rules_judge_the_served_one(snapshot, words):
@@ -60,7 +60,7 @@ def test_the_other_tier_has_the_whole_share_if_rules_judge_the_served_one(snapsh
 
 
 def test_a_request_that_is_not_drawn_keeps_its_chance(snapshot, words):
-    assert drawn(snapshot, words, share=1e-9) == Draw({"large": 1e-9})
+    assert drawn(snapshot, words, share=1e-9) == Exploration({"large": 1e-9})
 
 
 def test_all_tiers_share_the_chance_if_no_rule_judges_the_served_one(snapshot, words):
@@ -120,8 +120,8 @@ def test_the_share_is_drawn(snapshot, words):
     router.lottery = Lottery(0.05, lambda: True, random.Random(1))
     body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": ASK}]})
 
-    async def ask_all(count: int) -> list[Draw | None]:
-        return [(await router.route(body, CHAT)).draw for _ in range(count)]
+    async def ask_all(count: int) -> list[Exploration | None]:
+        return [(await router.route(body, CHAT)).exploration for _ in range(count)]
 
     draws = asyncio.run(ask_all(800))
     ids = [draw.second.id for draw in draws if draw is not None and draw.second is not None]

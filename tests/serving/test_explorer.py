@@ -83,7 +83,7 @@ def snapshot(words):
 
 
 def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[Explored, tuple[str, str, str]]:
-    """Draw a second request, send it to the upstream, and return what was kept and reported."""
+    """Exploration a second request, send it to the upstream, and return what was kept and reported."""
     kept: list[Explored] = []
     reported: list[tuple[str, str, str]] = []
 
@@ -93,7 +93,7 @@ def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[E
         messages = [{"role": "user", "content": "Send my last invoice again"}]
         body = msgspec.json.encode({"model": "auto", "messages": messages} | more)
         routed: Routed = await router.route(body, {":path": "/v1/chat/completions"})
-        assert routed.draw is not None and routed.draw.second is not None
+        assert routed.exploration is not None and routed.exploration.second is not None
         server = await asyncio.start_server(upstream.serve if upstream else lambda *_: None, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         if upstream is None:
@@ -102,7 +102,7 @@ def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[E
         explorer = Explorer(
             f"http://127.0.0.1:{port}", RuleRunner(), kept.append, lambda *words: reported.append(words)
         )
-        explorer.start(routed, routed.draw.second)
+        explorer.start(routed, routed.exploration.second)
         while not kept:
             await asyncio.sleep(0.01)
         explorer.close()
