@@ -28,8 +28,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
-  bench-answers bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-peers bench-robustness \
-  bench-routing bench-neighbours bench-soak bench-static bench-ttft bench-views bench-wild clean
+  bench-answers bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-lengths bench-peers \
+  bench-robustness bench-routing bench-neighbours bench-soak bench-static bench-ttft bench-views bench-wild clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -140,6 +140,9 @@ bench-cascade: $(VENV)/ready  ## compare cascades by form and by log-probabiliti
 
 bench-answers: $(VENV)/ready  ## compare rules that read a whole answer with simple controls, offline
 	@$(BIN)/python -m bench.answers
+
+bench-lengths: $(VENV)/ready  ## compare a tier and a cap on output tokens, chosen together, with a tier alone, offline
+	@$(BIN)/python -m bench.lengths
 
 bench-ttft: $(VENV)/ready  ## compare the time to first token of escalated streams, judged early or buffered
 	@$(BIN)/python -m bench.ttft

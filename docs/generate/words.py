@@ -64,7 +64,7 @@ TRAFFIC_KEYS = {
     "Outcome.finish": "The finish reason that came with `answer`.",
     "Outcome.response": "The whole JSON that the upstream sent, or a text with the events of a stream. Instead of `answer`.",
     "Outcome.propensity": "The chance, above 0 and up to 1, with which this answer was recorded for this row. Give it if a random choice "
-    "decided which tiers were asked. Left out: 1.",
+    "decided which tiers were asked. Left out: 1. Alone, without an answer: the tier had this chance, and was not drawn.",
 }
 
 ACCEPTANCE = """
@@ -197,6 +197,8 @@ RECORD_KEYS = {
     "session": "the conversation, as a hash",
     "key_refused": "the tier whose upstream refused the tier's own key last",
     "failed": "`failed1`, `failed2` and so on: the tier and the status of each attempt that ended with an error",
+    "chances": "the chance of each tier to be asked, too, outside the path of the client, as JSON: see `serve --explore`",
+    "explored": "the id of that second request, if it was drawn",
     "LedgerRecord.attempts": "each judged attempt, under its number",
     "AttemptRecord.verdict": "the ruling about its answer",
     "AttemptRecord.tier": "the tier that gave it",
@@ -429,7 +431,7 @@ LOG_LINES = {
     "_prometheus_reader": "The port for Prometheus cannot be opened. Traffic goes on without it. Choose another port with "
     "`OTEL_EXPORTER_PROMETHEUS_PORT`.",
     "Ledger._drop": "Outcomes are dropped. Traffic is not affected. Look at the disk, the lock or the database that the line names.",
-    "Ledger._add": "The ledger works again after the line above.",
+    "Ledger._store_all": "The ledger works again after the line above.",
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
@@ -450,6 +452,7 @@ LOG_LINES = {
     "_Worker.keep_alive": "A worker ended and is started again. Its own log says why.",
     "load": "Which encoder serves, and what `extproc prepare` measured.",
     "announce": "The router serves.",
+    "Explorer.has_room": "The second requests of `--explore` have reached their budget. Requests have no chance until some of it is free.",
     "drain": "The router was told to stop, and finishes its streams.",
     "drain 2": "The router has stopped.",
     "_admitted": "The gate compares this revision with the active one. It can take minutes.",

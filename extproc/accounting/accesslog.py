@@ -94,6 +94,8 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         conversation=decision.conversation or None,
         errors=tuple(_errors(attempts, status, tier, decision, ledger)),
         key_refused=ledger.key_refused,
+        chances=ledger.chances,
+        explored=ledger.explored,
         revision=decision.revision or None,
         mode=decision.mode or None,
         decision=_kept(values),

@@ -11,16 +11,17 @@ from typing import Any
 import msgspec
 
 from extproc.accounting.outcome import SERVED, Ending
-from extproc.accounting.queries import FALLBACKS
+from extproc.accounting.queries import FALLBACKS, FROM_CLIENTS
 from extproc.accounting.store import connect
 from extproc.contract.words import NOT_A_COHORT
 
-_ROWS = """
+_ROWS = f"""
   SELECT o.*, r.attempt AS r_attempt, r.tier AS r_tier, r.reason AS r_reason, r.input AS r_input,
     r.output AS r_output, r.cached AS r_cached, r.cost AS r_cost
   FROM outcomes o LEFT JOIN rejections r ON r.outcome = o.id
-  WHERE o.time >= ? ORDER BY o.time, o.id, r.attempt
+  WHERE o.time >= ? AND {FROM_CLIENTS} ORDER BY o.time, o.id, r.attempt
 """
+_EXPLORED_ROWS = "SELECT * FROM explorations WHERE time >= ?"
 
 
 def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[bytes]:
@@ -31,14 +32,16 @@ def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[by
     with a remedy.
     """
     with contextlib.closing(connect(place)) as ledger:
-        rows = ledger.select(_ROWS, (time.time() - since_s,))
+        since = time.time() - since_s
+        explored = {row["id"]: _explored(row) for row in ledger.select(_EXPLORED_ROWS, (since,))}
+        rows = ledger.select(_ROWS, (since,))
         for number, group in itertools.groupby(rows, lambda row: row["id"]):
             outcome_rows = list(group)
             if zlib.crc32((outcome_rows[0]["session"] or str(number)).encode()) < share * 2**32:
-                yield msgspec.json.encode(_exported(outcome_rows)) + b"\n"
+                yield msgspec.json.encode(_exported(outcome_rows, explored)) + b"\n"
 
 
-def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _exported(rows: list[Mapping[str, Any]], explored: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return one outcome from its rows: one for each rejection, or a single row without one."""
     row = rows[0]
     answers = [
@@ -49,16 +52,29 @@ def _exported(rows: list[Mapping[str, Any]]) -> dict[str, Any]:
     has_verdict = row["judged"] and row["ending"] in (*SERVED, Ending.HUMAN)
     accepted = row["ending"] == Ending.ACCEPTED if has_verdict else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
-    conversation = row["conversation"] if "conversation" in row.keys() else None  # noqa: SIM118  # older ledgers
-    values = {name: row[name] for name in _EXPORTED} | {"conversation": conversation}
+    newer = {name: row[name] if name in row.keys() else None for name in _NEWER}  # noqa: SIM118
+    chances = newer.pop("chances")
+    values = {name: row[name] for name in _EXPORTED} | newer
+    values["chances"] = msgspec.json.decode(chances) if chances is not None else None
+    values["explored"] = explored.get(values["explored"] or "")
     belongs = row["reason"] not in FALLBACKS and row["cohort"] not in NOT_A_COHORT
     return {"v": 1, "intent": row["cohort"] if belongs else None} | values | {"answers": answers}
+
+
+def _explored(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer of a second tier."""
+    accepted = None if row["accepted"] is None else bool(row["accepted"])
+    kept = {name: row[name] for name in ("tier", "propensity", "status", "reason", "cost", "duration_s")}
+    return kept | {"accepted": accepted} | _tokens(row)
 
 
 # Columns that an exported line has under the same name.
 _EXPORTED = (
     "request", "time", "ending", "status", "reason", "revision", "mode", "session", "duration_s", "first_byte_s",
 )  # fmt: skip
+
+# The same, and not in ledgers of older versions.
+_NEWER = ("conversation", "chances", "explored")
 
 
 def _tokens(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -94,9 +110,30 @@ def as_traffic(
         if last is not None and row["ending"] in SERVED:
             for served in request.get("outcomes", {}).values():  # the client's answer, if it was kept
                 outcomes.setdefault(last, {}).update(served)
+        _add_explored(outcomes, row)
         with_values = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
         place = {"session": row["session"], "time": row["time"]}
         yield msgspec.json.encode(request | with_values | place) + b"\n"
+
+
+# With one of these members, an answer that the client got is known.
+_KNOWN = {"success", "quality", "answer", "response"}
+
+
+def _add_explored(outcomes: dict[str, dict[str, Any]], row: dict[str, Any]) -> None:
+    """Add the answer of the second tier, and the chance of each tier that could have been it.
+
+    An answer that was judged on the way to the client was certain to be recorded, and stays.
+    """
+    second = row["explored"]
+    for tier, chance in (row["chances"] or {}).items():
+        if _KNOWN & outcomes.get(tier, {}).keys():
+            continue
+        outcomes[tier] = {"propensity": chance}
+        if second is not None and second["tier"] == tier and second["accepted"] is not None:
+            outcomes[tier] |= _outcome(second)
+            if second["duration_s"] is not None:
+                outcomes[tier]["latency_s"] = second["duration_s"]
 
 
 def _outcome(answer: dict[str, Any]) -> dict[str, Any]:

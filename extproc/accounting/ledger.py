@@ -12,9 +12,10 @@ import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from extproc.accounting.outcome import Cost, Outcome, Priced
+from extproc.accounting.outcome import Cost, Explored, Outcome, Priced
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class OutcomeSink(Protocol):
 
     def open(self) -> object: ...
     def add(self, rows: Sequence[Priced]) -> None: ...
+    def add_explored(self, explored: Explored) -> None: ...
     def close(self) -> None: ...
 
 
@@ -50,7 +52,7 @@ class Ledger:
     ) -> None:
         """Start the thread. It calls `report` for each outcome, and `lost` with the number of dropped outcomes."""
         self._read, self._price, self._report, self._lost, self._store = read, price, report, lost, store
-        self._batches: queue.Queue[bytes | None] = queue.Queue(_QUEUED_BATCHES)
+        self._batches: queue.Queue[bytes | Explored | None] = queue.Queue(_QUEUED_BATCHES)
         self._dropping = False  # and already logged
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
@@ -61,6 +63,13 @@ class Ledger:
             self._batches.put_nowait(batch)
         except queue.Full:
             self._drop(sum(1 for _ in self._read(batch)), "the store is too slow")
+
+    def offer_explored(self, explored: Explored) -> None:
+        """Queue the answer of a second tier. Drop it if the queue is full."""
+        try:
+            self._batches.put_nowait(explored)
+        except queue.Full:
+            self._drop(1, "the store is too slow")
 
     def close(self) -> None:
         """Store the queued batches, and stop the thread. Waits a few seconds at most."""
@@ -74,6 +83,9 @@ class Ledger:
             with contextlib.suppress(OSError):
                 self._store.open()
         while (batch := self._batches.get()) is not None:
+            if isinstance(batch, Explored):
+                self._add_explored(batch)
+                continue
             try:
                 rows = [self._priced(outcome) for outcome in _in_turns(self._read(batch))]
             except ValueError:
@@ -89,11 +101,18 @@ class Ledger:
         self._report(outcome, cost)
         return outcome, cost
 
+    def _add_explored(self, explored: Explored) -> None:
+        if self._store is not None:
+            self._store_all(partial(self._store.add_explored, explored), 1)
+
     def _add(self, store: OutcomeSink, rows: list[Priced]) -> None:
+        self._store_all(partial(store.add, rows), len(rows))
+
+    def _store_all(self, add: Callable[[], None], count: int) -> None:
         try:
-            store.add(rows)
+            add()
         except OSError as error:
-            self._drop(len(rows), str(error))
+            self._drop(count, str(error))
             return
         if self._dropping:
             self._dropping = False

@@ -79,6 +79,8 @@ class Outcome(msgspec.Struct, frozen=True):
     conversation: str | None = None  # a Course: whether the conversation stayed at its tier, and why
     errors: tuple[TierError, ...] = ()  # of all attempts whose tier is known
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
+    chances: str | None = None  # JSON: tier -> chance that the router also asked it; None: there was no chance
+    explored: str | None = None  # the id of that second request, if it was drawn: see `Explored`
     revision: str | None = None
     mode: str | None = None
     decision: str | None = None  # the whole record of the decision and of the last verdict, as JSON
@@ -100,6 +102,21 @@ class Outcome(msgspec.Struct, frozen=True):
     def served(self) -> bool:
         """Whether the client got an answer, good or not."""
         return self.ending in SERVED
+
+
+class Explored(msgspec.Struct, frozen=True):
+    """The answer of a second tier that the router asked outside the path of the client. It has no text."""
+
+    id: str  # of the second request: `Outcome.explored` of the first one
+    time: float  # of its start, seconds since 1970
+    tier: str
+    propensity: float  # the chance with which this tier was asked
+    status: int  # HTTP status; 0: no answer
+    accepted: bool | None  # by the rules of the cohort; None: there was nothing to judge
+    reason: str | None = None  # why it was rejected, or why there is nothing to judge
+    usage: Usage | None = None
+    cost: float | None = None  # US dollars
+    duration_s: float | None = None
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -129,15 +146,16 @@ _CHOSEN_BY_CLIENT = (Reason.PINNED, Reason.PASSTHROUGH)
 
 def cost_of(outcome: Outcome, tariff: Tariff) -> Cost:
     """Return the cost of an outcome at the current prices of the tiers."""
-    last = _price(outcome.usage, outcome.tier, tariff)
+    last = price_of(outcome.usage, outcome.tier, tariff)
     default = None
     if outcome.served:
         chosen = outcome.reason in _CHOSEN_BY_CLIENT
-        default = last if chosen else _price(outcome.usage, tariff.default_tier, tariff)
-    return Cost(last, tuple(_price(r.usage, r.tier, tariff) for r in outcome.rejections), default)
+        default = last if chosen else price_of(outcome.usage, tariff.default_tier, tariff)
+    return Cost(last, tuple(price_of(r.usage, r.tier, tariff) for r in outcome.rejections), default)
 
 
-def _price(usage: Usage | None, name: str | None, tariff: Tariff) -> float | None:
+def price_of(usage: Usage | None, name: str | None, tariff: Tariff) -> float | None:
+    """Return the cost of an answer of the tier with this name. None: unknown tokens or tier."""
     price = next((tier.price for tier in tariff.tiers if tier.name == name), None)
     if price is None or usage is None or usage.input is None or usage.output is None:
         return None

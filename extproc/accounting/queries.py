@@ -44,8 +44,10 @@ _REJECTION_SUMS = f"""
   count(*) AS rejected, {_TOKENS.format("r")}, coalesce(sum(r.cost), 0) AS cost,
   {_count("r.cost IS NULL")} AS unknown
 """
-_OUTCOMES = "outcomes o WHERE o.time >= ?"
-_REJECTIONS = "rejections r JOIN outcomes o ON o.id = r.outcome WHERE o.time >= ?"
+# The second requests of `--explore` are not traffic of clients.
+FROM_CLIENTS = "(o.request IS NULL OR o.request NOT IN (SELECT id FROM explorations))"
+_OUTCOMES = f"outcomes o WHERE o.time >= ? AND {FROM_CLIENTS}"
+_REJECTIONS = f"rejections r JOIN outcomes o ON o.id = r.outcome WHERE o.time >= ? AND {FROM_CLIENTS}"
 
 
 def outcome_sums(by: By) -> str:
@@ -74,6 +76,13 @@ def escalated_requests(by: By) -> str:
 _ESCALATED = f"count(DISTINCT r.outcome) AS escalated FROM {_REJECTIONS}"
 # The same for all requests, in one row.
 ALL_ESCALATED_REQUESTS = f"SELECT {_ESCALATED}"
+
+
+# The second requests of `--explore`, in one row.
+EXPLORED = f"""
+  SELECT count(*) AS requests, {_count("accepted = 1")} AS accepted, {_count("accepted = 0")} AS rejected,
+  coalesce(sum(cost), 0) AS cost FROM explorations WHERE time >= ?
+"""
 
 
 def first_bytes(by: By) -> str:

@@ -66,7 +66,18 @@ def _reasons(report: CostReport) -> list[str]:
         ):
             counts = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda r: -r[1]))
             sentences += [f"{line.name} {event}: {counts}"] if counts else []
-    return sentences
+    return sentences + _explored(report)
+
+
+def _explored(report: CostReport) -> list[str]:
+    """Return the sentence on the second requests of `--explore`, if there are any."""
+    sums = report.explored
+    if not sums.requests:
+        return []
+    return [
+        f"explored: {sums.requests:,} second requests, {sums.accepted:,} accepted, {sums.rejected:,} rejected, "
+        f"${sums.cost:,.4f}, in no line above"
+    ]
 
 
 def _title(report: CostReport) -> str:

@@ -52,6 +52,15 @@ class CohortLine(msgspec.Struct):
     unjudged: dict[str, int] = {}  # accepted answers that no rule looked at, by reason: an Unjudged
 
 
+class ExploredSums(msgspec.Struct, frozen=True):
+    """The second requests of `--explore`. They are in no other sum."""
+
+    requests: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    cost: float = 0.0  # US dollars
+
+
 class CostReport(msgspec.Struct):
     """The sums of a ledger over a time."""
 
@@ -62,6 +71,7 @@ class CostReport(msgspec.Struct):
     total: CohortLine
     groups: list[CohortLine]
     verdicts: list[str]  # sentences on what was saved, and on what is not known
+    explored: ExploredSums = ExploredSums()
 
 
 def seconds_of(span: str) -> float:
@@ -77,12 +87,14 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
     until = time.time()
     with contextlib.closing(connect(place)) as ledger:
         total, groups = _read_tallies(ledger, until - since_s, by)
+        [explored] = ledger.select(queries.EXPLORED, (until - since_s,))
+        sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
     lines = sorted(
         (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
     overall = total.line("total")
     verdicts = report_headlines(overall, lines)
-    return CostReport(name_of(place), until - since_s, until, by, overall, lines, verdicts)
+    return CostReport(name_of(place), until - since_s, until, by, overall, lines, verdicts, sums)
 
 
 class _Tally:

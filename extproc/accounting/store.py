@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from extproc.accounting.outcome import Cost, Outcome, Priced
-from extproc.accounting.tables import COLUMNS, MIGRATIONS, SCHEMA, TABLES, comment_of, migrations
-from extproc.api.observation import Usage
+from extproc.accounting.inserts import Statement, explored_statement, outcome_statements
+from extproc.accounting.outcome import Explored, Priced
+from extproc.accounting.tables import (
+    MIGRATIONS,
+    NO_EXPLORATIONS,
+    SCHEMA,
+    TABLES,
+    comment_of,
+    migrations,
+)
 
 # Timeout for another writer's lock, for a connection and for each statement. Batches queue during that time.
 _LOCK_S = 2.0
@@ -22,7 +29,6 @@ _PRUNE_S = 3600.0
 # How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
 # several statements.
 _PRUNED_ROWS = 5000
-Statement = tuple[str, Sequence[Any]]
 
 
 class Connection(Protocol):
@@ -59,14 +65,23 @@ class Store:
 
     def add(self, rows: Sequence[Priced]) -> None:
         """Store all of these rows, or none. Raises OSError, and the next call connects again."""
+        last = self.open().last
+        connection = self._write([statement for row in rows for statement in outcome_statements(*row, last)])
+        if time.monotonic() - self._pruned_at > _PRUNE_S or not self._pruned_at:
+            self._prune(connection)
+
+    def add_explored(self, explored: Explored) -> None:
+        """Store the answer of a second tier. Raises OSError, and the next call connects again."""
+        self._write([explored_statement(explored)])
+
+    def _write(self, statements: list[Statement]) -> Connection:
         connection = self.open()
         try:
-            connection.write([statement for row in rows for statement in _inserts(*row, connection.last)])
+            connection.write(statements)
         except OSError:
             self.close()
             raise
-        if time.monotonic() - self._pruned_at > _PRUNE_S or not self._pruned_at:
-            self._prune(connection)
+        return connection
 
     def _prune(self, connection: Connection) -> None:
         """Delete some of the oldest rows. The next batches delete the rest. A failure costs no outcome."""
@@ -76,6 +91,7 @@ class Store:
             count = sum(1 for _ in connection.select(oldest, (before, _PRUNED_ROWS)))
             if count:
                 connection.write([(f"DELETE FROM outcomes WHERE id IN ({oldest})", (before, _PRUNED_ROWS))])
+            connection.write([("DELETE FROM explorations WHERE time < ?", (before,))])
             if count < _PRUNED_ROWS:
                 self._pruned_at = time.monotonic()
         except OSError:
@@ -93,24 +109,6 @@ class Store:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-
-def _inserts(outcome: Outcome, cost: Cost, last: str) -> Iterator[Statement]:
-    row = (
-        outcome.time, outcome.api, outcome.ending, outcome.status, outcome.attempts, outcome.failed_attempts,
-        outcome.reason, int(outcome.judged), outcome.cohort, outcome.tier, outcome.principal, outcome.session,
-        outcome.revision, outcome.mode, outcome.duration_s, outcome.first_byte_s,
-        *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
-        outcome.conversation, outcome.unjudged, outcome.decision,
-    )  # fmt: skip
-    yield f"INSERT INTO outcomes ({', '.join(COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
-    for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
-        values = (rejection.attempt, rejection.tier, rejection.reason, *_counts(rejection.usage), price)
-        yield f"INSERT INTO rejections VALUES ({last}, ?, ?, ?, ?, ?, ?, ?)", values
-
-
-def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:
-    return (None, None, None) if usage is None else (usage.input, usage.output, usage.cached)
 
 
 def is_postgres(place: Path | str) -> bool:
@@ -167,6 +165,8 @@ class _Sqlite:
         if not writing:
             if schema == 0:
                 raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
+            if schema < SCHEMA:
+                self._connection.execute(NO_EXPLORATIONS)
             return
         if schema == 0:
             # Readers and writers do not wait for each other.
@@ -251,6 +251,8 @@ class _Postgres:
                 for statement in migrations(next(v for v in (*MIGRATIONS, SCHEMA) if comment_of(v) == current)):
                     self._connection.execute(statement)
                 self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
+        elif existing["comment"] != comment:
+            self._connection.execute(NO_EXPLORATIONS)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

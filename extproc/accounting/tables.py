@@ -2,27 +2,39 @@
 
 SCHEMA = 4
 # From each older version to the next one. Readers also read these versions: a new column is then absent.
+# `explorations` has the answers of second tiers: `explored` of an outcome is the id of one.
+EXPLORATIONS = """
+CREATE TABLE IF NOT EXISTS explorations (
+  id TEXT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, tier TEXT NOT NULL, propensity DOUBLE PRECISION NOT NULL,
+  status INTEGER NOT NULL, accepted INTEGER, reason TEXT, input INTEGER, output INTEGER, cached INTEGER,
+  cost DOUBLE PRECISION, duration_s DOUBLE PRECISION
+)"""
+# A reader of an older version makes this empty table, for its own connection alone.
+NO_EXPLORATIONS = EXPLORATIONS.replace("CREATE TABLE IF NOT EXISTS", "CREATE TEMPORARY TABLE")
 # No index here: on a large ledger it would take longer than the timeout of a statement.
 MIGRATIONS = {
-    2: ["ALTER TABLE outcomes ADD COLUMN conversation TEXT"],
-    3: [
+    2: ("ALTER TABLE outcomes ADD COLUMN conversation TEXT",),
+    3: (
         "ALTER TABLE outcomes ADD COLUMN unjudged TEXT",
         "ALTER TABLE outcomes ADD COLUMN decision TEXT",
-    ],
+        "ALTER TABLE outcomes ADD COLUMN chances TEXT",
+        "ALTER TABLE outcomes ADD COLUMN explored TEXT",
+        EXPLORATIONS,
+    ),
 }
-TABLES = """
+TABLES = f"""{EXPLORATIONS};
 CREATE TABLE IF NOT EXISTS outcomes (
-  id {identity} PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
+  id {{identity}} PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
   status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL, reason TEXT NOT NULL,
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
-  conversation TEXT, unjudged TEXT, decision TEXT
+  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT
 );
 CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
 CREATE INDEX IF NOT EXISTS outcomes_request ON outcomes (request);
 CREATE TABLE IF NOT EXISTS rejections (
-  outcome {reference} NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
+  outcome {{reference}} NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
   reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost DOUBLE PRECISION
 );
 CREATE INDEX IF NOT EXISTS rejections_outcome ON rejections (outcome);
@@ -31,12 +43,15 @@ COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
     "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
+    "chances", "explored",
 )  # fmt: skip
 
 
 def migrations(schema: int) -> list[str]:
     """Return the statements that bring a ledger of this version up to date."""
-    return [text for version, texts in MIGRATIONS.items() if version >= schema for text in texts]
+    return [
+        statement for version, statements in MIGRATIONS.items() if version >= schema for statement in statements
+    ]
 
 
 def comment_of(schema: int) -> str:

@@ -25,6 +25,7 @@ def add_commands(commands: "Commands") -> None:
     """Add the commands of this group, in the order in which a newcomer needs them."""
     _add_convert(commands)
     _add_sample(commands)
+    _add_map(commands)
     _add_eval(commands)
     _add_calibrate(commands)
     _add_diff(commands)
@@ -60,11 +61,36 @@ def _add_sample(commands: "Commands") -> None:
         "log it stands for.",
     )  # fmt: skip
     intents_option(sample)
-    data_argument(sample, "traffic as JSON lines (docs/reference/traffic.md), with or without labels")
+    data_argument(
+        sample,
+        "traffic as JSON lines (docs/reference/traffic.md), with or without labels, or the folder that "
+        "`extproc map` wrote",
+    )
     sample.add_argument(
         "--rows", type=parse_count, default=200, metavar="N", help="number of rows to print (default: %(default)s)"
     )
     seed_option(sample, "the draw")
+
+
+def _add_map(commands: "Commands") -> None:
+    mapping = add_command(
+        commands, "map", _map,
+        "Decide about every row of Parquet files, on all cores or on a Ray cluster. Each file gets a copy with the "
+        "columns cohort, reason, tier, trusted, similarity, margin, text_hash and vector (half precision). Files "
+        "that are there already are left out, so a stopped run goes on. `extproc sample` draws from the copies.",
+    )  # fmt: skip
+    intents_option(mapping)
+    mapping.add_argument(
+        "--rows",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of Parquet files whose columns are the keys of docs/reference/traffic.md; `request`, "
+        "`headers`, `outcomes`, `intent` and `variants` hold JSON",
+    )
+    mapping.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the copies; it is created if necessary"
+    )
 
 
 def _add_eval(commands: "Commands") -> None:
@@ -192,6 +218,13 @@ def _sample(args: argparse.Namespace) -> int:
     from extproc.cli.evidence_sample import run_sample
 
     return run_sample(args.intents, args.data, args.rows, args.seed)
+
+
+def _map(args: argparse.Namespace) -> int:
+    from extproc.evidence.mapping import map_folder
+
+    map_folder(args.intents, args.rows, args.out)
+    return 0
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -11,11 +11,14 @@ from extproc.cli.evidence import patient_encoder, report_unused, usable
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_lines
 from extproc.evidence.execution import execute
-from extproc.evidence.measure.sampling import draw
+from extproc.evidence.measure.mapped_sample import draw_mapped
+from extproc.evidence.measure.sampling import Draw, draw
 
 
 def run_sample(intents: Path, data: Path, size: int, seed: int) -> int:
     """`extproc sample`: print the rows to label with their weights, and the counts on stderr."""
+    if data.is_dir():
+        return _sample_mapped(data, size, seed)
     if data.is_file():
         return _sample(intents, data, size, seed)
     with tempfile.TemporaryDirectory() as folder, data.open("rb") as source:  # a pipe can be read only once
@@ -35,10 +38,23 @@ def _sample(intents: Path, data: Path, size: int, seed: int) -> int:
             row = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
             row["weight"] = msgspec.Raw(msgspec.json.encode(weights[number]))
             sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
+    _report_draw(data, drawn)
+    return 0
+
+
+def _sample_mapped(folder: Path, size: int, seed: int) -> int:
+    """Draw from the files that `extproc map` wrote."""
+    drawn, lines = draw_mapped(folder, size, seed)
+    for line in lines:
+        sys.stdout.buffer.write(line)
+    _report_draw(folder, drawn)
+    return 0
+
+
+def _report_draw(data: Path, drawn: Draw) -> None:
     print(
-        f"{data}: {len(drawn.rows):,} rows drawn from {len(run.rows):,}, which have {drawn.texts:,} different "
+        f"{data}: {len(drawn.rows):,} rows drawn from {drawn.total:,}, which have {drawn.texts:,} different "
         f"texts in {drawn.units:,} conversations and {drawn.strata} strata; the weights add up to "
-        f"{sum(weights.values()):,.0f}",
+        f"{sum(row.weight for row in drawn.rows):,.0f}",
         file=sys.stderr,
     )
-    return 0

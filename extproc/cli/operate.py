@@ -11,6 +11,7 @@ from extproc.cli.health import add_health_commands
 from extproc.cli.options import (
     add_command,
     all_or_none,
+    explore_options,
     intents_option,
     limits_options,
     parse_address,
@@ -107,6 +108,7 @@ def _add_serve(commands: "Commands") -> None:
         "and refuse a reload that is worse (default: no comparison)",
     )
     limits_options(serve, "with --gate: ")
+    explore_options(serve)
 
 
 def _add_envoy(commands: "Commands") -> None:
@@ -189,6 +191,8 @@ def _serve(args: argparse.Namespace) -> int:
     from extproc.serving.workers import health_address, supervise, worker_addresses
 
     files = all_or_none(args, "tls_cert", "tls_key", "tls_client_ca")
+    if args.explore and args.ledger is None:
+        raise ValueError("--explore records the answers of second tiers in the ledger: give --ledger, too")
     if args.gate is not None:
         check_data(args.gate)
     job = Job(
@@ -201,6 +205,8 @@ def _serve(args: argparse.Namespace) -> int:
         max_quality_drop=args.max_quality_drop,
         max_cost_rise=args.max_cost_rise,
         workers=args.workers,
+        explore=args.explore,
+        explore_url=args.explore_url,
     )
     if args.workers == 1:
         return run_job(job)

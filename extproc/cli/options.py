@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -94,6 +95,18 @@ def parse_server_address(text: str) -> str:
     return text
 
 
+def parse_url(text: str) -> str:
+    """http://HOST[:PORT] or https://..., as it was given."""
+    try:
+        url = urlsplit(text)
+        is_address = url.scheme in ("http", "https") and url.hostname is not None and url.port != 0
+    except ValueError:  # the port
+        is_address = False
+    if not is_address or url.query or url.fragment:
+        raise _refusal(text, "an address, as in http://127.0.0.1:10000")
+    return text
+
+
 def parse_day(text: str) -> str:
     """A day as YYYY-MM-DD."""
     try:
@@ -151,6 +164,26 @@ def limits_options(parser: argparse.ArgumentParser, condition: str = "") -> None
         metavar="SHARE",
         help=f"{condition}largest rise in cost that passes, as a share of the old cost (0.1 is 10 %%; "
         "default: %(default)s)",
+    )
+
+
+def explore_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--explore` and the address that it needs."""
+    parser.add_argument(
+        "--explore",
+        type=parse_share,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the requests that a second tier answers, too, after the client's request was sent on; its "
+        "answer is judged, recorded in the ledger and thrown away. These requests cost at most about one dollar an "
+        "hour (0.02 is 2 %%; default: none)",
+    )
+    parser.add_argument(
+        "--explore-url",
+        type=parse_url,
+        default="http://127.0.0.1:10000",
+        metavar="URL",
+        help="address of Envoy, to which the requests of --explore are sent (default: %(default)s)",
     )
 
 

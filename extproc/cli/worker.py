@@ -26,6 +26,8 @@ class Job(msgspec.Struct, frozen=True):
     max_quality_drop: float
     max_cost_rise: float
     workers: int  # router processes that share the machine, this one included
+    explore: float
+    explore_url: str
 
     def at(self, listen: str) -> "Job":
         """The same job at another address."""
@@ -47,6 +49,8 @@ def run_job(job: Job, ready_fd: int | None = None) -> int:
         gate=Gate(Path(job.gate), job.max_quality_drop, job.max_cost_rise) if job.gate is not None else None,
         rendered=sample_of,
         ready_fd=ready_fd,
+        explore=job.explore,
+        explore_url=job.explore_url,
     )
     asyncio.run(serve(serving))
     return 0

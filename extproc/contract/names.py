@@ -97,6 +97,8 @@ class Key(StrEnum):
     SESSION = "session"
     KEY_REFUSED = "key_refused"  # Envoy writes it
     FAILED = "failed"  # Envoy writes it, with the number of the attempt behind it: the tier, a space, the status
+    CHANCES = "chances"
+    EXPLORED = "explored"
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"

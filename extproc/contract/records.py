@@ -155,6 +155,8 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     principal: str | None = None
     session: str | None = None
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
+    chances: str | None = None  # JSON: tier -> chance that the router also asks it, off the path
+    explored: str | None = None  # x-request-id of that second request, if it was drawn
     attempts: dict[int, AttemptRecord] = {}
     failed: dict[int, str] = {}  # the tier and the status of each attempt that ended with an error; Envoy writes it
 
@@ -182,7 +184,7 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         return cls(**texts, attempts=attempts, failed=failed)
 
 
-_LEDGER_TEXTS = (Key.PRINCIPAL.value, Key.SESSION.value, Key.KEY_REFUSED.value)
+_LEDGER_TEXTS = tuple(key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED))
 
 
 class ConversationRecord(_Record, frozen=True, kw_only=True):

@@ -86,7 +86,7 @@ def decide(
     if able is None:
         decision = _refused(_laddered(policy, match, findings, capped, continuation))
     else:
-        servable = _servable(policy, findings, range(findings.ceiling + 1))
+        servable = servable_ranks(policy, findings, range(findings.ceiling + 1))
         stuck = stuck_choice(policy, able, servable, signals.tokens, continuation)
         decision = _laddered(policy, match, findings, stuck, continuation)
     return decision if policy.mode == "enforce" else _shadowed(policy, decision, findings.load)
@@ -241,7 +241,7 @@ def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
 def _ladder(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
     """The rungs above `rank` that can serve: those that the cohort names, otherwise the next tier for failover."""
     tiers, settings = policy.tiers, findings.settings
-    able = _servable(policy, findings, range(rank, findings.ceiling + 1))
+    able = servable_ranks(policy, findings, range(rank, findings.ceiling + 1))
     if settings is not None and settings.escalate is not None:
         named = [(policy.rank(spec.tier), spec) for spec in settings.escalate.rungs]
         rungs = [
@@ -253,7 +253,7 @@ def _ladder(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning 
     return tuple(Rung(tiers[above], reasoning) for above in able if above > rank)[:1]
 
 
-def _servable(policy: Policy, findings: Findings, ranks: Sequence[int]) -> list[int]:
+def servable_ranks(policy: Policy, findings: Findings, ranks: Sequence[int]) -> list[int]:
     """The ranks, without the tiers that may not get the request or cannot serve it."""
     tiers = policy.tiers
     allowed = [rank for rank in ranks if findings.guard.allows(tiers[rank].name) and tiers[rank].takes_new]

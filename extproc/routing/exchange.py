@@ -150,7 +150,7 @@ class RouterExchange:
         return self.routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
-        asker = asker_record(routed.snapshot, routed.identity, self._opening.headers)
+        asker = asker_record(routed.snapshot, routed.identity, self._opening.headers, routed.exploration)
         conversation = None
         if self._router.remembers:
             conversation = conversation_record(

@@ -22,6 +22,7 @@ from extproc.contract.records import (
 from extproc.contract.words import JudgeMode
 from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
+from extproc.routing.exploration import Exploration
 from extproc.routing.keeping import has_several_seals
 from extproc.routing.limits import principal_header, principal_of
 from extproc.routing.mutation import Mutation
@@ -69,10 +70,20 @@ def decision_record(
     )
 
 
-def asker_record(snapshot: Snapshot, identity: Identity | None, headers: Mapping[str, str]) -> LedgerRecord:
-    """Identify the principal and the conversation, as hashes."""
+def asker_record(
+    snapshot: Snapshot,
+    identity: Identity | None,
+    headers: Mapping[str, str],
+    exploration: Exploration | None = None,
+) -> LedgerRecord:
+    """Identify the principal and the conversation, as hashes, and the second request if one was drawn."""
     header = principal_header(headers, snapshot.escalations.principal)
-    return LedgerRecord(principal=principal_of(header), session=identity.session if identity is not None else None)
+    return LedgerRecord(
+        principal=principal_of(header),
+        session=identity.session if identity is not None else None,
+        chances=msgspec.json.encode(exploration.chances).decode() if exploration is not None else None,
+        explored=exploration.second.id if exploration is not None and exploration.second is not None else None,
+    )
 
 
 def conversation_record(

@@ -16,6 +16,7 @@ from extproc.contract.words import Reason
 from extproc.routing.beside import decide_beside
 from extproc.routing.conversations import Continuation, Identity
 from extproc.routing.decision import Decision, decide_unread, untouched
+from extproc.routing.exploration import Exploration
 from extproc.routing.mutation import Mutation, mutate, read_model, refuse_duplicates, rename_model, rename_read
 from extproc.routing.policy import may_retarget
 from extproc.routing.record import decision_record
@@ -45,6 +46,7 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     stages: dict[str, float]  # seconds spent in: read, embed, match, write
     refusal: Refusal | None = None  # None: the request is sent on
     identity: Identity | None = None  # of the conversation; None: the body could not be read
+    exploration: Exploration | None = None  # None: the request had no chance to be asked of a second tier
 
     @cached_property
     def record(self) -> DecisionRecord:

@@ -32,6 +32,7 @@ from extproc.routing.decision import (
     decide_named,
     untouched,
 )
+from extproc.routing.exploration import Lottery
 from extproc.routing.guard import needs_match
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
@@ -78,6 +79,7 @@ class Router:
         self.embedder = embedder
         self._rates = rates
         self._conversations = conversations
+        self.lottery: Lottery | None = None  # None: no second tier is ever asked
         self._large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-body")
 
     @property
@@ -113,7 +115,7 @@ class Router:
         decision = self._decide(snapshot, signals, match, headers, principal, failure, continuation)
         clock.lap("match")
         routed = await self._sent(snapshot, decision, body, request, signals, clock)
-        return self._noted(routed, identity, continuation)
+        return self._noted(self._drawn(routed, headers), identity, continuation)
 
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
         """Decide about a request that names a response by its id in the path. It has no body to read."""
@@ -175,6 +177,14 @@ class Router:
         if self._conversations is None or is_named(snapshot.policy, request.model):
             return Continuation(background=request.state.background)
         return await self._conversations.recall(request, identity)
+
+    def _drawn(self, routed: Routed, headers: Mapping[str, str]) -> Routed:
+        """Draw whether a second tier is asked, too. The client's answer does not depend on it."""
+        request, signals = routed.request, routed.signals
+        if self.lottery is None or request is None or signals is None or routed.refusal is not None:
+            return routed
+        exploration = self.lottery.draw(routed.snapshot, routed.decision, request, signals, headers)
+        return msgspec.structs.replace(routed, exploration=exploration)
 
     def _noted(self, routed: Routed, identity: Identity, continuation: Continuation) -> Routed:
         """Remember the tier of this request for those that continue it."""

@@ -74,6 +74,10 @@ FIRST_BYTE = Metric(
     (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0),
 )  # fmt: skip
 LEDGER_LOST = Metric(f"{PREFIX}.ledger.lost", "counter", "{request}", "Outcomes that the ledger could not store")
+EXPLORATIONS = Metric(
+    f"{PREFIX}.explorations", "counter", "{request}", "Second requests of --explore, by what became of them",
+    ("cohort", "tier", "outcome"),
+)  # fmt: skip
 STATE_FAILURES = Metric(
     f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of conversations that failed"
 )
@@ -132,7 +136,7 @@ ESCALATION_SHARE = Metric(
 # In the order in which they are created.
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
-    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, STATE_FAILURES, KEYS_REFUSED, REVISION,
-    ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
+    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, STATE_FAILURES, KEYS_REFUSED,
+    REVISION, ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
     GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK,
 )  # fmt: skip

@@ -14,6 +14,7 @@ from extproc.routing.exchange import RouterExchange
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.serving import wire
+from extproc.serving.explorer import Explorer
 from extproc.serving.telemetry import Telemetry
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
@@ -30,6 +31,7 @@ class ExternalProcessor:
     def __init__(self, telemetry: Telemetry) -> None:
         self.router: Router | None = None
         self.verifier: Verifier | None = None
+        self.explorer: Explorer | None = None  # None: no second tier is ever asked
         self.stopping = False  # the server is draining
         self._telemetry = telemetry
 
@@ -66,6 +68,14 @@ class ExternalProcessor:
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
         finally:
             self._telemetry.open_exchanges -= 1
+            if isinstance(exchange, RouterExchange) and exchange.routed is not None:
+                self._explore(exchange.routed)
+
+    def _explore(self, routed: Routed) -> None:
+        """Ask the second tier that was drawn. The client's request has left the router."""
+        exploration = routed.exploration
+        if self.explorer is not None and exploration is not None and exploration.second is not None:
+            self.explorer.start(routed, exploration.second)
 
     async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Take Envoy's message about the tier that answered. Envoy does not read the reply."""

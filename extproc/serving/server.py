@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -20,25 +19,26 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
 from extproc.config.load import Config, ConfigError
 from extproc.config.reload import Signature, signature, watch
-from extproc.config.schema import POLICY_FILE, PolicyFile
+from extproc.config.schema import PolicyFile
 from extproc.config.standing import Standing
-from extproc.config.strict_yaml import Problem
 from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, STATUS_METHOD, STATUS_SERVICE
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
 from extproc.routing.conversations import Conversations
+from extproc.routing.exploration import Lottery
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
-from extproc.routing.redis_store import RedisStore
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
+from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.files import FilesState, fall_back, first_standing
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.processor import ExternalProcessor
+from extproc.serving.state import open_state
 from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
 from extproc.verifying.callouts import call_out
@@ -61,6 +61,8 @@ class Serving(msgspec.Struct, frozen=True):
     tls: TlsFiles | None = None
     ledger: Store | None = None  # where outcomes are kept
     workers: int = 1  # processes that share the machine, including this one
+    explore: float = 0.0  # share of the requests that a second tier answers, too
+    explore_url: str = ""  # Envoy's, for these second requests
     gate: Gate | None = None  # every reload has to pass it
     rendered: Rendered | None = None  # Envoy's part of a configuration. Without it no change is known to need Envoy
     # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
@@ -106,6 +108,8 @@ async def serve(serving: Serving) -> None:
     except ConfigError as error:  # a mistake that only the encoder shows, such as an utterance of another intent
         fall_back(standing, error, serving.gate)
         loaded = await load(server.processor, standing.config, serving.workers, store)
+    if serving.explore:
+        explore(server, loaded.router, serving)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
     await run(server, loaded, serving, seen, stop, standing)
 
@@ -198,21 +202,6 @@ def _handlers(
     )
 
 
-def open_state(url: str, failed: Callable[[], None], workers: int = 1) -> StateStore:
-    """Return the store of conversations. Raises ConfigError if the URL of the policy cannot be used."""
-    if not url:
-        if workers > 1:
-            log.warning("%d workers each remember only their own conversations: set `state` in the policy", workers)
-        return MemoryStore()
-    try:
-        return RedisStore(url, failed)
-    except ImportError:
-        what = "`state` needs the package redis: pip install 'envoy-semantic-router[redis]'"
-    except ValueError as error:
-        what = f"`state` is not the URL of a Redis: {error}"
-    raise ConfigError([Problem(POLICY_FILE, 1, what)])
-
-
 async def load(
     processor: ExternalProcessor, config: Config, workers: int, store: StateStore | None = None
 ) -> Loaded:
@@ -226,6 +215,15 @@ async def load(
     router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
     return Loaded(router, batcher, utterances)
+
+
+def explore(server: Server, router: Router, serving: Serving) -> None:
+    """Ask a second tier on a share of the requests from now on."""
+    assert server.processor.verifier is not None, "it is set with the router"
+    rules, keep = server.processor.verifier.rules, server.ledger.offer_explored
+    explorer = Explorer(serving.explore_url, rules, keep, server.telemetry.explored, serving.workers)
+    router.lottery = Lottery(serving.explore, explorer.has_room)
+    server.processor.explorer = explorer
 
 
 async def announce(server: Server, snapshot: Snapshot, ready_fd: int | None) -> None:
@@ -276,6 +274,8 @@ async def drain(
     log.info("draining")
     server.processor.stopping = True
     reloading.cancel()
+    if server.processor.explorer is not None:
+        server.processor.explorer.close()
     await server.health_service.enter_graceful_shutdown()
     if server.logs.connected:
         # Envoy may open streams until a health check fails. A refused stream would cost a client its answer.

@@ -54,6 +54,7 @@ class Telemetry:
         self._unknown = counter(meter, definitions.USAGE_UNKNOWN)
         self._first_byte = histogram(meter, definitions.FIRST_BYTE)
         self._lost = counter(meter, definitions.LEDGER_LOST)
+        self._explorations = counter(meter, definitions.EXPLORATIONS)
         self._state_failures = counter(meter, definitions.STATE_FAILURES)
         self._keys_refused = counter(meter, definitions.KEYS_REFUSED)
         self._tier_errors = counter(meter, definitions.TIER_ERRORS)
@@ -177,6 +178,10 @@ class Telemetry:
     def lost(self, count: int) -> None:
         """Report outcomes that the ledger could not store."""
         self._lost.add(count)
+
+    def explored(self, cohort: str, tier: str, outcome: str) -> None:
+        """Report a second request: "accepted", "rejected", "unjudged" or "failed"."""
+        self._explorations.add(1, {"cohort": cohort, "tier": tier, "outcome": outcome})
 
     def state_failed(self) -> None:
         """Report a call to the store of conversations that failed."""

@@ -14,9 +14,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from extproc.accounting.export import export
+from extproc.accounting.export import JoinCounts, as_traffic, export
 from extproc.accounting.ledger import _QUEUED_BATCHES, Ledger, LogStreams
-from extproc.accounting.outcome import Cost, Outcome, Rejection
+from extproc.accounting.outcome import Cost, Explored, Outcome, Rejection
+from extproc.accounting.report import ExploredSums, read_report
 from extproc.accounting.store import Store, connect
 from extproc.api.observation import Usage
 
@@ -34,6 +35,7 @@ CLIMBED = outcome(
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
     mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5", conversation="moved",
     unjudged="no_rule", decision='{"cohort":"faq"}',
+    chances='{"large":0.1}', explored="explore-1",
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -79,6 +81,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "first_byte_s": 0.5, "input": 10, "output": 4, "cached": 3, "usage_from": "envoy", "cost": 0.5,
             "default_cost": 0.5, "request": "5-5", "conversation": "moved",
             "unjudged": "no_rule", "decision": '{"cohort":"faq"}',
+            "chances": '{"large":0.1}', "explored": "explore-1",
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
@@ -259,6 +262,68 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
         connect(tmp_path / "empty")
 
 
+SECOND = Explored("explore-1", 1e9, "large", 0.1, 200, False, "refusal", Usage(9, 2), 0.75, 1.25)
+
+
+def test_the_answer_of_a_second_tier_is_kept_beside_its_request(tmp_path: Path) -> None:
+    """It is joined by its id. The exchange that Envoy logged for it is no request of a client."""
+    recorded = Recorded(store := Store(tmp_path / "ledger.sqlite", 1e6))
+    store.add([(CLIMBED, COST), (outcome(1e9, request="explore-1", tier="large"), Cost(0.75, (), 0.75))])
+    recorded.ledger.offer_explored(SECOND)
+    recorded.ledger.close()
+    [line] = map(msgspec.json.decode, export(tmp_path / "ledger.sqlite", time.time()))
+    assert line["request"] == "5-5"
+    assert line["chances"] == {"large": 0.1}
+    assert line["explored"] == {
+        "tier": "large", "propensity": 0.1, "status": 200, "reason": "refusal", "cost": 0.75, "duration_s": 1.25,
+        "accepted": False, "tokens": {"input": 9, "output": 2, "cached": None},
+    }  # fmt: skip
+    report = read_report(tmp_path / "ledger.sqlite", time.time())
+    assert (report.total.requests, report.total.cost) == (1, 0.75), "of the request and its rejected answer"
+    assert report.explored == ExploredSums(requests=1, accepted=0, rejected=1, cost=0.75)
+
+
+def test_second_answers_that_are_too_old_are_deleted(tmp_path: Path) -> None:
+    store = Store(tmp_path / "ledger.sqlite", 30)
+    store.add_explored(SECOND)
+    store.add([(outcome(), FREE)])
+    store.close()
+    assert rows(tmp_path / "ledger.sqlite", "explorations") == []
+
+
+@pytest.mark.parametrize(
+    ("chances", "second", "expected"),
+    [
+        ({"large": 0.1}, None, {"small": {"success": True}, "large": {"propensity": 0.1}}),
+        ({"large": 0.1}, (True, 2.0), {"small": {"success": True}, "large": {"success": True, "propensity": 0.1}}),
+        ({"large": 0.1}, (None, 2.0), {"small": {"success": True}, "large": {"propensity": 0.1}}),
+        # The rules judged this answer on its way to the client, so it was certain to be recorded.
+        ({"small": 0.1}, (False, 2.0), {"small": {"success": True}}),
+        (None, None, {"small": {"success": True}}),
+    ],
+)
+def test_exported_traffic_has_both_tiers_with_their_chances(
+    chances: dict[str, float] | None, second: tuple[bool | None, float] | None, expected: dict[str, Any]
+) -> None:
+    """A chance alone says that the tier could have been drawn."""
+    nothing = {"input": None, "output": None, "cached": None}
+    answer = {"tier": "small", "accepted": True, "cost": None, "tokens": nothing}
+    explored = None
+    if second is not None:
+        [tier] = chances or {}
+        accepted, duration_s = second
+        explored = {"tier": tier, "accepted": accepted, "tokens": nothing, "duration_s": duration_s}
+    row = {
+        "request": "5-5", "ending": "accepted", "session": None, "time": 0.0, "duration_s": 1.0,
+        "answers": [answer], "chances": chances, "explored": explored,
+    }  # fmt: skip
+    [line] = as_traffic([msgspec.json.encode(row)], {"5-5": {"text": "Why?"}}, JoinCounts())
+    outcomes = msgspec.json.decode(line)["outcomes"]
+    for each in outcomes.values():
+        each.pop("latency_s", None)
+    assert outcomes == expected
+
+
 def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> None:
     """Its rows stay, and a reader may come before the first writer. Several workers may migrate it."""
     path = tmp_path / "ledger.sqlite"
@@ -266,13 +331,15 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     store.add([(CLIMBED, COST)])
     store.close()
     older = sqlite3.connect(path)
-    for column in ("conversation", "unjudged", "decision"):
+    for column in ("conversation", "unjudged", "decision", "chances", "explored"):
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
+    older.execute("DROP TABLE explorations")
     older.execute("PRAGMA user_version = 2")
     older.commit()
     older.close()
     [line] = export(path, time.time())
     assert msgspec.json.decode(line)["conversation"] is None
+    assert read_report(path, time.time()).explored == ExploredSums()
     threads = [threading.Thread(target=Store(path, 1e6).open) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -19,7 +19,7 @@ import pytest
 
 from extproc.accounting.export import export
 from extproc.accounting.ledger import Ledger
-from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
+from extproc.accounting.outcome import Cost, Ending, Explored, Outcome, Rejection
 from extproc.accounting.report import read_report
 from extproc.accounting.store import Store, connect, name_of
 from extproc.api.observation import Usage
@@ -239,8 +239,9 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) 
     """Its rows stay. A reader may come first, and several routers may migrate it."""
     Store(postgres.url, 1e6).add(outcomes())
     postgres.do(
-        "ALTER TABLE outcomes DROP COLUMN conversation, DROP COLUMN unjudged, DROP COLUMN decision; "
-        "COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
+        "ALTER TABLE outcomes DROP COLUMN conversation, DROP COLUMN unjudged, DROP COLUMN decision, "
+        "DROP COLUMN chances, DROP COLUMN explored; "
+        "DROP TABLE explorations; COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
     )
     assert read_report(postgres.url, 3600).total.requests == 3
     threads = [threading.Thread(target=Store(postgres.url, 1e6).open) for _ in range(3)]
@@ -249,7 +250,9 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) 
     for thread in threads:
         thread.join()
     Store(postgres.url, 1e6).add(outcomes())
-    assert read_report(postgres.url, 3600).total.requests == 6
+    Store(postgres.url, 1e6).add_explored(Explored("explore-1", time.time(), "large", 0.1, 200, True))
+    report = read_report(postgres.url, 3600)
+    assert (report.total.requests, report.explored.accepted) == (6, 1)
     assert {msgspec.json.decode(line)["conversation"] for line in export(postgres.url, time.time())} == {None}
 
 

@@ -351,6 +351,33 @@ def test_propensities_without_a_chance_for_every_row_give_bounds(folder, tmp_pat
     assert [bounds.name for bounds in report.bounds] == ["always small", "always large"]
 
 
+def test_rows_that_were_not_drawn_count_as_rows_and_rows_without_a_chance_do_not(folder, tmp_path, words, tokens):
+    """The log of a router that explores. No rule judges the large tier, so its answers are drawn, too."""
+    rng, rows = np.random.default_rng(5), []
+    for i in range(2000):
+        bill = i % 2 == 0
+        right = {"small": bool(rng.random() < (0.8 if bill else 0.2)), "large": True}
+        chances = {"large": 0.2} if bill else {"small": 0.1, "large": 0.1}
+        outcomes = {tier: {"propensity": chance} for tier, chance in chances.items()}
+        if bill:
+            outcomes |= chosen("small", right["small"])
+        if rng.random() < 0.2:
+            tier = [*chances][int(rng.integers(len(chances)))]
+            outcomes |= chosen(tier, right[tier], chances[tier])
+        rows.append({"text": alone(BILL if bill else COOK, i), "outcomes": outcomes})
+    hosted = [{"text": alone(BILL, i), "outcomes": chosen("small", False)} for i in range(5000, 5500)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows, *hosted))
+    lines = {line.name: line.quality for line in report.lines}
+    assert [*lines] == [ROUTED, "always small", "always large", MIX] and report.bounds == []
+    assert lines["always small"].low < 0.5 < lines["always small"].high < 0.65
+    assert lines["always large"].value == pytest.approx(1.0, abs=0.05)
+    assert lines[ROUTED].low < 0.9 < lines[ROUTED].high
+    assert (
+        "500 rows had no chance to be explored. The lines that compare tiers are about the other rows."
+        in report.notes
+    )
+
+
 def test_a_row_counts_as_often_as_its_weight(folder, tmp_path, words, tokens):
     """A row of weight 3 gives the measures of three equal rows of one conversation."""
     rows = [

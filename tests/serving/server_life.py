@@ -297,7 +297,7 @@ def test_with_a_gate_the_first_configuration_is_a_copy(serving: Serving, tmp_pat
 
 @pytest.mark.parametrize("connected", [True, False], ids=["an Envoy is connected", "no Envoy"])
 def test_a_drain_takes_its_steps_in_order(monkeypatch: pytest.MonkeyPatch, connected: bool) -> None:
-    """Health first, then open streams and the last batch of outcomes together, then the ledger and the encoder.
+    """Second requests are given up. Then health, open streams together with the last batch, ledger and encoder.
 
     Only a connected Envoy is given the time to notice.
     """
@@ -316,7 +316,8 @@ def test_a_drain_takes_its_steps_in_order(monkeypatch: pytest.MonkeyPatch, conne
 
     asyncio.run(play())
     assert steps.processor.stopping is True
-    called = [name for name, *_ in steps.mock_calls]
+    first, *called = [name for name, *_ in steps.mock_calls]
+    assert first == "processor.explorer.close"
     notice = ["sleep"] if connected else []
     assert called[: 1 + len(notice)] == ["health.enter_graceful_shutdown", *notice]
     assert set(called[1 + len(notice) : 3 + len(notice)]) == {"rpc.stop", "logs.drain"}

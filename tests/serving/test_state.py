@@ -4,7 +4,7 @@ import pytest
 
 from extproc.config.load import ConfigError
 from extproc.routing.store import MemoryStore
-from extproc.serving.server import open_state
+from extproc.serving.state import open_state
 
 
 def test_without_a_url_each_process_remembers_its_own_conversations() -> None:

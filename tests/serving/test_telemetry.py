@@ -91,6 +91,7 @@ def record_everything(telemetry: Telemetry) -> None:
         msgspec.structs.replace(OUTCOME, ending=Ending.FAILED, status=503), Cost(None, (None, None), None)
     )
     telemetry.lost(1)
+    telemetry.explored("billing", "large", "accepted")
     telemetry.lagged(0.1)
 
 

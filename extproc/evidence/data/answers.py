@@ -56,7 +56,7 @@ class Prices:
         for tier in tiers:
             for suffix in SUFFIXES:
                 outcome = outcomes.get(tier.name + suffix) or outcomes.get(tier.model + suffix)
-                if outcome is not None:
+                if outcome is not None and not outcome.is_chance:
                     answers[tier.name + suffix] = self._answered(tier, outcome, routed)
         return answers
 

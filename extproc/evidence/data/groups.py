@@ -12,6 +12,7 @@ import numpy as np
 from extproc.evidence.measure.metrics import GroupIds
 
 _TOKEN = re.compile(r"https?://\S+|\S+@\S+\.\w+|[\w'’]+(?:[-.,:/]\w+)*")
+_NUMBER = re.compile(r"\d+")
 _SLOT = "_"  # stands for a number, an id, an address or a name
 # Asks with at least this many words may differ in one of them. With fewer, that word is most of the meaning.
 _LONG = 9
@@ -35,6 +36,11 @@ def group_rows(texts: Sequence[str], owners: Sequence[str | None]) -> GroupIds:
         name = ("owner", owner) if owner is not None and len(owner_of[ask]) == 1 else ("ask", ask)
         groups.append(names.setdefault(name, len(names)))
     return np.array(groups, dtype=np.int64)
+
+
+def text_key(text: str) -> str:
+    """Return the text without case, spacing and numbers: forms with another number are one text."""
+    return _NUMBER.sub("0", " ".join(text.lower().split()))
 
 
 def distinct(groups: GroupIds) -> int:

@@ -51,6 +51,11 @@ class RecordedOutcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The quality (0 to 1). A success is 1 and a failure is 0. None: not recorded."""
         return float(self.success) if self.success is not None else self.quality
 
+    @property
+    def is_chance(self) -> bool:
+        """Whether it says only that the tier had a chance to be asked, and was not drawn."""
+        return self.propensity is not None and self == RecordedOutcome(propensity=self.propensity)
+
 
 class Revealed(msgspec.Struct, frozen=True):
     """The label and the outcomes of a row."""
@@ -142,7 +147,7 @@ def read_traffic(path: Path) -> Traffic:
     for number, line in read_lines(path):
         digest.update(line + b"\n")
         try:
-            rows.append(_row(number, line))
+            rows.append(parse_row(number, line))
         except (ValueError, UnicodeDecodeError, RecursionError) as error:
             bad.append(BadRow(number, _message(error)))
     return Traffic(rows, bad, digest.hexdigest()[:12])
@@ -164,7 +169,8 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             raise OSError(f"{path}: is not a valid gzip file, although its name ends in .gz: {error}") from error
 
 
-def _row(number: int, line: bytes) -> Row:
+def parse_row(number: int, line: bytes) -> Row:
+    """Read one line. Raises ValueError, UnicodeDecodeError or RecursionError if it cannot be used."""
     read = _decode_line(line)
     body = bytes(read.request) or None
     if (read.text is None) == (body is None):

@@ -8,6 +8,7 @@ from extproc.evidence.data.groups import distinct
 from extproc.evidence.data.setting import SUFFIXES, tier_of
 from extproc.evidence.data.tokens import TOKENIZER
 from extproc.evidence.execution import Execution
+from extproc.evidence.measure.recording import without_chance
 
 REPETITIONS = (
     "asks that repeat, also with another number, id or name, and the asks of one session or user count once"
@@ -45,6 +46,11 @@ def notes_on(run: Execution) -> list[str]:
     bounds = sum(s is not None and s.bound is not None for s in run.served)
     if bounds:
         notes.append(f"{bounds} rejected answers were served: their cohort had used its share of escalations.")
+    if left_out := int(without_chance(run).sum()):
+        notes.append(
+            f"{left_out:,} rows had no chance to be explored. The lines that compare tiers are about the other "
+            "rows."
+        )
     persons = sum(s is not None and s.person for s in run.served)
     if persons:
         notes.append(f"{persons} answers went to review by a person. They have no quality here.")

@@ -167,10 +167,28 @@ def bounds(sample: Sample, name: str, value: Floats) -> Bounds:
     return Bounds(name, low, low + 1 - _weight_of(sample, present), int(present.sum()), len(value))
 
 
+def without_chance(run: Execution) -> Bools:
+    """bool[rows]: the rows with outcomes that had no chance to be explored, if other rows had one.
+
+    A router that explores writes the chances of every row that it could have drawn.
+    """
+    outcomes = [row.outcomes.values() for row in run.revealed]
+    if not any(outcome.is_chance for each in outcomes for outcome in each):
+        return np.zeros(len(outcomes), dtype=np.bool_)
+    return np.array(
+        [bool(each) and all(outcome.propensity is None for outcome in each) for each in outcomes], dtype=np.bool_
+    )
+
+
 def sample_of(run: Execution, table: AnswerTable, quality: Floats, seed: int) -> Sample:
-    """The rows with outcomes. Rows that went to a person are left out, because they have no quality."""
+    """The rows with outcomes, and those that had a chance to have one.
+
+    Rows that went to a person are left out, because they have no quality. So are rows without a chance, if others
+    had one: nothing stands for them.
+    """
     person = np.array([served is not None and served.person for served in run.served], dtype=bool)
-    rows = table.any & ~person
+    chance = np.array([any(o.is_chance for o in row.outcomes.values()) for row in run.revealed], dtype=bool)
+    rows = (table.any | chance) & ~person & ~without_chance(run)
     cohorts = [routed.decision.cohort.name if routed.decision.cohort else "" for routed in run.routed]
     keys = [(cohort, "?" if np.isnan(q) else str(q >= 0.5)) for cohort, q in zip(cohorts, quality, strict=True)]
     number = {key: i for i, key in enumerate(sorted(set(keys)))}

@@ -4,16 +4,14 @@ Each drawn row gets the number of rows that it stands for. Weighted means over t
 log (Horvitz and Thompson 1952).
 """
 
-import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 
 import msgspec
 import numpy as np
 
+from extproc.evidence.data.groups import text_key
 from extproc.evidence.execution import Execution, ask_of, trusted_cohort
 from extproc.evidence.measure.metrics import Floats
-
-_NUMBER = re.compile(r"\d+")
 
 
 class Drawn(msgspec.Struct, frozen=True):
@@ -30,6 +28,7 @@ class Draw(msgspec.Struct, frozen=True):
     texts: int  # different texts in the log
     units: int  # of these: one for each conversation
     strata: int
+    total: int  # rows in the log
 
 
 class _Units(msgspec.Struct, frozen=True, eq=False):
@@ -39,25 +38,47 @@ class _Units(msgspec.Struct, frozen=True, eq=False):
     mass: Floats
 
 
+class Candidates(msgspec.Struct, frozen=True, eq=False):
+    """The rows to draw from, as columns."""
+
+    texts: Sequence[Hashable]  # rows with the same key have the same text
+    sessions: Sequence[str | None]
+    weights: Floats  # how many rows of the traffic each row stands for
+    cohorts: Sequence[str]  # the nearest one, or the reason why there is none
+    margins: Floats
+    trusted: Sequence[bool]
+
+
 def draw(run: Execution, size: int, seed: int) -> Draw:
     """Draw at most `size` rows. The same seed draws the same rows."""
+    decisions = [routed.decision for routed in run.routed]
+    candidates = Candidates(
+        texts=[text_key(ask_of(row, routed)) for row, routed in zip(run.rows, run.routed, strict=True)],
+        sessions=[row.session for row in run.rows],
+        weights=run.weights(),
+        cohorts=[d.cohort.name if d.cohort is not None else d.reason.value for d in decisions],
+        margins=np.array([d.match.margin if d.match is not None else 0.0 for d in decisions], dtype=np.float64),
+        trusted=[trusted_cohort(routed) is not None for routed in run.routed],
+    )
+    drawn = draw_from(candidates, size, seed)
+    rows = [msgspec.structs.replace(row, line=run.rows[row.line].line) for row in drawn.rows]
+    return msgspec.structs.replace(drawn, rows=rows)
+
+
+def draw_from(candidates: Candidates, size: int, seed: int) -> Draw:
+    """Do the same from columns. `line` of a drawn row is its position in them, from 0."""
     rng = np.random.default_rng(seed)
-    rows = list(range(len(run.rows)))
-    texts = _one_each(_Units(rows, run.weights()), [_text(run, i) for i in rows], rng)
-    units = _one_each(texts, [run.rows[i].session or ("row", i) for i in texts.rows], rng)
-    strata = _strata(_keys(run, units.rows), size)
+    rows = list(range(len(candidates.texts)))
+    texts = _one_each(_Units(rows, candidates.weights), candidates.texts, rng)
+    units = _one_each(texts, [candidates.sessions[i] or ("row", i) for i in texts.rows], rng)
+    strata = _strata(_keys(candidates, units.rows), size)
     sizes = allocate([float(units.mass[members].sum()) for members in strata], list(map(len, strata)), size)
     drawn = []
     for members, n in zip(strata, sizes, strict=True):
         for at in rng.choice(members, n, replace=False):
             weight = float(units.mass[at]) * len(members) / n
-            drawn.append(Drawn(run.rows[units.rows[at]].line, round(weight, 4)))
-    return Draw(sorted(drawn, key=lambda row: row.line), len(texts.rows), len(units.rows), len(strata))
-
-
-def _text(run: Execution, i: int) -> str:
-    """The text of a person, without case, spacing and numbers: forms with another number are one text."""
-    return _NUMBER.sub("0", " ".join(ask_of(run.rows[i], run.routed[i]).lower().split()))
+            drawn.append(Drawn(units.rows[at], round(weight, 4)))
+    return Draw(sorted(drawn, key=lambda row: row.line), len(texts.rows), len(units.rows), len(strata), len(rows))
 
 
 def _one_each(units: _Units, keys: Sequence[Hashable], rng: np.random.Generator) -> _Units:
@@ -74,13 +95,10 @@ def _one_each(units: _Units, keys: Sequence[Hashable], rng: np.random.Generator)
     return _Units(rows, np.array(mass, dtype=np.float64))
 
 
-def _keys(run: Execution, rows: Iterable[int]) -> list[tuple[str, str]]:
+def _keys(candidates: Candidates, rows: Sequence[int]) -> list[tuple[str, str]]:
     """(nearest cohort, how sure its match is) of each row."""
-    rows = list(rows)
-    decisions = [run.routed[i].decision for i in rows]
-    cohorts = [d.cohort.name if d.cohort is not None else d.reason.value for d in decisions]
-    margins = [d.match.margin if d.match is not None else 0.0 for d in decisions]
-    trusted = [trusted_cohort(run.routed[i]) is not None for i in rows]
+    cohorts, trusted = [candidates.cohorts[i] for i in rows], [candidates.trusted[i] for i in rows]
+    margins = candidates.margins[rows].tolist() if rows else []
     by_cohort: dict[str, list[float]] = {}
     for cohort, margin, is_trusted in zip(cohorts, margins, trusted, strict=True):
         if is_trusted:

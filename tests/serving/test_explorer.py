@@ -1,0 +1,150 @@
+"""Second requests: their budget, their body, and what becomes of answers that cannot be judged."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from extproc.accounting.outcome import Explored
+from extproc.config.compile import compile_snapshot
+from extproc.config.load import load_config
+from extproc.routing.exploration import Lottery
+from extproc.routing.routed import Routed
+from extproc.routing.router import Router
+from extproc.serving.explorer import Budget, Explorer
+from extproc.verifying.judging import RuleRunner
+
+
+class WordEmbedder:
+    def __init__(self, encoder) -> None:
+        self.encoder = encoder
+
+    async def embed(self, text, deadline_s, principal=""):
+        return self.encoder.encode([text])[0]
+
+
+def test_a_budget_refills_evenly_and_never_above_an_hour():
+    now = [0.0]
+    budget = Budget(3.6, lambda: now[0])
+    assert budget.is_left()
+    budget.spend(4.0)
+    assert not budget.is_left()
+    now[0] = 401.0
+    assert budget.is_left()
+    budget.spend(0.01)
+    now[0] = 1e6
+    assert budget.is_left()
+    budget.spend(3.7)
+    assert not budget.is_left()
+
+
+class Upstream:
+    """An Envoy that gives one answer, and keeps the requests."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+        self.requests: list[bytes] = []
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        self.requests.append(head + await reader.readexactly(length))
+        writer.write(self.answer)
+        await writer.drain()
+        writer.close()
+
+
+def answer_of(body: bytes, status: str = "200 OK", tier: str = "large", kind: str = "application/json") -> bytes:
+    return (
+        f"HTTP/1.1 {status}\r\ncontent-type: {kind}\r\nx-router-tier: {tier}\r\ncontent-length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+
+WHOLE = msgspec.json.encode(
+    {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Here."}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1000, "completion_tokens": 500},
+    }
+)
+EMPTY = WHOLE.replace(b"Here.", b"")
+
+
+@pytest.fixture(scope="module")
+def snapshot(words):
+    config = load_config(Path(__file__).parents[1] / "configs/good")
+    intents = tuple(
+        msgspec.structs.replace(i, floor=0.1, accept=["non_empty"] if i.intent == "billing" else [])
+        for i in config.intents
+    )
+    return compile_snapshot(msgspec.structs.replace(config, intents=intents), words)
+
+
+def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[Explored, tuple[str, str, str]]:
+    """Exploration a second request, send it to the upstream, and return what was kept and reported."""
+    kept: list[Explored] = []
+    reported: list[tuple[str, str, str]] = []
+
+    async def play() -> None:
+        router = Router(snapshot, WordEmbedder(words))
+        router.lottery = Lottery(1.0, lambda: True, random.Random(1))
+        messages = [{"role": "user", "content": "Send my last invoice again"}]
+        body = msgspec.json.encode({"model": "auto", "messages": messages} | more)
+        routed: Routed = await router.route(body, {":path": "/v1/chat/completions"})
+        assert routed.exploration is not None and routed.exploration.second is not None
+        server = await asyncio.start_server(upstream.serve if upstream else lambda *_: None, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        if upstream is None:
+            server.close()
+            await server.wait_closed()
+        explorer = Explorer(
+            f"http://127.0.0.1:{port}", RuleRunner(), kept.append, lambda *words: reported.append(words)
+        )
+        explorer.start(routed, routed.exploration.second)
+        while not kept:
+            await asyncio.sleep(0.01)
+        explorer.close()
+        server.close()
+
+    asyncio.run(asyncio.wait_for(play(), 20))
+    return kept[0], reported[0]
+
+
+def test_an_answer_is_judged_priced_and_forgotten(snapshot, words):
+    """The request names the model of the second tier, and its id. Nothing of the text is kept."""
+    upstream = Upstream(answer_of(WHOLE))
+    kept, reported = explored(snapshot, words, upstream)
+    assert (kept.tier, kept.status, kept.accepted, kept.reason, kept.propensity) == ("large", 200, True, None, 1.0)
+    assert kept.cost == pytest.approx((1000 * 0.40 + 500 * 1.20) / 1e6)
+    assert reported == ("billing", "large", "accepted")
+    [request] = upstream.requests
+    assert request.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert b"x-request-id: " + kept.id.encode() in request and b'"model":"qwen3-32b"' in request.replace(
+        b": ", b":"
+    )
+    assert "invoice" not in repr(kept) and "Here" not in repr(kept)
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepted", "reason", "outcome"),
+    [
+        (answer_of(EMPTY), False, "empty", "rejected"),
+        (answer_of(WHOLE[:-4]), False, "malformed", "rejected"),
+        (answer_of(b"{}", "401 Unauthorized"), None, "status", "failed"),
+        (answer_of(WHOLE, tier="small"), None, "other_tier", "failed"),
+        (b"", None, "no_answer", "failed"),
+        (None, None, "not_sent", "failed"),
+    ],
+)
+def test_every_other_ending_has_its_word(snapshot, words, answer, accepted, reason, outcome):
+    kept, reported = explored(snapshot, words, Upstream(answer) if answer is not None else None)
+    assert (kept.accepted, kept.reason) == (accepted, reason)
+    assert reported == ("billing", "large", outcome)
+
+
+def test_a_stream_is_asked_for_its_tokens(snapshot, words):
+    upstream = Upstream(answer_of(b"data: [DONE]\n\n", kind="text/event-stream"))
+    explored(snapshot, words, upstream, stream=True)
+    assert b'"stream_options":{"include_usage":true}' in upstream.requests[0]
