@@ -35,6 +35,7 @@ from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.listening import TlsFiles, bind
+from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
@@ -218,6 +219,7 @@ async def load(
     batcher = Batcher(encoder)
     router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
+    give_back()
     return Loaded(router, batcher, utterances)
 
 
