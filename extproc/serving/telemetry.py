@@ -34,6 +34,7 @@ _OPERATIONS = {
 _RELOADS = ("applied", "invalid", "regression", "unseen", "unclear", "gate", "error")
 
 _propagator = TraceContextTextMapPropagator()
+_NO_CONTEXT = Context()
 
 
 def genai_attributes(request: Request) -> dict[str, str | int | bool]:
@@ -57,6 +58,8 @@ class Telemetry:
         self.revision = revision
         # Cohort -> largest share of its judged answers that may escalate. A dashboard compares escalations with it.
         self.shares: Callable[[], Mapping[str, float]] = dict
+        # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
+        self._traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         self._tracer = trace.get_tracer("extproc")
         meter = metrics.get_meter("extproc")
         self._decisions = _counter(meter, definitions.DECISIONS)
@@ -108,6 +111,8 @@ class Telemetry:
 
     def _begin(self, name: str, parent: Mapping[str, str], start_ns: int | None = None) -> tuple[Span, Context]:
         """Start a span. A count that is recorded in the returned context may carry the span as an exemplar."""
+        if not self._traced:
+            return trace.INVALID_SPAN, _NO_CONTEXT
         context = _propagator.extract(parent)
         span = self._tracer.start_span(f"{PREFIX}.{name}", context, SpanKind.SERVER, start_time=start_ns)
         return span, trace.set_span_in_context(span, context)
