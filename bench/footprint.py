@@ -37,6 +37,8 @@ def main() -> int:
             began = time.perf_counter()
             stack.start_router()
             ready_s = time.perf_counter() - began
+            assert stack.router is not None
+            started_s = _cpu_s(stack.router)
             stack.start_envoy()
             assert stack.router is not None and stack.envoy is not None
             processes = {"router": stack.router, "envoy": stack.envoy}
@@ -53,7 +55,7 @@ def main() -> int:
                     f"{name:8} {idle[name]:8.0f} {loaded[name]:17.0f} {_memory_mb(process, 'VmHWM'):19.0f}"
                     f" {per_thousand:26.1f}"
                 )
-            print(f"\nrouter from start to SERVING: {ready_s:.0f} s. {interpreter()}")
+            print(f"\nrouter from start to SERVING: {ready_s:.1f} s, {started_s:.1f} s of CPU. {interpreter()}")
             if wrong:
                 print(wrong)
             return 1 if wrong else 0

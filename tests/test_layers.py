@@ -25,7 +25,7 @@ FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package 
 GENERATED = {"serving/wire.py", "serving/processor.py", "accounting/accesslog.py"}
 # Third-party packages that a module may import. Every module may import msgspec (values) and numpy (vectors).
 VENDORS = {
-    "routing/index.py": {"faiss"},
+    "routing/products.py": {"faiss"},
     "routing/head.py": {"scipy"},
     "routing/centroid_file.py": {"safetensors"},  # arrays in a file that cannot run code
     "routing/redis_store.py": {"redis"},  # for a policy with `state`

@@ -219,14 +219,17 @@ def _prepare(args: argparse.Namespace) -> int:
     from extproc.config.load import load_config
 
     try:
-        from extproc.config.compile import encode_texts, texts_of
+        from extproc.config.compile import encode_texts, matching, texts_of
         from extproc.encoder.backends import load_encoder, threads_for
         from extproc.encoder.prepare import prepare
+        from extproc.encoder.vector_file import folder_of
 
         config = load_config(args.intents)
         model = config.policy.encoder.model
         choice = prepare(model, texts_of(config), time.strftime("%Y-%m-%d"), threads_for(1))
-        encode_texts(config, load_encoder(model))  # stores the vectors: a start in a read-only image has them
+        encoder = load_encoder(model)
+        # Stores the vectors and the fit: a start in a read-only image has them.
+        matching(config, *encode_texts(config, encoder), folder_of(encoder))
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{error}: `extproc prepare` needs more packages: pip install 'envoy-semantic-router[prepare]'"

@@ -3,19 +3,20 @@
 import hashlib
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from extproc.acceptance.rules import compile_rules
+from extproc.config.fit_file import fit_once
 from extproc.config.load import Config, ConfigError
 from extproc.config.schema import BACKGROUND_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.models import reads_only_english
 from extproc.encoder.protocols import Encoder, Vectors
-from extproc.encoder.vector_file import storing
+from extproc.encoder.vector_file import folder_of, storing
 from extproc.routing.centroid_file import CENTROIDS_FILE, Matcher
-from extproc.routing.centroids import RECIPE, fit_centroids, means_of
-from extproc.routing.head import fit_head
+from extproc.routing.centroids import RECIPE, means_of
 from extproc.routing.index import Index, Kind, nearest
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
@@ -34,7 +35,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     says. With centroids that are fitted on labelled rows this is only a warning.
     """
     rows, background = encode_texts(config, encoder)
-    index, floors, centroids = matching(config, rows, background)
+    index, floors, centroids = matching(config, rows, background, folder_of(encoder))
     file = config.policy
     policy = Policy(
         tiers=file.tiers,
@@ -79,12 +80,13 @@ def encode_texts(config: Config, encoder: Encoder) -> tuple[dict[str, Vectors], 
 
 
 def matching(
-    config: Config, rows: Mapping[str, Vectors], background: Vectors | None = None
+    config: Config, rows: Mapping[str, Vectors], background: Vectors | None = None, folder: Path | None = None
 ) -> tuple[Index, Mapping[str, float], str]:
     """The index, a floor for each cohort, and the hash of everything that they are made of.
 
     The fitted centroids are used unless they are stale. Otherwise centroids, floors and the head come from the
-    utterances and the background. `rows` and `background` are vectors as `encode_texts` returns them.
+    utterances and the background. `rows` and `background` are vectors as `encode_texts` returns them. The
+    fit is stored in `folder`.
     """
     digest, file = utterances_digest(config), config.fitted
     if file is not None:
@@ -93,11 +95,11 @@ def matching(
             index = matcher_index(file.matcher, means_of(rows), file.header.back, kinds_of(config))
             return index, file.floors, centroids_digest(config)
         log.warning("%s", stale)
-    cohorts = fit_centroids(rows)
+    cohorts, head = fit_once(rows, background, folder)
     index = Index(
         {name: cohort.centroid[None, :] for name, cohort in cohorts.items()},
         {name: cohort.mean for name, cohort in cohorts.items()},
-        head=fit_head(rows, background),
+        head=head,
         kinds=kinds_of(config),
     )
     return index, {name: cohort.floor for name, cohort in cohorts.items()}, digest

@@ -29,13 +29,13 @@ class RememberingEncoder:
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._vectors: dict[str, Vectors] = {}
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], and drop the vectors of all other texts."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        rows = self._encoder.encode(fresh) if fresh else ()
+        rows = self.encoder.encode(fresh) if fresh else ()
         vectors = self._vectors | dict(zip(fresh, rows, strict=True))
         self._vectors = {text: vectors[text] for text in texts}
         return np.stack([vectors[text] for text in texts])

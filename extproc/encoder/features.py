@@ -23,7 +23,7 @@ from extproc.encoder.protocols import Encoder, Vectors, unit
 
 # Hashed words (signed feature hashing, Weinberger et al. 2009). 2,048 buckets keep ten thousand centroids
 # under 100 MB. With twice as many, accuracy did not change beyond noise.
-_BUCKETS = 2048
+WORD_COLUMNS = 2048
 _HASHED_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?|\d+")
 # Weight of hashed words relative to the embedding, from cross-validation on CLINC150 and the sample intents.
 WORDS_WEIGHT = 0.7
@@ -156,10 +156,10 @@ def hashed_words(texts: Sequence[str]) -> Vectors:
 
     The first word counts twice. All numbers count as the same word.
     """
-    counts = np.zeros((len(texts), _BUCKETS), dtype=np.float32)
+    counts = np.zeros((len(texts), WORD_COLUMNS), dtype=np.float32)
     for row, text in zip(counts, texts, strict=True):
         words = ["#" if word[0].isdigit() else word for word in _HASHED_WORD.findall(text.lower())]
         for word in [*words, *(f"^{first}" for first in words[:1])]:
             number = zlib.crc32(word.encode(errors="replace"))
-            row[number % _BUCKETS] += 1.0 if number >> 31 else -1.0
+            row[number % WORD_COLUMNS] += 1.0 if number >> 31 else -1.0
     return np.sign(counts) * np.sqrt(np.abs(counts))

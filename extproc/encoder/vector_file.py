@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from extproc.encoder.backends import OpenVinoSentences
+from extproc.encoder.batcher import RememberingEncoder
 from extproc.encoder.features import FeatureEncoder
 from extproc.encoder.protocols import Encoder, Vectors
 
@@ -36,6 +37,16 @@ def storing(encoder: Encoder) -> Encoder:
     return with_file
 
 
+def folder_of(encoder: Encoder) -> Path | None:
+    """Return the folder of the prepared model that `encoder` runs. None: it is not prepared."""
+    if isinstance(encoder, RememberingEncoder):
+        return folder_of(encoder.encoder)
+    sentences = encoder.sentences if isinstance(encoder, FeatureEncoder) else None
+    if isinstance(sentences, StoringSentences):
+        return sentences.file.parent
+    return sentences.vectors.parent if isinstance(sentences, OpenVinoSentences) else None
+
+
 class StoringSentences:
     """An encoder of sentences that stores each vector in a file, under the hash of its text.
 
@@ -45,11 +56,11 @@ class StoringSentences:
 
     def __init__(self, sentences: Encoder, file: Path) -> None:
         """The vectors in `file` must be of this encoder. A file of another dimension is replaced."""
-        self._sentences, self._file = sentences, file
+        self._sentences, self.file = sentences, file
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length, and store the rows that are new."""
-        stored = _read(self._file)
+        stored = _read(self.file)
         by_key = {_key(text): text for text in texts}
         new = [key for key in by_key if key not in stored]
         if new:
@@ -62,10 +73,10 @@ class StoringSentences:
 
     def _store(self, current: Mapping[bytes, Vectors]) -> None:
         """Replace the file. It keeps the vectors that another process has stored since it was read."""
-        others = {key: row for key, row in _read(self._file).items() if key not in current}
+        others = {key: row for key, row in _read(self.file).items() if key not in current}
         newest = dict(list(others.items())[:_MOST_OTHERS])
         try:
-            _write(self._file, {**current, **newest})
+            _write(self.file, {**current, **newest})
         except OSError as error:
             log.info("vectors of utterances are not stored, so each start encodes all of them: %s", error)
 
@@ -76,23 +87,35 @@ def _key(text: str) -> bytes:
 
 def _read(file: Path) -> dict[bytes, Vectors]:
     """Return the vectors in `file` by the hash of their text, or none of them if the file is not whole."""
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            keys, rows = arrays["keys"], arrays["vectors"]
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+    arrays = read_arrays(file)
+    keys, rows = arrays.get("keys"), arrays.get("vectors")
+    if keys is None or rows is None or rows.dtype != np.float32:
         return {}
-    if keys.dtype != np.uint8 or keys.shape != (len(rows), _HASH_BYTES) or rows.dtype != np.float32:
+    if keys.dtype != np.uint8 or keys.shape != (len(rows), _HASH_BYTES):
         return {}
     return dict(zip(map(bytes, keys), rows, strict=True))
 
 
 def _write(file: Path, vectors: Mapping[bytes, Vectors]) -> None:
+    keys = np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, _HASH_BYTES)
+    replace_arrays(file, {"keys": keys, "vectors": np.stack(list(vectors.values()))})
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Return the arrays in `file` by name, or none of them if the file is not whole."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile):
+        return {}
+
+
+def replace_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a new file and move it into place, so that no process reads a half-written one. Raises OSError."""
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem, suffix=".new")
     try:
         with os.fdopen(handle, "wb") as new:
-            keys = np.frombuffer(b"".join(vectors), dtype=np.uint8).reshape(-1, _HASH_BYTES)
-            np.savez(new, keys=keys, vectors=np.stack(list(vectors.values())))
+            np.savez(new, **dict(arrays))  # type: ignore[arg-type]  # no array is called allow_pickle
             os.fchmod(new.fileno(), 0o644)  # serving may be another user
         os.replace(name, file)
     except BaseException:

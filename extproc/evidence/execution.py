@@ -147,8 +147,9 @@ def destination(routed: Routed) -> str:
 def seal(snapshot: Snapshot, routed: Sequence[Routed]) -> str:
     """The hash of the files, centroids, thresholds and decisions."""
     digest = hashlib.sha256(snapshot.revision.encode())
-    faiss = snapshot.index.faiss
-    digest.update(faiss.reconstruct_n(0, faiss.ntotal).tobytes())
+    digest.update(snapshot.index.stacked().tobytes())
+    if snapshot.index.head is not None:
+        digest.update(snapshot.index.head.bias.tobytes())
     for rows in snapshot.index.centroids.values():
         digest.update(rows.tobytes())
     for mean in (snapshot.index.means or {}).values():

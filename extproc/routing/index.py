@@ -1,21 +1,21 @@
-"""Find the cohort of a vector: an exact inner-product search (FAISS) over the centroids or the head's weights."""
+"""Find the cohort of a vector: an exact search for inner products with the centroids or the head's weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import faiss
 import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
 from extproc.routing.head import Head, softmax
+from extproc.routing.products import Products
 
-# One query is too little work for several threads.
-faiss.omp_set_num_threads(1)
 # The weight of the mean in the similarity, for an encoder that is not adapted. A higher weight rejects more of
 # CLINC150's out-of-scope validation rows, but fewer rows of left-out intents, which are near to a cohort. Above
 # this weight, that loss grows faster.
 BACK = 0.3
+# Up to this many values, sorting all of them is faster than finding the highest first.
+_FEW = 256
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -76,19 +76,26 @@ class Index:
             self.cohorts = [name for name, rows in centroids.items() for _ in range(len(rows))]
             # As many results as the search needs to reach a second cohort behind all centroids of the first one.
             self.neighbours = min(len(self.cohorts), 1 + max(len(rows) for rows in centroids.values()))
-            stacked = np.concatenate(list(centroids.values()))
         else:
             self.cohorts = list(centroids)
-            self.neighbours = len(head.bias)  # every class has a part in the chances
-            stacked = np.column_stack([head.weights, head.bias])
             kinds = kinds or {name: Kind(name, name) for name in centroids}
             self.tiers = list(dict.fromkeys(kinds[name].tier for name in centroids))
-            # The number of the class's tier and of its settings. The background has its own numbers.
+            # The number of the tier and of the settings of each class. The background has its own numbers.
+            classes = len(head.bias)
             self.tier_of = np.array([*(self.tiers.index(kinds[n].tier) for n in centroids), len(self.tiers)])
             number = {name: i for i, name in enumerate(centroids)}
             self.like_of = np.array([*(number[kinds[n].like] for n in centroids), len(number)])
-        self.faiss = faiss.IndexFlatIP(stacked.shape[1])
-        self.faiss.add(np.ascontiguousarray(stacked, dtype=np.float32))
+            self.tier_of, self.like_of = self.tier_of[:classes], self.like_of[:classes]
+        self._products = Products(self.stacked())
+
+    def stacked(self) -> Vectors:
+        """Return the rows that a vector is compared with, float32[n, d]: the head's weights or the centroids."""
+        return np.concatenate(list(self.centroids.values())) if self.head is None else self.head.weights
+
+    def scores(self, vector: Vectors) -> Vectors:
+        """Return the cosine of each centroid, float32[n], or the score of each class if there is a head."""
+        products = self._products.with_vector(vector)
+        return products if self.head is None else products + self.head.bias
 
 
 def nearest(index: Index, vector: Vectors) -> Match:
@@ -99,7 +106,8 @@ def nearest(index: Index, vector: Vectors) -> Match:
     """
     if index.head is not None:
         return _likeliest(index, vector)
-    ranked = _search(index, vector, index.neighbours)
+    cosines = index.scores(vector)
+    ranked = [(index.cohorts[row], float(cosines[row])) for row in _highest(cosines, index.neighbours)]
     cohort, best = ranked[0]
     runner_up, second = next(((name, cosine) for name, cosine in ranked if name != cohort), (None, 0.0))
     if index.background is not None:
@@ -109,34 +117,41 @@ def nearest(index: Index, vector: Vectors) -> Match:
 
 def _likeliest(index: Index, vector: Vectors) -> Match:
     """The cohort with the highest chance."""
-    scores, found = index.faiss.search(np.append(vector, np.float32(1))[None, :], index.neighbours)
-    chances, classes, cohorts = softmax(scores[0]), found[0], index.cohorts
-    ranked = [(row, i) for i, row in enumerate(classes[:3]) if row < len(cohorts)]
-    (row, at), second = ranked[0], ranked[1] if len(ranked) > 1 else None
-    cohort, runner_up = cohorts[row], cohorts[second[0]] if second is not None else None
-    cosine = _cosine(index, cohort, vector)
-    by_tier = np.bincount(index.tier_of[classes], chances, len(index.tiers) + 1)
-    by_like = np.bincount(index.like_of[classes], chances)
+    chances, cohorts = softmax(index.scores(vector)), index.cohorts
+    first, *others = _highest(chances[: len(cohorts)], 2)
+    second = others[0] if others else None
+    chance, runner_up_chance = float(chances[first]), float(chances[second]) if second is not None else 0.0
+    background = float(chances[len(cohorts) :].sum())
+    cohort = cohorts[first]
+    by_tier = np.bincount(index.tier_of, chances)
     return Match(
         cohort,
-        _similarity(index, cohort, vector, cosine),
-        max(0.0, float(chances[at] - np.delete(chances, at).max(initial=0.0))),
-        runner_up,
-        float(chances[at]),
-        float(chances[second[1]]) if second is not None else 0.0,
-        float(by_like[index.like_of[row]]),
-        float(by_tier[-1]),
-        dict(zip(index.tiers, map(float, by_tier), strict=False)),
+        _similarity(index, cohort, vector, _cosine(index, cohort, vector)),
+        max(0.0, chance - max(runner_up_chance, background)),
+        cohorts[second] if second is not None else None,
+        chance,
+        runner_up_chance,
+        float(chances[index.like_of == index.like_of[first]].sum()),
+        background,
+        dict(zip(index.tiers, by_tier.tolist(), strict=False)),
     )
+
+
+def _highest(values: Vectors, count: int) -> list[int]:
+    """Return the places of the highest values, the highest first. Equal values come in reverse."""
+    at = np.arange(len(values))
+    if count < len(values) and len(values) > _FEW:
+        at = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    places: list[int] = at[np.argsort(values[at], kind="stable")[: -count - 1 : -1]].tolist()
+    return places
 
 
 def chances(index: Index, vector: Vectors) -> dict[str | None, float]:
     """Return the chance of every cohort and of the background (None), the highest first. Empty without a head."""
     if index.head is None:
         return {}
-    scores, classes = index.faiss.search(np.append(vector, np.float32(1))[None, :], index.neighbours)
-    names = [*index.cohorts, None]
-    return {names[row]: float(chance) for row, chance in zip(classes[0], softmax(scores[0]), strict=True)}
+    values, names = softmax(index.scores(vector)), [*index.cohorts, None]
+    return {names[row]: float(values[row]) for row in _highest(values, len(values))}
 
 
 def similarities(index: Index, vector: Vectors) -> dict[str, float]:
@@ -163,8 +178,3 @@ def similarity(to_centroid: Any, to_mean: Any, back: float) -> Any:
     belongs to any cohort.
     """
     return (1 - back) * to_centroid + back * to_mean
-
-
-def _search(index: Index, vector: Vectors, count: int) -> Sequence[tuple[str, float]]:
-    cosines, rows = index.faiss.search(vector[None, :], count)
-    return [(index.cohorts[row], float(cosine)) for cosine, row in zip(cosines[0], rows[0], strict=True)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Literal
 
 import msgspec
@@ -61,7 +62,7 @@ class Cohort(msgspec.Struct, frozen=True):
         return self.evidence.probability.of(match.similarity, match.margin)
 
 
-class Policy(msgspec.Struct, frozen=True):
+class Policy(msgspec.Struct, frozen=True, dict=True):
     """Tiers from the cheapest up, cohorts by name, and rules in order."""
 
     tiers: tuple[Tier, ...]
@@ -92,7 +93,11 @@ class Policy(msgspec.Struct, frozen=True):
 
     def rank(self, name: str) -> int:
         """Return the position of a tier in `tiers`, from 0."""
-        return [tier.name for tier in self.tiers].index(name)
+        return self._ranks[name]
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return {tier.name: rank for rank, tier in enumerate(self.tiers)}
 
 
 class Rung(msgspec.Struct, frozen=True):

@@ -37,6 +37,7 @@ from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.files import FilesState, fall_back, first_standing
 from extproc.serving.listening import TlsFiles, bind
+from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.state import open_state
 from extproc.serving.telemetry import Telemetry
@@ -214,6 +215,7 @@ async def load(
     batcher = Batcher(encoder)
     router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
+    give_back()
     return Loaded(router, batcher, utterances)
 
 

@@ -25,6 +25,8 @@ from extproc.settings import Tier
 # The outcome of a reload: applied, or why it was refused.
 _RELOADS = ("applied", "invalid", "regression", "unseen", "unclear", "gate", "error")
 
+_NO_CONTEXT = Context()
+
 
 class Telemetry:
     """The spans and metrics of one server process."""
@@ -37,6 +39,8 @@ class Telemetry:
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
         self.open_exchanges = 0
+        # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
+        self._traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
         self._tracer = trace.get_tracer("extproc")
         meter = metrics.get_meter("extproc")
         self._decisions = counter(meter, definitions.DECISIONS)
@@ -97,6 +101,8 @@ class Telemetry:
 
     def _begin(self, name: str, parent: Mapping[str, str], start_ns: int | None = None) -> tuple[Span, Context]:
         """Start a span. A count that is recorded in the returned context may carry the span as an exemplar."""
+        if not self._traced:
+            return trace.INVALID_SPAN, _NO_CONTEXT
         context = trace_context(parent)
         span = self._tracer.start_span(f"{PREFIX}.{name}", context, SpanKind.SERVER, start_time=start_ns)
         return span, trace.set_span_in_context(span, context)

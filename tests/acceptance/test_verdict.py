@@ -234,7 +234,7 @@ def test_a_rule_that_cannot_run_has_a_declared_outcome(name: str, options: Any, 
     assert judge(strict, answer("1"), request=request_) == Verdict(False, name, "unavailable")
 
 
-CALLING = {"text": "", "finish": "tool_calls", "tool_calls": (ToolCall("find", '{"a": 1}'),)}
+CALLING: dict[str, Any] = {"text": "", "finish": "tool_calls", "tool_calls": (ToolCall("find", '{"a": 1}'),)}
 
 
 @pytest.mark.parametrize(

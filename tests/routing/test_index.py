@@ -5,8 +5,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from extproc.routing.index import Index, Match, nearest, similarities
+from extproc.encoder.features import WORD_COLUMNS
+from extproc.routing.head import Head
+from extproc.routing.index import Index, Kind, Match, nearest, similarities
+from extproc.routing.products import Products
 
 approx: Any = pytest.approx  # it takes the place of a number in a whole value
 
@@ -85,7 +90,7 @@ def test_every_cohorts_best_similarity_is_listed_best_first():
 
 
 def test_the_search_is_exact():
-    """FAISS returns the same as a comparison with every centroid."""
+    """The same as a comparison with every centroid."""
     dice = np.random.default_rng(0)
     rows = dice.standard_normal((200, 32)).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -98,6 +103,82 @@ def test_the_search_is_exact():
         assert (match.cohort, match.runner_up) == (f"cohort {order[0]}", f"cohort {order[1]}")
         assert match.similarity == pytest.approx(best[order[0]], abs=1e-6)
         assert match.margin == pytest.approx(best[order[0]] - best[order[1]], abs=1e-6)
+
+
+EMBEDDING = 8
+
+
+@given(
+    rows=st.sampled_from([1, 2, 127, 128, 300]),
+    words=st.sampled_from([0, 1, 12, 15, 16, 17, 200, WORD_COLUMNS]),
+    embedded=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_products_are_exact_for_any_number_of_rows_and_words(rows, words, embedded, seed):
+    """Also for a text without a word, and for a vector that sets every column."""
+    dice = np.random.default_rng(seed)
+    table = unit_rows(dice.standard_normal((rows, EMBEDDING + WORD_COLUMNS)))
+    vector = np.zeros(EMBEDDING + WORD_COLUMNS)
+    vector[:EMBEDDING] = dice.standard_normal(EMBEDDING) * embedded
+    vector[EMBEDDING + dice.choice(WORD_COLUMNS, words, replace=False)] = dice.standard_normal(words)
+    products = Products(table).with_vector(vector.astype(np.float32))
+    assert products.dtype == np.float32 and products.shape == (rows,)
+    assert products == pytest.approx(table.astype(np.float64) @ vector, abs=1e-4)
+
+
+@given(
+    cohorts=st.sampled_from([1, 2, 9, 300]),
+    each=st.sampled_from([1, 3]),
+    headed=st.booleans(),
+    outside=st.booleans(),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_match_is_that_of_a_comparison_with_every_row(cohorts, each, headed, outside, seed):
+    """With centroids and with a head, with and without a background, for few cohorts and for many."""
+    dice = np.random.default_rng(seed)
+    width, names = EMBEDDING + WORD_COLUMNS, [f"cohort {i}" for i in range(cohorts)]
+    centroids = {name: unit_rows(dice.standard_normal((each, width))) for name in names}
+    classes = cohorts + outside
+    head = Head(dice.standard_normal((classes, width), np.float32), dice.standard_normal(classes, np.float32))
+    vector = np.zeros(width, dtype=np.float32)
+    vector[dice.choice(width, 20, replace=False)] = dice.standard_normal(20)
+    vector /= np.linalg.norm(vector)
+    kinds = {name: Kind(f"tier {i % 3}", names[i // 2 * 2]) for i, name in enumerate(names)}
+    cosine = np.array([float((centroids[name] @ vector).max()) for name in names])
+    if headed:
+        scores = head.weights.astype(np.float64) @ vector + head.bias
+        chance = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
+        background = float(chance[-1]) if outside else 0.0
+    else:
+        chance, background = cosine, -1.0
+    order = [int(i) for i in np.argsort(-chance) if i < cohorts]
+    second = float(chance[order[1]]) if cohorts > 1 else 0.0
+    match = nearest(Index(centroids, head=head if headed else None, kinds=kinds), vector)
+    expected = Match(
+        names[order[0]],
+        approx(float(cosine[order[0]]), abs=1e-5),
+        approx(max(0.0, float(chance[order[0]]) - max(second, background)), abs=1e-5),
+        names[order[1]] if cohorts > 1 else None,
+    )
+    if headed:
+        tiers = [kinds[name].tier for name in names]
+        by_tier = {tier: sum(float(chance[i]) for i in range(cohorts) if tiers[i] == tier) for tier in tiers}
+        pair = [i for i in range(cohorts) if i // 2 == order[0] // 2]
+        expected = msgspec.structs.replace(
+            expected,
+            chance=approx(float(chance[order[0]]), abs=1e-5),
+            runner_up_chance=approx(second, abs=1e-5),
+            alike=approx(float(chance[pair].sum()), abs=1e-5),
+            background=approx(background, abs=1e-5),
+            tiers=approx(by_tier, abs=1e-5),
+        )
+    assert match == expected
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def test_an_index_needs_a_cohort():

@@ -216,3 +216,41 @@ def test_the_tokens_and_cost_of_rejected_answers_have_their_own_label(collected:
 def test_the_revision_in_force_is_the_one_of_the_last_reload(collected: Collected) -> None:
     collected.telemetry.reloaded("applied", "def")
     assert collected.series("semantic_router.revision") == {frozenset({("revision", "def")}): 1}
+
+
+class Parent(dict[str, str]):
+    """The metadata of a call, which counts how often it is read."""
+
+    reads = 0
+
+    def get(self, *args: Any) -> Any:
+        self.reads += 1
+        return super().get(*args)
+
+
+def test_the_parent_of_a_span_is_read_only_if_spans_are_exported(monkeypatch):
+    """It takes a tenth of a decision. Metrics are counted in both cases."""
+    traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    for exported in (False, True):
+        if exported:
+            monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+            monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+        collected, parent = Collected(), Parent(traceparent=traceparent)
+        collected.telemetry.decided(parent, DECISION, {"read": 0.1}, None)
+        collected.telemetry.ruled(parent, "billing", 1, VerdictWord.ACCEPT, "accepted", None, ())
+        collected.telemetry.failed(parent, ValueError())
+        assert len(collected.series("semantic_router.decisions")) == 1
+        assert (parent.reads > 0) == exported
+        collected.close()
+    assert [span.name for span in spans.get_finished_spans()] == [
+        "semantic_router.decide",
+        "semantic_router.judge",
+        "semantic_router.decide",
+    ]
+    assert {span.parent.trace_id for span in spans.get_finished_spans() if span.parent is not None} == {
+        0x0AF7651916CD43DD8448EB211C80319C
+    }
+    provider.shutdown()
