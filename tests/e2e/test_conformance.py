@@ -118,15 +118,17 @@ def _applicable(stream: bool) -> list[tuple[str, int]]:
     return [(name, SHORT) for name in names] + [(name, LONG) for name in LATE_FAULTS if stream]
 
 
-async def _cell(
-    stack: Stack, prompts: dict[str, str], column: tuple[str, str, bool], fault: str, words: int, path: str
-) -> Cell:
+async def one_cell(
+    stack: Stack, prompts: dict[str, str], column: tuple[str, str, bool], fault: str, words: int, path: str,
+    headers: dict[str, str] | None = None,
+) -> Cell:  # fmt: skip
+    """Send one request, and return what the client got."""
     name, cohort, stream = column
     request_id = new_id()
     refused = fault == "refused"
     script: dict[str, Any] = {"id": request_id, "small": "fine" if refused else fault, "words": words}
     prompt = prompts[f"dead_{cohort}" if refused else cohort]
-    wire = await post(stack.port, path, body_of(path, prompt, stream, script), within_s=60)
+    wire = await post(stack.port, path, body_of(path, prompt, stream, script), headers, within_s=60)
     upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
     fine = fault in FINE or (path == CHAT and fault in FINE_STREAMS)
     outcome, detail = classify(upstreams, wire, request_id, path, stream, words, fine)
@@ -158,7 +160,7 @@ async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
 
     async def one(column: tuple[str, str, bool], fault: str, words: int) -> Cell:
         async with enough:
-            return await _cell(stack, prompts, column, fault, words, path)
+            return await one_cell(stack, prompts, column, fault, words, path)
 
     jobs = [one(column, *which) for column in COLUMNS for which in _applicable(column[2])]
     cells = await asyncio.gather(*jobs)
@@ -256,7 +258,7 @@ def test_the_other_apis_are_held_to_their_own_endings(
     columns = [column for column in COLUMNS if column[0] in JUDGED and column[2] == stream]
 
     async def ask_all() -> list[Cell]:
-        jobs = [_cell(*faulty, column, fault, SHORT, path) for column in columns for fault in faults]
+        jobs = [one_cell(*faulty, column, fault, SHORT, path) for column in columns for fault in faults]
         return await asyncio.gather(*jobs)
 
     cells = asyncio.run(ask_all())
