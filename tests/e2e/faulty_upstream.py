@@ -976,7 +976,10 @@ def ask(
 
 @contextlib.contextmanager
 def running_faulty(
-    folder: Path, cohorts: Mapping[str, str], policy: str = ""
+    folder: Path,
+    cohorts: Mapping[str, str],
+    policy: str = "",
+    start_envoy: Callable[[Stack], None] = Stack.start_envoy,
 ) -> Iterator[tuple[Stack, dict[str, str]]]:
     """Start scripted upstreams, router and Envoy for these cohorts, with a prompt for each. Stop all at the end."""
     prompts = write_intents(folder / "written", cohorts, policy)
@@ -984,7 +987,7 @@ def running_faulty(
         stack = Stack(folder / "written", folder, upstreams)  # type: ignore[arg-type]  # has what a stack asks for
         try:
             stack.start_router()
-            stack.start_envoy()
+            start_envoy(stack)
             yield stack, prompts
         finally:
             stack.stop()

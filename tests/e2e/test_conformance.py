@@ -35,7 +35,7 @@ from tests.e2e.faulty_upstream import (
 )  # fmt: skip
 
 _JUDGED = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
-_COHORTS = {
+COHORTS = {
     "early": _JUDGED,
     "buffer": f"{_JUDGED}\nstream: buffer",
     "unjudged": "tier: small",
@@ -44,7 +44,7 @@ _COHORTS = {
     "dead_unjudged": "tier: dead\nescalate: {to: large}",
 }
 # Short enough to wait for every stall, and long enough for healthy answers on a slow machine.
-_TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
+TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
 
 # These are unusual but not wrong, so they are served.
 FINE = ("fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close")
@@ -155,7 +155,8 @@ def classify(
     return "honest", "; ".join(reading.problems)
 
 
-async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
+async def whole_table(stack: Stack, prompts: dict[str, str], path: str) -> Table:
+    """Return the outcomes of all faults in all columns."""
     enough = asyncio.Semaphore(12)
 
     async def one(column: tuple[str, str, bool], fault: str, words: int) -> Cell:
@@ -169,13 +170,13 @@ async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, dict[str, str]]]:
-    with running_faulty(tmp_path_factory.mktemp("conformance"), _COHORTS, _TIMEOUTS) as running:
+    with running_faulty(tmp_path_factory.mktemp("conformance"), COHORTS, TIMEOUTS) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def table(faulty: tuple[Stack, dict[str, str]]) -> Table:
-    return asyncio.run(_all(*faulty, CHAT))
+    return asyncio.run(whole_table(*faulty, CHAT))
 
 
 JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")

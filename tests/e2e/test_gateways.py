@@ -32,14 +32,23 @@ from tests.e2e.faulty_upstream import (
     text_of,
     write_intents,
 )  # fmt: skip
-from tests.e2e.test_conformance import _COHORTS as CONFORMANCE
-from tests.e2e.test_conformance import COLUMNS, FAULTS, FINE, JSON_FAULTS, SSE_FAULTS, Cell, Table, one_cell
+from tests.e2e.test_conformance import (
+    COHORTS,
+    COLUMNS,
+    FAULTS,
+    FINE,
+    JSON_FAULTS,
+    SSE_FAULTS,
+    Cell,
+    Table,
+    one_cell,
+)  # fmt: skip
 from tests.e2e.traffic import REPOSITORY
 
 Dict = dict[str, Any]
 HOST = "llm.example.com"
 _RULES = "accept: [complete, non_empty, no_refusal]"
-_COHORTS = CONFORMANCE | {
+_COHORTS = COHORTS | {
     "three": f"tier: small\nreasoning: off\n{_RULES}\n"
     "escalate: {to: [{tier: small, reasoning: on}, large, frontier], max: 3, share: 1}",
     "person": f"tier: small\n{_RULES}\nescalate: {{to: human}}",
@@ -62,9 +71,9 @@ def binary_of(release: str) -> str | None:
     return str(found[-1]) if found else None
 
 
-def bootstrap_for(form: str, stack: Stack, keys: dict[str, Path], patched: bool = True) -> Dict:
+def bootstrap_for(form: str, stack: Stack, keys: dict[str, Path], patched: bool = True, host: str = HOST) -> Dict:
     """Return the bootstrap of a gateway in front of a stack's router and upstreams."""
-    gateway = Gateway("semantic-router", "llm", "http", HOST)
+    gateway = Gateway("semantic-router", "llm", "http", host)
     render = envoy_gateway if form.startswith("envoy-gateway") else istio
     config = load_config(stack.intents)
     documents = render(config, gateway, [f"127.0.0.1:{stack.router_port}"], None)
