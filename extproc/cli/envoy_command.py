@@ -1,4 +1,4 @@
-"""The command `envoy`: it prints Envoy's configuration, for an Envoy of your own or for a gateway in Kubernetes."""
+"""The command `envoy`: it prints Envoy's configuration, for a separate Envoy or for a gateway in Kubernetes."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from extproc.config.load import Config
     from extproc.envoy.unsupported import Cascade
 
-# The versions of what runs Envoy, and how each sends a request to the next tier.
+# The versions that can be rendered for, and how each sends a request to the next tier.
 VERSIONS: "dict[str, dict[str, Cascade]]" = {
     "envoy": {
         "1.36": "none", "1.37": "composite", "1.38": "composite", "1.39": "composite", "1.40": "priority-group",
@@ -102,13 +102,13 @@ def add_envoy(commands: "Commands") -> None:
         dest="target",
         choices=tuple(VERSIONS),
         default="envoy",
-        help="what runs Envoy: envoy is your own and gets a bootstrap; envoy-gateway and istio get resources "
+        help="the owner of Envoy: envoy runs by itself and gets a bootstrap; envoy-gateway and istio get resources "
         "for Kubernetes (default: %(default)s)",
     )
     envoy.add_argument(
         "--version",
         metavar="X.Y",
-        help="version of what --for names: "
+        help="version of the name in --for: "
         + "; ".join(f"{target} {', '.join(versions)}" for target, versions in VERSIONS.items())
         + " (default: the last). Envoy 1.36 routes only: no judged answers, no escalation, no failover",
     )
@@ -175,7 +175,7 @@ def _for_gateway(args: argparse.Namespace, config: "Config", version: str) -> in
     for name in _OWN_ENVOY:
         if getattr(args, name) is not None:
             option = "--" + name.replace("_", "-")
-            raise ValueError(f"{option} is for an Envoy of your own: remove it, as the gateway has its own setting")
+            raise ValueError(f"{option} is for --for envoy: remove it, as the gateway has its own setting")
     namespace, name, listener = args.gateway or ("semantic-router", "llm", "http")
     gateway = Gateway(namespace, name, listener, args.host)
     render = envoy_gateway if args.target == "envoy-gateway" else istio

@@ -4,6 +4,8 @@ The patch adds our listener and clusters, and changes where the host's route lea
 Names of xDS resources are those of Envoy Gateway without the runtime flag `XDSNameSchemeV2`.
 """
 
+import re
+
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict
 from extproc.envoy.shared import NAMESPACE, UNPATCHED_HOST, Gateway, Parts, shared_parts
@@ -44,7 +46,7 @@ def _document(kind: str, name: str, spec: Dict, namespace: str = NAMESPACE) -> D
 
 
 def _route(gateway: Gateway, tiers: list[Tier]) -> Dict:
-    """Return the route of the host. Further rules make the gateway deliver the keys to Envoy, and serve nobody."""
+    """Return the route of the host. Its further rules are for the keys: the gateway delivers only those in use."""
     backends = [{"group": _GROUP, "kind": "Backend", "name": _BACKEND}]
     rules = [{"matches": [_path("PathPrefix", "/")], "backendRefs": backends, "timeouts": {"request": "0s"}}]
     for tier in tiers:
@@ -71,7 +73,7 @@ def _path(kind: str, value: str) -> Dict:
 
 def _secret(tier: Tier) -> str:
     """Return the name of the Secret with a tier's key, and of the filter that names it."""
-    return f"extproc-key-{tier.name}".lower()
+    return f"extproc-key-{re.sub('[^a-z0-9.-]', '-', tier.name.lower())}"
 
 
 def _key(tier: Tier) -> Dict:

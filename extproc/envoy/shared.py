@@ -1,8 +1,8 @@
 """Our listener inside the Envoy of a gateway that others use, too. It receives the requests of one host.
 
 The gateway sends the host's requests through a local socket to a listener with all the filters and routes of
-`bootstrap`. So nothing of ours is in the chain of other hosts. What the gateway does to the host's requests before,
-such as authentication and rate limits, stays in place. The socket has no file: its name starts with "@".
+`bootstrap`. So our filters are not in the chain of other hosts. The gateway's policies for the host, such as
+authentication and rate limits, stay in place. The socket has no file: its name starts with "@".
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from extproc.envoy.bootstrap import static_resources
 from extproc.envoy.builders import Dict, address, typed
 from extproc.envoy.unsupported import Cascade
 
-# Where the manifests of deploy/k8s put everything. Proxies in other namespaces need it in the names of Services.
+# The namespace of the manifests in deploy/k8s. Proxies in other namespaces need it in the names of Services.
 NAMESPACE = "semantic-router"
 ROUTER = f"extproc.{NAMESPACE}.svc.cluster.local:50051"
-# No name server knows this host. It stands where the gateway's configuration needs a backend: without our patch,
+# No name server knows this host. The gateway's configuration needs a backend, and this is it: without our patch,
 # requests are answered with 503 and go nowhere.
 UNPATCHED_HOST = "extproc-unpatched.invalid"
 # The local socket to our listener. It belongs to the pod's network, so every pod has its own.
@@ -27,7 +27,7 @@ _MOST_REQUESTS = 65536
 
 
 class Gateway(msgspec.Struct, frozen=True):
-    """A listener of a gateway in Kubernetes, and the host whose requests are ours."""
+    """A listener of a gateway in Kubernetes, and the host whose requests go to our listener."""
 
     namespace: str
     name: str
@@ -41,7 +41,7 @@ class Gateway(msgspec.Struct, frozen=True):
 
 
 class Parts(msgspec.Struct, frozen=True):
-    """What is added to the gateway's Envoy."""
+    """Our additions to the gateway's Envoy."""
 
     listener: Dict
     clusters: list[Dict]

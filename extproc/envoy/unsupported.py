@@ -46,7 +46,7 @@ def check_files(config: Config, *, keys: bool) -> None:
     for i, tier in enumerate(config.policy.tiers):
         if tier.ca:
             what = f"tier `{tier.name}` has a private `ca`, a file that the pods of the gateway do not have"
-            remedy = "use a public certificate for the tier, or an Envoy of your own"
+            remedy = "use a public certificate for the tier, or a separate Envoy"
             problems.append((f".tiers[{i}].ca", f"{what}: {remedy}"))
         if keys and tier.key is not None:
             what = f"tier `{tier.name}` has a `key`, a file that the pods of Istio's gateway do not have: remove it"

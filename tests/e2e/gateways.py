@@ -1,8 +1,8 @@
 """The xDS that Envoy Gateway and Istio make of our resources, translated by hand for an Envoy without a cluster.
 
-`TRANSLATED` says what becomes of each kind. Both start from a gateway with another application: the host
+`TRANSLATED` has the result for each kind. Both start from a gateway with another application: the host
 `other.test`, whose requests go to the cluster `other`. Names and values are those of the gateways' published tests.
-The xDS is one file here: what a gateway sends over ADS is inline, and the secrets are files.
+The xDS is one file here: resources that a gateway sends over ADS are inline, and the secrets are files.
 """
 
 import copy
@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 Dict = dict[str, Any]
-# What becomes of each kind, by the function that does it.
+# The result for each kind.
 TRANSLATED = {
     "HTTPRoute": "a virtual host for its host, a route for each match, and a cluster for each rule",
     "Backend": "the hosts of those clusters",

@@ -57,7 +57,7 @@ _COHORTS = COHORTS | {
 FORMS = {
     "envoy-gateway 1.7": "1.37", "envoy-gateway 1.8": "1.38", "envoy-gateway 1.9": "1.39", "istio 1.29": "1.37",
 }  # fmt: skip
-# What no wait is part of, so that the whole table takes seconds. `make bench-faults` runs the others, too.
+# The faults without a wait, so that the whole table takes seconds. `make bench-faults` runs the others, too.
 _QUICK = tuple(
     fault
     for fault in (*FINE, *FAULTS, *JSON_FAULTS, *SSE_FAULTS)
@@ -77,7 +77,7 @@ def bootstrap_for(form: str, stack: Stack, keys: dict[str, Path], patched: bool 
     render = envoy_gateway if form.startswith("envoy-gateway") else istio
     config = load_config(stack.intents)
     documents = render(config, gateway, [f"127.0.0.1:{stack.router_port}"], None)
-    # As users apply them, but for the socket: these gateways are not in pods, so each needs a name of its own.
+    # As users apply them, except for the socket: these gateways are not in pods, so each needs another name.
     applied = as_yaml(documents, config).replace(SOCKET, f"{SOCKET}-{stack.port}")
     documents = [*yaml.load_all(applied, yaml.CSafeLoader)]
     if not patched:
@@ -224,7 +224,7 @@ def test_without_the_router_the_default_tier_serves(running: Gateways, form: str
 
 @pytest.mark.parametrize("form", ["envoy-gateway 1.9"])
 def test_without_our_patch_nothing_leaves_the_gateway(running: Gateways, form: str) -> None:
-    """The client gets an error. No tier sees its key, and nobody sees the tier's."""
+    """The client gets an error. No upstream sees its key, or the tier's."""
     arrived, wire, _ = running.ask(running.envoy(form, patched=False, router=False), "early")
     assert (arrived, wire.status) == ([], 503)
 

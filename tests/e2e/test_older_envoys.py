@@ -16,7 +16,8 @@ from extproc.demo.stack import Stack
 from extproc.envoy.bootstrap import render_envoy
 from extproc.envoy.unsupported import Cascade
 from tests.e2e.faulty_upstream import FaultyUpstreams, ask, new_id, text_of, write_intents
-from tests.e2e.traffic import CHAT, REPOSITORY
+from tests.e2e.nameserver import NameServer
+from tests.e2e.traffic import CHAT, REPOSITORY, eventually
 
 _RULES = "accept: [complete, non_empty, no_refusal]"
 _COHORTS = {
@@ -49,9 +50,15 @@ class Older:
         self.upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
         self._running: dict[Any, Stack] = {}
 
-    def envoy(self, cascade: Cascade, binary: str | None, router: bool = True, lacks: str = "") -> Stack:
-        """Return an Envoy with that cascade. `lacks` is an intent that it was rendered without."""
-        key = (cascade, router, lacks)
+    def envoy(
+        self, cascade: Cascade, binary: str | None, router: bool = True, lacks: str = "",
+        names: NameServer | None = None,
+    ) -> Stack:  # fmt: skip
+        """Return an Envoy with that cascade. `lacks` is an intent that it was rendered without.
+
+        With `names`, the first tier has a name, which that server resolves.
+        """
+        key = (cascade, router, lacks, names is not None)
         if key not in self._running:
             folder = self.folder / "-".join(map(str, key))
             beside = Stack(self.stack.intents, folder, self.stack.upstreams)
@@ -62,7 +69,10 @@ class Older:
             addresses = f"127.0.0.1:{beside.port}", [f"127.0.0.1:{beside.router_port}"]
             rendered = render_envoy(config, *addresses, f"127.0.0.1:{beside.admin_port}", None, cascade=cascade)
             self._running[key] = beside
-            beside.start_envoy(yaml.load(rendered, yaml.CSafeLoader), binary=binary)
+            bootstrap = yaml.load(rendered, yaml.CSafeLoader)
+            if names is not None:
+                name_first_tier(bootstrap, names)
+            beside.start_envoy(bootstrap, binary=binary)
         return self._running[key]
 
     def ask(self, envoy: Stack, cohort: str, stream: bool = False, **script: Any) -> Any:
@@ -76,6 +86,24 @@ class Older:
         for beside in self._running.values():
             beside.router = None  # the other stack ends it
             beside.stop()
+
+
+def name_first_tier(bootstrap: dict[str, Any], names: NameServer) -> None:
+    """Let Envoy find the first host of the tier `small` by a name, in every cluster that has it."""
+    resolver = {
+        "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": names.port}}],
+        "dns_resolver_options": {"no_default_search_domain": True},
+    }
+    for cluster in bootstrap["static_resources"]["clusters"]:
+        if cluster["name"] == "small" or (cluster["name"].startswith("small+") and "load_assignment" in cluster):
+            first = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+            first["address"]["socket_address"]["address"] = "small.test"
+            cluster |= {"type": "STRICT_DNS", "dns_refresh_rate": "0.1s"}
+            cluster["typed_dns_resolver_config"] = {
+                "name": "envoy.network.dns_resolver.cares",
+                "typed_config": resolver,
+            }
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +153,26 @@ def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tu
     )
     assert ([r.tier for r in arrived], wire.status) == (["small", "large", "frontier"], 200)
     assert (wire.headers["x-router-tier"], wire.headers["x-cascade-verdict"]) == ("small", "degraded")
+
+
+@pytest.mark.parametrize("on", _on("composite", "priorities"))
+def test_a_tier_without_hosts_is_climbed_over(older: Older, on: tuple[Cascade, str | None]) -> None:
+    """The next tier gets its own body and not the key of the first. While the first has a host, it is asked."""
+    with NameServer("127.0.0.1") as names:
+        envoy = older.envoy(*on, names=names)
+        for _ in range(10):
+            [one], *_ = older.ask(envoy, "plain")
+            assert one.tier == "small"
+        names.host = None
+
+        def climbed() -> Any:
+            asked = older.ask(envoy, "plain")
+            return asked if asked[0][0].tier == "large" else None
+
+        arrived, wire, reading = eventually(climbed, "the name has no host")
+        assert (len(arrived), wire.headers["x-router-attempts"], reading.problems) == (1, "2", [])
+        assert msgspec.json.decode(arrived[0].body)["model"] == "qwen3-32b"
+        assert "small tier" not in arrived[0].headers["authorization"]
 
 
 @pytest.mark.parametrize("on", _on("composite", "priorities"))
