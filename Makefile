@@ -18,8 +18,8 @@ MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.
   @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
 # The clients under test, with a lock each: tests/clients/package.json and tests/clients/requirements.txt.
 CLIENTS := tests/clients/package.json tests/clients/package-lock.json tests/clients/requirements.txt
-# The oldest Envoys in the tests: the first for plain routing, the second for the composite cascade.
-OLD_ENVOYS := 1.36.4 1.37.0
+# Older Envoys in the tests: one for plain routing, and those of Envoy Gateway 1.7, 1.8 and 1.9 for the cascade.
+OLD_ENVOYS := 1.36.4 1.37.0 1.38.3 1.39.3
 
 # $(call step,TEXT,COMMAND) prints TEXT and sends the output of COMMAND to the log of the set-up. If COMMAND fails,
 # it prints the last 30 lines of the log and names the log.
@@ -118,8 +118,8 @@ bench-footprint: $(VENV)/ready  ## measure memory and CPU of the router and of E
 bench-ledger: $(VENV)/ready  ## measure what the ledger costs per request
 	@$(BIN)/python -m bench.ledger
 
-bench-faults: $(VENV)/ready  ## cause every fault of the fault matrix under traffic, for 30 s each
-	@$(BIN)/python -m bench.faults
+bench-faults: $(VENV)/tests-ready  ## cause every fault of the fault tables; FORM="envoy-gateway 1.9" takes a gateway's Envoy
+	@$(BIN)/python -m bench.faults $(if $(FORM),--form "$(FORM)")
 
 bench-neighbours: $(VENV)/ready  ## measure a client beside an attacker, for the worst bodies and a flood of new texts
 	@$(BIN)/python -m bench.neighbours

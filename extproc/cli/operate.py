@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extproc.cli.envoy_command import add_envoy
 from extproc.cli.health import add_health_commands
 from extproc.cli.options import (
     add_command,
@@ -14,7 +15,6 @@ from extproc.cli.options import (
     explore_options,
     intents_option,
     limits_options,
-    parse_address,
     parse_days,
     parse_server_address,
     parse_workers,
@@ -34,7 +34,7 @@ def add_commands(commands: "Commands") -> None:
         "it the router works, but slower.",
     )  # fmt: skip
     intents_option(prepare)
-    _add_envoy(commands)
+    add_envoy(commands)
     demo = add_command(
         commands, "demo", _demo, "Start Envoy, the router and sample model servers, and send them real prompts."
     )
@@ -111,80 +111,6 @@ def _add_serve(commands: "Commands") -> None:
     explore_options(serve)
 
 
-def _add_envoy(commands: "Commands") -> None:
-    envoy = add_command(
-        commands, "envoy", _envoy,
-        "Print a complete Envoy bootstrap for the tiers in policy.yaml. Render it again after a change of tiers, "
-        "timeouts or headers in rules.",
-    )  # fmt: skip
-    intents_option(envoy)
-    envoy.add_argument(
-        "--listen",
-        type=parse_address,
-        default="0.0.0.0:10000",
-        metavar="HOST:PORT",
-        help="address where Envoy accepts clients (default: %(default)s)",
-    )
-    envoy.add_argument(
-        "--extproc",
-        type=parse_server_address,
-        action="append",
-        metavar="HOST:PORT|unix:///PATH",
-        help="address of the router, as in `extproc serve --listen`; repeat it for several routers "
-        "(default: 127.0.0.1:50051)",
-    )
-    envoy.add_argument(
-        "--workers",
-        type=parse_workers,
-        default=1,
-        metavar="N",
-        help="number of processes of each router, as in `extproc serve --workers` (default: %(default)s)",
-    )
-    envoy.add_argument(
-        "--extproc-tls-cert",
-        metavar="FILE",
-        help="certificate chain that Envoy shows to the router (PEM, path as Envoy sees it); turns on mutual TLS, "
-        "with --extproc-tls-key, --extproc-tls-ca and --extproc-tls-sds",
-    )
-    envoy.add_argument(
-        "--extproc-tls-key", metavar="FILE", help="private key of the certificate in --extproc-tls-cert (PEM)"
-    )
-    envoy.add_argument(
-        "--extproc-tls-ca", metavar="FILE", help="CA certificate used to verify the router's certificate (PEM)"
-    )
-    envoy.add_argument(
-        "--extproc-tls-sds",
-        metavar="DIR",
-        help="folder where this command writes two files (SDS) through which Envoy reads and reloads the "
-        "certificate, key and CA",
-    )
-    envoy.add_argument(
-        "--admin",
-        type=parse_address,
-        metavar="HOST:PORT",
-        help="address of Envoy's admin interface (default: no admin interface)",
-    )
-    envoy.add_argument(
-        "--probe",
-        type=parse_address,
-        metavar="HOST:PORT",
-        help="address that serves only /ready and /stats/prometheus; needs --admin (default: none)",
-    )
-    envoy.add_argument(
-        "--otlp",
-        type=parse_address,
-        metavar="HOST:PORT",
-        help="OTLP/gRPC endpoint that Envoy sends traces to (default: no traces)",
-    )
-    envoy.add_argument(
-        "--cascade",
-        choices=("priority-group", "composite", "none"),
-        default="priority-group",
-        help="how Envoy sends a request to the next tier: priority-group needs Envoy 1.40, composite 1.37; "
-        "none needs 1.36 and only routes (no escalation, no failover, no judged answers) (default: %(default)s)",
-    )
-
-
 def _serve(args: argparse.Namespace) -> int:
     from extproc.cli.worker import Job, run_job
     from extproc.config.gate import check_data
@@ -239,28 +165,6 @@ def _prepare(args: argparse.Namespace) -> int:
         times = f"{candidate.ms_16:>8.1f} ms{candidate.ms_64:>9.1f} ms"
         mark = "   chosen" if candidate == choice.chosen else ""
         print(f"{candidate.name:<16}{times}{candidate.agreement:>19.4f}{mark}")
-    return 0
-
-
-def _envoy(args: argparse.Namespace) -> int:
-    from extproc.config.load import load_config
-    from extproc.envoy.bootstrap import render_envoy
-    from extproc.envoy.tls import ClientTls, write_secrets
-    from extproc.serving.workers import worker_addresses
-
-    config = load_config(args.intents)
-    if args.probe and not args.admin:
-        raise ValueError("--probe shows pages of the admin interface: give --admin too, as in 127.0.0.1:9901")
-    routers = args.extproc or ["127.0.0.1:50051"]
-    endpoints = [endpoint for router in routers for endpoint in worker_addresses(router, args.workers)]
-    files = all_or_none(args, "extproc_tls_cert", "extproc_tls_key", "extproc_tls_ca", "extproc_tls_sds")
-    tls = ClientTls(*files) if files else None
-    if tls is not None:
-        write_secrets(tls, endpoints)
-    rendered = render_envoy(
-        config, args.listen, endpoints, args.admin, args.otlp, tls=tls, probe=args.probe, cascade=args.cascade
-    )
-    print(rendered, end="")
     return 0
 
 

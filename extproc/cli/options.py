@@ -107,6 +107,14 @@ def parse_url(text: str) -> str:
     return text
 
 
+def parse_gateway(text: str) -> list[str]:
+    """The namespace of a gateway, its name and its listener."""
+    parts = text.split("/")
+    if len(parts) != 3 or not all(parts):
+        raise _refusal(text, "NAMESPACE/NAME/LISTENER, as in semantic-router/llm/http")
+    return parts
+
+
 def parse_day(text: str) -> str:
     """A day as YYYY-MM-DD."""
     try:

@@ -23,12 +23,13 @@ from extproc.config.load import Config
 from extproc.envoy.builders import Dict, address
 from extproc.envoy.clusters import client_key_cluster, extproc_cluster, grpc_cluster, tier_cluster
 from extproc.envoy.listener import listener
-from extproc.envoy.older import NOTES, Cascade, adapt_to_older
+from extproc.envoy.older import NOTES, adapt_to_older
 from extproc.envoy.other_routes import client_key_tiers
 from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.residency import refusing_clusters
 from extproc.envoy.tier_filters import key_secrets
 from extproc.envoy.tls import ClientTls
+from extproc.envoy.unsupported import Cascade, check_cascade
 
 
 def render_envoy(
@@ -38,15 +39,11 @@ def render_envoy(
     """Return the bootstrap as YAML. Addresses are "host:port"; several ext_proc endpoints share the load.
 
     An ext_proc endpoint may be "unix:///path". Without `tls`, Envoy talks to it in plaintext. `probe` is the
-    address of a listener for read-only pages of the admin interface, and needs `admin`. Raises ValueError if the
+    address of a listener for read-only pages of the admin interface, and needs `admin`. Raises ConfigError if the
     intents need another `cascade`.
     """
     bootstrap = bootstrap_of(config, listen, extproc, admin, otlp, tls, probe, cascade)
-    header = (
-        f"# Rendered by `extproc envoy` from revision {config.revision}. Render it again after you change tiers.\n"
-        + NOTES[cascade]
-    )
-    return header + yaml.dump(bootstrap, Dumper=PlainDumper, sort_keys=False, width=120)
+    return as_yaml([bootstrap], config, NOTES[cascade])
 
 
 def sample_of(config: Config) -> Dict:
@@ -59,23 +56,7 @@ def bootstrap_of(
     tls: ClientTls | None = None, probe: str | None = None, cascade: Cascade = "priority-group",
 ) -> Dict:  # fmt: skip
     """Return the bootstrap as a value. The arguments are those of `render_envoy`."""
-    rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
-    follow_keys = cascade == "priority-group"
-    bootstrap: Dict = {
-        "static_resources": {
-            "listeners": [listener(config, listen, rule_headers, otlp)],
-            "clusters": [
-                extproc_cluster(extproc, tls),
-                *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
-                *(client_key_cluster(tier, config) for tier in client_key_tiers(config)),
-                *refusing_clusters(config),
-                *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
-            ],
-            "secrets": [] if follow_keys else key_secrets(config.policy.tiers),
-        }
-    }
-    if cascade != "priority-group":
-        adapt_to_older(bootstrap, config, cascade)
+    bootstrap: Dict = {"static_resources": static_resources(config, listen, extproc, otlp, tls, cascade)}
     if tls is not None:  # Envoy reads secrets from files only if it has a node id
         bootstrap = {"node": {"id": "envoy", "cluster": "envoy"}, **bootstrap}
     if probe is not None:
@@ -85,6 +66,37 @@ def bootstrap_of(
     if admin is not None:
         bootstrap = {"admin": {"address": address(admin)}, **bootstrap}
     return bootstrap
+
+
+def static_resources(
+    config: Config, listen: str, extproc: list[str], otlp: str | None, tls: ClientTls | None, cascade: Cascade
+) -> Dict:
+    """Return the listener, the clusters and the secrets. The arguments are those of `render_envoy`."""
+    check_cascade(config, cascade)
+    rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
+    follow_keys = cascade == "priority-group"
+    resources: Dict = {
+        "listeners": [listener(config, listen, rule_headers, otlp)],
+        "clusters": [
+            extproc_cluster(extproc, tls),
+            *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
+            *(client_key_cluster(tier, config) for tier in client_key_tiers(config)),
+            *refusing_clusters(config),
+            *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
+        ],
+        "secrets": [] if follow_keys else key_secrets(config.policy.tiers),
+    }
+    if cascade != "priority-group":
+        adapt_to_older(resources, config, cascade)
+    return resources
+
+
+def as_yaml(documents: list[Dict], config: Config, note: str = "") -> str:
+    """Return the documents as YAML, with the revision and `note` at the top."""
+    header = (
+        f"# Rendered by `extproc envoy` from revision {config.revision}. Render it again after you change tiers.\n"
+    )
+    return header + note + yaml.dump_all(documents, Dumper=PlainDumper, sort_keys=False, width=120)
 
 
 class PlainDumper(yaml.CSafeDumper):

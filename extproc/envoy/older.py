@@ -1,32 +1,32 @@
-"""Change the bootstrap for Envoys before 1.40, which lack the priority-group cluster specifier and some filters.
+"""Change the bootstrap for Envoys that lack the priority-group cluster specifier of 1.40 and some filters.
 
 A Lua filter behind the decision writes the name of a cluster into a header. Envoy then chooses the route again, by
 that header. The cluster depends on the cascade:
 
 - `composite`, for Envoy 1.37 and newer: the cluster has the tiers of one ladder, the nth for the nth attempt.
+- `priorities`, for builds of 1.37 and newer that lack the composite cluster: its nth priority is the nth tier.
 - `none`, for Envoy 1.36 and newer: it is the cluster of the first tier. No answer is judged or escalated.
 """
 
 import copy
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from typing import Literal
 
-from extproc.acceptance.rules import compile_rules
-from extproc.acceptance.verdict import wants_logprobs
 from extproc.config.load import Config
 from extproc.contract.names import HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
 from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, STATE_FILTER, USAGE_FILTER
+from extproc.envoy.priorities import RETRY_PRIORITY, priorities_cluster
 from extproc.envoy.tier_filters import start_state
+from extproc.envoy.unsupported import Cascade
 from extproc.settings import Tier
 
-Cascade = Literal["priority-group", "composite", "none"]
 # Comments at the top of the rendered file.
 NOTES: dict[Cascade, str] = {
     "priority-group": "",
     "composite": "# For Envoy 1.37 and newer. Render it again after you change `escalate`, too.\n",
+    "priorities": "# For Envoy 1.37 and newer. Render it again after you change `escalate`, too.\n",
     "none": "# For Envoy 1.36 and newer. No answer is judged or escalated.\n",
 }
 # A ladder's name is the names of its clusters with this between them. The names of tiers cannot contain a "+".
@@ -36,14 +36,13 @@ _CASCADE_FILTERS = ("rung_", "verifier_", "failure")
 # Filters that these Envoys lack, or that have no purpose if no answer is judged.
 _REMOVED: dict[Cascade, set[str]] = {
     "composite": {USAGE_FILTER},
+    "priorities": {USAGE_FILTER, FAILOPEN_FILTER},
     "none": {USAGE_FILTER, STATE_FILTER, RESCUE_FILTER, FAILOPEN_FILTER},
 }
 
 
-def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
-    """Change a bootstrap for 1.40 in place. Raises ValueError if this cascade cannot serve the intents."""
-    _check_supported(config, cascade)
-    resources = bootstrap["static_resources"]
+def adapt_to_older(resources: Dict, config: Config, cascade: Cascade) -> None:
+    """Change the listener and the clusters of 1.40 in place."""
     manager = resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
     ladders = {} if cascade == "none" else _ladders(config)
     lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _lua(ladders)})
@@ -57,7 +56,13 @@ def adapt_to_older(bootstrap: Dict, config: Config, cascade: Cascade) -> None:
     [host] = manager["route_config"]["virtual_hosts"]
     host["request_body_buffer_limit"] *= 2  # 1.37 counts a body twice if it may have to send it again
     host["routes"] = [changed for route in host["routes"] for changed in _routes(route, cascade)]
-    resources["clusters"] += [ladder_cluster(name, ladder, config) for name, ladder in ladders.items()]
+    if cascade == "priorities":
+        alone = {tier.cluster_name: (tier,) for tier in config.policy.tiers}
+        others = [cluster for cluster in resources["clusters"] if cluster["name"] not in alone]
+        by_priority = [priorities_cluster(name, ladder, config) for name, ladder in (alone | ladders).items()]
+        resources["clusters"] = [*others, *by_priority]
+    else:
+        resources["clusters"] += [ladder_cluster(name, ladder, config) for name, ladder in ladders.items()]
     if cascade == "none":
         for cluster in resources["clusters"]:
             _remove_cascade_filters(cluster)
@@ -86,6 +91,8 @@ def _routes(route: Dict, cascade: Cascade) -> Iterator[Dict]:
     if cascade == "none":
         policy = action["retry_policy"]
         action["retry_policy"] = {"num_retries": 0} | {k: v for k, v in policy.items() if k.startswith("per_try")}
+    if cascade == "priorities":
+        action["retry_policy"]["retry_priority"] = RETRY_PRIORITY
     decided = {"name": HeaderName.LADDER, "present_match": True}
     match = route["match"] | {"headers": [*route["match"]["headers"], decided]}
     yield route | {"match": match, "route": action | {"cluster_header": HeaderName.LADDER}}
@@ -112,23 +119,6 @@ def _ladders(config: Config) -> dict[str, tuple[Tier, ...]]:
 def _subsets(indexes: set[int]) -> Iterator[set[int]]:
     """Yield every subset that is not empty."""
     return (set(subset) for size in range(len(indexes)) for subset in combinations(indexes, size + 1))
-
-
-def _check_supported(config: Config, cascade: Cascade) -> None:
-    for intent in config.intents:
-        up = intent.escalate
-        if cascade == "composite" and up is not None and up.skip:
-            why = "`skip` needs --cascade priority-group (Envoy 1.40)"
-        elif cascade == "none" and up is not None and up.human:
-            why = "`to: human` needs a verifier, which --cascade composite has (Envoy 1.37)"
-        # The verifier removes the log probabilities from the answer if only a rule asked for them.
-        elif cascade == "none" and wants_logprobs(compile_rules(intent.accept, intent.scorer)):
-            why = "`logprob`, or a `score` with it, needs a verifier, which --cascade composite has (Envoy 1.37)"
-        else:
-            continue
-        raise ValueError(
-            f"--cascade {cascade}: intent {intent.intent}: {why}; use that cascade, or remove this from the intent"
-        )
 
 
 def _lua(ladders: Mapping[str, object]) -> str:

@@ -37,8 +37,7 @@ CUSTOM = {
     "standalone": set(),
     "sidecar": set(),
     "envoy-gateway": {
-        "Gateway", "HTTPRoute", "Backend", "BackendTLSPolicy", "ClientTrafficPolicy", "EnvoyExtensionPolicy",
-        "HTTPRouteFilter",
+        "Gateway", "HTTPRoute", "Backend", "BackendTrafficPolicy", "EnvoyPatchPolicy",
     },
     "istio": {"Gateway", "VirtualService", "EnvoyFilter"},
 }  # fmt: skip
@@ -56,45 +55,22 @@ def test_what_is_rendered_is_up_to_date() -> None:
         assert kept.splitlines()[1:] == text.splitlines()[1:], path
 
 
-def test_a_mesh_writes_the_base_path_of_a_tier(tmp_path: Path) -> None:
-    """As Envoy does. In Gateway API an exact path would win over a header, so every rule has the same prefix."""
-    module = render_module()
-    config = edited(tmp_path, large={"url": "https://large.example/openai/v1"})
-    patches = module.envoy_filter(config)["spec"]["configPatches"]
-    values = [p["patch"]["value"] for p in patches if p["applyTo"] == "HTTP_ROUTE"]
-    routes = {value["name"]: value for value in values if "route" in value}
-    rewrite = {"pattern": {"regex": "^/v1(/.*)$"}, "substitution": r"/openai/v1\1"}
-    assert {name: route["route"].get("regex_rewrite") for name, route in routes.items()} == {
-        "extproc-undecided": rewrite, "extproc-large": rewrite, "extproc-small": None,
-        "extproc-frontier": None,
-    }  # fmt: skip
-    llm = module.gateway_routes(config)[0]
-    below = {"type": "PathPrefix", "value": "/v1"}
-    path = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/openai/v1"}
-    assert all([m["path"] for m in rule["matches"]] == [below] for rule in llm["spec"]["rules"])
-    assert [rule.get("filters", [{}])[0].get("urlRewrite") for rule in llm["spec"]["rules"]] == [
-        None, {"hostname": "large.example", "path": path}, {"hostname": "api.example.com"},
-        {"hostname": "large.example", "path": path},
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("tier", "overlays", "what"),
     [
         (
             {"key": {"file": "/k"}},
-            ("istio", "envoy-gateway"),
-            "tier `large` has a `key`, which only our Envoy adds",
+            ("istio",),
+            "tier `large` has a `key`, a file that the pods of Istio's gateway do not have: remove it",
         ),
-        ({"url": "https://a.example", "ca": "/ca"}, ("envoy-gateway",), "tier `large` has a private `ca`"),
         (
-            {"url": "", "endpoints": [{"url": "http://a", "weight": 3}, {"url": "http://b"}]},
-            ("envoy-gateway",),
-            "tier `large` has weights, and a Backend has none",
+            {"url": "https://a.example", "ca": "/ca"},
+            ("istio", "envoy-gateway"),
+            "tier `large` has a private `ca`, a file that the pods of the gateway do not have: use a public",
         ),
     ],
 )
-def test_a_mesh_is_not_rendered_without_a_setting(
+def test_a_gateway_is_not_rendered_without_a_setting(
     tmp_path: Path, tier: dict[str, Any], overlays: tuple[str, ...], what: str
 ) -> None:
     """A key that vanished would send requests without one. The error has the line, and the rest is rendered."""
@@ -106,16 +82,8 @@ def test_a_mesh_is_not_rendered_without_a_setting(
         except ConfigError as error:
             refused[path.split("/")[1]] = str(error)
     assert tuple(refused) == overlays
-    for overlay, message in refused.items():
-        remedy = f"{overlay} cannot; use the overlay `standalone`"
-        assert re.match(rf"policy.yaml:[0-9]+: {re.escape(what)}.*: {remedy}", message)
-
-
-def test_a_mesh_is_not_rendered_if_only_excludes_the_default_tier(tmp_path: Path) -> None:
-    """Without the router it would get the request."""
-    config = edited(tmp_path, rules=[{"name": "eu", "when": {"headers": {"x-r": "eu"}}, "only": ["small"]}])
-    with pytest.raises(ConfigError, match=r"policy.yaml:[0-9]+: `only` excludes the default tier `large`"):
-        render_module().rendered(config)
+    for message in refused.values():
+        assert re.match(rf"policy.yaml:[0-9]+: {re.escape(what)}", message)
 
 
 def edited(folder: Path, rules: Any = None, **tiers: dict[str, Any]) -> Config:
@@ -151,15 +119,17 @@ def test_kubernetes_accepts_every_document_strictly(overlay: str, version: str) 
 def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
     """The published types of the kinds know all fields, their types and their limits."""
     documents = [d for overlay in OVERLAYS for d in built(overlay) if d["apiVersion"] in MESH_KINDS]
-    assert {d["kind"] for d in documents} == set().union(*CUSTOM.values())
+    with_key = edited(tmp_path, large={"key": {"file": "/k", "header": "api-key"}})
+    documents += yaml.safe_load_all(render_module().FILES["overlays/envoy-gateway/routes.yaml"](with_key))
+    assert {d["kind"] for d in documents} == {"HTTPRouteFilter"}.union(*CUSTOM.values())
     assert refused_by_mesh(documents, tmp_path) == ""
 
 
 @pytest.mark.parametrize(
     ("right", "wrong", "said"),
     [
-        ("failOpen", "failOpn", ["EnvoyExtensionPolicy", "'\"failOpn\"' does not exist in type"]),
-        ("INSERT_BEFORE", "BEFORE", ["EnvoyFilter", "Type '\"BEFORE\"' is not assignable to type"]),
+        ("mergeType", "mergeTyp", ["BackendTrafficPolicy", "'\"mergeTyp\"' does not exist in type"]),
+        ("MERGE", "MERGES", ["EnvoyFilter", "Type '\"MERGES\"' is not assignable to type"]),
         ("0s", "0 s", ["HTTPRoute", "timeouts/request must match pattern"]),
     ],
     ids=lambda given: given if isinstance(given, str) else "",

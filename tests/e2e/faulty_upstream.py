@@ -807,8 +807,8 @@ async def post(
     try:
         async with asyncio.timeout(cancel_after_s if cancel_after_s is not None else within_s):
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
-            lines = ["content-type: application/json", f"content-length: {len(body)}", "host: router"]
-            lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+            lines = ["content-type: application/json", f"content-length: {len(body)}"]
+            lines += [f"{name}: {value}" for name, value in ({"host": "router"} | dict(headers or {})).items()]
             writer.write(f"POST {path} HTTP/1.1\r\n".encode() + "\r\n".join(lines).encode() + b"\r\n\r\n" + body)
             await writer.drain()
             await _receive(reader, wire)
@@ -976,7 +976,10 @@ def ask(
 
 @contextlib.contextmanager
 def running_faulty(
-    folder: Path, cohorts: Mapping[str, str], policy: str = ""
+    folder: Path,
+    cohorts: Mapping[str, str],
+    policy: str = "",
+    start_envoy: Callable[[Stack], None] = Stack.start_envoy,
 ) -> Iterator[tuple[Stack, dict[str, str]]]:
     """Start scripted upstreams, router and Envoy for these cohorts, with a prompt for each. Stop all at the end."""
     prompts = write_intents(folder / "written", cohorts, policy)
@@ -984,7 +987,7 @@ def running_faulty(
         stack = Stack(folder / "written", folder, upstreams)  # type: ignore[arg-type]  # has what a stack asks for
         try:
             stack.start_router()
-            stack.start_envoy()
+            start_envoy(stack)
             yield stack, prompts
         finally:
             stack.stop()

@@ -35,7 +35,7 @@ from tests.e2e.faulty_upstream import (
 )  # fmt: skip
 
 _JUDGED = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
-_COHORTS = {
+COHORTS = {
     "early": _JUDGED,
     "buffer": f"{_JUDGED}\nstream: buffer",
     "unjudged": "tier: small",
@@ -44,7 +44,7 @@ _COHORTS = {
     "dead_unjudged": "tier: dead\nescalate: {to: large}",
 }
 # Short enough to wait for every stall, and long enough for healthy answers on a slow machine.
-_TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
+TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
 
 # These are unusual but not wrong, so they are served.
 FINE = ("fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close")
@@ -118,15 +118,17 @@ def _applicable(stream: bool) -> list[tuple[str, int]]:
     return [(name, SHORT) for name in names] + [(name, LONG) for name in LATE_FAULTS if stream]
 
 
-async def _cell(
-    stack: Stack, prompts: dict[str, str], column: tuple[str, str, bool], fault: str, words: int, path: str
-) -> Cell:
+async def one_cell(
+    stack: Stack, prompts: dict[str, str], column: tuple[str, str, bool], fault: str, words: int, path: str,
+    headers: dict[str, str] | None = None,
+) -> Cell:  # fmt: skip
+    """Send one request, and return what the client got."""
     name, cohort, stream = column
     request_id = new_id()
     refused = fault == "refused"
     script: dict[str, Any] = {"id": request_id, "small": "fine" if refused else fault, "words": words}
     prompt = prompts[f"dead_{cohort}" if refused else cohort]
-    wire = await post(stack.port, path, body_of(path, prompt, stream, script), within_s=60)
+    wire = await post(stack.port, path, body_of(path, prompt, stream, script), headers, within_s=60)
     upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
     fine = fault in FINE or (path == CHAT and fault in FINE_STREAMS)
     outcome, detail = classify(upstreams, wire, request_id, path, stream, words, fine)
@@ -153,12 +155,13 @@ def classify(
     return "honest", "; ".join(reading.problems)
 
 
-async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
+async def whole_table(stack: Stack, prompts: dict[str, str], path: str) -> Table:
+    """Return the outcomes of all faults in all columns."""
     enough = asyncio.Semaphore(12)
 
     async def one(column: tuple[str, str, bool], fault: str, words: int) -> Cell:
         async with enough:
-            return await _cell(stack, prompts, column, fault, words, path)
+            return await one_cell(stack, prompts, column, fault, words, path)
 
     jobs = [one(column, *which) for column in COLUMNS for which in _applicable(column[2])]
     cells = await asyncio.gather(*jobs)
@@ -167,13 +170,13 @@ async def _all(stack: Stack, prompts: dict[str, str], path: str) -> Table:
 
 @pytest.fixture(scope="module")
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, dict[str, str]]]:
-    with running_faulty(tmp_path_factory.mktemp("conformance"), _COHORTS, _TIMEOUTS) as running:
+    with running_faulty(tmp_path_factory.mktemp("conformance"), COHORTS, TIMEOUTS) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def table(faulty: tuple[Stack, dict[str, str]]) -> Table:
-    return asyncio.run(_all(*faulty, CHAT))
+    return asyncio.run(whole_table(*faulty, CHAT))
 
 
 JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")
@@ -256,7 +259,7 @@ def test_the_other_apis_are_held_to_their_own_endings(
     columns = [column for column in COLUMNS if column[0] in JUDGED and column[2] == stream]
 
     async def ask_all() -> list[Cell]:
-        jobs = [_cell(*faulty, column, fault, SHORT, path) for column in columns for fault in faults]
+        jobs = [one_cell(*faulty, column, fault, SHORT, path) for column in columns for fault in faults]
         return await asyncio.gather(*jobs)
 
     cells = asyncio.run(ask_all())

@@ -351,11 +351,11 @@ FAULTS: dict[str, tuple[Callable[[Bench], AbstractAsyncContextManager[None]], Ca
 
 def fill(
     folder: Path, seconds: float, clients: int, show: Callable[[Row], None] = lambda _: None,
-    faults: Sequence[str] = tuple(FAULTS),
+    faults: Sequence[str] = tuple(FAULTS), start_envoy: Callable[[Stack], None] | None = None,
 ) -> list[Row]:  # fmt: skip
     """Run every fault for `seconds`, one after the other on one stack, and check the conditions."""
     rows = []
-    with running_bench(folder) as bench:
+    with running_bench(folder, start_envoy) as bench:
         for seed, name in enumerate(faults):
             fault, seen = FAULTS[name]
             row = asyncio.run(Traffic(bench, name, seed).during(fault(bench), seconds, clients))
@@ -374,14 +374,20 @@ def lost(rows: list[Row]) -> dict[str, list[str]]:
 
 
 @contextlib.contextmanager
-def running_bench(folder: Path) -> Iterator[Bench]:
-    """Start scripted upstreams, a collector, a review queue, router and Envoy, and stop all at the end."""
+def running_bench(folder: Path, start_envoy: Callable[[Stack], None] | None = None) -> Iterator[Bench]:
+    """Start scripted upstreams, a collector, a review queue, router and Envoy, and stop all at the end.
+
+    `start_envoy` starts another Envoy than that of `extproc envoy`.
+    """
     with FaultyUpstreams() as upstreams, Collector() as collector:
         bench = Bench(folder, upstreams, collector)
         try:
             bench.start_redis()
             bench.start_router()
-            bench.stack.start_envoy(otlp=collector.address)
+            if start_envoy is not None:
+                start_envoy(bench.stack)
+            else:
+                bench.stack.start_envoy(otlp=collector.address)
             yield bench
         finally:
             bench.stack.stop()

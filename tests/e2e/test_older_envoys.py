@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,9 +14,10 @@ import yaml
 from extproc.config.load import load_config
 from extproc.demo.stack import Stack
 from extproc.envoy.bootstrap import render_envoy
-from extproc.envoy.older import Cascade
+from extproc.envoy.unsupported import Cascade
 from tests.e2e.faulty_upstream import FaultyUpstreams, ask, new_id, text_of, write_intents
-from tests.e2e.traffic import CHAT, REPOSITORY
+from tests.e2e.nameserver import NameServer
+from tests.e2e.traffic import CHAT, REPOSITORY, eventually
 
 _RULES = "accept: [complete, non_empty, no_refusal]"
 _COHORTS = {
@@ -29,7 +30,7 @@ _COHORTS = {
 _PERSON = f"tier: small\n{_RULES}\nescalate: {{to: human}}"
 # `make` installs them there, separate from the one that the product needs.
 _OLD = sorted((REPOSITORY / ".venv").glob("envoy-*/envoy/_bin/envoy"))
-_OLDEST: dict[Cascade, str] = {"none": "envoy-1.36", "composite": "envoy-1.37"}
+_OLDEST: dict[Cascade, str] = {"none": "envoy-1.36", "composite": "envoy-1.37", "priorities": "envoy-1.37"}
 
 
 def _on(*cascades: Cascade) -> list[Any]:
@@ -49,9 +50,15 @@ class Older:
         self.upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
         self._running: dict[Any, Stack] = {}
 
-    def envoy(self, cascade: Cascade, binary: str | None, router: bool = True, lacks: str = "") -> Stack:
-        """Return an Envoy with that cascade. `lacks` is an intent that it was rendered without."""
-        key = (cascade, router, lacks)
+    def envoy(
+        self, cascade: Cascade, binary: str | None, router: bool = True, lacks: str = "",
+        names: NameServer | None = None,
+    ) -> Stack:  # fmt: skip
+        """Return an Envoy with that cascade. `lacks` is an intent that it was rendered without.
+
+        With `names`, the first tier has a name, which that server resolves.
+        """
+        key = (cascade, router, lacks, names is not None)
         if key not in self._running:
             folder = self.folder / "-".join(map(str, key))
             beside = Stack(self.stack.intents, folder, self.stack.upstreams)
@@ -62,7 +69,10 @@ class Older:
             addresses = f"127.0.0.1:{beside.port}", [f"127.0.0.1:{beside.router_port}"]
             rendered = render_envoy(config, *addresses, f"127.0.0.1:{beside.admin_port}", None, cascade=cascade)
             self._running[key] = beside
-            beside.start_envoy(yaml.load(rendered, yaml.CSafeLoader), binary=binary)
+            bootstrap = yaml.load(rendered, yaml.CSafeLoader)
+            if names is not None:
+                name_first_tier(bootstrap, names)
+            beside.start_envoy(bootstrap, binary=binary)
         return self._running[key]
 
     def ask(self, envoy: Stack, cohort: str, stream: bool = False, **script: Any) -> Any:
@@ -76,6 +86,24 @@ class Older:
         for beside in self._running.values():
             beside.router = None  # the other stack ends it
             beside.stop()
+
+
+def name_first_tier(bootstrap: dict[str, Any], names: NameServer) -> None:
+    """Let Envoy find the first host of the tier `small` by a name, in every cluster that has it."""
+    resolver = {
+        "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+        "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": names.port}}],
+        "dns_resolver_options": {"no_default_search_domain": True},
+    }
+    for cluster in bootstrap["static_resources"]["clusters"]:
+        if cluster["name"] == "small" or (cluster["name"].startswith("small+") and "load_assignment" in cluster):
+            first = cluster["load_assignment"]["endpoints"][0]["lb_endpoints"][0]["endpoint"]
+            first["address"]["socket_address"]["address"] = "small.test"
+            cluster |= {"type": "STRICT_DNS", "dns_refresh_rate": "0.1s"}
+            cluster["typed_dns_resolver_config"] = {
+                "name": "envoy.network.dns_resolver.cares",
+                "typed_config": resolver,
+            }
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +125,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Older]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
-@pytest.mark.parametrize("on", _on("composite"))
+@pytest.mark.parametrize("on", _on("composite", "priorities"))
 def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str | None], stream: bool) -> None:
     """The same tier with reasoning, then the next one. Each is judged and has its own model and exact bytes."""
     arrived, wire, reading = older.ask(
@@ -115,7 +143,7 @@ def test_each_rung_of_a_ladder_is_climbed(older: Older, on: tuple[Cascade, str |
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("on", _on("composite"))
+@pytest.mark.parametrize("on", _on("composite", "priorities"))
 def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tuple[Cascade, str | None]) -> None:
     """A refused connection goes one rung up. If the last rung fails, the client gets the rejected answer."""
     arrived, wire, _ = older.ask(older.envoy(*on), "plain", small="reset_before_headers")
@@ -127,14 +155,34 @@ def test_failures_climb_and_what_is_left_is_the_best_answer(older: Older, on: tu
     assert (wire.headers["x-router-tier"], wire.headers["x-cascade-verdict"]) == ("small", "degraded")
 
 
-@pytest.mark.parametrize("on", _on("composite"))
+@pytest.mark.parametrize("on", _on("composite", "priorities"))
+def test_a_tier_without_hosts_is_climbed_over(older: Older, on: tuple[Cascade, str | None]) -> None:
+    """The next tier gets its own body and not the key of the first. While the first has a host, it is asked."""
+    with NameServer("127.0.0.1") as names:
+        envoy = older.envoy(*on, names=names)
+        for _ in range(10):
+            [one], *_ = older.ask(envoy, "plain")
+            assert one.tier == "small"
+        names.host = None
+
+        def climbed() -> Any:
+            asked = older.ask(envoy, "plain")
+            return asked if asked[0][0].tier == "large" else None
+
+        arrived, wire, reading = eventually(climbed, "the name has no host")
+        assert (len(arrived), wire.headers["x-router-attempts"], reading.problems) == (1, "2", [])
+        assert msgspec.json.decode(arrived[0].body)["model"] == "qwen3-32b"
+        assert "small tier" not in arrived[0].headers["authorization"]
+
+
+@pytest.mark.parametrize("on", _on("composite", "priorities"))
 def test_a_case_for_a_person_is_put_aside(older: Older, on: tuple[Cascade, str | None]) -> None:
     """It is queued for review, although its ladder has a single rung."""
     _, wire, _ = older.ask(older.envoy(*on), "person", True, small="refuses")
     assert (wire.status, wire.headers["x-cascade-verdict"]) == (422, "human")
 
 
-@pytest.mark.parametrize("on", _on("composite"))
+@pytest.mark.parametrize("on", _on("composite", "priorities"))
 def test_a_ladder_newer_than_the_file_is_served_and_not_climbed(
     older: Older, on: tuple[Cascade, str | None]
 ) -> None:
@@ -159,7 +207,7 @@ def test_without_a_cascade_requests_are_routed(
     assert "x-cascade-verdict" not in wire.headers
 
 
-@pytest.mark.parametrize("on", _on("none", "composite"))
+@pytest.mark.parametrize("on", _on("none", "composite", "priorities"))
 def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str | None]) -> None:
     """A client cannot set the header between the Lua filter and the route."""
     lacks = "person" if on[0] == "none" else ""
@@ -168,7 +216,7 @@ def test_a_client_cannot_name_the_ladder(older: Older, on: tuple[Cascade, str | 
     assert one.tier == "small"
 
 
-@pytest.mark.parametrize("on", _on("none", "composite"))
+@pytest.mark.parametrize("on", _on("none", "composite", "priorities"))
 def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascade, str | None]) -> None:
     """It gets its own model name."""
     envoy = older.envoy(*on, router=False, lacks="person" if on[0] == "none" else "")
@@ -177,7 +225,7 @@ def test_without_a_router_the_default_tier_serves(older: Older, on: tuple[Cascad
     assert (reading.problems, wire.headers["x-router-reason"]) == ([], "fail_open")
 
 
-@pytest.mark.parametrize("on", _on("priority-group", "composite"))
+@pytest.mark.parametrize("on", _on("priority-group", "composite", "priorities"))
 @pytest.mark.parametrize(
     "key", [{"authorization": "Bearer of a client", "cookie": "s=1"}, {"x-api-key": "a", "api-key": "b"}, {}]
 )
@@ -200,30 +248,31 @@ def test_a_key_is_seen_by_the_tiers_that_it_is_for(
 
 
 @pytest.mark.parametrize(
-    ("cascade", "settings", "why"),
+    ("version", "settings", "line", "what"),
     [
         (
-            "composite", "escalate: {to: [large, frontier], max: 2, skip: [no_refusal]}",
-            "`skip` needs --cascade priority-group (Envoy 1.40)",
+            "1.39", "escalate: {to: [large, frontier], max: 2, skip: [no_refusal]}", 5,
+            "`skip` needs Envoy 1.40, because older ones cannot leave out a rung: remove it, or render for 1.40",
         ),
         (
-            "none", "escalate: {to: human}",
-            "`to: human` needs a verifier, which --cascade composite has (Envoy 1.37)",
+            "1.36", "escalate: {to: human}", 5,
+            "`to: human` needs a verifier, which Envoy has from 1.37 on: remove it, or render for a newer Envoy",
         ),
         (
-            "none", "escalate: {to: large}",
-            "`logprob`, or a `score` with it, needs a verifier, which --cascade composite has (Envoy 1.37)",
+            "1.36", "escalate: {to: large}", 4,
+            "`logprob`, or a `score` with it, needs a verifier, which Envoy has from 1.37 on: remove it, or render "
+            "for a newer Envoy",
         ),
     ],
     ids=["skip", "human", "logprob"],
 )  # fmt: skip
 def test_what_a_release_cannot_do_is_refused(
-    tmp_path: Path, cascade: Literal["composite", "none"], settings: str, why: str
+    tmp_path: Path, version: str, settings: str, line: int, what: str
 ) -> None:
-    """The error has the intent's name and a remedy. Nothing is printed to stdout."""
-    accept = "accept: [no_refusal, {logprob: -3}]" if "logprob" in why else "accept: [no_refusal]"
+    """The error has the line of the intent and a remedy. Nothing is printed to stdout."""
+    accept = "accept: [no_refusal, {logprob: -3}]" if "logprob" in what else "accept: [no_refusal]"
     write_intents(tmp_path, {"odd": f"tier: small\n{accept}\n{settings}"}, "human: {}\n")
-    command = [sys.executable, "-m", "extproc", "envoy", "--intents", str(tmp_path), "--cascade", cascade]
+    command = [sys.executable, "-m", "extproc", "envoy", "--intents", str(tmp_path), "--version", version]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    wanted = f"extproc: --cascade {cascade}: intent odd: {why}; use that cascade, or remove this from the intent\n"
+    wanted = f"{tmp_path}/odd.yaml:{line}: {what}\n1 problem in {tmp_path}\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", wanted)

@@ -12,7 +12,7 @@ from extproc.config.load import load_config
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
 from extproc.envoy.bootstrap import render_envoy
-from extproc.envoy.older import Cascade
+from extproc.envoy.unsupported import Cascade
 from tests.e2e.traffic import (
     APIS,
     CHAT,

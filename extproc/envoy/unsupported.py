@@ -1,0 +1,59 @@
+"""Settings that an Envoy, or the gateway that it belongs to, cannot carry out. Each is refused, with its line."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from extproc.acceptance.rules import compile_rules
+from extproc.acceptance.verdict import wants_logprobs
+from extproc.config.load import Config, ConfigError
+from extproc.config.schema import POLICY_FILE, Intent
+from extproc.config.strict_yaml import Problem, line_of
+
+# How Envoy sends a request to the next tier. `older` describes those that are not for 1.40.
+Cascade = Literal["priority-group", "composite", "priorities", "none"]
+_NEEDS_VERIFIER = "needs a verifier, which Envoy has from 1.37 on: remove it, or render for a newer Envoy"
+
+
+def check_cascade(config: Config, cascade: Cascade) -> None:
+    """Raise ConfigError if this cascade cannot serve the intents."""
+    problems = [
+        _problem(config, config.files[intent.intent], at, what)
+        for intent in config.intents
+        for at, what in _of_intent(intent, cascade)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _of_intent(intent: Intent, cascade: Cascade) -> Iterator[tuple[str, str]]:
+    up = intent.escalate
+    if cascade in ("composite", "priorities") and up is not None and up.skip:
+        what = "`skip` needs Envoy 1.40, because older ones cannot leave out a rung: remove it, or render for 1.40"
+        yield ".escalate.skip", what
+    if cascade == "none" and up is not None and up.human:
+        yield ".escalate.to", f"`to: human` {_NEEDS_VERIFIER}"
+    # The verifier removes the log probabilities from the answer if only a rule asked for them.
+    if cascade == "none" and wants_logprobs(compile_rules(intent.accept, intent.scorer)):
+        yield ".accept", f"`logprob`, or a `score` with it, {_NEEDS_VERIFIER}"
+
+
+def check_files(config: Config, *, keys: bool) -> None:
+    """Raise ConfigError if a tier needs a file, which the pods of a shared gateway do not have.
+
+    `keys`: the gateway cannot send a tier's own key in another way, either.
+    """
+    problems = []
+    for i, tier in enumerate(config.policy.tiers):
+        if tier.ca:
+            what = f"tier `{tier.name}` has a private `ca`, a file that the pods of the gateway do not have"
+            remedy = "use a public certificate for the tier, or a separate Envoy"
+            problems.append((f".tiers[{i}].ca", f"{what}: {remedy}"))
+        if keys and tier.key is not None:
+            what = f"tier `{tier.name}` has a `key`, a file that the pods of Istio's gateway do not have: remove it"
+            problems.append((f".tiers[{i}].key", f"{what}, so that clients send their own, or use another Envoy"))
+    if problems:
+        raise ConfigError([_problem(config, POLICY_FILE, at, what) for at, what in problems])
+
+
+def _problem(config: Config, file: str, at: str, what: str) -> Problem:
+    return Problem(file, line_of(config.lines, file, at), what)
