@@ -438,6 +438,7 @@ LOG_LINES = {
     "_note": "The changes of an edit. `needs Envoy` lists the changes that only Envoy can carry out.",
     "_note 2": "Envoy still has the old values of the changes that the line before lists. `extproc status` lists them, too.",
     "keep": "The folder for it cannot be written. Set `XDG_STATE_HOME` to one that can be, if a start should survive a mistake.",
+    "_store": "The folder of the prepared model cannot be written. Make it writable for the router if its starts take too long.",
     "_last_good": "The router was started with a mistake in its files, and serves the files that served last. The line names "
     "the mistake. `extproc status` shows it, too.",
     "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
