@@ -265,7 +265,8 @@ def refused(folder, encoder) -> list[str]:
 
 def test_every_bad_folder_is_expected_to_be_refused():
     """A fixture without an expectation tests nothing, and an expectation needs its fixture."""
-    assert {path.name for path in CONFIGS.iterdir()} == {"good"} | {f"bad_{mistake}" for mistake in MISTAKES}
+    names = {path.name for path in CONFIGS.iterdir() if not path.name.startswith("strict_")}  # see test_strict
+    assert names == {"good"} | {f"bad_{mistake}" for mistake in MISTAKES}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
