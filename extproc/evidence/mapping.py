@@ -18,7 +18,7 @@ from extproc.config.compile import compile_snapshot, texts_of
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.evidence.data.groups import text_key
-from extproc.evidence.data.parquet import parquet_files, parse_rows
+from extproc.evidence.data.parquet import arrow_parquet, parquet_files, parse_rows
 from extproc.evidence.data.traffic import BadRow, Row
 from extproc.evidence.execution import Memory, ask_of, route_all, trusted_cohort
 from extproc.routing.routed import Routed
@@ -60,8 +60,8 @@ def _show(line: str) -> None:
 
 
 def _ray() -> Any:
+    arrow_parquet()
     try:
-        import pyarrow.parquet  # noqa: F401
         import ray.data
     except ImportError as error:
         raise ValueError(
@@ -90,9 +90,7 @@ class FileMapper:
 
 def map_file(snapshot: Snapshot, memory: Memory, source: Path, target: Path) -> tuple[int, int]:
     """Write a copy of a Parquet file with the new columns. Return the number of rows, and of unusable ones."""
-    import pyarrow.parquet as pq
-
-    rows = bad = 0
+    rows, bad, pq = 0, 0, arrow_parquet()
     part = target.with_name(f".{target.name}.part")
     file = pq.ParquetFile(source)
     writer = None

@@ -1,6 +1,7 @@
 """`extproc sample`: which rows to label, and how many rows of the log each of them stands for."""
 
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -107,3 +108,10 @@ def test_any_number_of_rows_can_be_drawn(run, size):
     _, _, done = run
     drawn = draw(done, size, seed=0)
     assert len(drawn.rows) == min(size, drawn.units) and drawn.strata <= size
+
+
+def test_a_folder_needs_the_packages_that_read_parquet(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r"Parquet files need more packages: pip install .*\[scale\]"):
+        evidence_sample.run_sample(CONFIGS / "good", tmp_path, 5, 0)

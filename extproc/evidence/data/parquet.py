@@ -18,6 +18,17 @@ _PLAIN_COLUMNS = ("text", "path", "id", "session", "user", "weight")
 COLUMNS = (*_JSON_COLUMNS, *_PLAIN_COLUMNS)
 
 
+def arrow_parquet() -> Any:
+    """Return the package that reads and writes Parquet. Raises ValueError without it."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(
+            f"{error}: Parquet files need more packages: pip install 'envoy-semantic-router[scale]'"
+        ) from error
+    return pyarrow.parquet
+
+
 def parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files in a folder, by name. Raises OSError if there are none."""
     files = sorted(folder.glob("*.parquet"))

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from extproc.evidence.data.parquet import COLUMNS, as_line, parquet_files
+from extproc.evidence.data.parquet import COLUMNS, arrow_parquet, as_line, parquet_files
 from extproc.evidence.measure.sampling import Candidates, Draw, draw_from
 
 # The columns that a draw needs. The others are read only of the rows that are drawn.
@@ -19,9 +19,7 @@ def draw_mapped(folder: Path, size: int, seed: int) -> tuple[Draw, Iterator[byte
 
     Raises OSError if the folder has no Parquet files, and ValueError if `extproc map` did not write them.
     """
-    import pyarrow.parquet as pq
-
-    files = parquet_files(folder)
+    files, pq = parquet_files(folder), arrow_parquet()
     tables, starts = [], [0]
     for file in files:
         names = pq.read_schema(file).names
@@ -60,8 +58,7 @@ def _candidates(tables: list[Any]) -> tuple[np.ndarray, Candidates]:
 
 def _lines(files: list[Path], starts: list[int], weights: dict[int, float]) -> Iterator[bytes]:
     """Yield the rows at these positions, in the order of the files."""
-    import pyarrow.parquet as pq
-
+    pq = arrow_parquet()
     for file, start, end in zip(files, starts, starts[1:], strict=False):
         inside = sorted(at for at in weights if start <= at < end)
         if inside:
