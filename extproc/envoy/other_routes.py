@@ -5,7 +5,7 @@ An error here is a text. `local_replies` puts it into the JSON of the client's A
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import quote
 
 from extproc.api.paths import APIS, KEPT_PATHS, PATH_PREFIX, SIDE_PATHS
@@ -57,9 +57,9 @@ def opened_routes(config: Config, inspected: Dict, form: Dict) -> Iterator[Dict]
         match: Dict = {"prefix" if wildcard else "path": path}
         # Providers accept only their own host name.
         route = {"cluster": cluster, "timeout": "0s", "auto_host_rewrite": True, **base_rewrite(tier)}
-        for name in sorted(private_models(config)):
-            named = {"query_parameters": [{"name": "model", "string_match": {"exact": name}}]}
-            yield _answer("opened_query", match | named | {"headers": headers}, 400, UNKNOWN_MODEL)
+        for named in _named(private_models(config)):
+            named["headers"] = [*headers, *named.get("headers", [])]
+            yield _answer("opened_named", match | named, 400, UNKNOWN_MODEL)
         for kinds in ([_FILES], [_FORM, _UPLOAD]):
             yield {"name": "opened_file", "match": match | {"headers": [*headers, *kinds]}, "route": route}
         yield bad_encoding(match | {"headers": headers})
@@ -75,6 +75,14 @@ def opened_routes(config: Config, inspected: Dict, form: Dict) -> Iterator[Dict]
             "route": route,
             "typed_per_filter_config": inspected,
         }
+
+
+def _named(models: Iterable[str]) -> Iterator[Dict]:
+    """Yield the matches of requests that name one of these models in their query or in their path."""
+    for name in sorted(models):
+        yield {"query_parameters": [{"name": "model", "string_match": {"exact": name}}]}
+        path = rf"[^?]*/(models|deployments)/{re.escape(name)}([:/?].*)?"
+        yield {"headers": [{"name": ":path", "string_match": {"safe_regex": {"regex": path}}}]}
 
 
 def base_rewrite(tier: Tier) -> Dict:

@@ -59,6 +59,7 @@ def doors(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
             "- {path: /v1/files/*, methods: [GET, DELETE, POST], tier: frontier, key: tier}\n"
             "- {path: /v1/rerank, tier: small}\n"
             "- {path: /v1/audio/transcriptions, tier: frontier}\n"
+            "- {path: /v1beta/*, tier: frontier}\n"
         )
         try:
             stack.start_router()
@@ -221,13 +222,23 @@ def test_a_form_is_read_in_bounded_time(stack: Stack) -> None:
         ("/v1/embeddings", b"input=x&model=a%75to", "application/x-www-form-urlencoded"),
         ("/v1/embeddings?model=auto", b"{}", "application/json"),
         (f"{_SPEECH}?language=en&model=auto", b"RIFF", "audio/wav"),
+        ("/v1beta/models/auto:generateContent?alt=sse", b"{}", "application/json"),
+        ("/v1beta/deployments/auto/audio", b"RIFF", "audio/wav"),
     ],
 )
-def test_our_model_in_a_query_or_a_plain_form_is_refused(stack: Stack, path: str, body: bytes, kind: str) -> None:
+def test_our_model_in_a_path_a_query_or_a_plain_form_is_refused(
+    stack: Stack, path: str, body: bytes, kind: str
+) -> None:
     before = len(stack.upstreams.received)
     answer = send(stack.port, path, body, {"content-type": kind})
     assert (answer.status, len(stack.upstreams.received)) == (400, before)
     assert message_of(answer).startswith("no upstream of this path knows the model")
+
+
+def test_another_model_in_a_path_or_a_query_passes(stack: Stack) -> None:
+    path = "/v1beta/models/auto-2:generateContent?model=auto-2"
+    send(stack.port, path, b"{}")
+    assert arrived(stack).path == path
 
 
 def test_files_pass_an_opened_path_unread(stack: Stack) -> None:

@@ -43,7 +43,7 @@ from tests.e2e.test_conformance import (
     Table,
     one_cell,
 )  # fmt: skip
-from tests.e2e.traffic import REPOSITORY
+from tests.e2e.traffic import REPOSITORY, send
 
 Dict = dict[str, Any]
 HOST = "llm.example.com"
@@ -199,6 +199,18 @@ def test_a_client_cannot_name_a_tier(running: Gateways, form: str) -> None:
     spoofed = {"x-router-ladder": "frontier", "x-router-cluster": "frontier", "x-envoy-max-retries": "9"}
     [one], *_ = running.ask(running.envoy(form), "unjudged", headers=spoofed)
     assert one.tier == "small"
+
+
+@FORM
+@pytest.mark.parametrize("path", ["/", "/v1/files/f_1", "/v1/messages/batches"])
+def test_other_paths_of_the_host_are_closed(running: Gateways, form: str, path: str) -> None:
+    """The client gets 404 in the shape of the API, and no upstream sees the request."""
+    envoy, before = running.envoy(form), len(running.upstreams.received)
+    answer = send(envoy.port, path, headers={"host": HOST}, method="DELETE")
+    error = msgspec.json.decode(answer.body)
+    assert (answer.status, len(running.upstreams.received)) == (404, before)
+    assert error["error"]["message"].startswith("this path is closed. Served here: POST /v1/chat/completions")
+    assert (error.get("type") == "error") == path.startswith("/v1/messages/")
 
 
 @FORM
