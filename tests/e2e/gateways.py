@@ -152,8 +152,8 @@ def _apply(resources: dict[str, Dict], name: str, operation: Dict) -> None:
 
 
 def _selected(resource: Dict, path: str) -> list[Dict]:
-    """Return the parts that `..key[?(@.name=="value")]` selects."""
-    key, name = re.fullmatch(r'\.\.(\w+)\[\?\(@\.name=="([^"]+)"\)\]', path).groups()  # type: ignore[union-attr]
+    """Return the parts that `..key[?(@.name=='value')]` selects."""
+    key, name = re.fullmatch(r"\.\.(\w+)\[\?\(@\.name=='([^']+)'\)\]", path).groups()  # type: ignore[union-attr]
     found: list[Dict] = []
     stack: list[Any] = [resource]
     while stack:
