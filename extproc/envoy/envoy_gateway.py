@@ -96,7 +96,7 @@ def _sds(tier: Tier) -> Dict:
 def _patch(gateway: Gateway, parts: Parts) -> Dict:
     routes = f"{gateway.namespace}/{gateway.name}/{gateway.listener}"
     route = f"httproute/{NAMESPACE}/{_NAME}/rule/0/match/0/{gateway.host.replace('.', '_')}"
-    here = {"jsonPath": f'..routes[?(@.name=="{route}")]'}
+    here = {"jsonPath": f"..routes[?(@.name=='{route}')]"}
     operations = [
         ("listener.v3.Listener", gateway.entrance, {"op": "add", "path": "", "value": parts.listener}),
         *(("cluster.v3.Cluster", c["name"], {"op": "add", "path": "", "value": c}) for c in parts.clusters),

@@ -121,6 +121,9 @@ def test_the_meshes_accept_their_own_kinds_strictly(tmp_path: Path) -> None:
     documents = [d for overlay in OVERLAYS for d in built(overlay) if d["apiVersion"] in MESH_KINDS]
     with_key = edited(tmp_path, large={"key": {"file": "/k", "header": "api-key"}})
     documents += yaml.safe_load_all(render_module().FILES["overlays/envoy-gateway/routes.yaml"](with_key))
+    documents += yaml.safe_load_all(
+        (REPOSITORY / "deploy/k8s/overlays/envoy-gateway/inference-pool.yaml").read_text()
+    )
     assert {d["kind"] for d in documents} == {"HTTPRouteFilter"}.union(*CUSTOM.values())
     assert refused_by_mesh(documents, tmp_path) == ""
 

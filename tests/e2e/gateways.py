@@ -69,7 +69,8 @@ def envoy_gateway(
         "RouteConfiguration": {name: config},
         "Cluster": {c["name"]: c for c in (*clusters, _cluster("other", "127.0.0.1", other_port))},
     }
-    for policy in of_kind(documents, "EnvoyPatchPolicy"):
+    policies = of_kind(documents, "EnvoyPatchPolicy")
+    for policy in sorted(policies, key=lambda policy: policy["spec"].get("priority", 0)):
         for patch in policy["spec"]["jsonPatches"]:
             kind = patch["type"].rpartition(".")[2]
             _apply(resources[kind], patch["name"], copy.deepcopy(patch["operation"]))
@@ -138,20 +139,21 @@ def _apply(resources: dict[str, Dict], name: str, operation: Dict) -> None:
         assert name not in resources
         resources[name] = operation["value"]
         return
-    selected = _selected(resources[name], operation["jsonPath"])
+    selected = _selected(resources[name], operation["jsonPath"]) if "jsonPath" in operation else [resources[name]]
     assert selected, f"nothing in {name} is at {operation['jsonPath']}"
     *parents, last = operation["path"].strip("/").split("/")
+    place: Any
     for place in selected:
         for parent in parents:
-            place = place[parent]
+            place = place[int(parent)] if isinstance(place, list) else place[parent]
         assert operation["op"] in ("add", "replace")
         assert operation["op"] == "add" or last in place
         place[last] = operation["value"]
 
 
 def _selected(resource: Dict, path: str) -> list[Dict]:
-    """Return the parts that `..key[?(@.name=="value")]` selects."""
-    key, name = re.fullmatch(r'\.\.(\w+)\[\?\(@\.name=="([^"]+)"\)\]', path).groups()  # type: ignore[union-attr]
+    """Return the parts that `..key[?(@.name=='value')]` selects."""
+    key, name = re.fullmatch(r"\.\.(\w+)\[\?\(@\.name=='([^']+)'\)\]", path).groups()  # type: ignore[union-attr]
     found: list[Dict] = []
     stack: list[Any] = [resource]
     while stack:
@@ -214,6 +216,48 @@ def istio(documents: list[Dict], port: int, admin_port: int, other_port: int) ->
             case other:
                 raise AssertionError(f"istiod knows {other}, this translation does not")
     return _bootstrap(listeners, clusters, admin_port)
+
+
+def add_ai_gateway(bootstrap: Dict, port: int, ports: dict[str, int]) -> None:
+    """Add a listener that routes as Envoy AI Gateway does, by the model's name. `ports` has its clusters."""
+    model_header = """
+function envoy_on_request(handle)
+  local body = handle:body()
+  local model = body:getBytes(0, body:length()):match('"model"%s*:%s*"([^"]+)"')
+  handle:headers():replace("x-ai-eg-model", model)
+  handle:clearRouteCache()
+end
+"""
+    lua = {
+        "@type": f"{_TYPES}.extensions.filters.http.lua.v3.Lua",
+        "default_source_code": {"inline_string": model_header},
+    }
+    routes = [
+        {
+            "match": {
+                "prefix": "/",
+                "headers": [{"name": "x-ai-eg-model", "string_match": {"exact": name.rpartition("/")[2]}}],
+            },
+            "route": {"cluster": name},
+        }
+        for name in ports
+    ]
+    manager = {
+        "@type": _MANAGER,
+        "stat_prefix": "ai",
+        "route_config": {
+            "virtual_hosts": [
+                _host("ai", ["*"], [*routes, {"match": {"prefix": "/"}, "direct_response": {"status": 404}}])
+            ]
+        },
+        "http_filters": [{"name": "model", "typed_config": lua}, _router()],
+    }
+    filters = [{"name": _NETWORK, "typed_config": manager}]
+    resources = bootstrap["static_resources"]
+    resources["listeners"].append(
+        {"name": "ai", "address": _address(port), "filter_chains": [{"filters": filters}]}
+    )
+    resources["clusters"] += [_cluster(name, "127.0.0.1", port) for name, port in ports.items()]
 
 
 def _host(name: str, domains: list[str], routes: list[Dict]) -> Dict:

@@ -32,6 +32,7 @@ from tests.e2e.faulty_upstream import (
     text_of,
     write_intents,
 )  # fmt: skip
+from tests.e2e.picker import Picker
 from tests.e2e.test_conformance import (
     COHORTS,
     COLUMNS,
@@ -71,15 +72,17 @@ def binary_of(release: str) -> str | None:
     return str(found[-1]) if found else None
 
 
-def bootstrap_for(form: str, stack: Stack, keys: dict[str, Path], patched: bool = True, host: str = HOST) -> Dict:
-    """Return the bootstrap of a gateway in front of a stack's router and upstreams."""
+def bootstrap_for(
+    form: str, stack: Stack, keys: dict[str, Path], patched: bool = True, host: str = HOST, more: str = ""
+) -> Dict:
+    """Return the bootstrap of a gateway in front of a router and upstreams. `more` are further resources."""
     gateway = Gateway("semantic-router", "llm", "http", host)
     render = envoy_gateway if form.startswith("envoy-gateway") else istio
     config = load_config(stack.intents)
     documents = render(config, gateway, [f"127.0.0.1:{stack.router_port}"], None)
     # As users apply them, except for the socket: these gateways are not in pods, so each needs another name.
     applied = as_yaml(documents, config).replace(SOCKET, f"{SOCKET}-{stack.port}")
-    documents = [*yaml.load_all(applied, yaml.CSafeLoader)]
+    documents = [*yaml.load_all(applied, yaml.CSafeLoader), *yaml.safe_load_all(more)]
     if not patched:
         documents = [
             d | ({"spec": d["spec"] | {"jsonPatches": []}} if "Patch" in d["kind"] else {}) for d in documents
@@ -239,6 +242,58 @@ def test_without_our_patch_nothing_leaves_the_gateway(running: Gateways, form: s
     """The client gets an error. No upstream sees its key, or the tier's."""
     arrived, wire, _ = running.ask(running.envoy(form, patched=False, router=False), "early")
     assert (arrived, wire.status) == ([], 503)
+
+
+def test_an_endpoint_picker_behind_a_tier_is_asked_for_each_attempt(running: Gateways, tmp_path: Path) -> None:
+    """It gets the body of the attempt, with the tier's model. Attempts at other tiers do not ask it."""
+    overlay = REPOSITORY / "deploy/k8s/overlays/envoy-gateway/inference-pool.yaml"
+    with Picker(f"127.0.0.1:{running.upstreams.ports['small']}") as picker:
+        service = "{address: small-epp.semantic-router.svc.cluster.local, port_value: 9002}"
+        assert service in overlay.read_text()
+        pool = overlay.read_text().replace(service, f"{{address: 127.0.0.1, port_value: {picker.port}}}")
+        beside = Stack(running.stack.intents, tmp_path / "pool", running.stack.upstreams)
+        beside.router_port, beside.router = running.stack.router_port, running.stack.router
+        pool = pool.replace(SOCKET, f"{SOCKET}-{beside.port}")
+        bootstrap = bootstrap_for("envoy-gateway 1.9", beside, {"small": running.folder / "key"}, more=pool)
+        try:
+            beside.start_envoy(bootstrap, binary=binary_of("1.39"))
+            spoofed = {"x-gateway-destination-endpoint": f"127.0.0.1:{running.upstreams.ports['frontier']}"}
+            arrived, _, reading = running.ask(
+                beside, "three", True, small=["refuses", "empty_content"], headers=spoofed
+            )
+        finally:
+            beside.router = None  # the other stack ends it
+            beside.stop()
+    assert ([r.tier for r in arrived], reading.problems) == (["small", "small", "large"], [])
+    assert [msgspec.json.decode(body)["model"] for body in picker.bodies] == ["qwen3-8b", "qwen3-8b"]
+    assert picker.bodies == [r.body for r in arrived[:2]]
+
+
+def test_ai_gateway_behind_the_tiers_routes_each_attempt_by_its_model(running: Gateways, tmp_path: Path) -> None:
+    """Its own filter copies the model of the body into a header, and its routes match that header.
+
+    A listener takes its place here, with that filter in Lua. Both tiers have its address.
+    """
+    beside = Stack(running.stack.intents, tmp_path / "ai", running.stack.upstreams)
+    beside.router_port, beside.router = running.stack.router_port, running.stack.router
+    policy = beside.intents / "policy.yaml"
+    written = yaml.safe_load(policy.read_text())
+    for tier in written["tiers"]:
+        tier["url"] = f"http://127.0.0.1:{beside.plain_port}"
+    policy.write_text(yaml.safe_dump(written))
+    bootstrap = bootstrap_for("envoy-gateway 1.9", beside, {"small": running.folder / "key"})
+    models = {"qwen3-8b": "small", "qwen3-32b": "large", "frontier-1": "frontier"}
+    ports = {f"ai/{model}": running.upstreams.ports[tier] for model, tier in models.items()}
+    gateways.add_ai_gateway(bootstrap, beside.plain_port, ports)
+    try:
+        beside.start_envoy(bootstrap, binary=binary_of("1.39"))
+        arrived, wire, reading = running.ask(beside, "three", small="refuses", large="status_500")
+    finally:
+        beside.router = None  # the other stack ends it
+        beside.stop()
+    assert [r.headers["x-ai-eg-model"] for r in arrived] == ["qwen3-8b", "qwen3-8b", "qwen3-32b", "frontier-1"]
+    assert [r.tier for r in arrived] == ["small", "small", "large", "frontier"]
+    assert (wire.headers["x-router-tier"], reading.problems) == ("frontier", [])
 
 
 @FORM

@@ -92,7 +92,7 @@ def test_envoy_gateway_gets_a_patch_by_the_names_of_its_version(
     operations = [(p["type"].rpartition(".")[2], p["name"], p["operation"]) for p in patch["spec"]["jsonPatches"]]
     listener, *others = operations
     assert (listener[0], listener[2]["value"]["address"]) == ("Listener", {"pipe": {"path": SOCKET}})
-    here = '..routes[?(@.name=="httproute/semantic-router/llm/rule/0/match/0/llm_example_com")]'
+    here = "..routes[?(@.name=='httproute/semantic-router/llm/rule/0/match/0/llm_example_com')]"
     changed = [(name, op["op"], op["jsonPath"], op["path"], op["value"]) for _, name, op in others if op["path"]]
     assert changed == [
         ("infra/public/https", "add", here, "/route/idle_timeout", "0s"),
