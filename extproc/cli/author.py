@@ -95,7 +95,7 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
 
     rules = {cohort.name: needs_whole_answer(cohort.accept) for cohort in cohorts if cohort.stream == "early"}
     notes = {
-        "abstain (no floor keeps the risk; their requests go to the default tier)": [
+        "abstain (no floor keeps the risk, so their settings do not apply)": [
             f"{cohort.name} ({cohort.figure})" for cohort in cohorts if cohort.abstains
         ],
         "accepted by `abstain: off` (no floor keeps the risk)": [

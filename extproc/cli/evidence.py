@@ -85,13 +85,19 @@ def run_eval(
 
 
 def run_calibrate(
-    intents: Path, data: Path, risk: float, date: str, seed: int, write: bool, adapt: Path | None = None
+    intents: Path,
+    data: Path,
+    risk: float,
+    date: str,
+    seed: int,
+    write: bool,
+    adapt: Path | None = None,
+    memory: Memory | None = None,
 ) -> int:
     """`extproc calibrate`: print the fitted values and the change to the YAML, and write it if asked."""
-    traffic, memory = usable(data), patient_encoder(intents)
+    traffic, memory = usable(data), memory or patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
-    _report_weights(data, run)
     rows = labelled_rows(run)
     learned = _learned(run, rows, memory, date, seed, adapt)
     calibration = calibrate(run, learned, risk, date)

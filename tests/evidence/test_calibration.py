@@ -18,8 +18,8 @@ from extproc.config.strict_yaml import decode_yaml
 from extproc.evidence.data.groups import distinct, group_rows
 from extproc.evidence.execution import Memory
 from extproc.evidence.fit import edits
-from extproc.evidence.fit.calibration import Counts, FloorFit
-from extproc.evidence.fit.floor_choice import choose_all, why_no_floors
+from extproc.evidence.fit.calibration import Counts, FloorFit, counts_of
+from extproc.evidence.fit.floor_choice import choose_all, strictest_floors, why_no_floors
 from extproc.evidence.fit.floors import best_kind, choose_floors, least_rows
 from extproc.evidence.fit.labelled import LabelledRows, Matches
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
@@ -185,14 +185,108 @@ def test_cohorts_with_ten_rows_share_a_margin_that_keeps_the_risk_over_all_of_th
 
 
 def test_a_cohort_that_is_too_often_wrong_leaves_the_pool_and_abstains():
-    """So does one with hardly a row. The others keep their margin."""
+    """The others keep their margin."""
     rng = np.random.default_rng(7)
     rows = pooled(rng, 20, 25, wrong=["c3"])
-    choices, _ = choose_all(rows, {**{f"c{i}": -1.0 for i in range(20)}, "new": 0.1}, 0.1)
-    assert not choices["c3"].fitted and not choices["new"].fitted
+    choices, _ = choose_all(rows, {f"c{i}": -1.0 for i in range(20)}, 0.1)
+    assert not choices["c3"].fitted
     assert "of the surer half of its matches are wrong" in choices["c3"].why
-    assert choices["new"].why == "needs about 10 distinct labelled rows that land here; has 0"
     assert sum(choice.fitted for choice in choices.values()) >= 15
+
+
+@pytest.mark.parametrize(("cohorts", "shares"), [(2, False), (3, True)])
+def test_a_cohort_with_hardly_a_row_shares_a_margin_only_with_several(cohorts, shares):
+    """A margin that holds over three cohorts holds for one more. With fewer it abstains."""
+    rows = pooled(np.random.default_rng(8), cohorts, 45)
+    choices, _ = choose_all(rows, {**{f"c{i}": -1.0 for i in range(cohorts)}, "new": 0.1}, 0.1)
+    assert all(choices[f"c{i}"].pooled for i in range(cohorts))
+    assert (choices["new"].floor, choices["new"].margin) == (0.1, choices["c0"].margin) or not shares
+    assert choices["new"].fitted == shares
+    assert shares or choices["new"].why == "needs about 10 distinct labelled rows that land here; has 0"
+
+
+# Sources and weights
+
+
+def from_sources(rng, sources, each) -> LabelledRows:
+    """Return rows of one cohort. Each source has its own share of wrong matches among the sure ones, too."""
+    matches = traffic(rng, sources * each, outside=0)
+    source = np.repeat(np.arange(sources), each)
+    unlucky = rng.random(sources * each) < rng.choice([0.0, 0.25], sources, p=[0.7, 0.3])[source]
+    matches = msgspec.structs.replace(matches, right=matches.right & ~unlucky)
+    names, none = np.array(["a"] * len(source), dtype=object), np.zeros(len(source), dtype=bool)
+    labels = np.array([f"s{i}" for i in source], dtype=object)
+    return LabelledRows([""] * len(source), names, names, matches, none, none, sources=labels)
+
+
+def test_floors_hold_better_on_a_new_source_if_no_source_alone_makes_them_low():
+    """One fit without each source, and the strictest counts. Without names of sources more is wrong on new ones."""
+    rng = np.random.default_rng(9)
+    wrong: dict[str, list[float]] = {"named": [], "not named": []}
+    for _ in range(150):
+        rows, fresh = from_sources(rng, 6, 40), from_sources(rng, 20, 40).matches
+        for name, each in (("named", rows), ("not named", msgspec.structs.replace(rows, sources=None))):
+            floors = strictest_floors(each, 0.1, "margin")
+            accepted = fresh.accepted(*floors) if floors is not None else np.zeros(len(fresh.right), dtype=bool)
+            wrong[name].append((accepted & ~fresh.right).sum() / max(accepted.sum(), 1))
+    assert np.mean(wrong["named"]) < np.mean(wrong["not named"]) - 0.01
+    assert np.mean(wrong["named"]) <= 0.1
+
+
+def test_the_strictest_of_the_fits_without_a_source_counts():
+    """If one of them has no floors, there are none."""
+    rows = from_sources(np.random.default_rng(10), 4, 60)
+    fits = [choose_floors(rows.matches.subset(rows.sources != f"s{i}"), 0.2, "margin") for i in range(4)]
+    everything = choose_floors(rows.matches, 0.2, "margin")
+    assert everything is not None and all(fit is not None for fit in fits)
+    margins = [fit[1] for fit in (everything, *fits) if fit is not None]
+    assert strictest_floors(rows, 0.2, "margin") == (everything[0], max(margins))
+    assert len(set(margins)) > 1
+    few = rows.subset(np.isin(rows.sources.astype(str), ["s0", "s1"]) & (np.arange(240) % 60 < 8))
+    assert strictest_floors(few, 0.1, "margin") is None
+
+
+def test_a_weighted_sample_gives_about_the_floors_of_its_log():
+    """Unsure rows are drawn eight times as often, as `extproc sample` draws them. Without weights floors differ."""
+    rng = np.random.default_rng(11)
+    log = traffic(rng, 20_000)
+    chance = np.where(log.similarity < np.median(log.similarity), 0.16, 0.02)
+    whole = choose_floors(log, 0.1, "similarity")
+    assert whole is not None
+    weighted, unweighted = [], []
+    for _ in range(30):
+        drawn = rng.random(20_000) < chance
+        sample = log.subset(drawn)
+        for similarities, each in (
+            (weighted, msgspec.structs.replace(sample, mass=1 / chance[drawn])), (unweighted, sample)
+        ):  # fmt: skip
+            floors = choose_floors(each, 0.1, "similarity")
+            assert floors is not None
+            similarities.append(floors[0])
+    assert np.mean(weighted) == pytest.approx(whole[0], abs=0.02)
+    assert np.mean(unweighted) > whole[0] + 0.05
+
+
+def test_the_same_weight_everywhere_changes_nothing():
+    """Only the ratios of weights count."""
+    rows = traffic(np.random.default_rng(12), 300)
+    tenfold = msgspec.structs.replace(rows, mass=np.full(300, 10.0))
+    assert choose_floors(tenfold, 0.1, "similarity") == choose_floors(rows, 0.1, "similarity")
+    assert fit_probability(tenfold, None) == fit_probability(rows, None)
+    accepted, every = rows.margin > 0.2, np.ones(300, dtype=bool)
+    with_weights, without = (counts_of(each, every, accepted) for each in (tenfold, rows))
+    assert with_weights.interval == without.interval
+    assert with_weights.accepted_share == pytest.approx(without.accepted_share)
+    assert with_weights.wrong == pytest.approx(10 * without.wrong)
+
+
+def test_weights_widen_the_interval_and_say_what_is_wrong_in_the_traffic():
+    """One row that stands for 90 of 100 is wrong. The interval is that of about one row, not of eleven."""
+    rows = msgspec.structs.replace(matches([0.9] * 11, [False] + [True] * 10), mass=np.array([90.0] + [1.0] * 10))
+    counts = counts_of(rows, np.ones(11, dtype=bool), np.ones(11, dtype=bool))
+    assert (counts.rows, counts.wrong_share) == (11, pytest.approx(0.9))
+    assert counts.effective == pytest.approx(100**2 / (90**2 + 10))
+    assert counts.interval[0] < 0.1 and counts.interval[1] > 0.99
 
 
 # Probability
@@ -391,14 +485,14 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
 def test_a_cohort_that_abstains_is_shown_until_the_operator_accepts_it(
     folder, tmp_path, words, monkeypatch, capsys
 ):
-    """Its requests go to the default tier, in `check` and `explain`, too. `abstain: off` accepts its matches."""
+    """Its settings do not apply, in `check` and `explain`, too. `abstain: off` accepts its matches."""
     monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda model: words)
     monkeypatch.setattr("extproc.cli.explain.load_encoder", lambda model: words)
     commands.run_calibrate(folder, labelled(tmp_path, cooking=3), 0.05, "2026-11-22", 0, write=True)
     ask = ["explain", "--intents", str(folder), "How long does the egg recipe take"]
     capsys.readouterr()
     assert main(["check", str(folder)]) == 0
-    assert "\nabstain (no floor keeps the risk; their requests go to the default tier): cooking (" in (
+    assert "\nabstain (no floor keeps the risk, so their settings do not apply): cooking (" in (
         capsys.readouterr().out
     )
     assert main(ask) == 0

@@ -22,7 +22,17 @@ from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import adapted
 from extproc.evidence.fit.adapt import Adaptation, adaptation_digest
 from extproc.evidence.fit.adapted import adapted_encoder
-from extproc.evidence.fit.centroid_kinds import KINDS, PRESENT, UTTERANCES, Texts, k_means, matcher_of
+from extproc.evidence.fit.centroid_kinds import (
+    BLEND,
+    HEAD,
+    KINDS,
+    PRESENT,
+    UTTERANCES,
+    Texts,
+    k_means,
+    kinds_for,
+    matcher_of,
+)
 from extproc.evidence.fit.floors import choose_floors
 from extproc.evidence.fit.folds import FOLDS, apart_folds, clusters_of, even_folds
 from extproc.evidence.fit.labelled import LabelledRows, Matches, labelled_rows
@@ -299,6 +309,47 @@ def test_the_stated_risk_holds_with_learned_centroids():
     assert np.mean(leaky) > 0.1 + 3 * np.std(leaky) / np.sqrt(len(leaky))
 
 
+def test_a_source_is_matched_by_fits_without_it(folder):
+    """With every label of one source changed, its own matches are the same to the last bit. Others are not."""
+    (folder / "_background.yaml").write_text("background:\n  - oos-haaaa\n  - oos-haaab\n  - oos-haaac\n")
+    encoder = Planted(DIRECTIONS, noise=1.6)
+    run, rows, candidates = executed(folder, 60, encoder)
+    sources = np.array([f"s{number_of(text.partition('-')[2]) % 3}" for text in rows.texts], dtype=object)
+    here = sources == "s1"
+    first, second = (
+        learn(run, msgspec.structs.replace(rows, labels=labels, sources=sources), candidates, "2026-11-22", 0)
+        for labels in (rows.labels, np.where(here & (np.arange(len(here)) % 5 == 0), "c", rows.labels))
+    )
+    assert [way.kind for way in first.trials] == [UTTERANCES, BLEND]
+    assert first.chosen is not None and second.chosen is not None
+    matched, changed = first.rows.matches.margin, second.rows.matches.margin
+    assert matched[here].tolist() == changed[here].tolist()
+    assert matched[~here].tolist() != changed[~here].tolist()
+
+
+def test_a_blended_head_is_half_way_between_two(folder):
+    """One is fitted without the rows in scope. Both have the same background."""
+    encoder = Planted(DIRECTIONS, noise=1.0)
+    utterances = {name: encoder.encode([f"u{name}-{letters(i)}" for i in range(4)]) for name in "abc"}
+    texts = Texts(utterances, encoder.encode(["oos-a", "oos-b"]))
+    rows, labels = encoder.encode(["a-b", "b-c", "oos-d"]), np.array(["a", "b", None], dtype=object)
+    joined = texts.joined(rows, labels, np.arange(3))
+    whole, blended = (matcher_of(kind, joined, utterances).head for kind in (HEAD, BLEND))
+    alone = matcher_of(HEAD, Texts(utterances, joined.background)).head
+    assert whole is not None and blended is not None and alone is not None
+    assert blended.weights == pytest.approx((whole.weights + alone.weights) / 2)
+    assert blended.bias == pytest.approx((whole.bias + alone.bias) / 2)
+
+
+@pytest.mark.parametrize(
+    ("background", "several_sources", "kinds"),
+    [(False, False, KINDS), (True, False, (HEAD, BLEND)), (True, True, (BLEND,)), (False, True, (BLEND,))],
+)
+def test_a_way_without_chances_is_not_tried_where_chances_choose_the_tier(background, several_sources, kinds):
+    """Rows of several sources are matched in the way that is safe for further ones."""
+    assert kinds_for(background, several_sources) == kinds
+
+
 # The command
 
 
@@ -356,6 +407,32 @@ def test_the_command_shows_the_trials_and_writes_the_file_only_if_asked(folder, 
 
     assert calibrate(folder, data, "--write") == 0
     assert capsys.readouterr().out.endswith("\nnothing to change\n")
+
+
+def test_the_figures_of_each_source_are_printed(folder, encoder, capsys):
+    """Rows without a source are one source. With only one, the report says what the figures hold for."""
+    write_requests_as_utterances(folder)
+    data = traffic(folder, 40)
+    assert calibrate(folder, data) == 0
+    shown = capsys.readouterr().out
+    assert "\nall rows are of one source, so these figures hold for rows like them." in shown
+    rows = [msgspec.json.decode(line) for line in data.read_bytes().splitlines()]
+    for i, row in enumerate(rows):
+        if i % 3:
+            row["source"] = f"app {i % 3}"
+    data.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    assert calibrate(folder, data) == 0
+    shown = capsys.readouterr().out
+    assert "the measures are by fits without the source of the row\n" in shown
+    table = shown.partition("by matches and floors without this source\n")[2].splitlines()[:4]
+    assert [line[:22].strip() for line in table[:3]] == ["app 1", "app 2", "no source"]
+    assert table[3].startswith("on a new source like these: ")
+    assert table[3].endswith("of the accepted are wrong; the interval is over 3 sources")
+    assert (
+        shown.splitlines()[0]
+        .partition(": ")[2]
+        .startswith("in 3 calibrated cohorts, of sources that were left out, ")
+    )
 
 
 def test_check_reports_a_stale_file_and_refuses_a_damaged_one(folder, encoder, capsys, caplog):

@@ -8,7 +8,7 @@ import pytest
 from extproc.evidence.fit.calibration import Counts
 from extproc.evidence.fit.target import Target
 from extproc.evidence.measure.controls import ROUTED, ControlLine
-from extproc.evidence.measure.metrics import Estimate
+from extproc.evidence.measure.metrics import NOTHING, Estimate
 from extproc.evidence.show.verdicts import calibration_verdicts, choice_verdicts
 
 
@@ -19,7 +19,7 @@ def fit(evidence, before, after) -> Any:
 def test_a_fit_says_what_it_keeps_and_which_cohorts_abstain():
     """Two cohorts keep 5 %. The third abstains, although it accepts with its present floor."""
     fitted, abstaining = Fields(abstains=False), Fields(abstains=True)
-    calibration: Any = Fields(fits=[
+    calibration: Any = Fields(sources=(), elsewhere=NOTHING, weighted=False, fits=[
         fit(fitted, Counts(200, 180, 40), Counts(200, 150, 2)), fit(fitted, Counts(100, 90, 9), Counts(100, 80, 1)),
         fit(abstaining, Counts(100, 90, 35), Counts(100, 0, 0)),
     ])  # fmt: skip

@@ -14,7 +14,7 @@ from extproc.routing.index import Match
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.signals import Signals
 from extproc.routing.trust import DOUBT, Trust, chance_above, needed_rank, trust, weigh
-from extproc.settings import Price, Tier
+from extproc.settings import Evidence, Price, Probability, Tier
 
 TIERS = (
     Tier("small", "qwen3-8b", "http://small", 1_000, Price(1, 2), "qwen3"),
@@ -98,6 +98,37 @@ def test_an_explicit_margin_holds():
     wary = msgspec.structs.replace(FAQ, margin=0.3)
     policy = with_cohort(wary)
     assert weigh(policy, match(faq=1.0)) == Trust(Reason.AMBIGUOUS, 1)
+
+
+def evidence(abstains: bool) -> Evidence:
+    return Evidence(
+        "2026-11-22", "d", 50, "e", "c", 0.05, (0.0, 0.1), 0.5, Probability(1.0, 1.0, 0.0), abstains=abstains
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"margin": 0.3, "calibrated": True, "evidence": evidence(False)}, Reason.AMBIGUOUS),
+        ({"abstains": True, "evidence": evidence(True)}, Reason.ABSTAINED),
+    ],
+)
+@pytest.mark.parametrize(
+    ("chances", "tier"),
+    [
+        ({"faq": 0.8, "code": 0.1, "background": 0.1}, "small"),
+        ({"faq": 0.6, "code": 0.3, "background": 0.1}, "large"),
+        ({"faq": 0.6, "legal": 0.3, "background": 0.1}, "frontier"),
+        ({"faq": 0.6, "background": 0.4}, "large"),
+        ({"faq": 0.8, "code": 0.2}, "large"),
+    ],
+)
+def test_the_chances_choose_the_tier_of_a_match_that_fitted_floors_reject(
+    how: dict[str, Any], reason: Reason, chances: dict[str, float], tier: str
+):
+    """The settings of the cohort do not apply. Without a background the default tier serves."""
+    policy = with_cohort(msgspec.structs.replace(FAQ, **how))
+    assert weigh(policy, match(**chances)) == Trust(reason, policy.rank(tier))
 
 
 def shares() -> st.SearchStrategy[list[float]]:

@@ -78,6 +78,7 @@ class Row(msgspec.Struct, frozen=True):
     sealed: tuple[bytes, bytes]  # the label and the outcomes as JSON, not decoded yet
     variants: dict[str, str] = {}  # the same ask in other words, by name: translations, paraphrases
     weight: float = 1.0  # how many rows of the traffic it stands for
+    source: str | None = None  # where it comes from, such as an app. None: not known
 
     def request(self, model: str) -> tuple[bytes, dict[str, str]]:
         """Return (body, headers) as the router receives them. A text becomes a chat request for `model`."""
@@ -129,6 +130,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time: datetime | float | None = None
     variants: dict[str, str] = {}
     weight: Weight = 1.0
+    source: str | None = None
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
@@ -185,7 +187,9 @@ def parse_row(number: int, line: bytes) -> Row:
     headers = {name.lower(): value for name, value in read.headers.items()}
     sealed = bytes(read.intent), bytes(read.outcomes)
     owner = read.session, read.user
-    return Row(number, read.text, body, path, headers, *owner, read.time, sealed, read.variants, read.weight)
+    return Row(
+        number, read.text, body, path, headers, *owner, read.time, sealed, read.variants, read.weight, read.source
+    )
 
 
 def reveal(row: Row) -> Revealed:

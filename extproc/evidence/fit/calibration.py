@@ -1,11 +1,14 @@
 """Labelled rows -> each cohort's floors for a stated risk, and the probability that a match is right.
 
 The rows are matched by fits without them (learning.py). Floors and probabilities are fitted on all of them, and are
-measured by cross-fitting: the rows of each fold are judged by floors that were fitted on the other folds.
+measured by cross-fitting: the rows of each fold are judged by floors that were fitted on the other folds. If the
+rows are of several sources, a fold is a source.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -20,22 +23,58 @@ from extproc.evidence.fit.floors import FloorKind, least_rows
 from extproc.evidence.fit.labelled import LabelledRows, Matches
 from extproc.evidence.fit.learning import FittedCentroids
 from extproc.evidence.fit.probability import fit_probability, probabilities
-from extproc.evidence.measure.metrics import Bools, Floats, ece, exact_interval
+from extproc.evidence.measure.metrics import NOTHING, Bools, Estimate, Floats, ece, exact_interval, share
 from extproc.settings import Evidence, Probability
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """Matches of held-out rows. Rows of one group count as one."""
+    """Matches of held-out rows. Rows of one group count as one.
+
+    With weights the last three members say what `accepted` and `wrong` mean for the traffic. None: no row has one.
+    """
 
     rows: int  # landed in the cohort
     accepted: int
-    wrong: float  # of the accepted ones
+    wrong: float  # of the accepted ones: rows, or with weights rows of the traffic
+    landed_mass: float | None = None  # rows of the traffic that landed in the cohort
+    mass: float | None = None  # of these, accepted ones
+    squares: float | None = None  # the sum of the squared masses of the accepted ones
 
     @property
     def interval(self) -> tuple[float, float]:
         """The exact 95 % interval of the share of accepted matches that are wrong."""
-        low, high = exact_interval(self.wrong, self.accepted)
+        accepted = self.effective
+        low, high = exact_interval(self.wrong_share * accepted, accepted)
         return round(low, DIGITS), round(high, DIGITS)
+
+    @property
+    def effective(self) -> float:
+        """The number of accepted matches of equal mass that are worth as much as these."""
+        if self.mass is None or not self.squares:
+            return self.accepted
+        return self.mass**2 / self.squares
+
+    @property
+    def accepted_share(self) -> float:
+        """The share of the traffic of this cohort that is accepted."""
+        accepted, landed = self.accepted if self.mass is None else self.mass, self.landed_mass or self.rows
+        return accepted / max(landed, 1e-9)
+
+    @property
+    def wrong_share(self) -> float:
+        """The share of the accepted traffic that is wrong. 0 if nothing is accepted."""
+        accepted = self.accepted if self.mass is None else self.mass
+        return self.wrong / accepted if accepted else 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Return the counts of both."""
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return Counts(*(None if a is None or b is None else a + b for a, b in pairs))
+
+
+def total(counts: Iterable[Counts]) -> Counts:
+    """Return the sum of counts."""
+    return functools.reduce(operator.add, counts)
 
 
 class FloorFit(msgspec.Struct, frozen=True):
@@ -65,6 +104,13 @@ class FloorFit(msgspec.Struct, frozen=True):
         return {"floor": self.floor, **margin, "evidence": self.evidence}
 
 
+class SourceFit(msgspec.Struct, frozen=True):
+    """How the rows of one source fared by floors and matches that were fitted without them."""
+
+    name: str
+    after: Counts
+
+
 class Calibration(msgspec.Struct, frozen=True):
     """The floors of all cohorts."""
 
@@ -73,6 +119,9 @@ class Calibration(msgspec.Struct, frozen=True):
     rows: tuple[int, int]  # labelled rows that floors were fitted on: all of them, and the distinct ones
     error: float  # calibration error of the probability, on held-out rows
     why: str = ""  # the reason that nothing was fitted
+    sources: tuple[SourceFit, ...] = ()  # empty: all rows are of one source
+    elsewhere: Estimate = NOTHING  # wrong share of accepted matches of a source that was left out
+    weighted: bool = False
 
 
 def calibrate(run: Execution, learned: FittedCentroids, risk: float, date: str) -> Calibration:
@@ -85,10 +134,21 @@ def calibrate(run: Execution, learned: FittedCentroids, risk: float, date: str) 
         )
         return Calibration([], "similarity", sizes, math.nan, why)
     choices, kind = choose_all(rows, learned.floors, risk)
-    accepted, chance = _cross_fitted(rows, learned.fold, learned.floors, risk)
+    source_folds = rows.source_folds
+    fold = learned.fold if source_folds is None else source_folds
+    accepted, chance = _cross_fitted(rows, fold, learned.floors, risk)
+    elsewhere = _elsewhere(rows, accepted)
     curves = _curves(rows, names)
     pooled = np.isin(rows.landed, [name for name, choice in choices.items() if choice.pooled])
     pool = counts_of(rows.matches, pooled, accepted)
+    sources = (
+        ()
+        if rows.sources is None
+        else tuple(
+            SourceFit(name, counts_of(rows.matches, rows.sources == name, accepted))
+            for name in sorted({*rows.sources})
+        )
+    )
     fits = []
     for name in names:
         here = rows.landed == name
@@ -105,27 +165,58 @@ def calibrate(run: Execution, learned: FittedCentroids, risk: float, date: str) 
             probability=curves[name],
         )
         choice = choices[name]
-        evidence = _evidence(blank, choice, pool if choice.pooled else after, rows.matches.subset(here))
+        measured = pool if choice.pooled else after
+        evidence = _evidence(blank, choice, measured, counts_of(rows.matches, here, here))
+        if choice.pooled and elsewhere.known:
+            wide = min(evidence.wrong[0], elsewhere.low), max(evidence.wrong[1], elsewhere.high)
+            evidence = msgspec.structs.replace(evidence, wrong=tuple(round(end, DIGITS) for end in wide))
         fits.append(
             FloorFit(name, int(here.sum()), before, after, choice.floor, choice.margin, evidence, choice.why)
         )
-    return Calibration(fits, kind, sizes, ece(chance, rows.matches.right))
+    error = ece(chance, rows.matches.right, weights=rows.matches.masses)
+    return Calibration(fits, kind, sizes, error, "", sources, elsewhere, rows.matches.mass is not None)
 
 
 def counts_of(matches: Matches, among: Bools, accepted: Bools) -> Counts:
     """Count the matches `among` and those of them that are accepted."""
-    taken = matches.subset(among & accepted)
-    return Counts(matches.subset(among).distinct, taken.distinct, taken.wrong)
+    landed, taken = matches.subset(among), matches.subset(among & accepted)
+    if matches.mass is None:
+        return Counts(landed.distinct, taken.distinct, taken.wrong)
+    masses, effective = taken.masses, taken.effective
+    mass = float(masses.sum())
+    return Counts(
+        landed.distinct,
+        taken.distinct,
+        float(masses @ ~taken.right),
+        float(landed.masses.sum()),
+        mass,
+        mass**2 / effective if effective else 0.0,
+    )
 
 
-def _evidence(blank: Evidence, choice: FloorChoice, counts: Counts, own: Matches) -> Evidence:
+def _elsewhere(rows: LabelledRows, accepted: Bools) -> Estimate:
+    """The share of accepted matches that are wrong in a source that was left out, resampled by source.
+
+    The interval also covers the exact one of the rows, which few sources cannot narrow.
+    """
+    if rows.sources is None:
+        return NOTHING
+    together = np.unique(rows.sources, return_inverse=True)[1]
+    counts = counts_of(rows.matches, np.ones(len(accepted), dtype=bool), accepted)
+    if not counts.accepted:
+        return NOTHING
+    wrong = share(~rows.matches.right, accepted, rows.matches.masses).estimate(0, together)
+    low, high = exact_interval(counts.wrong_share * counts.effective, counts.effective)
+    return Estimate(counts.wrong_share, min(low, wrong.low), max(high, wrong.high), counts.accepted)
+
+
+def _evidence(blank: Evidence, choice: FloorChoice, counts: Counts, everything: Counts) -> Evidence:
     if not choice.fitted:
-        everything = Counts(own.distinct, own.distinct, own.wrong)
         return msgspec.structs.replace(blank, wrong=everything.interval, abstains=True)
     return msgspec.structs.replace(
         blank,
         wrong=counts.interval,
-        accepted=round(counts.accepted / max(counts.rows, 1), DIGITS),
+        accepted=round(counts.accepted_share, DIGITS),
         pool=counts.rows if choice.pooled else None,
     )
 

@@ -9,7 +9,7 @@ from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import GroupIds
 from extproc.routing.centroid_file import Matcher
 from extproc.routing.centroids import fit, mean_directions
-from extproc.routing.head import fit_head
+from extproc.routing.head import Head, fit_head
 
 # Ordered by complexity: of two kinds that do equally well, the first is chosen. UTTERANCES serves without a file.
 UTTERANCES = "utterances alone"
@@ -18,7 +18,11 @@ MEANS = "means"
 FITTED = "fitted"
 SEVERAL = "several, fitted"
 HEAD = "head"
+# The mean of two heads, one of them fitted without the labelled rows in scope (weight-space ensembling, Wortsman et
+# al. 2022). It gains less on rows like the labelled ones, and loses nothing on those of other sources.
+BLEND = "blended head"
 KINDS = (MEANS, FITTED, SEVERAL, HEAD)
+WITH_CHANCES = (HEAD, BLEND)  # the kinds that know the chance of every cohort, which choose the tier in doubt
 # With SEVERAL a cohort gets one more centroid for every _TEXTS_EACH texts, up to _MOST.
 _TEXTS_EACH, _MOST = 12, 3
 _ROUNDS = 10  # of k-means; it usually converges earlier
@@ -50,8 +54,19 @@ class Texts(msgspec.Struct, frozen=True, eq=False):
         return Texts(utterances, np.concatenate([self.background, outside]))
 
 
-def matcher_of(kind: str, texts: Texts) -> Matcher:
-    """Fit a kind of KINDS on utterances that are joined with labelled rows."""
+def kinds_for(background: bool, several_sources: bool) -> tuple[str, ...]:
+    """Return the kinds to try.
+
+    With a background, the chances of a head choose the tier of a request in doubt, so a kind without chances would
+    serve worse. With rows of several sources, more sources are to be expected.
+    """
+    if several_sources:
+        return (BLEND,)
+    return WITH_CHANCES if background else KINDS
+
+
+def matcher_of(kind: str, texts: Texts, utterances: Mapping[str, Vectors] | None = None) -> Matcher:
+    """Fit a kind on utterances that are joined with labelled rows. BLEND needs the `utterances` alone, too."""
     count = _MOST if kind == SEVERAL else 1
     classes = [*texts.utterances.values(), *([texts.background] if len(texts.background) else [])]
     starts = [k_means(rows, max(1, min(count, len(rows) // _TEXTS_EACH))) for rows in classes]
@@ -62,9 +77,16 @@ def matcher_of(kind: str, texts: Texts) -> Matcher:
         centroids = fit(np.concatenate(classes), member, centroids, np.repeat(np.arange(len(classes)), sizes))
     split = np.split(centroids, np.cumsum(sizes)[:-1])
     by_cohort = dict(zip(texts.utterances, split, strict=False))
-    if kind == HEAD:
-        return Matcher(by_cohort, None, fit_head(texts.utterances, texts.background))
+    if kind in WITH_CHANCES:
+        head = fit_head(texts.utterances, texts.background)
+        if kind == BLEND and utterances is not None:
+            head = _mean(head, fit_head(utterances, texts.background))
+        return Matcher(by_cohort, None, head)
     return Matcher(by_cohort, split[-1] if len(texts.background) else None)
+
+
+def _mean(first: Head, second: Head) -> Head:
+    return Head((first.weights + second.weights) / 2, (first.bias + second.bias) / 2)
 
 
 def k_means(rows: Vectors, count: int) -> Vectors:

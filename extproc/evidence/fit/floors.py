@@ -4,6 +4,9 @@ The floors are conformal. A threshold accepts some of the `n` rows that it is fi
 wrong. Among all thresholds with (wrong + 1) / accepted * n / (n + 1) <= risk, the one that accepts the most is
 chosen. This is selection with conformal p-values and the rule of Benjamini and Hochberg (Jin and Candes 2023). For
 any model and any traffic, the share of wrong matches among accepted ones is at most `risk` on average over fits.
+
+Rows with weights stand for traffic that they were drawn from. Then `n`, `accepted` and `wrong` are sums of weights,
+and the row that is added is worth as much as one effective row (weighted conformal p-values, Jin and Candes 2025).
 """
 
 import math
@@ -46,9 +49,9 @@ def best_kind(cohorts: Sequence[Matches], risk: float) -> FloorKind:
     All cohorts share one choice, so that choosing costs no confidence.
     """
 
-    def accepted(kind: FloorKind) -> int:
+    def accepted(kind: FloorKind) -> float:
         fitted = [(matches, choose_floors(matches, risk, kind)) for matches in cohorts]
-        return sum(int(matches.accepted(*floors).sum()) for matches, floors in fitted if floors is not None)
+        return sum(float(m.masses @ m.accepted(*floors)) for m, floors in fitted if floors is not None)
 
     return "margin" if accepted("margin") > accepted("similarity") else "similarity"
 

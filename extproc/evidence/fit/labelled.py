@@ -7,10 +7,16 @@ import numpy as np
 
 from extproc.contract.words import Reason
 from extproc.evidence.execution import Execution
-from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
+from extproc.evidence.fit.folds import apart_folds
+from extproc.evidence.measure.metrics import Bools, Floats, GroupIds, effective_rows
 from extproc.routing.centroid_file import fingerprints
 from extproc.routing.index import Match
 from extproc.routing.trust import trust
+
+NO_SOURCE = "no source"  # the name of the rows without one, which are one source together
+# Up to this many sources are left out one by one. More are left out several together.
+_MOST_FOLDS = 10
+_LEAST_MASS = 1e-12  # guards a division. Weights are above 0
 
 
 class Matches(msgspec.Struct, frozen=True):
@@ -20,24 +26,40 @@ class Matches(msgspec.Struct, frozen=True):
     margin: Floats
     right: Bools  # the nearest cohort is the label; always false for rows out of scope
     groups: GroupIds | None = None  # rows with the same number are one piece of evidence. None: each row is one
+    mass: Floats | None = None  # how many rows of the traffic each row stands for. None: 1
 
     def subset(self, chosen: Bools) -> "Matches":
         """Return the matches of the chosen rows."""
-        groups = None if self.groups is None else self.groups[chosen]
-        return Matches(self.similarity[chosen], self.margin[chosen], self.right[chosen], groups)
+        groups, mass = (None if each is None else each[chosen] for each in (self.groups, self.mass))
+        return Matches(self.similarity[chosen], self.margin[chosen], self.right[chosen], groups, mass)
 
     def accepted(self, floor: float, margin: float) -> Bools:
         """Return which matches a policy with these floors trusts."""
         return (self.similarity >= floor) & (self.margin >= margin)
 
     @property
-    def weights(self) -> Floats:
-        """The weight of each row: those of a group add up to 1."""
+    def masses(self) -> Floats:
+        """The rows of the traffic that each row stands for. A group stands for the mean of its rows."""
+        mass: Floats = np.ones(len(self.right)) if self.mass is None else self.mass
         if self.groups is None:
-            return np.ones(len(self.right))
+            return mass
         _, member, size = np.unique(self.groups, return_inverse=True, return_counts=True)
-        weights: Floats = 1 / size[member]
+        masses: Floats = mass / size[member]
+        return masses
+
+    @property
+    def weights(self) -> Floats:
+        """The masses, scaled to add up to `effective`. So each group has 1 in all if no row has a weight."""
+        masses = self.masses
+        if self.mass is None:
+            return masses
+        weights: Floats = masses * (self.effective / max(masses.sum(), _LEAST_MASS))
         return weights
+
+    @property
+    def effective(self) -> float:
+        """The number of independent matches of equal mass that are worth as much as these (Kish 1965)."""
+        return effective_rows(self.masses, self.groups) if len(self.right) else 0.0
 
     @property
     def distinct(self) -> int:
@@ -46,7 +68,7 @@ class Matches(msgspec.Struct, frozen=True):
 
     @property
     def wrong(self) -> float:
-        """How many of these are wrong. A group counts as the share of its rows that are wrong."""
+        """How many of the effective matches are wrong. A group counts as the share of its rows that are wrong."""
         return float(self.weights @ ~self.right)
 
 
@@ -60,22 +82,33 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
     trusted: Bools  # the match counts as configured
     seen: Bools  # the file of centroids was fitted on this row
     clusters: GroupIds | None = None  # of similar rows (folds.py). None: not known
+    sources: np.ndarray | None = None  # the name of each row's source. None: all are of one source
 
     def subset(self, chosen: Bools) -> "LabelledRows":
         """Return the chosen rows."""
         texts = [text for text, keep in zip(self.texts, chosen, strict=True) if keep]
         labels, landed, trusted = self.labels[chosen], self.landed[chosen], self.trusted[chosen]
-        clusters = None if self.clusters is None else self.clusters[chosen]
+        clusters, sources = (None if each is None else each[chosen] for each in (self.clusters, self.sources))
         matches, seen = self.matches.subset(chosen), self.seen[chosen]
-        return LabelledRows(texts, labels, landed, matches, trusted, seen, clusters)
+        return LabelledRows(texts, labels, landed, matches, trusted, seen, clusters, sources)
 
     def rematched(self, matches: Sequence[Match]) -> "LabelledRows":
         """Return the same rows with other matches, one per row."""
         landed = np.array([match.cohort for match in matches], dtype=object)
         table = np.array([(match.similarity, match.margin) for match in matches], dtype=np.float64).reshape(-1, 2)
         right = np.array([name == label for name, label in zip(landed, self.labels, strict=True)], dtype=bool)
-        matched = Matches(table[:, 0], table[:, 1], right, self.matches.groups)
+        matched = Matches(table[:, 0], table[:, 1], right, self.matches.groups, self.matches.mass)
         return msgspec.structs.replace(self, landed=landed, matches=matched)
+
+    @property
+    def source_folds(self) -> GroupIds | None:
+        """The number of each row's source. If there are many, several have one number. None: there is only one."""
+        if self.sources is None:
+            return None
+        names, folds = np.unique(self.sources, return_inverse=True)
+        if len(names) < 2:
+            return None
+        return folds if len(names) <= _MOST_FOLDS else apart_folds(folds)
 
     def variety(self, cohort: str) -> int:
         """Return how many clusters the rows that landed in a cohort come from. Without clusters, how many rows."""
@@ -96,8 +129,8 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
 
 def labelled_rows(run: Execution) -> LabelledRows:
     """Return the labelled rows that have a match. Raises ValueError if there are none."""
-    texts, labels, matches, trusted, groups = [], [], [], [], []
-    for routed, revealed, group in zip(run.routed, run.revealed, run.groups, strict=True):
+    texts, labels, matches, trusted, groups, rows = [], [], [], [], [], []
+    for routed, revealed, group, row in zip(run.routed, run.revealed, run.groups, run.rows, strict=True):
         match, signals = routed.decision.match, routed.signals
         if match is None or signals is None or revealed.intent is msgspec.UNSET:
             continue
@@ -106,6 +139,7 @@ def labelled_rows(run: Execution) -> LabelledRows:
         matches.append(match)
         trusted.append(trust(run.snapshot.policy, match) is Reason.MATCHED)
         groups.append(group)
+        rows.append(row)
     if not texts:
         any_label = any(revealed.intent is not msgspec.UNSET for revealed in run.revealed)
         remedy = (
@@ -116,8 +150,17 @@ def labelled_rows(run: Execution) -> LabelledRows:
         raise ValueError(f"no labelled row has a match: {remedy}")
     n, file = len(texts), run.config.fitted
     seen = np.isin(fingerprints(texts), file.seen) if file is not None else np.zeros(n, dtype=bool)
-    no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool), np.array(groups))
+    mass = np.array([row.weight for row in rows])
+    weighted = mass if (mass != 1).any() else None
+    no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool), np.array(groups), weighted)
+    sources = np.array([row.source or NO_SOURCE for row in rows], dtype=object)
     unmatched = LabelledRows(
-        texts, np.array(labels, dtype=object), np.empty(0), no_matches, np.array(trusted, dtype=bool), seen
+        texts,
+        np.array(labels, dtype=object),
+        np.empty(0),
+        no_matches,
+        np.array(trusted, dtype=bool),
+        seen,
+        sources=sources if len({*sources}) > 1 else None,
     )
     return unmatched.rematched(matches)

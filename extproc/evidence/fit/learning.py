@@ -16,7 +16,7 @@ from extproc.config.load import Config
 from extproc.config.schema import BACKGROUND_FILE
 from extproc.encoder.protocols import Encoder
 from extproc.evidence.execution import Execution
-from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, matcher_of
+from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, kinds_for, matcher_of
 from extproc.evidence.fit.folds import apart_folds, clusters_of, even_folds
 from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.fit.trial import (
@@ -35,6 +35,9 @@ from extproc.routing.index import Index, nearest
 
 # The folds of rows that no adapted encoder is trained on.
 _KEPT_FROM_ADAPTING = (0, 1)
+# A better way of matching may do this much worse than the first on rows of sources that are held out. With one
+# source it may do no worse on rows that are held out with the rows like them.
+_LOSS = 0.01
 # With more rows than this, only one fold is tried: the comparison is sharp enough, and fits take minutes.
 _MOST_ROWS = 5000
 
@@ -96,16 +99,19 @@ def learn(
         why = "matching is unchanged: no labelled row in scope is left to try others on"
         unseen = ~rows.seen
         return FittedCentroids(rows.subset(unseen), fold[unseen], run.config, floors_of(run), (), why)
-    trials = run_trials(run.config, candidates, rows, fold, tried, first, show)
+    kinds = kinds_for(bool(run.config.background), rows.sources is not None)
+    trials = run_trials(run.config, candidates, rows, fold, tried, kinds, first, show)
     results = measure(trials, seed)
     better = [i for i in range(len(trials)) if results[i].gain.low > 0]
     present = match_held_out(trials[0].kind, trials[0].vectors, rows, fold, usable)
     for i in sorted(better, key=lambda i: -results[i].routed.value):
         vectors = trials[i].vectors
         clusters = clusters_of(vectors.rows, rows.groups)
-        held_out = match_held_out(trials[i].kind, vectors, rows, apart_folds(clusters), usable)
+        apart = apart_folds(clusters) if rows.source_folds is None else rows.source_folds
+        held_out = match_held_out(trials[i].kind, vectors, rows, apart, usable)
         held_out = msgspec.structs.replace(held_out, clusters=clusters[usable])
-        if right_and_surer(held_out) >= right_and_surer(present):
+        loss = _LOSS if rows.sources is not None else 0.0
+        if right_and_surer(held_out) >= right_and_surer(present) - loss:
             return _settled(run, rows, trials[i], results, results[i], held_out, fold[usable], date, seed)
     why = "no other is better by more than chance; more rows may show a difference"
     if better:
@@ -163,12 +169,15 @@ def _fit_file(
     candidate, vectors = trial.candidate, trial.vectors
     config = msgspec.structs.replace(vectors.config, fitted=None)
     utterances = vectors.texts.utterances
-    matcher = matcher_of(trial.kind, vectors.texts.joined(vectors.rows, rows.labels, rows.groups))
+    joined = vectors.texts.joined(vectors.rows, rows.labels, rows.groups)
+    matcher = matcher_of(trial.kind, joined, utterances)
     floors = {name: cohort.floor for name, cohort in fit_centroids(utterances, candidate.back).items()}
     for name in floors:
         right = held_out.matches.similarity[held_out.matches.right & (held_out.landed == name)]
         if len(right) >= LEAST_UTTERANCES:
-            floors[name] = own_floor(right.astype(np.float32))
+            own = own_floor(right.astype(np.float32))
+            # The rows of one source may all be nearer than those of the next one. The margin keeps the risk.
+            floors[name] = own if rows.sources is None else min(own, floors[name])
     header = Header(
         kind=trial.kind,
         date=date,

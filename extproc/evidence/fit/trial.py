@@ -8,7 +8,7 @@ import numpy as np
 from extproc.config.compile import encode_texts, matcher_index, matching
 from extproc.config.load import Config
 from extproc.encoder.protocols import Encoder, Vectors
-from extproc.evidence.fit.centroid_kinds import KINDS, PRESENT, UTTERANCES, Texts, matcher_of
+from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, Texts, matcher_of
 from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.measure.metrics import (
     Bools,
@@ -47,7 +47,8 @@ class Vectorised(msgspec.Struct, frozen=True, eq=False):
         if kind in (UTTERANCES, PRESENT):
             config = self.config if kind == PRESENT else msgspec.structs.replace(self.config, fitted=None)
             return matching(config, self.texts.utterances, self.texts.background)[0]
-        matcher = matcher_of(kind, self.texts.joined(self.rows[seen], labels[seen], groups[seen]))
+        joined = self.texts.joined(self.rows[seen], labels[seen], groups[seen])
+        matcher = matcher_of(kind, joined, self.texts.utterances)
         return matcher_index(matcher, means_of(self.texts.utterances), self.back)
 
 
@@ -85,19 +86,20 @@ def run_trials(
     rows: LabelledRows,
     fold: np.ndarray,
     tried: Bools,
+    kinds: Sequence[str],
     first: str = UTTERANCES,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Trial]:
-    """Match the rows marked in `tried` with every candidate and every kind.
+    """Match the rows marked in `tried` with every candidate and every one of `kinds`.
 
     The first trial is what serves now: `first` is UTTERANCES or PRESENT. `fold` is int[n].
     """
     trials: list[Trial] = []
-    total = len(candidates) * (1 + len(KINDS))
+    total = 1 + len(candidates) * len(kinds)
     for candidate in candidates:
         vectors = vectorise(config, candidate, rows.texts)
         # Without a file nothing records another `back`, so the first encoder alone is tried without one.
-        for kind in (*((first,) if not trials else ()), *KINDS):
+        for kind in (*((first,) if not trials else ()), *kinds):
             trials.append(Trial(candidate, kind, match_held_out(kind, vectors, rows, fold, tried), vectors))
             show(len(trials), total)
     return trials
@@ -108,7 +110,7 @@ def match_held_out(
 ) -> LabelledRows:
     """Return the rows marked in `tried`, each matched by a fit on the rows of the other folds."""
     matches: dict[int, Match] = {}
-    fits_rows, index = kind in KINDS, None
+    fits_rows, index = kind not in (UTTERANCES, PRESENT), None
     for k in np.unique(fold[tried]):
         if fits_rows or index is None:
             index = vectors.index(kind, fold != k, rows.labels, rows.groups)
@@ -131,13 +133,21 @@ def measure(trials: Sequence[Trial], seed: int) -> tuple[TrialResult, ...]:
         TrialResult(
             trial.candidate.config.name,
             trial.kind,
-            share(trial.rows.matches.right, trial.rows.inside).estimate(seed, trial.rows.groups),
-            auroc_estimate(_sureness(trial.rows), trial.rows.inside, seed, trial.rows.groups),
+            share(trial.rows.matches.right, trial.rows.inside, _masses(trial.rows)).estimate(
+                seed, trial.rows.groups
+            ),
+            auroc_estimate(_sureness(trial.rows), trial.rows.inside, seed, trial.rows.groups, _masses(trial.rows)),
             spread(value, resampled, n),
             spread(value - values[0], resampled - draws[0], n),
         )
         for trial, value, resampled in zip(trials, values, draws, strict=True)
     )
+
+
+def _masses(rows: LabelledRows) -> Floats:
+    """The weights of the rows in the traffic. Repetitions are resampled together instead."""
+    mass = rows.matches.mass
+    return np.ones(len(rows.texts)) if mass is None else mass
 
 
 def _sureness(rows: LabelledRows) -> Floats:

@@ -94,9 +94,12 @@ def mean(
     return Ratio(top, np.asarray(weights * measured, np.float64), least)
 
 
-def effective_rows(weights: Floats, together: GroupIds) -> float:
-    """The number of independent rows of equal weight that are worth as much as these (Kish 1965)."""
-    units = np.bincount(np.unique(together, return_inverse=True)[1], weights)
+def effective_rows(weights: Floats, together: GroupIds | None) -> float:
+    """The number of independent rows of equal weight that are worth as much as these (Kish 1965).
+
+    Rows with the same number in `together` are one. None: each row is one.
+    """
+    units = weights if together is None else np.bincount(np.unique(together, return_inverse=True)[1], weights)
     return float(units.sum() ** 2 / (units @ units))
 
 

@@ -2,9 +2,9 @@
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
-from extproc.evidence.fit.calibration import Calibration, Counts
+from extproc.evidence.fit.calibration import Calibration, Counts, total
 from extproc.evidence.fit.choice import TierChoice
 from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.fit.learning import FittedCentroids
@@ -46,7 +46,8 @@ def calibration_text(calibration: Calibration, risk: float, present: Mapping[str
     count, distinct = calibration.rows
     yield (
         f"floors for a risk of {100 * risk:g} %, fitted on {distinct:,} distinct rows (of {count:,}); the measures "
-        "are by fits without the row"
+        f"are by fits without the {'source of the row' if calibration.sources else 'row'}"
+        f"{', and shares are of the traffic, by `weight`' if calibration.weighted else ''}"
     )
     if not math.isnan(calibration.error):
         yield f"calibration error of the probability: {100 * calibration.error:.1f} percentage points"
@@ -66,14 +67,17 @@ def calibration_text(calibration: Calibration, risk: float, present: Mapping[str
         yield f"{fit.name[:21]:<22}{fit.after.rows:>6}{floors}{_measured(fit.after, fit.before)}{mark}"
     for name, fits in (("the pool", pooled), ("together", calibration.fits)):
         if fits:
-            after, before = (_sum([getattr(fit, when) for fit in fits]) for when in ("after", "before"))
+            after, before = (total([getattr(fit, when) for fit in fits]) for when in ("after", "before"))
             yield f"{name:<22}{after.rows:>6}{'':>32}{_measured(after, before)}"
     for fit in abstaining:
         yield f"{fit.name[:21]:<22}{fit.after.rows:>6}  abstains: {fit.why}"
     if abstaining:
         yield (
-            "a cohort that abstains sends its requests to the default tier; `abstain: off` in its file accepts them"
+            "the settings of a cohort that abstains do not apply to its requests; `abstain: off` in its file "
+            "applies them"
         )
+    yield ""
+    yield from _source_lines(calibration)
 
 
 def kind_of(evidence: Evidence) -> str:
@@ -83,15 +87,37 @@ def kind_of(evidence: Evidence) -> str:
     return "own" if evidence.pool is None else "pool"
 
 
-def _sum(counts: Sequence[Counts]) -> Counts:
-    return Counts(*(sum(getattr(each, name) for each in counts) for name in ("rows", "accepted", "wrong")))
+def _source_lines(calibration: Calibration) -> Iterator[str]:
+    """The figures of each source, and those to expect on other sources."""
+    if not calibration.sources:
+        yield from textwrap.wrap(
+            "all rows are of one source, so these figures hold for rows like them. To see what holds for others, "
+            "label rows of several sources (apps, customers, data sets) and name it in each row as `source`",
+            116,
+        )
+        return
+    yield f"{'source':<22}{'rows':>6}{'accepted %':>12}  wrong % [95 %], by matches and floors without this source"
+    for source in calibration.sources:
+        yield f"{source.name[:21]:<22}{source.after.rows:>6}{_shares(source.after)}"
+    new = calibration.elsewhere
+    if new.known:
+        yield (
+            f"on a new source like these: {percent(new)} % of the accepted are wrong; the interval is over "
+            f"{len(calibration.sources)} sources"
+        )
+
+
+def _shares(counts: Counts) -> str:
+    low, high = (100 * end for end in counts.interval)
+    wrong = f"{100 * counts.wrong_share:.1f} [{low:.1f}, {high:.1f}]" if counts.accepted else "-"
+    return f"{100 * counts.accepted_share:>12.1f}  {wrong}"
 
 
 def _measured(after: Counts, before: Counts) -> str:
     """The shares accepted and wrong."""
     low, high = (100 * end for end in after.interval)
-    wrong = [f"{100 * c.wrong / c.accepted:.1f}" if c.accepted else "-" for c in (after, before)]
-    accepted = [100 * c.accepted / max(c.rows, 1) for c in (after, before)]
+    wrong = [f"{100 * c.wrong_share:.1f}" if c.accepted else "-" for c in (after, before)]
+    accepted = [100 * c.accepted_share for c in (after, before)]
     return f"{accepted[0]:>12.1f}{accepted[1]:>7.1f}  {f'{wrong[0]} [{low:.1f}, {high:.1f}]':<20}{wrong[1]}"
 
 

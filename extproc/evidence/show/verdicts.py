@@ -1,9 +1,9 @@
 """The sentences on top of the results of `extproc calibrate`."""
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from extproc.evidence.fit.calibration import Calibration, Counts
+from extproc.evidence.fit.calibration import Calibration, Counts, total
 from extproc.evidence.fit.choice import TierChoice
 from extproc.evidence.measure.controls import ROUTED
 from extproc.evidence.measure.headlines import Headline, control_headlines, wrong_headline
@@ -21,18 +21,21 @@ def calibration_verdicts(calibration: Calibration, risk: float) -> Iterator[Head
     fitted = [fit.after for fit in calibration.fits if fit.evidence is not None and not fit.evidence.abstains]
     abstaining = [fit.before for fit in calibration.fits if fit.evidence is not None and fit.evidence.abstains]
     if sum(counts.accepted for counts in fitted):
-        yield _with(f"in {len(fitted)} calibrated cohorts, ", wrong_headline(_wrong(fitted), risk))
-    accepted, wrong = (sum(getattr(counts, name) for counts in abstaining) for name in ("accepted", "wrong"))
+        of = "of sources that were left out, " if calibration.sources else ""
+        wrong = calibration.elsewhere if calibration.elsewhere.known else _wrong(total(fitted))
+        yield _with(f"in {len(fitted)} calibrated cohorts, {of}", wrong_headline(wrong, risk, calibration.weighted))
     if abstaining:
         sentence = f"{len(abstaining)} of {len(calibration.fits)} cohorts abstain, as no floor keeps this risk"
-        figure = f"; of {accepted:,} matches that they accept now, {wrong:,.0f} are wrong" if accepted else ""
+        now = total(abstaining)
+        count = f"{100 * now.wrong_share:.0f} %" if calibration.weighted else f"{now.wrong:,.0f}"
+        figure = f"; of {now.accepted:,} matches that they accept now, {count} are wrong" if now.accepted else ""
         yield Headline("ABSTAINS", sentence + figure)
 
 
-def _wrong(counts: Sequence[Counts]) -> Estimate:
+def _wrong(counts: Counts) -> Estimate:
     """The share of wrong matches among the accepted ones."""
-    accepted, wrong = (sum(getattr(each, name) for each in counts) for name in ("accepted", "wrong"))
-    return Estimate(wrong / accepted, *exact_interval(wrong, accepted), accepted)
+    accepted = counts.effective
+    return Estimate(counts.wrong_share, *exact_interval(counts.wrong_share * accepted, accepted), counts.accepted)
 
 
 def _with(prefix: str, headline: Headline) -> Headline:
