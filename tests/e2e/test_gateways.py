@@ -205,6 +205,15 @@ def test_a_client_cannot_name_a_tier(running: Gateways, form: str) -> None:
 
 
 @FORM
+def test_other_paths_are_closed(running: Gateways, form: str) -> None:
+    """On our host, a path that is not served is answered with 404, as in a separate Envoy, and asks no upstream."""
+    before = len(running.upstreams.received)
+    wire = asyncio.run(post(running.envoy(form).port, "/v1/embeddings", b"{}", {"host": HOST}))
+    assert (wire.status, len(running.upstreams.received)) == (404, before)
+    assert msgspec.json.decode(wire.body)["error"]["type"] == "invalid_request_error"
+
+
+@FORM
 def test_other_hosts_of_the_gateway_are_left_alone(running: Gateways, form: str) -> None:
     """Their requests keep every byte and header, on the path of an API, too, and the router sees none of them."""
     envoy = running.envoy(form)
