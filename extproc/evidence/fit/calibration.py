@@ -68,8 +68,18 @@ class Counts(msgspec.Struct, frozen=True):
 
     def __add__(self, other: "Counts") -> "Counts":
         """Return the counts of both."""
-        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
-        return Counts(*(None if a is None or b is None else a + b for a, b in pairs))
+
+        def both(first: float | None, second: float | None) -> float | None:
+            return None if first is None or second is None else first + second
+
+        return Counts(
+            self.rows + other.rows,
+            self.accepted + other.accepted,
+            self.wrong + other.wrong,
+            both(self.landed_mass, other.landed_mass),
+            both(self.mass, other.mass),
+            both(self.squares, other.squares),
+        )
 
 
 def total(counts: Iterable[Counts]) -> Counts:

@@ -86,7 +86,8 @@ def matcher_of(kind: str, texts: Texts, utterances: Mapping[str, Vectors] | None
 
 
 def _mean(first: Head, second: Head) -> Head:
-    return Head((first.weights + second.weights) / 2, (first.bias + second.bias) / 2)
+    half = np.float32(0.5)
+    return Head(half * (first.weights + second.weights), half * (first.bias + second.bias))
 
 
 def k_means(rows: Vectors, count: int) -> Vectors:

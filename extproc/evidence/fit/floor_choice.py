@@ -97,7 +97,7 @@ def _is_bad(rows: LabelledRows, part: LabelledRows, name: str, risk: float) -> b
     halves of the public sources, 9 % of the matches accepted elsewhere are wrong if no cohort is left out, and 25 %
     if every cohort above the risk is left out (multilingual-e5-small).
     """
-    labelled = np.count_nonzero(rows.labels == name)
+    labelled = int(np.count_nonzero(rows.labels == name))
     return rows.sources is None and labelled >= LEAST_OWN and _exceeds(part.matches, risk)
 
 
@@ -106,7 +106,7 @@ def _exceeds(part: Matches, risk: float) -> bool:
     if not len(part.right):
         return False
     surer = part.subset(part.margin >= np.median(part.margin))
-    return exact_interval(surer.wrong, surer.effective)[0] > risk
+    return bool(exact_interval(surer.wrong, surer.effective)[0] > risk)
 
 
 def why_no_floors(part: Matches, risk: float, kind: FloorKind) -> str:

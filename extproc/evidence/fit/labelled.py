@@ -30,7 +30,8 @@ class Matches(msgspec.Struct, frozen=True):
 
     def subset(self, chosen: Bools) -> "Matches":
         """Return the matches of the chosen rows."""
-        groups, mass = (None if each is None else each[chosen] for each in (self.groups, self.mass))
+        groups = None if self.groups is None else self.groups[chosen]
+        mass = None if self.mass is None else self.mass[chosen]
         return Matches(self.similarity[chosen], self.margin[chosen], self.right[chosen], groups, mass)
 
     def accepted(self, floor: float, margin: float) -> Bools:
