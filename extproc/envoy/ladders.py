@@ -53,12 +53,10 @@ def refused_failovers(config: Config, cascade: str) -> Iterator[tuple[str, str]]
         if tier.failover is None or cascade == "priority-group":
             continue
         if cascade == "none":
-            yield (
-                at,
-                "`failover` needs repeated attempts, which Envoy has from 1.37 on: remove it, or render for it",
-            )
+            what = "`failover` needs further attempts, which this form does not make: remove it, or use another form"
+            yield at, what
         elif (intent := _leaping(tier, config)) is not None:
-            why = f"intent {intent.intent} judges answers of tier `{tier.name}`, and a rejected one would pass over it"
+            why = f"rejected answers of intent {intent.intent} have to pass over the tiers in it"
             yield at, f"`failover` needs Envoy 1.40 here, because {why}: remove it, or render for 1.40"
 
 

@@ -13,7 +13,10 @@ from extproc.envoy.ladders import refused_failovers
 # How Envoy sends a request to the next tier. `older` describes those that are not for 1.40.
 Cascade = Literal["priority-group", "composite", "priorities", "none"]
 _NEEDS_VERIFIER = "needs a verifier, which Envoy has from 1.37 on: remove it, or render for a newer Envoy"
-_NO_TIMEOUTS = "`timeouts` of a tier needs a listener inside Envoy, which a gateway cannot have: remove it, or use a separate Envoy"
+_NO_TIMEOUTS = (
+    "`timeouts` of a tier needs listeners inside Envoy, which this form does not have: remove it, or use a separate "
+    "Envoy"
+)
 
 
 def check_cascade(config: Config, cascade: Cascade) -> None:
