@@ -77,7 +77,7 @@ class JudgedRecord(_Record, frozen=True, kw_only=True):
     logprobs_added: bool
     skipped: int = 0  # rungs that earlier verdicts skipped, less the attempts that repeated a rung
     repeats: bool = False  # the ladder has repeated attempts, which an escalation has to leave out
-    # Where a rejected answer of each rung leads, as an index into `rungs`. None: to the next one.
+    # The rung after a rejected answer of each one, as an index into `rungs`. None: the next one.
     climbs: list[int] | None = None
 
     @classmethod

@@ -1,6 +1,6 @@
 """Repeated attempts at one tier, for connections that broke.
 
-An upstream may close a pooled connection at the moment at which Envoy sends a request on it. Such a request is sent
+An upstream may close a pooled connection at the moment at which Envoy sends a request on it. This request is sent
 once more to the same tier. A new connection that breaks means that the upstream is in trouble, so the next tier is
 asked. A wait that has run into its timeout is not repeated either.
 

@@ -1,7 +1,7 @@
 """Tiers whose attempts have a shorter limit than those of others.
 
-Envoy has one limit for all attempts of a request, and it may not cut a stream that flows. So the requests of such a
-tier pass a listener inside Envoy. It forwards bytes, and closes a connection that is silent for too long. For the
+Envoy has one limit for all attempts of a request, and it may not cut a stream that flows. So the requests of these
+tiers pass a listener inside Envoy. It forwards bytes, and closes a connection that is silent for too long. For the
 attempt that is a broken connection.
 """
 

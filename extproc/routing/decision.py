@@ -49,7 +49,7 @@ class Decision(msgspec.Struct, frozen=True):
     load: Load | None = None  # set if the answer is brief: a rung may then lower the cap of the client
     withheld: tuple[str, ...] = ()  # keys of the cohort that were not applied, because the match is a guess
     ladder: tuple[Rung, ...] = ()  # the attempts after `tier`, for failed or rejected ones
-    # Where a rejected answer of each attempt leads, as an index into `tier` and `ladder`. (): to the next attempt.
+    # The attempt after a rejected answer of each one, as an index into `tier` and `ladder`. (): the next one.
     climbs: tuple[int, ...] = ()
     judged: bool = False  # the cohort's rules judge the answers of all rungs but the last
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used

@@ -69,7 +69,7 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TierTimeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The timeout of the attempts at one tier, in place of the policy's."""
+    """The timeout of the attempts at one tier, in place of that of the policy."""
 
     attempt_s: Annotated[
         float,
@@ -207,7 +207,7 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def repeats_reused(self) -> bool:
         """Whether an attempt is repeated only if its connection had served another request before.
 
-        The upstream may just have closed such a connection. At the last tier of a ladder, every broken connection
+        The upstream may just have closed it. At the last tier of a ladder, every broken connection
         counts.
         """
         return self.retry is None

@@ -294,7 +294,7 @@ def test_a_broken_connection_is_tried_once_more_at_the_last_tier(world: World) -
 
 
 def test_a_reused_connection_that_breaks_costs_no_tier(world: World) -> None:
-    """The same tier is asked once more. A new connection that breaks moves to the next tier at once."""
+    """The same tier is asked once more. A new connection that breaks moves to the next tier."""
     broken = Script(hang_up=True)
     world.script(plain=[FINE, broken])
     assert (world.ask("plain").status, world.tiers) == (200, ["plain"])

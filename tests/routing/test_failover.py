@@ -80,7 +80,7 @@ def test_a_background_job_is_started_once() -> None:
 
 
 def test_state_that_only_its_maker_can_read_keeps_the_request_there() -> None:
-    """Of the failover tiers, only those with the same seal are asked."""
+    """Only failover tiers with the same seal are asked."""
     sealed = (*changed("small", seal="own")[:2], msgspec.structs.replace(CHEAPER, seal="own"), FRONTIER)
     cohort = msgspec.structs.replace(FAQ, tier="large")
     policy = Policy(sealed, "large", {"faq": cohort})
