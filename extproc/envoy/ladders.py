@@ -53,7 +53,7 @@ def refused_failovers(config: Config, cascade: str) -> Iterator[tuple[str, str]]
         if tier.failover is None or cascade == "priority-group":
             continue
         if cascade == "none":
-            what = "`failover` needs further attempts, which this form does not make: remove it, or use another form"
+            what = "`failover` needs further attempts, which this form does not make: remove it, or render another"
             yield at, what
         elif (intent := _leaping(tier, config)) is not None:
             why = f"rejected answers of intent {intent.intent} have to pass over the tiers in it"

@@ -7,7 +7,7 @@ import yaml
 
 from extproc.config.load import load_config
 from extproc.envoy.bootstrap import render_envoy
-from extproc.envoy.older import Cascade
+from extproc.envoy.unsupported import Cascade
 
 _POLICY = """version: 1
 default_tier: b
