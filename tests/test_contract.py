@@ -19,6 +19,7 @@ from extproc.contract.names import CONTRACT, DECISION_LOG, VERDICT_HEADERS, Head
 from extproc.contract.records import (
     AnswerRecord,
     AttemptRecord,
+    AttemptsRecord,
     BodyPatch,
     CascadeRecord,
     ConversationRecord,
@@ -43,7 +44,7 @@ LOGGED_DECISION = SCHEMA["$defs"]["decision"]["properties"]
 DECISION_RECORDS = (DecisionRecord, CascadeRecord, JudgedRecord, VerdictRecord)
 RECORDS = (
     *DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord,
-    ConversationRecord,
+    ConversationRecord, AttemptsRecord,
 )  # fmt: skip
 
 
@@ -56,6 +57,7 @@ _VALUES: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False, allow_infinity=False),
     bool: st.booleans(),
     list[str]: st.lists(st.text()),
+    list[int]: st.lists(_COUNTS),
     dict[str, str]: st.dictionaries(st.text(), st.text()),
     list[list[BodyPatch]]: st.lists(st.lists(st.builds(BodyPatch, at=_COUNTS, length=_COUNTS, text=st.text()))),
 }

@@ -14,6 +14,7 @@ from extproc.contract.names import HeaderName, Namespace
 from extproc.contract.records import (
     AnswerRecord,
     AttemptRecord,
+    AttemptsRecord,
     BodyPatch,
     CascadeRecord,
     ConversationRecord,
@@ -44,6 +45,7 @@ _RECORDS: dict[Namespace, tuple[type[msgspec.Struct], ...]] = {
     Namespace.REQUIREMENTS: (RequirementsRecord,),
     Namespace.ANSWER: (AnswerRecord,),
     Namespace.LEDGER: (LedgerRecord, AttemptRecord),
+    Namespace.ATTEMPT: (AttemptsRecord,),
     Namespace.CONVERSATION: (ConversationRecord,),
 }
 

@@ -17,7 +17,7 @@ from extproc.accounting.outcome import SERVED, Ending, Outcome, Rejection, TierE
 from extproc.api.observation import Usage
 from extproc.api.paths import APIS
 from extproc.contract.names import TRACEPARENT, Key, Namespace
-from extproc.contract.records import AttemptRecord, DecisionRecord, LedgerRecord
+from extproc.contract.records import AttemptRecord, AttemptsRecord, DecisionRecord, LedgerRecord
 from extproc.contract.words import NOT_A_COHORT, Reason, Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
@@ -57,8 +57,10 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     common = entry.common_properties
     values, ledger = _decision(common.metadata), _ledger(common.metadata)
     decision = DecisionRecord.from_metadata(values)
-    attempts = common.upstream_request_attempt_count
-    last = ledger.attempts.get(attempts)
+    number = common.upstream_request_attempt_count  # of the last attempt
+    made = AttemptsRecord.from_metadata(_values(common.metadata, Namespace.ATTEMPT)).made
+    attempts = made or number
+    last = ledger.attempts.get(number)
     report = _envoys_report(common.metadata)
     usage, source = _envoys_usage(report), "envoy"
     if usage is None:
@@ -80,9 +82,9 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         cohort=cohort,
         tier=tier,
         rejections=tuple(
-            Rejection(number, attempt.tier, attempt.reason or "", _usage(attempt))
-            for number, attempt in sorted(ledger.attempts.items())
-            if number < attempts
+            Rejection(earlier, attempt.tier, attempt.reason or "", _usage(attempt))
+            for earlier, attempt in sorted(ledger.attempts.items())
+            if earlier < number
         ),
         usage=usage,
         model=report.model[:_MOST_MODEL_CHARS] or None,

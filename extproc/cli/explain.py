@@ -147,9 +147,17 @@ def _ladder_lines(routed: Routed) -> Iterator[str]:
     if not decision.ladder:
         return
     rules = cohort.accept if decision.judged and cohort is not None else ()
-    rungs = ", then ".join(rung.tier.name for rung in decision.ladder)
-    rejections = f", or if {', '.join(map(_condition, rules))} rejects its answer" if rules else ""
-    yield f"ladder    {rungs}, if {decision.tier.name} fails{rejections}{_skips(cohort) if rules else ''}"
+    named = [rung.tier.name for rung in decision.ladder]
+    rejected = f"if {', '.join(map(_condition, rules))} rejects its answer"
+    if decision.climbs:
+        yield f"failover  {', then '.join(named)}, if {decision.tier.name} fails"
+        named = [rung.tier.name for rung in decision.ladder if not rung.failover]
+        if rules and named:
+            yield f"ladder    {', then '.join(named)}, {rejected}{_skips(cohort)}"
+    else:
+        rejections = f", or {rejected}" if rules else ""
+        failed = f"if {decision.tier.name} fails"
+        yield f"ladder    {', then '.join(named)}, {failed}{rejections}{_skips(cohort) if rules else ''}"
     if routed.request is None or not routed.request.stream or cohort is None or cohort.stream != "early":
         return
     for name in needs_whole_answer(rules):

@@ -75,7 +75,7 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
     yield from check_states(policy.tiers, policy.default_tier)
     for i, tier in enumerate(policy.tiers):
         at = f".tiers[{i}]"
-        yield from check_upstream(at, tier)
+        yield from check_upstream(at, tier, policy)
         for name in {tier.name, tier.cluster_name}:
             yield from _fits_a_header(f"{at}.name", name)
         if not tier.model or not tier.model.isprintable():

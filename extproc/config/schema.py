@@ -99,6 +99,15 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         about("The review queue for requests that only a person may answer (`escalate: {to: human}`)."),
     ] = None
 
+    def attempt_s(self, tier: Tier) -> float:
+        """The limit for attempts at a tier."""
+        return tier.timeouts.attempt_s if tier.timeouts is not None else self.timeouts.attempt_s
+
+    @property
+    def longest_attempt_s(self) -> float:
+        """The longest of these limits."""
+        return max(self.timeouts.attempt_s, *map(self.attempt_s, self.tiers))
+
     @property
     def max_body_bytes(self) -> int:
         """The largest body that a client may send."""

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from extproc.mismatch import shown
+from extproc.config.schema import PolicyFile
+from extproc.mismatch import shown, suggestion
 from extproc.settings import Address, Judge, Tier, TierKey, read_url
 
 _Finding = tuple[str, str]  # the path of the value, and what is wrong with it
@@ -15,9 +16,11 @@ _SECRETS = re.compile(r"(?<=//)[^/@]*(?=@)|(?<=\?).*")
 _MOST_IDLE_S = 3600
 
 
-def check_upstream(at: str, tier: Tier) -> Iterator[_Finding]:
-    """Every mistake of one tier, whose path is `at`."""
+def check_upstream(at: str, tier: Tier, policy: PolicyFile) -> Iterator[_Finding]:
+    """Every mistake of one tier of the policy, whose path is `at`."""
     yield from _check_addresses(at, tier)
+    yield from _check_failover(at, tier, [other.name for other in policy.tiers])
+    yield from _check_attempt(at, tier, policy.timeouts.request_s)
     if tier.key is not None:
         yield from _check_key(f"{at}.key", tier.key)
     for status in tier.escalate_on or ():
@@ -31,12 +34,36 @@ def check_upstream(at: str, tier: Tier) -> Iterator[_Finding]:
         yield f"{at}.apis", "`apis` is an empty list: name the APIs of the upstream, or remove it for all"
 
 
+def _check_attempt(at: str, tier: Tier, request_s: float) -> Iterator[_Finding]:
+    """The limit for attempts at one tier. `request_s` is that for the whole request."""
+    if tier.timeouts is not None and not 0 < tier.timeouts.attempt_s <= request_s:
+        limit = f"`timeouts.request_s` of the policy, which is {request_s:g}"
+        what = f"`timeouts.attempt_s` is {tier.timeouts.attempt_s:g}: expected a number above 0, up to {limit}"
+        yield f"{at}.timeouts.attempt_s", what
+
+
 def check_states(tiers: Sequence[Tier], default_tier: str) -> Iterator[_Finding]:
     """The default tier has to serve: it gets the requests without a decision."""
     for tier in tiers:
         if tier.name == default_tier and not tier.takes_new:
             what = f"tier `{tier.name}` is `{tier.state}`: name a tier whose `state` is `in`"
             yield ".default_tier", what
+
+
+def _check_failover(at: str, tier: Tier, tiers: Sequence[str]) -> Iterator[_Finding]:
+    """The names in `failover` of a tier."""
+    if tier.failover is not None and not tier.failover:
+        what = "`failover` is an empty list: name the tiers to ask, or remove it for the next tier up"
+        yield f"{at}.failover", what
+    names = tier.failover or ()
+    for i, name in enumerate(names):
+        place = f"{at}.failover[{i}]"
+        if name not in tiers:
+            yield place, f"no tier is called `{name}`: {suggestion(name, tiers)}"
+        elif name == tier.name:
+            yield place, f"`failover` of tier `{name}` leads back to the tier that failed: name another tier"
+        elif name in names[:i]:
+            yield place, f"tier `{name}` occurs twice in `failover`, but it is asked once: remove one of them"
 
 
 def check_floor(path: str, floor: str | None, tiers: Sequence[Tier]) -> Iterator[_Finding]:

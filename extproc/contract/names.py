@@ -22,7 +22,7 @@ class Namespace(StrEnum):
     REQUIREMENTS = f"{PREFIX}.facts"  # RequirementsRecord; never logged
     ANSWER = f"{PREFIX}.answer"  # AnswerRecord; never logged
     LEDGER = f"{PREFIX}.ledger"  # LedgerRecord
-    ATTEMPT = f"{PREFIX}.attempt"  # the number of the current attempt, from the second one on; Envoy writes it
+    ATTEMPT = f"{PREFIX}.attempt"  # AttemptsRecord, from the second attempt on; Envoy writes it
     CONVERSATION = f"{PREFIX}.conversation"  # ConversationRecord; never logged
     # Envoy writes this one, as a typed message: the tokens of the answer that the client received.
     USAGE = "envoy.ai.token_usage"
@@ -87,6 +87,9 @@ class Key(StrEnum):
     BOUND = "bound"
     # In Namespace.RUNGS. In Namespace.ATTEMPT it is the number of the current attempt.
     ATTEMPTS = "attempts"
+    # In Namespace.ATTEMPT.
+    DETOURS = "detours"
+    MADE = "made"
     AT = "at"
     LENGTH = "length"
     TEXT = "text"

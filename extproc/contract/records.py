@@ -77,18 +77,24 @@ class JudgedRecord(_Record, frozen=True, kw_only=True):
     logprobs_added: bool
     skipped: int = 0  # rungs that earlier verdicts skipped, less the attempts that repeated a rung
     repeats: bool = False  # the ladder has repeated attempts, which an escalation has to leave out
+    # The rung after a rejected answer of each one, as an index into `rungs`. None: the next one.
+    climbs: list[int] | None = None
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Read all keys or none. If one is damaged, the cohort is "" and no answer is judged."""
         try:
-            read = {key: int(v) if key in _COUNTS else v for key, v in metadata.items()}
+            read = {key: _counts(v) if key in _COUNTS else v for key, v in metadata.items()}
             return msgspec.convert(_NOT_JUDGED | read, cls)
         except (msgspec.ValidationError, ValueError, TypeError, OverflowError):
             return cls(**_NOT_JUDGED)
 
 
-_COUNTS = ("skipped", "escalations")  # metadata carries every number as a float
+def _counts(value: Any) -> Any:
+    return [int(count) for count in value] if isinstance(value, list) else int(value)
+
+
+_COUNTS = ("skipped", "escalations", "climbs")  # metadata carries every number as a float
 _NOT_JUDGED: dict[str, Any] = {"cohort": "", "rungs": [], "api": "chat", "escalations": 0, "logprobs_added": False}
 
 
@@ -114,6 +120,14 @@ class RungsRecord(_Record, frozen=True, kw_only=True):
     """Patches that turn the body of the first attempt into that of the second attempt, the third and so on."""
 
     attempts: list[list[BodyPatch]]
+
+
+class AttemptsRecord(_Record, frozen=True, kw_only=True):
+    """The attempts so far. Envoy counts detours, which reach no tier: see `ladder_of`."""
+
+    attempts: int  # the number of the current one
+    detours: int | None = None
+    made: int | None = None  # attempts without detours, if there were any
 
 
 class RequirementsRecord(_Record, frozen=True, kw_only=True):
@@ -203,15 +217,21 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
+# Envoy's cluster that decides whether an attempt is repeated at the same tier. It refuses every connection.
+REPEATING_CLUSTER = "retry:same"
+ATTEMPTS_OF_A_REPEAT = 2  # one at REPEATING_CLUSTER, and one at the tier
+
+
 def ladder_of(clusters: Sequence[str], repeats: Sequence[int] = ()) -> dict[str, Any]:
     """Build the content of Namespace.LADDER. Attempt n goes to the nth group, later ones to the last.
 
-    `repeats` are the repeated attempts of each rung. Groups of one rung have one name.
+    `repeats` are the repeated attempts of each rung. Before each one, an attempt at REPEATING_CLUSTER decides
+    whether it is made. Groups of one rung have one name.
     """
     groups = [
-        {"name": f"rung{i}", "clusters": [{"cluster_name": cluster, "weight": 1}]}
+        {"name": f"rung{i}", "clusters": [{"cluster_name": name, "weight": 1}]}
         for i, cluster in enumerate(clusters)
-        for _ in range(1 + (repeats[i] if i < len(repeats) else 0))
+        for name in (cluster, *(REPEATING_CLUSTER, cluster) * (repeats[i] if i < len(repeats) else 0))
     ]
     return {"priority_groups": groups}
 

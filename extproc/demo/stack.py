@@ -163,7 +163,8 @@ class Stack:
         bootstrap = with_plain_listener(self.bootstrap(otlp), self.plain_port)
         for listener in bootstrap["static_resources"]["listeners"]:
             # By default two Envoys can listen on one port without an error, and each gets part of the traffic.
-            listener["enable_reuse_port"] = False
+            if "internal_listener" not in listener:
+                listener["enable_reuse_port"] = False
         return bootstrap
 
     def _envoy_ready(self) -> bool:

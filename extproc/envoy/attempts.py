@@ -15,9 +15,12 @@ from extproc.contract.names import (
 )
 from extproc.contract.words import JudgeMode, Role
 from extproc.envoy.builders import (
+    LUA,
+    START,
     Dict,
     any_of,
     filter_entry,
+    lua,
     metadata_predicate,
     role_metadata,
     skip_if,
@@ -25,7 +28,8 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.client_keys import no_query, remove_headers, restore_headers, write_query
-from extproc.envoy.tier_filters import LUA, START, OwnFilter, failure_filter, key_filters, lua, path_filter
+from extproc.envoy.repeats import COUNT_DETOUR, REPEATED_UNTIL, new_connection_filter
+from extproc.envoy.tier_filters import OwnFilter, failure_filter, key_filters, path_filter
 from extproc.settings import Tier
 
 _HEADER_MUTATION = "envoy.filters.http.header_mutation"
@@ -39,7 +43,11 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
     `tiers` are the tiers of the first attempt, the second and so on. A single tier is the tier of every attempt.
     Envoys before 1.40 cannot `follow_keys`, the files of keys that are replaced.
     """
-    filters = [filter_entry("rung_body", skip_if(_is_attempt(1), LUA, lua(_rung_body(config))))]
+    rung_body = _rung_body(config, tiers[-1], tiers[-1].same_retries if len(tiers) == 1 else None)
+    filters = [filter_entry("rung_body", skip_if(_is_attempt(1), LUA, lua(rung_body)))]
+    # Envoys before 1.40 do not repeat attempts.
+    if follow_keys and len(tiers) == 1 and tiers[0].repeats_reused:
+        filters.append(new_connection_filter())
     for mode, body_mode in ((JudgeMode.BODY, "BUFFERED"), (JudgeMode.STREAM, "STREAMED")):
         verifier = _verifier(config, body_mode)
         not_judged = _not_judged(tiers, mode)
@@ -130,26 +138,35 @@ def _not_judged(tiers: Sequence[Tier], mode: JudgeMode) -> Dict:
     return {"not_matcher": {"or_matcher": {"predicate": judged}}}
 
 
-def _rung_body(config: Config) -> str:
+def _rung_body(config: Config, last: Tier, same_retries: int | None) -> str:
     """Return Lua code for the attempts after the first one.
 
     It notes the number of the attempt, and patches the body of the first attempt into the body of the rung. The
     patches are applied backwards, so that earlier offsets stay valid. A rung that a verdict skipped has no attempt.
-    The attempts that are left over repeat the last rung. They are for broken connections: if an attempt
-    has run into its timeout, the tier is not asked again.
+    The attempts that are left over repeat the `last` rung, at most `same_retries` times. Repeated attempts are for
+    broken connections: if an attempt has run into its timeout, the tier is not asked again.
     """
-    timeouts = config.policy.timeouts
-    return f"""
+    repeated_s, request_s = REPEATED_UNTIL * config.policy.attempt_s(last), config.policy.timeouts.request_s
+    most = "math.huge" if same_retries is None else str(same_retries)
+    return f"""{COUNT_DETOUR}
 function envoy_on_request(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   local attempt = tonumber(handle:headers():get("{HeaderName.ATTEMPT_COUNT}")) or 1
   metadata:set("{Namespace.ATTEMPT}", "{Key.ATTEMPTS}", attempt)
+  local detours = metadata:get("{Namespace.ATTEMPT}")["{Key.DETOURS}"]
+  if detours then metadata:set("{Namespace.ATTEMPT}", "{Key.MADE}", attempt - detours) end
   local ladder, decision = metadata:get("{Namespace.LADDER}"), metadata:get("{Namespace.DECISION}")
   local groups = ladder and ladder["priority_groups"] or {{}}
-  local repeated = attempt > math.max(#groups, 1)
+  local over = attempt - math.max(#groups, 1)
   local age_s = handle:timestamp() / 1000 - (tonumber(handle:streamInfo():filterState():get("{START}")) or 0)
-  if age_s > (repeated and {timeouts.attempt_s:g} or {timeouts.request_s:g}) then
+  if age_s > (over > 0 and {repeated_s:g} or {request_s:g}) then
+    count_detour(metadata, attempt)
     handle:respond({{[":status"] = "504"}}, "{_TIMED_OUT}")
+    return
+  end
+  if over > {most} then
+    count_detour(metadata, attempt)
+    handle:respond({{[":status"] = "503"}}, "{_BROKEN}")
     return
   end
   local rungs = metadata:get("{Namespace.RUNGS}")
@@ -174,7 +191,9 @@ end
 """
 
 
-_TIMED_OUT = "the upstream did not answer in time"  # Envoy puts it into the JSON of the client's API
+# Envoy puts these texts into the JSON of the client's API.
+_TIMED_OUT = "the upstream did not answer in time"
+_BROKEN = "the upstream closed the connection before it answered"
 
 
 def _verifier(config: Config, body_mode: str) -> Dict:
@@ -189,7 +208,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
     if streamed:
         # This timeout must end after the attempt. Otherwise Envoy would send the buffered answer just when it asks
         # the next rung.
-        timeout_s = min(config.policy.timeouts.attempt_s + _TIMER_DELAY_S, _MAX_MESSAGE_TIMEOUT_S)
+        timeout_s = min(config.policy.longest_attempt_s + _TIMER_DELAY_S, _MAX_MESSAGE_TIMEOUT_S)
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="verifier",

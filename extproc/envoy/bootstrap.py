@@ -21,12 +21,20 @@ import yaml
 
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict, address
-from extproc.envoy.clusters import client_key_cluster, extproc_cluster, grpc_cluster, tier_cluster
+from extproc.envoy.clusters import (
+    client_key_cluster,
+    extproc_cluster,
+    grpc_cluster,
+    repeating_cluster,
+    silent_clusters,
+    tier_cluster,
+)
 from extproc.envoy.listener import listener
 from extproc.envoy.older import NOTES, adapt_to_older
 from extproc.envoy.other_routes import client_key_tiers
 from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.residency import refusing_clusters
+from extproc.envoy.silence import internal_listeners, silence_listeners
 from extproc.envoy.tier_filters import key_secrets
 from extproc.envoy.tls import ClientTls
 from extproc.envoy.unsupported import Cascade, check_cascade
@@ -57,6 +65,8 @@ def bootstrap_of(
 ) -> Dict:  # fmt: skip
     """Return the bootstrap as a value. The arguments are those of `render_envoy`."""
     bootstrap: Dict = {"static_resources": static_resources(config, listen, extproc, otlp, tls, cascade)}
+    if len(bootstrap["static_resources"]["listeners"]) > 1:
+        bootstrap |= internal_listeners()
     if tls is not None:  # Envoy reads secrets from files only if it has a node id
         bootstrap = {"node": {"id": "envoy", "cluster": "envoy"}, **bootstrap}
     if probe is not None:
@@ -76,12 +86,14 @@ def static_resources(
     rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
     follow_keys = cascade == "priority-group"
     resources: Dict = {
-        "listeners": [listener(config, listen, rule_headers, otlp)],
+        "listeners": [listener(config, listen, rule_headers, otlp), *silence_listeners(config)],
         "clusters": [
             extproc_cluster(extproc, tls),
             *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
+            *(cluster for tier in config.policy.tiers for cluster in silent_clusters(tier, config)),
             *(client_key_cluster(tier, config) for tier in client_key_tiers(config)),
             *refusing_clusters(config),
+            *([repeating_cluster(config)] if follow_keys else []),
             *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),
         ],
         "secrets": [] if follow_keys else key_secrets(config.policy.tiers),

@@ -13,6 +13,9 @@ BUFFER_BYTES = 64 * 1024 * 1024
 # Envoy's formatters for the tier of the last attempt and for the number of attempts.
 SERVED_BY = f"%UPSTREAM_METADATA({Namespace.DECISION}:{Key.TIER})%"
 ATTEMPTS = "%UPSTREAM_REQUEST_ATTEMPT_COUNT%"
+LUA = "envoy.filters.http.lua"
+# The name of the filter state object with the start of the request, in seconds.
+START = "extproc.start"
 
 
 def address(host_port: str) -> Dict:
@@ -36,6 +39,11 @@ def filter_entry(name: str, config: Dict, disabled: bool = False) -> Dict:
 def typed(name: str, **fields: Any) -> Dict:
     """Return a typed config: `name` is the full name of the protobuf message."""
     return {"@type": f"type.googleapis.com/{name}", **fields}
+
+
+def lua(code: str) -> Dict:
+    """Return a filter config that runs this Lua code."""
+    return typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})
 
 
 def strip_headers(prefix: str) -> Dict:

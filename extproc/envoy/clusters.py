@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 from extproc.config.load import Config
 from extproc.contract.names import Key, Namespace
+from extproc.contract.records import REPEATING_CLUSTER
 from extproc.envoy.attempts import attempt_filters, last_filters
 from extproc.envoy.builders import BUFFER_BYTES, Dict, address, socket_address, typed
+from extproc.envoy.repeats import repeating_filter
+from extproc.envoy.silence import silence_address, silence_name, silence_of
 from extproc.envoy.tls import ClientTls, host_name, transport_socket
-from extproc.settings import Tier
+from extproc.settings import Address, Tier
 
 # The file of public certificate authorities in Debian, in Alpine and in Envoy's own images.
 _CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
@@ -15,6 +18,8 @@ _CA_FILE = "/etc/ssl/certs/ca-certificates.crt"
 # hosts (a service scaled to zero), but it does after a refused connection. If a tier has hosts, Envoy sends nothing
 # to this address unless they are marked unhealthy. So tiers have no health checks and no outlier detection.
 _REFUSING_ADDRESS = "127.0.0.1:1"
+# The circuit breakers of a tier.
+_LIMITS, _MOST_AT_ONCE = ("max_requests", "max_pending_requests", "max_connections"), 4096
 
 
 def extproc_cluster(endpoints: list[str], tls: ClientTls | None = None) -> Dict:
@@ -68,36 +73,64 @@ def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
 
 def tier_cluster(tier: Tier, config: Config, follow_keys: bool = True) -> Dict:
     """Return the cluster of a tier. Its endpoint's metadata has the name of the tier."""
-    name = tier.cluster_name
+    name, silence_s = tier.cluster_name, silence_of(tier, config)
     cluster: Dict = {
         "name": name,
-        **_discovery(any(a.is_name for a in tier.addresses)),
+        **_discovery(silence_s is None and any(a.is_name for a in tier.addresses)),
         "connect_timeout": "1s",
         "circuit_breakers": {
             "thresholds": [
                 {
-                    "max_requests": 4096,
-                    "max_pending_requests": 4096,
-                    "max_connections": 4096,
+                    **dict.fromkeys(_LIMITS, _MOST_AT_ONCE),
                     # The largest share of this tier's requests that may fail over or escalate.
                     "retry_budget": {"budget_percent": {"value": 50}, "min_retry_concurrency": 50},
                 }
             ]
         },
         "typed_extension_protocol_options": _protocol(
-            {"http_protocol_options": {}}, attempt_filters([tier], config, follow_keys), tier.idle_s
+            {"http_protocol_options": {}}, attempt_filters([tier], config, follow_keys), _idle_s(tier, config)
         ),
-        "load_assignment": _tier_endpoints(tier),
+        "load_assignment": _tier_endpoints(tier, behind_listener=silence_s is not None),
     }
-    if tier.tls:
-        cluster["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": _upstream_tls(tier)}
-    return cluster
+    return cluster | (_tls(tier, tier.addresses) if silence_s is None else {})
 
 
-def _upstream_tls(tier: Tier) -> Dict:
+def silent_clusters(tier: Tier, config: Config) -> list[Dict]:
+    """Return the clusters behind the listeners of `silence_listeners`, one for each upstream of the tier."""
+    if silence_of(tier, config) is None:
+        return []
+    return [
+        {
+            "name": (name := silence_name(tier, i)),
+            **_discovery(a.is_name),
+            "connect_timeout": "1s",
+            "circuit_breakers": {"thresholds": [dict.fromkeys(_LIMITS, _MOST_AT_ONCE)]},
+            "load_assignment": {
+                "cluster_name": name,
+                "endpoints": [{"lb_endpoints": [{"endpoint": _endpoint(a)}]}],
+            },
+            **_tls(tier, (a,)),
+        }
+        for i, a in enumerate(tier.addresses)
+    ]
+
+
+def _idle_s(tier: Tier, config: Config) -> float:
+    """The idle time of connections. A listener that closes silent ones must not be the first to close them."""
+    silence_s = silence_of(tier, config)
+    return tier.idle_s if silence_s is None else min(tier.idle_s, silence_s / 2)
+
+
+def _tls(tier: Tier, addresses: Sequence[Address]) -> Dict:
+    if not tier.tls:
+        return {}
+    socket = {"name": "envoy.transport_sockets.tls", "typed_config": _upstream_tls(tier, addresses)}
+    return {"transport_socket": socket}
+
+
+def _upstream_tls(tier: Tier, addresses: Sequence[Address]) -> Dict:
     """Return the TLS settings for a tier's upstreams. Their certificate must have the name that was asked for."""
     validation: Dict = {"trusted_ca": {"filename": tier.ca or _CA_FILE}}
-    addresses = tier.addresses
     if tier.sni or all(a.is_name for a in addresses):
         one_name = tier.sni or (addresses[0].host if len(addresses) == 1 else None)
         names: Dict = {"sni": one_name} if one_name is not None else {"auto_host_sni": True}
@@ -119,9 +152,8 @@ def client_key_cluster(tier: Tier, config: Config) -> Dict:
     name = client_key_cluster_name(tier)
     cluster = tier_cluster(tier, config) | {"name": name}
     cluster["load_assignment"] |= {"cluster_name": name}
-    return cluster | {
-        "typed_extension_protocol_options": _protocol({"http_protocol_options": {}}, last_filters(), tier.idle_s)
-    }
+    options = _protocol({"http_protocol_options": {}}, last_filters(), _idle_s(tier, config))
+    return cluster | {"typed_extension_protocol_options": options}
 
 
 def client_key_cluster_name(tier: Tier) -> str:
@@ -148,6 +180,30 @@ def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:
     }
 
 
+def repeating_cluster(config: Config) -> Dict:
+    """Return the cluster that decides whether an attempt is repeated at its tier. It refuses every connection."""
+    return {
+        "name": REPEATING_CLUSTER,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "circuit_breakers": {
+            "thresholds": [dict.fromkeys(_LIMITS, _MOST_AT_ONCE) | {"max_retries": _MOST_AT_ONCE}]
+        },
+        "typed_extension_protocol_options": _protocol(
+            {"http_protocol_options": {}}, [repeating_filter(config), *last_filters()]
+        ),
+        "load_assignment": {
+            "cluster_name": REPEATING_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": _refusing_endpoint()}]}],
+        },
+    }
+
+
+def _refusing_endpoint() -> Dict:
+    host, _, port = _REFUSING_ADDRESS.rpartition(":")
+    return {"address": socket_address(host, int(port)), "hostname": host}
+
+
 def _protocol(explicit: Dict, filters: list[Dict] | None = None, idle_s: float | None = None) -> Dict:
     """Return the protocol options of a cluster. `idle_s` is how long its connections may stay idle."""
     name = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -169,20 +225,26 @@ def _endpoints(name: str, endpoints: list[str]) -> Dict:
     return {"cluster_name": name, "endpoints": [{"priority": 0, "lb_endpoints": hosts}]}
 
 
-def _tier_endpoints(tier: Tier) -> Dict:
-    """Return the upstreams of a tier, and the address behind them that refuses every connection."""
+def _endpoint(a: Address) -> Dict:
+    return {"address": socket_address(a.host, a.port), "hostname": a.host_header}
+
+
+def _tier_endpoints(tier: Tier, behind_listener: bool) -> Dict:
+    """Return the upstreams of a tier, and the address behind them that refuses every connection.
+
+    With `behind_listener` they are the listeners of `silence_listeners`.
+    """
     metadata = {"metadata": {"filter_metadata": {Namespace.DECISION: {Key.TIER: tier.name}}}}
     weights = [endpoint.weight for endpoint in tier.endpoints] or [1]
     hosts = [
         {
-            "endpoint": {"address": socket_address(a.host, a.port), "hostname": a.host_header},
+            "endpoint": _endpoint(a) | (silence_address(tier, i) if behind_listener else {}),
             **metadata,
             **({"load_balancing_weight": weight} if len(weights) > 1 else {}),
         }
-        for a, weight in zip(tier.addresses, weights, strict=True)
+        for i, (a, weight) in enumerate(zip(tier.addresses, weights, strict=True))
     ]
-    host, _, port = _REFUSING_ADDRESS.rpartition(":")
-    refusing = {"endpoint": {"address": socket_address(host, int(port)), "hostname": host}, **metadata}
+    refusing = {"endpoint": _refusing_endpoint(), **metadata}
     return {
         "cluster_name": tier.cluster_name,
         "endpoints": [{"priority": 0, "lb_endpoints": hosts}, {"priority": 1, "lb_endpoints": [refusing]}],

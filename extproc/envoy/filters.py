@@ -192,7 +192,7 @@ def _rescue() -> Dict:
         },
         response_attributes=[ATTEMPT_ATTRIBUTE],
         metadata_options={
-            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.ANSWER]},
+            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.ANSWER, Namespace.ATTEMPT]},
             "receiving_namespaces": {"untyped": [Namespace.DECISION]},
         },
     )
@@ -227,6 +227,8 @@ def _contract_headers() -> Dict:
             "response_mutations": [
                 strip_headers(HeaderPrefix.ROUTER),  # an upstream cannot set the contract's headers
                 *(set_header(header, value) for header, value in response.items()),
+                # Without this value, Envoy's own count of attempts stays.
+                set_header(HeaderName.ATTEMPTS, from_metadata(Key.MADE, Namespace.ATTEMPT)),
             ],
         },
     )

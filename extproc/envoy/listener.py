@@ -22,7 +22,7 @@ def listener(config: Config, listen: str, rule_headers: list[str], otlp: str | N
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix="llm",
         # Longer than any wait for an answer: the limits of attempts and of their streams are on the routes.
-        stream_idle_timeout=f"{config.policy.timeouts.request_s + config.policy.timeouts.attempt_s:g}s",
+        stream_idle_timeout=f"{config.policy.timeouts.request_s + config.policy.longest_attempt_s:g}s",
         **({"tracing": _tracing()} if otlp is not None else {}),
         # Clients cannot set headers of the contract. Envoy removes them before it first matches a route.
         early_header_mutation_extensions=[

@@ -9,14 +9,14 @@ that header. The cluster depends on the cascade:
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from itertools import combinations
+from collections.abc import Iterator, Mapping, Sequence
 
 from extproc.config.load import Config
 from extproc.contract.names import HeaderName, Namespace
 from extproc.envoy.builders import Dict, filter_entry, typed
 from extproc.envoy.clusters import ladder_cluster
 from extproc.envoy.filters import FAILOPEN_FILTER, RESCUE_FILTER, STATE_FILTER, USAGE_FILTER
+from extproc.envoy.ladders import SEPARATOR, all_ladders
 from extproc.envoy.priorities import RETRY_PRIORITY, priorities_cluster
 from extproc.envoy.tier_filters import start_state
 from extproc.envoy.unsupported import Cascade
@@ -29,8 +29,6 @@ NOTES: dict[Cascade, str] = {
     "priorities": "# For Envoy 1.37 and newer. Render it again after you change `escalate`, too.\n",
     "none": "# For Envoy 1.36 and newer. No answer is judged or escalated.\n",
 }
-# A ladder's name is the names of its clusters with this between them. The names of tiers cannot contain a "+".
-_SEPARATOR = "+"
 # The start of the names of filters without which nothing escalates.
 _CASCADE_FILTERS = ("rung_", "verifier_", "failure")
 # Filters that these Envoys lack, or that have no purpose if no answer is judged.
@@ -44,8 +42,9 @@ _REMOVED: dict[Cascade, set[str]] = {
 def adapt_to_older(resources: Dict, config: Config, cascade: Cascade) -> None:
     """Change the listener and the clusters of 1.40 in place."""
     manager = resources["listeners"][0]["filter_chains"][0]["filters"][0]["typed_config"]
-    ladders = {} if cascade == "none" else _ladders(config)
-    lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": _lua(ladders)})
+    ladders = {} if cascade == "none" else all_ladders(config)
+    code = _lua(ladders, config.policy.tiers)
+    lua = typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})
     *filters, router = (entry for entry in manager["http_filters"] if entry["name"] not in _REMOVED[cascade])
     for entry in filters:
         if entry["name"] == STATE_FILTER:  # these Envoys cannot follow a file
@@ -99,48 +98,32 @@ def _routes(route: Dict, cascade: Cascade) -> Iterator[Dict]:
     yield route | {"route": action | {"cluster": undecided["cluster_name"]}}
 
 
-def _ladders(config: Config) -> dict[str, tuple[Tier, ...]]:
-    """Return every ladder of two or more tiers that a request may get, by name.
-
-    A request's ladder leaves out rungs that cannot serve it, so all subsets of the rungs are possible.
-    """
-    tiers = config.policy.tiers
-    index_of = {tier.name: i for i, tier in enumerate(tiers)}
-    ladders: list[tuple[Tier, ...]] = []
-    for at, first in enumerate(tiers):
-        ladders += [(first, above) for above in tiers[at + 1 :]]  # of a cohort without rungs
-        for up in (intent.escalate for intent in config.intents if intent.escalate is not None):
-            rungs = [index_of[rung.tier] for rung in up.rungs if index_of[rung.tier] >= at]
-            for able in _subsets(set(rungs)):
-                ladders.append((first, *[tiers[i] for i in rungs if i in able][: up.max]))
-    return {_SEPARATOR.join(tier.cluster_name for tier in ladder): ladder for ladder in ladders}
-
-
-def _subsets(indexes: set[int]) -> Iterator[set[int]]:
-    """Yield every subset that is not empty."""
-    return (set(subset) for size in range(len(indexes)) for subset in combinations(indexes, size + 1))
-
-
-def _lua(ladders: Mapping[str, object]) -> str:
+def _lua(ladders: Mapping[str, object], tiers: Sequence[Tier]) -> str:
     """Return Lua code that writes the name of a request's ladder into a header, if it is one of `ladders`."""
     names = ", ".join(f'["{name}"] = true' for name in ladders)
+    repeats = ", ".join(f'["{tier.cluster_name}"] = {tier.same_retries}' for tier in tiers)
     return f"""
 local ladders = {{ {names} }}
+local repeats = {{ {repeats} }} -- of the last tier of a ladder
 function envoy_on_request(handle)
-  local decided = handle:streamInfo():dynamicMetadata():get("{Namespace.LADDER}")
+  local metadata = handle:streamInfo():dynamicMetadata()
+  local decided = metadata:get("{Namespace.LADDER}")
   if decided == nil then return end
-  local clusters = {{}}
-  local before, repeated = nil, 0
+  local clusters, groups = {{}}, {{}}
   for _, group in ipairs(decided["priority_groups"]) do
-    if group["name"] == before then repeated = repeated + 1
-    else clusters[#clusters + 1] = group["clusters"][1]["cluster_name"] end
-    before = group["name"]
+    if #groups == 0 or group["name"] ~= groups[#groups]["name"] then
+      groups[#groups + 1] = group
+      clusters[#clusters + 1] = group["clusters"][1]["cluster_name"]
+    end
   end
-  if repeated > 0 then -- a ladder's cluster cannot repeat an attempt in the middle
-    local retries = tonumber(handle:headers():get("{HeaderName.MAX_RETRIES}")) or repeated
-    handle:headers():replace("{HeaderName.MAX_RETRIES}", tostring(retries - repeated))
+  if #groups < #decided["priority_groups"] then -- a ladder's cluster cannot repeat an attempt in the middle
+    metadata:set("{Namespace.LADDER}", "priority_groups", groups)
+    if handle:headers():get("{HeaderName.MAX_RETRIES}") ~= "0" then
+      local retries = #clusters - 1 + (repeats[clusters[#clusters]] or 0)
+      handle:headers():replace("{HeaderName.MAX_RETRIES}", tostring(retries))
+    end
   end
-  local name = table.concat(clusters, "{_SEPARATOR}")
+  local name = table.concat(clusters, "{SEPARATOR}")
   if not ladders[name] then -- one rung, or a ladder newer than this file: its first tier serves it, without retries
     name = clusters[1]
     if #clusters > 1 then handle:headers():replace("{HeaderName.MAX_RETRIES}", "0") end

@@ -3,6 +3,7 @@
 from extproc.api.paths import APIS, SIDE_PATHS
 from extproc.config.load import Config
 from extproc.contract.names import ROUTE_NAMESPACE, HeaderName, Namespace
+from extproc.contract.records import ATTEMPTS_OF_A_REPEAT
 from extproc.contract.words import Undecided, VerdictWord
 from extproc.envoy.builders import Dict, set_header, typed
 from extproc.envoy.filters import (
@@ -102,7 +103,8 @@ def _route_action(config: Config, default: Tier) -> Dict:
     most_retries = (
         len(config.policy.tiers)
         + max((len(i.escalate.rungs) for i in config.intents if i.escalate), default=0)
-        + sum(tier.same_retries for tier in config.policy.tiers)
+        + sum(len(tier.failover or ()) for tier in config.policy.tiers)
+        + ATTEMPTS_OF_A_REPEAT * sum(tier.same_retries for tier in config.policy.tiers)
     )
     return {
         # A flowing answer is never cut. The filters of the attempts enforce `request_s`.
@@ -119,7 +121,7 @@ def _route_action(config: Config, default: Tier) -> Dict:
             "refresh_cluster_on_retry": True,
             # It bounds the wait for an answer, the hold of a judged one, and each pause of a stream. With a
             # `per_try_timeout` beside it, Envoy would not end a stream that stalls.
-            "per_try_idle_timeout": f"{config.policy.timeouts.attempt_s:g}s",
+            "per_try_idle_timeout": f"{config.policy.longest_attempt_s:g}s",  # `silence` has the shorter ones
             "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.002s"},
         },
         "auto_host_rewrite": True,  # providers accept only their own host name

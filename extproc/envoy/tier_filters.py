@@ -6,16 +6,14 @@ import msgspec
 
 from extproc.config.load import Config
 from extproc.contract.names import ROUTE_NAMESPACE, HeaderName, Key, Namespace
-from extproc.envoy.builders import Dict, typed
+from extproc.envoy.builders import LUA, START, Dict, lua, typed
+from extproc.envoy.repeats import LEAVE_OUT_REPEATS
 from extproc.settings import USUAL_BASE, Tier
 
 # Error codes and messages of a request that is too long for the model. Another tier may have room for it.
 _TOO_LONG = ("context_length_exceeded", "maximum context length", "prompt is too long")
 _KEY_REFUSED = "the upstream refused the key that this gateway has for it: its operator has to replace the key"
-LUA = "envoy.filters.http.lua"
 _INJECTOR = "envoy.filters.http.credential_injector"
-# The name of the filter state object with the start of the request, in seconds.
-START = "extproc.start"
 # Names of the objects with the client's path, without its query, and with the path of the API below a base path.
 _CLIENT_PATH, _API_PATH = "extproc.client.path", "extproc.api_path"
 # Envoy's formatter for the client's path, for any path of the last attempt.
@@ -179,14 +177,7 @@ local function is_too_long(handle)
   end
   return false
 end
--- Repeated attempts are for broken connections: after a failed status the next attempt is at the next rung.
-local function leave_out_repeats(metadata, groups, attempt)
-  local kept = {{}}
-  for i, group in ipairs(groups) do
-    if i <= attempt or group["name"] ~= groups[attempt]["name"] then kept[#kept + 1] = group end
-  end
-  if #kept < #groups then metadata:set("{Namespace.LADDER}", "priority_groups", kept) end
-end
+{LEAVE_OUT_REPEATS}
 -- The client must not take the refusal of the key of the tier for that of its own.
 local function hide_refused_key(handle, status)
   local path = handle:streamInfo():filterState():get("{_CLIENT_PATH}") or ""
@@ -218,15 +209,11 @@ function envoy_on_response(handle)
   end
   local is_last = attempt >= math.max(#groups, 1) + math.max(skipped, 0)
   if not is_last and (failures[status] or (status == 400 and is_too_long(handle))) then
-    leave_out_repeats(metadata, groups, attempt)
+    -- An earlier handle of the metadata is invalid once a body was read.
+    leave_out_repeats(handle:streamInfo():dynamicMetadata(), groups, attempt)
     handle:headers():replace("{HeaderName.FAILED}", tostring(status))
   elseif key_refused then
     hide_refused_key(handle, status)
   end
 end
 """
-
-
-def lua(code: str) -> Dict:
-    """Return a filter config that runs this Lua code."""
-    return typed("envoy.extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": code})

@@ -10,8 +10,7 @@ import json
 
 from extproc.config.load import Config
 from extproc.contract.names import Key
-from extproc.envoy.builders import Dict, metadata_predicate, skip_if, typed
-from extproc.envoy.tier_filters import LUA, lua
+from extproc.envoy.builders import LUA, Dict, lua, metadata_predicate, skip_if, typed
 from extproc.settings import Tier
 
 UNDECIDED_FILTER = "undecided"

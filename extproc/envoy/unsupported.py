@@ -8,21 +8,34 @@ from extproc.acceptance.verdict import wants_logprobs
 from extproc.config.load import Config, ConfigError
 from extproc.config.schema import POLICY_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
+from extproc.envoy.ladders import refused_failovers
 
 # How Envoy sends a request to the next tier. `older` describes those that are not for 1.40.
 Cascade = Literal["priority-group", "composite", "priorities", "none"]
 _NEEDS_VERIFIER = "needs a verifier, which Envoy has from 1.37 on: remove it, or render for a newer Envoy"
+_NO_TIMEOUTS = (
+    "`timeouts` of a tier needs listeners inside Envoy, which this form does not have: remove it, or use an own "
+    "Envoy"
+)
 
 
 def check_cascade(config: Config, cascade: Cascade) -> None:
-    """Raise ConfigError if this cascade cannot serve the intents."""
+    """Raise ConfigError if this cascade cannot serve the intents and the tiers."""
     problems = [
         _problem(config, config.files[intent.intent], at, what)
         for intent in config.intents
         for at, what in _of_intent(intent, cascade)
     ]
+    problems += [_problem(config, POLICY_FILE, at, what) for at, what in _of_tiers(config, cascade)]
     if problems:
         raise ConfigError(problems)
+
+
+def _of_tiers(config: Config, cascade: Cascade) -> Iterator[tuple[str, str]]:
+    yield from refused_failovers(config, cascade)
+    for i, tier in enumerate(config.policy.tiers):
+        if cascade == "priorities" and tier.timeouts is not None:
+            yield f".tiers[{i}].timeouts", _NO_TIMEOUTS
 
 
 def _of_intent(intent: Intent, cascade: Cascade) -> Iterator[tuple[str, str]]:
@@ -48,6 +61,8 @@ def check_files(config: Config, *, keys: bool) -> None:
             what = f"tier `{tier.name}` has a private `ca`, a file that the pods of the gateway do not have"
             remedy = "use a public certificate for the tier, or a separate Envoy"
             problems.append((f".tiers[{i}].ca", f"{what}: {remedy}"))
+        if tier.timeouts is not None:
+            problems.append((f".tiers[{i}].timeouts", _NO_TIMEOUTS))
         if keys and tier.key is not None:
             what = f"tier `{tier.name}` has a `key`, a file that the pods of Istio's gateway do not have: remove it"
             problems.append((f".tiers[{i}].key", f"{what}, so that clients send their own, or use another Envoy"))

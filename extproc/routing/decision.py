@@ -15,6 +15,7 @@ from extproc.contract.words import Course, Reason, Undecided
 from extproc.routing.ability import Load, can_serve, first_able
 from extproc.routing.choice import Choice, cap_upgrade, confine, make_able, raise_to_floor
 from extproc.routing.conversations import NEW, Continuation
+from extproc.routing.failover import next_rungs, with_failover
 from extproc.routing.findings import Findings, read_findings
 from extproc.routing.guard import guard_foreign, guard_unread
 from extproc.routing.index import Match
@@ -47,7 +48,9 @@ class Decision(msgspec.Struct, frozen=True):
     max_output_tokens: int | None = None
     load: Load | None = None  # set if the answer is brief: a rung may then lower the cap of the client
     withheld: tuple[str, ...] = ()  # keys of the cohort that were not applied, because the match is a guess
-    ladder: tuple[Rung, ...] = ()  # the rungs above `tier`, for failed or rejected attempts
+    ladder: tuple[Rung, ...] = ()  # the attempts after `tier`, for failed or rejected ones
+    # The attempt after a rejected answer of each one, as an index into `tier` and `ladder`. (): the next one.
+    climbs: tuple[int, ...] = ()
     judged: bool = False  # the cohort's rules judge the answers of all rungs but the last
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used
     course: Course | None = None  # None: the request continues no conversation that is known
@@ -60,6 +63,11 @@ class Decision(msgspec.Struct, frozen=True):
             return self.unmatched
         return self.cohort.name if self.cohort is not None else self.reason
 
+    def is_last(self, at: int) -> bool:
+        """Whether no tier is asked after a rejected answer of this attempt, counted from 0."""
+        attempts = 1 + len(self.ladder)
+        return (self.climbs[at] if self.climbs else at + 1) >= attempts
+
 
 def decide(
     policy: Policy,
@@ -70,7 +78,7 @@ def decide(
     spent: bool = False,
     continuation: Continuation = NEW,
 ) -> Decision:
-    """Choose a tier and the ladder above it.
+    """Choose a tier and the ladder of the attempts after it.
 
     `match` is None if the text was not matched, and `failure` is then the reason. `headers` are the trusted
     headers that rules may name. `spent` means that the principal has used up its upgrades. In shadow mode the
@@ -182,13 +190,14 @@ def _proposed(policy: Policy, findings: Findings) -> Choice:
 def _laddered(
     policy: Policy, match: Match | None, findings: Findings, choice: Choice, continuation: Continuation
 ) -> Decision:
-    """The decision for the chosen tier, with the ladder above it."""
+    """The decision for the chosen tier, with its ladder."""
     settings, rule = findings.settings, findings.rule
     reasoning = findings.reasoning
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
     tier = policy.tiers[choice.rank]
     ladder = readable_rungs(policy, _ladder(policy, findings, choice.rank, reasoning), tier, continuation)
+    climbs = next_rungs(policy.tiers, tier, ladder) if any(rung.failover for rung in ladder) else ()
     return Decision(
         tier=tier,
         reason=choice.reason,
@@ -202,6 +211,7 @@ def _laddered(
         load=findings.load if findings.load.brief else None,
         withheld=findings.withheld,
         ladder=ladder,
+        climbs=climbs,
         judged=settings is not None and not continuation.background and _is_judged(settings, ladder),
         course=course_of(policy, choice, continuation),
         strip=stripping(policy, continuation),
@@ -239,7 +249,23 @@ def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
 
 
 def _ladder(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
-    """The rungs above `rank` that can serve: those that the cohort names, otherwise the next tier for failover."""
+    """The attempts after the first one, at tiers that can serve: rungs, and the failover tiers of each."""
+    rungs = _rungs(policy, findings, rank, reasoning)
+    first, settings = Rung(policy.tiers[rank], reasoning), findings.settings
+    if settings is None or (settings.escalate is None and not settings.accept):
+        # The next tier up is for failed attempts alone, and `failover` takes its place.
+        if first.tier.failover is None:
+            return rungs
+        rungs = ()
+    if all(rung.tier.failover is None for rung in (first, *rungs)):
+        return rungs
+    lowest = min(findings.guard.floor, rank)  # a cap on upgrades may have lowered the choice
+    able = servable_ranks(policy, findings, range(lowest, findings.ceiling + 1))
+    return tuple(with_failover(first, rungs, policy.tiers, [policy.tiers[i].name for i in able]))
+
+
+def _rungs(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
+    """The rungs above `rank` that can serve: those that the cohort names, otherwise the next tier up."""
     tiers, settings = policy.tiers, findings.settings
     able = servable_ranks(policy, findings, range(rank, findings.ceiling + 1))
     if settings is not None and settings.escalate is not None:
@@ -263,4 +289,4 @@ def servable_ranks(policy: Policy, findings: Findings, ranks: Sequence[int]) -> 
 def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:
     """Answers are judged only if a higher rung or a person could give a better one."""
     human = settings.escalate is not None and settings.escalate.human
-    return bool(settings.accept) and (bool(ladder) or human)
+    return bool(settings.accept) and (any(not rung.failover for rung in ladder) or human)

@@ -60,7 +60,7 @@ def mutate(decision: Decision, request: Request | None) -> Mutation:
         return Mutation((decision.tier.cluster_name,))
     members = _layout(request)
     ladder = (Rung(decision.tier, decision.reasoning), *decision.ladder)
-    attempts = [_attempt(decision, rung, request) for rung in ladder]
+    attempts = [_attempt(decision, at, rung, request) for at, rung in enumerate(ladder)]
     first, *above = [
         _stripped(decision, rung.tier, request, patches(members, attempt.edits, attempt.renames))
         for rung, attempt in zip(ladder, attempts, strict=True)
@@ -181,7 +181,7 @@ class _Attempt(msgspec.Struct, frozen=True):
     logprobs_added: bool
 
 
-def _attempt(decision: Decision, rung: Rung, request: Request) -> _Attempt:
+def _attempt(decision: Decision, at: int, rung: Rung, request: Request) -> _Attempt:
     tier_form = tier_form_of(rung.tier, request.api)
     edits: Edits = {**tier_form.removed, "model": _json(rung.tier.model)}
     wanted, by_client = _wanted(decision, rung, request)
@@ -199,7 +199,7 @@ def _attempt(decision: Decision, rung: Rung, request: Request) -> _Attempt:
         cleared = without_clearing(request.context_management)
         edits |= {} if cleared is None else {"context_management": cleared}
     takes_logprobs = not sampling_dropped and gives_logprobs(tier_form, written)
-    logprobs = _logprobs(decision, rung, request) if takes_logprobs else {}
+    logprobs = _logprobs(decision, at, rung, request) if takes_logprobs else {}
     edits |= logprobs
     for name in tier_form.drop:
         put(edits, name, REMOVED)
@@ -236,9 +236,9 @@ def asks_logprobs(decision: Decision, tier: str, request: Request) -> bool:
     return wanted and request.logprobs is False
 
 
-def _logprobs(decision: Decision, rung: Rung, request: Request) -> Edits:
+def _logprobs(decision: Decision, at: int, rung: Rung, request: Request) -> Edits:
     """The field that requests them. The last rung gets none, because its answer is not judged."""
-    unjudged = decision.ladder and rung is decision.ladder[-1]
+    unjudged = decision.ladder and decision.is_last(at)
     if unjudged or not asks_logprobs(decision, rung.tier.name, request):
         return {}
     if request.api == "responses":

@@ -105,6 +105,7 @@ class Rung(msgspec.Struct, frozen=True):
 
     tier: Tier
     reasoning: Reasoning | None
+    failover: bool = False  # asked only after a failed attempt, never after a rejected answer
 
 
 def may_retarget(policy: Policy, model: str) -> bool:

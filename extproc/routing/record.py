@@ -9,6 +9,7 @@ from extproc.acceptance.requirements import read_requirements
 from extproc.api.request import Request
 from extproc.contract.names import CONTRACT, Namespace
 from extproc.contract.records import (
+    ATTEMPTS_OF_A_REPEAT,
     BodyPatch,
     CascadeRecord,
     ConversationRecord,
@@ -121,12 +122,10 @@ def envoy_metadata(
     decision_values, judge = record.to_metadata(), None
     if decision.judged and request is not None and decision.cohort is not None:
         judge = _judge_modes(decision, decision.cohort, request)
-        judged = _judged_record(decision.cohort, mutation, request, any(_repeats(decision)))
+        judged = _judged_record(decision, decision.cohort, mutation, request)
         decision_values |= judged.to_metadata()
         metadata[Namespace.REQUIREMENTS] = _requirements_record(decision.cohort, request).to_metadata()
-    last = decision.ladder[-1].tier if decision.ladder else decision.tier
-    # Envoy repeats the last cluster.
-    retries = len(mutation.clusters) - 1 + sum(_repeats(decision)) + last.same_retries
+    retries = _retries(decision)
     if request is not None and request.state.background:
         retries = 0  # a failed attempt may have started the job
     cascade = CascadeRecord(contract=CONTRACT, max_retries=retries, escalations=0, judge=judge)
@@ -137,7 +136,13 @@ def envoy_metadata(
 def _repeats(decision: Decision) -> list[int]:
     """The repeated attempts of each rung but the last, which Envoy repeats by itself."""
     tiers = [decision.tier, *(rung.tier for rung in decision.ladder)]
-    return [tier.retry.same if tier.retry is not None else 0 for tier in tiers[:-1]]
+    return [tier.same_retries for tier in tiers[:-1]]
+
+
+def _retries(decision: Decision) -> int:
+    """The most attempts after the first one. Envoy by itself repeats those at the last tier."""
+    last = decision.ladder[-1].tier if decision.ladder else decision.tier
+    return len(decision.ladder) + ATTEMPTS_OF_A_REPEAT * sum(_repeats(decision)) + last.same_retries
 
 
 def _rungs_record(mutation: Mutation) -> RungsRecord:
@@ -153,18 +158,19 @@ def _judge_modes(decision: Decision, cohort: Cohort, request: Request) -> dict[s
     """How Envoy sends each tier's answers to the verifier. The last rung is judged only if a person is above it."""
     tiers = [decision.tier.name, *(rung.tier.name for rung in decision.ladder)]
     if cohort.escalate is None or not cohort.escalate.human:
-        tiers.pop()
+        tiers = [name for at, name in enumerate(tiers) if not decision.is_last(at)]
     return dict.fromkeys(tiers, JudgeMode.STREAM if request.stream else JudgeMode.BODY)
 
 
-def _judged_record(cohort: Cohort, mutation: Mutation, request: Request, repeats: bool) -> JudgedRecord:
+def _judged_record(decision: Decision, cohort: Cohort, mutation: Mutation, request: Request) -> JudgedRecord:
     return JudgedRecord(
         cohort=cohort.name,
         rungs=list(mutation.clusters),
         api=request.api,
         escalations=0,
         logprobs_added=mutation.logprobs_added,
-        repeats=repeats,
+        repeats=any(_repeats(decision)),
+        climbs=[*decision.climbs] or None,
     )
 
 

@@ -38,6 +38,7 @@ from extproc.settings.tier import (
     Tier,
     TierApi,
     TierKey,
+    TierTimeouts,
 )
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "Tier",
     "TierApi",
     "TierKey",
+    "TierTimeouts",
     "Timeouts",
     "Upgrades",
     "about",

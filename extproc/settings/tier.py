@@ -68,6 +68,15 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     same: Annotated[int, about("Attempts at the same tier after a broken connection.")]
 
 
+class TierTimeouts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The timeout of the attempts at one tier, in place of that of the policy."""
+
+    attempt_s: Annotated[
+        float,
+        about("Longest wait for an answer to begin, and between two parts of a stream; in seconds."),
+    ]
+
+
 class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One level of cost and capability: a model at an upstream."""
 
@@ -133,12 +142,22 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             "401 and 403 if the tier has a `key`."
         ),
     ] = None
+    failover: Annotated[
+        tuple[str, ...] | None,
+        about(
+            "Tiers that are asked when this tier fails, in order. They may be equal or cheaper ones. Left out: the "
+            "next tier up. A rejected answer moves up in any case."
+        ),
+    ] = None
     retry: Annotated[
         Retry | None,
         about(
-            "Repeated attempts at this tier, before the next one is asked. Left out: one if it is the last tier of "
-            "a ladder, otherwise none."
+            "Repeated attempts at this tier, before the next one is asked. Left out: one if the broken connection "
+            "was reused from an earlier request, or if this is the last tier of a ladder."
         ),
+    ] = None
+    timeouts: Annotated[
+        TierTimeouts | None, about("The timeout of attempts at this tier. Left out: that of the policy.")
     ] = None
     idle_s: Annotated[
         float,
@@ -181,8 +200,17 @@ class Tier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def same_retries(self) -> int:
-        """Attempts after a failed one where this tier is the last of a ladder."""
+        """Attempts at this tier after a broken connection. Without `retry`, see `repeats_reused`."""
         return self.retry.same if self.retry is not None else 1
+
+    @property
+    def repeats_reused(self) -> bool:
+        """Whether an attempt is repeated only if its connection had served another request before.
+
+        The upstream may just have closed it. At the last tier of a ladder, every broken connection
+        counts.
+        """
+        return self.retry is None
 
     @property
     def takes_new(self) -> bool:

@@ -172,7 +172,13 @@ class VerifierExchange:
 
     def _ladder_of(self, decision: "_JudgedDecision") -> Ladder:
         escalate = self._cohort.escalate if self._cohort is not None else None
-        ladder = Ladder(decision.rungs, decision.skipped, decision.repeats, decision.escalations)
+        ladder = Ladder(
+            decision.rungs,
+            decision.skipped,
+            decision.repeats,
+            decision.escalations,
+            climbs=tuple(decision.climbs or ()),
+        )
         if escalate is None:
             return ladder
         review = self._snapshot.human is not None and self._verifier.enqueue is not None

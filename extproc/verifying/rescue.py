@@ -9,7 +9,7 @@ from typing import Any
 from extproc.acceptance.verdict import Verdict
 from extproc.api.observation import Observation
 from extproc.contract.names import HeaderName, Namespace
-from extproc.contract.records import AnswerRecord, DecisionRecord, VerdictRecord
+from extproc.contract.records import AnswerRecord, AttemptsRecord, DecisionRecord, VerdictRecord
 from extproc.contract.words import VerdictWord
 from extproc.messages import Event, Opening, Reply
 from extproc.verifying.ruling import Ruling
@@ -52,6 +52,7 @@ class RescueExchange:
             return [Reply(event.kind)]
         carried = self._metadata.get(Namespace.DECISION, {})
         decision, rejection = DecisionRecord.from_metadata(carried), VerdictRecord.from_metadata(carried)
+        attempts = AttemptsRecord.from_metadata(self._metadata.get(Namespace.ATTEMPT, {}))
         cohort, reason = decision.cohort or "", rejection.verdict_reason or ""
         self.ruling = Ruling(cohort, self._attempt, VerdictWord.RESCUED, Verdict(False, reason=reason))
         # An immediate response does not pass the filters that write the contract's headers.
@@ -62,7 +63,7 @@ class RescueExchange:
             HeaderName.COHORT: cohort,
             HeaderName.REASON: decision.reason,
             HeaderName.TIER: kept.tier,
-            HeaderName.ATTEMPTS: str(self._attempt),
+            HeaderName.ATTEMPTS: str(attempts.made or self._attempt),
             HeaderName.ESCALATIONS: str(rejection.escalations or 0),
         }
         metadata: dict[str, Any] = {Namespace.DECISION: VerdictRecord(verdict=VerdictWord.RESCUED).to_metadata()}

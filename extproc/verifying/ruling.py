@@ -21,6 +21,7 @@ class Ladder(msgspec.Struct, frozen=True):
     repeats: bool = False  # attempts may be repeated at one rung
     escalations: int = 0  # made so far
     skip: tuple[str, ...] = ()  # a rejection by these rules skips one rung
+    climbs: tuple[int, ...] = ()  # where a rejected answer of each rung leads; (): to the next one
     human: bool = False  # a person is the last rung
     review: bool = False  # cases can be queued for that person
 
@@ -152,6 +153,12 @@ def _accepted(verdict: Verdict) -> VerdictWord:
 
 def _next_rung(attempt: JudgedAttempt, ladder: Ladder, rule_name: str | None) -> int:
     """Return the next rung as an index into the ladder. At the ladder's length or above, there is none."""
-    rung = attempt.number + ladder.skipped
+    rung = _above(ladder, attempt.number + ladder.skipped - 1)
     # A person as the last rung is above the last cluster.
-    return rung + (rule_name in ladder.skip and rung + 1 < len(ladder.clusters) + ladder.human)
+    skipping = rule_name in ladder.skip and _above(ladder, rung) < len(ladder.clusters) + ladder.human
+    return _above(ladder, rung) if skipping else rung
+
+
+def _above(ladder: Ladder, rung: int) -> int:
+    """Return the rung that a rejected answer of this one leads to, or at least the ladder's length."""
+    return ladder.climbs[rung] if 0 <= rung < len(ladder.climbs) else rung + 1

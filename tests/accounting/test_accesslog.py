@@ -132,6 +132,17 @@ def test_without_a_decision_it_failed_open() -> None:
     assert (outcome.reason, outcome.cohort, outcome.tier) == ("fail_open", "fail_open", "large")
 
 
+def test_attempts_that_reached_no_tier_are_not_counted() -> None:
+    """Envoy counts them, and judged attempts have its numbers."""
+    message = pb.StreamAccessLogsMessage.FromString(
+        batch({"3": {"verdict": "accept", "tier": "small"}}, upstreamRequestAttemptCount=3)
+    )
+    metadata = message.http_logs.log_entry[0].common_properties.metadata
+    metadata.filter_metadata[Namespace.ATTEMPT].update({"attempts": 3, "detours": 1, "made": 2})
+    (outcome,) = read_outcomes(message.SerializeToString())
+    assert (outcome.attempts, outcome.failed_attempts, outcome.judged) == (2, 1, True)
+
+
 def test_a_request_without_an_attempt_did_not_fail_open() -> None:
     """Its body was too large, or the client left before the end of the body. There is no decision."""
     outcome = read(decision=None, status=413, upstreamRequestAttemptCount=0, customTags={})

@@ -238,7 +238,7 @@ def _addresses(ports: dict[str, int], ca: Path) -> dict[str, Body]:
     large = "[::1]" if ipv6() is not None else "127.0.0.1"
     return {
         "claude": {"url": f"http://127.0.0.1:{ports['claude']}"},
-        "small": {"url": f"http://127.0.0.1:{ports['small']}", "key": {"file": "keys/small"}, "retry": {"same": 1}},
+        "small": {"url": f"http://127.0.0.1:{ports['small']}", "key": {"file": "keys/small"}},
         "large": {"url": f"http://{large}:{ports['large']}", "key": {"file": "keys/large"}},
         "frontier": {
             "url": f"https://127.0.0.1:{ports['frontier']}{BASE}/v1", "ca": str(ca), "sni": "upstream.test",

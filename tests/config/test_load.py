@@ -122,6 +122,20 @@ MISTAKES = {
         "policy.yaml:8: `idle_s` is 0: expected a number above 0 to 3600",
         "policy.yaml:9: `apis` is an empty list: name the APIs of the upstream, or remove it for all",
     ],
+    "failover": [
+        "policy.yaml:7: `failover` of tier `small` leads back to the tier that failed: name another tier",
+        "policy.yaml:7: no tier is called `lage`: did you mean `large`?",
+        "policy.yaml:7: tier `large` occurs twice in `failover`, but it is asked once: remove one of them",
+        "policy.yaml:8: `timeouts.attempt_s` is 900: expected a number above 0, up to `timeouts.request_s` of the "
+        "policy, which is 300",
+        "policy.yaml:14: `failover` is an empty list: name the tiers to ask, or remove it for the next tier up",
+        "policy.yaml:15: `timeouts.attempt_s` is 0: expected a number above 0, up to `timeouts.request_s` of the "
+        "policy, which is 300",
+    ],
+    "timeouts_of_a_tier": [
+        "policy.yaml:7: `attempt_s` is missing: add it",
+        "policy.yaml:7: unknown key `request_s`: expected one of attempt_s",
+    ],
     "apis": [
         "policy.yaml:6: `tiers[0].apis[1]`: expected chat, completions, messages or responses, found "
         "the text `embeddings`",

@@ -40,7 +40,8 @@ RECIPES = {
     for tier in yaml.safe_load(text)
 }
 # Bottom up. A failed request goes to the next one, and requests name the first one in the header `x-want`.
-_TIERS = ("based", "keyed", "plain", "repeated", "narrow", "draining", "out", "tls", "misnamed", "spread", "last")
+_TIERS = ("based", "keyed", "plain", "repeated", "narrow", "draining", "out", "tls", "misnamed", "spread",
+          "sideways", "patient", "last")  # fmt: skip
 _CLIENT = {"authorization": "Bearer of-the-client", "x-api-key": "of-the-client"}
 _ATTEMPT_S, _REQUEST_S = 1.5, 3
 
@@ -114,6 +115,9 @@ def _own_tiers(ports: dict[str, int], second: int, ca: Path) -> dict[str, dict[s
         "misnamed": {"url": f"https:{at['misnamed']}", "ca": str(ca)},
         "spread": {"endpoints": [{"url": f"http:{at['spread']}", "weight": 3},
                                  {"url": f"http://{second_host}:{second}", "weight": 1}]},
+        "sideways": {"url": f"http:{at['sideways']}", "failover": ["plain", "narrow", "last"]},
+        # The requests of the others pass listeners that close silent connections, because their limit is shorter.
+        "patient": {"url": f"http:{at['patient']}", "timeouts": {"attempt_s": _REQUEST_S}},
         "last": {"url": f"http:{at['last']}", "key": {"file": "keys/renamed"}},
     }  # fmt: skip
 
@@ -142,7 +146,7 @@ def _at_home(tier: dict[str, Any], port: int) -> dict[str, Any]:
 
 def _write_intents(folder: Path, names: tuple[str, ...]) -> None:
     folder.mkdir()
-    judged = small_intent("extraction", "tier: plain\naccept: [no_refusal]\nescalate: {to: tls}")
+    judged = small_intent("extraction", "tier: plain\naccept: [no_refusal]\nescalate: {to: [tls, last]}")
     (folder / "extraction.yaml").write_text(judged.replace("floor: 0.05", "floor: 0.5"))
     tiers = [
         {"name": n, "model": n, "url": "http://x", "context": 9, "price": {"input": 1, "output": 1}} for n in names
@@ -289,6 +293,21 @@ def test_a_broken_connection_is_tried_once_more_at_the_last_tier(world: World) -
     assert (world.ask("last").status, world.tiers) == (503, ["last"])
 
 
+def test_a_reused_connection_that_breaks_costs_no_tier(world: World) -> None:
+    """The same tier is asked once more. A new connection that breaks moves to the next tier."""
+    broken = Script(hang_up=True)
+    world.script(plain=[FINE, broken])
+    assert (world.ask("plain").status, world.tiers) == (200, ["plain"])
+    answer = world.ask("plain")
+    assert (answer.status, answer.headers["x-router-tier"], world.tiers) == (200, "plain", ["plain", "plain"])
+    assert [r.body["model"] for r in world.upstreams.received] == ["plain-1", "plain-1"]
+    world.script(plain=[broken] * 3)
+    for tiers in (["plain", "plain", "repeated"], ["plain", "repeated"]):
+        answer = world.ask("plain")
+        assert (answer.status, answer.headers["x-router-tier"], world.tiers) == (200, "repeated", tiers)
+        assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
+
+
 def test_a_broken_connection_is_tried_once_more_where_the_tier_says_so(world: World) -> None:
     """A status moves to the next tier, also after a repeated attempt."""
     broken, failed = Script(hang_up=True), Script(503)
@@ -312,6 +331,42 @@ def test_a_rejected_answer_is_not_asked_for_again_at_the_same_tier(world: World,
         world.script(repeated=scripts)
         messages = [{"role": "user", "content": EXTRACT}]
         answer = world.ask("repeated", messages=messages, stream=stream)
+        assert (answer.status, answer.headers["x-router-escalations"], world.tiers) == (200, "1", tiers)
+        assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
+
+
+# Failover sideways and down
+
+
+def test_a_failed_request_goes_where_its_tier_says(world: World) -> None:
+    """To cheaper tiers, and then to one above. A tier of the list that lacks the API is left out."""
+    failed = Script(503)
+    for path, failing, tiers in (
+        (CHAT, ["sideways"], ["sideways", "plain"]),
+        (CHAT, ["sideways", "plain"], ["sideways", "plain", "last"]),
+        (MESSAGES, ["sideways", "plain"], ["sideways", "plain", "narrow"]),
+    ):
+        world.script(**dict.fromkeys(failing, failed))
+        answer = world.ask("sideways", path)
+        assert (answer.status, answer.headers["x-router-tier"], world.tiers) == (200, tiers[-1], tiers)
+        assert (answer.headers["x-router-attempts"], answer.headers["x-router-escalations"]) == (
+            str(len(tiers)),
+            "0",
+        )
+        assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_rejected_answer_moves_up_past_the_failover_tiers(world: World, stream: bool) -> None:
+    """Also that of a failover tier."""
+    refusal = Script(body=FINE.body.replace(b"ok", b"I cannot help with that."))
+    messages = [{"role": "user", "content": EXTRACT}]
+    for scripts, tiers in (
+        ({"sideways": refusal}, ["sideways", "last"]),
+        ({"sideways": Script(503), "plain": refusal}, ["sideways", "plain", "last"]),
+    ):
+        world.script(**scripts)
+        answer = world.ask("sideways", messages=messages, stream=stream)
         assert (answer.status, answer.headers["x-router-escalations"], world.tiers) == (200, "1", tiers)
         assert [r.body["model"] for r in world.upstreams.received] == [f"{tier}-1" for tier in tiers]
 
@@ -419,8 +474,15 @@ def _asked(world: World, path: str) -> Answer:
     return send(world.stack.port, path, None, _CLIENT, "GET")
 
 
+def test_a_tier_may_have_its_own_limit(world: World) -> None:
+    """Its answer comes after the limit of the others."""
+    world.script(patient=Script(wait_s=_ATTEMPT_S + 0.4))
+    assert (world.ask("patient").status, world.tiers) == (200, ["patient"])
+
+
 def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: World) -> None:
-    world.script(plain=Script(wait_s=9))
+    world.script(plain=[FINE, Script(wait_s=9)])
+    world.ask("plain")  # its connection is reused
     assert (world.ask("plain").status, world.tiers) == (200, ["plain", "repeated"])
     world.script(last=[Script(wait_s=9)] * 2)
     answer = world.ask("last")

@@ -17,6 +17,7 @@ from extproc.api.structure import MAX_COMMAS, MAX_CONTAINERS, TooManyValues
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.contract.names import CONTRACT, HeaderName, Namespace
+from extproc.contract.records import REPEATING_CLUSTER
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import DeadlineError, EncoderError
 from extproc.messages import BodyMode, Event, Kind, Opening, Reply
@@ -141,11 +142,13 @@ def test_one_body_message_is_answered_with_route_body_and_record(router, snapsho
         "ask_cut": False,
         "tokens": len(BODY) // 4,
         "contract": CONTRACT,
-        "max_retries": 2,  # one for the next rung, and one more for a connection that breaks at the last one
+        "max_retries": 4,  # for the next rung, and for broken connections: two at the first one, one at the last
         "escalations": 0,
     }
     assert reply.metadata[Namespace.LADDER] == {
         "priority_groups": [
+            {"name": "rung0", "clusters": [{"cluster_name": "small", "weight": 1}]},
+            {"name": "rung0", "clusters": [{"cluster_name": REPEATING_CLUSTER, "weight": 1}]},
             {"name": "rung0", "clusters": [{"cluster_name": "small", "weight": 1}]},
             {"name": "rung1", "clusters": [{"cluster_name": "large", "weight": 1}]},
         ]

@@ -116,6 +116,25 @@ def test_an_escalation_leaves_repeated_attempts_out(number: int, skipped: int, l
     assert ruling.ladder is not None and ruling.ladder[number] == THREE[1]
 
 
+@pytest.mark.parametrize(
+    ("number", "skipped", "rung"),
+    [
+        (1, 0, 2),  # from the first tier past `large`, which is asked only after failures
+        (2, 0, 3),  # from `large` to a tier above it
+        (4, -2, 3),  # from `large`, after repeated attempts at the first tier
+    ],
+)
+def test_a_rejection_leads_past_failover_tiers(number: int, skipped: int, rung: int) -> None:
+    clusters = [*THREE, "best"]
+    ruling = ruled(number=number, skipped=skipped, clusters=clusters, climbs=(2, 3, 3, 4))
+    assert (ruling.word, ruling.rung) == ("escalate", rung)
+    assert ruling.ladder is not None and ruling.ladder[number] == clusters[rung]  # the cluster of the next attempt
+
+
+def test_a_rejection_that_leads_nowhere_is_the_last() -> None:
+    assert ruled(number=2, clusters=THREE, climbs=(2, 3, 3)).bound is Bound.LAST_RUNG
+
+
 @pytest.mark.parametrize("rejection", ["non_empty", None])
 def test_another_rule_skips_no_rung(rejection: str | None) -> None:
     ruling = ruled(Verdict(False, rejection, "empty"), skip=("no_refusal",))

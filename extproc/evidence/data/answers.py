@@ -132,7 +132,7 @@ class Upstreams:
     def serve(self, routed: Routed, answers: Mapping[str, ReplayedAnswer]) -> Served | None:
         """Follow the ladder of the decision. None: an answer that it needs was not recorded."""
         decision = routed.decision
-        above = decision.ladder if decision.judged else ()
+        above = [rung for rung in decision.ladder if not rung.failover] if decision.judged else ()
         settings = [(decision.tier, decision.reasoning), *((rung.tier, rung.reasoning) for rung in above)]
         served = Served(path=())
         for at, (tier, reasoning) in enumerate(settings):
