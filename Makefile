@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 UV := 0.13.9
-# Processes of pytest. Of two, one runs the tests through Envoy, and the other runs the rest (tests/conftest.py).
+# Processes of pytest. One of two starts with the tests through Envoy, the other with the rest (tests/conftest.py).
 WORKERS ?= 2
 CYCLONEDX := 7.5.0
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)

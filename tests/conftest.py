@@ -6,6 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,15 +25,18 @@ SUMMARY = "summary"
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Gives the tests through Envoy to one process, because they measure times and share a stack.
+    """Gives each module to one process. Every second process takes the last module that is left.
 
-    Every other module goes to a process as a whole. `--dist loadgroup` would do the same by marks, but
-    pytest-xdist 3.8 loses them under pytest 9.2.
+    So one process runs the tests through Envoy, which measure times, and the other one helps when the rest is done.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        module = nodeid.partition("::")[0]
-        return "e2e" if module.startswith(_END_TO_END) else module
+        return nodeid.partition("::")[0]
+
+    def _assign_work_unit(self, node: Any) -> None:
+        if self.nodes.index(node) % 2:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Scheduling:
