@@ -33,6 +33,12 @@ def traced(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 "OTEL_BSP_SCHEDULE_DELAY": "100",
             })  # fmt: skip
             stack.start_envoy(otlp=collector.address)
+
+            def reports() -> bool:
+                ask(stack.port, EXTRACT)
+                return bool(collector.spans("semantic-router"))
+
+            eventually(reports, "the router reports")
             yield stack, collector
         finally:
             stack.stop()
