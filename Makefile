@@ -28,9 +28,9 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
-  bench-answers bench-cascade bench-encoders bench-faults bench-footprint bench-ledger bench-lengths bench-peers \
-  bench-robustness bench-routing bench-neighbours bench-soak bench-static bench-ttft bench-unseen bench-views bench-wild \
-  clean
+  bench-answers bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
+  bench-peers bench-robustness bench-routing bench-neighbours bench-soak bench-static bench-ttft bench-unseen bench-views \
+  bench-wild clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -156,6 +156,9 @@ bench-views: $(VENV)/ready  ## measure how much each view of the text adds to ro
 
 bench-unseen: $(VENV)/ready  ## calibrate on half of the sources of real prompts, and measure on the others
 	@$(BIN)/python -m bench.unseen $(DATA)
+
+bench-few-rows: $(VENV)/ready  ## calibrate with ten labelled rows of each intent, and measure on others
+	@$(BIN)/python -m bench.few_rows
 
 bench-wild: $(VENV)/ready  ## decide about real prompts of public sets, beside controls; DATA=FILE takes another file
 	@$(BIN)/python -m bench.wild $(DATA)

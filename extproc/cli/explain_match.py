@@ -6,7 +6,7 @@ from extproc.contract.words import Reason
 from extproc.routing.decision import Decision
 from extproc.routing.index import Match
 from extproc.routing.policy import Cohort, Policy
-from extproc.routing.trust import DOUBT, LEAST_CHANCE, chance_above, needed_rank, weigh
+from extproc.routing.trust import DOUBT, LEAST_CHANCE, chance_above, is_decided_by_floors, needed_rank, weigh
 
 BACKGROUND = "(background)"
 
@@ -54,7 +54,7 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
         return f"the similarity is below the floor of {name}, so {tier} serves"
     if match.margin < cohort.margin:
         return f"the margin is below that of {name}, so {tier} serves"
-    if match.chance is None or cohort.has_floor:
+    if is_decided_by_floors(cohort, match):
         return f"the similarity reaches the floor of {name}, so {tier} serves"
     own = policy.rank(cohort.needed_tier(policy))
     above = chance_above(policy, match, own)

@@ -41,6 +41,11 @@ class Cohort(msgspec.Struct, frozen=True):
         """Whether the floor says by itself that a match counts: it is calibrated, or a person wrote it."""
         return self.calibrated or self.operator_floor
 
+    @property
+    def shares_margin(self) -> bool:
+        """Whether its margin is that of a pool, so that its own rows do not show which of its matches are right."""
+        return self.calibrated and self.evidence is not None and self.evidence.pool is not None
+
     def needed_tier(self, policy: "Policy") -> str:
         """Return the tier that its requests need: its own, or its floor if that is costlier."""
         return max(self.tier, self.tier_floor or self.tier, key=policy.rank)

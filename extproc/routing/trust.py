@@ -1,10 +1,13 @@
 """Whether a match counts, and the tier that the request needs.
 
-A floor that was fitted on evidence, or that the operator wrote, decides by itself. Without one, the chances of the
-cohorts decide, by the price of a mistake. The tier is the cheapest one at which a costlier tier is unlikely to
-be needed. Doubt raises the tier and never lowers it. The chances also choose the tier of a match that fitted floors
-reject, if one of them is that of the background. On prompts of sources without labelled rows, the default tier is
-right for 60 % of them, and this tier for 76 % (MiniLM).
+A floor that was fitted on a cohort's own rows, or that the operator wrote, decides by itself. Without one, the
+chances of the cohorts decide, by the price of a mistake. The tier is the cheapest one at which a costlier tier is
+unlikely to be needed. Doubt raises the tier and never lowers it. A match with a cohort that shares the margin of a
+pool must also pass this rule, because the pool does not show what a mistake of this cohort costs.
+
+The chances also choose the tier of a match that fitted floors reject, if one of them is that of the background.
+On prompts of sources without labelled rows, the default tier is right for 60 % of them, and this tier for 76 %
+(MiniLM).
 """
 
 import msgspec
@@ -41,10 +44,20 @@ def weigh(policy: Policy, match: Match | None, failure: Reason = Reason.NO_TEXT)
         return Trust(Reason.OUT_OF_SCOPE, default)
     if match.margin < cohort.margin:
         return Trust(Reason.AMBIGUOUS, _rank_in_doubt(policy, cohort, match))
-    if match.chance is None or cohort.has_floor:
+    if is_decided_by_floors(cohort, match):
         return Trust(Reason.MATCHED, own)
     reason, rank = _by_cost(policy, cohort, match)
     return Trust(reason, own if reason is Reason.MATCHED else rank)
+
+
+def is_decided_by_floors(cohort: Cohort, match: Match) -> bool:
+    """Whether a match that reaches the cohort's floors counts, at any chances of other cohorts."""
+    return match.chance is None or (cohort.has_floor and not cohort.shares_margin)
+
+
+def is_likely(policy: Policy, match: Match) -> bool:
+    """Whether the chances say that a match counts. With a shared margin they must. No chances: it does."""
+    return match.chance is None or _by_cost(policy, policy.cohorts[match.cohort], match)[0] is Reason.MATCHED
 
 
 def _rank_in_doubt(policy: Policy, cohort: Cohort, match: Match) -> int:

@@ -7,7 +7,7 @@ from extproc.cli.explain_match import cohort_table, match_lines
 from extproc.routing.decision import decide
 from extproc.routing.index import Match
 from extproc.routing.policy import Policy
-from tests.routing.test_trust import FAQ, POLICY, SIGNALS, match, with_cohort
+from tests.routing.test_trust import FAQ, POLICY, SIGNALS, evidence, match, with_cohort
 
 
 def lines(found: Match, policy: Policy = POLICY) -> list[str]:
@@ -72,4 +72,16 @@ def test_with_a_floor_the_similarity_decides():
     assert lines(match(faq=0.6, code=0.4), policy) == [
         "margin    0.200 (floor 0.000)",
         "match     the similarity reaches the floor of faq, so small serves",
+    ]
+
+
+def test_with_a_shared_margin_the_chances_decide_too():
+    """The sentence names the chance."""
+    policy = with_cohort(
+        msgspec.structs.replace(FAQ, margin=0.1, calibrated=True, evidence=evidence(False, pool=90))
+    )
+    assert lines(match(faq=0.6, code=0.4), policy) == [
+        "margin    0.200 (floor 0.100)",
+        "match     the chance that it needs a tier above small is 40 %, more than the 25 % that is accepted, so "
+        "large serves",
     ]

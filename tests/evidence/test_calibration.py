@@ -19,7 +19,7 @@ from extproc.evidence.data.groups import distinct, group_rows
 from extproc.evidence.execution import Memory
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.calibration import Counts, FloorFit, counts_of
-from extproc.evidence.fit.floor_choice import choose_all, strictest_floors, why_no_floors
+from extproc.evidence.fit.floor_choice import FloorChoice, choose_all, strictest_floors, why_no_floors
 from extproc.evidence.fit.floors import best_kind, choose_floors, least_rows
 from extproc.evidence.fit.labelled import LabelledRows, Matches
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
@@ -203,6 +203,25 @@ def test_a_cohort_with_hardly_a_row_shares_a_margin_only_with_several(cohorts, s
     assert (choices["new"].floor, choices["new"].margin) == (0.1, choices["c0"].margin) or not shares
     assert choices["new"].fitted == shares
     assert shares or choices["new"].why == "needs about 10 distinct labelled rows that land here; has 0"
+
+
+def test_a_shared_margin_accepts_only_what_the_chances_accept_and_is_fitted_on_that():
+    """Sure matches that are wrong do not raise the margin if the chances reject them. Otherwise they do."""
+    rng, floors = np.random.default_rng(13), {f"c{i}": -1.0 for i in range(10)}
+    rows = pooled(rng, 10, 40)
+    wrong = np.arange(400) // 10 % 5 == 0
+    matches = msgspec.structs.replace(
+        rows.matches, right=rows.matches.right & ~wrong, margin=np.where(wrong, 0.4, rows.matches.margin)
+    )
+    rows = msgspec.structs.replace(rows, matches=matches, likely=~wrong)
+    clean, _ = choose_all(rows.subset(~wrong), floors, 0.1)
+    choices, _ = choose_all(rows, floors, 0.1)
+    assert choices["c1"].pooled and choices["c1"].margin == clean["c1"].margin
+    assert not (choices["c1"].accepted(rows) & wrong).any()
+    assert choices["c1"].accepted(rows).sum() > 100
+    at_any_chance, _ = choose_all(msgspec.structs.replace(rows, likely=None), floors, 0.1)
+    assert not at_any_chance["c1"].fitted or at_any_chance["c1"].margin > 0.4
+    assert FloorChoice(-1.0, 0.0).accepted(rows).all()  # the own floors of a cohort
 
 
 # Sources and weights

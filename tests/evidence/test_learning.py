@@ -139,6 +139,21 @@ def test_labelled_rows_that_differ_from_the_utterances_give_better_centroids(fol
     assert header.rows == len(rows.texts)
 
 
+def test_rows_that_are_held_out_are_in_doubt_by_the_chances_of_tiers(folder):
+    """There is more doubt if one of three like cohorts needs a costlier tier."""
+    encoder = Planted(DIRECTIONS, noise=3.0)
+    doubtful = {}
+    for tier in ("small", "large"):
+        (folder / "c.yaml").write_text((folder / "c.yaml").read_text().replace("tier: small", f"tier: {tier}"))
+        run, rows, (candidate,) = executed(folder, 40, encoder)
+        vectors = vectorise(run.config, candidate, rows.texts)
+        fold, every = np.arange(len(rows.texts)) % 5, np.ones(len(rows.texts), dtype=bool)
+        held_out = match_held_out(HEAD, vectors, rows, fold, every)
+        assert held_out.likely is not None
+        doubtful[tier] = (~held_out.likely & (held_out.landed != "c")).sum()
+    assert doubtful["large"] > doubtful["small"]
+
+
 def test_where_similarity_is_measured_is_kept_with_the_centroids(folder):
     """`back` serves as it was tried. The first trial serves without a file, so it has the default `back`."""
     encoder = Planted(DIRECTIONS, noise=1.6)

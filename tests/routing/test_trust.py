@@ -13,7 +13,7 @@ from extproc.routing.decision import Decision, decide
 from extproc.routing.index import Match
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.signals import Signals
-from extproc.routing.trust import DOUBT, Trust, chance_above, needed_rank, trust, weigh
+from extproc.routing.trust import DOUBT, Trust, chance_above, is_likely, needed_rank, trust, weigh
 from extproc.settings import Evidence, Price, Probability, Tier
 
 TIERS = (
@@ -100,10 +100,45 @@ def test_an_explicit_margin_holds():
     assert weigh(policy, match(faq=1.0)) == Trust(Reason.AMBIGUOUS, 1)
 
 
-def evidence(abstains: bool) -> Evidence:
-    return Evidence(
-        "2026-11-22", "d", 50, "e", "c", 0.05, (0.0, 0.1), 0.5, Probability(1.0, 1.0, 0.0), abstains=abstains
-    )
+def evidence(abstains: bool, pool: int | None = None) -> Evidence:
+    curve = Probability(1.0, 1.0, 0.0)
+    return Evidence("2026-11-22", "d", 50, "e", "c", 0.05, (0.0, 0.1), 0.5, curve, pool=pool, abstains=abstains)
+
+
+@pytest.mark.parametrize(
+    ("chances", "reason", "tier"),
+    [
+        ({"faq": 0.76, "code": 0.24}, Reason.MATCHED, "small"),
+        ({"faq": 0.65, "code": 0.35}, Reason.AMBIGUOUS, "large"),
+        ({"faq": 0.65, "legal": 0.35}, Reason.AMBIGUOUS, "frontier"),
+        ({"faq": 0.65, "background": 0.35}, Reason.OUT_OF_SCOPE, "large"),
+        ({"faq": 0.55, "summary": 0.45}, Reason.MATCHED, "small"),
+        ({"faq": 0.39, "summary": 0.38, "background": 0.23}, Reason.AMBIGUOUS, "small"),
+    ],
+)
+def test_a_match_above_a_shared_margin_must_also_be_likely_enough(
+    chances: dict[str, float], reason: Reason, tier: str
+):
+    """A margin of the cohort itself decides alone. A shared one does if there are no chances."""
+    own = msgspec.structs.replace(FAQ, margin=0.1, calibrated=True, evidence=evidence(False))
+    shared = msgspec.structs.replace(own, evidence=evidence(False, pool=200))
+    doubtful = match(**chances)
+    assert weigh(with_cohort(shared), doubtful) == Trust(reason, POLICY.rank(tier))
+    assert is_likely(with_cohort(shared), doubtful) == (reason is Reason.MATCHED)
+    assert weigh(with_cohort(own), doubtful) == Trust(Reason.MATCHED, 0)
+    plain = Match("faq", 0.5, 0.2, "summary")
+    assert weigh(with_cohort(shared), plain) == Trust(Reason.MATCHED, 0)
+    assert is_likely(with_cohort(shared), plain)
+    narrow = msgspec.structs.replace(doubtful, margin=0.09)
+    assert trust(with_cohort(shared), narrow) is Reason.AMBIGUOUS
+
+
+def test_cohorts_of_a_pool_with_the_same_settings_are_not_ambiguous_between_each_other():
+    """Their chances count together, and all settings apply."""
+    shared = msgspec.structs.replace(FAQ, margin=0.01, calibrated=True, evidence=evidence(False, pool=200))
+    third = msgspec.structs.replace(match(faq=0.39, summary=0.38, background=0.23), alike=0.77)
+    decision = decided(with_cohort(shared), third)
+    assert (decision.reason, decision.tier, decision.withheld) == (Reason.MATCHED, TIERS[0], ())
 
 
 @pytest.mark.parametrize(

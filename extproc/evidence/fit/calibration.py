@@ -248,6 +248,6 @@ def _cross_fitted(
         curves = _curves(others, [*floors])
         for name in np.unique(rows.landed[fold == k].astype(str)):
             here = (fold == k) & (rows.landed == name)
-            accepted[here] = choices[name].accepted(rows.matches.subset(here))
+            accepted[here] = choices[name].accepted(rows.subset(here))
             chance[here] = probabilities(curves[name], rows.matches.subset(here))
     return accepted, chance

@@ -36,9 +36,10 @@ class FloorChoice(msgspec.Struct, frozen=True):
         """Whether there are floors."""
         return not math.isnan(self.floor)
 
-    def accepted(self, matches: Matches) -> Bools:
-        """Return which of these matches count. Without floors none does."""
-        return matches.accepted(self.floor, self.margin)
+    def accepted(self, rows: LabelledRows) -> Bools:
+        """Return which matches of these rows count. Without floors none does."""
+        reached = rows.matches.accepted(self.floor, self.margin)
+        return reached if not self.pooled or rows.likely is None else reached & rows.likely
 
 
 def choose_all(
@@ -47,9 +48,9 @@ def choose_all(
     """Return the floors of every cohort, and the kind of threshold of the cohorts outside the pool.
 
     Cohorts whose own rows are too few for this risk, or too much alike, share one margin, which keeps the risk over
-    all of them. Each has its own floor of the similarity in `floors`. A cohort is left out of this pool if its rows
-    show that it exceeds the risk. Rows of several sources give the strictest floors of the fits without any one of
-    them.
+    all of them. Each has its own floor of the similarity in `floors`. The margin is fitted on the matches that also
+    count by the chances, because no others do. A cohort is left out of this pool if its rows show that it exceeds
+    the risk. Rows of several sources give the strictest floors of the fits without any one of them.
     """
     parts = {name: rows.subset(rows.landed == name) for name in floors}
     floors = {name: math.floor(floor * 10**DIGITS) / 10**DIGITS for name, floor in floors.items()}
@@ -60,9 +61,13 @@ def choose_all(
     choices = {name: FloorChoice(*fitted) for name, fitted in own.items() if fitted is not None}
     # If one source alone makes the floors of a cohort low, it may still share those of the pool.
     tried = choices if rows.sources is not None else own
-    others = [name for name in floors if name not in tried and not _is_bad(rows, parts[name], name, risk)]
+    likely = rows if rows.likely is None else rows.subset(rows.likely)
+    bad = [name for name in floors if _is_bad(rows, likely.subset(likely.landed == name), name, risk)]
+    others = [name for name in floors if name not in tried and name not in bad]
     pool = [name for name in others if parts[name].matches.distinct >= LEAST_OWN]
-    reached = rows.subset(rows.matches.similarity >= np.array([floors[name] for name in rows.landed], dtype=float))
+    reached = likely.subset(
+        likely.matches.similarity >= np.array([floors[name] for name in likely.landed], dtype=float)
+    )
     fitted = strictest_floors(reached.subset(np.isin(reached.landed.astype(str), pool)), risk, "margin")
     sharing = others if len(pool) >= _SHARING else pool
     for name, part in parts.items():

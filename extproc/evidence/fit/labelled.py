@@ -11,7 +11,8 @@ from extproc.evidence.fit.folds import apart_folds
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds, effective_rows
 from extproc.routing.centroid_file import fingerprints
 from extproc.routing.index import Match
-from extproc.routing.trust import trust
+from extproc.routing.policy import Policy
+from extproc.routing.trust import is_likely, trust
 
 NO_SOURCE = "no source"  # the name of the rows without one, which are one source together
 # Up to this many sources are left out one by one. More are left out several together.
@@ -84,14 +85,18 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
     seen: Bools  # the file of centroids was fitted on this row
     clusters: GroupIds | None = None  # of similar rows (folds.py). None: not known
     sources: np.ndarray | None = None  # the name of each row's source. None: all are of one source
+    policy: Policy | None = None  # with the tiers of the cohorts. None: no row is in doubt
+    likely: Bools | None = None  # the chances say that the match counts (trust.py). None: all of them
 
     def subset(self, chosen: Bools) -> "LabelledRows":
         """Return the chosen rows."""
         texts = [text for text, keep in zip(self.texts, chosen, strict=True) if keep]
         labels, landed, trusted = self.labels[chosen], self.landed[chosen], self.trusted[chosen]
-        clusters, sources = (None if each is None else each[chosen] for each in (self.clusters, self.sources))
+        clusters, sources, likely = (
+            None if each is None else each[chosen] for each in (self.clusters, self.sources, self.likely)
+        )
         matches, seen = self.matches.subset(chosen), self.seen[chosen]
-        return LabelledRows(texts, labels, landed, matches, trusted, seen, clusters, sources)
+        return LabelledRows(texts, labels, landed, matches, trusted, seen, clusters, sources, self.policy, likely)
 
     def rematched(self, matches: Sequence[Match]) -> "LabelledRows":
         """Return the same rows with other matches, one per row."""
@@ -99,7 +104,9 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
         table = np.array([(match.similarity, match.margin) for match in matches], dtype=np.float64).reshape(-1, 2)
         right = np.array([name == label for name, label in zip(landed, self.labels, strict=True)], dtype=bool)
         matched = Matches(table[:, 0], table[:, 1], right, self.matches.groups, self.matches.mass)
-        return msgspec.structs.replace(self, landed=landed, matches=matched)
+        policy = self.policy
+        likely = None if policy is None else np.array([is_likely(policy, match) for match in matches], dtype=bool)
+        return msgspec.structs.replace(self, landed=landed, matches=matched, likely=likely)
 
     @property
     def source_folds(self) -> GroupIds | None:
@@ -163,5 +170,6 @@ def labelled_rows(run: Execution) -> LabelledRows:
         np.array(trusted, dtype=bool),
         seen,
         sources=sources if len({*sources}) > 1 else None,
+        policy=run.snapshot.policy,
     )
     return unmatched.rematched(matches)

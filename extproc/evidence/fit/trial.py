@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 import numpy as np
 
-from extproc.config.compile import encode_texts, matcher_index, matching
+from extproc.config.compile import encode_texts, kinds_of, matcher_index, matching
 from extproc.config.load import Config
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.fit.centroid_kinds import PRESENT, UTTERANCES, Texts, matcher_of
@@ -49,7 +49,7 @@ class Vectorised(msgspec.Struct, frozen=True, eq=False):
             return matching(config, self.texts.utterances, self.texts.background)[0]
         joined = self.texts.joined(self.rows[seen], labels[seen], groups[seen])
         matcher = matcher_of(kind, joined, self.texts.utterances)
-        return matcher_index(matcher, means_of(self.texts.utterances), self.back)
+        return matcher_index(matcher, means_of(self.texts.utterances), self.back, kinds_of(self.config))
 
 
 class Trial(msgspec.Struct, frozen=True, eq=False):
