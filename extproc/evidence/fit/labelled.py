@@ -92,9 +92,8 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
         """Return the chosen rows."""
         texts = [text for text, keep in zip(self.texts, chosen, strict=True) if keep]
         labels, landed, trusted = self.labels[chosen], self.landed[chosen], self.trusted[chosen]
-        clusters, sources, likely = (
-            None if each is None else each[chosen] for each in (self.clusters, self.sources, self.likely)
-        )
+        clusters, sources = (None if each is None else each[chosen] for each in (self.clusters, self.sources))
+        likely = None if self.likely is None else self.likely[chosen]
         matches, seen = self.matches.subset(chosen), self.seen[chosen]
         return LabelledRows(texts, labels, landed, matches, trusted, seen, clusters, sources, self.policy, likely)
 
