@@ -39,6 +39,7 @@ _KEY_HEADERS = (
     "openai-project",
     "chatgpt-account-id",
 )
+PathKey = Literal["client", "tier"]
 
 
 class Passthrough(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +49,7 @@ class Passthrough(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     methods: Annotated[tuple[str, ...], about("HTTP methods that are open.")] = ("GET", "POST")
     tier: Annotated[str | None, about("Tier whose upstream answers. Left out: the default tier.")] = None
     key: Annotated[
-        Literal["client", "tier"],
+        PathKey,
         about(
             "client: the upstream gets only the client's own key. tier: it gets only the key of the tier, which "
             "every client may then use."
