@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "extproc"
 # From the bottom up. A package imports only packages of lower floors.
 FLOORS = (
-    "settings mismatch contract messages api encoder pb",
+    "settings mismatch contract messages api encoder pb protobuf",
     "acceptance",
     "routing",
     "verifying config accounting",
@@ -25,6 +25,7 @@ FLOOR_OF = {package: floor for floor, packages in enumerate(FLOORS) for package 
 GENERATED = {"serving/wire.py", "serving/processor.py", "accounting/accesslog.py"}
 # Third-party packages that a module may import. Every module may import msgspec (values) and numpy (vectors).
 VENDORS = {
+    "protobuf.py": {"google"},
     "routing/products.py": {"faiss"},
     "routing/head.py": {"scipy"},
     "routing/centroid_file.py": {"safetensors"},  # arrays in a file that cannot run code

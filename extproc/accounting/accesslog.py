@@ -21,6 +21,7 @@ from extproc.contract.records import AttemptRecord, AttemptsRecord, DecisionReco
 from extproc.contract.words import NOT_A_COHORT, Reason, Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
+from extproc.protobuf import decode
 
 # Envoy's name for the service.
 SERVICE, METHOD = "envoy.service.accesslog.v3.AccessLogService", "StreamAccessLogs"
@@ -46,7 +47,7 @@ _REJECTED_AND_SERVED = (VerdictWord.DEGRADED, VerdictWord.RECORDED, VerdictWord.
 def read_outcomes(message: bytes) -> Iterator[Outcome]:
     """Yield the outcome of each exchange with one of our APIs. Raises ValueError if the batch cannot be read."""
     try:
-        batch = pb.StreamAccessLogsMessage.FromString(message)
+        batch = decode(pb.StreamAccessLogsMessage, message)  # ids of clients in it may have any bytes
     except DecodeError as error:
         raise ValueError(f"expected a StreamAccessLogsMessage from Envoy: {error}") from error
     entries = batch.http_logs.log_entry

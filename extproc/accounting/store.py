@@ -159,7 +159,14 @@ class _Sqlite:
 
     def _begin(self, path: Path, writing: bool) -> None:
         self._connection.row_factory = sqlite3.Row
-        (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
+        try:
+            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                raise
+            raise OSError(
+                f"{path} is not a ledger: give a file that `extproc serve --ledger` has written"
+            ) from None
         if schema not in (0, *MIGRATIONS, SCHEMA):
             raise OSError(f"{path} has ledger version {schema}, but version {SCHEMA} is needed: move the file away")
         if not writing:

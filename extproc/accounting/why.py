@@ -127,6 +127,9 @@ def _decision(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]
 
 def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     counted = row["cohort"]
+    if _column(row, "decision") is None and counted not in NOT_A_COHORT:
+        yield f"cohort    {counted}. An older release wrote this row, without the record of the match"
+        return
     if decision.cohort is None or decision.similarity is None:
         yield f"cohort    None was compared, so it counts as {counted}"
         return

@@ -9,6 +9,7 @@ from extproc.cli.options import (
     intents_option,
     parse_address,
     parse_gateway,
+    parse_host,
     parse_server_address,
     parse_workers,
 )
@@ -114,6 +115,7 @@ def add_envoy(commands: "Commands") -> None:
     )
     envoy.add_argument(
         "--host",
+        type=parse_host,
         metavar="NAME",
         help="host that clients send requests for LLMs to; required with --for envoy-gateway or istio, which leave "
         "other hosts of the gateway alone",

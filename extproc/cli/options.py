@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,14 @@ def parse_url(text: str) -> str:
         is_address = False
     if not is_address or url.query or url.fragment:
         raise _refusal(text, "an address, as in http://127.0.0.1:10000")
+    return text
+
+
+def parse_host(text: str) -> str:
+    """The name of a host, as Kubernetes takes it."""
+    label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+    if not re.fullmatch(rf"{label}([.]{label})*", text):
+        raise _refusal(text, "a host in lower case, without scheme, port and wildcard, as in llm.example.com")
     return text
 
 

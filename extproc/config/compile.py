@@ -51,7 +51,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     )
     snapshot = Snapshot(
         config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids,
-        file.timeouts, reads_only_english(file.encoder.model),
+        file.timeouts, reads_only_english(file.encoder.model), file.key_headers,
     )  # fmt: skip
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):

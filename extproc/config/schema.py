@@ -27,6 +27,19 @@ from extproc.settings import (
 
 POLICY_FILE = "policy.yaml"
 BACKGROUND_FILE = "_background.yaml"
+# Headers in which clients send keys, or name an account that belongs to a key.
+_KEY_HEADERS = (
+    "authorization",
+    "proxy-authorization",
+    "x-api-key",
+    "api-key",
+    "x-goog-api-key",
+    "cookie",
+    "openai-organization",
+    "openai-project",
+    "chatgpt-account-id",
+)
+PathKey = Literal["client", "tier"]
 
 
 class Passthrough(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +49,7 @@ class Passthrough(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     methods: Annotated[tuple[str, ...], about("HTTP methods that are open.")] = ("GET", "POST")
     tier: Annotated[str | None, about("Tier whose upstream answers. Left out: the default tier.")] = None
     key: Annotated[
-        Literal["client", "tier"],
+        PathKey,
         about(
             "client: the upstream gets only the client's own key. tier: it gets only the key of the tier, which "
             "every client may then use."
@@ -107,6 +120,12 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def longest_attempt_s(self) -> float:
         """The longest of these limits."""
         return max(self.timeouts.attempt_s, *map(self.attempt_s, self.tiers))
+
+    @property
+    def key_headers(self) -> tuple[str, ...]:
+        """Every header that may hold a key of a client or of a tier, in lower case."""
+        own = (tier.key.header for tier in self.tiers if tier.key is not None)
+        return tuple(dict.fromkeys((*_KEY_HEADERS, *self.client_keys, *own)))
 
     @property
     def max_body_bytes(self) -> int:

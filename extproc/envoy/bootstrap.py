@@ -22,7 +22,6 @@ import yaml
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict, address
 from extproc.envoy.clusters import (
-    client_key_cluster,
     extproc_cluster,
     grpc_cluster,
     repeating_cluster,
@@ -31,7 +30,7 @@ from extproc.envoy.clusters import (
 )
 from extproc.envoy.listener import listener
 from extproc.envoy.older import NOTES, adapt_to_older
-from extproc.envoy.other_routes import client_key_tiers
+from extproc.envoy.other_routes import opened_clusters
 from extproc.envoy.probe import admin_cluster, probe_listener
 from extproc.envoy.residency import refusing_clusters
 from extproc.envoy.silence import internal_listeners, silence_listeners
@@ -91,7 +90,7 @@ def static_resources(
             extproc_cluster(extproc, tls),
             *(tier_cluster(tier, config, follow_keys) for tier in config.policy.tiers),
             *(cluster for tier in config.policy.tiers for cluster in silent_clusters(tier, config)),
-            *(client_key_cluster(tier, config) for tier in client_key_tiers(config)),
+            *opened_clusters(config, follow_keys),
             *refusing_clusters(config),
             *([repeating_cluster(config)] if follow_keys else []),
             *([grpc_cluster("otlp", [otlp], {"interval": "30s", "timeout": "1s"})] if otlp is not None else []),

@@ -6,33 +6,15 @@ An attempt finds the headers and the path as the previous attempt left them.
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict, set_header, skip_if, typed
 
-# Headers in which clients send keys, or name an account that belongs to a key.
-_HEADERS = (
-    "authorization",
-    "proxy-authorization",
-    "x-api-key",
-    "api-key",
-    "x-goog-api-key",
-    "cookie",
-    "openai-organization",
-    "openai-project",
-    "chatgpt-account-id",
-)
 # Query parameters in which clients send keys, in lower case.
 _PARAMETERS = ("key", "api-key", "api_key", "apikey", "x-api-key", "x-goog-api-key", "access_token", "access-token",
                "auth_token", "token", "authorization", "subscription-key", "sig", "signature")  # fmt: skip
 _QUERY = "extproc.client.query"
 
 
-def key_headers(config: Config) -> tuple[str, ...]:
-    """Return every header that may hold a key of a client or of a tier, in lower case."""
-    own = (tier.key.header for tier in config.policy.tiers if tier.key is not None)
-    return tuple(dict.fromkeys((*_HEADERS, *config.policy.client_keys, *own)))
-
-
 def save_headers(config: Config) -> Dict:
     """Return a filter config that saves the client's keys. Attempts at tiers without a key send them again."""
-    return _save({_saved(header): f"%REQ({header})%" for header in key_headers(config)})
+    return _save({_saved(header): f"%REQ({header})%" for header in config.policy.key_headers})
 
 
 def save_query() -> Dict:
@@ -64,12 +46,12 @@ def _save(values: dict[str, str]) -> Dict:
 
 def remove_headers(config: Config) -> Dict:
     """Return a filter config that removes the client's keys."""
-    return _mutations([{"remove": header} for header in key_headers(config)])
+    return _mutations([{"remove": header} for header in config.policy.key_headers])
 
 
 def restore_headers(config: Config) -> Dict:
     """Return a filter config that writes the client's keys again, after an attempt that removed them."""
-    headers = key_headers(config)
+    headers = config.policy.key_headers
     removed: list[Dict] = [{"remove": header} for header in headers]
     return _mutations(removed + [set_header(h, f"%FILTER_STATE({_saved(h)}:PLAIN)%") for h in headers])
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from extproc.config.load import Config
+from extproc.config.schema import PathKey
 from extproc.contract.names import Key, Namespace
 from extproc.contract.records import REPEATING_CLUSTER
 from extproc.envoy.attempts import attempt_filters, last_filters
@@ -73,9 +74,12 @@ def grpc_cluster(name: str, endpoints: list[str], keepalive: Dict) -> Dict:
 
 def tier_cluster(tier: Tier, config: Config, follow_keys: bool = True) -> Dict:
     """Return the cluster of a tier. Its endpoint's metadata has the name of the tier."""
-    name, silence_s = tier.cluster_name, silence_of(tier, config)
+    return _tier_cluster(tier, config, follow_keys, silence_of(tier, config))
+
+
+def _tier_cluster(tier: Tier, config: Config, follow_keys: bool, silence_s: float | None) -> Dict:
     cluster: Dict = {
-        "name": name,
+        "name": tier.cluster_name,
         **_discovery(silence_s is None and any(a.is_name for a in tier.addresses)),
         "connect_timeout": "1s",
         "circuit_breakers": {
@@ -88,7 +92,7 @@ def tier_cluster(tier: Tier, config: Config, follow_keys: bool = True) -> Dict:
             ]
         },
         "typed_extension_protocol_options": _protocol(
-            {"http_protocol_options": {}}, attempt_filters([tier], config, follow_keys), _idle_s(tier, config)
+            {"http_protocol_options": {}}, attempt_filters([tier], config, follow_keys), _idle_s(tier, silence_s)
         ),
         "load_assignment": _tier_endpoints(tier, behind_listener=silence_s is not None),
     }
@@ -115,9 +119,8 @@ def silent_clusters(tier: Tier, config: Config) -> list[Dict]:
     ]
 
 
-def _idle_s(tier: Tier, config: Config) -> float:
+def _idle_s(tier: Tier, silence_s: float | None) -> float:
     """The idle time of connections. A listener that closes silent ones must not be the first to close them."""
-    silence_s = silence_of(tier, config)
     return tier.idle_s if silence_s is None else min(tier.idle_s, silence_s / 2)
 
 
@@ -147,18 +150,32 @@ def _upstream_tls(tier: Tier, addresses: Sequence[Address]) -> Dict:
     )
 
 
-def client_key_cluster(tier: Tier, config: Config) -> Dict:
-    """Return the cluster of a tier for paths that the policy opens with the client's own key. It adds no key."""
-    name = client_key_cluster_name(tier)
-    cluster = tier_cluster(tier, config) | {"name": name}
+def opened_cluster(tier: Tier, config: Config, key: PathKey, follow_keys: bool = True) -> Dict:
+    """Return the cluster of a tier for paths that the policy opens. `attempt_s` of the tier does not hold there.
+
+    With the client's key, it adds none of the tier.
+    """
+    name = opened_cluster_name(tier, config, key)
+    cluster = _tier_cluster(tier, config, follow_keys, None) | {"name": name}
     cluster["load_assignment"] |= {"cluster_name": name}
-    options = _protocol({"http_protocol_options": {}}, last_filters(), _idle_s(tier, config))
-    return cluster | {"typed_extension_protocol_options": options}
+    if _leaves_key_out(tier, key):
+        options = _protocol({"http_protocol_options": {}}, last_filters(), tier.idle_s)
+        cluster["typed_extension_protocol_options"] = options
+    return cluster
 
 
-def client_key_cluster_name(tier: Tier) -> str:
-    """Return the name of that cluster. The names of tiers cannot contain a "+"."""
-    return f"{tier.cluster_name}+client_key"
+def opened_cluster_name(tier: Tier, config: Config, key: PathKey) -> str:
+    """Return the name of that cluster. It is that of the tier, if its own cluster does the same.
+
+    The names of tiers cannot contain a "+".
+    """
+    if _leaves_key_out(tier, key):
+        return f"{tier.cluster_name}+client_key"
+    return tier.cluster_name if silence_of(tier, config) is None else f"{tier.cluster_name}+opened"
+
+
+def _leaves_key_out(tier: Tier, key: PathKey) -> bool:
+    return tier.key is not None and key == "client"
 
 
 def ladder_cluster(name: str, tiers: Sequence[Tier], config: Config) -> Dict:

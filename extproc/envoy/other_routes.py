@@ -12,7 +12,7 @@ from extproc.api.paths import APIS, KEPT_PATHS, PATH_PREFIX, SIDE_PATHS
 from extproc.config.load import Config
 from extproc.config.schema import Passthrough
 from extproc.envoy.builders import Dict
-from extproc.envoy.clusters import client_key_cluster_name
+from extproc.envoy.clusters import opened_cluster, opened_cluster_name
 from extproc.envoy.filters import ENCODINGS
 from extproc.envoy.undecided import UNKNOWN_MODEL, private_models
 from extproc.settings import USUAL_BASE, Tier
@@ -31,10 +31,15 @@ _SERVED = (
 )
 
 
-def client_key_tiers(config: Config) -> list[Tier]:
-    """Return the tiers with their own key that serve an opened path with the client's key instead."""
-    opened = {_tier(p, config).name for p in config.policy.passthrough if p.key == "client"}
-    return [tier for tier in config.policy.tiers if tier.key is not None and tier.name in opened]
+def opened_clusters(config: Config, follow_keys: bool) -> list[Dict]:
+    """Return the clusters that only opened paths need."""
+    uses = [(_tier(p, config), p.key) for p in config.policy.passthrough]
+    needed = {opened_cluster_name(tier, config, key): (tier, key) for tier, key in uses}
+    return [
+        opened_cluster(tier, config, key, follow_keys)
+        for name, (tier, key) in needed.items()
+        if name != tier.cluster_name
+    ]
 
 
 def _tier(passthrough: Passthrough, config: Config) -> Tier:
@@ -49,8 +54,7 @@ def opened_routes(config: Config, inspected: Dict, form: Dict) -> Iterator[Dict]
     """
     for passthrough in config.policy.passthrough:
         tier = _tier(passthrough, config)
-        own_cluster = passthrough.key == "tier" or tier not in client_key_tiers(config)
-        cluster = tier.cluster_name if own_cluster else client_key_cluster_name(tier)
+        cluster = opened_cluster_name(tier, config, passthrough.key)
         wildcard, path = passthrough.path.endswith("*"), passthrough.path.removesuffix("*")
         methods = {"safe_regex": {"regex": "|".join(passthrough.methods)}}
         headers: list[Dict] = [{"name": ":method", "string_match": methods}]

@@ -63,6 +63,8 @@ class Lottery:
         """Draw a tier for a request that was decided about, or none. None: the request has no chance."""
         if decision.match is None or decision.refused or not decision.rewrite:
             return None
+        if is_named(snapshot.policy, request.model):  # a rule moved it from the tier that the client chose
+            return None
         if not _is_harmless(request) or not self._has_room():
             return None
         policy = snapshot.policy
@@ -105,5 +107,5 @@ def _is_reached_by_model(policy: Policy, tier: Tier) -> bool:
 def _rule_headers(snapshot: Snapshot, headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that rules read. The key of a client and its conversation stay out of the second request."""
     names = {name for rule in snapshot.policy.rules for name in rule.when.headers or ()}
-    private = {*snapshot.escalations.principal, *SESSION_HEADERS}
+    private = {*snapshot.key_headers, *snapshot.escalations.principal, *SESSION_HEADERS}
     return {name: headers[name] for name in sorted(names - private) if name in headers}

@@ -22,3 +22,4 @@ class Snapshot(msgspec.Struct, frozen=True):
     centroids: str = ""  # hash of everything that the index was made from
     timeouts: Timeouts = Timeouts()
     english_only: bool = False  # the encoder reads no other language
+    key_headers: tuple[str, ...] = ()  # that may hold a key of a client or of a tier

@@ -122,35 +122,41 @@ class Explorer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _explore(self, routed: Routed, second: SecondRequest) -> None:
-        request, started, began_s = routed.request, time.time(), time.perf_counter()
+        explored = Explored(second.id, time.time(), second.tier.name, second.chance, 0, None, "no_answer")
+        try:
+            explored = await self._asked(explored, routed, second)
+        finally:  # also of a request that `close` gave up: without its row it would count as a client's
+            self._budget.spend(_guess(explored, routed, second) if explored.cost is None else explored.cost)
+            failed = explored.status != 200 or explored.reason in _FAILURES
+            self._report(second.cohort.name, second.tier.name, "failed" if failed else _WORDS[explored.accepted])
+            self._keep(explored)
+
+    async def _asked(self, explored: Explored, routed: Routed, second: SecondRequest) -> Explored:
+        """Send the second request, and judge its answer."""
+        request, began_s = routed.request, time.perf_counter()
         assert request is not None, "only a request that was read is drawn"
-        explored = Explored(second.id, started, second.tier.name, second.chance, 0, None)
         try:
             body = _body_for(routed, request, second)
             loop = asyncio.get_running_loop()
             timeout_s = routed.snapshot.timeouts.request_s
             reply = await loop.run_in_executor(self._threads, self._send, body, request, second, timeout_s)
         except (OSError, http.client.HTTPException, SpliceError) as error:
-            explored = msgspec.structs.replace(explored, reason=_word(error))
-        else:
-            duration_s = time.perf_counter() - began_s
-            explored = msgspec.structs.replace(explored, status=reply.status, duration_s=duration_s)
-            explored = await self._judged(explored, reply, routed, request, second)
-        self._budget.spend(_guess(explored, routed, second) if explored.cost is None else explored.cost)
-        failed = explored.status != 200 or explored.reason in _FAILURES
-        self._report(second.cohort.name, second.tier.name, "failed" if failed else _WORDS[explored.accepted])
-        self._keep(explored)
+            return msgspec.structs.replace(explored, reason=_word(error))
+        duration_s = time.perf_counter() - began_s
+        answered = msgspec.structs.replace(explored, status=reply.status, duration_s=duration_s, reason=None)
+        return await self._judged(answered, reply, routed, request, second)
 
     def _send(self, body: bytes, request: Request, second: SecondRequest, timeout_s: float) -> _Reply:
         """Send the second request. Blocks until the answer has ended."""
         connection = _connection(self._url, timeout_s)
         headers = second.headers | _OWN_HEADERS.get(request.api, {})
         headers |= {"content-type": "application/json", "x-request-id": second.id, _SESSION_HEADER: second.id}
+        sent = {name: value.encode() for name, value in headers.items()}  # a client may send any letters
         try:
             connection.connect()
             self._sockets.add(connection.sock)
             path = self._url.path.rstrip("/") + _PATHS[request.api]
-            connection.request("POST", path, body, headers)
+            connection.request("POST", path, body, sent)
             response = connection.getresponse()
             names = {name.lower(): value for name, value in response.getheaders()}
             return _Reply(response.status, names, response.read(_MOST_BYTES + 1))

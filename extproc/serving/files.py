@@ -21,6 +21,7 @@ from extproc.serving.telemetry import Telemetry
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
+_LOADING = "the router is still loading its encoder"
 
 
 def read_config(folder: Path, gate: Gate | None = None) -> Config:
@@ -109,7 +110,7 @@ class FilesState:
     async def status(self, _message: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Answer `extproc status`. The router has to have loaded its encoder."""
         if self._processor.router is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the router is still loading its encoder")
+            await context.abort(grpc.StatusCode.UNAVAILABLE, _LOADING)
         return msgspec.json.encode(self._standing.status(self._processor.router.snapshot))
 
 
@@ -124,4 +125,10 @@ def ask_status(address: str) -> Status:
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 what = "is not a router of this release: give the port of `extproc serve`"
                 raise OSError(f"{address} {what}") from None
-            raise OSError(f"{address} does not answer ({code.name}): is it the port of `extproc serve`?") from None
+            if error.details() == _LOADING:
+                raise OSError(f"{address}: {_LOADING}, so ask again in a few seconds") from None
+            what = f"{address} does not answer ({code.name})"
+            raise OSError(f"{what}: give the port of an `extproc serve` without --tls-cert") from None
+        except msgspec.MsgspecError as error:
+            what = f"{address} is a router of another release"
+            raise OSError(f"{what}: ask it with `extproc status` of that release ({error})") from None

@@ -103,12 +103,11 @@ async def serve(serving: Serving) -> None:
     config = standing.config
     set_up_exporters()
     server = await build(serving, config, standing)
-    store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
     try:
-        loaded = await load(server.processor, config, serving.workers, store)
+        loaded = await _loaded(server, config, serving.workers)
     except ConfigError as error:  # a mistake that only the encoder shows, such as an utterance of another intent
         fall_back(standing, error, serving.gate)
-        loaded = await load(server.processor, standing.config, serving.workers, store)
+        loaded = await _loaded(server, standing.config, serving.workers)
     if serving.explore:
         explore(server, loaded.router, serving)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
@@ -201,6 +200,11 @@ def _handlers(
         grpc.method_handlers_generic_handler(wire.SERVICE, {wire.METHOD: process}),
         grpc.method_handlers_generic_handler(accesslog.SERVICE, {accesslog.METHOD: take}),
     )
+
+
+async def _loaded(server: Server, config: Config, workers: int) -> Loaded:
+    store = open_state(config.policy.state, server.telemetry.state_failed, workers)
+    return await load(server.processor, config, workers, store)
 
 
 async def load(

@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Value
 from extproc.contract.names import ANSWERED, ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, PATH_ATTRIBUTE, TIER_ATTRIBUTE
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
+from extproc.protobuf import decode
 
 # Envoy's name for the service. Our descriptors are in a different protobuf package.
 SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
@@ -25,8 +26,12 @@ SERVICE, METHOD = "envoy.service.ext_proc.v3.ExternalProcessor", "Process"
 _ATTRIBUTES = "envoy.filters.http.ext_proc"
 _HEADER_BEFORE, _HEADER_AFTER = HEADER_ATTRIBUTE.split("{}")
 
-decode_request = pb.ProcessingRequest.FromString
 encode_response = pb.ProcessingResponse.SerializeToString
+
+
+def decode_request(message: bytes) -> pb.ProcessingRequest:
+    """Decode a message of Envoy. Headers of clients in it may have any bytes."""
+    return decode(pb.ProcessingRequest, message)
 
 
 def read_opening(message: pb.ProcessingRequest) -> Opening:

@@ -220,6 +220,18 @@ def test_a_batch_that_cannot_be_read_is_refused() -> None:
         read_outcomes(b"\xff\xff")
 
 
+def test_ids_that_are_not_utf_8_cost_no_outcome() -> None:
+    """A batch has the exchanges of many clients, and each of them chooses its id and its trace."""
+    message = pb.StreamAccessLogsMessage.FromString(batch())
+    entry = message.http_logs.log_entry[0]
+    message.http_logs.log_entry.add().CopyFrom(entry)
+    entry.request.request_id = "5-#"
+    entry.common_properties.custom_tags["traceparent"] = "00-#"
+    first, second = read_outcomes(message.SerializeToString().replace(b"-#", b"-\xff"))
+    assert (first.request, first.traceparent) == (None, "00-\ufffd")
+    assert msgspec.structs.replace(first, request=second.request, traceparent=second.traceparent) == second
+
+
 @pytest.mark.parametrize(
     ("sent", "kept"),
     [("8d875a95-12ac-404f-acae-0738446164e9", "8d875a95-12ac-404f-acae-0738446164e9"), ("my own words", None),

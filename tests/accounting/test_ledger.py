@@ -260,6 +260,11 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
     (tmp_path / "empty").touch()
     with pytest.raises(OSError, match="is not a ledger: give a file that `extproc serve --ledger` has written"):
         connect(tmp_path / "empty")
+    (tmp_path / "text").write_text("{}" * 100)
+    with pytest.raises(
+        OSError, match=r"text is not a ledger: give a file that `extproc serve --ledger` has written"
+    ):
+        connect(tmp_path / "text")
 
 
 SECOND = Explored("explore-1", 1e9, "large", 0.1, 200, False, "refusal", Usage(9, 2), 0.75, 1.25)

@@ -87,6 +87,11 @@ def test_without_a_decision_envoy_went_on(tmp_path: Path) -> None:
     assert any("Envoy got no decision from the router in time" in line for line in lines)
 
 
+def test_a_row_of_an_older_release_has_no_record_of_the_match(tmp_path: Path) -> None:
+    lines = story(tmp_path, msgspec.structs.replace(outcome(), cohort="billing"), Cost(None, (), None))
+    assert "cohort    billing. An older release wrote this row, without the record of the match" in lines
+
+
 def test_every_word_has_a_sentence() -> None:
     assert why_module._REASONS.keys() == {*Reason, *Undecided}
     assert why_module._BOUNDS.keys() == set(Bound)

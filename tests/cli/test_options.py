@@ -18,6 +18,7 @@ EXPORT = ["export", "--ledger", "x"]
 WORKERS = "a number of processes from 1 up, or `auto` for one per core"
 SERVER_ADDRESS = "HOST:PORT, as in 127.0.0.1:50051, or unix:///PATH, as in unix:///run/extproc.sock"
 ADDRESS = "HOST:PORT, as in 127.0.0.1:50051"
+HOST = "a host in lower case, without scheme, port and wildcard, as in llm.example.com"
 OPEN_SHARE = "a share above 0 and below 1, as in 0.05"
 QUALITY_DROP = "a share from 0 up and below 1, as in 0.02 for two percentage points"
 WHOLE_PATH = "a path that starts at the root: give a whole path, as in unix:///run/extproc.sock"
@@ -56,6 +57,7 @@ OPTIONS = [
         (ENVOY, "--admin", "9901", ADDRESS),
         (ENVOY, "--probe", "unix:///probe.sock", ADDRESS),
         (ENVOY, "--otlp", "http://collector", ADDRESS),
+        *((ENVOY, "--host", given, HOST) for given in ("https://x", "x:443", "*.x", "*", "X.example", "a b", "")),
         (CALIBRATE, "--risk", "5", OPEN_SHARE),
         (CALIBRATE, "--risk", "nan", OPEN_SHARE),
         (CALIBRATE, "--cut", "0", OPEN_SHARE),
@@ -88,6 +90,7 @@ def test_a_wrong_value_is_answered_with_what_is_expected(
         ([*SERVE, "--explore=0.02"], "explore", 0.02),
         ([*SERVE, "--explore-url=https://llm.example"], "explore_url", "https://llm.example"),
         ([*ENVOY, "--admin=localhost:9901"], "admin", "localhost:9901"),
+        ([*ENVOY, "--host=llm-1.example.com"], "host", "llm-1.example.com"),
         ([*CALIBRATE, "--risk=0.1"], "risk", 0.1),
         ([*CALIBRATE, "--date=2026-11-22"], "date", "2026-11-22"),
         ([*GATE, "--max-quality-drop=0"], "max_quality_drop", 0.0),

@@ -20,6 +20,7 @@ from tests.e2e.traffic import (
     REFUSED,
     arrived,
     ask,
+    body_of,
     contract_headers,
     numberless,
     send,
@@ -43,6 +44,14 @@ def _resident(stack: Stack) -> int:
     assert stack.router is not None
     status = Path(f"/proc/{stack.router.pid}/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+def test_a_header_that_is_not_utf_8_does_not_keep_the_router_out(stack: Stack) -> None:
+    """Many clients send ISO-8859-1. The router reads these headers, and Envoy logs the last two."""
+    for name in ("authorization", "session-id", "x-user-tier", "x-request-id", "traceparent"):
+        answer = send(stack.port, CHAT, json.dumps(body_of(CHAT, PROVE)).encode(), {name: "José"})
+        assert answer.said == PROVED, name
+        assert arrived(stack).headers[name].encode(errors="surrogateescape") == b"Jos\xe9"
 
 
 @pytest.mark.parametrize("path", APIS)

@@ -132,6 +132,7 @@ def _policy(names: tuple[str, ...], own: dict[str, dict[str, Any]], upstreams: S
         "tiers": tiers,
         "encoder": {"deadline_ms": 20_000},
         "timeouts": {"attempt_s": _ATTEMPT_S, "request_s": _REQUEST_S},
+        "passthrough": [{"path": f"/v1/images/{name}", "tier": name} for name in ("plain", "last")],
         "rules": [{"name": name, "when": {"headers": {"x-want": name}}, "tier": name} for name in names],
     }
 
@@ -478,6 +479,15 @@ def test_a_tier_may_have_its_own_limit(world: World) -> None:
     """Its answer comes after the limit of the others."""
     world.script(patient=Script(wait_s=_ATTEMPT_S + 0.4))
     assert (world.ask("patient").status, world.tiers) == (200, ["patient"])
+
+
+@pytest.mark.parametrize("name", ["plain", "last"])
+def test_the_limit_of_attempts_does_not_hold_on_opened_paths(world: World, name: str) -> None:
+    """An upstream that draws a picture is silent for as long as it takes. The second tier has a key of its own."""
+    world.script(**{name: Script(wait_s=_ATTEMPT_S + 0.4)})
+    answer = send(world.stack.port, f"/v1/images/{name}", b"{}", _CLIENT)
+    assert (answer.status, world.upstreams.received[-1].tier) == (200, name)
+    assert _keys(world.upstreams.received[-1]) == _CLIENT
 
 
 def test_a_late_answer_moves_on_and_the_last_tier_is_not_asked_twice(world: World) -> None:

@@ -13,7 +13,7 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.routing.exploration import Exploration, Lottery
 from extproc.routing.router import Router
-from extproc.settings import Conditions, Rule
+from extproc.settings import Conditions, Escalations, Rule
 
 CHAT = {":path": "/v1/chat/completions"}
 RESPONSES = {":path": "/v1/responses"}
@@ -112,6 +112,26 @@ def test_only_headers_that_rules_read_go_along(snapshot, words):
     draw = drawn(snapshot, words, headers=headers)
     assert draw is not None and draw.second is not None
     assert draw.second.headers == {"x-user-tier": "gold"}
+
+
+def test_no_key_goes_along_even_if_a_rule_reads_it(snapshot, words):
+    """The headers that name the principal may be others than those with keys."""
+    names = ("authorization", "cookie", "x-mine", "x-user", "x-team")
+    rule = Rule("all", Conditions(headers=dict.fromkeys(names, "1")), tier="large")
+    policy = msgspec.structs.replace(snapshot.policy, rules=(rule,))
+    changed = msgspec.structs.replace(
+        snapshot, policy=policy, escalations=Escalations(("x-user",)), key_headers=(*snapshot.key_headers, "x-mine")
+    )
+    draw = drawn(changed, words, headers=CHAT | dict.fromkeys(names, "2"))
+    assert draw is not None and draw.second is not None and draw.second.headers == {"x-team": "2"}
+
+
+def test_a_model_that_the_client_named_has_no_chance_where_a_rule_moves_it(snapshot, words):
+    rules = (Rule("all", Conditions(), only=("large",)),)
+    policy = msgspec.structs.replace(snapshot.policy, rules=rules)
+    changed = msgspec.structs.replace(snapshot, policy=policy)
+    assert drawn(changed, words) is not None
+    assert drawn(changed, words, model="qwen3-8b") is None
 
 
 def test_the_share_is_drawn(snapshot, words):

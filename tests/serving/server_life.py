@@ -17,6 +17,7 @@ from extproc.accounting.outcome import Priced
 from extproc.config import reload as reload_module
 from extproc.config.last_good import kept_folder
 from extproc.config.load import ConfigError, load_config
+from extproc.config.standing import Standing
 from extproc.encoder.batcher import Batcher
 from extproc.encoder.features import FeatureEncoder
 from extproc.envoy.bootstrap import sample_of
@@ -113,7 +114,8 @@ def with_server(serving: Serving, steps: Callable[[Server], Awaitable[None]]) ->
     """Build the server, take `steps`, and stop it."""
 
     async def play() -> None:
-        server = await build(serving, load_config(serving.intents))
+        config = load_config(serving.intents)
+        server = await build(serving, config, Standing(serving.intents, config))
         try:
             await steps(server)
         finally:
@@ -130,6 +132,8 @@ def test_a_built_server_is_open_but_not_serving(serving: Serving) -> None:
         assert server.address == serving.listen
         assert await health_of(serving.listen) == NOT_SERVING
         assert await replies_to(serving.listen) == []
+        with pytest.raises(OSError, match="the router is still loading its encoder, so ask again in a few seconds"):
+            await asyncio.to_thread(ask_status, serving.listen)
 
     with_server(serving, steps)
 
@@ -242,6 +246,8 @@ def test_a_mistake_at_the_start_serves_the_last_good_files(
         status = ask_status(serving.listen)
         assert (status.revision, status.last_good) == (revision, True)
         assert status.refusal is not None and "billing.yaml:" in status.refusal.message
+        assert opened[-1] == "", "the store of the last good files"
+        policy.write_text(POLICY)
         billing.write_text(INTENT)
         eventually(lambda: not refuses_files(serving.listen))
         policy.write_text(POLICY.replace(":1", ":9"))
@@ -253,6 +259,9 @@ def test_a_mistake_at_the_start_serves_the_last_good_files(
 
     asyncio.run(lived(first))
     billing.write_text(INTENT.replace(*MISTAKES[mistake]))
+    policy.write_text(POLICY + "state: redis://127.0.0.1:1\n")
+    opened: list[str] = []
+    monkeypatch.setattr(serving_module, "open_state", lambda url, *_: opened.append(url))
     with caplog.at_level(logging.INFO, "extproc"):
         asyncio.run(lived(second))
     assert f"are refused, so the last good revision {revision} serves:\nbilling.yaml:" in caplog.text

@@ -82,7 +82,14 @@ def snapshot(words):
     return compile_snapshot(msgspec.structs.replace(config, intents=intents), words)
 
 
-def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[Explored, tuple[str, str, str]]:
+def explored(
+    snapshot,
+    words,
+    upstream: Upstream | None,
+    headers: dict[str, str] | None = None,
+    gives_up: bool = False,
+    **more: Any,
+) -> tuple[Explored, tuple[str, str, str]]:
     """Exploration a second request, send it to the upstream, and return what was kept and reported."""
     kept: list[Explored] = []
     reported: list[tuple[str, str, str]] = []
@@ -92,7 +99,7 @@ def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[E
         router.lottery = Lottery(1.0, lambda: True, random.Random(1))
         messages = [{"role": "user", "content": "Send my last invoice again"}]
         body = msgspec.json.encode({"model": "auto", "messages": messages} | more)
-        routed: Routed = await router.route(body, {":path": "/v1/chat/completions"})
+        routed: Routed = await router.route(body, {":path": "/v1/chat/completions"} | (headers or {}))
         assert routed.exploration is not None and routed.exploration.second is not None
         server = await asyncio.start_server(upstream.serve if upstream else lambda *_: None, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
@@ -103,6 +110,10 @@ def explored(snapshot, words, upstream: Upstream | None, **more: Any) -> tuple[E
             f"http://127.0.0.1:{port}", RuleRunner(), kept.append, lambda *words: reported.append(words)
         )
         explorer.start(routed, routed.exploration.second)
+        while gives_up and upstream is not None and not upstream.requests:
+            await asyncio.sleep(0.01)
+        if gives_up:
+            explorer.close()
         while not kept:
             await asyncio.sleep(0.01)
         explorer.close()
@@ -142,6 +153,25 @@ def test_every_other_ending_has_its_word(snapshot, words, answer, accepted, reas
     kept, reported = explored(snapshot, words, Upstream(answer) if answer is not None else None)
     assert (kept.accepted, kept.reason) == (accepted, reason)
     assert reported == ("billing", "large", outcome)
+
+
+def test_a_request_that_a_stop_gives_up_has_its_row(snapshot, words):
+    """Envoy logs this request, too. Without the row it would count as a client's."""
+
+    class Silent(Upstream):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+
+    kept, reported = explored(snapshot, words, Silent(b""), gives_up=True)
+    assert (kept.tier, kept.status, kept.accepted, kept.reason) == ("large", 0, None, "no_answer")
+    assert reported == ("billing", "large", "failed")
+
+
+def test_headers_that_rules_read_may_have_any_letters(snapshot, words):
+    upstream = Upstream(answer_of(WHOLE))
+    kept, _ = explored(snapshot, words, upstream, headers={"x-user-tier": "gold\u2014"})
+    assert kept.accepted
+    assert "x-user-tier: gold\u2014\r\n".encode() in upstream.requests[0]
 
 
 def test_a_stream_is_asked_for_its_tokens(snapshot, words):

@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+from google.protobuf.message import DecodeError
 
-from extproc.contract.names import TIER_ATTRIBUTE
+from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, TIER_ATTRIBUTE
 from extproc.messages import Event, Kind, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.serving.wire import decode_request, encode_response, read_event, read_opening, write_reply
@@ -49,6 +50,26 @@ def test_both_value_fields_of_a_header_are_read():
     read = {":path": "/v1/messages", "x-user-tier": "gold", "empty": "", "latin": "caf\ufffd"}
     assert read_event(message) == Event("request_headers", True, headers=read)
     assert read_opening(message).headers == read
+
+
+def test_a_header_that_is_not_utf_8_costs_no_decision():
+    """A client may send any bytes in a header. The rest of the message is kept."""
+    name = HEADER_ATTRIBUTE.format("x-user")
+    body = pb.HttpBody(body=b"\xff" * 300, end_of_stream=True)
+    message = pb.ProcessingRequest(
+        request_body=body, protocol_config=pb.ProtocolConfiguration(request_body_mode="BUFFERED")
+    )
+    message.attributes["envoy.filters.http.ext_proc"].update({name: "Jos#", ATTEMPT_ATTRIBUTE: 2})
+    read = decode_request(message.SerializeToString().replace(b"Jos#", b"Jos\xe9"))
+    assert read_opening(read) == Opening({"x-user": "Jos\ufffd"}, "BUFFERED", "NONE", attempt=2)
+    assert read_event(read) == Event("request_body", True, b"\xff" * 300)
+
+
+def test_a_message_that_is_damaged_is_refused():
+    message = with_attributes(a="Jos#").SerializeToString().replace(b"Jos#", b"Jos\xe9")
+    for damaged in (message[:-1], message + b"\x0b", message + b"\xff" * 12, message + b"\x0d\x00"):
+        with pytest.raises(DecodeError):
+            decode_request(damaged)
 
 
 def test_a_header_that_is_repeated_is_joined():
