@@ -29,8 +29,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
   bench-answers bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
-  bench-peers bench-robustness bench-routing bench-neighbours bench-soak bench-static bench-ttft bench-unseen bench-views \
-  bench-wild clean
+  bench-peers bench-robustness bench-rollout bench-routing bench-neighbours bench-soak bench-static bench-ttft \
+  bench-unseen bench-views bench-wild clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -144,6 +144,9 @@ bench-answers: $(VENV)/ready  ## compare rules that read a whole answer with sim
 
 bench-lengths: $(VENV)/ready  ## compare a tier and a cap on output tokens, chosen together, with a tier alone, offline
 	@$(BIN)/python -m bench.lengths
+
+bench-rollout: $(VENV)/ready  ## simulate rollouts: how often is a candidate stopped or promoted wrongly, and how soon is it right?
+	@$(BIN)/python -m bench.rollout
 
 bench-ttft: $(VENV)/ready  ## compare the time to first token of escalated streams, judged early or buffered
 	@$(BIN)/python -m bench.ttft
