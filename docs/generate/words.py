@@ -172,6 +172,8 @@ RECORD_KEYS = {
     "rule": "the first rule that applied",
     "proposed_tier": "in shadow mode: the tier that enforcing would have chosen",
     "withheld": "keys of the cohort that were not applied, because no floor says that the match counts",
+    "candidate_tier": "with `candidate: {shadow: true}`: the tier that the candidate would choose",
+    "candidate_cohort": "the cohort of that decision. Without one: the word that says why",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "ConversationRecord.conversation": "the key of the conversation",
     "kept": "whether the id of the response is needed, too",
@@ -438,6 +440,9 @@ LOG_LINES = {
     "`OTEL_EXPORTER_PROMETHEUS_PORT`.",
     "Ledger._drop": "Outcomes are dropped. Traffic is not affected. Look at the disk, the lock or the database that the line names.",
     "Ledger._store_all": "The ledger works again after the line above.",
+    "compile_both": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
+    "check` lists them, too. The candidate is read again after an edit.",
+    "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",

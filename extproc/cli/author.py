@@ -84,7 +84,27 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
     for note in (*notes, *_notes(config, cohorts)):
         print(note)
+    if config.policy.candidate is not None:
+        print(_check_candidate(config, args.intents))
     return 0
+
+
+def _check_candidate(config: "Config", folder: Path) -> str:
+    """Check the files of the candidate, and describe it in one line. Raises ConfigError."""
+    from extproc.config.candidate import alike_cohorts, compile_candidate
+    from extproc.encoder.backends import load_encoder
+    from extproc.envoy.bootstrap import sample_of
+
+    spec = config.policy.candidate
+    assert spec is not None
+    candidate, snapshot = compile_candidate(config, folder, load_encoder(config.policy.encoder.model))
+    part = "decides beside them" if spec.shadow else f"decides about {spec.percent:g} % of the conversations"
+    alike = len(alike_cohorts(config, candidate))
+    size = f"{len(candidate.intents)} cohorts, {alike} matched alike"
+    text = f"candidate in {spec.dir}: {size}, revision {snapshot.revision}; {part}"
+    if sample_of(candidate) != sample_of(config):
+        text += "; Envoy carries out a part of it only after the promotion and `extproc envoy`"
+    return text
 
 
 def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:

@@ -10,10 +10,12 @@ import msgspec
 from extproc.config.background_checks import check_background, check_name
 from extproc.config.checks import cross_check
 from extproc.config.old_keys import translate
+from extproc.config.rollout_checks import check_candidate
 from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
+from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
-from extproc.settings import Judge, Tier
+from extproc.settings import Candidate, Judge, Tier
 
 T = TypeVar("T", Tier, Judge)
 
@@ -46,6 +48,7 @@ class Config(msgspec.Struct, frozen=True):
     background: tuple[str, ...] = ()  # texts that belong to no intent
     fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
     old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
+    basis: str = ""  # hash of all the files, without the key `candidate`
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
@@ -64,7 +67,10 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     policy = reading.policy
     if policy is not None:
         policy = _with_located_files(policy, original)
-        findings = cross_check(policy, reading.intents, every_intent=not reading.unread)
+        findings = [
+            *cross_check(policy, reading.intents, every_intent=not reading.unread),
+            *check_candidate(policy),
+        ]
         reading.problems += [Problem(file, line_of(reading.lines, file, at), what) for file, at, what in findings]
         reading.check_background()
     if reading.problems or policy is None:
@@ -78,7 +84,64 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         background=reading.background or (),
         fitted=fitted,
         old_keys=tuple(reading.old_keys),
+        basis=reading.basis,
     )
+
+
+def load_candidate(config: Config, folder: Path) -> Config:
+    """Read and check the files of the candidate in `config`, which was loaded for `folder`. Raises ConfigError.
+
+    The result has the policy of `config`. Its revision depends on that policy and on the intents that serve, too,
+    because another serving policy is another comparison.
+    """
+    candidate = config.policy.candidate
+    assert candidate is not None, "only a configuration with a candidate has its files"
+    place = candidate_folder(config, folder)
+    if not place.is_dir():
+        what = f"`candidate.dir` is {candidate.dir}, but {place} is no folder: create it, or remove `candidate`"
+        line = line_of(config.lines, POLICY_FILE, ".candidate.dir")
+        raise ConfigError([Problem(POLICY_FILE, line, what)], folder)
+    reading = _Reading()
+    for path in yaml_files(place):
+        if path.name == POLICY_FILE:
+            what = f"a candidate has no policy of its own, because that of {folder} holds for it: remove this file"
+            reading.problems.append(Problem(path.name, 1, what))
+        else:
+            reading.add(path)
+    fitted = reading.add_centroids(place / CENTROIDS_FILE)
+    findings = cross_check(config.policy, reading.intents, every_intent=not reading.unread)
+    # A mistake in the policy is one only because of the intents of the candidate.
+    problems = [
+        Problem(file, line_of(config.lines, file, at), f"with the intents in {candidate.dir}: {what}")
+        if file == POLICY_FILE
+        else Problem(f"{candidate.dir}/{file}", line_of(reading.lines, file, at), what)
+        for file, at, what in findings
+    ]
+    reading.check_background()
+    problems += [beside(candidate, problem) for problem in reading.problems]
+    if problems:
+        raise ConfigError(problems, folder)
+    reading.digest.update(config.basis.encode())
+    return Config(
+        policy=config.policy,
+        intents=tuple(intent for _, intent in reading.intents),
+        revision=CANDIDATE_PREFIX + reading.digest.hexdigest()[:12],
+        files={intent.intent: name for name, intent in reading.intents},
+        lines=reading.lines,
+        background=reading.background or (),
+        fitted=fitted,
+    )
+
+
+def candidate_folder(config: Config, folder: Path) -> Path:
+    """The folder of the candidate. A relative path starts at `folder`, which has the policy."""
+    assert config.policy.candidate is not None
+    return Path(_absolute(config.policy.candidate.dir, folder))
+
+
+def beside(candidate: Candidate, problem: Problem) -> Problem:
+    """A mistake in a file of the candidate, with the path of the file from the folder of the policy."""
+    return msgspec.structs.replace(problem, file=f"{candidate.dir}/{problem.file}")
 
 
 def _with_located_files(policy: PolicyFile, folder: Path) -> PolicyFile:
@@ -111,6 +174,7 @@ class _Reading:
         self.old_keys: list[Problem] = []
         self.lines: Lines = {}
         self.digest = hashlib.sha256()
+        self._others = hashlib.sha256()  # without the policy
 
     def add(self, path: Path) -> None:
         """Read the policy, an intent or the background."""
@@ -120,7 +184,7 @@ class _Reading:
             self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
             self.unread += 1
             return
-        self.digest.update(path.name.encode() + b"\0" + raw + b"\0")
+        self._note(path.name.encode() + b"\0" + raw + b"\0", is_policy=path.name == POLICY_FILE)
         if path.name == POLICY_FILE:
             self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines, self._translate)
         elif path.name == BACKGROUND_FILE:
@@ -161,8 +225,19 @@ class _Reading:
         except ValueError as error:
             self.problems.append(Problem(path.name, 1, str(error)))
             return None
-        self.digest.update(raw)
+        self._note(raw)
         return fitted
+
+    def _note(self, content: bytes, is_policy: bool = False) -> None:
+        self.digest.update(content)
+        if not is_policy:
+            self._others.update(content)
+
+    @property
+    def basis(self) -> str:
+        """The hash of everything except the key `candidate`. It does not depend on the place of the folder."""
+        policy = msgspec.structs.replace(self.policy, candidate=None) if self.policy is not None else None
+        return hashlib.sha256(self._others.digest() + msgspec.json.encode(policy)).hexdigest()
 
 
 def yaml_files(folder: Path) -> list[Path]:

@@ -6,36 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from extproc.config.candidate import compile_both
 from extproc.config.changes import describe
-from extproc.config.compile import compile_snapshot
 from extproc.config.last_good import keep
-from extproc.config.load import Config, ConfigError, load_config, yaml_files
+from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.schema import POLICY_FILE
+from extproc.config.signature import Signature, signature
 from extproc.config.standing import Standing
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.protocols import Encoder
-from extproc.routing.centroid_file import CENTROIDS_FILE
 from extproc.routing.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
 _INTERVAL_S = 1.0
-
-# Name, time of change, inode and size of each file. `stat` follows the symbolic links that Kubernetes swaps under a
-# ConfigMap. inotify does not see those swaps on every volume.
-Signature = tuple[tuple[str, int, int, int], ...]
-
-
-def signature(folder: Path) -> Signature:
-    """Differs after any YAML file or the centroids in `folder` are edited, added, removed or swapped."""
-    files = []
-    for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
-        try:
-            stat = path.stat()
-        except OSError:
-            continue  # it is not there now: if it comes back, the next look sees it
-        files.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
-    return tuple(files)
 
 
 class ReloadGate(Protocol):
@@ -78,12 +62,14 @@ async def watch(
             standing.refuse(kind, message)
         report(kind, current().revision)
 
+    candidate_seen = _candidate_signature(current())
     while True:
         await asyncio.sleep(_INTERVAL_S)
         now = await asyncio.to_thread(signature, folder)
-        if now == seen:
+        candidate_now = await asyncio.to_thread(_look_at_candidate, current())
+        if (now, candidate_now) == (seen, candidate_seen):
             continue
-        seen = now
+        seen, candidate_seen = now, candidate_now
         try:
             config, snapshot = await _admitted(folder, current(), encoder, gate)
         except (ConfigError, RefusedError) as error:
@@ -97,10 +83,29 @@ async def watch(
         is_new = snapshot.revision != current().revision
         if is_new:
             log.info("reloaded: revision %s replaces %s", snapshot.revision, current().revision)
+        if is_new or snapshot.rollout is not None:  # the files of the candidate may have changed alone
+            _note_candidate(current(), snapshot)
             swap(snapshot)
+        candidate_seen = _candidate_signature(snapshot)
         if standing is not None:
             await asyncio.to_thread(_note, folder, config, standing)
         report("applied" if is_new else "unchanged", snapshot.revision)
+
+
+def _candidate_signature(snapshot: Snapshot) -> Signature:
+    """The signature of the candidate's files when they were read."""
+    return snapshot.rollout.signature if snapshot.rollout is not None else ()
+
+
+def _look_at_candidate(snapshot: Snapshot) -> Signature:
+    """The signature of the candidate's files now."""
+    return signature(Path(snapshot.rollout.folder)) if snapshot.rollout is not None else ()
+
+
+def _note_candidate(before: Snapshot, after: Snapshot) -> None:
+    old, new = (snapshot.rollout and snapshot.rollout.revision for snapshot in (before, after))
+    if new is not None and new != old:
+        log.info("a candidate is compared: revision %s beside %s", new, after.revision)
 
 
 def _note(folder: Path, config: Config, standing: Standing) -> None:
@@ -145,7 +150,7 @@ def _compile(
         what = "`encoder.model` changed, and the encoder is only loaded at the start: restart the router"
         raise ConfigError([Problem(POLICY_FILE, line, what)])
     _check_against_envoy(config, current)
-    return config, compile_snapshot(config, encoder)
+    return config, compile_both(config, copy_of or folder, encoder)
 
 
 def _check_against_envoy(config: Config, current: Snapshot) -> None:

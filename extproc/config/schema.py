@@ -8,6 +8,7 @@ from extproc.acceptance.score import Scorer
 from extproc.routing.sticky import Sticky
 from extproc.settings import (
     OTHERWISE,
+    Candidate,
     Chosen,
     EncoderConfig,
     Escalate,
@@ -107,6 +108,10 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     judges: Annotated[
         dict[str, Judge], about("Models that the acceptance rules `judge` and `agree` ask. You choose the names.")
     ] = {}
+    candidate: Annotated[
+        Candidate | None,
+        about("Other intents for a share of the conversations, until it is known which are better."),
+    ] = None
     human: Annotated[
         Human | None,
         about("The review queue for requests that only a person may answer (`escalate: {to: human}`)."),

@@ -7,6 +7,8 @@ DECISION_LOG = 1  # version of the lines that Envoy logs of every exchange: docs
 
 # Envoy's cluster without hosts, for requests that no tier may get. No tier can have this name.
 REFUSING_CLUSTER = "only:refuse"
+# The revision of a candidate begins with this, so that the ledger tells both arms apart.
+CANDIDATE_PREFIX = "candidate-"
 # The header of the trace context, and a tag with its value in the ledger's access log.
 TRACEPARENT = "traceparent"
 # The start of all our names: namespaces, metrics, spans and their attributes.

@@ -56,6 +56,8 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     proposed_tier: str | None = None
     withheld: str | None = None  # keys of the cohort that were not applied, with a comma between two
     conversation: str | None = None  # a Course
+    candidate_tier: str | None = None  # that the candidate would choose, if it only decides beside
+    candidate_cohort: str | None = None  # `counted_as` of that decision
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):

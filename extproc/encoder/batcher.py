@@ -30,14 +30,19 @@ class RememberingEncoder:
 
     def __init__(self, encoder: Encoder) -> None:
         self.encoder = encoder
+        self._before: dict[str, Vectors] = {}
         self._vectors: dict[str, Vectors] = {}
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return float32[len(texts), d], and drop the vectors of all other texts."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        """Return float32[len(texts), d]. The vectors of this call and the one before are kept.
+
+        A configuration and its candidate are two calls.
+        """
+        known = self._before | self._vectors
+        fresh = [text for text in dict.fromkeys(texts) if text not in known]
         rows = self.encoder.encode(fresh) if fresh else ()
-        vectors = self._vectors | dict(zip(fresh, rows, strict=True))
-        self._vectors = {text: vectors[text] for text in texts}
+        vectors = known | dict(zip(fresh, rows, strict=True))
+        self._before, self._vectors = self._vectors, {text: vectors[text] for text in texts}
         return np.stack([vectors[text] for text in texts])
 
 

@@ -33,9 +33,13 @@ from extproc.routing.snapshot import Snapshot
 
 
 def decision_record(
-    decision: Decision, mutation: Mutation, snapshot: Snapshot, signals: Signals | None
+    decision: Decision,
+    mutation: Mutation,
+    snapshot: Snapshot,
+    signals: Signals | None,
+    candidate: Decision | None = None,
 ) -> DecisionRecord:
-    """Describe the decision for metadata, access log and span."""
+    """Describe the decision for metadata, access log and span. `candidate` is the decision beside it, if any."""
     cohort, match, ask = decision.cohort, decision.match, signals.ask if signals is not None else None
     probability = cohort.probability(match) if cohort is not None and match is not None else None
     evidence = cohort.evidence if cohort is not None and probability is not None else None
@@ -68,6 +72,8 @@ def decision_record(
         proposed_tier=decision.proposed_tier,
         withheld=",".join(decision.withheld) or None,
         conversation=decision.course,
+        candidate_tier=(candidate.proposed_tier or candidate.tier.name) if candidate is not None else None,
+        candidate_cohort=candidate.counted_as if candidate is not None else None,
     )
 
 

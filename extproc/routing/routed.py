@@ -46,12 +46,13 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     stages: dict[str, float]  # seconds spent in: read, embed, match, write
     refusal: Refusal | None = None  # None: the request is sent on
     identity: Identity | None = None  # of the conversation; None: the body could not be read
+    candidate: Decision | None = None  # of a candidate that only decides beside
     exploration: Exploration | None = None  # None: the request had no chance to be asked of a second tier
 
     @cached_property
     def record(self) -> DecisionRecord:
         """The decision's record, built once for metadata, logs and spans."""
-        return decision_record(self.decision, self.mutation, self.snapshot, self.signals)
+        return decision_record(self.decision, self.mutation, self.snapshot, self.signals, self.candidate)
 
 
 class Stopwatch:

@@ -37,6 +37,7 @@ from extproc.routing.guard import needs_match
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
 from extproc.routing.policy import is_named
+from extproc.routing.rollout import arm_of
 from extproc.routing.routed import (
     Routed,
     Stopwatch,
@@ -80,6 +81,7 @@ class Router:
         self._rates = rates
         self._conversations = conversations
         self.lottery: Lottery | None = None  # None: no second tier is ever asked
+        self.shares: Mapping[str, float] = {}  # candidate's revision -> its share, after a verdict on it
         self._large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-body")
 
     @property
@@ -108,13 +110,18 @@ class Router:
 
         signals = await self.work(size, read_signals, request, snapshot.encoder.max_chars)  # the ask is one of them
         identity = await self.work(size, _identity, snapshot, request, headers)
+        snapshot = arm_of(snapshot, identity.session, self.shares)
         clock.lap("read")
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
-        match, failure = await self._match(request, signals, principal, snapshot, clock)
+        vector, failure = await self._vector(request, signals, principal, snapshot, clock)
+        match = nearest(snapshot.index, vector) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
         decision = self._decide(snapshot, signals, match, headers, principal, failure, continuation)
+        candidate = _decide_beside(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")
         routed = await self._sent(snapshot, decision, body, request, signals, clock)
+        if candidate is not None:
+            routed = msgspec.structs.replace(routed, candidate=candidate)
         return self._noted(self._drawn(routed, headers), identity, continuation)
 
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
@@ -196,10 +203,10 @@ class Router:
             self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
         return msgspec.structs.replace(routed, identity=identity)
 
-    async def _match(
+    async def _vector(
         self, request: Request, signals: Signals, principal: str, snapshot: Snapshot, clock: Stopwatch
-    ) -> tuple[Match | None, Reason]:
-        """The match of the ask, or None and the reason why there is none."""
+    ) -> tuple[Vectors | None, Reason]:
+        """The vector of the ask, or None and the reason why it is not matched."""
         policy = snapshot.policy
         if is_named(policy, request.model):
             if not needs_match(policy, policy.rank(untouched(policy, Reason.PASSTHROUGH, request.model).tier.name)):
@@ -208,10 +215,7 @@ class Router:
             return None, Reason.BACKGROUND
         if signals.no_task:
             return None, Reason.OUT_OF_SCOPE
-        vector, failure = await self._embed(signals.ask, principal, snapshot, clock)
-        if vector is None:
-            return None, failure
-        return nearest(snapshot.index, vector), failure
+        return await self._embed(signals.ask, principal, snapshot, clock)
 
     async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""
@@ -264,6 +268,25 @@ class Router:
             return decision
         allowed = self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic())
         return decision if allowed else capped
+
+
+def _decide_beside(
+    snapshot: Snapshot,
+    signals: Signals,
+    vector: Vectors | None,
+    headers: Mapping[str, str],
+    failure: Reason,
+    continuation: Continuation,
+) -> Decision | None:
+    """The decision of a candidate that decides without an effect. None: there is no such candidate."""
+    rollout = snapshot.rollout
+    if rollout is None or rollout.snapshot is None or not rollout.spec.shadow:
+        return None
+    candidate = rollout.snapshot
+    if is_named(candidate.policy, signals.model):
+        return None
+    match = nearest(candidate.index, vector) if vector is not None else None
+    return decide(candidate.policy, signals, match, headers, failure, continuation=continuation)
 
 
 def _identity(snapshot: Snapshot, request: Request, headers: Mapping[str, str]) -> Identity:

@@ -6,7 +6,22 @@ import msgspec
 
 from extproc.routing.index import Index
 from extproc.routing.policy import Policy
-from extproc.settings import EncoderConfig, Escalations, Human, Judge, Timeouts
+from extproc.settings import Candidate, EncoderConfig, Escalations, Human, Judge, Timeouts
+
+
+class Rollout(msgspec.Struct, frozen=True, eq=False):
+    """A candidate that is compared with the policy that serves."""
+
+    spec: Candidate
+    folder: str  # of its files
+    signature: tuple[tuple[str, int, int, int], ...] = ()  # of these files, when they were read
+    snapshot: "Snapshot | None" = None  # None: its files have mistakes, so it is off
+    alike: tuple[str, ...] = ()  # cohorts to which both arms assign the same requests
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of the candidate, or None if it is off."""
+        return self.snapshot.revision if self.snapshot is not None else None
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -23,3 +38,9 @@ class Snapshot(msgspec.Struct, frozen=True):
     timeouts: Timeouts = Timeouts()
     english_only: bool = False  # the encoder reads no other language
     key_headers: tuple[str, ...] = ()  # that may hold a key of a client or of a tier
+    rollout: Rollout | None = None  # None: there is no candidate
+
+    def arm(self, revision: str) -> "Snapshot":
+        """Return the candidate if it has this revision. Otherwise return this snapshot."""
+        candidate = self.rollout.snapshot if self.rollout is not None else None
+        return candidate if candidate is not None and candidate.revision == revision else self

@@ -128,6 +128,17 @@ REFUSED = Metric(
     f"{PREFIX}.configuration.refused", "gauge", "",
     "1 while the files on disk are refused, and an older revision serves",
 )  # fmt: skip
+CANDIDATE_SHARE = Metric(
+    f"{PREFIX}.candidate.share", "gauge", "",
+    "Share of the conversations that the candidate decides about: 0 after it was stopped, 1 after it was promoted",
+    ("revision",),
+)  # fmt: skip
+CANDIDATE_REFUSED = Metric(
+    f"{PREFIX}.candidate.refused",
+    "gauge",
+    "",
+    "1 while the files of the candidate have mistakes, so that it is off",
+)
 ESCALATION_SHARE = Metric(
     f"{PREFIX}.escalation.share", "gauge", "",
     "Largest share of a cohort's judged answers that may escalate, as its intent sets it", ("cohort",),
@@ -136,7 +147,8 @@ ESCALATION_SHARE = Metric(
 # In the order in which they are created.
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
-    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, STATE_FAILURES, KEYS_REFUSED,
-    REVISION, ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
-    GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK,
+    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, STATE_FAILURES,
+    KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, ESCALATION_SHARE, REFUSED, TIER_ERRORS,
+    OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS, GENAI_TOKENS, GENAI_DURATION,
+    GENAI_FIRST_CHUNK,
 )  # fmt: skip

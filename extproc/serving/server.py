@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import signal
 from pathlib import Path
 
 import grpc
@@ -14,12 +13,13 @@ from extproc.accounting import accesslog
 from extproc.accounting.ledger import Ledger, LogStreams
 from extproc.accounting.outcome import cost_of
 from extproc.accounting.store import Store
+from extproc.config.candidate import compile_both
 from extproc.config.changes import Rendered
-from extproc.config.compile import compile_snapshot
 from extproc.config.gate import Gate
 from extproc.config.load import Config, ConfigError
-from extproc.config.reload import Signature, signature, watch
+from extproc.config.reload import watch
 from extproc.config.schema import PolicyFile
+from extproc.config.signature import Signature, signature
 from extproc.config.standing import Standing
 from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, STATUS_METHOD, STATUS_SERVICE
 from extproc.encoder.backends import load_encoder, read_choice
@@ -29,6 +29,7 @@ from extproc.routing.conversations import Conversations
 from extproc.routing.exploration import Lottery
 from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
+from extproc.routing.rollout import candidate_shares, is_off
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.store import MemoryStore, StateStore
@@ -40,6 +41,7 @@ from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.state import open_state
+from extproc.serving.stopping import stop_event
 from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
 from extproc.verifying.callouts import call_out
@@ -104,36 +106,14 @@ async def serve(serving: Serving) -> None:
     set_up_exporters()
     server = await build(serving, config, standing)
     try:
-        loaded = await _loaded(server, config, serving.workers)
+        loaded = await _loaded(server, config, serving)
     except ConfigError as error:  # a mistake that only the encoder shows, such as an utterance of another intent
         fall_back(standing, error, serving.gate)
-        loaded = await _loaded(server, standing.config, serving.workers)
+        loaded = await _loaded(server, standing.config, serving)
     if serving.explore:
         explore(server, loaded.router, serving)
     await announce(server, loaded.router.snapshot, serving.ready_fd if not stop.is_set() else None)
     await run(server, loaded, serving, seen, stop, standing)
-
-
-def stop_event(ready_fd: int | None) -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set, and the end of the supervisor if there is one."""
-    stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
-    if ready_fd is not None:
-        _stop_without(ready_fd, stop)
-    return stop
-
-
-def _stop_without(supervisor: int, stop: asyncio.Event) -> None:
-    """Set `stop` when the read end of the pipe closes: a supervisor that was killed cannot send a signal."""
-    loop = asyncio.get_running_loop()
-
-    def gone() -> None:
-        loop.remove_reader(supervisor)
-        log.error("stopping, because the supervisor process has ended and no longer restarts or stops this worker")
-        stop.set()
-
-    loop.add_reader(supervisor, gone)  # there is never anything to read: the error of a closed pipe wakes us
 
 
 async def build(serving: Serving, config: Config, standing: Standing | None = None) -> Server:
@@ -202,20 +182,20 @@ def _handlers(
     )
 
 
-async def _loaded(server: Server, config: Config, workers: int) -> Loaded:
-    store = open_state(config.policy.state, server.telemetry.state_failed, workers)
-    return await load(server.processor, config, workers, store)
+async def _loaded(server: Server, config: Config, serving: Serving) -> Loaded:
+    store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
+    return await load(server.processor, config, serving.intents, serving.workers, store)
 
 
 async def load(
-    processor: ExternalProcessor, config: Config, workers: int, store: StateStore | None = None
+    processor: ExternalProcessor, config: Config, folder: Path, workers: int, store: StateStore | None = None
 ) -> Loaded:
     """Load the encoder, compile the index and give `processor` its router and verifier. Raises EncoderError."""
     model = config.policy.encoder.model
     log.info("encoder %s", read_choice(model) or model)
     encoder = await asyncio.to_thread(load_encoder, model, workers)
     utterances = RememberingEncoder(storing(encoder))
-    snapshot = await asyncio.to_thread(compile_snapshot, config, utterances)
+    snapshot = await asyncio.to_thread(compile_both, config, folder, utterances)
     batcher = Batcher(encoder)
     router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
@@ -256,6 +236,8 @@ async def run(
     """
     router, telemetry = loaded.router, server.telemetry
     telemetry.shares = lambda: router.snapshot.policy.escalation_shares
+    telemetry.candidates = lambda: candidate_shares(router.snapshot.rollout, router.shares)
+    telemetry.candidate_refused = lambda: is_off(router.snapshot.rollout)
     telemetry.revision = router.snapshot.revision
     telemetry.tiers = lambda: {tier.name: tier for tier in router.snapshot.policy.tiers}
     telemetry.encoder = lambda: loaded.batcher.load

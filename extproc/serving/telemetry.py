@@ -36,6 +36,8 @@ class Telemetry:
         # Cohort -> largest share of its judged answers that may escalate. A dashboard compares escalations with it.
         self.shares: Callable[[], Mapping[str, float]] = dict
         self.refused: Callable[[], bool] = bool  # whether the files on disk may not serve
+        self.candidates: Callable[[], Mapping[str, float]] = dict  # revision -> share of the conversations
+        self.candidate_refused: Callable[[], bool] = bool  # whether the files of the candidate have mistakes
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
         self.open_exchanges = 0
@@ -65,6 +67,10 @@ class Telemetry:
         self._genai = GenAi(meter, self._tracer)
         observe(meter, definitions.REVISION, lambda: [(1, {"revision": self.revision})])
         observe(meter, definitions.ESCALATION_SHARE, lambda: [(v, {"cohort": k}) for k, v in self.shares().items()])
+        observe(
+            meter, definitions.CANDIDATE_SHARE, lambda: [(v, {"revision": k}) for k, v in self.candidates().items()]
+        )
+        observe(meter, definitions.CANDIDATE_REFUSED, lambda: [(int(self.candidate_refused()), {})])
         observe(meter, definitions.REFUSED, lambda: [(int(self.refused()), {})])
         observe(meter, definitions.OPEN_EXCHANGES, lambda: [(self.open_exchanges, {})])
         observe(meter, definitions.ENCODER_QUEUE, lambda: [(self.encoder().queue, {})])

@@ -157,6 +157,33 @@ class Escalate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return HUMAN in (self.to if isinstance(self.to, tuple) else (self.to,))
 
 
+class Candidate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Other intents, which are compared with those that serve before they take their place."""
+
+    dir: Annotated[
+        str,
+        about(
+            "Folder with all intent files of the candidate, and with its centroids and _background.yaml if it has "
+            "them. It has no policy.yaml, because this one holds for both. A relative path starts at the YAML's "
+            "folder."
+        ),
+    ]
+    percent: Annotated[
+        float, about("Percentage of the conversations that the candidate decides about, from 0 to 100.")
+    ] = 5.0
+    shadow: Annotated[
+        bool,
+        about("true: the candidate decides about every request, and its decisions are only recorded."),
+    ] = False
+    loss: Annotated[
+        float,
+        about(
+            "Largest loss of the accepted share that is tolerated, as a fraction (0.02 = 2 percentage points). "
+            "With more than that the candidate is not promoted."
+        ),
+    ] = 0.02
+
+
 class EncoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How requests are embedded."""
 

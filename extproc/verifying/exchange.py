@@ -65,7 +65,7 @@ class VerifierExchange:
     def __init__(self, verifier: Verifier, opening: Opening) -> None:
         decision = _JudgedDecision.from_metadata(opening.metadata.get(Namespace.DECISION, {}))
         self._verifier = verifier
-        self._snapshot = verifier.snapshot()
+        self._snapshot = verifier.snapshot().arm(decision.revision)
         self._opening = opening
         self._api = decision.api
         # A reload may have removed the cohort. Then the answer passes without a verdict.
@@ -198,6 +198,7 @@ class _JudgedDecision(JudgedRecord, frozen=True, kw_only=True):
     """The decision as the verifier reads it. If the API is unknown, the cohort is empty."""
 
     api: Api
+    revision: str = ""  # of the policy or of its candidate
 
 
 def _read_facts(carried: dict[str, Any]) -> Requirements:

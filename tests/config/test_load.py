@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from extproc.config.candidate import compile_candidate
 from extproc.config.compile import centroids_digest, compile_snapshot
 from extproc.config.load import ConfigError, load_config
 from extproc.routing.index import Match
@@ -19,6 +20,20 @@ from extproc.settings import Conditions, Efforts, Params, Price, Reasoning, Rule
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 MISTAKES = {
+    "candidate": [
+        "policy.yaml:21: `dir` is empty: name the folder with the intents of the candidate",
+        "policy.yaml:22: `percent` is 120: expected a number from 0 to 100",
+        "policy.yaml:23: `loss` is 2: expected a number above 0 and below 1, as in 0.02 for 2 percentage points",
+    ],
+    "candidate_folder": [
+        "policy.yaml:20: `candidate.dir` is next, but FOLDER/next is no folder: create it, or remove `candidate`"
+    ],
+    "candidate_files": [
+        "next/billing.yaml:2: no tier is called `smal`: did you mean `small`?",
+        "next/policy.yaml:1: a candidate has no policy of its own, because that of FOLDER holds for it: remove "
+        "this file",
+        "policy.yaml:18: with the intents in next: no intent is called `cooking`: expected one of billing",
+    ],
     "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
     "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],
     "duplicate_key": ["billing.yaml:3: `tier` is written twice: remove one of them"],
@@ -269,7 +284,10 @@ def folder(tmp_path):
 
 def refused(folder, encoder) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        compile_snapshot(load_config(folder), encoder)
+        config = load_config(folder)
+        compile_snapshot(config, encoder)
+        if config.policy.candidate is not None:
+            compile_candidate(config, folder, encoder)
     assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
     return str(caught.value).splitlines()
 
@@ -287,7 +305,8 @@ def test_every_bad_folder_is_expected_to_be_refused():
 def test_a_mistake_is_reported_with_file_line_and_remedy(mistake, folder, words):
     """All mistakes are reported, each of them once, and nothing else."""
     shutil.copytree(CONFIGS / f"bad_{mistake}", folder, dirs_exist_ok=True)
-    reported = [re.sub(r"similarity of 0\.\d\d", "similarity of 0.##", line) for line in refused(folder, words)]
+    lines = [line.replace(str(folder), "FOLDER") for line in refused(folder, words)]
+    reported = [re.sub(r"similarity of 0\.\d\d", "similarity of 0.##", line) for line in lines]
     assert reported == MISTAKES[mistake]
 
 

@@ -26,7 +26,8 @@ from extproc.serving import server as serving_module
 from extproc.serving import wire
 from extproc.serving.files import ask_status, read_config
 from extproc.serving.health import refuses_files, serves
-from extproc.serving.server import Server, Serving, announce, build, drain, load, serve, stop_event
+from extproc.serving.server import Server, Serving, announce, build, drain, load, serve
+from extproc.serving.stopping import stop_event
 from tests.conftest import WordEncoder
 
 STATUS = health_pb2.HealthCheckResponse
@@ -146,7 +147,7 @@ def test_a_loaded_server_answers_before_it_is_announced(serving: Serving) -> Non
     body.attributes["envoy.filters.http.ext_proc"].update({"request.path": "/v1/chat/completions"})
 
     async def steps(server: Server) -> None:
-        loaded = await load(server.processor, load_config(serving.intents), 1)
+        loaded = await load(server.processor, load_config(serving.intents), serving.intents, 1)
         assert await health_of(serving.listen) == NOT_SERVING
         (reply,) = await replies_to(serving.listen, body)
         decision = reply.dynamic_metadata.fields["semantic_router"].struct_value
@@ -338,7 +339,7 @@ def test_the_batcher_is_free_again_after_a_stop(serving: Serving) -> None:
     """Its thread would keep the process from ending."""
 
     async def steps(server: Server) -> None:
-        loaded = await load(server.processor, load_config(serving.intents), 1)
+        loaded = await load(server.processor, load_config(serving.intents), serving.intents, 1)
         assert isinstance(loaded.batcher, Batcher)
         never = asyncio.Event()
         tasks = [asyncio.create_task(never.wait()) for _ in range(2)]

@@ -14,8 +14,8 @@ from extproc.contract.records import ladder_of
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy
-from extproc.routing.snapshot import Snapshot
-from extproc.settings import EncoderConfig, Escalate, Escalations, Human, StreamHold, Timeouts
+from extproc.routing.snapshot import Rollout, Snapshot
+from extproc.settings import Candidate, EncoderConfig, Escalate, Escalations, Human, StreamHold, Timeouts
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
 from extproc.verifying.ruling import Ruling
@@ -669,3 +669,17 @@ def test_a_stream_cut_at_its_first_words_has_no_count() -> None:
     *_, first = run(exchange, headers(), *(Event("response_body", body=frame) for frame in frames))[-1][:1]
     assert first.metadata is not None
     assert first.metadata[Namespace.LEDGER] == {"1": {"verdict": "escalate", "reason": "refusal"}}
+
+
+def test_an_answer_is_judged_by_the_arm_that_decided() -> None:
+    """A candidate has its own rules. A candidate that is gone is judged by the policy that serves."""
+    strict = msgspec.structs.replace(snapshot(rules=["complete", {"max_chars": 5}]), revision="candidate-1")
+    both = msgspec.structs.replace(snapshot(), rollout=Rollout(Candidate("next"), "/next", snapshot=strict))
+    answer = Event("response_body", True, chunk("Longer than that.", "stop") + b"data: [DONE]\n\n")
+    verdicts = {}
+    for revision in ("r1", "candidate-1", "candidate-2"):
+        first = opening()
+        first.metadata[Namespace.DECISION]["revision"] = revision
+        _, replies = run(VerifierExchange(Verifier(lambda: both, None), first), headers(), answer)
+        verdicts[revision] = next(reply.headers["x-cascade-verdict"] for reply in replies if reply.headers)
+    assert verdicts == {"r1": "accept", "candidate-1": "escalate", "candidate-2": "accept"}

@@ -1,0 +1,22 @@
+"""What a folder of YAML looks like from outside, to notice an edit."""
+
+from pathlib import Path
+
+from extproc.config.load import yaml_files
+from extproc.routing.centroid_file import CENTROIDS_FILE
+
+# Name, time of change, inode and size of each file. `stat` follows the symbolic links that Kubernetes swaps under a
+# ConfigMap. inotify does not see those swaps on every volume.
+Signature = tuple[tuple[str, int, int, int], ...]
+
+
+def signature(folder: Path) -> Signature:
+    """Differs after any YAML file or the centroids in `folder` are edited, added, removed or swapped."""
+    files = []
+    for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
+        try:
+            stat = path.stat()
+        except OSError:
+            continue  # it is not there now: if it comes back, the next look sees it
+        files.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
+    return tuple(files)
