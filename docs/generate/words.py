@@ -443,6 +443,10 @@ LOG_LINES = {
     "compile_both": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
     "check` lists them, too. The candidate is read again after an edit.",
     "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",
+    "follow_rollout": "The ledger cannot be read. The line says why. The candidate keeps its share, and is compared as soon as the "
+    "ledger can be read.",
+    "_act": "The router has stopped or promoted the candidate. The line has the figures. `extproc rollout status` shows them, too. "
+    "Another edit of the candidate begins anew.",
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",

@@ -58,7 +58,7 @@ class Store:
             _psycopg()
         elif not Path(place).parent.is_dir():
             raise OSError(f"cannot write a ledger to {place}: create the folder {Path(place).parent}")
-        self._place = place
+        self.place = place
         self._keep_s = keep_days * 86400
         self._connection: Connection | None = None
         self._pruned_at = 0.0
@@ -101,7 +101,7 @@ class Store:
     def open(self) -> Connection:
         """Connect, and create the tables if there are none. Raises OSError."""
         if self._connection is None:
-            self._connection = connect(self._place, writing=True)
+            self._connection = connect(self.place, writing=True)
         return self._connection
 
     def close(self) -> None:

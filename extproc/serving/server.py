@@ -40,6 +40,7 @@ from extproc.serving.files import FilesState, fall_back, first_standing
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
+from extproc.serving.rollout import follow_rollout
 from extproc.serving.state import open_state
 from extproc.serving.stopping import stop_event
 from extproc.serving.telemetry import Telemetry
@@ -251,7 +252,10 @@ async def run(
         )
     )  # fmt: skip
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
+    following = [asyncio.create_task(follow_rollout(router, serving.ledger.place))] if serving.ledger else []
     await stop.wait()
+    for task in following:
+        task.cancel()
     await drain(server, loaded.batcher, reloading, watching)
 
 

@@ -1,0 +1,108 @@
+"""A comparison of a candidate as text: the verdict in a sentence, and a table of both arms by cohort."""
+
+import time
+
+from extproc.accounting.rollout import ALL, Arm, Comparison, Group, Mean
+from extproc.accounting.sequential import ERROR, RolloutVerdict
+
+_NOTES = (
+    "accepted: conversations whose first request was served at the first attempt, with no rejected answer.",
+    "difference: candidate minus serving, in percentage points. The bounds hold at every look, and all together "
+    f"with a probability of {1 - ERROR:.0%}.",
+    "cost: US dollars per 1,000 requests. first byte: seconds. Their intervals (95 %) hold for a single look only.",
+    "-: in this cohort the arms do not have the same requests, so it is not tested. `all` is.",
+)  # fmt: skip
+
+
+def verdict_sentence(comparison: Comparison, share: float) -> str:
+    """The verdict with its reason, and what follows. `share` is the candidate's share of the conversations."""
+    loss, group = f"{comparison.loss:.3g}", comparison.groups.get(comparison.decided_by)
+    match comparison.verdict:
+        case RolloutVerdict.STOP:
+            assert group is not None
+            return f"STOP: the candidate is worse in {_place(group)}: {_shares(group)}. It gets no conversations."
+        case RolloutVerdict.PROMOTE:
+            assert group is not None
+            return (
+                f"PROMOTE: the candidate loses less than {loss} of the accepted share: {_shares(group)}. It gets "
+                "all conversations. Run `extproc rollout promote`."
+            )
+        case _:
+            return f"HOLD: it is not known yet whether the candidate loses {loss} of the accepted share. " + _power(
+                comparison, share
+            )
+
+
+def _power(comparison: Comparison, share: float) -> str:
+    if not 0 < share < 1:
+        return f"With {share:.0%} of the conversations for the candidate there is nothing to compare."
+    more = comparison.more_needed(share)
+    if more is None:
+        return "So small a loss cannot be told from none: choose a larger `loss`."
+    return (
+        f"If it is as good, about {_rounded(more):,} more conversations of the candidate promote it "
+        f"({_rounded(more / share):,} in all at {share:.1%})."
+    )
+
+
+def _rounded(count: float) -> int:
+    """Two digits that count."""
+    unit = int(10 ** max(len(str(int(count))) - 2, 0))
+    return round(count / unit) * unit
+
+
+def _place(group: Group) -> str:
+    return "all requests together" if group.name == ALL else f"`{group.name}`"
+
+
+def _shares(group: Group) -> str:
+    (candidate, serving), bounds = (group.candidate, group.serving), group.bounds
+    assert bounds is not None, "only a group with bounds decides"
+    return (
+        f"{candidate.successes:,} of {candidate.conversations:,} accepted, against {serving.successes:,} of "
+        f"{serving.conversations:,} (difference {_points(group)}, bounds {float(bounds.lower) * 100:+.1f} to "
+        f"{float(bounds.upper) * 100:+.1f} points)"
+    )
+
+
+def _points(group: Group) -> str:
+    shares = [
+        arm.successes / arm.conversations if arm.conversations else None for arm in (group.candidate, group.serving)
+    ]
+    return f"{(shares[0] - shares[1]) * 100:+.1f}" if shares[0] is not None and shares[1] is not None else ""
+
+
+def comparison_text(comparison: Comparison, share: float) -> str:
+    """The verdict, the table and its notes."""
+    if comparison.since is None:
+        return f"No request of {comparison.revision} is in the ledger yet.\n"
+    since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(comparison.since))
+    title = f"{comparison.revision} since {since} UTC, with {share:.1%} of the conversations"
+    groups = sorted(comparison.groups.values(), key=lambda group: (group.name == ALL, -group.serving.requests))
+    rows = [_cells(group) for group in groups]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    form = "  ".join(f"{{:{'<' if name == 'cohort' else '>'}{width}}}" for name, width in widths.items())
+    table = [form.format(*widths), *(form.format(*row.values()) for row in rows)]
+    return "\n\n".join((verdict_sentence(comparison, share), title, "\n".join(table), "\n".join(_NOTES))) + "\n"
+
+
+def _cells(group: Group) -> dict[str, str]:
+    bounds = group.bounds
+    tested = f"{float(bounds.lower) * 100:+.1f} to {float(bounds.upper) * 100:+.1f}" if bounds is not None else "-"
+    cells = {"cohort": group.name}
+    for name, arm in (("serving", group.serving), ("candidate", group.candidate)):
+        cells[f"{name} accepted"] = _accepted(arm)
+    cells |= {"difference": _points(group), "bounds": tested}
+    for name, arm in (("serving", group.serving), ("candidate", group.candidate)):
+        cells |= {f"{name} cost": _interval(arm.cost, 1000), f"{name} first byte": _interval(arm.first_byte_s)}
+    return cells
+
+
+def _accepted(arm: Arm) -> str:
+    share = f" ({arm.successes / arm.conversations:.1%})" if arm.conversations else ""
+    return f"{arm.successes:,} of {arm.conversations:,}{share}"
+
+
+def _interval(mean: Mean, scale: float = 1.0) -> str:
+    interval = mean.interval
+    return "-" if interval is None else f"{interval[0] * scale:.3g} +- {interval[1] * scale:.2g}"
