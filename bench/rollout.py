@@ -30,7 +30,6 @@ _CHANGES = {
     "no effect": np.zeros(4),
     "a loss of 2 points, as tolerated": np.full(4, -0.02),
     "a loss of 5 points": np.full(4, -0.05),
-    "a loss of 10 points": np.full(4, -0.10),
     "a loss of 30 points in the smallest cohort": np.array([0, 0, 0, -0.30]),
     "a gain of 2 points": np.full(4, 0.02),
 }

@@ -2,7 +2,7 @@
 
 A conversation is a trial, because its requests are alike. Its first request counts: in all requests, and in each
 cohort. It is a success if the first attempt was served and no rule rejected the answer. An escalation, a failed
-attempt, an error, a case for a person and a client that leaves are no success.
+attempt, an error, a case for a person and a client that leaves are failures.
 
 The rows are read in the order in which they were written. The first test that decides is the verdict, so the rows
 give the same verdict each time they are read.
@@ -10,6 +10,7 @@ give the same verdict each time they are read.
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from extproc.accounting.sequential import (
     rulings,
 )
 from extproc.accounting.store import connect
-from extproc.contract.names import CANDIDATE_PREFIX
+from extproc.contract.names import CANDIDATE_PREFIX, Key
 from extproc.contract.words import Reason
 
 ALL = "all"
@@ -138,7 +139,7 @@ class Comparison:
     """The comparison so far."""
 
     def __init__(self, revision: str, loss: float, cohorts: Sequence[str]) -> None:
-        """`revision` is the candidate's. In `cohorts` both arms get the same requests."""
+        """`revision` is that of the candidate. In `cohorts` both arms get the same requests."""
         self.revision, self.loss = revision, loss
         self.verdict, self.decided_by = RolloutVerdict.HOLD, ""
         self.since: float | None = None  # seconds since 1970
@@ -195,3 +196,28 @@ class RolloutReader:
                 self._last = row["id"]
         self.comparison.decide()
         return self.comparison
+
+
+class BesideCount(msgspec.Struct, frozen=True):
+    """Requests that the policy decided in one way, and the candidate beside it in another or in the same way."""
+
+    cohort: str
+    tier: str
+    candidate_cohort: str
+    candidate_tier: str
+    requests: int
+
+
+def read_beside(place: Path | str, revision: str) -> list[BesideCount]:
+    """The decisions of a candidate beside those of this serving revision, most frequent first. Raises OSError."""
+    counts: Counter[tuple[str, str, str, str]] = Counter()
+    with contextlib.closing(connect(place)) as ledger:
+        for row in ledger.select("SELECT decision FROM outcomes WHERE revision = ?", (revision,)):
+            decision = msgspec.json.decode(row["decision"] or b"{}")
+            if Key.CANDIDATE_TIER in decision:
+                cohort, tier, other_cohort, other_tier = (str(decision.get(key, "")) for key in _BESIDE)
+                counts[cohort, tier, other_cohort, other_tier] += 1
+    return [BesideCount(*key, requests) for key, requests in counts.most_common()]
+
+
+_BESIDE = (Key.COUNTED_AS, Key.TIER, Key.CANDIDATE_COHORT, Key.CANDIDATE_TIER)

@@ -1,8 +1,9 @@
 """A comparison of a candidate as text: the verdict in a sentence, and a table of both arms by cohort."""
 
 import time
+from collections.abc import Sequence
 
-from extproc.accounting.rollout import ALL, Arm, Comparison, Group, Mean
+from extproc.accounting.rollout import ALL, Arm, BesideCount, Comparison, Group, Mean
 from extproc.accounting.sequential import ERROR, RolloutVerdict
 
 _NOTES = (
@@ -38,7 +39,7 @@ def _power(comparison: Comparison, share: float) -> str:
         return f"With {share:.0%} of the conversations for the candidate there is nothing to compare."
     more = comparison.more_needed(share)
     if more is None:
-        return "So small a loss cannot be told from none: choose a larger `loss`."
+        return "So small a loss takes more than ten million conversations: choose a larger `loss`."
     return (
         f"If it is as good, about {_rounded(more):,} more conversations of the candidate promote it "
         f"({_rounded(more / share):,} in all at {share:.1%})."
@@ -106,3 +107,15 @@ def _accepted(arm: Arm) -> str:
 def _interval(mean: Mean, scale: float = 1.0) -> str:
     interval = mean.interval
     return "-" if interval is None else f"{interval[0] * scale:.3g} +- {interval[1] * scale:.2g}"
+
+
+def beside_text(counts: Sequence[BesideCount]) -> str:
+    """The decisions of a candidate that only decides beside: a sentence, and each kind of difference."""
+    total = sum(count.requests for count in counts)
+    if not total:
+        return "No decision of the candidate is in the ledger yet.\n"
+    moved = [c for c in counts if (c.tier, c.cohort) != (c.candidate_tier, c.candidate_cohort)]
+    other = sum(c.requests for c in moved if c.tier != c.candidate_tier)
+    lines = [f"The candidate chooses another tier for {other:,} of {total:,} requests ({other / total:.1%})."]
+    lines += [f"{c.requests:>8,}  {c.cohort} {c.tier} -> {c.candidate_cohort} {c.candidate_tier}" for c in moved]
+    return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from extproc.cli.options import (
     parse_server_address,
     parse_workers,
 )
+from extproc.cli.rollout import add_rollout
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -35,6 +36,7 @@ def add_commands(commands: "Commands") -> None:
     )  # fmt: skip
     intents_option(prepare)
     add_envoy(commands)
+    add_rollout(commands)
     demo = add_command(
         commands, "demo", _demo, "Start Envoy, the router and sample model servers, and send them real prompts."
     )

@@ -98,13 +98,13 @@ def load_candidate(config: Config, folder: Path) -> Config:
     assert candidate is not None, "only a configuration with a candidate has its files"
     place = candidate_folder(config, folder)
     if not place.is_dir():
-        what = f"`candidate.dir` is {candidate.dir}, but {place} is no folder: create it, or remove `candidate`"
+        what = f"`candidate.dir` is {candidate.dir}, but {place} is not a folder: create it, or remove `candidate`"
         line = line_of(config.lines, POLICY_FILE, ".candidate.dir")
         raise ConfigError([Problem(POLICY_FILE, line, what)], folder)
     reading = _Reading()
     for path in yaml_files(place):
         if path.name == POLICY_FILE:
-            what = f"a candidate has no policy of its own, because that of {folder} holds for it: remove this file"
+            what = f"a candidate cannot have a policy, because that of {folder} holds for it: remove this file"
             reading.problems.append(Problem(path.name, 1, what))
         else:
             reading.add(path)
@@ -237,7 +237,7 @@ class _Reading:
     def basis(self) -> str:
         """The hash of everything except the key `candidate`. It does not depend on the place of the folder."""
         policy = msgspec.structs.replace(self.policy, candidate=None) if self.policy is not None else None
-        return hashlib.sha256(self._others.digest() + msgspec.json.encode(policy)).hexdigest()
+        return hashlib.sha256(self._others.digest() + msgspec.json.encode(policy, order="sorted")).hexdigest()
 
 
 def yaml_files(folder: Path) -> list[Path]:

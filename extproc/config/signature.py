@@ -1,4 +1,4 @@
-"""What a folder of YAML looks like from outside, to notice an edit."""
+"""The signature of a folder of YAML. It differs after an edit."""
 
 from pathlib import Path
 

@@ -80,6 +80,8 @@ class Key(StrEnum):
     MODE = "mode"
     COHORT = "cohort"
     COUNTED_AS = "counted_as"
+    CANDIDATE_TIER = "candidate_tier"
+    CANDIDATE_COHORT = "candidate_cohort"
     MAX_RETRIES = "max_retries"
     ESCALATIONS = "escalations"
     JUDGE = "judge"

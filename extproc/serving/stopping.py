@@ -1,4 +1,4 @@
-"""What stops a server process."""
+"""The events that stop a server process."""
 
 import asyncio
 import logging

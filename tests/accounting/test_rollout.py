@@ -1,4 +1,4 @@
-"""The comparison of a candidate by the rows of a ledger: what counts, and what the verdict does not depend on."""
+"""The comparison of a candidate by the rows of a ledger, and its verdict."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
-from extproc.accounting.rollout import ALL, Comparison, RolloutReader
-from extproc.accounting.rollout_text import comparison_text, verdict_sentence
+from extproc.accounting.rollout import ALL, BesideCount, Comparison, RolloutReader, read_beside
+from extproc.accounting.rollout_text import beside_text, comparison_text, verdict_sentence
 from extproc.accounting.sequential import Counts, RolloutVerdict
 from extproc.accounting.store import Store
 
@@ -95,7 +95,7 @@ def test_a_conversation_is_one_trial_in_each_group(place):
 
 
 def test_a_regression_in_one_cohort_stops_the_candidate_and_the_verdict_stays(place):
-    """However the rows are read: at once, in pieces, or again after other rows."""
+    """The rows may be read in pieces, or again after other rows."""
     reader = RolloutReader(place, Comparison(CANDIDATE, 0.02, ("billing", "cooking")))
     store(place, *pairs(40, cohort="cooking"))
     assert reader.read().verdict is RolloutVerdict.HOLD
@@ -137,3 +137,23 @@ def test_until_then_the_power_is_shown(place):
         "HOLD: it is not known yet whether the candidate loses 0.02 of the accepted share. If it is as good, about "
     )
     assert "nothing to compare" in comparison_text(compared(place), 1.0)
+
+
+def test_the_decisions_of_a_candidate_beside_are_counted(place):
+    """Only rows of this revision count, and only requests about which the candidate decided."""
+    same, moved = (
+        f'{{"counted_as":"billing","tier":"small","candidate_cohort":"billing","candidate_tier":"{tier}"}}'
+        for tier in ("small", "large")
+    )
+    rows = [outcome("r1", decision=text) for text in (same, moved, same, '{"tier":"small"}', None)]
+    store(place, *rows, outcome("r0", decision=moved))
+    counts = read_beside(place, "r1")
+    assert counts == [
+        BesideCount("billing", "small", "billing", "small", 2),
+        BesideCount("billing", "small", "billing", "large", 1),
+    ]
+    assert beside_text(counts) == (
+        "The candidate chooses another tier for 1 of 3 requests (33.3%).\n"
+        "       1  billing small -> billing large\n"
+    )
+    assert beside_text([]) == "No decision of the candidate is in the ledger yet.\n"

@@ -1,4 +1,4 @@
-"""The candidate of a configuration: what it inherits, its revision, and that its mistakes stop nobody."""
+"""The candidate of a configuration: its policy, its revision and its mistakes."""
 
 import asyncio
 import contextlib
@@ -58,7 +58,7 @@ def test_a_candidate_has_its_own_intents_and_the_policy_that_serves(folder, word
 
 
 def test_its_revision_says_what_is_compared(folder):
-    """Another share or a copy of the folder compares the same. Other files, of either arm, begin anew."""
+    """Another share or a copy of the folder compares the same. Other files of either arm are another comparison."""
     config, first = both(folder)
     assert first.revision.startswith("candidate-") and len(first.revision) == len("candidate-") + 12
     write_key(folder, "{dir: next, percent: 50, loss: 0.1}")

@@ -26,11 +26,11 @@ MISTAKES = {
         "policy.yaml:23: `loss` is 2: expected a number above 0 and below 1, as in 0.02 for 2 percentage points",
     ],
     "candidate_folder": [
-        "policy.yaml:20: `candidate.dir` is next, but FOLDER/next is no folder: create it, or remove `candidate`"
+        "policy.yaml:20: `candidate.dir` is next, but FOLDER/next is not a folder: create it, or remove `candidate`"
     ],
     "candidate_files": [
         "next/billing.yaml:2: no tier is called `smal`: did you mean `small`?",
-        "next/policy.yaml:1: a candidate has no policy of its own, because that of FOLDER holds for it: remove "
+        "next/policy.yaml:1: a candidate cannot have a policy, because that of FOLDER holds for it: remove "
         "this file",
         "policy.yaml:18: with the intents in next: no intent is called `cooking`: expected one of billing",
     ],

@@ -57,6 +57,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.rows: list[Priced] = []
+        self.place = Path("/nowhere")
         self.closed = False
 
     def open(self) -> None: ...

@@ -1,0 +1,61 @@
+"""The command `rollout`: show the comparison of a candidate, and end it."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from extproc.cli.options import add_command, intents_option
+
+if TYPE_CHECKING:
+    from extproc.cli.options import Commands
+
+
+def add_rollout(commands: "Commands") -> None:
+    """Add the command."""
+    rollout = add_command(
+        commands, "rollout", _rollout,
+        "Show how the candidate of a policy compares, and end the comparison. docs/guides/rollout.md is the guide.",
+    )  # fmt: skip
+    rollout.add_argument(
+        "action",
+        choices=("status", "promote", "stop"),
+        help="status: show the verdict. promote: let the files of the candidate serve, and keep the old ones in a "
+        "folder beside them. stop: remove the candidate from policy.yaml",
+    )
+    intents_option(rollout)
+    rollout.add_argument(
+        "--ledger",
+        metavar="FILE|postgresql://...",
+        help="with status: the ledger that `extproc serve --ledger` writes",
+    )
+
+
+def _rollout(args: argparse.Namespace) -> int:
+    from extproc.config.rollout_files import promote, stop
+
+    match args.action:
+        case "status":
+            print(_status(args), end="")
+        case "promote":
+            for line in promote(args.intents):
+                print(line)
+        case _:
+            print(stop(args.intents))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> str:
+    from extproc.accounting.rollout import Comparison, RolloutReader, read_beside
+    from extproc.accounting.rollout_text import beside_text, comparison_text
+    from extproc.config.candidate import alike_cohorts
+    from extproc.config.load import load_candidate
+    from extproc.config.rollout_files import config_with_candidate
+
+    if args.ledger is None:
+        raise ValueError("`rollout status` reads the ledger: give --ledger, as for `extproc serve`")
+    config = config_with_candidate(args.intents)
+    candidate, spec = load_candidate(config, args.intents), config.policy.candidate
+    assert spec is not None
+    if spec.shadow:
+        return beside_text(read_beside(args.ledger, config.revision))
+    comparison = Comparison(candidate.revision, spec.loss, alike_cohorts(config, candidate))
+    return comparison_text(RolloutReader(args.ledger, comparison).read(), spec.percent / 100)

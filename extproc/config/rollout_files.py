@@ -1,0 +1,99 @@
+"""The end of a rollout on disk: the files of the candidate take the place of those that serve, or its key goes."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from extproc.config.load import Config, candidate_folder, load_candidate, load_config, yaml_files
+from extproc.config.schema import POLICY_FILE, PolicyFile
+from extproc.config.strict_yaml import Problem, decode_yaml
+from extproc.contract.names import CANDIDATE_PREFIX
+from extproc.routing.centroid_file import CENTROIDS_FILE
+
+_KEY = "candidate"
+
+
+def promote(folder: Path) -> Iterator[str]:
+    """Move the files of the candidate into `folder`. Yield a line for each step that is done.
+
+    All new files are written beside the old ones first. Then each of them replaces its old file atomically, and
+    the policy without the key comes last. A copy of the old files stays in a folder beside `folder`. Raises
+    ConfigError or ValueError before anything is changed, and OSError.
+    """
+    config = config_with_candidate(folder)
+    candidate, place = load_candidate(config, folder), candidate_folder(config, folder)
+    policy = without_candidate((folder / POLICY_FILE).read_bytes())
+    new = {path.name: path.read_bytes() for path in _files(place)}
+    old = [path for path in _files(folder) if path.name != POLICY_FILE]
+    backup = Path(f"{os.path.abspath(folder)}.before-{candidate.revision.removeprefix(CANDIDATE_PREFIX)}")
+    backup.mkdir()
+    for path in _files(folder):
+        shutil.copy2(path, backup / path.name)
+    yield f"copied {len(old) + 1} files of {folder} to {backup}"
+    for name, content in new.items():
+        _beside(folder / name).write_bytes(content)
+    for name in new:
+        os.replace(_beside(folder / name), folder / name)
+    removed = [path for path in old if path.name not in new]
+    for path in removed:
+        path.unlink()
+    _replace(folder / POLICY_FILE, policy)
+    yield f"moved {len(new)} files of {place} to {folder}, and removed {len(removed)} old ones there"
+    for path in _files(place):
+        path.unlink()
+    if not any(place.iterdir()):
+        place.rmdir()
+    yield f"removed `{_KEY}` from {folder / POLICY_FILE}"
+
+
+def stop(folder: Path) -> str:
+    """Remove the key `candidate`, and say so. The files of the candidate stay. Raises ValueError or OSError."""
+    place = candidate_folder(config_with_candidate(folder), folder)
+    _replace(folder / POLICY_FILE, without_candidate((folder / POLICY_FILE).read_bytes()))
+    return f"removed `{_KEY}` from {folder / POLICY_FILE}; its files stay in {place}"
+
+
+def config_with_candidate(folder: Path) -> Config:
+    """The configuration in `folder`. Raises ConfigError, or ValueError if it has no candidate."""
+    config = load_config(folder)
+    if config.policy.candidate is None:
+        raise ValueError(f"{folder / POLICY_FILE} has no candidate: add `candidate: {{dir: FOLDER}}`")
+    return config
+
+
+def without_candidate(raw: bytes) -> bytes:
+    """The text of policy.yaml without the key. All other lines stay. Raises ValueError."""
+    lines = raw.splitlines(keepends=True)
+    first = next((i for i, line in enumerate(lines) if line.startswith(f"{_KEY}:".encode())), len(lines))
+    end = first + 1
+    while end < len(lines) and lines[end].startswith((b" ", b"\t")):
+        end += 1
+    edited = b"".join([*lines[:first], *lines[end:]])
+    before, after = _decoded(raw), _decoded(edited)
+    if before is None or after != msgspec.structs.replace(before, candidate=None):
+        raise ValueError(f"{POLICY_FILE} does not have one key per line: remove `{_KEY}` by hand")
+    return edited
+
+
+def _decoded(raw: bytes) -> PolicyFile | None:
+    problems: list[Problem] = []
+    return decode_yaml(POLICY_FILE, raw, PolicyFile, problems, {})
+
+
+def _files(folder: Path) -> list[Path]:
+    return [*yaml_files(folder), *folder.glob(CENTROIDS_FILE)]
+
+
+def _beside(path: Path) -> Path:
+    """A hidden file beside `path`, which no router reads."""
+    return path.with_name(f".{path.name}.new")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    beside = _beside(path)
+    beside.write_bytes(content)
+    shutil.copymode(path, beside)
+    os.replace(beside, path)

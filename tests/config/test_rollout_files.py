@@ -1,0 +1,65 @@
+"""The end of a rollout on disk."""
+
+from pathlib import Path
+
+import pytest
+
+from extproc.cli.main import main
+from extproc.config.load import load_config
+from extproc.config.rollout_files import promote, stop, without_candidate
+from tests.config.test_candidate import both, folder, write_key
+
+__all__ = ["folder"]  # a fixture
+
+
+def names(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir())
+
+
+def test_a_promoted_candidate_serves_and_the_old_files_are_kept(folder: Path) -> None:
+    (folder / "next/soup.yaml").write_text((folder / "next/cooking.yaml").read_text().replace("cooking", "soup"))
+    (folder / "next/cooking.yaml").unlink()
+    policy = (folder / "policy.yaml").read_text()
+    (folder / "policy.yaml").write_text(policy.replace("[cooking]", "[billing]"))
+    (folder / "README.md").write_text("ours")
+    _, candidate = both(folder)
+    before = load_config(folder)
+
+    lines = list(promote(folder))
+    after = load_config(folder)
+    assert {intent.intent: intent.tier for intent in after.intents} == {"billing": "large", "soup": "large"}
+    assert after.intents == candidate.intents and after.policy.candidate is None
+    assert names(folder) == ["README.md", "billing.yaml", "policy.yaml", "soup.yaml"]
+    backup = folder.with_name(f"intents.before-{candidate.revision.removeprefix('candidate-')}")
+    assert names(backup) == ["billing.yaml", "cooking.yaml", "policy.yaml"]
+    assert load_config(backup).intents == before.intents
+    assert lines == [
+        f"copied 3 files of {folder} to {backup}",
+        f"moved 2 files of {folder / 'next'} to {folder}, and removed 1 old ones there",
+        f"removed `candidate` from {folder / 'policy.yaml'}",
+    ]
+
+
+def test_a_candidate_with_a_mistake_is_not_promoted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "next/billing.yaml").write_text("intent: billing\n")
+    before = {path: path.read_bytes() for path in folder.glob("*.yaml")}
+    assert main(["rollout", "promote", "--intents", str(folder)]) == 2
+    assert "next/billing.yaml:1: `tier` is missing" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.glob("*.yaml")} == before
+    assert names(folder.parent) == ["intents"]
+
+
+def test_a_stopped_candidate_keeps_its_files_and_nothing_else_changes(folder: Path) -> None:
+    write_key(folder, "# the new floors\n  dir: next\n  percent: 20")
+    policy = (folder / "policy.yaml").read_text()
+    (folder / "policy.yaml").write_text(policy + "mode: shadow # for now\n")
+    assert stop(folder).endswith(f"its files stay in {folder / 'next'}")
+    assert (folder / "policy.yaml").read_text() == policy.partition("candidate:")[0] + "mode: shadow # for now\n"
+    assert names(folder / "next") == ["billing.yaml", "cooking.yaml"]
+    with pytest.raises(ValueError, match=r"has no candidate: add `candidate: \{dir: FOLDER\}`"):
+        stop(folder)
+
+
+def test_a_policy_on_one_line_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match="remove `candidate` by hand"):
+        without_candidate(b"{version: 1, default_tier: a, tiers: [], candidate: {dir: next}}")
