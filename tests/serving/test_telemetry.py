@@ -81,6 +81,7 @@ def collected() -> Iterator[Collected]:
 def record_everything(telemetry: Telemetry) -> None:
     """Report every kind of event, each with everything that it may have."""
     telemetry.shares = lambda: {"billing": 0.35}
+    telemetry.candidates = lambda: {"candidate-1": 0.05}
     telemetry.tiers = lambda: TIERS
     telemetry.decided({}, DECISION, {"read": 0.001}, None)
     telemetry.ruled({}, "billing", 1, VerdictWord.DEGRADED, "refusal", Bound.LAST_RUNG, ["judge"])
