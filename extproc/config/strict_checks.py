@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from extproc.config.load import Config, yaml_files
+from extproc.config.load import Config, candidate_folder, yaml_files
 from extproc.config.schema import POLICY_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.language import is_english
@@ -36,7 +36,7 @@ def strict_problems(config: Config, folder: Path) -> list[Problem]:
         *(finding for intent in config.intents for finding in _languages(config, intent)),
     ]
     located = [Problem(file, line_of(config.lines, file, path), what) for file, path, what in findings]
-    return sorted([*located, *_unread(folder)])
+    return sorted([*located, *_unread(config, folder)])
 
 
 def _price_order(config: Config) -> Iterator[_Finding]:
@@ -144,10 +144,13 @@ def _languages(config: Config, intent: Intent) -> Iterator[_Finding]:
             yield config.files[intent.intent], f".utterances[{i}]", what
 
 
-def _unread(folder: Path) -> Iterator[Problem]:
+def _unread(config: Config, folder: Path) -> Iterator[Problem]:
     """Files and folders beside the YAML that look as if the router read them."""
     read = {path.name for path in yaml_files(folder)} | {CENTROIDS_FILE}
+    candidate = candidate_folder(config, folder) if config.policy.candidate is not None else None
     for path in sorted(folder.iterdir()):
+        if candidate == path.absolute():
+            continue
         if path.name in read or path.name.startswith(".") or _OTHER_FILES.fullmatch(path.name.lower()):
             continue
         if path.is_dir():

@@ -13,6 +13,7 @@ from extproc.config import reload
 from extproc.config.candidate import alike_cohorts, compile_both
 from extproc.config.load import Config, load_candidate, load_config
 from extproc.config.signature import signature
+from extproc.config.strict_checks import strict_problems
 from extproc.routing.snapshot import Snapshot
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
@@ -135,3 +136,10 @@ def test_an_edit_of_the_candidate_alone_is_read_again(folder, words, monkeypatch
     assert len({snapshot.revision for snapshot in serving[:3]}) == 1
     assert [word for word, _ in reports[:2]] == ["unchanged", "unchanged"]
     assert f"a candidate is compared: revision {first} beside {serving[0].revision}" in caplog.text
+
+
+def test_the_folder_of_the_candidate_is_read_and_another_one_is_not(folder):
+    """`check --strict` names folders that look as if they were read."""
+    assert not [p for p in strict_problems(load_config(folder), folder) if p.file == "next"]
+    write_key(folder, "null")
+    assert [p.file for p in strict_problems(load_config(folder), folder) if "is a folder" in p.what] == ["next"]
