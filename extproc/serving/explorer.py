@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # only their number at the same time bounds them.
 DOLLARS_PER_HOUR = 1.0
 _AT_ONCE = 4
+# A thread that connects cannot be woken, and the end of the process waits for it.
+_CONNECT_S = 5.0
 # Longer answers are not judged.
 _MOST_BYTES = 4 * 1024 * 1024
 # Tokens of an answer that did not say how many it has, for the budget alone.
@@ -148,12 +150,13 @@ class Explorer:
 
     def _send(self, body: bytes, request: Request, second: SecondRequest, timeout_s: float) -> _Reply:
         """Send the second request. Blocks until the answer has ended."""
-        connection = _connection(self._url, timeout_s)
+        connection = _connection(self._url)
         headers = second.headers | _OWN_HEADERS.get(request.api, {})
         headers |= {"content-type": "application/json", "x-request-id": second.id, _SESSION_HEADER: second.id}
         sent = {name: value.encode() for name, value in headers.items()}  # a client may send any letters
         try:
             connection.connect()
+            connection.sock.settimeout(timeout_s)
             self._sockets.add(connection.sock)
             path = self._url.path.rstrip("/") + _PATHS[request.api]
             connection.request("POST", path, body, sent)
@@ -192,9 +195,9 @@ def _word(error: Exception) -> str:
     return "not_sent" if isinstance(error, SpliceError | ConnectionRefusedError) else "no_answer"
 
 
-def _connection(url: SplitResult, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(url: SplitResult) -> http.client.HTTPConnection:
     kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-    return kind(url.hostname or "", url.port, timeout=timeout_s)
+    return kind(url.hostname or "", url.port, timeout=_CONNECT_S)
 
 
 def _body_for(routed: Routed, request: Request, second: SecondRequest) -> bytes:

@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from extproc.config import reload
 from extproc.config.compile import centroids_digest, compile_snapshot, utterances_digest
 from extproc.config.load import ConfigError, in_configmap, load_config
+from extproc.config.signature import signature
 from extproc.routing.centroid_file import (
     CENTROIDS_FILE,
     Header,
@@ -267,7 +268,7 @@ def test_a_mounted_file_is_reloaded_when_it_changes(folder, words, tmp_path, mon
     reports: list[tuple[str, str]] = []
 
     async def run() -> None:
-        seen = reload.signature(mounted)
+        seen = signature(mounted)
         watching = asyncio.create_task(
             reload.watch(
                 mounted, seen, lambda: serving[-1], words, serving.append, lambda *report: reports.append(report)
@@ -296,7 +297,7 @@ def test_another_encoder_needs_a_restart(folder, words, monkeypatch, caplog):
     reports: list[tuple[str, str]] = []
 
     async def run() -> None:
-        seen = reload.signature(folder)
+        seen = signature(folder)
         watching = asyncio.create_task(
             reload.watch(
                 folder, seen, lambda: serving[-1], words, serving.append, lambda *report: reports.append(report)

@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -14,6 +16,7 @@ from extproc.config.load import load_config
 from extproc.routing.exploration import Lottery
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
+from extproc.serving import explorer as explorer_module
 from extproc.serving.explorer import Budget, Explorer
 from extproc.verifying.judging import RuleRunner
 
@@ -165,6 +168,33 @@ def test_a_request_that_a_stop_gives_up_has_its_row(snapshot, words):
     kept, reported = explored(snapshot, words, Silent(b""), gives_up=True)
     assert (kept.tier, kept.status, kept.accepted, kept.reason) == ("large", 0, None, "no_answer")
     assert reported == ("billing", "large", "failed")
+
+
+def test_an_address_that_drops_packets_keeps_no_thread(monkeypatch):
+    """The end of the process waits for the threads."""
+    monkeypatch.setattr(explorer_module, "_CONNECT_S", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as full,
+        socket.socket() as first,
+        socket.socket() as last,
+    ):
+        for waiting in (first, last):  # nobody accepts them, so the kernel drops what comes then
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        connection = explorer_module._connection(urlsplit(f"http://127.0.0.1:{full.getsockname()[1]}"))
+        with pytest.raises(TimeoutError):
+            connection.connect()
+
+
+def test_an_answer_may_take_longer_than_a_connection(snapshot, words, monkeypatch):
+    class Slow(Upstream):
+        async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(0.5)
+            await super().serve(reader, writer)
+
+    monkeypatch.setattr(explorer_module, "_CONNECT_S", 0.2)
+    kept, _ = explored(snapshot, words, Slow(answer_of(WHOLE)))
+    assert kept.accepted
 
 
 def test_headers_that_rules_read_may_have_any_letters(snapshot, words):
