@@ -14,6 +14,7 @@ WALL_CLOCK = {
     "accounting/export.py": {"time"},
     "accounting/report.py": {"time"},
     "accounting/render.py": {"gmtime"},
+    "accounting/rollout_text.py": {"gmtime"},
     "accounting/why.py": {"gmtime"},
     "cli/health.py": {"gmtime"},
     "config/standing.py": {"time"},
