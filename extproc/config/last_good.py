@@ -53,9 +53,9 @@ def _keep(folder: Path, config: Config) -> None:
             return  # the folder was edited in the meantime, and the reload comes back here
         with contextlib.suppress(OSError):  # another worker was faster
             copy.rename(place / config.revision)
-        pointer = Path(tempfile.mkstemp(dir=place)[1])
-        pointer.write_text(config.revision, encoding="ascii")
-        pointer.replace(place / _CURRENT)
+        with tempfile.NamedTemporaryFile("w", dir=place, encoding="ascii", delete=False) as pointer:
+            pointer.write(config.revision)
+        os.replace(pointer.name, place / _CURRENT)
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     if kept is not None:

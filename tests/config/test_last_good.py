@@ -1,0 +1,25 @@
+"""The last good files on disk."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from extproc.config.last_good import keep, kept_folder
+from extproc.config.load import load_config
+from tests.e2e.traffic import write_small_intents
+
+
+def test_each_edit_is_kept_and_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kept copy is that of the last edit, it is the only one, and a router can go on for months."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    intents = write_small_intents(tmp_path / "intents")
+    text = (intents / "extraction.yaml").read_text()
+    open_files = len(os.listdir("/proc/self/fd"))
+    for cap in (101, 102, 103):
+        (intents / "extraction.yaml").write_text(text.replace("tokens: 512", f"tokens: {cap}"))
+        keep(intents, load_config(intents))
+    kept = kept_folder(intents)
+    assert kept is not None and "max_output_tokens: 103" in (kept / "extraction.yaml").read_text()
+    assert sorted(path.name for path in kept.parent.iterdir()) == sorted([kept.name, "current"])
+    assert len(os.listdir("/proc/self/fd")) == open_files
