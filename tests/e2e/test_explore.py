@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,8 +24,10 @@ from tests.e2e.traffic import (
     ask,
     body_of,
     eventually,
+    ledger_of,
     send,
     small_intent,
+    with_ledger,
     write_small_intents,
 )
 
@@ -42,28 +43,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("explore")
     intents = write_small_intents(folder / "written")
     (intents / "extraction.yaml").write_text(small_intent("extraction", _JUDGED))
-    policy = (
-        (intents / "policy.yaml")
-        .read_text()
-        .replace("deadline_ms: 200", "deadline_ms: 20000")
-        .replace("rules:", _RULE)
-    )
+    policy = (intents / "policy.yaml").read_text().replace("rules:", _RULE)
     (intents / "policy.yaml").write_text(policy)
     with SampleUpstreams(MODELS) as upstreams:
         running = Stack(intents, folder, upstreams)
-        try:
-            url = f"http://127.0.0.1:{running.port}"
-            options = ["--explore", str(_SHARE), "--explore-url", url]
-            running.start_router(options=["--ledger", str(ledger_of(running)), *options])
-            running.start_envoy()
+        url = f"http://127.0.0.1:{running.port}"
+        with with_ledger(running, "--explore", str(_SHARE), "--explore-url", url):
             assert url == f"http://127.0.0.1:{running.port}", "the port was taken meanwhile"
             yield running
-        finally:
-            running.stop()
-
-
-def ledger_of(stack: Stack) -> Path:
-    return stack.folder / "ledger.sqlite"
 
 
 def rows_of(stack: Stack) -> list[dict[str, Any]]:

@@ -37,8 +37,10 @@ from tests.e2e.traffic import (
     ask,
     body_of,
     eventually,
+    ledger_of,
     send,
     small_intent,
+    with_ledger,
     write_small_intents,
 )
 
@@ -72,16 +74,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     (intents / "policy.yaml").write_text(f"{policy}\nescalations: {{burst: 1000}}\n")
     with Upstreams(MODELS, _CHUNK_S) as upstreams:
         running = Stack(intents, folder, upstreams)
-        try:
-            running.start_router(options=["--ledger", str(ledger_of(running))])
-            running.start_envoy()
+        with with_ledger(running):
             yield running
-        finally:
-            running.stop()
-
-
-def ledger_of(stack: Stack) -> Path:
-    return stack.folder / "ledger.sqlite"
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,8 +19,10 @@ from tests.e2e.traffic import (
     Answer,
     body_of,
     eventually,
+    ledger_of,
     send,
     small_intent,
+    with_ledger,
     write_small_intents,
 )
 
@@ -46,16 +47,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         (candidate / "math_reasoning.yaml").write_text(small_intent("math_reasoning", "tier: frontier"))
         with (running.intents / "policy.yaml").open("a") as policy:
             policy.write(f"candidate: {{dir: next, percent: {_PERCENT}}}\n")
-        try:
-            running.start_router(options=["--ledger", str(ledger_of(running))])
-            running.start_envoy()
+        with with_ledger(running):
             yield running
-        finally:
-            running.stop()
-
-
-def ledger_of(stack: Stack) -> Path:
-    return stack.folder / "ledger.sqlite"
 
 
 def ask_each(stack: Stack, prompt: str, mark: str) -> list[Answer]:

@@ -120,6 +120,22 @@ def small_intent(name: str, settings: str) -> str:
     return f"intent: {name}\n{settings}\nfloor: 0.05\nutterances:\n{utterances}\n"
 
 
+def ledger_of(stack: Stack) -> Path:
+    """The ledger of a stack that `with_ledger` starts."""
+    return stack.folder / "ledger.sqlite"
+
+
+@contextlib.contextmanager
+def with_ledger(stack: Stack, *options: str) -> Iterator[Stack]:
+    """Start a router that keeps a ledger, and Envoy, and stop them at the end."""
+    try:
+        stack.start_router(options=["--ledger", str(ledger_of(stack)), *options])
+        stack.start_envoy()
+        yield stack
+    finally:
+        stack.stop()
+
+
 def send(
     port: int,
     path: str,
