@@ -13,6 +13,7 @@ import msgspec
 from extproc.accounting.outcome import SERVED, Ending
 from extproc.accounting.queries import FALLBACKS, FROM_CLIENTS
 from extproc.accounting.store import connect
+from extproc.accounting.tables import newer_column
 from extproc.contract.words import NOT_A_COHORT
 
 _ROWS = f"""
@@ -52,7 +53,7 @@ def _exported(rows: list[Mapping[str, Any]], explored: Mapping[str, dict[str, An
     has_verdict = row["judged"] and row["ending"] in (*SERVED, Ending.HUMAN)
     accepted = row["ending"] == Ending.ACCEPTED if has_verdict else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
-    newer = {name: row[name] if name in row.keys() else None for name in _NEWER}  # noqa: SIM118
+    newer = {name: newer_column(row, name) for name in _NEWER}
     chances = newer.pop("chances")
     values = {name: row[name] for name in _EXPORTED} | newer
     values["chances"] = msgspec.json.decode(chances) if chances is not None else None

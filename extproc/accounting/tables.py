@@ -1,5 +1,8 @@
 """The tables of a ledger, for SQLite and Postgres, and how those of older versions are brought up to date."""
 
+from collections.abc import Mapping
+from typing import Any
+
 SCHEMA = 4
 # From each older version to the next one. Readers also read these versions: a new column is then absent.
 # `explorations` has the answers of second tiers: `explored` of an outcome is the id of one.
@@ -45,6 +48,11 @@ COLUMNS = (
     "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
     "chances", "explored",
 )  # fmt: skip
+
+
+def newer_column(row: Mapping[str, Any], name: str) -> Any:
+    """Return a value that ledgers of older versions do not have."""
+    return row[name] if name in row.keys() else None  # noqa: SIM118  # a sqlite3.Row
 
 
 def migrations(schema: int) -> list[str]:

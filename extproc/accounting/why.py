@@ -10,6 +10,7 @@ import msgspec
 
 from extproc.accounting.outcome import Ending, Unjudged
 from extproc.accounting.store import Connection, connect, name_of
+from extproc.accounting.tables import newer_column
 from extproc.contract.records import DecisionRecord, VerdictRecord
 from extproc.contract.words import NOT_A_COHORT, Bound, Course, Reason, Undecided
 
@@ -76,7 +77,7 @@ def why(place: Path | str, request: str) -> str:
 
 def _story(row: Mapping[str, Any], ledger: Connection) -> str:
     rejections = list(ledger.select(_REJECTIONS, (row["id"],)))
-    values = msgspec.json.decode(_column(row, "decision") or "{}")
+    values = msgspec.json.decode(newer_column(row, "decision") or "{}")
     decision, verdict = DecisionRecord.from_metadata(values), VerdictRecord.from_metadata(values)
     lines = [
         *_opening(row),
@@ -87,11 +88,6 @@ def _story(row: Mapping[str, Any], ledger: Connection) -> str:
         *_place(row, decision),
     ]
     return "\n".join(lines)
-
-
-def _column(row: Mapping[str, Any], name: str) -> Any:
-    """Return a value that ledgers of older versions do not have."""
-    return row[name] if name in row.keys() else None  # noqa: SIM118  # a sqlite3.Row
 
 
 def _opening(row: Mapping[str, Any]) -> Iterator[str]:
@@ -127,7 +123,7 @@ def _decision(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]
 
 def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     counted = row["cohort"]
-    if _column(row, "decision") is None and counted not in NOT_A_COHORT:
+    if newer_column(row, "decision") is None and counted not in NOT_A_COHORT:
         yield f"cohort    {counted}. An older release wrote this row, without the record of the match"
         return
     if decision.cohort is None or decision.similarity is None:
@@ -174,7 +170,7 @@ def _last(row: Mapping[str, Any], verdict: VerdictRecord) -> str:
             f" ({verdict.verdict_reason})" if verdict.verdict_reason and row["ending"] != Ending.ACCEPTED else ""
         )
         return f"{verdict.verdict or 'judged'}{reason}"
-    why_not = _column(row, "unjudged")
+    why_not = newer_column(row, "unjudged")
     return f"not judged, because {_UNJUDGED[why_not]}" if why_not in _UNJUDGED else "not judged"
 
 
@@ -201,6 +197,6 @@ def _cost(row: Mapping[str, Any], rejections: Sequence[Mapping[str, Any]]) -> It
 def _place(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     if row["revision"] is not None:
         yield f"revision  {row['revision']}, mode {row['mode']}"
-    course = decision.conversation or _column(row, "conversation")
+    course = decision.conversation or newer_column(row, "conversation")
     if course is not None:
         yield f"history   The conversation {_COURSES.get(course, course)} ({course})"
