@@ -9,7 +9,7 @@ Coding agents wrap a person's sentence in kilobytes of other text, called harnes
 3. Otherwise harness text is removed: closed blocks (`_HARNESS`), sections (`_SECTIONS`), and parts that start with
    a banner (`_BANNERS`). If a turn repeats a tool's output, only marked text counts.
    Pasted material is removed if more than a short follow-up remains. It is fenced code of more than 400
-   characters, and blocks (`_PASTES`). A tag that is never closed is ordinary text and stays.
+   characters, blocks (`_PASTES`), and the end of an e-mail. A tag that is never closed is ordinary text and stays.
 4. A short follow-up ("yes", "and in French?") has at most 4 words in under 24 bytes of UTF-8. It is joined to the
    asks before it, separated by newlines, back to the first ask that is not short, and to three at most.
 5. Each run of whitespace becomes one space. An ask of more than `max_chars` keeps its head (5/8) and tail (3/8)
@@ -27,6 +27,7 @@ from typing import Protocol
 import msgspec
 
 from extproc.routing.blocks import GAP, Span, cut_blocks, gap, tag_pattern
+from extproc.routing.closings import without_closing
 
 # In any letter case. `_` also matches `-` and a space, so system_reminder also matches <system-reminder>.
 _MARKS = "user_query user_request userrequest user_message command_args"
@@ -181,8 +182,8 @@ def _person_text(parts: Sequence[str]) -> str:
     text, marked = _text_and_mark(parts)
     if marked:
         return text
-    unpasted = _without_pastes(text)
-    return text if is_short(unpasted) else unpasted
+    shorter = (without_closing(candidate) for candidate in (_without_pastes(text), text))
+    return next((candidate for candidate in shorter if not is_short(candidate)), text)
 
 
 def _written_text(parts: Sequence[str]) -> str:

@@ -198,7 +198,7 @@ def test_an_element_in_a_snippet_stays():
     for text in (
         "Why is this manifest refused?\n<manifest>\n  <file>a</file>\n</manifest>",
         "Why is this manifest refused?\n```xml\n<file>\na\n</file>\n```",
-        "Why is this manifest refused?\n```xml\n<attachments>\na\n</attachments>\n```\nThanks.",
+        "Why is this manifest refused?\n```xml\n<attachments>\na\n</attachments>\n```\nIt was valid before.",
     ):
         assert find_ask([user(text)]).text == " ".join(text.split())
 

@@ -1,0 +1,81 @@
+"""The end of an e-mail: a signature or a notice to its readers, which says nothing about the task.
+
+Requests are often e-mails. A signature or a notice is left out only at the end of a text. If an instruction follows
+after a pasted e-mail, both stay.
+"""
+
+import re
+
+# A line that ends a letter. The name and the address of the writer follow.
+_FAREWELLS = """
+    (?:with |my )?(?:best|kind|kindest|warm|warmest|many)(?: regards| wishes)|(?:best )?regards|sincerely(?: yours)?
+    yours (?:sincerely|faithfully|truly)|cheers|(?:many )?thanks(?: and regards)?|thank you|best|all the best
+    (?:mit )?(?:freundlich|herzlich|best)en? gr(?:ü|ue)(?:ß|ss)en?|(?:viele|liebe) gr(?:ü|ue)(?:ß|ss)e|mfg
+    (?:bien )?cordialement|bien à vous|sincères salutations|meilleures salutations
+    (?:un )?(?:cordial )?saludos?(?: cordiales)?|atentamente|un abrazo
+    atenciosamente|cumprimentos|(?:com os )?melhores cumprimentos|abraços
+    (?:cordiali|distinti|cari) saluti|met vriendelijke groeten?|med vänliga hälsningar|venlig hilsen|pozdrawiam
+    с уважением|saygılarımla|敬具|よろしくお願い(?:いた)?します|此致|祝好|감사합니다|مع التحية
+"""
+_FAREWELL = re.compile(
+    rf"\n[ \t]*(?:{'|'.join('(?:' + line.strip() + ')' for line in _FAREWELLS.strip().splitlines())})"
+    r"[ \t]*[,.!，。]?[ \t]*(?=\n|$)",
+    re.IGNORECASE,
+)
+_SIGNATURE_CHARS, _SIGNATURE_LINES, _SIGNATURE_WORDS = 400, 8, 6
+# RFC 3676 writes this line above a signature.
+_DASHES = re.compile(r"\n-- ?\n")
+_SENT_FROM = re.compile(
+    r"(?:sent from my|get outlook for|von meinem .{1,30} gesendet|envoyé de mon)\b", re.IGNORECASE
+)
+# A notice is confidential, and it names its reader or a mistake.
+_SECRET = re.compile(
+    r"confidential|privileged|vertraulich|confidentiel|confidencial|riservat|vertrouwelijk", re.IGNORECASE
+)
+_READER = re.compile(
+    r"intended|recipient|addressee|addressed to|in error|by mistake|empfänger|bestimmt|irrtümlich|destinat"
+    r"|por error|par erreur|por engano|per errore|geadresseerde|vergissing",
+    re.IGNORECASE,
+)
+_PARAGRAPH = re.compile(r"\n[ \t]*\n[ \t\n]*")
+_NOTICE_CHARS = 3000
+_PARAGRAPHS = 4  # that are left out, or tried, at most
+
+
+def without_closing(text: str) -> str:
+    """Return the text without the signature and the notices at its end. Its first line always stays."""
+    kept = text.rstrip()
+    for _ in range(_PARAGRAPHS):
+        start = _notice(kept) or _signature(kept)
+        if start is None or not kept[:start].strip():
+            break
+        kept = kept[:start].rstrip()
+    return kept
+
+
+def _notice(text: str) -> int | None:
+    """The position of a notice that is the last paragraph, or None. A question is no notice."""
+    gaps = list(_PARAGRAPH.finditer(text, max(0, len(text) - _NOTICE_CHARS)))
+    last = text[gaps[-1].end() :] if gaps else ""
+    if not last or "?" in last or "？" in last:
+        return None
+    is_notice = _SENT_FROM.match(last) or (_SECRET.search(last) and _READER.search(last))
+    return gaps[-1].start() if is_notice else None
+
+
+def _signature(text: str) -> int | None:
+    """The position of a signature at the end, or None."""
+    tail = max(0, len(text) - _SIGNATURE_CHARS)
+    dashes = _DASHES.search(text, tail)
+    if dashes is not None:
+        return dashes.start()
+    farewells = list(_FAREWELL.finditer(text, tail))[-_PARAGRAPHS:]
+    return next((found.start() for found in farewells if _is_name(text[found.end() :])), None)
+
+
+def _is_name(rest: str) -> bool:
+    """Whether the lines after a farewell can be a name with an address: few words, and a name has capitals."""
+    lines = [line.split() for line in rest.strip().splitlines() if line.strip()]
+    if len(lines) > _SIGNATURE_LINES or any(len(words) > _SIGNATURE_WORDS for words in lines) or "?" in rest:
+        return False
+    return not lines or not any(word[0].islower() for word in lines[0])
