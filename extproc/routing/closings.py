@@ -54,7 +54,7 @@ def without_closing(text: str) -> str:
 
 
 def _notice(text: str) -> int | None:
-    """The position of a notice that is the last paragraph, or None. A question is no notice."""
+    """The position of a notice that is the last paragraph, or None. A question is not a notice."""
     gaps = list(_PARAGRAPH.finditer(text, max(0, len(text) - _NOTICE_CHARS)))
     last = text[gaps[-1].end() :] if gaps else ""
     if not last or "?" in last or "？" in last:
