@@ -12,8 +12,9 @@ Coding agents wrap a person's sentence in kilobytes of other text, called harnes
    characters, blocks (`_PASTES`), and the end of an e-mail. A tag that is never closed is ordinary text and stays.
 4. A short follow-up ("yes", "and in French?") has at most 4 words in under 24 bytes of UTF-8. It is joined to the
    asks before it, separated by newlines, back to the first ask that is not short, and to three at most.
-5. Each run of whitespace becomes one space. An ask of more than `max_chars` keeps its head (5/8) and tail (3/8)
-   around " … ". Only a bounded head and tail of any text are read.
+5. Each run of whitespace becomes one space, and capitals become small letters if nearly all letters are capitals.
+   An ask of more than `max_chars` keeps its head (5/8) and tail (3/8) around " … ". Only a bounded head and tail of
+   any text are read.
 
 If no turn has such text, the ask is the last user turn with any text, harness text included ("raw"). To support
 a new agent, add a word to a table. `tests/agents/` holds one request of each agent.
@@ -27,7 +28,7 @@ from typing import Protocol
 import msgspec
 
 from extproc.routing.blocks import GAP, Span, cut_blocks, gap, tag_pattern
-from extproc.routing.closings import without_closing
+from extproc.routing.plain_text import without_closing, without_shouting
 
 # In any letter case. `_` also matches `-` and a space, so system_reminder also matches <system-reminder>.
 _MARKS = "user_query user_request userrequest user_message command_args"
@@ -278,7 +279,8 @@ def _bounded(text: str, source: str, max_chars: int) -> Ask:
     if unread:
         text = GAP.sub(_CUT.strip(), text)
     chars = len(text) + sum(unread) - len(_CUT) * len(unread)
-    return Ask(_head_and_tail(_encodable(text), max_chars), source, chars, chars > max_chars or bool(unread))
+    ask = without_shouting(_head_and_tail(_encodable(text), max_chars))
+    return Ask(ask, source, chars, chars > max_chars or bool(unread))
 
 
 def _encodable(text: str) -> str:

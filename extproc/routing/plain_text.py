@@ -1,4 +1,4 @@
-"""The end of an e-mail: a signature or a notice to its readers, which says nothing about the task.
+"""The parts of a text that say nothing about its task: the end of an e-mail, and capital letters.
 
 Requests are often e-mails. A signature or a notice is left out only at the end of a text. If an instruction follows
 after a pasted e-mail, both stay.
@@ -40,6 +40,8 @@ _READER = re.compile(
 _PARAGRAPH = re.compile(r"\n[ \t]*\n[ \t\n]*")
 _NOTICE_CHARS = 3000
 _PARAGRAPHS = 4  # that are left out, or tried, at most
+# A text with more letters than this, nearly all of them capitals, is written in capitals.
+_SHOUTED_LETTERS, _SHOUTED_SHARE = 12, 0.9
 
 
 def without_closing(text: str) -> str:
@@ -79,3 +81,10 @@ def _is_name(rest: str) -> bool:
     if len(lines) > _SIGNATURE_LINES or any(len(words) > _SIGNATURE_WORDS for words in lines) or "?" in rest:
         return False
     return not lines or not any(word[0].islower() for word in lines[0])
+
+
+def without_shouting(text: str) -> str:
+    """Return the text in small letters if it is written in capitals, which encoders know less well."""
+    capitals = sum(map(str.isupper, text))
+    letters = capitals + sum(map(str.islower, text))
+    return text.lower() if letters > _SHOUTED_LETTERS and capitals > _SHOUTED_SHARE * letters else text

@@ -1,10 +1,10 @@
-"""The end of an e-mail is left out of the ask."""
+"""The end of an e-mail and capitals are left out of the ask."""
 
 import pytest
 
 from extproc.api.request import Turn
 from extproc.routing.ask import find_ask
-from extproc.routing.closings import without_closing
+from extproc.routing.plain_text import without_closing, without_shouting
 
 ASK = "Extract the total from this invoice as JSON: 420 EUR, due 3 May."
 
@@ -53,3 +53,19 @@ def test_a_text_that_only_ends_is_itself() -> None:
     for text in ("", "Cheers,\nSam", "\n\nBest regards,\nTom", "Thanks!", "-- \nMaria"):
         assert without_closing(text).strip() == text.strip()
     assert find_ask([Turn("user", ("yes please\n\nCheers,\nSam",))]).text == "yes please Cheers, Sam"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("WHERE IS MY ORDER?", "where is my order?"),
+        ("¿DÓNDE ESTÁ MI PEDIDO, EH?", "¿dónde está mi pedido, eh?"),
+        ("ГДЕ МОЙ ЗАКАЗ, ЭЙ?", "где мой заказ, эй?"),
+        ("WHERE is my order?", "WHERE is my order?"),
+        ("SQL", "SQL"),
+        ("我的订单在哪里？请尽快告诉我，谢谢你们", "我的订单在哪里？请尽快告诉我，谢谢你们"),
+    ],
+)
+def test_an_ask_in_capitals_is_read_as_small_letters(text: str, plain: str) -> None:
+    assert without_shouting(text) == plain
+    assert find_ask([Turn("user", (text,))]).text == plain
