@@ -34,7 +34,7 @@ _NO_LEDGER = "There is no ledger to read: start the console with --ledger, as fo
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """What would happen to a request."""
+    """The decision about a request that nobody sends."""
 
     verdict: str  # in a sentence
     chances: list[tuple[str, str, float]]  # name of the class, its tier, its chance (0 to 1). The likeliest first
@@ -42,7 +42,7 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 class Sources(msgspec.Struct, frozen=True):
-    """Where the console reads. All of it is read again for each page, except the encoder."""
+    """The things that the console reads. All are read again for each page, except the encoder."""
 
     policy: Callable[[], Policy]  # the files on disk
     explain: Callable[[str], Tried]  # of a prompt, or of a request as JSON

@@ -1,4 +1,4 @@
-"""What the pages of the console read: the newest requests of a ledger, and a report of `extproc eval`."""
+"""Readings of the console: the newest requests of a ledger, and a report of `extproc eval`."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
