@@ -11,12 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "extproc"
 # From the bottom up. A package imports only packages of lower floors.
 FLOORS = (
-    "settings mismatch contract messages api encoder pb protobuf",
+    "settings mismatch contract messages api encoder pb protobuf style",
     "acceptance",
     "routing",
     "verifying config accounting",
     "serving evidence envoy",
-    "demo",
+    "demo console",
     "cli",
     "__init__ __main__",
 )

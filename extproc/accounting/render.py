@@ -5,6 +5,7 @@ from collections.abc import Callable
 from html import escape
 
 from extproc.accounting.report import CohortLine, CostReport
+from extproc.style import html_page, html_table
 
 _NOTES = (
     "accepted: served, and no rule rejected the answer. (judged): accepted answers that a rule looked at.",
@@ -99,31 +100,23 @@ def text_of(report: CostReport) -> str:
 
 def html_of(report: CostReport) -> str:
     """Return the same report as one HTML page that loads nothing else."""
-    tables = ""
-    for rows in _tables(report):
-        head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-        cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row.values()) for row in rows)
-        tables += f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n'
-        tables += "".join(f"<tr>{row}</tr>\n" for row in cells) + "</tbody></table></div>\n"
+    title = _title(report)
+    notes = f"<p>{escape(' '.join(_NOTES))}</p>"
+    parts = [f"<h1>{escape(title)}</h1>", *html_verdicts(report), *html_tables(report), notes]
+    return html_page(title, "".join(parts))
+
+
+def html_verdicts(report: CostReport) -> list[str]:
+    """Return the verdicts as HTML."""
+    return [f'<p class="verdict">{escape(sentence)}</p>\n' for sentence in report.verdicts]
+
+
+def html_tables(report: CostReport) -> list[str]:
+    """Return both tables and the reasons as HTML. The last row of a table is the total."""
     reasons = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in _reasons(report))
-    title = escape(_title(report))
-    verdicts = "".join(f'<p class="verdict">{escape(sentence)}</p>\n' for sentence in report.verdicts)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1"><title>{title}</title><style>
-body {{ font: 14px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1200px; padding: 24px 16px; color: #222; }}
-h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; }}
-.verdict {{ font-size: 1.05rem; font-weight: 600; color: #222; max-width: 60em; margin: .4em 0; }}
-.scroll {{ overflow-x: auto; margin: 1.5em 0; }}
-table {{ border-collapse: collapse; }}
-th, td {{ padding: .3em .7em; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }}
-th:first-child, td:first-child {{ text-align: left; }}
-th:first-child, td:first-child {{ position: sticky; left: 0; background: #fff; }}
-tr:last-child td {{ font-weight: 600; border-top: 2px solid #222; }}
-p {{ max-width: 60em; color: #555; }}
-</style></head><body>
-<h1>{title}</h1>
-{verdicts}{tables}<ul>{reasons}</ul>
-<p>{escape(" ".join(_NOTES))}</p>
-</body></html>
-"""
+    return [*map(_html, _tables(report)), f"<ul>{reasons}</ul>\n"]
+
+
+def _html(rows: TextTable) -> str:
+    cells = [[escape(cell) for cell in row.values()] for row in rows]
+    return html_table([escape(name) for name in rows[0]], cells, "sums")

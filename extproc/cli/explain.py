@@ -1,7 +1,7 @@
 """`extproc explain`: one decision in full, made by the functions that serve."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,33 +40,70 @@ class _PatientBatcher:
         return await self._batcher.embed(text, _DEADLINE_S)
 
 
+class Explained(msgspec.Struct, frozen=True):
+    """A decision with all similarities and chances of its ask."""
+
+    routed: Routed
+    path: str
+    by_cohort: dict[str, float]
+    by_chance: dict[str | None, float]  # None: the background
+
+    @property
+    def text(self) -> str:
+        """The decision in full, as lines."""
+        return _as_text(self.routed, self.by_cohort, self.by_chance, self.path)
+
+    @property
+    def json(self) -> str:
+        """The record of the decision as JSON, with what no record holds."""
+        return _as_json(self.routed, self.by_cohort, self.by_chance)
+
+
+class Explainer:
+    """Explains decisions with the files of a folder as they were when it was made. For one thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the files and the encoder. Raises ConfigError and EncoderError."""
+        config = load_config(folder)
+        self._encoder = load_encoder(config.policy.encoder.model)
+        self.snapshot = compile_snapshot(config, self._encoder)
+
+    def of_prompt(self, prompt: str, path: str | None = None, headers: Sequence[str] = ()) -> Explained:
+        """Explain the decision for a request whose only message is `prompt`."""
+        message = {"role": "user", "content": prompt}
+        model = routable_model(self.snapshot.policy.retarget)
+        return self.of_body(msgspec.json.encode({"model": model, "messages": [message]}), path, headers)
+
+    def of_body(self, body: bytes, path: str | None = None, headers: Sequence[str] = ()) -> Explained:
+        """Explain the decision for a request. Without a path, its members tell the API."""
+        path = path or path_of(body)
+        batcher = _PatientBatcher(Batcher(self._encoder))
+        router = Router(self.snapshot, batcher, conversations=Conversations(MemoryStore()))
+        routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
+        if routed.signals is None or not routed.signals.ask.text:
+            return Explained(routed, path, {}, {})
+        vector = self._encoder.encode([routed.signals.ask.text])[0]
+        index = self.snapshot.index
+        return Explained(routed, path, similarities(index, vector), chances(index, vector))
+
+
 def explain(
     folder: Path,
     prompt: str | None,
     body: bytes | None,
     path: str | None,
-    headers: list[str],
+    headers: Sequence[str],
     as_json: bool,
 ) -> str:
     """Explain the decision for a prompt or for a request body, as text or as JSON."""
-    config = load_config(folder)
-    encoder = load_encoder(config.policy.encoder.model)
-    snapshot = compile_snapshot(config, encoder)
-    if body is None:
-        message = {"role": "user", "content": prompt}
-        body = msgspec.json.encode({"model": routable_model(config.policy.retarget), "messages": [message]})
-    path = path or path_of(body)
-    router = Router(snapshot, _PatientBatcher(Batcher(encoder)), conversations=Conversations(MemoryStore()))
-    routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
-    by_cohort: dict[str, float] = {}
-    by_chance: dict[str | None, float] = {}
-    if routed.signals is not None and routed.signals.ask.text:
-        vector = encoder.encode([routed.signals.ask.text])[0]
-        by_cohort, by_chance = similarities(snapshot.index, vector), chances(snapshot.index, vector)
-    return _as_json(routed, by_cohort, by_chance) if as_json else _as_text(routed, by_cohort, by_chance, path)
+    explainer = Explainer(folder)
+    explained = (
+        explainer.of_prompt(prompt or "", path, headers) if body is None else explainer.of_body(body, path, headers)
+    )
+    return explained.json if as_json else explained.text
 
 
-def _by_name(headers: list[str]) -> dict[str, str]:
+def _by_name(headers: Sequence[str]) -> dict[str, str]:
     """Headers given as "NAME: VALUE", by their names in lower case."""
     pairs = (header.partition(":") for header in headers)
     return {name.strip().lower(): value.strip() for name, _, value in pairs}

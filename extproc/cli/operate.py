@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extproc.cli.console import add_console
 from extproc.cli.envoy_command import add_envoy
 from extproc.cli.health import add_health_commands
 from extproc.cli.options import (
@@ -37,6 +38,7 @@ def add_commands(commands: "Commands") -> None:
     intents_option(prepare)
     add_envoy(commands)
     add_rollout(commands)
+    add_console(commands)
     demo = add_command(
         commands, "demo", _demo, "Start Envoy, the router and sample model servers, and send them real prompts."
     )

@@ -1,6 +1,7 @@
 """The command `rollout`: show the comparison of a candidate, and end it."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extproc.cli.options import add_command, intents_option
@@ -34,7 +35,9 @@ def _rollout(args: argparse.Namespace) -> int:
 
     match args.action:
         case "status":
-            print(_status(args), end="")
+            if args.ledger is None:
+                raise ValueError("`rollout status` reads the ledger: give --ledger, as for `extproc serve`")
+            print(rollout_status(args.intents, args.ledger), end="")
         case "promote":
             for line in promote(args.intents):
                 print(line)
@@ -43,19 +46,18 @@ def _rollout(args: argparse.Namespace) -> int:
     return 0
 
 
-def _status(args: argparse.Namespace) -> str:
+def rollout_status(intents: Path, ledger: str) -> str:
+    """Return the comparison of the policy's candidate as text. Raises ConfigError if the policy has none."""
     from extproc.accounting.rollout import Comparison, RolloutReader, read_beside
     from extproc.accounting.rollout_text import beside_text, comparison_text
     from extproc.config.candidate import alike_cohorts
     from extproc.config.load import load_candidate
     from extproc.config.rollout_files import config_with_candidate
 
-    if args.ledger is None:
-        raise ValueError("`rollout status` reads the ledger: give --ledger, as for `extproc serve`")
-    config = config_with_candidate(args.intents)
-    candidate, spec = load_candidate(config, args.intents), config.policy.candidate
+    config = config_with_candidate(intents)
+    candidate, spec = load_candidate(config, intents), config.policy.candidate
     assert spec is not None
     if spec.shadow:
-        return beside_text(read_beside(args.ledger, config.revision))
+        return beside_text(read_beside(ledger, config.revision))
     comparison = Comparison(candidate.revision, spec.loss, alike_cohorts(config, candidate))
-    return comparison_text(RolloutReader(args.ledger, comparison).read(), spec.percent / 100)
+    return comparison_text(RolloutReader(ledger, comparison).read(), spec.percent / 100)

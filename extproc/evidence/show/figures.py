@@ -6,7 +6,7 @@ from html import escape
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.evidence.measure.evaluation import Evaluation
 from extproc.evidence.measure.metrics import exact_interval
-from extproc.evidence.show.charts import Plot
+from extproc.evidence.show.charts import Pair, Plot
 
 
 def figures(evaluation: Evaluation) -> Iterable[str]:
@@ -35,18 +35,25 @@ def figure(title: str, picture: str, caption: str) -> str:
 
 
 def _frontier(evaluation: Evaluation) -> str:
-    dots = [(line, (line.per_1000.value, 100 * line.quality.value)) for line in evaluation.lines]
-    curve = [(p.per_1000, 100 * p.quality) for p in evaluation.frontier]
-    xs, ys = zip(*[point for _, point in dots], *curve, strict=True)
+    return cost_quality(
+        [(e.name, e.per_1000.value, e.quality.value, (e.quality.low, e.quality.high)) for e in evaluation.lines],
+        [(point.per_1000, point.quality) for point in evaluation.frontier],
+    )
+
+
+def cost_quality(lines: Sequence[tuple[str, float, float, Pair]], frontier: Sequence[Pair]) -> str:
+    """SVG of ways to serve the same rows, each as (name, dollars per 1,000, quality, its interval), as shares."""
+    dots = [(name, (dollars, 100 * quality), ends) for name, dollars, quality, ends in lines]
+    curve = [(dollars, 100 * quality) for dollars, quality in frontier]
+    xs, ys = zip(*[point for _, point, _ in dots], *curve, strict=True)
     plot = Plot("Cost and quality", "dollars per 1,000 requests", "quality, %", (0.0, max(xs)), (min(ys), max(ys)))
-    alone = sorted(point for line, point in dots if line.name.startswith("always "))
+    alone = sorted(point for name, point, _ in dots if name.startswith("always "))
     plot.line(_upper_hull(alone), "hull")
     plot.line(sorted(curve), "curve")
     names = {ROUTED: "configured", RANDOM: "random", MIX: "mix", ORACLE: "oracle"}
-    for line, point in dots:
-        kind = "chosen" if line.name == ROUTED else "control"
-        interval = (100 * line.quality.low, 100 * line.quality.high) if kind == "chosen" else None
-        plot.dot(point, kind, names.get(line.name, line.name), interval)
+    for name, point, (low, high) in dots:
+        kind = "chosen" if name == ROUTED else "control"
+        plot.dot(point, kind, names.get(name, name), (100 * low, 100 * high) if kind == "chosen" else None)
     return plot.svg()
 
 

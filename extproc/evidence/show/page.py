@@ -14,7 +14,7 @@ from extproc.evidence.show.charts import ranges, stacked
 from extproc.evidence.show.estimate import percent
 from extproc.evidence.show.figures import figure, figures
 from extproc.evidence.show.robustness import COLUMNS
-from extproc.evidence.show.style import STYLE
+from extproc.style import html_page
 
 # A confusion matrix with more labels is unreadable. Its largest entries are listed instead.
 _MOST_LABELS = 30
@@ -43,11 +43,7 @@ def as_html(evaluation: Evaluation, title: str) -> str:
         "intervals of a share. Differences are paired.</li>",
         "<li>A row counts under its label, or without one under the cohort that it matched.</li></ul>",
     ]
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
-    )
+    return html_page(title, "".join(parts))
 
 
 def verdict_lines(verdicts: Sequence[Headline]) -> Iterable[str]:

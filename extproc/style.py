@@ -1,4 +1,6 @@
-"""The CSS of the page, for screens from 340 pixels, for print and for dark mode."""
+"""The form of all HTML pages, for screens from 340 pixels, for print and for dark mode. They load nothing."""
+
+from html import escape
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5d6878;--paper:#fff;--band:#f4f6f9;--rule:#dde2ea;--own:#c2410c;--other:#2563a8;
@@ -18,11 +20,12 @@ p,li{max-width:75ch}p.soft,li,figcaption{color:var(--soft);font-size:.87rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:16px}
 figure{margin:0;max-width:460px;break-inside:avoid;border:1px solid var(--rule);border-radius:8px;padding:12px}
 figure h3{margin:0 0 6px;font-size:.98rem}figure svg{width:100%;height:auto;display:block}
-.scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:8px}
+.scroll{overflow-x:auto;margin:12px 0;border:1px solid var(--rule);border-radius:8px}
 table{border-collapse:collapse;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
 th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 .words th,.words td{text-align:left}
 tr:last-child td{border-bottom:0}
+.sums tr:last-child td{font-weight:600;border-top:2px solid var(--ink)}
 th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band)}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 th:first-child{background:var(--band)}
@@ -48,4 +51,31 @@ svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 --t0:#8fb8de;--t1:#2563a8;--t2:#123a66}body{max-width:none;padding:0;font-size:11pt}
 .scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{padding:2px 4px}.plots{grid-template-columns:1fr 1fr}
 th:first-child,td:first-child{position:static}tr{break-inside:avoid}h2,.key{break-after:avoid}}
+nav{margin:0 0 16px}nav a{margin-right:16px;color:var(--other);display:inline-block;padding:4px 0}
+nav a[aria-current]{color:var(--ink);font-weight:600;text-decoration:none}
+a{color:var(--other)}a:focus-visible,button:focus-visible,textarea:focus-visible,input:focus-visible{
+outline:2px solid var(--own);outline-offset:2px}
+textarea,input,button{font:inherit;color:inherit;background:var(--band);border:1px solid var(--rule);
+border-radius:8px;padding:8px 10px}textarea{width:100%;min-height:6.5em}input{width:min(100%,340px)}
+button{cursor:pointer;font-weight:600;margin:8px 8px 8px 0}label{display:block;margin:8px 0 4px}
+pre{overflow-x:auto;background:var(--band);border-radius:8px;padding:12px;font-size:.8rem;line-height:1.45}
 """
+
+
+def html_page(title: str, body: str) -> str:
+    """Return a whole page. `title` is plain text, `body` is HTML."""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style><body>{body}</body></html>\n"
+    )
+
+
+def html_table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
+    """Return a table that scrolls sideways on a phone. Its first column stays. All cells are HTML."""
+    head = "".join(f"<th>{name}</th>" for name in header)
+    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+    table = (
+        f"<table{f' class={kind!r}' if kind else ''}><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
+    )
+    return f'<div class="scroll">{table}</div>\n'

@@ -1,0 +1,70 @@
+"""Readings of the console: the newest requests of a ledger, and a report of `extproc eval`."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from extproc.accounting.store import connect
+
+NEWEST = 50
+_NEWEST = f"""
+  SELECT time, request, cohort, tier, reason, ending, status, attempts, cost, duration_s FROM outcomes
+  ORDER BY time DESC LIMIT {NEWEST}
+"""
+
+
+def newest_requests(ledger: Path | str) -> list[Mapping[str, Any]]:
+    """Return the newest rows of a ledger, the newest first. They hold no text. Raises OSError with a remedy."""
+    with contextlib.closing(connect(ledger)) as rows:
+        return list(rows.select(_NEWEST))
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A number of a report with its interval. None: there was nothing to measure."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class Way(msgspec.Struct, frozen=True):
+    """One way to serve the rows of a report: the configuration, or a control."""
+
+    name: str
+    quality: Span  # shares
+    per_1000: Span  # dollars per 1,000 requests
+
+
+class FrontierPoint(msgspec.Struct, frozen=True):
+    """A point of the frontier of one tier per cohort."""
+
+    per_1000: float
+    quality: float
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """A verdict of a report: a word and its sentence."""
+
+    word: str
+    sentence: str
+
+
+class EvalReport(msgspec.Struct, frozen=True):
+    """The part of the JSON of `extproc eval` that the console shows."""
+
+    verdicts: Sequence[Verdict]
+    lines: Sequence[Way]
+    frontier: Sequence[FrontierPoint]
+
+
+def read_eval_report(path: Path) -> EvalReport:
+    """Read what `extproc eval --json FILE` wrote. Raises OSError with a remedy."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=EvalReport)
+    except msgspec.DecodeError as error:
+        raise OSError(
+            f"{path} is not a report of `extproc eval` ({error}): write one with `extproc eval --json {path}`"
+        ) from error
