@@ -209,7 +209,7 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         for i, proposal in enumerate(proposals, start=1):
             (out / f"proposed-{i:02}.yaml").write_text(as_yaml(proposal, tier), encoding="utf-8")
-    outside = sum(routed.decision.reason is Reason.OUT_OF_SCOPE for routed in run.routed)
+    outside = sum(run.routed.column(lambda decision: decision.reason is Reason.OUT_OF_SCOPE))
     print(f"{outside:,} of {len(run.rows):,} rows fall out of scope; {len(proposals)} proposed intents")
     for proposal in proposals:
         print("\n" + as_yaml(proposal, tier), end="")

@@ -57,10 +57,7 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
 
     `embed` is used by the rule `grounded`.
     """
-    quality, cost = (
-        np.array([getattr(s, name) if s is not None else None for s in run.served], dtype=np.float64)
-        for name in ("quality", "cost")
-    )
+    quality, cost = run.served.column("quality"), run.served.column("cost")
     comparable = recorded(run, quality, cost)
     positions = [int(i) for i in np.flatnonzero(comparable.rows)]
     if not positions or len(comparable.tiers) < 2:

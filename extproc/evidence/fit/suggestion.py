@@ -57,15 +57,15 @@ def propose(run: Execution, encoder: Encoder) -> list[Proposal]:
     by_label: dict[str, list[str]] = {}
     unlabelled: list[str] = []
     near: dict[str, str] = {}
-    for routed, revealed in zip(run.routed, run.revealed, strict=True):
-        if routed.signals is None or routed.decision.match is None:
+    for i, intent in enumerate(run.revealed.intents.column()):
+        routed = run.routed[i]
+        is_foreign = isinstance(intent, str) and intent not in cohorts
+        is_outside = routed.decision.reason is Reason.OUT_OF_SCOPE and not isinstance(intent, str)
+        if routed.decision.match is None or not (is_foreign or is_outside) or routed.signals is None:
             continue
         text = routed.signals.ask.text
         near[text] = routed.decision.match.cohort
-        if isinstance(revealed.intent, str) and revealed.intent not in cohorts:
-            by_label.setdefault(revealed.intent, []).append(text)
-        elif routed.decision.reason is Reason.OUT_OF_SCOPE and not isinstance(revealed.intent, str):
-            unlabelled.append(text)
+        (by_label.setdefault(intent, []) if is_foreign else unlabelled).append(text)
     proposals = [_proposal(label, texts, encoder, near, True) for label, texts in by_label.items()]
     unlabelled = list(dict.fromkeys(unlabelled))[:_MOST_TEXTS]
     counts = Counter(word for text in unlabelled for word in _name_words(text))

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.traffic import Row
 from extproc.evidence.execution import Execution, Memory, ask_of, destination, route_all, trusted_cohort
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
@@ -101,7 +102,7 @@ class RewriteTrial:
         run, seed, memory = self._run, self._seed, self._memory.fresh()
         together = run.groups[list(indices)]
         rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(indices, texts, strict=True)]
-        now = route_all(run.snapshot, memory, rows, what=f"rows, {kind}")
+        now = route_all(run.snapshot, memory, rows, what=f"rows routed, {kind}")
         was = self._route_unchanged(indices)
         before, after = self._ranks(was), self._ranks(now)
         above_capped = NOTHING
@@ -133,7 +134,7 @@ class RewriteTrial:
         self._unchanged |= zip(new, route_all(self._run.snapshot, self._memory, plain), strict=True)
         return [self._unchanged[i] for i in indices]
 
-    def _rank(self, routed: Routed) -> int:
+    def _rank(self, routed: Decided) -> int:
         """The rank of the tier. In shadow mode, of the tier that an enforcing policy would have chosen."""
         decision = routed.decision
         return self._run.snapshot.policy.rank(decision.proposed_tier or decision.tier.name)
