@@ -11,10 +11,11 @@ import msgspec
 from extproc.config.load import Config, in_configmap, load_config
 from extproc.config.schema import POLICY_FILE
 from extproc.contract.words import Reason
-from extproc.encoder.backends import load_encoder
+from extproc.encoder.backends import load_encoder, vectors_name
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Traffic, read_traffic
+from extproc.evidence.data.vector_store import store_for
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
@@ -234,9 +235,9 @@ def patient_encoder(intents: Path) -> Memory:
 
 
 def patient(model: str) -> Memory:
-    """The encoder that serves `model`, with a memory."""
+    """The encoder that serves `model`, with a memory and the vectors that earlier commands have stored."""
     encoder = load_encoder(model)
-    return Memory(encoder, encoder.sentences.encode, progress=sys.stderr.isatty())
+    return Memory(encoder, encoder.sentences.encode, progress=True, store=store_for(vectors_name(model)))
 
 
 def report_unused(path: Path, *runs: Execution) -> None:

@@ -123,6 +123,12 @@ class DecidedRows(Sequence[DecidedRow]):
         match = Match(cohort=cohort, runner_up=runner_up, tiers=chances, **numbers)
         return msgspec.structs.replace(decision, match=match)
 
+    @property
+    def matched(self) -> NDArray[np.bool_]:
+        """bool[rows]: the row has a match, trusted or not."""
+        has = self._kinds.where([kind is not None for kind in self._kinds.values])
+        return has if self._at is None else has[self._at]
+
     def column(self, of: Callable[[Decision], T]) -> list[T]:
         """Return a fact of every decision that does not depend on its match: decisions are given without it."""
         values = [of(decision) for decision in self._decisions.values]

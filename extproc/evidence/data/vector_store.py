@@ -23,12 +23,12 @@ _BUSY_S = 60.0  # another command writes for this long at most
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB NOT NULL UNIQUE, vector BLOB NOT NULL)"
 
 
-def cache_folder() -> Path:
-    """Return the folder of the stores: in $XDG_CACHE_HOME, by default ~/.cache. Raises OSError without a home."""
+def store_for(name: str) -> "VectorStore":
+    """Return the store with this name in $XDG_CACHE_HOME, by default ~/.cache. Without a home it is temporary."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if cache.startswith("~"):
-        raise OSError("there is no home directory: set XDG_CACHE_HOME")
-    return Path(cache) / "envoy-semantic-router" / "vectors"
+        return TemporaryStore()
+    return VectorStore(Path(cache) / "envoy-semantic-router" / "vectors" / f"{name}.sqlite")
 
 
 class VectorStore:
@@ -87,7 +87,7 @@ class VectorStore:
 
 
 class TemporaryStore(VectorStore):
-    """A store for one command, for an encoder without a name."""
+    """A store for one command."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="extproc-vectors-", ignore_cleanup_errors=True)
