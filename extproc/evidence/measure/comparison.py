@@ -27,8 +27,7 @@ ROUTING, QUALITY, COST = "routed right", "quality", "cost"
 ALL = "all"
 # Random assignments of signs behind a p-value. Below one in this many, the p-value is a bound.
 _ASSIGNMENTS = 20_000
-_CHUNK_NUMBERS = 20_000_000  # signs in memory at one time
-_MOST_CHUNK = 500
+_CHUNK = 500
 
 
 class Cell(msgspec.Struct, frozen=True):
@@ -182,9 +181,8 @@ def sign_flip(worse: Floats, seed: int) -> float:
     total, reached, rng = float(differing.sum()), 0, np.random.default_rng(seed)
     if len(differing) > MOST_UNITS:  # sums of random blocks are as symmetric as their parts
         differing = np.bincount(units_of(len(differing), seed)[0], differing).astype(np.float64)
-    chunk = max(1, min(_MOST_CHUNK, _CHUNK_NUMBERS // len(differing)))
-    for begin in range(0, _ASSIGNMENTS, chunk):
-        signs = rng.integers(0, 2, (min(chunk, _ASSIGNMENTS - begin), len(differing))) * 2 - 1
+    for _ in range(_ASSIGNMENTS // _CHUNK):
+        signs = rng.integers(0, 2, (_CHUNK, len(differing))) * 2 - 1
         reached += int((signs @ differing >= total - 1e-12).sum())
     if not reached:
         return min(1 / (_ASSIGNMENTS + 1), math.exp(-(total**2) / (2 * float(differing @ differing))))

@@ -217,7 +217,8 @@ def frontier(run: Execution, cohort: Sequence[str | None]) -> list[Point]:
     ):
         return []
     weight = run.weights()[table.rows]
-    names = np.array([str(name) for name in cohort])[table.rows]
+    number = {name: k for k, name in enumerate(dict.fromkeys(cohort))}
+    names = np.array([number[name] for name in cohort])[table.rows]
     half = np.arange(len(names)) % 2
     points = []
     for trade in _TRADES:

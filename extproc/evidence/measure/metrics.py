@@ -16,7 +16,7 @@ Bools = NDArray[np.bool_]
 GroupIds = NDArray[np.int64]
 
 RESAMPLES = 1000  # 25 draws lie beyond each end of a 95 % interval
-_CHUNK_NUMBERS = 20_000_000  # counts in memory at one time: 160 MB
+_CHUNK_NUMBERS = 5_000_000  # counts in memory at one time: 40 MB
 _MOST_CHUNK = 100  # resamples in memory at one time, if rows are few
 # Above this number, units are joined at random into so many blocks of equal size, and blocks are resampled (random
 # groups, Wolter 2007). The interval stays right, and its own error is below 1 % of its width.
