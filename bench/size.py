@@ -116,7 +116,7 @@ def run_command(name: str, data: Path, changed: Path) -> int:
 
 def use_stand_in() -> WordSums:
     """Let the commands use the stand-in. The store of vectors is the one that they would use."""
-    from extproc.cli import evidence
+    from extproc.cli import evidence, evidence_compare
     from extproc.encoder.features import FeatureEncoder
     from extproc.evidence.data.vector_store import store_for
     from extproc.evidence.execution import Memory
@@ -126,10 +126,8 @@ def use_stand_in() -> WordSums:
     def patient(model: str) -> Memory:
         return Memory(FeatureEncoder(sentences), sentences.encode, progress=True, store=store_for("stand-in"))
 
-    evidence.patient = patient
-    from extproc.cli import evidence_compare
-
-    evidence_compare.patient = patient
+    for commands in (evidence, evidence_compare):
+        setattr(commands, "patient", patient)  # noqa: B010  # one of them only imports the name
     return sentences
 
 

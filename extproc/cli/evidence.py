@@ -161,8 +161,10 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
-    _report_weights(data, run)
-    choice = choose(scored_table(run, seed, memory.sentences), target, cut, date)
+    scored = scored_table(run, seed, memory.sentences)
+    if (count := len(scored.table.positions)) < scored.table.available:
+        print(f"{data}: {count:,} of {scored.table.available:,} rows were drawn at random to fit on", file=sys.stderr)
+    choice = choose(scored, target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
     values = {setting.name: changes(setting, written[setting.name]) for setting in choice.cohorts}
     edited = list(_edited(intents, run, values))
@@ -246,11 +248,6 @@ def report_unused(path: Path, *runs: Execution) -> None:
     intents = {name for run in runs for name in run.snapshot.policy.cohorts}
     for note in dict.fromkeys(note for run in runs for note in unused(run, intents)):
         print(f"{path}: {note}", file=sys.stderr)
-
-
-def _report_weights(path: Path, run: Execution) -> None:
-    if (run.weights() != 1).any():
-        print(f"{path}: `weight` is not used: every row counts once in this fit", file=sys.stderr)
 
 
 def report_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:

@@ -24,13 +24,14 @@ _LONG = 9
 _MOST_CAPITALS = 0.5
 
 
-def group_rows(texts: Iterable[str], owners: Iterable[str | None]) -> GroupIds:
+def group_rows(texts: Iterable[str], owners: Iterable[str | None], exact: bool = False) -> GroupIds:
     """Return int64[n]: the same number for rows that are one piece of evidence.
 
+    `exact`: asks are alike only if they are equal apart from case and spaces.
     `owners` are the users or the sessions of the rows. An ask that occurs under several owners belongs to none of
     them, so that a greeting does not join the users who send it.
     """
-    gathered = AskGroups()
+    gathered = AskGroups(exact)
     for text, owner in zip(texts, owners, strict=True):
         gathered.add(text, owner)
     return gathered.groups(np.ones(len(gathered), dtype=np.bool_))
@@ -39,7 +40,8 @@ def group_rows(texts: Iterable[str], owners: Iterable[str | None]) -> GroupIds:
 class AskGroups:
     """Gathers rows for `group_rows` one by one. It keeps 4 bytes for each word of a text, and no text."""
 
-    def __init__(self) -> None:
+    def __init__(self, exact: bool = False) -> None:
+        self._exact = exact
         self._rows: dict[int, array[int]] = {}  # number of words -> the rows with so many
         self._words: dict[int, array[int]] = {}  # number of words -> the hashes of their words
         self._owners, self._owned = array("q"), array("b")
@@ -49,7 +51,7 @@ class AskGroups:
 
     def add(self, text: str, owner: str | None) -> None:
         """Add the next row."""
-        pattern = _pattern(text)
+        pattern = (" ".join(text.lower().split()),) if self._exact else _pattern(text)
         self._rows.setdefault(len(pattern), array("q")).append(len(self))
         hashes = (hash(word) & 0xFFFFFFFF for word in pattern)
         self._words.setdefault(len(pattern), array("I")).extend(hashes)

@@ -65,7 +65,8 @@ class Ratio(msgspec.Struct, frozen=True):
         parts = [part if is_each else np.bincount(unit, part, units) for part in (self.top, self.bottom)]
         drawn = [(counts @ parts[0], counts @ parts[1]) for counts in _counts(units, seed, RESAMPLES)]
         top, bottom = (np.concatenate(each) for each in zip(*drawn, strict=True))
-        return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
+        ratios: Floats = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
+        return ratios
 
     def estimate(self, seed: int, together: GroupIds | None = None) -> Estimate:
         """The measure with its interval. Rows with the same number in `together` are not independent evidence."""
@@ -99,6 +100,13 @@ def mean(
     measured = ~np.isnan(values) if among is None else ~np.isnan(values) & among
     top = np.asarray(weights * np.where(measured, values, 0.0), np.float64)
     return Ratio(top, np.asarray(weights * measured, np.float64), least)
+
+
+def quantile(values: Floats, share: float, weights: Floats | None = None) -> float:
+    """The value below which this share lies. `weights`: how many values each of them stands for. None: 1."""
+    if weights is None or (weights == weights[:1]).all():
+        return float(np.quantile(values, share))
+    return float(np.quantile(values, share, weights=weights, method="inverted_cdf"))
 
 
 def effective_rows(weights: Floats, together: GroupIds | None) -> float:
