@@ -4,7 +4,8 @@ Run: `make bench-size`, or `python -m bench.size --rows 10000 --encoder real` fo
 
 The rows are synthetic, and no two of them count as one. By default their vectors come from a stand-in for the
 encoder: sums of random vectors of words. It costs a fraction of a real encoder's time, and vectors of the same size
-are stored, read and matched. Each command runs twice in processes of its own: the second one finds the vectors.
+are stored, read and matched. Each command runs in a separate process. The first one runs twice: the second time it
+finds the vectors.
 """
 
 import argparse
@@ -42,7 +43,9 @@ class WordSums:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), 384], each row of unit length."""
         self.encoded += len(texts)
-        return unit(np.stack([np.sum([self._word(word) for word in text.lower().split()], axis=0) for text in texts]))
+        return unit(
+            np.stack([np.sum([self._word(word) for word in text.lower().split()], axis=0) for text in texts])
+        )
 
     def _word(self, word: str) -> Vectors:
         if word not in self._words:
@@ -146,7 +149,7 @@ def _child(args: argparse.Namespace) -> int:
 
 
 def measured(name: str, data: Path, changed: Path, encoder: str, cache: Path) -> dict[str, float]:
-    """Run a command in a process of its own."""
+    """Run a command in a separate process."""
     result = cache / "result.json"
     command = [sys.executable, "-m", "bench.size", "--child", name, "--data", str(data), "--changed", str(changed),
                "--encoder", encoder, "--result", str(result)]  # fmt: skip
@@ -159,7 +162,9 @@ def measured(name: str, data: Path, changed: Path, encoder: str, cache: Path) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line for each size and command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=_SIZES, help="numbers of rows (default: %(default)s)")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=_SIZES, help="numbers of rows (default: %(default)s)"
+    )
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS, help="commands to run")
     parser.add_argument("--encoder", choices=("stand-in", "real"), default="stand-in", help="source of the vectors")
     parser.add_argument("--child", choices=COMMANDS, help=argparse.SUPPRESS)
@@ -170,7 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _child(args)
     config = load_config(INTENTS)
     print(f"vectors from: {args.encoder}")
-    print(f"{'rows':>10}  {'command':<10}{'seconds':>9}{'CPU s':>8}{'peak MiB':>10}{'encoded':>12}{'exit code':>11}")
+    print(
+        f"{'rows':>10}  {'command':<10}{'seconds':>9}{'CPU s':>8}{'peak MiB':>10}{'encoded':>12}{'exit code':>11}"
+    )
     for count in args.rows:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
@@ -179,10 +186,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in (args.commands[0], *args.commands):
                 figures = measured(name, work / "rows.jsonl", changed, args.encoder, work)
                 encoded = "-" if figures["encoded"] is None else f"{figures['encoded']:,}"
-                print(
-                    f"{count:>10,}  {name:<10}{figures['seconds']:>9.0f}{figures['cpu_s']:>8.0f}{figures['peak_mib']:>10.0f}{encoded:>12}"
-                    f"{figures['code']:>11}", flush=True,
-                )  # fmt: skip
+                cost = f"{figures['seconds']:>9.0f}{figures['cpu_s']:>8.0f}{figures['peak_mib']:>10.0f}"
+                print(f"{count:>10,}  {name:<10}{cost}{encoded:>12}{figures['code']:>11}", flush=True)
     return 0
 
 

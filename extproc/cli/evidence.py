@@ -163,7 +163,9 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     report_unused(data, run)
     scored = scored_table(run, seed, memory.sentences)
     if (count := len(scored.table.positions)) < scored.table.available:
-        print(f"{data}: {count:,} of {scored.table.available:,} rows were drawn at random to fit on", file=sys.stderr)
+        print(
+            f"{data}: {count:,} of {scored.table.available:,} rows were drawn at random to fit on", file=sys.stderr
+        )
     choice = choose(scored, target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
     values = {setting.name: changes(setting, written[setting.name]) for setting in choice.cohorts}

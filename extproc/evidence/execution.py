@@ -33,7 +33,7 @@ from extproc.routing.policy import Policy
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.trust import chance_above, trust
 
-# Progress is shown after so many rows.
+# Progress is shown each time after this number of rows.
 _PROGRESS_ROWS = 1024
 
 

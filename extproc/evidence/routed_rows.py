@@ -108,7 +108,7 @@ class Memory:
 
 
 def _stored(encoder: Encoder, store: VectorStore) -> Encoder:
-    """Return the encoder with a store. Of an encoder of features only the vectors of sentences are stored.
+    """Return the encoder with a store. An encoder of features stores only the vectors of sentences.
 
     Its hashed words are five times as large, and cost little to count again.
     """

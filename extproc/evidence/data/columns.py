@@ -1,4 +1,4 @@
-"""Columns of numbers that grow row by row, and equal values kept once. They hold what many rows have in little memory."""
+"""Columns that grow row by row and take little memory: numbers, and values of which equal ones are kept once."""
 
 import math
 from array import array

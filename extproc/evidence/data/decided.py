@@ -1,4 +1,4 @@
-"""The decisions about many rows, in little memory: what is the same in many rows is kept once.
+"""The decisions about many rows, in little memory: equal decisions are kept once.
 
 A row's request is not kept. It is read from the file again when something asks for it.
 """
@@ -111,7 +111,9 @@ class DecidedRows(Sequence[DecidedRow]):
         if not -len(self) <= at < len(self):
             raise IndexError(at)
         at %= len(self)
-        return DecidedRow(self._decision(at if self._at is None else int(self._at[at])), self.snapshot, self._rows, at)
+        return DecidedRow(
+            self._decision(at if self._at is None else int(self._at[at])), self.snapshot, self._rows, at
+        )
 
     def _decision(self, i: int) -> Decision:
         decision, kind = self._decisions[i], self._kinds[i]

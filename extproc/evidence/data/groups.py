@@ -42,7 +42,7 @@ class AskGroups:
 
     def __init__(self, exact: bool = False) -> None:
         self._exact = exact
-        self._rows: dict[int, array[int]] = {}  # number of words -> the rows with so many
+        self._rows: dict[int, array[int]] = {}  # number of words -> the rows with this number
         self._words: dict[int, array[int]] = {}  # number of words -> the hashes of their words
         self._owners, self._owned = array("q"), array("b")
 

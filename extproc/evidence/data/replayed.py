@@ -1,6 +1,6 @@
 """The labels and the recorded answers of many rows, and the answers that clients would have received.
 
-They take little memory: numbers are kept, and what is the same in many rows is kept once. The text of an answer is
+They take little memory: numbers are kept, and equal values are kept once. The text of an answer is
 read from the file again when something asks for it.
 """
 
@@ -24,7 +24,7 @@ _SERVED = ("quality", "first_quality", "cost", "latency_s", "propensity")
 
 
 class OutcomeMark(msgspec.Struct, frozen=True):
-    """What is kept of an outcome: its name, whether it is only a chance, and whether it has a propensity."""
+    """The kept part of an outcome: its name, whether it is only a chance, and whether it has a propensity."""
 
     name: str
     is_chance: bool
@@ -36,7 +36,7 @@ class RevealedRows(Sequence[Revealed]):
 
     def __init__(self) -> None:
         self._rows: RowFile | None = None
-        self.intents: Interned[Any] = Interned()  # the label of each row; None: out of scope; UNSET: no label
+        self.intents: Interned[Any] = Interned()  # the label of each row. None: out of scope. UNSET: it has none
         self.marks: Interned[tuple[OutcomeMark, ...]] = Interned()  # of each row, one for each outcome
 
     def add(self, revealed: Revealed) -> None:
@@ -101,7 +101,7 @@ class AnsweredRows(Sequence[dict[str, ReplayedAnswer]]):
         return any(self._numbers.has((name, "propensity")) for name in self._tiers)
 
     def column(self, name: str, member: str) -> Floats:
-        """Return float64[rows]: a number of the answers of one setting. NaN where there is none."""
+        """Return float64[rows]: a number of the answers of one setting, or NaN."""
         return self._numbers.column((name, member))
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class ServedRows(Sequence[Served | None]):
         self._numbers.add({member: getattr(served, member) for member in _SERVED})
 
     def column(self, member: str) -> Floats:
-        """Return float64[rows]: one of the numbers. NaN where there is none."""
+        """Return float64[rows]: one of the numbers, or NaN."""
         return self._numbers.column(member)
 
     def where(self, holds: Callable[[Served], bool]) -> NDArray[np.bool_]:
@@ -179,7 +179,7 @@ class ServedRows(Sequence[Served | None]):
     def __getitem__(self, at: int) -> Served | None: ...
     @overload
     def __getitem__(self, at: slice) -> list[Served | None]: ...
-    def __getitem__(self, at: int | slice) -> Served | None | list[Served | None]:
+    def __getitem__(self, at: int | slice) -> Served | list[Served | None] | None:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):

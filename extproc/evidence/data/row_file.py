@@ -1,4 +1,4 @@
-"""The rows of a file, read when they are needed: a million rows take 20 bytes each of memory, not the file's size."""
+"""The rows of a file, read when they are needed. Each row takes 20 bytes of memory."""
 
 import codecs
 import os
@@ -41,7 +41,7 @@ def content_of(raw: bytes, offset: int) -> bytes:
 
 
 def is_read_in_place(path: Path) -> bool:
-    """Return whether the file can be read twice as it is."""
+    """Return whether the file can be read twice without a copy."""
     return path.suffix != ".gz" and path.is_file()
 
 

@@ -48,12 +48,14 @@ class VectorStore:
             self._give_up(error)
 
     def read(self, keys: Sequence[bytes], size: int | None = None) -> dict[bytes, Vectors]:
-        """Return the vectors of these keys that are stored, float32 each. `size`: leave out those of another size."""
+        """Return the stored vectors of these keys, as float32. `size`: leave out those of another size."""
         if self._database is None or not keys:
             return {}
         try:
             places = ",".join("?" * len(keys))
-            rows = self._database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({places})", keys).fetchall()
+            rows = self._database.execute(
+                f"SELECT key, vector FROM vectors WHERE key IN ({places})", keys
+            ).fetchall()
         except sqlite3.Error as error:
             self._give_up(error)
             return {}
@@ -108,7 +110,7 @@ class StoredVectors:
         self._size: int | None = None
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return float32[len(texts), d], each row of unit length but for rounding."""
+        """Return float32[len(texts), d], each row of unit length, except for rounding."""
         by_key = {key_of(text): text for text in texts}
         vectors = self.store.read(list(by_key), self._size)
         if new := [key for key in by_key if key not in vectors]:

@@ -105,9 +105,7 @@ def _scorer(scored: ScoredTable, c: CohortPlans, plan: Plan, date: str, held_out
     tier, curve = table.tier(first), scored.curves[first][c.cohort.name]
     right = table.recorded.quality[held_out, table.settings.index(first)] >= 0.5
     units = table.units.subset(held_out)
-    ends = _ends(
-        auroc_estimate(scored.scores[first][held_out], right, table.seed, units.member, units.weight)
-    )
+    ends = _ends(auroc_estimate(scored.scores[first][held_out], right, table.seed, units.member, units.weight))
     rows = int(c.rows.sum())
     return Scorer(date, table.run.digest, rows, tier.name, tier.model, ends, curve.offset, curve.weights)
 

@@ -17,7 +17,7 @@ from extproc.routing.trust import is_likely, trust
 NO_SOURCE = "no source"  # the name of the rows without one, which are one source together
 # Up to this many sources are left out one by one. More are left out several together.
 _MOST_FOLDS = 10
-# With more labelled rows, so many are drawn at random: their vectors take 340 MB, and fits take minutes.
+# With more labelled rows, this number is drawn at random: their vectors take 340 MB, and fits take minutes.
 MOST_ROWS = 30_000
 _LEAST_MASS = 1e-12  # guards a division. Weights are above 0
 
@@ -138,14 +138,14 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
 
 
 def drawn(positions: GroupIds, most: int, seed: int = 0) -> GroupIds:
-    """Return the positions, or so many of them that are drawn at random, in their order."""
+    """Return the positions in their order: all, or `most` of them, drawn at random."""
     if len(positions) <= most:
         return positions
     return np.sort(np.random.default_rng(seed).choice(positions, most, replace=False))
 
 
 def labelled_rows(run: Execution) -> LabelledRows:
-    """Return the labelled rows that have a match: all, or MOST_ROWS drawn at random. Raises ValueError without one."""
+    """Return the labelled rows that have a match: all, or MOST_ROWS drawn at random. Raises ValueError if none."""
     texts, labels, matches, trusted, rows = [], [], [], [], []
     labelled = run.revealed.intents.where([intent is not msgspec.UNSET for intent in run.revealed.intents.values])
     available = int((labelled & run.routed.matched).sum())

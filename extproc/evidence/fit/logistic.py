@@ -6,9 +6,7 @@ from scipy import optimize
 from extproc.evidence.measure.metrics import Floats
 
 
-def fit_weights(
-    rows: Floats, target: Floats, ridge: Floats, masses: Floats | None = None
-) -> tuple[Floats, float]:
+def fit_weights(rows: Floats, target: Floats, ridge: Floats, masses: Floats | None = None) -> tuple[Floats, float]:
     """Fit `target` (0 to 1) on float64[n, d] and return (weights, offset). Deterministic.
 
     `ridge`: float64[d], how strongly each weight is shrunk towards 0. The offset is not shrunk. `masses`: how many

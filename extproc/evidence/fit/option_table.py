@@ -15,8 +15,8 @@ from extproc.contract.words import Reason
 from extproc.evidence.data.groups import group_rows
 from extproc.evidence.data.setting import tier_of
 from extproc.evidence.execution import Execution, ask_of
-from extproc.evidence.fit.logprobs import Means, count_tokens, mean_logprobs
 from extproc.evidence.fit.labelled import MOST_ROWS, drawn
+from extproc.evidence.fit.logprobs import Means, count_tokens, mean_logprobs
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
 from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.metrics import Bools, Floats

@@ -114,9 +114,7 @@ def _group(old: Execution, new: Execution, i: int) -> str:
 _Measure = Callable[[Execution, Sequence[str], GroupIds], Floats]
 
 
-def _both(
-    pairs: Pairs, groups: Sequence[str], measure: _Measure
-) -> tuple[Floats, Floats]:
+def _both(pairs: Pairs, groups: Sequence[str], measure: _Measure) -> tuple[Floats, Floats]:
     old, new = measure(pairs.old, groups, pairs.old_at), measure(pairs.new, groups, pairs.new_at)
     return old, new
 

@@ -15,7 +15,7 @@ from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE, Columns, c
 from extproc.evidence.measure.controls import ControlLine, Point, controls, frontier
 from extproc.evidence.measure.headlines import Headline, evaluation_headlines, wrong_headline
 from extproc.evidence.measure.labels import Disagreement, TierMatrix, disagreements, tier_matrix
-from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
+from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, quantile, share
 from extproc.evidence.measure.notes import notes_on
 from extproc.evidence.measure.recording import MISSING, Bounds
 from extproc.evidence.measure.switching import SwitchLine, switching
@@ -193,12 +193,15 @@ def _confusion(c: Columns) -> list[tuple[str, str, int]]:
 
 
 def _latency(run: Execution) -> dict[str, tuple[int, float, float]]:
-    paths: dict[str, list[float]] = {}
-    for path, latency_s in zip(run.served.paths(), run.served.column("latency_s").tolist(), strict=True):
-        if path and not math.isnan(latency_s):
-            paths.setdefault(" > ".join(path), []).append(latency_s)
-    by_rows = sorted(paths.items(), key=lambda item: -len(item[1]))
-    return {path: (len(v), *(float(q) for q in np.quantile(v, (0.5, 0.95)))) for path, v in by_rows}  # type: ignore[misc]
+    latency_s, weight = run.served.column("latency_s"), run.weights()
+    paths: dict[str, list[int]] = {}
+    for i, path in enumerate(run.served.paths()):
+        if path and not math.isnan(latency_s[i]):
+            paths.setdefault(" > ".join(path), []).append(i)
+    return {
+        path: (len(at), quantile(latency_s[at], 0.5, weight[at]), quantile(latency_s[at], 0.95, weight[at]))
+        for path, at in sorted(paths.items(), key=lambda item: -len(item[1]))
+    }
 
 
 def _data(run: Execution, c: Columns) -> dict[str, Any]:

@@ -52,9 +52,7 @@ def lowered(pairs: Pairs, groups: Sequence[str]) -> list[Lowered]:
         recorded = [by_chance for _, seen, by_chance in moved[group] if seen]
         hidden = sum(weight[at] for at, seen, _ in moved[group] if not seen)
         by_chance = bool(recorded) and all(recorded)
-        result.append(
-            Lowered(group, len(moved[group]), len(recorded), float(hidden / totals[group]), by_chance)
-        )
+        result.append(Lowered(group, len(moved[group]), len(recorded), float(hidden / totals[group]), by_chance))
     return sorted(result, key=lambda each: -each.hidden)
 
 

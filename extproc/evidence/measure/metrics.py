@@ -18,7 +18,7 @@ GroupIds = NDArray[np.int64]
 RESAMPLES = 1000  # 25 draws lie beyond each end of a 95 % interval
 _CHUNK_NUMBERS = 5_000_000  # counts in memory at one time: 40 MB
 _MOST_CHUNK = 100  # resamples in memory at one time, if rows are few
-# Above this number, units are joined at random into so many blocks of equal size, and blocks are resampled (random
+# Above this number, units are joined at random into this number of equal blocks, and blocks are resampled (random
 # groups, Wolter 2007). The interval stays right, and its own error is below 1 % of its width.
 MOST_UNITS = 20_000
 # With more rows than this, measures that need each row's weight are resampled fewer times.
@@ -121,8 +121,8 @@ def effective_rows(weights: Floats, together: GroupIds | None) -> float:
 def resamples(n: int, seed: int, times: int = RESAMPLES, together: GroupIds | None = None) -> Iterator[Floats]:
     """Bootstrap draws, yielded as float64[chunk, n]: how often each draw has each row.
 
-    Measures of the same n rows see the same draws if the seed is the same. Many rows get fewer draws. `together` is int[n]: rows with the same
-    number are drawn together or not at all (a cluster bootstrap).
+    Measures of the same n rows see the same draws if the seed is the same. `together` is int[n]: rows with the same
+    number are drawn together or not at all (a cluster bootstrap). Many rows get fewer draws.
     """
     unit, units = units_of(n, seed, together)
     for counts in _counts(units, seed, times if n <= _MANY_ROWS else min(times, _FEW_RESAMPLES), n):
