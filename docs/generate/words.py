@@ -56,7 +56,7 @@ TRAFFIC_KEYS = {
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
     "`eval --perturb` tries them.",
-    "Row.weight": "How many rows of the traffic this row stands for. `extproc sample` writes it. `eval`, `diff` and `gate` use it.",
+    "Row.weight": "How many rows of the traffic this row stands for. `extproc sample` writes it, and every command that reads rows uses it.",
     "Outcome.success": "Whether the answer was right.",
     "Outcome.quality": "How good the answer was, from 0 to 1.",
     "Outcome.tokens_in": "Input tokens, as the upstream reported them.",

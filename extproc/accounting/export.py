@@ -75,7 +75,7 @@ _EXPORTED = (
 )  # fmt: skip
 
 # The same, and not in ledgers of older versions.
-_NEWER = ("conversation", "chances", "explored")
+_NEWER = ("conversation", "chances", "explored", "app")
 
 
 def _tokens(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -96,6 +96,7 @@ def as_traffic(
 
     An answer that a rule accepted is a success, and a rejected answer is a failure. Without a verdict, the success
     is unknown. The cohort does not become a label, because only a person can know whether it was the right one.
+    The app that sent the request becomes the row's source, if the ledger has it.
     """
     for line in exported:
         row = msgspec.json.decode(line)
@@ -114,6 +115,8 @@ def as_traffic(
         _add_explored(outcomes, row)
         with_values = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
         place = {"session": row["session"], "time": row["time"]}
+        if row.get("app") is not None and "source" not in request:
+            place["source"] = row["app"]
         yield msgspec.json.encode(request | with_values | place) + b"\n"
 
 

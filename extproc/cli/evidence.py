@@ -11,10 +11,11 @@ import msgspec
 from extproc.config.load import Config, in_configmap, load_config
 from extproc.config.schema import POLICY_FILE
 from extproc.contract.words import Reason
-from extproc.encoder.backends import load_encoder
+from extproc.encoder.backends import load_encoder, vectors_name
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Traffic, read_traffic
+from extproc.evidence.data.vector_store import store_for
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
@@ -160,8 +161,12 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
-    _report_weights(data, run)
-    choice = choose(scored_table(run, seed, memory.sentences), target, cut, date)
+    scored = scored_table(run, seed, memory.sentences)
+    if (count := len(scored.table.positions)) < scored.table.available:
+        print(
+            f"{data}: {count:,} of {scored.table.available:,} rows were drawn at random to fit on", file=sys.stderr
+        )
+    choice = choose(scored, target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
     values = {setting.name: changes(setting, written[setting.name]) for setting in choice.cohorts}
     edited = list(_edited(intents, run, values))
@@ -209,7 +214,7 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         for i, proposal in enumerate(proposals, start=1):
             (out / f"proposed-{i:02}.yaml").write_text(as_yaml(proposal, tier), encoding="utf-8")
-    outside = sum(routed.decision.reason is Reason.OUT_OF_SCOPE for routed in run.routed)
+    outside = sum(run.routed.column(lambda decision: decision.reason is Reason.OUT_OF_SCOPE))
     print(f"{outside:,} of {len(run.rows):,} rows fall out of scope; {len(proposals)} proposed intents")
     for proposal in proposals:
         print("\n" + as_yaml(proposal, tier), end="")
@@ -234,9 +239,9 @@ def patient_encoder(intents: Path) -> Memory:
 
 
 def patient(model: str) -> Memory:
-    """The encoder that serves `model`, with a memory."""
+    """The encoder that serves `model`, with a memory and the vectors that earlier commands have stored."""
     encoder = load_encoder(model)
-    return Memory(encoder, encoder.sentences.encode, progress=sys.stderr.isatty())
+    return Memory(encoder, encoder.sentences.encode, progress=True, store=store_for(vectors_name(model)))
 
 
 def report_unused(path: Path, *runs: Execution) -> None:
@@ -245,11 +250,6 @@ def report_unused(path: Path, *runs: Execution) -> None:
     intents = {name for run in runs for name in run.snapshot.policy.cohorts}
     for note in dict.fromkeys(note for run in runs for note in unused(run, intents)):
         print(f"{path}: {note}", file=sys.stderr)
-
-
-def _report_weights(path: Path, run: Execution) -> None:
-    if (run.weights() != 1).any():
-        print(f"{path}: `weight` is not used: every row counts once in this fit", file=sys.stderr)
 
 
 def report_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:

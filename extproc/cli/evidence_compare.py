@@ -4,20 +4,24 @@ from pathlib import Path
 
 from extproc.cli.evidence import patient, report_unused, usable
 from extproc.config.load import load_config
+from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.execution import Execution, execute
 from extproc.evidence.measure.comparison import Comparison, compare
 from extproc.evidence.measure.gate import gate_report
 from extproc.evidence.show.comparison import comparison_text, gate_text
-from extproc.routing.routed import Routed
 
 
 def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> int:
     """`extproc diff`: print the rows that flip between two folders, and the effect."""
     compared, run, about = _compared(old, new, data, seed)
     print("\n".join(about))
-    texts = {row.line: _ask(routed) for row, routed in zip(run.rows, run.routed, strict=True)}
-    print("\n".join(comparison_text(compared, texts if show_text else None)))
+    texts = None
+    if show_text:
+        flipped = {flip.line for flip in compared.flips}
+        at = {line: i for i, line in enumerate(run.rows.lines.tolist()) if line in flipped}
+        texts = {line: _ask(run.routed[i]) for line, i in at.items()}
+    print("\n".join(comparison_text(compared, texts)))
     return 0
 
 
@@ -50,12 +54,12 @@ def _compared(
     about = []
     for name, run, other in (("old", before, after), ("new", after, before)):
         about.append(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
-        labels = {row.intent for row in run.revealed if isinstance(row.intent, str)}
+        labels = {intent for intent in run.revealed.intents.values if isinstance(intent, str)}
         if lacks := labels & {*other.snapshot.policy.cohorts} - {*run.snapshot.policy.cohorts}:
             names = ", ".join(sorted(lacks))
             about.append(f"          has no intent {names}: rows with this label count as routed wrong")
     return compare(before, after, seed), before, about
 
 
-def _ask(routed: Routed) -> str:
+def _ask(routed: Decided) -> str:
     return routed.signals.ask.text if routed.signals is not None else ""

@@ -211,6 +211,13 @@ def read_choice(model: str) -> BackendChoice | None:
         return None
 
 
+def vectors_name(model: str) -> str:
+    """Return a name that encoders share if they give the same vectors of sentences: model, weights and back end."""
+    choice = read_choice(model)
+    back_end = ("torch",) if choice is None else (choice.chosen.name, choice.max_tokens, choice.prompt)
+    return f"{prepared_folder(model).name}-{hashlib.sha256(msgspec.json.encode(back_end)).hexdigest()[:8]}"
+
+
 def prepared_folder(model: str) -> Path:
     """Return the folder of the prepared `model`: beside the installed packages, or under EXTPROC_PREPARED."""
     root = Path(os.environ.get("EXTPROC_PREPARED") or Path(sys.prefix) / "share" / "extproc")

@@ -329,6 +329,23 @@ def test_exported_traffic_has_both_tiers_with_their_chances(
     assert outcomes == expected
 
 
+@pytest.mark.parametrize(
+    ("app", "request_row", "source"),
+    [("shop", {}, "shop"), ("shop", {"source": "mobile"}, "mobile"), (None, {}, None)],
+)
+def test_the_app_that_sent_a_request_is_the_source_of_its_row(
+    app: str | None, request_row: dict[str, str], source: str | None
+) -> None:
+    """A source that the kept request names stays. Without an app no source is known."""
+    row: dict[str, Any] = {
+        "request": "5-5", "ending": "accepted", "session": None, "time": 0.0, "duration_s": 1.0, "answers": [
+            {"tier": None, "accepted": None, "cost": None, "tokens": {}}
+        ], "chances": None, "explored": None, "app": app,
+    }  # fmt: skip
+    [line] = as_traffic([msgspec.json.encode(row)], {"5-5": {"text": "Why?"} | request_row}, JoinCounts())
+    assert msgspec.json.decode(line).get("source") == source
+
+
 def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> None:
     """Its rows stay, and a reader may come before the first writer. Several workers may migrate it."""
     path = tmp_path / "ledger.sqlite"

@@ -14,7 +14,7 @@ import pytest
 from extproc.cli.main import main
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
-from extproc.evidence.execution import Memory, execute, seal
+from extproc.evidence.execution import Memory, execute, route_all, seal
 from extproc.evidence.measure.columns import columns
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED
 from extproc.evidence.measure.evaluation import evaluate
@@ -81,7 +81,10 @@ def test_a_row_is_decided_as_a_request_is_served(folder, tmp_path, words, tokens
     router = Router(done.snapshot, Memory(words))
     body, headers = done.rows[1].request("auto")
     again = asyncio.run(router.route(body, headers))
-    assert (again.decision, again.mutation) == (done.routed[1].decision, done.routed[1].mutation)
+    routed = route_all(done.snapshot, Memory(words), done.rows)[1]
+    assert again.decision == routed.decision == done.routed[1].decision
+    assert again.mutation == routed.mutation
+    assert (again.request, again.signals) == (done.routed[1].request, done.routed[1].signals)
 
 
 def test_recorded_answers_are_judged_and_escalated_as_when_serving(folder, tmp_path, words, tokens):

@@ -15,11 +15,11 @@ from extproc.acceptance.requirements import read_requirements
 from extproc.acceptance.verdict import judge
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
+from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.setting import SUFFIXES, setting_name
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import RecordedOutcome
 from extproc.routing.limits import Bounds
-from extproc.routing.routed import Routed
 from extproc.settings import SHARE, Tier
 
 # The principals of recorded requests are unknown, so only the bound on the cohort's share applies.
@@ -46,7 +46,7 @@ class Prices:
         self.recorded = self.estimated = self.input_only = 0  # answers, by the source of their counts
 
     def recorded_answers(
-        self, tiers: Sequence[Tier], routed: Routed, outcomes: Mapping[str, RecordedOutcome]
+        self, tiers: Sequence[Tier], routed: Decided, outcomes: Mapping[str, RecordedOutcome]
     ) -> dict[str, ReplayedAnswer]:
         """Return the recorded answers of these tiers by `setting_name`.
 
@@ -55,13 +55,13 @@ class Prices:
         answers = {}
         for tier in tiers:
             for suffix in SUFFIXES:
-                outcome = outcomes.get(tier.name + suffix) or outcomes.get(tier.model + suffix)
-                if outcome is not None and not outcome.is_chance:
+                outcome = recorded_under(outcomes, tier, suffix)
+                if outcome is not None:
                     answers[tier.name + suffix] = self._answered(tier, outcome, routed)
         return answers
 
-    def _answered(self, tier: Tier, outcome: RecordedOutcome, routed: Routed) -> ReplayedAnswer:
-        answer = _observed(outcome, routed)
+    def _answered(self, tier: Tier, outcome: RecordedOutcome, routed: Decided) -> ReplayedAnswer:
+        answer = observed(outcome, routed)
         usage = (answer.usage if answer is not None else None) or Usage()
         tokens_in = outcome.tokens_in if outcome.tokens_in is not None else usage.input
         recorded_out = outcome.tokens_out if outcome.tokens_out is not None else usage.output
@@ -86,12 +86,19 @@ class Prices:
         )
 
 
-def _request_text(routed: Routed) -> str:
+def recorded_under(outcomes: Mapping[str, RecordedOutcome], tier: Tier, suffix: str) -> RecordedOutcome | None:
+    """Return the answer of a setting. None: it was not recorded, or only its chance."""
+    outcome = outcomes.get(tier.name + suffix) or outcomes.get(tier.model + suffix)
+    return outcome if outcome is not None and not outcome.is_chance else None
+
+
+def _request_text(routed: Decided) -> str:
     turns = routed.request.turns if routed.request is not None else ()
     return "\n".join(text for turn in turns for text in turn.texts)
 
 
-def _observed(outcome: RecordedOutcome, routed: Routed) -> Observation | None:
+def observed(outcome: RecordedOutcome, routed: Decided) -> Observation | None:
+    """Return the answer as the verifier sees it. None: its text was not recorded."""
     if response := bytes(outcome.response):
         reader = AnswerReader(routed.request.api if routed.request is not None else "chat")
         is_stream = response.startswith(b'"')  # a stream is recorded as the text of its events
@@ -129,7 +136,7 @@ class Upstreams:
         self._embed = embed
         self._bounds = Bounds()
 
-    def serve(self, routed: Routed, answers: Mapping[str, ReplayedAnswer]) -> Served | None:
+    def serve(self, routed: Decided, answers: Mapping[str, ReplayedAnswer]) -> Served | None:
         """Follow the ladder of the decision. None: an answer that it needs was not recorded."""
         decision = routed.decision
         above = [rung for rung in decision.ladder if not rung.failover] if decision.judged else ()
@@ -151,7 +158,7 @@ class Upstreams:
         return served
 
     def _judged(
-        self, served: Served, routed: Routed, tier: Tier, answer: Observation, last: bool
+        self, served: Served, routed: Decided, tier: Tier, answer: Observation, last: bool
     ) -> tuple[Served, bool]:
         """Judge one answer as the verifier does. True: the answer escalates."""
         cohort, request = routed.decision.cohort, routed.request
@@ -189,6 +196,6 @@ def _with_answer(served: Served, name: str, answer: ReplayedAnswer) -> Served:
     )
 
 
-def _ends_with_person(routed: Routed) -> bool:
+def _ends_with_person(routed: Decided) -> bool:
     cohort = routed.decision.cohort
     return cohort is not None and cohort.escalate is not None and cohort.escalate.human

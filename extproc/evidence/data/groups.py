@@ -5,11 +5,15 @@ one word, like requests that a program makes from a template.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 
-from extproc.evidence.measure.metrics import GroupIds
+from extproc.evidence.measure.metrics import Bools, GroupIds
 
 _TOKEN = re.compile(r"https?://\S+|\S+@\S+\.\w+|[\w'’]+(?:[-.,:/]\w+)*")
 _NUMBER = re.compile(r"\d+")
@@ -20,22 +24,68 @@ _LONG = 9
 _MOST_CAPITALS = 0.5
 
 
-def group_rows(texts: Sequence[str], owners: Sequence[str | None]) -> GroupIds:
+def group_rows(texts: Iterable[str], owners: Iterable[str | None], exact: bool = False) -> GroupIds:
     """Return int64[n]: the same number for rows that are one piece of evidence.
 
+    `exact`: asks are alike only if they are equal apart from case and spaces.
     `owners` are the users or the sessions of the rows. An ask that occurs under several owners belongs to none of
     them, so that a greeting does not join the users who send it.
     """
-    alike = _groups_of_alike([_pattern(text) for text in texts])
-    owner_of: dict[int, set[str | int]] = {}
-    for i, (ask, owner) in enumerate(zip(alike, owners, strict=True)):
-        owner_of.setdefault(ask, set()).add(i if owner is None else owner)
-    names: dict[tuple[str, str | int], int] = {}
-    groups = []
-    for ask, owner in zip(alike, owners, strict=True):
-        name = ("owner", owner) if owner is not None and len(owner_of[ask]) == 1 else ("ask", ask)
-        groups.append(names.setdefault(name, len(names)))
-    return np.array(groups, dtype=np.int64)
+    gathered = AskGroups(exact)
+    for text, owner in zip(texts, owners, strict=True):
+        gathered.add(text, owner)
+    return gathered.groups(np.ones(len(gathered), dtype=np.bool_))
+
+
+class AskGroups:
+    """Gathers rows for `group_rows` one by one. It keeps 4 bytes for each word of a text, and no text."""
+
+    def __init__(self, exact: bool = False) -> None:
+        self._exact = exact
+        self._rows: dict[int, array[int]] = {}  # number of words -> the rows with this number
+        self._words: dict[int, array[int]] = {}  # number of words -> the hashes of their words
+        self._owners, self._owned = array("q"), array("b")
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def add(self, text: str, owner: str | None) -> None:
+        """Add the next row."""
+        pattern = (" ".join(text.lower().split()),) if self._exact else _pattern(text)
+        self._rows.setdefault(len(pattern), array("q")).append(len(self))
+        hashes = (hash(word) & 0xFFFFFFFF for word in pattern)
+        self._words.setdefault(len(pattern), array("I")).extend(hashes)
+        self._owners.append(0 if owner is None else hash(owner))
+        self._owned.append(owner is not None)
+
+    def groups(self, kept: Bools) -> GroupIds:
+        """Return the groups of the rows that are marked."""
+        ask = self._asks(kept)
+        owner, owned = np.array(self._owners, dtype=np.int64)[kept], np.array(self._owned, dtype=np.bool_)[kept]
+        if not len(ask):
+            return ask
+        rows = np.arange(len(ask))
+        owner = np.where(owned, owner, rows)
+        order = np.argsort(ask, kind="stable")
+        starts = np.flatnonzero(np.diff(ask[order], prepend=-1))
+        one_owner = np.minimum.reduceat(owner[order], starts) == np.maximum.reduceat(owner[order], starts)
+        owners = np.unique(owner, return_inverse=True)[1]
+        return _in_order(np.where(owned & one_owner[ask], owners + len(ask), ask))
+
+    def _asks(self, kept: Bools) -> GroupIds:
+        """int64[kept rows]: the same number from 0 for asks that are alike, and for those joined to them."""
+        number = np.cumsum(kept) - 1  # of a kept row
+        pairs: list[tuple[GroupIds, GroupIds]] = []
+        for length, rows in self._rows.items():
+            words = np.array(self._words[length], dtype=np.uint32).reshape(-1, length)
+            inside = kept[rows]
+            pairs += _alike(words[inside], number[np.array(rows, dtype=np.int64)[inside]])
+        n = int(kept.sum())
+        first = np.concatenate([ends[0] for ends in pairs]) if pairs else np.empty(0, np.int64)
+        second = np.concatenate([ends[1] for ends in pairs]) if pairs else np.empty(0, np.int64)
+        joined = sparse.coo_matrix((np.ones(len(first), dtype=np.bool_), (first, second)), shape=(n, n))
+        numbers: GroupIds = csgraph.connected_components(joined, directed=False)[1].astype(np.int64)
+        return numbers
 
 
 def text_key(text: str) -> str:
@@ -65,28 +115,34 @@ def _is_value(token: str) -> bool:
     return any(map(str.isdigit, token)) or "@" in token or "://" in token
 
 
-def _groups_of_alike(patterns: Sequence[tuple[str, ...]]) -> list[int]:
-    """The group of each pattern: patterns that share a key are joined, and so are those joined to them."""
-    parent = list(range(len(patterns)))
+def _alike(words: NDArray[np.uint32], rows: GroupIds) -> Iterator[tuple[GroupIds, GroupIds]]:
+    """Yield pairs of rows that are alike, as (rows, rows). `words`: uint32[row, word], patterns of one length."""
+    whole = np.zeros(len(rows), dtype=np.uint64)
+    for i in range(words.shape[1]):
+        whole += _placed(words[:, i], i)
+    _, first, member = np.unique(whole, return_index=True, return_inverse=True)
+    yield rows, rows[first[member]]
+    if words.shape[1] < _LONG:
+        return
+    words, rows, whole = words[first], rows[first], whole[first]
+    for i in range(words.shape[1]):  # alike without this word
+        without = whole - _placed(words[:, i], i)
+        order = np.argsort(without)
+        same = np.flatnonzero(np.diff(without[order]) == 0)
+        yield rows[order[same]], rows[order[same + 1]]
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
-    first: dict[int, int] = {}
-    for i, pattern in enumerate(patterns):
-        for key in _keys(pattern):
-            parent[root(i)] = root(first.setdefault(key, i))
-    return [root(i) for i in range(len(patterns))]
+def _placed(words: NDArray[np.uint32], place: int) -> NDArray[np.uint64]:
+    """A hash of each word at this place of the pattern (the finaliser of SplitMix64)."""
+    mixed = words.astype(np.uint64) + np.uint64((place + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
-def _keys(pattern: tuple[str, ...]) -> Iterator[int]:
-    """A hash of the pattern, and for a long one a hash without each of its words."""
-    placed = [hash((i, word)) for i, word in enumerate(pattern)]
-    whole = sum(placed)
-    yield hash((len(pattern), whole))
-    if len(pattern) >= _LONG:
-        for i, each in enumerate(placed):
-            yield hash((len(pattern), whole - each, i))
+def _in_order(numbers: GroupIds) -> GroupIds:
+    """The same groups, numbered from 0 in the order of their first rows."""
+    _, first, member = np.unique(numbers, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[member]

@@ -8,7 +8,7 @@ import codecs
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,15 @@ from msgspec import UNSET, Meta, UnsetType
 
 from extproc.api.paths import APIS
 from extproc.api.request import path_of
+from extproc.evidence.data.row_file import (
+    LineFile,
+    RowFile,
+    RowIndex,
+    indexed_lines,
+    is_read_in_place,
+    new_spool,
+    spooled,
+)
 
 OUT_OF_SCOPE_LABEL = "oos"  # means the same as null
 _CHAT = "/v1/chat/completions"
@@ -110,9 +119,9 @@ class BadRow(msgspec.Struct, frozen=True):
 
 
 class Traffic(msgspec.Struct, frozen=True):
-    """A file of traffic."""
+    """A file of traffic. Its rows stay in the file, which must not be written to while they are used."""
 
-    rows: list[Row]
+    rows: RowFile
     bad: list[BadRow]
     digest: str  # the hash of all lines that are not blank
 
@@ -143,16 +152,18 @@ def read_traffic(path: Path) -> Traffic:
 
     Lines that cannot be used are returned in `bad`. Raises OSError.
     """
-    rows: list[Row] = []
-    bad: list[BadRow] = []
-    digest = hashlib.sha256()
-    for number, line in read_lines(path):
-        digest.update(line + b"\n")
-        try:
-            rows.append(parse_row(number, line))
-        except (ValueError, UnicodeDecodeError, RecursionError) as error:
-            bad.append(BadRow(number, _message(error)))
-    return Traffic(rows, bad, digest.hexdigest()[:12])
+    index, bad, digest = RowIndex(), [], hashlib.sha256()
+    in_place = is_read_in_place(path)
+    with path.open("rb") if in_place else new_spool() as file:
+        for number, offset, length, line in indexed_lines(file) if in_place else spooled(read_lines(path), file):
+            digest.update(line + b"\n")
+            try:
+                parse_row(number, line)
+            except (ValueError, UnicodeDecodeError, RecursionError) as error:
+                bad.append(BadRow(number, _message(error)))
+            else:
+                index.add(number, offset, length)
+        return Traffic(index.rows(LineFile(path, file), parse_row), bad, digest.hexdigest()[:12])
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -200,17 +211,24 @@ def reveal(row: Row) -> Revealed:
     return Revealed(None if label == OUT_OF_SCOPE_LABEL else label, outcomes)
 
 
-def reveal_all(rows: list[Row]) -> tuple[list[Revealed | None], list[BadRow]]:
+def reveal_all(rows: Iterable[Row]) -> tuple[list[Revealed | None], list[BadRow]]:
     """Return the label and the outcomes of every row, or None if they cannot be read, and the rows with None."""
     revealed: list[Revealed | None] = []
     bad: list[BadRow] = []
     for row in rows:
-        try:
-            revealed.append(reveal(row))
-        except (ValueError, UnicodeDecodeError, RecursionError) as error:
-            revealed.append(None)
-            bad.append(BadRow(row.line, _message(error)))
+        read = reveal_or_report(row)
+        revealed.append(None if isinstance(read, BadRow) else read)
+        if isinstance(read, BadRow):
+            bad.append(read)
     return revealed, bad
+
+
+def reveal_or_report(row: Row) -> Revealed | BadRow:
+    """Decode the label and the outcomes of a row, or say why they cannot be read."""
+    try:
+        return reveal(row)
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        return BadRow(row.line, _message(error))
 
 
 def _message(error: Exception) -> str:

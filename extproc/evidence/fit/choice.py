@@ -17,6 +17,7 @@ from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.picks import Pick, picks_for
 from extproc.evidence.fit.plans import Plan, ScoredTable, replay
 from extproc.evidence.fit.target import Target
+from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.controls import ControlLine, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
 from extproc.evidence.measure.recording import Recorded
@@ -56,24 +57,25 @@ def choose(scored: ScoredTable, target: Target, cut: float, date: str) -> TierCh
     `cut`: the share of successful answers that a cap on output tokens may cut.
     """
     cohorts = [_cohort_choice(scored, c, pick, target, date) for c, pick in picks_for(scored, target, cut)]
-    fit = scored.table.fit
-    return TierChoice(target, cohorts, _lines(scored, cohorts), (int(fit.sum()), int((~fit).sum())))
+    sizes = [scored.table.units.subset(rows).count for rows in (scored.table.fit, ~scored.table.fit)]
+    return TierChoice(target, cohorts, _lines(scored, cohorts), (sizes[0], sizes[1]))
 
 
 def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Target, date: str) -> CohortChoice:
     table, (k, why) = scored.table, pick
     held_out = ~table.fit & (table.cohort == c.cohort.name)
     quality, cost = (values[held_out] for values in table.configured)
-    sizes = int(c.rows.sum()), int(held_out.sum())
-    before = _estimates(quality, cost, table.seed)
+    sizes = c.units.count, table.units.subset(held_out).count
+    units = table.units.subset(held_out)
+    before = _estimates(quality, cost, units, table.seed)
     plan = c.plans[k]
     if plan is None:
         return CohortChoice(c.cohort.name, sizes, before, before, why=why)
-    after = _estimates(*replay(scored, c.cohort, plan, held_out)[:2], table.seed)
+    after = _estimates(*replay(scored, c.cohort, plan, held_out)[:2], units, table.seed)
     recorded_tiers = {table.tier(setting).name for setting in table.settings}
     models = {tier.name: tier.model for tier in table.run.snapshot.policy.tiers if tier.name in recorded_tiers}
     ends = [_ends(estimate) for estimate in after]
-    escalated = float(replay(scored, c.cohort, plan, c.rows)[2].mean())
+    escalated = float(c.units.means(replay(scored, c.cohort, plan, c.rows)[2].astype(np.float64)))
     return CohortChoice(
         c.cohort.name,
         sizes,
@@ -86,8 +88,9 @@ def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Targ
     )
 
 
-def _estimates(quality: Floats, cost: Floats, seed: int) -> tuple[Estimate, Estimate]:
-    return mean(quality).estimate(seed), mean(1000 * cost, least=None).estimate(seed)
+def _estimates(quality: Floats, cost: Floats, units: Units, seed: int) -> tuple[Estimate, Estimate]:
+    dollars = mean(1000 * cost, least=None, weights=units.weight)
+    return mean(quality, weights=units.weight).estimate(seed, units.member), dollars.estimate(seed, units.member)
 
 
 def _ends(estimate: Estimate) -> tuple[float, float]:
@@ -101,7 +104,8 @@ def _scorer(scored: ScoredTable, c: CohortPlans, plan: Plan, date: str, held_out
     table, first = scored.table, plan.option.first
     tier, curve = table.tier(first), scored.curves[first][c.cohort.name]
     right = table.recorded.quality[held_out, table.settings.index(first)] >= 0.5
-    ends = _ends(auroc_estimate(scored.scores[first][held_out], right, table.seed))
+    units = table.units.subset(held_out)
+    ends = _ends(auroc_estimate(scored.scores[first][held_out], right, table.seed, units.member, units.weight))
     rows = int(c.rows.sum())
     return Scorer(date, table.run.digest, rows, tier.name, tier.model, ends, curve.offset, curve.weights)
 
@@ -126,7 +130,10 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
     everything = table.recorded
     reported = Recorded(everything.tiers, everything.rows, everything.quality[held_out], everything.cost[held_out])
     reported_paths = [path for path, keep in zip(paths, held_out, strict=True) if keep]
-    return beside(reported, (quality[held_out], cost[held_out]), reported_paths, table.seed)
+    units = table.units.subset(held_out)
+    return beside(
+        reported, (quality[held_out], cost[held_out]), reported_paths, table.seed, units.member, units.weight
+    )
 
 
 # --- the values of an intent's file -------------------------------------------------------------------------------

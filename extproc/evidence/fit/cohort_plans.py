@@ -11,6 +11,7 @@ import numpy as np
 from extproc.evidence.fit.option_table import OptionTable
 from extproc.evidence.fit.options import Option, options_of
 from extproc.evidence.fit.plans import Plan, ScoredTable, fit_plan, replay
+from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.routing.policy import Cohort
 
@@ -26,7 +27,8 @@ class CohortPlans(msgspec.Struct, frozen=True):
 
     cohort: Cohort
     rows: Bools  # the rows to fit on, among all rows of the table
-    total: int  # with the rows to report on
+    units: Units  # of these rows
+    total: int  # distinct rows, with those to report on
     plans: list[Plan | None]
     quality: Floats  # [plan, row]
     cost: Floats  # [plan, row] dollars
@@ -45,21 +47,24 @@ def _plans_of(scored: ScoredTable, cohort: Cohort, cut: float) -> CohortPlans:
     rows = table.fit & (table.cohort == cohort.name)
     plans: list[Plan | None] = [None]
     served = [(table.configured[0][rows], table.configured[1][rows])]
-    for option in options_of(table, cohort) if rows.sum() >= LEAST_ROWS else ():
+    units = table.units.subset(rows)
+    for option in options_of(table, cohort) if units.count >= LEAST_ROWS else ():
         plan = fit_plan(scored, cohort, option, cut)
         if plan is not None:
             plans.append(plan)
             served.append(replay(scored, cohort, plan, rows)[:2])
     quality, cost = (np.stack([values[i] for values in served]) for i in (0, 1))
-    total = int((table.cohort == cohort.name).sum())
+    total = table.units.subset(table.cohort == cohort.name).count
     if not rows.any():
-        return CohortPlans(cohort, rows, total, plans, quality, cost, (np.zeros(1), np.zeros(1)), np.zeros(1))
-    means = quality.mean(axis=1), cost.mean(axis=1)
-    return CohortPlans(cohort, rows, total, plans, quality, cost, means, rows_to_show(quality, cost))
+        none = np.zeros(1), np.zeros(1)
+        return CohortPlans(cohort, rows, units, total, plans, quality, cost, none, np.zeros(1))
+    means = units.means(quality), units.means(cost)
+    needed = rows_to_show(quality, cost, units)
+    return CohortPlans(cohort, rows, units, total, plans, quality, cost, means, needed)
 
 
-def rows_to_show(quality: Floats, cost: Floats) -> Floats:
-    """Return float64[plan]: how many rows would show, at 95 %, that a plan beats the first one.
+def rows_to_show(quality: Floats, cost: Floats, units: Units) -> Floats:
+    """Return float64[plan]: how many distinct rows would show, at 95 %, that a plan beats the first one.
 
     If the mean cost of a plan is lower, its saving must be shown, otherwise its gain in quality. Infinite: it has
     neither.
@@ -67,9 +72,10 @@ def rows_to_show(quality: Floats, cost: Floats) -> Floats:
     better, cheaper = quality - quality[0], cost[0] - cost
     needed = np.full(len(quality), np.inf)
     for k, (gain, saved) in enumerate(zip(better, cheaper, strict=True)):
-        advantage = saved if saved.mean() > 0 else gain
-        if advantage.mean() > 0:
-            needed[k] = (SIGMA * advantage.std(ddof=1) / advantage.mean()) ** 2
+        advantage = saved if units.means(saved) > 0 else gain
+        mean = float(units.means(advantage))
+        if mean > 0 and units.count > 1:
+            needed[k] = units.count * (SIGMA * units.error(advantage) / mean) ** 2
     needed[0] = 0.0
     return needed
 
@@ -80,23 +86,30 @@ def _shrink(cohorts: Sequence[CohortPlans], table: OptionTable) -> list[CohortPl
     The effect of a cap is not shrunk, because it is known for every answer.
     """
     cheapest = np.stack([table.recorded.quality[:, 0], table.recorded.cost[:, 0]])
-    gains: dict[Option, list[Floats]] = {}
+    gains: dict[Option, list[tuple[Floats, Floats]]] = {}  # (gains [quality | cost, row], weights)
     for c in cohorts:
         for k, plan in enumerate(c.plans):
             if plan is not None and not plan.option.capped:
-                gains.setdefault(plan.option, []).append(np.stack([c.quality[k], c.cost[k]]) - cheapest[:, c.rows])
-    pooled = {option: np.concatenate(by_cohort, axis=1).mean(axis=1) for option, by_cohort in gains.items()}
+                gain = np.stack([c.quality[k], c.cost[k]]) - cheapest[:, c.rows]
+                gains.setdefault(plan.option, []).append((gain, c.units.weight))
+    pooled = {option: _mean_of(by_cohort) for option, by_cohort in gains.items()}
     return [_shrunk(c, pooled, cheapest[:, c.rows]) for c in cohorts]
 
 
+def _mean_of(parts: Sequence[tuple[Floats, Floats]]) -> Floats:
+    gains, weights = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
+    means: Floats = np.average(gains, axis=1, weights=weights)
+    return means
+
+
 def _shrunk(c: CohortPlans, pooled: Mapping[Option, Floats], cheapest: Floats) -> CohortPlans:
-    n, means = int(c.rows.sum()), np.stack(c.expected)
+    n, means = c.units.effective, np.stack(c.expected)
     expected, at = means.copy(), {plan.option: k for k, plan in enumerate(c.plans) if plan is not None}
     for option, k in at.items():
         if option.capped:
             uncapped = at[msgspec.structs.replace(option, capped=False)]  # comes before this plan
             expected[:, k] = expected[:, uncapped] + (means[:, k] - means[:, uncapped])
         else:
-            base = cheapest.mean(axis=1)
+            base = c.units.means(cheapest)
             expected[:, k] = base + (n * (means[:, k] - base) + _PRIOR * pooled[option]) / (n + _PRIOR)
     return msgspec.structs.replace(c, expected=(expected[0], expected[1]))

@@ -17,6 +17,8 @@ from extproc.routing.trust import is_likely, trust
 NO_SOURCE = "no source"  # the name of the rows without one, which are one source together
 # Up to this many sources are left out one by one. More are left out several together.
 _MOST_FOLDS = 10
+# With more labelled rows, this number is drawn at random: their vectors take 340 MB, and fits take minutes.
+MOST_ROWS = 30_000
 _LEAST_MASS = 1e-12  # guards a division. Weights are above 0
 
 
@@ -87,6 +89,7 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
     sources: np.ndarray | None = None  # the name of each row's source. None: all are of one source
     policy: Policy | None = None  # with the tiers of the cohorts. None: no row is in doubt
     likely: Bools | None = None  # the chances say that the match counts (trust.py). None: all of them
+    drawn_from: int = 0  # labelled rows with a match, if these are some of them. 0: they are all
 
     def subset(self, chosen: Bools) -> "LabelledRows":
         """Return the chosen rows."""
@@ -134,21 +137,30 @@ class LabelledRows(msgspec.Struct, frozen=True, eq=False):
         return np.array([label is not None for label in self.labels], dtype=bool)
 
 
+def drawn(positions: GroupIds, most: int, seed: int = 0) -> GroupIds:
+    """Return the positions in their order: all, or `most` of them, drawn at random."""
+    if len(positions) <= most:
+        return positions
+    return np.sort(np.random.default_rng(seed).choice(positions, most, replace=False))
+
+
 def labelled_rows(run: Execution) -> LabelledRows:
-    """Return the labelled rows that have a match. Raises ValueError if there are none."""
-    texts, labels, matches, trusted, groups, rows = [], [], [], [], [], []
-    for routed, revealed, group, row in zip(run.routed, run.revealed, run.groups, run.rows, strict=True):
+    """Return the labelled rows that have a match: all, or MOST_ROWS drawn at random. Raises ValueError if none."""
+    texts, labels, matches, trusted, rows = [], [], [], [], []
+    labelled = run.revealed.intents.where([intent is not msgspec.UNSET for intent in run.revealed.intents.values])
+    available = int((labelled & run.routed.matched).sum())
+    positions = drawn(np.flatnonzero(labelled & run.routed.matched), MOST_ROWS)
+    for i in positions.tolist():
+        routed, intent = run.routed[i], run.revealed.intents[i]
         match, signals = routed.decision.match, routed.signals
-        if match is None or signals is None or revealed.intent is msgspec.UNSET:
-            continue
+        assert match is not None and signals is not None, "a row with a match has both"
         texts.append(signals.ask.text)
-        labels.append(revealed.intent if revealed.intent in run.snapshot.policy.cohorts else None)
+        labels.append(intent if intent in run.snapshot.policy.cohorts else None)
         matches.append(match)
         trusted.append(trust(run.snapshot.policy, match) is Reason.MATCHED)
-        groups.append(group)
-        rows.append(row)
+        rows.append(run.rows[i])
     if not texts:
-        any_label = any(revealed.intent is not msgspec.UNSET for revealed in run.revealed)
+        any_label = bool(labelled.any())
         remedy = (
             "run `extproc eval` to see why"
             if any_label
@@ -159,7 +171,7 @@ def labelled_rows(run: Execution) -> LabelledRows:
     seen = np.isin(fingerprints(texts), file.seen) if file is not None else np.zeros(n, dtype=bool)
     mass = np.array([row.weight for row in rows])
     weighted = mass if (mass != 1).any() else None
-    no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool), np.array(groups), weighted)
+    no_matches = Matches(np.empty(0), np.empty(0), np.empty(0, dtype=bool), run.groups[positions], weighted)
     sources = np.array([row.source or NO_SOURCE for row in rows], dtype=object)
     unmatched = LabelledRows(
         texts,
@@ -170,5 +182,6 @@ def labelled_rows(run: Execution) -> LabelledRows:
         seen,
         sources=sources if len({*sources}) > 1 else None,
         policy=run.snapshot.policy,
+        drawn_from=0 if n == available else available,
     )
     return unmatched.rematched(matches)

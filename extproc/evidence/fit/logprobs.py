@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from extproc.api.observation import Observation
-from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.evidence.measure.metrics import Bools, Floats, quantile
 
 # Numbers of first tokens to try, in this order. A stream is buffered for 200 characters, about 50 tokens.
 FIRST_TOKENS = (16, 32)
@@ -89,6 +89,10 @@ def _won(values: Floats, against: Floats) -> Floats:
     return share
 
 
-def level_at(means: Floats, share: float) -> float:
-    """Return the level below which about this share of the answers lies, with the digits that the YAML has."""
-    return min(0.0, float(f"{np.nanquantile(means, share):.4g}"))
+def level_at(means: Floats, share: float, weights: Floats | None = None) -> float:
+    """Return the level below which about this share of the answers lies, with the digits that the YAML has.
+
+    `weights`: how many answers each of them stands for. None: 1.
+    """
+    present = ~np.isnan(means)
+    return min(0.0, float(f"{quantile(means[present], share, None if weights is None else weights[present]):.4g}"))

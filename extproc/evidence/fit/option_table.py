@@ -12,10 +12,13 @@ from extproc.acceptance.score import SCORE_FACTS, score_facts
 from extproc.acceptance.verdict import judge
 from extproc.api.observation import Observation
 from extproc.contract.words import Reason
+from extproc.evidence.data.groups import group_rows
 from extproc.evidence.data.setting import tier_of
-from extproc.evidence.execution import Execution
+from extproc.evidence.execution import Execution, ask_of
+from extproc.evidence.fit.labelled import MOST_ROWS, drawn
 from extproc.evidence.fit.logprobs import Means, count_tokens, mean_logprobs
 from extproc.evidence.fit.partition import FIT_SHARE, hash_fraction
+from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.evidence.measure.recording import Recorded, answer_table, recorded
 from extproc.routing.decision import decide
@@ -40,6 +43,8 @@ class OptionTable(msgspec.Struct, frozen=True):
     logprobs: dict[str, bool]  # setting -> whether all its answers have log-probabilities
     means: dict[str, Means]  # setting -> the mean log-probabilities of its answers, if any answer has them
     logprob_tokens: dict[str, Floats]  # setting -> [row] tokens that have a log-probability
+    units: Units  # of all rows
+    available: int  # rows that every setting answered, of which these may be drawn at random
     seed: int
 
     @property
@@ -57,12 +62,12 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
 
     `embed` is used by the rule `grounded`.
     """
-    quality, cost = (
-        np.array([getattr(s, name) if s is not None else None for s in run.served], dtype=np.float64)
-        for name in ("quality", "cost")
-    )
+    quality, cost = run.served.column("quality"), run.served.column("cost")
     comparable = recorded(run, quality, cost)
-    positions = [int(i) for i in np.flatnonzero(comparable.rows)]
+    available = np.flatnonzero(comparable.rows)
+    kept = drawn(np.arange(len(available)), MOST_ROWS)
+    positions = available[kept].tolist()
+    comparable = msgspec.structs.replace(comparable, quality=comparable.quality[kept], cost=comparable.cost[kept])
     if not positions or len(comparable.tiers) < 2:
         with_any = int(answer_table(run).any.sum())
         raise ValueError(
@@ -70,10 +75,9 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
             "tiers on rows drawn at random (see docs/reference/traffic.md)"
         )
     names = comparable.tiers
-    answers = [[run.answers[i][name] for name in names] for i in positions]
     facts, logprobs, means, logprob_tokens = {}, {}, {}, {}
-    for j, name in enumerate(names[:-1]):  # the last setting has no other to escalate to
-        observations = [row[j].observation for row in answers]
+    for name in names[:-1]:  # the last setting has no other to escalate to
+        observations = [run.answers[i][name].observation for i in positions]
         complete = [observation for observation in observations if observation is not None]
         if len(complete) == len(observations):
             facts[name] = _facts(run, positions, complete)
@@ -81,8 +85,16 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
         if any(observation.logprobs for observation in complete):
             means[name], logprob_tokens[name] = mean_logprobs(observations), count_tokens(observations)
     lowest = _at_lowest_tier(run.snapshot.policy)
-    fraction = np.array([_fraction(run, i, seed) for i in positions])
-    tokens = [[row[j].tokens_out for j in range(len(names))] for row in answers]
+    rows = [run.rows[i] for i in positions]
+    asks = [ask_of(row, run.routed[i]) for row, i in zip(rows, positions, strict=True)]
+    # An ask with another number is another question here: whether a tier answers it may depend on the number.
+    units = Units.of(
+        run.weights()[positions], group_rows(asks, [row.user or row.session for row in rows], exact=True)
+    )
+    _, first = np.unique(units.member, return_index=True)  # the rows of a unit are in one part
+    fraction = np.array([_fraction(run, positions[i], seed) for i in first])[units.member]
+    tokens = np.stack([run.answers.column(name, "tokens_out")[positions] for name in names], axis=1)
+    paths = run.served.paths()
     return OptionTable(
         run,
         positions,
@@ -91,13 +103,15 @@ def tabulate(run: Execution, seed: int, embed: Embed | None = None) -> OptionTab
         fraction,
         fraction < FIT_SHARE,
         (quality[positions], cost[positions]),
-        [s.path if (s := run.served[i]) is not None else () for i in positions],
-        np.array(tokens, dtype=np.float64),
+        [paths[i] for i in positions],
+        tokens,
         np.array([_passed(run, i, names, embed) for i in positions], dtype=np.bool_),
         facts,
         logprobs,
         means,
         logprob_tokens,
+        units,
+        len(available),
         seed,
     )
 
@@ -168,7 +182,8 @@ def _passed(run: Execution, i: int, settings: Sequence[str], embed: Embed | None
     if not rules or routed.request is None:
         return [True] * len(settings)
     requirements = msgspec.structs.replace(read_requirements(routed.request, rules), stream=None)
-    observations = [run.answers[i][name].observation for name in settings]
+    answers = run.answers[i]
+    observations = [answers[name].observation for name in settings]
     return [
         answer is None or judge(rules, answer, request=requirements, embed=embed).accept for answer in observations
     ]

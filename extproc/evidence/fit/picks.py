@@ -18,6 +18,7 @@ from extproc.evidence.fit.option_table import OptionTable, ends_with_person
 from extproc.evidence.fit.partition import FIT_SHARE
 from extproc.evidence.fit.plans import ScoredTable
 from extproc.evidence.fit.target import Target
+from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.metrics import Floats
 
 # Prices of a dollar, relative to the cost of the most expensive setting. At the lowest almost only quality counts,
@@ -37,7 +38,7 @@ def picks_for(scored: ScoredTable, target: Target, cut: float) -> list[tuple[Coh
 
 def _pick(c: CohortPlans, price: float) -> Pick:
     """Pick the plan that is worth most at this price of a dollar, if the cohort's own rows show that it pays."""
-    n = int(c.rows.sum())
+    n = c.units.count
     if ends_with_person(c.cohort):
         return 0, "unchanged: its rejected answers end with a person"
     if n < LEAST_ROWS:
@@ -66,8 +67,9 @@ def _best_picks(
     the end of a one-sided 95 % interval meets it.
     """
     in_no_cohort = table.fit & ~np.any([c.rows for c in cohorts], axis=0)
-    rest = _sums(*(values[None, in_no_cohort] for values in table.configured))[0]
-    sums = [_sums(c.quality, c.cost, c.expected[0]) for c in cohorts]
+    others = [values[None, in_no_cohort] for values in table.configured]
+    rest = _sums(others[0], others[1], table.units.subset(in_no_cohort))[0]
+    sums = [_sums(c.quality, c.cost, c.units, c.expected[0]) for c in cohorts]
     totals: list[Floats] = [
         rest + np.sum([plans[k] for plans, (k, _) in zip(sums, picks, strict=True)], axis=0) for picks in tried
     ]
@@ -91,7 +93,7 @@ def _spend_rest(
     One price for all cohorts leaves some budget over if the next plan of a cohort costs much more. A quality target
     has no such step: saving until it is only just met would pick the plans that were lucky on these rows.
     """
-    moves = [(i, int(k)) for i, c in enumerate(cohorts) for k in np.flatnonzero(c.needed <= c.rows.sum())]
+    moves = [(i, int(k)) for i, c in enumerate(cohorts) for k in np.flatnonzero(c.needed <= c.units.count)]
     while moves:
         moved = [total + sums[i][k] - sums[i][picks[i][0]] for i, k in moves]
         worths, worth = [_worth(each, target) for each in moved], _worth(total, target)
@@ -107,36 +109,45 @@ def _spend_rest(
 def _pays(c: CohortPlans, old: int, new: int) -> bool:
     """Return whether the cohort's own rows show that the new plan is better or costs less than the old one."""
     both = [old, new]
-    return bool(rows_to_show(c.quality[both], c.cost[both])[1] <= c.rows.sum())
+    return bool(rows_to_show(c.quality[both], c.cost[both], c.units)[1] <= c.units.count)
 
 
 # --- sums over rows -----------------------------------------------------------------------------------------------
 
 
-def _sums(quality: Floats, cost: Floats, expected: Floats | None = None) -> Floats:
-    """Return float64[plan, 6]: the sums over rows that `_ends` and `_worth` need. They can be added over cohorts.
+def _sums(quality: Floats, cost: Floats, units: Units, expected: Floats | None = None) -> Floats:
+    """Return float64[plan, 10]: the sums that `_ends` and `_worth` need. They can be added over cohorts.
 
-    These are quality, dollars per 1,000, the square of each, the expected quality, and the number of rows.
+    These are the weighted sums of quality, dollars per 1,000 and expected quality, and the sum of weights. Over
+    units they are the squares of the first two, their products with the weight, the squared weight, and the number.
     """
-    cost, n = 1000 * cost, quality.shape[1]
-    likely = quality.sum(axis=1) if expected is None else n * expected
-    squares = (quality**2).sum(axis=1), (cost**2).sum(axis=1)
-    return np.stack([quality.sum(axis=1), cost.sum(axis=1), *squares, likely, np.full(len(cost), float(n))], axis=1)
+    weight = units.totals(np.ones(quality.shape[1]))
+    total = weight.sum()
+    quality, cost = units.totals(quality), units.totals(1000 * cost)
+    likely = quality.sum(axis=1) if expected is None else total * expected
+    columns = [quality.sum(axis=1), cost.sum(axis=1), likely, np.full(len(cost), total)]
+    columns += [(quality**2).sum(axis=1), (cost**2).sum(axis=1), quality @ weight, cost @ weight]
+    columns += [np.full(len(cost), weight @ weight), np.full(len(cost), float(units.count))]
+    return np.stack(columns, axis=1)
 
 
 def _ends(sums: Floats) -> tuple[float, float]:
     """Return the lower end of the expected quality and the upper end of the mean cost, one-sided at 95 %."""
-    n = sums[5]
-    if n < 2:
+    quality, cost, likely, weight, quality2, cost2, with_quality, with_cost, weight2, units = sums
+    if units < 2:
         return -math.inf, math.inf
-    quality, cost, quality2, cost2, likely = sums[:5] / n
-    spread = [SIGMA * math.sqrt(max(0.0, of - mean**2) / n) for of, mean in ((quality2, quality), (cost2, cost))]
-    return float(likely - spread[0]), float(cost + spread[1])
+
+    def spread(total: float, squares: float, products: float) -> float:
+        mean = total / weight
+        return float(SIGMA * math.sqrt(max(0.0, squares - 2 * mean * products + mean**2 * weight2)) / weight)
+
+    low = likely / weight - spread(quality, quality2, with_quality)
+    return float(low), float(cost / weight + spread(cost, cost2, with_cost))
 
 
 def _worth(sums: Floats, target: Target) -> float:
     """Return the value to maximise if the target is met, otherwise minus infinity."""
     low, high = _ends(sums)
     if target.kind == "quality":
-        return -float(sums[1] / sums[5]) if low >= target.value else -math.inf
-    return float(sums[4] / sums[5]) if high <= target.value else -math.inf
+        return -float(sums[1] / sums[3]) if low >= target.value else -math.inf
+    return float(sums[2] / sums[3]) if high <= target.value else -math.inf

@@ -18,7 +18,7 @@ from extproc.evidence.fit.logprobs import level_at, mostly_recorded, ranks_bette
 from extproc.evidence.fit.option_table import OptionTable, tabulate
 from extproc.evidence.fit.options import Option
 from extproc.evidence.fit.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
-from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.evidence.measure.metrics import Bools, Floats, effective_rows, quantile
 from extproc.routing.policy import Cohort
 
 # A cohort's scores must spread over at least this much. Otherwise there is nothing to separate.
@@ -60,7 +60,10 @@ class ScoredTable(msgspec.Struct, frozen=True, dict=True):
         return scores
 
     def _answers(self, setting: str, rows: Bools) -> Answers:
-        return Answers(self.table.cohort[rows], self.table.facts[setting][rows], self._quality(setting)[rows])
+        table = self.table
+        return Answers(
+            table.cohort[rows], table.facts[setting][rows], self._quality(setting)[rows], table.units.weight[rows]
+        )
 
     def _quality(self, setting: str) -> Floats:
         return self.table.recorded.quality[:, self.table.settings.index(setting)]
@@ -116,7 +119,8 @@ def _fit_logprob(scored: ScoredTable, cohort: Cohort, option: Option, share: flo
     if not mostly_recorded(scored.table.means[option.first][None][rows]):
         return None
     first = scored.first_tokens(option.first, rows)
-    return Plan(option, level_at(scored.table.means[option.first][first][rows], share), first=first)
+    level = level_at(scored.table.means[option.first][first][rows], share, scored.table.units.weight[rows])
+    return Plan(option, level, first=first)
 
 
 def _fit_score(scored: ScoredTable, cohort: Cohort, option: Option, share: float) -> Plan | None:
@@ -128,24 +132,31 @@ def _fit_score(scored: ScoredTable, cohort: Cohort, option: Option, share: float
         return None
     if scored.needs_no_score(option.first, rows):
         return None
-    return Plan(option, round(float(np.quantile(scores, share)), 3))
+    return Plan(option, round(quantile(scores, share, scored.table.units.weight[rows]), 3))
 
 
 def _fit_cap(table: OptionTable, rows: Bools, setting: str, cut: float) -> int | None:
     j = table.settings.index(setting)
-    fitted = cap_of(table.tokens[rows, j], table.recorded.quality[rows, j], cut)
+    fitted = cap_of(table.tokens[rows, j], table.recorded.quality[rows, j], cut, table.units.weight[rows])
     return None if fitted is None else max(_LEAST_CAP, math.ceil(_HEAD_ROOM * fitted))
 
 
-def cap_of(tokens: Floats, quality: Floats, cut: float) -> int | None:
+def cap_of(tokens: Floats, quality: Floats, cut: float, weights: Floats | None = None) -> int | None:
     """Return the least cap that cuts at most the share `cut` of future successful answers.
 
     A new answer is longer than the k-th longest of m lengths with probability k / (m + 1). None: there are too few
-    successful answers, or their lengths were not recorded.
+    successful answers, or their lengths were not recorded. `weights`: how many answers each stands for. They count
+    as the number of answers of equal weight that are worth as much.
     """
-    lengths = np.sort(tokens[quality >= 0.5])
-    k = math.floor(cut * (len(lengths) + 1) + 1e-9)
-    return int(lengths[-k]) if k >= 1 and not np.isnan(lengths).any() else None
+    good = quality >= 0.5
+    lengths, mass = tokens[good], np.ones(int(good.sum())) if weights is None else weights[good]
+    if not len(lengths) or np.isnan(lengths).any():
+        return None
+    order = np.argsort(-lengths, kind="stable")
+    rows = effective_rows(mass, None)
+    longer = np.cumsum(mass[order]) * rows / mass.sum()
+    k = int((longer <= cut * (rows + 1) + 1e-9).sum())
+    return int(lengths[order[k - 1]]) if k >= 1 else None
 
 
 def replay(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> tuple[Floats, Floats, Bools]:

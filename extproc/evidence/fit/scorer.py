@@ -26,10 +26,12 @@ class Answers(msgspec.Struct, frozen=True):
     cohort: np.ndarray  # names
     facts: Floats  # [answer, fact], in the order of SCORE_FACTS
     right: Floats  # 0 to 1
+    weight: Floats | None = None  # how many answers each stands for. None: 1
 
     def subset(self, chosen: np.ndarray) -> "Answers":
         """Return the chosen answers."""
-        return Answers(self.cohort[chosen], self.facts[chosen], self.right[chosen])
+        weight = None if self.weight is None else self.weight[chosen]
+        return Answers(self.cohort[chosen], self.facts[chosen], self.right[chosen], weight)
 
 
 class Curve(msgspec.Struct, frozen=True):
@@ -57,7 +59,7 @@ def fit_curves(answers: Answers, logprobs: bool) -> dict[str, Curve]:
     ridge = np.repeat(
         [_SHARED_RIDGE, _COHORT_RIDGE, _COHORT_RIDGE], [len(SCORE_FACTS), len(names), by_cohort.shape[1]]
     )
-    fitted, offset = fit_weights(np.hstack([rows, member, by_cohort]), answers.right, ridge)
+    fitted, offset = fit_weights(np.hstack([rows, member, by_cohort]), answers.right, ridge, answers.weight)
     shared, levels, slopes = np.split(fitted, [len(SCORE_FACTS), len(SCORE_FACTS) + len(names)])
     curves = {}
     for name, level, slope in zip(names.tolist(), levels, slopes.reshape(len(names), -1), strict=True):

@@ -39,6 +39,7 @@ class Proposal(msgspec.Struct, frozen=True):
     utterances: tuple[str, ...]  # the most central first
     labelled: bool  # the name is a label in the traffic
     nearest: str  # the cohort that most of its rows are nearest to; they may belong there
+    weight: float = 0.0  # rows of the traffic that its rows stand for
 
 
 class BorderlineUtterance(msgspec.Struct, frozen=True):
@@ -52,26 +53,31 @@ class BorderlineUtterance(msgspec.Struct, frozen=True):
 
 
 def propose(run: Execution, encoder: Encoder) -> list[Proposal]:
-    """Return the proposed intents, the ones with the most rows first."""
+    """Return the proposed intents, the ones that stand for the most rows of the traffic first."""
     cohorts = run.snapshot.policy.cohorts
     by_label: dict[str, list[str]] = {}
     unlabelled: list[str] = []
     near: dict[str, str] = {}
-    for routed, revealed in zip(run.routed, run.revealed, strict=True):
-        if routed.signals is None or routed.decision.match is None:
+    weight: dict[str, float] = {}
+    row_weights = run.weights().tolist()
+    for i, intent in enumerate(run.revealed.intents.column()):
+        routed = run.routed[i]
+        is_foreign = isinstance(intent, str) and intent not in cohorts
+        is_outside = routed.decision.reason is Reason.OUT_OF_SCOPE and not isinstance(intent, str)
+        if routed.decision.match is None or not (is_foreign or is_outside) or routed.signals is None:
             continue
         text = routed.signals.ask.text
         near[text] = routed.decision.match.cohort
-        if isinstance(revealed.intent, str) and revealed.intent not in cohorts:
-            by_label.setdefault(revealed.intent, []).append(text)
-        elif routed.decision.reason is Reason.OUT_OF_SCOPE and not isinstance(revealed.intent, str):
-            unlabelled.append(text)
-    proposals = [_proposal(label, texts, encoder, near, True) for label, texts in by_label.items()]
-    unlabelled = list(dict.fromkeys(unlabelled))[:_MOST_TEXTS]
+        weight[text] = weight.get(text, 0.0) + row_weights[i]
+        (by_label.setdefault(intent, []) if is_foreign else unlabelled).append(text)
+    known = near, weight
+    proposals = [_proposal(label, texts, encoder, known, True) for label, texts in by_label.items()]
+    unlabelled = sorted(dict.fromkeys(unlabelled), key=lambda text: -weight[text])[:_MOST_TEXTS]
     counts = Counter(word for text in unlabelled for word in _name_words(text))
     for texts in _clusters(unlabelled, encoder, _typical_distance(run, encoder)):
-        proposals.append(_proposal(_name(texts, counts, len(unlabelled)), texts, encoder, near, False))
-    return sorted((p for p in proposals if p.rows >= _LEAST_ROWS), key=lambda p: -p.rows)
+        proposals.append(_proposal(_name(texts, counts, len(unlabelled)), texts, encoder, known, False))
+    kept = [p for p in proposals if p.rows >= _LEAST_ROWS]
+    return sorted(kept, key=lambda p: -p.weight)
 
 
 def _typical_distance(run: Execution, encoder: Encoder) -> float:
@@ -92,13 +98,24 @@ def _clusters(texts: Sequence[str], encoder: Encoder, distance: float) -> Iterat
         yield [text for text, at in zip(texts, member, strict=True) if at == cluster]
 
 
-def _proposal(name: str, texts: list[str], encoder: Encoder, near: Mapping[str, str], labelled: bool) -> Proposal:
+def _proposal(
+    name: str,
+    texts: list[str],
+    encoder: Encoder,
+    known: tuple[Mapping[str, str], Mapping[str, float]],
+    labelled: bool,
+) -> Proposal:
+    """`known`: the nearest cohort of each text, and how many rows of the traffic stand behind it."""
+    near, weight = known
     distinct = list(dict.fromkeys(texts))
-    rows: Vectors = encoder.encode(distinct)
+    rows: Vectors = encoder.encode(distinct[:_MOST_TEXTS])
     most_central = np.argsort(-(rows @ rows.mean(axis=0)), kind="stable")
     utterances = tuple(distinct[i] for i in most_central[:_UTTERANCES])
-    ((nearest_cohort, _),) = Counter(near[text] for text in texts).most_common(1)
-    return Proposal(name, len(texts), utterances, labelled, nearest_cohort)
+    counted: Counter[str] = Counter()
+    for text in distinct:
+        counted[near[text]] += weight[text]  # type: ignore[assignment]  # a weight need not be whole
+    ((nearest_cohort, _),) = counted.most_common(1)
+    return Proposal(name, len(texts), utterances, labelled, nearest_cohort, sum(weight[text] for text in distinct))
 
 
 def _name(texts: Sequence[str], counts: Counter[str], of: int) -> str:
@@ -147,8 +164,10 @@ def as_yaml(proposal: Proposal, tier: str) -> str:
     label = msgspec.json.encode(proposal.name).decode()  # the whole label, although the name may hold less of it
     source = f"with the label {label}" if proposal.labelled else "that are similar"
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", proposal.name)
+    weighted = proposal.weight and round(proposal.weight) != proposal.rows
+    stands_for = f", which stand for {proposal.weight:,.0f}," if weighted else ""
     lines = [
-        f"# proposed from {proposal.rows} rows {source}; nearest so far: {proposal.nearest}",
+        f"# proposed from {proposal.rows} rows{stands_for} {source}; nearest so far: {proposal.nearest}",
         f"intent: {written(name if name.strip('-') else 'unnamed')}",
         f"tier: {written(tier)}",
         "utterances:",

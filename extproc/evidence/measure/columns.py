@@ -1,13 +1,11 @@
 """An execution as arrays, with one entry per row."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from extproc.contract.words import Reason
-from extproc.evidence.data.answers import ReplayedAnswer, Served
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
 from extproc.routing.trust import trust
@@ -55,41 +53,47 @@ class Columns(msgspec.Struct, frozen=True):
 def columns(run: Execution) -> Columns:
     """The execution as arrays."""
     cohorts = run.snapshot.policy.cohorts
-    decisions = [routed.decision for routed in run.routed]
-    labels = [_label(row.intent, cohorts) for row in run.revealed]
-    trusted = [trust(run.snapshot.policy, d.match) is Reason.MATCHED for d in decisions]
-    nearest = [d.cohort.name if d.cohort is not None else None for d in decisions]
-    matched = [name if above else None for name, above in zip(nearest, trusted, strict=True)]
-    probabilities = [d.cohort.probability(d.match) if d.cohort and d.match else None for d in decisions]
-
-    def served(member: str) -> Floats:
-        values = [getattr(s, member) if s is not None else None for s in run.served]
-        return np.array(values, dtype=np.float64)  # None becomes NaN
-
+    labels = [_label(intent, cohorts) for intent in run.revealed.intents.column()]
+    nearest = run.routed.column(lambda decision: decision.cohort.name if decision.cohort is not None else None)
+    matches = np.full((4, len(labels)), np.nan)  # similarity, in scope, probability, background
+    trusted = np.zeros(len(labels), dtype=np.bool_)
+    for i, routed in enumerate(run.routed):
+        cohort, match = routed.decision.cohort, routed.decision.match
+        trusted[i] = trust(run.snapshot.policy, match) is Reason.MATCHED
+        if match is not None:
+            probability = cohort.probability(match) if cohort else None
+            matches[:, i] = match.similarity, match.in_scope, _number(probability), match.background
+    matched = [name if above else None for name, above in zip(nearest, trusted.tolist(), strict=True)]
     return Columns(
         group=[label or cohort or NO_COHORT for label, cohort in zip(labels, matched, strict=True)],
         label=labels,
         nearest=nearest,
-        trusted=np.array(trusted, dtype=bool),
-        similarity=np.array([d.match.similarity if d.match else None for d in decisions], dtype=np.float64),
-        scope=np.array([d.match.in_scope if d.match else None for d in decisions], dtype=np.float64),
-        background=any(d.match is not None and d.match.background > 0 for d in decisions),
-        probability=np.array(probabilities, dtype=np.float64),
-        fallback=np.array([d.reason.is_fallback for d in decisions], dtype=bool),
-        judged=np.array([s is not None and s.judged > 0 for s in run.served], dtype=bool),
-        escalated=np.array([s is not None and bool(s.rejections) for s in run.served], dtype=bool),
-        quality=served("quality"),
-        first_quality=served("first_quality"),
-        cost=served("cost"),
-        answered=np.array(list(map(_answered, run.answers, run.served)), dtype=bool),
+        trusted=trusted,
+        similarity=matches[0],
+        scope=matches[1],
+        background=bool((matches[3] > 0).any()),
+        probability=matches[2],
+        fallback=np.array(run.routed.column(lambda decision: decision.reason.is_fallback), dtype=np.bool_),
+        judged=run.served.where(lambda served: served.judged > 0),
+        escalated=run.served.where(lambda served: bool(served.rejections)),
+        quality=run.served.column("quality"),
+        first_quality=run.served.column("first_quality"),
+        cost=run.served.column("cost"),
+        answered=_answered(run),
         conversation=run.groups,
         weight=run.weights(),
     )
 
 
-def _answered(answers: Mapping[str, ReplayedAnswer], served: Served | None) -> bool:
-    person = served is not None and served.person
-    return not person and any(answer.quality is not None for answer in answers.values())
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _answered(run: Execution) -> Bools:
+    answered = np.zeros(len(run.rows), dtype=np.bool_)
+    for name in run.answers.names:
+        answered |= ~np.isnan(run.answers.column(name, "quality"))
+    return answered & ~run.served.where(lambda served: served.person)
 
 
 def _label(intent: Any, cohorts: Any) -> str | None:

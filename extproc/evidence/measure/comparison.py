@@ -1,6 +1,7 @@
 """Two configurations on the same traffic: the rows that flip, and the change in quality and cost."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -10,8 +11,17 @@ from scipy import special
 
 from extproc.evidence.execution import Execution, destination, trusted_cohort
 from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE
-from extproc.evidence.measure.lowered import Lowered, inverse_chances, lowered
-from extproc.evidence.measure.metrics import Estimate, Floats, GroupIds, effective_rows, resamples, spread
+from extproc.evidence.measure.lowered import Lowered, Pairs, inverse_chances, lowered
+from extproc.evidence.measure.metrics import (
+    MOST_UNITS,
+    Estimate,
+    Floats,
+    GroupIds,
+    effective_rows,
+    resamples,
+    spread,
+    units_of,
+)
 
 ROUTING, QUALITY, COST = "routed right", "quality", "cost"
 ALL = "all"
@@ -58,25 +68,23 @@ class Comparison(msgspec.Struct, frozen=True):
 
 def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
     """Compare two executions of one file, on the rows that both used. The same seed gives the same intervals."""
-    indices = [{row.line: i for i, row in enumerate(run.rows)} for run in (old, new)]
-    lines = [line for line in indices[0] if line in indices[1]]
-    pairs = [(indices[0][line], indices[1][line]) for line in lines]
+    lines, *both = np.intersect1d(old.rows.lines, new.rows.lines, assume_unique=True, return_indices=True)
+    pairs = Pairs(old, new, *both)
     groups = [_group(old, new, i) for i, _ in pairs]
     flips = []
-    for line, group, (i, j) in zip(lines, groups, pairs, strict=True):
+    for line, group, (i, j) in zip(lines.tolist(), groups, pairs, strict=True):
         was, now = destination(old.routed[i]), destination(new.routed[j])
         if was != now:
-            flips.append(Flip(line, group, was, now))
-    priced = any(s is not None for s in (*old.served, *new.served))
+            flips.append(Flip(line, group, sys.intern(was), sys.intern(now)))
+    priced = any(run.served.where(lambda served: True).any() for run in (old, new))
     measures: dict[str, _Measure] = {
         ROUTING: _routed_right,
         QUALITY: _quality,
         COST: _cost if priced else _input_cost,
     }
-    inverse = inverse_chances(old, new, pairs)
-    columns = {name: _both(old, new, pairs, groups, measure) for name, measure in measures.items()}
-    kept = [i for i, _ in pairs]
-    conversation, weight = old.groups[kept], old.weights()[kept]
+    inverse = inverse_chances(pairs)
+    columns = {name: _both(pairs, groups, measure) for name, measure in measures.items()}
+    conversation, weight = old.groups[pairs.old_at], old.weights()[pairs.old_at]
     counts = Counter(groups)
     cells = []
     for name in [ALL, *dict(counts.most_common())]:
@@ -87,52 +95,55 @@ def compare(old: Execution, new: Execution, seed: int = 0) -> Comparison:
                 drawn = inverse if measure != ROUTING and priced else np.ones(len(pairs))
                 sample = (weight * drawn)[compared], conversation[compared]
                 cells.append(_cell(name, measure, a[compared], b[compared], sample, seed))
-    unrecorded = sum(old.served[i] is not None and new.served[j] is None for i, j in pairs)
-    lower = lowered(old, new, pairs, groups)
+    was_served, is_served = (run.served.where(lambda served: True) for run in (old, new))
+    unrecorded = int((was_served[pairs.old_at] & ~is_served[pairs.new_at]).sum())
+    lower = lowered(pairs, groups)
     return Comparison(len(lines), dict(counts.most_common()), cells, flips, not priced, lower, unrecorded)
 
 
 def _group(old: Execution, new: Execution, i: int) -> str:
     """The label if either configuration has this cohort. Without a label, the cohort that the old one matched."""
-    intent = old.revealed[i].intent
+    intent = old.revealed.intents[i]
     if intent is msgspec.UNSET:
         return trusted_cohort(old.routed[i]) or NO_COHORT
     cohorts = {*old.snapshot.policy.cohorts, *new.snapshot.policy.cohorts}
     return intent if isinstance(intent, str) and intent in cohorts else OUT_OF_SCOPE
 
 
-# The value of one row, given its index and its group. None if there is nothing to measure.
-_Measure = Callable[[Execution, int, str], float | None]
+# float64[pairs]: the values of rows, given their groups and positions. NaN if there is nothing to measure.
+_Measure = Callable[[Execution, Sequence[str], GroupIds], Floats]
 
 
-def _both(
-    old: Execution, new: Execution, pairs: Sequence[tuple[int, int]], groups: Sequence[str], measure: _Measure
-) -> tuple[Floats, Floats]:
-    values = [(measure(old, i, g), measure(new, j, g)) for (i, j), g in zip(pairs, groups, strict=True)]
-    table = np.array(values, dtype=np.float64).reshape(-1, 2)  # None becomes NaN
-    return table[:, 0], table[:, 1]
+def _both(pairs: Pairs, groups: Sequence[str], measure: _Measure) -> tuple[Floats, Floats]:
+    old, new = measure(pairs.old, groups, pairs.old_at), measure(pairs.new, groups, pairs.new_at)
+    return old, new
 
 
-def _routed_right(run: Execution, i: int, group: str) -> float | None:
+def _routed_right(run: Execution, groups: Sequence[str], at: GroupIds) -> Floats:
     """1 if a row in scope has a trusted match with its label's cohort, or a row out of scope has none."""
-    if run.revealed[i].intent is msgspec.UNSET:
-        return None
-    return float(trusted_cohort(run.routed[i]) == (None if group == OUT_OF_SCOPE else group))
+    values = np.full(len(at), np.nan)
+    intents = run.revealed.intents
+    for k, (group, i) in enumerate(zip(groups, at.tolist(), strict=True)):
+        if intents[i] is not msgspec.UNSET:
+            values[k] = trusted_cohort(run.routed[i]) == (None if group == OUT_OF_SCOPE else group)
+    return values
 
 
-def _quality(run: Execution, i: int, _: str) -> float | None:
-    served = run.served[i]
-    return served.quality if served is not None else None
+def _quality(run: Execution, _: Sequence[str], at: GroupIds) -> Floats:
+    return run.served.column("quality")[at]
 
 
-def _cost(run: Execution, i: int, _: str) -> float | None:
-    served = run.served[i]
-    return served.cost if served is not None else None
+def _cost(run: Execution, _: Sequence[str], at: GroupIds) -> Floats:
+    return run.served.column("cost")[at]
 
 
-def _input_cost(run: Execution, i: int, _: str) -> float | None:
-    signals = run.routed[i].signals
-    return signals.tokens * run.routed[i].decision.tier.price.input / 1e6 if signals is not None else None
+def _input_cost(run: Execution, _: Sequence[str], at: GroupIds) -> Floats:
+    costs = np.full(len(at), np.nan)
+    for k, i in enumerate(at.tolist()):
+        routed = run.routed[i]
+        if routed.signals is not None:
+            costs[k] = routed.signals.tokens * routed.decision.tier.price.input / 1e6
+    return costs
 
 
 def _cell(group: str, measure: str, old: Floats, new: Floats, sample: tuple[Floats, GroupIds], seed: int) -> Cell:
@@ -166,6 +177,8 @@ def sign_flip(worse: Floats, seed: int) -> float:
     if np.ptp(np.abs(differing)) == 0:
         return float(special.bdtr((differing < 0).sum(), len(differing), 0.5))
     total, reached, rng = float(differing.sum()), 0, np.random.default_rng(seed)
+    if len(differing) > MOST_UNITS:  # sums of random blocks are as symmetric as their parts
+        differing = np.bincount(units_of(len(differing), seed)[0], differing).astype(np.float64)
     for _ in range(_ASSIGNMENTS // _CHUNK):
         signs = rng.integers(0, 2, (_CHUNK, len(differing))) * 2 - 1
         reached += int((signs @ differing >= total - 1e-12).sum())

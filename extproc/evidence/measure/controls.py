@@ -1,5 +1,6 @@
 """Controls that a router has to beat on the same rows: one tier for all, random choice, and a fixed mix."""
 
+import itertools
 from collections.abc import Sequence
 
 import msgspec
@@ -86,7 +87,7 @@ def _on_complete_rows(
     rows = np.flatnonzero(complete.rows)
     if not len(rows):
         return []
-    paths = [s.path if (s := run.served[i]) is not None else () for i in rows]
+    paths = list(itertools.compress(run.served.paths(), complete.rows.tolist()))
     return beside(complete, (quality[rows], cost[rows]), paths, seed, run.groups[rows], run.weights()[rows])
 
 
@@ -95,7 +96,7 @@ def _on_all_rows(
 ) -> tuple[list[ControlLine], list[Bounds]]:
     """The lines that can be estimated for all rows with outcomes, and bounds on the others."""
     rows = sample.rows
-    chance = np.array([s.propensity if s is not None else None for s in run.served], dtype=np.float64)
+    chance = run.served.column("propensity")
     columns = {ROUTED: (quality[rows], cost[rows], chance[rows])}
     for j, name in enumerate(table.names):
         columns[name] = table.quality[rows, j], table.cost[rows, j], table.propensity[rows, j]
@@ -216,7 +217,8 @@ def frontier(run: Execution, cohort: Sequence[str | None]) -> list[Point]:
     ):
         return []
     weight = run.weights()[table.rows]
-    names = np.array([str(name) for name in cohort])[table.rows]
+    number = {name: k for k, name in enumerate(dict.fromkeys(cohort))}
+    names = np.array([number[name] for name in cohort])[table.rows]
     half = np.arange(len(names)) % 2
     points = []
     for trade in _TRADES:

@@ -1,6 +1,9 @@
 """Measures of an execution: matching, routing, quality and cost, each with its interval."""
 
+import itertools
+import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +15,7 @@ from extproc.evidence.measure.columns import NO_COHORT, OUT_OF_SCOPE, Columns, c
 from extproc.evidence.measure.controls import ControlLine, Point, controls, frontier
 from extproc.evidence.measure.headlines import Headline, evaluation_headlines, wrong_headline
 from extproc.evidence.measure.labels import Disagreement, TierMatrix, disagreements, tier_matrix
-from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, share
+from extproc.evidence.measure.metrics import NOTHING, Bin, Bools, Estimate, Floats, Ratio, mean, quantile, share
 from extproc.evidence.measure.notes import notes_on
 from extproc.evidence.measure.recording import MISSING, Bounds
 from extproc.evidence.measure.switching import SwitchLine, switching
@@ -129,8 +132,6 @@ def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Gro
         recorded = np.zeros_like(rows)  # the answers were recorded on a chosen part of these rows
     compared = ~np.isnan(c.quality) & ~np.isnan(c.first_quality)
     quality, cost = (np.where(recorded, values * c.weight, 0.0) for values in (c.quality, c.cost))
-    indices = np.flatnonzero(rows)
-    rejections = [reason for i in indices for s in [run.served[i]] if s is not None for reason in s.rejections]
     return Group(
         name=name,
         rows=int(rows.sum()),
@@ -145,10 +146,20 @@ def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Gro
         quality=mean(c.quality, recorded, weights=c.weight).estimate(seed, c.conversation),
         per_1000=mean(1000 * c.cost, recorded, least=None, weights=c.weight).estimate(seed, c.conversation),
         per_success=Ratio(cost, quality, least=None).estimate(seed, c.conversation) if quality.sum() else NOTHING,
-        tiers=dict(Counter(run.routed[i].decision.tier.name for i in indices).most_common()),
-        reasons=dict(Counter(run.routed[i].decision.reason.value for i in indices).most_common()),
-        rejections=dict(Counter(rejections).most_common()),
+        tiers=_counts(run.routed.column(lambda decision: decision.tier.name), rows),
+        reasons=_counts(run.routed.column(lambda decision: decision.reason.value), rows),
+        rejections=_rejections(run, rows),
     )
+
+
+def _counts(names: Sequence[str], rows: Bools) -> dict[str, int]:
+    return dict(Counter(itertools.compress(names, rows.tolist())).most_common())
+
+
+def _rejections(run: Execution, rows: Bools) -> dict[str, int]:
+    escalated = rows & run.served.where(lambda served: bool(served.rejections))
+    served = [run.served[i] for i in np.flatnonzero(escalated).tolist()]
+    return dict(Counter(reason for s in served if s is not None for reason in s.rejections).most_common())
 
 
 def _scores(c: Columns) -> tuple[Floats, str]:
@@ -182,12 +193,15 @@ def _confusion(c: Columns) -> list[tuple[str, str, int]]:
 
 
 def _latency(run: Execution) -> dict[str, tuple[int, float, float]]:
-    paths: dict[str, list[float]] = {}
-    for served in run.served:
-        if served is not None and served.latency_s is not None:
-            paths.setdefault(" > ".join(served.path), []).append(served.latency_s)
-    by_rows = sorted(paths.items(), key=lambda item: -len(item[1]))
-    return {path: (len(v), *(float(q) for q in np.quantile(v, (0.5, 0.95)))) for path, v in by_rows}  # type: ignore[misc]
+    latency_s, weight = run.served.column("latency_s"), run.weights()
+    paths: dict[str, list[int]] = {}
+    for i, path in enumerate(run.served.paths()):
+        if path and not math.isnan(latency_s[i]):
+            paths.setdefault(" > ".join(path), []).append(i)
+    return {
+        path: (len(at), quantile(latency_s[at], 0.5, weight[at]), quantile(latency_s[at], 0.95, weight[at]))
+        for path, at in sorted(paths.items(), key=lambda item: -len(item[1]))
+    }
 
 
 def _data(run: Execution, c: Columns) -> dict[str, Any]:

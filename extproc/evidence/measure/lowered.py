@@ -1,13 +1,13 @@
 """Rows that a new configuration sends lower, and how many of them have the answers that would show the effect."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import numpy as np
 
 from extproc.evidence.data.setting import SUFFIXES
 from extproc.evidence.execution import Execution, trusted_cohort
-from extproc.evidence.measure.metrics import Floats
+from extproc.evidence.measure.metrics import Floats, GroupIds
 from extproc.settings import Tier
 
 
@@ -21,25 +21,38 @@ class Lowered(msgspec.Struct, frozen=True):
     by_chance: bool  # the recorded ones were drawn at random, so they stand for the others
 
 
-def lowered(
-    old: Execution, new: Execution, pairs: Sequence[tuple[int, int]], groups: Sequence[str]
-) -> list[Lowered]:
+class Pairs(msgspec.Struct, frozen=True, eq=False):
+    """Two executions, and the positions of the rows that both have."""
+
+    old: Execution
+    new: Execution
+    old_at: GroupIds
+    new_at: GroupIds
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Yield the positions of each row in both."""
+        return zip(self.old_at.tolist(), self.new_at.tolist(), strict=True)
+
+    def __len__(self) -> int:
+        return len(self.old_at)
+
+
+def lowered(pairs: Pairs, groups: Sequence[str]) -> list[Lowered]:
     """The groups with lowered rows, those with the most hidden rows first."""
-    weight = old.weights()
-    lower = [_is_lower(old, new, i, j) and not _found_its_cohort(old, new, i, j) for i, j in pairs]
-    seen = [is_comparable(old, new, i, j) for i, j in pairs]
+    old, new, weight = pairs.old, pairs.new, pairs.old.weights()[pairs.old_at]
+    totals: dict[str, float] = {}
+    moved: dict[str, list[tuple[int, bool, bool]]] = {}  # (position of the pair, recorded, by chance) by group
+    for at, (group, (i, j)) in enumerate(zip(groups, pairs, strict=True)):
+        totals[group] = totals.get(group, 0.0) + weight[at]
+        if _is_lower(old, new, i, j) and not _found_its_cohort(old, new, i, j):
+            seen = is_comparable(old, new, i, j)
+            moved.setdefault(group, []).append((at, seen, seen and chance_of(old, new, i, j) is not None))
     result = []
-    for group in dict.fromkeys(groups):
-        inside = [at for at, name in enumerate(groups) if name == group]
-        moved = [at for at in inside if lower[at]]
-        if not moved:
-            continue
-        recorded = [at for at in moved if seen[at]]
-        hidden = sum(weight[pairs[at][0]] for at in moved if not seen[at])
-        chances = [chance_of(old, new, *pairs[at]) for at in recorded]
-        by_chance = bool(chances) and all(chance is not None for chance in chances)
-        total = sum(weight[pairs[at][0]] for at in inside)
-        result.append(Lowered(group, len(moved), len(recorded), float(hidden / total), by_chance))
+    for group in [name for name in totals if name in moved]:
+        recorded = [by_chance for _, seen, by_chance in moved[group] if seen]
+        hidden = sum(weight[at] for at, seen, _ in moved[group] if not seen)
+        by_chance = bool(recorded) and all(recorded)
+        result.append(Lowered(group, len(moved[group]), len(recorded), float(hidden / totals[group]), by_chance))
     return sorted(result, key=lambda each: -each.hidden)
 
 
@@ -61,8 +74,11 @@ def chance_of(old: Execution, new: Execution, i: int, j: int) -> float | None:
     return float(np.prod(chances)) if chances else None
 
 
-def inverse_chances(old: Execution, new: Execution, pairs: Sequence[tuple[int, int]]) -> Floats:
+def inverse_chances(pairs: Pairs) -> Floats:
     """float64[rows]: how many rows each row stands for, because the answers of others were not drawn."""
+    old, new = pairs.old, pairs.new
+    if not any(run.answers.any_propensity for run in (old, new)):
+        return np.ones(len(pairs))
     return np.array([1 / (chance_of(old, new, i, j) or 1.0) for i, j in pairs], dtype=np.float64)
 
 
@@ -82,7 +98,7 @@ def _found_its_cohort(old: Execution, new: Execution, i: int, j: int) -> bool:
 
     The old configuration had named this tier for the cohort, and `routed right` measures the match.
     """
-    label = new.revealed[j].intent
+    label = new.revealed.intents[j]
     if label is msgspec.UNSET or label is None or trusted_cohort(old.routed[i]) == label:
         return False
     before, after = (run.snapshot.policy.cohorts.get(label) for run in (old, new))

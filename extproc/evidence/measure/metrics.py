@@ -16,7 +16,14 @@ Bools = NDArray[np.bool_]
 GroupIds = NDArray[np.int64]
 
 RESAMPLES = 1000  # 25 draws lie beyond each end of a 95 % interval
-_CHUNK = 100  # resamples in memory at one time
+_CHUNK_NUMBERS = 5_000_000  # counts in memory at one time: 40 MB
+_MOST_CHUNK = 100  # resamples in memory at one time, if rows are few
+# Above this number, units are joined at random into this number of equal blocks, and blocks are resampled (random
+# groups, Wolter 2007). The interval stays right, and its own error is below 1 % of its width.
+MOST_UNITS = 20_000
+# With more rows than this, measures that need each row's weight are resampled fewer times.
+_MANY_ROWS = 100_000
+_FEW_RESAMPLES = 200
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -53,12 +60,13 @@ class Ratio(msgspec.Struct, frozen=True):
 
     def resampled(self, seed: int, together: GroupIds | None = None) -> Floats:
         """float64[RESAMPLES]: the measure of each bootstrap resample, or NaN where its bottom is 0."""
-        tops, bottoms = [], []
-        for weights in resamples(len(self.top), seed, together=together):
-            tops.append(weights @ self.top)
-            bottoms.append(weights @ self.bottom)
-        top, bottom = np.concatenate(tops), np.concatenate(bottoms)
-        return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
+        unit, units = units_of(len(self.top), seed, together)
+        is_each = units == len(self.top)
+        parts = [part if is_each else np.bincount(unit, part, units) for part in (self.top, self.bottom)]
+        drawn = [(counts @ parts[0], counts @ parts[1]) for counts in _counts(units, seed, RESAMPLES)]
+        top, bottom = (np.concatenate(each) for each in zip(*drawn, strict=True))
+        ratios: Floats = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom != 0)
+        return ratios
 
     def estimate(self, seed: int, together: GroupIds | None = None) -> Estimate:
         """The measure with its interval. Rows with the same number in `together` are not independent evidence."""
@@ -94,6 +102,13 @@ def mean(
     return Ratio(top, np.asarray(weights * measured, np.float64), least)
 
 
+def quantile(values: Floats, share: float, weights: Floats | None = None) -> float:
+    """The value below which this share lies. `weights`: how many values each of them stands for. None: 1."""
+    if weights is None or (weights == weights[:1]).all():
+        return float(np.quantile(values, share))
+    return float(np.quantile(values, share, weights=weights, method="inverted_cdf"))
+
+
 def effective_rows(weights: Floats, together: GroupIds | None) -> float:
     """The number of independent rows of equal weight that are worth as much as these (Kish 1965).
 
@@ -107,16 +122,34 @@ def resamples(n: int, seed: int, times: int = RESAMPLES, together: GroupIds | No
     """Bootstrap draws, yielded as float64[chunk, n]: how often each draw has each row.
 
     Measures of the same n rows see the same draws if the seed is the same. `together` is int[n]: rows with the same
-    number are drawn together or not at all (a cluster bootstrap).
+    number are drawn together or not at all (a cluster bootstrap). Many rows get fewer draws.
     """
-    rng = np.random.default_rng(seed)
+    unit, units = units_of(n, seed, together)
+    for counts in _counts(units, seed, times if n <= _MANY_ROWS else min(times, _FEW_RESAMPLES), n):
+        yield counts if units == n else counts[:, unit]
+
+
+def units_of(n: int, seed: int, together: GroupIds | None = None) -> tuple[GroupIds, int]:
+    """Return int64[n], the number of the unit that each row is resampled with, and how many units there are.
+
+    Rows with the same number in `together` are in one unit. Above MOST_UNITS, units are joined at random.
+    """
     unit = np.arange(n) if together is None else np.unique(together, return_inverse=True)[1]
     units = int(unit.max()) + 1 if n else 0
-    for begin in range(0, times, _CHUNK):
-        chunk = min(_CHUNK, times - begin)
+    if units <= MOST_UNITS:
+        return unit, units
+    block = np.random.default_rng(seed).permutation(units) % MOST_UNITS
+    return block[unit], MOST_UNITS
+
+
+def _counts(units: int, seed: int, times: int, columns: int = 0) -> Iterator[Floats]:
+    """Yield float64[chunk, units]: how often each draw has each unit. `columns`: numbers of a draw, if more."""
+    rng = np.random.default_rng(seed)
+    size = max(1, min(_MOST_CHUNK, _CHUNK_NUMBERS // max(units, columns, 1)))
+    for begin in range(0, times, size):
+        chunk = min(size, times - begin)
         drawn = rng.integers(0, units, (chunk, units)) + np.arange(chunk)[:, None] * units
-        counts = np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units).astype(np.float64)
-        yield counts if units == n else counts[:, unit]
+        yield np.bincount(drawn.ravel(), minlength=chunk * units).reshape(chunk, units).astype(np.float64)
 
 
 def spread(value: float, resampled: Floats, rows: int) -> Estimate:

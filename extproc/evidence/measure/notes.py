@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Container, Iterator
 
+import numpy as np
+
 from extproc.contract.words import Reason
 from extproc.evidence.data.groups import distinct
 from extproc.evidence.data.setting import SUFFIXES, tier_of
@@ -40,10 +42,13 @@ def notes_on(run: Execution) -> list[str]:
             "priced."
         )
     notes += _impossible(run)
-    unavailable = Counter(rule for s in run.served if s is not None for rule in s.unavailable)
+    unavailable: Counter[str] = Counter()
+    for served, rows in run.served.counts():
+        for rule in served.unavailable:
+            unavailable[rule] += rows
     for rule, rows in unavailable.items():
         notes.append(f"Rule `{rule}` could not run on {rows} recorded answers, so its declared outcome was used.")
-    bounds = sum(s is not None and s.bound is not None for s in run.served)
+    bounds = int(run.served.where(lambda served: served.bound is not None).sum())
     if bounds:
         notes.append(f"{bounds} rejected answers were served: their cohort had used its share of escalations.")
     if left_out := int(without_chance(run).sum()):
@@ -51,10 +56,10 @@ def notes_on(run: Execution) -> list[str]:
             f"{left_out:,} rows had no chance to be explored. The lines that compare tiers are about the other "
             "rows."
         )
-    persons = sum(s is not None and s.person for s in run.served)
+    persons = int(run.served.where(lambda served: served.person).sum())
     if persons:
         notes.append(f"{persons} answers went to review by a person. They have no quality here.")
-    missing = sum(bool(row.outcomes) and s is None for row, s in zip(run.revealed, run.served, strict=True))
+    missing = int((run.revealed.where(bool) & ~run.served.where(lambda served: True)).sum())
     if missing:
         notes.append(
             f"{missing} rows lack the answer of a tier that they were sent to. They count as rows without outcomes."
@@ -64,18 +69,18 @@ def notes_on(run: Execution) -> list[str]:
 
 def _impossible(run: Execution) -> Iterator[str]:
     """Notes on token counts that no answer of the tier can have."""
+    counts = {name: run.answers.column(name, "impossible") for name in run.answers.names}
+    found = sorted((int(i), name) for name, column in counts.items() for i in np.flatnonzero(~np.isnan(column)))
     cases = [
-        f"line {row.line}: {answer.impossible:,} tokens of `{name}`, whose context is "
+        f"line {run.rows.lines[i]}: {int(counts[name][i]):,} tokens of `{name}`, whose context is "
         f"{run.snapshot.policy.tier(tier_of(name)).context:,}"
-        for row, answers in zip(run.rows, run.answers, strict=True)
-        for name, answer in answers.items()
-        if answer.impossible is not None
+        for i, name in found[:_MOST_NAMES]
     ]
     if cases:
-        more = f", and {len(cases) - _MOST_NAMES} more" if len(cases) > _MOST_NAMES else ""
+        more = f", and {len(found) - _MOST_NAMES} more" if len(found) > _MOST_NAMES else ""
         yield (
-            f"{len(cases)} answers have more tokens than the context of their tier, and count as the context: "
-            f"{'; '.join(cases[:_MOST_NAMES])}{more}."
+            f"{len(found)} answers have more tokens than the context of their tier, and count as the context: "
+            f"{'; '.join(cases)}{more}."
         )
 
 
@@ -100,18 +105,21 @@ def unused(run: Execution, beside: Container[str] = ()) -> Iterator[str]:
     if run.verbatim:
         yield f"{run.verbatim} rows were left out because they repeat an utterance of the intents word for word."
     policy = run.snapshot.policy
-    labels = Counter(row.intent for row in run.revealed if isinstance(row.intent, str))
+    labels = {name: rows for name, rows in run.revealed.intents.counts() if isinstance(name, str)}
     foreign = Counter({n: rows for n, rows in labels.items() if n not in policy.cohorts and n not in beside})
     if foreign:
         yield f"These labels are not intents here and count as out of scope: {_counted(foreign)}."
     names = {name + suffix for tier in policy.tiers for name in (tier.name, tier.model) for suffix in SUFFIXES}
-    if tiers := Counter(name for row in run.revealed for name in row.outcomes if name not in names):
+    tiers: Counter[str] = Counter()
+    for marks, rows in run.revealed.marks.counts():
+        for mark in marks:
+            if mark.name not in names:
+                tiers[mark.name] += rows
+    if tiers:
         yield f"Outcomes under these names are ignored, as no tier or model has the name: {_counted(tiers)}."
-    models = Counter(
-        routed.request.model or "no model"
-        for routed in run.routed
-        if routed.request is not None and routed.decision.reason is Reason.PASSTHROUGH
-    )
+    passed = np.array(run.routed.column(lambda decision: decision.reason is Reason.PASSTHROUGH), dtype=np.bool_)
+    requests = (run.routed[int(i)].request for i in np.flatnonzero(passed))
+    models = Counter(request.model or "no model" for request in requests if request is not None)
     if models:
         yield (
             "Requests for these models pass through unmatched, as `retarget` in policy.yaml does not list them: "

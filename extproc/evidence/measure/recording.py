@@ -8,7 +8,6 @@ bounds are known.
 import msgspec
 import numpy as np
 
-from extproc.evidence.data.setting import SUFFIXES
 from extproc.evidence.execution import Execution
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds, Ratio
 
@@ -55,19 +54,16 @@ def answer_table(run: Execution) -> AnswerTable:
     """Every answer whose quality was recorded."""
     names = settings_of(run)
     table = np.full((3, len(run.rows), len(names)), np.nan)
-    for i, answers in enumerate(run.answers):
-        for j, name in enumerate(names):
-            answer = answers.get(name)
-            if answer is not None and answer.quality is not None:
-                table[:, i, j] = answer.quality, answer.cost, answer.propensity or np.nan
+    for j, name in enumerate(names):
+        quality, cost, propensity = (run.answers.column(name, of) for of in ("quality", "cost", "propensity"))
+        present = ~np.isnan(quality)
+        table[:, present, j] = quality[present], cost[present], propensity[present]
     return AnswerTable(names, *table)
 
 
 def settings_of(run: Execution) -> list[str]:
     """Every tier with recorded outcomes, cheapest first. Each reasoning setting of a tier is a separate entry."""
-    seen = {name for answers in run.answers for name in answers}
-    names = [tier.name + suffix for tier in run.snapshot.policy.tiers for suffix in SUFFIXES]
-    return [name for name in names if name in seen]
+    return run.answers.names
 
 
 def recorded(run: Execution, quality: Floats, cost: Floats) -> Recorded:
@@ -172,12 +168,9 @@ def without_chance(run: Execution) -> Bools:
 
     A router that explores writes the chances of every row that it could have drawn.
     """
-    outcomes = [row.outcomes.values() for row in run.revealed]
-    if not any(outcome.is_chance for each in outcomes for outcome in each):
-        return np.zeros(len(outcomes), dtype=np.bool_)
-    return np.array(
-        [bool(each) and all(outcome.propensity is None for outcome in each) for each in outcomes], dtype=np.bool_
-    )
+    if not run.revealed.where(lambda marks: any(mark.is_chance for mark in marks)).any():
+        return np.zeros(len(run.revealed), dtype=np.bool_)
+    return run.revealed.where(lambda marks: bool(marks) and not any(mark.by_chance for mark in marks))
 
 
 def sample_of(run: Execution, table: AnswerTable, quality: Floats, seed: int) -> Sample:
@@ -186,10 +179,10 @@ def sample_of(run: Execution, table: AnswerTable, quality: Floats, seed: int) ->
     Rows that went to a person are left out, because they have no quality. So are rows without a chance, if others
     had one: nothing stands for them.
     """
-    person = np.array([served is not None and served.person for served in run.served], dtype=bool)
-    chance = np.array([any(o.is_chance for o in row.outcomes.values()) for row in run.revealed], dtype=bool)
+    person = run.served.where(lambda served: served.person)
+    chance = run.revealed.where(lambda marks: any(mark.is_chance for mark in marks))
     rows = (table.any | chance) & ~person & ~without_chance(run)
-    cohorts = [routed.decision.cohort.name if routed.decision.cohort else "" for routed in run.routed]
+    cohorts = run.routed.column(lambda decision: decision.cohort.name if decision.cohort else "")
     keys = [(cohort, "?" if np.isnan(q) else str(q >= 0.5)) for cohort, q in zip(cohorts, quality, strict=True)]
     number = {key: i for i, key in enumerate(sorted(set(keys)))}
     stratum = np.array([number[key] for key in keys], dtype=np.int64)[rows]

@@ -4,6 +4,7 @@ Each drawn row gets the number of rows that it stands for. Weighted means over t
 log (Horvitz and Thompson 1952).
 """
 
+from array import array
 from collections.abc import Hashable, Sequence
 
 import msgspec
@@ -42,7 +43,7 @@ class Candidates(msgspec.Struct, frozen=True, eq=False):
     """The rows to draw from, as columns."""
 
     texts: Sequence[Hashable]  # rows with the same key have the same text
-    sessions: Sequence[str | None]
+    sessions: Sequence[Hashable]  # rows with the same one are of one conversation. None or empty: its own
     weights: Floats  # how many rows of the traffic each row stands for
     cohorts: Sequence[str]  # the nearest one, or the reason why there is none
     margins: Floats
@@ -51,17 +52,22 @@ class Candidates(msgspec.Struct, frozen=True, eq=False):
 
 def draw(run: Execution, size: int, seed: int) -> Draw:
     """Draw at most `size` rows. The same seed draws the same rows."""
-    decisions = [routed.decision for routed in run.routed]
+    texts, sessions, margins, trusted = array("q"), array("q"), array("d"), []
+    for i, (row, routed) in enumerate(zip(run.rows, run.routed, strict=True)):
+        texts.append(hash(text_key(ask_of(row, routed))))
+        sessions.append(hash(("row", i) if not row.session else row.session))
+        margins.append(routed.decision.match.margin if routed.decision.match is not None else 0.0)
+        trusted.append(trusted_cohort(routed) is not None)
     candidates = Candidates(
-        texts=[text_key(ask_of(row, routed)) for row, routed in zip(run.rows, run.routed, strict=True)],
-        sessions=[row.session for row in run.rows],
+        texts=texts,
+        sessions=sessions,
         weights=run.weights(),
-        cohorts=[d.cohort.name if d.cohort is not None else d.reason.value for d in decisions],
-        margins=np.array([d.match.margin if d.match is not None else 0.0 for d in decisions], dtype=np.float64),
-        trusted=[trusted_cohort(routed) is not None for routed in run.routed],
+        cohorts=run.routed.column(lambda d: d.cohort.name if d.cohort is not None else d.reason.value),
+        margins=np.array(margins, dtype=np.float64),
+        trusted=trusted,
     )
     drawn = draw_from(candidates, size, seed)
-    rows = [msgspec.structs.replace(row, line=run.rows[row.line].line) for row in drawn.rows]
+    rows = [msgspec.structs.replace(row, line=int(run.rows.lines[row.line])) for row in drawn.rows]
     return msgspec.structs.replace(drawn, rows=rows)
 
 

@@ -9,10 +9,10 @@ from datetime import datetime
 
 import msgspec
 
+from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.setting import setting_name
 from extproc.evidence.execution import Execution
 from extproc.routing.ask import is_in_tool_loop
-from extproc.routing.routed import Routed
 from extproc.routing.sticky import History, advance, choose
 
 # Time between two rows without times: less than providers keep a prompt cache.
@@ -42,7 +42,7 @@ class _Replay(msgspec.Struct):
 
 
 # The rank of a row's tier: (history, proposed rank, row, time) -> rank.
-_Pick = Callable[[History, int, Routed, float], int]
+_Pick = Callable[[History, int, Decided, float], int]
 
 
 def switching(run: Execution) -> list[SwitchLine]:
@@ -51,7 +51,7 @@ def switching(run: Execution) -> list[SwitchLine]:
     if budget is None:
         return []
 
-    def sticky(history: History, proposed: int, routed: Routed, now_s: float) -> int:
+    def sticky(history: History, proposed: int, routed: Decided, now_s: float) -> int:
         tokens, needs = _tokens(routed), routed.signals.needs if routed.signals is not None else frozenset()
         able = [i for i, tier in enumerate(policy.tiers) if not tier.lacks(needs) and tokens <= tier.context]
         return choose(history, policy.tiers, proposed, able, tokens, now_s, budget)
@@ -113,7 +113,7 @@ def _lines(replays: Sequence[_Replay], rows: int) -> list[SwitchLine]:
     ]
 
 
-def _tokens(routed: Routed) -> int:
+def _tokens(routed: Decided) -> int:
     return routed.signals.tokens if routed.signals is not None else 0
 
 

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.traffic import Row
 from extproc.evidence.execution import Execution, Memory, ask_of, destination, route_all, trusted_cohort
 from extproc.evidence.measure.metrics import NOTHING, Estimate, Floats, mean, share
@@ -99,27 +100,28 @@ class RewriteTrial:
     def effect(self, kind: str, indices: Sequence[int], texts: Sequence[str]) -> Effect:
         """Route the rows at `indices` with these `texts`, and compare with the unchanged texts."""
         run, seed, memory = self._run, self._seed, self._memory.fresh()
-        together = run.groups[list(indices)]
+        together, weight = run.groups[list(indices)], run.weights()[list(indices)]
         rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(indices, texts, strict=True)]
-        now = route_all(run.snapshot, memory, rows, what=f"rows, {kind}")
+        now = route_all(run.snapshot, memory, rows, what=f"rows routed, {kind}")
         was = self._route_unchanged(indices)
         before, after = self._ranks(was), self._ranks(now)
         above_capped = NOTHING
         if run.snapshot.policy.upgrades is not None:
             capped = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
-            above_capped = share(capped > self._default, before <= self._default).estimate(seed, together)
+            lifted = share(capped > self._default, before <= self._default, weight)
+            above_capped = lifted.estimate(seed, together)
         right = [self._right(was, indices), self._right(now, indices)]
         flips = _floats([destination(a) != destination(b) for a, b in zip(was, now, strict=True)])
         return Effect(
             kind,
             len(indices),
-            flipped=mean(flips).estimate(seed, together),
-            upgraded=share(after > before, before < self._top).estimate(seed, together),
-            downgraded=share(after < before, before > 0).estimate(seed, together),
-            above=share(after > self._default, before <= self._default).estimate(seed, together),
+            flipped=mean(flips, weights=weight).estimate(seed, together),
+            upgraded=share(after > before, before < self._top, weight).estimate(seed, together),
+            downgraded=share(after < before, before > 0, weight).estimate(seed, together),
+            above=share(after > self._default, before <= self._default, weight).estimate(seed, together),
             above_capped=above_capped,
-            right=mean(right[1]).estimate(seed, together),
-            change=mean(right[1] - right[0], least=-1.0).estimate(seed, together),
+            right=mean(right[1], weights=weight).estimate(seed, together),
+            change=mean(right[1] - right[0], least=-1.0, weights=weight).estimate(seed, together),
         )
 
     def _route_unchanged(self, indices: Sequence[int]) -> list[Routed]:
@@ -133,7 +135,7 @@ class RewriteTrial:
         self._unchanged |= zip(new, route_all(self._run.snapshot, self._memory, plain), strict=True)
         return [self._unchanged[i] for i in indices]
 
-    def _rank(self, routed: Routed) -> int:
+    def _rank(self, routed: Decided) -> int:
         """The rank of the tier. In shadow mode, of the tier that an enforcing policy would have chosen."""
         decision = routed.decision
         return self._run.snapshot.policy.rank(decision.proposed_tier or decision.tier.name)

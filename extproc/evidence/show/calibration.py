@@ -19,6 +19,8 @@ from extproc.settings import Evidence
 def learned_text(learned: FittedCentroids, rows: LabelledRows) -> Iterator[str]:
     """The rows, the ways of matching that were tried, and the choice."""
     count, distinct = len(rows.texts), rows.matches.distinct
+    if rows.drawn_from:
+        yield f"{count:,} of {rows.drawn_from:,} labelled rows were drawn at random, because a fit needs no more"
     if distinct < count:
         yield (f"{count:,} labelled rows count as {distinct:,}: {REPETITIONS}")
     if not learned.trials:
