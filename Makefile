@@ -13,9 +13,11 @@ UV := 0.13.9
 WORKERS ?= 2
 CYCLONEDX := 7.5.0
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
-# The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and a compiler to check them.
+# The kinds of Istio, the Gateway API, Envoy Gateway and the Prometheus operator as types and validators (MIT), and a
+# compiler to check them.
 MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.0 \
-  @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
+  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 \
+  typescript@5.9.3
 # The clients under test, with a lock each: tests/clients/package.json and tests/clients/requirements.txt.
 CLIENTS := tests/clients/package.json tests/clients/package-lock.json tests/clients/requirements.txt
 # Older Envoys in the tests: one for plain routing, and those of Envoy Gateway 1.7, 1.8 and 1.9 for the cascade.
@@ -90,13 +92,15 @@ wheel: $(VENV)/ready  ## build the wheel, install it into an empty environment a
 	@cd build/wheel && venv/bin/extproc --version && venv/bin/extproc check $(CURDIR)/intents \
 	  && venv/bin/extproc explain --intents $(CURDIR)/intents "Prove that 17 is prime"
 
-image:  ## build the container image without Docker, and run it (needs root, buildah and debootstrap)
-	@deploy/image.sh
+image: $(VENV)/installed  ## build the container image without Docker, and send requests through it (needs root, buildah and debootstrap)
+	@deploy/image.sh $(CURDIR)/$(BIN)/python $(IMAGE_DIR)
 
-lock:  ## write requirements.lock from pyproject.toml; LOCK=--upgrade takes newer versions
+lock:  ## write both locks from pyproject.toml, of everything and of the image; LOCK=--upgrade takes newer versions
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "uv==$(UV)"
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra postgres --extra redis \
 	  --universal --generate-hashes --no-emit-package torch -o requirements.lock $(LOCK)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q --group serve -c requirements.lock \
+	  --universal --generate-hashes -o deploy/requirements.lock
 
 sbom:  ## write sbom.json, a CycloneDX list of the packages that run in production
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "cyclonedx-bom==$(CYCLONEDX)"

@@ -17,14 +17,18 @@ import yaml
 from extproc.config.load import load_config
 
 REPOSITORY = Path(__file__).parents[2]
+# Native sidecars exist since 1.29.
+VERSIONS = ("1.29", "1.37")
 OVERLAYS = ("standalone", "sidecar", "envoy-gateway", "istio")
 
-# Kubernetes has no schema for the kinds of a mesh. These npm packages have their types and validators, by API.
+# Kubernetes has no schema for the kinds of a mesh and of the Prometheus operator. These npm packages have their
+# types and validators, by API.
 MESH_KINDS = {
     "gateway.networking.k8s.io/v1": "@kubernetes-models/gateway-api",
     "gateway.envoyproxy.io/v1alpha1": "@kubernetes-models/envoy-gateway",
     "networking.istio.io/v1": "@kubernetes-models/istio",
     "networking.istio.io/v1alpha3": "@kubernetes-models/istio",
+    "monitoring.coreos.com/v1": "@kubernetes-models/prometheus-operator",
 }
 MESH_TYPES = Path(sys.prefix) / "mesh"  # `make test` installs it
 

@@ -18,6 +18,7 @@ from tests.deploy.manifests import (
     MESH_KINDS,
     OVERLAYS,
     REPOSITORY,
+    VERSIONS,
     Manifest,
     build,
     built,
@@ -30,8 +31,6 @@ from tests.deploy.manifests import (
     render_module,
 )
 
-# Native sidecars exist since 1.29.
-VERSIONS = ("1.29", "1.37")
 # The kinds of a mesh, for which Kubernetes has no schema.
 CUSTOM = {
     "standalone": set(),
