@@ -29,7 +29,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
   || { tail -n 30 $(SETUP_LOG); echo "failed: $(1). The whole log is $(SETUP_LOG)."; exit 1; } >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
+.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image chart lock sbom \
+  release release-check publish bench \
   bench-answers bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
   bench-peers bench-robustness bench-rollout bench-routing bench-neighbours bench-soak bench-static bench-ttft \
   bench-unseen bench-views bench-wild clean
@@ -94,6 +95,30 @@ wheel: $(VENV)/ready  ## build the wheel, install it into an empty environment a
 
 image: $(VENV)/installed  ## build the container image without Docker, and send requests through it (needs root, buildah and debootstrap)
 	@deploy/image.sh $(CURDIR)/$(BIN)/python $(IMAGE_DIR)
+
+chart:  ## package the Helm chart into build/chart (needs helm)
+	@rm -rf build/chart && mkdir -p build/chart
+	@helm lint --strict --quiet deploy/helm/semantic-router && helm package deploy/helm/semantic-router -d build/chart
+
+release-check:  ## fail unless TAG is the version, and the changelog has a section for it
+	@[ "$(TAG)" = "v$(VERSION)" ] || { echo "TAG is '$(TAG)', expected v$(VERSION): extproc/__init__.py has it"; exit 1; }
+	@grep -q '^## $(VERSION) - ' CHANGELOG.md || { echo "CHANGELOG.md has no section '## $(VERSION) - DATE'"; exit 1; }
+
+release: wheel chart sbom  ## collect wheel, chart, SBOM, notes and checksums in build/release
+	@rm -rf build/release && mkdir -p build/release
+	@cp build/wheel/*.whl build/chart/*.tgz sbom.json build/release
+	@awk '/^## /{on = index($$0, "## $(VERSION) - ") == 1; next} on' CHANGELOG.md > build/release/NOTES.md
+	@cd build/release && sha256sum *.whl *.tgz *.json > SHA256SUMS && ls
+
+# With Docker. The digest of the pushed image and the list of what is in it are added to build/release.
+publish:  ## build the image with Docker, and push it and the chart to REGISTRY=registry.example.com/team
+	@[ -n "$(REGISTRY)" ] || { echo "give REGISTRY=registry.example.com/team"; exit 1; }
+	docker build --pull $(if $(BASE),--build-arg BASE=$(BASE)) -t $(REGISTRY)/extproc:$(VERSION) .
+	docker run --rm --network none --entrypoint cat $(REGISTRY)/extproc:$(VERSION) /opt/extproc/share/sbom.json \
+	  > build/release/sbom-image.json
+	docker push $(REGISTRY)/extproc:$(VERSION)
+	docker inspect --format '{{index .RepoDigests 0}}' $(REGISTRY)/extproc:$(VERSION) > build/release/image.txt
+	helm push build/chart/semantic-router-$(VERSION).tgz oci://$(REGISTRY)/charts
 
 lock:  ## write both locks from pyproject.toml, of everything and of the image; LOCK=--upgrade takes newer versions
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "uv==$(UV)"
