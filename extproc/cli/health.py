@@ -72,7 +72,7 @@ def _tls(args: argparse.Namespace) -> "DialTls | None":
     files = all_or_none(args, "tls_cert", "tls_key", "tls_ca")
     if not files and args.tls_name is not None:
         raise ValueError("--tls-name works only with --tls-cert, --tls-key and --tls-ca: give them, too")
-    return DialTls(*files, name=args.tls_name) if files else None
+    return DialTls(args.tls_cert, args.tls_key, args.tls_ca, args.tls_name) if files else None
 
 
 def _health(args: argparse.Namespace) -> int:

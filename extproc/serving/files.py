@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 _REMEDY = "give the port of `extproc serve`, and --tls-cert, --tls-key and --tls-ca if that has --tls-cert"
 _TLS_REMEDY = (
-    "give the port of an `extproc serve` with --tls-cert, a client certificate that its --tls-client-ca signed, "
-    "the CA of its own certificate in --tls-ca, and the DNS name in that certificate in --tls-name"
+    "give the port of `extproc serve --tls-cert`, a client certificate that its --tls-client-ca signed, the CA of "
+    "the router's certificate in --tls-ca, and the DNS name in that certificate in --tls-name"
 )
 _LOADING = "the router is still loading its encoder"
 

@@ -212,7 +212,7 @@ def test_only_the_router_for_another_envoy() -> None:
 def test_values_of_the_container_reach_it() -> None:
     """A digest, a pull secret, options, variables and rules for connections."""
     digest = "sha256:" + "0" * 64
-    router = {
+    router: dict[str, Any] = {
         "extraArgs": ["--workers", "2"],
         "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4317"}],
         "egress": [{"ports": [{"port": 4317, "protocol": "TCP"}]}],
