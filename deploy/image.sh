@@ -15,7 +15,7 @@ work=${keep:-$(mktemp -d)}
 mkdir -p "$work"
 base=localhost/debian:bookworm-slim
 image=localhost/extproc:check
-# What docs/deploy/image.md promises.
+# The limit in docs/deploy/image.md.
 most_mb=900
 export BUILDAH_ISOLATION=chroot
 store() { buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs "$@"; }

@@ -1,6 +1,6 @@
 """Render the manifests that depend on other files. `make manifests` writes them, and a test checks that it was run.
 
-Those that depend on the tiers are the output of `extproc envoy`: a bootstrap for Envoy, or resources for a gateway
+The manifests of the tiers are the output of `extproc envoy`: a bootstrap for Envoy, or resources for a gateway
 that brings its own. Another one has the alerts and the dashboard of deploy/observe. The Helm chart has links to
 rendered files.
 """

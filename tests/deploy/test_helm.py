@@ -178,7 +178,7 @@ def test_every_value_is_in_the_schema() -> None:
 
 
 def test_own_intents_and_their_bootstrap(tmp_path: Path) -> None:
-    """As values, or in a ConfigMap of one's own. Another bootstrap rolls Envoy out."""
+    """As values, or in another ConfigMap. Another bootstrap rolls Envoy out."""
     policy, bootstrap = tmp_path / "policy.yaml", tmp_path / "envoy.yaml"
     policy.write_text("version: 1\n# {{ not a template }}\n")
     bootstrap.write_text("admin: {}\n# {{ nor this }}\n")
