@@ -1,4 +1,4 @@
-"""Every file that repeats the version agrees with `extproc.__version__`. The release workflow runs existing targets."""
+"""Every file that repeats the version agrees with `extproc.__version__`. The release workflow runs targets."""
 
 import re
 import shlex

@@ -209,6 +209,17 @@ def test_only_the_router_for_another_envoy() -> None:
     assert ingress[0]["from"] == clients
 
 
+def test_labels_reach_what_prometheus_and_grafana_select() -> None:
+    """The label of the dashboard remains."""
+    documents = template("--set=observe.enabled=true,observe.labels.release=prometheus")
+    selected = [d for d in documents if d["metadata"].get("labels", {}).get("release") == "prometheus"]
+    assert [(d["kind"], d["metadata"]["name"]) for d in selected] == [
+        ("ConfigMap", "semantic-router-dashboard"), ("PodMonitor", "extproc"), ("PodMonitor", "envoy"),
+        ("PrometheusRule", "semantic-router"),
+    ]  # fmt: skip
+    assert selected[0]["metadata"]["labels"] == {"grafana_dashboard": "1", "release": "prometheus"}
+
+
 def test_values_of_the_container_reach_it() -> None:
     """A digest, a pull secret, options, variables and rules for connections."""
     digest = "sha256:" + "0" * 64
