@@ -97,6 +97,17 @@ def refused_by_mesh(documents: list[Manifest], folder: Path) -> str:
     return ""
 
 
+def build_with(folder: Path, overlay: str, *components: str) -> list[Manifest]:
+    """Build an overlay with these components added, in a copy of the files in `folder`."""
+    tree = copied(folder)
+    place = tree / "deploy/k8s/overlays/with"
+    place.mkdir()
+    lists = {"resources": [f"../{overlay}"], "components": [f"../../components/{name}" for name in components]}
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (place / "kustomization.yaml").write_text(yaml.safe_dump(head | lists))
+    return build("with", tree)
+
+
 @functools.cache
 def render_module() -> ModuleType:
     """Load deploy/k8s/render.py, which is a script outside of any package."""

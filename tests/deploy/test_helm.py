@@ -14,9 +14,8 @@ from tests.deploy.manifests import (
     REPOSITORY,
     VERSIONS,
     Manifest,
-    build,
+    build_with,
     containers,
-    copied,
     executable,
     of_kind,
     refused_by_mesh,
@@ -50,17 +49,6 @@ def refusal(*options: str) -> str:
     return done.stderr
 
 
-def kustomized(folder: Path, *components: str) -> list[Manifest]:
-    """Return the overlay `standalone` with these components added."""
-    tree = copied(folder)
-    overlay = tree / "deploy/k8s/overlays/with"
-    overlay.mkdir()
-    lists = {"resources": ["../standalone"], "components": [f"../../components/{name}" for name in components]}
-    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(head | lists))
-    return build("with", tree)
-
-
 def comparable(documents: list[Manifest]) -> dict[tuple[str, str], Manifest]:
     """Return the documents by kind and name, without what Helm does in its own way.
 
@@ -89,7 +77,10 @@ def comparable(documents: list[Manifest]) -> dict[tuple[str, str], Manifest]:
 def test_helm_and_kustomize_give_the_same_objects(components: tuple[str, ...], tmp_path: Path) -> None:
     """With default values, with each component, and with all of them."""
     options = [f"--set={name}.enabled=true" for name in components]
-    by_helm, by_kustomize = comparable(template(*options)), comparable(kustomized(tmp_path, *components))
+    by_helm, by_kustomize = (
+        comparable(template(*options)),
+        comparable(build_with(tmp_path, "standalone", *components)),
+    )
     assert by_helm.keys() == by_kustomize.keys()
     for key, expected in by_kustomize.items():
         assert by_helm[key] == expected, key
@@ -97,7 +88,7 @@ def test_helm_and_kustomize_give_the_same_objects(components: tuple[str, ...], t
 
 def test_the_last_good_files_on_a_shared_volume_are_the_same_in_both(tmp_path: Path) -> None:
     """The claim itself is the operator's own with Helm."""
-    by_kustomize = comparable(kustomized(tmp_path, "last-good"))
+    by_kustomize = comparable(build_with(tmp_path, "standalone", "last-good"))
     assert by_kustomize.pop(("PersistentVolumeClaim", "last-good"))["spec"]["accessModes"] == ["ReadWriteMany"]
     assert comparable(template("--set=router.lastGoodClaim=last-good")) == by_kustomize
 
