@@ -54,26 +54,30 @@ store bud --pull-never --network host --layers=false "${lent[@]}" --build-arg "B
 container=$(store from "$image")
 rootfs=$(store mount "$container")
 cp "$rootfs/opt/extproc/share/sbom.json" "$work/sbom.json"
-echo "unpacked: $(du -sm --apparent-size "$rootfs" | cut -f1) MB. The largest parts in MB:"
-du -m --apparent-size -d 5 "$rootfs/opt/extproc/lib" "$rootfs/opt/extproc/share" "$rootfs/usr" 2> /dev/null \
-  | sort -rn | sed "s#$rootfs##" | head -20
-[ "$(du -sm --apparent-size "$rootfs" | cut -f1)" -lt "$most_mb" ] || { echo "more than $most_mb MB"; exit 1; }
+mb() { du -sm --apparent-size "$@" | cut -f1; }
+site=$(echo "$rootfs"/opt/extproc/lib/python3*/site-packages)
+packages=$(mb "$site") encoder=$(mb "$rootfs/opt/extproc/share/extproc") all=$(mb "$rootfs")
+echo "$all MB unpacked: packages $packages, prepared encoder $encoder, Debian and Python $((all - packages - encoder))"
+du -sm --apparent-size "$site"/* | sort -rn > "$work/packages.txt"
+echo "the largest packages: $(sed -n '1,10s#\t.*/# #p' "$work/packages.txt" | awk '{print $2, $1}' | paste -sd, | sed 's/,/, /g')"
+[ "$all" -lt "$most_mb" ] || { echo "more than $most_mb MB" >&2; exit 1; }
 
 # Run the image as in a pod: not as root, without capabilities, on a read-only root, with the intents mounted. There is
 # no network but loopback, so the router cannot download anything. Envoy runs outside of the image.
 environment=$(store inspect --format '{{range .OCIv1.Config.Env}}{{.}} {{end}}' "$container")
 shared=$work/shared
 rm -rf "$shared"
-mkdir -p "$shared" "$rootfs$shared"
+mkdir -p "$shared" "$rootfs$shared" # the second one for a work folder outside of /tmp, which is mounted below
 export rootfs environment shared python PYTHONPATH="$PWD"
 unshare --mount --net bash -euo pipefail -c '
   ip link set lo up
   mount --bind "$rootfs" "$rootfs"
-  mount --bind "$shared" "$rootfs$shared"
   mount --rbind /dev "$rootfs/dev"
   mount -t proc proc "$rootfs/proc"
   mount -t sysfs -o ro sysfs "$rootfs/sys"
   mount -t tmpfs -o mode=777 tmpfs "$rootfs/tmp"
+  mkdir -p "$rootfs$shared"
+  mount --bind "$shared" "$rootfs$shared"
   mount -o remount,bind,ro "$rootfs"
   locked=(setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all)
   inside=(env -i $environment XDG_STATE_HOME=/tmp chroot "$rootfs" "${locked[@]}")
