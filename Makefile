@@ -13,9 +13,11 @@ UV := 0.13.9
 WORKERS ?= 2
 CYCLONEDX := 7.5.0
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
-# The kinds of Istio, the Gateway API and Envoy Gateway as types and validators (MIT), and a compiler to check them.
+# The kinds of Istio, the Gateway API, Envoy Gateway and the Prometheus operator as types and validators (MIT), and a
+# compiler to check them.
 MESH_KINDS := @kubernetes-models/istio@3.0.1 @kubernetes-models/gateway-api@2.0.0 \
-  @kubernetes-models/envoy-gateway@2.0.0 typescript@5.9.3
+  @kubernetes-models/envoy-gateway@2.0.0 @kubernetes-models/prometheus-operator@6.0.0 \
+  typescript@5.9.3
 # The clients under test, with a lock each: tests/clients/package.json and tests/clients/requirements.txt.
 CLIENTS := tests/clients/package.json tests/clients/package-lock.json tests/clients/requirements.txt
 # Older Envoys in the tests: one for plain routing, and those of Envoy Gateway 1.7, 1.8 and 1.9 for the cascade.
@@ -27,7 +29,8 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
   || { tail -n 30 $(SETUP_LOG); echo "failed: $(1). The whole log is $(SETUP_LOG)."; exit 1; } >&2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image lock sbom bench \
+.PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image chart lock sbom \
+  release release-check publish bench \
   bench-answers bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
   bench-peers bench-robustness bench-rollout bench-routing bench-neighbours bench-size bench-soak bench-static \
   bench-ttft bench-unseen bench-views bench-wild clean
@@ -90,13 +93,39 @@ wheel: $(VENV)/ready  ## build the wheel, install it into an empty environment a
 	@cd build/wheel && venv/bin/extproc --version && venv/bin/extproc check $(CURDIR)/intents \
 	  && venv/bin/extproc explain --intents $(CURDIR)/intents "Prove that 17 is prime"
 
-image:  ## build the container image without Docker, and run it (needs root, buildah and debootstrap)
-	@deploy/image.sh
+image: $(VENV)/installed  ## build the container image without Docker, and send requests through it (needs root, buildah and debootstrap)
+	@deploy/image.sh $(CURDIR)/$(BIN)/python $(IMAGE_DIR)
 
-lock:  ## write requirements.lock from pyproject.toml; LOCK=--upgrade takes newer versions
+chart:  ## package the Helm chart into build/chart (needs helm)
+	@rm -rf build/chart && mkdir -p build/chart
+	@helm lint --strict --quiet deploy/helm/semantic-router && helm package deploy/helm/semantic-router -d build/chart
+
+release-check:  ## fail unless TAG is the version, and the changelog has a section for it
+	@[ "$(TAG)" = "v$(VERSION)" ] || { echo "TAG is '$(TAG)', expected v$(VERSION): extproc/__init__.py has it"; exit 1; }
+	@grep -q '^## $(VERSION) - ' CHANGELOG.md || { echo "CHANGELOG.md has no section '## $(VERSION) - DATE'"; exit 1; }
+
+release: wheel chart sbom  ## collect wheel, chart, SBOM, notes and checksums in build/release
+	@rm -rf build/release && mkdir -p build/release
+	@cp build/wheel/*.whl build/chart/*.tgz sbom.json build/release
+	@awk '/^## /{on = index($$0, "## $(VERSION) - ") == 1; next} on' CHANGELOG.md > build/release/NOTES.md
+	@cd build/release && sha256sum *.whl *.tgz *.json > SHA256SUMS && ls
+
+# With Docker. The digest of the pushed image and the list of what is in it are added to build/release.
+publish:  ## build the image with Docker, and push it and the chart to REGISTRY=registry.example.com/team
+	@[ -n "$(REGISTRY)" ] || { echo "give REGISTRY=registry.example.com/team"; exit 1; }
+	docker build --pull $(if $(BASE),--build-arg BASE=$(BASE)) -t $(REGISTRY)/extproc:$(VERSION) .
+	docker run --rm --network none --entrypoint cat $(REGISTRY)/extproc:$(VERSION) /opt/extproc/share/sbom.json \
+	  > build/release/sbom-image.json
+	docker push $(REGISTRY)/extproc:$(VERSION)
+	docker inspect --format '{{index .RepoDigests 0}}' $(REGISTRY)/extproc:$(VERSION) > build/release/image.txt
+	helm push build/chart/semantic-router-$(VERSION).tgz oci://$(REGISTRY)/charts
+
+lock:  ## write both locks from pyproject.toml, of everything and of the image; LOCK=--upgrade takes newer versions
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "uv==$(UV)"
 	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q pyproject.toml --extra postgres --extra redis \
 	  --universal --generate-hashes --no-emit-package torch -o requirements.lock $(LOCK)
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/tools/bin/uv pip compile -q --group serve -c requirements.lock \
+	  --universal --generate-hashes -o deploy/requirements.lock
 
 sbom:  ## write sbom.json, a CycloneDX list of the packages that run in production
 	$(PYTHON) -m venv $(VENV)/tools && $(VENV)/tools/bin/pip install -q "cyclonedx-bom==$(CYCLONEDX)"

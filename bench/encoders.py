@@ -16,7 +16,7 @@ from bench.views import few_shot
 from extproc.config.load import load_config
 from extproc.encoder.backends import OpenVinoSentences, TorchSentences, threads_for
 from extproc.encoder.features import FeatureEncoder
-from extproc.encoder.prepare import quantise_model
+from extproc.encoder.prepare import convert_model
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroids import fit_centroids
 
@@ -36,7 +36,7 @@ def main() -> None:
     threads = threads_for(1)
     with tempfile.TemporaryDirectory() as scratch:
         reference = TorchSentences(_MODEL, threads)
-        converted = quantise_model(reference.model, utterances[::2][:300], 256, Path(scratch))
+        converted = convert_model(reference.model, utterances[::2][:300], 256, Path(scratch))
         half = TorchSentences(_MODEL, threads)
         half.model.bfloat16()
         encoders: dict[str, Encoder] = {"torch fp32": reference, "torch bf16": half} | {

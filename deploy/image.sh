@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
 # Build the image of the Dockerfile without Docker, and run it. debootstrap makes the base, and buildah runs the
 # instructions of the Dockerfile in a chroot. Both are Debian packages. This needs root, and 8 GB in the work folder.
-# The work folder is $1, which remains with the base in it, or a temporary folder. The build mounts pip's configuration
-# and local wheels of this machine. They are not part of the image.
+#
+#   deploy/image.sh PYTHON [FOLDER]
+#
+# PYTHON is the interpreter of the environment with the demo, whose Envoy sends the requests. FOLDER remains with the
+# base, the image and sbom.json in it. Without it, a temporary folder is used. The build mounts pip's configuration and
+# local wheels of this machine. They are not part of the image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-keep=${1:-}
+python=$1
+keep=${2:-}
 work=${keep:-$(mktemp -d)}
 mkdir -p "$work"
 base=localhost/debian:bookworm-slim
 image=localhost/extproc:check
+# The limit in docs/deploy/image.md.
+most_mb=900
 export BUILDAH_ISOLATION=chroot
 store() { buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs "$@"; }
 finish() {
@@ -19,7 +26,11 @@ finish() {
 trap finish EXIT
 
 if [ -z "$(store images -q "$base" 2> /dev/null)" ]; then
+  rm -rf "$work/debian"
   debootstrap --variant=minbase bookworm "$work/debian" > "$work/debootstrap.log"
+  # The published slim image lacks these, too.
+  rm -rf "$work"/debian/var/cache/apt/archives/*.deb "$work"/debian/var/lib/apt/lists/* "$work"/debian/usr/share/doc/* \
+    "$work"/debian/usr/share/man/* "$work"/debian/usr/share/locale/*
   container=$(store from scratch)
   store add -q "$container" "$work/debian" / > /dev/null
   store commit -q --rm "$container" "$base" > /dev/null
@@ -40,34 +51,39 @@ done
 store bud --pull-never --network host --layers=false "${lent[@]}" --build-arg "BASE=$base" -t "$image" . \
   > "$work/build.log" 2>&1 || { tail -40 "$work/build.log"; exit 1; }
 
-# Run the image as in the sidecar's pod: not as root, without capabilities, on a read-only root, with the intents
-# mounted and a socket to listen on. There is no network, so the router cannot download anything.
 container=$(store from "$image")
 rootfs=$(store mount "$container")
+cp "$rootfs/opt/extproc/share/sbom.json" "$work/sbom.json"
+mb() { du -sm --apparent-size "$@" | cut -f1; }
+site=$(echo "$rootfs"/opt/extproc/lib/python3*/site-packages)
+packages=$(mb "$site") encoder=$(mb "$rootfs/opt/extproc/share/extproc") all=$(mb "$rootfs")
+echo "$all MB unpacked: packages $packages, prepared encoder $encoder, Debian and Python $((all - packages - encoder))"
+du -sm --apparent-size "$site"/* | sort -rn > "$work/packages.txt"
+echo "the largest packages: $(sed -n '1,10s#\t.*/# #p' "$work/packages.txt" | awk '{print $2, $1}' | paste -sd, | sed 's/,/, /g')"
+[ "$all" -lt "$most_mb" ] || { echo "more than $most_mb MB" >&2; exit 1; }
+
+# Run the image as in a pod: not as root, without capabilities, on a read-only root, with the intents mounted. There is
+# no network but loopback, so the router cannot download anything. Envoy runs outside of the image.
 environment=$(store inspect --format '{{range .OCIv1.Config.Env}}{{.}} {{end}}' "$container")
-mkdir -p "$rootfs/etc/extproc/intents" "$rootfs/run/extproc"
-export rootfs environment intents="$PWD/intents"
+shared=$work/shared
+rm -rf "$shared"
+mkdir -p "$shared" "$rootfs$shared" # the second one for a work folder outside of /tmp, which is mounted below
+export rootfs environment shared python PYTHONPATH="$PWD"
 unshare --mount --net bash -euo pipefail -c '
+  ip link set lo up
   mount --bind "$rootfs" "$rootfs"
-  mount --bind "$intents" "$rootfs/etc/extproc/intents"
   mount --rbind /dev "$rootfs/dev"
   mount -t proc proc "$rootfs/proc"
   mount -t sysfs -o ro sysfs "$rootfs/sys"
-  mount -t tmpfs -o mode=777 tmpfs "$rootfs/run/extproc"
   mount -t tmpfs -o mode=777 tmpfs "$rootfs/tmp"
+  mkdir -p "$rootfs$shared"
+  mount --bind "$shared" "$rootfs$shared"
   mount -o remount,bind,ro "$rootfs"
   locked=(setpriv --reuid 65532 --regid 65532 --clear-groups --no-new-privs --bounding-set=-all)
-  inside=(env -i $environment chroot "$rootfs" "${locked[@]}")
+  inside=(env -i $environment XDG_STATE_HOME=/tmp chroot "$rootfs" "${locked[@]}")
   ! "${inside[@]}" touch /written 2> /dev/null
-  socket=unix:///run/extproc/router.sock
-  "${inside[@]}" extproc serve --intents /etc/extproc/intents --listen "$socket" &
-  server=$!
-  until "${inside[@]}" extproc health "$socket" > /dev/null; do
-    kill -0 "$server"
-    sleep 1
-  done
-  "${inside[@]}" extproc health "$socket"
-  kill -TERM "$server"
-  wait "$server"
+  ! "${inside[@]}" python3 -c "import torch" 2> /dev/null
+  "$python" deploy/image_traffic.py "$shared" "${inside[@]}" extproc
 '
-echo "the image serves and stops; $(du -sh "$rootfs" | cut -f1) unpacked"
+grep -h "encoder" "$shared/router.log" || true
+echo "the image serves, routes and stops"

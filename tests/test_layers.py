@@ -50,6 +50,7 @@ VENDORS = {
     "serving/server.py": {"grpc", "grpc_health"},
     "serving/workers.py": {"grpc", "grpc_health"},
     "serving/listening.py": {"grpc"},
+    "serving/dialing.py": {"grpc"},
     "serving/health.py": {"grpc", "grpc_health"},
     "serving/files.py": {"grpc", "grpc_health"},
     "serving/genai.py": {"opentelemetry"},

@@ -3,13 +3,15 @@
 import argparse
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extproc.cli.options import add_command, parse_server_address
+from extproc.cli.options import add_command, all_or_none, parse_server_address
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
     from extproc.config.standing import Status
+    from extproc.serving.dialing import DialTls
 
 
 def add_health_commands(commands: "Commands") -> None:
@@ -25,6 +27,7 @@ def add_health_commands(commands: "Commands") -> None:
         metavar="HOST:PORT|unix:///PATH",
         help="address of the router, or of the health service of several workers (default: %(default)s)",
     )
+    _tls_options(health)
     status = add_command(
         commands, "status", _status,
         "Show the revision that a router serves, against its files and Envoy. It says why the files are refused, "
@@ -38,13 +41,46 @@ def add_health_commands(commands: "Commands") -> None:
         metavar="HOST:PORT|unix:///PATH",
         help="address of the router; of several workers, each has its own port (default: %(default)s)",
     )
+    _tls_options(status)
+
+
+def _tls_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tls-cert",
+        type=Path,
+        metavar="FILE",
+        help="certificate chain that this command shows to a router with mutual TLS (PEM); needs --tls-key and "
+        "--tls-ca",
+    )
+    command.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="private key of the certificate in --tls-cert (PEM)"
+    )
+    command.add_argument(
+        "--tls-ca", type=Path, metavar="FILE", help="CA certificate used to verify the router's certificate (PEM)"
+    )
+    command.add_argument(
+        "--tls-name",
+        metavar="NAME",
+        help="DNS name in the router's certificate (default: the host of the address, or `extproc` for an IP "
+        "address or a socket)",
+    )
+
+
+def _tls(args: argparse.Namespace) -> "DialTls | None":
+    from extproc.serving.dialing import DialTls
+
+    files = all_or_none(args, "tls_cert", "tls_key", "tls_ca")
+    if not files and args.tls_name is not None:
+        raise ValueError("--tls-name works only with --tls-cert, --tls-key and --tls-ca: give them, too")
+    return DialTls(args.tls_cert, args.tls_key, args.tls_ca, args.tls_name) if files else None
 
 
 def _health(args: argparse.Namespace) -> int:
     from extproc.serving.health import refuses_files, serves
 
-    serving = serves(args.address)
-    older = serving and refuses_files(args.address)
+    tls = _tls(args)
+    serving = serves(args.address, tls=tls)
+    older = serving and refuses_files(args.address, tls=tls)
     note = f" an older revision, as its files are refused: see `extproc status {args.address}`" if older else ""
     print(f"{args.address}: {'serving' if serving else 'not serving'}{note}")
     return 0 if serving else 1
@@ -53,7 +89,7 @@ def _health(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     from extproc.serving.files import ask_status
 
-    status = ask_status(args.address)
+    status = ask_status(args.address, _tls(args))
     print("\n".join(status_lines(args.address, status)))
     return 1 if status.refusal is not None or status.lacks else 0
 

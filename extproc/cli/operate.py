@@ -36,6 +36,12 @@ def add_commands(commands: "Commands") -> None:
         "it the router works, but slower.",
     )  # fmt: skip
     intents_option(prepare)
+    prepare.add_argument(
+        "--portable",
+        action="store_true",
+        help="prepare for other machines, as in an image: any x86-64 CPU with AVX2, without torch and without the "
+        "package of the model (default: the fastest form on this machine)",
+    )
     add_envoy(commands)
     add_rollout(commands)
     add_console(commands)
@@ -156,7 +162,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
         config = load_config(args.intents)
         model = config.policy.encoder.model
-        choice = prepare(model, texts_of(config), time.strftime("%Y-%m-%d"), threads_for(1))
+        choice = prepare(model, texts_of(config), time.strftime("%Y-%m-%d"), threads_for(1), args.portable)
         encoder = load_encoder(model)
         # Stores the vectors and the fit: a start in a read-only image has them.
         matching(config, *encode_texts(config, encoder), folder_of(encoder))

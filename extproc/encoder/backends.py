@@ -70,6 +70,7 @@ class BackendChoice(msgspec.Struct, frozen=True):
     max_tokens: int
     date: str
     prompt: str = ""  # text before every text, as the model was trained
+    portable: bool = False  # prepared for other machines, which may lack the weights that it was made of
 
     def __str__(self) -> str:
         slow = next((m for m in self.candidates if m.name == "torch fp32"), self.chosen)
@@ -85,7 +86,13 @@ class TorchSentences:
 
     def __init__(self, model: str, threads: int) -> None:
         """Load `model` from its package, a local path or this machine's cache. Raises EncoderError."""
-        import torch
+        try:
+            import torch
+        except ModuleNotFoundError as error:
+            raise EncoderError(
+                f"encoder model {model!r} is not prepared here, and torch is not installed to run it: run `extproc "
+                "prepare --portable` where torch is installed, and name its folder in EXTPROC_PREPARED"
+            ) from error
 
         torch.set_num_threads(threads)
         self.model = open_model(model)
@@ -104,8 +111,13 @@ class TorchSentences:
 class OpenVinoSentences:
     """A converted model, run by OpenVINO."""
 
-    def __init__(self, folder: Path, precision: str, max_tokens: int, threads: int, prompt: str = "") -> None:
-        """Load a tokenizer and "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32"."""
+    def __init__(
+        self, folder: Path, precision: str, max_tokens: int, threads: int, prompt: str = "", keep: bool = True
+    ) -> None:
+        """Load a tokenizer and "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32".
+
+        If `keep` is true and the folder is writable, the compiled model is kept there for later starts.
+        """
         openvino = import_openvino()
         self.vectors = folder / f"utterances-{precision}.npz"  # see vector_file.py
         self._tokens, self._prompt = load_tokens(folder, max_tokens), prompt
@@ -117,9 +129,9 @@ class OpenVinoSentences:
             "ENABLE_CPU_PINNING": False,  # Envoy and the event loop use the same cores
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         }
-        model, cached = folder / "model.xml", {"CACHE_DIR": str(folder)}
+        model, cached = folder / "model.xml", {"CACHE_DIR": str(folder)} if keep else {}
         try:
-            # Keeps the compiled model in the folder if it is writable. Later starts take a fifth of the time.
+            # With a compiled model in the folder, a start takes a fifth of the time.
             self._compiled = openvino.Core().compile_model(model, "CPU", settings | cached)
         except RuntimeError:
             # OpenVINO removes a model that was compiled on another CPU, and fails if the folder is read-only.
@@ -182,7 +194,10 @@ def load_encoder(model: str, workers: int = 1) -> FeatureEncoder:
 
 def words_weight(model: str) -> float:
     """Return the weight of hashed words for this encoder. An adapted encoder has its own weight."""
-    path = Path(locate(model)) / ADAPTED_FILE
+    try:
+        path = Path(locate(model)) / ADAPTED_FILE
+    except EncoderError:  # a model of a package, in an image without its weights
+        return WORDS_WEIGHT
     try:
         return msgspec.json.decode(path.read_bytes(), type=_AdaptedStamp).words
     except (FileNotFoundError, NotADirectoryError):
@@ -200,13 +215,22 @@ def load_sentences(model: str, threads: int) -> Encoder:
     backend, _, precision = choice.chosen.name.partition(" ")
     if backend == "torch":
         return TorchSentences(model, threads)
-    return OpenVinoSentences(prepared_folder(model), precision, choice.max_tokens, threads, choice.prompt)
+    return OpenVinoSentences(
+        prepared_folder(model), precision, choice.max_tokens, threads, choice.prompt, keep=not choice.portable
+    )
 
 
 def read_choice(model: str) -> BackendChoice | None:
-    """Return the choice for `model` and the installed versions. None if there is none, or it cannot be read."""
+    """Return the choice for `model` and the installed versions. None if there is none, or it cannot be read.
+
+    Raises EncoderError if neither the model's package nor a portable folder of it is here.
+    """
+    return _choice_in(prepared_folder(model))
+
+
+def _choice_in(folder: Path) -> BackendChoice | None:
     try:
-        return msgspec.json.decode((prepared_folder(model) / CHOICE_FILE).read_bytes(), type=BackendChoice)
+        return msgspec.json.decode((folder / CHOICE_FILE).read_bytes(), type=BackendChoice)
     except (OSError, msgspec.DecodeError):
         return None
 
@@ -219,9 +243,20 @@ def vectors_name(model: str) -> str:
 
 
 def prepared_folder(model: str) -> Path:
-    """Return the folder of the prepared `model`: beside the installed packages, or under EXTPROC_PREPARED."""
+    """Return the folder of the prepared `model`: beside the installed packages, or under EXTPROC_PREPARED.
+
+    A folder prepared with --portable is found without the package that has the weights. Raises EncoderError if
+    neither is here.
+    """
     root = Path(os.environ.get("EXTPROC_PREPARED") or Path(sys.prefix) / "share" / "extproc")
-    return root / f"{Path(model).name}-{_digest(Path(locate(model)))}"
+    try:
+        return root / f"{Path(model).name}-{_digest(Path(locate(model)))}"
+    except EncoderError:
+        for folder in sorted(root.glob(f"{Path(model).name}-*")):
+            choice = _choice_in(folder)
+            if choice is not None and choice.portable and choice.model == model:
+                return folder
+        raise
 
 
 @functools.cache  # called several times at start, and the weights are 90 MB

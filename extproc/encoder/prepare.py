@@ -2,6 +2,9 @@
 
 The candidates are torch with the original model, and OpenVINO in fp32, bf16 (if the CPU supports it) and int8. The
 fastest one whose vectors agree with torch fp32 is kept. bench/encoders.py measures int8 on labelled data.
+
+A portable model is for other machines, such as those that run an image. It is fp32, because int8 and bf16 are fast
+or exact only on some CPUs. Its weights are stored as fp16, and nothing is compiled for the CPU of this machine.
 """
 
 import contextlib
@@ -29,7 +32,7 @@ from extproc.encoder.backends import (
 )
 from extproc.encoder.models import prompt_of
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors
-from extproc.encoder.tokens import load_tokens, write_tokens
+from extproc.encoder.tokens import Tokens, load_tokens, write_tokens
 
 # Least mean cosine with fp32. int8 reaches 0.997, and loses less than 0.1 percentage points of CLINC150 accuracy.
 _AGREEMENT = 0.99
@@ -44,9 +47,10 @@ _COMPARED_ON = 200
 _ONE_TOKEN = "order "
 
 
-def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> BackendChoice:
+def prepare(model: str, texts: Sequence[str], date: str, threads: int, portable: bool = False) -> BackendChoice:
     """Convert the model, measure the back ends, and save the choice for `load_sentences`.
 
+    `portable`: for any x86-64 CPU with AVX2, and for machines without torch and without the model's package.
     `texts` should resemble the texts that will be encoded. Every second one sets the scales of int8, and others
     measure the agreement. Raises EncoderError or OSError.
     """
@@ -56,35 +60,62 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int) -> Backen
     with tempfile.TemporaryDirectory() as scratch:
         max_tokens = int(reference.model.max_seq_length or 512)
         scaled_on = _spread(texts[::2], _SCALED_ON)
-        converted = quantise_model(reference.model, scaled_on, max_tokens, Path(scratch), reference.centre)
+        converted = convert_model(reference.model, scaled_on, max_tokens, Path(scratch), reference.centre, portable)
         encoders: dict[str, Encoder] = {"torch fp32": reference} | {
-            f"openvino {precision}": OpenVinoSentences(path, precision, max_tokens, threads, prompt)
+            f"openvino {precision}": OpenVinoSentences(path, precision, max_tokens, threads, prompt, not portable)
             for precision, path in converted.items()
         }
         compared = _spread(texts[1::2], _COMPARED_ON)
         candidates = _measure(encoders, compared)
         agreeing = [candidate for candidate in candidates if candidate.agreement >= _AGREEMENT]
+        if portable:
+            agreeing = [candidate for candidate in agreeing if candidate.name == "openvino fp32"]
         chosen = min(agreeing, key=lambda candidate: candidate.ms_16 + candidate.ms_64)
-        choice = BackendChoice(model, chosen, tuple(candidates), len(compared), max_tokens, date, prompt)
+        choice = BackendChoice(model, chosen, tuple(candidates), len(compared), max_tokens, date, prompt, portable)
         precision = chosen.name.removeprefix("openvino ")
         _keep(choice, converted.get(precision), folder)
-    if precision in converted:
+    if precision in converted and not portable:
         OpenVinoSentences(folder, precision, max_tokens, threads, prompt)  # compile now, not at every start
     for path in folder.iterdir():
         path.chmod(0o644)  # serving may be another user, and OpenVINO makes compiled models private
     return choice
 
 
-def quantise_model(
-    model: Any, texts: Sequence[str], max_tokens: int, scratch: Path, centre: Vectors | None = None
+def convert_model(
+    model: Any,
+    texts: Sequence[str],
+    max_tokens: int,
+    scratch: Path,
+    centre: Vectors | None = None,
+    portable: bool = False,
 ) -> dict[str, Path]:
-    """Convert a sentence-transformers model to fp32, int8 and, if the CPU supports it, bf16.
+    """Convert a sentence-transformers model to fp32 and, unless `portable`, int8 and what else the CPU supports.
 
     `centre`, float32[d], is subtracted from each vector.
     Returns precision -> folder in `scratch` with the model and its tokenizer. Raises EncoderError.
     """
     openvino = import_openvino()
-    import nncf
+    graph = _traced(model, centre)
+    texts = [prompt_of(model) + text for text in texts]
+    write_tokens(model.tokenizer.backend_tokenizer, scratch, texts, max_tokens)
+    graphs = {"fp32": graph}
+    if not portable:
+        graphs["int8"] = _in_int8(graph, texts, load_tokens(scratch, max_tokens))
+    folders = {}
+    for name, converted in graphs.items():
+        folders[name] = scratch / name
+        shrink_word_table(converted)
+        openvino.save_model(converted, folders[name] / "model.xml", compress_to_fp16=portable)
+        for path in scratch.glob("tokenizer.*"):
+            shutil.copy(path, folders[name])
+    if not portable and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        folders["bf16"] = folders["fp32"]
+    return folders
+
+
+def _traced(model: Any, centre: Vectors | None) -> Any:
+    """Return the graph of OpenVINO that maps tokens to the vector of a sentence. Raises EncoderError."""
+    openvino = import_openvino()
     import torch
 
     class Whole(torch.nn.Module):
@@ -109,31 +140,23 @@ def quantise_model(
             f"the model cannot be converted: {error}. Serving will run it in torch, unprepared."
         ) from error
     graph.reshape({port.any_name: openvino.PartialShape([-1, -1]) for port in graph.inputs})
-    texts = [prompt_of(model) + text for text in texts]
-    write_tokens(model.tokenizer.backend_tokenizer, scratch, texts, max_tokens)
-    tokens = load_tokens(scratch, max_tokens)
+    return graph
+
+
+def _in_int8(graph: Any, texts: Sequence[str], tokens: Tokens) -> Any:
+    import nncf
 
     def feed(text: str) -> dict[str, np.ndarray]:
         ids = np.array(tokens.encode([text]), dtype=np.int64)
         return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
 
     with _bars_on_a_terminal_only():
-        quantized = nncf.quantize(
+        return nncf.quantize(
             graph.clone(),
             nncf.Dataset(texts, feed),
             model_type=nncf.ModelType.TRANSFORMER,
             subset_size=len(texts),
         )
-    folders = {}
-    for name, converted in (("fp32", graph), ("int8", quantized)):
-        folders[name] = scratch / name
-        shrink_word_table(converted)
-        openvino.save_model(converted, folders[name] / "model.xml", compress_to_fp16=False)
-        for path in scratch.glob("tokenizer.*"):
-            shutil.copy(path, folders[name])
-    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        folders["bf16"] = folders["fp32"]
-    return folders
 
 
 def _spread(texts: Sequence[str], most: int) -> Sequence[str]:

@@ -15,12 +15,18 @@ from extproc.config.last_good import keep, kept_folder
 from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.standing import Refusal, Standing, Status
 from extproc.contract.names import FILES_HEALTH, STATUS_METHOD, STATUS_SERVICE
+from extproc.serving.dialing import DialTls, dial
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 5.0
+_REMEDY = "give the port of `extproc serve`, and --tls-cert, --tls-key and --tls-ca if that has --tls-cert"
+_TLS_REMEDY = (
+    "give the port of `extproc serve --tls-cert`, a client certificate that its --tls-client-ca signed, the CA of "
+    "the router's certificate in --tls-ca, and the DNS name in that certificate in --tls-name"
+)
 _LOADING = "the router is still loading its encoder"
 
 
@@ -114,9 +120,9 @@ class FilesState:
         return msgspec.json.encode(self._standing.status(self._processor.router.snapshot))
 
 
-def ask_status(address: str) -> Status:
+def ask_status(address: str, tls: DialTls | None = None) -> Status:
     """Ask the router at `address` ("host:port" or "unix:///path"). Raises OSError with a remedy."""
-    with grpc.insecure_channel(address) as channel:
+    with dial(address, tls) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{STATUS_SERVICE}/{STATUS_METHOD}")
         try:
             return msgspec.json.decode(call(b"", timeout=_TIMEOUT_S), type=Status)
@@ -128,7 +134,7 @@ def ask_status(address: str) -> Status:
             if error.details() == _LOADING:
                 raise OSError(f"{address}: {_LOADING}, so ask again in a few seconds") from None
             what = f"{address} does not answer ({code.name})"
-            raise OSError(f"{what}: give the port of an `extproc serve` without --tls-cert") from None
+            raise OSError(f"{what}: {_REMEDY if tls is None else _TLS_REMEDY}") from None
         except msgspec.MsgspecError as error:
             what = f"{address} is a router of another release"
             raise OSError(f"{what}: ask it with `extproc status` of that release ({error})") from None

@@ -17,14 +17,18 @@ import yaml
 from extproc.config.load import load_config
 
 REPOSITORY = Path(__file__).parents[2]
+# Native sidecars exist since 1.29.
+VERSIONS = ("1.29", "1.37")
 OVERLAYS = ("standalone", "sidecar", "envoy-gateway", "istio")
 
-# Kubernetes has no schema for the kinds of a mesh. These npm packages have their types and validators, by API.
+# Kubernetes has no schema for the kinds of a mesh and of the Prometheus operator. These npm packages have their
+# types and validators, by API.
 MESH_KINDS = {
     "gateway.networking.k8s.io/v1": "@kubernetes-models/gateway-api",
     "gateway.envoyproxy.io/v1alpha1": "@kubernetes-models/envoy-gateway",
     "networking.istio.io/v1": "@kubernetes-models/istio",
     "networking.istio.io/v1alpha3": "@kubernetes-models/istio",
+    "monitoring.coreos.com/v1": "@kubernetes-models/prometheus-operator",
 }
 MESH_TYPES = Path(sys.prefix) / "mesh"  # `make test` installs it
 
@@ -91,6 +95,17 @@ def refused_by_mesh(documents: list[Manifest], folder: Path) -> str:
         if done.returncode != 0 or done.stdout:
             return done.stdout + done.stderr
     return ""
+
+
+def build_with(folder: Path, overlay: str, *components: str) -> list[Manifest]:
+    """Build an overlay with these components added, in a copy of the files in `folder`."""
+    tree = copied(folder)
+    place = tree / "deploy/k8s/overlays/with"
+    place.mkdir()
+    lists = {"resources": [f"../{overlay}"], "components": [f"../../components/{name}" for name in components]}
+    head = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
+    (place / "kustomization.yaml").write_text(yaml.safe_dump(head | lists))
+    return build("with", tree)
 
 
 @functools.cache

@@ -18,8 +18,10 @@ from tests.deploy.manifests import (
     MESH_KINDS,
     OVERLAYS,
     REPOSITORY,
+    VERSIONS,
     Manifest,
     build,
+    build_with,
     built,
     containers,
     copied,
@@ -30,8 +32,6 @@ from tests.deploy.manifests import (
     render_module,
 )
 
-# Native sidecars exist since 1.29.
-VERSIONS = ("1.29", "1.37")
 # The kinds of a mesh, for which Kubernetes has no schema.
 CUSTOM = {
     "standalone": set(),
@@ -245,6 +245,26 @@ def test_a_pod_may_finish_what_it_has_begun(overlay: str) -> None:
     request_s = load_config(REPOSITORY / "intents").policy.timeouts.request_s
     for deployment in deployments(overlay):
         assert deployment["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > request_s + 5
+
+
+@pytest.mark.parametrize("overlay", ["standalone", "envoy-gateway", "istio"])
+def test_the_components_fit_every_overlay_with_a_separate_router(overlay: str, tmp_path: Path) -> None:
+    """All of them together, accepted strictly. A component leaves alone what an overlay does not have."""
+    validator = pytest.importorskip("kubernetes_validate", reason="the Kubernetes schemas are not installed")
+    documents = build_with(tmp_path, overlay, "keys", "last-good", "observe", "state")
+    unknown = set()
+    for document in documents:
+        try:
+            validator.validate(document, VERSIONS[-1], strict=True)
+        except validator.SchemaNotFoundError:
+            unknown.add(document["kind"])
+    assert unknown == CUSTOM[overlay] | {"PodMonitor", "PrometheusRule"}
+    router = of_kind(documents, "Deployment")["extproc"]["spec"]["template"]["spec"]
+    mounted = {mount["name"] for mount in router["containers"][0]["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in router["volumes"]}
+    assert {"name": "last-good", "persistentVolumeClaim": {"claimName": "last-good"}} in router["volumes"]
+    egress = of_kind(documents, "NetworkPolicy")["extproc"]["spec"]["egress"]
+    assert [port["port"] for rule in egress for port in rule["ports"]] == [53, 53, 5432, 6379]
 
 
 def test_the_sidecar_is_the_standalone_container_but_for_its_socket() -> None:

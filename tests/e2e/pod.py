@@ -46,7 +46,7 @@ class Pod:
     def _project(self, path: Path, data: dict[str, str]) -> None:
         """Write a new dated folder, rename the link `..data` onto it, and link the names, as the kubelet does."""
         link, old = path / "..data", (path / "..data").resolve() if (path / "..data").exists() else None
-        dated = path / f"..2026_11_22_04_00_00.{len(list(path.iterdir()))}"
+        dated = path / f"..2026_11_22_04_00_00.{int(old.name.rpartition('.')[2]) + 1 if old is not None else 0}"
         dated.mkdir()
         for name, text in data.items():
             (dated / name).write_text(text)
@@ -75,6 +75,9 @@ class Pod:
             return [*_EXTPROC, *map(self._mapped, words[1:])]
         return [str(executable(words[0])), *map(self._mapped, words[1:])]
 
+    def _environment(self, container: Manifest) -> dict[str, str]:
+        return {variable["name"]: self._mapped(variable["value"]) for variable in container.get("env", [])}
+
     def start(self) -> None:
         """Start the containers in order. Each starts after the startup probe of the one before has passed."""
         for name in self.containers:
@@ -86,8 +89,9 @@ class Pod:
         command = container.get("command", ["extproc"]) + container.get("args", [])
         with (self.folder / f"{name}.log").open("ab") as out:
             self.processes[name] = subprocess.Popen(
-                self._command(command), stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd="/"
-            )
+                self._command(command), stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd="/",
+                env=os.environ | self._environment(container),
+            )  # fmt: skip
 
     def passes(self, name: str, probe: str) -> None:
         """Wait until a probe of a container succeeds."""

@@ -161,6 +161,32 @@ def test_only_the_authority_s_own_may_ask(secured: Secured, tmp_path: Path) -> N
     assert found == {"nobody": refused, "a stranger": refused, "one of its own": grpc.StatusCode.OK}
 
 
+def test_health_and_status_reach_a_router_with_mutual_tls(secured: Secured) -> None:
+    """With the files of a client. Without them, or with the wrong name, the error says what to give."""
+    files = dict(zip(("cert", "key"), map(str, secured.envoy), strict=True)) | {
+        "ca": str(secured.authority.certificate)
+    }
+    options = [word for name, file in files.items() for word in (f"--tls-{name}", file)]
+    serving = _extproc("health", secured.address, *options)
+    assert (serving.returncode, serving.stdout) == (0, f"{secured.address}: serving\n"), serving.stderr
+    status = _extproc("status", secured.address, *options)
+    assert status.returncode == 0 and f"{secured.address} serves revision" in status.stdout, status.stderr
+    assert _extproc("status", secured.address, *options, "--tls-name", "extproc").returncode == 0
+    wrong = _extproc("status", secured.address, *options, "--tls-name", "elsewhere")
+    assert wrong.returncode != 0 and "the DNS name in that certificate in --tls-name" in wrong.stderr
+    plain = _extproc("status", secured.address)
+    assert plain.returncode != 0 and "--tls-cert, --tls-key and --tls-ca if that has --tls-cert" in plain.stderr
+    half = _extproc("status", secured.address, *options[:2])
+    assert half.returncode != 0 and "give all of --tls-cert, --tls-key, --tls-ca, or none" in half.stderr
+    missing = _extproc("status", secured.address, "--tls-ca", "/no/ca.crt", *options[:4])
+    assert missing.returncode != 0 and "/no/ca.crt" in missing.stderr
+
+
+def _extproc(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "extproc", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
 def test_the_server_takes_over_a_renewed_certificate(secured: Secured) -> None:
     """The next connection gets the new certificate. A certificate without its key changes nothing."""
     assert _shown(secured) == secured.server[0].read_text()

@@ -125,6 +125,21 @@ def test_a_router_that_dies_is_started_again_on_the_same_socket(sidecar: Sidecar
     assert flow.failures() == []
 
 
+def test_a_container_that_starts_with_a_mistake_in_its_files_serves_the_last_good_ones(sidecar: Sidecar) -> None:
+    """They are on a volume of the pod, so they survive the container. A mistake in the ConfigMap ends nothing."""
+    good = (sidecar.tree / "intents/extraction.yaml").read_text()
+    try:
+        sidecar.apply("extraction.yaml", good.replace("tier: small", "tier: smal"))
+        sidecar.pod.processes["router"].kill()
+        sidecar.pod.processes["router"].wait()
+        sidecar.pod.start_container("router")
+        sidecar.pod.passes("router", "startupProbe")
+        eventually(lambda: ask(sidecar.port, EXTRACT).said == EXTRACTED, "the last good files serve")
+        assert "so the last good revision" in sidecar.pod.log("router")
+    finally:
+        sidecar.apply("extraction.yaml", good)
+
+
 def test_a_stream_in_flight_ends_before_the_pod_does(sidecar: Sidecar) -> None:
     """The drain hook makes the pod unready and waits for the stream. SIGTERM follows in Kubernetes' order."""
     connection = http.client.HTTPConnection("127.0.0.1", sidecar.port, timeout=60)

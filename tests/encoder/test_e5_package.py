@@ -2,6 +2,7 @@
 
 import importlib.util
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from extproc.encoder.backends import (
     TorchSentences,
     load_sentences,
     prepared_folder,
+    read_choice,
     words_weight,
 )
 from extproc.encoder.e5_package import E5Model, package_file, read_e5
@@ -119,6 +121,43 @@ def test_it_is_prepared_and_served_like_any_other_model(tiny):
     if isinstance(served, OpenVinoSentences):
         assert {path.name for path in prepared_folder(MODEL).iterdir()} >= {"tokenizer.spm", "model.xml"}
     assert words_weight(MODEL) == 0.7
+
+
+def test_a_portable_model_serves_without_its_package_and_is_for_no_cpu(tiny, monkeypatch):
+    """As in an image: its machine has neither the weights nor torch, and it does not write into the folder."""
+    texts = ["a b", "ab ab", "b", "a é", "ab a b a"] * 3
+    slow = TorchSentences(MODEL, 1).encode(texts)
+    choice = prepare(MODEL, texts, "2026-01-02", 1, portable=True)
+    assert choice.portable and choice.chosen.name == "openvino fp32" and choice.chosen.agreement > 0.99
+    assert [candidate.name for candidate in choice.candidates] == ["torch fp32", "openvino fp32"]
+    folder = prepared_folder(MODEL)
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"choice.json", "model.xml", "model.bin", "tokenizer.spm"}, "nothing is compiled for this CPU"
+
+    def absent() -> Path:
+        raise EncoderError("the package is not installed")
+
+    monkeypatch.setattr(e5_package, "package_file", absent)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert prepared_folder(MODEL) == folder and read_choice(MODEL) == choice and words_weight(MODEL) == 0.7
+    served = load_sentences(MODEL, 1)
+    assert isinstance(served, OpenVinoSentences)
+    assert (served.encode(texts) * slow).sum(axis=1).min() > 0.999
+    assert {path.name for path in folder.iterdir()} == files
+    with pytest.raises(EncoderError, match="'elsewhere' is not prepared here, and torch is not installed"):
+        load_sentences("elsewhere", 1)
+
+
+def test_only_a_portable_folder_of_the_same_model_serves_without_the_package(tiny, monkeypatch):
+    """A folder prepared for one machine may be of other weights."""
+    prepare(MODEL, ["a b", "ab"] * 4, "2026-01-02", 1)
+
+    def absent() -> Path:
+        raise EncoderError("the package is not installed")
+
+    monkeypatch.setattr(e5_package, "package_file", absent)
+    with pytest.raises(EncoderError, match="the package is not installed"):
+        load_sentences(MODEL, 1)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:2000], lambda data: b"GGUF" + data[4:], lambda data: b""])

@@ -28,5 +28,6 @@ def test_a_router_of_another_release_is_named(tmp_path: Path) -> None:
 
 
 def test_where_nothing_listens_the_error_says_which_port_to_give(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"\(UNAVAILABLE\): give the port of an `extproc serve` without --tls-cert"):
+    remedy = "give the port of `extproc serve`, and --tls-cert, --tls-key and --tls-ca if that has --tls-cert"
+    with pytest.raises(OSError, match=rf"\(UNAVAILABLE\): {remedy}"):
         ask_status(f"unix://{tmp_path}/none.sock")
