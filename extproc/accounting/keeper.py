@@ -1,0 +1,112 @@
+"""Maintains a ledger in Postgres, in a separate thread: partitions by day, and hourly sums.
+
+Every router has this thread, and one of them at a time does the work. If it fails, reports read more rows, and
+outcomes are stored all the same.
+"""
+
+import contextlib
+import logging
+import threading
+import time
+from pathlib import Path
+
+from extproc.accounting import days, rollups
+from extproc.accounting.postgres import PostgresLedger
+from extproc.accounting.queries import SUMS
+from extproc.accounting.store import is_postgres, name_of
+
+log = logging.getLogger(__name__)
+
+# How often there is work, and how often a router looks whether another one has done it.
+_INTERVAL_S = 10.0
+# A statement that needs a table for itself gives up after this time, so that no outcome waits for it.
+_LOCK_MS = 500
+_STOP_S = 2.0
+
+
+class Keeper:
+    """The thread. A ledger in a file needs none."""
+
+    def __init__(self, place: Path | str, keep_days: float) -> None:
+        self._place, self._keep_s = str(place), keep_days * 86400
+        self._stopping = threading.Event()
+        self._ledger: PostgresLedger | None = None
+        self._failing = False  # and already logged
+        self._forgot_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="ledger-keeper", daemon=True)
+        if is_postgres(place):
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop. A statement that runs is cancelled, and the next router repeats it."""
+        self._stopping.set()
+        if (ledger := self._ledger) is not None:
+            ledger.cancel()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_INTERVAL_S):
+            try:
+                self.work()
+                self._failing = False
+            except OSError as error:
+                if not self._failing and not self._stopping.is_set():
+                    log.warning("the ledger cannot be maintained now (outcomes are stored): %s", error)
+                self._failing = True
+
+    def work(self) -> None:
+        """Do all work that there is, unless another router does it. Raises OSError."""
+        self._ledger = ledger = PostgresLedger(self._place, name_of(self._place), writing=True)
+        try:
+            if ledger.keeps() and _is_due(ledger):
+                ledger.run(f"SET lock_timeout = {_LOCK_MS}")
+                self._keep_days(ledger)
+                self._roll_up(ledger)
+        finally:
+            self._ledger = None
+            ledger.close()
+
+    def _keep_days(self, ledger: PostgresLedger) -> None:
+        now = time.time()
+        if not days.is_partitioned(ledger):
+            # If readers are in the way of the conversion, the sums below are still kept.
+            with contextlib.suppress(OSError):
+                days.convert(ledger, now)
+        if days.is_partitioned(ledger):
+            days.add_days(ledger, now)
+            days.drop_days(ledger, now - self._keep_s)
+        if now - self._forgot_at > 3600:
+            oldest = now - rollups.KEPT_DAYS * 86400
+            ledger.run(*(rollups.forget(each, oldest, now - self._keep_s) for each in SUMS))
+            self._forgot_at = now
+
+    def _roll_up(self, ledger: PostgresLedger) -> None:
+        """Add up what was settled in the last round: since then, second answers have come for their outcomes."""
+        while not self._stopping.is_set() and _add_chunk(ledger):
+            pass
+        settled = ledger.settled_id()
+        if settled is not None:
+            ledger.write([("UPDATE rollup_state SET settled = ?", (settled,))])
+
+
+def _add_chunk(ledger: PostgresLedger) -> bool:
+    """Add some outcomes to the sums, in one transaction with the id that says so. Return whether there are more."""
+    with ledger.transaction():
+        [state] = ledger.fetch("SELECT rolled, settled FROM rollup_state FOR UPDATE")
+        rolled, settled = state["rolled"], state["settled"]
+        last = min(rolled + rollups.CHUNK, settled)
+        if rolled < last:
+            ledger.run(*(rollups.add_up(each, rolled, last) for each in SUMS))
+            ledger.run(f"UPDATE rollup_state SET rolled = {last}")
+    return bool(last < settled)
+
+
+def _is_due(ledger: PostgresLedger) -> bool:
+    """Whether no router has done the work a moment ago. If so, note that this one does."""
+    query = "SELECT extract(epoch FROM now())::float8 - time AS age_s FROM rollup_state"
+    [state] = ledger.fetch(query)
+    if 0 <= state["age_s"] < _INTERVAL_S / 2:
+        return False
+    ledger.run("UPDATE rollup_state SET time = extract(epoch FROM now())")
+    return True
