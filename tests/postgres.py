@@ -38,9 +38,10 @@ class Postgres:
         made = [str(binaries / "initdb"), "-D", "data", "-U", "router", "-A", "trust", "--no-sync"]
         subprocess.run([*self._as, *made], cwd=self._folder, stdout=subprocess.DEVNULL, check=True)
 
-    def start(self) -> None:
-        """Start the server, and return when it answers."""
-        options = ["-D", "data", "-p", str(self._port), "-h", "127.0.0.1", "-k", str(self._folder), "-F"]
+    def start(self, *more: str, fsync: bool = False) -> None:
+        """Start the server, and return when it answers. Tests need no `fsync`, so that they are fast."""
+        options = ["-D", "data", "-p", str(self._port), "-h", "127.0.0.1", "-k", str(self._folder), *more]
+        options += [] if fsync else ["-F"]
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*self._as, self._server, *options], cwd=self._folder, stderr=log)
         _wait_for(self._answers)

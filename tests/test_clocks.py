@@ -13,6 +13,7 @@ WALL_CLOCK = {
     "accounting/store.py": {"time"},
     "accounting/days.py": {"gmtime"},
     "accounting/keeper.py": {"time"},
+    "accounting/parquet_export.py": {"time", "gmtime"},
     "accounting/export.py": {"time"},
     "accounting/report.py": {"time"},
     "accounting/render.py": {"gmtime"},

@@ -73,7 +73,7 @@ def _add_day(ledger: PostgresLedger, table: str, day: int) -> None:
 
 
 def drop_days(ledger: PostgresLedger, before: float) -> None:
-    """Drop the partitions whose outcomes all began before this time. A table that a report reads is tried again later."""
+    """Drop the partitions whose outcomes all began before this time, but not while a report reads them."""
     first_kept = day_name(int(before // DAY_S))
     for name in old_partitions(ledger, first_kept):
         with contextlib.suppress(OSError):

@@ -164,7 +164,7 @@ class PostgresLedger:
         """Ids are given in order, and rows appear when their transactions end, in another order.
 
         A writer has a lock on the table before it takes an id, and until its transaction ends. A lock that excludes
-        writers therefore means that every id so far has its row, or will never have one. It is released immediately.
+        writers therefore means that every id so far has its row, or will never have one. It lasts milliseconds.
         """
         try:
             with self._connection.transaction():

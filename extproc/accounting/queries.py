@@ -4,7 +4,7 @@ SQLite and Postgres both understand the SQL. `o` is a row of `outcomes`, and `r`
 is also a table of hourly sums in Postgres: see `rollups`. A new dimension is one more entry in NAMES.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
 import msgspec
@@ -40,11 +40,11 @@ class Window(msgspec.Struct, frozen=True):
     last_id: int | None = None
     by_day: bool = False  # the ledger is in Postgres, where rejected answers have a time
 
-    def of_outcomes(self) -> str:
+    def of_outcomes(self, time: str = "o.time") -> str:
         """Return the condition on `o`."""
         limits = (
-            ("o.time >= ", self.since),
-            ("o.time < ", self.before),
+            (f"{time} >= ", self.since),
+            (f"{time} < ", self.before),
             ("o.id > ", self.after_id),
             ("o.id <= ", self.last_id),
         )
@@ -56,7 +56,8 @@ class Window(msgspec.Struct, frozen=True):
         also = [text + repr(limit) for text, limit in limits if limit is not None]
         if self.since is not None and self.by_day:
             also.append(f"(r.time >= {self.since!r} OR r.time IS NULL)")
-        return " AND ".join([self.of_outcomes(), *also])
+        # With the plus SQLite begins with the few rejections, and not with all outcomes of the time.
+        return " AND ".join([self.of_outcomes("o.time" if self.by_day else "+o.time"), *also])
 
 
 class Sum(msgspec.Struct, frozen=True):
@@ -67,11 +68,13 @@ class Sum(msgspec.Struct, frozen=True):
     columns: Mapping[str, str]  # name of a number -> SQL that adds it up
     condition: str = ""
     of_rejections: bool = False
+    of_callers: bool = True  # there are hourly sums by principal, too
 
     @property
     def names(self) -> Mapping[str, str]:
         """The SQL of the name, by dimension."""
-        return _REJECTED_NAMES if self.of_rejections else NAMES
+        names = _REJECTED_NAMES if self.of_rejections else NAMES
+        return names if self.of_callers else {name: sql for name, sql in names.items() if name != "principal"}
 
     @property
     def numbers(self) -> str:
@@ -149,26 +152,36 @@ UNJUDGED = Sum(
 _SERVED = f" AND {_ended(*SERVED)} AND o.first_byte_s IS NOT NULL"
 # The buckets of a histogram of times: each is this much wider than the one before.
 BUCKET_GROWTH = 1.02
-# Served answers, by the bucket of the time to their first byte. Only Postgres has this table.
+# Served answers, by the bucket of the time to their first byte. Only Postgres has this table. Histograms of callers
+# would have about as many rows as the ledger.
 FIRST_BYTES = Sum(
     "rollup_first_bytes",
     f"CAST(floor(ln(greatest(o.first_byte_s, 1e-6)) / ln({BUCKET_GROWTH}::float8))::int AS text)",
     {"answers": "count(*)"},
     _SERVED,
+    of_callers=False,
 )
 SUMS = (OUTCOME_SUMS, REJECTION_SUMS, ESCALATED, UNJUDGED, FIRST_BYTES)
 
 
-def first_byte_ranks(dimension: str, window: Window) -> str:
-    """For each `name`, the first bytes that stand beside its median and its 95th percentile, and their ranks."""
-    name = NAMES[dimension]
-    ranked = (
-        f"SELECT {name} AS name, o.first_byte_s, count(*) OVER (PARTITION BY {name}) AS n, "
-        f"row_number() OVER (PARTITION BY {name} ORDER BY o.first_byte_s) - 1 AS place "
-        f"FROM outcomes o WHERE {window.of_outcomes()}{_SERVED}"
+# The narrower the slices, the fewer times are read one by one, and the more counts.
+_SLICE = "CAST(o.first_byte_s * 100 AS BIGINT)"
+
+
+def first_byte_counts(dimension: str, window: Window) -> str:
+    """Count served answers for each `name`, by slices of time until their first byte."""
+    return (
+        f"SELECT {NAMES[dimension]} AS name, {_SLICE} AS slice, count(*) AS answers "
+        f"FROM outcomes o WHERE {window.of_outcomes()}{_SERVED} GROUP BY 1, 2"
     )
-    places = ", ".join(f"(n - 1) * {k} / 20 + {beside}" for k in (10, 19) for beside in (0, 1))
-    return f"SELECT name, first_byte_s, n, place FROM ({ranked}) ranked WHERE place IN ({places})"
+
+
+def first_bytes_in(slices: Iterable[int], dimension: str, window: Window) -> str:
+    """Select `name`, `slice` and `first_byte_s` of the served answers in these slices of time."""
+    return (
+        f"SELECT {NAMES[dimension]} AS name, {_SLICE} AS slice, o.first_byte_s FROM outcomes o "
+        f"WHERE {window.of_outcomes()}{_SERVED} AND {_SLICE} IN ({', '.join(map(str, slices))})"
+    )
 
 
 # The second requests of `--explore`, in one row.

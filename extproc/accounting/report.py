@@ -161,7 +161,7 @@ def _read_tallies(ledger: Connection, source: Source, by: By) -> tuple[_Tally, _
         for name, why, sums in read(queries.UNJUDGED):
             for tally in (total, groups[name]):
                 tally.unjudged[why] += int(sums["requests"])
-    for name, quantiles in read_first_bytes(ledger, source, by).items():
-        groups[name].first_byte_s = quantiles
-    total.first_byte_s = read_first_bytes(ledger, source, ALL).get("")
+    total.first_byte_s, quantiles = read_first_bytes(ledger, source, by)
+    for name, first_byte_s in quantiles.items():
+        groups[name].first_byte_s = first_byte_s
     return total, groups

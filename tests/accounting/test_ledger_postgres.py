@@ -171,7 +171,8 @@ CREATE TABLE outcomes (
   ending TEXT NOT NULL, status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL,
   reason TEXT NOT NULL, judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT,
   revision TEXT, mode TEXT, duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER,
-  output INTEGER, cached INTEGER, usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT
+  output INTEGER, cached INTEGER, usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION,
+  request TEXT
 );
 CREATE INDEX outcomes_time ON outcomes (time);
 CREATE TABLE rejections (
