@@ -7,11 +7,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 
 from extproc.demo.processes import end, free_ports
 
@@ -69,6 +70,27 @@ class Postgres:
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.url, autocommit=True) as connection:
             return connection.execute(query).fetchall()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Postgres]:
+    folder = binaries()
+    if folder is None:
+        assert "CI" not in os.environ, "CI must run these tests"
+        pytest.skip("there is no Postgres on this machine: apt-get install postgresql")
+    postgres = Postgres(folder)
+    try:
+        postgres.start()
+        yield postgres
+    finally:
+        postgres.remove()
+
+
+@pytest.fixture
+def postgres(server: Postgres) -> Postgres:
+    """The server, without a ledger."""
+    server.do("DROP TABLE IF EXISTS rejections, outcomes, explorations")
+    return server
 
 
 def _wait_for(look: Callable[[], bool]) -> None:

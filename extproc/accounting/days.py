@@ -11,14 +11,14 @@ import re
 import time
 from collections.abc import Iterator
 
-from extproc.accounting.postgres import CREATE, PostgresLedger
+from extproc.accounting.postgres import CANDIDATES, CREATE, PostgresLedger
 
 DAY_S = 86400
 # Partitions are made this many days ahead. The day before has late outcomes.
 _AHEAD, _LATE = 2, 1
 # How many days an older table still gets outcomes. A router that converts it has this long for it.
 _OVERLAP = 7
-_INDEXES = {"outcomes": ("(id)", "(time)", "USING hash (request)"), "rejections": ("(outcome)",)}
+_INDEXES = {"outcomes": ("(id)", "(time)", "USING hash (request)", CANDIDATES), "rejections": ("(outcome)",)}
 _BEFORE = "outcomes_before"
 
 

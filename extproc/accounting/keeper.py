@@ -18,7 +18,7 @@ from extproc.accounting.store import is_postgres, name_of
 log = logging.getLogger(__name__)
 
 # How often there is work, and how often a router looks whether another one has done it.
-_INTERVAL_S = 10.0
+_INTERVAL_S = 30.0
 # A statement that needs a table for itself gives up after this time, so that no outcome waits for it.
 _LOCK_MS = 500
 _STOP_S = 2.0

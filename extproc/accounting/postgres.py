@@ -17,6 +17,7 @@ from extproc.accounting.tables import (
     comment_of,
     migrations,
 )
+from extproc.contract.names import CANDIDATE_PREFIX
 
 # How long a question for a settled id may stand in the way of writers.
 _SETTLE_MS = 200
@@ -24,6 +25,8 @@ _SETTLE_MS = 200
 _IDLE_MS = 10_000
 # The sequence of an identity column in older ledgers, and `outcomes_id` in others.
 _SEQUENCE = "pg_get_serial_sequence('outcomes', 'id')"
+# An index of the rows of candidates, which are few or none.
+CANDIDATES = f"(revision, id) WHERE revision LIKE '{CANDIDATE_PREFIX}%'"
 CREATE = f"""
 CREATE SEQUENCE outcomes_id;
 {TABLES.format(**POSTGRES_KEYS)}
@@ -32,6 +35,7 @@ CREATE TABLE outcomes_other PARTITION OF outcomes DEFAULT;
 CREATE INDEX ON outcomes_other (id);
 CREATE INDEX ON outcomes_other (time);
 CREATE INDEX ON outcomes_other USING hash (request);
+CREATE INDEX ON outcomes_other {CANDIDATES};
 COMMENT ON TABLE outcomes IS '{comment_of(SCHEMA)}';
 """
 _REJECTIONS_OTHER = """

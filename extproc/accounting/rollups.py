@@ -26,7 +26,7 @@ def _table(each: Sum) -> str:
     )
     return (
         f"CREATE TABLE IF NOT EXISTS {each.table} (hour BIGINT NOT NULL, dimension TEXT NOT NULL, "
-        f"name TEXT NOT NULL, word TEXT NOT NULL, {numbers}, PRIMARY KEY ({_KEY}));\n{also}"
+        f"name TEXT NOT NULL, word TEXT NOT NULL, {numbers}, PRIMARY KEY ({_KEY})) WITH (fillfactor = 70);\n{also}"
     )
 
 

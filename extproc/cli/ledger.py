@@ -52,8 +52,8 @@ def add_commands(commands: "Commands") -> None:
         "--parquet",
         type=Path,
         metavar="DIR",
-        help="write Parquet files instead, one for each day (UTC) in DIR/day=YYYY-MM-DD; every day is whole, also the "
-        "one in which --since begins",
+        help="write Parquet files instead, one for each day (UTC) in DIR/day=YYYY-MM-DD; every day is whole, also "
+        "the one in which --since begins",
     )
 
     why = add_command(
