@@ -118,7 +118,7 @@ def written_per_s(place: Path | str) -> float:
 
 def insert(first: int, last: int, rows: int, now: float, numbers: str) -> str:
     """The statement that generates these rows. `numbers` is SQL for a table `n` of the numbers."""
-    began = f"({now} - {DAYS * _DAY_S} + n.i * ({DAYS * _DAY_S}.0 / {rows}))"
+    began = f"({now} - {DAYS * _DAY_S} + n.i * ({float(DAYS * _DAY_S)} / {rows}))"
     values = ", ".join(_VALUES.get(name, "NULL").replace("{time}", began).replace("{i}", "n.i") for name in COLUMNS)
     return f"INSERT INTO outcomes ({', '.join(COLUMNS)}) SELECT {values} FROM {numbers}"
 

@@ -62,13 +62,15 @@ def _add_day(ledger: PostgresLedger, table: str, day: int) -> None:
     converted = next((other for other in names if other.startswith(_BEFORE)), None)
     if converted is not None and day_name(day) < converted.rpartition("_")[2]:
         return
-    limits = f"FROM ({day * DAY_S}) TO ({(day + 1) * DAY_S})"
+    begin, end = day * DAY_S, (day + 1) * DAY_S
+    if ledger.fetch(f"SELECT 1 FROM {table}_other WHERE time >= {begin} AND time < {end} LIMIT 1"):
+        return
     with ledger.locked():
         if name not in partitions(ledger, table):
             ledger.run(
                 f"CREATE TABLE {name} (LIKE {table} INCLUDING DEFAULTS)",
                 *(f"CREATE INDEX ON {name} {index}" for index in _INDEXES[table]),
-                f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES {limits}",
+                f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({begin}) TO ({end})",
             )
 
 
@@ -98,7 +100,8 @@ def convert(ledger: PostgresLedger, now: float) -> None:
     """
     if not _has_request_index(ledger):
         ledger.run(
-            "DROP INDEX IF EXISTS outcomes_request_hash",  # what a step that was stopped has left
+            "SET lock_timeout = 0",  # it waits for every report, and locks out no writer
+            "DROP INDEX IF EXISTS outcomes_request_hash",  # a part, if this step was stopped before
             "CREATE INDEX CONCURRENTLY outcomes_request_hash ON outcomes USING hash (request)",
         )
     query = "SELECT conname AS name FROM pg_constraint WHERE conrelid = to_regclass('outcomes') AND conname LIKE ?"

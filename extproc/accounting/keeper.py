@@ -4,7 +4,6 @@ Every router has this thread, and one of them at a time does the work. If it fai
 outcomes are stored all the same.
 """
 
-import contextlib
 import logging
 import threading
 import time
@@ -33,6 +32,7 @@ class Keeper:
         self._ledger: PostgresLedger | None = None
         self._failing = False  # and already logged
         self._forgot_at = 0.0
+        self._has_dimensions = False  # all of them, in all hours
         self._thread = threading.Thread(target=self._run, name="ledger-keeper", daemon=True)
         if is_postgres(place):
             self._thread.start()
@@ -61,18 +61,23 @@ class Keeper:
         try:
             if ledger.keeps() and _is_due(ledger):
                 ledger.run(f"SET lock_timeout = {_LOCK_MS}")
-                self._keep_days(ledger)
+                failure = self._keep_days(ledger)
                 self._roll_up(ledger)
+                if failure is not None:
+                    raise failure
         finally:
             self._ledger = None
             ledger.close()
 
-    def _keep_days(self, ledger: PostgresLedger) -> None:
-        now = time.time()
+    def _keep_days(self, ledger: PostgresLedger) -> OSError | None:
+        """Return why an older ledger could not be converted. Its hourly sums can be kept all the same."""
+        now, failure = time.time(), None
         if not days.is_partitioned(ledger):
-            # If readers are in the way of the conversion, the sums below are still kept.
-            with contextlib.suppress(OSError):
+            try:
                 days.convert(ledger, now)
+            except OSError as error:
+                failure = error
+            ledger.run(f"SET lock_timeout = {_LOCK_MS}")
         if days.is_partitioned(ledger):
             days.add_days(ledger, now)
             days.drop_days(ledger, now - self._keep_s)
@@ -80,9 +85,13 @@ class Keeper:
             oldest = now - rollups.KEPT_DAYS * 86400
             ledger.run(*(rollups.forget(each, oldest, now - self._keep_s) for each in SUMS))
             self._forgot_at = now
+        return failure
 
     def _roll_up(self, ledger: PostgresLedger) -> None:
         """Add up what was settled in the last round: since then, second answers have come for their outcomes."""
+        if not self._has_dimensions:
+            ledger.run(*(statement for each in SUMS for statement in rollups.backfill(each)))
+            self._has_dimensions = True
         while not self._stopping.is_set() and _add_chunk(ledger):
             pass
         settled = ledger.settled_id()

@@ -7,7 +7,6 @@ from typing import Any
 from extproc.accounting import rollups
 from extproc.accounting.connection import LOCK_S, Row, as_os_error
 from extproc.accounting.inserts import Statement
-from extproc.accounting.queries import SUMS
 from extproc.accounting.tables import (
     MIGRATIONS,
     NO_EXPLORATIONS,
@@ -108,9 +107,6 @@ class PostgresLedger:
                     self._connection.execute(statement)
                 self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment_of(SCHEMA)}'")
             self._connection.execute(rollups.TABLES)
-            for each in SUMS:
-                for statement in rollups.backfill(each):
-                    self._connection.execute(statement)
         self._current = True
 
     @contextlib.contextmanager

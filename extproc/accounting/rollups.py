@@ -59,7 +59,7 @@ def add_up(each: Sum, after_id: int, last_id: int) -> str:
 
 def backfill(each: Sum) -> Iterator[str]:
     """Yield the statements that give earlier hours a dimension that is new: no outcome had a name in it."""
-    for dimension in each.names:
+    for dimension in each.names.keys() - {ALL, "principal"}:  # callers are forgotten
         yield (
             f"INSERT INTO {each.table} ({_KEY}, {', '.join(each.columns)}) "
             f"SELECT hour, '{dimension}', '-', word, {', '.join(each.columns)} FROM {each.table} "

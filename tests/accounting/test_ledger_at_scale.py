@@ -242,9 +242,9 @@ def test_a_new_dimension_gets_the_hours_before_it(postgres: Postgres) -> None:
     total = without_times(read_report(postgres.url, 4 * DAY_S))[0]
     ledger = PostgresLedger(postgres.url, "ledger", writing=True)
     for each in SUMS:
-        ledger.run(f"DELETE FROM {each.table} WHERE dimension = 'principal'", *rollups.backfill(each))
+        ledger.run(f"DELETE FROM {each.table} WHERE dimension = 'tier'", *rollups.backfill(each))
     ledger.close()
-    report = read_report(postgres.url, 4 * DAY_S, "principal")
+    report = read_report(postgres.url, 4 * DAY_S, "tier")
     assert without_times(report)[0] == total
     assert [line.name for line in report.groups] == ["-"]
 
