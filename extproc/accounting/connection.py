@@ -16,6 +16,8 @@ class Connection(Protocol):
     """An open ledger, for one thread at a time. Every failure is an OSError, with a remedy if there is one."""
 
     last: str  # SQL for the id of the last inserted outcome
+    lateral: str  # the word for a join that sees the row before it, if there is one
+    chunk: int  # how many outcomes one transaction adds to the hourly sums
 
     def write(self, statements: Sequence[Statement]) -> None:
         """Execute all statements, or none of them."""
@@ -25,6 +27,12 @@ class Connection(Protocol):
 
     def fetch(self, query: str, values: Sequence[Any] = ()) -> list[Row]:
         """Return the rows of a query that has few of them, such as sums."""
+
+    def run(self, *statements: str) -> None:
+        """Execute statements without values, each in its own transaction if none is open."""
+
+    def transaction(self) -> contextlib.AbstractContextManager[None]:
+        """All statements in the block take effect, or none of them."""
 
     def has_column(self, name: str) -> bool:
         """Return whether `outcomes` has this column. A ledger of an older version may lack it."""
@@ -36,11 +44,14 @@ class Connection(Protocol):
         """Return an id up to which no outcome can be added any more. None: it is not known now, ask again."""
 
     def rolled_id(self) -> int | None:
-        """Return the id up to which hourly sums have every outcome. None: this ledger has no hourly sums."""
+        """Return the id up to which hourly sums have every outcome. None: an older ledger has no hourly sums."""
 
     @property
     def pruned(self) -> Mapping[str, str]:
         """The tables of outcomes that are deleted row by row when they are old, and those of their rejections."""
+
+    def cancel(self) -> None:
+        """Cancel the running statement, from another thread. Never fails."""
 
     def close(self) -> None:
         """Close the connection. Never fails."""

@@ -63,7 +63,7 @@ def _values(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _schema(line: Mapping[str, Any]) -> Any:
-    """Return the types of the columns. One that is not listed here is a text."""
+    """Return the types of the columns. Columns that are not listed here are texts."""
     import pyarrow as pa
 
     tokens = pa.struct({name: pa.int64() for name in ("input", "output", "cached")})

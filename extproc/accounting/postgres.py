@@ -47,6 +47,8 @@ class PostgresLedger:
     """Tables in the first schema of the connection's search path."""
 
     last = f"currval({_SEQUENCE})"
+    lateral = "LATERAL"
+    chunk = 200_000
 
     def __init__(self, url: str, name: str, writing: bool, limit_s: float | None = None) -> None:
         """`name` is the place for messages. `limit_s` is the timeout of a statement. None: there is none."""
@@ -106,7 +108,7 @@ class PostgresLedger:
                 for statement in migrations(version):
                     self._connection.execute(statement)
                 self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment_of(SCHEMA)}'")
-            self._connection.execute(rollups.TABLES)
+            self._connection.execute(rollups.TABLES + rollups.ALTERED)
         self._current = True
 
     @contextlib.contextmanager

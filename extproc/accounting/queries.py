@@ -1,9 +1,10 @@
 """The sums of the report: the numbers, the dimensions by which they are grouped, and the SQL for both.
 
 SQLite and Postgres both understand the SQL. `o` is a row of `outcomes`, and `r` a row of `rejections`. Each `Sum`
-is also a table of hourly sums in Postgres: see `rollups`. A new dimension is one more entry in NAMES.
+is also a table of hourly sums: see `rollups`. A new dimension is one more entry in NAMES.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Literal, get_args
 
@@ -152,11 +153,11 @@ UNJUDGED = Sum(
 _SERVED = f" AND {_ended(*SERVED)} AND o.first_byte_s IS NOT NULL"
 # The buckets of a histogram of times: each is this much wider than the one before.
 BUCKET_GROWTH = 1.02
-# Served answers, by the bucket of the time to their first byte. Only Postgres has this table. Histograms of callers
-# would have about as many rows as the ledger.
+# Served answers, by the bucket of the time to their first byte. Histograms of callers would have about as many rows
+# as the ledger.
 FIRST_BYTES = Sum(
     "rollup_first_bytes",
-    f"CAST(floor(ln(greatest(o.first_byte_s, 1e-6)) / ln({BUCKET_GROWTH}::float8))::int AS text)",
+    f"CAST(CAST(floor(ln(greatest(o.first_byte_s, 1e-6)) / {math.log(BUCKET_GROWTH)!r}) AS BIGINT) AS TEXT)",
     {"answers": "count(*)"},
     _SERVED,
     of_callers=False,

@@ -1,32 +1,29 @@
-"""Hourly sums of a ledger in Postgres, so that a report of a month reads no rows of a month.
+"""Hourly sums of a ledger, so that a report of a month reads no rows of a month.
 
 Routers add outcomes at the same time, and late ones, too. One router at a time adds new outcomes to the sums.
 It begins after the last id in the sums, and ends at an id up to which no outcome can appear any more. The sums and
 that id change in one transaction, so each outcome counts exactly once. A report adds the outcomes that are newer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from extproc.accounting.queries import ALL, SUMS, Sum, Window
 
 # Sums are kept this long, also when their rows are deleted. Those by principal are deleted with the rows.
 KEPT_DAYS = 400
-# How many ids one transaction adds up. It takes some seconds.
-CHUNK = 200_000
 _DOLLARS = ("cost", "default_cost")
 _KEY = "hour, dimension, name, word"
 
 
+def _types(each: Sum) -> dict[str, str]:
+    return {name: "DOUBLE PRECISION" if name in _DOLLARS else "BIGINT" for name in each.columns}
+
+
 def _table(each: Sum) -> str:
-    types = {name: "DOUBLE PRECISION" if name in _DOLLARS else "BIGINT" for name in each.columns}
-    numbers = ", ".join(f"{name} {kind} NOT NULL DEFAULT 0" for name, kind in types.items())
-    also = "".join(
-        f"ALTER TABLE {each.table} ADD COLUMN IF NOT EXISTS {name} {kind} NOT NULL DEFAULT 0;\n"
-        for name, kind in types.items()
-    )
+    numbers = ", ".join(f"{name} {kind} NOT NULL DEFAULT 0" for name, kind in _types(each).items())
     return (
         f"CREATE TABLE IF NOT EXISTS {each.table} (hour BIGINT NOT NULL, dimension TEXT NOT NULL, "
-        f"name TEXT NOT NULL, word TEXT NOT NULL, {numbers}, PRIMARY KEY ({_KEY})) WITH (fillfactor = 70);\n{also}"
+        f"name TEXT NOT NULL, word TEXT NOT NULL, {numbers}, PRIMARY KEY ({_KEY}));\n"
     )
 
 
@@ -40,21 +37,42 @@ CREATE TABLE IF NOT EXISTS rollup_state (
 INSERT INTO rollup_state SELECT 0, 0, 0 WHERE NOT EXISTS (SELECT 1 FROM rollup_state);
 """
 )
+# For Postgres: numbers that are new, and room in each page, because the rows of this hour change often.
+ALTERED = "".join(
+    f"ALTER TABLE {each.table} ADD COLUMN IF NOT EXISTS {name} {kind} NOT NULL DEFAULT 0;\n"
+    for each in SUMS
+    for name, kind in _types(each).items()
+) + "".join(f"ALTER TABLE {each.table} SET (fillfactor = 70);\n" for each in SUMS)
 # For the sums of a ledger whose tables were deleted.
 DROP = "DROP TABLE IF EXISTS " + ", ".join((*(each.table for each in SUMS), "rollup_state")) + ";\n"
 
 
-def add_up(each: Sum, after_id: int, last_id: int) -> str:
-    """Return the statement that adds the outcomes of these ids to the sums of all dimensions."""
-    dimensions = ", ".join(f"('{dimension}', {name})" for dimension, name in each.names.items())
+def add_up(each: Sum, after_id: int, last_id: int, dimensions: Iterable[str], lateral: str) -> str:
+    """Return the statement that adds the outcomes of these ids to the sums of these dimensions.
+
+    `lateral` is the word for a join that sees the row before it. SQLite has none, and takes one dimension.
+    """
+    names = [(dimension, sql) for dimension, sql in each.names.items() if dimension in dimensions]
+    if lateral:
+        values = ", ".join(f"('{dimension}', {sql})" for dimension, sql in names)
+        join, name = f" CROSS JOIN {lateral} (VALUES {values}) d (dimension, name)", "d.dimension, d.name"
+    else:
+        [(dimension, sql)] = names
+        join, name = "", f"'{dimension}', {sql}"
     added = ", ".join(f"{name} = {each.table}.{name} + excluded.{name}" for name in each.columns)
     return (
         f"INSERT INTO {each.table} ({_KEY}, {', '.join(each.columns)}) "
-        f"SELECT CAST(floor(o.time / 3600) AS BIGINT), d.dimension, d.name, {each.word}, {each.numbers} "
-        f"FROM {each.tables} CROSS JOIN LATERAL (VALUES {dimensions}) d (dimension, name) "
-        f"WHERE {each.where(Window(after_id=after_id, last_id=last_id))} GROUP BY 1, 2, 3, 4 "
-        f"ON CONFLICT ({_KEY}) DO UPDATE SET {added}"
+        f"SELECT CAST(floor(o.time / 3600) AS BIGINT), {name}, {each.word}, {each.numbers} "
+        f"FROM {each.tables}{join} WHERE {each.where(Window(after_id=after_id, last_id=last_id))} "
+        f"GROUP BY 1, 2, 3, 4 ON CONFLICT ({_KEY}) DO UPDATE SET {added}"
     )
+
+
+def additions(after_id: int, last_id: int, lateral: str) -> Iterator[str]:
+    """Yield the statements that add the outcomes of these ids to all sums."""
+    for each in SUMS:
+        for dimensions in [tuple(each.names)] if lateral else [(dimension,) for dimension in each.names]:
+            yield add_up(each, after_id, last_id, dimensions, lateral)
 
 
 def backfill(each: Sum) -> Iterator[str]:

@@ -1,11 +1,13 @@
 """A ledger in a SQLite file."""
 
 import contextlib
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from extproc.accounting import rollups
 from extproc.accounting.connection import LOCK_S, Row, as_os_error
 from extproc.accounting.inserts import Statement
 from extproc.accounting.tables import (
@@ -26,6 +28,8 @@ class SqliteLedger:
     """A file. Transactions exclude other writers, so the last inserted row has the highest id."""
 
     last = "(SELECT max(id) FROM outcomes)"
+    lateral = ""
+    chunk = 2000  # no writer waits long
     pruned: Mapping[str, str] = {"outcomes": "rejections"}
 
     def __init__(self, path: Path, writing: bool) -> None:
@@ -44,6 +48,9 @@ class SqliteLedger:
 
     def _begin(self, path: Path, writing: bool) -> None:
         self._connection.row_factory = sqlite3.Row
+        # Not every build of SQLite has these.
+        for name, count, function in (("floor", 1, math.floor), ("ln", 1, math.log), ("greatest", 2, max)):
+            self._connection.create_function(name, count, function, deterministic=True)
         try:
             (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
         except sqlite3.DatabaseError as error:
@@ -54,6 +61,7 @@ class SqliteLedger:
             ) from None
         if schema not in (0, *MIGRATIONS, SCHEMA):
             raise OSError(f"{path} has ledger version {schema}, but version {SCHEMA} is needed: move the file away")
+        self._current, self._is_open = writing or schema == SCHEMA, False
         if not writing:
             if schema == 0:
                 raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
@@ -65,7 +73,7 @@ class SqliteLedger:
             # Readers and writers do not wait for each other.
             self._connection.execute("PRAGMA journal_mode = WAL")
             with self._connection:
-                self._connection.executescript(TABLES.format(**SQLITE_KEYS) + SQLITE_INDEXES)
+                self._connection.executescript(TABLES.format(**SQLITE_KEYS) + SQLITE_INDEXES + rollups.TABLES)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
         elif schema < SCHEMA:
             self._migrate()
@@ -79,7 +87,8 @@ class SqliteLedger:
             self._connection.execute("BEGIN IMMEDIATE")
             (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
             # A ledger that began before version 3 has no index for `extproc why`.
-            for statement in (*migrations(schema), *filter(str.strip, SQLITE_INDEXES.split(";"))):
+            new = (SQLITE_INDEXES + rollups.TABLES).split(";")
+            for statement in (*migrations(schema), *filter(str.strip, new)):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
@@ -113,8 +122,33 @@ class SqliteLedger:
         last: int = row["last"]
         return last
 
-    def rolled_id(self) -> None:
-        return None
+    def rolled_id(self) -> int | None:
+        if not self._current:
+            return None
+        [state] = self.fetch("SELECT rolled FROM rollup_state")
+        rolled: int = state["rolled"]
+        return rolled
+
+    def run(self, *statements: str) -> None:
+        with as_os_error(sqlite3.Error):
+            for statement in statements:
+                self._connection.execute(statement)
+            if not self._is_open:
+                self._connection.commit()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        with as_os_error(sqlite3.Error), self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._is_open = True
+            try:
+                yield
+            finally:
+                self._is_open = False
+
+    def cancel(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.interrupt()
 
     def close(self) -> None:
         with contextlib.suppress(sqlite3.Error):

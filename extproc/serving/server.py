@@ -255,6 +255,8 @@ async def run(
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
     following = [asyncio.create_task(follow_rollout(router, serving.ledger.place))] if serving.ledger else []
     keeper = Keeper(serving.ledger.place, serving.ledger.keep_days) if serving.ledger else None
+    if keeper is not None:
+        keeper.start()
     await stop.wait()
     if keeper is not None:
         await asyncio.to_thread(keeper.close)

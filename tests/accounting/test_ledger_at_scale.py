@@ -1,16 +1,19 @@
-"""A large ledger in a real Postgres: partitions by day, hourly sums, and rows that appear out of order."""
+"""A large ledger: hourly sums, and in a real Postgres partitions by day and rows that appear out of order."""
 
+import contextlib
 import random
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 import psycopg
 import pytest
 
 from extproc.accounting import days, rollups
+from extproc.accounting import keeper as keeper_module
 from extproc.accounting.export import export
 from extproc.accounting.keeper import Keeper
 from extproc.accounting.outcome import Cost, Ending, Explored, Outcome, Rejection
@@ -19,7 +22,8 @@ from extproc.accounting.queries import SUMS, By
 from extproc.accounting.report import CohortLine, CostReport, read_report
 from extproc.accounting.rollout import ALL, Comparison, RolloutReader
 from extproc.accounting.sequential import Counts
-from extproc.accounting.store import Store
+from extproc.accounting.sqlite import SqliteLedger
+from extproc.accounting.store import Store, connect
 from extproc.accounting.why import why
 from extproc.api.observation import Usage
 from tests.accounting.test_ledger_postgres import VERSION_2
@@ -62,13 +66,12 @@ def add(place: Path | str, rows: list[tuple[Outcome, Cost]]) -> None:
     store.close()
 
 
-def maintain(postgres: Postgres, keep_days: float = 90, rounds: int = 2) -> None:
+def maintain(place: Path | str, keep_days: float = 90, rounds: int = 2) -> None:
     """Rounds of maintenance. An outcome is in the sums after the second one."""
-    keeper = Keeper("nowhere", keep_days)
-    keeper._place = postgres.url
-    for _ in range(rounds):
-        postgres.do("UPDATE rollup_state SET time = 0" if tables(postgres, "rollup_state") else "SELECT 1")
-        keeper.work()
+    with mock.patch.object(keeper_module, "_INTERVAL_S", 0.0):
+        keeper = Keeper(place, keep_days)
+        for _ in range(rounds):
+            keeper.work()
 
 
 def tables(postgres: Postgres, like: str) -> list[str]:
@@ -87,17 +90,27 @@ def first_bytes(report: CostReport) -> Iterator[float]:
         yield from line.first_byte_s or ()
 
 
-def rolled(postgres: Postgres) -> int:
-    [(count,)] = postgres.rows(
-        "SELECT coalesce(sum(requests), 0)::int FROM rollup_outcomes WHERE dimension = 'all'"
-    )
-    return int(count)
+def rolled(place: Path | str) -> int:
+    """How many requests the hourly sums have."""
+    with contextlib.closing(connect(place)) as ledger:
+        query = "SELECT CAST(coalesce(sum(requests), 0) AS BIGINT) AS requests FROM rollup_outcomes"
+        [row] = ledger.fetch(f"{query} WHERE dimension = 'all'")
+    return int(row["requests"])
 
 
-def assert_same_reports(file: Path, postgres: Postgres, hours: float) -> None:
+@pytest.fixture(params=["file", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """An empty ledger of each kind."""
+    if request.param == "file":
+        return tmp_path / "maintained.sqlite"
+    url: str = request.getfixturevalue("postgres").url
+    return url
+
+
+def assert_same_reports(file: Path, place: Path | str, hours: float) -> None:
     """Every sum is equal. The times to the first byte are 1 % off at most."""
     for by in BY:
-        exact, summed = (read_report(place, hours * 3600, by) for place in (file, postgres.url))
+        exact, summed = (read_report(each, hours * 3600, by) for each in (file, place))
         assert without_times(summed) == without_times(exact)
         if by == "principal" and hours > 1:
             assert [line.first_byte_s for line in summed.groups] == [None] * len(summed.groups)
@@ -105,45 +118,46 @@ def assert_same_reports(file: Path, postgres: Postgres, hours: float) -> None:
         assert list(first_bytes(summed)) == pytest.approx(list(first_bytes(exact)), rel=0.0101)
 
 
-def test_reports_from_hourly_sums_equal_those_from_rows(postgres: Postgres, tmp_path: Path) -> None:
+def test_reports_from_hourly_sums_equal_those_from_rows(place: Path | str, tmp_path: Path) -> None:
     """While nothing is added up, when all of it is, and with late and new outcomes on top of the sums."""
     file = tmp_path / "ledger.sqlite"
-    for place in (file, postgres.url):
-        add(place, traffic(1500, 1))
-        Store(place, 90).add_explored(Explored("request-1-7", time.time() - 60, "large", 0.1, 200, True))
+    for each in (file, place):
+        add(each, traffic(1500, 1))
+        Store(each, 90).add_explored(Explored("request-1-7", time.time() - 60, "large", 0.1, 200, True))
     for by in BY:
-        exact, rows = (read_report(place, 100 * 3600, by) for place in (file, postgres.url))
+        exact, rows = (read_report(each, 100 * 3600, by) for each in (file, place))
         assert (rows.total, rows.groups) == (exact.total, exact.groups)
-    maintain(postgres)
-    assert rolled(postgres) == 1499
+    maintain(place)
+    assert rolled(place) == 1499
     for hours in (0.5, 5, 24, 100):
-        assert_same_reports(file, postgres, hours)
-    for place in (file, postgres.url):
-        add(place, traffic(500, 2))
-    assert_same_reports(file, postgres, 24)
-    maintain(postgres)
-    assert rolled(postgres) == 1999
-    assert_same_reports(file, postgres, 24)
-    maintain(postgres)
-    assert rolled(postgres) == 1999
+        assert_same_reports(file, place, hours)
+    for each in (file, place):
+        add(each, traffic(500, 2))
+    assert_same_reports(file, place, 24)
+    maintain(place)
+    assert rolled(place) == 1999
+    assert_same_reports(file, place, 24)
+    maintain(place)
+    assert rolled(place) == 1999
 
 
 def test_sums_are_added_in_pieces_while_routers_write(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Path | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every outcome counts once: several routers write, and several maintain the ledger at the same time."""
-    monkeypatch.setattr(rollups, "CHUNK", 37)
+    for kind in (PostgresLedger, SqliteLedger):
+        monkeypatch.setattr(kind, "chunk", 37)
     file, batches = tmp_path / "ledger.sqlite", [traffic(100, seed) for seed in range(12)]
-    Store(postgres.url, 90).open().close()
+    Store(place, 90).open().close()
     done = threading.Event()
 
     def write(mine: list[list[tuple[Outcome, Cost]]]) -> None:
         for batch in mine:
-            add(postgres.url, batch)
+            add(place, batch)
 
     def keep() -> None:
         while not done.is_set():
-            maintain(postgres, rounds=1)
+            maintain(place, rounds=1)
 
     writers = [threading.Thread(target=write, args=(batches[i::4],)) for i in range(4)]
     keepers = [threading.Thread(target=keep) for _ in range(2)]
@@ -156,20 +170,20 @@ def test_sums_are_added_in_pieces_while_routers_write(
         thread.join()
     for batch in batches:
         add(file, batch)
-    assert_same_reports(file, postgres, 24)
-    maintain(postgres)
-    assert rolled(postgres) == 1200
-    assert_same_reports(file, postgres, 24)
+    assert_same_reports(file, place, 24)
+    maintain(place)
+    assert rolled(place) == 1200
+    assert_same_reports(file, place, 24)
 
 
 def test_a_report_of_deleted_rows_reads_their_sums(postgres: Postgres) -> None:
     """Callers are forgotten with the rows, and other sums stay."""
     old = [(msgspec.structs.replace(row, time=row.time - 3 * DAY_S), cost) for row, cost in traffic(200, 3, 1)]
     add(postgres.url, old)
-    maintain(postgres)
+    maintain(postgres.url)
     before = read_report(postgres.url, 5 * DAY_S)
     postgres.do("DELETE FROM outcomes; DELETE FROM rejections")
-    maintain(postgres, keep_days=1)
+    maintain(postgres.url, keep_days=1)
     after = read_report(postgres.url, 5 * DAY_S)
     assert without_times(after) == without_times(before)
     assert read_report(postgres.url, 5 * DAY_S, "principal").groups == []
@@ -203,7 +217,7 @@ def test_an_older_ledger_is_converted_while_routers_write(postgres: Postgres) ->
     writer.add(traffic(10, 6, 1))
     before = without_times(read_report(postgres.url, 3 * DAY_S))
     lines = list(export(postgres.url, 3 * DAY_S))
-    maintain(postgres)
+    maintain(postgres.url)
     [converted] = tables(postgres, "outcomes_before%")
     assert without_times(read_report(postgres.url, 3 * DAY_S)) == before
     assert list(export(postgres.url, 3 * DAY_S)) == lines
@@ -217,7 +231,7 @@ def test_an_older_ledger_is_converted_while_routers_write(postgres: Postgres) ->
         plan = planner.execute("EXPLAIN SELECT * FROM outcomes WHERE request = 'request-7'").fetchall()
     assert not [line for (line,) in plan if "Seq Scan" in line]
     assert postgres.rows("SELECT has_table_privilege('reader', 'outcomes', 'SELECT')") == [(True,)]
-    maintain(postgres, keep_days=1e-6, rounds=1)  # its outcomes are deleted row by row
+    maintain(postgres.url, keep_days=1e-6, rounds=1)  # its outcomes are deleted row by row
     Store(postgres.url, 1e-6).add([])
     assert read_report(postgres.url, 3000).total.requests == 0
     assert postgres.rows("SELECT count(*) FROM outcomes") == [(0,)]
@@ -230,7 +244,7 @@ def test_a_conversion_that_was_stopped_never_refuses_outcomes(postgres: Postgres
     add(postgres.url, [])
     soon = int(time.time() // DAY_S) + 1
     postgres.do(f"ALTER TABLE outcomes ADD CONSTRAINT outcomes_before_{days.day_name(soon)} CHECK (time < 9e9)")
-    maintain(postgres, rounds=1)
+    maintain(postgres.url, rounds=1)
     [converted] = tables(postgres, "outcomes_before%")
     assert converted == f"outcomes_before_{days.day_name(soon + 6)}"
 
@@ -238,7 +252,7 @@ def test_a_conversion_that_was_stopped_never_refuses_outcomes(postgres: Postgres
 def test_a_new_dimension_gets_the_hours_before_it(postgres: Postgres) -> None:
     """No outcome had a name in it, and the lines add up to the total."""
     add(postgres.url, traffic(100, 8))
-    maintain(postgres)
+    maintain(postgres.url)
     total = without_times(read_report(postgres.url, 4 * DAY_S))[0]
     ledger = PostgresLedger(postgres.url, "ledger", writing=True)
     for each in SUMS:
