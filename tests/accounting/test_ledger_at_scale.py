@@ -26,7 +26,7 @@ from extproc.accounting.sqlite import SqliteLedger
 from extproc.accounting.store import Store, connect
 from extproc.accounting.why import why
 from extproc.api.observation import Usage
-from tests.accounting.test_ledger_postgres import VERSION_2
+from tests.accounting.test_ledger_postgres import VERSION_2, until
 from tests.postgres import Postgres
 
 DAY_S = days.DAY_S
@@ -284,3 +284,44 @@ def test_a_candidate_misses_no_row_that_appears_late(postgres: Postgres) -> None
     assert RolloutReader(postgres.url, Comparison(candidate, 0.02, ())).read().groups[ALL].counts == Counts(
         3, 3, 2, 2
     )
+
+
+def test_maintenance_that_fails_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is tried again, and the next failure after a success is logged again."""
+    monkeypatch.setattr(keeper_module, "_INTERVAL_S", 0.001)
+    results = iter([OSError("disk I/O error"), OSError("disk I/O error"), None, OSError("database is locked")])
+    keeper = Keeper(tmp_path / "ledger.sqlite", 90)
+
+    def work() -> None:
+        result = next(results, None)
+        if result is None:
+            worked.append(1)
+        else:
+            raise result
+
+    worked: list[int] = []
+    monkeypatch.setattr(keeper, "work", work)
+    keeper.start()
+    until(lambda: len(worked) > 2)
+    keeper.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the ledger cannot be maintained now (outcomes are stored): disk I/O error",
+        "the ledger cannot be maintained now (outcomes are stored): database is locked",
+    ]
+
+
+def test_a_file_is_maintained_beside_its_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread adds up what the router writes, and stops when it is told to."""
+    monkeypatch.setattr(keeper_module, "_INTERVAL_S", 0.01)
+    file = tmp_path / "ledger.sqlite"
+    keeper = Keeper(file, 90)
+    keeper.start()
+    for seed in range(5):
+        add(file, traffic(20, seed))
+    until(lambda: rolled(file) == 100)
+    keeper.close()
+    assert not keeper._thread.is_alive()
+    add(file, traffic(20, 5))
+    assert read_report(file, 4 * DAY_S).total.requests == 120
