@@ -145,8 +145,9 @@ bench-peers: $(VENV)/ready  ## compare with LiteLLM, Portkey, TensorZero and sem
 bench-footprint: $(VENV)/ready  ## measure memory and CPU of the router and of Envoy
 	@$(BIN)/python -m bench.footprint
 
-bench-ledger: $(VENV)/ready  ## measure what the ledger costs per request
+bench-ledger: $(VENV)/ready  ## measure what the ledger costs per request, and a large one; ROWS=10000000 (8 GB)
 	@$(BIN)/python -m bench.ledger
+	@$(BIN)/python -m bench.ledger_scale --rows $(or $(ROWS),500000)
 
 bench-faults: $(VENV)/tests-ready  ## cause every fault of the fault tables; FORM="envoy-gateway 1.9" takes a gateway's Envoy
 	@$(BIN)/python -m bench.faults $(if $(FORM),--form "$(FORM)")

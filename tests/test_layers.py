@@ -41,7 +41,8 @@ VENDORS = {
     "encoder/tokens.py": {"tokenizers", "sentencepiece"},
     "encoder/prepare.py": {"torch", "openvino", "nncf"},
     "accounting/accesslog.py": {"google"},
-    "accounting/store.py": {"psycopg"},  # for a ledger in Postgres
+    "accounting/parquet_export.py": {"pyarrow"},
+    "accounting/postgres.py": {"psycopg"},  # for a ledger in Postgres
     "verifying/review.py": {"redis"},  # for a policy with a Redis queue
     "serving/wire.py": {"google"},  # protobuf
     "serving/telemetry.py": {"opentelemetry"},

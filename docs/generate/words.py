@@ -440,6 +440,8 @@ LOG_LINES = {
     "`OTEL_EXPORTER_PROMETHEUS_PORT`.",
     "Ledger._drop": "Outcomes are dropped. Traffic is not affected. Look at the disk, the lock or the database that the line names.",
     "Ledger._store_all": "The ledger works again after the line above.",
+    "Keeper._run": "Partitions and hourly sums of a ledger in Postgres are not kept up to date. The line says why. Outcomes "
+    "are stored, and reports are exact and slower. It is tried again every 30 seconds.",
     "compile_both": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
     "check` lists them, too. The candidate is read again after an edit.",
     "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",

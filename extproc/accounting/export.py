@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,18 +11,13 @@ from typing import Any
 
 import msgspec
 
+from extproc.accounting.connection import Connection
 from extproc.accounting.outcome import SERVED, Ending
 from extproc.accounting.queries import FALLBACKS, FROM_CLIENTS
 from extproc.accounting.store import connect
 from extproc.accounting.tables import newer_column
 from extproc.contract.words import NOT_A_COHORT
 
-_ROWS = f"""
-  SELECT o.*, r.attempt AS r_attempt, r.tier AS r_tier, r.reason AS r_reason, r.input AS r_input,
-    r.output AS r_output, r.cached AS r_cached, r.cost AS r_cost
-  FROM outcomes o LEFT JOIN rejections r ON r.outcome = o.id
-  WHERE o.time >= ? AND {FROM_CLIENTS} ORDER BY o.time, o.id, r.attempt
-"""
 _EXPLORED_ROWS = "SELECT * FROM explorations WHERE time >= ?"
 
 
@@ -33,13 +29,31 @@ def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[by
     with a remedy.
     """
     with contextlib.closing(connect(place)) as ledger:
-        since = time.time() - since_s
-        explored = {row["id"]: _explored(row) for row in ledger.select(_EXPLORED_ROWS, (since,))}
-        rows = ledger.select(_ROWS, (since,))
-        for number, group in itertools.groupby(rows, lambda row: row["id"]):
-            outcome_rows = list(group)
-            if zlib.crc32((outcome_rows[0]["session"] or str(number)).encode()) < share * 2**32:
-                yield msgspec.json.encode(_exported(outcome_rows, explored)) + b"\n"
+        for line in exported_lines(ledger, time.time() - since_s, math.inf, share):
+            yield msgspec.json.encode(line) + b"\n"
+
+
+def exported_lines(ledger: Connection, since: float, before: float, share: float) -> Iterator[dict[str, Any]]:
+    """Yield what a line of the export has, for outcomes that began in this time."""
+    explored = {row["id"]: _explored(row) for row in ledger.select(_EXPLORED_ROWS, (since,))}
+    rows = ledger.select(_rows(since, before, ledger.rolled_id() is not None))
+    for number, group in itertools.groupby(rows, lambda row: row["id"]):
+        outcome_rows = list(group)
+        if zlib.crc32((outcome_rows[0]["session"] or str(number)).encode()) < share * 2**32:
+            yield _exported(outcome_rows, explored)
+
+
+def _rows(since: float, before: float, by_day: bool) -> str:
+    """Return the query. An outcome has one row for each rejected answer, or a single row without one."""
+    end = f" AND o.time < {before!r}" if before < math.inf else ""
+    # A rejected answer has the time of its outcome. In Postgres this saves reading other days.
+    same_days = f" AND (r.time >= {since!r}{end.replace('o.', 'r.')} OR r.time IS NULL)" if by_day else ""
+    return f"""
+      SELECT o.*, r.attempt AS r_attempt, r.tier AS r_tier, r.reason AS r_reason, r.input AS r_input,
+        r.output AS r_output, r.cached AS r_cached, r.cost AS r_cost
+      FROM outcomes o LEFT JOIN rejections r ON r.outcome = o.id{same_days}
+      WHERE o.time >= {since!r}{end} AND {FROM_CLIENTS} ORDER BY o.time, o.id, r.attempt
+    """
 
 
 def _exported(rows: list[Mapping[str, Any]], explored: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

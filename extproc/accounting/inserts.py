@@ -8,6 +8,7 @@ from extproc.accounting.tables import COLUMNS
 from extproc.api.observation import Usage
 
 Statement = tuple[str, Sequence[Any]]
+_REJECTION = "INSERT INTO rejections (outcome, attempt, tier, reason, input, output, cached, cost, time)"
 
 
 def outcome_statements(outcome: Outcome, cost: Cost, last: str) -> Iterator[Statement]:
@@ -21,8 +22,10 @@ def outcome_statements(outcome: Outcome, cost: Cost, last: str) -> Iterator[Stat
     )  # fmt: skip
     yield f"INSERT INTO outcomes ({', '.join(COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
     for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
-        values = (rejection.attempt, rejection.tier, rejection.reason, *_counts(rejection.usage), price)
-        yield f"INSERT INTO rejections VALUES ({last}, ?, ?, ?, ?, ?, ?, ?)", values
+        values = (
+            rejection.attempt, rejection.tier, rejection.reason, *_counts(rejection.usage), price, outcome.time,
+        )  # fmt: skip
+        yield f"{_REJECTION} VALUES ({last}{', ?' * len(values)})", values
 
 
 def explored_statement(explored: Explored) -> Statement:

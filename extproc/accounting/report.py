@@ -4,18 +4,19 @@ import contextlib
 import re
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import quantiles
-from typing import Any
 
 import msgspec
 
 from extproc.accounting import queries
+from extproc.accounting.connection import Connection
+from extproc.accounting.first_bytes import read_first_bytes
 from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Ending
-from extproc.accounting.queries import FALLBACKS, By
-from extproc.accounting.store import Connection, connect, name_of
+from extproc.accounting.queries import ALL, FALLBACKS, By, Sum
+from extproc.accounting.sources import Source, source_of
+from extproc.accounting.store import connect, name_of
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 
@@ -85,25 +86,26 @@ def seconds_of(span: str) -> float:
 def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostReport:
     """Add up the last `since_s` seconds. Groups with more requests come first. Raises OSError with a remedy."""
     until = time.time()
-    with contextlib.closing(connect(place)) as ledger:
-        total, groups = _read_tallies(ledger, until - since_s, by)
-        [explored] = ledger.select(queries.EXPLORED, (until - since_s,))
+    since = until - since_s
+    with contextlib.closing(connect(place)) as ledger, ledger.snapshot():
+        total, groups = _read_tallies(ledger, source_of(ledger, since), by)
+        [explored] = ledger.fetch(queries.EXPLORED, (since,))
         sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
     lines = sorted(
         (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
     overall = total.line("total")
     verdicts = report_headlines(overall, lines)
-    return CostReport(name_of(place), until - since_s, until, by, overall, lines, verdicts, sums)
+    return CostReport(name_of(place), since, until, by, overall, lines, verdicts, sums)
 
 
 class _Tally:
-    """The sums of one line, while the rows of the ledger are read."""
+    """The sums of one line, while the sums of the ledger are read."""
 
     def __init__(self) -> None:
         self.sums, self.rejected = Counter[str](), Counter[str]()
         self.escalations, self.fallbacks, self.unjudged = Counter[str](), Counter[str](), Counter[str]()
-        self.first_byte_s: list[float] = []
+        self.first_byte_s: tuple[float, float] | None = None
         self.escalated = 0
 
     def line(self, name: str) -> CohortLine:
@@ -123,68 +125,43 @@ class _Tally:
             cascade_cost=float(rejected["cost"]),
             cost_per_accepted=cost / sums[Ending.ACCEPTED] if sums[Ending.ACCEPTED] else None,
             saving=sums["default_cost"] - cost,
-            first_byte_s=_median_and_p95(self.first_byte_s),
+            first_byte_s=self.first_byte_s,
             escalations=dict(self.escalations),
             fallbacks=dict(self.fallbacks),
             unjudged=dict(self.unjudged),
         )
 
 
-def _median_and_p95(values: list[float]) -> tuple[float, float] | None:
-    cuts = quantiles(values, n=20, method="inclusive") if len(values) > 1 else values * 19
-    return (cuts[9], cuts[18]) if cuts else None
-
-
 _Groups = defaultdict[str, _Tally]
+_Sums = tuple[str, str, dict[str, float]]
 
 
-def _read_tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, _Groups]:
+def _read_tallies(ledger: Connection, source: Source, by: By) -> tuple[_Tally, _Groups]:
     """Return the tally of everything, and the tally of each value of `by`."""
     total, groups = _Tally(), _Groups(_Tally)
-    _add_outcomes(ledger, since, by, total, groups)
-    _add_rejections(ledger, since, by, total, groups)
-    _count_escalated(ledger, since, by, total, groups)
-    _add_first_bytes(ledger, since, by, total, groups)
-    _add_unjudged(ledger, since, by, total, groups)
+
+    def read(each: Sum, dimension: str = by) -> Iterable[_Sums]:
+        for row in source.read(ledger, each, dimension):
+            yield row["name"], row["word"], {name: row[name] for name in each.columns}
+
+    for name, reason, sums in read(queries.OUTCOME_SUMS):
+        for tally in (total, groups[name]):
+            tally.sums.update(sums)
+            if reason in FALLBACKS:
+                tally.fallbacks[reason] += int(sums["requests"])
+    for name, reason, sums in read(queries.REJECTION_SUMS):
+        for tally in (total, groups[name]):
+            tally.rejected.update(sums)
+            tally.escalations[reason] += int(sums["rejected"])
+    for name, _, sums in read(queries.ESCALATED):
+        groups[name].escalated += int(sums["escalated"])
+    # A request whose answers two tiers rejected counts for both tiers, and once in the total.
+    total.escalated = sum(int(sums["escalated"]) for _, _, sums in read(queries.ESCALATED, ALL))
+    if ledger.has_column("unjudged"):  # an older ledger has not
+        for name, why, sums in read(queries.UNJUDGED):
+            for tally in (total, groups[name]):
+                tally.unjudged[why] += int(sums["requests"])
+    total.first_byte_s, quantiles = read_first_bytes(ledger, source, by)
+    for name, first_byte_s in quantiles.items():
+        groups[name].first_byte_s = first_byte_s
     return total, groups
-
-
-def _add_outcomes(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
-    for row in ledger.select(queries.outcome_sums(by), (since,)):
-        for tally in (total, groups[row["name"]]):
-            tally.sums.update(_numbers(row))
-            if row["reason"] in FALLBACKS:
-                tally.fallbacks[row["reason"]] += row["requests"]
-
-
-def _add_rejections(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
-    for row in ledger.select(queries.rejection_sums(by), (since,)):
-        for tally in (total, groups[row["name"]]):
-            tally.rejected.update(_numbers(row))
-            tally.escalations[row["reason"]] += row["rejected"]
-
-
-def _count_escalated(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
-    """Count requests. A request whose answers two tiers rejected counts for both tiers, and once in the total."""
-    for row in ledger.select(queries.escalated_requests(by), (since,)):
-        groups[row["name"]].escalated = row["escalated"]
-    [row] = ledger.select(queries.ALL_ESCALATED_REQUESTS, (since,))
-    total.escalated = row["escalated"]
-
-
-def _add_first_bytes(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
-    for row in ledger.select(queries.first_bytes(by), (since,)):
-        for tally in (total, groups[row["name"]]):
-            tally.first_byte_s.append(row["first_byte_s"])
-
-
-def _add_unjudged(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
-    if not ledger.has_column("unjudged"):  # an older ledger
-        return
-    for row in ledger.select(queries.unjudged(by), (since,)):
-        for tally in (total, groups[row["name"]]):
-            tally.unjudged[row["why"]] += row["requests"]
-
-
-def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in row.keys() if key not in ("name", "reason")}  # noqa: SIM118 (a sqlite3.Row)

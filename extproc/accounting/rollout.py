@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from extproc.accounting.connection import Connection
 from extproc.accounting.outcome import Ending
 from extproc.accounting.sequential import (
     Bounds,
@@ -36,14 +37,17 @@ from extproc.contract.words import Reason
 ALL = "all"
 # Requests about which no intent decides are the same in both arms.
 _NOT_DECIDED = (Reason.PINNED, Reason.PASSTHROUGH, Reason.BAD_REQUEST)
-_FIRST = "SELECT min(id) AS first FROM outcomes WHERE revision = ?"
+# Postgres has an index of the rows of candidates, and the pattern makes it usable.
+_FIRST = (
+    f"SELECT min(id) AS first FROM outcomes WHERE revision = ? AND id > ? AND revision LIKE '{CANDIDATE_PREFIX}%'"
+)
 _ROWS = f"""
   SELECT o.id, o.time, o.revision, o.session, o.cohort, o.ending, o.attempts, o.cost, o.first_byte_s,
   r.cost AS rejected
   FROM outcomes o
   LEFT JOIN (SELECT outcome, sum(cost) AS cost FROM rejections WHERE outcome > ? GROUP BY outcome) r
   ON r.outcome = o.id
-  WHERE o.id > ? AND (o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%')
+  WHERE o.id > ? AND o.id <= ? AND (o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%')
   AND o.reason NOT IN ({", ".join(f"'{reason}'" for reason in _NOT_DECIDED)})
   ORDER BY o.id
 """  # fmt: skip
@@ -180,22 +184,34 @@ class RolloutReader:
 
     def __init__(self, place: Path | str, comparison: Comparison) -> None:
         self._place, self.comparison = place, comparison
-        self._last: int | None = None  # the id of the last row that was read
+        self._last = 0  # the id up to which every row was read
+        self._began = False  # and there was a row of the candidate
 
     def read(self) -> Comparison:
-        """Return the comparison by all rows so far. Raises OSError with a remedy."""
-        revision = self.comparison.revision
+        """Return the comparison by all rows so far. Raises OSError with a remedy.
+
+        A row that another router is still adding may have a lower id than rows that are there. So the rows are read
+        up to an id under which none can be added any more.
+        """
         with contextlib.closing(connect(self._place)) as ledger:
-            if self._last is None:
-                [row] = ledger.select(_FIRST, (revision,))
-                if row["first"] is None:
-                    return self.comparison
-                self._last = row["first"] - 1
-            for row in ledger.select(_ROWS, (self._last, self._last, revision)):
-                self.comparison.add(row)
-                self._last = row["id"]
-        self.comparison.decide()
+            settled = ledger.settled_id()
+            if settled is not None and settled > self._last:
+                self._read_to(settled, ledger)
         return self.comparison
+
+    def _read_to(self, settled: int, ledger: Connection) -> None:
+        revision = self.comparison.revision
+        if not self._began:
+            [row] = ledger.fetch(_FIRST, (revision, self._last))
+            if row["first"] is None or row["first"] > settled:
+                self._last = settled
+                return
+            self._last, self._began = row["first"] - 1, True
+        for row in ledger.select(_ROWS, (self._last, self._last, settled, revision)):
+            self.comparison.add(row)
+            self._last = row["id"]
+        self._last = settled
+        self.comparison.decide()
 
 
 class BesideCount(msgspec.Struct, frozen=True):

@@ -1,52 +1,23 @@
-"""Stores outcomes in a SQLite file or in a Postgres database, with one schema. Every failure is an OSError.
+"""Stores outcomes in a SQLite file or in a Postgres database. Every failure is an OSError.
 
-The two differ only in how they connect and how they refer to the last inserted row. All other SQL, here and in
-`queries` and `export`, works in both, with `?` for a value.
+All SQL here and in `queries`, `export` and `why` works in both, with `?` for a value.
 """
 
-import contextlib
-import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from extproc.accounting import days, postgres
+from extproc.accounting.connection import LOCK_S, Connection
 from extproc.accounting.inserts import Statement, explored_statement, outcome_statements
 from extproc.accounting.outcome import Explored, Priced
-from extproc.accounting.tables import (
-    MIGRATIONS,
-    NO_EXPLORATIONS,
-    SCHEMA,
-    TABLES,
-    comment_of,
-    migrations,
-)
+from extproc.accounting.sqlite import SqliteLedger
 
-# Timeout for another writer's lock, for a connection and for each statement. Batches queue during that time.
-_LOCK_S = 2.0
 _PRUNE_S = 3600.0
 # How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
 # several statements.
 _PRUNED_ROWS = 5000
-
-
-class Connection(Protocol):
-    """An open ledger, for one thread at a time. Every failure is an OSError, with a remedy if there is one."""
-
-    last: str  # SQL for the id of the last inserted outcome
-
-    def write(self, statements: Sequence[Statement]) -> None:
-        """Execute all statements, or none of them."""
-
-    def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows of a query, without loading them all."""
-
-    def has_column(self, name: str) -> bool:
-        """Return whether `outcomes` has this column. A ledger of an older version may lack it."""
-
-    def close(self) -> None:
-        """Close the connection. Never fails."""
 
 
 class Store:
@@ -55,11 +26,11 @@ class Store:
     def __init__(self, place: Path | str, keep_days: float) -> None:
         """Check `place` without opening it. Raises OSError if it cannot hold a ledger."""
         if is_postgres(place):
-            _psycopg()
+            postgres.psycopg_driver()
         elif not Path(place).parent.is_dir():
             raise OSError(f"cannot write a ledger to {place}: create the folder {Path(place).parent}")
         self.place = place
-        self._keep_s = keep_days * 86400
+        self.keep_days, self._keep_s = keep_days, keep_days * 86400
         self._connection: Connection | None = None
         self._pruned_at = 0.0
 
@@ -85,12 +56,9 @@ class Store:
 
     def _prune(self, connection: Connection) -> None:
         """Delete some of the oldest rows. The next batches delete the rest. A failure costs no outcome."""
-        oldest = "SELECT id FROM outcomes WHERE time < ? LIMIT ?"
         before = time.time() - self._keep_s
         try:
-            count = sum(1 for _ in connection.select(oldest, (before, _PRUNED_ROWS)))
-            if count:
-                connection.write([(f"DELETE FROM outcomes WHERE id IN ({oldest})", (before, _PRUNED_ROWS))])
+            count = max([self._prune_table(connection, *tables, before) for tables in connection.pruned.items()])
             connection.write([("DELETE FROM explorations WHERE time < ?", (before,))])
             if count < _PRUNED_ROWS:
                 self._pruned_at = time.monotonic()
@@ -98,10 +66,23 @@ class Store:
             self._pruned_at = time.monotonic()
             self.close()
 
+    def _prune_table(self, connection: Connection, table: str, rejections: str, before: float) -> int:
+        """Delete some of the oldest rows of a table, with their rejected answers, and return their number."""
+        oldest, values = f"SELECT id FROM {table} WHERE time < ? ORDER BY time, id LIMIT ?", (before, _PRUNED_ROWS)
+        count = len(connection.fetch(oldest, values))
+        if count:
+            connection.write([
+                (f"DELETE FROM {rejections} WHERE outcome IN ({oldest})", values),
+                (f"DELETE FROM {table} WHERE id IN ({oldest})", values),
+            ])  # fmt: skip
+        return count
+
     def open(self) -> Connection:
         """Connect, and create the tables if there are none. Raises OSError."""
         if self._connection is None:
-            self._connection = connect(self.place, writing=True)
+            self._connection = connection = connect(self.place, writing=True)
+            if isinstance(connection, postgres.PostgresLedger) and days.is_partitioned(connection):
+                days.add_days(connection, time.time())
         return self._connection
 
     def close(self) -> None:
@@ -126,174 +107,7 @@ def name_of(place: Path | str) -> str:
 
 def connect(place: Path | str, writing: bool = False) -> Connection:
     """Open a ledger for reading, or for writing, which creates it if there is none. Raises OSError."""
-    return _Postgres(str(place), writing) if is_postgres(place) else _Sqlite(Path(place), writing)
-
-
-@contextlib.contextmanager
-def _as_os_error(kind: type[Exception]) -> Iterator[None]:
-    """Raise errors of `kind` as OSError."""
-    try:
-        yield
-    except kind as error:
-        raise OSError(str(error).strip()) from error
-
-
-class _Sqlite:
-    """A file. Transactions exclude other writers, so the last inserted row has the highest id."""
-
-    last = "(SELECT max(id) FROM outcomes)"
-
-    def __init__(self, path: Path, writing: bool) -> None:
-        if not writing and not path.is_file():
-            raise OSError(f"no ledger at {path}: `extproc serve --ledger {path}` creates one")
-        uri = f"{path.resolve().as_uri()}?mode={'rwc' if writing else 'ro'}"
-        with _as_os_error(sqlite3.Error):
-            # One thread opens it and another closes it, but never at the same time.
-            self._connection = sqlite3.connect(uri, uri=True, timeout=_LOCK_S, check_same_thread=False)
-        try:
-            with _as_os_error(sqlite3.Error):
-                self._begin(path, writing)
-        except BaseException:
-            self.close()
-            raise
-
-    def _begin(self, path: Path, writing: bool) -> None:
-        self._connection.row_factory = sqlite3.Row
-        try:
-            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
-        except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
-                raise
-            raise OSError(
-                f"{path} is not a ledger: give a file that `extproc serve --ledger` has written"
-            ) from None
-        if schema not in (0, *MIGRATIONS, SCHEMA):
-            raise OSError(f"{path} has ledger version {schema}, but version {SCHEMA} is needed: move the file away")
-        if not writing:
-            if schema == 0:
-                raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
-            if schema < SCHEMA:
-                self._connection.execute(NO_EXPLORATIONS)
-            return
-        if schema == 0:
-            # Readers and writers do not wait for each other.
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            with self._connection:
-                self._connection.executescript(TABLES.format(identity="INTEGER", reference="INTEGER"))
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
-        elif schema < SCHEMA:
-            self._migrate()
-        # A power failure may cost the last second, but never the file.
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute("PRAGMA foreign_keys = ON")
-
-    def _migrate(self) -> None:
-        """Bring the tables up to date. Several workers may try it at the same time."""
-        with self._connection:
-            self._connection.execute("BEGIN IMMEDIATE")
-            (schema,) = self._connection.execute("PRAGMA user_version").fetchone()
-            for statement in migrations(schema):
-                self._connection.execute(statement)
-            self._connection.execute(f"PRAGMA user_version = {SCHEMA}")
-
-    def write(self, statements: Sequence[Statement]) -> None:
-        with _as_os_error(sqlite3.Error), self._connection:
-            for query, values in statements:
-                self._connection.execute(query, values)
-
-    def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-        with _as_os_error(sqlite3.Error):
-            yield from self._connection.execute(query, values)
-
-    def has_column(self, name: str) -> bool:
-        return any(row["name"] == name for row in self.select("PRAGMA table_info(outcomes)"))
-
-    def close(self) -> None:
-        with contextlib.suppress(sqlite3.Error):
-            self._connection.close()
-
-
-class _Postgres:
-    """Tables in the first schema of the connection's search path."""
-
-    last = "currval(pg_get_serial_sequence('outcomes', 'id'))"
-
-    def __init__(self, url: str, writing: bool) -> None:
-        psycopg = _psycopg()
-        self._error: type[Exception] = psycopg.Error
-        with _as_os_error(self._error):
-            # In milliseconds: the time after which the kernel gives up on a server that no longer answers.
-            limits = {"connect_timeout": int(_LOCK_S), "tcp_user_timeout": int(_LOCK_S * 1000)}
-            row = psycopg.rows.dict_row
-            self._connection = psycopg.connect(url, autocommit=True, row_factory=row, **limits)
-        try:
-            with _as_os_error(self._error):
-                self._begin(name_of(url), writing)
-        except BaseException:
-            self.close()
-            raise
-
-    def _begin(self, name: str, writing: bool) -> None:
-        if writing:  # reports have no limit
-            self._connection.execute(f"SET statement_timeout = {int(_LOCK_S * 1000)}")
-        table = "to_regclass('outcomes')"
-        query = f"SELECT {table} AS name, obj_description({table}, 'pg_class') AS comment"
-        existing = self._connection.execute(query).fetchone()
-        comment, known = comment_of(SCHEMA), {comment_of(version) for version in (*MIGRATIONS, SCHEMA)}
-        if existing["name"] is not None and existing["comment"] not in known:
-            raise OSError(
-                f"{name} has a table `outcomes` with the comment {existing['comment']!r}, and the ledger needs one "
-                f"with {comment!r}: use another schema for the ledger, with ?options=-csearch_path%3DNAME"
-            )
-        if existing["name"] is None:
-            if not writing:
-                raise OSError(f"no ledger in {name}: `extproc serve --ledger` creates one")
-            with self._locked():
-                identity = "BIGINT GENERATED ALWAYS AS IDENTITY"
-                self._connection.execute(TABLES.format(identity=identity, reference="BIGINT"))
-                self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
-        elif writing and existing["comment"] != comment:
-            with self._locked():
-                current = self._connection.execute(query).fetchone()["comment"]
-                for statement in migrations(next(v for v in (*MIGRATIONS, SCHEMA) if comment_of(v) == current)):
-                    self._connection.execute(statement)
-                self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
-        elif existing["comment"] != comment:
-            self._connection.execute(NO_EXPLORATIONS)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """A transaction that only one router process has at a time."""
-        with self._connection.transaction():
-            self._connection.execute("SELECT pg_advisory_xact_lock(hashtext('extproc ledger'))")
-            yield
-
-    def write(self, statements: Sequence[Statement]) -> None:
-        # In a pipeline, a batch waits for the network only once.
-        with _as_os_error(self._error), self._connection.pipeline(), self._connection.transaction():
-            for query, values in statements:
-                self._connection.execute(query.replace("?", "%s"), values)
-
-    def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
-        with _as_os_error(self._error), self._connection.transaction(), self._connection.cursor("rows") as cursor:
-            cursor.itersize = 10_000  # the result may be larger than memory
-            yield from cursor.execute(query.replace("?", "%s"), values)
-
-    def has_column(self, name: str) -> bool:
-        query = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('outcomes') AND attname = ?"
-        return any(True for _ in self.select(query, (name,)))
-
-    def close(self) -> None:
-        with contextlib.suppress(self._error):
-            self._connection.close()
-
-
-def _psycopg() -> Any:
-    """Return the driver, which only a ledger in Postgres needs."""
-    try:
-        import psycopg.rows
-    except ImportError as error:
-        raise OSError(
-            "a ledger in Postgres needs the package psycopg: pip install 'envoy-semantic-router[postgres]'"
-        ) from error
-    return psycopg
+    if not is_postgres(place):
+        return SqliteLedger(Path(place), writing)
+    limit_s = LOCK_S if writing else None  # reports have no limit
+    return postgres.PostgresLedger(str(place), name_of(place), writing, limit_s)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-SCHEMA = 4
+SCHEMA = 5
 # From each older version to the next one. Readers also read these versions: a new column is then absent.
 # `explorations` has the answers of second tiers: `explored` of an outcome is the id of one.
 EXPLORATIONS = """
@@ -24,22 +24,41 @@ MIGRATIONS = {
         "ALTER TABLE outcomes ADD COLUMN explored TEXT",
         EXPLORATIONS,
     ),
+    # A rejected answer is deleted with its day. Older rows have no time.
+    4: ("ALTER TABLE rejections ADD COLUMN time DOUBLE PRECISION",),
 }
 TABLES = f"""{EXPLORATIONS};
 CREATE TABLE IF NOT EXISTS outcomes (
-  id {{identity}} PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
+  id {{id}}, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
   status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL, reason TEXT NOT NULL,
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
   conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT
-);
+){{by_day}};
+CREATE TABLE IF NOT EXISTS rejections (
+  outcome {{outcome}}, attempt INTEGER NOT NULL, tier TEXT,
+  reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost DOUBLE PRECISION,
+  time DOUBLE PRECISION{{time}}
+){{by_day}};
+"""
+# The parts that differ. In Postgres the tables are partitioned by day: see `days`.
+SQLITE_KEYS = {
+    "id": "INTEGER PRIMARY KEY",
+    "outcome": "INTEGER NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE",
+    "time": "",
+    "by_day": "",
+}
+POSTGRES_KEYS = {
+    "id": "BIGINT NOT NULL DEFAULT nextval('outcomes_id')",
+    "outcome": "BIGINT NOT NULL",
+    # Routers of version 4 give no time during an upgrade.
+    "time": " DEFAULT date_part('epoch', now())",
+    "by_day": " PARTITION BY RANGE (time)",
+}
+SQLITE_INDEXES = """
 CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
 CREATE INDEX IF NOT EXISTS outcomes_request ON outcomes (request);
-CREATE TABLE IF NOT EXISTS rejections (
-  outcome {{reference}} NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
-  reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost DOUBLE PRECISION
-);
 CREATE INDEX IF NOT EXISTS rejections_outcome ON rejections (outcome);
 """
 COLUMNS = (

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
+from extproc.accounting.connection import Connection
 from extproc.accounting.outcome import Ending, Unjudged
-from extproc.accounting.store import Connection, connect, name_of
+from extproc.accounting.store import connect, name_of
 from extproc.accounting.tables import newer_column
 from extproc.contract.records import DecisionRecord, VerdictRecord
 from extproc.contract.words import NOT_A_COHORT, Bound, Course, Reason, Undecided

@@ -48,6 +48,14 @@ def add_commands(commands: "Commands") -> None:
         "outcomes by the `id` of each line; FILE has the format that `extproc convert openai-log` reads",
     )
 
+    export.add_argument(
+        "--parquet",
+        type=Path,
+        metavar="DIR",
+        help="write Parquet files instead, one for each day (UTC) in DIR/day=YYYY-MM-DD; every day is whole, also "
+        "the one in which --since begins",
+    )
+
     why = add_command(
         commands, "why", _why,
         "Show the decision about one request, its attempts, verdicts and cost. docs/guides/on-call.md says "
@@ -105,6 +113,8 @@ def _export(args: argparse.Namespace) -> int:
     from extproc.accounting.export import JoinCounts, as_traffic, export
     from extproc.accounting.report import seconds_of
 
+    if args.parquet is not None:
+        return _export_parquet(args)
     lines, count = export(args.ledger, seconds_of(args.since), args.share), JoinCounts()
     if args.requests is not None:
         from extproc.cli.evidence import requests_by_id
@@ -114,4 +124,17 @@ def _export(args: argparse.Namespace) -> int:
         sys.stdout.buffer.write(line)
     if args.requests is not None:
         print(f"{args.requests}: {count.rows} rows joined, {count.without} without a request", file=sys.stderr)
+    return 0
+
+
+def _export_parquet(args: argparse.Namespace) -> int:
+    from extproc.accounting.parquet_export import export_days
+    from extproc.accounting.report import seconds_of
+
+    if args.requests is not None:
+        raise ValueError(
+            "--parquet and --requests: give one of them, as traffic to evaluate is written as JSON lines"
+        )
+    for file, rows in export_days(args.ledger, seconds_of(args.since), args.parquet, args.share):
+        print(f"{file}: {rows:,} rows", file=sys.stderr)
     return 0

@@ -10,6 +10,7 @@ import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from extproc.accounting import accesslog
+from extproc.accounting.keeper import Keeper
 from extproc.accounting.ledger import Ledger, LogStreams
 from extproc.accounting.outcome import cost_of
 from extproc.accounting.store import Store
@@ -253,7 +254,12 @@ async def run(
     )  # fmt: skip
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
     following = [asyncio.create_task(follow_rollout(router, serving.ledger.place))] if serving.ledger else []
+    keeper = Keeper(serving.ledger.place, serving.ledger.keep_days) if serving.ledger else None
+    if keeper is not None:
+        keeper.start()
     await stop.wait()
+    if keeper is not None:
+        await asyncio.to_thread(keeper.close)
     for task in following:
         task.cancel()
     await drain(server, loaded.batcher, reloading, watching)

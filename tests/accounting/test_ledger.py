@@ -87,7 +87,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
         {
             "outcome": 1, "attempt": 1, "tier": "small", "reason": "refusal", "input": 9, "output": 2,
-            "cached": None, "cost": 0.25,
+            "cached": None, "cost": 0.25, "time": 1e9,
         }
     ]  # fmt: skip
 
@@ -187,7 +187,7 @@ def test_a_failing_store_loses_outcomes_and_is_logged_once(caplog: pytest.LogCap
 
 def test_a_file_that_stays_locked_costs_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the thread of the ledger waits for the other writer."""
-    monkeypatch.setattr("extproc.accounting.store._LOCK_S", 0.05)
+    monkeypatch.setattr("extproc.accounting.sqlite.LOCK_S", 0.05)
     path = tmp_path / "ledger.sqlite"
     recorded = Recorded(Store(path, 30))
     recorded.ledger.offer(b"a")
@@ -253,7 +253,7 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(OSError, match="has ledger version 9, but version 4 is needed: move the file away"):
+    with pytest.raises(OSError, match="has ledger version 9, but version 5 is needed: move the file away"):
         Store(path, 30).open()
     with pytest.raises(OSError, match=r"no ledger at .*none: `extproc serve --ledger .*none` creates one"):
         connect(tmp_path / "none")
@@ -355,6 +355,7 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     older = sqlite3.connect(path)
     for column in ("conversation", "unjudged", "decision", "chances", "explored"):
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
+    older.execute("ALTER TABLE rejections DROP COLUMN time")
     older.execute("DROP TABLE explorations")
     older.execute("PRAGMA user_version = 2")
     older.commit()

@@ -1,15 +1,10 @@
 """A ledger in a real Postgres equals one in a file. A slow or stopped server never affects traffic."""
 
-import os
-import pwd
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,75 +18,9 @@ from extproc.accounting.outcome import Cost, Ending, Explored, Outcome, Rejectio
 from extproc.accounting.report import read_report
 from extproc.accounting.store import Store, connect, name_of
 from extproc.api.observation import Usage
-from extproc.demo.processes import end, free_ports
+from tests.postgres import Postgres
 
 FREE = Cost(None, (), None)
-
-
-class Postgres:
-    """A server on its own port. Postgres refuses to run as root, so then it runs as another user."""
-
-    def __init__(self, binaries: Path) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="ledger-"))
-        self._as: list[str] = []
-        if os.geteuid() == 0:
-            user = pwd.getpwnam("postgres")
-            os.chown(self._folder, user.pw_uid, user.pw_gid)
-            self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        (self._port,) = free_ports(1)
-        self._server = str(binaries / "postgres")
-        self.url = f"postgresql://router:secret@127.0.0.1:{self._port}/postgres"
-        made = [str(binaries / "initdb"), "-D", "data", "-U", "router", "-A", "trust", "--no-sync"]
-        subprocess.run([*self._as, *made], cwd=self._folder, stdout=subprocess.DEVNULL, check=True)
-
-    def start(self) -> None:
-        """Start the server, and return when it answers."""
-        options = ["-D", "data", "-p", str(self._port), "-h", "127.0.0.1", "-k", str(self._folder), "-F"]
-        with (self._folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([*self._as, self._server, *options], cwd=self._folder, stderr=log)
-        until(self._answers, 60)
-
-    def _answers(self) -> bool:
-        try:
-            psycopg.connect(self.url, connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
-
-    def kill(self) -> None:
-        """End the server and its processes immediately."""
-        self.process.send_signal(signal.SIGQUIT)
-        self.process.wait(30)
-
-    def remove(self) -> None:
-        end(self.process)
-        shutil.rmtree(self._folder)
-
-    def do(self, command: str) -> None:
-        with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(command)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Postgres]:
-    places = [*sorted(Path("/usr/lib/postgresql").glob("*/bin")), *map(Path, os.get_exec_path())]
-    binaries = next((place for place in places if (place / "initdb").exists()), None)
-    if binaries is None:
-        assert "CI" not in os.environ, "CI must run these tests"
-        pytest.skip("there is no Postgres on this machine: apt-get install postgresql")
-    postgres = Postgres(binaries)
-    try:
-        postgres.start()
-        yield postgres
-    finally:
-        postgres.remove()
-
-
-@pytest.fixture
-def postgres(server: Postgres) -> Postgres:
-    """The server, without a ledger."""
-    server.do("DROP TABLE IF EXISTS rejections, outcomes")
-    return server
 
 
 def until(look: Callable[[], object], within_s: float = 30) -> None:
@@ -235,25 +164,45 @@ def test_a_table_of_another_program_is_left_alone(postgres: Postgres) -> None:
     assert read_report(elsewhere, 3600).total.requests == 3
 
 
-def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) -> None:
+# The tables as version 2 made them.
+VERSION_2 = """
+CREATE TABLE outcomes (
+  id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL,
+  ending TEXT NOT NULL, status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL,
+  reason TEXT NOT NULL, judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT,
+  revision TEXT, mode TEXT, duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER,
+  output INTEGER, cached INTEGER, usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION,
+  request TEXT
+);
+CREATE INDEX outcomes_time ON outcomes (time);
+CREATE TABLE rejections (
+  outcome BIGINT NOT NULL REFERENCES outcomes (id) ON DELETE CASCADE, attempt INTEGER NOT NULL, tier TEXT,
+  reason TEXT NOT NULL, input INTEGER, output INTEGER, cached INTEGER, cost DOUBLE PRECISION
+);
+CREATE INDEX rejections_outcome ON rejections (outcome);
+COMMENT ON TABLE outcomes IS 'extproc ledger 2';
+INSERT INTO outcomes (time, api, ending, status, attempts, failed_attempts, reason, judged, cohort, tier, cost,
+  default_cost, first_byte_s, request)
+SELECT extract(epoch FROM now()) - 10 * i, 'chat', 'accepted', 200, 1 + i % 2, 0, 'matched', 1, 'faq', 'small',
+  0.25, 0.5, i / 64.0, 'request-' || i FROM generate_series(1, 300) i;
+INSERT INTO rejections SELECT id, 1, 'small', 'refusal', 9, 2, NULL, 0.125 FROM outcomes WHERE attempts = 2;
+"""
+
+
+def test_a_ledger_of_an_older_version_is_brought_up_to_date(postgres: Postgres) -> None:
     """Its rows stay. A reader may come first, and several routers may migrate it."""
-    Store(postgres.url, 1e6).add(outcomes())
-    postgres.do(
-        "ALTER TABLE outcomes DROP COLUMN conversation, DROP COLUMN unjudged, DROP COLUMN decision, "
-        "DROP COLUMN chances, DROP COLUMN explored; "
-        "DROP TABLE explorations; COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
-    )
-    assert read_report(postgres.url, 3600).total.requests == 3
+    postgres.do(VERSION_2)
+    assert read_report(postgres.url, 7200).total.requests == 300
     threads = [threading.Thread(target=Store(postgres.url, 1e6).open) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    Store(postgres.url, 1e6).add(outcomes())
+    Store(postgres.url, 1e6).add(outcomes()[:3])
     Store(postgres.url, 1e6).add_explored(Explored("explore-1", time.time(), "large", 0.1, 200, True))
-    report = read_report(postgres.url, 3600)
-    assert (report.total.requests, report.explored.accepted) == (6, 1)
-    assert {msgspec.json.decode(line)["conversation"] for line in export(postgres.url, time.time())} == {None}
+    report = read_report(postgres.url, 7200)
+    assert (report.total.requests, report.total.escalated, report.explored.accepted) == (303, 151, 1)
+    assert {msgspec.json.decode(line)["conversation"] for line in export(postgres.url, 7200)} == {None}
 
 
 def test_a_missing_driver_is_reported_before_anything_is_served(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.rows: list[Priced] = []
-        self.place = Path("/nowhere")
+        self.place, self.keep_days = Path("/nowhere"), 90.0
         self.closed = False
 
     def open(self) -> None: ...

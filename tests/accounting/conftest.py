@@ -1,0 +1,5 @@
+"""One Postgres server for all tests of the ledger."""
+
+from tests.postgres import postgres, server
+
+__all__ = ["postgres", "server"]
