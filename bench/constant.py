@@ -1,7 +1,7 @@
 """An ext_proc server that answers every request alike, without deciding: `python -m bench.constant PORT ROUTER`.
 
-It forwards the first request to the ext_proc server on port ROUTER and sends its reply to everybody. So Envoy does the
-work of a decision, and this server only that of gRPC. Access logs are read and dropped.
+It forwards the first request to the ext_proc server on port ROUTER and sends its reply to everybody. So Envoy does
+the work of a decision, and this server only that of gRPC. Access logs are read and dropped.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Constant:
 
     async def _decided(self, message: bytes, metadata: Any) -> bytes:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{self._router}") as channel:
-            call = channel.stream_stream(f"/{wire.SERVICE}/{wire.METHOD}")
+            call: Any = channel.stream_stream(f"/{wire.SERVICE}/{wire.METHOD}")
             sent = tuple((name, value) for name, value in metadata if name.startswith("x-"))
             reply: bytes = await call(iter([message]), metadata=sent).read()
             return reply
@@ -51,7 +51,7 @@ class Constant:
 async def serve(port: int, router: int) -> None:
     """Serve until the process is ended."""
     constant, server = Constant(router), grpc.aio.server()
-    handlers = {
+    handlers: dict[str, dict[str, Any]] = {
         wire.SERVICE: {wire.METHOD: grpc.stream_stream_rpc_method_handler(constant.process)},
         accesslog.SERVICE: {accesslog.METHOD: grpc.stream_unary_rpc_method_handler(constant.drop)},
         "grpc.health.v1.Health": {"Check": grpc.unary_unary_rpc_method_handler(constant.healthy)},

@@ -194,9 +194,7 @@ class OpenVinoSentences:
             longest = _at_least(self._lengths, lengths[order[0]])
             count = max(n for n in _BATCHES if n == 1 or n * longest <= _BATCH_TOKENS)
             near = [
-                i
-                for n, i in enumerate(order[:count])
-                if 2 * lengths[i] >= longest or n * longest < _CHEAP_TOKENS
+                i for n, i in enumerate(order[:count]) if 2 * lengths[i] >= longest or n * longest < _CHEAP_TOKENS
             ]
             order = order[len(near) :]
             rows |= zip(near, zip(*self._infer([tokens[i] for i in near]), strict=True), strict=False)

@@ -58,4 +58,3 @@ def tokens_in(parts: Parts, spans: Sequence[tuple[int, int]]) -> list[int]:
         if any(start < last and first < end for first, last in parts)
     ]
     return inside if parts and max((spans[i][1] for i in inside), default=0) >= parts[-1][1] else []
-
