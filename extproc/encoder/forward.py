@@ -11,7 +11,7 @@ from extproc.encoder.protocols import Vectors
 
 
 def pools_parts(model: Any) -> bool:
-    """Return whether the vector of a text is the mean over its tokens. Otherwise parts have no vector of theirs."""
+    """Return whether the vector of a text is the mean over its tokens. Otherwise its parts are encoded apart."""
     return len(model) > 1 and getattr(model[1], "pooling_mode", None) == "mean"
 
 

@@ -26,7 +26,7 @@ def encode_parts(sentences: Encoder, texts: Sequence[str], parts: Sequence[Parts
 
 
 def in_two_passes(sentences: Encoder, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
-    """Return the same, with the parts of each text encoded as a text of their own."""
+    """Return the same, with the parts of each text encoded as a separate text."""
     apart = [i for i, spans in enumerate(parts) if spans]
     # In one call, so that the model's weights are read from memory only once.
     vectors = sentences.encode([*texts, *(text_of(texts[i], parts[i]) for i in apart)])
@@ -37,7 +37,7 @@ def in_two_passes(sentences: Encoder, texts: Sequence[str], parts: Sequence[Part
 
 
 def text_of(text: str, parts: Parts) -> str:
-    """Return the parts as a text of their own."""
+    """Return the parts as a separate text."""
     return " ".join(text[start:end] for start, end in parts) if parts else text
 
 

@@ -9,6 +9,6 @@ from extproc.config.load import Config
 def may_judge(config: Config) -> bool:
     """Return whether an answer may be judged: an intent has acceptance rules, or there is a candidate.
 
-    A candidate has intents of its own, which change more often.
+    The intents of a candidate are separate files, which change more often.
     """
     return config.policy.candidate is not None or any(intent.accept for intent in config.intents)

@@ -91,7 +91,7 @@ def test_both_tokenizers_find_the_same_tokens(pieces, text, parts):
 
 
 def test_parts_that_the_model_does_not_read_have_no_tokens(pieces):
-    """The text is longer than the model reads. The caller then encodes the parts as a text of their own."""
+    """The text is longer than the model reads. The caller then encodes the parts as a separate text."""
     from extproc.encoder.tokens import load_tokens
 
     for tokens in (load_tokens(pieces, 6), JsonTokens(pieces / "json" / "tokenizer.json", 6)):
@@ -168,7 +168,12 @@ def test_an_ask_is_encoded_in_one_pass(encoder, monkeypatch):
         pytest.skip("another back end was chosen here, or `extproc prepare` was not run")
     rows = []
     infer = sentences._infer
-    monkeypatch.setattr(sentences, "_infer", lambda tokens: rows.append(len(tokens)) or infer(tokens))
+
+    def counting(tokens: Sequence[tuple[list[int], list[int]]]) -> tuple[Vectors, Vectors]:
+        rows.append(len(tokens))
+        return infer(tokens)
+
+    monkeypatch.setattr(sentences, "_infer", counting)
     assert isinstance(encoder, FeatureEncoder)
     encoder.encode([TEXTS[0]])
     assert rows == [1]

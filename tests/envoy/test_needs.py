@@ -12,7 +12,7 @@ from extproc.envoy.bootstrap import sample_of, static_resources
 from extproc.envoy.unsupported import Cascade
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
-# What only judged answers need.
+# The filters that only judged answers need.
 JUDGING = {"rescue", "verifier_body", "verifier_stream"}
 ACCEPT = "accept: [{min_chars: 10}]\n"
 
