@@ -81,7 +81,7 @@ class Systems:
         self._envoy, self._router = stack.envoy.pid, stack.router.pid
 
     def answers(self) -> list[System]:
-        """Those that are measured with answers of 300 bytes."""
+        """The systems that are measured with answers of 300 bytes."""
         one, two = text_of(_ONE_VIEW, _SHORT), text_of(_TWO_VIEWS, _SHORT)
         return [
             self._plain(_BARE, self._bare_url),
@@ -94,7 +94,7 @@ class Systems:
         ]
 
     def streams(self) -> list[System]:
-        """Those that are measured with streams of 50 chunks."""
+        """The systems that are measured with streams of 50 chunks."""
         plain = self._plain(_PLAIN, self._stack.plain_url)
         return [plain, self.router(_STREAM, TEXT, False), self.router(_JUDGED, JUDGED, False)]
 

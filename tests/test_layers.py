@@ -40,6 +40,7 @@ VENDORS = {
     "encoder/e5_package.py": {"safetensors"},
     "encoder/tokens.py": {"tokenizers", "sentencepiece"},
     "encoder/prepare.py": {"torch", "openvino", "nncf"},
+    "encoder/forward.py": {"torch"},
     "accounting/accesslog.py": {"google"},
     "accounting/store.py": {"psycopg"},  # for a ledger in Postgres
     "verifying/review.py": {"redis"},  # for a policy with a Redis queue

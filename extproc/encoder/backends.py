@@ -106,12 +106,12 @@ class TorchSentences:
         """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
         import torch
 
-        from extproc.encoder.forward import Forward, pools_parts
+        from extproc.encoder.forward import forward_of, pools_parts
 
         if not pools_parts(self.model):
             return in_two_passes(self, texts, parts)
         whole, second = in_two_passes(self, texts, [()] * len(texts))
-        forward = Forward(self.model, self.centre)
+        forward = forward_of(self.model, self.centre)
         for i, (text, spans) in enumerate(zip(texts, parts, strict=True)):
             ids, marked = self._tokens(text, spans) if spans else ([], [])
             if marked:

@@ -87,14 +87,14 @@ def quantise_model(
     import nncf
     import torch
 
-    from extproc.encoder.forward import Forward, pools_parts
+    from extproc.encoder.forward import forward_of, pools_parts
 
     example = torch.ones(2, 8, dtype=torch.long)
     inputs = {"input_ids": example, "attention_mask": example}
     if pools_parts(model):
         inputs["parts"] = example
     try:
-        graph = openvino.convert_model(Forward(model, centre), example_input=inputs)
+        graph = openvino.convert_model(forward_of(model, centre), example_input=inputs)
     except Exception as error:  # tracing runs the model's code, which may raise anything
         raise EncoderError(
             f"the model cannot be converted: {error}. Serving will run it in torch, unprepared."

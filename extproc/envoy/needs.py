@@ -1,6 +1,6 @@
-"""What the settings need of Envoy. A filter that no request can use is not in a chain.
+"""The filters that the settings need. A filter that no request can use is not in a chain.
 
-Where an intent needs a filter, every chain has it, because intents change while Envoy keeps its configuration.
+If one intent needs a filter, every chain has it, because intents change while Envoy keeps its configuration.
 """
 
 from extproc.config.load import Config
