@@ -1,7 +1,7 @@
 """An ext_proc server that answers every request alike, without deciding: `python -m bench.constant PORT ROUTER`.
 
-It forwards the first request to the ext_proc server on port ROUTER and sends its reply to everybody. So Envoy does
-the work of a decision, and this server only that of gRPC. Access logs are read and dropped.
+It forwards the first request to the ext_proc server on port ROUTER, and repeats its reply for all others. So Envoy
+does the work of a decision, and this server only that of gRPC. Access logs are read and dropped.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Constant:
         return b""
 
     async def healthy(self, _message: bytes, _context: Any) -> bytes:
-        """Tell Envoy that this server works."""
+        """Reply that this server works."""
         return _HEALTHY
 
 
