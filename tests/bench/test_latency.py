@@ -1,5 +1,6 @@
 """The benchmark of routing: its controls, its bars, and streams of other lengths."""
 
+import contextlib
 import http.client
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from bench import growth, latency
 from bench.controls import with_constant
 from bench.flat_upstream import chunks_message, events
+from bench.gateways import Running
 from bench.load import Cell, System, check
 from extproc.config.load import load_config
 from extproc.demo.processes import end, free_ports
@@ -93,18 +95,41 @@ def test_gateways_that_are_not_installed_are_named(tmp_path: Path):
         assert missing[0] == "LiteLLM not measured: `make bench-peers` installs and measures it"
 
 
-def test_a_request_may_ask_for_a_longer_stream():
-    """The message before the text says so, and the text of the user stays the same."""
-    system = System("a system", "", "m", (), before=(chunks_message(120),))
+@pytest.fixture
+def upstream() -> Iterator[int]:
     (port,) = free_ports(1)
     process = subprocess.Popen([sys.executable, "-m", "bench.flat_upstream", str(port)])
     try:
         check(System("the upstream", f"http://127.0.0.1:{port}/", "m", ()))  # it waits until the upstream listens
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("POST", "/", system.body(stream=True))
-        assert connection.getresponse().read() == b"".join(events(120))
+        yield port
     finally:
         end(process)
+
+
+def test_an_installed_gateway_has_a_row(upstream: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its CPU is in the column of the router, because it has no Envoy."""
+
+    @contextlib.contextmanager
+    def gateway(cache: Path, folder: Path, port: int, to: int) -> Iterator[Running]:
+        yield Running("1.2", f"http://127.0.0.1:{to}/v1/chat/completions", "m", {}, 7)
+
+    monkeypatch.setattr(latency, "GATEWAYS", {"Fast": gateway, "Absent": gateway})
+    (tmp_path / "fast").mkdir()
+    (tmp_path / "fast" / "installed").touch()
+    with latency.peers(upstream, tmp_path) as (systems, missing):
+        assert [(system.name, system.pids) for system in systems] == [("Fast 1.2", (7,))]
+        assert missing == ["Absent not measured: `make bench-peers` installs and measures it"]
+    alone = Cell(100, 100.0, 1.0, 2.0, (0.4,), 0.1, 0)
+    lines = [*latency.table({(latency._PLAIN, 16, False): [cell(0.1, 0.0)], ("Fast 1.2", 16, False): [alone]})]
+    assert lines[2].split()[-4:] == ["0", "400", "0.10", "0"]
+
+
+def test_a_request_may_ask_for_a_longer_stream(upstream: int):
+    """The message before the text says so, and the text of the user stays the same."""
+    system = System("a system", "", "m", (), before=(chunks_message(120),))
+    connection = http.client.HTTPConnection("127.0.0.1", upstream, timeout=10)
+    connection.request("POST", "/", system.body(stream=True))
+    assert connection.getresponse().read() == b"".join(events(120))
 
 
 def test_a_search_is_timed_for_each_number_of_cohorts(monkeypatch: pytest.MonkeyPatch):
