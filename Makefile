@@ -133,7 +133,7 @@ sbom:  ## write sbom.json, a CycloneDX list of the packages that run in producti
 	(cat requirements.lock; echo "torch==$(TORCH)") | $(VENV)/tools/bin/cyclonedx-py requirements \
 	  --pyproject $(VENV)/tools/pyproject.toml --of JSON -o sbom.json -
 
-bench: $(VENV)/ready  ## measure the latency that routing adds to Envoy (needs wrk)
+bench: $(VENV)/ready  ## measure what routing costs beside Envoy alone, with its bars and its growth (needs wrk)
 	@$(BIN)/python -m bench.latency
 
 bench-encoders: $(VENV)/ready  ## measure the encoder's back ends: speed, and accuracy on CLINC150

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from extproc.encoder.backends import ADAPTED_FILE, load_sentences, prepared_folder, read_choice
+from extproc.encoder.parts import Parts, encode_parts
 from extproc.encoder.prepare import prepare
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.evidence.fit import adapt
@@ -77,10 +78,19 @@ class CachedEncoder:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
+        return self._cached([*texts], lambda encoder: encoder.encode(texts))
+
+    def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
+        """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
+        key = [f"{spans} {text}" for text, spans in zip(texts, parts, strict=True)]
+        whole, second = self._cached(key, lambda encoder: np.stack(encode_parts(encoder, texts, parts)))
+        return whole, second
+
+    def _cached(self, key: list[str], encode: Callable[[Encoder], Vectors]) -> Vectors:
         with contextlib.nullcontext() if self._model == BASE else self._cache.prepared():
             choice = read_choice(self._model)
             name = f"{prepared_folder(self._model).name} {choice.chosen.name if choice is not None else 'torch'}"
-            return self._cache.array("\0".join([name, *texts]), lambda: self._load().encode(texts))
+            return self._cache.array("\0".join([name, *key]), lambda: encode(self._load()))
 
     def _load(self) -> Encoder:
         if self._encoder is None:

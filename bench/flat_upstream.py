@@ -5,6 +5,8 @@ server-sent events in one chunk each. It is one process with one loop and no asy
 faster than the gateway that is measured.
 """
 
+import functools
+import re
 import select
 import socket
 import sys
@@ -13,6 +15,8 @@ import msgspec
 
 ANSWER_BYTES = 300
 CHUNKS = 50
+# A request may ask for another number of events.
+_WANTED = re.compile(rb"stream of (\d+) chunks")
 # Chunks in one write. With fewer, the upstream alone would not be faster than Envoy in front of it.
 _CHUNKS_PER_WRITE = 5
 
@@ -32,10 +36,15 @@ def _completion(content: str) -> bytes:
     return msgspec.json.encode(_shape("chat.completion", choice) | {"usage": usage})
 
 
-def events() -> list[bytes]:
-    """A stream of CHUNKS events. The last one is the end mark."""
+def chunks_message(count: int) -> dict[str, str]:
+    """A message before the text, with which the stream has `count` events."""
+    return {"role": "system", "content": f"This is a stream of {count} chunks."}
+
+
+def events(count: int = CHUNKS) -> list[bytes]:
+    """A stream of `count` events. The last one is the end mark."""
     words: list[dict[str, object]] = [
-        {"index": 0, "delta": {"content": f"word{i} "}, "finish_reason": None} for i in range(CHUNKS - 2)
+        {"index": 0, "delta": {"content": f"word{i} "}, "finish_reason": None} for i in range(count - 2)
     ]
     last: dict[str, object] = {"index": 0, "delta": {}, "finish_reason": "stop"}
     frames = [msgspec.json.encode(_shape("chat.completion.chunk", choice)) for choice in [*words, last]]
@@ -53,8 +62,6 @@ _SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding
 def serve(port: int) -> None:
     """Answer requests until the process is ended."""
     whole = _JSON % (ANSWER_BYTES, json_answer())
-    chunks = [_SSE, *(b"%x\r\n%s\r\n" % (len(event), event) for event in events()), b"0\r\n\r\n"]
-    stream = [b"".join(chunks[i : i + _CHUNKS_PER_WRITE]) for i in range(0, len(chunks), _CHUNKS_PER_WRITE)]
     listener = socket.create_server(("127.0.0.1", port), backlog=256)
     poll = select.epoll()
     poll.register(listener, select.EPOLLIN)
@@ -71,7 +78,7 @@ def serve(port: int) -> None:
                 continue
             try:
                 received = connections[fd].recv(65536)
-                unread[fd] = _answer(connections[fd], unread[fd] + received, whole, stream)
+                unread[fd] = _answer(connections[fd], unread[fd] + received, whole)
             except ConnectionError:
                 received = b""
             if not received:
@@ -80,7 +87,14 @@ def serve(port: int) -> None:
                 connections.pop(fd).close()
 
 
-def _answer(connection: socket.socket, received: bytes, whole: bytes, stream: list[bytes]) -> bytes:
+@functools.cache
+def _stream(count: int) -> list[bytes]:
+    """The writes of a stream with this many events."""
+    chunks = [_SSE, *(b"%x\r\n%s\r\n" % (len(event), event) for event in events(count)), b"0\r\n\r\n"]
+    return [b"".join(chunks[i : i + _CHUNKS_PER_WRITE]) for i in range(0, len(chunks), _CHUNKS_PER_WRITE)]
+
+
+def _answer(connection: socket.socket, received: bytes, whole: bytes) -> bytes:
     """Answer the request if it is complete. Return the bytes that are not answered yet."""
     head, end, body = received.partition(b"\r\n\r\n")
     if not end:
@@ -89,7 +103,8 @@ def _answer(connection: socket.socket, received: bytes, whole: bytes, stream: li
     if len(body) < int(length.partition(b"\r\n")[0] or 0):
         return received
     if b'"stream":true' in body or b'"stream": true' in body:
-        for part in stream:
+        wanted = _WANTED.search(body)
+        for part in _stream(int(wanted[1]) if wanted is not None else CHUNKS):
             connection.sendall(part)
     else:
         connection.sendall(whole)

@@ -1,48 +1,69 @@
-"""The cost of routing, compared with the same Envoy without it: `make bench`.
+"""The cost of routing, compared with the same Envoy without it: `make bench`, in less than six minutes.
 
-The load is `wrk` with one thread, closed loop, over 1, 16 and 64 connections. A flat upstream answers with 300
-bytes. The systems alternate in rounds of one run:
+The load is `wrk` with one thread, closed loop. A flat upstream answers with 300 bytes, or with 50 chunks. All
+systems share one Envoy with one worker, and alternate in rounds of one run:
 
 - bare Envoy: a listener without our filters and without access logs
 - plain Envoy: the same with our access logs. It is what routing is compared with.
+- constant reply: an ext_proc server in Python that replies the same to every request. With the minimal chain it is
+  the floor of ext_proc. With our chain it shows what is left to a router that costs nothing.
 - the router with three kinds of text. A "seen" text is always the same. A "new" text is never sent twice, so each
-  of them needs an embedding: of the whole text, or of two views if the text has a second sentence.
+  of them needs an embedding. A text of two views has a first or last sentence beside the rest.
+- streams: through plain Envoy, through the router, and judged by the verifier
 
-Real traffic lies between seen and new. CPU is per request: that of Envoy, and that of the router. The exit status
-is 1 if a turn failed. The rate of a failed turn means nothing.
+Other gateways are in the table if `make bench-peers` has installed them here. CPU is per request: that of Envoy,
+and that of the router, the constant server or the gateway. The bars are for the figures of this run. Growth has one
+turn for each size.
+
+A turn failed if one answer failed open, was not routed, or did not come. Its rate means nothing, and the exit
+status is 1.
 """
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from bench.load import BY_TEXT, Cell, System, check, faults, flat_upstream, interpreter, measure, routing_stack
+from bench import growth
+from bench.controls import Controls, controls
+from bench.gateways import GATEWAYS, GatewayError
+from bench.load import (
+    BY_TEXT,
+    JUDGED,
+    TEXT,
+    Cell,
+    System,
+    check,
+    faults,
+    flat_upstream,
+    interpreter,
+    measure,
+    routing_stack,
+)
+from extproc.demo.processes import free_ports
 from extproc.demo.stack import PLAIN_CLUSTER, Stack
-from extproc.encoder.backends import load_encoder
-from extproc.encoder.protocols import Encoder, Vectors
-from extproc.routing.index import Index, nearest
 
-_TOKENS = (16, 64, 256, 1024)
-_CONNECTIONS = (1, 16, 64)
+_CONNECTIONS, _STREAMS_AT_ONCE = (1, 16), 16
 # CASE is replaced by a number, and the text then has about the right length. Only the first 512 characters are
 # embedded. Both heads match a cohort without acceptance rules. The first has no end of a clause, so its text has
 # one view for any number.
 _ONE_VIEW, _TWO_VIEWS = "Write a Python function for case CASE", "Write Python for case CASE:"
 _HEAD_TOKENS = {_ONE_VIEW: 11, _TWO_VIEWS: 11}
 _WORDS = "that reads the rows of a table and sorts them by the date in the first column and".split()  # noqa: SIM905
+_SHORT = growth.TOKENS[0]
 _PATH = "/v1/chat/completions"
-# The router matches the embedding and hashed words, concatenated.
-_DIMENSIONS = 384 + 2048
-_PLAIN = "plain Envoy"
+_BARE, _PLAIN, _MINIMAL = "bare Envoy", "plain Envoy", "constant reply, minimal chain"
+_WHOLE, _SEEN = "constant reply, our chain", "router, seen"
+_NEW, _NEW_TWO = "router, new, one view", "router, new, two views"
+_STREAM, _JUDGED = "router, stream", "router, judged stream"
 
-Cells = dict[tuple[int, int, str], list[Cell]]
+# (system, connections, whether the answer is a stream) -> one cell per round
+Cells = dict[tuple[str, int, bool], list[Cell]]
 
 
 def text_of(head: str, tokens: int) -> str:
@@ -51,59 +72,101 @@ def text_of(head: str, tokens: int) -> str:
     return f"{head} " + " ".join(_WORDS[i % len(_WORDS)] for i in range(words))
 
 
-def systems(stack: Stack, bare_url: str, tokens: int) -> list[System]:
-    """Envoy without the router, and the router on texts of about this many tokens."""
-    assert stack.envoy is not None and stack.router is not None
-    tier, model = next(iter(stack.upstreams.models.items()))
-    both = (stack.envoy.pid, stack.router.pid)
-    one, two = text_of(_ONE_VIEW, tokens), text_of(_TWO_VIEWS, tokens)
+class Systems:
+    """Everything behind one Envoy: the controls, and the router with each kind of text."""
 
-    def control(name: str, url: str) -> System:
-        return System(name, url + _PATH, model, both, {PLAIN_CLUSTER: tier}, text=one)
+    def __init__(self, stack: Stack, bare_url: str, constant: Controls) -> None:
+        assert stack.envoy is not None and stack.router is not None
+        self._stack, self._bare_url, self._constant = stack, bare_url, constant
+        self._envoy, self._router = stack.envoy.pid, stack.router.pid
 
-    def router(name: str, text: str, fresh: bool) -> System:
-        return System(name, stack.url + _PATH, "auto", both, {}, text, fresh, BY_TEXT, stack.admin_url)
+    def answers(self) -> list[System]:
+        """The systems that are measured with answers of 300 bytes."""
+        one, two = text_of(_ONE_VIEW, _SHORT), text_of(_TWO_VIEWS, _SHORT)
+        return [
+            self._plain(_BARE, self._bare_url),
+            self._plain(_PLAIN, self._stack.plain_url),
+            self._replying(_MINIMAL, self._constant.minimal_url, ()),
+            self._replying(_WHOLE, self._constant.whole_url, BY_TEXT),
+            self.router(_SEEN, one, False),
+            self.router(_NEW, one, True),
+            self.router(_NEW_TWO, two, True),
+        ]
 
-    return [
-        control("bare Envoy", bare_url),
-        control(_PLAIN, stack.plain_url),
-        router("router, seen", one, False),
-        router("router, new, one view", one, True),
-        router("router, new, two views", two, True),
-    ]
+    def streams(self) -> list[System]:
+        """The systems that are measured with streams of 50 chunks."""
+        plain = self._plain(_PLAIN, self._stack.plain_url)
+        return [plain, self.router(_STREAM, TEXT, False), self.router(_JUDGED, JUDGED, False)]
+
+    def router(self, name: str, text: str, fresh: bool) -> System:
+        """The router with this text."""
+        both = (self._envoy, self._router)
+        return System(name, self._stack.url + _PATH, "auto", both, {}, text, fresh, BY_TEXT, self._stack.admin_url)
+
+    def _plain(self, name: str, url: str) -> System:
+        tier, model = next(iter(self._stack.upstreams.models.items()))
+        one = text_of(_ONE_VIEW, _SHORT)
+        return System(name, url + _PATH, model, (self._envoy, self._router), {PLAIN_CLUSTER: tier}, one)
+
+    def _replying(self, name: str, url: str, reasons: tuple[str, ...]) -> System:
+        both, one = (self._envoy, self._constant.pid), text_of(_ONE_VIEW, _SHORT)
+        return System(name, url + _PATH, "auto", both, {}, one, False, reasons, self._stack.admin_url)
 
 
-def run(stack: Stack, bare_url: str, rounds: int, seconds: int, tokens: Sequence[int]) -> Cells:
-    """(tokens, connections, system) -> one cell per round. The systems alternate."""
+@contextlib.contextmanager
+def peers(upstream: int, cache: Path) -> Iterator[tuple[list[System], list[str]]]:
+    """(the gateways that are installed in `cache`, lines about the others)."""
+    with contextlib.ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="peers-")))
+        systems, missing = [], []
+        for name, gateway in GATEWAYS.items():
+            if not (cache / name.lower() / "installed").exists():
+                missing.append(f"{name} not measured: `make bench-peers` installs and measures it")
+                continue
+            try:
+                with contextlib.ExitStack() as attempt:
+                    started = attempt.enter_context(gateway(cache, folder, free_ports(1)[0], upstream))
+                    where, headers = (started.url, started.model, (started.pid,)), started.headers
+                    system = System(f"{name} {started.version}", *where, headers)
+                    check(system)
+                    systems.append(system)
+                    running.push(attempt.pop_all())
+            except GatewayError as error:
+                missing.append(f"{name} not measured: {error}")
+        yield systems, missing
+
+
+def run(answers: Sequence[System], streams: Sequence[System], rounds: int, seconds: int) -> Cells:
+    """The cells of all systems, which alternate."""
     cells: Cells = {}
+    turns = [(system, count, False) for count in _CONNECTIONS for system in answers]
+    turns += [(system, _STREAMS_AT_ONCE, True) for system in streams]
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
         for _ in range(rounds):
-            for length in tokens:
-                for connections in _CONNECTIONS:
-                    for system in systems(stack, bare_url, length):
-                        cell = measure(system, False, connections, seconds, Path(folder))
-                        cells.setdefault((length, connections, system.name), []).append(cell)
+            for system, count, stream in turns:
+                cell = measure(system, stream, count, seconds, Path(folder))
+                cells.setdefault((system.name, count, stream), []).append(cell)
     return cells
 
 
 def table(cells: Cells) -> Iterator[str]:
     """Lines with medians over the rounds. Ratios and added times are relative to plain Envoy."""
-    yield (
-        "tokens connections  system                     per s  of plain  p50 ms   added  p99 ms   added"
-        "   CPU us: Envoy  router  client cores"
-    )
-    for (tokens, connections, name), turns in cells.items():
-        cell, plain = median(turns), median(cells[tokens, connections, _PLAIN])
-        envoy_us, router_us = (1000 * each for each in cell.cpu_each)
-        line = f"{tokens:>6}{connections:>12}  {name:<24}{cell.per_second:>8.0f}"
+    head = "per s  of plain  p50 ms   added  p99 ms   added   CPU us: Envoy  router  client cores  fail-opens"
+    yield f"connections  {'system':<32}{head}"
+    for (name, connections, stream), turns in cells.items():
+        cell, plain = median(turns), median(cells[_PLAIN, connections, stream])
+        envoy_us, router_us = (1000 * each for each in (0.0, *cell.cpu_each)[-2:])  # a gateway has no Envoy
+        shown = f"{name}, stream" if stream and "stream" not in name else name
+        line = f"{connections:>11}  {shown:<32}{cell.per_second:>5.0f}"
         line += f"{cell.per_second / plain.per_second:>10.2f}" if plain.per_second else f"{'-':>10}"
         line += f"{cell.p50_ms:>8.2f}{cell.p50_ms - plain.p50_ms:>8.2f}{cell.p99_ms:>8.2f}"
         line += f"{cell.p99_ms - plain.p99_ms:>8.2f}{envoy_us:>16.0f}{router_us:>8.0f}{cell.client_cores:>14.2f}"
+        line += f"{sum(turn.fail_opens for turn in turns):>12}"
         wrong = faults(turns)
         yield f"{line}  {wrong}" if wrong else line
 
 
-def median(cells: list[Cell]) -> Cell:
+def median(cells: Sequence[Cell]) -> Cell:
     """The median of each measurement over the rounds. Counts of faults are those of the first round."""
     middle = {
         name: statistics.median(getattr(cell, name) for cell in cells)
@@ -113,77 +176,76 @@ def median(cells: list[Cell]) -> Cell:
     return msgspec.structs.replace(cells[0], cpu_each=each, **middle)
 
 
-def encoder_alone() -> Iterator[str]:
-    """Lines with the texts per second of the encoder alone, in batches of sixteen, with the threads of serving."""
-    encoder = load_encoder("all-MiniLM-L6-v2")
-    yield "encoder alone, texts/s   one view   two views"
-    for tokens in _TOKENS:
-        rates = [_texts_per_s(encoder, text_of(head, tokens)) for head in _HEAD_TOKENS]
-        yield f"{tokens:>10} tokens      " + "".join(f"{rate:>12.0f}" for rate in rates)
+def bars(cells: Cells, search_ms: float) -> Iterator[str]:
+    """Lines with the figures that have a bar. The bars were set on two quiet Zen 4 cores."""
+    at = {key: median(turns) for key, turns in cells.items()}
+    one, many = (
+        {name: at[name, count, False] for name in (_PLAIN, _MINIMAL, _SEEN, _NEW_TWO)} for count in (1, 16)
+    )
+    stream, judged = (at[name, _STREAMS_AT_ONCE, True] for name in (_STREAM, _JUDGED))
+    floor = many[_SEEN].cpu_ms / many[_MINIMAL].cpu_ms
+    yield f"{'bar':<68}{'measured':>12}{'at most':>12}"
+    for name, measured, bar in (
+        ("seen, 16 connections, CPU us of router and Envoy", many[_SEEN].cpu_ms * 1000, "700"),
+        ("the same over the constant reply with the minimal chain", floor, "-"),
+        ("seen, 1 connection, p50 over plain Envoy, ms", _over(one, _SEEN), "0.6"),
+        ("new, two views, 16 connections, CPU ms", many[_NEW_TWO].cpu_ms, "2.5"),
+        ("new, two views, 1 connection, p50 over plain Envoy, ms", _over(one, _NEW_TWO), "3.5"),
+        ("new, two views, 16 connections, requests/s", many[_NEW_TWO].per_second, "460 or more"),
+        ("search among 10,000 cohorts, CPU ms", search_ms, "0.3"),
+        ("judged stream of 50 chunks, CPU over one that is not judged", judged.cpu_ms / stream.cpu_ms, "1.3"),
+    ):
+        yield f"{name:<68}{measured:>12.4g}{bar:>12}"
 
 
-def _texts_per_s(encoder: Encoder, text: str) -> float:
-    times = []
-    for turn in range(8):
-        # Serving also reads only the start of a long text.
-        batch = [text.replace("CASE", f"{turn:04}{i:04}")[:512] for i in range(16)]
-        began = time.perf_counter()
-        encoder.encode(batch)
-        times.append(time.perf_counter() - began)
-    return 16 / statistics.median(times)
-
-
-def growth() -> Iterator[str]:
-    """Lines with the time of a search for more cohorts and more centroids per cohort."""
-    yield "cohorts   centroids each   search ms   index MB"
-    rng = np.random.default_rng(0)
-    for cohorts, each in ((10, 1), (100, 1), (1000, 1), (10_000, 1), (100, 10), (1000, 10)):
-        rows = rng.standard_normal((cohorts * each, _DIMENSIONS), dtype=np.float32)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        means = {str(i): rows[i * each].copy() for i in range(cohorts)}
-        index = Index({str(i): rows[i * each : (i + 1) * each] for i in range(cohorts)}, means)
-        seconds = [_search_s(index, rows[i % len(rows)]) for i in range(60)]
-        size = (rows.nbytes + sum(row.nbytes for row in means.values())) / 2**20
-        yield f"{cohorts:>7}{each:>17}{statistics.median(seconds) * 1e3:>12.3f}{size:>11.1f}"
-
-
-def _search_s(index: Index, vector: Vectors) -> float:
-    began = time.perf_counter()
-    nearest(index, vector)
-    return time.perf_counter() - began
+def _over(cells: dict[str, Cell], name: str) -> float:
+    return cells[name].p50_ms - cells[_PLAIN].p50_ms
 
 
 def main() -> int:
-    """Print the tables that the README quotes. Return 1 if a turn failed."""
+    """Print the tables. Return 1 if a turn failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="rounds to take the median of (default 3)")
     parser.add_argument("--seconds", type=int, default=2, help="length of each turn (default 2)")
     parser.add_argument("--workers", type=int, default=1, help="processes of the router (default 1)")
+    parser.add_argument("--cache", type=Path, default=Path(".venv-peers"), help="folder of other gateways")
     args = parser.parse_args()
-    with flat_upstream() as (port, _), routing_stack(port, args.workers) as (stack, bare_url):
-        for system in systems(stack, bare_url, 16):
+    with (
+        flat_upstream() as (port, _),
+        controls() as constant,
+        routing_stack(port, args.workers, constant.add) as (stack, bare_url),
+        peers(port, args.cache.resolve()) as (others, missing),
+    ):
+        systems = Systems(stack, bare_url, constant)
+        answers, streams = systems.answers(), systems.streams()
+        for system in answers[:2] + answers[4:] + streams:
             check(system)
-        before = stack.stats("http.llm.ext_proc.router.stream_msgs")
-        sent = measure_messages(stack, bare_url)
-        messages = sum(stack.stats("http.llm.ext_proc.router.stream_msgs").values()) - sum(before.values())
-        print(f"ext_proc messages per request, both directions: {messages / sent:.2f} (2 is one each way)")
-        print(f"router: {interpreter()}\n")
-        cells = run(stack, bare_url, args.rounds, args.seconds, _TOKENS)
+        print(
+            f"ext_proc messages per request, both directions: {messages(stack, answers[4]):.2f} (2 is one each way)"
+        )
+        print(f"router: {interpreter()}\n", flush=True)
+        cells = run([*answers, *others], streams, args.rounds, args.seconds)
+        new = [systems.router(_NEW, text_of(_ONE_VIEW, tokens), True) for tokens in growth.TOKENS]
+        grown = growth.rows(streams[1], new, streams[2], args.seconds)
         assert stack.router is not None
         status = Path(f"/proc/{stack.router.pid}/status").read_text()
-    print("\n".join(table(cells)))
+    print(*table(cells), *missing, "", sep="\n")
+    searches = growth.searches()
+    print(*bars(cells, searches[max(searches)]), sep="\n")
     resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
-    print(f"\nresident memory of the router: {int(resident) / 1024:.0f} MB\n")
-    print("\n".join(encoder_alone()), end="\n\n")
-    print("\n".join(growth()))
-    return 0 if all(cell.valid for turns in cells.values() for cell in turns) else 1
+    print(f"{'resident memory of the router, MB':<68}{int(resident) / 1024:>12.0f}{260:>12}\n")
+    print(*growth.table(grown), sep="\n")
+    print(*(f"{f'search among {count:,} cohorts':<32}{ms:>39.3f} ms" for count, ms in searches.items()), sep="\n")
+    measured = [*(cell for turns in cells.values() for cell in turns), *(cell for _, cell in grown)]
+    return 0 if all(cell.valid for cell in measured) else 1
 
 
-def measure_messages(stack: Stack, bare_url: str) -> int:
-    """Send requests for one second. Return how many were sent."""
+def messages(stack: Stack, seen: System) -> float:
+    """The ext_proc messages for each of the requests of one second."""
+    before = stack.stats("http.llm.ext_proc.router.stream_msgs")
     with tempfile.TemporaryDirectory(prefix="load-") as folder:
-        cell = measure(systems(stack, bare_url, 16)[2], False, 1, 1, Path(folder))
-    return cell.requests
+        sent = measure(seen, False, 1, 1, Path(folder)).requests
+    return (sum(stack.stats("http.llm.ext_proc.router.stream_msgs").values()) - sum(before.values())) / sent
 
 
 if __name__ == "__main__":

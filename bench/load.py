@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from extproc.demo.stack import Stack, with_plain_listener
 
 # CASE is replaced by a number of eight digits, which is always the same or never the same twice. Both texts have
 # about 16 tokens. The first matches a cohort without acceptance rules, the second a cohort with them.
-TEXT = "Translate this sentence into French: the order CASE came in on Monday"
+TEXT = "Write a Python function for case CASE that reads the rows of a table by date"
 JUDGED = "My parcel CASE from Monday has not arrived, when do I get my refund?"
 SEEN_CASE = "10000000"
 # The reasons of decisions that looked at a vector. A text near its floor may have any of them.
@@ -60,10 +60,11 @@ class System(msgspec.Struct, frozen=True):
     fresh: bool = False  # every request has a new text
     reasons: tuple[str, ...] = ()  # those that an answer may have; none: it has no reason, or none is looked for
     admin_url: str = ""  # of the Envoy whose fail-opens count
+    before: tuple[dict[str, str], ...] = ()  # messages before the text
 
     def body(self, stream: bool) -> str:
         """The request, with CASE in it."""
-        request = {"model": self.model, "messages": [{"role": "user", "content": self.text}]}
+        request = {"model": self.model, "messages": [*self.before, {"role": "user", "content": self.text}]}
         return msgspec.json.encode({**request, "stream": True} if stream else request).decode()
 
 
@@ -152,10 +153,12 @@ def flat_upstream() -> Iterator[tuple[int, int]]:
 
 
 @contextlib.contextmanager
-def routing_stack(upstream: int, workers: int = 1) -> Iterator[tuple[Stack, str]]:
+def routing_stack(
+    upstream: int, workers: int = 1, more: Callable[[Stack, dict[str, Any]], dict[str, Any]] | None = None
+) -> Iterator[tuple[Stack, str]]:
     """The router on the sample intents behind Envoy, and the URL of the same Envoy without router and access logs.
 
-    The server on port `upstream` is every tier.
+    The server on port `upstream` is every tier. `more` adds to Envoy's bootstrap when the router runs.
     """
     intents = Path("intents")
     upstreams = SampleUpstreams({tier.name: tier.model for tier in load_config(intents).policy.tiers})
@@ -166,7 +169,8 @@ def routing_stack(upstream: int, workers: int = 1) -> Iterator[tuple[Stack, str]
             stack.start_router()
             plain = with_plain_listener(stack.bootstrap(), stack.plain_port)
             (bare_port,) = free_ports(1)
-            stack.start_envoy(with_bare_listener(plain, bare_port))
+            bare = with_bare_listener(plain, bare_port)
+            stack.start_envoy(bare if more is None else more(stack, bare))
             yield stack, f"http://127.0.0.1:{bare_port}"
         finally:
             stack.stop()

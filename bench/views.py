@@ -18,6 +18,7 @@ import yaml
 from extproc.config.load import load_config
 from extproc.encoder import features
 from extproc.encoder.backends import load_sentences, threads_for
+from extproc.encoder.parts import encode_parts, text_of
 from extproc.encoder.protocols import Encoder, Vectors, unit
 from extproc.routing import centroids
 
@@ -29,9 +30,9 @@ class Views:
 
     def __init__(self, sentences: Encoder, texts: list[str]) -> None:
         texts = [features.without_courtesies(text) for text in texts]
-        instructions = [features.instruction(text) for text in texts]
-        self.whole = sentences.encode(texts)
-        self.instruction = sentences.encode(instructions)
+        parts = [features.instruction_parts(text) for text in texts]
+        instructions = [text_of(*pair) for pair in zip(texts, parts, strict=True)]
+        self.whole, self.instruction = encode_parts(sentences, texts, parts)
         self.words = unit(features.hashed_words(texts)) + unit(features.hashed_words(instructions))
 
     def rows(self, view: str) -> Vectors:

@@ -40,6 +40,7 @@ VENDORS = {
     "encoder/e5_package.py": {"safetensors"},
     "encoder/tokens.py": {"tokenizers", "sentencepiece"},
     "encoder/prepare.py": {"torch", "openvino", "nncf"},
+    "encoder/forward.py": {"torch"},
     "accounting/accesslog.py": {"google"},
     "accounting/parquet_export.py": {"pyarrow"},
     "accounting/postgres.py": {"psycopg"},  # for a ledger in Postgres

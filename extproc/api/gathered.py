@@ -110,6 +110,8 @@ class GatheredAnswer:
     def add_usage(self, value: Any) -> None:
         """Take counts by name: a later count replaces an earlier one, an absent one changes nothing."""
         usage = as_object(value)
+        if not usage:  # as in nearly every event of a stream
+            return
         for holder in (
             usage,
             as_object(usage.get("prompt_tokens_details")),

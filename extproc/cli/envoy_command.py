@@ -38,7 +38,8 @@ def add_envoy(commands: "Commands") -> None:
     envoy = add_command(
         commands, "envoy", _envoy,
         "Print Envoy's configuration for the tiers in policy.yaml. It is a complete bootstrap, or resources for a "
-        "gateway in Kubernetes. Render it again after a change of tiers, timeouts or headers in rules.",
+        "gateway in Kubernetes. Render it again after a change of tiers, timeouts or headers in rules, and "
+        "after the first intent gets acceptance rules.",
     )  # fmt: skip
     intents_option(envoy)
     envoy.add_argument(

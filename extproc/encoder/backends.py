@@ -21,14 +21,15 @@ import numpy as np
 
 from extproc.encoder import centre
 from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
-from extproc.encoder.models import is_e5, locate, open_model
+from extproc.encoder.models import is_e5, locate, open_model, prompt_of
+from extproc.encoder.parts import Parts, in_two_passes, moved, text_of, tokens_in
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors, unit
 from extproc.encoder.tokens import load_tokens
 
 log = logging.getLogger(__name__)
 
 # Increase it when the conversion changes, so that models prepared before are prepared again.
-_RECIPE = 2
+_RECIPE = 3
 CHOICE_FILE = "choice.json"
 # Next to the weights of an adapted encoder (evidence/fit/adapt.py): the data and settings of the adaptation.
 ADAPTED_FILE = "adapted.json"
@@ -41,8 +42,13 @@ _KERNEL_LENGTHS = (8, 96)
 # Most tokens in one batch. Larger batches encode no more texts per second, and their activations take tens of
 # megabytes.
 _BATCH_TOKENS = 1024
+# Ids and mask. A third input, the mask of parts, is in models whose vector is a mean over tokens.
+_INPUTS = 2
 # Padding a batch up to this many tokens costs less than a second batch.
 _CHEAP_TOKENS = 96
+
+# The ids of a text, and the numbers of those in its parts. None: the whole text.
+_Tokens = tuple[list[int], list[int]]
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -103,6 +109,34 @@ class TorchSentences:
         vectors = self._vectors(texts)
         return unit(vectors - self.centre) if self.centre is not None else vectors
 
+    def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
+        """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
+        import torch
+
+        from extproc.encoder.forward import forward_of, pools_parts
+
+        if not pools_parts(self.model):
+            return in_two_passes(self, texts, parts)
+        whole, second = in_two_passes(self, texts, [()] * len(texts))
+        forward = forward_of(self.model, self.centre)
+        for i, (text, spans) in enumerate(zip(texts, parts, strict=True)):
+            ids, marked = self._tokens(text, spans) if spans else ([], [])
+            if marked:
+                mask = torch.zeros(1, len(ids), dtype=torch.long)
+                mask[0, marked] = 1
+                with torch.inference_mode():
+                    second[i] = forward(torch.tensor([ids]), torch.ones_like(mask), mask)[1].float().numpy()[0]
+            elif spans:  # the model does not read all of them
+                second[i] = self.encode([text_of(text, spans)])[0]
+        return whole, unit(second)
+
+    def _tokens(self, text: str, parts: Parts) -> tuple[list[int], list[int]]:
+        prompt = prompt_of(self.model)
+        encoded = self.model.tokenizer(
+            prompt + text, truncation=True, max_length=self.model.max_seq_length, return_offsets_mapping=True
+        )
+        return encoded["input_ids"], tokens_in(moved(parts, len(prompt)), encoded["offset_mapping"])
+
     def _vectors(self, texts: Sequence[str]) -> Vectors:
         vectors = self.model.encode(list(texts), batch_size=32, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(vectors, dtype=np.float32)
@@ -137,42 +171,72 @@ class OpenVinoSentences:
             # OpenVINO removes a model that was compiled on another CPU, and fails if the folder is read-only.
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._local = threading.local()  # two threads must not run the same inference request
+        # The vectors of parts come from the same pass, if `prepare` found that this model pools a mean.
+        self._takes_parts = len(self._compiled.inputs) > _INPUTS
         for length in _KERNEL_LENGTHS:
-            self._infer([[0] * min(length, max_tokens)])
+            self._infer([([0] * min(length, max_tokens), [])])
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length."""
-        tokens = self._tokens.encode([self._prompt + text for text in texts])
+        return self._encode([(ids, []) for ids in self._tokens.encode([self._prompt + text for text in texts])])[0]
+
+    def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
+        """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
+        if not self._takes_parts:
+            return in_two_passes(self, texts, parts)
+        rows = [
+            self._tokens.encode_parts(self._prompt + text, moved(spans, len(self._prompt)))
+            for text, spans in zip(texts, parts, strict=True)
+        ]
+        # The model does not read all of these parts.
+        cut = [i for i, (_, marked) in enumerate(rows) if parts[i] and not marked]
+        apart = [self._prompt + text_of(texts[i], parts[i]) for i in cut]
+        whole, second = self._encode([*rows, *((ids, []) for ids in self._tokens.encode(apart))])
+        second[cut] = whole[len(texts) :]
+        return whole[: len(texts)], second[: len(texts)]
+
+    def _encode(self, tokens: Sequence[_Tokens]) -> tuple[Vectors, Vectors]:
+        """Return the vectors of the texts, and those of the tokens that are marked. No marks: of the text."""
         # Texts of similar length share a batch, because each row costs as much as the longest one. Short texts may
         # share any batch: below _CHEAP_TOKENS, most of the cost is reading the weights from memory.
-        order = sorted(range(len(tokens)), key=lambda i: -len(tokens[i]))
-        rows: dict[int, Vectors] = {}
+        lengths = [len(ids) for ids, _ in tokens]
+        order = sorted(range(len(tokens)), key=lambda i: -lengths[i])
+        rows: dict[int, tuple[Vectors, Vectors]] = {}
         while order:
-            longest = _at_least(self._lengths, len(tokens[order[0]]))
+            longest = _at_least(self._lengths, lengths[order[0]])
             count = max(n for n in _BATCHES if n == 1 or n * longest <= _BATCH_TOKENS)
             near = [
-                i
-                for n, i in enumerate(order[:count])
-                if 2 * len(tokens[i]) >= longest or n * longest < _CHEAP_TOKENS
+                i for n, i in enumerate(order[:count]) if 2 * lengths[i] >= longest or n * longest < _CHEAP_TOKENS
             ]
             order = order[len(near) :]
-            rows |= zip(near, self._infer([tokens[i] for i in near]), strict=False)
-        return np.stack([rows[i] for i in range(len(tokens))]) if rows else np.empty((0, 0), np.float32)
+            rows |= zip(near, zip(*self._infer([tokens[i] for i in near]), strict=True), strict=False)
+        if not rows:
+            return np.empty((0, 0), np.float32), np.empty((0, 0), np.float32)
+        whole, second = zip(*(rows[i] for i in range(len(tokens))), strict=True)
+        return np.stack(whole), np.stack(second)
 
-    def _infer(self, tokens: Sequence[list[int]]) -> Vectors:
-        """Run one batch. The result may have more rows than `tokens`, and these are padding."""
-        length = _at_least(self._lengths, max(map(len, tokens)))
+    def _infer(self, tokens: Sequence[_Tokens]) -> tuple[Vectors, Vectors]:
+        """Run one batch. The results may have more rows than `tokens`, and these are padding."""
+        length = _at_least(self._lengths, max(len(ids) for ids, _ in tokens))
         ids = np.zeros((_at_least(_BATCHES, len(tokens)), length), dtype=np.int64)
         mask = np.zeros_like(ids)
         mask[:, 0] = 1  # also in padding rows, because a mean over no tokens is NaN
-        for row, token_ids in enumerate(tokens):
+        for row, (token_ids, _) in enumerate(tokens):
             ids[row, : len(token_ids)] = token_ids
             mask[row, : len(token_ids)] = 1
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if self._takes_parts:
+            inputs["parts"] = mask.copy()
+            for row, (_, marked) in enumerate(tokens):
+                if marked:
+                    inputs["parts"][row] = 0
+                    inputs["parts"][row, marked] = 1
         request = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        output: Vectors = request.infer({"input_ids": ids, "attention_mask": mask}, share_outputs=False)[0]
-        return unit(output)
+        outputs = request.infer(inputs, share_outputs=False)
+        whole = unit(outputs[0])
+        return whole, unit(outputs[1]) if self._takes_parts else whole
 
 
 def import_openvino() -> Any:

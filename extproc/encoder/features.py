@@ -19,6 +19,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from extproc.encoder.parts import Parts, encode_parts, text_of
 from extproc.encoder.protocols import Encoder, Vectors, unit
 
 # Hashed words (signed feature hashing, Weinberger et al. 2009). 2,048 buckets keep ten thousand centroids
@@ -86,12 +87,9 @@ class FeatureEncoder:
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d + 2048], each row of unit length."""
         texts = [without_courtesies(text) for text in texts]
-        instructions = [instruction(text) for text in texts]
-        differs = [i for i, (text, ends) in enumerate(zip(texts, instructions, strict=True)) if text != ends]
-        # In one call, so that the model's weights are read from memory only once.
-        vectors = self.sentences.encode([*texts, *(instructions[i] for i in differs)])
-        whole, second = vectors[: len(texts)], vectors[: len(texts)].copy()
-        second[differs] = vectors[len(texts) :]
+        parts = [instruction_parts(text) for text in texts]
+        whole, second = encode_parts(self.sentences, texts, parts)
+        instructions = [text_of(*pair) for pair in zip(texts, parts, strict=True)]
         return unit(np.hstack([unit(whole + second), self._words_weight * words_view(texts, instructions)]))
 
 
@@ -114,21 +112,35 @@ def names_no_task(text: str) -> bool:
 
 
 def instruction(text: str) -> str:
-    """Return the first and the last sentence or clause of `text`: people write there what they want.
+    """Return the first and the last sentence or clause of `text`, or `text`: see `instruction_parts`."""
+    return text_of(text, instruction_parts(text))
+
+
+def instruction_parts(text: str) -> Parts:
+    """Return the places of the first and the last sentence or clause of `text`: people write there what they want.
 
     If one clause follows after a colon or a line break, it is the text to work on, and only the first one is
     returned. An end of more than _PASTED_WIDTH is pasted text and is left out. If that leaves out nothing,
-    return `text`.
+    return no parts.
     """
     clauses = _clauses(text)
     first, last = _count_of_content(clauses), _count_of_content(clauses[::-1])
     if first + last > len(clauses):
-        return text
-    ends = ["".join(clauses[:first]).strip(), "".join(clauses[-last:]).strip()]
+        return ()
+    ends = (
+        _stripped(text, 0, sum(map(len, clauses[:first]))),
+        _stripped(text, len(text) - sum(map(len, clauses[-last:])), len(text)),
+    )
     if first + last == len(clauses) and clauses[first - 1].endswith((*_COLONS, "\n")):
-        return ends[0]
-    written = [end for end in ends if _width(end) <= _PASTED_WIDTH]
-    return " ".join(written) if written and (written != ends or first + last < len(clauses)) else text
+        return ends[:1]
+    written = tuple((start, end) for start, end in ends if _width(text[start:end]) <= _PASTED_WIDTH)
+    return written if written != ends or first + last < len(clauses) else ()
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the place of the same part without the space around it."""
+    part = text[start:end]
+    return end - len(part.lstrip()), start + len(part.rstrip())
 
 
 def _clauses(text: str) -> list[str]:

@@ -118,23 +118,14 @@ def _traced(model: Any, centre: Vectors | None) -> Any:
     openvino = import_openvino()
     import torch
 
-    class Whole(torch.nn.Module):
-        """Maps tokens to the vector of the sentence, through all modules of the model."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            features = {"input_ids": input_ids, "attention_mask": attention_mask}
-            if "token_type_ids" in model.tokenizer.model_input_names:
-                features["token_type_ids"] = torch.zeros_like(input_ids)
-            vector = self.model(features)["sentence_embedding"]
-            return vector if centre is None else vector - torch.from_numpy(centre)
+    from extproc.encoder.forward import forward_of, pools_parts
 
     example = torch.ones(2, 8, dtype=torch.long)
+    inputs = {"input_ids": example, "attention_mask": example}
+    if pools_parts(model):
+        inputs["parts"] = example
     try:
-        graph = openvino.convert_model(Whole(), example_input={"input_ids": example, "attention_mask": example})
+        graph = openvino.convert_model(forward_of(model, centre), example_input=inputs)
     except Exception as error:  # tracing runs the model's code, which may raise anything
         raise EncoderError(
             f"the model cannot be converted: {error}. Serving will run it in torch, unprepared."
@@ -148,7 +139,7 @@ def _in_int8(graph: Any, texts: Sequence[str], tokens: Tokens) -> Any:
 
     def feed(text: str) -> dict[str, np.ndarray]:
         ids = np.array(tokens.encode([text]), dtype=np.int64)
-        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        return {"input_ids": ids} | dict.fromkeys(("attention_mask", "parts")[: len(inputs) - 1], np.ones_like(ids))
 
     with _bars_on_a_terminal_only():
         return nncf.quantize(

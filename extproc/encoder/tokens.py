@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from extproc.encoder.parts import Parts, tokens_in
+
 TOKENIZER_FILE, PIECES_FILE = "tokenizer.json", "tokenizer.spm"
 # SentencePiece's name for its table of normalised characters: NFKC and some more. XLM-R uses it.
 _NORMALISER = "nmt_nfkc"
@@ -25,6 +27,9 @@ class Tokens(Protocol):
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, at most as many as the model reads, with those at both ends."""
+
+    def encode_parts(self, text: str, parts: Parts) -> tuple[list[int], list[int]]:
+        """Return the ids of the text, and the numbers of those in its parts. None of them if the parts are cut."""
 
 
 class JsonTokens:
@@ -41,13 +46,20 @@ class JsonTokens:
         """Return the ids of each text, with those at both ends."""
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
+    def encode_parts(self, text: str, parts: Parts) -> tuple[list[int], list[int]]:
+        """Return the ids of the text, and the numbers of those in its parts."""
+        encoding = self._tokenizer.encode(text)
+        return encoding.ids, tokens_in(parts, encoding.offsets)
+
 
 class PieceTokens:
     """The tokenizer in a file of SentencePiece. A text is between the ids of `bos` and `eos`."""
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         from sentencepiece import SentencePieceProcessor
+        from sentencepiece.sentencepiece_pb2 import SentencePieceText
 
+        self._parse = SentencePieceText.FromString
         self._pieces = SentencePieceProcessor(model_file=str(path))
         self._ends = [self._pieces.bos_id()], [self._pieces.eos_id()]
         self._most = max_tokens - 2
@@ -56,6 +68,20 @@ class PieceTokens:
         """Return the ids of each text, with those at both ends."""
         first, last = self._ends
         return [[*first, *ids[: self._most], *last] for ids in self._pieces.encode(list(texts), num_threads=1)]
+
+    def encode_parts(self, text: str, parts: Parts) -> tuple[list[int], list[int]]:
+        """Return the ids of the text, and the numbers of those in its parts."""
+        encoded = self._pieces.encode(text, out_type="serialized_proto")
+        pieces = self._parse(encoded).pieces[: self._most]
+        # SentencePiece counts bytes.
+        in_bytes = tuple((_bytes(text[:start]), _bytes(text[:end])) for start, end in parts)
+        inside = tokens_in(in_bytes, [(piece.begin, piece.end) for piece in pieces])
+        first, last = self._ends
+        return [*first, *(piece.id for piece in pieces), *last], [number + 1 for number in inside]
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
 
 
 def load_tokens(folder: Path, max_tokens: int) -> Tokens:

@@ -18,6 +18,7 @@ import numpy as np
 from extproc.encoder.backends import OpenVinoSentences
 from extproc.encoder.batcher import RememberingEncoder
 from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.parts import Parts, encode_parts
 from extproc.encoder.protocols import Encoder, Vectors
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def folder_of(encoder: Encoder) -> Path | None:
 
 
 class StoringSentences:
-    """An encoder of sentences that stores each vector in a file, under the hash of its text.
+    """An encoder of sentences that stores each vector in a file, under the hash of its text and parts.
 
     Processes may share the file: each of them replaces it as a whole. A file that is missing or damaged, or that
     cannot be written, costs time and nothing else.
@@ -60,16 +61,26 @@ class StoringSentences:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length, and store the rows that are new."""
+        return self.encode_parts(texts, [()] * len(texts))[0]
+
+    def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
+        """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
         stored = _read(self.file)
-        by_key = {_key(text): text for text in texts}
-        new = [key for key in by_key if key not in stored]
+        by_key = {_key(text, spans): (text, spans) for text, spans in zip(texts, parts, strict=True)}
+        new = [key for key, (text, _) in by_key.items() if key not in stored or _key(text) not in stored]
+        needed = {**dict.fromkeys(_key(text) for text in texts), **by_key}
         if new:
-            rows = self._sentences.encode([by_key[key] for key in new])
-            if any(len(row) != rows.shape[1] for row in stored.values()):
-                return self._sentences.encode(texts)
-            stored |= dict(zip(new, rows, strict=True))
-            self._store({key: stored[key] for key in by_key})
-        return np.stack([stored[_key(text)] for text in texts]) if texts else self._sentences.encode(texts)
+            whole, second = encode_parts(self._sentences, *zip(*(by_key[key] for key in new), strict=True))
+            if any(len(row) != whole.shape[1] for row in stored.values()):
+                return encode_parts(self._sentences, texts, parts)
+            stored |= dict(zip((_key(by_key[key][0]) for key in new), whole, strict=True))
+            stored |= dict(zip(new, second, strict=True))
+            self._store({key: stored[key] for key in needed})
+        if not texts:
+            return encode_parts(self._sentences, texts, parts)
+        return np.stack([stored[_key(text)] for text in texts]), np.stack(
+            [stored[_key(*pair)] for pair in zip(texts, parts, strict=True)]
+        )
 
     def _store(self, current: Mapping[bytes, Vectors]) -> None:
         """Replace the file. It keeps the vectors that another process has stored since it was read."""
@@ -81,8 +92,10 @@ class StoringSentences:
             log.info("vectors of utterances are not stored, so each start encodes all of them: %s", error)
 
 
-def _key(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES).digest()
+def _key(text: str, parts: Parts = ()) -> bytes:
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES)
+    digest.update(f"\0{parts}".encode() if parts else b"")
+    return digest.digest()
 
 
 def _read(file: Path) -> dict[bytes, Vectors]:

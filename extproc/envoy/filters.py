@@ -27,6 +27,7 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.client_keys import save_headers, save_query
+from extproc.envoy.needs import may_judge
 from extproc.envoy.tier_filters import start_state
 from extproc.envoy.undecided import UNDECIDED_FILTER, undecided_filter
 from extproc.routing.conversations import SESSION_HEADERS
@@ -63,7 +64,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
     has_credentials = any(tier.key is not None for tier in config.policy.tiers)
     limit = config.policy.max_body_bytes
     return [
-        filter_entry(RESCUE_FILTER, _rescue()),
+        *([filter_entry(RESCUE_FILTER, _rescue())] if may_judge(config) else []),
         filter_entry(STATE_FILTER, start_state(config)),
         *(keys if has_credentials else []),
         filter_entry("answered", report_answers()),

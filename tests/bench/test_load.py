@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from bench import client, latency
+from bench import client, growth, latency
 from bench.load import (
     BY_TEXT,
     JUDGED,
@@ -111,11 +111,11 @@ def test_the_table_of_costs_names_failed_turns_and_compares_with_plain_envoy():
     """Rates are compared as a ratio, and times as a difference. CPU is microseconds of Envoy and of the router."""
     plain = Cell(2000, 1000.0, 1.0, 2.0, (0.1, 0.0), 0.2, 0)
     late = Cell(1000, 300.0, 1.5, 4.0, (0.5, 0.25), 0.1, 0, {"deadline": 7})
-    cells = {(16, 1, "plain Envoy"): [plain, plain], (16, 1, "router, new, one view"): [MATCHED_CELL, late]}
+    cells = {("plain Envoy", 1, False): [plain, plain], ("router, new, one view", 1, False): [MATCHED_CELL, late]}
     rows = [re.split(r"\s{2,}", line.strip()) for line in list(latency.table(cells))[1:]]
     assert rows == [
-        ["16", "1", "plain Envoy", "1000", "1.00", "1.00", "0.00", "2.00", "0.00", "100", "0", "0.20"],
-        ["16", "1", "router, new, one view", "400", "0.40", "1.50", "0.50", "4.00", "2.00", "500", "250", "0.10",
+        ["1", "plain Envoy", "1000", "1.00", "1.00", "0.00", "2.00", "0.00", "100", "0", "0.20", "0"],
+        ["1", "router, new, one view", "400", "0.40", "1.50", "0.50", "4.00", "2.00", "500", "250", "0.10", "0",
          "1 of 2 turns FAILED: 7 deadline"],
     ]  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_wrk_counts_every_answer_without_the_expected_reason(router: str, tmp_pa
     cell = measure(system_at(router, fresh=True), False, 2, 1, tmp_path)
     assert not cell.valid and cell.failed == 0 and set(cell.unexpected) == {"fail_open"}
     assert cell.requests / 3 - 3 <= cell.unexpected["fail_open"] <= cell.fail_opens <= cell.requests / 3 + 3
-    numbers = [re.findall(rb"order (\d+) came", body) for body in _Router.bodies]
+    numbers = [re.findall(rb"case (\d+) that", body) for body in _Router.bodies]
     assert all(len(number) == 1 and len(number[0]) == len(SEEN_CASE) for number in numbers)
     assert len({number[0] for number in numbers}) == len(numbers) > 10
 
@@ -161,7 +161,7 @@ class _Counted:
 
 
 @pytest.mark.parametrize("number", [SEEN_CASE, "99999999", "20100001"])
-@pytest.mark.parametrize("tokens", latency._TOKENS)
+@pytest.mark.parametrize("tokens", growth.TOKENS)
 @pytest.mark.parametrize(("head", "views"), [(latency._ONE_VIEW, 1), (latency._TWO_VIEWS, 2)])
 def test_a_text_has_as_many_views_as_its_row_says(head: str, views: int, tokens: int, number: str):
     """For every number. "Case 1000000:" was long enough to be an opening, from the tenth turn on."""
