@@ -13,7 +13,7 @@ from extproc import __version__
 
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github/workflows/release.yml"
-# Programs that a step may run besides `make`: they are on GitHub's machines, or in the repository.
+# Programs other than `make` that a step may run. They are on GitHub's machines, or in the repository.
 PROGRAMS = {".ci/run", "docker", "echo", "gh"}
 
 

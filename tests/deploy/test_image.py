@@ -24,7 +24,7 @@ Version: 1
 
 
 def test_the_sbom_lists_the_packages_of_debian_and_of_python(tmp_path: Path) -> None:
-    """Those that are installed, each once, with the names of their registries."""
+    """All installed packages, each once, with the names of their registries."""
     (tmp_path / "var/lib/dpkg").mkdir(parents=True)
     (tmp_path / "var/lib/dpkg/status").write_text(STATUS)
     site = tmp_path / "opt/extproc/lib/python3.11/site-packages"
