@@ -85,6 +85,30 @@ EXPLORED = f"""
 """
 
 
+# A signal counts if its sender has also sent the request.
+ANONYMOUS = "anonymous"
+OWN_SIGNAL = f"s.request = o.request AND s.principal = coalesce(o.principal, '{ANONYMOUS}')"
+
+
+def signal_sums(by: By) -> str:
+    """For each `name` and `kind`, the number of answers with this signal, of their scores and labels."""
+    return (
+        f"SELECT {_NAMES[by]} AS name, s.kind, count(*) AS answers, count(s.score) AS scores, "
+        "coalesce(sum(s.score), 0) AS score, count(s.label) AS labels "
+        f"FROM signals s JOIN outcomes o ON {OWN_SIGNAL} WHERE o.time >= ? AND {FROM_CLIENTS} GROUP BY 1, 2"
+    )
+
+
+def is_abandoned(row: str = "o") -> str:
+    """Whether the client left before the end of a stream, as SQL."""
+    return f"{row}.ending = '{Ending.CANCELLED}' AND {row}.decision LIKE '%\"stream\":true%'"
+
+
+def abandoned(by: By) -> str:
+    """For each `name`, the number of streams that the client left."""
+    return f"SELECT {_NAMES[by]} AS name, count(*) AS requests FROM {_OUTCOMES} AND {is_abandoned()} GROUP BY 1"
+
+
 def first_bytes(by: By) -> str:
     """`name` and `first_byte_s` of each answer that was served."""
     served = f"{_ended(*SERVED)} AND o.first_byte_s IS NOT NULL"

@@ -16,8 +16,26 @@ from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Ending
 from extproc.accounting.queries import FALLBACKS, By
 from extproc.accounting.store import Connection, connect, name_of
+from extproc.contract.words import Signal
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
+
+
+class SignalSums(msgspec.Struct, frozen=True):
+    """What happened after the answers."""
+
+    re_asked: int = 0  # answers after which the conversation asked almost the same again
+    edited: int = 0  # answers whose ask was changed and sent again
+    repeated: int = 0  # answers whose ask was sent again unchanged
+    abandoned: int = 0  # streams that the client left
+    rated: int = 0
+    rating: float | None = None  # mean of the ratings, 0 to 1
+    labelled: int = 0  # answers for which a client named the right cohort
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing happened."""
+        return self == SignalSums()
 
 
 class CohortLine(msgspec.Struct):
@@ -49,6 +67,7 @@ class CohortLine(msgspec.Struct):
     first_byte_s: tuple[float, float] | None  # median and 95th percentile, of served answers
     escalations: dict[str, int] = {}  # rejected answers, by reason
     fallbacks: dict[str, int] = {}  # requests, by reason
+    signals: SignalSums = SignalSums()
     unjudged: dict[str, int] = {}  # accepted answers that no rule looked at, by reason: an Unjudged
 
 
@@ -104,6 +123,7 @@ class _Tally:
         self.sums, self.rejected = Counter[str](), Counter[str]()
         self.escalations, self.fallbacks, self.unjudged = Counter[str](), Counter[str](), Counter[str]()
         self.first_byte_s: list[float] = []
+        self.signals = Counter[str]()
         self.escalated = 0
 
     def line(self, name: str) -> CohortLine:
@@ -127,6 +147,19 @@ class _Tally:
             escalations=dict(self.escalations),
             fallbacks=dict(self.fallbacks),
             unjudged=dict(self.unjudged),
+            signals=self._signals(),
+        )
+
+    def _signals(self) -> SignalSums:
+        sums = self.signals
+        return SignalSums(
+            re_asked=sums[Signal.RE_ASKED],
+            edited=sums[Signal.EDITED],
+            repeated=sums[Signal.REPEATED],
+            abandoned=sums[Signal.ABANDONED],
+            rated=sums["scores"],
+            rating=sums["score"] / sums["scores"] if sums["scores"] else None,
+            labelled=sums["labels"],
         )
 
 
@@ -146,6 +179,7 @@ def _read_tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, _Gr
     _count_escalated(ledger, since, by, total, groups)
     _add_first_bytes(ledger, since, by, total, groups)
     _add_unjudged(ledger, since, by, total, groups)
+    _add_signals(ledger, since, by, total, groups)
     return total, groups
 
 
@@ -184,6 +218,18 @@ def _add_unjudged(ledger: Connection, since: float, by: By, total: _Tally, group
     for row in ledger.select(queries.unjudged(by), (since,)):
         for tally in (total, groups[row["name"]]):
             tally.unjudged[row["why"]] += row["requests"]
+
+
+def _add_signals(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+    for row in ledger.select(queries.signal_sums(by), (since,)):
+        counts = {row["kind"]: row["answers"]} | {name: row[name] for name in ("scores", "score", "labels")}
+        for tally in (total, groups[row["name"]]):
+            tally.signals.update(counts)
+    if not ledger.has_column("decision"):  # an older ledger
+        return
+    for row in ledger.select(queries.abandoned(by), (since,)):
+        for tally in (total, groups[row["name"]]):
+            tally.signals[Signal.ABANDONED] += row["requests"]
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:

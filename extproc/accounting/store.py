@@ -12,23 +12,17 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from extproc.accounting.inserts import Statement, explored_statement, outcome_statements
+from extproc.accounting.inserts import Statement, explored_statement, outcome_statements, signal_statement
 from extproc.accounting.outcome import Explored, Priced
-from extproc.accounting.tables import (
-    MIGRATIONS,
-    NO_EXPLORATIONS,
-    SCHEMA,
-    TABLES,
-    comment_of,
-    migrations,
-)
+from extproc.accounting.signals import AnswerSignal
+from extproc.accounting.tables import MIGRATIONS, SCHEMA, TABLES, comment_of, migrations, stand_ins
 
 # Timeout for another writer's lock, for a connection and for each statement. Batches queue during that time.
 _LOCK_S = 2.0
 _PRUNE_S = 3600.0
 # How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
-# several statements.
-_PRUNED_ROWS = 5000
+# several statements. The rows of the other tables have their own time.
+_PRUNED_ROWS, _BESIDE = 5000, ("explorations", "signals")
 
 
 class Connection(Protocol):
@@ -71,8 +65,12 @@ class Store:
             self._prune(connection)
 
     def add_explored(self, explored: Explored) -> None:
-        """Store the answer of a second tier. Raises OSError, and the next call connects again."""
+        """Store the answer of a second tier, as `add` does."""
         self._write([explored_statement(explored)])
+
+    def add_signal(self, signal: AnswerSignal) -> None:
+        """Store a signal, once for each request, kind and principal, as `add` does."""
+        self._write([signal_statement(signal)])
 
     def _write(self, statements: list[Statement]) -> Connection:
         connection = self.open()
@@ -91,7 +89,7 @@ class Store:
             count = sum(1 for _ in connection.select(oldest, (before, _PRUNED_ROWS)))
             if count:
                 connection.write([(f"DELETE FROM outcomes WHERE id IN ({oldest})", (before, _PRUNED_ROWS))])
-            connection.write([("DELETE FROM explorations WHERE time < ?", (before,))])
+            connection.write([(f"DELETE FROM {table} WHERE time < ?", (before,)) for table in _BESIDE])
             if count < _PRUNED_ROWS:
                 self._pruned_at = time.monotonic()
         except OSError:
@@ -172,8 +170,7 @@ class _Sqlite:
         if not writing:
             if schema == 0:
                 raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
-            if schema < SCHEMA:
-                self._connection.execute(NO_EXPLORATIONS)
+            self._connection.executescript(";".join(stand_ins(schema)))
             return
         if schema == 0:
             # Readers and writers do not wait for each other.
@@ -255,11 +252,11 @@ class _Postgres:
         elif writing and existing["comment"] != comment:
             with self._locked():
                 current = self._connection.execute(query).fetchone()["comment"]
-                for statement in migrations(next(v for v in (*MIGRATIONS, SCHEMA) if comment_of(v) == current)):
+                for statement in migrations(_schema_of(current)):
                     self._connection.execute(statement)
                 self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
-        elif existing["comment"] != comment:
-            self._connection.execute(NO_EXPLORATIONS)
+        elif not writing and existing["comment"] != comment:
+            self._connection.execute(";".join(stand_ins(_schema_of(existing["comment"]))))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -272,12 +269,12 @@ class _Postgres:
         # In a pipeline, a batch waits for the network only once.
         with _as_os_error(self._error), self._connection.pipeline(), self._connection.transaction():
             for query, values in statements:
-                self._connection.execute(query.replace("?", "%s"), values)
+                self._connection.execute(query.replace("%", "%%").replace("?", "%s"), values)
 
     def select(self, query: str, values: Sequence[Any] = ()) -> Iterator[Mapping[str, Any]]:
         with _as_os_error(self._error), self._connection.transaction(), self._connection.cursor("rows") as cursor:
             cursor.itersize = 10_000  # the result may be larger than memory
-            yield from cursor.execute(query.replace("?", "%s"), values)
+            yield from cursor.execute(query.replace("%", "%%").replace("?", "%s"), values)
 
     def has_column(self, name: str) -> bool:
         query = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('outcomes') AND attname = ?"
@@ -286,6 +283,10 @@ class _Postgres:
     def close(self) -> None:
         with contextlib.suppress(self._error):
             self._connection.close()
+
+
+def _schema_of(comment: str) -> int:
+    return next(version for version in (*MIGRATIONS, SCHEMA) if comment_of(version) == comment)
 
 
 def _psycopg() -> Any:

@@ -44,7 +44,7 @@ def _rollout(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> str:
-    from extproc.accounting.rollout import Comparison, RolloutReader, read_beside
+    from extproc.accounting.rollout import Comparison, RolloutReader, add_signals, read_beside
     from extproc.accounting.rollout_text import beside_text, comparison_text
     from extproc.config.candidate import alike_cohorts
     from extproc.config.load import load_candidate
@@ -58,4 +58,6 @@ def _status(args: argparse.Namespace) -> str:
     if spec.shadow:
         return beside_text(read_beside(args.ledger, config.revision))
     comparison = Comparison(candidate.revision, spec.loss, alike_cohorts(config, candidate))
-    return comparison_text(RolloutReader(args.ledger, comparison).read(), spec.percent / 100)
+    RolloutReader(args.ledger, comparison).read()
+    add_signals(args.ledger, comparison)
+    return comparison_text(comparison, spec.percent / 100)

@@ -78,6 +78,16 @@ EXPLORATIONS = Metric(
     f"{PREFIX}.explorations", "counter", "{request}", "Second requests of --explore, by what became of them",
     ("cohort", "tier", "outcome"),
 )  # fmt: skip
+FEEDBACK = Metric(
+    f"{PREFIX}.feedback", "counter", "{answer}",
+    "Feedback of clients. rating: up for a score of 0.5 or more, down for a lower one, none for a label alone",
+    ("cohort", "tier", "rating"),
+)  # fmt: skip
+SIGNALS = Metric(
+    f"{PREFIX}.signals", "counter", "{answer}",
+    "Answers after which the client asked again, with the cohort and the tier of the first decision",
+    ("cohort", "tier", "signal"),
+)  # fmt: skip
 STATE_FAILURES = Metric(
     f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of conversations that failed"
 )
@@ -147,7 +157,8 @@ ESCALATION_SHARE = Metric(
 # In the order in which they are created.
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
-    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, STATE_FAILURES,
+    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, FEEDBACK,
+    SIGNALS, STATE_FAILURES,
     KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, ESCALATION_SHARE, REFUSED, TIER_ERRORS,
     OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS, GENAI_TOKENS, GENAI_DURATION,
     GENAI_FIRST_CHUNK,

@@ -25,6 +25,7 @@ from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, STATUS_MET
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
+from extproc.routing.asks import Asks
 from extproc.routing.conversations import Conversations
 from extproc.routing.exploration import Lottery
 from extproc.routing.limits import Rates
@@ -36,6 +37,7 @@ from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
 from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
+from extproc.serving.feedback import FeedbackDesk
 from extproc.serving.files import FilesState, fall_back, first_standing
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
@@ -138,6 +140,7 @@ async def build(serving: Serving, config: Config, standing: Standing | None = No
     processor = ExternalProcessor(telemetry)
     ledger = _ledger(serving, config, processor, telemetry)
     logs = LogStreams(ledger)
+    _take_feedback(processor, ledger, serving, telemetry)
     files = FilesState(standing, processor, telemetry, health_service) if standing is not None else None
     rpc.add_generic_rpc_handlers(_handlers(processor, logs, files))
     address = bind(rpc, serving.listen, serving.tls)
@@ -145,6 +148,13 @@ async def build(serving: Serving, config: Config, standing: Standing | None = No
     return Server(
         rpc, health_service, processor, telemetry, ledger, logs, address, config.policy.timeouts.request_s, files
     )
+
+
+def _take_feedback(processor: ExternalProcessor, ledger: Ledger, serving: Serving, telemetry: Telemetry) -> None:
+    """Take the feedback of clients from now on, and keep the signals of later requests, if there is a ledger."""
+    place = serving.ledger.place if serving.ledger is not None else None
+    processor.desk = FeedbackDesk(place, ledger.offer_signal, telemetry.rated, serving.workers)
+    processor.keep = ledger.offer_signal if place is not None else None
 
 
 def _ledger(serving: Serving, config: Config, processor: ExternalProcessor, telemetry: Telemetry) -> Ledger:
@@ -198,7 +208,9 @@ async def load(
     utterances = RememberingEncoder(storing(encoder))
     snapshot = await asyncio.to_thread(compile_both, config, folder, utterances)
     batcher = Batcher(encoder)
-    router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
+    store = store or MemoryStore()
+    router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store))
+    processor.asks = Asks(store) if processor.keep is not None else None
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
     give_back()
     return Loaded(router, batcher, utterances)

@@ -10,6 +10,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from extproc.accounting.feedback import Feedback
 from extproc.accounting.outcome import Cost, Outcome
 from extproc.api.observation import Usage
 from extproc.api.request import Request
@@ -61,6 +62,8 @@ class Telemetry:
         self._first_byte = histogram(meter, definitions.FIRST_BYTE)
         self._lost = counter(meter, definitions.LEDGER_LOST)
         self._explorations = counter(meter, definitions.EXPLORATIONS)
+        self._feedback = counter(meter, definitions.FEEDBACK)
+        self._signals = counter(meter, definitions.SIGNALS)
         self._state_failures = counter(meter, definitions.STATE_FAILURES)
         self._keys_refused = counter(meter, definitions.KEYS_REFUSED)
         self._tier_errors = counter(meter, definitions.TIER_ERRORS)
@@ -194,6 +197,16 @@ class Telemetry:
     def explored(self, cohort: str, tier: str, outcome: str) -> None:
         """Report a second request: "accepted", "rejected", "unjudged" or "failed"."""
         self._explorations.add(1, {"cohort": cohort, "tier": tier, "outcome": outcome})
+
+    def rated(self, cohort: str, tier: str, feedback: Feedback) -> None:
+        """Report feedback about an answer. The names are "" if the answer is not in the ledger yet."""
+        score = feedback.score
+        rating = "none" if score is None else "up" if score >= 0.5 else "down"
+        self._feedback.add(1, {"cohort": cohort, "tier": tier, "rating": rating})
+
+    def signalled(self, cohort: str, tier: str, signal: str) -> None:
+        """Report that the client asked again after an answer."""
+        self._signals.add(1, {"cohort": cohort, "tier": tier, "signal": signal})
 
     def state_failed(self) -> None:
         """Report a call to the store of conversations that failed."""

@@ -253,7 +253,7 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(OSError, match="has ledger version 9, but version 4 is needed: move the file away"):
+    with pytest.raises(OSError, match="has ledger version 9, but version 5 is needed: move the file away"):
         Store(path, 30).open()
     with pytest.raises(OSError, match=r"no ledger at .*none: `extproc serve --ledger .*none` creates one"):
         connect(tmp_path / "none")
@@ -339,12 +339,14 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     for column in ("conversation", "unjudged", "decision", "chances", "explored"):
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     older.execute("DROP TABLE explorations")
+    older.execute("DROP TABLE signals")
     older.execute("PRAGMA user_version = 2")
     older.commit()
     older.close()
     [line] = export(path, time.time())
     assert msgspec.json.decode(line)["conversation"] is None
-    assert read_report(path, time.time()).explored == ExploredSums()
+    report = read_report(path, time.time())
+    assert report.explored == ExploredSums() and report.total.signals.is_empty
     threads = [threading.Thread(target=Store(path, 1e6).open) for _ in range(3)]
     for thread in threads:
         thread.start()

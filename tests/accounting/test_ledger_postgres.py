@@ -241,7 +241,7 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) 
     postgres.do(
         "ALTER TABLE outcomes DROP COLUMN conversation, DROP COLUMN unjudged, DROP COLUMN decision, "
         "DROP COLUMN chances, DROP COLUMN explored; "
-        "DROP TABLE explorations; COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
+        "DROP TABLE explorations; DROP TABLE signals; COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
     )
     assert read_report(postgres.url, 3600).total.requests == 3
     threads = [threading.Thread(target=Store(postgres.url, 1e6).open) for _ in range(3)]
