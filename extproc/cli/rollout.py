@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from extproc.cli.options import add_command, intents_option
+from extproc.cli.options import add_command, intents_option, parse_percent
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -17,9 +17,9 @@ def add_rollout(commands: "Commands") -> None:
     )  # fmt: skip
     rollout.add_argument(
         "action",
-        choices=("status", "promote", "stop"),
-        help="status: show the verdict. promote: let the files of the candidate serve, and keep the old ones in a "
-        "folder beside them. stop: remove the candidate from policy.yaml",
+        choices=("status", "start", "promote", "stop"),
+        help="status: show the verdict. start: give the candidate a share of the conversations. promote: let its "
+        "files serve, and keep the old ones in a folder beside them. stop: remove the candidate from policy.yaml",
     )
     intents_option(rollout)
     rollout.add_argument(
@@ -27,14 +27,24 @@ def add_rollout(commands: "Commands") -> None:
         metavar="FILE|postgresql://...",
         help="with status: the ledger that `extproc serve --ledger` writes",
     )
+    rollout.add_argument(
+        "--percent",
+        type=parse_percent,
+        default=5.0,
+        metavar="0..100",
+        help="with start: share of the conversations that the candidate decides about, in percent "
+        "(default: %(default)g)",
+    )
 
 
 def _rollout(args: argparse.Namespace) -> int:
-    from extproc.config.rollout_files import promote, stop
+    from extproc.config.rollout_files import promote, start, stop
 
     match args.action:
         case "status":
             print(_status(args), end="")
+        case "start":
+            print(start(args.intents, args.percent))
         case "promote":
             for line in promote(args.intents):
                 print(line)

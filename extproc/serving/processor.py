@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from extproc.accounting.signals import AnswerSignal
+from extproc.accounting.store import Store
 from extproc.api.paths import FEEDBACK, canonical
 from extproc.contract.names import HeaderName
 from extproc.contract.words import Role
@@ -45,6 +46,12 @@ class ExternalProcessor:
         self._following: set[asyncio.Task[None]] = set()
         self.stopping = False  # the server is draining
         self._telemetry = telemetry
+
+    def take_feedback(self, keep: Callable[[AnswerSignal], bool], store: Store | None, workers: int) -> None:
+        """Take the feedback of clients from now on, and keep the signals of later requests, if there is a ledger."""
+        place = store.place if store is not None else None
+        self.desk = FeedbackDesk(place, keep, self._telemetry.rated, workers)
+        self.keep = keep if place is not None else None
 
     async def process(
         self, messages: AsyncIterator[pb.ProcessingRequest], context: grpc.aio.ServicerContext[Any, Any]

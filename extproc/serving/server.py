@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -37,8 +38,8 @@ from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
 from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
-from extproc.serving.feedback import FeedbackDesk
 from extproc.serving.files import FilesState, fall_back, first_standing
+from extproc.serving.golden import GoldenRow, follow_golden
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
@@ -69,6 +70,7 @@ class Serving(msgspec.Struct, frozen=True):
     workers: int = 1  # processes that share the machine, including this one
     explore: float = 0.0  # share of the requests that a second tier answers, too
     explore_url: str = ""  # Envoy's, for these second requests
+    golden: Callable[[], Sequence[GoldenRow]] | None = None  # reads rows whose decisions must not flip
     gate: Gate | None = None  # every reload has to pass it
     rendered: Rendered | None = None  # Envoy's part of a configuration. Without it no change is known to need Envoy
     # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
@@ -140,7 +142,7 @@ async def build(serving: Serving, config: Config, standing: Standing | None = No
     processor = ExternalProcessor(telemetry)
     ledger = _ledger(serving, config, processor, telemetry)
     logs = LogStreams(ledger)
-    _take_feedback(processor, ledger, serving, telemetry)
+    processor.take_feedback(ledger.offer_signal, serving.ledger, serving.workers)
     files = FilesState(standing, processor, telemetry, health_service) if standing is not None else None
     rpc.add_generic_rpc_handlers(_handlers(processor, logs, files))
     address = bind(rpc, serving.listen, serving.tls)
@@ -148,13 +150,6 @@ async def build(serving: Serving, config: Config, standing: Standing | None = No
     return Server(
         rpc, health_service, processor, telemetry, ledger, logs, address, config.policy.timeouts.request_s, files
     )
-
-
-def _take_feedback(processor: ExternalProcessor, ledger: Ledger, serving: Serving, telemetry: Telemetry) -> None:
-    """Take the feedback of clients from now on, and keep the signals of later requests, if there is a ledger."""
-    place = serving.ledger.place if serving.ledger is not None else None
-    processor.desk = FeedbackDesk(place, ledger.offer_signal, telemetry.rated, serving.workers)
-    processor.keep = ledger.offer_signal if place is not None else None
 
 
 def _ledger(serving: Serving, config: Config, processor: ExternalProcessor, telemetry: Telemetry) -> Ledger:
@@ -265,6 +260,9 @@ async def run(
     )  # fmt: skip
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
     following = [asyncio.create_task(follow_rollout(router, serving.ledger.place))] if serving.ledger else []
+    if serving.golden is not None:
+        replaying = follow_golden(router, loaded.batcher, serving.golden, telemetry.replayed)
+        following.append(asyncio.create_task(replaying))
     await stop.wait()
     for task in following:
         task.cancel()

@@ -41,6 +41,7 @@ class Telemetry:
         self.candidate_refused: Callable[[], bool] = bool  # whether the files of the candidate have mistakes
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
+        self.golden: tuple[int, int] | None = None  # flips and rows; None: nothing was replayed yet
         self.open_exchanges = 0
         # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
         self._traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -74,6 +75,8 @@ class Telemetry:
             meter, definitions.CANDIDATE_SHARE, lambda: [(v, {"revision": k}) for k, v in self.candidates().items()]
         )
         observe(meter, definitions.CANDIDATE_REFUSED, lambda: [(int(self.candidate_refused()), {})])
+        observe(meter, definitions.GOLDEN_FLIPPED, lambda: [(self.golden[0], {})] if self.golden else [])
+        observe(meter, definitions.GOLDEN_ROWS, lambda: [(self.golden[1], {})] if self.golden else [])
         observe(meter, definitions.REFUSED, lambda: [(int(self.refused()), {})])
         observe(meter, definitions.OPEN_EXCHANGES, lambda: [(self.open_exchanges, {})])
         observe(meter, definitions.ENCODER_QUEUE, lambda: [(self.encoder().queue, {})])
@@ -211,6 +214,10 @@ class Telemetry:
     def state_failed(self) -> None:
         """Report a call to the store of conversations that failed."""
         self._state_failures.add(1)
+
+    def replayed(self, flips: int, rows: int) -> None:
+        """Report the rows of --golden whose decisions flipped, and all of them."""
+        self.golden = flips, rows
 
     def lagged(self, seconds: float) -> None:
         """Report how late the event loop woke up."""

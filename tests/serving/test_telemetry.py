@@ -94,6 +94,7 @@ def record_everything(telemetry: Telemetry) -> None:
     )
     telemetry.lost(1)
     telemetry.explored("billing", "large", "accepted")
+    telemetry.replayed(1, 3)
     telemetry.rated("billing", "large", Feedback("5-5", 1.0, None))
     telemetry.signalled("billing", "large", Signal.RE_ASKED)
     telemetry.lagged(0.1)
