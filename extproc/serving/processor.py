@@ -48,7 +48,7 @@ class ExternalProcessor:
         self._telemetry = telemetry
 
     def take_feedback(self, keep: Callable[[AnswerSignal], bool], store: Store | None, workers: int) -> None:
-        """Take the feedback of clients from now on, and keep the signals of later requests, if there is a ledger."""
+        """Take the feedback of clients and the signals of later requests from now on, if there is a ledger."""
         place = store.place if store is not None else None
         self.desk = FeedbackDesk(place, keep, self._telemetry.rated, workers)
         self.keep = keep if place is not None else None
