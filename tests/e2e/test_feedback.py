@@ -132,7 +132,7 @@ def sent(stack: Stack, *texts: str, **headers: str) -> str:
 
 
 def test_an_ask_that_comes_again_is_a_signal_about_the_answer_before(stack: Stack) -> None:
-    """Only the same conversation counts, and a new ask is no signal."""
+    """Only the same conversation counts, and a new ask is not a signal."""
     first = sent(stack, EXTRACT)
     again = sent(stack, EXTRACT, "{}", "That is wrong. " + EXTRACT)
     edited = sent(stack, EXTRACT, "{}", "That is all wrong. " + EXTRACT)

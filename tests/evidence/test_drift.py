@@ -1,4 +1,4 @@
-"""Drift: what is found, how often without drift, and where it is not looked for."""
+"""Drift: the alarms with and without it, and the rows that are compared."""
 
 import time
 from pathlib import Path

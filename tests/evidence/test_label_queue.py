@@ -1,4 +1,4 @@
-"""The queue of labels: what people and clients said, what waits, and what is held out."""
+"""The queue of labels: labels of people and clients, rows that wait, and rows that are held out."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def queue(tmp_path: Path) -> LabelQueue:
 
 
 def test_labels_of_people_count_before_those_of_clients(queue: LabelQueue, tmp_path: Path) -> None:
-    """A label of the log is a client's. It stays when the log no longer has it."""
+    """A label in the log comes from a client. It stays when the log no longer has it."""
     log = write(tmp_path / "log.jsonl", row(1, intent="faq"), row(2), row(3))
     assert queue.collect(log) == 1
     assert queue.fill(log, everything, 10) == 2

@@ -106,7 +106,7 @@ def small_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_signal_names_the_request_before_and_its_decision(ask: Callable[..., AskedAgain | None]) -> None:
-    """Of the same principal only."""
+    """Only requests of the same principal are compared."""
     prove = "Prove that the product of two even numbers is even"
     assert ask("a", prove) is None
     assert ask("b", prove, "No.", prove, key="theirs") is None

@@ -30,7 +30,7 @@ _MOST_TEXTS = 4000
 _MOST_BORDERLINE = 15
 _BORDERLINE_FOLDS = 5
 # A word of a name is in at least this share of the cluster's texts. The second one has at least this part of the
-# score of the first. The prior of the log-odds counts as so many texts.
+# score of the first. The prior of the log-odds counts as ten texts.
 _LEAST_SHARE, _LEAST_SCORE, _PRIOR = 0.2, 0.6, 10.0
 _NAME_WORD = re.compile(r"[^\W\d_]{3,}")
 
@@ -106,7 +106,7 @@ def _proposal(name: str, texts: list[str], encoder: Encoder, near: Mapping[str, 
 
 
 class _Names:
-    """Names of clusters: one or two words that tell a cluster apart from all other texts, in their order there.
+    """Names of clusters: one or two words that are typical of a cluster alone, in the order of its texts.
 
     A word counts once for each text. The score is the z-score of the difference of its log-odds in the cluster and
     elsewhere, with a prior from both (Monroe, Colaresi and Quinn 2008). So words that every text has score nothing,

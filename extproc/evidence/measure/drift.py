@@ -28,7 +28,7 @@ DAY_S = 86_400.0
 BASE_DAYS = 7
 # A window with fewer conversations in a group is not tested, and neither are fewer labels.
 LEAST_RECENT, LEAST_BASE, LEAST_LABELS = 50, 100, 50
-# A difference below these is not worth an alarm, however sure it is: a share, and the chance that a recent value is
+# A difference below these is not worth an alarm, even if it is sure: a share, and the chance that a recent value is
 # above an earlier one, minus a half.
 LEAST_SHARE, LEAST_RANK = 0.05, 0.10
 
@@ -64,7 +64,7 @@ class Finding(msgspec.Struct, frozen=True):
     before: float
     now: float
     rows: tuple[int, int]  # before and now
-    p: float  # chance of such a difference without drift
+    p: float  # chance of a difference of this size without drift
     drifted: bool = False
 
 
