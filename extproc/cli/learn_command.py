@@ -23,9 +23,9 @@ def add_learn(commands: "Commands") -> None:
     """Add the command."""
     learn = add_command(
         commands, "learn", _learn,
-        "Make a candidate of the requests in a ledger: export, collect labels, calibrate, diff, gate, candidate. "
-        "A cron job can run it. The serving policy changes only by the key `candidate`. If a cohort is worse, it "
-        "does not change, and the exit code is 1. docs/guides/learn.md is the guide.",
+        "Make a candidate of the requests in a ledger. Its steps are export, labels, calibrate, diff, gate and "
+        "candidate. A cron job can run it. The serving policy changes only by the key `candidate`. If a cohort is "
+        "worse, it does not change, and the exit code is 1. docs/guides/learn.md is the guide.",
     )  # fmt: skip
     intents_option(learn)
     learn.add_argument(

@@ -59,6 +59,7 @@ class AskedAgain(msgspec.Struct, frozen=True):
     request: str  # the earlier one
     cohort: str
     tier: str
+    at_s: float  # of the later one, seconds since 1970
 
 
 class Asks:
@@ -91,7 +92,7 @@ class Asks:
         )  # fmt: skip
         self._store.set({key: msgspec.msgpack.encode(asked)}, WITHIN_S)
         kind = signal_of(before, asked) if before is not None else None
-        return AskedAgain(kind, before.request, before.cohort, before.tier) if before and kind else None
+        return AskedAgain(kind, before.request, before.cohort, before.tier, asked.at_s) if before and kind else None
 
 
 def signal_of(before: LastAsk, now: LastAsk) -> Signal | None:

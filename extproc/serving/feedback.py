@@ -34,10 +34,11 @@ class FeedbackDesk:
         keep: Callable[[AnswerSignal], bool],
         report: Callable[[str, str, Feedback], None],
         workers: int = 1,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`place` is the ledger, if there is one. `report` gets the cohort and the tier, or "" if not known yet."""
         self._place, self._keep, self._report = place, keep, report
-        self._rates = Rates(workers)
+        self._rates, self._clock = Rates(workers), clock
         self._looking = False
 
     async def take(self, body: bytes, headers: dict[str, str], policy: Policy, names: Sequence[str]) -> "Taken":
@@ -55,7 +56,7 @@ class FeedbackDesk:
         if answer is not None and (answer.principal or principal_of(None)) != principal:
             return Taken(404, _NOT_YOURS)
         kept = AnswerSignal(
-            feedback.request, Signal.FEEDBACK, principal, time.time(), feedback.score, feedback.label
+            feedback.request, Signal.FEEDBACK, principal, self._clock(), feedback.score, feedback.label
         )
         if not self._keep(kept):
             return Taken(503, _FULL)

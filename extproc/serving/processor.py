@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -110,7 +109,7 @@ class ExternalProcessor:
         if again is None or self.keep is None:
             return
         principal = principal_of(principal_header(headers, routed.snapshot.escalations.principal))
-        if self.keep(AnswerSignal(again.request, again.kind, principal, time.time())):
+        if self.keep(AnswerSignal(again.request, again.kind, principal, again.at_s)):
             self._telemetry.signalled(again.cohort, again.tier, again.kind)
 
     async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:

@@ -159,13 +159,14 @@ def test_postgres_and_a_file_hold_the_same(postgres: Postgres, tmp_path: Path) -
 def test_signals_are_read_alike_from_postgres_and_a_file(postgres: Postgres, tmp_path: Path) -> None:
     """By the report, by the comparison of a candidate and by drift. A later rating replaces the first."""
     read: list[object] = []
+    decision = '{"cohort":"faq","margin":0.1,"similarity":0.5,"stream":true}'
     for place in (tmp_path / "ledger.sqlite", postgres.url):
         store = Store(place, 30)
         arms = [
             Outcome(
                 time.time(), "chat", Ending.CANCELLED if i == 5 else Ending.ACCEPTED, 200, 1, "matched",
                 cohort="faq", tier="small", principal="p", request=f"r-{i}",
-                revision="candidate-1" if i % 2 else "v1", decision='{"cohort":"faq","margin":0.1,"similarity":0.5,"stream":true}',
+                revision="candidate-1" if i % 2 else "v1", decision=decision,
             )
             for i in range(1, 6)
         ]  # fmt: skip

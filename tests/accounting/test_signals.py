@@ -88,13 +88,13 @@ def test_why_tells_what_came_after_the_answer(ledger: Path) -> None:
 
 
 def test_exported_traffic_has_labels_and_qualities(ledger: Path) -> None:
-    """A label is the user's, and never the cohort of the decision."""
+    """A label comes from the user, and never from the decision."""
     requests = {f"r-{i}": {"id": f"r-{i}", "text": "How do I pay?"} for i in (1, 2, 3)}
     lines = [msgspec.json.decode(line) for line in as_traffic(export(ledger, 3600), requests, JoinCounts())]
     assert [line.get("intent") for line in lines] == ["billing", None, None]
     assert ["intent" in line for line in lines] == [True, False, False]
     qualities = [line["outcomes"].get("small", {}).get("quality") for line in lines]
-    # Judged and accepted, but rated badly and asked again; rated well without a verdict; left.
+    # The first was accepted, rated badly and asked again. The second was rated well without a verdict.
     assert qualities == [round(1 / 1.75, 4), 0.75, None]
 
 

@@ -111,5 +111,5 @@ def test_a_signal_names_the_request_before_and_its_decision(ask: Callable[..., A
     assert ask("a", prove) is None
     assert ask("b", prove, "No.", prove, key="theirs") is None
     again = ask("c", prove, "No.", prove)
-    assert again == AskedAgain(Signal.RE_ASKED, "a", "math_reasoning", "large")
+    assert again == AskedAgain(Signal.RE_ASKED, "a", "math_reasoning", "large", 1.8e9)
     assert ask("", prove, "No.", prove) is None  # without an id there is no row to speak about
