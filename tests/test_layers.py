@@ -67,6 +67,7 @@ VENDORS = {
     "evidence/measure/metrics.py": {"scipy"},
     "evidence/measure/comparison.py": {"scipy"},
     "evidence/measure/gate.py": {"scipy"},
+    "evidence/measure/drift.py": {"scipy"},
     "evidence/fit/adapt.py": {"torch"},
     "evidence/fit/folds.py": {"scipy"},
     "evidence/fit/logistic.py": {"scipy"},

@@ -386,6 +386,8 @@ LABELS = {
     "stage": "`read`, `embed`, `match` or `write`",
     "outcome": "for exchanges, an [ending](reasons.md#endings); for reloads, `applied` or `refused`",
     "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
+    "rating": "`up`, `down` or `none` (only a label)",
+    "signal": "`re_asked`, `edited` or `repeated`: see [Learn from traffic](../guides/learn.md#signals-without-feedback)",
     "type": "`input`, `output` or `cached` (part of the input)",
     "revision": "the revision of the configuration that serves",
     "error.type": "of a failure of the router, the Python class of the error; of `gen_ai.client.operation.duration`, the HTTP status or the ending",
@@ -447,6 +449,10 @@ LOG_LINES = {
     "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",
     "follow_rollout": "The ledger cannot be read. The line says why. The candidate keeps its share, and is compared as soon as the "
     "ledger can be read.",
+    "follow_golden": "The file of `--golden` has a line that cannot be used, or is gone. Correct it: it is read again within an hour.",
+    "_log": "Decisions about rows of `--golden` have flipped. The line names the rows. The runbook of "
+    "`SemanticRouterGoldenFlipped` is in [On call](../guides/on-call.md#semanticroutergoldenflipped).",
+    "_log 2": "The decisions about all rows of `--golden` are right again.",
     "_act": "The router has stopped or promoted the candidate. The line has the figures. `extproc rollout status` shows them, too. "
     "Another edit of the candidate begins anew.",
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",

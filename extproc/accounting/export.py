@@ -13,12 +13,19 @@ import msgspec
 
 from extproc.accounting.connection import Connection
 from extproc.accounting.outcome import SERVED, Ending
-from extproc.accounting.queries import FALLBACKS, FROM_CLIENTS
+from extproc.accounting.queries import ANONYMOUS, FALLBACKS, FROM_CLIENTS
 from extproc.accounting.store import connect
 from extproc.accounting.tables import newer_column
-from extproc.contract.words import NOT_A_COHORT
+from extproc.contract.words import NOT_A_COHORT, Reason, Signal
 
 _EXPLORED_ROWS = "SELECT * FROM explorations WHERE time >= ?"
+_SIGNAL_ROWS = "SELECT * FROM signals WHERE time >= ?"
+# How much each signal counts in the quality of an answer. The verdict of the rules counts 1. A client that asks
+# again may want something else, and a person may give a bad rating to an answer that no other tier does better.
+RATING_WEIGHT = 0.5
+SIGNAL_WEIGHTS = {Signal.RE_ASKED: 0.25, Signal.REPEATED: 0.25, Signal.EDITED: 0.1, Signal.ABANDONED: 0.1}
+# Without a verdict, a rating moves the quality from here, where an answer is as likely good as bad.
+_UNKNOWN, _UNKNOWN_WEIGHT = 0.5, 0.5
 
 
 def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[bytes]:
@@ -36,11 +43,12 @@ def export(place: Path | str, since_s: float, share: float = 1.0) -> Iterator[by
 def exported_lines(ledger: Connection, since: float, before: float, share: float) -> Iterator[dict[str, Any]]:
     """Yield what a line of the export has, for outcomes that began in this time."""
     explored = {row["id"]: _explored(row) for row in ledger.select(_EXPLORED_ROWS, (since,))}
+    signals = _signals_by_answer(ledger.select(_SIGNAL_ROWS, (since,)))
     rows = ledger.select(_rows(since, before, ledger.rolled_id() is not None))
     for number, group in itertools.groupby(rows, lambda row: row["id"]):
         outcome_rows = list(group)
         if zlib.crc32((outcome_rows[0]["session"] or str(number)).encode()) < share * 2**32:
-            yield _exported(outcome_rows, explored)
+            yield _exported(outcome_rows, explored, signals)
 
 
 def _rows(since: float, before: float, by_day: bool) -> str:
@@ -56,7 +64,19 @@ def _rows(since: float, before: float, by_day: bool) -> str:
     """
 
 
-def _exported(rows: list[Mapping[str, Any]], explored: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+_Signals = dict[tuple[str, str], dict[str, Mapping[str, Any]]]  # (request, principal) -> kind -> row
+
+
+def _signals_by_answer(rows: Iterable[Mapping[str, Any]]) -> _Signals:
+    signals: _Signals = {}
+    for row in rows:
+        signals.setdefault((row["request"], row["principal"]), {})[row["kind"]] = row
+    return signals
+
+
+def _exported(
+    rows: list[Mapping[str, Any]], explored: Mapping[str, dict[str, Any]], signals: _Signals
+) -> dict[str, Any]:
     """Return one outcome from its rows: one for each rejection, or a single row without one."""
     row = rows[0]
     answers = [
@@ -72,6 +92,13 @@ def _exported(rows: list[Mapping[str, Any]], explored: Mapping[str, dict[str, An
     values = {name: row[name] for name in _EXPORTED} | newer
     values["chances"] = msgspec.json.decode(chances) if chances is not None else None
     values["explored"] = explored.get(values["explored"] or "")
+    own = signals.get((row["request"], row["principal"] or ANONYMOUS), {})
+    feedback = own.get(Signal.FEEDBACK)
+    values["feedback"] = {name: feedback[name] for name in ("score", "label")} if feedback is not None else None
+    values["signals"] = [kind for kind in SIGNAL_WEIGHTS if kind in own]
+    decision = newer_column(row, "decision") or "{}"
+    if row["ending"] == Ending.CANCELLED and msgspec.json.decode(decision).get("stream"):
+        values["signals"].append(Signal.ABANDONED)
     belongs = row["reason"] not in FALLBACKS and row["cohort"] not in NOT_A_COHORT
     return {"v": 1, "intent": row["cohort"] if belongs else None} | values | {"answers": answers}
 
@@ -106,10 +133,11 @@ class JoinCounts(msgspec.Struct):
 def as_traffic(
     exported: Iterable[bytes], requests: Mapping[str, dict[str, Any]], counts: JoinCounts
 ) -> Iterator[bytes]:
-    """Join exported lines with their requests, by id, and yield traffic without labels.
+    """Join exported lines with their requests, by id, and yield traffic.
 
-    An answer that a rule accepted is a success, and a rejected answer is a failure. Without a verdict, the success
-    is unknown. The cohort does not become a label, because only a person can know whether it was the right one.
+    An answer that a rule accepted is a success, and a rejected answer is a failure. A rating, or a client that
+    asked again, makes it a quality between both. Without a verdict or a rating, it is unknown. The cohort does not
+    become a label, because only a person can know whether it was the right one. The label of feedback does.
     The app that sent the request becomes the row's source, if the ledger has it.
     """
     for line in exported:
@@ -126,16 +154,44 @@ def as_traffic(
         if last is not None and row["ending"] in SERVED:
             for served in request.get("outcomes", {}).values():  # the client's answer, if it was kept
                 outcomes.setdefault(last, {}).update(served)
+        if last is not None:
+            _add_signals(outcomes, last, row)
         _add_explored(outcomes, row)
         with_values = {"outcomes": {tier: outcome for tier, outcome in outcomes.items() if outcome}}
         place = {"session": row["session"], "time": row["time"]}
         if row.get("app") is not None and "source" not in request:
             place["source"] = row["app"]
-        yield msgspec.json.encode(request | with_values | place) + b"\n"
+        label = (row.get("feedback") or {}).get("label")
+        labelled = {} if label is None else {"intent": None if label == Reason.OUT_OF_SCOPE else label}
+        yield msgspec.json.encode(request | with_values | place | labelled) + b"\n"
 
 
 # With one of these members, an answer that the client got is known.
 _KNOWN = {"success", "quality", "answer", "response"}
+
+
+def _add_signals(outcomes: dict[str, dict[str, Any]], tier: str, row: Mapping[str, Any]) -> None:
+    """Let the rating and the other signals move the quality of the answer that the client got."""
+    outcome, rating = outcomes.setdefault(tier, {}), (row.get("feedback") or {}).get("score")
+    verdict = outcome.get("success", outcome.get("quality"))
+    quality = quality_of(verdict, rating, row.get("signals", ()))
+    if quality is not None:
+        outcome.pop("success", None)
+        outcome["quality"] = quality
+
+
+def quality_of(verdict: float | None, rating: float | None, signals: Iterable[str]) -> float | None:
+    """Return the quality of an answer with these signals, 0 to 1. None: it is the verdict, or not known.
+
+    The signals that a client did not intend count only beside a verdict. Alone they would make outcomes of failures
+    only.
+    """
+    weights = [SIGNAL_WEIGHTS[Signal(kind)] for kind in signals] if verdict is not None else []
+    if rating is None and not weights:
+        return None
+    base, weight = (_UNKNOWN, _UNKNOWN_WEIGHT) if verdict is None else (float(verdict), 1.0)
+    rated = RATING_WEIGHT if rating is not None else 0.0
+    return round((base * weight + (rating or 0.0) * rated) / (weight + rated + sum(weights)), 4)
 
 
 def _add_explored(outcomes: dict[str, dict[str, Any]], row: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from extproc.accounting.outcome import Cost, Explored, Outcome
+from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.tables import COLUMNS
 from extproc.api.observation import Usage
 
@@ -36,6 +37,17 @@ def explored_statement(explored: Explored) -> Statement:
         *_counts(explored.usage), explored.cost, explored.duration_s,
     )  # fmt: skip
     return f"INSERT INTO explorations VALUES (?{', ?' * (len(row) - 1)})", row
+
+
+def signal_statement(signal: AnswerSignal) -> Statement:
+    """Return the statement that stores a signal. The score and the label of a later one of its kind count."""
+    row = (signal.request, signal.kind, signal.principal, signal.time, signal.score, signal.label)
+    return (
+        "INSERT INTO signals (request, kind, principal, time, score, label) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (request, kind, principal) DO UPDATE SET time = excluded.time, "
+        "score = coalesce(excluded.score, signals.score), label = coalesce(excluded.label, signals.label)",
+        row,
+    )
 
 
 def _counts(usage: Usage | None) -> tuple[int | None, int | None, int | None]:

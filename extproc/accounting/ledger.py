@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from extproc.accounting.outcome import Cost, Explored, Outcome, Priced
+from extproc.accounting.signals import AnswerSignal
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class OutcomeSink(Protocol):
     def open(self) -> object: ...
     def add(self, rows: Sequence[Priced]) -> None: ...
     def add_explored(self, explored: Explored) -> None: ...
+    def add_signal(self, signal: AnswerSignal) -> None: ...
     def close(self) -> None: ...
 
 
@@ -52,7 +54,7 @@ class Ledger:
     ) -> None:
         """Start the thread. It calls `report` for each outcome, and `lost` with the number of dropped outcomes."""
         self._read, self._price, self._report, self._lost, self._store = read, price, report, lost, store
-        self._batches: queue.Queue[bytes | Explored | None] = queue.Queue(_QUEUED_BATCHES)
+        self._batches: queue.Queue[bytes | Explored | AnswerSignal | None] = queue.Queue(_QUEUED_BATCHES)
         self._dropping = False  # and already logged
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._thread.start()
@@ -71,6 +73,16 @@ class Ledger:
         except queue.Full:
             self._drop(1, "the store is too slow")
 
+    def offer_signal(self, signal: AnswerSignal) -> bool:
+        """Queue a signal. False: there is no store, or the queue is full."""
+        if self._store is None:
+            return False
+        try:
+            self._batches.put_nowait(signal)
+        except queue.Full:
+            return False
+        return True
+
     def close(self) -> None:
         """Store the queued batches, and stop the thread. Waits a few seconds at most."""
         with contextlib.suppress(queue.Full):
@@ -85,6 +97,9 @@ class Ledger:
         while (batch := self._batches.get()) is not None:
             if isinstance(batch, Explored):
                 self._add_explored(batch)
+                continue
+            if isinstance(batch, AnswerSignal):
+                self._add_signal(batch)
                 continue
             try:
                 rows = [self._priced(outcome) for outcome in _in_turns(self._read(batch))]
@@ -104,6 +119,10 @@ class Ledger:
     def _add_explored(self, explored: Explored) -> None:
         if self._store is not None:
             self._store_all(partial(self._store.add_explored, explored), 1)
+
+    def _add_signal(self, signal: AnswerSignal) -> None:
+        if self._store is not None:
+            self._store_all(partial(self._store.add_signal, signal), 0)
 
     def _add(self, store: OutcomeSink, rows: list[Priced]) -> None:
         self._store_all(partial(store.add, rows), len(rows))

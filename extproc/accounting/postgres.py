@@ -9,12 +9,12 @@ from extproc.accounting.connection import LOCK_S, Row, as_os_error
 from extproc.accounting.inserts import Statement
 from extproc.accounting.tables import (
     MIGRATIONS,
-    NO_EXPLORATIONS,
     POSTGRES_KEYS,
     SCHEMA,
     TABLES,
     comment_of,
     migrations,
+    stand_ins,
 )
 from extproc.contract.names import CANDIDATE_PREFIX
 
@@ -86,7 +86,8 @@ class PostgresLedger:
         if writing and not self._current:
             self._bring_up_to_date()
         elif not self._current:
-            self._connection.execute(NO_EXPLORATIONS)
+            schema = next(version for version in MIGRATIONS if comment_of(version) == existing["comment"])
+            self._connection.execute(";".join(stand_ins(schema)))
 
     def _existing(self) -> Row:
         # To look into pg_class also makes the server notice a table that another router has just created.

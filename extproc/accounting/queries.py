@@ -113,6 +113,11 @@ def _tokens(row: str) -> dict[str, str]:
     return {kind: f"sum(coalesce({row}.{kind}, 0))" for kind in ("input", "output", "cached")}
 
 
+def is_abandoned(row: str = "o") -> str:
+    """Whether the client left before the end of a stream, as SQL."""
+    return f"{row}.ending = '{Ending.CANCELLED}' AND {row}.decision LIKE '%\"stream\":true%'"
+
+
 # The same condition as `Outcome.usage_due`: without tokens, the usage of this answer is unknown.
 _USAGE_DUE = f"o.attempts > 0 AND (o.status = 200 OR {_ended(Ending.CANCELLED, Ending.HUMAN)})"
 OUTCOME_SUMS = Sum(
@@ -162,7 +167,9 @@ FIRST_BYTES = Sum(
     _SERVED,
     of_callers=False,
 )
-SUMS = (OUTCOME_SUMS, REJECTION_SUMS, ESCALATED, UNJUDGED, FIRST_BYTES)
+# Streams that the client left before their end.
+ABANDONED = Sum("rollup_abandoned", "'-'", {"requests": "count(*)"}, f" AND {is_abandoned()}")
+SUMS = (OUTCOME_SUMS, REJECTION_SUMS, ESCALATED, UNJUDGED, FIRST_BYTES, ABANDONED)
 
 
 # The narrower the slices, the fewer times are read one by one, and the more counts.
@@ -190,3 +197,17 @@ EXPLORED = f"""
   SELECT count(*) AS requests, {_count("accepted = 1")} AS accepted, {_count("accepted = 0")} AS rejected,
   coalesce(sum(cost), 0) AS cost FROM explorations WHERE time >= ?
 """
+
+
+# A signal counts if its sender has also sent the request.
+ANONYMOUS = "anonymous"
+OWN_SIGNAL = f"s.request = o.request AND s.principal = coalesce(o.principal, '{ANONYMOUS}')"
+
+
+def signal_sums(by: By) -> str:
+    """For each `name` and `kind`, the number of answers with this signal, of their scores and labels."""
+    return (
+        f"SELECT {NAMES[by]} AS name, s.kind, count(*) AS answers, count(s.score) AS scores, "
+        "coalesce(sum(s.score), 0) AS score, count(s.label) AS labels "
+        f"FROM signals s JOIN outcomes o ON {OWN_SIGNAL} WHERE o.time >= ? AND {FROM_CLIENTS} GROUP BY 1, 2"
+    )

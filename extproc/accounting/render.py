@@ -1,4 +1,4 @@
-"""Show a report: two tables in a terminal, or an HTML page."""
+"""Show a report: tables in a terminal, or an HTML page."""
 
 import time
 from collections.abc import Callable
@@ -13,6 +13,7 @@ _NOTES = (
     "escalated: requests with a rejected answer before the last attempt. first byte: median (95th percentile).",
     "cost: US dollars at the prices of that time, with rejected answers. cascade: the cost of rejected answers.",
     "saving: the cost of the served answers' tokens at the default tier, minus cost.",
+    "re-asked, edited, repeated: the client asked again. abandoned: it left a stream. rating: mean, 1 is good.",
     "unknown: answers without token counts (a stream without usage, or a cut answer). No sum includes them.",
 )
 
@@ -46,13 +47,31 @@ def _costs(line: CohortLine) -> dict[str, str]:
     }
 
 
+def _signals(line: CohortLine) -> dict[str, str]:
+    signals = line.signals
+    return {
+        "re-asked": f"{signals.re_asked:,}",
+        "edited": f"{signals.edited:,}",
+        "repeated": f"{signals.repeated:,}",
+        "abandoned": f"{signals.abandoned:,}",
+        "rated": f"{signals.rated:,}",
+        "rating": "-" if signals.rating is None else f"{signals.rating:.2f}",
+        "labelled": f"{signals.labelled:,}",
+    }
+
+
 TextTable = list[dict[str, str]]
 
 
 def _tables(report: CostReport) -> list[TextTable]:
-    """Return two tables of cells by column name. The last row of each is the total."""
+    """Return the tables of cells by column name. The last row of each is the total.
+
+    Without a signal, the third table is left out.
+    """
     lines = [*report.groups, report.total]
-    columns: tuple[Callable[[CohortLine], dict[str, str]], ...] = (_outcomes, _costs)
+    columns: list[Callable[[CohortLine], dict[str, str]]] = [_outcomes, _costs]
+    if not report.total.signals.is_empty:
+        columns.append(_signals)
     return [[{report.by: line.name} | cells(line) for line in lines] for cells in columns]
 
 

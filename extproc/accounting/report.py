@@ -17,8 +17,26 @@ from extproc.accounting.outcome import Ending
 from extproc.accounting.queries import ALL, FALLBACKS, By, Sum
 from extproc.accounting.sources import Source, source_of
 from extproc.accounting.store import connect, name_of
+from extproc.contract.words import Signal
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
+
+
+class SignalSums(msgspec.Struct, frozen=True):
+    """What happened after the answers."""
+
+    re_asked: int = 0  # answers after which the conversation asked almost the same again
+    edited: int = 0  # answers whose ask was changed and sent again
+    repeated: int = 0  # answers whose ask was sent again unchanged
+    abandoned: int = 0  # streams that the client left
+    rated: int = 0
+    rating: float | None = None  # mean of the ratings, 0 to 1
+    labelled: int = 0  # answers for which a client named the right cohort
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing happened."""
+        return self == SignalSums()
 
 
 class CohortLine(msgspec.Struct):
@@ -50,6 +68,7 @@ class CohortLine(msgspec.Struct):
     first_byte_s: tuple[float, float] | None  # median and 95th percentile, of served answers
     escalations: dict[str, int] = {}  # rejected answers, by reason
     fallbacks: dict[str, int] = {}  # requests, by reason
+    signals: SignalSums = SignalSums()
     unjudged: dict[str, int] = {}  # accepted answers that no rule looked at, by reason: an Unjudged
 
 
@@ -106,6 +125,7 @@ class _Tally:
         self.sums, self.rejected = Counter[str](), Counter[str]()
         self.escalations, self.fallbacks, self.unjudged = Counter[str](), Counter[str](), Counter[str]()
         self.first_byte_s: tuple[float, float] | None = None
+        self.signals = Counter[str]()
         self.escalated = 0
 
     def line(self, name: str) -> CohortLine:
@@ -129,6 +149,19 @@ class _Tally:
             escalations=dict(self.escalations),
             fallbacks=dict(self.fallbacks),
             unjudged=dict(self.unjudged),
+            signals=self._signals(),
+        )
+
+    def _signals(self) -> SignalSums:
+        sums = self.signals
+        return SignalSums(
+            re_asked=sums[Signal.RE_ASKED],
+            edited=sums[Signal.EDITED],
+            repeated=sums[Signal.REPEATED],
+            abandoned=sums[Signal.ABANDONED],
+            rated=sums["scores"],
+            rating=sums["score"] / sums["scores"] if sums["scores"] else None,
+            labelled=sums["labels"],
         )
 
 
@@ -161,7 +194,20 @@ def _read_tallies(ledger: Connection, source: Source, by: By) -> tuple[_Tally, _
         for name, why, sums in read(queries.UNJUDGED):
             for tally in (total, groups[name]):
                 tally.unjudged[why] += int(sums["requests"])
+    _add_signals(ledger, source, by, total, groups)
     total.first_byte_s, quantiles = read_first_bytes(ledger, source, by)
     for name, first_byte_s in quantiles.items():
         groups[name].first_byte_s = first_byte_s
     return total, groups
+
+
+def _add_signals(ledger: Connection, source: Source, by: By, total: _Tally, groups: _Groups) -> None:
+    for row in ledger.fetch(queries.signal_sums(by), (source.since,)):
+        counts = {row["kind"]: row["answers"]} | {name: row[name] for name in ("scores", "score", "labels")}
+        for tally in (total, groups[row["name"]]):
+            tally.signals.update(counts)
+    if not ledger.has_column("decision"):  # an older ledger
+        return
+    for row in source.read(ledger, queries.ABANDONED, by):
+        for tally in (total, groups[row["name"]]):
+            tally.signals[Signal.ABANDONED] += int(row["requests"])

@@ -20,6 +20,7 @@ import numpy as np
 
 from extproc.accounting.connection import Connection
 from extproc.accounting.outcome import Ending
+from extproc.accounting.queries import OWN_SIGNAL
 from extproc.accounting.sequential import (
     Bounds,
     Counts,
@@ -32,7 +33,7 @@ from extproc.accounting.sequential import (
 )
 from extproc.accounting.store import connect
 from extproc.contract.names import CANDIDATE_PREFIX, Key
-from extproc.contract.words import Reason
+from extproc.contract.words import Reason, Signal
 
 ALL = "all"
 # Requests about which no intent decides are the same in both arms.
@@ -41,15 +42,20 @@ _NOT_DECIDED = (Reason.PINNED, Reason.PASSTHROUGH, Reason.BAD_REQUEST)
 _FIRST = (
     f"SELECT min(id) AS first FROM outcomes WHERE revision = ? AND id > ? AND revision LIKE '{CANDIDATE_PREFIX}%'"
 )
+_NOT_THESE = ", ".join(f"'{reason}'" for reason in _NOT_DECIDED)
+_OF_ARMS = f"(o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%') AND o.reason NOT IN ({_NOT_THESE})"
+# What happened after the answers, for each cohort of an arm.
+_SIGNALS = f"""
+  SELECT CASE WHEN o.revision = ? THEN 1 ELSE 0 END AS candidate, o.cohort, s.kind, s.score
+  FROM signals s JOIN outcomes o ON {OWN_SIGNAL} WHERE o.id >= ? AND {_OF_ARMS}
+"""
 _ROWS = f"""
   SELECT o.id, o.time, o.revision, o.session, o.cohort, o.ending, o.attempts, o.cost, o.first_byte_s,
-  r.cost AS rejected
+  r.cost AS rejected, CASE WHEN r.outcome IS NULL THEN 0 ELSE 1 END AS escalated
   FROM outcomes o
   LEFT JOIN (SELECT outcome, sum(cost) AS cost FROM rejections WHERE outcome > ? GROUP BY outcome) r
   ON r.outcome = o.id
-  WHERE o.id > ? AND o.id <= ? AND (o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%')
-  AND o.reason NOT IN ({", ".join(f"'{reason}'" for reason in _NOT_DECIDED)})
-  ORDER BY o.id
+  WHERE o.id > ? AND o.id <= ? AND {_OF_ARMS} ORDER BY o.id
 """  # fmt: skip
 
 
@@ -80,7 +86,8 @@ class Arm:
 
     def __init__(self) -> None:
         self.requests, self.conversations, self.successes = 0, 0, 0
-        self.cost, self.first_byte_s = Mean(), Mean()
+        self.escalated, self.re_asked = 0, 0  # requests; those after which almost the same was asked again
+        self.cost, self.first_byte_s, self.rating = Mean(), Mean(), Mean()
 
 
 class _Test(msgspec.Struct, frozen=True):
@@ -117,6 +124,7 @@ class Group:
         arm.requests += 1
         arm.cost.add(row["cost"] + (row["rejected"] or 0) if row["cost"] is not None else None)
         arm.first_byte_s.add(row["first_byte_s"])
+        arm.escalated += row["escalated"]
         if row["session"] is not None:
             if row["session"] in self._seen:
                 return
@@ -212,6 +220,20 @@ class RolloutReader:
             self._last = row["id"]
         self._last = settled
         self.comparison.decide()
+
+
+def add_signals(place: Path | str, comparison: Comparison) -> None:
+    """Add what happened after the answers of both arms. It decides nothing. Raises OSError."""
+    revision = comparison.revision
+    with contextlib.closing(connect(place)) as ledger:
+        [first] = ledger.fetch(_FIRST, (revision, 0))
+        for row in ledger.select(_SIGNALS, (revision, first["first"] or 0, revision)):
+            for name in (ALL, row["cohort"]):
+                if name in comparison.groups:
+                    group = comparison.groups[name]
+                    arm = group.candidate if row["candidate"] else group.serving
+                    arm.re_asked += row["kind"] == Signal.RE_ASKED
+                    arm.rating.add(row["score"])
 
 
 class BesideCount(msgspec.Struct, frozen=True):

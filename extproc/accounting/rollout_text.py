@@ -1,7 +1,7 @@
 """A comparison of a candidate as text: the verdict in a sentence, and a table of both arms by cohort."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from extproc.accounting.rollout import ALL, Arm, BesideCount, Comparison, Group, Mean
 from extproc.accounting.sequential import ERROR, RolloutVerdict
@@ -11,6 +11,8 @@ _NOTES = (
     "difference: candidate minus serving, in percentage points. The bounds hold at every look, and all together "
     f"with a probability of {1 - ERROR:.0%}.",
     "cost: US dollars per 1,000 requests. first byte: seconds. Their intervals (95 %) hold for a single look only.",
+    "escalated, re-asked, rating: shares of the requests, and the mean of the ratings (1 is good). They decide "
+    "nothing.",
     "-: in this cohort the arms do not have the same requests, so it is not tested. `all` is.",
 )  # fmt: skip
 
@@ -80,11 +82,31 @@ def comparison_text(comparison: Comparison, share: float) -> str:
     since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(comparison.since))
     title = f"{comparison.revision} since {since} UTC, with {share:.1%} of the conversations"
     groups = sorted(comparison.groups.values(), key=lambda group: (group.name == ALL, -group.serving.requests))
-    rows = [_cells(group) for group in groups]
+    tables = (_table([cells(group) for group in groups]) for cells in (_cells, _cells_after))
+    return "\n\n".join((verdict_sentence(comparison, share), title, *tables, "\n".join(_NOTES))) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
     form = "  ".join(f"{{:{'<' if name == 'cohort' else '>'}{width}}}" for name, width in widths.items())
-    table = [form.format(*widths), *(form.format(*row.values()) for row in rows)]
-    return "\n\n".join((verdict_sentence(comparison, share), title, "\n".join(table), "\n".join(_NOTES))) + "\n"
+    return "\n".join([form.format(*widths), *(form.format(*row.values()) for row in rows)])
+
+
+def _cells_after(group: Group) -> dict[str, str]:
+    """Escalations, repeated asks and ratings, beside the comparison."""
+    cells = {"cohort": group.name}
+    arms = (("serving", group.serving), ("candidate", group.candidate))
+    for name, arm in arms:
+        cells[f"{name} escalated"] = _share(arm.escalated, arm.requests)
+    for name, arm in arms:
+        cells[f"{name} re-asked"] = _share(arm.re_asked, arm.requests)
+    for name, arm in arms:
+        cells[f"{name} rating"] = _interval(arm.rating)
+    return cells
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count:,} ({count / of:.1%})" if of else "-"
 
 
 def _cells(group: Group) -> dict[str, str]:

@@ -18,6 +18,11 @@ class Source(msgspec.Struct, frozen=True):
     windows: tuple[Window, ...]
     first_hour: int | None = None
 
+    @property
+    def since(self) -> float:
+        """The time from which on outcomes count."""
+        return self.windows[0].since or 0.0
+
     def read(self, ledger: Connection, each: Sum, dimension: str) -> Iterator[Row]:
         """Yield `name`, `word` and numbers. The same name and word may come several times."""
         for window in self.windows:

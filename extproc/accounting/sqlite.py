@@ -12,12 +12,12 @@ from extproc.accounting.connection import LOCK_S, Row, as_os_error
 from extproc.accounting.inserts import Statement
 from extproc.accounting.tables import (
     MIGRATIONS,
-    NO_EXPLORATIONS,
     SCHEMA,
     SQLITE_INDEXES,
     SQLITE_KEYS,
     TABLES,
     migrations,
+    stand_ins,
 )
 
 # Pages that a report keeps in memory, in KiB.
@@ -65,8 +65,7 @@ class SqliteLedger:
         if not writing:
             if schema == 0:
                 raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
-            if schema < SCHEMA:
-                self._connection.execute(NO_EXPLORATIONS)
+            self._connection.executescript(";".join(stand_ins(schema)))
             self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             return
         if schema == 0:

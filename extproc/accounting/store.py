@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 
 from extproc.accounting import days, postgres
 from extproc.accounting.connection import LOCK_S, Connection
-from extproc.accounting.inserts import Statement, explored_statement, outcome_statements
+from extproc.accounting.inserts import Statement, explored_statement, outcome_statements, signal_statement
 from extproc.accounting.outcome import Explored, Priced
+from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.sqlite import SqliteLedger
 
 _PRUNE_S = 3600.0
 # How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
-# several statements.
-_PRUNED_ROWS = 5000
+# several statements. The rows of the other tables have their own time.
+_PRUNED_ROWS, _BESIDE = 5000, ("explorations", "signals")
 
 
 class Store:
@@ -42,8 +43,12 @@ class Store:
             self._prune(connection)
 
     def add_explored(self, explored: Explored) -> None:
-        """Store the answer of a second tier. Raises OSError, and the next call connects again."""
+        """Store the answer of a second tier, as `add` does."""
         self._write([explored_statement(explored)])
+
+    def add_signal(self, signal: AnswerSignal) -> None:
+        """Store a signal, once for each request, kind and principal, as `add` does."""
+        self._write([signal_statement(signal)])
 
     def _write(self, statements: list[Statement]) -> Connection:
         connection = self.open()

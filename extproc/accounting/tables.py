@@ -12,8 +12,14 @@ CREATE TABLE IF NOT EXISTS explorations (
   status INTEGER NOT NULL, accepted INTEGER, reason TEXT, input INTEGER, output INTEGER, cached INTEGER,
   cost DOUBLE PRECISION, duration_s DOUBLE PRECISION
 )"""
-# A reader of an older version makes this empty table, for its own connection alone.
-NO_EXPLORATIONS = EXPLORATIONS.replace("CREATE TABLE IF NOT EXISTS", "CREATE TEMPORARY TABLE")
+# `signals` has what happened after an answer: see `contract.words.Signal`. `request` is that of the answer.
+SIGNALS = """
+CREATE TABLE IF NOT EXISTS signals (
+  request TEXT NOT NULL, kind TEXT NOT NULL, principal TEXT NOT NULL, time DOUBLE PRECISION NOT NULL,
+  score DOUBLE PRECISION, label TEXT, PRIMARY KEY (request, kind, principal)
+)"""
+# The version from which on a ledger has each of these tables.
+_SINCE = {EXPLORATIONS: 4, SIGNALS: 5}
 # No index here: on a large ledger it would take longer than the timeout of a statement.
 MIGRATIONS = {
     2: ("ALTER TABLE outcomes ADD COLUMN conversation TEXT",),
@@ -25,9 +31,14 @@ MIGRATIONS = {
         EXPLORATIONS,
     ),
     # A rejected answer is deleted with its day. Older rows have no time.
-    4: ("ALTER TABLE rejections ADD COLUMN time DOUBLE PRECISION",),
+    4: (
+        # A rejected answer is deleted with its day. Older rows have no time.
+        "ALTER TABLE rejections ADD COLUMN time DOUBLE PRECISION",
+        SIGNALS,
+    ),
 }
 TABLES = f"""{EXPLORATIONS};
+{SIGNALS};
 CREATE TABLE IF NOT EXISTS outcomes (
   id {{id}}, time DOUBLE PRECISION NOT NULL, api TEXT NOT NULL, ending TEXT NOT NULL,
   status INTEGER NOT NULL, attempts INTEGER NOT NULL, failed_attempts INTEGER NOT NULL, reason TEXT NOT NULL,
@@ -84,3 +95,12 @@ def migrations(schema: int) -> list[str]:
 def comment_of(schema: int) -> str:
     """Return the comment on the tables of this version in Postgres."""
     return f"extproc ledger {schema}"
+
+
+def stand_ins(schema: int) -> list[str]:
+    """Return the statements by which a reader gets empty tables in place of those that a ledger lacks."""
+    return [
+        table.replace("CREATE TABLE IF NOT EXISTS", "CREATE TEMPORARY TABLE")
+        for table, since in _SINCE.items()
+        if schema < since
+    ]

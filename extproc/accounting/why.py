@@ -10,15 +10,23 @@ import msgspec
 
 from extproc.accounting.connection import Connection
 from extproc.accounting.outcome import Ending, Unjudged
+from extproc.accounting.queries import ANONYMOUS
 from extproc.accounting.store import connect, name_of
 from extproc.accounting.tables import newer_column
 from extproc.contract.records import DecisionRecord, VerdictRecord
-from extproc.contract.words import NOT_A_COHORT, Bound, Course, Reason, Undecided
+from extproc.contract.words import NOT_A_COHORT, Bound, Course, Reason, Signal, Undecided
 
 # Ids that clients choose may repeat.
 _MOST = 5
 _OUTCOME = f"SELECT * FROM outcomes WHERE request = ? ORDER BY time DESC LIMIT {_MOST}"
 _REJECTIONS = "SELECT * FROM rejections WHERE outcome = ? ORDER BY attempt"
+
+_SIGNALS = "SELECT kind, score, label FROM signals WHERE request = ? AND principal = ? ORDER BY kind"
+_AGAIN: dict[str, str] = {
+    Signal.RE_ASKED: "the conversation asked almost the same again",
+    Signal.EDITED: "the client changed the ask and sent it again",
+    Signal.REPEATED: "the client sent the same ask again",
+}
 
 _REASONS: dict[str, str] = {
     Reason.MATCHED: "it is the tier of its cohort",
@@ -87,6 +95,7 @@ def _story(row: Mapping[str, Any], ledger: Connection) -> str:
         *_attempts(row, rejections, verdict),
         *_cost(row, rejections),
         *_place(row, decision),
+        *_after(row, list(ledger.select(_SIGNALS, (row["request"], row["principal"] or ANONYMOUS)))),
     ]
     return "\n".join(lines)
 
@@ -201,3 +210,15 @@ def _place(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     course = decision.conversation or newer_column(row, "conversation")
     if course is not None:
         yield f"history   The conversation {_COURSES.get(course, course)} ({course})"
+
+
+def _after(row: Mapping[str, Any], signals: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    sentences = [_AGAIN[signal["kind"]] for signal in signals if signal["kind"] in _AGAIN]
+    for signal in signals:
+        if signal["score"] is not None:
+            sentences.append(f"feedback rated the answer {signal['score']:g} (0 is bad, 1 is good)")
+        if signal["label"] is not None:
+            sentences.append(f"feedback named {signal['label']} as the right cohort")
+    if sentences:
+        text = "; ".join(sentences)
+        yield f"after     {text[0].upper()}{text[1:]}"

@@ -7,6 +7,8 @@ from extproc.api.paths import speaks_anthropic
 # By status: the type of the error in all four APIs, and Anthropic's own word if it differs.
 _TYPES = {
     400: ("invalid_request_error", "invalid_request_error"),
+    404: ("invalid_request_error", "not_found_error"),
+    429: ("rate_limit_error", "rate_limit_error"),
     413: ("invalid_request_error", "request_too_large"),
     503: ("server_error", "api_error"),
 }

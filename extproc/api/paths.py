@@ -19,6 +19,8 @@ SIDE_PATHS = {
     COMPACT: "/v1/responses",
     "/v1/responses/input_tokens": "/v1/responses",
 }
+# Where clients rate answers. Clients also write it without /v1.
+FEEDBACK = "/v1/feedback"
 # Regular expressions of the paths behind /v1 about a response that an upstream keeps, with their methods.
 KEPT_PATHS: dict[str, tuple[str, ...]] = {
     "/responses/[^/]+": ("GET", "DELETE"),

@@ -5,6 +5,7 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extproc.cli.learn_command import add_learn
 from extproc.cli.options import (
     add_command,
     data_argument,
@@ -31,6 +32,7 @@ def add_commands(commands: "Commands") -> None:
     _add_diff(commands)
     _add_gate(commands)
     _add_suggest(commands)
+    add_learn(commands)
 
 
 def _add_convert(commands: "Commands") -> None:

@@ -29,17 +29,25 @@ def run_sample(intents: Path, data: Path, size: int, seed: int) -> int:
 
 
 def _sample(intents: Path, data: Path, size: int, seed: int) -> int:
+    drawn, lines = rows_to_label(intents, data, size, seed)
+    for line in lines:
+        sys.stdout.buffer.write(line)
+    _report_draw(data, drawn)
+    return 0
+
+
+def rows_to_label(intents: Path, data: Path, size: int, seed: int) -> tuple[Draw, list[bytes]]:
+    """Draw rows of a file, and return their lines with their weights."""
     run = execute(intents, patient_encoder(intents), usable(data), Tokens())
     report_unused(data, run)
     drawn = draw(run, size, seed)
-    weights = {row.line: row.weight for row in drawn.rows}
+    weights, lines = {row.line: row.weight for row in drawn.rows}, []
     for number, line in read_lines(data):
         if number in weights:
             row = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
             row["weight"] = msgspec.Raw(msgspec.json.encode(weights[number]))
-            sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
-    _report_draw(data, drawn)
-    return 0
+            lines.append(msgspec.json.encode(row) + b"\n")
+    return drawn, lines
 
 
 def _sample_mapped(folder: Path, size: int, seed: int) -> int:

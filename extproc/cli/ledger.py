@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from extproc.cli.drift import add_drift
 from extproc.cli.options import add_command, parse_share
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def add_commands(commands: "Commands") -> None:
         "request", metavar="REQUEST_ID", help="id of the request, from the answer's header x-request-id"
     )
     _ledger_option(why)
+    add_drift(commands)
 
 
 def _ledger_options(parser: argparse.ArgumentParser) -> None:

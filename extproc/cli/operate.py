@@ -52,6 +52,13 @@ def add_commands(commands: "Commands") -> None:
     demo.add_argument(
         "--serve", action="store_true", help="keep everything running after the prompts, and print a curl command"
     )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="with --serve: keep the intents, a ledger and the requests in this folder, and let simulated users "
+        "ask, rate and label until you stop",
+    )
 
 
 def _add_serve(commands: "Commands") -> None:
@@ -118,6 +125,13 @@ def _add_serve(commands: "Commands") -> None:
         "and refuse a reload that is worse (default: no comparison)",
     )
     limits_options(serve, "with --gate: ")
+    serve.add_argument(
+        "--golden",
+        type=Path,
+        metavar="DATA",
+        help="route the labelled rows in DATA after every reload and once an hour, while no client waits, and "
+        "report those whose cohort is not their label (default: none)",
+    )
     explore_options(serve)
 
 
@@ -131,6 +145,10 @@ def _serve(args: argparse.Namespace) -> int:
         raise ValueError("--explore records the answers of second tiers in the ledger: give --ledger, too")
     if args.gate is not None:
         check_data(args.gate)
+    if args.golden is not None:
+        from extproc.cli.golden import read_golden
+
+        read_golden(args.golden)  # a mistake in it shows before anything is served
     job = Job(
         intents=str(args.intents),
         listen=args.listen,
@@ -143,6 +161,7 @@ def _serve(args: argparse.Namespace) -> int:
         workers=args.workers,
         explore=args.explore,
         explore_url=args.explore_url,
+        golden=str(args.golden) if args.golden is not None else None,
     )
     if args.workers == 1:
         return run_job(job)
@@ -186,4 +205,6 @@ def _demo(args: argparse.Namespace) -> int:
             f"{error}: `extproc demo` needs more packages: pip install 'envoy-semantic-router[demo]'"
         ) from error
 
-    return run_demo(args.intents, args.serve)
+    if args.out is not None and not args.serve:
+        raise ValueError("--out keeps the files of a demo that keeps serving: give --serve, too")
+    return run_demo(args.intents, args.serve, args.out)

@@ -48,6 +48,7 @@ parse_quality_drop = _number(
     "a share from 0 up and below 1, as in 0.02 for two percentage points", lambda value: 0 <= value < 1
 )
 parse_cost_rise = _number("a share from 0 up, as in 0.1 for 10 % more", lambda value: 0 <= value < math.inf)
+parse_percent = _number("a percentage from 0 to 100, as in 5", lambda value: 0 <= value <= 100)
 parse_days = _number("a number of days from 0 up, as in 90", lambda value: 0 <= value < math.inf)
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,7 @@ from extproc.accounting.store import Store
 from extproc.cli.process import run_process
 from extproc.config.gate import Gate
 from extproc.envoy.bootstrap import sample_of
+from extproc.serving.golden import GoldenRow
 from extproc.serving.listening import TlsFiles
 from extproc.serving.server import Serving, serve
 
@@ -28,6 +31,7 @@ class Job(msgspec.Struct, frozen=True):
     workers: int  # router processes that share the machine, this one included
     explore: float
     explore_url: str
+    golden: str | None = None
 
     def at(self, listen: str) -> "Job":
         """The same job at another address."""
@@ -51,9 +55,19 @@ def run_job(job: Job, ready_fd: int | None = None) -> int:
         ready_fd=ready_fd,
         explore=job.explore,
         explore_url=job.explore_url,
+        golden=_golden(job.golden),
     )
     asyncio.run(serve(serving))
     return 0
+
+
+def _golden(path: str | None) -> Callable[[], Sequence[GoldenRow]] | None:
+    """Return a function that reads the golden rows. Their traffic format is only loaded if it is needed."""
+    if path is None:
+        return None
+    from extproc.cli.golden import read_golden
+
+    return partial(read_golden, Path(path))
 
 
 def run_worker(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -12,8 +13,9 @@ from extproc.config.schema import POLICY_FILE, PolicyFile
 from extproc.config.strict_yaml import Problem, decode_yaml
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.settings import Candidate
 
-_KEY = "candidate"
+_KEY, _PLACE = "candidate", "next"
 
 
 def promote(folder: Path) -> Iterator[str]:
@@ -47,6 +49,70 @@ def promote(folder: Path) -> Iterator[str]:
     if not any(place.iterdir()):
         place.rmdir()
     yield f"removed `{_KEY}` from {folder / POLICY_FILE}"
+
+
+class CandidateRunning(ValueError):
+    """Another candidate is compared now."""
+
+
+def propose_candidate(folder: Path, new: Path, percent: float | None) -> str:
+    """Let the files in `new` be the candidate of `folder`, and say what was done.
+
+    It decides about `percent` of the conversations. None: it only decides beside. A candidate that only decides
+    beside is replaced. The key in policy.yaml comes last. Raises CandidateRunning if another candidate has
+    conversations, ValueError or OSError.
+    """
+    config = load_config(folder)
+    content = {path.name: path.read_bytes() for path in _files(new) if path.name != POLICY_FILE}
+    place, before = folder / _PLACE, config.policy.candidate
+    if before is not None:
+        place = candidate_folder(config, folder)
+        same = content == {path.name: path.read_bytes() for path in _files(place)}
+        if same and not (before.shadow and percent is not None):
+            return f"the same candidate is in {place} already"
+        if not before.shadow:
+            raise CandidateRunning(
+                f"another candidate is compared in {place}: promote it or stop it with `extproc rollout` first. "
+                f"The new files stay in {new}"
+            )
+    place.mkdir(exist_ok=True)
+    for path in _files(place):
+        if path.name not in content:
+            path.unlink()
+    for name, raw in content.items():
+        _replace_raw(place / name, raw)
+    spec = before or Candidate(dir=_PLACE)
+    _write_key(folder, msgspec.structs.replace(spec, **_share(percent)))
+    what = "only decides beside" if percent is None else f"decides about {percent:g} % of the conversations"
+    return f"the candidate in {place} {what}"
+
+
+def start(folder: Path, percent: float) -> str:
+    """Give the candidate this share of the conversations, and say so. Raises ValueError or OSError."""
+    config = config_with_candidate(folder)
+    spec = config.policy.candidate
+    assert spec is not None
+    _write_key(folder, msgspec.structs.replace(spec, **_share(percent)))
+    return f"the candidate in {candidate_folder(config, folder)} decides about {percent:g} % of the conversations"
+
+
+def _share(percent: float | None) -> dict[str, Any]:
+    return {"shadow": True} if percent is None else {"shadow": False, "percent": percent}
+
+
+def _write_key(folder: Path, spec: Candidate) -> None:
+    """Write the key `candidate` into policy.yaml. Its other lines stay."""
+    raw = (folder / POLICY_FILE).read_bytes()
+    before = _decoded(raw)
+    bare = without_candidate(raw) if before is not None and before.candidate is not None else raw
+    share = "shadow: true" if spec.shadow else f"percent: {spec.percent:g}, loss: {spec.loss:g}"
+    end = b"" if bare.endswith(b"\n") else b"\n"
+    line = f"{_KEY}: {{dir: {msgspec.json.encode(spec.dir).decode()}, {share}}}\n"
+    edited = bare + end + line.encode()
+    after = _decoded(edited)
+    if after is None or after.candidate is None or after.candidate.dir != spec.dir:
+        raise ValueError(f"{folder / POLICY_FILE} does not have one key per line: add `{line.rstrip()}` by hand")
+    _replace(folder / POLICY_FILE, edited)
 
 
 def stop(folder: Path) -> str:
@@ -90,6 +156,12 @@ def _files(folder: Path) -> list[Path]:
 def _beside(path: Path) -> Path:
     """A hidden file beside `path`, which no router reads."""
     return path.with_name(f".{path.name}.new")
+
+
+def _replace_raw(path: Path, content: bytes) -> None:
+    beside = _beside(path)
+    beside.write_bytes(content)
+    os.replace(beside, path)
 
 
 def _replace(path: Path, content: bytes) -> None:

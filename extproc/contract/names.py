@@ -11,6 +11,8 @@ REFUSING_CLUSTER = "only:refuse"
 CANDIDATE_PREFIX = "candidate-"
 # The header of the trace context, and a tag with its value in the ledger's access log.
 TRACEPARENT = "traceparent"
+# The header by which a client, Envoy and the ledger name a request.
+REQUEST_ID = "x-request-id"
 # The start of all our names: namespaces, metrics, spans and their attributes.
 PREFIX = "semantic_router"
 

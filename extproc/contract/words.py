@@ -86,6 +86,16 @@ class JudgeMode(StrEnum):
     STREAM = "stream"  # chunk by chunk
 
 
+class Signal(StrEnum):
+    """What happened after an answer. Each belongs to the request that was answered."""
+
+    FEEDBACK = "feedback"  # a person rated the answer, or named the right cohort
+    RE_ASKED = "re_asked"  # the conversation went on with almost the same ask
+    EDITED = "edited"  # the same turn was sent again, with a changed ask
+    REPEATED = "repeated"  # the same turn was sent again, unchanged
+    ABANDONED = "abandoned"  # the client left before the end of the stream
+
+
 class Role(StrEnum):
     """The filter that opened an ext_proc stream: the value of `HeaderName.ROLE`."""
 

@@ -1,5 +1,6 @@
 """`extproc demo`: send real prompts through the real Envoy, and print which tiers serve them."""
 
+import contextlib
 import signal
 import sys
 import time
@@ -11,17 +12,22 @@ from extproc.demo.processes import StackError
 from extproc.demo.routing_table import show_routing
 from extproc.demo.screen import shortened
 from extproc.demo.stack import Stack, running
+from extproc.demo.users import Users
+
+_REQUESTS = "requests.jsonl"
 
 
-def run_demo(intents: Path, keep_serving: bool) -> int:
+def run_demo(intents: Path, keep_serving: bool, out: Path | None = None) -> int:
     """Run the demo. Return 0 if the expected tier served every prompt, otherwise 1.
 
-    Raises StackError if a process or a request fails.
+    With `out`, its files stay there, with a ledger, and simulated users ask until it is stopped. Raises ValueError,
+    or StackError if a process or a request fails.
     """
+    options = () if out is None else ("--ledger", str(_prepared(out) / "ledger.sqlite"))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print("starting the sample model servers, the router and Envoy ...", flush=True)
     began = time.monotonic()
-    with running(intents) as stack:
+    with running(intents, folder=out, options=options) as stack:
         print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
         try:
             routed, escalated = show_routing(stack, intents), show_cascade(stack)
@@ -29,10 +35,20 @@ def run_demo(intents: Path, keep_serving: bool) -> int:
             raise StackError(_cause(stack, error)) from error
         _show_next(intents, keep_serving)
         if keep_serving:
-            _keep_serving(stack)
+            users = contextlib.nullcontext() if out is None else Users(stack.port, stack.intents, out / _REQUESTS)
+            with users:
+                _keep_serving(stack, out)
     wrong = [row.prompt for row in routed if not row.as_decided]
     wrong += [row.prompt for row in escalated if not row.as_expected]
     return _status(wrong)
+
+
+def _prepared(out: Path) -> Path:
+    """Create the folder. Raises ValueError if it has the files of an earlier demo."""
+    if (out / "intents").exists():
+        raise ValueError(f"{out} has the files of an earlier demo: remove it, or name another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _show_next(intents: Path, keep_serving: bool) -> None:
@@ -49,7 +65,13 @@ def _show_next(intents: Path, keep_serving: bool) -> None:
     print("  Use your own Envoy and your own model servers: read README.md.", flush=True)
 
 
-def _keep_serving(stack: Stack) -> None:
+def _keep_serving(stack: Stack, out: Path | None) -> None:
+    if out is not None:
+        print(
+            f"\nSimulated users ask, rate and label now. {out} has the intents, the ledger and the requests.\n"
+            "The next steps are in docs/guides/learn.md.",
+            flush=True,
+        )
     print(
         f"""
 Envoy listens on {stack.url}. Send it a request:

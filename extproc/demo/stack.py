@@ -200,18 +200,24 @@ def _envoy_binary() -> str:
 
 @contextlib.contextmanager
 def running(
-    intents: Path, chunk_s: float = 0.0, env: dict[str, str] | None = None, workers: int = 1
+    intents: Path,
+    chunk_s: float = 0.0,
+    env: dict[str, str] | None = None,
+    workers: int = 1,
+    folder: Path | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Stack]:
     """Start upstreams, router and Envoy for `intents`, and stop them at the end.
 
-    The encoder has five seconds for a text. Their folder is temporary. A StackError leaves it, because the error
-    names a log in it.
+    The encoder has five seconds for a text. Their folder is `folder`, which stays, or a temporary one. A StackError
+    leaves that, because the error names a log in it. `options` are those of `extproc serve`.
     """
     tiers = load_config(intents).policy.tiers
-    with _temporary_folder() as folder, SampleUpstreams({t.name: t.model for t in tiers}, chunk_s) as upstreams:
-        stack = Stack(intents, folder, upstreams, workers, _DEADLINE_MS)
+    place = _temporary_folder() if folder is None else contextlib.nullcontext(folder)
+    with place as used, SampleUpstreams({t.name: t.model for t in tiers}, chunk_s) as upstreams:
+        stack = Stack(intents, used, upstreams, workers, _DEADLINE_MS)
         try:
-            stack.start_router(env)
+            stack.start_router(env, options)
             stack.start_envoy()
             yield stack
         finally:

@@ -137,9 +137,11 @@ def _traced(model: Any, centre: Vectors | None) -> Any:
 def _in_int8(graph: Any, texts: Sequence[str], tokens: Tokens) -> Any:
     import nncf
 
+    names = ("attention_mask", "parts")[: len(graph.inputs) - 1]
+
     def feed(text: str) -> dict[str, np.ndarray]:
         ids = np.array(tokens.encode([text]), dtype=np.int64)
-        return {"input_ids": ids} | dict.fromkeys(("attention_mask", "parts")[: len(inputs) - 1], np.ones_like(ids))
+        return {"input_ids": ids} | dict.fromkeys(names, np.ones_like(ids))
 
     with _bars_on_a_terminal_only():
         return nncf.quantize(

@@ -5,6 +5,7 @@ from extproc.contract.names import (
     ATTEMPT_ATTRIBUTE,
     HEADER_ATTRIBUTE,
     PATH_ATTRIBUTE,
+    REQUEST_ID,
     VERDICT_HEADERS,
     HeaderName,
     HeaderPrefix,
@@ -123,7 +124,7 @@ def _decompressor(encoding: str) -> Dict:
 def _router(config: Config, rule_headers: list[str]) -> Dict:
     """Return the filter that asks the server for a decision, with one message."""
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
-    headers = {*rule_headers, *config.policy.escalations.principal, *SESSION_HEADERS}
+    headers = {*rule_headers, *config.policy.escalations.principal, *SESSION_HEADERS, REQUEST_ID}
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",

@@ -6,6 +6,7 @@ from extproc.contract.names import ROUTE_NAMESPACE, HeaderName, Namespace
 from extproc.contract.records import ATTEMPTS_OF_A_REPEAT
 from extproc.contract.words import Undecided, VerdictWord
 from extproc.envoy.builders import Dict, set_header, typed
+from extproc.envoy.feedback import feedback_routes
 from extproc.envoy.filters import (
     BUFFER_FILTER,
     ENCODINGS,
@@ -49,6 +50,7 @@ def virtual_host(config: Config) -> Dict:
             [
                 *_api_routes(config),
                 *_kept_routes(config),
+                *feedback_routes(_inspected(config)),
                 *opened_routes(
                     config,
                     _inspected(config) | {UNDECIDED_FILTER: enabled(guard_opened(config))},

@@ -43,6 +43,7 @@ class Identity(msgspec.Struct, frozen=True):
     ids: tuple[str, ...] = ()  # of responses, conversations and items at an upstream, the newest first
     sealed: tuple[str, ...] = ()  # of the newest sealed items, the newest first
     compacted: str = ""  # where the conversation may be found after it was compacted; empty: the client gave no id
+    thread: str = ""  # of the conversation, by the client's id alone; empty: the client gave no id
 
     @property
     def lookups(self) -> tuple[str, ...]:
@@ -196,6 +197,7 @@ def identify(
         ids=tuple(id_key(principal_of(principal), kept) for kept in reversed(state.ids)),
         sealed=tuple(_hash(principal, "sealed", seal) for seal in newest),
         compacted=compacted,
+        thread=_hash(principal, "thread", name, str(tools)) if name is not None else "",
     )
 
 

@@ -3,6 +3,7 @@
 The messages that come depend on the processing mode that the operator configured. `router.py` decides.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from extproc.api.errors import error_body, too_large_message
@@ -34,6 +35,11 @@ class RouterExchange:
         self._buffered: list[bytes] = []  # chunks of a full-duplex body
         self._buffered_bytes = 0
         self.routed: Routed | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the request that Envoy has sent."""
+        return self._opening.headers
 
     async def answer(self, event: Event) -> list[Reply]:
         """Return the replies to one message: one reply, or several at the end of a full-duplex body."""

@@ -47,6 +47,7 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     refusal: Refusal | None = None  # None: the request is sent on
     identity: Identity | None = None  # of the conversation; None: the body could not be read
     candidate: Decision | None = None  # of a candidate that only decides beside
+    vector: bytes = b""  # of the ask, float32; empty: it was not encoded
     exploration: Exploration | None = None  # None: the request had no chance to be asked of a second tier
 
     @cached_property

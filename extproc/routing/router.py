@@ -122,7 +122,7 @@ class Router:
         routed = await self._sent(snapshot, decision, body, request, signals, clock)
         if candidate is not None:
             routed = msgspec.structs.replace(routed, candidate=candidate)
-        return self._noted(self._drawn(routed, headers), identity, continuation)
+        return self._noted(self._drawn(routed, headers), identity, continuation, vector)
 
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
         """Decide about a request that names a response by its id in the path. It has no body to read."""
@@ -193,7 +193,9 @@ class Router:
         exploration = self.lottery.draw(routed.snapshot, routed.decision, request, signals, headers)
         return msgspec.structs.replace(routed, exploration=exploration)
 
-    def _noted(self, routed: Routed, identity: Identity, continuation: Continuation) -> Routed:
+    def _noted(
+        self, routed: Routed, identity: Identity, continuation: Continuation, vector: Vectors | None
+    ) -> Routed:
         """Remember the tier of this request for those that continue it."""
         if self._conversations is not None and routed.refusal is None:
             policy, tier = routed.snapshot.policy, routed.decision.tier
@@ -201,7 +203,9 @@ class Router:
             strip = routed.decision.strip
             stripped = strip is not None and strip.seal != seal_of(tier)
             self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
-        return msgspec.structs.replace(routed, identity=identity)
+        return msgspec.structs.replace(
+            routed, identity=identity, vector=vector.tobytes() if vector is not None else b""
+        )
 
     async def _vector(
         self, request: Request, signals: Signals, principal: str, snapshot: Snapshot, clock: Stopwatch

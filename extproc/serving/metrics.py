@@ -78,6 +78,16 @@ EXPLORATIONS = Metric(
     f"{PREFIX}.explorations", "counter", "{request}", "Second requests of --explore, by what became of them",
     ("cohort", "tier", "outcome"),
 )  # fmt: skip
+FEEDBACK = Metric(
+    f"{PREFIX}.feedback", "counter", "{answer}",
+    "Feedback of clients. rating: up for a score of 0.5 or more, down for a lower one, none for a label alone",
+    ("cohort", "tier", "rating"),
+)  # fmt: skip
+SIGNALS = Metric(
+    f"{PREFIX}.signals", "counter", "{answer}",
+    "Answers after which the client asked again, with the cohort and the tier of the first decision",
+    ("cohort", "tier", "signal"),
+)  # fmt: skip
 STATE_FAILURES = Metric(
     f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of conversations that failed"
 )
@@ -133,6 +143,10 @@ CANDIDATE_SHARE = Metric(
     "Share of the conversations that the candidate decides about: 0 after it was stopped, 1 after it was promoted",
     ("revision",),
 )  # fmt: skip
+GOLDEN_FLIPPED = Metric(
+    f"{PREFIX}.golden.flipped", "gauge", "{row}", "Rows of --golden whose cohort is not their label"
+)
+GOLDEN_ROWS = Metric(f"{PREFIX}.golden.rows", "gauge", "{row}", "Rows of --golden that were replayed last")
 CANDIDATE_REFUSED = Metric(
     f"{PREFIX}.candidate.refused",
     "gauge",
@@ -147,8 +161,8 @@ ESCALATION_SHARE = Metric(
 # In the order in which they are created.
 METRICS = (
     DECISIONS, STAGE_DURATION, VERDICTS, RULES_UNAVAILABLE, FAILURES, LOOP_LAG, RELOADS, OUTCOMES, REJECTIONS,
-    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, STATE_FAILURES,
-    KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, ESCALATION_SHARE, REFUSED, TIER_ERRORS,
-    OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS, GENAI_TOKENS, GENAI_DURATION,
-    GENAI_FIRST_CHUNK,
+    TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, FEEDBACK, SIGNALS,
+    STATE_FAILURES, KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, GOLDEN_FLIPPED, GOLDEN_ROWS,
+    ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
+    GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK,
 )  # fmt: skip

@@ -1,20 +1,27 @@
 """The ext_proc service: the loop that answers one stream."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import grpc
 
+from extproc.accounting.signals import AnswerSignal
+from extproc.accounting.store import Store
+from extproc.api.paths import FEEDBACK, canonical
 from extproc.contract.names import HeaderName
 from extproc.contract.words import Role
 from extproc.messages import Opening
 from extproc.pb import ext_proc_pb2 as pb
+from extproc.routing.asks import Asks
 from extproc.routing.exchange import RouterExchange
+from extproc.routing.limits import principal_header, principal_of
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.serving import wire
 from extproc.serving.explorer import Explorer
+from extproc.serving.feedback import FeedbackDesk, FeedbackExchange
 from extproc.serving.telemetry import Telemetry
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
@@ -22,7 +29,7 @@ from extproc.verifying.ruling import Ruling
 
 log = logging.getLogger(__name__)
 
-_Exchange = RouterExchange | VerifierExchange | RescueExchange
+_Exchange = RouterExchange | VerifierExchange | RescueExchange | FeedbackExchange
 
 
 class ExternalProcessor:
@@ -32,8 +39,18 @@ class ExternalProcessor:
         self.router: Router | None = None
         self.verifier: Verifier | None = None
         self.explorer: Explorer | None = None  # None: no second tier is ever asked
+        self.desk: FeedbackDesk | None = None  # None: no feedback is taken, and its path is one of an unknown API
+        self.asks: Asks | None = None  # None: conversations are not watched for asks that come again
+        self.keep: Callable[[AnswerSignal], bool] | None = None  # where such signals go
+        self._following: set[asyncio.Task[None]] = set()
         self.stopping = False  # the server is draining
         self._telemetry = telemetry
+
+    def take_feedback(self, keep: Callable[[AnswerSignal], bool], store: Store | None, workers: int) -> None:
+        """Take the feedback of clients and the signals of later requests from now on, if there is a ledger."""
+        place = store.place if store is not None else None
+        self.desk = FeedbackDesk(place, keep, self._telemetry.rated, workers)
+        self.keep = keep if place is not None else None
 
     async def process(
         self, messages: AsyncIterator[pb.ProcessingRequest], context: grpc.aio.ServicerContext[Any, Any]
@@ -49,12 +66,14 @@ class ExternalProcessor:
             async for message in messages:
                 if exchange is None:
                     role = metadata.get(HeaderName.ROLE)
-                    exchange = _open(role, wire.read_opening(message), self.router, self.verifier)
+                    exchange = _open(role, wire.read_opening(message), self.router, self.verifier, self.desk)
                 event = wire.read_event(message)
                 if event is None:
                     continue  # a kind that a newer Envoy sends; Envoy goes on after its timeout
                 for reply in await exchange.answer(event):
                     yield wire.write_reply(reply)
+                if isinstance(exchange, FeedbackExchange):
+                    continue
                 result = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
                 if result is not None and result is not reported:
                     reported = result
@@ -70,12 +89,28 @@ class ExternalProcessor:
             self._telemetry.open_exchanges -= 1
             if isinstance(exchange, RouterExchange) and exchange.routed is not None:
                 self._explore(exchange.routed)
+                self._follow(exchange.routed, exchange.headers)
 
     def _explore(self, routed: Routed) -> None:
         """Ask the second tier that was drawn. The client's request has left the router."""
         exploration = routed.exploration
         if self.explorer is not None and exploration is not None and exploration.second is not None:
             self.explorer.start(routed, exploration.second)
+
+    def _follow(self, routed: Routed, headers: Mapping[str, str]) -> None:
+        """Compare the ask with the one before. The client's request has left the router."""
+        if self.asks is not None and not self.stopping:
+            task = asyncio.create_task(self._compare(self.asks, routed, headers))
+            self._following.add(task)
+            task.add_done_callback(self._following.discard)
+
+    async def _compare(self, asks: Asks, routed: Routed, headers: Mapping[str, str]) -> None:
+        again = await asks.follow(routed, headers)
+        if again is None or self.keep is None:
+            return
+        principal = principal_of(principal_header(headers, routed.snapshot.escalations.principal))
+        if self.keep(AnswerSignal(again.request, again.kind, principal, again.at_s)):
+            self._telemetry.signalled(again.cohort, again.tier, again.kind)
 
     async def answered(self, message: bytes, _context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         """Take Envoy's message about the tier that answered. Envoy does not read the reply."""
@@ -93,12 +128,17 @@ class ExternalProcessor:
         self._telemetry.decided(metadata, result.record, result.stages, result.request)
 
 
-def _open(role: str | None, opening: Opening, router: Router, verifier: Verifier) -> _Exchange:
+def _open(
+    role: str | None, opening: Opening, router: Router, verifier: Verifier, desk: FeedbackDesk | None
+) -> _Exchange:
     """Begin the exchange of the filter that opened the stream. A stream without a known role is for the router."""
     match role:
         case Role.VERIFIER:
             return VerifierExchange(verifier, opening)
         case Role.RESCUE:
             return RescueExchange(opening)
+        case _ if desk is not None and canonical(opening.headers.get(":path", "")) == FEEDBACK:
+            snapshot = router.snapshot
+            return FeedbackExchange(desk, snapshot.policy, snapshot.escalations.principal, opening)
         case _:
             return RouterExchange(router, opening)

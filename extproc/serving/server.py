@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -26,6 +27,7 @@ from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, STATUS_MET
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
+from extproc.routing.asks import Asks
 from extproc.routing.conversations import Conversations
 from extproc.routing.exploration import Lottery
 from extproc.routing.limits import Rates
@@ -38,6 +40,7 @@ from extproc.serving import wire
 from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.files import FilesState, fall_back, first_standing
+from extproc.serving.golden import GoldenRow, follow_golden
 from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
@@ -68,6 +71,7 @@ class Serving(msgspec.Struct, frozen=True):
     workers: int = 1  # processes that share the machine, including this one
     explore: float = 0.0  # share of the requests that a second tier answers, too
     explore_url: str = ""  # Envoy's, for these second requests
+    golden: Callable[[], Sequence[GoldenRow]] | None = None  # reads rows whose decisions must not flip
     gate: Gate | None = None  # every reload has to pass it
     rendered: Rendered | None = None  # Envoy's part of a configuration. Without it no change is known to need Envoy
     # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
@@ -139,6 +143,7 @@ async def build(serving: Serving, config: Config, standing: Standing | None = No
     processor = ExternalProcessor(telemetry)
     ledger = _ledger(serving, config, processor, telemetry)
     logs = LogStreams(ledger)
+    processor.take_feedback(ledger.offer_signal, serving.ledger, serving.workers)
     files = FilesState(standing, processor, telemetry, health_service) if standing is not None else None
     rpc.add_generic_rpc_handlers(_handlers(processor, logs, files))
     address = bind(rpc, serving.listen, serving.tls)
@@ -199,7 +204,9 @@ async def load(
     utterances = RememberingEncoder(storing(encoder))
     snapshot = await asyncio.to_thread(compile_both, config, folder, utterances)
     batcher = Batcher(encoder)
-    router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store or MemoryStore()))
+    store = store or MemoryStore()
+    router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store))
+    processor.asks = Asks(store) if processor.keep is not None else None
     processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
     give_back()
     return Loaded(router, batcher, utterances)
@@ -257,6 +264,9 @@ async def run(
     keeper = Keeper(serving.ledger.place, serving.ledger.keep_days) if serving.ledger else None
     if keeper is not None:
         keeper.start()
+    if serving.golden is not None:
+        replaying = follow_golden(router, loaded.batcher, serving.golden, telemetry.replayed)
+        following.append(asyncio.create_task(replaying))
     await stop.wait()
     if keeper is not None:
         await asyncio.to_thread(keeper.close)

@@ -10,6 +10,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from extproc.accounting.feedback import Feedback
 from extproc.accounting.outcome import Cost, Outcome
 from extproc.api.observation import Usage
 from extproc.api.request import Request
@@ -40,6 +41,7 @@ class Telemetry:
         self.candidate_refused: Callable[[], bool] = bool  # whether the files of the candidate have mistakes
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
+        self.golden: tuple[int, int] | None = None  # flips and rows; None: nothing was replayed yet
         self.open_exchanges = 0
         # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
         self._traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -61,6 +63,8 @@ class Telemetry:
         self._first_byte = histogram(meter, definitions.FIRST_BYTE)
         self._lost = counter(meter, definitions.LEDGER_LOST)
         self._explorations = counter(meter, definitions.EXPLORATIONS)
+        self._feedback = counter(meter, definitions.FEEDBACK)
+        self._signals = counter(meter, definitions.SIGNALS)
         self._state_failures = counter(meter, definitions.STATE_FAILURES)
         self._keys_refused = counter(meter, definitions.KEYS_REFUSED)
         self._tier_errors = counter(meter, definitions.TIER_ERRORS)
@@ -71,6 +75,8 @@ class Telemetry:
             meter, definitions.CANDIDATE_SHARE, lambda: [(v, {"revision": k}) for k, v in self.candidates().items()]
         )
         observe(meter, definitions.CANDIDATE_REFUSED, lambda: [(int(self.candidate_refused()), {})])
+        observe(meter, definitions.GOLDEN_FLIPPED, lambda: [(self.golden[0], {})] if self.golden else [])
+        observe(meter, definitions.GOLDEN_ROWS, lambda: [(self.golden[1], {})] if self.golden else [])
         observe(meter, definitions.REFUSED, lambda: [(int(self.refused()), {})])
         observe(meter, definitions.OPEN_EXCHANGES, lambda: [(self.open_exchanges, {})])
         observe(meter, definitions.ENCODER_QUEUE, lambda: [(self.encoder().queue, {})])
@@ -195,9 +201,23 @@ class Telemetry:
         """Report a second request: "accepted", "rejected", "unjudged" or "failed"."""
         self._explorations.add(1, {"cohort": cohort, "tier": tier, "outcome": outcome})
 
+    def rated(self, cohort: str, tier: str, feedback: Feedback) -> None:
+        """Report feedback about an answer. The names are "" if the answer is not in the ledger yet."""
+        score = feedback.score
+        rating = "none" if score is None else "up" if score >= 0.5 else "down"
+        self._feedback.add(1, {"cohort": cohort, "tier": tier, "rating": rating})
+
+    def signalled(self, cohort: str, tier: str, signal: str) -> None:
+        """Report that the client asked again after an answer."""
+        self._signals.add(1, {"cohort": cohort, "tier": tier, "signal": signal})
+
     def state_failed(self) -> None:
         """Report a call to the store of conversations that failed."""
         self._state_failures.add(1)
+
+    def replayed(self, flips: int, rows: int) -> None:
+        """Report the rows of --golden whose decisions flipped, and all of them."""
+        self.golden = flips, rows
 
     def lagged(self, seconds: float) -> None:
         """Report how late the event loop woke up."""

@@ -357,12 +357,14 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     older.execute("ALTER TABLE rejections DROP COLUMN time")
     older.execute("DROP TABLE explorations")
+    older.execute("DROP TABLE signals")
     older.execute("PRAGMA user_version = 2")
     older.commit()
     older.close()
     [line] = export(path, time.time())
     assert msgspec.json.decode(line)["conversation"] is None
-    assert read_report(path, time.time()).explored == ExploredSums()
+    report = read_report(path, time.time())
+    assert report.explored == ExploredSums() and report.total.signals.is_empty
     threads = [threading.Thread(target=Store(path, 1e6).open) for _ in range(3)]
     for thread in threads:
         thread.start()

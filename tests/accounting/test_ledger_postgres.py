@@ -13,11 +13,16 @@ import psycopg
 import pytest
 
 from extproc.accounting.export import export
+from extproc.accounting.feedback import AnsweredRequest, find_answer
 from extproc.accounting.ledger import Ledger
 from extproc.accounting.outcome import Cost, Ending, Explored, Outcome, Rejection
-from extproc.accounting.report import read_report
+from extproc.accounting.report import SignalSums, read_report
+from extproc.accounting.rollout import Comparison, RolloutReader, add_signals
+from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.store import Store, connect, name_of
 from extproc.api.observation import Usage
+from extproc.contract.words import Signal
+from extproc.evidence.measure.drift import read_drift
 from tests.postgres import Postgres
 
 FREE = Cost(None, (), None)
@@ -78,6 +83,41 @@ def test_postgres_and_a_file_hold_the_same(postgres: Postgres, tmp_path: Path) -
     file_lines, table_lines = ([msgspec.json.decode(line) for line in export(p, 3600)] for p in places)
     assert file_lines == table_lines
     assert [len(line["answers"]) for line in table_lines] == [3, 1, 1]
+
+
+def test_signals_are_read_alike_from_postgres_and_a_file(postgres: Postgres, tmp_path: Path) -> None:
+    """By the report, by the comparison of a candidate and by drift. A later rating replaces the first."""
+    read: list[object] = []
+    decision = '{"cohort":"faq","margin":0.1,"similarity":0.5,"stream":true}'
+    for place in (tmp_path / "ledger.sqlite", postgres.url):
+        store = Store(place, 30)
+        arms = [
+            Outcome(
+                time.time(), "chat", Ending.CANCELLED if i == 5 else Ending.ACCEPTED, 200, 1, "matched",
+                cohort="faq", tier="small", principal="p", request=f"r-{i}",
+                revision="candidate-1" if i % 2 else "v1", decision=decision,
+            )
+            for i in range(1, 6)
+        ]  # fmt: skip
+        store.add([(outcome, Cost(0.1, (), 0.1)) for outcome in arms])
+        for score in (1.0, 0.25):
+            store.add_signal(AnswerSignal("r-1", Signal.FEEDBACK, "p", 1.0, score, "billing"))
+        store.add_signal(AnswerSignal("r-2", Signal.RE_ASKED, "p", 1.0))
+        store.add_signal(AnswerSignal("r-3", Signal.RE_ASKED, "other", 1.0))
+        store.close()
+        comparison = RolloutReader(place, Comparison("candidate-1", 0.02, ("faq",))).read()
+        add_signals(place, comparison)
+        group = comparison.groups["faq"]
+        read.append(
+            (
+                read_report(place, 3600).total.signals,
+                [(arm.requests, arm.re_asked) for arm in (group.candidate, group.serving)],
+                find_answer(place, "r-1"),
+                read_drift(place).rows,
+            )
+        )
+    sums = SignalSums(re_asked=1, abandoned=1, rated=1, rating=0.25, labelled=1)
+    assert read == [(sums, [(3, 0), (2, 1)], AnsweredRequest("p", "faq", "small"), (0, 2))] * 2
 
 
 def test_the_commands_take_a_url_and_print_no_password(postgres: Postgres) -> None:

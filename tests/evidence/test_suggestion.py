@@ -13,7 +13,14 @@ from extproc.config.load import load_config
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
-from extproc.evidence.fit.suggestion import BorderlineUtterance, Proposal, as_yaml, borderline_utterances, propose
+from extproc.evidence.fit.suggestion import (
+    BorderlineUtterance,
+    Proposal,
+    _Names,
+    as_yaml,
+    borderline_utterances,
+    propose,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLIGHTS = [
@@ -51,6 +58,61 @@ def test_clusters_and_labels_out_of_scope_are_proposed(folder, tmp_path, words):
     assert set(flights.utterances) == {row["text"] for row in FLIGHTS}
     run = execute(folder, memory, read_traffic(traffic(tmp_path, [*bills, *BILLS])), Tokens())
     assert propose(run, memory) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "name"),
+    [
+        (
+            (
+                "What is the weather in Paris tomorrow?",
+                "What is the weather like in Rome today",
+                "Will it rain in Oslo?",
+                "Give me the weather for Lima",
+                "How cold will the weather be in Berlin?",
+                "Is the weather good in Bern?",
+            ),
+            "weather",
+        ),
+        (
+            (
+                "How do I reset my password?",
+                "I forgot my password, reset it please",
+                "What if the reset of a password fails",
+                "Can you reset the password for me",
+                "reset the password of my account",
+                "Where do I reset a password",
+            ),
+            "reset-password",
+        ),
+        (
+            (
+                "Was ist die Hauptstadt von Peru?",
+                "Nenne mir die Hauptstadt",
+                "Wie heißt Omans Hauptstadt?",
+                "Welche Hauptstadt hat Mali?",
+            ),
+            "hauptstadt",
+        ),
+    ],
+)
+def test_a_name_has_the_words_that_tell_a_cluster_apart(texts, name):
+    """Words like `what` and `the` are as frequent elsewhere. The order is that of the texts."""
+    elsewhere = [
+        "What is the sum of the two numbers?",
+        "Give me the date of the invoice",
+        "How do I cook the rice for my friends?",
+        "Can you tell me what the law says",
+        "I want to know if the flight is late",
+        "Will it work for me in the office?",
+        "Was ist die Summe von zwei Zahlen?",
+        "Nenne mir die Namen von allen",
+        "die Rechnung von gestern",
+        "Wer hat die Post?",
+        "Wo liegt die Mappe von Kai?",
+        "Kopiere die Liste von heute",
+    ]
+    assert _Names([*texts, *elsewhere], elsewhere).of(texts) == name
 
 
 def test_a_proposal_is_an_intent_that_loads(folder, tmp_path, words, monkeypatch, capsys):

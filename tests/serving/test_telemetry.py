@@ -14,10 +14,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from extproc.accounting.feedback import Feedback
 from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection, TierError
 from extproc.api.observation import Usage
 from extproc.contract.records import DecisionRecord
-from extproc.contract.words import Bound, Reason, VerdictWord
+from extproc.contract.words import Bound, Reason, Signal, VerdictWord
 from extproc.serving.metrics import METRICS, Metric
 from extproc.serving.telemetry import Telemetry
 from extproc.settings import Price, Tier, TierKey
@@ -93,6 +94,9 @@ def record_everything(telemetry: Telemetry) -> None:
     )
     telemetry.lost(1)
     telemetry.explored("billing", "large", "accepted")
+    telemetry.replayed(1, 3)
+    telemetry.rated("billing", "large", Feedback("5-5", 1.0, None))
+    telemetry.signalled("billing", "large", Signal.RE_ASKED)
     telemetry.lagged(0.1)
 
 

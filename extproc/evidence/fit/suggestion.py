@@ -4,6 +4,7 @@ Texts are clustered (average linkage) by the vectors that serving matches. A clu
 of the existing intents. A label without an intent is also proposed.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ _MOST_TEXTS = 4000
 # How many utterances with little margin are listed.
 _MOST_BORDERLINE = 15
 _BORDERLINE_FOLDS = 5
+# A word of a name is in at least this share of the cluster's texts. The second one has at least this part of the
+# score of the first. The prior of the log-odds counts as ten texts.
+_LEAST_SHARE, _LEAST_SCORE, _PRIOR = 0.2, 0.6, 10.0
 _NAME_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
@@ -73,9 +77,9 @@ def propose(run: Execution, encoder: Encoder) -> list[Proposal]:
     known = near, weight
     proposals = [_proposal(label, texts, encoder, known, True) for label, texts in by_label.items()]
     unlabelled = sorted(dict.fromkeys(unlabelled), key=lambda text: -weight[text])[:_MOST_TEXTS]
-    counts = Counter(word for text in unlabelled for word in _name_words(text))
+    names = _Names(unlabelled, [text for intent in run.config.intents for text in intent.utterances])
     for texts in _clusters(unlabelled, encoder, _typical_distance(run, encoder)):
-        proposals.append(_proposal(_name(texts, counts, len(unlabelled)), texts, encoder, known, False))
+        proposals.append(_proposal(names.of(texts), texts, encoder, known, False))
     kept = [p for p in proposals if p.rows >= _LEAST_ROWS]
     return sorted(kept, key=lambda p: -p.weight)
 
@@ -118,17 +122,44 @@ def _proposal(
     return Proposal(name, len(texts), utterances, labelled, nearest_cohort, sum(weight[text] for text in distinct))
 
 
-def _name(texts: Sequence[str], counts: Counter[str], of: int) -> str:
-    """Return the two words that are most characteristic of these texts.
+class _Names:
+    """Names of clusters: one or two words that are typical of a cluster alone, in the order of its texts.
 
-    `counts` has the number of texts with each word, among `of` texts that include these.
+    A word counts once for each text. The score is the z-score of the difference of its log-odds in the cluster and
+    elsewhere, with a prior from both (Monroe, Colaresi and Quinn 2008). So words that every text has score nothing,
+    in any language, and a word that only one or two texts have does not name a cluster.
     """
-    here = Counter(word for text in texts for word in _name_words(text))
-    excess = {
-        word: count / len(texts) - (counts[word] - count) / max(of - len(texts), 1) for word, count in here.items()
-    }
-    best = sorted(excess, key=lambda word: (-excess[word], word))[:2]
-    return "-".join(best) or "unnamed"
+
+    def __init__(self, outside: Sequence[str], utterances: Sequence[str]) -> None:
+        """`outside` are the texts that are clustered. The utterances of intents are compared, too."""
+        self._counts = Counter(word for text in (*outside, *utterances) for word in _name_words(text))
+        self._texts = len(outside) + len(utterances)
+
+    def of(self, texts: Sequence[str]) -> str:
+        """Return the name of a cluster of `outside`."""
+        here = Counter(word for text in texts for word in _name_words(text))
+        scores = {
+            word: self._score(count, len(texts), word)
+            for word, count in here.items()
+            if count >= _LEAST_SHARE * len(texts)
+        }
+        best = sorted(scores, key=lambda word: (-scores[word], word))[:2]
+        best = [word for word in best if scores[word] >= _LEAST_SCORE * scores[best[0]]]
+        places = {word: _place_of(word, texts) for word in best}
+        return "-".join(sorted(best, key=lambda word: places[word])) or "unnamed"
+
+    def _score(self, count: int, texts: int, word: str) -> float:
+        other, others = self._counts[word] - count, max(self._texts - texts, 1)
+        prior = _PRIOR * self._counts[word] / self._texts
+        odds = [(n + prior) / (of - n + _PRIOR - prior) for n, of in ((count, texts), (other, others))]
+        return (math.log(odds[0]) - math.log(odds[1])) / math.sqrt(1 / (count + prior) + 1 / (other + prior))
+
+
+def _place_of(word: str, texts: Sequence[str]) -> float:
+    """The mean place of a word in the texts that have it, as a number of words."""
+    lists = [_NAME_WORD.findall(text.lower()) for text in texts]
+    places = [words.index(word) for words in lists if word in words]
+    return sum(places) / len(places)
 
 
 def _name_words(text: str) -> set[str]:

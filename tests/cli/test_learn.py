@@ -1,0 +1,177 @@
+"""`extproc learn`: its steps, its lock, a failed step, and what the gate decides about the candidate."""
+
+import contextlib
+import fcntl
+import shutil
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from extproc.accounting.outcome import Cost, Ending, Outcome
+from extproc.accounting.signals import AnswerSignal
+from extproc.accounting.store import Store
+from extproc.cli import learn
+from extproc.cli.main import main
+from extproc.config.load import load_config
+from extproc.contract.words import Signal
+from extproc.evidence.measure.gate import Passage
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+ROWS = 30
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with intents, and a ledger with requests of which each has a label."""
+    shutil.copytree(CONFIGS / "good", tmp_path / "intents")
+    store, requests = Store(tmp_path / "ledger.sqlite", 90), []
+    for i in range(ROWS):
+        name = f"r-{i}"
+        outcome = Outcome(
+            time.time(), "chat", Ending.ACCEPTED, 200, 1, "matched", cohort="billing", tier="small", request=name
+        )
+        store.add([(outcome, Cost(0.1, (), 0.1))])
+        store.add_signal(AnswerSignal(name, Signal.FEEDBACK, "anonymous", time.time(), 1.0, "billing"))
+        body = {"model": "auto", "messages": [{"role": "user", "content": f"Is invoice number {i} wrong?"}]}
+        requests.append(msgspec.json.encode({"id": name, "request": body}) + b"\n")
+    store.close()
+    (tmp_path / "requests.jsonl").write_bytes(b"".join(requests))
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the slow steps take no time: calibration moves one floor, and the gate passes."""
+    called: list[str] = []
+
+    def calibrated(intents: Path, data: Path, *_: object, **__: object) -> int:
+        called.append("calibrate")
+        path = intents / "billing.yaml"
+        if "\nfloor:" not in path.read_text():
+            path.write_text(path.read_text() + "floor: 0.3\n")
+        return 0
+
+    monkeypatch.setattr(learn, "run_calibrate", calibrated)
+    monkeypatch.setattr(learn, "run_diff", lambda *_, **__: called.append("diff"))
+    monkeypatch.setattr(learn, "run_gate", lambda *_: Passage.PASSED)
+    monkeypatch.setattr(learn, "rows_to_label", lambda *_: (None, []))
+    return called
+
+
+def run(place: Path, *more: str) -> int:
+    arguments = (
+        "--intents",
+        "intents",
+        "--ledger",
+        "ledger.sqlite",
+        "--requests",
+        "requests.jsonl",
+        "--out",
+        "learn",
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        return main(["learn", *arguments, *more])
+
+
+def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The serving files stay. The second run finds the same candidate."""
+    served = (place / "intents" / "billing.yaml").read_text()
+    assert run(place, "--percent", "20") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "export",
+        "labels",
+        "calibrate",
+        "diff",
+        "gate",
+        "candidate",
+    ]
+    assert lines[-1] == "candidate: the candidate in intents/next decides about 20 % of the conversations"
+    spec = load_config(place / "intents").policy.candidate
+    assert spec is not None and (spec.dir, spec.percent, spec.shadow) == ("next", 20.0, False)
+    assert (place / "intents" / "billing.yaml").read_text() == served
+    assert "floor: 0.3" in (place / "intents" / "next" / "billing.yaml").read_text()
+    assert "== gate ==" in (place / "learn" / "report.txt").read_text()
+    policy = (place / "intents" / "policy.yaml").read_bytes()
+    assert run(place) == 0
+    assert "the same candidate is in " in capsys.readouterr().out
+    assert (place / "intents" / "policy.yaml").read_bytes() == policy
+
+
+def test_after_the_promotion_there_is_nothing_to_learn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place) == 0 and main(["rollout", "promote", "--intents", str(place / "intents")]) == 0
+    capsys.readouterr()
+    assert run(place) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "calibrate: no file changes"
+    assert load_config(place / "intents").policy.candidate is None
+
+
+@pytest.mark.parametrize(
+    ("passage", "code", "shadow"),
+    [(Passage.FAILED, 1, None), (Passage.UNSEEN, 0, True), (Passage.UNCLEAR, 0, True)],
+)
+def test_the_gate_decides_about_the_share(
+    place: Path, monkeypatch: pytest.MonkeyPatch, passage: Passage, code: int, shadow: bool | None
+) -> None:
+    """A worse cohort makes no candidate. In doubt it only decides beside, and a person gives it a share."""
+    monkeypatch.setattr(learn, "run_gate", lambda *_: passage)
+    assert run(place) == code
+    spec = load_config(place / "intents").policy.candidate
+    assert (spec.shadow if spec is not None else None) is shadow
+    if shadow:
+        assert main(["rollout", "start", "--percent", "10", "--intents", str(place / "intents")]) == 0
+        spec = load_config(place / "intents").policy.candidate
+        assert spec is not None and (spec.shadow, spec.percent) == (False, 10.0)
+
+
+def test_a_candidate_with_conversations_is_not_replaced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(place) == 0
+    other = place / "intents" / "next" / "billing.yaml"
+    other.write_text(other.read_text().replace("floor: 0.3", "floor: 0.4"))
+    capsys.readouterr()
+    assert run(place) == 0
+    assert "another candidate is compared in " in capsys.readouterr().out
+    assert "floor: 0.4" in other.read_text()
+
+
+def test_a_failed_step_is_named_and_changes_nothing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> int:
+        raise ValueError("no space left")
+
+    monkeypatch.setattr(learn, "run_calibrate", broken)
+    before = {path: path.read_bytes() for path in (place / "intents").iterdir()}
+    assert run(place) == 2
+    error = capsys.readouterr().err
+    assert "extproc: the step `calibrate` of learn failed, and what serves is unchanged: no space left" in error
+    assert {path: path.read_bytes() for path in (place / "intents").iterdir()} == before
+    assert "no space left" in (place / "learn" / "report.txt").read_text()
+
+
+def test_two_runs_do_not_work_at_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "learn").mkdir()
+    with (place / "learn" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(place) == 2
+    assert "another `extproc learn` works in learn: wait for its end" in capsys.readouterr().err
+
+
+def test_requests_without_the_ids_of_the_ledger_are_refused(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "requests.jsonl").write_text('{"id": "other", "request": {"model": "a", "messages": []}}\n')
+    assert run(place) == 2
+    assert "no request of ledger.sqlite is in requests.jsonl" in capsys.readouterr().err
+
+
+def test_without_labels_the_queue_is_filled_and_nothing_fitted(
+    place: Path, steps: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.closing(Store(place / "ledger.sqlite", 90).open()) as ledger:
+        ledger.write([("DELETE FROM signals", ())])
+    assert run(place) == 0 and steps == []
+    assert "nothing to learn from: label rows of learn/queue.jsonl" in capsys.readouterr().out
