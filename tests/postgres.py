@@ -89,7 +89,7 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture
 def postgres(server: Postgres) -> Postgres:
     """The server, without a ledger."""
-    server.do("DROP TABLE IF EXISTS rejections, outcomes, explorations")
+    server.do("DROP SCHEMA public CASCADE; CREATE SCHEMA public; DROP SCHEMA IF EXISTS ours CASCADE")
     return server
 
 

@@ -20,6 +20,8 @@ _AHEAD, _LATE = 2, 1
 _OVERLAP = 7
 _INDEXES = {"outcomes": ("(id)", "(time)", "USING hash (request)", CANDIDATES), "rejections": ("(outcome)",)}
 _BEFORE = "outcomes_before"
+# A statement that needs a table for itself gives up after half a second, so that no outcome waits for it.
+SHORT_LOCKS = "SET lock_timeout = 500"
 
 
 def day_name(day: int) -> str:
@@ -99,11 +101,14 @@ def convert(ledger: PostgresLedger, now: float) -> None:
     takes milliseconds.
     """
     if not _has_request_index(ledger):
-        ledger.run(
-            "SET lock_timeout = 0",  # it waits for every report, and locks out no writer
-            "DROP INDEX IF EXISTS outcomes_request_hash",  # a part, if this step was stopped before
-            "CREATE INDEX CONCURRENTLY outcomes_request_hash ON outcomes USING hash (request)",
-        )
+        ledger.run("DROP INDEX IF EXISTS outcomes_request_hash")  # a part, if this step was stopped before
+        try:
+            ledger.run(
+                "SET lock_timeout = 0",  # it waits for every report, and locks out no writer
+                "CREATE INDEX CONCURRENTLY outcomes_request_hash ON outcomes USING hash (request)",
+            )
+        finally:
+            ledger.run(SHORT_LOCKS)
     query = "SELECT conname AS name FROM pg_constraint WHERE conrelid = to_regclass('outcomes') AND conname LIKE ?"
     names = [row["name"] for row in ledger.fetch(query, (f"{_BEFORE}%",))]
     if names and names[0].rpartition("_")[2] <= day_name(int(now // DAY_S) + 1):
@@ -141,7 +146,7 @@ def _swap(ledger: PostgresLedger, name: str) -> None:
             "ALTER TABLE rejections_other DROP CONSTRAINT rejections_outcome_fkey",
             f"ALTER TABLE {name} ALTER id DROP IDENTITY",
             CREATE,
-            f"ALTER SEQUENCE outcomes_id RESTART {ends['id'] + 1}",
+            *([f"SELECT setval('outcomes_id', {ends['id']})"] if ends["id"] else []),
             f"ALTER TABLE outcomes ATTACH PARTITION {name} FOR VALUES FROM (MINVALUE) TO ({ends['time']})",
             "ALTER TABLE rejections ATTACH PARTITION rejections_other DEFAULT",
             *grants,

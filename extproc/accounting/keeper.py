@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 
 # How often there is work, and how often a router looks whether another one has done it.
 _INTERVAL_S = 30.0
-# A statement that needs a table for itself gives up after this time, so that no outcome waits for it.
-_LOCK_MS = 500
 _STOP_S = 2.0
 # Between two pieces of work, so that writers of a file get their turn.
 _PAUSE_S = 0.01
@@ -68,7 +66,7 @@ class Keeper:
             if isinstance(ledger, PostgresLedger):
                 if not ledger.keeps():
                     return
-                ledger.run("SET statement_timeout = 0", f"SET lock_timeout = {_LOCK_MS}")
+                ledger.run("SET statement_timeout = 0", days.SHORT_LOCKS)
             if not _is_due(ledger):
                 return
             if isinstance(ledger, PostgresLedger):
@@ -89,7 +87,6 @@ class Keeper:
                 days.convert(ledger, now)
             except OSError as error:
                 failure = error
-            ledger.run(f"SET lock_timeout = {_LOCK_MS}")
         if days.is_partitioned(ledger):
             days.add_days(ledger, now)
             days.drop_days(ledger, now - self._keep_s)

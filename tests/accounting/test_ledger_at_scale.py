@@ -249,6 +249,23 @@ def test_a_conversion_that_was_stopped_never_refuses_outcomes(postgres: Postgres
     assert converted == f"outcomes_before_{days.day_name(soon + 6)}"
 
 
+def test_a_conversion_waits_for_a_report(postgres: Postgres) -> None:
+    """The sums are kept all the same, and writers are locked out for half a second at most."""
+    postgres.do(VERSION_2)
+    add(postgres.url, traffic(10, 9, 1))
+    with psycopg.connect(postgres.url) as reader:
+        reader.execute("SELECT count(*) FROM outcomes")
+        for _ in range(2):
+            with pytest.raises(OSError, match="lock timeout"):
+                maintain(postgres.url, rounds=1)
+        add(postgres.url, traffic(10, 10, 1))
+    assert rolled(postgres.url) == 310
+    assert tables(postgres, "outcomes_before%") == []
+    maintain(postgres.url)
+    assert len(tables(postgres, "outcomes_before%")) == 1
+    assert rolled(postgres.url) == read_report(postgres.url, 3 * DAY_S).total.requests == 320
+
+
 def test_a_new_dimension_gets_the_hours_before_it(postgres: Postgres) -> None:
     """No outcome had a name in it, and the lines add up to the total."""
     add(postgres.url, traffic(100, 8))

@@ -8,6 +8,7 @@ from extproc.accounting.report import CostReport, read_report
 from extproc.accounting.why import why
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
+from tests.accounting.test_ledger_at_scale import maintain, rolled
 from tests.e2e.traffic import EXTRACT, MODELS, PROVE, ask, eventually, with_ledger, write_small_intents
 from tests.postgres import Postgres, postgres, server
 
@@ -24,7 +25,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Itera
 
 
 def test_a_request_is_in_the_partition_of_its_day_and_in_the_hourly_sums(stack: Stack, postgres: Postgres) -> None:
-    """The report has it before and after the router has added it up, and `why` finds it."""
+    """The router maintains the ledger. The report stays the same when the sums have it, and `why` finds it."""
     answers = [ask(stack.port, prompt) for prompt in (PROVE, EXTRACT, EXTRACT)]
 
     def all_reported() -> CostReport | None:
@@ -35,7 +36,8 @@ def test_a_request_is_in_the_partition_of_its_day_and_in_the_hourly_sums(stack: 
     assert report.total.cost > 0
     assert postgres.rows("SELECT count(*) FROM outcomes_other") == [(0,)]
     assert why(postgres.url, answers[0].headers["x-request-id"]).startswith("request   ")
-    count = "SELECT coalesce(sum(requests), 0)::int FROM rollup_outcomes WHERE dimension = 'all'"
-    eventually(lambda: postgres.rows(count) == [(3,)], "the sums have three requests", 150)
+    eventually(lambda: postgres.rows("SELECT settled FROM rollup_state") == [(3,)], "the router maintains it", 90)
+    maintain(postgres.url)
+    assert rolled(postgres.url) == 3
     after = read_report(postgres.url, 86400)
     assert (after.total.requests, after.total.cost, len(after.groups)) == (3, report.total.cost, len(report.groups))
