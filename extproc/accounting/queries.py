@@ -6,7 +6,7 @@ SQLite and Postgres both understand it. `o` is a row of `outcomes`, and `r` a ro
 from typing import Literal, get_args
 
 from extproc.accounting.outcome import SERVED, Ending, Unjudged
-from extproc.contract.words import Reason, Undecided
+from extproc.contract.words import CACHE_HITS, CacheWord, Reason, Undecided
 
 # The column by which a report groups its lines.
 By = Literal["cohort", "tier", "principal"]
@@ -77,6 +77,13 @@ _ESCALATED = f"count(DISTINCT r.outcome) AS escalated FROM {_REJECTIONS}"
 # The same for all requests, in one row.
 ALL_ESCALATED_REQUESTS = f"SELECT {_ESCALATED}"
 
+
+# The answers that the cache served, in one row. Ledgers of older versions have none.
+CACHED = f"""
+  SELECT count(*) AS hits, {_count(f"o.cache = '{CacheWord.SEMANTIC}'")} AS semantic,
+  coalesce(sum(o.saved), 0) AS saved FROM {_OUTCOMES} AND o.attempts = 0
+  AND o.cache IN ({", ".join(f"'{word}'" for word in sorted(CACHE_HITS))})
+"""
 
 # The second requests of `--explore`, in one row.
 EXPLORED = f"""

@@ -61,6 +61,14 @@ class ExploredSums(msgspec.Struct, frozen=True):
     cost: float = 0.0  # US dollars
 
 
+class CacheSums(msgspec.Struct, frozen=True):
+    """The requests that the cache answered. They are in the other sums, too, with a cost of 0."""
+
+    hits: int = 0
+    semantic: int = 0  # hits of another wording
+    saved: float = 0.0  # US dollars, at the prices of the tiers that gave the answers
+
+
 class CostReport(msgspec.Struct):
     """The sums of a ledger over a time."""
 
@@ -72,6 +80,7 @@ class CostReport(msgspec.Struct):
     groups: list[CohortLine]
     verdicts: list[str]  # sentences on what was saved, and on what is not known
     explored: ExploredSums = ExploredSums()
+    cached: CacheSums = CacheSums()
 
 
 def seconds_of(span: str) -> float:
@@ -89,12 +98,16 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
         total, groups = _read_tallies(ledger, until - since_s, by)
         [explored] = ledger.select(queries.EXPLORED, (until - since_s,))
         sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
+        cached = CacheSums()
+        if ledger.has_column("saved"):
+            [row] = ledger.select(queries.CACHED, (until - since_s,))
+            cached = CacheSums(*(row[name] or 0 for name in CacheSums.__struct_fields__))
     lines = sorted(
         (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
     overall = total.line("total")
     verdicts = report_headlines(overall, lines)
-    return CostReport(name_of(place), until - since_s, until, by, overall, lines, verdicts, sums)
+    return CostReport(name_of(place), until - since_s, until, by, overall, lines, verdicts, sums, cached)
 
 
 class _Tally:

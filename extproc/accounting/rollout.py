@@ -37,6 +37,7 @@ ALL = "all"
 # Requests about which no intent decides are the same in both arms.
 _NOT_DECIDED = (Reason.PINNED, Reason.PASSTHROUGH, Reason.BAD_REQUEST)
 _FIRST = "SELECT min(id) AS first FROM outcomes WHERE revision = ?"
+# A hit of the cache is accepted without an attempt. It says nothing about its arm, so it is no trial.
 _ROWS = f"""
   SELECT o.id, o.time, o.revision, o.session, o.cohort, o.ending, o.attempts, o.cost, o.first_byte_s,
   r.cost AS rejected
@@ -44,6 +45,7 @@ _ROWS = f"""
   LEFT JOIN (SELECT outcome, sum(cost) AS cost FROM rejections WHERE outcome > ? GROUP BY outcome) r
   ON r.outcome = o.id
   WHERE o.id > ? AND (o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%')
+  AND NOT (o.attempts = 0 AND o.ending = '{Ending.ACCEPTED}')
   AND o.reason NOT IN ({", ".join(f"'{reason}'" for reason in _NOT_DECIDED)})
   ORDER BY o.id
 """  # fmt: skip

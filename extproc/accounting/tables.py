@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-SCHEMA = 4
+SCHEMA = 5
 # From each older version to the next one. Readers also read these versions: a new column is then absent.
 # `explorations` has the answers of second tiers: `explored` of an outcome is the id of one.
 EXPLORATIONS = """
@@ -24,6 +24,11 @@ MIGRATIONS = {
         "ALTER TABLE outcomes ADD COLUMN explored TEXT",
         EXPLORATIONS,
     ),
+    # What the cache did, and the cost that a hit saved.
+    4: (
+        "ALTER TABLE outcomes ADD COLUMN cache TEXT",
+        "ALTER TABLE outcomes ADD COLUMN saved DOUBLE PRECISION",
+    ),
 }
 TABLES = f"""{EXPLORATIONS};
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -32,7 +37,8 @@ CREATE TABLE IF NOT EXISTS outcomes (
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
-  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT
+  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT,
+  cache TEXT, saved DOUBLE PRECISION
 );
 CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
 CREATE INDEX IF NOT EXISTS outcomes_request ON outcomes (request);
@@ -46,7 +52,7 @@ COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
     "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
-    "chances", "explored",
+    "chances", "explored", "cache", "saved",
 )  # fmt: skip
 
 

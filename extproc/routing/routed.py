@@ -13,7 +13,9 @@ from extproc.api.request import Request
 from extproc.api.splice import DuplicateMember, SpliceError
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
+from extproc.routing.answer_cache import CacheLook
 from extproc.routing.beside import decide_beside
+from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.conversations import Continuation, Identity
 from extproc.routing.decision import Decision, decide_unread, untouched
 from extproc.routing.exploration import Exploration
@@ -48,11 +50,17 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     identity: Identity | None = None  # of the conversation; None: the body could not be read
     candidate: Decision | None = None  # of a candidate that only decides beside
     exploration: Exploration | None = None  # None: the request had no chance to be asked of a second tier
+    cached: CacheLook | None = None  # what the cache found; None: the cohort has none
+
+    @property
+    def kept(self) -> KeptAnswer | None:
+        """The kept answer that is served in place of an upstream's."""
+        return self.cached.answer if self.cached is not None else None
 
     @cached_property
     def record(self) -> DecisionRecord:
         """The decision's record, built once for metadata, logs and spans."""
-        return decision_record(self.decision, self.mutation, self.snapshot, self.signals, self.candidate)
+        return decision_record(self.decision, self.mutation, self.snapshot, self.signals, self.candidate, self.kept)
 
 
 class Stopwatch:

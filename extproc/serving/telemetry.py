@@ -17,6 +17,7 @@ from extproc.contract.names import PREFIX, Key
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.encoder.batcher import EncoderLoad
+from extproc.routing.cache_store import Checks
 from extproc.serving import metrics as definitions
 from extproc.serving.genai import GenAi, request_attributes, trace_context, usage_attributes
 from extproc.serving.instruments import counter, histogram, observe
@@ -39,6 +40,7 @@ class Telemetry:
         self.candidates: Callable[[], Mapping[str, float]] = dict  # revision -> share of the conversations
         self.candidate_refused: Callable[[], bool] = bool  # whether the files of the candidate have mistakes
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
+        self.caches: Callable[[], Mapping[str, Checks]] = dict  # by cohort
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
         self.open_exchanges = 0
         # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
@@ -62,6 +64,12 @@ class Telemetry:
         self._lost = counter(meter, definitions.LEDGER_LOST)
         self._explorations = counter(meter, definitions.EXPLORATIONS)
         self._state_failures = counter(meter, definitions.STATE_FAILURES)
+        self._cache_looks = counter(meter, definitions.CACHE_LOOKS)
+        self._cache_saved = counter(meter, definitions.CACHE_SAVED)
+        self._cache_checks = counter(meter, definitions.CACHE_CHECKS)
+        observe(
+            meter, definitions.CACHE_OFF, lambda: [(int(c.off), {"cohort": k}) for k, c in self.caches().items()]
+        )
         self._keys_refused = counter(meter, definitions.KEYS_REFUSED)
         self._tier_errors = counter(meter, definitions.TIER_ERRORS)
         self._genai = GenAi(meter, self._tracer)
@@ -96,6 +104,8 @@ class Telemetry:
             Key.COHORT.value: record.counted_as or "", Key.TIER.value: record.tier, Key.REASON.value: record.reason,
         }  # fmt: skip
         self._decisions.add(1, labels, context)
+        if record.cache is not None:
+            self._cache_looks.add(1, {"cohort": record.counted_as or "", "result": record.cache}, context)
         for stage, seconds in stages.items():
             self._stages.record(seconds, {"stage": stage}, context)
         if span.is_recording():
@@ -157,6 +167,8 @@ class Telemetry:
         self._paid(place | {"answer": "last"}, outcome.usage, cost.last)
         if outcome.usage_due and outcome.usage is None:
             self._unknown.add(1, place | {"answer": "last"})
+        if cost.saved is not None:
+            self._cache_saved.add(cost.saved, place)
         if cost.default is not None:
             self._default_cost.add(cost.default, place)
         if outcome.first_byte_s is not None and outcome.served:
@@ -198,6 +210,10 @@ class Telemetry:
     def state_failed(self) -> None:
         """Report a call to the store of conversations that failed."""
         self._state_failures.add(1)
+
+    def cache_checked(self, cohort: str, result: str) -> None:
+        """Report a check of a hit: "right", "wrong" or "unknown"."""
+        self._cache_checks.add(1, {"cohort": cohort, "result": result})
 
     def lagged(self, seconds: float) -> None:
         """Report how late the event loop woke up."""

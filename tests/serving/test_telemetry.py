@@ -18,6 +18,7 @@ from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection, TierErr
 from extproc.api.observation import Usage
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, Reason, VerdictWord
+from extproc.routing.cache_store import Checks
 from extproc.serving.metrics import METRICS, Metric
 from extproc.serving.telemetry import Telemetry
 from extproc.settings import Price, Tier, TierKey
@@ -31,7 +32,7 @@ OUTCOME = Outcome(
 )  # fmt: skip
 DECISION = DecisionRecord(
     cluster="small", tier="small", reason=Reason.MATCHED, reasoning="off", revision="abc", mode="enforce",
-    cohort="billing",
+    cohort="billing", cache="miss",
 )  # fmt: skip
 
 
@@ -83,16 +84,18 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.shares = lambda: {"billing": 0.35}
     telemetry.candidates = lambda: {"candidate-1": 0.05}
     telemetry.tiers = lambda: TIERS
+    telemetry.caches = lambda: {"billing": Checks()}
     telemetry.decided({}, DECISION, {"read": 0.001}, None)
     telemetry.ruled({}, "billing", 1, VerdictWord.DEGRADED, "refusal", Bound.LAST_RUNG, ["judge"])
     telemetry.failed({}, ValueError())
     telemetry.reloaded("invalid", "abc")
-    telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0))
+    telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0, saved=1.0))
     telemetry.ended(
         msgspec.structs.replace(OUTCOME, ending=Ending.FAILED, status=503), Cost(None, (None, None), None)
     )
     telemetry.lost(1)
     telemetry.explored("billing", "large", "accepted")
+    telemetry.cache_checked("billing", "right")
     telemetry.lagged(0.1)
 
 
