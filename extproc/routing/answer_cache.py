@@ -30,7 +30,7 @@ from extproc.routing.wording import wording_of
 # The least similarity of two asks that have the same wording. `make bench-cache` shows why it is not higher.
 LEAST_SIMILARITY = 0.8
 # The parts of the name of an answer, as `extproc explain` lists them.
-KEY_PARTS = "revision, cohort, tier and model, ladder, reasoning, limits, headers, all members of the body"
+KEY_PARTS = "principal, revision, cohort, tier, model, ladder, limits, headers and all members of the body"
 
 
 class CacheLook(msgspec.Struct, frozen=True):

@@ -4,6 +4,7 @@ A name in the store is a hash that is keyed by the principal, so no client reach
 nobody can test a question against a name without that key. The answer itself is text.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,10 +14,13 @@ import msgspec
 
 from extproc.routing.store import StateStore
 
+log = logging.getLogger(__name__)
+
 # Above this share of wrong hits, the cache of a cohort turns itself off.
 MOST_WRONG = 0.02
 # The probability that the cache of a cohort with a smaller share ever turns itself off.
 _ERROR = 0.05
+_LEAST_WRONG = 2  # a single one may be an answer that changed
 # A longer answer is not kept: about 15,000 tokens.
 MOST_ANSWER_CHARS = 64 * 1024
 _COUNTS_KEPT_S = 30 * 86_400.0
@@ -57,7 +61,7 @@ class Checks(msgspec.Struct, frozen=True):
         (Robbins 1970). So the checks may be looked at after each of them.
         """
         right = self.checks - self.wrong
-        if not self.wrong or self.wrong / self.checks <= MOST_WRONG:
+        if self.wrong < _LEAST_WRONG or self.wrong / self.checks <= MOST_WRONG:
             return False
         return _log_mixture(self.wrong, right) - _log_share(MOST_WRONG, self.wrong, right) >= -math.log(_ERROR)
 
@@ -110,7 +114,7 @@ class AnswerStore:
         """Return the answer under `key`, if there is one, and the checks of its cohort."""
         names = _count_names(revision, cohort)
         entry, checks, wrong = await self._store.get([f"answer:{key}", *names])
-        seen = self.checks[revision, cohort] = _checks(checks, wrong)
+        seen = self._saw(revision, cohort, _checks(checks, wrong))
         try:
             return (_decode(entry) if entry is not None else None), seen
         except msgspec.DecodeError:  # another release wrote it
@@ -126,7 +130,17 @@ class AnswerStore:
         self._store.add(checks, _COUNTS_KEPT_S)
         if is_wrong:
             self._store.add(wrong, _COUNTS_KEPT_S)
-        seen = self.checks[revision, cohort] = _checks(*await self._store.get([checks, wrong]))
+        return self._saw(revision, cohort, _checks(*await self._store.get([checks, wrong])))
+
+    def _saw(self, revision: str, cohort: str, seen: Checks) -> Checks:
+        """Remember the checks, and log once that a cache is off. Another process may have found that."""
+        before = self.checks.get((revision, cohort), Checks())
+        self.checks[revision, cohort] = seen
+        if seen.off and not before.off:
+            log.error(
+                "the cache of `%s` is off: %s, and at most %.0f %% may be. It is on again after an edit of the YAML",
+                cohort, seen, 100 * MOST_WRONG,
+            )  # fmt: skip
         return seen
 
 

@@ -4,7 +4,7 @@ Similarity of embeddings cannot do this: "enable the firewall" is nearer to "dis
 its paraphrases. So two asks are the same question only if all their words agree, in the same order. Every name,
 number, unit, negation, preposition and tense counts. These differences do not count:
 
-- courtesies at either end, and a request to tell or explain in front of a question
+- courtesies at either end, and a request to explain in front of a question
 - the phrases in which people ask how something is done, or what something is
 - articles, hyphens between words, spellings of British and American English, and a few exact synonyms
 - the capital letter of the first word, and the mark at the end
@@ -34,9 +34,14 @@ _THANKS = re.compile(
     r"(?: in advance| so much)?)[\s.!,]*$",
     re.IGNORECASE,
 )
+# "Can you explain" asks for a task. "Can you eat raw eggs" is a question.
+_TASKS = (
+    "tell|show|give|explain|describe|list|write|translate|summari[sz]e|convert|help|name|compare|define|provide|suggest|"
+    "recommend|calculate|solve|draft|generate|rewrite|teach|outline|extract|answer|please|kindly"
+)
 _POLITE = re.compile(
-    r"(?:please|kindly|so|ok|okay|well|quick question:?|(?:can|could|would|will) (?:you|anyone|someone|somebody)"
-    r"(?: please| kindly)?)[\s,]+(?=\S)",
+    r"(?:please|kindly|so|ok|okay|well|quick question:?|(?:can|could|would|will) (?:you|anyone|someone)"
+    rf"(?: please| kindly|(?= (?:{_TASKS})\b)))[\s,]+(?=\S)",
     re.IGNORECASE,
 )
 _WISH = re.compile(
@@ -46,6 +51,7 @@ _WISH = re.compile(
     r"[\s,:]+(?=(?:how|what|where|who|when|why|which)\b)",
     re.IGNORECASE,
 )
+_TO_ME = re.compile(r" (?:to|for) (?:me|us)$")
 _TELL = re.compile(r"(?:tell|give) (?:me|us) (?=the\b)", re.IGNORECASE)
 _CONTRACTIONS = (
     (re.compile(r"\b(can)(?:'t|not)\b", re.IGNORECASE), r"\1 not"),
@@ -76,14 +82,16 @@ _SYNONYMS = (
     (re.compile(r"\bpurchase\b"), "buy"),
     (re.compile(r"\bpurchasing\b"), "buying"),
 )
-_WHO = r"(?:i|you|we|one|someone|somebody|people)"
+_WHO = r"(?:i|we|one|someone)"  # "you" may be the model
 _STEPS = r"(?:steps?|way|ways|procedure|process|method|instructions?|directions?|guide)"
 _HOW = (
-    re.compile(rf"how (?:do|can|could|would|does|might|to) (?:{_WHO} )?(?:go about )?(\w+)\b"),
-    re.compile(rf"how (?:{_WHO}) (?:can|could|would|might) (\w+)\b"),
-    re.compile(rf"what(?: is| are)? (?:the )?{_STEPS} (?:to|for|of|on|in)(?: how to)? (\w+)\b"),
-    re.compile(rf"what (?:do|should|must) {_WHO} (?:need to |have to )?do (?:to|in order to) (\w+)\b"),
-    re.compile(rf"(?:(?:give|show) (?:me|us) |provide )?(?:the |a )?{_STEPS} (?:to|for|on|of)(?: how to)? (\w+)\b"),
+    re.compile(rf"how (?:(?:do|can|could|would|does) {_WHO}|to) (?:go about )?(\w+)\b"),
+    re.compile(rf"how {_WHO} (?:can|could|would) (\w+)\b"),
+    re.compile(rf"what (?:is|are) (?:the )?{_STEPS} (?:to (\w+)|(?:for|of) (\w+ing))\b"),
+    re.compile(rf"what do {_WHO} (?:need to |have to )do (?:to|in order to) (\w+)\b"),
+    re.compile(
+        rf"(?:(?:give|show) (?:me|us) |provide )?(?:the |a )?{_STEPS} (?:to (\w+)|(?:for|on|of) (\w+ing))\b"
+    ),
     re.compile(r"(?:explain|describe|show)(?: to)?(?: me| us)? how to (\w+)\b"),
 )
 _DEFINE = (
@@ -92,13 +100,20 @@ _DEFINE = (
     re.compile(r"what is meant by (?:the (?:word|term|phrase) )?(.+)$"),
     re.compile(r"define (?:the (?:word|term|phrase) )?(.+)$"),
 )
-# "tell me where the station is" asks "where is the station".
-_INDIRECT = re.compile(r"(what|where|who) (.+) (is|are|was|were)$")
+# The question in a clause, as in "do you know where the station is", is "where is the station".
+_INDIRECT = re.compile(r"(what|where|who|when) (.+) (is|are|was|were)( born)?$")
 _WHAT = re.compile(r"what (is|are) ")
 _MOVED = re.compile(r"((?:in|on|with|using|for) [^,]{1,40}), (.+)$")
-_ARTICLE = re.compile(r"\b(?:a|an|the) (?!few\b|little\b|number\b|lot\b|couple\b|bit\b|only\b|one\b|same\b)")
-# Auxiliaries that end no gerund. The first word of a task is compared by its stem.
-_QUESTION = ("how", "what", "where", "who", "when", "why", "which", "define")
+_ARTICLES = frozenset(("a", "an", "the"))
+# Words after which "a" is a name, and words that mean something else with an article.
+_NAMED_A_WORDS = """
+    vitamin hepatitis type plan grade class option group level team section part point variant appendix schedule
+    series step case influenza exhibit category column row line answer
+"""
+_NAMED_A = frozenset(_NAMED_A_WORDS.split())
+_WITH_ARTICLE_WORDS = "few little number lot couple bit only one same most other rest first last"
+_WITH_ARTICLE = frozenset(_WITH_ARTICLE_WORDS.split())
+_QUESTION = ("how ", "what ", "where ", "who ", "when ", "why ", "which ", "HOW ", "WHAT ", "DEFINE ")
 
 
 def wording_of(text: str) -> str | None:
@@ -108,28 +123,41 @@ def wording_of(text: str) -> str | None:
     text = _SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(_QUOTES)).strip()
     if not is_english(text):
         return _tokens(text.rstrip(".!?。！？ ")) or None
-    asked = text.rstrip().endswith("?")
-    core, indirect = _without_courtesies(text)
-    core = _one_spelling(core.rstrip(" .!?,;:"))
-    form = _framed(_first_word_small(core), indirect)
-    if not form:
+    core, asks_task, indirect = _without_courtesies(text)
+    form = _framed(_first_word_small(_one_spelling(core.rstrip(" .!?,;:"))), indirect)
+    words = _without_articles(_tokens(form))
+    if not words:
         return None
-    words = _tokens(_ARTICLE.sub("", form))
-    return words if not asked or words.startswith(("HOW ", *_QUESTION, "WHAT ", "DEFINE ")) else f"{words} ?"
+    is_question = text.endswith("?") and not asks_task and not words.startswith(_QUESTION)
+    return f"{words} ?" if is_question else words
 
 
-def _without_courtesies(text: str) -> tuple[str, bool]:
-    """The text without courtesies, and whether words before a question were removed."""
-    text, indirect, before = _GREETING.sub("", text, count=1) if _GREETING.match(text) else text, False, ""
-    text = _THANKS.sub("", text)
+def _without_courtesies(text: str) -> tuple[str, bool, bool]:
+    """The text without courtesies, whether it asks for a task, and whether its question is in a clause."""
+    greeting = _GREETING.match(text)
+    text = _THANKS.sub("", text[greeting.end() :] if greeting is not None else text)
+    asks_task, indirect, before = False, False, ""
     while text != before:
         before = text
-        polite = _POLITE.match(text)
-        text = text[polite.end() :] if polite is not None else text
-        wish = _WISH.match(text)
+        polite, wish = _POLITE.match(text), _WISH.match(text)
         if wish is not None:
             text, indirect = text[wish.end() :], True
-    return text, indirect
+        elif polite is not None:
+            text = text[polite.end() :]
+            asks_task = asks_task or " " in polite[0].strip(" ,")
+    return text, asks_task, indirect
+
+
+def _without_articles(words: str) -> str:
+    """The words without the articles that change nothing. The last word is never one."""
+    kept, before = [], ""
+    tokens = words.split(" ")
+    for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
+        names = after == "" or after in _WITH_ARTICLE or (token == "a" and before in _NAMED_A)
+        if token not in _ARTICLES or names:
+            kept.append(token)
+        before = token
+    return " ".join(kept)
 
 
 def _first_word_small(text: str) -> str:
@@ -149,6 +177,7 @@ def _one_spelling(text: str) -> str:
 
 def _framed(text: str, indirect: bool) -> str:
     """The text with one phrase for all the ways to ask how, what, and for a meaning."""
+    text = _TO_ME.sub("", text)
     moved = _MOVED.fullmatch(text)
     if moved is not None:
         text = f"{moved[2]} {moved[1]}"
@@ -157,17 +186,17 @@ def _framed(text: str, indirect: bool) -> str:
     for pattern in _DEFINE:
         defined = pattern.fullmatch(text)
         if defined is not None:
-            return f"DEFINE {_ARTICLE.sub('', defined[1])}"
+            return f"DEFINE {defined[1]}"
     for pattern in _HOW:
         how = pattern.match(text)
         if how is not None:
-            return f"HOW {_stem(how[1])}{text[how.end() :]}"
+            return f"HOW {_stem(how[how.lastindex or 1])}{text[how.end() :]}"
     told = _TELL.match(text)
     if told is not None:
         return f"WHAT {text[told.end() :].replace('the ', 'THE ', 1)}"
     turned = _INDIRECT.fullmatch(text) if indirect else None
     if turned is not None:
-        text = f"{turned[1]} {turned[3]} {turned[2]}"
+        text = f"{turned[1]} {turned[3]} {turned[2]}{turned[4] or ''}"
     what = _WHAT.match(text)
     if what is not None:
         rest = re.sub(r"^(a|an|the) ", lambda article: "THE " if article[1] == "the" else "A ", text[what.end() :])

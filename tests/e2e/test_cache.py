@@ -1,18 +1,25 @@
 """The cache of accepted answers behind the real Envoy: who gets an answer again, and in which shape."""
 
+import contextlib
+import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
+import redis as client
 
 from extproc.accounting.report import read_report
 from extproc.accounting.why import why
 from extproc.api.answer import AnswerReader
 from extproc.api.paths import APIS
+from extproc.cli.health import status_lines
+from extproc.demo.processes import end, free_ports
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
+from extproc.serving.files import ask_status
 from tests.e2e.traffic import (
     APIS as PATHS,
 )
@@ -52,6 +59,41 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     )
     with SampleUpstreams(MODELS) as upstreams, with_ledger(Stack(written, folder, upstreams)) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[str]:
+    """The URL of a store that outlives the routers."""
+    binary = shutil.which("redis-server") or shutil.which("valkey-server")
+    if binary is None:
+        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
+    (port,) = free_ports(1)
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    yield f"redis://127.0.0.1:{port}/0"
+    end(server)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory, redis: str) -> Iterator[Stack]:
+    """Kept answers are in Redis, and every hit is checked in one of the cohorts."""
+    folder = tmp_path_factory.mktemp("stored")
+    written = write_small_intents(folder / "written")
+    (written / "extraction.yaml").write_text(
+        small_intent("extraction", f"tier: small\n{_ACCEPTED}\ncache: {{verify: 1}}")
+    )
+    (written / "math_reasoning.yaml").write_text(
+        small_intent("math_reasoning", f"tier: large\n{_ACCEPTED}\ncache: {{verify: 0}}")
+    )
+    with (written / "policy.yaml").open("a") as policy:
+        policy.write(f"state: {redis}\n")
+    with SampleUpstreams(MODELS) as upstreams, with_ledger(Stack(written, folder, upstreams)) as running:
+        yield running
+
+
+def open_store(url: str) -> Any:
+    """A client whose methods have types that mypy can read."""
+    return client.Redis.from_url(url)
 
 
 def asked(
@@ -236,3 +278,69 @@ def test_the_ledger_says_what_a_hit_saved(stack: Stack) -> None:
     report = read_report(ledger_of(stack), 3600)
     assert report.cached.hits >= 1 and report.cached.saved > 0
     assert report.total.accepted >= report.cached.hits
+
+
+def test_answers_in_redis_outlive_a_router_and_hold_no_text_of_a_request(stored: Stack, redis: str) -> None:
+    body = chat(f"{PROVE} With redis.")
+    fill(stored, body)
+    assert stored.router is not None
+    end(stored.router)
+    stored.start_router(options=["--ledger", str(ledger_of(stored))])
+
+    def again() -> Answer | None:
+        answer = send(stored.port, CHAT, msgspec.json.encode(body), ALICE)
+        return answer if "x-router-cache" in answer.headers else None  # Envoy has found the new router
+
+    assert eventually(again, "the router answers").headers["x-router-cache"] == "hit"
+    other, requests = asked(stored, body, headers=BOB)
+    assert (requests, other.headers["x-router-cache"]) == (1, "miss")
+    store = open_store(redis)
+    entries = {key: store.get(key) or b"" for key in store.scan_iter("extproc:answer:*")}
+    assert entries and all(0 < store.ttl(key) <= 86_400 for key in entries)
+    for key, value in entries.items():
+        for secret in (b"Prove", b"odd numbers", b"alice", b"bob"):
+            assert secret not in key and secret not in value
+
+
+def test_every_hit_is_checked_and_a_cache_with_wrong_hits_is_off(stored: Stack, redis: str) -> None:
+    """A poisoned entry in the store counts as wrong, and the answer of the tier takes its place."""
+    body, store = chat(f"{EXTRACT} With checks."), open_store(redis)
+    known = set(store.scan_iter("extproc:answer:*"))
+    assert asked(stored, body)[0].headers["x-router-cache"] == "miss"
+
+    def new() -> bytes | None:
+        return next(iter(set(store.scan_iter("extproc:answer:*")) - known), None)
+
+    key = eventually(new, "the answer is kept")
+    sound = store.get(key)
+    poisoned = msgspec.msgpack.encode(
+        msgspec.msgpack.decode(sound) | {"text": "I'm sorry, I can't help with that."}
+    )
+
+    def wrong() -> int:
+        return sum(int(store.get(name) or 0) for name in store.scan_iter("extproc:answers:*:wrong"))
+
+    for count in (1, 2):
+        store.set(key, poisoned, ex=3600)
+        checked, requests = asked(stored, body)
+        assert (requests, checked.headers["x-router-cache"]) == (1, "checked")
+        assert "sorry" not in text_of(checked, CHAT)
+        eventually(lambda count=count: wrong() == count or None, "the check is counted")  # type: ignore[misc]
+        eventually(lambda: b"sorry" not in (store.get(key) or b"") or None, "the new answer is kept")
+    off, requests = asked(stored, body)
+    assert (requests, off.headers["x-router-cache"]) == (1, "off")
+    eventually(lambda: "the cache of `extraction` is off" in stored.log("router.log") or None, "the log says so")
+    status = "\n".join(status_lines("router", ask_status(f"127.0.0.1:{stored.router_port}")))
+    assert "cache     extraction OFF: 2 of 2 checked hits were wrong" in status
+    assert asked(stored, chat(f"{PROVE} With redis."))[0].headers["x-router-cache"] in ("hit", "miss")
+
+
+def test_without_its_store_the_cache_misses_and_nobody_waits(stored: Stack, redis: str) -> None:
+    """An answer that this process kept is still served. The store of the others is gone."""
+    body = chat(f"{PROVE} Before the store is gone.")
+    fill(stored, body)
+    with contextlib.suppress(client.ConnectionError):
+        open_store(redis).shutdown(nosave=True)
+    for prompt in (f"{PROVE} After it.", f"{PROVE} Before the store is gone."):
+        answer, _ = asked(stored, chat(prompt))
+        assert answer.headers["x-router-cache"] in ("hit", "miss")
