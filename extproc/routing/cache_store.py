@@ -138,7 +138,7 @@ class AnswerStore:
         self.checks[revision, cohort] = seen
         if seen.off and not before.off:
             log.error(
-                "the cache of `%s` is off: %s, and at most %.0f %% may be. It is on again after an edit of the YAML",
+                "the cache of `%s` is off: %s, and at most %.0f %% may be. An edit of the YAML turns it on again",
                 cohort, seen, 100 * MOST_WRONG,
             )  # fmt: skip
         return seen
