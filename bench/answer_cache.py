@@ -6,6 +6,7 @@ a fixed threshold. The second part sends requests through the real Envoy, to the
 """
 
 import argparse
+import gzip
 import os
 import random
 import statistics
@@ -26,6 +27,7 @@ from extproc.routing.answer_cache import LEAST_SIMILARITY
 from extproc.routing.wording import wording_of
 from tests.e2e.traffic import CHAT, MODELS, PROVE, body_of, eventually, send, small_intent, write_small_intents
 
+CLINC = "clinc150.jsonl.gz"
 _HERE = Path(__file__).parent
 _THRESHOLDS = (0.8, 0.9, 0.95)
 # The simulated traffic: how often a question is asked again falls with its rank, as in logs of search engines.
@@ -146,6 +148,26 @@ def show_recognition(cache: Path) -> None:
     print("similarity of paraphrases with one wording: least {:.2f}, 5 % {:.2f}, median {:.2f}".format(*cuts))
 
 
+def show_foreign(data: Path) -> None:
+    """Print how many pairs of CLINC150's asks have one wording, and how many of them have two labels.
+
+    Nobody looked at these asks when the wording was written.
+    """
+    if not (data / CLINC).exists():
+        print(f"CLINC150: {data / CLINC} is not there")
+        return
+    with gzip.open(data / CLINC) as lines:
+        rows = [msgspec.json.decode(line) for line in lines]
+    labels = {row["text"]: row["intent"] for row in rows}
+    pairs = list(false_hits(list(labels), []))
+    differ = [pair for pair in pairs if labels[pair[0]] != labels[pair[1]]]
+    print(
+        f"CLINC150: {len(pairs):,} pairs of {len(labels):,} asks have one wording, {len(differ)} with two labels:"
+    )
+    for one, other in differ:
+        print(f"  {one!r} ({labels[one]}), {other!r} ({labels[other]})")
+
+
 def show_cost(requests: int) -> None:
     """Print latency and CPU of a hit, and of a request that a tier answers at once."""
     rules = "accept: [complete, non_empty, no_refusal]\nescalate: {to: frontier}"
@@ -199,9 +221,11 @@ def _cpu_s(stack: Stack) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache", type=Path, default=Path("build/bench-cache"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--requests", type=int, default=1000)
     args = parser.parse_args()
     show_recognition(args.cache)
+    show_foreign(args.data)
     if args.requests:
         show_cost(args.requests)
 

@@ -484,6 +484,8 @@ LOG_LINES = {
     "`state` to the URL of a Redis or Valkey.",
     "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
     "conversations that it serves itself. Look at the Redis that `state` names.",
+    "AnswerStore._saw": "A share of the hits is checked, and too many were wrong, so every request of this cohort goes to a tier. "
+    "`extproc status` has the figures. Look for what changed since the answers were made, then edit the intent.",
     "RedisStore._ping": "The store works again after the line above.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",

@@ -51,7 +51,7 @@ _WISH = re.compile(
     r"[\s,:]+(?=(?:how|what|where|who|when|why|which)\b)",
     re.IGNORECASE,
 )
-_TO_ME = re.compile(r" (?:to|for) (?:me|us)$")
+_TO_ME = re.compile(rf"(?<!\S)(?P<task>(?:{_TASKS}) .+) (?:to|for) (?:me|us)$")
 _TELL = re.compile(r"(?:tell|give) (?:me|us) (?=the\b)", re.IGNORECASE)
 _CONTRACTIONS = (
     (re.compile(r"\b(can)(?:'t|not)\b", re.IGNORECASE), r"\1 not"),
@@ -177,7 +177,8 @@ def _one_spelling(text: str) -> str:
 
 def _framed(text: str, indirect: bool) -> str:
     """The text with one phrase for all the ways to ask how, what, and for a meaning."""
-    text = _TO_ME.sub("", text)
+    to_me = _TO_ME.fullmatch(text)
+    text = to_me["task"] if to_me is not None else text
     moved = _MOVED.fullmatch(text)
     if moved is not None:
         text = f"{moved[2]} {moved[1]}"

@@ -43,6 +43,7 @@ def test_these_are_the_same_question(one: str, other: str) -> None:
         ("What does vitamin a do?", "What does vitamin do?"),
         ("Would you eat raw eggs?", "Can you eat raw eggs?"),
         ("How do you feel?", "How do I feel?"),
+        ("What is your name for me?", "What is your name?"),
         ("Name a few exceptions", "Name few exceptions"),
         ("How do I drop a table", "How do I drop a \u200btable"),  # a character that nobody sees
         ("Print 1.5", "Print 1,5"),
