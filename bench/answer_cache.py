@@ -151,7 +151,7 @@ def show_recognition(cache: Path) -> None:
 def show_foreign(data: Path) -> None:
     """Print how many pairs of CLINC150's asks have one wording, and how many of them have two labels.
 
-    Nobody looked at these asks when the wording was written.
+    The wording was written before these asks were looked at.
     """
     if not (data / CLINC).exists():
         print(f"CLINC150: {data / CLINC} is not there")
@@ -169,7 +169,7 @@ def show_foreign(data: Path) -> None:
 
 
 def show_cost(requests: int) -> None:
-    """Print latency and CPU of a hit, and of a request that a tier answers at once."""
+    """Print latency and CPU of a hit, and of a request that a tier answers without delay."""
     rules = "accept: [complete, non_empty, no_refusal]\nescalate: {to: frontier}"
     with tempfile.TemporaryDirectory() as name, SampleUpstreams(MODELS) as upstreams:
         written = write_small_intents(Path(name) / "written")
@@ -192,7 +192,7 @@ def _measure(stack: Stack, requests: int) -> None:
 
     eventually(lambda: word(_KEY) == "hit" or None, "the cache answers")
     rows: dict[str, tuple[list[float], list[float]]] = {"hit": ([], []), "client": ([], [])}
-    for _ in range(4):  # in turns, because other work on this machine comes and goes
+    for _ in range(4):  # alternately, because the load of this machine changes
         for kind, headers in (("hit", _KEY), ("client", _KEY | {"cache-control": "no-store"})):
             before = _cpu_s(stack)
             for _ in range(requests // 4):
@@ -200,12 +200,12 @@ def _measure(stack: Stack, requests: int) -> None:
                 assert word(headers) == kind
                 rows[kind][0].append(time.perf_counter() - began)
             rows[kind][1].append((_cpu_s(stack) - before) / (requests // 4))
-    print(f"{requests} requests each, one at a time, new connection each; the tier answers at once")
+    print(f"{requests} requests each, one after the other, on new connections; the tier answers without delay")
     for kind, what in (("hit", "from the cache"), ("client", "from a tier, judged")):
         times, cpu = rows[kind]
         middle, high = statistics.median(times), statistics.quantiles(times, n=20)[18]
         print(f"  {what:22} p50 {1e3 * middle:5.2f} ms, p95 {1e3 * high:5.2f} ms, "
-              f"CPU of router and Envoy {1e3 * min(cpu):5.2f} ms a request")  # fmt: skip
+              f"CPU of router and Envoy {1e3 * min(cpu):5.2f} ms per request")  # fmt: skip
 
 
 def _cpu_s(stack: Stack) -> float:

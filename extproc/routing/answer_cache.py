@@ -1,8 +1,7 @@
 """The cache of accepted answers as the rung below the first tier: it is asked before any tier is.
 
-A name in the store is a hash of everything that an answer depends on: principal, revision of the YAML, cohort, tier
-and model, headers and members of the request, and the wording of the ask. So a look takes one read by name. An
-answer to other words is served only if the embeddings of both asks agree, too.
+A name in the store is a hash of everything that an answer depends on. So a look takes one read by name. An answer
+to other words is served only if the embeddings of both asks agree, too.
 """
 
 import base64
@@ -34,7 +33,7 @@ KEY_PARTS = "principal, revision, cohort, tier, model, ladder, limits, headers a
 
 
 class CacheLook(msgspec.Struct, frozen=True):
-    """What the cache found for one request."""
+    """The result of asking the cache about one request."""
 
     word: CacheWord
     record: CacheRecord | None = None  # where to keep the answer of a tier; None: nowhere
@@ -112,7 +111,7 @@ def _place(
     vector: Vectors | None,
     headers: Mapping[str, str],
 ) -> _Place | CacheWord:
-    """Where the answer to this request is kept, or the word for why it is not."""
+    """The place of the answer to this request, or the word for why it has none."""
     assert cohort.cache is not None
     form = read_form(request)
     if isinstance(form, CacheWord):

@@ -1,7 +1,7 @@
 """The answers that are kept, and the count of wrong ones, in the memory of this process or in Redis.
 
-A name in the store is a hash that is keyed by the principal, so no client reaches the answer of another one, and
-nobody can test a question against a name without that key. The answer itself is text.
+A name in the store is a hash that is keyed by the principal. So no client reaches the answer of another one, and a
+question cannot be tested against a name without that key. The answer itself is text.
 """
 
 import logging
@@ -55,7 +55,7 @@ class Checks(msgspec.Struct, frozen=True):
 
     @property
     def off(self) -> bool:
-        """Whether more than MOST_WRONG of the hits are wrong, whatever chance may have done to the checks.
+        """Whether more than MOST_WRONG of the hits are wrong, and chance cannot explain the checks.
 
         The mixture martingale of the Bernoulli distribution with the prior Beta(1/2, 1/2) has reached 1/error
         (Robbins 1970). So the checks may be looked at after each of them.

@@ -6,7 +6,7 @@ are not cached for one principal either.
 
 import re
 
-# Words by which a person speaks of itself or its own things. Other languages have their possessives.
+# Possessives in which people describe themselves and their things.
 _OWN_WORDS = """
     my mine myself our ours ourselves
     mein meine meinen meinem meiner meines unser unsere unseren unserem unserer
@@ -19,7 +19,7 @@ _OWN = frozenset(_OWN_WORDS.split())
 # Scripts without spaces between words.
 _OWN_UNSPACED = re.compile(r"我的|我们的|我們的|本人|咱|私の|僕の|俺の|わたしの|自分の|うちの|내|제가|저의|우리")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
-# "How do I", "can we" and "I want to know" are ways to ask. With any other verb, a person speaks of itself.
+# "How do I", "can we" and "I want to know" are ways to ask. With any other verb, people describe themselves.
 _ASKING = re.compile(
     r"\b(?:do|can|could|should|may|must|might|shall|would|will) (?:i|we)\b|"
     r"\bhow (?:i|we) (?:can|could|should|might|would)\b|"
@@ -31,7 +31,7 @@ _ASKING = re.compile(
 )
 _SELF = re.compile(r"\b(?:i|i'm|i've|i'd|i'll|we|we're|we've|we'd|we'll|me|us)\b", re.IGNORECASE)
 _US_COUNTRY = re.compile(r"\bU\.?S\.?\b")
-# What was true yesterday is not an answer today.
+# An answer of yesterday may be wrong today.
 _MOMENT = re.compile(
     r"\b(?:today|tonight|tomorrow|yesterday|now|nowadays|currently|current|latest|newest|recent|recently|"
     r"this (?:week|month|year|morning|afternoon|evening|quarter|weekend)|(?:last|next) (?:week|month|year|night|"
@@ -53,7 +53,7 @@ _IDENTIFIER = re.compile(
 
 
 def speaks_of_itself(text: str) -> bool:
-    """Return whether a person speaks of itself or of its own things."""
+    """Return whether people describe themselves or their things."""
     if not _OWN.isdisjoint(word.lower() for word in _WORD.findall(text)):
         return True
     if _OWN_UNSPACED.search(text) is not None:

@@ -1,4 +1,4 @@
-"""The cache of accepted answers behind the real Envoy: who gets an answer again, and in which shape."""
+"""The cache of accepted answers behind the real Envoy: the clients of an answer, its shape and its end."""
 
 import contextlib
 import shutil
@@ -48,7 +48,7 @@ ALICE, BOB = {"authorization": "Bearer alice"}, {"authorization": "Bearer bob"}
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Extractions are kept for each principal, and proofs for everybody. Compliance has no cache."""
+    """Extractions are kept for each principal, and proofs for all clients. Compliance has no cache."""
     folder = tmp_path_factory.mktemp("cache")
     written = write_small_intents(folder / "written")
     (written / "extraction.yaml").write_text(

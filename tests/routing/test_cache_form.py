@@ -101,7 +101,7 @@ def test_a_request_without_a_form_has_the_word_that_says_why(body: dict[str, Any
 def test_a_member_that_occurs_twice_has_no_form() -> None:
     """One reader would see one ask, and another reader another one."""
     for body in (
-        b'{"model": "auto", "temperature": 0, "temperature": 0, "messages": [{"role": "user", "content": "Hi you"}]}',
+        b'{"model": "auto", "temperature": 0, "temperature": 0, "messages": [{"role": "user", "content": "Hi"}]}',
         b'{"model": "auto", "messages": [{"role": "user", "content": "What is A?", "content": "What is B?"}]}',
     ):
         assert form(body) is CacheWord.FORM

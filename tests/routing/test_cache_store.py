@@ -29,7 +29,7 @@ def test_the_bound_is_stated_for_any_number_of_checks() -> None:
 
 
 def test_a_cohort_with_few_wrong_hits_is_hardly_ever_turned_off() -> None:
-    """At the limit of 2 %, in at most 5 % of the runs, however often one looks."""
+    """At the limit of 2 %, in at most 5 % of the runs, after any number of looks."""
     draw, turned_off = random.Random(1), 0
     for _ in range(200):
         wrong = 0
