@@ -17,7 +17,8 @@ import pytest
 from extproc.accounting.export import JoinCounts, as_traffic, export
 from extproc.accounting.ledger import _QUEUED_BATCHES, Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Explored, Outcome, Rejection
-from extproc.accounting.report import ExploredSums, read_report
+from extproc.accounting.render import text_of
+from extproc.accounting.report import CacheSums, ExploredSums, read_report
 from extproc.accounting.store import Store, connect
 from extproc.api.observation import Usage
 
@@ -327,6 +328,23 @@ def test_exported_traffic_has_both_tiers_with_their_chances(
     for each in outcomes.values():
         each.pop("latency_s", None)
     assert outcomes == expected
+
+
+def test_a_hit_of_the_cache_is_reported_and_is_no_evidence(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    store = Store(path, 1e6)
+    hit = outcome(attempts=0, cohort="faq", cache="semantic", unjudged="cached", request="5-5", reused=Usage(9, 4))
+    store.add([(hit, Cost(0.0, (), 0.5, 0.25)), (outcome(cohort="faq", cache="checked"), FREE)])
+    store.close()
+    report = read_report(path, DAY_S)
+    assert report.cached == CacheSums(hits=1, semantic=1, saved=0.25)
+    assert (report.total.cost, report.total.saving, report.total.unknown) == (0.0, 0.5, 1)
+    assert "cache: 1 hits (50.0 % of the requests), 1 of them of other words; $0.2500 saved" in text_of(report)
+    lines = [msgspec.json.decode(line) for line in export(path, DAY_S)]
+    [line] = [line for line in lines if line["cache"] == "semantic"]
+    assert line["answers"] == []
+    [traffic] = as_traffic([msgspec.json.encode(line)], {"5-5": {"text": "Why?"}}, JoinCounts())
+    assert msgspec.json.decode(traffic)["outcomes"] == {}
 
 
 def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> None:
