@@ -407,7 +407,7 @@ LABELS = {
     "verdict": "a [verdict](reasons.md#verdicts)",
     "bound": "a [bound](reasons.md#bounds), if one kept the answer from escalating",
     "rule": "the acceptance rule that could not run",
-    "stage": "`read`, `embed`, `match` or `write`",
+    "stage": "`read`, `embed`, `match`, `cache` or `write`",
     "outcome": "for exchanges, an [ending](reasons.md#endings); for reloads, `applied` or `refused`",
     "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
     "type": "`input`, `output` or `cached` (part of the input)",

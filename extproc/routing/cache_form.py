@@ -21,7 +21,9 @@ _HARMLESS = frozenset((
     "prompt_cache_retention", "service_tier",
 ))  # fmt: skip
 # Members that ask for more than one text, or for facts about its tokens.
-_SEVERAL, _PLURAL = ("n", "best_of"), ("logprobs", "top_logprobs", "echo", "include", "audio")
+_SEVERAL = ("n", "best_of")
+# Anthropic says which stop sequence ended an answer, and it is not kept.
+_PLURAL = ("logprobs", "top_logprobs", "echo", "include", "audio", "stop_sequences")
 # Members of which the client draws at random. At 0 the most likely answer is wanted, as without them.
 _RANDOM = ("temperature",)
 # A longer body is an agent's or a document's, and is rarely sent twice.

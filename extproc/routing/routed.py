@@ -45,7 +45,7 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     snapshot: Snapshot
     request: Request | None  # None: the body could not be read, or the API is unknown
     signals: Signals | None
-    stages: dict[str, float]  # seconds spent in: read, embed, match, write
+    stages: dict[str, float]  # seconds spent in: read, embed, match, cache, write
     refusal: Refusal | None = None  # None: the request is sent on
     identity: Identity | None = None  # of the conversation; None: the body could not be read
     candidate: Decision | None = None  # of a candidate that only decides beside

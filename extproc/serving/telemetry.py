@@ -171,11 +171,12 @@ class Telemetry:
             self._cache_saved.add(cost.saved, place)
         if cost.default is not None:
             self._default_cost.add(cost.default, place)
-        if outcome.first_byte_s is not None and outcome.served:
+        if outcome.first_byte_s is not None and outcome.served and not outcome.is_hit:
             self._first_byte.record(outcome.first_byte_s, place)
         for error in outcome.errors:
             self._tier_errors.add(1, {"tier": error.tier, "status": str(error.status or "no_answer")})
-        self._genai.ended(outcome, self.tiers())
+        if not outcome.is_hit:  # no model was called
+            self._genai.ended(outcome, self.tiers())
         if outcome.key_refused is not None:
             self._keys_refused.add(1, {"tier": outcome.key_refused})
         for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):

@@ -258,3 +258,15 @@ def test_the_parent_of_a_span_is_read_only_if_spans_are_exported(monkeypatch):
         0x0AF7651916CD43DD8448EB211C80319C
     }
     provider.shutdown()
+
+
+def test_a_hit_of_the_cache_is_no_call_of_a_model(collected: Collected) -> None:
+    """It saved dollars, and its time to the first byte says nothing about a tier."""
+    hit = msgspec.structs.replace(
+        UNSENT, ending=Ending.ACCEPTED, status=200, attempts=0, tier="large", cache="hit", first_byte_s=0.01
+    )
+    collected.telemetry.ended(hit, Cost(0.0, (), 2.0, 0.5))
+    metrics = collected.metrics()
+    assert sum(collected.series("semantic_router.cache.saved").values()) == 0.5
+    assert "semantic_router.first_byte.duration" not in metrics
+    assert "gen_ai.client.operation.duration" not in metrics
