@@ -127,6 +127,8 @@ def _ending(row: Mapping[str, Any]) -> str:
 def _decision(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     reason = _REASONS.get(row["reason"], "see docs/reference/reasons.md")
     first = f"Tier {decision.tier} was asked first" if decision.tier else f"Tier {row['tier'] or 'none'} was asked"
+    if decision.cache_tier is not None:
+        first = f"Tier {decision.tier} was chosen"
     yield f"decision  {first}, because {reason} ({row['reason']})"
     if decision.rule is not None:
         yield f"          Rule `{decision.rule}` applied"
