@@ -37,7 +37,7 @@ ALL = "all"
 # Requests about which no intent decides are the same in both arms.
 _NOT_DECIDED = (Reason.PINNED, Reason.PASSTHROUGH, Reason.BAD_REQUEST)
 _FIRST = "SELECT min(id) AS first FROM outcomes WHERE revision = ?"
-# A hit of the cache is accepted without an attempt. It says nothing about its arm, so it is no trial.
+# A hit of the cache is accepted without an attempt. It says nothing about its arm, so it does not count.
 _ROWS = f"""
   SELECT o.id, o.time, o.revision, o.session, o.cohort, o.ending, o.attempts, o.cost, o.first_byte_s,
   r.cost AS rejected

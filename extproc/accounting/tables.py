@@ -24,7 +24,7 @@ MIGRATIONS = {
         "ALTER TABLE outcomes ADD COLUMN explored TEXT",
         EXPLORATIONS,
     ),
-    # What the cache did, and the cost that a hit saved.
+    # The word of the cache, and the cost that a hit saved.
     4: (
         "ALTER TABLE outcomes ADD COLUMN cache TEXT",
         "ALTER TABLE outcomes ADD COLUMN saved DOUBLE PRECISION",

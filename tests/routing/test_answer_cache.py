@@ -1,4 +1,4 @@
-"""What the cache does for one request: who reads it, who gets which answer, and which hits are checked."""
+"""The cache for one request: the requests that ask it, the answers that they get, and the checked hits."""
 
 import asyncio
 from collections.abc import Mapping
