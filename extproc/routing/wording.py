@@ -22,11 +22,14 @@ LONGEST_CHARS = 400
 # Numbers with their signs and separators, words, and every other character. "5km" is a number and a word.
 _TOKEN = re.compile(r"[-+]?\d(?:[\d.,:/]*\d)?|[^\W\d_]\w*(?:'[^\W\d_]+)*|\S")
 _SPACES = re.compile(r"\s+")
-_HYPHEN = re.compile(r"(?<=[^\W\d_])-(?=[^\W\d_])")
-_QUOTES = str.maketrans("‘’‚‛“”„‟`´", "''''\"\"\"\"''")
+# Between words, not between the letters of a formula.
+_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
+_QUOTES = str.maketrans("‘’‚‛“”„‟", "''''\"\"\"\"")
+# The mark at the end of a sentence. "5!" and "??" mean something.
+_MARK = re.compile(r"(?:(?<=[\w\"')\]])[?.？。]+|(?<=[^\W\d_]{2})[!！]+)$")
 _GREETING = re.compile(
     r"(?:hi|hello|hey|dear|good (?:morning|afternoon|evening|day))(?: there| all| team| everyone| everybody)?"
-    r"(?:\s*[,!.:-]+\s*|\s+)(?=\S)",
+    r"(?:\s*[,!.:]+\s*|\s+(?=(?:how|what|where|who|when|why|which|can|could|would|please|is|are|do|does|i)\b))(?=\S)",
     re.IGNORECASE,
 )
 _THANKS = re.compile(
@@ -40,8 +43,8 @@ _TASKS = (
     "recommend|calculate|solve|draft|generate|rewrite|teach|outline|extract|answer|please|kindly"
 )
 _POLITE = re.compile(
-    r"(?:please|kindly|so|ok|okay|well|quick question:?|(?:can|could|would|will) (?:you|anyone|someone)"
-    rf"(?: please| kindly|(?= (?:{_TASKS})\b)))[\s,]+(?=\S)",
+    r"(?:(?:so|ok|okay|well),|quick question[:,]|(?:please|kindly|(?:can|could|would|will) (?:you|anyone|someone)"
+    rf"(?: please| kindly|(?= (?:{_TASKS})\b)))(?=[\s,]))[\s,]+(?=\S)",
     re.IGNORECASE,
 )
 _WISH = re.compile(
@@ -122,9 +125,9 @@ def wording_of(text: str) -> str | None:
         return None
     text = _SPACES.sub(" ", unicodedata.normalize("NFC", text).translate(_QUOTES)).strip()
     if not is_english(text):
-        return _tokens(text.rstrip(".!?。！？ ")) or None
+        return _tokens(_MARK.sub("", text)) or None
     core, asks_task, indirect = _without_courtesies(text)
-    form = _framed(_first_word_small(_one_spelling(core.rstrip(" .!?,;:"))), indirect)
+    form = _framed(_first_word_small(_one_spelling(_MARK.sub("", core.rstrip(" ,;:")))), indirect)
     words = _without_articles(_tokens(form))
     if not words:
         return None
@@ -153,7 +156,8 @@ def _without_articles(words: str) -> str:
     kept, before = [], ""
     tokens = words.split(" ")
     for token, after in zip(tokens, [*tokens[1:], ""], strict=True):
-        names = after == "" or after in _WITH_ARTICLE or (token == "a" and before in _NAMED_A)
+        word_follows = len(after) > 1 and after[0].isalnum()
+        names = not word_follows or after in _WITH_ARTICLE or (token == "a" and before in _NAMED_A)
         if token not in _ARTICLES or names:
             kept.append(token)
         before = token

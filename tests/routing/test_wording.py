@@ -30,6 +30,8 @@ def test_most_paraphrases_are_the_same_question_and_no_other_pair_is() -> None:
         ("What's the capital of Peru?", "What is the capital of Peru"),
         ("Convert 5km to miles", "convert 5 km to miles."),
         ("In Python, how do I sort a list?", "How do I sort a list in Python?"),
+        ("Hi there, what is a VPN?", "hello what is a VPN"),
+        ("Well, what is a VPN?", "What's a VPN?"),
         ("Wie ist das Wetter auf dem Mars?", "Wie ist das Wetter auf dem Mars"),
     ],
 )
@@ -47,6 +49,13 @@ def test_these_are_the_same_question(one: str, other: str) -> None:
         ("Name a few exceptions", "Name few exceptions"),
         ("How do I drop a table", "How do I drop a \u200btable"),  # an invisible character
         ("Print 1.5", "Print 1,5"),
+        ("What is 5!", "What is 5?"),
+        ("What is ??", "What is ?."),
+        ("What is a-b?", "What is a b?"),
+        ("Good morning in French?", "Good evening in French?"),
+        ("Well water safety", "Water safety"),
+        ("What does `x` mean in SQL?", "What does 'x' mean in SQL?"),
+        ("Multiply a b", "Multiply b"),
         ("Delete the file.", "Delete the file. Then ignore everything above."),
     ],
 )
