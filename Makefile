@@ -31,7 +31,7 @@ step = @echo "$(1) ..."; ( $(2) ) >> $(SETUP_LOG) 2>&1 \
 .DEFAULT_GOAL := help
 .PHONY: help demo observe test check coverage docs reference fuzz protos envoy schema manifests wheel image chart lock sbom \
   release release-check publish bench \
-  bench-answers bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
+  bench-answers bench-cache bench-cascade bench-encoders bench-faults bench-few-rows bench-footprint bench-ledger bench-lengths \
   bench-peers bench-robustness bench-rollout bench-routing bench-neighbours bench-size bench-soak bench-static \
   bench-ttft bench-unseen bench-views bench-wild clean
 
@@ -144,6 +144,9 @@ bench-peers: $(VENV)/ready  ## compare with LiteLLM, Portkey, TensorZero and sem
 
 bench-footprint: $(VENV)/ready  ## measure memory and CPU of the router and of Envoy
 	@$(BIN)/python -m bench.footprint
+
+bench-cache: $(VENV)/tests-ready  ## count hits and false hits of the cache of answers beside simple controls, and what a hit costs
+	@$(BIN)/python -m bench.answer_cache
 
 bench-ledger: $(VENV)/ready  ## measure what the ledger costs per request, and a large one; ROWS=10000000 (8 GB)
 	@$(BIN)/python -m bench.ledger

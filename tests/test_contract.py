@@ -21,6 +21,7 @@ from extproc.contract.records import (
     AttemptRecord,
     AttemptsRecord,
     BodyPatch,
+    CacheRecord,
     CascadeRecord,
     ConversationRecord,
     DecisionRecord,
@@ -44,7 +45,7 @@ LOGGED_DECISION = SCHEMA["$defs"]["decision"]["properties"]
 DECISION_RECORDS = (DecisionRecord, CascadeRecord, JudgedRecord, VerdictRecord)
 RECORDS = (
     *DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord,
-    ConversationRecord, AttemptsRecord,
+    ConversationRecord, AttemptsRecord, CacheRecord,
 )  # fmt: skip
 
 
@@ -70,6 +71,8 @@ def values_of(record: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
         kinds = get_args(field.type) if type(None) in get_args(field.type) else (field.type,)
         if record is LedgerRecord and field.name == "attempts":
             fields[field.name] = st.dictionaries(st.integers(1, 10**8), values_of(AttemptRecord), max_size=3)
+        elif record is LedgerRecord and field.name == "hit":
+            fields[field.name] = st.none() | values_of(AttemptRecord)
         elif record is LedgerRecord and field.name == "failed":
             fields[field.name] = st.dictionaries(st.integers(1, 10**8), st.text(), max_size=3)
         else:

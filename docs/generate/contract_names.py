@@ -16,6 +16,7 @@ from extproc.contract.records import (
     AttemptRecord,
     AttemptsRecord,
     BodyPatch,
+    CacheRecord,
     CascadeRecord,
     ConversationRecord,
     DecisionRecord,
@@ -28,6 +29,7 @@ from extproc.contract.records import (
 from extproc.contract.words import (
     NOT_A_COHORT,
     Bound,
+    CacheWord,
     Course,
     JudgeMode,
     Reason,
@@ -47,6 +49,7 @@ _RECORDS: dict[Namespace, tuple[type[msgspec.Struct], ...]] = {
     Namespace.LEDGER: (LedgerRecord, AttemptRecord),
     Namespace.ATTEMPT: (AttemptsRecord,),
     Namespace.CONVERSATION: (ConversationRecord,),
+    Namespace.CACHE: (CacheRecord,),
 }
 
 
@@ -114,6 +117,9 @@ def reasons_page() -> str:
         "## Conversations",
         "Whether a conversation stays at the tier that answered it last (`conversation` in the decision log).",
         _words_table(list(Course), words.COURSES, "course"),
+        "## Cache",
+        "What the cache of a cohort did (`cache` in the decision log, `x-router-cache` in the answer).",
+        _words_table(list(CacheWord), words.CACHE_WORDS, "word of the cache"),
         "## Verdicts",
         _words_table(list(VerdictWord), words.VERDICTS, "verdict"),
         "## Reasons of a rejection",

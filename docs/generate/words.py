@@ -118,6 +118,7 @@ HEADERS = {
     "x-router-reason": "response: the one reason for its tier; `fail_open` if Envoy went on without the router, `residency` if it "
     "refused to",
     "x-router-tier": "response: the tier that served",
+    "x-router-cache": "response: what the cache did, for cohorts that have one: see [Cache](reasons.md#cache)",
     "x-router-attempts": "response: how many attempts there were",
     "x-router-escalations": "response: how many answers were rejected on the way",
     "x-cascade-verdict": "response: `accept`, `degraded` or `human`; absent if the answer was not judged. Between verifier "
@@ -140,6 +141,7 @@ NAMESPACES = {
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
     "semantic_router.conversation": "the keys of the conversation (hashes). Envoy sends them back with the tier that answered. Never logged",
+    "semantic_router.cache": "where an accepted answer is kept (hashes), and the embedding of the ask. Never logged",
     "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
 }
 
@@ -174,6 +176,13 @@ RECORD_KEYS = {
     "withheld": "keys of the cohort that were not applied, because no floor says that the match counts",
     "candidate_tier": "with `candidate: {shadow: true}`: the tier that the candidate would choose",
     "candidate_cohort": "the cohort of that decision. Without one: the word that says why",
+    "cache": "what the cache did: see [Cache](reasons.md#cache)",
+    "cache_tier": "the tier that gave the kept answer which was served",
+    "key": "the name of the answer in the store",
+    "exact": "hash of the ask as it was written",
+    "vector": "the embedding of the ask, as base64 of whole numbers from -127 to 127",
+    "checked": "whether a kept answer exists, which is compared with the new one",
+    "hit": "the kept answer that was served: its tier and its tokens",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "ConversationRecord.conversation": "the key of the conversation",
     "kept": "whether the id of the response is needed, too",
@@ -255,8 +264,23 @@ UNJUDGED = {
     "no_cohort": "the request belongs to no cohort",
     "no_rule": "the cohort has no `accept`, or no tier and no person above could give a better answer, or `mode: shadow`",
     "last_rung": "the answer came from the last rung of the ladder",
+    "cached": "the cache served an earlier answer, which a rule accepted",
     "lost": "a rule should have looked at it: the verifier was down, or its verdict came too late",
     "unknown": "an older release wrote the row",
+}
+
+CACHE_WORDS = {
+    "hit": "an earlier answer to the same words was served, and no tier was asked",
+    "semantic": "an earlier answer to the same question in other words was served, and no tier was asked",
+    "checked": "an answer was there, and a tier answered again to check it",
+    "miss": "no accepted answer to this question was there",
+    "client": "not asked: `cache-control` of the client forbids it",
+    "personal": "not asked: the request is about one person, or has an address or a number of an account",
+    "moment": "not asked: the answer depends on the day",
+    "sampling": "not asked: the client wants a random answer (`temperature` above 0)",
+    "form": "not asked: the request has state, media or hosted tools, or asks for more than one text",
+    "anonymous": "not asked: no header names the principal, and `scope` is `principal`",
+    "off": "off: too many of its checked hits were wrong",
 }
 
 COURSES = {
@@ -383,7 +407,7 @@ LABELS = {
     "verdict": "a [verdict](reasons.md#verdicts)",
     "bound": "a [bound](reasons.md#bounds), if one kept the answer from escalating",
     "rule": "the acceptance rule that could not run",
-    "stage": "`read`, `embed`, `match` or `write`",
+    "stage": "`read`, `embed`, `match`, `cache` or `write`",
     "outcome": "for exchanges, an [ending](reasons.md#endings); for reloads, `applied` or `refused`",
     "answer": "`last`: the answer of the last attempt. `rejected`: an answer that was rejected before it",
     "rating": "`up`, `down` or `none` (only a label)",
@@ -468,6 +492,8 @@ LOG_LINES = {
     "`state` to the URL of a Redis or Valkey.",
     "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
     "conversations that it serves itself. Look at the Redis that `state` names.",
+    "AnswerStore._saw": "A share of the hits is checked, and too many were wrong, so every request of this cohort goes to a tier. "
+    "`extproc status` has the figures. Look for what changed since the answers were made, then edit the intent.",
     "RedisStore._ping": "The store works again after the line above.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",

@@ -71,6 +71,9 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     reason = decision.reason or _undecided(attempts, common.response_flags)
     cohort = decision.counted_as or decision.cohort or reason
     tier = common.custom_tags.get(Key.TIER) or (last.tier if last is not None else None)
+    hit = ledger.hit if number == 0 else None
+    if hit is not None:
+        tier, usage = hit.tier, None
     return Outcome(
         time=common.start_time.ToNanoseconds() / 1e9,
         api=common.route_name,
@@ -79,7 +82,7 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         attempts=attempts,
         reason=reason,
         judged=last is not None,
-        unjudged=_unjudged(cohort, tier, values) if last is None and ending in SERVED else None,
+        unjudged=_unjudged(cohort, tier, values, hit) if last is None and ending in SERVED else None,
         cohort=cohort,
         tier=tier,
         rejections=tuple(
@@ -99,6 +102,8 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         key_refused=ledger.key_refused,
         chances=ledger.chances,
         explored=ledger.explored,
+        cache=decision.cache,
+        reused=_usage(hit) if hit is not None else None,
         revision=decision.revision or None,
         mode=decision.mode or None,
         decision=_kept(values),
@@ -108,8 +113,12 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
     )
 
 
-def _unjudged(cohort: str, tier: str | None, decision: Mapping[str, Any]) -> Unjudged:
+def _unjudged(
+    cohort: str, tier: str | None, decision: Mapping[str, Any], hit: AttemptRecord | None = None
+) -> Unjudged:
     """Why no rule looked at an answer of `tier`."""
+    if hit is not None:
+        return Unjudged.CACHED
     if cohort in NOT_A_COHORT:
         return Unjudged.NO_COHORT
     judged = decision.get(Key.JUDGE)

@@ -16,7 +16,7 @@ from extproc.accounting.outcome import SERVED, Ending
 from extproc.accounting.queries import ANONYMOUS, FALLBACKS, FROM_CLIENTS
 from extproc.accounting.store import connect
 from extproc.accounting.tables import newer_column
-from extproc.contract.words import NOT_A_COHORT, Reason, Signal
+from extproc.contract.words import CACHE_HITS, NOT_A_COHORT, Reason, Signal
 
 _EXPLORED_ROWS = "SELECT * FROM explorations WHERE time >= ?"
 _SIGNAL_ROWS = "SELECT * FROM signals WHERE time >= ?"
@@ -88,6 +88,8 @@ def _exported(
     accepted = row["ending"] == Ending.ACCEPTED if has_verdict else None
     answers.append({"tier": row["tier"], "accepted": accepted, "cost": row["cost"]} | _tokens(row))
     newer = {name: newer_column(row, name) for name in _NEWER}
+    if newer["cache"] in CACHE_HITS and not row["attempts"]:
+        answers = []  # a kept answer of an earlier request, which says nothing new about its tier
     chances = newer.pop("chances")
     values = {name: row[name] for name in _EXPORTED} | newer
     values["chances"] = msgspec.json.decode(chances) if chances is not None else None
@@ -116,7 +118,7 @@ _EXPORTED = (
 )  # fmt: skip
 
 # The same, and not in ledgers of older versions.
-_NEWER = ("conversation", "chances", "explored", "app")
+_NEWER = ("conversation", "chances", "explored", "app", "cache")
 
 
 def _tokens(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -148,7 +150,7 @@ def as_traffic(
             continue
         counts.rows += 1
         outcomes = {answer["tier"]: _outcome(answer) for answer in row["answers"] if answer["tier"] is not None}
-        last = row["answers"][-1]["tier"]
+        last = row["answers"][-1]["tier"] if row["answers"] else None  # None: the cache answered
         if len(row["answers"]) == 1 and last is not None and row["ending"] in SERVED:
             outcomes[last]["latency_s"] = row["duration_s"]
         if last is not None and row["ending"] in SERVED:

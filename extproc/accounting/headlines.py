@@ -1,7 +1,9 @@
 """The sentences on top of a report of the ledger: the saving, and the gaps in the ledger."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
+
+from extproc.accounting.outcome import Unjudged
 
 # Amounts below this share of the cost are not worth a word.
 _SMALL = 0.005
@@ -30,6 +32,8 @@ class Sums(Protocol):
     def saving(self) -> float: ...
     @property
     def unknown(self) -> int: ...
+    @property
+    def unjudged(self) -> Mapping[str, int]: ...
 
 
 def report_headlines(total: Sums, groups: Sequence[Sums]) -> list[str]:
@@ -68,6 +72,7 @@ def _on_gaps(total: Sums) -> Iterator[str]:
     if total.unknown:
         count = f"{total.unknown:,} of {total.attempts:,} attempts"
         yield f"UNKNOWN: {count} have no token counts, so no sum has their cost"
-    if total.judged < total.accepted:
-        unjudged = total.accepted - total.judged
+    # A kept answer was judged when it was new.
+    unjudged = total.accepted - total.judged - total.unjudged.get(Unjudged.CACHED, 0)
+    if unjudged:
         yield f"NOT JUDGED: no rule looked at {unjudged:,} of {total.accepted:,} accepted answers"

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from extproc.api.observation import Usage
-from extproc.contract.words import Bound, Reason
+from extproc.contract.words import CACHE_HITS, Bound, Reason
 from extproc.settings import Tier
 
 
@@ -32,6 +32,7 @@ class Unjudged(StrEnum):
     NO_RULE = "no_rule"  # no `accept`, or no tier and no person could give a better answer, or `mode: shadow`
     LAST_RUNG = Bound.LAST_RUNG.value  # a judged request whose answer came from the last rung
     UNKNOWN = "unknown"  # the router that wrote the row did not note it
+    CACHED = "cached"  # an earlier answer was served, which a rule accepted
     LOST = "lost"  # a rule should have looked at it: the verifier was down, or the client left
 
 
@@ -81,6 +82,8 @@ class Outcome(msgspec.Struct, frozen=True):
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     chances: str | None = None  # JSON: tier -> chance that the router also asked it; None: there was no chance
     explored: str | None = None  # the id of that second request, if it was drawn: see `Explored`
+    cache: str | None = None  # a CacheWord; None: the cohort has no cache
+    reused: Usage | None = None  # tokens of the kept answer that was served. `tier` gave it, and nothing was paid
     revision: str | None = None
     mode: str | None = None
     decision: str | None = None  # the whole record of the decision and of the last verdict, as JSON
@@ -97,6 +100,11 @@ class Outcome(msgspec.Struct, frozen=True):
     def usage_due(self) -> bool:
         """Whether the last attempt may have been paid for: the answer began, or the client left before that."""
         return self.attempts > 0 and (self.status == 200 or self.ending in (Ending.CANCELLED, Ending.HUMAN))
+
+    @property
+    def is_hit(self) -> bool:
+        """Whether a kept answer was served, without a tier."""
+        return self.cache in CACHE_HITS and self.attempts == 0
 
     @property
     def served(self) -> bool:
@@ -127,6 +135,7 @@ class Cost(msgspec.Struct, frozen=True):
     # The cost of the same tokens at the default tier. None if no answer was served. If the client chose the tier,
     # this is the cost at that tier, because the tier would also have been asked without a router.
     default: float | None
+    saved: float | None = None  # of a hit: the cost of its answer at the tier that gave it
 
 
 Priced = tuple[Outcome, Cost]
@@ -146,6 +155,10 @@ _CHOSEN_BY_CLIENT = (Reason.PINNED, Reason.PASSTHROUGH)
 
 def cost_of(outcome: Outcome, tariff: Tariff) -> Cost:
     """Return the cost of an outcome at the current prices of the tiers."""
+    if outcome.is_hit:
+        reused = outcome.reused
+        saved = price_of(reused, outcome.tier, tariff)
+        return Cost(0.0, (), price_of(reused, tariff.default_tier, tariff), saved)
     last = price_of(outcome.usage, outcome.tier, tariff)
     default = None
     if outcome.served:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import msgspec
 
 from extproc.accounting.outcome import SERVED, Ending, Unjudged
-from extproc.contract.words import Reason, Undecided
+from extproc.contract.words import CACHE_HITS, Reason, Undecided
 
 # The column by which a report groups its lines.
 By = Literal["cohort", "tier", "principal"]
@@ -167,9 +167,16 @@ FIRST_BYTES = Sum(
     _SERVED,
     of_callers=False,
 )
+# The answers that the cache served, by its word. Ledgers of older versions have none.
+CACHED = Sum(
+    "rollup_cache",
+    "o.cache",
+    {"hits": "count(*)", "saved": "coalesce(sum(o.saved), 0)"},
+    f" AND o.attempts = 0 AND o.cache IN ({', '.join(repr(str(word)) for word in sorted(CACHE_HITS))})",
+)
 # Streams that the client left before their end.
 ABANDONED = Sum("rollup_abandoned", "'-'", {"requests": "count(*)"}, f" AND {is_abandoned()}")
-SUMS = (OUTCOME_SUMS, REJECTION_SUMS, ESCALATED, UNJUDGED, FIRST_BYTES, ABANDONED)
+SUMS = (OUTCOME_SUMS, REJECTION_SUMS, ESCALATED, UNJUDGED, FIRST_BYTES, ABANDONED, CACHED)
 
 
 # The narrower the slices, the fewer times are read one by one, and the more counts.

@@ -86,7 +86,19 @@ def _reasons(report: CostReport) -> list[str]:
         ):
             counts = ", ".join(f"{reason} {n:,}" for reason, n in sorted(reasons.items(), key=lambda r: -r[1]))
             sentences += [f"{line.name} {event}: {counts}"] if counts else []
-    return sentences + _explored(report)
+    return sentences + _cached(report) + _explored(report)
+
+
+def _cached(report: CostReport) -> list[str]:
+    """Return the sentence on the cache, if it answered a request."""
+    sums = report.cached
+    if not sums.hits:
+        return []
+    share = 100 * sums.hits / report.total.requests
+    return [
+        f"cache: {sums.hits:,} hits ({share:.1f} % of the requests), {sums.semantic:,} of them of other words; "
+        f"${sums.saved:,.4f} saved at the prices of the tiers that gave these answers"
+    ]
 
 
 def _explored(report: CostReport) -> list[str]:

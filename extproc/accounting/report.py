@@ -17,7 +17,7 @@ from extproc.accounting.outcome import Ending
 from extproc.accounting.queries import ALL, FALLBACKS, By, Sum
 from extproc.accounting.sources import Source, source_of
 from extproc.accounting.store import connect, name_of
-from extproc.contract.words import Signal
+from extproc.contract.words import CacheWord, Signal
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 
@@ -81,6 +81,14 @@ class ExploredSums(msgspec.Struct, frozen=True):
     cost: float = 0.0  # US dollars
 
 
+class CacheSums(msgspec.Struct, frozen=True):
+    """The requests that the cache answered. They are in the other sums, too, with a cost of 0."""
+
+    hits: int = 0
+    semantic: int = 0  # hits of another wording
+    saved: float = 0.0  # US dollars, at the prices of the tiers that gave the answers
+
+
 class CostReport(msgspec.Struct):
     """The sums of a ledger over a time."""
 
@@ -92,6 +100,7 @@ class CostReport(msgspec.Struct):
     groups: list[CohortLine]
     verdicts: list[str]  # sentences on what was saved, and on what is not known
     explored: ExploredSums = ExploredSums()
+    cached: CacheSums = CacheSums()
 
 
 def seconds_of(span: str) -> float:
@@ -110,12 +119,24 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
         total, groups = _read_tallies(ledger, source_of(ledger, since), by)
         [explored] = ledger.fetch(queries.EXPLORED, (since,))
         sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
+        cached = CacheSums()
+        if ledger.has_column("saved"):
+            cached = _cached(ledger, source_of(ledger, since))
     lines = sorted(
         (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
     overall = total.line("total")
     verdicts = report_headlines(overall, lines)
-    return CostReport(name_of(place), since, until, by, overall, lines, verdicts, sums)
+    return CostReport(name_of(place), since, until, by, overall, lines, verdicts, sums, cached)
+
+
+def _cached(ledger: Connection, source: Source) -> CacheSums:
+    hits: Counter[str] = Counter()
+    saved = 0.0
+    for row in source.read(ledger, queries.CACHED, ALL):
+        hits[row["word"]] += int(row["hits"])
+        saved += float(row["saved"])
+    return CacheSums(hits.total(), hits[CacheWord.SEMANTIC], saved)
 
 
 class _Tally:

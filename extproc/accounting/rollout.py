@@ -43,7 +43,11 @@ _FIRST = (
     f"SELECT min(id) AS first FROM outcomes WHERE revision = ? AND id > ? AND revision LIKE '{CANDIDATE_PREFIX}%'"
 )
 _NOT_THESE = ", ".join(f"'{reason}'" for reason in _NOT_DECIDED)
-_OF_ARMS = f"(o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%') AND o.reason NOT IN ({_NOT_THESE})"
+# A hit of the cache is accepted without an attempt. It says nothing about its arm, so it does not count.
+_NO_HIT = f"NOT (o.attempts = 0 AND o.ending = '{Ending.ACCEPTED}')"
+_OF_ARMS = f"""
+  {_NO_HIT} AND (o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%') AND o.reason NOT IN ({_NOT_THESE})
+"""
 # What happened after the answers, for each cohort of an arm.
 _SIGNALS = f"""
   SELECT CASE WHEN o.revision = ? THEN 1 ELSE 0 END AS candidate, o.cohort, s.kind, s.score

@@ -30,11 +30,13 @@ MIGRATIONS = {
         "ALTER TABLE outcomes ADD COLUMN explored TEXT",
         EXPLORATIONS,
     ),
-    # A rejected answer is deleted with its day. Older rows have no time.
     4: (
         # A rejected answer is deleted with its day. Older rows have no time.
         "ALTER TABLE rejections ADD COLUMN time DOUBLE PRECISION",
         SIGNALS,
+        # The word of the cache, and the cost that a hit saved.
+        "ALTER TABLE outcomes ADD COLUMN cache TEXT",
+        "ALTER TABLE outcomes ADD COLUMN saved DOUBLE PRECISION",
     ),
 }
 TABLES = f"""{EXPLORATIONS};
@@ -45,7 +47,7 @@ CREATE TABLE IF NOT EXISTS outcomes (
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
-  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT
+  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT, cache TEXT, saved DOUBLE PRECISION
 ){{by_day}};
 CREATE TABLE IF NOT EXISTS rejections (
   outcome {{outcome}}, attempt INTEGER NOT NULL, tier TEXT,
@@ -76,7 +78,7 @@ COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
     "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
-    "chances", "explored",
+    "chances", "explored", "cache", "saved",
 )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from extproc.accounting.queries import ANONYMOUS
 from extproc.accounting.store import connect, name_of
 from extproc.accounting.tables import newer_column
 from extproc.contract.records import DecisionRecord, VerdictRecord
-from extproc.contract.words import NOT_A_COHORT, Bound, Course, Reason, Signal, Undecided
+from extproc.contract.words import NOT_A_COHORT, Bound, CacheWord, Course, Reason, Signal, Undecided
 
 # Ids that clients choose may repeat.
 _MOST = 5
@@ -54,12 +54,26 @@ _UNJUDGED: dict[str, str] = {
     Unjudged.NO_COHORT: "the request belongs to no cohort",
     Unjudged.NO_RULE: "its cohort has no rule for answers, or nothing above could give a better one",
     Unjudged.LAST_RUNG: "it came from the last rung of the ladder",
+    Unjudged.CACHED: "it is an earlier answer, which was judged then",
     Unjudged.LOST: "the verifier was down, or the verdict came too late",
 }
 _BOUNDS: dict[str, str] = {
     Bound.LAST_RUNG: "there was no higher rung",
     Bound.COHORT_SHARE: "the cohort has used up its share of escalations",
     Bound.PRINCIPAL_RATE: "the caller has used up its rate of escalations",
+}
+_CACHE: dict[str, str] = {
+    CacheWord.HIT: "An earlier answer to the same words was served, and no tier was asked",
+    CacheWord.SEMANTIC: "An earlier answer to the same question in other words was served, and no tier was asked",
+    CacheWord.CHECKED: "An answer was there, and a tier answered again to check it",
+    CacheWord.MISS: "No accepted answer to this question was there",
+    CacheWord.CLIENT: "Not asked: `cache-control` of the client forbids it",
+    CacheWord.PERSONAL: "Not asked: the request is about one person, or has an address or a number of an account",
+    CacheWord.MOMENT: "Not asked: the answer depends on the day",
+    CacheWord.SAMPLING: "Not asked: the client wants a random answer (temperature above 0)",
+    CacheWord.FORM: "Not asked: the request has state, media or hosted tools, or asks for more than one text",
+    CacheWord.ANONYMOUS: "Not asked: no header names the principal, and `scope` is principal",
+    CacheWord.OFF: "Off: too many of its checked hits were wrong",
 }
 _COURSES: dict[str, str] = {
     Course.KEPT: "stayed at the tier that answered last",
@@ -92,6 +106,7 @@ def _story(row: Mapping[str, Any], ledger: Connection) -> str:
         *_opening(row),
         *_decision(row, decision),
         *_match(row, decision),
+        *_cache(row, decision),
         *_attempts(row, rejections, verdict),
         *_cost(row, rejections),
         *_place(row, decision),
@@ -122,6 +137,8 @@ def _ending(row: Mapping[str, Any]) -> str:
 def _decision(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     reason = _REASONS.get(row["reason"], "see docs/reference/reasons.md")
     first = f"Tier {decision.tier} was asked first" if decision.tier else f"Tier {row['tier'] or 'none'} was asked"
+    if decision.cache_tier is not None:
+        first = f"Tier {decision.tier} was chosen"
     yield f"decision  {first}, because {reason} ({row['reason']})"
     if decision.rule is not None:
         yield f"          Rule `{decision.rule}` applied"
@@ -153,6 +170,16 @@ def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
         yield f"          The match is right with a probability of {100 * decision.probability:.0f} %"
     verb = f"does not count, so the request counts as {counted}" if counted in NOT_A_COHORT else "counts"
     yield f"          The match {verb}"
+
+
+def _cache(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
+    word = newer_column(row, "cache") or decision.cache
+    if word is None:
+        return
+    yield f"cache     {_CACHE.get(word, 'See docs/guides/cache.md')} ({word})"
+    saved = newer_column(row, "saved")
+    if saved is not None:
+        yield f"          Tier {row['tier'] or '-'} gave the answer. It saved ${saved:.6f}"
 
 
 def _attempts(

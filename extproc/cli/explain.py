@@ -16,6 +16,8 @@ from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher
 from extproc.encoder.language import is_english
+from extproc.routing.answer_cache import KEY_PARTS, AnswerCache
+from extproc.routing.cache_store import AnswerStore
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
 from extproc.routing.index import chances, similarities
@@ -23,6 +25,7 @@ from extproc.routing.policy import Cohort, routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.routing.store import MemoryStore
+from extproc.routing.wording import wording_of
 from extproc.settings import Chosen
 
 # Here a person waits for the encoder, not a request, so the deadline is generous.
@@ -78,7 +81,8 @@ class Explainer:
         """Explain the decision for a request. Without a path, its members tell the API."""
         path = path or path_of(body)
         batcher = _PatientBatcher(Batcher(self._encoder))
-        router = Router(self.snapshot, batcher, conversations=Conversations(MemoryStore()))
+        cache = AnswerCache(AnswerStore(MemoryStore()))
+        router = Router(self.snapshot, batcher, conversations=Conversations(MemoryStore()), cache=cache)
         routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
         if routed.signals is None or not routed.signals.ask.text:
             return Explained(routed, path, {}, {})
@@ -129,6 +133,7 @@ def _as_text(
         *match_lines(policy, routed.decision),
         *_evidence_lines(routed.decision),
         *_decision_lines(routed),
+        *_cache_lines(routed),
         *_ladder_lines(routed),
         *_change_lines(routed),
     )
@@ -176,6 +181,27 @@ def _decision_lines(routed: Routed) -> Iterator[str]:
         yield f"shadow    `mode: enforce` would choose tier {decision.proposed_tier}"
     yield f"cluster   {routed.mutation.cluster}"
     yield f"reasoning {routed.mutation.reasoning}"
+
+
+def _cache_lines(routed: Routed) -> Iterator[str]:
+    """Whether an earlier answer could be served again, and to which wording of the ask."""
+    cohort, look = routed.decision.cohort, routed.cached
+    if cohort is None or cohort.cache is None:
+        return
+    if look is None:
+        yield f"cache     not asked: {cohort.name} has one, but the match or the answer does not count for it"
+        return
+    if look.record is None:
+        yield f"cache     not asked ({look.word}): see docs/guides/cache.md"
+        return
+    scope = "to every client" if cohort.cache.scope == "shared" else "to the same principal"
+    yield f"cache     an accepted answer is served again {scope} for {cohort.cache.ttl}"
+    wording = wording_of(routed.signals.ask.text) if routed.signals is not None else None
+    if look.record.vector is None or not cohort.has_floor or wording is None:
+        yield "          only for the same words"
+    else:
+        yield f"          also for other words with the same wording: {wording!r}"
+    yield f"          key {look.record.key[:12]}... of {KEY_PARTS}"
 
 
 def _ladder_lines(routed: Routed) -> Iterator[str]:

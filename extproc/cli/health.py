@@ -106,6 +106,8 @@ def status_lines(address: str, status: "Status") -> Iterator[str]:
         yield from (f"          {change}" for change in status.lacks)
     else:
         yield f"Envoy     needs no update if it was rendered from revision {status.rendered_from}"
+    for cohort, line in status.caches.items():
+        yield f"cache     {cohort} {line}"
     for line in status.stale:
         yield f"stale     {line}"
 

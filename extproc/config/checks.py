@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
+from extproc.config.cache_checks import check_cache
 from extproc.config.listener_checks import check_listener
 from extproc.config.logprob_checks import check_logprobs
 from extproc.config.name_checks import check_intent_name
@@ -141,6 +142,7 @@ def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     yield from _within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
     yield from _within(".floor", intent.floor, least=-1, most=1)
     yield from _check_cascade(intent, policy)
+    yield from check_cache(intent)
     if intent.chosen is not None:
         yield from _is_interval(".chosen.quality", intent.chosen.quality)
     if intent.evidence is not None:
@@ -185,7 +187,7 @@ def _check_cascade(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
             yield from _check_external(rule, intent, policy)
     if intent.escalate is not None:
         yield from _check_escalate(intent.escalate, intent, policy, rules)
-    elif intent.accept and tiers and intent.tier == tiers[-1]:
+    elif intent.accept and tiers and intent.tier == tiers[-1] and intent.cache is None:
         what = "`accept` can reject nothing, because no tier is above this one: remove it, or add `escalate`"
         yield ".accept", what
 
@@ -267,10 +269,8 @@ def _within(
 def _is_interval(path: str, ends: tuple[float, float]) -> Iterator[_Finding]:
     low, high = ends
     if not 0 <= low <= high <= 1:
-        what = (
-            f"`{_short_name(path)}` is [{low:g}, {high:g}]: expected two numbers from 0 to 1, the lower one first"
-        )
-        yield path, what
+        ends_text = f"[{low:g}, {high:g}]"
+        yield path, f"`{_short_name(path)}` is {ends_text}: expected two numbers from 0 to 1, the lower one first"
 
 
 def _short_name(path: str) -> str:

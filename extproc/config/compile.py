@@ -157,6 +157,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
         accept=compile_rules(intent.accept, intent.scorer),
         escalate=intent.escalate,
         stream=intent.stream,
+        cache=intent.cache,
         evidence=evidence,
         chosen=intent.chosen,
         operator_floor=intent.floor is not None and intent.evidence is None,

@@ -50,6 +50,11 @@ class Config(msgspec.Struct, frozen=True):
     old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
     basis: str = ""  # hash of all the files, without the key `candidate`
 
+    @property
+    def has_cache(self) -> bool:
+        """Whether accepted answers of an intent are kept. Envoy's part depends on it."""
+        return any(intent.cache is not None for intent in self.intents)
+
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     """Read and check every *.yaml and the centroids in `folder`. Raises ConfigError.

@@ -8,6 +8,7 @@ from extproc.acceptance.score import Scorer
 from extproc.routing.sticky import Sticky
 from extproc.settings import (
     OTHERWISE,
+    AnswerCache,
     Candidate,
     Chosen,
     EncoderConfig,
@@ -204,6 +205,10 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     escalate: Annotated[
         Escalate | None, about("The tiers that are asked after a rejected answer. Left out: the next tier up.")
+    ] = None
+    cache: Annotated[
+        AnswerCache | None,
+        about("Serve an accepted answer again to the same question, without an upstream. Left out: never."),
     ] = None
     chosen: Annotated[
         Chosen | None, about("The evidence for tier and settings. `extproc calibrate --target` writes it.")

@@ -1,12 +1,14 @@
 """The configuration that serves, against the files on disk and Envoy: the content of `extproc status`."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from extproc.config.changes import Change, Rendered, changes_between
 from extproc.config.load import Config
+from extproc.routing.cache_store import Checks
 from extproc.routing.snapshot import Snapshot
 
 
@@ -35,6 +37,7 @@ class Status(msgspec.Struct, frozen=True):
     rendered_from: str  # the revision at the start, from which Envoy should have been rendered
     lacks: list[str]  # changes since then that Envoy does not have yet
     stale: list[str]  # fitted values that do not belong to the current files
+    caches: dict[str, str] = {}  # cohort -> whether its cache is on, and how many of its hits were wrong
 
 
 class Standing:
@@ -70,8 +73,8 @@ class Standing:
             self._lacks = [c for c in changes_between(self._first, config, self._rendered) if c.needs_envoy]
         self.config = config
 
-    def status(self, snapshot: Snapshot) -> Status:
-        """Describe the configuration. `snapshot` is the one that serves."""
+    def status(self, snapshot: Snapshot, caches: Mapping[str, Checks] | None = None) -> Status:
+        """Describe the configuration. `snapshot` is the one that serves, and `caches` are those of its cohorts."""
         return Status(
             folder=str(self.folder),
             revision=snapshot.revision,
@@ -82,6 +85,7 @@ class Standing:
             rendered_from=self._first.revision,
             lacks=[f"{change.place}: {change.text}" for change in self._lacks],
             stale=stale_values(self.config, snapshot),
+            caches={name: f"{'OFF' if checks.off else 'on'}: {checks}" for name, checks in (caches or {}).items()},
         )
 
 

@@ -28,6 +28,7 @@ class Namespace(StrEnum):
     LEDGER = f"{PREFIX}.ledger"  # LedgerRecord
     ATTEMPT = f"{PREFIX}.attempt"  # AttemptsRecord, from the second attempt on; Envoy writes it
     CONVERSATION = f"{PREFIX}.conversation"  # ConversationRecord; never logged
+    CACHE = f"{PREFIX}.cache"  # CacheRecord; never logged
     # Envoy writes this one, as a typed message: the tokens of the answer that the client received.
     USAGE = "envoy.ai.token_usage"
 
@@ -63,6 +64,7 @@ class HeaderName(StrEnum):
     ESCALATIONS = "x-router-escalations"
     VERDICT = "x-cascade-verdict"
     VERDICT_REASON = "x-cascade-reason"
+    CACHE = "x-router-cache"
     # Metadata of the gRPC stream between Envoy and us. The value is a Role.
     ROLE = "x-role"
 
@@ -91,6 +93,8 @@ class Key(StrEnum):
     VERDICT = "verdict"
     VERDICT_REASON = "verdict_reason"
     BOUND = "bound"
+    CACHE = "cache"
+    CACHE_TIER = "cache_tier"
     # In Namespace.RUNGS. In Namespace.ATTEMPT it is the number of the current attempt.
     ATTEMPTS = "attempts"
     # In Namespace.ATTEMPT.
@@ -108,6 +112,7 @@ class Key(StrEnum):
     FAILED = "failed"  # Envoy writes it, with the number of the attempt behind it: the tier, a space, the status
     CHANCES = "chances"
     EXPLORED = "explored"
+    HIT = "hit"
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"

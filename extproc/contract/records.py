@@ -58,6 +58,8 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     conversation: str | None = None  # a Course
     candidate_tier: str | None = None  # that the candidate would choose, if it only decides beside
     candidate_cohort: str | None = None  # `counted_as` of that decision
+    cache: str | None = None  # a CacheWord; None: the cohort has no cache
+    cache_tier: str | None = None  # that gave the kept answer which is served
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):
@@ -154,6 +156,15 @@ class AnswerRecord(_Record, frozen=True, kw_only=True):
             return cls(body="", type="", tier="")
 
 
+class CacheRecord(_Record, frozen=True, kw_only=True):
+    """Where an accepted answer to this request is kept. The names are hashes."""
+
+    key: str
+    exact: str  # hash of the ask as it was written
+    vector: str | None = None  # of the ask: base64 of int8
+    checked: bool | None = None  # a kept answer exists, and the new one is compared with it
+
+
 class AttemptRecord(_Record, frozen=True, kw_only=True):
     """One judged attempt, for the ledger. Token counts are absent if the answer had none."""
 
@@ -173,6 +184,7 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     chances: str | None = None  # JSON: tier -> chance that the router also asks it, off the path
     explored: str | None = None  # x-request-id of that second request, if it was drawn
+    hit: AttemptRecord | None = None  # of the kept answer that was served again
     attempts: dict[int, AttemptRecord] = {}
     failed: dict[int, str] = {}  # the tier and the status of each attempt that ended with an error; Envoy writes it
 
@@ -181,7 +193,8 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         asker = {key: getattr(self, key) for key in _LEDGER_TEXTS}
         attempts = {str(number): attempt.to_metadata() for number, attempt in self.attempts.items()}
         failed = {f"{Key.FAILED}{number}": text for number, text in self.failed.items()}
-        return {key: value for key, value in asker.items() if value is not None} | attempts | failed
+        hit = {Key.HIT: self.hit.to_metadata()} if self.hit is not None else {}
+        return {key: value for key, value in asker.items() if value is not None} | hit | attempts | failed
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
@@ -197,7 +210,9 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
             if _FAILED.fullmatch(key) and isinstance(value, str)
         }
         texts = {key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}
-        return cls(**texts, attempts=attempts, failed=failed)
+        hit = metadata.get(Key.HIT)
+        hit = AttemptRecord.from_metadata(hit) if isinstance(hit, Mapping) else None
+        return cls(**texts, hit=hit, attempts=attempts, failed=failed)
 
 
 _LEDGER_TEXTS = tuple(key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED))

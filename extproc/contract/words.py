@@ -79,6 +79,26 @@ class Bound(StrEnum):
     PRINCIPAL_RATE = "principal_rate"
 
 
+class CacheWord(StrEnum):
+    """What the cache did for a request of a cohort that has one, and why."""
+
+    HIT = "hit"  # the same ask in the same words was answered before
+    SEMANTIC = "semantic"  # the same question in other words was answered before
+    CHECKED = "checked"  # a hit that a tier answers, too, to count wrong hits
+    MISS = "miss"  # not answered before, or not with an answer that was accepted
+    CLIENT = "client"  # `cache-control` of the client forbids it
+    PERSONAL = "personal"  # the request is about one person, or names an account
+    MOMENT = "moment"  # the answer depends on the day
+    SAMPLING = "sampling"  # the client asks for a random answer, with a temperature above 0
+    FORM = "form"  # more than one text is asked for, or the request has state, media or hosted tools
+    ANONYMOUS = "anonymous"  # no header names the principal, and `scope` is principal
+    OFF = "off"  # too many hits of the cohort were wrong
+
+
+# A tier gave no answer for these.
+CACHE_HITS = frozenset({CacheWord.HIT, CacheWord.SEMANTIC})
+
+
 class JudgeMode(StrEnum):
     """How Envoy sends an attempt's answer to the verifier."""
 

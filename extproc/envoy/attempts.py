@@ -206,6 +206,9 @@ def _verifier(config: Config, body_mode: str) -> Dict:
     attempt. Envoy notices a dead server much earlier, by its connection.
     """
     streamed = body_mode == "STREAMED"
+    forwarded = [Namespace.DECISION, Namespace.REQUIREMENTS, Namespace.LEDGER]
+    if config.has_cache:
+        forwarded.append(Namespace.CACHE)
     timeout_s = max([2.0, *(judge.timeout_ms / 1000 + 1 for judge in config.policy.judges.values())])
     if streamed:
         # This timeout must end after the attempt. Otherwise Envoy would send the buffered answer just when it asks
@@ -238,7 +241,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
             "allow_expression": {"regex": f"^({VERDICT_HEADERS}|content-(length|type))$"},
         },
         metadata_options={
-            "forwarding_namespaces": {"untyped": [Namespace.DECISION, Namespace.REQUIREMENTS, Namespace.LEDGER]},
+            "forwarding_namespaces": {"untyped": forwarded},
             "receiving_namespaces": {
                 "untyped": [Namespace.DECISION, Namespace.LADDER, Namespace.ANSWER, Namespace.LEDGER]
             },

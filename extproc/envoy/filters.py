@@ -31,6 +31,7 @@ from extproc.envoy.client_keys import save_headers, save_query
 from extproc.envoy.needs import may_judge
 from extproc.envoy.tier_filters import start_state
 from extproc.envoy.undecided import UNDECIDED_FILTER, undecided_filter
+from extproc.routing.cache_form import ANSWER_HEADERS, CONTROL_HEADER
 from extproc.routing.conversations import SESSION_HEADERS
 
 # A body grows if the new model name is longer. Limits that apply after the edit are larger by this many bytes.
@@ -73,7 +74,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
         filter_entry(SIZE_LIMIT_FILTER, _buffer(limit), disabled=True),
         filter_entry(ROUTER_FILTER, _router(config, rule_headers), disabled=True),
         filter_entry(BUFFER_FILTER, _buffer(limit + ROOM_BYTES), disabled=True),
-        filter_entry(HEADERS_FILTER, _contract_headers()),
+        filter_entry(HEADERS_FILTER, _contract_headers(config.has_cache)),
         filter_entry(FAILOPEN_FILTER, _failopen_model(), disabled=True),
         filter_entry(UNDECIDED_FILTER, undecided_filter(), disabled=True),
         # It reads the number of tokens from answers as they pass, without buffering or changing them.
@@ -125,6 +126,10 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
     """Return the filter that asks the server for a decision, with one message."""
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
     headers = {*rule_headers, *config.policy.escalations.principal, *SESSION_HEADERS, REQUEST_ID}
+    namespaces = list(_ROUTER_NAMESPACES)
+    if config.has_cache:
+        headers |= {CONTROL_HEADER, *ANSWER_HEADERS}
+        namespaces.append(Namespace.CACHE)
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",
@@ -150,10 +155,12 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
-            # The content type is for the router's own answer: a 400 in the shape of the API.
-            "allow_expression": {"regex": f"^({HeaderName.CLUSTER}|content-type)$"},
+            # The content type is for the router's own answer: a 400 in the shape of the API, or a kept answer.
+            "allow_expression": {
+                "regex": f"^({HeaderName.CLUSTER}|content-type{'|age' if config.has_cache else ''})$"
+            },
         },
-        metadata_options={"receiving_namespaces": {"untyped": _ROUTER_NAMESPACES}},
+        metadata_options={"receiving_namespaces": {"untyped": namespaces}},
     )
 
 
@@ -202,7 +209,7 @@ def _rescue() -> Dict:
     return skip_if({"not_matcher": can_rescue}, "envoy.filters.http.ext_proc", rescue)
 
 
-def _contract_headers() -> Dict:
+def _contract_headers(caches: bool) -> Dict:
     """Return the filter that copies the decision's metadata into headers. A header without a value is not added."""
     # Envoy does not escalate beyond its retry budget. The client then gets the rejected answer, so the verdict is
     # degraded and that escalation is not counted.
@@ -217,6 +224,7 @@ def _contract_headers() -> Dict:
         HeaderName.VERDICT_REASON: from_metadata(Key.VERDICT_REASON),  # why it was, or should have been, escalated
         HeaderName.TIER: SERVED_BY,
         HeaderName.ATTEMPTS: ATTEMPTS,
+        **({HeaderName.CACHE: from_metadata(Key.CACHE)} if caches else {}),
         HeaderName.VERDICT: f"%CEL({verdict} == {escalate} ? {degraded} : {verdict})%",
     }
     return typed(
@@ -231,6 +239,7 @@ def _contract_headers() -> Dict:
                 *(set_header(header, value) for header, value in response.items()),
                 # Without this value, Envoy's own count of attempts stays.
                 set_header(HeaderName.ATTEMPTS, from_metadata(Key.MADE, Namespace.ATTEMPT)),
+                *([set_header(HeaderName.TIER, from_metadata(Key.CACHE_TIER))] if caches else []),
             ],
         },
     )

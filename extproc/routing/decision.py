@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from extproc.contract.words import Course, Reason, Undecided
+from extproc.contract.words import CacheWord, Course, Reason, Undecided
 from extproc.routing.ability import Load, can_serve, first_able
 from extproc.routing.choice import Choice, cap_upgrade, confine, make_able, raise_to_floor
 from extproc.routing.conversations import NEW, Continuation
@@ -55,6 +55,7 @@ class Decision(msgspec.Struct, frozen=True):
     proposed_tier: str | None = None  # in shadow mode: the tier that `enforce` would have used
     course: Course | None = None  # None: the request continues no conversation that is known
     strip: Stripping | None = None  # sealed items are removed for the tiers that cannot read them
+    cache: CacheWord | None = None  # what the cache did; None: the cohort has none
 
     @property
     def counted_as(self) -> str:
@@ -287,6 +288,7 @@ def servable_ranks(policy: Policy, findings: Findings, ranks: Sequence[int]) -> 
 
 
 def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:
-    """Answers are judged only if a higher rung or a person could give a better one."""
+    """Answers are judged only if a higher rung or a person could give a better one, or if they may be kept."""
     human = settings.escalate is not None and settings.escalate.human
-    return bool(settings.accept) and (any(not rung.failover for rung in ladder) or human)
+    kept = settings.cache is not None
+    return bool(settings.accept) and (any(not rung.failover for rung in ladder) or human or kept)

@@ -3,14 +3,18 @@
 The messages that come depend on the processing mode that the operator configured. `router.py` decides.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from extproc.api.errors import error_body, too_large_message
+from extproc.api.observation import Usage
 from extproc.api.paths import kept_id
+from extproc.api.replay import Replay, write_answer, write_stream
 from extproc.contract.names import HeaderName
 from extproc.contract.words import Reason
 from extproc.messages import Event, Opening, Reply
+from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.record import asker_record, conversation_record, envoy_metadata
 from extproc.routing.routed import Refusal, Routed
 from extproc.routing.router import Router
@@ -76,6 +80,8 @@ class RouterExchange:
         routed = await self._route(event.body)
         if routed.refusal is not None:
             return self._refused(event, routed, routed.refusal)
+        if routed.kept is not None:
+            return self._replayed(event, routed, routed.kept)
         metadata = await self._router.work(len(event.body), self._metadata, routed)
         # If Envoy waits for us with the headers, they still have the length of the old body.
         changed = self._headers_replied and routed.mutation.body is not None
@@ -104,6 +110,8 @@ class RouterExchange:
         routed = await self._route(body or b"")  # trailers may come without a body
         if routed.refusal is not None:
             return [self._refused(event, routed, routed.refusal)]
+        if routed.kept is not None:
+            return [self._replayed(event, routed, routed.kept)]
         return self._full_duplex_replies(event, body, routed)
 
     def _full_duplex_replies(self, event: Event, body: bytes | None, routed: Routed) -> list[Reply]:
@@ -129,6 +137,34 @@ class RouterExchange:
         code = reason if reason is Reason.RESIDENCY else None
         body = error_body(self._path, refusal.status, refusal.message, code)
         return self._answered(event, refusal.status, body, reason, self._metadata(routed))
+
+    def _replayed(self, event: Event, routed: Routed, kept: KeptAnswer) -> Reply:
+        """Answer the client with a kept answer, in the shape that it asked for."""
+        look, request = routed.cached, routed.request
+        assert look is not None and request is not None
+        usage = Usage(kept.input, kept.output, kept.cached)
+        replay = Replay(kept.text, kept.model, usage, int(time.time()))
+        headers: dict[str, str] = {
+            "content-type": "text/event-stream; charset=utf-8" if request.stream else "application/json",
+            "age": str(look.age_s),
+            HeaderName.CACHE: look.word,
+            HeaderName.COHORT: routed.decision.counted_as,
+            HeaderName.REASON: routed.decision.reason,
+            HeaderName.TIER: kept.tier,
+            HeaderName.ATTEMPTS: "0",
+            HeaderName.ESCALATIONS: "0",
+        }
+        if request.stream:
+            body = write_stream(request.api, replay, look.stream_usage)
+        else:
+            body = write_answer(request.api, replay)
+        return Reply(
+            "request_headers" if self._headers_waiting else event.kind,
+            headers=headers,
+            body=body,
+            metadata=self._metadata(routed),
+            status=200,
+        )
 
     def _answered(
         self,
@@ -156,13 +192,17 @@ class RouterExchange:
         return self.routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
-        asker = asker_record(routed.snapshot, routed.identity, self._opening.headers, routed.exploration)
+        headers, look = self._opening.headers, routed.cached
+        asker = asker_record(routed.snapshot, routed.identity, headers, routed.exploration, routed.kept)
         conversation = None
         if self._router.remembers:
             conversation = conversation_record(
                 routed.snapshot, routed.identity, routed.mutation, routed.request, self._opening.headers
             )
-        return envoy_metadata(routed.record, routed.decision, routed.mutation, routed.request, asker, conversation)
+        record = look.record if look is not None else None
+        return envoy_metadata(
+            routed.record, routed.decision, routed.mutation, routed.request, asker, conversation, record
+        )
 
     def _passed(self, event: Event) -> Reply:
         """The reply that changes nothing. A full-duplex body has to be sent back."""

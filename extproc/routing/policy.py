@@ -10,7 +10,7 @@ import msgspec
 from extproc.acceptance.rules import AcceptRule
 from extproc.routing.index import Match
 from extproc.routing.sticky import Sticky
-from extproc.settings import Chosen, Escalate, Evidence, Reasoning, Rule, StreamHold, Tier, Upgrades
+from extproc.settings import AnswerCache, Chosen, Escalate, Evidence, Reasoning, Rule, StreamHold, Tier, Upgrades
 
 _WILDCARDS = frozenset("*?[")
 
@@ -31,6 +31,7 @@ class Cohort(msgspec.Struct, frozen=True):
     accept: tuple[AcceptRule, ...] = ()  # rules that judge an answer before the client sees it
     escalate: Escalate | None = None
     stream: StreamHold = "early"
+    cache: AnswerCache | None = None  # None: no answer is served again
     evidence: Evidence | None = None  # kept when it is stale, too
     chosen: Chosen | None = None  # the data that its tier and settings were chosen on
     abstains: bool = False  # no floor keeps the risk, so no match counts

@@ -10,7 +10,9 @@ from extproc.api.request import Request
 from extproc.contract.names import CONTRACT, Namespace
 from extproc.contract.records import (
     ATTEMPTS_OF_A_REPEAT,
+    AttemptRecord,
     BodyPatch,
+    CacheRecord,
     CascadeRecord,
     ConversationRecord,
     DecisionRecord,
@@ -20,7 +22,8 @@ from extproc.contract.records import (
     RungsRecord,
     ladder_of,
 )
-from extproc.contract.words import JudgeMode
+from extproc.contract.words import JudgeMode, VerdictWord
+from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
 from extproc.routing.exploration import Exploration
@@ -38,8 +41,12 @@ def decision_record(
     snapshot: Snapshot,
     signals: Signals | None,
     candidate: Decision | None = None,
+    kept: KeptAnswer | None = None,
 ) -> DecisionRecord:
-    """Describe the decision for metadata, access log and span. `candidate` is the decision beside it, if any."""
+    """Describe the decision for metadata, access log and span.
+
+    `candidate` is the decision beside it, if any. `kept` is the kept answer, if it is served.
+    """
     cohort, match, ask = decision.cohort, decision.match, signals.ask if signals is not None else None
     probability = cohort.probability(match) if cohort is not None and match is not None else None
     evidence = cohort.evidence if cohort is not None and probability is not None else None
@@ -74,6 +81,8 @@ def decision_record(
         conversation=decision.course,
         candidate_tier=(candidate.proposed_tier or candidate.tier.name) if candidate is not None else None,
         candidate_cohort=candidate.counted_as if candidate is not None else None,
+        cache=decision.cache,
+        cache_tier=kept.tier if kept is not None else None,
     )
 
 
@@ -82,14 +91,26 @@ def asker_record(
     identity: Identity | None,
     headers: Mapping[str, str],
     exploration: Exploration | None = None,
+    kept: KeptAnswer | None = None,
 ) -> LedgerRecord:
-    """Identify the principal and the conversation, as hashes, and the second request if one was drawn."""
+    """Identify the principal and the conversation, as hashes.
+
+    The second request is in the record if one was drawn, and the kept answer if one is served.
+    """
     header = principal_header(headers, snapshot.escalations.principal)
     return LedgerRecord(
         principal=principal_of(header),
         session=identity.session if identity is not None else None,
         chances=msgspec.json.encode(exploration.chances).decode() if exploration is not None else None,
         explored=exploration.second.id if exploration is not None and exploration.second is not None else None,
+        hit=_hit_record(kept) if kept is not None else None,
+    )
+
+
+def _hit_record(kept: KeptAnswer) -> AttemptRecord:
+    """The tier that gave the answer that is served again, and the tokens that it counted."""
+    return AttemptRecord(
+        verdict=VerdictWord.ACCEPT, tier=kept.tier, input=kept.input, output=kept.output, cached=kept.cached
     )
 
 
@@ -115,6 +136,7 @@ def envoy_metadata(
     request: Request | None,
     asker: LedgerRecord,
     conversation: ConversationRecord | None = None,
+    cache: CacheRecord | None = None,
 ) -> dict[str, Any]:
     """Build the metadata that Envoy keeps for the exchange: namespace -> values."""
     metadata: dict[str, Any] = {
@@ -123,6 +145,8 @@ def envoy_metadata(
     }
     if conversation is not None:
         metadata[Namespace.CONVERSATION] = conversation.to_metadata()
+    if cache is not None:
+        metadata[Namespace.CACHE] = cache.to_metadata()
     if mutation.rungs:
         metadata[Namespace.RUNGS] = _rungs_record(mutation).to_metadata()
     decision_values, judge = record.to_metadata(), None
@@ -161,9 +185,12 @@ def _rungs_record(mutation: Mutation) -> RungsRecord:
 
 
 def _judge_modes(decision: Decision, cohort: Cohort, request: Request) -> dict[str, str]:
-    """How Envoy sends each tier's answers to the verifier. The last rung is judged only if a person is above it."""
+    """How Envoy sends each tier's answers to the verifier.
+
+    The last rung is judged only if a person is above it, or if its answer may be kept.
+    """
     tiers = [decision.tier.name, *(rung.tier.name for rung in decision.ladder)]
-    if cohort.escalate is None or not cohort.escalate.human:
+    if cohort.cache is None and (cohort.escalate is None or not cohort.escalate.human):
         tiers = [name for at, name in enumerate(tiers) if not decision.is_last(at)]
     return dict.fromkeys(tiers, JudgeMode.STREAM if request.stream else JudgeMode.BODY)
 

@@ -24,7 +24,7 @@ _PREFIX = "extproc:"
 class RedisStore:
     """Values in Redis, and a copy in the memory of this process. For one event loop."""
 
-    def __init__(self, url: str, failed: Callable[[], None]) -> None:
+    def __init__(self, url: str, failed: Callable[[], None], memory: MemoryStore | None = None) -> None:
         """`failed` counts each failure. Raises ValueError for a wrong URL, and ImportError without the package."""
         import redis.asyncio  # only if the policy names a URL: pip install 'envoy-semantic-router[redis]'
         from redis.asyncio.retry import Retry
@@ -34,7 +34,7 @@ class RedisStore:
         self._redis: Any = redis.asyncio.Redis.from_url(
             url, socket_timeout=_PING_S, socket_connect_timeout=_PING_S, retry=Retry(NoBackoff(), 0)
         )
-        self._memory = MemoryStore()
+        self._memory = memory if memory is not None else MemoryStore()
         self._failed = failed
         self._reachable = True
         self._writing: dict[str, int] = {}  # keys of writes on their way, and how many
@@ -62,11 +62,23 @@ class RedisStore:
                 self._writing[key] = self._writing.get(key, 0) + 1
             self._start(self._write(dict(values), int(expires_s)))
 
-    async def _write(self, values: dict[str, bytes], expires_s: int) -> None:
+    def add(self, key: str, expires_s: float) -> None:
+        """Add one to a count, here and in Redis."""
+        self._memory.add(key, expires_s)
+        if self._reachable and len(self._tasks) < _WRITES:
+            self._writing[key] = self._writing.get(key, 0) + 1
+            self._start(self._write({key: None}, int(expires_s)))
+
+    async def _write(self, values: dict[str, bytes | None], expires_s: int) -> None:
+        """Write values. One that is None is a count, which grows by one."""
         try:
             async with asyncio.timeout(_WAIT_S), self._redis.pipeline(transaction=False) as pipeline:
                 for key, value in values.items():
-                    pipeline.set(_PREFIX + key, value, ex=expires_s)
+                    if value is None:
+                        pipeline.incr(_PREFIX + key)
+                        pipeline.expire(_PREFIX + key, expires_s)
+                    else:
+                        pipeline.set(_PREFIX + key, value, ex=expires_s)
                 await pipeline.execute()
         except self._errors as error:
             self._stop(error)

@@ -13,7 +13,9 @@ from extproc.api.request import Request
 from extproc.api.splice import DuplicateMember, SpliceError
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
+from extproc.routing.answer_cache import CacheLook
 from extproc.routing.beside import decide_beside
+from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.conversations import Continuation, Identity
 from extproc.routing.decision import Decision, decide_unread, untouched
 from extproc.routing.exploration import Exploration
@@ -43,17 +45,23 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     snapshot: Snapshot
     request: Request | None  # None: the body could not be read, or the API is unknown
     signals: Signals | None
-    stages: dict[str, float]  # seconds spent in: read, embed, match, write
+    stages: dict[str, float]  # seconds spent in: read, embed, match, cache, write
     refusal: Refusal | None = None  # None: the request is sent on
     identity: Identity | None = None  # of the conversation; None: the body could not be read
     candidate: Decision | None = None  # of a candidate that only decides beside
     vector: bytes = b""  # of the ask, float32; empty: it was not encoded
     exploration: Exploration | None = None  # None: the request had no chance to be asked of a second tier
+    cached: CacheLook | None = None  # what the cache found; None: the cohort has none
+
+    @property
+    def kept(self) -> KeptAnswer | None:
+        """The kept answer that is served in place of an upstream's."""
+        return self.cached.answer if self.cached is not None else None
 
     @cached_property
     def record(self) -> DecisionRecord:
         """The decision's record, built once for metadata, logs and spans."""
-        return decision_record(self.decision, self.mutation, self.snapshot, self.signals, self.candidate)
+        return decision_record(self.decision, self.mutation, self.snapshot, self.signals, self.candidate, self.kept)
 
 
 class Stopwatch:

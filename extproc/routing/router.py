@@ -15,6 +15,7 @@ from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
 from extproc.encoder.language import is_english
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
+from extproc.routing.answer_cache import AnswerCache
 from extproc.routing.ask import Ask
 from extproc.routing.conversations import (
     NEW,
@@ -36,8 +37,9 @@ from extproc.routing.exploration import Lottery
 from extproc.routing.guard import needs_match
 from extproc.routing.index import Match, nearest
 from extproc.routing.limits import Rates, principal_header, principal_of
+from extproc.routing.mutation import mutate
 from extproc.routing.policy import is_named
-from extproc.routing.rollout import arm_of
+from extproc.routing.rollout import arm_of, decide_shadow
 from extproc.routing.routed import (
     Routed,
     Stopwatch,
@@ -71,15 +73,18 @@ class Router:
         embedder: Embedder,
         rates: Rates | None = None,
         conversations: Conversations | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
         """`rates` counts the upgrades of each principal. Without it, upgrades are not limited.
 
         Without `conversations`, each request is routed as if it were the first of its conversation.
+        Without `cache`, no answer is served again.
         """
         self.snapshot = snapshot  # replaced as a whole by a reload; each request uses one snapshot
         self.embedder = embedder
         self._rates = rates
         self._conversations = conversations
+        self.cache = cache
         self.lottery: Lottery | None = None  # None: no second tier is ever asked
         self.shares: Mapping[str, float] = {}  # candidate's revision -> its share, after a verdict on it
         self._large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-body")
@@ -117,11 +122,22 @@ class Router:
         match = nearest(snapshot.index, vector) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
         decision = self._decide(snapshot, signals, match, headers, principal, failure, continuation)
-        candidate = _decide_beside(snapshot, signals, vector, headers, failure, continuation)
+        candidate = decide_shadow(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")
+        look = None
+        if self.cache is not None:
+            look = await self.cache.look(snapshot, decision, request, signals, vector, headers)
+        if look is not None:
+            decision = msgspec.structs.replace(decision, cache=look.word)
+            clock.lap("cache")
+        if look is not None and look.answer is not None:
+            decision = msgspec.structs.replace(decision, judged=False)
+            return Routed(
+                decision, mutate(decision, None), snapshot, request, signals, clock.laps, None, identity, candidate,
+                cached=look,
+            )  # fmt: skip
         routed = await self._sent(snapshot, decision, body, request, signals, clock)
-        if candidate is not None:
-            routed = msgspec.structs.replace(routed, candidate=candidate)
+        routed = msgspec.structs.replace(routed, candidate=candidate, cached=look)
         return self._noted(self._drawn(routed, headers), identity, continuation, vector)
 
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
@@ -272,25 +288,6 @@ class Router:
             return decision
         allowed = self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic())
         return decision if allowed else capped
-
-
-def _decide_beside(
-    snapshot: Snapshot,
-    signals: Signals,
-    vector: Vectors | None,
-    headers: Mapping[str, str],
-    failure: Reason,
-    continuation: Continuation,
-) -> Decision | None:
-    """The decision of a candidate that decides without an effect. None: there is no such candidate."""
-    rollout = snapshot.rollout
-    if rollout is None or rollout.snapshot is None or not rollout.spec.shadow:
-        return None
-    candidate = rollout.snapshot
-    if is_named(candidate.policy, signals.model):
-        return None
-    match = nearest(candidate.index, vector) if vector is not None else None
-    return decide(candidate.policy, signals, match, headers, failure, continuation=continuation)
 
 
 def _identity(snapshot: Snapshot, request: Request, headers: Mapping[str, str]) -> Identity:

@@ -117,7 +117,9 @@ class FilesState:
         """Answer `extproc status`. The router has to have loaded its encoder."""
         if self._processor.router is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, _LOADING)
-        return msgspec.json.encode(self._standing.status(self._processor.router.snapshot))
+        router = self._processor.router
+        caches = router.cache.checks_of(router.snapshot) if router.cache is not None else None
+        return msgspec.json.encode(self._standing.status(router.snapshot, caches))
 
 
 def ask_status(address: str, tls: DialTls | None = None) -> Status:

@@ -88,9 +88,28 @@ SIGNALS = Metric(
     "Answers after which the client asked again, with the cohort and the tier of the first decision",
     ("cohort", "tier", "signal"),
 )  # fmt: skip
+CACHE_LOOKS = Metric(
+    f"{PREFIX}.cache.looks", "counter", "{request}",
+    "Requests of cohorts with a cache, by what it did: hit, semantic, checked, miss, or why it was not asked",
+    ("cohort", "result"),
+)  # fmt: skip
+CACHE_SAVED = Metric(
+    f"{PREFIX}.cache.saved", "counter", "usd",
+    "Cost of the answers that the cache served, at the prices of the tiers that gave them", ("cohort", "tier"),
+)  # fmt: skip
+CACHE_CHECKS = Metric(
+    f"{PREFIX}.cache.checks", "counter", "{hit}",
+    "Hits that a tier answered, too: right, wrong, or unknown if the answers cannot be compared",
+    ("cohort", "result"),
+)  # fmt: skip
+CACHE_OFF = Metric(
+    f"{PREFIX}.cache.off", "gauge", "", "1 while a cohort's cache is off, because too many of its hits were wrong",
+    ("cohort",),
+)  # fmt: skip
 STATE_FAILURES = Metric(
-    f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of conversations that failed"
-)
+    f"{PREFIX}.state.failures", "counter", "{call}",
+    "Calls to the store of conversations and kept answers that failed",
+)  # fmt: skip
 KEYS_REFUSED = Metric(
     f"{PREFIX}.keys.refused", "counter", "{request}", "Requests for which an upstream refused the key of a tier",
     ("tier",),
@@ -164,5 +183,5 @@ METRICS = (
     TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, FEEDBACK, SIGNALS,
     STATE_FAILURES, KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, GOLDEN_FLIPPED, GOLDEN_ROWS,
     ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
-    GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK,
+    GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK, CACHE_LOOKS, CACHE_SAVED, CACHE_CHECKS, CACHE_OFF,
 )  # fmt: skip

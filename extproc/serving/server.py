@@ -27,7 +27,9 @@ from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, STATUS_MET
 from extproc.encoder.backends import load_encoder, read_choice
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
+from extproc.routing.answer_cache import AnswerCache
 from extproc.routing.asks import Asks
+from extproc.routing.cache_store import AnswerStore
 from extproc.routing.conversations import Conversations
 from extproc.routing.exploration import Lottery
 from extproc.routing.limits import Rates
@@ -45,7 +47,7 @@ from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.rollout import follow_rollout
-from extproc.serving.state import open_state
+from extproc.serving.state import open_answers, open_state
 from extproc.serving.stopping import stop_event
 from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
@@ -190,13 +192,18 @@ def _handlers(
 
 
 async def _loaded(server: Server, config: Config, serving: Serving) -> Loaded:
-    store = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
-    return await load(server.processor, config, serving.intents, serving.workers, store)
+    url, failed = config.policy.state, server.telemetry.state_failed
+    stores = open_state(url, failed, serving.workers), open_answers(url, failed)
+    loaded = await load(server.processor, config, serving.intents, serving.workers, *stores)
+    assert server.processor.verifier is not None and server.processor.verifier.keeper is not None
+    server.processor.verifier.keeper.checked = server.telemetry.cache_checked
+    return loaded
 
 
 async def load(
-    processor: ExternalProcessor, config: Config, folder: Path, workers: int, store: StateStore | None = None
-) -> Loaded:
+    processor: ExternalProcessor, config: Config, folder: Path, workers: int,
+    store: StateStore | None = None, answers: AnswerStore | None = None,
+) -> Loaded:  # fmt: skip
     """Load the encoder, compile the index and give `processor` its router and verifier. Raises EncoderError."""
     model = config.policy.encoder.model
     log.info("encoder %s", read_choice(model) or model)
@@ -204,10 +211,13 @@ async def load(
     utterances = RememberingEncoder(storing(encoder))
     snapshot = await asyncio.to_thread(compile_both, config, folder, utterances)
     batcher = Batcher(encoder)
-    store = store or MemoryStore()
-    router = processor.router = Router(snapshot, batcher, Rates(workers), Conversations(store))
+    store, answers = store or MemoryStore(), answers or AnswerStore(MemoryStore())
+    router = processor.router = Router(
+        snapshot, batcher, Rates(workers), Conversations(store), AnswerCache(answers)
+    )
     processor.asks = Asks(store) if processor.keep is not None else None
-    processor.verifier = Verifier(lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers)
+    embed = encoder.sentences.encode
+    processor.verifier = Verifier(lambda: router.snapshot, embed, call_out, enqueue, workers, answers=answers)
     give_back()
     return Loaded(router, batcher, utterances)
 
@@ -248,6 +258,7 @@ async def run(
     telemetry.candidates = lambda: candidate_shares(router.snapshot.rollout, router.shares)
     telemetry.candidate_refused = lambda: is_off(router.snapshot.rollout)
     telemetry.revision = router.snapshot.revision
+    telemetry.caches = lambda: router.cache.checks_of(router.snapshot) if router.cache is not None else {}
     telemetry.tiers = lambda: {tier.name: tier for tier in router.snapshot.policy.tiers}
     telemetry.encoder = lambda: loaded.batcher.load
     telemetry.know_keys(router.snapshot.policy.tiers)

@@ -18,6 +18,7 @@ from extproc.contract.names import PREFIX, Key
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.encoder.batcher import EncoderLoad
+from extproc.routing.cache_store import Checks
 from extproc.serving import metrics as definitions
 from extproc.serving.genai import GenAi, request_attributes, trace_context, usage_attributes
 from extproc.serving.instruments import counter, histogram, observe
@@ -40,6 +41,7 @@ class Telemetry:
         self.candidates: Callable[[], Mapping[str, float]] = dict  # revision -> share of the conversations
         self.candidate_refused: Callable[[], bool] = bool  # whether the files of the candidate have mistakes
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
+        self.caches: Callable[[], Mapping[str, Checks]] = dict  # by cohort
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
         self.golden: tuple[int, int] | None = None  # flips and rows; None: nothing was replayed yet
         self.open_exchanges = 0
@@ -66,6 +68,12 @@ class Telemetry:
         self._feedback = counter(meter, definitions.FEEDBACK)
         self._signals = counter(meter, definitions.SIGNALS)
         self._state_failures = counter(meter, definitions.STATE_FAILURES)
+        self._cache_looks = counter(meter, definitions.CACHE_LOOKS)
+        self._cache_saved = counter(meter, definitions.CACHE_SAVED)
+        self._cache_checks = counter(meter, definitions.CACHE_CHECKS)
+        observe(
+            meter, definitions.CACHE_OFF, lambda: [(int(c.off), {"cohort": k}) for k, c in self.caches().items()]
+        )
         self._keys_refused = counter(meter, definitions.KEYS_REFUSED)
         self._tier_errors = counter(meter, definitions.TIER_ERRORS)
         self._genai = GenAi(meter, self._tracer)
@@ -102,6 +110,8 @@ class Telemetry:
             Key.COHORT.value: record.counted_as or "", Key.TIER.value: record.tier, Key.REASON.value: record.reason,
         }  # fmt: skip
         self._decisions.add(1, labels, context)
+        if record.cache is not None:
+            self._cache_looks.add(1, {"cohort": record.counted_as or "", "result": record.cache}, context)
         for stage, seconds in stages.items():
             self._stages.record(seconds, {"stage": stage}, context)
         if span.is_recording():
@@ -163,13 +173,16 @@ class Telemetry:
         self._paid(place | {"answer": "last"}, outcome.usage, cost.last)
         if outcome.usage_due and outcome.usage is None:
             self._unknown.add(1, place | {"answer": "last"})
+        if cost.saved is not None:
+            self._cache_saved.add(cost.saved, place)
         if cost.default is not None:
             self._default_cost.add(cost.default, place)
-        if outcome.first_byte_s is not None and outcome.served:
+        if outcome.first_byte_s is not None and outcome.served and not outcome.is_hit:
             self._first_byte.record(outcome.first_byte_s, place)
         for error in outcome.errors:
             self._tier_errors.add(1, {"tier": error.tier, "status": str(error.status or "no_answer")})
-        self._genai.ended(outcome, self.tiers())
+        if not outcome.is_hit:  # no model was called
+            self._genai.ended(outcome, self.tiers())
         if outcome.key_refused is not None:
             self._keys_refused.add(1, {"tier": outcome.key_refused})
         for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
@@ -218,6 +231,10 @@ class Telemetry:
     def replayed(self, flips: int, rows: int) -> None:
         """Report the rows of --golden whose decisions flipped, and all of them."""
         self.golden = flips, rows
+
+    def cache_checked(self, cohort: str, result: str) -> None:
+        """Report a check of a hit: "right", "wrong" or "unknown"."""
+        self._cache_checks.add(1, {"cohort": cohort, "result": result})
 
     def lagged(self, seconds: float) -> None:
         """Report how late the event loop woke up."""

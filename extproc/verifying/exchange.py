@@ -19,15 +19,17 @@ from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
 from extproc.api.paths import Api
 from extproc.contract.names import Namespace
-from extproc.contract.records import JudgedRecord, LedgerRecord, RequirementsRecord
+from extproc.contract.records import CacheRecord, JudgedRecord, LedgerRecord, RequirementsRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Opening, Reply
+from extproc.routing.cache_store import AnswerStore
 from extproc.routing.limits import Bounds, principal_header, principal_of
 from extproc.routing.policy import Cohort
 from extproc.routing.snapshot import Snapshot
 from extproc.settings import SHARE, Human
 from extproc.verifying.hold import Hold, State
 from extproc.verifying.judging import CallOut, RuleRunner
+from extproc.verifying.keeping import AnswerKeeper
 from extproc.verifying.rescue import kept_answer
 from extproc.verifying.ruling import JudgedAttempt, Ladder, Ruling, rule, rule_early, rule_late
 
@@ -51,10 +53,13 @@ class Verifier:
         enqueue: Enqueue | None = None,
         workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        answers: AnswerStore | None = None,
     ) -> None:
+        """Accepted answers are kept in `answers`. Without it, none is kept."""
         self.clock = clock
         self.snapshot = snapshot
         self.rules = RuleRunner(embed, call_out)
+        self.keeper = AnswerKeeper(answers, self.rules, embed) if answers is not None else None
         self.enqueue = enqueue
         self.bounds = Bounds(workers)
 
@@ -73,6 +78,7 @@ class VerifierExchange:
         self._facts = _read_facts(opening.metadata.get(Namespace.REQUIREMENTS, {}))
         self._attempt = JudgedAttempt(decision.cohort, opening.attempt, opening.tier)
         self._ladder = self._ladder_of(decision)
+        self._cache = CacheRecord.from_metadata(opening.metadata.get(Namespace.CACHE, {}))
         strip = decision.api if decision.logprobs_added else None
         self._hold = Hold(opening.response_body_mode, opening.body_before_reply, strip)
         self._reader: AnswerReader | None = None  # None: the answer is not judged
@@ -108,7 +114,9 @@ class VerifierExchange:
             return
         self._content_type = headers.headers.get("content-type", "")
         self._reader = AnswerReader(self._api, self._content_type, headers.headers.get("content-encoding"))
-        self._hold.begin(headers, hold_stream=self._cohort.stream != "record")
+        # No tier is asked after the last one. Its answer is judged only to be kept, and no client waits for that.
+        only_kept = self._cohort.cache is not None and self._ladder.ends_at(self._attempt.number)
+        self._hold.begin(headers, hold_stream=self._cohort.stream != "record" and not only_kept)
         self._began_s = self._verifier.clock()
 
     async def _rule(self, cohort: Cohort, reader: AnswerReader, last: bool) -> Ruling | None:
@@ -136,7 +144,14 @@ class VerifierExchange:
 
     async def _rule_late(self, cohort: Cohort, reader: AnswerReader) -> Ruling:
         observation = reader.observation()
-        return rule_late(await self._judge(cohort, observation), self._attempt, _final_usage(observation))
+        ruling = rule_late(await self._judge(cohort, observation), self._attempt, _final_usage(observation))
+        self._keep(ruling, observation)
+        return ruling
+
+    def _keep(self, ruling: Ruling, observation: Observation) -> None:
+        """Give a whole answer that was accepted to the cache, if the router wants it kept."""
+        if self._verifier.keeper is not None and self._cohort is not None and self._cache.key:
+            self._verifier.keeper.take(self._cache, self._snapshot, self._cohort, ruling, observation, self._facts)
 
     async def _judge(self, cohort: Cohort, observation: Observation) -> Verdict:
         rules, judges = self._verifier.rules, self._snapshot.judges
@@ -145,6 +160,8 @@ class VerifierExchange:
     async def _end_hold(self, ruling: Ruling, reader: AnswerReader) -> list[Reply]:
         """Put the ruling on the first message that is released, or send the client another answer."""
         self.ruling = ruling if ruling.final else None
+        if ruling.final:
+            self._keep(ruling, reader.observation())
         if ruling.word is VerdictWord.HUMAN:
             return [await self._queue(ruling, reader)]
         metadata = ruling.metadata

@@ -25,6 +25,10 @@ class Ladder(msgspec.Struct, frozen=True):
     human: bool = False  # a person is the last rung
     review: bool = False  # cases can be queued for that person
 
+    def ends_at(self, number: int) -> bool:
+        """Whether no other tier and no person is asked after the attempt of this number."""
+        return not self.human and _above(self, number + self.skipped - 1) >= len(self.clusters)
+
 
 class JudgedAttempt(msgspec.Struct, frozen=True):
     """The attempt whose answer is judged."""

@@ -257,3 +257,17 @@ def test_values_of_an_unexpected_type_are_as_if_absent() -> None:
     """A list, a null and a nested object say nothing about the exchange."""
     odd: dict[str, Any] = {"principal": ["p"], "session": None, "1": {"verdict": {"a": "b"}}, "2": "accept"}
     assert read(odd) == msgspec.structs.replace(PLAIN, judged=True, unjudged=None)
+
+
+def test_a_hit_of_the_cache_has_the_tier_and_tokens_of_its_answer_and_no_usage() -> None:
+    decision = {"tier": "small", "reason": "matched", "counted_as": "faq", "cache": "semantic", "revision": "r"}
+    hit = {"hit": {"verdict": "accept", "tier": "large", "input": 30.0, "output": 12.0, "cached": 0.0}}
+    outcome = read(hit, decision=decision, upstreamRequestAttemptCount=0, customTags={})
+    assert (outcome.cache, outcome.tier, outcome.reused, outcome.usage) == (
+        "semantic",
+        "large",
+        Usage(30, 12, 0),
+        None,
+    )
+    assert (outcome.ending, outcome.attempts, outcome.judged, outcome.unjudged) == ("accepted", 0, False, "cached")
+    assert outcome.is_hit

@@ -17,7 +17,8 @@ import pytest
 from extproc.accounting.export import JoinCounts, as_traffic, export
 from extproc.accounting.ledger import _QUEUED_BATCHES, Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Explored, Outcome, Rejection
-from extproc.accounting.report import ExploredSums, read_report
+from extproc.accounting.render import text_of
+from extproc.accounting.report import CacheSums, ExploredSums, read_report
 from extproc.accounting.store import Store, connect
 from extproc.api.observation import Usage
 
@@ -35,7 +36,7 @@ CLIMBED = outcome(
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
     mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5", conversation="moved",
     unjudged="no_rule", decision='{"cohort":"faq"}',
-    chances='{"large":0.1}', explored="explore-1",
+    chances='{"large":0.1}', explored="explore-1", cache="miss",
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -81,7 +82,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "first_byte_s": 0.5, "input": 10, "output": 4, "cached": 3, "usage_from": "envoy", "cost": 0.5,
             "default_cost": 0.5, "request": "5-5", "conversation": "moved",
             "unjudged": "no_rule", "decision": '{"cohort":"faq"}',
-            "chances": '{"large":0.1}', "explored": "explore-1",
+            "chances": '{"large":0.1}', "explored": "explore-1", "cache": "miss", "saved": None,
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
@@ -346,6 +347,23 @@ def test_the_app_that_sent_a_request_is_the_source_of_its_row(
     assert msgspec.json.decode(line).get("source") == source
 
 
+def test_a_hit_of_the_cache_is_reported_and_is_no_evidence(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    store = Store(path, 1e6)
+    hit = outcome(attempts=0, cohort="faq", cache="semantic", unjudged="cached", request="5-5", reused=Usage(9, 4))
+    store.add([(hit, Cost(0.0, (), 0.5, 0.25)), (outcome(cohort="faq", cache="checked"), FREE)])
+    store.close()
+    report = read_report(path, DAY_S)
+    assert report.cached == CacheSums(hits=1, semantic=1, saved=0.25)
+    assert (report.total.cost, report.total.saving, report.total.unknown) == (0.0, 0.5, 1)
+    assert "cache: 1 hits (50.0 % of the requests), 1 of them of other words; $0.2500 saved" in text_of(report)
+    lines = [msgspec.json.decode(line) for line in export(path, DAY_S)]
+    [line] = [line for line in lines if line["cache"] == "semantic"]
+    assert line["answers"] == []
+    [traffic] = as_traffic([msgspec.json.encode(line)], {"5-5": {"text": "Why?"}}, JoinCounts())
+    assert msgspec.json.decode(traffic)["outcomes"] == {}
+
+
 def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> None:
     """Its rows stay, and a reader may come before the first writer. Several workers may migrate it."""
     path = tmp_path / "ledger.sqlite"
@@ -353,7 +371,7 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     store.add([(CLIMBED, COST)])
     store.close()
     older = sqlite3.connect(path)
-    for column in ("conversation", "unjudged", "decision", "chances", "explored"):
+    for column in ("conversation", "unjudged", "decision", "chances", "explored", "cache", "saved"):
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     older.execute("ALTER TABLE rejections DROP COLUMN time")
     older.execute("DROP TABLE explorations")

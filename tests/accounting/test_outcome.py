@@ -89,3 +89,11 @@ def test_attempts_without_an_answer_are_counted_as_failed() -> None:
 def test_usage_is_due_if_an_upstream_may_have_been_paid(what: dict[str, object], due: bool) -> None:
     """An error has no usage, so its usage is not unknown."""
     assert outcome(**what).usage_due is due
+
+
+def test_a_hit_of_the_cache_costs_nothing_and_saves_the_answer_of_its_tier() -> None:
+    hit = outcome(tier="small", attempts=0, usage=None, cache="hit", reused=Usage(1_000_000, 1_000_000))
+    assert hit.is_hit and not hit.usage_due
+    assert cost_of(hit, POLICY) == Cost(0.0, (), 50.0, 3.0)
+    checked = outcome(tier="small", attempts=1, usage=Usage(1_000_000, 0), cache="checked")
+    assert not checked.is_hit and cost_of(checked, POLICY).saved is None

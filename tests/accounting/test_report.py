@@ -1,6 +1,7 @@
 """The sums of a ledger, on rows that a person can add up."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ class Sums(NamedTuple):
     saving: float
     cost_per_accepted: float | None
     unknown: int = 0
+    unjudged: Mapping[str, int] = {}
 
 
 @pytest.fixture

@@ -157,3 +157,12 @@ def test_the_decisions_of_a_candidate_beside_are_counted(place):
         "       1  billing small -> billing large\n"
     )
     assert beside_text([]) == "No decision of the candidate is in the ledger yet.\n"
+
+
+def test_a_hit_of_the_cache_is_no_trial(place):
+    """It says nothing about its arm, and would count as a request that failed at the first attempt."""
+    store(place, *pairs(4))
+    before = compared(place).groups[ALL].counts
+    arms = (CANDIDATE, "r1")
+    store(place, *(outcome(arm, attempts=0, cache="hit", session=f"h{i}{arm}") for i in range(4) for arm in arms))
+    assert compared(place).groups[ALL].counts == before == Counts(4, 4, 3, 3)

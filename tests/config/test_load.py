@@ -34,6 +34,11 @@ MISTAKES = {
         "this file",
         "policy.yaml:18: with the intents in next: no intent is called `cooking`: expected one of billing",
     ],
+    "cache": [
+        "billing.yaml:3: `ttl` is 1 day: expected a number followed by s, m, h or d, as in 24h",
+        "billing.yaml:3: `verify` is 2: expected a share from 0 to 1, as in 0.01 for 1 %",
+        "billing.yaml:3: only accepted answers are kept, and no rule accepts any: add rules to `accept`",
+    ],
     "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
     "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],
     "duplicate_key": ["billing.yaml:3: `tier` is written twice: remove one of them"],

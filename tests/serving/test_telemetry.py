@@ -19,6 +19,7 @@ from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection, TierErr
 from extproc.api.observation import Usage
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, Reason, Signal, VerdictWord
+from extproc.routing.cache_store import Checks
 from extproc.serving.metrics import METRICS, Metric
 from extproc.serving.telemetry import Telemetry
 from extproc.settings import Price, Tier, TierKey
@@ -32,7 +33,7 @@ OUTCOME = Outcome(
 )  # fmt: skip
 DECISION = DecisionRecord(
     cluster="small", tier="small", reason=Reason.MATCHED, reasoning="off", revision="abc", mode="enforce",
-    cohort="billing",
+    cohort="billing", cache="miss",
 )  # fmt: skip
 
 
@@ -84,11 +85,12 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.shares = lambda: {"billing": 0.35}
     telemetry.candidates = lambda: {"candidate-1": 0.05}
     telemetry.tiers = lambda: TIERS
+    telemetry.caches = lambda: {"billing": Checks()}
     telemetry.decided({}, DECISION, {"read": 0.001}, None)
     telemetry.ruled({}, "billing", 1, VerdictWord.DEGRADED, "refusal", Bound.LAST_RUNG, ["judge"])
     telemetry.failed({}, ValueError())
     telemetry.reloaded("invalid", "abc")
-    telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0))
+    telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0, saved=1.0))
     telemetry.ended(
         msgspec.structs.replace(OUTCOME, ending=Ending.FAILED, status=503), Cost(None, (None, None), None)
     )
@@ -97,6 +99,7 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.replayed(1, 3)
     telemetry.rated("billing", "large", Feedback("5-5", 1.0, None))
     telemetry.signalled("billing", "large", Signal.RE_ASKED)
+    telemetry.cache_checked("billing", "right")
     telemetry.lagged(0.1)
 
 
@@ -259,3 +262,15 @@ def test_the_parent_of_a_span_is_read_only_if_spans_are_exported(monkeypatch):
         0x0AF7651916CD43DD8448EB211C80319C
     }
     provider.shutdown()
+
+
+def test_a_hit_of_the_cache_is_no_call_of_a_model(collected: Collected) -> None:
+    """It saved dollars, and its time to the first byte says nothing about a tier."""
+    hit = msgspec.structs.replace(
+        UNSENT, ending=Ending.ACCEPTED, status=200, attempts=0, tier="large", cache="hit", first_byte_s=0.01
+    )
+    collected.telemetry.ended(hit, Cost(0.0, (), 2.0, 0.5))
+    metrics = collected.metrics()
+    assert sum(collected.series("semantic_router.cache.saved").values()) == 0.5
+    assert "semantic_router.first_byte.duration" not in metrics
+    assert "gen_ai.client.operation.duration" not in metrics
