@@ -174,6 +174,11 @@ RECORD_KEYS = {
     "withheld": "keys of the cohort that were not applied, because no floor says that the match counts",
     "candidate_tier": "with `candidate: {shadow: true}`: the tier that the candidate would choose",
     "candidate_cohort": "the cohort of that decision. Without one: the word that says why",
+    "app": "the app that the request belongs to",
+    "team": "the team of that app",
+    "budget": "the budget that is used up, so that the tier was lowered or the request was refused",
+    "limits": "`local`: limits and budgets were those of one process, because the store of `state` could not be asked",
+    "charge": "the nanodollars that the request has reserved, and its budgets",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "ConversationRecord.conversation": "the key of the conversation",
     "kept": "whether the id of the response is needed, too",
@@ -231,6 +236,7 @@ REASONS = {
     "residency": "moved to a tier of `only`, or answered with 503 because none of these tiers can serve the request",
     "bound": "kept at the tier that answered the conversation last: see `conversation` in the record",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
+    "budget": "lowered to the tier of a budget that is used up, or answered with 429: see [Budgets](../guides/budgets.md)",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
     "bad_request": "answered with 400: the body cannot be read, a member appears twice, or `model` cannot be replaced",
@@ -241,6 +247,7 @@ REASONS = {
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
+    "app_off": "the intents of its app have mistakes. It is answered with 503 if they may confine requests to some tiers",
 }
 
 NOT_A_COHORT = """
@@ -440,7 +447,7 @@ LOG_LINES = {
     "`OTEL_EXPORTER_PROMETHEUS_PORT`.",
     "Ledger._drop": "Outcomes are dropped. Traffic is not affected. Look at the disk, the lock or the database that the line names.",
     "Ledger._store_all": "The ledger works again after the line above.",
-    "compile_both": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
+    "compile_all": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
     "check` lists them, too. The candidate is read again after an edit.",
     "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",
     "follow_rollout": "The ledger cannot be read. The line says why. The candidate keeps its share, and is compared as soon as the "

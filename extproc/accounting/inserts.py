@@ -18,6 +18,7 @@ def outcome_statements(outcome: Outcome, cost: Cost, last: str) -> Iterator[Stat
         outcome.revision, outcome.mode, outcome.duration_s, outcome.first_byte_s,
         *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
         outcome.conversation, outcome.unjudged, outcome.decision, outcome.chances, outcome.explored,
+        outcome.app, outcome.team,
     )  # fmt: skip
     yield f"INSERT INTO outcomes ({', '.join(COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
     for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):

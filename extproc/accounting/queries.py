@@ -9,14 +9,20 @@ from extproc.accounting.outcome import SERVED, Ending, Unjudged
 from extproc.contract.words import Reason, Undecided
 
 # The column by which a report groups its lines.
-By = Literal["cohort", "tier", "principal"]
+By = Literal["cohort", "tier", "principal", "app", "team"]
+# A ledger of an older version does not have these columns.
+NEWER_GROUPS = ("app", "team")
+UNKNOWN_GROUP: Literal["-"] = "-"
 
 # The reasons for which no decision could be made.
 FALLBACKS = (*(reason for reason in Reason if reason.is_fallback), Undecided.FAIL_OPEN)
 # Before ledger version 4, `cohort` was the nearest one, also where its match did not count.
 _FELL_BACK = f"o.reason IN ({', '.join(repr(reason.value) for reason in FALLBACKS)})"
 _COHORT = f"CASE WHEN {_FELL_BACK} THEN o.reason ELSE coalesce(o.cohort, o.reason) END"
-_NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)} | {"cohort": _COHORT}
+_NAMES = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)} | {
+    "cohort": _COHORT,
+    UNKNOWN_GROUP: f"'{UNKNOWN_GROUP}'",
+}
 # A rejected answer belongs to the tier that gave it, not to the tier that served the request.
 _REJECTED_NAMES = _NAMES | {"tier": "coalesce(r.tier, '-')"}
 
@@ -50,12 +56,12 @@ _OUTCOMES = f"outcomes o WHERE o.time >= ? AND {FROM_CLIENTS}"
 _REJECTIONS = f"rejections r JOIN outcomes o ON o.id = r.outcome WHERE o.time >= ? AND {FROM_CLIENTS}"
 
 
-def outcome_sums(by: By) -> str:
+def outcome_sums(by: By | Literal["-"]) -> str:
     """Sums of the outcomes, for each `name` and `reason`."""
     return f"SELECT {_NAMES[by]} AS name, o.reason, {_OUTCOME_SUMS} FROM {_OUTCOMES} GROUP BY 1, 2"
 
 
-def unjudged(by: By) -> str:
+def unjudged(by: By | Literal["-"]) -> str:
     """For each `name`, the accepted answers that no rule looked at, by `why`."""
     return (
         f"SELECT {_NAMES[by]} AS name, coalesce(o.unjudged, '{Unjudged.UNKNOWN}') AS why, count(*) AS requests "
@@ -63,12 +69,12 @@ def unjudged(by: By) -> str:
     )
 
 
-def rejection_sums(by: By) -> str:
+def rejection_sums(by: By | Literal["-"]) -> str:
     """Sums of the rejected answers, for each `name` and `reason`."""
     return f"SELECT {_REJECTED_NAMES[by]} AS name, r.reason, {_REJECTION_SUMS} FROM {_REJECTIONS} GROUP BY 1, 2"
 
 
-def escalated_requests(by: By) -> str:
+def escalated_requests(by: By | Literal["-"]) -> str:
     """For each `name`, the number of requests with a rejected answer, as `escalated`."""
     return f"SELECT {_REJECTED_NAMES[by]} AS name, {_ESCALATED} GROUP BY 1"
 
@@ -85,7 +91,7 @@ EXPLORED = f"""
 """
 
 
-def first_bytes(by: By) -> str:
+def first_bytes(by: By | Literal["-"]) -> str:
     """`name` and `first_byte_s` of each answer that was served."""
     served = f"{_ended(*SERVED)} AND o.first_byte_s IS NOT NULL"
     return f"SELECT {_NAMES[by]} AS name, o.first_byte_s FROM {_OUTCOMES} AND {served}"

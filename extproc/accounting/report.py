@@ -1,4 +1,4 @@
-"""`extproc report`: read a ledger and add it up, by cohort, tier or principal."""
+"""`extproc report`: read a ledger and add it up, by cohort, tier, principal, app or team."""
 
 import contextlib
 import re
@@ -7,21 +7,21 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from extproc.accounting import queries
 from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Ending
-from extproc.accounting.queries import FALLBACKS, By
+from extproc.accounting.queries import FALLBACKS, NEWER_GROUPS, UNKNOWN_GROUP, By
 from extproc.accounting.store import Connection, connect, name_of
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
 
 
 class CohortLine(msgspec.Struct):
-    """The sums of one cohort, tier or principal.
+    """The sums of one cohort, tier, principal, app or team.
 
     Tokens and costs include rejected answers. Answers with unknown usage are only counted in `unknown`.
     """
@@ -86,7 +86,8 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
     """Add up the last `since_s` seconds. Groups with more requests come first. Raises OSError with a remedy."""
     until = time.time()
     with contextlib.closing(connect(place)) as ledger:
-        total, groups = _read_tallies(ledger, until - since_s, by)
+        lacks = by in NEWER_GROUPS and not ledger.has_column(by)
+        total, groups = _read_tallies(ledger, until - since_s, UNKNOWN_GROUP if lacks else by)
         [explored] = ledger.select(queries.EXPLORED, (until - since_s,))
         sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
     lines = sorted(
@@ -138,7 +139,7 @@ def _median_and_p95(values: list[float]) -> tuple[float, float] | None:
 _Groups = defaultdict[str, _Tally]
 
 
-def _read_tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, _Groups]:
+def _read_tallies(ledger: Connection, since: float, by: By | Literal["-"]) -> tuple[_Tally, _Groups]:
     """Return the tally of everything, and the tally of each value of `by`."""
     total, groups = _Tally(), _Groups(_Tally)
     _add_outcomes(ledger, since, by, total, groups)
@@ -149,7 +150,7 @@ def _read_tallies(ledger: Connection, since: float, by: By) -> tuple[_Tally, _Gr
     return total, groups
 
 
-def _add_outcomes(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+def _add_outcomes(ledger: Connection, since: float, by: By | Literal["-"], total: _Tally, groups: _Groups) -> None:
     for row in ledger.select(queries.outcome_sums(by), (since,)):
         for tally in (total, groups[row["name"]]):
             tally.sums.update(_numbers(row))
@@ -157,14 +158,18 @@ def _add_outcomes(ledger: Connection, since: float, by: By, total: _Tally, group
                 tally.fallbacks[row["reason"]] += row["requests"]
 
 
-def _add_rejections(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+def _add_rejections(
+    ledger: Connection, since: float, by: By | Literal["-"], total: _Tally, groups: _Groups
+) -> None:
     for row in ledger.select(queries.rejection_sums(by), (since,)):
         for tally in (total, groups[row["name"]]):
             tally.rejected.update(_numbers(row))
             tally.escalations[row["reason"]] += row["rejected"]
 
 
-def _count_escalated(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+def _count_escalated(
+    ledger: Connection, since: float, by: By | Literal["-"], total: _Tally, groups: _Groups
+) -> None:
     """Count requests. A request whose answers two tiers rejected counts for both tiers, and once in the total."""
     for row in ledger.select(queries.escalated_requests(by), (since,)):
         groups[row["name"]].escalated = row["escalated"]
@@ -172,13 +177,15 @@ def _count_escalated(ledger: Connection, since: float, by: By, total: _Tally, gr
     total.escalated = row["escalated"]
 
 
-def _add_first_bytes(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+def _add_first_bytes(
+    ledger: Connection, since: float, by: By | Literal["-"], total: _Tally, groups: _Groups
+) -> None:
     for row in ledger.select(queries.first_bytes(by), (since,)):
         for tally in (total, groups[row["name"]]):
             tally.first_byte_s.append(row["first_byte_s"])
 
 
-def _add_unjudged(ledger: Connection, since: float, by: By, total: _Tally, groups: _Groups) -> None:
+def _add_unjudged(ledger: Connection, since: float, by: By | Literal["-"], total: _Tally, groups: _Groups) -> None:
     if not ledger.has_column("unjudged"):  # an older ledger
         return
     for row in ledger.select(queries.unjudged(by), (since,)):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from extproc.accounting.inserts import Statement, explored_statement, outcome_statements
 from extproc.accounting.outcome import Explored, Priced
 from extproc.accounting.tables import (
+    EXPLORATIONS_SINCE,
     MIGRATIONS,
     NO_EXPLORATIONS,
     SCHEMA,
@@ -172,7 +173,7 @@ class _Sqlite:
         if not writing:
             if schema == 0:
                 raise OSError(f"{path} is not a ledger: give a file that `extproc serve --ledger` has written")
-            if schema < SCHEMA:
+            if schema < EXPLORATIONS_SINCE:
                 self._connection.execute(NO_EXPLORATIONS)
             return
         if schema == 0:
@@ -258,7 +259,7 @@ class _Postgres:
                 for statement in migrations(next(v for v in (*MIGRATIONS, SCHEMA) if comment_of(v) == current)):
                     self._connection.execute(statement)
                 self._connection.execute(f"COMMENT ON TABLE outcomes IS '{comment}'")
-        elif existing["comment"] != comment:
+        elif existing["comment"] in {comment_of(version) for version in range(EXPLORATIONS_SINCE)}:
             self._connection.execute(NO_EXPLORATIONS)
 
     @contextlib.contextmanager

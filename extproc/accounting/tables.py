@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-SCHEMA = 4
+SCHEMA = 5
 # From each older version to the next one. Readers also read these versions: a new column is then absent.
 # `explorations` has the answers of second tiers: `explored` of an outcome is the id of one.
 EXPLORATIONS = """
@@ -12,6 +12,8 @@ CREATE TABLE IF NOT EXISTS explorations (
   status INTEGER NOT NULL, accepted INTEGER, reason TEXT, input INTEGER, output INTEGER, cached INTEGER,
   cost DOUBLE PRECISION, duration_s DOUBLE PRECISION
 )"""
+# Ledgers have this table from this version on.
+EXPLORATIONS_SINCE = 4
 # A reader of an older version makes this empty table, for its own connection alone.
 NO_EXPLORATIONS = EXPLORATIONS.replace("CREATE TABLE IF NOT EXISTS", "CREATE TEMPORARY TABLE")
 # No index here: on a large ledger it would take longer than the timeout of a statement.
@@ -24,6 +26,7 @@ MIGRATIONS = {
         "ALTER TABLE outcomes ADD COLUMN explored TEXT",
         EXPLORATIONS,
     ),
+    4: ("ALTER TABLE outcomes ADD COLUMN app TEXT", "ALTER TABLE outcomes ADD COLUMN team TEXT"),
 }
 TABLES = f"""{EXPLORATIONS};
 CREATE TABLE IF NOT EXISTS outcomes (
@@ -32,7 +35,8 @@ CREATE TABLE IF NOT EXISTS outcomes (
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
-  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT
+  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT,
+  app TEXT, team TEXT
 );
 CREATE INDEX IF NOT EXISTS outcomes_time ON outcomes (time);
 CREATE INDEX IF NOT EXISTS outcomes_request ON outcomes (request);
@@ -46,7 +50,7 @@ COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
     "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
-    "chances", "explored",
+    "chances", "explored", "app", "team",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from extproc.api.paths import speaks_anthropic
 _TYPES = {
     400: ("invalid_request_error", "invalid_request_error"),
     413: ("invalid_request_error", "request_too_large"),
+    429: ("insufficient_quota", "rate_limit_error"),
     503: ("server_error", "api_error"),
 }
 

@@ -142,7 +142,7 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
         ),
     }
     yield from (f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
-    refusals = describe_refusals(config.policy, config.intents)
+    refusals = describe_refusals(config)
     if refusals is not None:
         yield refusals
 

@@ -82,6 +82,9 @@ class Key(StrEnum):
     COUNTED_AS = "counted_as"
     CANDIDATE_TIER = "candidate_tier"
     CANDIDATE_COHORT = "candidate_cohort"
+    APP = "app"
+    TEAM = "team"
+    BUDGET = "budget"
     MAX_RETRIES = "max_retries"
     ESCALATIONS = "escalations"
     JUDGE = "judge"
@@ -106,6 +109,7 @@ class Key(StrEnum):
     FAILED = "failed"  # Envoy writes it, with the number of the attempt behind it: the tier, a space, the status
     CHANCES = "chances"
     EXPLORED = "explored"
+    CHARGE = "charge"
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"
@@ -120,6 +124,7 @@ FILES_HEALTH = "configuration"
 
 # Attributes that Envoy sends with the first message of a stream.
 PATH_ATTRIBUTE = "request.path"
+HOST_ATTRIBUTE = "request.host"
 HEADER_ATTRIBUTE = "request.headers['{}']"
 ATTEMPT_ATTRIBUTE = "upstream.request_attempt_count"
 # The tier of this attempt, from its endpoint's metadata.

@@ -58,6 +58,10 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     conversation: str | None = None  # a Course
     candidate_tier: str | None = None  # that the candidate would choose, if it only decides beside
     candidate_cohort: str | None = None  # `counted_as` of that decision
+    app: str | None = None
+    team: str | None = None  # of the app
+    budget: str | None = None  # the budget that is used up, so that it lowered or refused the request
+    limits: str | None = None  # "local": the store of limits and budgets could not be asked
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):
@@ -173,6 +177,7 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     chances: str | None = None  # JSON: tier -> chance that the router also asks it, off the path
     explored: str | None = None  # x-request-id of that second request, if it was drawn
+    charge: str | None = None  # the nanodollars that the request reserved, and the keys of its budgets
     attempts: dict[int, AttemptRecord] = {}
     failed: dict[int, str] = {}  # the tier and the status of each attempt that ended with an error; Envoy writes it
 
@@ -200,7 +205,9 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         return cls(**texts, attempts=attempts, failed=failed)
 
 
-_LEDGER_TEXTS = tuple(key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED))
+_LEDGER_TEXTS = tuple(
+    key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED, Key.CHARGE)
+)
 
 
 class ConversationRecord(_Record, frozen=True, kw_only=True):

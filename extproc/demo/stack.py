@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from extproc.config.load import load_config, located, yaml_files
+from extproc.config.load import load_config, located
 from extproc.config.old_keys import translate
+from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE
 from extproc.demo.processes import PortTaken, StackError, end, free_port_range, free_ports, start
 from extproc.demo.sample_upstream import SampleUpstreams

@@ -4,6 +4,7 @@ from extproc.config.load import Config
 from extproc.contract.names import (
     ATTEMPT_ATTRIBUTE,
     HEADER_ATTRIBUTE,
+    HOST_ATTRIBUTE,
     PATH_ATTRIBUTE,
     VERDICT_HEADERS,
     HeaderName,
@@ -123,6 +124,7 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
     """Return the filter that asks the server for a decision, with one message."""
     timeout = config.policy.encoder.deadline_ms / 1000 + _GRACE_S
     headers = {*rule_headers, *config.policy.escalations.principal, *SESSION_HEADERS}
+    host = [HOST_ATTRIBUTE] if any(app.hosts for app in config.policy.apps.values()) else []
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",
@@ -143,7 +145,7 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
             "request_body_mode": "BUFFERED",
             "response_header_mode": "SKIP",
         },
-        request_attributes=[PATH_ATTRIBUTE, *(HEADER_ATTRIBUTE.format(name) for name in sorted(headers))],
+        request_attributes=[PATH_ATTRIBUTE, *host, *(HEADER_ATTRIBUTE.format(name) for name in sorted(headers))],
         # The metadata takes effect only if Envoy chooses the route again. It does so only after a header mutation.
         route_cache_action="CLEAR",
         mutation_rules={

@@ -3,6 +3,7 @@
 The messages that come depend on the processing mode that the operator configured. `router.py` decides.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from extproc.api.errors import error_body, too_large_message
@@ -120,9 +121,9 @@ class RouterExchange:
     def _refused(self, event: Event, routed: Routed, refusal: Refusal) -> Reply:
         """Answer the client with an error."""
         reason = routed.decision.reason
-        code = reason if reason is Reason.RESIDENCY else None
+        code = None if reason is Reason.BAD_REQUEST else reason
         body = error_body(self._path, refusal.status, refusal.message, code)
-        return self._answered(event, refusal.status, body, reason, self._metadata(routed))
+        return self._answered(event, refusal.status, body, reason, self._metadata(routed), refusal.headers)
 
     def _answered(
         self,
@@ -131,11 +132,12 @@ class RouterExchange:
         body: bytes,
         reason: Reason = Reason.BAD_REQUEST,
         metadata: dict[str, Any] | None = None,
+        headers: Mapping[str, str] = {},  # it is only read
     ) -> Reply:
         """Answer the client. No filter of Envoy adds headers to this answer."""
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
-            headers={"content-type": "application/json", HeaderName.REASON: reason},
+            headers={"content-type": "application/json", HeaderName.REASON: reason, **headers},
             body=body,
             metadata=metadata,
             status=status,
@@ -150,7 +152,9 @@ class RouterExchange:
         return self.routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
-        asker = asker_record(routed.snapshot, routed.identity, self._opening.headers, routed.exploration)
+        asker = asker_record(
+            routed.snapshot, routed.identity, self._opening.headers, routed.exploration, routed.payment.charge
+        )
         conversation = None
         if self._router.remembers:
             conversation = conversation_record(

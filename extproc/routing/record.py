@@ -20,7 +20,8 @@ from extproc.contract.records import (
     RungsRecord,
     ladder_of,
 )
-from extproc.contract.words import JudgeMode
+from extproc.contract.words import LOCAL, JudgeMode
+from extproc.routing.budget import Charge, Payment
 from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
 from extproc.routing.exploration import Exploration
@@ -38,6 +39,7 @@ def decision_record(
     snapshot: Snapshot,
     signals: Signals | None,
     candidate: Decision | None = None,
+    payment: Payment = Payment(),  # noqa: B008  # it cannot change
 ) -> DecisionRecord:
     """Describe the decision for metadata, access log and span. `candidate` is the decision beside it, if any."""
     cohort, match, ask = decision.cohort, decision.match, signals.ask if signals is not None else None
@@ -74,6 +76,10 @@ def decision_record(
         conversation=decision.course,
         candidate_tier=(candidate.proposed_tier or candidate.tier.name) if candidate is not None else None,
         candidate_cohort=candidate.counted_as if candidate is not None else None,
+        app=snapshot.app,
+        team=snapshot.team,
+        budget=payment.budget,
+        limits=LOCAL if payment.local else None,
     )
 
 
@@ -82,12 +88,14 @@ def asker_record(
     identity: Identity | None,
     headers: Mapping[str, str],
     exploration: Exploration | None = None,
+    charge: Charge | None = None,
 ) -> LedgerRecord:
     """Identify the principal and the conversation, as hashes, and the second request if one was drawn."""
     header = principal_header(headers, snapshot.escalations.principal)
     return LedgerRecord(
         principal=principal_of(header),
         session=identity.session if identity is not None else None,
+        charge=charge.to_text() if charge is not None else None,
         chances=msgspec.json.encode(exploration.chances).decode() if exploration is not None else None,
         explored=exploration.second.id if exploration is not None and exploration.second is not None else None,
     )

@@ -3,6 +3,13 @@
 import hashlib
 from collections.abc import Mapping
 
+from extproc.contract.words import Reason
+from extproc.encoder.protocols import Vectors
+from extproc.routing.conversations import Continuation
+from extproc.routing.decision import Decision, decide
+from extproc.routing.index import nearest
+from extproc.routing.policy import is_named
+from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Rollout, Snapshot
 
 
@@ -35,3 +42,22 @@ def is_in_share(conversation: str, revision: str, share: float) -> bool:
     """Whether a conversation is in the share of this candidate. Another candidate gets other conversations."""
     digest = hashlib.blake2b(f"{revision} {conversation}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64
+
+
+def decide_candidate(
+    snapshot: Snapshot,
+    signals: Signals,
+    vector: Vectors | None,
+    headers: Mapping[str, str],
+    failure: Reason,
+    continuation: Continuation,
+) -> Decision | None:
+    """Return the decision of a candidate that decides without an effect. None: there is no such candidate."""
+    rollout = snapshot.rollout
+    if rollout is None or rollout.snapshot is None or not rollout.spec.shadow:
+        return None
+    candidate = rollout.snapshot
+    if is_named(candidate.policy, signals.model):
+        return None
+    match = nearest(candidate.index, vector) if vector is not None else None
+    return decide(candidate.policy, signals, match, headers, failure, continuation=continuation)

@@ -40,6 +40,9 @@ class Telemetry:
         self.candidate_refused: Callable[[], bool] = bool  # whether the files of the candidate have mistakes
         self.encoder: Callable[[], EncoderLoad] = EncoderLoad
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
+        self.budgets: Callable[[], Mapping[str, float]] = dict  # name -> spent share
+        self.apps: Callable[[], Mapping[str, Mapping[str, str]]] = dict  # name -> labels
+        self.state_away: Callable[[], bool] = bool  # whether the store of `state` cannot be reached
         self.open_exchanges = 0
         # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
         self._traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -76,6 +79,11 @@ class Telemetry:
         observe(meter, definitions.ENCODER_QUEUE, lambda: [(self.encoder().queue, {})])
         observe(meter, definitions.ENCODER_BUSY, lambda: [(self.encoder().busy_s, {})])
         observe(meter, definitions.ENCODER_LOOKUPS, lambda: list(_lookups(self.encoder())))
+        observe(meter, definitions.STATE_AWAY, lambda: [(int(self.state_away()), {})])
+        observe(
+            meter, definitions.BUDGET_SPENT, lambda: [(v, {Key.BUDGET.value: k}) for k, v in self.budgets().items()]
+        )
+        observe(meter, definitions.APP, lambda: [(1, {**v, "app": k}) for k, v in self.apps().items()])
         # Export zeros, so that `increase()` in Prometheus also counts the first event.
         self._lost.add(0)
         self._state_failures.add(0)
@@ -94,7 +102,7 @@ class Telemetry:
         span, context = self._begin("decide", parent, end - int(sum(stages.values()) * 1e9))
         labels = {
             Key.COHORT.value: record.counted_as or "", Key.TIER.value: record.tier, Key.REASON.value: record.reason,
-        }  # fmt: skip
+        } | _app_label(record.app)  # fmt: skip
         self._decisions.add(1, labels, context)
         for stage, seconds in stages.items():
             self._stages.record(seconds, {"stage": stage}, context)
@@ -153,12 +161,13 @@ class Telemetry:
     def ended(self, outcome: Outcome, cost: Cost) -> None:
         """Report the outcome of an exchange. May be called from any thread."""
         place = {"cohort": outcome.cohort or outcome.reason, "tier": outcome.tier or ""}
-        self._outcomes.add(1, place | {"reason": outcome.reason, "outcome": outcome.ending})
-        self._paid(place | {"answer": "last"}, outcome.usage, cost.last)
+        app = _app_label(outcome.app)
+        self._outcomes.add(1, place | app | {"reason": outcome.reason, "outcome": outcome.ending})
+        self._paid(place | app | {"answer": "last"}, outcome.usage, cost.last)
         if outcome.usage_due and outcome.usage is None:
             self._unknown.add(1, place | {"answer": "last"})
         if cost.default is not None:
-            self._default_cost.add(cost.default, place)
+            self._default_cost.add(cost.default, place | app)
         if outcome.first_byte_s is not None and outcome.served:
             self._first_byte.record(outcome.first_byte_s, place)
         for error in outcome.errors:
@@ -169,7 +178,7 @@ class Telemetry:
         for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
             rejected = {"cohort": place["cohort"], "tier": rejection.tier or ""}
             self._rejections.add(1, rejected | {"reason": rejection.reason})
-            self._paid(rejected | {"answer": "rejected"}, rejection.usage, price)
+            self._paid(rejected | app | {"answer": "rejected"}, rejection.usage, price)
             if rejection.usage is None:
                 self._unknown.add(1, rejected | {"answer": "rejected"})
 
@@ -196,7 +205,7 @@ class Telemetry:
         self._explorations.add(1, {"cohort": cohort, "tier": tier, "outcome": outcome})
 
     def state_failed(self) -> None:
-        """Report a call to the store of conversations that failed."""
+        """Report a call to the store of `state` that failed."""
         self._state_failures.add(1)
 
     def lagged(self, seconds: float) -> None:
@@ -207,6 +216,11 @@ class Telemetry:
 def _lookups(load: EncoderLoad) -> Iterator[tuple[float, dict[str, str]]]:
     for result, count in (("cached", load.cached), ("encoded", load.encoded), ("late", load.late)):
         yield count, {"result": result}
+
+
+def _app_label(app: str | None) -> dict[str, str]:
+    """The label of the app. The requests of no app have none."""
+    return {Key.APP.value: app} if app is not None else {}
 
 
 def _reload_labels(outcome: str) -> dict[str, str]:

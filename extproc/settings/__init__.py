@@ -6,6 +6,7 @@ YAML are made from these descriptions.
 
 from extproc.settings.about import about
 from extproc.settings.address import USUAL_BASE, Address, read_url
+from extproc.settings.apps import HARD_FACTOR, REFUSE, TEAM, App, UsdBudget
 from extproc.settings.evidence import Chosen, Evidence, Probability
 from extproc.settings.params import NO_PARAMS, Efforts, Params
 from extproc.settings.policy import (
@@ -45,13 +46,17 @@ from extproc.settings.tier import (
 __all__ = [
     "AGENT_CAPABILITIES",
     "CAPABILITIES",
+    "HARD_FACTOR",
     "HUMAN",
     "NO_PARAMS",
     "NO_SCHEME",
     "OTHERWISE",
+    "REFUSE",
     "SHARE",
+    "TEAM",
     "USUAL_BASE",
     "Address",
+    "App",
     "Budget",
     "Candidate",
     "Chosen",
@@ -80,6 +85,7 @@ __all__ = [
     "TierTimeouts",
     "Timeouts",
     "Upgrades",
+    "UsdBudget",
     "about",
     "read_url",
 ]

@@ -35,7 +35,7 @@ CLIMBED = outcome(
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
     mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5", conversation="moved",
     unjudged="no_rule", decision='{"cohort":"faq"}',
-    chances='{"large":0.1}', explored="explore-1",
+    chances='{"large":0.1}', explored="explore-1", app="support", team="search",
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -81,7 +81,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "first_byte_s": 0.5, "input": 10, "output": 4, "cached": 3, "usage_from": "envoy", "cost": 0.5,
             "default_cost": 0.5, "request": "5-5", "conversation": "moved",
             "unjudged": "no_rule", "decision": '{"cohort":"faq"}',
-            "chances": '{"large":0.1}', "explored": "explore-1",
+            "chances": '{"large":0.1}', "explored": "explore-1", "app": "support", "team": "search",
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
@@ -253,7 +253,7 @@ def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Pat
     other = sqlite3.connect(path)
     other.execute("PRAGMA user_version = 9")
     other.close()
-    with pytest.raises(OSError, match="has ledger version 9, but version 4 is needed: move the file away"):
+    with pytest.raises(OSError, match="has ledger version 9, but version 5 is needed: move the file away"):
         Store(path, 30).open()
     with pytest.raises(OSError, match=r"no ledger at .*none: `extproc serve --ledger .*none` creates one"):
         connect(tmp_path / "none")
@@ -336,7 +336,7 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     store.add([(CLIMBED, COST)])
     store.close()
     older = sqlite3.connect(path)
-    for column in ("conversation", "unjudged", "decision", "chances", "explored"):
+    for column in ("conversation", "unjudged", "decision", "chances", "explored", "app", "team"):
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     older.execute("DROP TABLE explorations")
     older.execute("PRAGMA user_version = 2")

@@ -240,7 +240,7 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(postgres: Postgres) 
     Store(postgres.url, 1e6).add(outcomes())
     postgres.do(
         "ALTER TABLE outcomes DROP COLUMN conversation, DROP COLUMN unjudged, DROP COLUMN decision, "
-        "DROP COLUMN chances, DROP COLUMN explored; "
+        "DROP COLUMN chances, DROP COLUMN explored, DROP COLUMN app, DROP COLUMN team; "
         "DROP TABLE explorations; COMMENT ON TABLE outcomes IS 'extproc ledger 2'"
     )
     assert read_report(postgres.url, 3600).total.requests == 3
