@@ -11,17 +11,21 @@ from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
 from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines
+from extproc.config.apps import compile_app, with_apps
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
-from extproc.encoder.batcher import Batcher
+from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.language import is_english
+from extproc.mismatch import suggestion
+from extproc.routing.budget import NANO
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
 from extproc.routing.index import chances, similarities
 from extproc.routing.policy import Cohort, routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
+from extproc.routing.snapshot import AUTHORITY
 from extproc.routing.store import MemoryStore
 from extproc.settings import Chosen
 
@@ -47,11 +51,22 @@ def explain(
     path: str | None,
     headers: list[str],
     as_json: bool,
+    app: str | None = None,
 ) -> str:
-    """Explain the decision for a prompt or for a request body, as text or as JSON."""
+    """Explain the decision for a prompt or for a request body, as text or as JSON.
+
+    `app` is the app whose request it is. Without it, the headers say that.
+    """
     config = load_config(folder)
-    encoder = load_encoder(config.policy.encoder.model)
+    if app is not None and app not in config.policy.apps:
+        raise ValueError(
+            f"--app {app}: no app of policy.yaml has this name: {suggestion(app, [*config.policy.apps])}"
+        )
+    encoder = RememberingEncoder(load_encoder(config.policy.encoder.model))
     snapshot = compile_snapshot(config, encoder)
+    if app is not None:
+        compile_app(app, snapshot, config, folder, encoder)  # raises ConfigError for mistakes in its files
+    snapshot = with_apps(snapshot, config, folder, encoder).of_app(app)
     if body is None:
         message = {"role": "user", "content": prompt}
         body = msgspec.json.encode({"model": routable_model(config.policy.retarget), "messages": [message]})
@@ -62,14 +77,16 @@ def explain(
     by_chance: dict[str | None, float] = {}
     if routed.signals is not None and routed.signals.ask.text:
         vector = encoder.encode([routed.signals.ask.text])[0]
-        by_cohort, by_chance = similarities(snapshot.index, vector), chances(snapshot.index, vector)
+        index = routed.snapshot.index
+        by_cohort, by_chance = similarities(index, vector), chances(index, vector)
     return _as_json(routed, by_cohort, by_chance) if as_json else _as_text(routed, by_cohort, by_chance, path)
 
 
 def _by_name(headers: list[str]) -> dict[str, str]:
-    """Headers given as "NAME: VALUE", by their names in lower case."""
+    """Headers given as "NAME: VALUE", by their names in lower case. HTTP/2 has another name for the host."""
     pairs = (header.partition(":") for header in headers)
-    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+    by_name = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    return by_name | ({AUTHORITY: by_name["host"]} if "host" in by_name else {})
 
 
 def _as_json(routed: Routed, by_cohort: Mapping[str, float], by_chance: Mapping[str | None, float]) -> str:
@@ -88,6 +105,7 @@ def _as_text(
     policy = routed.snapshot.policy
     lines = (
         *_request_lines(routed, path),
+        *_app_lines(routed),
         *cohort_table(policy, by_cohort, by_chance),
         *match_lines(policy, routed.decision),
         *_evidence_lines(routed.decision),
@@ -111,6 +129,16 @@ def _request_lines(routed: Routed, path: str) -> Iterator[str]:
         yield "task      none: the ask only greets, thanks or agrees, so it is out of scope"
     elif routed.snapshot.english_only and not is_english(ask.text):
         yield "language  not English, and the encoder reads nothing else: it is out of scope"
+
+
+def _app_lines(routed: Routed) -> Iterator[str]:
+    """The app of the request, and the budgets that hold for it."""
+    snapshot = routed.snapshot
+    if snapshot.app is not None:
+        yield f"app       {snapshot.app}" + (f", team {snapshot.team}" if snapshot.team is not None else "")
+    for spec in snapshot.budgets:
+        over = f"then tier {spec.over} at most, and 429 at twice that" if spec.over is not None else "then 429"
+        yield f"budget    {spec.name}: ${spec.limit / NANO:,.2f} a month, {over}"
 
 
 def _evidence_lines(decision: Decision) -> Iterator[str]:

@@ -70,6 +70,8 @@ def status_lines(address: str, status: "Status") -> Iterator[str]:
         yield from (f"          {change}" for change in status.lacks)
     else:
         yield f"Envoy     needs no update if it was rendered from revision {status.rendered_from}"
+    for line in status.apps:
+        yield f"app       {line}"
     for line in status.stale:
         yield f"stale     {line}"
 

@@ -13,7 +13,6 @@ from extproc.config.signature import signature
 from extproc.config.strict_yaml import Problem
 from extproc.encoder.protocols import Encoder
 from extproc.routing.budget import specs_of
-from extproc.routing.policy import Policy
 from extproc.routing.snapshot import AppRoute, Snapshot
 from extproc.settings import App
 
@@ -35,7 +34,11 @@ def with_apps(
         if compiled is None:
             compiled = _instead(name, snapshot, config, before, problems)
         own = msgspec.structs.replace(
-            compiled, app=name, team=app.team, budgets=specs_of(config.policy.budget, name, app)
+            compiled,
+            policy=msgspec.structs.replace(compiled.policy, only=app.tiers),
+            app=name,
+            team=app.team,
+            budgets=specs_of(config.policy.budget, name, app),
         )
         routes.append(
             AppRoute(
@@ -54,13 +57,13 @@ def with_apps(
 
 
 def compile_app(name: str, snapshot: Snapshot, config: Config, folder: Path, encoder: Encoder) -> Snapshot:
-    """Return the snapshot of an app. `snapshot` is that of the whole. Raises ConfigError for mistakes in its files."""
+    """Return the snapshot of an app. `snapshot` is that of the policy. Raises ConfigError for its files."""
     app = config.policy.apps[name]
     if name in config.broken:
         raise ConfigError([*config.broken[name].problems], folder)
     own = config.apps[name]
     if not app.intents:
-        policy = _policy(snapshot.policy, own)
+        policy = msgspec.structs.replace(snapshot.policy, default_tier=own.policy.default_tier)
         return msgspec.structs.replace(snapshot, policy=policy, rollout=None, apps=())
     try:
         return compile_snapshot(own, encoder)
@@ -90,13 +93,9 @@ def _instead(
     off = "closed" if broken.confines else "open"
     what = "its requests are refused" if broken.confines else "its default tier serves"
     log.error("app %s is off, and %s:\n%s", name, what, text)
-    own = policy_of(name, config.policy.apps[name], config.policy)
-    policy = msgspec.structs.replace(snapshot.policy, cohorts={}, default_tier=own.default_tier, rules=own.rules)
+    default = policy_of(config.policy.apps[name], config.policy).default_tier
+    policy = msgspec.structs.replace(snapshot.policy, cohorts={}, default_tier=default)
     return msgspec.structs.replace(snapshot, policy=policy, off=off, rollout=None, apps=())
-
-
-def _policy(policy: Policy, own: Config) -> Policy:
-    return msgspec.structs.replace(policy, default_tier=own.policy.default_tier, rules=own.policy.rules)
 
 
 def _of_apis(snapshot: Snapshot, app: App, config: Config) -> Iterator[tuple[Api, Snapshot]]:

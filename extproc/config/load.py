@@ -16,7 +16,7 @@ from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, line_of
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile
-from extproc.settings import App, Candidate, Conditions, Judge, Rule, Tier
+from extproc.settings import App, Candidate, Judge, Tier
 
 T = TypeVar("T", Tier, Judge)
 
@@ -140,7 +140,7 @@ def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) ->
     """The configuration, with that of each app. A mistake in the files of one app concerns no other."""
     apps, broken = {}, {}
     for name, app in config.policy.apps.items():
-        policy = policy_of(name, app, config.policy)
+        policy = policy_of(app, config.policy)
         reading = readings.get(name)
         if reading is None:
             apps[name] = msgspec.structs.replace(config, policy=policy)
@@ -171,13 +171,10 @@ def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) ->
     return msgspec.structs.replace(config, apps=apps, broken=broken)
 
 
-def policy_of(name: str, app: App, policy: PolicyFile) -> PolicyFile:
+def policy_of(app: App, policy: PolicyFile) -> PolicyFile:
     """The policy of an app: that of the whole, with the app's own values."""
     default = app.default_tier if isinstance(app.default_tier, str) else policy.default_tier
-    rules = policy.rules
-    if app.tiers is not None:
-        rules = (*rules, Rule(name=f"apps.{name}", when=Conditions(), only=app.tiers))
-    return msgspec.structs.replace(policy, default_tier=default, rules=rules, apps={}, candidate=None)
+    return msgspec.structs.replace(policy, default_tier=default, apps={}, candidate=None)
 
 
 def of_app(app: App, name: str, problem: Problem, config: Config) -> Problem:

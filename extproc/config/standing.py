@@ -35,6 +35,7 @@ class Status(msgspec.Struct, frozen=True):
     rendered_from: str  # the revision at the start, from which Envoy should have been rendered
     lacks: list[str]  # changes since then that Envoy does not have yet
     stale: list[str]  # fitted values that do not belong to the current files
+    apps: list[str] = []  # mistakes in the files of apps, which keep their earlier files or are off
 
 
 class Standing:
@@ -82,6 +83,7 @@ class Standing:
             rendered_from=self._first.revision,
             lacks=[f"{change.place}: {change.text}" for change in self._lacks],
             stale=stale_values(self.config, snapshot),
+            apps=[f"{app.name}: {problem}" for app in snapshot.apps for problem in app.problems],
         )
 
 

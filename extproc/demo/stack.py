@@ -252,6 +252,9 @@ def localize(source: Path, target: Path, ports: dict[str, int], deadline_ms: int
             tier["key"]["file"] = os.path.abspath(source / tier["key"]["file"])
         for of_tls in ("ca", "sni"):
             tier.pop(of_tls, None)
+    for app in policy.get("apps", {}).values():
+        if "intents" in app:
+            app["intents"] = os.path.abspath(source / app["intents"])
     (target / POLICY_FILE).write_text(yaml.safe_dump(policy, sort_keys=False))
 
 

@@ -150,8 +150,8 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
-            # The content type is for the router's own answer: a 400 in the shape of the API.
-            "allow_expression": {"regex": f"^({HeaderName.CLUSTER}|content-type)$"},
+            # All but the first are for the router's own answer: an error in the shape of the API.
+            "allow_expression": {"regex": f"^({HeaderName.CLUSTER}|content-type|retry-after|x-should-retry)$"},
         },
         metadata_options={"receiving_namespaces": {"untyped": _ROUTER_NAMESPACES}},
     )

@@ -93,9 +93,8 @@ def decide(
     capped = cap_upgrade(policy, floored, guard.floor) if spent else floored
     paid = cap_budget(policy, capped, guard.floor, ceiling)
     able = make_able(policy, paid, guard, findings.load)
-    if able is not None and ceiling is not None:
-        highest = min(findings.ceiling, max(ceiling, able.rank))  # no rejected answer leads above it
-        findings = msgspec.structs.replace(findings, ceiling=highest)
+    if able is not None and ceiling is not None:  # no rejected answer leads above it
+        findings = msgspec.structs.replace(findings, ceiling=min(findings.ceiling, max(ceiling, able.rank)))
     if able is None:
         decision = refused(_laddered(policy, match, findings, paid, continuation))
     else:

@@ -93,6 +93,10 @@ BUDGET_SPENT = Metric(
 APP = Metric(
     f"{PREFIX}.app", "gauge", "", "1 for each app of the policy, with its labels", (Key.APP.value, Key.TEAM.value)
 )
+APP_REFUSED = Metric(
+    f"{PREFIX}.app.refused", "gauge", "", "1 while the files of an app have mistakes, 0 for every other app",
+    (Key.APP.value,),
+)  # fmt: skip
 KEYS_REFUSED = Metric(
     f"{PREFIX}.keys.refused", "counter", "{request}", "Requests for which an upstream refused the key of a tier",
     ("tier",),
@@ -162,5 +166,5 @@ METRICS = (
     TOKENS, COST, DEFAULT_COST, USAGE_UNKNOWN, FIRST_BYTE, LEDGER_LOST, EXPLORATIONS, STATE_FAILURES,
     KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, ESCALATION_SHARE, REFUSED, TIER_ERRORS,
     OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS, GENAI_TOKENS, GENAI_DURATION,
-    GENAI_FIRST_CHUNK, STATE_AWAY, BUDGET_SPENT, APP,
+    GENAI_FIRST_CHUNK, STATE_AWAY, BUDGET_SPENT, APP, APP_REFUSED,
 )  # fmt: skip

@@ -42,6 +42,7 @@ class Telemetry:
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
         self.budgets: Callable[[], Mapping[str, float]] = dict  # name -> spent share
         self.apps: Callable[[], Mapping[str, Mapping[str, str]]] = dict  # name -> labels
+        self.refused_apps: Callable[[], Mapping[str, bool]] = dict  # name -> whether its files have mistakes
         self.state_away: Callable[[], bool] = bool  # whether the store of `state` cannot be reached
         self.open_exchanges = 0
         # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
@@ -83,7 +84,12 @@ class Telemetry:
         observe(
             meter, definitions.BUDGET_SPENT, lambda: [(v, {Key.BUDGET.value: k}) for k, v in self.budgets().items()]
         )
-        observe(meter, definitions.APP, lambda: [(1, {**v, "app": k}) for k, v in self.apps().items()])
+        observe(
+            meter,
+            definitions.APP_REFUSED,
+            lambda: [(int(v), {Key.APP.value: k}) for k, v in self.refused_apps().items()],
+        )
+        observe(meter, definitions.APP, lambda: [(1, {**v, Key.APP.value: k}) for k, v in self.apps().items()])
         # Export zeros, so that `increase()` in Prometheus also counts the first event.
         self._lost.add(0)
         self._state_failures.add(0)

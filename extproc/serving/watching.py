@@ -16,5 +16,6 @@ def watch_router(telemetry: Telemetry, router: Router, batcher: Batcher) -> None
     telemetry.tiers = lambda: {tier.name: tier for tier in router.snapshot.policy.tiers}
     telemetry.encoder = lambda: batcher.load
     telemetry.budgets = lambda: spent_shares(router)
+    telemetry.refused_apps = lambda: {app.name: bool(app.problems) for app in router.snapshot.apps}
     telemetry.apps = lambda: router.snapshot.app_labels
     telemetry.know_keys(router.snapshot.policy.tiers)

@@ -84,6 +84,7 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.candidates = lambda: {"candidate-1": 0.05}
     telemetry.tiers = lambda: TIERS
     telemetry.budgets = lambda: {"all": 0.5}
+    telemetry.refused_apps = lambda: {"support": False}
     telemetry.apps = lambda: {"support": {"team": "search"}}
     telemetry.decided({}, msgspec.structs.replace(DECISION, app="support"), {"read": 0.001}, None)
     telemetry.ruled({}, "billing", 1, VerdictWord.DEGRADED, "refusal", Bound.LAST_RUNG, ["judge"])
