@@ -383,6 +383,9 @@ words, never text of a request.
 """
 
 LABELS = {
+    "app": "the [app](../guides/budgets.md#applications) that the request belongs to. Requests of no app do not have this label",
+    "team": "the label `team` of the app. The metric has the other labels of the app, too",
+    "budget": "the name of a budget: `all`, `app/NAME`, `team/NAME`, or one of these with `/principal` at its end",
     "cohort": "the cohort that the request belongs to, or [why it belongs to none](reasons.md#requests-of-no-cohort)",
     "tier": "for decisions, the tier of the first attempt; elsewhere the tier that answered",
     "reason": "for decisions and outcomes, a [reason](reasons.md#reasons-of-a-decision); for verdicts and rejections, a [reason of "
@@ -463,11 +466,16 @@ LOG_LINES = {
     "_store": "The folder of the prepared model cannot be written. Make it writable for the router if its starts take too long.",
     "_last_good": "The router was started with a mistake in its files, and serves the files that served last. The line names "
     "the mistake. `extproc status` shows it, too.",
-    "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
-    "`state` to the URL of a Redis or Valkey.",
-    "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
-    "conversations that it serves itself. Look at the Redis that `state` names.",
-    "RedisStore._ping": "The store works again after the line above.",
+    "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. "
+    "Each worker counts its own part of every budget. Set `state` to the URL of a Redis or Valkey.",
+    "RedisLink.stop": "The store is down or slow. Traffic goes on. Each router process remembers the conversations that it "
+    "serves itself, and goes on from the sums of budgets that it saw last. Look at the Redis that `state` names.",
+    "RedisLink._ping": "The store works again after the line above. What was counted in the meantime is added to it.",
+    "_instead": "The files of an app have the mistakes that the line lists. The app keeps its earlier intents. Other apps are not "
+    "affected.",
+    "_instead 2": "The same, and the app had no earlier intents. Its default tier serves. If its files may confine requests to some "
+    "tiers, they are refused instead.",
+    "count_spent": "The ledger cannot be read, so the budgets of this process begin with the sums of the store, or with nothing.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",
     "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",

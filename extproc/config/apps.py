@@ -99,7 +99,7 @@ def _instead(
 
 
 def _of_apis(snapshot: Snapshot, app: App, config: Config) -> Iterator[tuple[Api, Snapshot]]:
-    """The snapshot for each API with a default tier of its own."""
+    """The snapshot for each API that has its own default tier."""
     tiers: Mapping[Api, str] = app.default_tier if isinstance(app.default_tier, dict) else {}
     for api, tier in tiers.items():
         if tier != snapshot.policy.default_tier:

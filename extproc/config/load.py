@@ -190,7 +190,7 @@ _CONFINING = re.compile(rb"^\s*(only|tier_floor|risk)\s*:", re.MULTILINE)
 
 
 def _may_confine(folder: Path) -> bool:
-    """Whether a file of the folder seems to have such a key. A file that cannot be read may have one."""
+    """Whether a file of the folder seems to have one of these keys. A file that cannot be read may have one."""
     try:
         return not folder.is_dir() or any(_CONFINING.search(path.read_bytes()) for path in yaml_files(folder))
     except OSError:

@@ -50,7 +50,7 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Charge(msgspec.Struct, frozen=True, array_like=True):
-    """What a request has reserved, as it travels with the request."""
+    """The reserved amount of a request, as it travels with the request."""
 
     amount: int
     keys: tuple[str, ...]
@@ -160,7 +160,7 @@ def cost(price: Price, input_tokens: int, output_tokens: int) -> int:
 
 
 def shares(specs: Sequence[BudgetSpec], totals: Mapping[str, int], month: str) -> dict[str, float]:
-    """The spent share of each budget. Of a budget per principal it is the largest share of a principal."""
+    """The spent share of each budget. A budget per principal has the largest share of a principal."""
     found: dict[str, float] = {}
     for spec in specs:
         prefix = f"{month}:{spec.name}:"

@@ -1,8 +1,8 @@
 """Limits and budgets over all router processes, in the Redis or Valkey that they share.
 
 Each limit is one script in the store, so that no two processes take the same token or the same dollar. While the
-store is gone, this process counts alone, from the last sums that it saw. What it has counted in that time is added
-when the store is back, also if the store has lost its sums.
+store is gone, this process counts alone, from the last sums that it saw. The amounts of that time are added when
+the store is back, also if the store has lost its sums.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _KEYS_IN_A_CALL = 500
 _PREFIX = f"{KEY_PREFIX}budget:"
 
 # Adds the amount to every sum, if all of them then stay within their limits. Returns the sums after that, and a 1
-# if the amount was added. A sum that the store has lost starts from what this process has seen.
+# if the amount was added. A sum that the store has lost starts from the sum in this process.
 _RESERVE = """
 local totals, full = {}, false
 for i, key in ipairs(KEYS) do
@@ -73,7 +73,7 @@ redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', string.format('%.6
 redis.call('EXPIRE', KEYS[1], ARGV[3])
 return taken
 """
-# A bucket that nobody has used for this long, or until it is full again, is forgotten.
+# A bucket is forgotten when it is full again, between these two times after its last use.
 _LEAST_KEPT_S, _MOST_KEPT_S = 60, 86_400
 
 
@@ -166,7 +166,7 @@ class RedisRates:
     """Token buckets in the store, one for each principal. While the store is gone: those of this process."""
 
     def __init__(self, link: RedisLink, name: str, own: Rates) -> None:
-        """`name` tells these buckets from those of other limits."""
+        """`name` is that of the limit, in the keys of its buckets."""
         self._link, self._name, self._own = link, name, own
         self._take = link.client.register_script(_TAKE)
 

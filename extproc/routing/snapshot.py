@@ -39,7 +39,7 @@ class AppRoute(msgspec.Struct, frozen=True, eq=False):
     headers: Mapping[str, str] = {}
     labels: Mapping[str, str] = {}
     of_apis: Mapping[Api, "Snapshot"] = {}  # where the default tier of an API differs
-    folder: str = ""  # of its own intents
+    folder: str = ""  # of the intents that it has itself
     signature: tuple[tuple[str, int, int, int], ...] = ()  # of these files, when they were read
     problems: tuple[str, ...] = ()  # the mistakes in these files
 

@@ -1,6 +1,6 @@
 """The sums of budgets: reserved before a request is sent, and corrected when its cost is known.
 
-A sum only needs one number, because an amount that is reserved is a part of it at once. Nothing expires: the amount
+A sum only needs one number, because an amount is a part of it as soon as it is reserved. Nothing expires: the amount
 of a request whose end is never reported stays, and the next month has other sums.
 """
 

@@ -1,4 +1,4 @@
-"""What outcomes and the ledger say about the money that is spent, for the budgets of the router."""
+"""The money that is spent, by outcomes and by the ledger, for the budgets of the router."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ def settle(budgets: Budgets | None, outcome: Outcome, cost: Cost) -> None:
 
 
 async def count_spent(router: Router, place: Path | str) -> None:
-    """Raise the sums of this month to what the ledger knows. A restart of a router then forgets nothing."""
+    """Raise the sums of this month to those of the ledger. A restart of a router then forgets nothing."""
     specs, budgets = router.snapshot.all_budgets, router.budgets
     if not specs or budgets is None:
         return

@@ -21,8 +21,8 @@ class UsdBudget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str,
         about(
             "The reaction when the money is spent. A tier: requests go to this tier, or to a cheaper one that they "
-            "would have had anyway. At twice the budget they are answered 429. `refuse`: they are answered 429 at "
-            "once."
+            "would have had anyway. At twice the budget they are answered 429. `refuse`: they are answered 429 "
+            "instead."
         ),
     ]
     per: Annotated[

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from extproc.accounting.outcome import Cost, paid
+from extproc.accounting.queries import By
 from extproc.accounting.report import read_report
 from extproc.accounting.spent import read_spent
 from extproc.accounting.store import Store
@@ -54,7 +55,8 @@ def test_each_budget_begins_with_what_the_ledger_has_of_this_month(ledger):
 
 
 def test_a_report_groups_by_app_or_team(ledger):
-    for by, name in (("app", "support"), ("team", "care")):
+    names: dict[By, str] = {"app": "support", "team": "care"}
+    for by, name in names.items():
         groups = {line.name: (line.requests, line.cost) for line in read_report(ledger, 1e9, by).groups}
         assert groups == {name: (3, 8.875), "-": (1, 0.0)}
 

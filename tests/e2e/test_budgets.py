@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -151,7 +152,7 @@ def test_without_the_store_traffic_goes_on_and_the_sums_come_back(three: Stack, 
     assert {answer.said["x-router-reason"] for answer in answers} == {"budget"}
     eventually(lambda: rows(three, 'decision LIKE \'%"limits":"local"%\''), "rows with local limits")
     server.start()
-    store = redis_client.Redis.from_url(server.url)
+    store: Any = redis_client.Redis.from_url(server.url)
     month = time.strftime("%Y-%m", time.gmtime())
 
     def restored() -> bool:
