@@ -177,6 +177,7 @@ RECORD_KEYS = {
     "app": "the app that the request belongs to",
     "team": "the team of that app",
     "budget": "the budget that is used up, so that the tier was lowered or the request was refused",
+    "reserved_microusd": "the expected cost of the request in millionths of a dollar, if a budget holds for it",
     "limits": "`local`: limits and budgets were those of one process, because the store of `state` could not be asked",
     "charge": "the nanodollars that the request has reserved, and its budgets",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",

@@ -61,6 +61,7 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     app: str | None = None
     team: str | None = None  # of the app
     budget: str | None = None  # the budget that is used up, so that it lowered or refused the request
+    reserved_microusd: int | None = None  # the expected cost, if a budget holds for the request
     limits: str | None = None  # "local": the store of limits and budgets could not be asked
 
 

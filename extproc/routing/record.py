@@ -79,6 +79,7 @@ def decision_record(
         app=snapshot.app,
         team=snapshot.team,
         budget=payment.budget,
+        reserved_microusd=payment.charge.amount // 1000 if payment.charge is not None else None,
         limits=LOCAL if payment.local else None,
     )
 

@@ -1,7 +1,7 @@
 """The sums of budgets: reserved before a request is sent, and corrected when its cost is known.
 
-A sum only needs one number, because an amount is a part of it as soon as it is reserved. Nothing expires: the amount
-of a request whose end is never reported stays, and the next month has other sums.
+A sum only needs one number, because an amount is a part of it as soon as it is reserved. Nothing expires: the
+amount of a request whose end is never reported stays, and the next month has other sums.
 """
 
 from collections import OrderedDict
