@@ -8,9 +8,12 @@ import msgspec
 import pytest
 
 from extproc.cli.main import main
+from extproc.config import reload as reload_module
 from extproc.config.candidate import compile_all
+from extproc.config.changes import changes_between, describe
 from extproc.config.load import Config, load_config
 from extproc.config.residency import describe_refusals, refused_headers
+from extproc.envoy.bootstrap import sample_of
 from extproc.routing.budget import nano
 from extproc.routing.snapshot import AUTHORITY, Snapshot, host_of
 
@@ -141,6 +144,15 @@ def test_envoy_refuses_undecided_requests_of_apps_that_the_default_tier_may_not_
         confined, policy=msgspec.structs.replace(confined.policy, mode="shadow")
     )
     assert refused_headers(shadow) == []
+
+
+def test_an_edit_of_an_apps_folder_is_seen_and_logged(folder, words):
+    snapshot, before = compiled(folder, words), load_config(folder)
+    assert reload_module._look_at_others(snapshot) == reload_module._other_signatures(snapshot)
+    (folder / "support" / "refunds.yaml").write_text(f"{REFUNDS}only: [small]\n")
+    assert reload_module._look_at_others(snapshot) != reload_module._other_signatures(snapshot)
+    changes = changes_between(before, load_config(folder), sample_of)
+    assert describe(changes) == "apps.support: its intents changed; needs Envoy: policy.yaml:25 intents"
 
 
 def test_a_tier_that_the_app_may_not_use_is_a_mistake_of_its_intent(folder):
