@@ -12,7 +12,7 @@ _SERVERS = ("valkey-server", "redis-server")
 
 
 class Redis:
-    """A server without a file. After a restart it is empty."""
+    """A server that stores nothing on disk, so a restart empties it."""
 
     def __init__(self) -> None:
         binary = next((path for name in _SERVERS if (path := shutil.which(name)) is not None), None)

@@ -1,4 +1,4 @@
-"""The money that a ledger knows to be spent, by budget, and reports by app and team."""
+"""The money that a ledger has as spent, by budget, and reports by app and team."""
 
 import contextlib
 import sqlite3
@@ -72,7 +72,7 @@ def test_an_older_ledger_knows_no_app(ledger):
 
 
 def test_what_was_paid_for_a_request():
-    """An answer without token counts leaves it open. A request that no tier answered has cost nothing."""
+    """Without token counts the cost is unknown. A request without an answer costs nothing."""
     assert paid(outcome(), Cost(0.5, (0.25, None), None)) == 0.75
     assert paid(outcome(), Cost(None, (), None)) is None
     assert paid(outcome(status=503, ending="failed"), Cost(None, (), None)) == 0.0

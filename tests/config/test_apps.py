@@ -1,4 +1,4 @@
-"""Applications: their files are read and compiled beside the policy, and a mistake in one never stops another."""
+"""Applications: their files are read and compiled beside the policy. A mistake in one does not stop another."""
 
 import logging
 import shutil

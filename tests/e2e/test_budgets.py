@@ -47,7 +47,7 @@ def server() -> Iterator[Redis]:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory, server: Redis) -> Iterator[Stack]:
-    """Three router processes that share nothing but the store."""
+    """Start three router processes that share only the store."""
     folder = tmp_path_factory.mktemp("budgets")
     intents = write_small_intents(folder / "source")
     (intents / "support").mkdir()
@@ -110,7 +110,7 @@ def test_the_budget_of_a_principal_holds_over_all_routers(three: Stack) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 def test_a_budget_that_refuses_answers_429_in_the_shape_of_the_api(three: Stack, path: str) -> None:
-    """The app is known by its host, whatever its case and port."""
+    """The case and the port of the host do not matter."""
     refused = eventually(
         lambda: answer if (answer := post(three, "b", host="Strict.Example:80", path=path)).status == 429 else None,
         "the budget of the app is used up",
@@ -124,7 +124,7 @@ def test_a_budget_that_refuses_answers_429_in_the_shape_of_the_api(three: Stack,
 
 
 def test_an_app_has_its_own_intents_and_tiers(three: Stack) -> None:
-    """Without the host, the same prompt goes to the large tier. No model that a client names leads elsewhere."""
+    """Without the host, the same prompt goes to the large tier. A model that a client names is not an exception."""
     answer = post(three, "c", host=f"eu.{SUPPORT}")
     assert answer.said == {"x-router-cohort": "proofs", "x-router-tier": "small", "x-router-reason": "matched"}
     assert post(three, "c", EXTRACT, host=SUPPORT).said["x-router-tier"] == "small"
@@ -141,7 +141,7 @@ def test_an_app_has_its_own_intents_and_tiers(three: Stack) -> None:
 
 
 def test_without_the_store_traffic_goes_on_and_the_sums_come_back(three: Stack, server: Redis) -> None:
-    """Each router limits by the sums that it saw. The store comes back empty, and the sums are in it again."""
+    """Each router uses its last known sums. The store restarts empty, and the routers restore the sums."""
     spent = Counter[str]()
     while spent["budget"] < 4 * ROUTERS:  # so that each router has seen that the budget is used up
         spent[post(three, "late", f"{PROVE} Copy {spent.total()}.").said["x-router-reason"]] += 1
@@ -168,7 +168,7 @@ def test_without_the_store_traffic_goes_on_and_the_sums_come_back(three: Stack, 
 
 
 def test_the_app_of_an_undecided_request_is_refused_by_envoy(three: Stack, tmp_path: Path) -> None:
-    """The policy's default tier is not one of the app's. Other requests go on without a router."""
+    """The app may not use the default tier of the policy. Other requests continue without a router."""
     three_alone = Stack(three.intents, tmp_path, three.upstreams)  # nothing listens on its router's port
     try:
         three_alone.start_envoy(three_alone.bootstrap())

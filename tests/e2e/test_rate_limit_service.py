@@ -1,4 +1,4 @@
-"""Envoy's global rate limit service counts by the router's metadata. The block of the guide is what Envoy runs."""
+"""Envoy's global rate limit service counts by the router's metadata. Envoy runs the YAML of the guide."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +59,7 @@ Request, Response = _messages()
 
 
 class Service:
-    """A rate limit service that allows each descriptor so many tokens."""
+    """A rate limit service that allows each descriptor MOST_TOKENS tokens."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[dict[str, str], int]] = []

@@ -1,4 +1,4 @@
-"""Budgets: what holds for a request, what it reserves, where it goes when the money is spent, and the real cost."""
+"""Budgets: their effect on a request, the reserved amount, and the real cost."""
 
 import asyncio
 import calendar
@@ -44,7 +44,7 @@ def router_of(snapshot: Snapshot, words: Any, budget: UsdBudget, **policy: Any) 
 
 
 def amount_of(router: Router, **request: Any) -> int:
-    """What one request reserves at the large tier."""
+    """Return the amount that one request reserves at the large tier."""
     charge = routed(router, **request).payment.charge
     assert charge is not None
     router.budgets.spending.add(charge.keys, -charge.amount)  # type: ignore[union-attr]
@@ -52,7 +52,7 @@ def amount_of(router: Router, **request: Any) -> int:
 
 
 def said(router: Router, times: int, **request: Any) -> list[tuple[str, str, int]]:
-    """The tier, the reason and the status of each request. 200: it was sent on."""
+    """Return tier, reason and status of each request. 200: it was sent on."""
     answers = [routed(router, **request) for _ in range(times)]
     return [
         (r.decision.tier.name, r.decision.reason.value, r.refusal.status if r.refusal is not None else 200)

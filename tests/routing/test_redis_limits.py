@@ -1,4 +1,4 @@
-"""Limits and budgets that processes share through a real Redis, which goes away and comes back empty."""
+"""Limits and budgets that processes share through a real Redis, also after it stops and restarts empty."""
 
 import asyncio
 from collections.abc import Callable
@@ -42,7 +42,7 @@ async def reserve(spending: RedisSpending, claims: list[Claim], amount: int) -> 
 
 
 def test_processes_share_the_sums_and_outlive_the_store(redis: Redis) -> None:
-    """While it is gone, each goes on from the sums that it saw. It comes back empty, the sums do not."""
+    """Without the store, each process uses its last known sums. It restores them after the store restarts."""
     failures: list[None] = []
 
     async def scenario() -> None:
