@@ -274,6 +274,7 @@ OTHER_MEANINGS = {
     ("config", "accept"): "a key of an intent",
     ("config", "background"): "a kind of YAML file",
     ("config", "capability"): "what an error message calls an entry of `capabilities`",
+    ("config", "tier_floor"): "a key of an intent",
     ("config", "rule"): "what an error message calls an entry of `rules`",
     ("envoy", "max_retries"): "a field of Envoy's circuit breakers",
     ("evidence", "accept"): "a key of an intent",

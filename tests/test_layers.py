@@ -29,7 +29,7 @@ VENDORS = {
     "routing/products.py": {"faiss"},
     "routing/head.py": {"scipy"},
     "routing/centroid_file.py": {"safetensors"},  # arrays in a file that cannot run code
-    "routing/redis_store.py": {"redis"},  # for a policy with `state`
+    "routing/redis_link.py": {"redis"},  # for a policy with `state`
     "acceptance/refusal.py": {"re2"},  # its time is linear for any text, because answers are untrusted
     "acceptance/schema.py": {"re2"},
     "config/strict_yaml.py": {"yaml"},

@@ -183,6 +183,12 @@ RECORD_KEYS = {
     "vector": "the embedding of the ask, as base64 of whole numbers from -127 to 127",
     "checked": "whether a kept answer exists, which is compared with the new one",
     "hit": "the kept answer that was served: its tier and its tokens",
+    "app": "the app that the request belongs to",
+    "team": "the team of that app",
+    "budget": "the budget that is used up, so that the tier was lowered or the request was refused",
+    "reserved_microusd": "the expected cost of the request in millionths of a dollar, if a budget holds for it",
+    "limits": "`local`: limits and budgets were those of one process, because the store of `state` could not be asked",
+    "charge": "the nanodollars that the request has reserved, and its budgets",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "ConversationRecord.conversation": "the key of the conversation",
     "kept": "whether the id of the response is needed, too",
@@ -240,6 +246,7 @@ REASONS = {
     "residency": "moved to a tier of `only`, or answered with 503 because none of these tiers can serve the request",
     "bound": "kept at the tier that answered the conversation last: see `conversation` in the record",
     "upgrade_rate": "kept at the default tier, as the principal has used up its `upgrades`",
+    "budget": "lowered to the tier of a budget that is used up, or answered with 429: see [Budgets](../guides/budgets.md)",
     "pinned": "the client named a tier's own model",
     "passthrough": "not for us to route: a model that `retarget` does not list, or another path",
     "bad_request": "answered with 400: the body cannot be read, a member appears twice, or `model` cannot be replaced",
@@ -250,6 +257,7 @@ REASONS = {
     "unreadable": "the body is empty, or has too many messages",
     "deadline": "the encoder took too long, or had too much to do",
     "encoder_error": "the encoder failed",
+    "app_off": "the intents of its app have mistakes. It is answered with 503 if they may confine requests to some tiers",
 }
 
 NOT_A_COHORT = """
@@ -400,6 +408,9 @@ words, never text of a request.
 """
 
 LABELS = {
+    "app": "the [app](../guides/budgets.md#applications) that the request belongs to. Requests of no app do not have this label",
+    "team": "the label `team` of the app. The metric has the other labels of the app, too",
+    "budget": "the name of a budget: `all`, `app/NAME`, `team/NAME`, or one of these with `/principal` at its end",
     "cohort": "the cohort that the request belongs to, or [why it belongs to none](reasons.md#requests-of-no-cohort)",
     "tier": "for decisions, the tier of the first attempt; elsewhere the tier that answered",
     "reason": "for decisions and outcomes, a [reason](reasons.md#reasons-of-a-decision); for verdicts and rejections, a [reason of "
@@ -469,6 +480,7 @@ LOG_LINES = {
     "Keeper._run": "Partitions and hourly sums of a ledger in Postgres are not kept up to date. The line says why. Outcomes "
     "are stored, and reports are exact and slower. It is tried again every 30 seconds.",
     "compile_both": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
+    "compile_all": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
     "check` lists them, too. The candidate is read again after an edit.",
     "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",
     "follow_rollout": "The ledger cannot be read. The line says why. The candidate keeps its share, and is compared as soon as the "
@@ -495,6 +507,16 @@ LOG_LINES = {
     "AnswerStore._saw": "A share of the hits is checked, and too many were wrong, so every request of this cohort goes to a tier. "
     "`extproc status` has the figures. Look for what changed since the answers were made, then edit the intent.",
     "RedisStore._ping": "The store works again after the line above.",
+    "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. "
+    "Each worker counts its own part of every budget. Set `state` to the URL of a Redis or Valkey.",
+    "RedisLink.stop": "The store is down or slow. Traffic goes on. Each router process remembers the conversations that it "
+    "serves itself, and goes on from the sums of budgets that it saw last. Look at the Redis that `state` names.",
+    "RedisLink._ping": "The store works again after the line above. What was counted in the meantime is added to it.",
+    "_instead": "The files of an app have the mistakes that the line lists. The app keeps its earlier intents. Other apps are not "
+    "affected.",
+    "_instead 2": "The same, and the app had no earlier intents. Its default tier serves. If its files may confine requests to some "
+    "tiers, they are refused instead.",
+    "count_spent": "The ledger cannot be read, so the budgets of this process begin with the sums of the store, or with nothing.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",
     "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",

@@ -21,6 +21,7 @@ def outcome_statements(outcome: Outcome, cost: Cost, last: str) -> Iterator[Stat
         *_counts(outcome.usage), outcome.usage_from, cost.last, cost.default, outcome.request,
         outcome.conversation, outcome.unjudged, outcome.decision, outcome.chances, outcome.explored,
         outcome.cache, cost.saved,
+        outcome.app, outcome.team,
     )  # fmt: skip
     yield f"INSERT INTO outcomes ({', '.join(COLUMNS)}) VALUES (?{', ?' * (len(row) - 1)})", row
     for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):

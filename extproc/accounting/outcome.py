@@ -84,6 +84,9 @@ class Outcome(msgspec.Struct, frozen=True):
     explored: str | None = None  # the id of that second request, if it was drawn: see `Explored`
     cache: str | None = None  # a CacheWord; None: the cohort has no cache
     reused: Usage | None = None  # tokens of the kept answer that was served. `tier` gave it, and nothing was paid
+    app: str | None = None
+    team: str | None = None  # of the app
+    charge: str | None = None  # what the request has reserved in its budgets
     revision: str | None = None
     mode: str | None = None
     decision: str | None = None  # the whole record of the decision and of the last verdict, as JSON
@@ -139,6 +142,13 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 Priced = tuple[Outcome, Cost]
+
+
+def paid(outcome: Outcome, cost: Cost) -> float | None:
+    """Return the cost of all answers to a request in US dollars. None: that of the last one is not known."""
+    if cost.last is None and outcome.usage_due:
+        return None
+    return (cost.last or 0.0) + sum(price for price in cost.rejected if price is not None)
 
 
 class Tariff(Protocol):

@@ -14,7 +14,9 @@ from extproc.accounting.outcome import SERVED, Ending, Unjudged
 from extproc.contract.words import CACHE_HITS, Reason, Undecided
 
 # The column by which a report groups its lines.
-By = Literal["cohort", "tier", "principal"]
+By = Literal["cohort", "tier", "principal", "app", "team"]
+# A ledger of an older version does not have these columns.
+NEWER_GROUPS = ("app", "team")
 # All requests, under a single name.
 ALL = "all"
 
@@ -211,7 +213,7 @@ ANONYMOUS = "anonymous"
 OWN_SIGNAL = f"s.request = o.request AND s.principal = coalesce(o.principal, '{ANONYMOUS}')"
 
 
-def signal_sums(by: By) -> str:
+def signal_sums(by: str) -> str:
     """For each `name` and `kind`, the number of answers with this signal, of their scores and labels."""
     return (
         f"SELECT {NAMES[by]} AS name, s.kind, count(*) AS answers, count(s.score) AS scores, "

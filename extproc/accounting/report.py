@@ -1,4 +1,4 @@
-"""`extproc report`: read a ledger and add it up, by cohort, tier or principal."""
+"""`extproc report`: read a ledger and add it up, by cohort, tier, principal, app or team."""
 
 import contextlib
 import re
@@ -14,7 +14,7 @@ from extproc.accounting.connection import Connection
 from extproc.accounting.first_bytes import read_first_bytes
 from extproc.accounting.headlines import report_headlines
 from extproc.accounting.outcome import Ending
-from extproc.accounting.queries import ALL, FALLBACKS, By, Sum
+from extproc.accounting.queries import ALL, FALLBACKS, NEWER_GROUPS, By, Sum
 from extproc.accounting.sources import Source, source_of
 from extproc.accounting.store import connect, name_of
 from extproc.contract.words import CacheWord, Signal
@@ -40,7 +40,7 @@ class SignalSums(msgspec.Struct, frozen=True):
 
 
 class CohortLine(msgspec.Struct):
-    """The sums of one cohort, tier or principal.
+    """The sums of one cohort, tier, principal, app or team.
 
     Tokens and costs include rejected answers. Answers with unknown usage are only counted in `unknown`.
     """
@@ -116,14 +116,15 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
     until = time.time()
     since = until - since_s
     with contextlib.closing(connect(place)) as ledger, ledger.snapshot():
-        total, groups = _read_tallies(ledger, source_of(ledger, since), by)
+        known = by not in NEWER_GROUPS or ledger.has_column(by)
+        total, groups = _read_tallies(ledger, source_of(ledger, since), by if known else ALL)
         [explored] = ledger.fetch(queries.EXPLORED, (since,))
         sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
         cached = CacheSums()
         if ledger.has_column("saved"):
             cached = _cached(ledger, source_of(ledger, since))
     lines = sorted(
-        (tally.line(name) for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
+        (tally.line(name or "-") for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )
     overall = total.line("total")
     verdicts = report_headlines(overall, lines)
@@ -190,7 +191,7 @@ _Groups = defaultdict[str, _Tally]
 _Sums = tuple[str, str, dict[str, float]]
 
 
-def _read_tallies(ledger: Connection, source: Source, by: By) -> tuple[_Tally, _Groups]:
+def _read_tallies(ledger: Connection, source: Source, by: str) -> tuple[_Tally, _Groups]:
     """Return the tally of everything, and the tally of each value of `by`."""
     total, groups = _Tally(), _Groups(_Tally)
 
@@ -222,7 +223,7 @@ def _read_tallies(ledger: Connection, source: Source, by: By) -> tuple[_Tally, _
     return total, groups
 
 
-def _add_signals(ledger: Connection, source: Source, by: By, total: _Tally, groups: _Groups) -> None:
+def _add_signals(ledger: Connection, source: Source, by: str, total: _Tally, groups: _Groups) -> None:
     for row in ledger.fetch(queries.signal_sums(by), (source.since,)):
         counts = {row["kind"]: row["answers"]} | {name: row[name] for name in ("scores", "score", "labels")}
         for tally in (total, groups[row["name"]]):

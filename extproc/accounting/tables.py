@@ -37,6 +37,8 @@ MIGRATIONS = {
         # The word of the cache, and the cost that a hit saved.
         "ALTER TABLE outcomes ADD COLUMN cache TEXT",
         "ALTER TABLE outcomes ADD COLUMN saved DOUBLE PRECISION",
+        "ALTER TABLE outcomes ADD COLUMN app TEXT",
+        "ALTER TABLE outcomes ADD COLUMN team TEXT",
     ),
 }
 TABLES = f"""{EXPLORATIONS};
@@ -47,7 +49,8 @@ CREATE TABLE IF NOT EXISTS outcomes (
   judged INTEGER NOT NULL, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
   duration_s DOUBLE PRECISION, first_byte_s DOUBLE PRECISION, input INTEGER, output INTEGER, cached INTEGER,
   usage_from TEXT, cost DOUBLE PRECISION, default_cost DOUBLE PRECISION, request TEXT,
-  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT, cache TEXT, saved DOUBLE PRECISION
+  conversation TEXT, unjudged TEXT, decision TEXT, chances TEXT, explored TEXT,
+  cache TEXT, saved DOUBLE PRECISION, app TEXT, team TEXT
 ){{by_day}};
 CREATE TABLE IF NOT EXISTS rejections (
   outcome {{outcome}}, attempt INTEGER NOT NULL, tier TEXT,
@@ -78,7 +81,7 @@ COLUMNS = (
     "time", "api", "ending", "status", "attempts", "failed_attempts", "reason", "judged", "cohort", "tier",
     "principal", "session", "revision", "mode", "duration_s", "first_byte_s", "input", "output", "cached",
     "usage_from", "cost", "default_cost", "request", "conversation", "unjudged", "decision",
-    "chances", "explored", "cache", "saved",
+    "chances", "explored", "cache", "saved", "app", "team",
 )  # fmt: skip
 
 

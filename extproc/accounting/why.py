@@ -36,6 +36,7 @@ _REASONS: dict[str, str] = {
     Reason.CAPABILITY: "the tiers below cannot serve it: it is too long for them, or they lack a capability",
     Reason.BOUND: "the conversation stays at the tier that answered it last",
     Reason.UPGRADE_RATE: "the caller has used up its upgrades, so the default tier serves",
+    Reason.BUDGET: "a budget is used up, so its tier serves, or the client got an error",
     Reason.RESIDENCY: "`only` allows no other tier",
     Reason.PINNED: "the client named the model of this tier",
     Reason.PASSTHROUGH: "`retarget` does not list the model that the client named, or the path is not routed",
@@ -47,6 +48,7 @@ _REASONS: dict[str, str] = {
     Reason.UNREADABLE: "its body could not be read, so the default tier serves",
     Reason.DEADLINE: "the encoder did not answer in time, so the default tier serves",
     Reason.ENCODER: "the encoder failed, so the default tier serves",
+    Reason.APP_OFF: "the intents of its app have mistakes",
     Undecided.FAIL_OPEN: "Envoy got no decision from the router in time, so the default tier serves",
     Undecided.NONE: "it was not sent to any upstream",
 }
@@ -105,6 +107,7 @@ def _story(row: Mapping[str, Any], ledger: Connection) -> str:
     lines = [
         *_opening(row),
         *_decision(row, decision),
+        *_app(decision),
         *_match(row, decision),
         *_cache(row, decision),
         *_attempts(row, rejections, verdict),
@@ -146,6 +149,15 @@ def _decision(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]
         yield f"          `mode: shadow`: `enforce` would have asked tier {decision.proposed_tier}"
     if decision.withheld is not None:
         yield f"          The match is a guess, so these keys of the intent were not applied: {decision.withheld}"
+
+
+def _app(decision: DecisionRecord) -> Iterator[str]:
+    if decision.app is not None:
+        yield f"app       {decision.app}" + (f", team {decision.team}" if decision.team is not None else "")
+    if decision.budget is not None:
+        yield f"budget    {decision.budget} is used up"
+    if decision.limits is not None:
+        yield "limits    Those of one process, because the store of `state` could not be reached"
 
 
 def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:

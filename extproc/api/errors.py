@@ -13,10 +13,14 @@ _TYPES = {
     503: ("server_error", "api_error"),
 }
 
+# A 429 that does not end within minutes has another type.
+_BY_CODE: dict[str | None, str] = {"budget": "insufficient_quota"}
+
 
 def error_body(path: str, status: int, message: str, code: str | None = None) -> bytes:
     """Return the JSON body of an error for a request to `path`. Anthropic's errors have no `code`."""
     type_, anthropic_type = _TYPES[status]
+    type_ = _BY_CODE.get(code, type_)
     if speaks_anthropic(path):
         return msgspec.json.encode({"type": "error", "error": {"type": anthropic_type, "message": message}})
     return msgspec.json.encode({"error": {"message": message, "type": type_, "param": None, "code": code}})

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from extproc.cli.options import Commands
     from extproc.config.load import Config
     from extproc.routing.policy import Cohort
+    from extproc.routing.snapshot import Snapshot
 
 
 def add_commands(commands: "Commands") -> None:
@@ -49,6 +50,12 @@ def add_commands(commands: "Commands") -> None:
         metavar="NAME: VALUE",
         help="header of the request that rules of the policy may read; repeat it for several headers",
     )
+    explain.add_argument(
+        "--app",
+        metavar="NAME",
+        help="app of policy.yaml that the request belongs to (default: the one that its headers match, such as "
+        "--header 'host: llm.example.com')",
+    )
     explain.add_argument("--json", action="store_true", help="print the decision as JSON")
 
     schema = add_command(
@@ -84,9 +91,32 @@ def _check(args: argparse.Namespace) -> int:
         print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
     for note in (*notes, *_notes(config, cohorts)):
         print(note)
+    for line in _check_apps(config, snapshot, args.intents):
+        print(line)
     if config.policy.candidate is not None:
         print(_check_candidate(config, args.intents))
     return 0
+
+
+def _check_apps(config: "Config", snapshot: "Snapshot", folder: Path) -> Iterator[str]:
+    """Check the files of each app, and describe it in one line. Raises ConfigError with the mistakes of all."""
+    from extproc.config.apps import compile_app
+    from extproc.config.load import ConfigError
+    from extproc.encoder.backends import load_encoder
+
+    problems = []
+    for name, app in config.policy.apps.items():
+        try:
+            own = compile_app(name, snapshot, config, folder, load_encoder(config.policy.encoder.model))
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        where = f"in {app.intents}" if app.intents else "of the policy"
+        tiers = f", tiers {', '.join(app.tiers)}" if app.tiers is not None else ""
+        team = f", team {app.team}" if app.team is not None else ""
+        yield f"app {name}: {len(own.policy.cohorts)} cohorts {where}{tiers}{team}"
+    if problems:
+        raise ConfigError(problems, folder)
 
 
 def _check_candidate(config: "Config", folder: Path) -> str:
@@ -142,7 +172,7 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
         ),
     }
     yield from (f"{note}: {', '.join(names)}" for note, names in notes.items() if names)
-    refusals = describe_refusals(config.policy, config.intents)
+    refusals = describe_refusals(config)
     if refusals is not None:
         yield refusals
 
@@ -153,7 +183,7 @@ def _explain(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.request is None):
         raise ValueError('give either a prompt or --request FILE: extproc explain --intents DIR "..."')
     body = args.request.read_bytes() if args.request is not None else None
-    print(explain(args.intents, args.prompt, body, args.path, args.header, args.json))
+    print(explain(args.intents, args.prompt, body, args.path, args.header, args.json, args.app))
     return 0
 
 

@@ -38,8 +38,7 @@ def add_envoy(commands: "Commands") -> None:
     envoy = add_command(
         commands, "envoy", _envoy,
         "Print Envoy's configuration for the tiers in policy.yaml. It is a complete bootstrap, or resources for a "
-        "gateway in Kubernetes. Render it again after a change of tiers, timeouts or headers in rules, and "
-        "after the first intent gets acceptance rules.",
+        "gateway in Kubernetes. Render it again after a change of tiers, timeouts or headers in rules.",
     )  # fmt: skip
     intents_option(envoy)
     envoy.add_argument(
@@ -131,7 +130,7 @@ def add_envoy(commands: "Commands") -> None:
 
 
 def _envoy(args: argparse.Namespace) -> int:
-    from extproc.config.load import load_config
+    from extproc.config.load import ConfigError, load_config
     from extproc.envoy.bootstrap import render_envoy
     from extproc.envoy.tls import ClientTls, write_secrets
 
@@ -143,6 +142,8 @@ def _envoy(args: argparse.Namespace) -> int:
         )
     cascade = VERSIONS[args.target][version]
     config = load_config(args.intents)
+    if config.broken:  # Envoy has to know the tiers that every app may use
+        raise ConfigError([problem for app in config.broken.values() for problem in app.problems], args.intents)
     if args.target != "envoy":
         return _for_gateway(args, config, version)
     for name in ("host", "gateway"):

@@ -11,12 +11,15 @@ from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
 from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines
+from extproc.config.apps import compile_app, with_apps
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
-from extproc.encoder.batcher import Batcher
+from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.language import is_english
+from extproc.mismatch import suggestion
 from extproc.routing.answer_cache import KEY_PARTS, AnswerCache
+from extproc.routing.budget import NANO
 from extproc.routing.cache_store import AnswerStore
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
@@ -24,6 +27,7 @@ from extproc.routing.index import chances, similarities
 from extproc.routing.policy import Cohort, routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
+from extproc.routing.snapshot import AUTHORITY
 from extproc.routing.store import MemoryStore
 from extproc.routing.wording import wording_of
 from extproc.settings import Chosen
@@ -65,11 +69,21 @@ class Explained(msgspec.Struct, frozen=True):
 class Explainer:
     """Explains decisions with the files of a folder as they were when it was made. For one thread at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load the files and the encoder. Raises ConfigError and EncoderError."""
+    def __init__(self, folder: Path, app: str | None = None) -> None:
+        """Load the files and the encoder. Raises ConfigError, EncoderError, and ValueError for an unknown app.
+
+        `app` is the app whose requests they are. Without it, their headers say that.
+        """
         config = load_config(folder)
-        self._encoder = load_encoder(config.policy.encoder.model)
-        self.snapshot = compile_snapshot(config, self._encoder)
+        if app is not None and app not in config.policy.apps:
+            raise ValueError(
+                f"--app {app}: no app of policy.yaml has this name: {suggestion(app, [*config.policy.apps])}"
+            )
+        encoder = self._encoder = RememberingEncoder(load_encoder(config.policy.encoder.model))
+        snapshot = compile_snapshot(config, encoder)
+        if app is not None:
+            compile_app(app, snapshot, config, folder, encoder)  # raises ConfigError for mistakes in its files
+        self.snapshot = with_apps(snapshot, config, folder, encoder).of_app(app)
 
     def of_prompt(self, prompt: str, path: str | None = None, headers: Sequence[str] = ()) -> Explained:
         """Explain the decision for a request whose only message is `prompt`."""
@@ -87,7 +101,7 @@ class Explainer:
         if routed.signals is None or not routed.signals.ask.text:
             return Explained(routed, path, {}, {})
         vector = self._encoder.encode([routed.signals.ask.text])[0]
-        index = self.snapshot.index
+        index = routed.snapshot.index
         return Explained(routed, path, similarities(index, vector), chances(index, vector))
 
 
@@ -98,9 +112,13 @@ def explain(
     path: str | None,
     headers: Sequence[str],
     as_json: bool,
+    app: str | None = None,
 ) -> str:
-    """Explain the decision for a prompt or for a request body, as text or as JSON."""
-    explainer = Explainer(folder)
+    """Explain the decision for a prompt or for a request body, as text or as JSON.
+
+    `app` is the app whose request it is. Without it, the headers say that.
+    """
+    explainer = Explainer(folder, app)
     explained = (
         explainer.of_prompt(prompt or "", path, headers) if body is None else explainer.of_body(body, path, headers)
     )
@@ -108,9 +126,10 @@ def explain(
 
 
 def _by_name(headers: Sequence[str]) -> dict[str, str]:
-    """Headers given as "NAME: VALUE", by their names in lower case."""
+    """Headers given as "NAME: VALUE", by their names in lower case. HTTP/2 has another name for the host."""
     pairs = (header.partition(":") for header in headers)
-    return {name.strip().lower(): value.strip() for name, _, value in pairs}
+    by_name = {name.strip().lower(): value.strip() for name, _, value in pairs}
+    return by_name | ({AUTHORITY: by_name["host"]} if "host" in by_name else {})
 
 
 def _as_json(routed: Routed, by_cohort: Mapping[str, float], by_chance: Mapping[str | None, float]) -> str:
@@ -129,6 +148,7 @@ def _as_text(
     policy = routed.snapshot.policy
     lines = (
         *_request_lines(routed, path),
+        *_app_lines(routed),
         *cohort_table(policy, by_cohort, by_chance),
         *match_lines(policy, routed.decision),
         *_evidence_lines(routed.decision),
@@ -153,6 +173,16 @@ def _request_lines(routed: Routed, path: str) -> Iterator[str]:
         yield "task      none: the ask only greets, thanks or agrees, so it is out of scope"
     elif routed.snapshot.english_only and not is_english(ask.text):
         yield "language  not English, and the encoder reads nothing else: it is out of scope"
+
+
+def _app_lines(routed: Routed) -> Iterator[str]:
+    """The app of the request, and the budgets that hold for it."""
+    snapshot = routed.snapshot
+    if snapshot.app is not None:
+        yield f"app       {snapshot.app}" + (f", team {snapshot.team}" if snapshot.team is not None else "")
+    for spec in snapshot.budgets:
+        over = f"then tier {spec.over} at most, and 429 at twice that" if spec.over is not None else "then 429"
+        yield f"budget    {spec.name}: ${spec.limit / NANO:,.2f} a month, {over}"
 
 
 def _evidence_lines(decision: Decision) -> Iterator[str]:

@@ -108,6 +108,8 @@ def status_lines(address: str, status: "Status") -> Iterator[str]:
         yield f"Envoy     needs no update if it was rendered from revision {status.rendered_from}"
     for cohort, line in status.caches.items():
         yield f"cache     {cohort} {line}"
+    for line in status.apps:
+        yield f"app       {line}"
     for line in status.stale:
         yield f"stale     {line}"
 

@@ -20,7 +20,8 @@ from extproc.accounting.store import name_of
 from extproc.cli.evidence import requests_by_id, run_calibrate, run_choose
 from extproc.cli.evidence_compare import run_diff, run_gate
 from extproc.cli.evidence_sample import rows_to_label
-from extproc.config.load import ConfigError, load_config, yaml_files
+from extproc.config.load import ConfigError, load_config
+from extproc.config.reading import yaml_files
 from extproc.config.rollout_files import CandidateRunning, propose_candidate, without_candidate
 from extproc.config.schema import POLICY_FILE
 from extproc.encoder.protocols import EncoderError

@@ -16,12 +16,13 @@ def add_commands(commands: "Commands") -> None:
     """Add the commands of this group."""
     report = add_command(
         commands, "report", _report,
-        "Show cost, savings and escalations by cohort, tier or caller. docs/guides/ledger.md explains the numbers.",
+        "Show cost, savings and escalations by cohort, tier, caller, app or team. docs/guides/ledger.md explains "
+        "the numbers.",
     )  # fmt: skip
     _ledger_options(report)
     report.add_argument(
         "--by",
-        choices=("cohort", "tier", "principal"),
+        choices=("cohort", "tier", "principal", "app", "team"),
         default="cohort",
         help="group the requests by this: one line of the report for each (default: %(default)s)",
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import msgspec
 
+from extproc.config.apps import with_apps
 from extproc.config.compile import centroids_digest, compile_snapshot
 from extproc.config.load import Config, ConfigError, beside, candidate_folder, load_candidate
 from extproc.config.schema import Intent
@@ -18,12 +19,14 @@ log = logging.getLogger(__name__)
 _MATCHING = ("floor", "margin", "evidence", "abstain")
 
 
-def compile_both(config: Config, folder: Path, encoder: Encoder) -> Snapshot:
-    """The snapshot of `config`, with its candidate if it has one. `folder` has the YAML. Raises ConfigError.
+def compile_all(config: Config, folder: Path, encoder: Encoder, before: Snapshot | None = None) -> Snapshot:
+    """The snapshot of `config`, with its apps and its candidate. `folder` has the YAML. Raises ConfigError.
 
-    With a mistake in the files of the candidate, the candidate is off, and the log says so.
+    With a mistake in the files of the candidate, the candidate is off, and the log says so. An app with mistakes
+    keeps its snapshot of `before`.
     """
     snapshot, spec = compile_snapshot(config, encoder), config.policy.candidate
+    snapshot = with_apps(snapshot, config, folder, encoder, before)
     if spec is None:
         return snapshot
     place = candidate_folder(config, folder)

@@ -68,6 +68,7 @@ def _groups(old: Config, new: Config) -> Iterator[tuple[_Apply, list[Change]]]:
     """Yield the changes of each key, and a function that makes only these changes."""
     yield from _policy_groups(old, new)
     yield from _intent_groups(old, new)
+    yield from _app_groups(old, new)
     if old.background != new.background:
         yield (
             lambda config: config,
@@ -116,6 +117,20 @@ def _intent_groups(old: Config, new: Config) -> Iterator[tuple[_Apply, list[Chan
             if values[0] != values[1]:
                 changed = msgspec.structs.replace(before[name], **{key: getattr(intent, key)})
                 yield _with_intent(changed), list(_changes(new, file, key, f"{name}.", f".{key}", *values))
+
+
+def _app_groups(old: Config, new: Config) -> Iterator[tuple[_Apply, list[Change]]]:
+    """Changes in the own files of an app. Those of its keys are changes of the policy."""
+    for name, app in new.apps.items():
+        before = old.apps.get(name)
+        if before is None or not new.policy.apps[name].intents or before.intents == app.intents:
+            continue
+        line = line_of(new.lines, POLICY_FILE, f".apps.{name}.intents")
+        yield _with_app(name, app), [Change(f"apps.{name}: its intents changed", POLICY_FILE, line, "intents")]
+
+
+def _with_app(name: str, app: Config) -> _Apply:
+    return lambda config: msgspec.structs.replace(config, apps={**config.apps, name: app})
 
 
 def _with_policy(**values: Any) -> _Apply:

@@ -10,8 +10,8 @@ from extproc.config.cache_checks import check_cache
 from extproc.config.listener_checks import check_listener
 from extproc.config.logprob_checks import check_logprobs
 from extproc.config.name_checks import check_intent_name
+from extproc.config.only_checks import check_only
 from extproc.config.params_checks import check_params
-from extproc.config.residency import check_only
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_floor, check_judge, check_states, check_store, check_upstream
 from extproc.mismatch import shown, suggestion

@@ -15,6 +15,7 @@ from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.models import reads_only_english
 from extproc.encoder.protocols import Encoder, Vectors
 from extproc.encoder.vector_file import folder_of, storing
+from extproc.routing.budget import specs_of
 from extproc.routing.centroid_file import CENTROIDS_FILE, Matcher
 from extproc.routing.centroids import RECIPE, means_of
 from extproc.routing.index import Index, Kind, nearest
@@ -51,7 +52,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     )
     snapshot = Snapshot(
         config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids,
-        file.timeouts, reads_only_english(file.encoder.model), file.key_headers,
+        file.timeouts, reads_only_english(file.encoder.model), file.key_headers, budgets=specs_of(file.budget),
     )  # fmt: skip
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from extproc.config.load import yaml_files
+from extproc.config.reading import yaml_files
 from extproc.routing.centroid_file import CENTROIDS_FILE
 
 # The operator waits for the gate after an edit. Traffic that takes longer than this is too much for it.

@@ -12,7 +12,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from extproc.config.load import Config, ConfigError, load_config, yaml_files
+from extproc.config.load import Config, ConfigError, load_config
+from extproc.config.reading import yaml_files
 from extproc.routing.centroid_file import CENTROIDS_FILE
 
 log = logging.getLogger(__name__)

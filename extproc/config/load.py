@@ -1,26 +1,25 @@
 """A folder of YAML, with the fitted centroids beside it, to a Config. All mistakes are reported together."""
 
-import hashlib
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
-from extproc.config.background_checks import check_background, check_name
+from extproc.config.app_checks import check_app_intents, check_apps
 from extproc.config.checks import cross_check
-from extproc.config.old_keys import translate
+from extproc.config.reading import Reading, yaml_files
 from extproc.config.rollout_checks import check_candidate
-from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
-from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
+from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
+from extproc.config.strict_yaml import Lines, Problem, line_of
 from extproc.contract.names import CANDIDATE_PREFIX
-from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
-from extproc.settings import Candidate, Judge, Tier
+from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile
+from extproc.settings import App, Candidate, Judge, Tier
 
 T = TypeVar("T", Tier, Judge)
 
-# The new key of each old one.
-_NEW_KEY = {"endpoint": "url", "tls": "url", "credential": "key"}
 # Kubernetes allows a ConfigMap this many bytes in all its values together.
 _CONFIGMAP_BYTES = 1 << 20
 
@@ -49,11 +48,36 @@ class Config(msgspec.Struct, frozen=True):
     fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
     old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
     basis: str = ""  # hash of all the files, without the key `candidate`
+    apps: Mapping[str, "Config"] = {}  # name -> its policy and intents. An app with mistakes in its files is absent
+    broken: Mapping[str, "BrokenApp"] = {}  # the apps with mistakes in their files
+
+    @property
+    def every_intent(self) -> tuple[Intent, ...]:
+        """The intents beside the policy, and those of all apps."""
+        own = (i for name, app in self.apps.items() if self.policy.apps[name].intents for i in app.intents)
+        return (*self.intents, *own)
+
+    @property
+    def every_file(self) -> dict[str, str]:
+        """The file of each of these intents, by its name."""
+        files = {
+            intent: f"{self.policy.apps[name].intents}/{file}"
+            for name, app in self.apps.items()
+            for intent, file in app.files.items()
+        }
+        return files | self.files
 
     @property
     def has_cache(self) -> bool:
         """Whether accepted answers of an intent are kept. Envoy's part depends on it."""
-        return any(intent.cache is not None for intent in self.intents)
+        return any(intent.cache is not None for intent in self.every_intent)
+
+
+class BrokenApp(msgspec.Struct, frozen=True):
+    """An app whose own files have mistakes."""
+
+    problems: tuple[Problem, ...]
+    confines: bool  # the files may confine requests to some tiers
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
@@ -65,7 +89,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     paths = yaml_files(folder)
     if folder / POLICY_FILE not in paths:
         raise ConfigError([Problem(POLICY_FILE, 1, f"not found in {original}: create it there")], original)
-    reading = _Reading()
+    reading = Reading()
     for path in paths:
         reading.add(path)
     fitted = reading.add_centroids(folder / CENTROIDS_FILE)
@@ -75,12 +99,14 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         findings = [
             *cross_check(policy, reading.intents, every_intent=not reading.unread),
             *check_candidate(policy),
+            *check_apps(policy),
         ]
         reading.problems += [Problem(file, line_of(reading.lines, file, at), what) for file, at, what in findings]
         reading.check_background()
     if reading.problems or policy is None:
         raise ConfigError(reading.problems, original)
-    return Config(
+    apps = {name: _read_app(app, original, reading) for name, app in policy.apps.items() if app.intents}
+    config = Config(
         policy=policy,
         intents=tuple(intent for _, intent in reading.intents),
         revision=reading.digest.hexdigest()[:12],
@@ -91,6 +117,89 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         old_keys=tuple(reading.old_keys),
         basis=reading.basis,
     )
+    return _with_apps(config, apps, original)
+
+
+def app_folder(app: App, folder: Path) -> Path:
+    """The folder of an app's intents. A relative path starts at `folder`, which has the policy."""
+    return Path(_absolute(app.intents, folder))
+
+
+def _read_app(app: App, folder: Path, policy_files: Reading) -> Reading:
+    """The files of an app. The revision of the whole depends on them."""
+    place, reading = app_folder(app, folder), Reading()
+    if not place.is_dir():
+        reading.problems.append(Problem("", 1, f"{place} is not a folder: create it, or remove `intents`"))
+    for path in yaml_files(place):
+        if path.name == POLICY_FILE:
+            what = "an app cannot have a policy, because the one beside the apps holds for it: remove this file"
+            reading.problems.append(Problem(path.name, 1, what))
+        else:
+            reading.add(path)
+    reading.fitted = reading.add_centroids(place / CENTROIDS_FILE)
+    policy_files.digest.update(reading.digest.digest())
+    return reading
+
+
+def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) -> Config:
+    """The configuration, with that of each app. A mistake in the files of one app concerns no other."""
+    apps, broken = {}, {}
+    for name, app in config.policy.apps.items():
+        policy = policy_of(app, config.policy)
+        reading = readings.get(name)
+        if reading is None:
+            apps[name] = msgspec.structs.replace(config, policy=policy)
+            continue
+        findings = [
+            *cross_check(policy, reading.intents, every_intent=not reading.unread),
+            *check_app_intents(policy, app, reading.intents),
+        ]
+        reading.problems += [
+            Problem(file, line_of(reading.lines, file, at), what)
+            for file, at, what in findings
+            if file != POLICY_FILE or not at
+        ]
+        reading.check_background()
+        if reading.problems:
+            problems = [of_app(app, name, problem, config) for problem in reading.problems]
+            broken[name] = BrokenApp(tuple(sorted(problems)), _may_confine(app_folder(app, folder)))
+            continue
+        apps[name] = Config(
+            policy=policy,
+            intents=tuple(intent for _, intent in reading.intents),
+            revision=config.revision,
+            files={intent.intent: file for file, intent in reading.intents},
+            lines=reading.lines,
+            background=reading.background or (),
+            fitted=reading.fitted,
+        )
+    return msgspec.structs.replace(config, apps=apps, broken=broken)
+
+
+def policy_of(app: App, policy: PolicyFile) -> PolicyFile:
+    """The policy of an app: that of the whole, with the app's own values."""
+    default = app.default_tier if isinstance(app.default_tier, str) else policy.default_tier
+    return msgspec.structs.replace(policy, default_tier=default, apps={}, candidate=None)
+
+
+def of_app(app: App, name: str, problem: Problem, config: Config) -> Problem:
+    """A mistake in a file of an app, with the path of the file. A mistake of no file is one of the policy."""
+    if problem.file in ("", POLICY_FILE) and problem.line == 1:
+        line = line_of(config.lines, POLICY_FILE, f".apps.{name}.intents")
+        return Problem(POLICY_FILE, line, f"app `{name}`: {problem.what}")
+    return msgspec.structs.replace(problem, file=f"{app.intents}/{problem.file}")
+
+
+# Keys by which an intent keeps requests from some tiers.
+_CONFINING = re.compile(rb"^\s*(only|tier_floor|risk)\s*:", re.MULTILINE)
+
+
+def _may_confine(folder: Path) -> bool:
+    """Whether a file of the folder seems to have one of these keys. A file that cannot be read may have one."""
+    try:
+        return not folder.is_dir() or any(_CONFINING.search(path.read_bytes()) for path in yaml_files(folder))
+    except OSError:
+        return True
 
 
 def load_candidate(config: Config, folder: Path) -> Config:
@@ -106,7 +215,7 @@ def load_candidate(config: Config, folder: Path) -> Config:
         what = f"`candidate.dir` is {candidate.dir}, but {place} is not a folder: create it, or remove `candidate`"
         line = line_of(config.lines, POLICY_FILE, ".candidate.dir")
         raise ConfigError([Problem(POLICY_FILE, line, what)], folder)
-    reading = _Reading()
+    reading = Reading()
     for path in yaml_files(place):
         if path.name == POLICY_FILE:
             what = f"a candidate cannot have a policy, because that of {folder} holds for it: remove this file"
@@ -165,90 +274,6 @@ def _with_absolute_key(user: T, folder: Path) -> T:
     """A tier or a judge, with the absolute path of its key."""
     key = user.key and msgspec.structs.replace(user.key, file=_absolute(user.key.file, folder))
     return msgspec.structs.replace(user, key=key)
-
-
-class _Reading:
-    """The files of a folder that are read so far."""
-
-    def __init__(self) -> None:
-        self.policy: PolicyFile | None = None
-        self.intents: list[tuple[str, Intent]] = []  # with the names of their files
-        self.unread = 0  # files of intents with mistakes
-        self.background: tuple[str, ...] | None = None
-        self.problems: list[Problem] = []
-        self.old_keys: list[Problem] = []
-        self.lines: Lines = {}
-        self.digest = hashlib.sha256()
-        self._others = hashlib.sha256()  # without the policy
-
-    def add(self, path: Path) -> None:
-        """Read the policy, an intent or the background."""
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
-            self.unread += 1
-            return
-        self._note(path.name.encode() + b"\0" + raw + b"\0", is_policy=path.name == POLICY_FILE)
-        if path.name == POLICY_FILE:
-            self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines, self._translate)
-        elif path.name == BACKGROUND_FILE:
-            file = decode_yaml(path.name, raw, BackgroundFile, self.problems, self.lines)
-            self.background = file.background if file is not None else None
-        elif (what := check_name(path.name)) is not None:
-            self.problems.append(Problem(path.name, 1, what))
-            self.unread += 1
-        elif (intent := decode_yaml(path.name, raw, Intent, self.problems, self.lines)) is not None:
-            self.intents.append((path.name, intent))
-        else:
-            self.unread += 1
-
-    def check_background(self) -> None:
-        """Add the mistakes in the background."""
-        utterances = {text: name for name, intent in self.intents for text in intent.utterances}
-        for at, what in check_background(self.background, utterances) if self.background is not None else ():
-            self.problems.append(Problem(BACKGROUND_FILE, line_of(self.lines, BACKGROUND_FILE, at), what))
-
-    def _translate(self, policy: Any) -> None:
-        """Write old keys as the new ones. A mistake about a new key has the line of the old one."""
-        for at, what, is_mistake in translate(policy):
-            line = line_of(self.lines, POLICY_FILE, at)
-            tier = at.rpartition(".")[0]
-            self.lines.setdefault((POLICY_FILE, f"{tier}.{_NEW_KEY[at.rpartition('.')[2]]}"), line)
-            (self.problems if is_mistake else self.old_keys).append(Problem(POLICY_FILE, line, what))
-
-    def add_centroids(self, path: Path) -> CentroidFile | None:
-        """Read the fitted centroids. None if there is no file, or if it is damaged."""
-        try:
-            raw = path.read_bytes()
-            fitted = decode_centroids(raw)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
-            return None
-        except ValueError as error:
-            self.problems.append(Problem(path.name, 1, str(error)))
-            return None
-        self._note(raw)
-        return fitted
-
-    def _note(self, content: bytes, is_policy: bool = False) -> None:
-        self.digest.update(content)
-        if not is_policy:
-            self._others.update(content)
-
-    @property
-    def basis(self) -> str:
-        """The hash of everything except the key `candidate`. It does not depend on the place of the folder."""
-        policy = msgspec.structs.replace(self.policy, candidate=None) if self.policy is not None else None
-        return hashlib.sha256(self._others.digest() + msgspec.json.encode(policy, order="sorted")).hexdigest()
-
-
-def yaml_files(folder: Path) -> list[Path]:
-    """The policy, the intents and the background, sorted by name."""
-    # Kubernetes mounts a ConfigMap with hidden folders beside the files.
-    return sorted(path for path in folder.glob("*.y*ml") if not path.name.startswith("."))
 
 
 def in_configmap(folder: Path, raw: bytes) -> str:

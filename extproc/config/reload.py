@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from extproc.config.candidate import compile_both
+from extproc.config.candidate import compile_all
 from extproc.config.changes import describe
 from extproc.config.last_good import keep
 from extproc.config.load import Config, ConfigError, load_config
@@ -62,14 +62,14 @@ async def watch(
             standing.refuse(kind, message)
         report(kind, current().revision)
 
-    candidate_seen = _candidate_signature(current())
+    others_seen = _other_signatures(current())
     while True:
         await asyncio.sleep(_INTERVAL_S)
         now = await asyncio.to_thread(signature, folder)
-        candidate_now = await asyncio.to_thread(_look_at_candidate, current())
-        if (now, candidate_now) == (seen, candidate_seen):
+        others_now = await asyncio.to_thread(_look_at_others, current())
+        if (now, others_now) == (seen, others_seen):
             continue
-        seen, candidate_seen = now, candidate_now
+        seen, others_seen = now, others_now
         try:
             config, snapshot = await _admitted(folder, current(), encoder, gate)
         except (ConfigError, RefusedError) as error:
@@ -86,20 +86,24 @@ async def watch(
         if is_new or snapshot.rollout is not None:  # the files of the candidate may have changed alone
             _note_candidate(current(), snapshot)
             swap(snapshot)
-        candidate_seen = _candidate_signature(snapshot)
+        others_seen = _other_signatures(snapshot)
         if standing is not None:
             await asyncio.to_thread(_note, folder, config, standing)
         report("applied" if is_new else "unchanged", snapshot.revision)
 
 
-def _candidate_signature(snapshot: Snapshot) -> Signature:
-    """The signature of the candidate's files when they were read."""
-    return snapshot.rollout.signature if snapshot.rollout is not None else ()
+def _other_signatures(snapshot: Snapshot) -> list[Signature]:
+    """The signatures of the files of the candidate and of each app when they were read."""
+    candidate = [snapshot.rollout.signature] if snapshot.rollout is not None else []
+    return candidate + [app.signature for app in snapshot.apps if app.folder]
 
 
-def _look_at_candidate(snapshot: Snapshot) -> Signature:
-    """The signature of the candidate's files now."""
-    return signature(Path(snapshot.rollout.folder)) if snapshot.rollout is not None else ()
+def _look_at_others(snapshot: Snapshot) -> list[Signature]:
+    """The signatures of these files now."""
+    candidate = [snapshot.rollout.folder] if snapshot.rollout is not None else []
+    return [
+        signature(Path(folder)) for folder in (*candidate, *(app.folder for app in snapshot.apps if app.folder))
+    ]
 
 
 def _note_candidate(before: Snapshot, after: Snapshot) -> None:
@@ -150,7 +154,7 @@ def _compile(
         what = "`encoder.model` changed, and the encoder is only loaded at the start: restart the router"
         raise ConfigError([Problem(POLICY_FILE, line, what)])
     _check_against_envoy(config, current)
-    return config, compile_both(config, copy_of or folder, encoder)
+    return config, compile_all(config, copy_of or folder, encoder, current)
 
 
 def _check_against_envoy(config: Config, current: Snapshot) -> None:

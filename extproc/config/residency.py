@@ -1,69 +1,64 @@
-"""The sets of tiers in `only`: mistakes in them, and the requests that Envoy refuses without a decision."""
+"""The requests that Envoy refuses without a decision, because `only` excludes the default tier."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+from extproc.config.load import Config
 from extproc.config.schema import Intent, PolicyFile
-from extproc.mismatch import suggestion
-from extproc.routing.policy import Cohort, Policy
-from extproc.settings import Rule
+from extproc.routing.snapshot import AUTHORITY
+from extproc.settings import App, Rule
 
 
-def check_only(item: Intent | Rule, at: str, tiers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (path, what is wrong) for the keys `only` and `otherwise` of an intent or a rule."""
-    if item.only is None:
-        if item.otherwise is not None:
-            yield f"{at}.otherwise", "`otherwise` without `only` does nothing: add `only` with the allowed tiers"
-        return
-    if not item.only:
-        yield f"{at}.only", "`only` is an empty list, so every request would be refused: name at least one tier"
-        return
-    for i, name in enumerate(item.only):
-        if tiers and name not in tiers:
-            yield f"{at}.only[{i}]", f"no tier is called `{name}`: {suggestion(name, tiers)}"
-    for key, name in _named_tiers(item):
-        if name in tiers and name not in item.only:
-            yield f"{at}.{key}", f"tier `{name}` is not in `only`: add it there, or name one of its tiers"
-    highest = max((tiers.index(name) for name in item.only if name in tiers), default=len(tiers))
-    if item.tier_floor in tiers and tiers.index(item.tier_floor) > highest:
-        what = f"all tiers of `only` are below the floor `{item.tier_floor}`, so every request would be refused"
-        yield f"{at}.tier_floor", f"{what}: lower it, or add a tier to `only`"
-
-
-def _named_tiers(item: Intent | Rule) -> Iterator[tuple[str, str]]:
-    """The tiers that get the request, with their keys. A floor may lie between the tiers of `only`."""
-    if item.tier is not None:
-        yield "tier", item.tier
-    if isinstance(item, Intent) and item.escalate is not None:
-        yield from (("escalate.to", rung.tier) for rung in item.escalate.rungs)
-
-
-def refused_headers(
-    policy: PolicyFile | Policy, intents: Sequence[Intent | Cohort]
-) -> list[Mapping[str, str]] | None:
+def refused_headers(config: Config) -> list[Mapping[str, str]] | None:
     """Return the headers, as name -> pattern, of requests that the default tier may not get.
 
-    Envoy has only the headers of a request that the router has not decided. None: it may get no such request.
+    Envoy has only the headers of a request that the router has not decided. None: it may get no such request. The
+    pattern of `AUTHORITY` is that of a host.
     """
+    policy = config.policy
     if policy.mode == "shadow":
         return []
-    if any(_excludes_default(intent, policy) for intent in intents):
+    if any(_excludes_default(intent, policy) for intent in config.intents):
         return None
     rules = [rule for rule in policy.rules if _excludes_default(rule, policy)]
     if any(not rule.when.headers for rule in rules):
         return None
-    return [rule.when.headers for rule in rules if rule.when.headers]
+    of_apps = [match for name in refused_apps(config) for match in matches_of(policy.apps[name])]
+    return [*(rule.when.headers for rule in rules if rule.when.headers), *of_apps]
 
 
-def _excludes_default(item: Intent | Cohort | Rule, policy: PolicyFile | Policy) -> bool:
+def refused_apps(config: Config) -> list[str]:
+    """The apps whose requests the policy's default tier may not get."""
+    policy = config.policy
+    return [
+        name
+        for name, app in policy.apps.items()
+        if (app.tiers is not None and policy.default_tier not in app.tiers)
+        or (name in config.broken and config.broken[name].confines)
+        or (app.intents and any(_excludes_default(intent, policy) for intent in _intents_of(name, config)))
+    ]
+
+
+def _intents_of(name: str, config: Config) -> Sequence[Intent]:
+    return config.apps[name].intents if name in config.apps else ()
+
+
+def matches_of(app: App) -> list[dict[str, str]]:
+    """The requests of an app: for each host, the patterns that all hold."""
+    headers = dict(app.headers or {})
+    return [{AUTHORITY: host, **headers} for host in app.hosts] or [headers]
+
+
+def _excludes_default(item: Intent | Rule, policy: PolicyFile) -> bool:
     return item.only is not None and policy.default_tier not in item.only
 
 
-def describe_refusals(policy: PolicyFile, intents: Sequence[Intent]) -> str | None:
+def describe_refusals(config: Config) -> str | None:
     """Return a note for the operator about the requests that Envoy refuses while no router decides."""
-    headers = refused_headers(policy, intents)
+    headers, policy = refused_headers(config), config.policy
     if headers == []:
         return None
-    names = [intent.intent for intent in intents if _excludes_default(intent, policy)]
+    names = [intent.intent for intent in config.intents if _excludes_default(intent, policy)]
     names += [f"rule {rule.name}" for rule in policy.rules if _excludes_default(rule, policy)]
-    whose = "every request" if headers is None else "requests with the headers of the rule"
+    names += [f"app {name}" for name in refused_apps(config)]
+    whose = "every request" if headers is None else "requests with the headers of the rule, or of the app"
     return f"`only` excludes the default tier ({', '.join(names)}): while the router is down, Envoy refuses {whose}"

@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from extproc.config.load import Config, candidate_folder, load_candidate, load_config, yaml_files
+from extproc.config.load import Config, candidate_folder, load_candidate, load_config
+from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE, PolicyFile
 from extproc.config.strict_yaml import Problem, decode_yaml
 from extproc.contract.names import CANDIDATE_PREFIX

@@ -9,6 +9,7 @@ from extproc.routing.sticky import Sticky
 from extproc.settings import (
     OTHERWISE,
     AnswerCache,
+    App,
     Candidate,
     Chosen,
     EncoderConfig,
@@ -24,6 +25,7 @@ from extproc.settings import (
     Tier,
     Timeouts,
     Upgrades,
+    UsdBudget,
     about,
 )
 
@@ -83,12 +85,19 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upgrades: Annotated[
         Upgrades | None, about("Limit on requests of one principal above the default tier. Left out: no limit.")
     ] = None
+    budget: Annotated[
+        UsdBudget | None, about("Limit on the money that all requests may cost. Left out: no limit.")
+    ] = None
+    apps: Annotated[
+        dict[str, App],
+        about("Applications, by names that you choose. The first one that a request matches counts."),
+    ] = {}
     sticky: Annotated[Sticky, about("When a conversation may move to another tier between two turns.")] = Sticky()
     state: Annotated[
         str,
         about(
-            "URL of a Redis or Valkey (redis:// or rediss://) that remembers conversations for all router "
-            "processes. Left out: each process remembers its own."
+            "URL of a Redis or Valkey (redis:// or rediss://) that remembers conversations and counts limits and "
+            "budgets for all router processes. Left out: each process has its own."
         ),
     ] = ""
     timeouts: Annotated[Timeouts, about("Timeouts of Envoy.")] = Timeouts()

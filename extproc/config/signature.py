@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from extproc.config.load import yaml_files
+from extproc.config.reading import yaml_files
 from extproc.routing.centroid_file import CENTROIDS_FILE
 
 # Name, time of change, inode and size of each file. `stat` follows the symbolic links that Kubernetes swaps under a

@@ -38,6 +38,7 @@ class Status(msgspec.Struct, frozen=True):
     lacks: list[str]  # changes since then that Envoy does not have yet
     stale: list[str]  # fitted values that do not belong to the current files
     caches: dict[str, str] = {}  # cohort -> whether its cache is on, and how many of its hits were wrong
+    apps: list[str] = []  # mistakes in the files of apps, which keep their earlier files or are off
 
 
 class Standing:
@@ -86,6 +87,7 @@ class Standing:
             lacks=[f"{change.place}: {change.text}" for change in self._lacks],
             stale=stale_values(self.config, snapshot),
             caches={name: f"{'OFF' if checks.off else 'on'}: {checks}" for name, checks in (caches or {}).items()},
+            apps=[f"{app.name}: {problem}" for app in snapshot.apps for problem in app.problems],
         )
 
 

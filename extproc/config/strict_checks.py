@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from extproc.config.load import Config, candidate_folder, yaml_files
+from extproc.config.load import Config, candidate_folder
+from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.language import is_english

@@ -86,6 +86,9 @@ class Key(StrEnum):
     COUNTED_AS = "counted_as"
     CANDIDATE_TIER = "candidate_tier"
     CANDIDATE_COHORT = "candidate_cohort"
+    APP = "app"
+    TEAM = "team"
+    BUDGET = "budget"
     MAX_RETRIES = "max_retries"
     ESCALATIONS = "escalations"
     JUDGE = "judge"
@@ -113,6 +116,7 @@ class Key(StrEnum):
     CHANCES = "chances"
     EXPLORED = "explored"
     HIT = "hit"
+    CHARGE = "charge"
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"
@@ -127,6 +131,7 @@ FILES_HEALTH = "configuration"
 
 # Attributes that Envoy sends with the first message of a stream.
 PATH_ATTRIBUTE = "request.path"
+HOST_ATTRIBUTE = "request.host"
 HEADER_ATTRIBUTE = "request.headers['{}']"
 ATTEMPT_ATTRIBUTE = "upstream.request_attempt_count"
 # The tier of this attempt, from its endpoint's metadata.

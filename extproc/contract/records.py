@@ -60,6 +60,11 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     candidate_cohort: str | None = None  # `counted_as` of that decision
     cache: str | None = None  # a CacheWord; None: the cohort has no cache
     cache_tier: str | None = None  # that gave the kept answer which is served
+    app: str | None = None
+    team: str | None = None  # of the app
+    budget: str | None = None  # the budget that is used up, so that it lowered or refused the request
+    reserved_microusd: int | None = None  # the expected cost, if a budget holds for the request
+    limits: str | None = None  # "local": the store of limits and budgets could not be asked
 
 
 class CascadeRecord(_Record, frozen=True, kw_only=True):
@@ -185,6 +190,7 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     chances: str | None = None  # JSON: tier -> chance that the router also asks it, off the path
     explored: str | None = None  # x-request-id of that second request, if it was drawn
     hit: AttemptRecord | None = None  # of the kept answer that was served again
+    charge: str | None = None  # the nanodollars that the request reserved, and the keys of its budgets
     attempts: dict[int, AttemptRecord] = {}
     failed: dict[int, str] = {}  # the tier and the status of each attempt that ended with an error; Envoy writes it
 
@@ -215,7 +221,9 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
         return cls(**texts, hit=hit, attempts=attempts, failed=failed)
 
 
-_LEDGER_TEXTS = tuple(key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED))
+_LEDGER_TEXTS = tuple(
+    key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED, Key.CHARGE)
+)
 
 
 class ConversationRecord(_Record, frozen=True, kw_only=True):

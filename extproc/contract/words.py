@@ -13,6 +13,7 @@ class Reason(StrEnum):
     CAPABILITY = "capability"  # raised above tiers that cannot serve the request
     BOUND = "bound"  # kept at the tier that answered the conversation last
     UPGRADE_RATE = "upgrade_rate"  # limited to the default tier: the principal has used up its upgrades
+    BUDGET = "budget"  # lowered to the tier of a budget that is used up, or answered with 429
     RESIDENCY = "residency"  # moved to a tier of `only`, or answered with 503 because none of them can serve
     PINNED = "pinned"  # the client named the model of a tier
     PASSTHROUGH = "passthrough"  # not routed: a model that may not be replaced, or an unknown API
@@ -25,6 +26,7 @@ class Reason(StrEnum):
     UNREADABLE = "unreadable"  # the body is empty, or has more messages or members than the router reads
     DEADLINE = "deadline"  # the encoder took too long or was overloaded
     ENCODER = "encoder_error"  # the encoder failed
+    APP_OFF = "app_off"  # the intents of its app have mistakes; answered with 503 if they may confine requests
 
     @property
     def is_fallback(self) -> bool:
@@ -57,7 +59,10 @@ class Undecided(StrEnum):
 # In reports, metrics and headers these words stand in the place of a cohort for requests that belong to none. No
 # intent can have one of these names.
 NOT_A_COHORT = frozenset({*_FALLBACKS, Reason.BACKGROUND, Reason.PINNED, Reason.PASSTHROUGH, Reason.BOUND,
-                       Reason.BAD_REQUEST, Reason.RESIDENCY, *Undecided})  # fmt: skip
+                       Reason.BAD_REQUEST, Reason.RESIDENCY, Reason.BUDGET, *Undecided})  # fmt: skip
+
+
+LOCAL = "local"  # limits and budgets were those of one process
 
 
 class VerdictWord(StrEnum):

@@ -18,8 +18,9 @@ from typing import Any
 
 import yaml
 
-from extproc.config.load import load_config, located, yaml_files
+from extproc.config.load import load_config, located
 from extproc.config.old_keys import translate
+from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE
 from extproc.demo.processes import PortTaken, StackError, end, free_port_range, free_ports, start
 from extproc.demo.sample_upstream import SampleUpstreams
@@ -257,6 +258,9 @@ def localize(source: Path, target: Path, ports: dict[str, int], deadline_ms: int
             tier["key"]["file"] = os.path.abspath(source / tier["key"]["file"])
         for of_tls in ("ca", "sni"):
             tier.pop(of_tls, None)
+    for app in policy.get("apps", {}).values():
+        if "intents" in app:
+            app["intents"] = os.path.abspath(source / app["intents"])
     (target / POLICY_FILE).write_text(yaml.safe_dump(policy, sort_keys=False))
 
 

@@ -28,7 +28,6 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.client_keys import no_query, remove_headers, restore_headers, write_query
-from extproc.envoy.needs import may_judge
 from extproc.envoy.repeats import COUNT_DETOUR, REPEATED_UNTIL, new_connection_filter
 from extproc.envoy.tier_filters import OwnFilter, failure_filter, key_filters, path_filter
 from extproc.settings import Tier
@@ -50,7 +49,7 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
     # Envoys before 1.40 do not repeat attempts.
     if follow_keys and len(tiers) == 1 and tiers[0].repeats_reused:
         filters.append(new_connection_filter())
-    for mode, body_mode in _JUDGE_MODES if may_judge(config) else ():
+    for mode, body_mode in _JUDGE_MODES:
         verifier = _verifier(config, body_mode)
         not_judged = _not_judged(tiers, mode)
         filters.append(

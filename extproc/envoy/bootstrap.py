@@ -82,7 +82,9 @@ def static_resources(
 ) -> Dict:
     """Return the listener, the clusters and the secrets. The arguments are those of `render_envoy`."""
     check_cascade(config, cascade)
-    rule_headers = sorted({h for rule in config.policy.rules for h in rule.when.headers or {}})
+    rules = [rule.when.headers or {} for rule in config.policy.rules]
+    apps = [app.headers or {} for app in config.policy.apps.values()]
+    rule_headers = sorted({header for headers in (*rules, *apps) for header in headers})
     follow_keys = cascade == "priority-group"
     resources: Dict = {
         "listeners": [listener(config, listen, rule_headers, otlp), *silence_listeners(config)],

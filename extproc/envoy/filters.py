@@ -4,6 +4,7 @@ from extproc.config.load import Config
 from extproc.contract.names import (
     ATTEMPT_ATTRIBUTE,
     HEADER_ATTRIBUTE,
+    HOST_ATTRIBUTE,
     PATH_ATTRIBUTE,
     REQUEST_ID,
     VERDICT_HEADERS,
@@ -28,7 +29,6 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.client_keys import save_headers, save_query
-from extproc.envoy.needs import may_judge
 from extproc.envoy.tier_filters import start_state
 from extproc.envoy.undecided import UNDECIDED_FILTER, undecided_filter
 from extproc.routing.cache_form import ANSWER_HEADERS, CONTROL_HEADER
@@ -58,6 +58,8 @@ _ROUTER_NAMESPACES = [
     Namespace.LEDGER,
     Namespace.CONVERSATION,
 ]
+# The headers that the router may set.
+_ROUTER_HEADERS = [HeaderName.CLUSTER, "content-type", "retry-after", "x-should-retry"]
 
 
 def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
@@ -66,7 +68,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
     has_credentials = any(tier.key is not None for tier in config.policy.tiers)
     limit = config.policy.max_body_bytes
     return [
-        *([filter_entry(RESCUE_FILTER, _rescue())] if may_judge(config) else []),
+        filter_entry(RESCUE_FILTER, _rescue()),
         filter_entry(STATE_FILTER, start_state(config)),
         *(keys if has_credentials else []),
         filter_entry("answered", report_answers()),
@@ -130,6 +132,8 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
     if config.has_cache:
         headers |= {CONTROL_HEADER, *ANSWER_HEADERS}
         namespaces.append(Namespace.CACHE)
+    age = ["age"] if config.has_cache else []  # of a kept answer
+    host = [HOST_ATTRIBUTE] if any(app.hosts for app in config.policy.apps.values()) else []
     return typed(
         "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
         stat_prefix="router",
@@ -150,15 +154,13 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
             "request_body_mode": "BUFFERED",
             "response_header_mode": "SKIP",
         },
-        request_attributes=[PATH_ATTRIBUTE, *(HEADER_ATTRIBUTE.format(name) for name in sorted(headers))],
+        request_attributes=[PATH_ATTRIBUTE, *host, *(HEADER_ATTRIBUTE.format(name) for name in sorted(headers))],
         # The metadata takes effect only if Envoy chooses the route again. It does so only after a header mutation.
         route_cache_action="CLEAR",
         mutation_rules={
             "disallow_all": True,
-            # The content type is for the router's own answer: a 400 in the shape of the API, or a kept answer.
-            "allow_expression": {
-                "regex": f"^({HeaderName.CLUSTER}|content-type{'|age' if config.has_cache else ''})$"
-            },
+            # All but the first are for the router's own answer: an error in the shape of the API, or a kept answer.
+            "allow_expression": {"regex": f"^({'|'.join([*_ROUTER_HEADERS, *age])})$"},
         },
         metadata_options={"receiving_namespaces": {"untyped": namespaces}},
     )

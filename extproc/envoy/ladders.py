@@ -23,7 +23,7 @@ def all_ladders(config: Config) -> dict[str, tuple[Tier, ...]]:
     ladders: list[tuple[Tier, ...]] = []
     for at, first in enumerate(tiers):
         ladders += [(first, above) for above in tiers[at + 1 :]]  # of a cohort without rungs
-        for up in (intent.escalate for intent in config.intents if intent.escalate is not None):
+        for up in (intent.escalate for intent in config.every_intent if intent.escalate is not None):
             rungs = [index_of[rung.tier] for rung in up.rungs if index_of[rung.tier] >= at]
             for able in _subsets(set(rungs)):
                 ladders.append((first, *[tiers[i] for i in rungs if i in able][: up.max]))
@@ -64,7 +64,7 @@ def _leaping(tier: Tier, config: Config) -> Intent | None:
     """An intent whose rejected answers would have to leap over the failover tiers of this tier."""
     tiers = config.policy.tiers
     names = [tier.name for tier in tiers]
-    for intent in config.intents:
+    for intent in config.every_intent:
         if not intent.accept:
             continue
         for at in range(names.index(intent.tier), len(tiers)):

@@ -9,11 +9,12 @@ import re
 from collections.abc import Mapping
 
 from extproc.config.load import Config
-from extproc.config.residency import refused_headers
+from extproc.config.residency import matches_of, refused_apps, refused_headers
 from extproc.contract.names import REFUSING_CLUSTER, HeaderName
 from extproc.contract.words import Reason
 from extproc.envoy.builders import Dict, set_header, typed
 from extproc.envoy.filters import HEADERS_FILTER
+from extproc.routing.snapshot import AUTHORITY
 
 # The value of an expression that fails is empty, and adds no header.
 _REFUSED = f"%CEL(response.headers[':status'] == '503' ? '{Reason.RESIDENCY}' : request.headers[':none'])%"
@@ -21,7 +22,7 @@ _REFUSED = f"%CEL(response.headers[':status'] == '503' ? '{Reason.RESIDENCY}' : 
 
 def confine_routes(routes: list[Dict], config: Config) -> list[Dict]:
     """Return the routes, with those before them that refuse requests without a decision."""
-    patterns = refused_headers(config.policy, config.intents)
+    patterns = refused_headers(config)
     if patterns is None:
         return [_refusing(route) if _is_decided(route) else route for route in routes]
     return [confined for route in routes for confined in (*_for_headers(route, patterns, config), route)]
@@ -29,7 +30,7 @@ def confine_routes(routes: list[Dict], config: Config) -> list[Dict]:
 
 def refusing_clusters(config: Config) -> list[Dict]:
     """Return the cluster without hosts, if a route needs it."""
-    if refused_headers(config.policy, config.intents) == []:
+    if refused_headers(config) == []:
         return []
     return [{"name": REFUSING_CLUSTER, "type": "STATIC", "connect_timeout": "1s"}]
 
@@ -44,6 +45,10 @@ def _for_headers(route: Dict, patterns: list[Mapping[str, str]], config: Config)
         }
         for rule in config.policy.rules
     }
+    for name, app in config.policy.apps.items():
+        clusters = {tier.cluster_name for tier in config.policy.tiers if tier.name in (app.tiers or (tier.name,))}
+        if name in refused_apps(config):
+            allowed |= {tuple(sorted(match.items())): clusters for match in matches_of(app)}
     for headers in patterns:
         if not _is_decided(route) and (cluster is None or cluster in allowed[tuple(sorted(headers.items()))]):
             continue
@@ -88,9 +93,10 @@ def _sets_reason(mutation: Dict) -> bool:
 
 def _header_match(name: str, pattern: str) -> Dict:
     """Envoy's match for a header of a rule. An absent header counts as empty, as it does in the router."""
+    regex = f"(?i){_regex(pattern)}(:[0-9]+)?" if name == AUTHORITY else _regex(pattern)
     return {
         "name": name,
-        "string_match": {"safe_regex": {"regex": _regex(pattern)}},
+        "string_match": {"safe_regex": {"regex": regex}},
         "treat_missing_header_as_empty": True,
     }
 

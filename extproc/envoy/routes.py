@@ -104,7 +104,7 @@ def _route_action(config: Config, default: Tier) -> Dict:
     )
     most_retries = (
         len(config.policy.tiers)
-        + max((len(i.escalate.rungs) for i in config.intents if i.escalate), default=0)
+        + max((len(i.escalate.rungs) for i in config.every_intent if i.escalate), default=0)
         + sum(len(tier.failover or ()) for tier in config.policy.tiers)
         + ATTEMPTS_OF_A_REPEAT * sum(tier.same_retries for tier in config.policy.tiers)
     )

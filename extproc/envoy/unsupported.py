@@ -22,8 +22,8 @@ _NO_TIMEOUTS = (
 def check_cascade(config: Config, cascade: Cascade) -> None:
     """Raise ConfigError if this cascade cannot serve the intents and the tiers."""
     problems = [
-        _problem(config, config.files[intent.intent], at, what)
-        for intent in config.intents
+        _problem(config, config.every_file[intent.intent], at, what)
+        for intent in config.every_intent
         for at, what in _of_intent(intent, cascade)
     ]
     problems += [_problem(config, POLICY_FILE, at, what) for at, what in _of_tiers(config, cascade)]

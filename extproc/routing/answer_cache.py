@@ -139,6 +139,7 @@ def _scope(snapshot: Snapshot, decision: Decision, cohort: Cohort, headers: Mapp
     """Everything outside the body that an answer depends on."""
     return [
         snapshot.revision,
+        snapshot.app or "",
         cohort.name,
         decision.tier.name,
         decision.tier.model,

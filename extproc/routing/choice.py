@@ -34,6 +34,16 @@ def cap_upgrade(policy: Policy, choice: Choice, floor: int) -> Choice:
     return Choice(cap, Reason.UPGRADE_RATE) if cap < choice.rank and not kept else choice
 
 
+def cap_budget(policy: Policy, choice: Choice, floor: int, ceiling: int | None) -> Choice:
+    """Return the tier, lowered to the highest one that its budgets pay for. None: they pay for every tier.
+
+    A floor above it holds. So does state that only one tier can read.
+    """
+    if ceiling is None or choice.fixed or choice.rank <= (cap := max(ceiling, floor)):
+        return choice
+    return Choice(cap, Reason.BUDGET)
+
+
 def confine(policy: Policy, choice: Choice, guard: Guard) -> Choice | None:
     """Return the tier, or the nearest one that the guard allows, the higher one of two. None if it allows none."""
     if guard.allows(policy.tiers[choice.rank].name):

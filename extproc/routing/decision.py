@@ -1,10 +1,10 @@
 """Match, signals and rules -> one `Decision`: which tier answers, and how.
 
 `decide` is a sequence of steps. The cohort or a rule proposes a tier. Tier floors raise it, and a cap on upgrades
-lowers it. The tiers of `only` confine it, and tiers that cannot serve the request are skipped. A conversation may
-stay at the tier that answered it last: see `keeping`. Each step takes a `Choice` and returns one, so the reason is
-that of the last step which changed the tier. The ladder and shadow mode follow. A request whose model may not be
-replaced passes only the steps that hold for every request.
+lowers it, as a budget does. The tiers of `only` confine it, and tiers that cannot serve the request are skipped. A
+conversation may stay at the tier that answered it last: see `keeping`. Each step takes a `Choice` and returns one.
+So the reason is that of the last step which changed the tier. The ladder and shadow mode follow. A request whose
+model may not be replaced passes only the steps that hold for every request.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import msgspec
 
 from extproc.contract.words import CacheWord, Course, Reason, Undecided
 from extproc.routing.ability import Load, can_serve, first_able
-from extproc.routing.choice import Choice, cap_upgrade, confine, make_able, raise_to_floor
+from extproc.routing.choice import Choice, cap_budget, cap_upgrade, confine, make_able, raise_to_floor
 from extproc.routing.conversations import NEW, Continuation
 from extproc.routing.failover import next_rungs, with_failover
 from extproc.routing.findings import Findings, read_findings
@@ -78,12 +78,13 @@ def decide(
     failure: Reason = Reason.NO_TEXT,
     spent: bool = False,
     continuation: Continuation = NEW,
+    ceiling: int | None = None,
 ) -> Decision:
     """Choose a tier and the ladder of the attempts after it.
 
     `match` is None if the text was not matched, and `failure` is then the reason. `headers` are the trusted
-    headers that rules may name. `spent` means that the principal has used up its upgrades. In shadow mode the
-    conversation does not count, because the default tier has answered all of it.
+    headers that rules may name. `spent`: the principal has used up its upgrades. `ceiling`: the highest rank that
+    the budgets pay for. In shadow mode the conversation does not count: the default tier has answered all of it.
     """
     continuation = continuation if policy.mode == "enforce" else NEW
     findings = read_findings(policy, signals, match, headers, failure)
@@ -91,9 +92,12 @@ def decide(
     bound = bound_choice(policy, _proposed(policy, findings), continuation, guard)
     floored = raise_to_floor(bound, guard.floor)
     capped = cap_upgrade(policy, floored, guard.floor) if spent else floored
-    able = make_able(policy, capped, guard, findings.load)
+    paid = cap_budget(policy, capped, guard.floor, ceiling)
+    able = make_able(policy, paid, guard, findings.load)
+    if able is not None and ceiling is not None:  # no rejected answer leads above it
+        findings = msgspec.structs.replace(findings, ceiling=min(findings.ceiling, max(ceiling, able.rank)))
     if able is None:
-        decision = _refused(_laddered(policy, match, findings, capped, continuation))
+        decision = refused(_laddered(policy, match, findings, paid, continuation))
     else:
         servable = servable_ranks(policy, findings, range(findings.ceiling + 1))
         stuck = stuck_choice(policy, able, servable, signals.tokens, continuation)
@@ -108,10 +112,11 @@ def decide_named(
     headers: Mapping[str, str],
     failure: Reason = Reason.NO_TEXT,
     spent: bool = False,
+    ceiling: int | None = None,
 ) -> Decision:
     """Choose the tier of a request whose model may not be replaced: its own, unless a floor or `only` forbids it.
 
-    The model of a tier is then replaced by that of the new tier. Any other model keeps its name.
+    The model of a tier is then replaced by that of the new tier. Any other keeps its name, so no budget moves it.
     """
     first = untouched(policy, Reason.PASSTHROUGH, signals.model)
     if policy.mode == "shadow":
@@ -120,9 +125,10 @@ def decide_named(
     named = Choice(policy.rank(first.tier.name), first.reason)
     floored = raise_to_floor(named, findings.guard.floor)
     capped = cap_upgrade(policy, floored, findings.guard.floor) if spent and floored != named else floored
-    if capped == named and findings.guard.allows(first.tier.name):
+    paid = cap_budget(policy, capped, findings.guard.floor, ceiling) if first.reason is Reason.PINNED else capped
+    if paid == named and findings.guard.allows(first.tier.name):
         return first
-    able = make_able(policy, capped, findings.guard, findings.load)
+    able = make_able(policy, paid, findings.guard, findings.load)
     moved = Decision(
         policy.tiers[able.rank] if able is not None else first.tier,
         able.reason if able is not None else Reason.RESIDENCY,
@@ -130,24 +136,26 @@ def decide_named(
         cohort=findings.cohort,
         unmatched=None if findings.trust is Reason.MATCHED else first.reason,
         match=match,
-        rule=findings.rule.name if findings.rule is not None else None,
+        rule=findings.rule_name,
     )
-    return moved if able is not None else _refused(moved)
+    return moved if able is not None else refused(moved)
 
 
-def decide_unread(policy: Policy, headers: Mapping[str, str], reason: Reason) -> Decision:
+def decide_unread(
+    policy: Policy, headers: Mapping[str, str], reason: Reason, ceiling: int | None = None
+) -> Decision:
     """Choose the tier of a request whose body could not be read, or is of an API that the router does not know.
 
-    It is the default tier, unless the headers set a floor or `only`.
+    It is the default tier, unless the headers set a floor or `only`, or the budgets do not pay for it (`ceiling`).
     """
     first = untouched(policy, reason)
     if policy.mode == "shadow":
         return first
     guard = guard_unread(policy, headers) if reason is Reason.UNREADABLE else guard_foreign(policy, headers)
     choice = raise_to_floor(Choice(policy.rank(first.tier.name), reason), guard.floor)
-    confined = confine(policy, choice, guard)
+    confined = confine(policy, cap_budget(policy, choice, guard.floor, ceiling), guard)
     if confined is None:
-        return _refused(first)
+        return refused(first)
     return msgspec.structs.replace(first, tier=policy.tiers[confined.rank], reason=confined.reason)
 
 
@@ -163,7 +171,7 @@ def decide_kept(policy: Policy, headers: Mapping[str, str], maker: int | None) -
         return first
     confined = confine(policy, Choice(rank, Reason.BOUND, course), guard_foreign(policy, headers))
     if confined is None:
-        return _refused(first)
+        return refused(first)
     return Decision(policy.tiers[confined.rank], confined.reason, rewrite=False, course=confined.course)
 
 
@@ -205,7 +213,7 @@ def _laddered(
         cohort=findings.cohort,
         unmatched=None if findings.trust is Reason.MATCHED else findings.trust,
         match=match,
-        rule=rule.name if rule is not None else None,
+        rule=findings.rule_name,
         reasoning=reasoning,
         reasoning_forced=policy.reasoning_choice == "router",
         max_output_tokens=findings.cap,
@@ -219,11 +227,11 @@ def _laddered(
     )
 
 
-def _refused(decision: Decision) -> Decision:
-    """The decision to answer with an error. No tier gets the request."""
+def refused(decision: Decision, reason: Reason = Reason.RESIDENCY) -> Decision:
+    """Return the decision to answer with an error. No tier gets the request."""
     return Decision(
         decision.tier,
-        Reason.RESIDENCY,
+        reason,
         rewrite=False,
         refused=True,
         cohort=decision.cohort,

@@ -134,9 +134,9 @@ class RouterExchange:
     def _refused(self, event: Event, routed: Routed, refusal: Refusal) -> Reply:
         """Answer the client with an error."""
         reason = routed.decision.reason
-        code = reason if reason is Reason.RESIDENCY else None
+        code = None if reason is Reason.BAD_REQUEST else reason
         body = error_body(self._path, refusal.status, refusal.message, code)
-        return self._answered(event, refusal.status, body, reason, self._metadata(routed))
+        return self._answered(event, refusal.status, body, reason, self._metadata(routed), refusal.headers)
 
     def _replayed(self, event: Event, routed: Routed, kept: KeptAnswer) -> Reply:
         """Answer the client with a kept answer, in the shape that it asked for."""
@@ -173,11 +173,12 @@ class RouterExchange:
         body: bytes,
         reason: Reason = Reason.BAD_REQUEST,
         metadata: dict[str, Any] | None = None,
+        headers: Mapping[str, str] = {},  # it is only read
     ) -> Reply:
         """Answer the client. No filter of Envoy adds headers to this answer."""
         return Reply(
             "request_headers" if self._headers_waiting else event.kind,
-            headers={"content-type": "application/json", HeaderName.REASON: reason},
+            headers={"content-type": "application/json", HeaderName.REASON: reason, **headers},
             body=body,
             metadata=metadata,
             status=status,
@@ -193,7 +194,8 @@ class RouterExchange:
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:
         headers, look = self._opening.headers, routed.cached
-        asker = asker_record(routed.snapshot, routed.identity, headers, routed.exploration, routed.kept)
+        charge = routed.payment.charge
+        asker = asker_record(routed.snapshot, routed.identity, headers, routed.exploration, routed.kept, charge)
         conversation = None
         if self._router.remembers:
             conversation = conversation_record(

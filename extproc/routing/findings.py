@@ -34,6 +34,11 @@ class Findings(msgspec.Struct, frozen=True):
     load: Load
     ceiling: int  # the highest rank of the ladder
 
+    @property
+    def rule_name(self) -> str | None:
+        """The name of the rule that applies."""
+        return self.rule.name if self.rule is not None else None
+
 
 def read_findings(
     policy: Policy, signals: Signals, match: Match | None, headers: Mapping[str, str], failure: Reason

@@ -28,27 +28,27 @@ class Guard(msgspec.Struct, frozen=True):
 def guard_matched(policy: Policy, cohorts: Sequence[Cohort], signals: Signals, headers: Mapping[str, str]) -> Guard:
     """Return the guard of a request whose possible cohorts are known: none if it is out of scope."""
     rules = [rule for rule in policy.rules if applies(rule.when, cohorts, signals, headers)]
-    return Guard(_floor(policy, cohorts, rules), _only(cohorts, rules))
+    return Guard(_floor(policy, cohorts, rules), _only(cohorts, rules, policy.only))
 
 
 def guard_unmatched(policy: Policy, signals: Signals, headers: Mapping[str, str]) -> Guard:
     """Return the guard of a request that was read but not matched: it may belong to any cohort."""
     rules = [rule for rule in policy.rules if applies(rule.when, (), signals, headers)]
     possible = [rule for rule in policy.rules if may_apply(rule.when, signals, headers)]
-    return Guard(_floor(policy, (), rules), _only([*policy.cohorts.values()], possible))
+    return Guard(_floor(policy, (), rules), _only([*policy.cohorts.values()], possible, policy.only))
 
 
 def guard_unread(policy: Policy, headers: Mapping[str, str]) -> Guard:
     """Return the guard of a request whose body could not be read."""
     possible = [rule for rule in policy.rules if may_apply(rule.when, None, headers)]
     rules = [rule for rule in possible if reads_only_headers(rule.when)]
-    return Guard(_floor(policy, (), rules), _only([*policy.cohorts.values()], possible))
+    return Guard(_floor(policy, (), rules), _only([*policy.cohorts.values()], possible, policy.only))
 
 
 def guard_foreign(policy: Policy, headers: Mapping[str, str]) -> Guard:
     """Return the guard of a request to an API that the router does not know. Floors are for answers of models."""
     rules = [rule for rule in policy.rules if reads_only_headers(rule.when) and may_apply(rule.when, None, headers)]
-    return Guard(0, _only((), rules))
+    return Guard(0, _only((), rules, policy.only))
 
 
 def needs_match(policy: Policy, rank: int) -> bool:
@@ -64,8 +64,10 @@ def _floor(policy: Policy, cohorts: Sequence[Cohort], rules: Sequence[Rule]) -> 
     return max((policy.rank(name) for name in floors if name is not None), default=0)
 
 
-def _only(cohorts: Sequence[Cohort], rules: Sequence[Rule]) -> frozenset[str] | None:
+def _only(
+    cohorts: Sequence[Cohort], rules: Sequence[Rule], of_policy: tuple[str, ...] | None = None
+) -> frozenset[str] | None:
     """The tiers that are in every set."""
-    sets = [cohort.only for cohort in cohorts] + [rule.only for rule in rules]
+    sets = [of_policy] + [cohort.only for cohort in cohorts] + [rule.only for rule in rules]
     confining = [frozenset(names) for names in sets if names is not None]
     return frozenset.intersection(*confining) if confining else None

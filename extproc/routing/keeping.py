@@ -49,6 +49,10 @@ def bound_choice(policy: Policy, choice: Choice, continuation: Continuation, gua
     return Choice(last, reason, Course.KEPT_TOOL_LOOP, fixed=continuation.bound)
 
 
+# A limit lowered the tier.
+_CAPPED = (Reason.UPGRADE_RATE, Reason.BUDGET)
+
+
 def stuck_choice(
     policy: Policy, choice: Choice, servable: Sequence[int], tokens: int, continuation: Continuation
 ) -> Choice:
@@ -57,7 +61,7 @@ def stuck_choice(
     `servable` are the ranks that can serve the request.
     """
     history, budget = continuation.history, policy.sticky.switch_budget
-    if history is None or budget is None or choice.course is not None or choice.reason is Reason.UPGRADE_RATE:
+    if history is None or budget is None or choice.course is not None or choice.reason in _CAPPED:
         return choice
     rank = choose(history, policy.tiers, choice.rank, servable, tokens, continuation.now_s, budget)
     return Choice(rank, Reason.BOUND, Course.KEPT_CACHE) if rank != choice.rank else choice

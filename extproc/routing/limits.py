@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -21,6 +22,13 @@ class _Bucket(msgspec.Struct):
     at_s: float = 0.0
 
 
+class RateLimit(Protocol):
+    """A token bucket for each principal."""
+
+    async def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
+        """Take one token, and return whether there was one. Never waits long."""
+
+
 class Rates:
     """A token bucket for each principal.
 
@@ -32,7 +40,7 @@ class Rates:
         self._workers = workers
         self._principals: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
+    async def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
         """Take one token, and return whether there was one."""
         bucket = self.bucket(principal, per_minute, burst, now_s)
         if bucket.tokens < 1:
@@ -56,18 +64,32 @@ class Rates:
 class Bounds:
     """The two token buckets for an escalation: the share of its cohort and the rate of its principal.
 
-    Each process counts alone, as with `Rates`.
+    Each process counts alone, as with `Rates`. With `shared`, the rate of a principal holds over all processes.
     """
 
-    def __init__(self, workers: int = 1) -> None:
+    def __init__(self, workers: int = 1, shared: RateLimit | None = None) -> None:
         self._share_burst = _part(_SHARE_BURST, workers)
         self._cohorts: dict[str, _Bucket] = {}
         self._rates = Rates(workers)
+        self._shared = shared
 
     def judged(self, cohort: str, share: float) -> None:
         """Count one judged answer, which adds `share` tokens to the bucket of its cohort."""
         bucket = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
         bucket.tokens = min(bucket.tokens + share, self._share_burst)
+
+    async def take(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> Bound | None:
+        """Do as `allow`, and ask the shared buckets if there are some."""
+        if self._shared is None:
+            return self.allow(cohort, principal, per_minute, burst, now_s)
+        share = self._cohorts.setdefault(cohort, _Bucket(self._share_burst))
+        if share.tokens < 1:
+            return Bound.COHORT_SHARE
+        share.tokens -= 1  # before the wait, in which other answers are judged
+        if await self._shared.take(principal, per_minute, burst, now_s):
+            return None
+        share.tokens += 1
+        return Bound.PRINCIPAL_RATE
 
     def allow(self, cohort: str, principal: str, per_minute: float, burst: int, now_s: float) -> Bound | None:
         """Take one token from both buckets, or return the limit that is reached and take none."""

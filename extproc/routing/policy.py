@@ -81,6 +81,7 @@ class Policy(msgspec.Struct, frozen=True, dict=True):
     upgrades: Upgrades | None = None
     max_body_bytes: int = 32 * 2**20  # the largest body that a client may send
     sticky: Sticky = Sticky()
+    only: tuple[str, ...] | None = None  # the tiers that may get any request; None: all
 
     def tier(self, name: str) -> Tier:
         """Return the tier with this name."""

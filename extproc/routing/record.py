@@ -22,7 +22,8 @@ from extproc.contract.records import (
     RungsRecord,
     ladder_of,
 )
-from extproc.contract.words import JudgeMode, VerdictWord
+from extproc.contract.words import LOCAL, JudgeMode, VerdictWord
+from extproc.routing.budget import Charge, Payment
 from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
@@ -42,6 +43,7 @@ def decision_record(
     signals: Signals | None,
     candidate: Decision | None = None,
     kept: KeptAnswer | None = None,
+    payment: Payment = Payment(),  # noqa: B008  # it cannot change
 ) -> DecisionRecord:
     """Describe the decision for metadata, access log and span.
 
@@ -83,6 +85,11 @@ def decision_record(
         candidate_cohort=candidate.counted_as if candidate is not None else None,
         cache=decision.cache,
         cache_tier=kept.tier if kept is not None else None,
+        app=snapshot.app,
+        team=snapshot.team,
+        budget=payment.budget,
+        reserved_microusd=payment.charge.amount // 1000 if payment.charge is not None else None,
+        limits=LOCAL if payment.local else None,
     )
 
 
@@ -92,6 +99,7 @@ def asker_record(
     headers: Mapping[str, str],
     exploration: Exploration | None = None,
     kept: KeptAnswer | None = None,
+    charge: Charge | None = None,
 ) -> LedgerRecord:
     """Identify the principal and the conversation, as hashes.
 
@@ -101,6 +109,7 @@ def asker_record(
     return LedgerRecord(
         principal=principal_of(header),
         session=identity.session if identity is not None else None,
+        charge=charge.to_text() if charge is not None else None,
         chances=msgspec.json.encode(exploration.chances).decode() if exploration is not None else None,
         explored=exploration.second.id if exploration is not None and exploration.second is not None else None,
         hit=_hit_record(kept) if kept is not None else None,

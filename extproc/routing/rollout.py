@@ -44,7 +44,7 @@ def is_in_share(conversation: str, revision: str, share: float) -> bool:
     return int.from_bytes(digest) < share * 2**64
 
 
-def decide_shadow(
+def decide_candidate(
     snapshot: Snapshot,
     signals: Signals,
     vector: Vectors | None,
@@ -52,7 +52,7 @@ def decide_shadow(
     failure: Reason,
     continuation: Continuation,
 ) -> Decision | None:
-    """The decision of a candidate that decides without an effect. None: there is no such candidate."""
+    """Return the decision of a candidate that decides without an effect. None: there is no such candidate."""
     rollout = snapshot.rollout
     if rollout is None or rollout.snapshot is None or not rollout.spec.shadow:
         return None

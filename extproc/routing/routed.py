@@ -15,6 +15,7 @@ from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.routing.answer_cache import CacheLook
 from extproc.routing.beside import decide_beside
+from extproc.routing.budget import Payment
 from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.conversations import Continuation, Identity
 from extproc.routing.decision import Decision, decide_unread, untouched
@@ -27,6 +28,10 @@ from extproc.routing.snapshot import Snapshot
 
 # The field `model` of a form without files. No name of a model is longer.
 _FORM_MODEL = re.compile(rb"(?:^|&)model=([^&]{0,512})")
+# A client that tries again gets the same answer for days, so its library must not.
+_NO_RETRY = {"x-should-retry": "false"}
+_SPENT = "The budget `{}` is used up until the month ends (UTC). Ask the operator of this gateway to raise it."
+_OFF = "The configuration of this application has a mistake, and it confines requests to some tiers."
 _CONFINED = "The policy keeps this request to some of its tiers, and none of them can serve it."
 
 
@@ -35,6 +40,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
     status: int
     message: str
+    headers: Mapping[str, str] = {}
 
 
 class Routed(msgspec.Struct, frozen=True, dict=True):
@@ -50,6 +56,7 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     identity: Identity | None = None  # of the conversation; None: the body could not be read
     candidate: Decision | None = None  # of a candidate that only decides beside
     vector: bytes = b""  # of the ask, float32; empty: it was not encoded
+    payment: Payment = Payment()
     exploration: Exploration | None = None  # None: the request had no chance to be asked of a second tier
     cached: CacheLook | None = None  # what the cache found; None: the cohort has none
 
@@ -61,7 +68,9 @@ class Routed(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def record(self) -> DecisionRecord:
         """The decision's record, built once for metadata, logs and spans."""
-        return decision_record(self.decision, self.mutation, self.snapshot, self.signals, self.candidate, self.kept)
+        return decision_record(
+            self.decision, self.mutation, self.snapshot, self.signals, self.candidate, self.kept, self.payment
+        )
 
 
 class Stopwatch:
@@ -84,8 +93,24 @@ def written(
     """The request with the decision written into it, or the error of a refusal. Raises SpliceError."""
     mutation = mutate(decision, request)
     clock.lap("write")
-    refusal = Refusal(503, _CONFINED) if decision.refused else None
+    refusal = Refusal(503, _OFF if decision.reason is Reason.APP_OFF else _CONFINED) if decision.refused else None
     return Routed(decision, mutation, snapshot, request, signals, clock.laps, refusal)
+
+
+def unpaid(
+    snapshot: Snapshot,
+    decision: Decision,
+    payment: Payment,
+    request: Request | None,
+    signals: Signals | None,
+    clock: Stopwatch,
+) -> Routed:
+    """The budgets pay for no tier that may get the request: the client gets an error."""
+    headers = {"retry-after": str(payment.retry_after_s), **_NO_RETRY}
+    refusal = Refusal(429, _SPENT.format(payment.budget), headers)
+    return Routed(
+        decision, mutate(decision, None), snapshot, request, signals, clock.laps, refusal, payment=payment
+    )
 
 
 def _foreign(snapshot: Snapshot, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
@@ -163,9 +188,8 @@ def passed_on(
     return Routed(decision, mutate(decision, None), snapshot, request, signals, clock.laps)
 
 
-def unreadable(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
-    """The default tier serves, or the one that the headers require."""
-    decision = decide_unread(snapshot.policy, headers, Reason.UNREADABLE)
+def unreadable(snapshot: Snapshot, decision: Decision, body: bytes, clock: Stopwatch) -> Routed:
+    """The default tier serves, or the one that headers and budgets require."""
     if decision.refused:
         return written(snapshot, decision, None, None, clock)
     return renamed(snapshot, decision, body, clock)

@@ -13,10 +13,9 @@ from extproc.api.paths import COMPACT, SIDE_PATHS, canonical, kept_id
 from extproc.api.request import Request, RequestError, TooLarge, parse_request
 from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
-from extproc.encoder.language import is_english
-from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
+from extproc.encoder.protocols import Embedder, Vectors
 from extproc.routing.answer_cache import AnswerCache
-from extproc.routing.ask import Ask
+from extproc.routing.budget import Payment
 from extproc.routing.conversations import (
     NEW,
     Answered,
@@ -31,15 +30,17 @@ from extproc.routing.decision import (
     decide,
     decide_kept,
     decide_named,
+    decide_unread,
+    refused,
     untouched,
 )
 from extproc.routing.exploration import Lottery
-from extproc.routing.guard import needs_match
 from extproc.routing.index import Match, nearest
-from extproc.routing.limits import Rates, principal_header, principal_of
+from extproc.routing.limits import RateLimit, principal_header, principal_of
 from extproc.routing.mutation import mutate
+from extproc.routing.paying import Budgets, Choose
 from extproc.routing.policy import is_named
-from extproc.routing.rollout import arm_of, decide_shadow
+from extproc.routing.rollout import arm_of, decide_candidate
 from extproc.routing.routed import (
     Routed,
     Stopwatch,
@@ -48,12 +49,14 @@ from extproc.routing.routed import (
     opened,
     passed_on,
     renamed,
+    unpaid,
     unreadable,
     written,
 )
 from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.sticky import seal_of
+from extproc.routing.vector import vector_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -71,18 +74,21 @@ class Router:
         self,
         snapshot: Snapshot,
         embedder: Embedder,
-        rates: Rates | None = None,
+        rates: RateLimit | None = None,
         conversations: Conversations | None = None,
+        budgets: Budgets | None = None,
         cache: AnswerCache | None = None,
     ) -> None:
         """`rates` counts the upgrades of each principal. Without it, upgrades are not limited.
 
+        Without `budgets`, no budget is used up.
         Without `conversations`, each request is routed as if it were the first of its conversation.
         Without `cache`, no answer is served again.
         """
         self.snapshot = snapshot  # replaced as a whole by a reload; each request uses one snapshot
         self.embedder = embedder
         self._rates = rates
+        self.budgets = budgets
         self._conversations = conversations
         self.cache = cache
         self.lottery: Lottery | None = None  # None: no second tier is ever asked
@@ -100,17 +106,20 @@ class Router:
 
     async def route(self, body: bytes, headers: Mapping[str, str]) -> Routed:
         """Decide about one request, from its body and its headers (":path" and the ones that rules may name)."""
-        snapshot, clock, path = self.snapshot, Stopwatch(), headers.get(":path", "")
+        snapshot, clock, path = self.snapshot.of_request(headers), Stopwatch(), headers.get(":path", "")
+        if snapshot.off == "closed":
+            first = untouched(snapshot.policy, Reason.APP_OFF)
+            return written(snapshot, refused(first, Reason.APP_OFF), None, None, clock)
         size = len(body)
         try:
             request = await self.work(size, parse_request, path, body)
         except TooLarge as error:
             return bad_request(snapshot, str(error), clock)
         except RequestError:
-            return await self.work(size, unreadable, snapshot, body, headers, clock)
+            return await self._unread(snapshot, body, headers, clock)
         if request is None:
             if canonical(path) in SIDE_PATHS:
-                return await self._route_beside(canonical(path), body, headers, clock)
+                return await self._route_beside(snapshot, canonical(path), body, headers, clock)
             return await self.work(size, opened, snapshot, body, headers, clock)
 
         signals = await self.work(size, read_signals, request, snapshot.encoder.max_chars)  # the ask is one of them
@@ -118,13 +127,13 @@ class Router:
         snapshot = arm_of(snapshot, identity.session, self.shares)
         clock.lap("read")
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
-        vector, failure = await self._vector(request, signals, principal, snapshot, clock)
+        vector, failure = await vector_of(self.embedder, snapshot, signals, principal, clock)
         match = nearest(snapshot.index, vector) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
-        decision = self._decide(snapshot, signals, match, headers, principal, failure, continuation)
-        candidate = decide_shadow(snapshot, signals, vector, headers, failure, continuation)
+        decision, choose = await self._choose(snapshot, signals, match, headers, principal, failure, continuation)
+        candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")
-        look = None
+        look = None  # a kept answer costs nothing, so it is looked for first
         if self.cache is not None:
             look = await self.cache.look(snapshot, decision, request, signals, vector, headers)
         if look is not None:
@@ -136,22 +145,52 @@ class Router:
                 decision, mutate(decision, None), snapshot, request, signals, clock.laps, None, identity, candidate,
                 cached=look,
             )  # fmt: skip
-        routed = await self._sent(snapshot, decision, body, request, signals, clock)
-        routed = msgspec.structs.replace(routed, candidate=candidate, cached=look)
+        paid, payment = await self._pay(snapshot, principal, decision, choose, signals)
+        if paid is not decision:  # at another tier: its answer is not the one that was looked for
+            decision, look = paid, None
+        if decision.reason is Reason.BUDGET and decision.refused:
+            routed = unpaid(snapshot, decision, payment, request, signals, clock)
+        else:
+            routed = await self._sent(snapshot, decision, body, request, signals, clock)
+        routed = msgspec.structs.replace(routed, payment=payment, candidate=candidate, cached=look)
         return self._noted(self._drawn(routed, headers), identity, continuation, vector)
 
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
         """Decide about a request that names a response by its id in the path. It has no body to read."""
-        snapshot, kept, clock = self.snapshot, kept_id(headers.get(":path", "")), Stopwatch()
+        snapshot, kept, clock = self.snapshot.of_request(headers), kept_id(headers.get(":path", "")), Stopwatch()
         maker = None
         if self._conversations is not None and kept is not None:
             principal = principal_of(principal_header(headers, snapshot.escalations.principal))
             maker = await self._conversations.maker_of(id_key(principal, kept), snapshot.policy.tiers)
         return written(snapshot, decide_kept(snapshot.policy, headers, maker), None, None, clock)
 
-    async def _route_beside(self, path: str, body: bytes, headers: Mapping[str, str], clock: Stopwatch) -> Routed:
+    async def _unread(
+        self, snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch
+    ) -> Routed:
+        """Decide about a request whose body cannot be read."""
+
+        def choose(ceiling: int | None = None) -> Decision:
+            return decide_unread(snapshot.policy, headers, Reason.UNREADABLE, ceiling)
+
+        principal = principal_of(principal_header(headers, snapshot.escalations.principal))
+        decision, payment = await self._pay(snapshot, principal, choose(), choose, len(body))
+        if decision.reason is Reason.BUDGET and decision.refused:
+            return unpaid(snapshot, decision, payment, None, None, clock)
+        routed = await self.work(len(body), unreadable, snapshot, decision, body, clock)
+        return msgspec.structs.replace(routed, payment=payment)
+
+    async def _pay(
+        self, snapshot: Snapshot, principal: str, decision: Decision, choose: Choose, load: Signals | int
+    ) -> tuple[Decision, Payment]:
+        if self.budgets is None:
+            return decision, Payment()
+        return await self.budgets.pay(snapshot, principal, decision, choose, load)
+
+    async def _route_beside(
+        self, snapshot: Snapshot, path: str, body: bytes, headers: Mapping[str, str], clock: Stopwatch
+    ) -> Routed:
         """Decide about a request on a side path. Its sealed state counts, and nothing else of it is matched."""
-        snapshot, size = self.snapshot, len(body)
+        size = len(body)
         try:
             request = await self.work(size, parse_request, SIDE_PATHS[path], body)
         except TooLarge as error:
@@ -223,20 +262,6 @@ class Router:
             routed, identity=identity, vector=vector.tobytes() if vector is not None else b""
         )
 
-    async def _vector(
-        self, request: Request, signals: Signals, principal: str, snapshot: Snapshot, clock: Stopwatch
-    ) -> tuple[Vectors | None, Reason]:
-        """The vector of the ask, or None and the reason why it is not matched."""
-        policy = snapshot.policy
-        if is_named(policy, request.model):
-            if not needs_match(policy, policy.rank(untouched(policy, Reason.PASSTHROUGH, request.model).tier.name)):
-                return None, Reason.NO_TEXT
-        elif signals.background is not None:
-            return None, Reason.BACKGROUND
-        if signals.no_task:
-            return None, Reason.OUT_OF_SCOPE
-        return await self._embed(signals.ask, principal, snapshot, clock)
-
     async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""
         if size < _LARGE_BYTES:
@@ -244,25 +269,7 @@ class Router:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._large, lambda: function(*args, **kwargs))
 
-    async def _embed(
-        self, ask: Ask, principal: str, snapshot: Snapshot, clock: Stopwatch
-    ) -> tuple[Vectors | None, Reason]:
-        """The vector of the ask, or None and the reason why there is none."""
-        if not ask.text:
-            return None, Reason.NO_TEXT
-        if snapshot.english_only and not is_english(ask.text):
-            return None, Reason.OUT_OF_SCOPE
-        try:
-            deadline_s = snapshot.encoder.deadline_ms / 1000
-            return await self.embedder.embed(ask.text, deadline_s, principal), Reason.MATCHED
-        except DeadlineError:
-            return None, Reason.DEADLINE
-        except EncoderError:
-            return None, Reason.ENCODER
-        finally:
-            clock.lap("embed")
-
-    def _decide(
+    async def _choose(
         self,
         snapshot: Snapshot,
         signals: Signals,
@@ -271,23 +278,29 @@ class Router:
         principal: str,
         failure: Reason,
         continuation: Continuation,
-    ) -> Decision:
-        """Decide. A tier above the default takes one of the principal's upgrades, if the policy limits them.
+    ) -> tuple[Decision, Choose]:
+        """The decision, and the one for a request whose budgets are used up.
 
-        A client that names the model of a tier takes none.
+        A tier above the default takes one of the principal's upgrades, if the policy limits them. A client that
+        names the model of a tier takes none.
         """
         policy, upgrades = snapshot.policy, snapshot.policy.upgrades
-        choose = decide_named if is_named(policy, signals.model) else partial(decide, continuation=continuation)
-        decision = choose(policy, signals, match, headers, failure)
+        how = decide_named if is_named(policy, signals.model) else partial(decide, continuation=continuation)
+
+        def choose(ceiling: int | None = None, spent: bool = False) -> Decision:
+            return how(policy, signals, match, headers, failure, spent=spent, ceiling=ceiling)
+
+        decision = choose()
         above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
         chosen_by_client = decision.reason in (Reason.PINNED, Reason.PASSTHROUGH)
         if upgrades is None or self._rates is None or not above or decision.refused or chosen_by_client:
-            return decision
-        capped = choose(policy, signals, match, headers, failure, spent=True)
+            return decision, choose
+        capped = choose(spent=True)
         if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
-            return decision
-        allowed = self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic())
-        return decision if allowed else capped
+            return decision, choose
+        if await self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic()):
+            return decision, choose
+        return capped, partial(choose, spent=True)
 
 
 def _identity(snapshot: Snapshot, request: Request, headers: Mapping[str, str]) -> Identity:

@@ -1,12 +1,18 @@
 """One revision of the configuration, compiled for serving."""
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Literal
 
 import msgspec
 
+from extproc.api.paths import APIS, SIDE_PATHS, Api, canonical
+from extproc.routing.budget import BudgetSpec
 from extproc.routing.index import Index
 from extproc.routing.policy import Policy
 from extproc.settings import Candidate, EncoderConfig, Escalations, Human, Judge, Timeouts
+
+AUTHORITY = ":authority"
 
 
 class Rollout(msgspec.Struct, frozen=True, eq=False):
@@ -24,6 +30,26 @@ class Rollout(msgspec.Struct, frozen=True, eq=False):
         return self.snapshot.revision if self.snapshot is not None else None
 
 
+class AppRoute(msgspec.Struct, frozen=True, eq=False):
+    """One application: the requests that belong to it, and the snapshot that decides about them."""
+
+    name: str
+    snapshot: "Snapshot"
+    hosts: tuple[str, ...] = ()
+    headers: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}
+    of_apis: Mapping[Api, "Snapshot"] = {}  # where the default tier of an API differs
+    folder: str = ""  # of the intents that it has itself
+    signature: tuple[tuple[str, int, int, int], ...] = ()  # of these files, when they were read
+    problems: tuple[str, ...] = ()  # the mistakes in these files
+
+    def takes(self, host: str, headers: Mapping[str, str]) -> bool:
+        """Return whether a request belongs to this app."""
+        if self.hosts and not any(fnmatchcase(host, pattern) for pattern in self.hosts):
+            return False
+        return all(fnmatchcase(headers.get(name, ""), pattern) for name, pattern in self.headers.items())
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything from the configuration that a request needs. A reload replaces it and never changes it."""
 
@@ -39,8 +65,48 @@ class Snapshot(msgspec.Struct, frozen=True):
     english_only: bool = False  # the encoder reads no other language
     key_headers: tuple[str, ...] = ()  # that may hold a key of a client or of a tier
     rollout: Rollout | None = None  # None: there is no candidate
+    budgets: tuple[BudgetSpec, ...] = ()  # that hold for every request
+    apps: tuple[AppRoute, ...] = ()  # the first one that takes a request decides about it
+    app: str | None = None  # the one that this snapshot is for
+    team: str | None = None
+    # The app's files have mistakes. "open": its default tier serves. "closed": its requests are refused.
+    off: Literal["open", "closed"] | None = None
 
     def arm(self, revision: str) -> "Snapshot":
         """Return the candidate if it has this revision. Otherwise return this snapshot."""
         candidate = self.rollout.snapshot if self.rollout is not None else None
         return candidate if candidate is not None and candidate.revision == revision else self
+
+    @property
+    def all_budgets(self) -> tuple[BudgetSpec, ...]:
+        """Every budget of the policy and of its apps, once."""
+        specs = [*self.budgets, *(spec for app in self.apps for spec in app.snapshot.budgets)]
+        return tuple({spec.name: spec for spec in specs}.values())
+
+    @property
+    def app_labels(self) -> dict[str, Mapping[str, str]]:
+        """The labels of each app, by its name."""
+        return {app.name: app.labels for app in self.apps}
+
+    def of_request(self, headers: Mapping[str, str]) -> "Snapshot":
+        """Return the snapshot that decides about a request: this one, or that of its app."""
+        if not self.apps:
+            return self
+        host = host_of(headers.get(AUTHORITY, ""))
+        app = next((app for app in self.apps if app.takes(host, headers)), None)
+        if app is None:
+            return self
+        path = canonical(headers.get(":path", ""))
+        api = APIS.get(SIDE_PATHS.get(path, path))
+        return app.of_apis.get(api, app.snapshot) if api is not None else app.snapshot
+
+    def of_app(self, name: str | None) -> "Snapshot":
+        """Return the snapshot of this app. An app that a reload has removed leaves none, so it is this one."""
+        return next((app.snapshot for app in self.apps if app.name == name), self)
+
+
+def host_of(authority: str) -> str:
+    """The host of a request in lower case, without its port."""
+    host = authority.lower()
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from extproc.contract.names import PREFIX
+from extproc.contract.names import PREFIX, Key
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -20,7 +20,7 @@ class Metric(msgspec.Struct, frozen=True):
 
 DECISIONS = Metric(
     f"{PREFIX}.decisions", "counter", "{request}", "Decisions, by cohort, tier and reason",
-    ("cohort", "tier", "reason"),
+    ("cohort", "tier", "reason", "app"),
 )  # fmt: skip
 STAGE_DURATION = Metric(
     f"{PREFIX}.stage.duration", "histogram", "s", "Duration of each stage of a decision", ("stage",),
@@ -47,7 +47,7 @@ RELOADS = Metric(
 )
 OUTCOMES = Metric(
     f"{PREFIX}.outcomes", "counter", "{request}", "Exchanges, by how they ended",
-    ("cohort", "tier", "reason", "outcome"),
+    ("cohort", "tier", "reason", "outcome", "app"),
 )  # fmt: skip
 REJECTIONS = Metric(
     f"{PREFIX}.rejections", "counter", "{answer}", "Rejected answers, which were paid for but not served",
@@ -55,15 +55,15 @@ REJECTIONS = Metric(
 )  # fmt: skip
 TOKENS = Metric(
     f"{PREFIX}.tokens", "counter", "{token}", "Tokens, as reported by upstreams",
-    ("cohort", "tier", "answer", "type"),
+    ("cohort", "tier", "answer", "type", "app"),
 )  # fmt: skip
 COST = Metric(
     f"{PREFIX}.cost", "counter", "usd", "Cost of answers, with rejected answers under their own label",
-    ("cohort", "tier", "answer"),
+    ("cohort", "tier", "answer", "app"),
 )  # fmt: skip
 DEFAULT_COST = Metric(
     f"{PREFIX}.cost.default", "counter", "usd", "Cost of the tokens of served answers at the default tier's prices",
-    ("cohort", "tier"),
+    ("cohort", "tier", "app"),
 )  # fmt: skip
 USAGE_UNKNOWN = Metric(
     f"{PREFIX}.usage.unknown", "counter", "{answer}", "Answers without token counts", ("cohort", "tier", "answer")
@@ -107,8 +107,23 @@ CACHE_OFF = Metric(
     ("cohort",),
 )  # fmt: skip
 STATE_FAILURES = Metric(
-    f"{PREFIX}.state.failures", "counter", "{call}",
-    "Calls to the store of conversations and kept answers that failed",
+    f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of `state` that failed"
+)
+STATE_AWAY = Metric(
+    f"{PREFIX}.state.away", "gauge", "",
+    "1 while `state` cannot be reached, so that conversations, limits and budgets are those of one process",
+)  # fmt: skip
+BUDGET_SPENT = Metric(
+    f"{PREFIX}.budget.spent", "gauge", "",
+    "Spent share of each budget in this month, with amounts reserved; of budgets per principal the largest one",
+    (Key.BUDGET.value,),
+)  # fmt: skip
+APP = Metric(
+    f"{PREFIX}.app", "gauge", "", "1 for each app of the policy, with its labels", (Key.APP.value, Key.TEAM.value)
+)
+APP_REFUSED = Metric(
+    f"{PREFIX}.app.refused", "gauge", "", "1 while the files of an app have mistakes, 0 for every other app",
+    (Key.APP.value,),
 )  # fmt: skip
 KEYS_REFUSED = Metric(
     f"{PREFIX}.keys.refused", "counter", "{request}", "Requests for which an upstream refused the key of a tier",
@@ -184,4 +199,5 @@ METRICS = (
     STATE_FAILURES, KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, GOLDEN_FLIPPED, GOLDEN_ROWS,
     ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
     GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK, CACHE_LOOKS, CACHE_SAVED, CACHE_CHECKS, CACHE_OFF,
+    STATE_AWAY, BUDGET_SPENT, APP, APP_REFUSED,
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """The life of one server process: build it, load the encoder, run, drain."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -13,9 +14,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from extproc.accounting import accesslog
 from extproc.accounting.keeper import Keeper
 from extproc.accounting.ledger import Ledger, LogStreams
-from extproc.accounting.outcome import cost_of
+from extproc.accounting.outcome import Cost, Outcome, cost_of
 from extproc.accounting.store import Store
-from extproc.config.candidate import compile_both
+from extproc.config.candidate import compile_all
 from extproc.config.changes import Rendered
 from extproc.config.gate import Gate
 from extproc.config.load import Config, ConfigError
@@ -29,15 +30,12 @@ from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.vector_file import storing
 from extproc.routing.answer_cache import AnswerCache
 from extproc.routing.asks import Asks
-from extproc.routing.cache_store import AnswerStore
 from extproc.routing.conversations import Conversations
 from extproc.routing.exploration import Lottery
-from extproc.routing.limits import Rates
+from extproc.routing.paying import Budgets
 from extproc.routing.policy import Policy
-from extproc.routing.rollout import candidate_shares, is_off
 from extproc.routing.router import Router
 from extproc.routing.snapshot import Snapshot
-from extproc.routing.store import MemoryStore, StateStore
 from extproc.serving import wire
 from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
@@ -47,10 +45,12 @@ from extproc.serving.listening import TlsFiles, bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.rollout import follow_rollout
-from extproc.serving.state import open_answers, open_state
+from extproc.serving.spending import count_spent, settle
+from extproc.serving.state import SharedState, open_state
 from extproc.serving.stopping import stop_event
 from extproc.serving.telemetry import Telemetry
 from extproc.serving.watchdog import watch_lag
+from extproc.serving.watching import watch_router
 from extproc.verifying.callouts import call_out
 from extproc.verifying.exchange import Verifier
 from extproc.verifying.review import enqueue
@@ -156,14 +156,23 @@ async def build(serving: Serving, config: Config, standing: Standing | None = No
 
 
 def _ledger(serving: Serving, config: Config, processor: ExternalProcessor, telemetry: Telemetry) -> Ledger:
+    loop = asyncio.get_running_loop()
+
     def tariff() -> Policy | PolicyFile:
         """The policy in force, for its prices."""
         return processor.router.snapshot.policy if processor.router is not None else config.policy
 
+    def ended(outcome: Outcome, cost: Cost) -> None:
+        """Called in the ledger's thread."""
+        telemetry.ended(outcome, cost)
+        if outcome.charge is not None and processor.router is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(settle, processor.router.budgets, outcome, cost)
+
     return Ledger(
         accesslog.read_outcomes,
         lambda outcome: cost_of(outcome, tariff()),
-        telemetry.ended,
+        ended,
         telemetry.lost,
         serving.ledger,
     )
@@ -192,32 +201,33 @@ def _handlers(
 
 
 async def _loaded(server: Server, config: Config, serving: Serving) -> Loaded:
-    url, failed = config.policy.state, server.telemetry.state_failed
-    stores = open_state(url, failed, serving.workers), open_answers(url, failed)
-    loaded = await load(server.processor, config, serving.intents, serving.workers, *stores)
+    state = open_state(config.policy.state, server.telemetry.state_failed, serving.workers)
+    server.telemetry.state_away = state.is_away
+    loaded = await load(server.processor, config, serving.intents, serving.workers, state)
     assert server.processor.verifier is not None and server.processor.verifier.keeper is not None
     server.processor.verifier.keeper.checked = server.telemetry.cache_checked
     return loaded
 
 
 async def load(
-    processor: ExternalProcessor, config: Config, folder: Path, workers: int,
-    store: StateStore | None = None, answers: AnswerStore | None = None,
-) -> Loaded:  # fmt: skip
+    processor: ExternalProcessor, config: Config, folder: Path, workers: int, state: SharedState | None = None
+) -> Loaded:
     """Load the encoder, compile the index and give `processor` its router and verifier. Raises EncoderError."""
     model = config.policy.encoder.model
     log.info("encoder %s", read_choice(model) or model)
     encoder = await asyncio.to_thread(load_encoder, model, workers)
     utterances = RememberingEncoder(storing(encoder))
-    snapshot = await asyncio.to_thread(compile_both, config, folder, utterances)
+    snapshot = await asyncio.to_thread(compile_all, config, folder, utterances)
     batcher = Batcher(encoder)
-    store, answers = store or MemoryStore(), answers or AnswerStore(MemoryStore())
-    router = processor.router = Router(
-        snapshot, batcher, Rates(workers), Conversations(store), AnswerCache(answers)
-    )
-    processor.asks = Asks(store) if processor.keep is not None else None
-    embed = encoder.sentences.encode
-    processor.verifier = Verifier(lambda: router.snapshot, embed, call_out, enqueue, workers, answers=answers)
+    state = state or open_state("", lambda: None, workers)
+    conversations, budgets = Conversations(state.conversations), Budgets(state.spending)
+    cache = AnswerCache(state.answers)
+    router = processor.router = Router(snapshot, batcher, state.upgrades, conversations, budgets, cache)
+    processor.asks = Asks(state.conversations) if processor.keep is not None else None
+    processor.verifier = Verifier(
+        lambda: router.snapshot, encoder.sentences.encode, call_out, enqueue, workers,
+        rates=state.escalations, answers=state.answers,
+    )  # fmt: skip
     give_back()
     return Loaded(router, batcher, utterances)
 
@@ -254,14 +264,7 @@ async def run(
     `seen` is the signature of the folder before its first load. `standing` is kept up to date.
     """
     router, telemetry = loaded.router, server.telemetry
-    telemetry.shares = lambda: router.snapshot.policy.escalation_shares
-    telemetry.candidates = lambda: candidate_shares(router.snapshot.rollout, router.shares)
-    telemetry.candidate_refused = lambda: is_off(router.snapshot.rollout)
-    telemetry.revision = router.snapshot.revision
-    telemetry.caches = lambda: router.cache.checks_of(router.snapshot) if router.cache is not None else {}
-    telemetry.tiers = lambda: {tier.name: tier for tier in router.snapshot.policy.tiers}
-    telemetry.encoder = lambda: loaded.batcher.load
-    telemetry.know_keys(router.snapshot.policy.tiers)
+    watch_router(telemetry, router, loaded.batcher)
     assert server.files is not None
     await server.files.start()
     reloading = asyncio.create_task(
@@ -271,9 +274,11 @@ async def run(
         )
     )  # fmt: skip
     watching = asyncio.create_task(watch_lag(telemetry.lagged))
-    following = [asyncio.create_task(follow_rollout(router, serving.ledger.place))] if serving.ledger else []
-    keeper = Keeper(serving.ledger.place, serving.ledger.keep_days) if serving.ledger else None
-    if keeper is not None:
+    following, keeper = [], None
+    if serving.ledger is not None:
+        following.append(asyncio.create_task(follow_rollout(router, serving.ledger.place)))
+        following.append(asyncio.create_task(count_spent(router, serving.ledger.place)))
+        keeper = Keeper(serving.ledger.place, serving.ledger.keep_days)
         keeper.start()
     if serving.golden is not None:
         replaying = follow_golden(router, loaded.batcher, serving.golden, telemetry.replayed)

@@ -44,6 +44,10 @@ class Telemetry:
         self.caches: Callable[[], Mapping[str, Checks]] = dict  # by cohort
         self.tiers: Callable[[], Mapping[str, Tier]] = dict  # by name
         self.golden: tuple[int, int] | None = None  # flips and rows; None: nothing was replayed yet
+        self.budgets: Callable[[], Mapping[str, float]] = dict  # name -> spent share
+        self.apps: Callable[[], Mapping[str, Mapping[str, str]]] = dict  # name -> labels
+        self.refused_apps: Callable[[], Mapping[str, bool]] = dict  # name -> whether its files have mistakes
+        self.state_away: Callable[[], bool] = bool  # whether the store of `state` cannot be reached
         self.open_exchanges = 0
         # Without an exporter of spans, nothing reads them, and the parent of a span is not read either.
         self._traced = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
@@ -90,6 +94,16 @@ class Telemetry:
         observe(meter, definitions.ENCODER_QUEUE, lambda: [(self.encoder().queue, {})])
         observe(meter, definitions.ENCODER_BUSY, lambda: [(self.encoder().busy_s, {})])
         observe(meter, definitions.ENCODER_LOOKUPS, lambda: list(_lookups(self.encoder())))
+        observe(meter, definitions.STATE_AWAY, lambda: [(int(self.state_away()), {})])
+        observe(
+            meter, definitions.BUDGET_SPENT, lambda: [(v, {Key.BUDGET.value: k}) for k, v in self.budgets().items()]
+        )
+        observe(
+            meter,
+            definitions.APP_REFUSED,
+            lambda: [(int(v), {Key.APP.value: k}) for k, v in self.refused_apps().items()],
+        )
+        observe(meter, definitions.APP, lambda: [(1, {**v, Key.APP.value: k}) for k, v in self.apps().items()])
         # Export zeros, so that `increase()` in Prometheus also counts the first event.
         self._lost.add(0)
         self._state_failures.add(0)
@@ -108,7 +122,7 @@ class Telemetry:
         span, context = self._begin("decide", parent, end - int(sum(stages.values()) * 1e9))
         labels = {
             Key.COHORT.value: record.counted_as or "", Key.TIER.value: record.tier, Key.REASON.value: record.reason,
-        }  # fmt: skip
+        } | _app_label(record.app)  # fmt: skip
         self._decisions.add(1, labels, context)
         if record.cache is not None:
             self._cache_looks.add(1, {"cohort": record.counted_as or "", "result": record.cache}, context)
@@ -169,14 +183,15 @@ class Telemetry:
     def ended(self, outcome: Outcome, cost: Cost) -> None:
         """Report the outcome of an exchange. May be called from any thread."""
         place = {"cohort": outcome.cohort or outcome.reason, "tier": outcome.tier or ""}
-        self._outcomes.add(1, place | {"reason": outcome.reason, "outcome": outcome.ending})
-        self._paid(place | {"answer": "last"}, outcome.usage, cost.last)
+        app = _app_label(outcome.app)
+        self._outcomes.add(1, place | app | {"reason": outcome.reason, "outcome": outcome.ending})
+        self._paid(place | app | {"answer": "last"}, outcome.usage, cost.last)
         if outcome.usage_due and outcome.usage is None:
             self._unknown.add(1, place | {"answer": "last"})
         if cost.saved is not None:
             self._cache_saved.add(cost.saved, place)
         if cost.default is not None:
-            self._default_cost.add(cost.default, place)
+            self._default_cost.add(cost.default, place | app)
         if outcome.first_byte_s is not None and outcome.served and not outcome.is_hit:
             self._first_byte.record(outcome.first_byte_s, place)
         for error in outcome.errors:
@@ -188,7 +203,7 @@ class Telemetry:
         for rejection, price in zip(outcome.rejections, cost.rejected, strict=True):
             rejected = {"cohort": place["cohort"], "tier": rejection.tier or ""}
             self._rejections.add(1, rejected | {"reason": rejection.reason})
-            self._paid(rejected | {"answer": "rejected"}, rejection.usage, price)
+            self._paid(rejected | app | {"answer": "rejected"}, rejection.usage, price)
             if rejection.usage is None:
                 self._unknown.add(1, rejected | {"answer": "rejected"})
 
@@ -225,7 +240,7 @@ class Telemetry:
         self._signals.add(1, {"cohort": cohort, "tier": tier, "signal": signal})
 
     def state_failed(self) -> None:
-        """Report a call to the store of conversations that failed."""
+        """Report a call to the store of `state` that failed."""
         self._state_failures.add(1)
 
     def replayed(self, flips: int, rows: int) -> None:
@@ -244,6 +259,11 @@ class Telemetry:
 def _lookups(load: EncoderLoad) -> Iterator[tuple[float, dict[str, str]]]:
     for result, count in (("cached", load.cached), ("encoded", load.encoded), ("late", load.late)):
         yield count, {"result": result}
+
+
+def _app_label(app: str | None) -> dict[str, str]:
+    """The label of the app. The requests of no app have none."""
+    return {Key.APP.value: app} if app is not None else {}
 
 
 def _reload_labels(outcome: str) -> dict[str, str]:

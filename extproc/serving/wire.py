@@ -15,7 +15,14 @@ from typing import Any
 
 from google.protobuf.struct_pb2 import Value
 
-from extproc.contract.names import ANSWERED, ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, PATH_ATTRIBUTE, TIER_ATTRIBUTE
+from extproc.contract.names import (
+    ANSWERED,
+    ATTEMPT_ATTRIBUTE,
+    HEADER_ATTRIBUTE,
+    HOST_ATTRIBUTE,
+    PATH_ATTRIBUTE,
+    TIER_ATTRIBUTE,
+)
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.protobuf import decode
@@ -44,6 +51,8 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
     }
     if PATH_ATTRIBUTE in fields:  # under the name of the header
         headers[":path"] = fields[PATH_ATTRIBUTE].string_value
+    if HOST_ATTRIBUTE in fields:
+        headers[":authority"] = fields[HOST_ATTRIBUTE].string_value
     if message.WhichOneof("request") == "request_headers":
         headers |= _headers(message.request_headers.headers)
     modes = message.protocol_config

@@ -6,6 +6,7 @@ YAML are made from these descriptions.
 
 from extproc.settings.about import about
 from extproc.settings.address import USUAL_BASE, Address, read_url
+from extproc.settings.apps import HARD_FACTOR, REFUSE, TEAM, App, UsdBudget
 from extproc.settings.cache import AnswerCache
 from extproc.settings.evidence import Chosen, Evidence, Probability
 from extproc.settings.params import NO_PARAMS, Efforts, Params
@@ -46,14 +47,18 @@ from extproc.settings.tier import (
 __all__ = [
     "AGENT_CAPABILITIES",
     "CAPABILITIES",
+    "HARD_FACTOR",
     "HUMAN",
     "NO_PARAMS",
     "NO_SCHEME",
     "OTHERWISE",
+    "REFUSE",
     "SHARE",
+    "TEAM",
     "USUAL_BASE",
     "Address",
     "AnswerCache",
+    "App",
     "Budget",
     "Candidate",
     "Chosen",
@@ -82,6 +87,7 @@ __all__ = [
     "TierTimeouts",
     "Timeouts",
     "Upgrades",
+    "UsdBudget",
     "about",
     "read_url",
 ]

@@ -23,7 +23,7 @@ from extproc.contract.records import CacheRecord, JudgedRecord, LedgerRecord, Re
 from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.cache_store import AnswerStore
-from extproc.routing.limits import Bounds, principal_header, principal_of
+from extproc.routing.limits import Bounds, RateLimit, principal_header, principal_of
 from extproc.routing.policy import Cohort
 from extproc.routing.snapshot import Snapshot
 from extproc.settings import SHARE, Human
@@ -53,15 +53,19 @@ class Verifier:
         enqueue: Enqueue | None = None,
         workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        rates: RateLimit | None = None,
         answers: AnswerStore | None = None,
     ) -> None:
-        """Accepted answers are kept in `answers`. Without it, none is kept."""
+        """`rates` limits the escalations of each principal over all processes. Without it, each counts alone.
+
+        Accepted answers are kept in `answers`. Without it, none is kept.
+        """
         self.clock = clock
         self.snapshot = snapshot
         self.rules = RuleRunner(embed, call_out)
         self.keeper = AnswerKeeper(answers, self.rules, embed) if answers is not None else None
         self.enqueue = enqueue
-        self.bounds = Bounds(workers)
+        self.bounds = Bounds(workers, rates)
 
 
 class VerifierExchange:
@@ -70,7 +74,7 @@ class VerifierExchange:
     def __init__(self, verifier: Verifier, opening: Opening) -> None:
         decision = _JudgedDecision.from_metadata(opening.metadata.get(Namespace.DECISION, {}))
         self._verifier = verifier
-        self._snapshot = verifier.snapshot().arm(decision.revision)
+        self._snapshot = verifier.snapshot().of_app(decision.app).arm(decision.revision)
         self._opening = opening
         self._api = decision.api
         # A reload may have removed the cohort. Then the answer passes without a verdict.
@@ -126,11 +130,11 @@ class VerifierExchange:
             return None
         observation = reader.observation()
         if last or observation.complete:  # the upstream may not have closed the stream
-            return self._rule_in_time(cohort, await self._judge(cohort, observation), observation)
+            return await self._rule_in_time(cohort, await self._judge(cohort, observation), observation)
         tier = self._attempt.tier
         verdict = judge_early(cohort.accept, observation, request=self._facts, tier=tier)
         if verdict.decided and not verdict.accept:
-            return self._rule_in_time(cohort, verdict, observation)
+            return await self._rule_in_time(cohort, verdict, observation)
         # Only a piece ends the hold. A stream that sends nothing may be dead, and Envoy can still ask another tier.
         late = self._verifier.clock() - self._began_s >= self._snapshot.timeouts.early_s
         if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
@@ -138,9 +142,14 @@ class VerifierExchange:
         self._verifier.bounds.judged(cohort.name, _share(cohort))
         return rule_early(self._attempt, verdict, full, late and not verdict.decided)
 
-    def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
+    async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(cohort.name, _share(cohort))
-        return rule(verdict, self._attempt, self._ladder, self._allow, _final_usage(observation))
+        usage = _final_usage(observation)
+        ruling = rule(verdict, self._attempt, self._ladder, lambda: None, usage)
+        if ruling.word is not VerdictWord.ESCALATE:
+            return ruling
+        bound = await self._take()
+        return ruling if bound is None else rule(verdict, self._attempt, self._ladder, lambda: bound, usage)
 
     async def _rule_late(self, cohort: Cohort, reader: AnswerReader) -> Ruling:
         observation = reader.observation()
@@ -201,14 +210,16 @@ class VerifierExchange:
         review = self._snapshot.human is not None and self._verifier.enqueue is not None
         return msgspec.structs.replace(ladder, skip=escalate.skip, human=escalate.human, review=review)
 
-    def _allow(self) -> Bound | None:
+    async def _take(self) -> Bound | None:
         """Take one escalation from the limits, or return the limit that forbids it."""
         limits, now_s = self._snapshot.escalations, time.monotonic()
         # The router read the client's headers. Those of this attempt may hold the key of the tier.
         principal = LedgerRecord.from_metadata(self._opening.metadata.get(Namespace.LEDGER, {})).principal
         if principal is None:
             principal = principal_of(principal_header(self._opening.headers, limits.principal))
-        return self._verifier.bounds.allow(self._attempt.cohort, principal, limits.per_minute, limits.burst, now_s)
+        return await self._verifier.bounds.take(
+            self._attempt.cohort, principal, limits.per_minute, limits.burst, now_s
+        )
 
 
 class _JudgedDecision(JudgedRecord, frozen=True, kw_only=True):
@@ -216,6 +227,7 @@ class _JudgedDecision(JudgedRecord, frozen=True, kw_only=True):
 
     api: Api
     revision: str = ""  # of the policy or of its candidate
+    app: str | None = None
 
 
 def _read_facts(carried: dict[str, Any]) -> Requirements:

@@ -36,7 +36,7 @@ CLIMBED = outcome(
     rejections=(Rejection(1, "small", "refusal", Usage(9, 2)),), principal="p", session="s", revision="r1",
     mode="enforce", duration_s=1.5, first_byte_s=0.5, request="5-5", conversation="moved",
     unjudged="no_rule", decision='{"cohort":"faq"}',
-    chances='{"large":0.1}', explored="explore-1", cache="miss",
+    chances='{"large":0.1}', explored="explore-1", cache="miss", app="support", team="search",
 )  # fmt: skip
 COST = Cost(0.5, (0.25,), 0.5)
 FREE = Cost(None, (), None)
@@ -83,6 +83,7 @@ def test_an_outcome_is_kept_whole(tmp_path: Path) -> None:
             "default_cost": 0.5, "request": "5-5", "conversation": "moved",
             "unjudged": "no_rule", "decision": '{"cohort":"faq"}',
             "chances": '{"large":0.1}', "explored": "explore-1", "cache": "miss", "saved": None,
+            "app": "support", "team": "search",
         }
     ]  # fmt: skip
     assert rows(tmp_path / "ledger.sqlite", "rejections") == [
@@ -371,7 +372,7 @@ def test_a_ledger_of_the_version_before_gets_the_new_column(tmp_path: Path) -> N
     store.add([(CLIMBED, COST)])
     store.close()
     older = sqlite3.connect(path)
-    for column in ("conversation", "unjudged", "decision", "chances", "explored", "cache", "saved"):
+    for column in ("conversation", "unjudged", "decision", "chances", "explored", "cache", "saved", "app", "team"):
         older.execute(f"ALTER TABLE outcomes DROP COLUMN {column}")
     older.execute("ALTER TABLE rejections DROP COLUMN time")
     older.execute("DROP TABLE explorations")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extproc.config import reload
-from extproc.config.candidate import alike_cohorts, compile_both
+from extproc.config.candidate import alike_cohorts, compile_all
 from extproc.config.load import Config, load_candidate, load_config
 from extproc.config.signature import signature
 from extproc.config.strict_checks import strict_problems
@@ -46,7 +46,7 @@ def both(folder: Path) -> tuple[Config, Config]:
 
 
 def test_a_candidate_has_its_own_intents_and_the_policy_that_serves(folder, words):
-    snapshot = compile_both(load_config(folder), folder, words)
+    snapshot = compile_all(load_config(folder), folder, words)
     rollout = snapshot.rollout
     assert rollout is not None and rollout.snapshot is not None
     policies = snapshot.policy, rollout.snapshot.policy
@@ -92,7 +92,7 @@ def test_cohorts_are_compared_one_by_one_if_both_arms_match_alike(folder):
 def test_a_broken_candidate_is_off_and_the_policy_serves(folder, words, caplog, mistake):
     edit(folder / "next/billing.yaml", "tier: large", mistake)
     with caplog.at_level(logging.ERROR):
-        snapshot = compile_both(load_config(folder), folder, words)
+        snapshot = compile_all(load_config(folder), folder, words)
     assert snapshot.rollout is not None and snapshot.rollout.snapshot is None
     assert snapshot.policy.cohorts["billing"].tier == "small"
     assert f"the candidate in {folder / 'next'} is off" in caplog.text and "next/billing.yaml:" in caplog.text
@@ -101,7 +101,7 @@ def test_a_broken_candidate_is_off_and_the_policy_serves(folder, words, caplog, 
 def test_an_edit_of_the_candidate_alone_is_read_again(folder, words, monkeypatch, caplog):
     """A mistake turns it off, and its repair turns it on again. The policy that serves stays the same."""
     monkeypatch.setattr(reload, "_INTERVAL_S", 0.01)
-    serving = [compile_both(load_config(folder), folder, words)]
+    serving = [compile_all(load_config(folder), folder, words)]
     reports: list[tuple[str, str]] = []
 
     def revision(snapshot: Snapshot) -> str | None:

@@ -14,7 +14,7 @@ import yaml
 from extproc.acceptance.rules import compile_rules, rule_types
 from extproc.cli.main import main
 from extproc.config.json_schema import FILES, json_schema
-from extproc.config.load import yaml_files
+from extproc.config.reading import yaml_files
 from tests.config.test_load import CONFIGS
 
 ROOT = Path(__file__).parents[2]

@@ -39,6 +39,28 @@ MISTAKES = {
         "billing.yaml:3: `verify` is 2: expected a share from 0 to 1, as in 0.01 for 1 %",
         "billing.yaml:3: only accepted answers are kept, and no rule accepts any: add rules to `accept`",
     ],
+    "budget": [
+        "policy.yaml:16: `per: team` is for the budget of an app: write all or principal",
+        "policy.yaml:16: `usd_month` is 0: expected a number above 0 to 1,000,000",
+        "policy.yaml:16: no tier is called `tiny`: expected one of small, large, refuse",
+    ],
+    "apps": [
+        "policy.yaml:17: app `no requests` has no requests: give it `hosts` or `headers`",
+        "policy.yaml:17: app `no requests`: its name is sent in metrics, so use only letters, digits, '.', '_' and "
+        "'-'",
+        "policy.yaml:18: the default tier `large` is not in `tiers` of the app: add it there, or set "
+        "`default_tier`",
+        "policy.yaml:19: host `https://a.example`: write it in lower case, without scheme, port and path, as in "
+        "llm.example.com or *.example.com",
+        "policy.yaml:20: header `X-App`: write its name in lower case, with only letters, digits and '-'",
+        "policy.yaml:21: no tier is called `tiny`: expected one of small, large",
+        "policy.yaml:23: `per: team` needs a team: add `labels: {team: NAME}` to the app",
+        "policy.yaml:24: label `Team` is `two words`: use only letters, digits, '.', '_' and '-'",
+        "policy.yaml:24: label `Team`: use lower-case letters, digits and _, and another name than app",
+        "policy.yaml:27: `tiers` is an empty list, so every request would be refused: name at least one tier",
+        "policy.yaml:31: host `b.example` is also one of app `again`, which gets its requests: remove one of them",
+        "policy.yaml:32: team `x` has another budget in app `again`: write the same one",
+    ],
     "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
     "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],
     "duplicate_key": ["billing.yaml:3: `tier` is written twice: remove one of them"],

@@ -136,6 +136,7 @@ ANSWERS = {
     "Where would this prompt go now?": "decision  tier ",
     "What did we save in the last day?": "against the default tier alone",
     "Who spends?": "\nanonymous ",
+    "Which app spends?": "\n- ",
     "Which tier costs most?": "\nlarge ",
     "How much was not judged, and why?": "out_of_scope was not judged: no_cohort ",
     "Is the file on disk what serves?": "has the revision that serves",

@@ -33,6 +33,7 @@ def test_fallbacks_are_the_reasons_without_a_decision():
         "unreadable",
         "deadline",
         "encoder_error",
+        "app_off",
     }
 
 

@@ -1,16 +1,14 @@
 """The store of conversations: bounded, with an expiry, and shared by processes through Redis."""
 
 import asyncio
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from extproc.demo.processes import end, free_ports
+from extproc.routing.redis_link import RedisLink
 from extproc.routing.redis_store import RedisStore
 from extproc.routing.store import MemoryStore, StateStore
+from tests.redis_server import Redis
 
 
 def get(store: StateStore, *keys: str) -> list[bytes | None]:
@@ -36,33 +34,6 @@ def test_the_entry_that_was_used_least_recently_is_forgotten() -> None:
     assert get(store, "a", "b", "c") == [b"1", None, b"3"]
 
 
-class Redis:
-    """A Redis server that a test stops and starts."""
-
-    def __init__(self, binary: str) -> None:
-        self._binary = binary
-        (self._port,) = free_ports(1)
-        self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.start()
-
-    def start(self) -> None:
-        command = [self._binary, "--port", str(self._port), "--bind", "127.0.0.1", "--save", ""]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def stop(self) -> None:
-        end(self._process)
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("there is no redis-server on this machine: apt-get install redis-server")
-    server = Redis(binary)
-    yield server
-    server.stop()
-
-
 async def until(store: RedisStore, key: str, value: bytes | None) -> None:
     """Wait until `store` has this value."""
     deadline = time.monotonic() + 20
@@ -76,9 +47,9 @@ def test_two_processes_share_redis_and_outlive_it(redis: Redis, caplog: pytest.L
     failures: list[None] = []
 
     async def scenario() -> None:
-        one, two = (RedisStore(redis.url, lambda: failures.append(None)) for _ in range(2))
+        one, two = (RedisStore(RedisLink(redis.url, lambda: failures.append(None))) for _ in range(2))
         await until(one, "started", None)
-        while not one._reachable or not two._reachable:
+        while not one._link.reachable or not two._link.reachable:
             await asyncio.sleep(0.02)
         one.set({"a": b"1"}, 60)
         assert await one.get(["a"]) == [b"1"]  # its write may be on its way
@@ -97,12 +68,12 @@ def test_two_processes_share_redis_and_outlive_it(redis: Redis, caplog: pytest.L
         assert len(failures) == 2
         redis.start()
         two.set({"c": b"3"}, 60)
-        while not one._reachable or not two._reachable:
+        while not one._link.reachable or not two._link.reachable:
             await asyncio.sleep(0.02)
         two.set({"d": b"4"}, 60)
         await until(one, "d", b"4")
         for store in (one, two):
-            await store._redis.aclose()
+            await store._link.client.aclose()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
     assert "can be reached again" in caplog.text and redis.url not in caplog.text
@@ -110,4 +81,4 @@ def test_two_processes_share_redis_and_outlive_it(redis: Redis, caplog: pytest.L
 
 def test_a_wrong_url_is_a_mistake_of_the_operator() -> None:
     with pytest.raises(ValueError):
-        RedisStore("redis://[", lambda: None)
+        RedisLink("redis://[", lambda: None)

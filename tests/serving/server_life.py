@@ -27,6 +27,7 @@ from extproc.serving import wire
 from extproc.serving.files import ask_status, read_config
 from extproc.serving.health import refuses_files, serves
 from extproc.serving.server import Server, Serving, announce, build, drain, load, serve
+from extproc.serving.state import SharedState, open_state
 from extproc.serving.stopping import stop_event
 from tests.conftest import WordEncoder
 
@@ -263,7 +264,12 @@ def test_a_mistake_at_the_start_serves_the_last_good_files(
     billing.write_text(INTENT.replace(*MISTAKES[mistake]))
     policy.write_text(POLICY + "state: redis://127.0.0.1:1\n")
     opened: list[str] = []
-    monkeypatch.setattr(serving_module, "open_state", lambda url, *_: opened.append(url))
+
+    def opening(url: str, *_: object) -> SharedState:
+        opened.append(url)
+        return open_state("", lambda: None)
+
+    monkeypatch.setattr(serving_module, "open_state", opening)
     with caplog.at_level(logging.INFO, "extproc"):
         asyncio.run(lived(second))
     assert f"are refused, so the last good revision {revision} serves:\nbilling.yaml:" in caplog.text

@@ -8,7 +8,7 @@ from extproc.serving.state import open_state
 
 
 def test_without_a_url_each_process_remembers_its_own_conversations() -> None:
-    assert isinstance(open_state("", lambda: None), MemoryStore)
+    assert isinstance(open_state("", lambda: None).conversations, MemoryStore)
 
 
 def test_a_url_that_cannot_be_used_is_a_mistake_in_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,11 +86,15 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.candidates = lambda: {"candidate-1": 0.05}
     telemetry.tiers = lambda: TIERS
     telemetry.caches = lambda: {"billing": Checks()}
-    telemetry.decided({}, DECISION, {"read": 0.001}, None)
+    telemetry.budgets = lambda: {"all": 0.5}
+    telemetry.refused_apps = lambda: {"support": False}
+    telemetry.apps = lambda: {"support": {"team": "search"}}
+    telemetry.decided({}, msgspec.structs.replace(DECISION, app="support"), {"read": 0.001}, None)
     telemetry.ruled({}, "billing", 1, VerdictWord.DEGRADED, "refusal", Bound.LAST_RUNG, ["judge"])
     telemetry.failed({}, ValueError())
     telemetry.reloaded("invalid", "abc")
-    telemetry.ended(OUTCOME, Cost(1.0, (1.0, None), 2.0, saved=1.0))
+    ended = msgspec.structs.replace(OUTCOME, app="support")
+    telemetry.ended(ended, Cost(1.0, (1.0, None), 2.0, saved=1.0))
     telemetry.ended(
         msgspec.structs.replace(OUTCOME, ending=Ending.FAILED, status=503), Cost(None, (None, None), None)
     )

@@ -47,7 +47,7 @@ class Robustness(msgspec.Struct, frozen=True):
 class _Spent(Rates):
     """Rates of principals that have no upgrade left."""
 
-    def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
+    async def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
         return False
 
 

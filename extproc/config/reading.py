@@ -1,0 +1,101 @@
+"""The files of one folder of YAML, as they are read. Mistakes are collected, and reading goes on."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from extproc.config.background_checks import check_background, check_name
+from extproc.config.old_keys import translate
+from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
+from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
+from extproc.routing.centroid_file import CentroidFile, decode_centroids
+
+# The new key of each old one.
+_NEW_KEY = {"endpoint": "url", "tls": "url", "credential": "key"}
+
+
+class Reading:
+    """The files of a folder that are read so far."""
+
+    def __init__(self) -> None:
+        self.policy: PolicyFile | None = None
+        self.intents: list[tuple[str, Intent]] = []  # with the names of their files
+        self.unread = 0  # files of intents with mistakes
+        self.background: tuple[str, ...] | None = None
+        self.problems: list[Problem] = []
+        self.old_keys: list[Problem] = []
+        self.lines: Lines = {}
+        self.fitted: CentroidFile | None = None
+        self.digest = hashlib.sha256()
+        self._others = hashlib.sha256()  # without the policy
+
+    def add(self, path: Path) -> None:
+        """Read the policy, an intent or the background."""
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
+            self.unread += 1
+            return
+        self._note(path.name.encode() + b"\0" + raw + b"\0", is_policy=path.name == POLICY_FILE)
+        if path.name == POLICY_FILE:
+            self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines, self._translate)
+        elif path.name == BACKGROUND_FILE:
+            file = decode_yaml(path.name, raw, BackgroundFile, self.problems, self.lines)
+            self.background = file.background if file is not None else None
+        elif (what := check_name(path.name)) is not None:
+            self.problems.append(Problem(path.name, 1, what))
+            self.unread += 1
+        elif (intent := decode_yaml(path.name, raw, Intent, self.problems, self.lines)) is not None:
+            self.intents.append((path.name, intent))
+        else:
+            self.unread += 1
+
+    def check_background(self) -> None:
+        """Add the mistakes in the background."""
+        utterances = {text: name for name, intent in self.intents for text in intent.utterances}
+        for at, what in check_background(self.background, utterances) if self.background is not None else ():
+            self.problems.append(Problem(BACKGROUND_FILE, line_of(self.lines, BACKGROUND_FILE, at), what))
+
+    def _translate(self, policy: Any) -> None:
+        """Write old keys as the new ones. A mistake about a new key has the line of the old one."""
+        for at, what, is_mistake in translate(policy):
+            line = line_of(self.lines, POLICY_FILE, at)
+            tier = at.rpartition(".")[0]
+            self.lines.setdefault((POLICY_FILE, f"{tier}.{_NEW_KEY[at.rpartition('.')[2]]}"), line)
+            (self.problems if is_mistake else self.old_keys).append(Problem(POLICY_FILE, line, what))
+
+    def add_centroids(self, path: Path) -> CentroidFile | None:
+        """Read the fitted centroids. None if there is no file, or if it is damaged."""
+        try:
+            raw = path.read_bytes()
+            fitted = decode_centroids(raw)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
+            return None
+        except ValueError as error:
+            self.problems.append(Problem(path.name, 1, str(error)))
+            return None
+        self._note(raw)
+        return fitted
+
+    def _note(self, content: bytes, is_policy: bool = False) -> None:
+        self.digest.update(content)
+        if not is_policy:
+            self._others.update(content)
+
+    @property
+    def basis(self) -> str:
+        """The hash of everything except the key `candidate`. It does not depend on the place of the folder."""
+        policy = msgspec.structs.replace(self.policy, candidate=None) if self.policy is not None else None
+        return hashlib.sha256(self._others.digest() + msgspec.json.encode(policy, order="sorted")).hexdigest()
+
+
+def yaml_files(folder: Path) -> list[Path]:
+    """The policy, the intents and the background, sorted by name."""
+    # Kubernetes mounts a ConfigMap with hidden folders beside the files.
+    return sorted(path for path in folder.glob("*.y*ml") if not path.name.startswith("."))

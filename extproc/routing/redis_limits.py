@@ -1,0 +1,183 @@
+"""Limits and budgets over all router processes, in the Redis or Valkey that they share.
+
+Each limit is one script in the store, so that no two processes take the same token or the same dollar. While the
+store is gone, this process counts alone, from the last sums that it saw. The amounts of that time are added when
+the store is back, also if the store has lost its sums.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from extproc.routing.budget import Claim
+from extproc.routing.limits import Rates
+from extproc.routing.redis_link import KEY_PREFIX, RedisLink
+from extproc.routing.spending import MemorySpending, Reserved
+
+# A write in the background has more time.
+_WRITE_S = 1.0
+# Sums of a month are kept for that month, and for the outcomes of its last requests.
+_KEPT_S = 40 * 86_400
+_KEYS_IN_A_CALL = 500
+_PREFIX = f"{KEY_PREFIX}budget:"
+
+# Adds the amount to every sum, if all of them then stay within their limits. Returns the sums after that, and a 1
+# if the amount was added. A sum that the store has lost starts from the sum in this process.
+_RESERVE = """
+local totals, full = {}, false
+for i, key in ipairs(KEYS) do
+  totals[i] = tonumber(redis.call('GET', key) or ARGV[2 * i + 2])
+  if totals[i] + tonumber(ARGV[2]) > tonumber(ARGV[2 * i + 1]) then full = true end
+end
+if full then return totals end
+for i, key in ipairs(KEYS) do
+  redis.call('SET', key, ARGV[2 * i + 2], 'NX')
+  totals[i] = redis.call('INCRBY', key, ARGV[2])
+  redis.call('EXPIRE', key, ARGV[1])
+end
+table.insert(totals, 1)
+return totals
+"""
+# Adds amounts to sums, and returns the sums. With a 1 as second argument, each sum is first raised to the one that
+# this process has seen.
+_ADD = """
+local totals = {}
+for i, key in ipairs(KEYS) do
+  local total = redis.call('GET', key)
+  if not total or (ARGV[2] == '1' and tonumber(total) < tonumber(ARGV[2 * i + 1])) then
+    redis.call('SET', key, ARGV[2 * i + 1])
+  end
+  totals[i] = redis.call('INCRBY', key, ARGV[2 * i + 2])
+  if totals[i] < 0 then
+    redis.call('SET', key, '0')
+    totals[i] = 0
+  end
+  redis.call('EXPIRE', key, ARGV[1])
+end
+return totals
+"""
+# A token bucket, by the clock of the store.
+_TAKE = """
+local rate, size = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1e6
+local bucket = redis.call('HMGET', KEYS[1], 'tokens', 'at')
+local tokens = tonumber(bucket[1] or size)
+tokens = math.min(size, tokens + math.max(0, now - tonumber(bucket[2] or now)) * rate)
+local taken = 0
+if tokens >= 1 then
+  tokens = tokens - 1
+  taken = 1
+end
+redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', string.format('%.6f', now))
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return taken
+"""
+# A bucket is forgotten when it is full again, between these two times after its last use.
+_LEAST_KEPT_S, _MOST_KEPT_S = 60, 86_400
+
+
+class RedisSpending:
+    """The sums of budgets in the store, and a copy of those that this process has seen."""
+
+    def __init__(self, link: RedisLink) -> None:
+        self._link = link
+        self._seen = MemorySpending()  # the sums as the store had them last, with our own amounts since
+        self._unsent: dict[str, int] = {}  # the part of them that the store has not got
+        self._reserve = link.client.register_script(_RESERVE)
+        self._add = link.client.register_script(_ADD)
+        link.returned.append(self._restore)
+
+    async def reserve(self, claims: Sequence[Claim], amount: int) -> Reserved:
+        """Add the amount to every sum, if there is room for it."""
+        answer: list[int] | None = None
+        if self._link.reachable:
+            keys = [_PREFIX + claim.key for claim in claims]
+            values = [value for claim in claims for value in (claim.limit, self._in_store(claim.key))]
+            answer = await self._link.ask(self._reserve(keys, [_KEPT_S, amount, *values]), self._link.within_s)
+        if answer is None:
+            reserved = self._seen.reserve_now(claims, amount)
+            if not reserved.full:
+                self._note_unsent([claim.key for claim in claims], amount)
+            return msgspec.structs.replace(reserved, local=True)
+        for claim, total in zip(claims, answer, strict=False):
+            self._see(claim.key, total)
+        if len(answer) > len(claims):
+            return Reserved()
+        pairs = zip(claims, answer, strict=True)
+        return Reserved(tuple(i for i, (claim, total) in enumerate(pairs) if total + amount > claim.limit))
+
+    def add(self, keys: Sequence[str], amount: int) -> None:
+        """Add an amount to every sum. The write goes on in the background."""
+        self._seen.add(keys, amount)
+        self._note_unsent(keys, amount)
+        self._send()
+
+    def raise_to(self, totals: Mapping[str, int]) -> None:
+        """Raise each sum to at least this amount."""
+        self._seen.raise_to(totals)
+        self._send([*totals])
+
+    def _restore(self) -> None:
+        """Send what was counted while the store was gone, and the sums that it may have lost."""
+        keys = [*self._seen.totals]
+        for start in range(0, len(keys), _KEYS_IN_A_CALL):
+            self._send(keys[start : start + _KEYS_IN_A_CALL])
+
+    def _send(self, raised: Sequence[str] = ()) -> None:
+        if self._link.reachable and (raised or self._unsent):
+            self._link.start(self._flush(raised))
+
+    async def _flush(self, raised: Sequence[str]) -> None:
+        if not raised:
+            keys, self._unsent, unsent = [*self._unsent], {}, self._unsent
+        else:
+            keys, unsent = [*raised], {key: self._unsent.pop(key, 0) for key in raised}
+        if not keys:
+            return  # an earlier call has sent them
+        values = [value for key in keys for value in (self._seen.totals.get(key, 0) - unsent[key], unsent[key])]
+        call = self._add([_PREFIX + key for key in keys], [_KEPT_S, int(bool(raised)), *values])
+        answer: list[int] | None = await self._link.ask(call, _WRITE_S)
+        if answer is None:
+            for key in keys:
+                self._note_unsent([key], unsent[key])
+            return
+        for key, total in zip(keys, answer, strict=True):
+            self._see(key, total)
+
+    def _note_unsent(self, keys: Sequence[str], amount: int) -> None:
+        for key in keys:
+            self._unsent[key] = self._unsent.get(key, 0) + amount
+
+    def _see(self, key: str, total: int) -> None:
+        self._seen.put(key, int(total) + self._unsent.get(key, 0))
+
+    def _in_store(self, key: str) -> int:
+        """The sum as the store had it last."""
+        return max(0, self._seen.totals.get(key, 0) - self._unsent.get(key, 0))
+
+    @property
+    def totals(self) -> Mapping[str, int]:
+        """The sums, as this process has seen them."""
+        return self._seen.totals
+
+
+class RedisRates:
+    """Token buckets in the store, one for each principal. While the store is gone: those of this process."""
+
+    def __init__(self, link: RedisLink, name: str, own: Rates) -> None:
+        """`name` is that of the limit, in the keys of its buckets."""
+        self._link, self._name, self._own = link, name, own
+        self._take = link.client.register_script(_TAKE)
+
+    async def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
+        """Take one token, and return whether there was one."""
+        if self._link.reachable:
+            full_s = 60 * burst / per_minute if per_minute > 0 else _MOST_KEPT_S
+            kept_s = int(min(max(full_s, _LEAST_KEPT_S), _MOST_KEPT_S)) + 1
+            key = f"{KEY_PREFIX}rate:{self._name}:{principal}"
+            call = self._take([key], [per_minute / 60, burst, kept_s])
+            taken: int | None = await self._link.ask(call, self._link.within_s)
+            if taken is not None:
+                return bool(taken)
+        return await self._own.take(principal, per_minute, burst, now_s)

@@ -1,0 +1,132 @@
+"""Limits and budgets that processes share through a real Redis, also after it stops and restarts empty."""
+
+import asyncio
+from collections.abc import Callable
+
+from extproc.routing.budget import Claim
+from extproc.routing.limits import Bounds, Rates
+from extproc.routing.redis_limits import RedisRates, RedisSpending
+from extproc.routing.redis_link import RedisLink
+from extproc.routing.spending import Reserved
+from tests.redis_server import Redis
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def reached(*links: RedisLink) -> None:
+    """Wait until each process has reached the store, and has no call on its way."""
+    for link in links:
+        while True:
+            try:
+                await link.client.ping()
+                break
+            except link.errors:
+                await asyncio.sleep(0.05)
+    await until(lambda: all(link.reachable and not link.tasks for link in links))
+
+
+async def reserve(spending: RedisSpending, claims: list[Claim], amount: int) -> Reserved:
+    """Reserve in the store. A busy machine may need several tries for the 10 ms."""
+    for _ in range(100):
+        reserved = await spending.reserve(claims, amount)
+        if not reserved.local:
+            return reserved
+        if not reserved.full:
+            spending.add([claim.key for claim in claims], -amount)
+        await asyncio.sleep(0.05)
+    raise AssertionError("the store was never asked")
+
+
+def test_processes_share_the_sums_and_outlive_the_store(redis: Redis) -> None:
+    """Without the store, each process uses its last known sums. It restores them after the store restarts."""
+    failures: list[None] = []
+
+    async def scenario() -> None:
+        links = [RedisLink(redis.url, lambda: failures.append(None)) for _ in range(2)]
+        one, two = (RedisSpending(link) for link in links)
+        await reached(*links)
+        claims = [Claim("m:all", 100), Claim("m:app/a", 50)]
+        assert await reserve(one, claims, 30) == Reserved()
+        assert await reserve(two, claims, 30) == Reserved(full=(1,))
+        assert await reserve(two, claims, 20) == Reserved()
+        assert dict(two.totals) == {"m:all": 50, "m:app/a": 50}
+        one.add(["m:all", "m:app/a"], -10)  # the first request cost less
+        await reached(*links)
+        assert await reserve(two, claims, 10) == Reserved()
+
+        redis.stop()
+        failures.clear()
+        assert await two.reserve([Claim("m:all", 60)], 10) == Reserved((), local=True)
+        assert await two.reserve([Claim("m:all", 60)], 10) == Reserved((0,), local=True)
+        assert len(failures) >= 1 and not links[1].reachable
+        two.add(["m:all"], -4)
+
+        redis.start()
+        await reached(*links)
+        three = RedisSpending(RedisLink(redis.url, lambda: None))
+        await reached(three._link)
+        assert await reserve(three, [Claim("m:all", 10**9)], 1) == Reserved()
+        assert dict(three.totals) == {"m:all": 57}
+        for link in (*links, three._link):
+            await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 90))
+
+
+def test_many_processes_never_spend_more_than_the_budget(redis: Redis) -> None:
+    async def scenario() -> None:
+        links = [RedisLink(redis.url, lambda: None) for _ in range(3)]
+        for link in links:
+            link.within_s = 5.0
+        spendings = [RedisSpending(link) for link in links]
+        await reached(*links)
+        claims = [Claim("m:all", 50)]
+        results = await asyncio.gather(*(reserve(spending, claims, 1) for spending in spendings for _ in range(30)))
+        assert sum(not reserved.full for reserved in results) == 50
+        await reached(*links)
+        assert await links[0].client.get("extproc:budget:m:all") == b"50"
+        for link in links:
+            await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 90))
+
+
+def test_the_ledger_raises_a_sum_and_never_lowers_it(redis: Redis) -> None:
+    async def scenario() -> None:
+        link = RedisLink(redis.url, lambda: None)
+        spending = RedisSpending(link)
+        await reached(link)
+        spending.raise_to({"m:all": 40})
+        await reached(link)
+        spending.raise_to({"m:all": 30})
+        await reached(link)
+        assert await link.client.get("extproc:budget:m:all") == b"40"
+        await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_rate_holds_over_all_processes(redis: Redis) -> None:
+    """Without the store, each process has its own buckets."""
+
+    async def scenario() -> None:
+        links = [RedisLink(redis.url, lambda: None) for _ in range(2)]
+        await reached(*links)
+        rates = [RedisRates(link, "upgrade", Rates(2)) for link in links]
+        for link in links:
+            link.within_s = 5.0
+        taken = [await rate.take("p", 0.001, 3, 0.0) for _ in range(3) for rate in rates]
+        assert sum(taken) == 3 and await rates[0].take("q", 0.001, 3, 0.0)
+        bounds = Bounds(1, RedisRates(links[0], "escalation", Rates()))
+        assert [await bounds.take("c", "p", 0.001, 2, 0.0) for _ in range(3)] == [None, None, "principal_rate"]
+        redis.stop()
+        taken = [await rate.take("p", 0.001, 4, 0.0) for _ in range(4) for rate in rates]
+        assert sum(taken) == 4  # each worker has half of the burst
+        for link in links:
+            await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
