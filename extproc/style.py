@@ -11,7 +11,7 @@ STYLE = """
 body{margin:0 auto;max-width:1200px;padding:24px 16px 48px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.45rem;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:32px 0 8px}
-p,li{max-width:75ch}p.soft,li,figcaption{color:var(--soft);font-size:.87rem}
+code{font:.95em ui-monospace,monospace}p,li{max-width:75ch}p.soft,li,figcaption{color:var(--soft);font-size:.87rem}
 .verdict{font-size:1.05rem;margin:6px 0;padding-left:10px;border-left:4px solid var(--own);max-width:80ch}
 .verdict b{color:var(--own)}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:8px;margin:16px 0}

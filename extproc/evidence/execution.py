@@ -95,7 +95,7 @@ class Execution(msgspec.Struct, frozen=True):
     snapshot: Snapshot
     digest: str  # hash of the traffic
     sealed: str  # hash of everything that was decided before a label or an outcome was read
-    rows: RowFile
+    rows: RowFile[Row]
     routed: DecidedRows
     revealed: RevealedRows
     answers: AnsweredRows
@@ -148,8 +148,8 @@ def execute(
 
 
 def _decided(
-    config: Config, snapshot: Snapshot, memory: Memory, rows: RowFile
-) -> tuple[RowFile, DecidedRows, AskGroups]:
+    config: Config, snapshot: Snapshot, memory: Memory, rows: RowFile[Row]
+) -> tuple[RowFile[Row], DecidedRows, AskGroups]:
     """The rows that repeat no utterance, the decisions about them, and their groups."""
     utterances = {_normalised(text) for intent in config.intents for text in intent.utterances}
     routed, asks, kept = DecidedRows(snapshot, rows), AskGroups(), array("q")
@@ -173,7 +173,7 @@ class _Outcomes:
         self.bad: list[BadRow] = []
         self.weights = array("d")
 
-    def read(self, rows: RowFile, routed: DecidedRows) -> Bools:
+    def read(self, rows: RowFile[Row], routed: DecidedRows) -> Bools:
         """Return bool[rows]: which rows could be read."""
         usable, began = np.zeros(len(rows), dtype=np.bool_), time.monotonic()
         for i, (row, each) in enumerate(zip(rows, routed, strict=True)):

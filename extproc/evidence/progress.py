@@ -22,6 +22,6 @@ class Progress:
         line = f"{done:,} of {total:,} {what}, {left_s:.0f} s left"
         if stream.isatty():
             print(f"\r{line}   ", end="\r\033[K" if done == total else "", file=stream, flush=True)
-        elif now_s - self._last_s >= _LINE_EVERY_S and done < total:
+        elif now_s - self._last_s >= _LINE_EVERY_S and 0 < done < total:
             self._last_s = now_s
             print(line, file=stream, flush=True)

@@ -518,6 +518,7 @@ def test_the_page_loads_nothing_and_contains_no_prompt(folder, tmp_path, words, 
     page = as_html(report, "intents <on> traffic")
     assert "http" not in page and "<script" not in page and "url(" not in page
     assert "intents &lt;on&gt; traffic" in page
+    assert "`" not in page and "<code>extproc calibrate</code>" in page
     assert "invoice" not in page and "a long answer" not in page
 
 

@@ -96,6 +96,7 @@ def test_blocks_give_the_interval_of_single_rows(kind, monkeypatch):
         ratio = share(rng.random(n) < 0.3, np.ones(n, dtype=bool))
     exact = ratio.estimate(0, together)
     monkeypatch.setattr(metrics, "MOST_UNITS", 500)
+    monkeypatch.setattr(metrics, "BLOCKS", 400)
     joined = ratio.estimate(0, together)
     assert joined.value == exact.value
     assert (joined.high - joined.low) == pytest.approx(exact.high - exact.low, rel=0.15)

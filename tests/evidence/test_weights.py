@@ -153,6 +153,23 @@ def test_calibrate_with_a_target(both_ways, target):
         assert line.per_1000.value == pytest.approx(same.per_1000.value)
 
 
+def test_repeated_rows_are_no_more_evidence_for_a_target(folder, tmp_path, words, tokens):
+    """Five times the same rows choose the same, count as many rows, and have the same intervals."""
+    choices = []
+    for times in (1, 5):
+        path = tmp_path / f"{times}.jsonl"
+        lines = [row for row, _ in rows(400) for _ in range(times)]
+        path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in lines))
+        run = execute(folder, Memory(words), read_traffic(path), tokens)
+        choices.append(choose(scored_table(run, 0), parse_target("quality=0.7"), 0.05, "2026-11-29"))
+    once, often = choices
+    assert once.rows == often.rows
+    for one, other in zip(once.cohorts, often.cohorts, strict=True):
+        assert (one.rows, one.plan and one.plan.option) == (other.rows, other.plan and other.plan.option)
+        for a, b in zip((*one.before, *one.after), (*other.before, *other.after), strict=True):
+            assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high))
+
+
 def test_suggest(folder, tmp_path, words, tokens):
     """The proposal that stands for the most rows comes first, and says for how many."""
     lines = [*(row | {"weight": 50} for row in FLIGHTS), *TUNES]

@@ -43,7 +43,7 @@ class Decided(Protocol):
 class DecidedRow:
     """The decision about a row. Its request and its signals are read from the row when they are needed."""
 
-    def __init__(self, decision: Decision, snapshot: Snapshot, rows: RowFile, at: int) -> None:
+    def __init__(self, decision: Decision, snapshot: Snapshot, rows: RowFile[Row], at: int) -> None:
         self.decision, self.snapshot = decision, snapshot
         self._rows, self._at = rows, at
 
@@ -70,7 +70,7 @@ def request_of(row: Row, snapshot: Snapshot) -> Request | None:
 class DecidedRows(Sequence[DecidedRow]):
     """The decisions about the rows of a file, in their order."""
 
-    def __init__(self, snapshot: Snapshot, rows: RowFile) -> None:
+    def __init__(self, snapshot: Snapshot, rows: RowFile[Row]) -> None:
         """`rows`: at least one for each decision. Decisions are added in their order."""
         self.snapshot, self._rows = snapshot, rows
         self._decisions: Interned[Decision] = Interned()
@@ -91,7 +91,7 @@ class DecidedRows(Sequence[DecidedRow]):
             numbers: dict[Hashable, float | None] = {name: getattr(match, name) for name in _NUMBERS}
             self._numbers.add(numbers | {("tier", name): chance for name, chance in match.tiers.items()})
 
-    def of(self, rows: RowFile, positions: NDArray[np.int64]) -> "DecidedRows":
+    def of(self, rows: RowFile[Row], positions: NDArray[np.int64]) -> "DecidedRows":
         """Return the decisions at these positions, which are those about `rows`."""
         chosen = DecidedRows(self.snapshot, rows)
         chosen._decisions, chosen._kinds, chosen._numbers = self._decisions, self._kinds, self._numbers

@@ -16,7 +16,7 @@ from extproc.evidence.data.columns import Floats, Interned, NumberColumns
 from extproc.evidence.data.decided import DecidedRows
 from extproc.evidence.data.row_file import RowFile
 from extproc.evidence.data.setting import SUFFIXES
-from extproc.evidence.data.traffic import RecordedOutcome, Revealed, reveal
+from extproc.evidence.data.traffic import RecordedOutcome, Revealed, Row, reveal
 from extproc.settings import Tier
 
 _ANSWER = ("quality", "cost", "latency_s", "tokens_out", "propensity", "impossible")
@@ -35,7 +35,7 @@ class RevealedRows(Sequence[Revealed]):
     """The labels and outcomes of rows. Labels are kept, and outcomes are decoded again when they are needed."""
 
     def __init__(self) -> None:
-        self._rows: RowFile | None = None
+        self._rows: RowFile[Row] | None = None
         self.intents: Interned[Any] = Interned()  # the label of each row. None: out of scope. UNSET: it has none
         self.marks: Interned[tuple[OutcomeMark, ...]] = Interned()  # of each row, one for each outcome
 
@@ -45,7 +45,7 @@ class RevealedRows(Sequence[Revealed]):
         marks = tuple(_mark(name, outcome) for name, outcome in revealed.outcomes.items())
         self.marks.add(marks, marks)
 
-    def end(self, rows: RowFile) -> None:
+    def end(self, rows: RowFile[Row]) -> None:
         """Say which rows of the file they are."""
         self._rows = rows
 

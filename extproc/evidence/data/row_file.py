@@ -7,15 +7,12 @@ import weakref
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, overload
+from typing import BinaryIO, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from extproc.evidence.data.traffic import Row
-
-Parse = Callable[[int, bytes], "Row"]
+T = TypeVar("T")  # a row
 
 
 class LineFile:
@@ -80,19 +77,19 @@ class RowIndex:
         for column, value in zip(self._places, (number, offset, length), strict=True):
             column.append(value)
 
-    def rows(self, file: LineFile, parse: Parse) -> "RowFile":
+    def rows(self, file: LineFile, parse: Callable[[int, bytes], T]) -> "RowFile[T]":
         """Return the rows at these places."""
         numbers, offsets, lengths = (np.array(column, dtype=np.int64) for column in self._places)
         return RowFile(file, parse, numbers, offsets, lengths.astype(np.int32))
 
 
-class RowFile(Sequence["Row"]):
+class RowFile(Sequence[T]):
     """Rows of a file. Each access reads and decodes the line again."""
 
     def __init__(
         self,
         file: LineFile,
-        parse: Parse,
+        parse: Callable[[int, bytes], T],
         lines: NDArray[np.int64],
         offsets: NDArray[np.int64],
         lengths: NDArray[np.int32],
@@ -104,16 +101,16 @@ class RowFile(Sequence["Row"]):
         return len(self.lines)
 
     @overload
-    def __getitem__(self, at: int) -> "Row": ...
+    def __getitem__(self, at: int) -> T: ...
     @overload
-    def __getitem__(self, at: slice) -> "RowFile": ...
-    def __getitem__(self, at: int | slice) -> "Row | RowFile":
+    def __getitem__(self, at: slice) -> "RowFile[T]": ...
+    def __getitem__(self, at: int | slice) -> "T | RowFile[T]":
         if isinstance(at, slice):
             return self.at(np.arange(len(self))[at])
         content = self._file.read(int(self._offsets[at]), int(self._lengths[at]))
         return self._parse(int(self.lines[at]), content)
 
-    def at(self, positions: NDArray[np.int64]) -> "RowFile":
+    def at(self, positions: NDArray[np.int64]) -> "RowFile[T]":
         """Return the rows at these positions."""
         return RowFile(
             self._file, self._parse, self.lines[positions], self._offsets[positions], self._lengths[positions]

@@ -121,7 +121,7 @@ class BadRow(msgspec.Struct, frozen=True):
 class Traffic(msgspec.Struct, frozen=True):
     """A file of traffic. Its rows stay in the file, which must not be written to while they are used."""
 
-    rows: RowFile
+    rows: RowFile[Row]
     bad: list[BadRow]
     digest: str  # the hash of all lines that are not blank
 

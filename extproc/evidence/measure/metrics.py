@@ -18,11 +18,12 @@ GroupIds = NDArray[np.int64]
 RESAMPLES = 1000  # 25 draws lie beyond each end of a 95 % interval
 _CHUNK_NUMBERS = 5_000_000  # counts in memory at one time: 40 MB
 _MOST_CHUNK = 100  # resamples in memory at one time, if rows are few
-# Above this number, units are joined at random into this number of equal blocks, and blocks are resampled (random
-# groups, Wolter 2007). The interval stays right, and its own error is below 1 % of its width.
+# With more units than this, they are joined at random into blocks of equal size, and blocks are resampled (random
+# groups, Wolter 2007). The interval stays right, and its own error is 1 % of its width.
 MOST_UNITS = 20_000
+BLOCKS = 5_000
 # With more rows than this, measures that need each row's weight are resampled fewer times.
-_MANY_ROWS = 100_000
+_MANY_ROWS = 50_000
 _FEW_RESAMPLES = 200
 
 
@@ -138,8 +139,8 @@ def units_of(n: int, seed: int, together: GroupIds | None = None) -> tuple[Group
     units = int(unit.max()) + 1 if n else 0
     if units <= MOST_UNITS:
         return unit, units
-    block = np.random.default_rng(seed).permutation(units) % MOST_UNITS
-    return block[unit], MOST_UNITS
+    block = np.random.default_rng(seed).permutation(units) % BLOCKS
+    return block[unit], BLOCKS
 
 
 def _counts(units: int, seed: int, times: int, columns: int = 0) -> Iterator[Floats]:

@@ -1,5 +1,6 @@
 """An evaluation as one HTML page that loads nothing else, for phones, print and dark mode."""
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -19,6 +20,7 @@ from extproc.style import html_page
 # A confusion matrix with more labels is unreadable. Its largest entries are listed instead.
 _MOST_LABELS = 30
 _LISTED = 25
+_CODE = re.compile(r"`([^`]*)`")
 
 
 def as_html(evaluation: Evaluation, title: str) -> str:
@@ -38,7 +40,7 @@ def as_html(evaluation: Evaluation, title: str) -> str:
         *_disagreements(evaluation.disagreements),
         *_robustness(evaluation.robustness),
         "<h2>How to read this</h2><ul>",
-        *(f"<li>{escape(note)}</li>" for note in evaluation.notes),
+        *(f"<li>{_prose(note)}</li>" for note in evaluation.notes),
         "<li>Brackets are 95 % bootstrap intervals over conversations. If all rows are equal, they are exact "
         "intervals of a share. Differences are paired.</li>",
         "<li>A row counts under its label, or without one under the cohort that it matched.</li></ul>",
@@ -49,7 +51,7 @@ def as_html(evaluation: Evaluation, title: str) -> str:
 def verdict_lines(verdicts: Sequence[Headline]) -> Iterable[str]:
     """The verdicts as HTML, each a line with its word in front."""
     for verdict in verdicts:
-        yield f'<p class="verdict"><b>{escape(verdict.word)}</b> {escape(verdict.sentence)}</p>'
+        yield f'<p class="verdict"><b>{escape(verdict.word)}</b> {_prose(verdict.sentence)}</p>'
 
 
 def _head(evaluation: Evaluation) -> str:
@@ -234,7 +236,7 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
     yield "<p></p>"
     yield _table(("", "rows", *(f"{name}, %" for name in COLUMNS), "change, points"), rows)
     columns = [f"{name}: {meaning}." for name, meaning in COLUMNS.items()]
-    yield "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
+    yield "<ul>" + "".join(f"<li>{_prose(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
 
 
 def _soft(text: str) -> str:
@@ -249,3 +251,8 @@ def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") ->
 def _cell(estimate: Estimate, sign: str = "") -> str:
     value, _, interval = percent(estimate, sign).partition(" ")
     return f"{value} <i>{interval}</i>" if interval else value
+
+
+def _prose(text: str) -> str:
+    """A sentence as HTML. A name between backticks is code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
