@@ -161,6 +161,8 @@ RECORD_KEYS = {
     "margin": "lead over the second cohort",
     "chance": "the chance of that cohort, where the centroids come from the utterances",
     "background": "the chance that the request belongs to no intent",
+    "gain": "the predicted gain in quality of the costlier of the cohort's two tiers, if the prompt chooses between them",
+    "least_gain": "the least gain at which the costlier tier serves",
     "calibrated": "whether the cohort's floor rests on evidence about the present centroids",
     "probability": "the probability that the match is right; only of calibrated cohorts",
     "evidence": "the hash of the data that the probability was fitted on, and the date",
@@ -224,6 +226,7 @@ Each word is spelled the same in headers, metadata, logs, metrics, spans and the
 REASONS = {
     "matched": "the cohort's own tier",
     "rule": "a rule named the tier",
+    "by_prompt": "the one of the cohort's two tiers that the predicted gain of the prompt chose",
     "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
     "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio, files, video, hosted tools",
     "background": "a call that an agent makes by itself, such as a title, a probe or an update of its notes: the cheapest tier "

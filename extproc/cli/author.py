@@ -134,6 +134,12 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
             for cohort in cohorts
             if cohort.chosen is not None and not cohort.chosen.holds(config.policy.tiers)
         ],
+        "stale (gains.safetensors is absent, stale or another one, so `by_prompt` is not used)": [
+            cohort.name for cohort in cohorts if cohort.prompt_stale
+        ],
+        "uncalibrated, so `by_prompt` is not used (run `extproc calibrate`)": [
+            cohort.name for cohort in cohorts if cohort.by_prompt is not None and not cohort.has_floor
+        ],
         "long streams skip rules that need the whole answer (`stream: buffer` applies them)": [
             f"{name} ({', '.join(names)})" for name, names in rules.items() if names
         ],

@@ -1,7 +1,8 @@
-"""A folder of YAML, with the fitted centroids beside it, to a Config. All mistakes are reported together."""
+"""A folder of YAML, with the fitted files beside it, to a Config. All mistakes are reported together."""
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +16,11 @@ from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, 
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
+from extproc.routing.gain_file import GAINS_FILE, GainFile, decode_gains
 from extproc.settings import Candidate, Judge, Tier
 
 T = TypeVar("T", Tier, Judge)
+F = TypeVar("F")
 
 # The new key of each old one.
 _NEW_KEY = {"endpoint": "url", "tls": "url", "credential": "key"}
@@ -47,12 +50,13 @@ class Config(msgspec.Struct, frozen=True):
     lines: Lines  # where each value stands
     background: tuple[str, ...] = ()  # texts that belong to no intent
     fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
+    gains: GainFile | None = None  # gains.safetensors, if there is one
     old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
     basis: str = ""  # hash of all the files, without the key `candidate`
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
-    """Read and check every *.yaml and the centroids in `folder`. Raises ConfigError.
+    """Read and check every *.yaml and the fitted files in `folder`. Raises ConfigError.
 
     In a copy of another folder, a relative path of a model starts at that other folder.
     """
@@ -63,7 +67,8 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     reading = _Reading()
     for path in paths:
         reading.add(path)
-    fitted = reading.add_centroids(folder / CENTROIDS_FILE)
+    fitted = reading.add_fitted(folder / CENTROIDS_FILE, decode_centroids)
+    gains = reading.add_fitted(folder / GAINS_FILE, decode_gains)
     policy = reading.policy
     if policy is not None:
         policy = _with_located_files(policy, original)
@@ -83,6 +88,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         lines=reading.lines,
         background=reading.background or (),
         fitted=fitted,
+        gains=gains,
         old_keys=tuple(reading.old_keys),
         basis=reading.basis,
     )
@@ -108,7 +114,8 @@ def load_candidate(config: Config, folder: Path) -> Config:
             reading.problems.append(Problem(path.name, 1, what))
         else:
             reading.add(path)
-    fitted = reading.add_centroids(place / CENTROIDS_FILE)
+    fitted = reading.add_fitted(place / CENTROIDS_FILE, decode_centroids)
+    gains = reading.add_fitted(place / GAINS_FILE, decode_gains)
     findings = cross_check(config.policy, reading.intents, every_intent=not reading.unread)
     # A mistake in the policy is one only because of the intents of the candidate.
     problems = [
@@ -130,6 +137,7 @@ def load_candidate(config: Config, folder: Path) -> Config:
         lines=reading.lines,
         background=reading.background or (),
         fitted=fitted,
+        gains=gains,
     )
 
 
@@ -212,11 +220,11 @@ class _Reading:
             self.lines.setdefault((POLICY_FILE, f"{tier}.{_NEW_KEY[at.rpartition('.')[2]]}"), line)
             (self.problems if is_mistake else self.old_keys).append(Problem(POLICY_FILE, line, what))
 
-    def add_centroids(self, path: Path) -> CentroidFile | None:
-        """Read the fitted centroids. None if there is no file, or if it is damaged."""
+    def add_fitted(self, path: Path, decode: Callable[[bytes], F]) -> F | None:
+        """Read a file of fitted values. None if there is no file, or if it is damaged."""
         try:
             raw = path.read_bytes()
-            fitted = decode_centroids(raw)
+            fitted = decode(raw)
         except FileNotFoundError:
             return None
         except OSError as error:

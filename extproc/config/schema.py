@@ -8,6 +8,7 @@ from extproc.acceptance.score import Scorer
 from extproc.routing.sticky import Sticky
 from extproc.settings import (
     OTHERWISE,
+    ByPrompt,
     Candidate,
     Chosen,
     EncoderConfig,
@@ -207,6 +208,10 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     chosen: Annotated[
         Chosen | None, about("The evidence for tier and settings. `extproc calibrate --target` writes it.")
+    ] = None
+    by_prompt: Annotated[
+        ByPrompt | None,
+        about("The choice between two tiers by the prompt. `extproc calibrate --target` writes it."),
     ] = None
     stream: Annotated[
         StreamHold,

@@ -16,6 +16,7 @@ from extproc.contract.words import Reason
 from extproc.encoder.language import is_english
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
+from extproc.routing.by_prompt import match_prompt
 from extproc.routing.conversations import (
     NEW,
     Answered,
@@ -34,7 +35,7 @@ from extproc.routing.decision import (
 )
 from extproc.routing.exploration import Lottery
 from extproc.routing.guard import needs_match
-from extproc.routing.index import Match, nearest
+from extproc.routing.index import Match
 from extproc.routing.limits import Rates, principal_header, principal_of
 from extproc.routing.policy import is_named
 from extproc.routing.rollout import arm_of
@@ -114,7 +115,7 @@ class Router:
         clock.lap("read")
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
         vector, failure = await self._vector(request, signals, principal, snapshot, clock)
-        match = nearest(snapshot.index, vector) if vector is not None else None
+        match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
         decision = self._decide(snapshot, signals, match, headers, principal, failure, continuation)
         candidate = _decide_beside(snapshot, signals, vector, headers, failure, continuation)
@@ -285,7 +286,7 @@ def _decide_beside(
     candidate = rollout.snapshot
     if is_named(candidate.policy, signals.model):
         return None
-    match = nearest(candidate.index, vector) if vector is not None else None
+    match = match_prompt(candidate, vector, signals.ask) if vector is not None else None
     return decide(candidate.policy, signals, match, headers, failure, continuation=continuation)
 
 

@@ -6,6 +6,7 @@ import msgspec
 
 from extproc.routing.index import Index
 from extproc.routing.policy import Policy
+from extproc.routing.prompt_gain import PromptGains
 from extproc.settings import Candidate, EncoderConfig, Escalations, Human, Judge, Timeouts
 
 
@@ -39,6 +40,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     english_only: bool = False  # the encoder reads no other language
     key_headers: tuple[str, ...] = ()  # that may hold a key of a client or of a tier
     rollout: Rollout | None = None  # None: there is no candidate
+    gains: PromptGains | None = None  # None: no prompt chooses a tier
 
     def arm(self, revision: str) -> "Snapshot":
         """Return the candidate if it has this revision. Otherwise return this snapshot."""

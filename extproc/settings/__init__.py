@@ -6,7 +6,7 @@ YAML are made from these descriptions.
 
 from extproc.settings.about import about
 from extproc.settings.address import USUAL_BASE, Address, read_url
-from extproc.settings.evidence import Chosen, Evidence, Probability
+from extproc.settings.evidence import ByPrompt, Chosen, Evidence, Probability
 from extproc.settings.params import NO_PARAMS, Efforts, Params
 from extproc.settings.policy import (
     HUMAN,
@@ -53,6 +53,7 @@ __all__ = [
     "USUAL_BASE",
     "Address",
     "Budget",
+    "ByPrompt",
     "Candidate",
     "Chosen",
     "Conditions",
