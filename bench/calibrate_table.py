@@ -14,6 +14,7 @@ import msgspec
 from bench.cache import Cache, CachedEncoder
 from bench.cascade import _FIT_SHARE, LARGE, SMALL, split, utterances, write_intents
 from bench.replay import Question, read_questions
+from extproc.cli.evidence import write_gains
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
@@ -41,14 +42,18 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
         for traffic, questions in zip((fit, rest), parts, strict=True):
             traffic.write_bytes(b"".join(msgspec.json.encode(_row(question)) + b"\n" for question in questions))
         run = execute(folder, memory, read_traffic(fit), tokens)
-        scored = scored_table(run, seed)
+        scored = scored_table(run, seed, None, memory.encode)
         originals = {file: (folder / file).read_text() for file in run.config.files.values()}
         yield f"{'':<22}{'accuracy % [95 %]':<22}{'to large %':>10}{'$/1,000':>9}   minus static mix of equal cost"
         for target in TARGETS:
             choice = choose(scored, parse_target(target), 0.01, "2026-01-01")
+            write_gains(folder, choice, run.config)
             for setting, intent in zip(choice.cohorts, run.config.intents, strict=True):
                 file = run.config.files[intent.intent]
-                edits.write(folder / file, edits.with_settings(originals[file], changes(setting, intent)).encode())
+                edits.write(
+                    folder / file,
+                    edits.with_settings(originals[file], changes(setting, intent, choice.seal)).encode(),
+                )
             served = execute(folder, memory, read_traffic(rest), tokens)
             lines = {line.name: line for line in evaluate(served, seed).lines}
             if target == TARGETS[0]:

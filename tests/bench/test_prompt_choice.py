@@ -15,7 +15,14 @@ def simulated(count: int = 600, slope: float = 4.0, seed: int = 0) -> Prompts:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     weak = (rng.random(count) < 1 / (1 + np.exp(slope * vectors[:, 0]))).astype(float)
     subjects = np.array(["a", "b", "c"])[rng.integers(0, 3, count)]
-    return Prompts(subjects, vectors, rng.normal(size=(count, 2)), weak, np.ones(count))
+    return Prompts(
+        subjects,
+        vectors,
+        rng.normal(size=(count, 2)),
+        weak,
+        np.ones(count),
+        rng.normal(size=(count, 12)).astype(np.float32),
+    )
 
 
 def test_a_ridge_has_the_closed_form() -> None:
@@ -46,6 +53,7 @@ def test_a_table_where_nothing_is_found_is_an_error(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(prompt_choice, "CANDIDATES", {"ridge": learn_ridge})
     lines = [*table(simulated(), 0)]
     assert lines[0] == "600 prompts of 3 cohorts, 5-fold" and "[+0." in lines[-1]
+    assert lines[-1].startswith("trees on rates of cohorts, as served")
     monkeypatch.setattr(
         prompt_choice,
         "CANDIDATES",
