@@ -72,7 +72,9 @@ class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: Annotated[str, about("Day of the choice, as YYYY-MM-DD.")]
     data: Annotated[str, about("Hash of the recorded traffic.")]
     rows: Annotated[int, about("Number of its rows that landed in this cohort and have outcomes.")]
-    target: Annotated[str, about("quality=SHARE, or cost=US dollars per 1,000 requests, over all the traffic.")]
+    target: Annotated[
+        str, about("quality=SHARE, cost=US dollars per 1,000 requests, or loss=SHARE, over all the traffic.")
+    ]
     models: Annotated[
         dict[str, str], about("Models of the tiers that were compared. With other models the choice is stale.")
     ]
