@@ -141,10 +141,8 @@ def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
             f"{100 * decision.background:.0f} %"
         )
     if decision.gain is not None and decision.least_gain is not None:
-        points = (
-            f"{100 * decision.gain:+.1f} points, and the costlier tier serves from {100 * decision.least_gain:+.1f}"
-        )
-        yield f"          Predicted gain of the costlier tier: {points}"
+        least = f"and it serves from {100 * decision.least_gain:+.1f}"
+        yield f"          The predicted gain of the costlier tier is {100 * decision.gain:+.1f} points, {least}"
     if decision.probability is not None:
         yield f"          The match is right with a probability of {100 * decision.probability:.0f} %"
     verb = f"does not count, so the request counts as {counted}" if counted in NOT_A_COHORT else "counts"
