@@ -71,6 +71,7 @@ def _check(args: argparse.Namespace) -> int:
     from extproc.config.strict_checks import strict_problems
     from extproc.encoder.backends import load_encoder
     from extproc.routing.centroid_file import CENTROIDS_FILE
+    from extproc.routing.gain_file import GAINS_FILE
 
     config = load_config(args.intents)
     if args.strict and (problems := strict_problems(config, args.intents)):
@@ -79,9 +80,13 @@ def _check(args: argparse.Namespace) -> int:
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
+    raw = b""
     if config.fitted is not None:
         raw = (args.intents / CENTROIDS_FILE).read_bytes()
         print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
+    if config.gains is not None:
+        raw += (args.intents / GAINS_FILE).read_bytes()
+        print(f"{GAINS_FILE}: {config.gains.header}; {in_configmap(args.intents, raw)}")
     for note in (*notes, *_notes(config, cohorts)):
         print(note)
     if config.policy.candidate is not None:
