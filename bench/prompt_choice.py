@@ -154,12 +154,6 @@ def table(prompts: Prompts, seed: int) -> Iterator[str]:
     yield f"{'':<36}{'APGR':>6}   {'minus a tier per cohort [95 %]':<32}{'us/prompt':>9}"
     yield f"{'a tier per cohort':<36}{apgr(control, prompts.weak, prompts.strong):>6.3f}"
     facts = np.hstack([prompts.facts, prompts.subject[:, None] == subjects]).astype(np.float64)
-    shown = False
-    for name, learn in CANDIDATES.items():
-        predicted, us = cross_fitted(learn, prompts, facts, seed)
-        value = apgr(predicted, prompts.weak, prompts.strong)
-        shown = shown or value > 0.5
-        yield f"{name:<36}{value:>6.3f}   {_gain(predicted, control, prompts, seed):<32}{us:>9.0f}"
     predicted, us = cross_fitted_as_served(prompts, seed)
     value = apgr(predicted, prompts.weak, prompts.strong)
     yield f"{_SERVED:<36}{value:>6.3f}   {_gain(predicted, control, prompts, seed):<32}{us:>9.0f}"
@@ -168,6 +162,12 @@ def table(prompts: Prompts, seed: int) -> Iterator[str]:
         for title, rows in (("chosen with", seen), ("not chosen with", ~seen)):
             gain = _gain(predicted[rows], control[rows], prompts.rows(rows), seed)
             yield f"{f'  on {rows.sum():,} prompts {title}':<36}{'':>6}   {gain}"
+    shown = False
+    for name, learn in CANDIDATES.items():
+        predicted, us = cross_fitted(learn, prompts, facts, seed)
+        value = apgr(predicted, prompts.weak, prompts.strong)
+        shown = shown or value > 0.5
+        yield f"{name:<36}{value:>6.3f}   {_gain(predicted, control, prompts, seed):<32}{us:>9.0f}"
     if not shown:
         raise RuntimeError("no model beats chance: the vectors or the outcomes are wrong")
 

@@ -10,7 +10,7 @@ import msgspec
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
-from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines
+from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines, prompt_lines
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
@@ -18,12 +18,12 @@ from extproc.encoder.batcher import Batcher
 from extproc.encoder.language import is_english
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
-from extproc.routing.index import Match, chances, similarities
+from extproc.routing.index import chances, similarities
 from extproc.routing.policy import Cohort, routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.routing.store import MemoryStore
-from extproc.settings import ByPrompt, Chosen
+from extproc.settings import Chosen
 
 # Here a person waits for the encoder, not a request, so the deadline is generous.
 _DEADLINE_S = 60.0
@@ -90,6 +90,7 @@ def _as_text(
         *_request_lines(routed, path),
         *cohort_table(policy, by_cohort, by_chance),
         *match_lines(policy, routed.decision),
+        *prompt_lines(routed.decision),
         *_evidence_lines(routed.decision),
         *_decision_lines(routed),
         *_ladder_lines(routed),
@@ -125,8 +126,6 @@ def _evidence_lines(decision: Decision) -> Iterator[str]:
         yield f"right     with probability {100 * probability:.1f} %, fitted on {source}"
     if cohort.chosen is not None:
         yield f"chosen    {_choice(cohort.chosen)}"
-    if cohort.by_prompt is not None:
-        yield f"prompt    {_by_prompt(cohort, cohort.by_prompt, match)}"
 
 
 def _decision_lines(routed: Routed) -> Iterator[str]:
@@ -185,20 +184,6 @@ def _choice(chosen: Chosen) -> str:
     low, high = (100 * end for end in chosen.quality)
     rows = f"{chosen.rows} rows of {chosen.data}, {chosen.date}"
     return f"for the target {chosen.target}, on {rows}: quality {low:.1f} to {high:.1f} %"
-
-
-def _by_prompt(cohort: Cohort, choice: ByPrompt, match: Match | None) -> str:
-    """The choice between two tiers by the prompt, or why the tier of the cohort serves."""
-    cheaper, costlier = choice.tiers
-    own = f"so the tier of {cohort.name} serves: {cohort.tier}"
-    if cohort.prompt_stale:
-        return f"not used: gains.safetensors is absent, stale or another one, {own}"
-    if not cohort.has_floor:
-        return f"not used: {cohort.name} is not calibrated, {own}"
-    if match is None or match.gain is None:
-        return f"not used: the prompt is unlike those that it was fitted on, {own}"
-    least = f"{costlier} serves from {100 * choice.least:+.1f}, otherwise {cheaper}"
-    return f"predicted gain of {costlier} over {cheaper}: {100 * match.gain:+.1f} points; {least}"
 
 
 def _change_lines(routed: Routed) -> Iterator[str]:

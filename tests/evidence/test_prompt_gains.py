@@ -13,6 +13,7 @@ from extproc.contract.words import Reason
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
+from extproc.evidence.fit import boosting
 from extproc.evidence.fit.boosting import boost
 from extproc.evidence.fit.choice import choose
 from extproc.evidence.fit.plans import scored_table
@@ -28,6 +29,12 @@ DAY, TARGET = "2026-11-29", parse_target("cost=0.009")
 @pytest.fixture(scope="module")
 def tokens():
     return Tokens()
+
+
+@pytest.fixture(autouse=True)
+def one_fit(monkeypatch):
+    """The trees are fitted once, not averaged over several fits, because that is quicker."""
+    monkeypatch.setattr(boosting, "_REPEATS", 1)
 
 
 @pytest.fixture
