@@ -224,13 +224,13 @@ def replay(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> tupl
 
 
 def _sent_up(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> Bools:
-    """Whether each prompt goes to the costlier tier. One without a prediction has the tier of most prompts."""
+    """Whether each prompt goes to the costlier tier. Without a prediction it goes where most prompts go."""
     gains = scored.signal(plan, rows)
     return np.where(np.isnan(gains), own_tier(scored, cohort, plan) == plan.option.up, gains >= plan.least)
 
 
 def own_tier(scored: ScoredTable, cohort: Cohort, plan: Plan) -> str:
-    """Return the tier that most prompts of the rows to fit on have. It serves where there is no prediction."""
+    """Return the tier that most prompts of the rows to fit on have. It serves if there is no prediction."""
     option = plan.option
     assert option.up is not None
     gains = scored.signal(plan, scored.table.fit & (scored.table.cohort == cohort.name))

@@ -4,9 +4,9 @@ One set of trees per pair of tiers is fitted on the rows of all cohorts. It read
 cohort, so the prompt only refines what the cohort says. Every row to fit on is scored by trees that were fitted
 without it.
 
-A cohort uses the prediction only if its own rows prove it at 95 %: the prompts that it sends to the costlier tier
-gain more than as many that are drawn at random. With several cohorts, each figure is shrunk towards the mean of
-all. It is shrunk less, the more the cohorts differ.
+A cohort uses the prediction only if its own rows prove it at 95 %. The prompts that it sends to the costlier tier
+must gain more than as many that are drawn at random. With several cohorts, each figure is shrunk towards the mean
+of all. It is shrunk less, the more the cohorts differ.
 """
 
 from collections.abc import Callable, Mapping, Sequence

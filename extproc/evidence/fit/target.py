@@ -10,7 +10,8 @@ class Target(msgspec.Struct, frozen=True):
     """The quality that all traffic keeps, the most that it may cost, or the most quality that it may lose."""
 
     kind: Literal["quality", "cost", "loss"]
-    # quality: a share; cost: dollars per 1,000 requests; loss: a share, below the costliest tier for everything
+    # Dollars per 1,000 requests for a cost, otherwise a share. A loss is counted from the quality of the costliest
+    # tier for everything.
     value: float
 
     def __str__(self) -> str:
