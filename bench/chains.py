@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from bench.cascade import LARGE, SMALL, Outcomes, accuracies, resamples
+from bench.recovery import apgr
 from bench.replay import Answer
 from extproc.acceptance.score import score_facts
 from extproc.api.answer import AnswerReader
@@ -39,6 +40,7 @@ _BY_NAME = {
     "mistral-large": (2.00, 6.00),
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)b\b", re.IGNORECASE)
+_RESAMPLES = 500
 # The part to fit on, of a file whose ids name no part.
 _FIT_SHARE = 0.3
 
@@ -245,14 +247,27 @@ def rejected(questions: Sequence[ChainQuestion], model: str, levels: Mapping[str
 def pair_lines(questions: Sequence[ChainQuestion], share: float, seed: int) -> Iterator[str]:
     """The gain of each pair in each data set, computed offline by the levels that serve."""
     fit, test = ([q for q in questions if q.fit is part] for part in (True, False))
-    yield f"{'data set':<12}{'small':<16}{'large':<16}{'escalated %':>11}   minus static mix of equal cost [95 %]"
+    gain_title, area_title = "minus static mix of equal cost [95 %]", "area [95 %], random 0.500"
+    yield f"{'data set':<12}{'small':<16}{'large':<16}{'escalated %':>11}   {gain_title}   {area_title}"
     for small, large in itertools.combinations(models_by_price(questions), 2):
         levels = fit_levels(fit, small, share)
         for name, part in by_data_set(test).items():
             escalated = rejected(part, small, levels)
             gain, low, high = ahead_of_mix(outcomes_of(part, small, large, escalated), seed)
             share_text = f"{100 * escalated.mean():>11.1f}"
-            yield f"{name:<12}{small:<16}{large:<16}{share_text}   {gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+            gain_text = f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+            area = area_text(part, small, large, seed)
+            yield f"{name:<12}{small:<16}{large:<16}{share_text}   {gain_text:<{len(gain_title)}}   {area}"
+
+
+def area_text(questions: Sequence[ChainQuestion], small: str, large: str, seed: int) -> str:
+    """The area under the curve of escalation by the mean log-probability (bench/recovery.py)."""
+    scores = -np.array([np.mean(q.answers[small].logprobs) for q in questions])
+    weak, strong = (np.array([q.success[model] for q in questions], dtype=np.float64) for model in (small, large))
+    rng, n = np.random.default_rng(seed), len(questions)
+    drawn = [apgr(scores[rows], weak[rows], strong[rows]) for rows in rng.integers(0, n, (_RESAMPLES, n))]
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return f"{apgr(scores, weak, strong):.3f} [{low:.3f}, {high:.3f}]"
 
 
 def traffic_row(question: ChainQuestion) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from bench.cache import Cache, CachedEncoder
 from bench.cascade import _FIT_SHARE, PRICES, SMALL, band, fit_rules, outcomes, rejects, split
 from bench.replay import Question, read_questions
 from bench.scorer import Judged, fit_scorer, read_answers
-from bench.success import cohort_gains, fit_stack
+from bench.success import Asked, asked_facts, cohort_gains, fit_stack, served_gains
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.measure.metrics import Estimate, Floats, resamples, spread, static_mix
@@ -37,11 +37,16 @@ class RecordedQuestions(msgspec.Struct, frozen=True):
     cohort: np.ndarray
     vectors: Vectors  # embeddings of the questions
     facts: Floats  # of the questions
+    asked: Vectors  # the facts that the router reads
     judged: Judged  # the small tier's answers, as the scorer reads them
     small: Floats  # 1 if the small tier's answer is right
     large: Floats  # 1 if the large tier's answer is right
     small_cost: Floats  # dollars
     large_cost: Floats
+
+    def as_served(self) -> Asked:
+        """The questions as `extproc calibrate --target` reads them."""
+        return Asked(self.vectors, self.asked, self.cohort, np.stack([self.small, self.large], axis=1))
 
     def rows(self, indices: np.ndarray) -> "RecordedQuestions":
         """The rows with these indices."""
@@ -55,8 +60,10 @@ class Expected(msgspec.Struct, frozen=True):
 
     gain_by_cohort: Floats  # from the cohort
     gain_asked: Floats  # from the prompt
+    gain_served: Floats  # from the prompt, by the trees that serve
     gain_judged: Floats  # from the prompt and the small tier's answer
-    gain_both: Floats  # the mean of the last two, whose errors differ
+    gain_both: Floats  # the mean of `gain_asked` and `gain_judged`, whose errors differ
+    gain_both_served: Floats  # the mean of `gain_served` and `gain_judged`
     cost: Floats  # dollars of the large tier's answer
 
 
@@ -79,6 +86,7 @@ def _recorded(cache: Cache, questions: list[Question], tokens: Tokens) -> Record
         np.array(cohort),
         vectors,
         np.stack([surface.of_question(prompt) for prompt in prompts]),
+        asked_facts(prompts),
         read_answers(cohort, prompts, answers, rejected, np.hstack([vectors, answer_vectors])),
         o.small,
         o.large,
@@ -102,14 +110,17 @@ def expect(fit: RecordedQuestions, new: RecordedQuestions, seed: int) -> Expecte
     stack = fit_stack(fit.vectors, fit_facts, fit.large - fit.small, seed)
     large, small = (fit_scorer(fit.judged, right).chances(new.judged) for right in (fit.large, fit.small))
     routed, judged = stack.gains(new.vectors, new_facts), large - small
+    served = served_gains(fit.as_served(), new.as_served(), seed)
     # The cost of an answer is predicted from the form of the prompt: least squares on the logarithm of the cost.
     slopes = np.linalg.lstsq(fit_facts, np.log(fit.large_cost), rcond=None)[0]
     correction = fit.large_cost.mean() / np.exp(fit_facts @ slopes).mean()
     return Expected(
         cohort_gains(fit.cohort, fit.large - fit.small, new.cohort),
         routed,
+        served,
         judged,
         (routed + judged) / 2,
+        (served + judged) / 2,
         correction * np.exp(new_facts @ slopes),
     )
 
@@ -145,10 +156,13 @@ class Paid(msgspec.Struct, frozen=True):
         return self.small * recorded.small_cost + self.large * recorded.large_cost
 
 
-def policies(recorded: RecordedQuestions, expected: Expected, direct: Floats) -> dict[str, list[Paid]]:
+def policies(
+    recorded: RecordedQuestions, expected: Expected, direct: tuple[Floats, Floats]
+) -> dict[str, list[Paid]]:
     """Each policy by its name, for every price of a dollar in _TRADES.
 
-    `direct` is float64[n, price]. Above 0, asking the small tier first is worth its cost.
+    `direct` is float64[n, price] for the predictions of the stack, and for those that serve. Above 0, asking the
+    small tier first is worth its cost.
     """
     ones = np.ones(len(recorded.small))
 
@@ -161,16 +175,27 @@ def policies(recorded: RecordedQuestions, expected: Expected, direct: Floats) ->
     def escalate(gain: Floats) -> list[Floats]:
         return [(gain > price * expected.cost).astype(float) for price in _TRADES]
 
-    small_first = [(worth > 0).astype(float) for worth in direct.T]
+    def both(gain: Floats, worth: Floats) -> list[Paid]:
+        small_first = [(column > 0).astype(float) for column in worth.T]
+        return [
+            Paid(small, np.maximum(1 - small, large))
+            for small, large in zip(small_first, escalate(gain), strict=True)
+        ]
+
     return {
         "routing, one tier per cohort": route(expected.gain_by_cohort),
-        "routing, by the prompt": route(expected.gain_asked),
+        "routing, by the prompt: stack": route(expected.gain_asked),
+        "routing, by the prompt: as served": route(expected.gain_served),
         "cascade, acceptance score": [Paid(ones, large) for large in escalate(expected.gain_judged)],
-        "both": [
-            Paid(small, np.maximum(1 - small, large))
-            for small, large in zip(small_first, escalate(expected.gain_both), strict=True)
-        ],
+        "both: stack": both(expected.gain_both, direct[0]),
+        "both: prompt as served": both(expected.gain_both_served, direct[1]),
     }
+
+
+def worth_of_both(fit: RecordedQuestions, expected: Expected, new: RecordedQuestions) -> tuple[Floats, Floats]:
+    """`worth_asking` with the predictions of the stack, and with those that serve."""
+    served = msgspec.structs.replace(expected, gain_both=expected.gain_both_served)
+    return worth_asking(fit, expected, new), worth_asking(fit, served, new)
 
 
 def worth_asking(fit: RecordedQuestions, expected: Expected, new: RecordedQuestions) -> Floats:
@@ -203,8 +228,8 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
     fit, new = read(cache, path)
     unseen, expected = expect_unseen(fit, seed), expect(fit, new, seed)
     # The prices are chosen with predictions for questions that the fits did not use, as those tried are not used.
-    rehearsed = policies(fit, unseen, worth_asking(fit, unseen, fit))
-    tried = policies(new, expected, worth_asking(fit, unseen, new))
+    rehearsed = policies(fit, unseen, worth_of_both(fit, unseen, fit))
+    tried = policies(new, expected, worth_of_both(fit, unseen, new))
     low, high = fit.small_cost.mean(), fit.large_cost.mean()
     price = ", ".join(f"{tier} {read:g} / {written:g}" for tier, (read, written) in PRICES.items())
     yield f"{len(new.small):,} questions, fitted on {len(fit.small):,} others"

@@ -10,7 +10,7 @@ import numpy as np
 from bench import surface
 from bench.cache import Cache, CachedEncoder, fitted
 from bench.recovery import apgr, cpt
-from bench.success import cohort_gains, fit_stack
+from bench.success import Asked, asked_facts, cohort_gains, fit_stack, served_gains
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import Floats, spread
 
@@ -27,6 +27,11 @@ class Prompts(msgspec.Struct, frozen=True):
     facts: Floats
     weak: Floats  # 1 if the weak model's answer is right
     strong: Floats  # 1 if the strong model's answer is right
+    asked: Vectors  # the facts that the router reads
+
+    def as_served(self) -> Asked:
+        """The prompts as `extproc calibrate --target` reads them. The subjects are the cohorts."""
+        return Asked(self.vectors, self.asked, self.subject, np.stack([self.weak, self.strong], axis=1))
 
     @property
     def gain(self) -> Floats:
@@ -54,6 +59,7 @@ def read_routellm(cache: Cache, path: Path, chars: int = CHARS, most: int = 0) -
         np.stack([surface.of_question(row["prompt"]) for row in rows]),
         np.array([row["weak"] for row in rows], dtype=np.float64),
         np.array([row["strong"] for row in rows], dtype=np.float64),
+        asked_facts([row["prompt"] for row in rows]),
     )
 
 
@@ -74,6 +80,7 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
         "cohort success rates, nearest fitted centroid": _predicted(nearest, prompts, fold_of_row),
         "stack: neighbours, ridge, boosting": _predicted(stack, prompts, fold_of_row),
         "the same, subject given": _predicted(stack_with_subject, prompts, fold_of_row),
+        "by the prompt, as served, subject given": _predicted(_served(seed), prompts, fold_of_row),
         "oracle": prompts.gain,
     }.items():
         yield _line(name, scores, prompts, seed)
@@ -115,6 +122,10 @@ def _stack(seed: int, subjects: np.ndarray | None = None) -> Way:
         return fit_stack(fit.vectors, facts(fit), fit.gain, seed).gains(prompts.vectors, facts(prompts))
 
     return way
+
+
+def _served(seed: int) -> Way:
+    return lambda fit, prompts: served_gains(fit.as_served(), prompts.as_served(), seed)
 
 
 def _line(name: str, scores: Floats, prompts: Prompts, seed: int) -> str:

@@ -2,17 +2,21 @@
 
 `cohort_gains` predicts the mean of the cohort, as a fitted tier per cohort does. `fit_stack` uses more of the
 prompt: neighbours, ridge regression and boosted trees on embeddings and countable facts. Their blend depends on how
-well each one predicts rows that it was not fitted on.
+well each one predicts rows that it was not fitted on. `served_gains` is what `extproc calibrate --target` fits and
+the router serves.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
+from extproc.evidence.fit.prompt_gains import Prompts, fit_columns, fit_trees, gains_by
 from extproc.evidence.measure.metrics import Floats
+from extproc.routing.ask import find_ask
+from extproc.routing.prompt_facts import prompt_facts
 
 # The weight of the overall mean in a cohort's mean, in rows.
 _PRIOR = 20.0
@@ -135,6 +139,36 @@ def boosted_trees(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
         random_state=0,
     ).fit(columns(vectors, facts), gain)
     return lambda prompts, prompt_facts: np.asarray(trees.predict(columns(prompts, prompt_facts)), dtype=np.float64)
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """Prompts as `extproc calibrate --target` reads them, one row each."""
+
+    vectors: Vectors
+    facts: Vectors  # `prompt_facts`
+    cohort: np.ndarray
+    success: Floats  # [row, 2]: of the cheaper tier, and of the costlier one
+
+
+def served_gains(fit: Asked, new: Asked, seed: int) -> Floats:
+    """Predicted gains by the trees that serve, fitted on one part."""
+    prompts = Prompts(fit.vectors, fit.facts, fit.vectors.shape[1])
+    columns = fit_columns(prompts, np.ones(len(fit.vectors), dtype=bool))
+    rows = columns.of(fit.vectors, fit.facts)
+    trees = fit_trees(rows, fit.success, fit.cohort, ("small", "large"), seed)
+    gains = gains_by(trees, columns.of(new.vectors, new.facts), new.cohort)
+    return np.where(np.isnan(gains), trees.base, gains)  # a cohort that was not fitted on
+
+
+def asked_facts(prompts: Sequence[str]) -> Vectors:
+    """float32[n, facts], as the router reads them from a request of one turn."""
+    return np.stack([prompt_facts(find_ask([_Turn((prompt,))])) for prompt in prompts])
+
+
+class _Turn(msgspec.Struct, frozen=True):
+    texts: tuple[str, ...]
+    role: str = "user"
+    tool_result: bool = False
 
 
 _LEARNERS = (_neighbours, _ridge, boosted_trees)

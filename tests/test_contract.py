@@ -273,6 +273,8 @@ OTHER_MEANINGS = {
     ("cli", "background"): "a kind of YAML file",
     ("config", "accept"): "a key of an intent",
     ("config", "background"): "a kind of YAML file",
+    ("config", "by_prompt"): "a key of an intent",
+    ("evidence", "by_prompt"): "a key of an intent",
     ("config", "capability"): "what an error message calls an entry of `capabilities`",
     ("config", "tier_floor"): "a key of an intent",
     ("config", "rule"): "what an error message calls an entry of `rules`",

@@ -30,6 +30,8 @@ VENDORS = {
     "routing/head.py": {"scipy"},
     "routing/centroid_file.py": {"safetensors"},  # arrays in a file that cannot run code
     "routing/redis_link.py": {"redis"},  # for a policy with `state`
+    "routing/gain_file.py": {"safetensors"},
+    "routing/redis_store.py": {"redis"},  # for a policy with `state`
     "acceptance/refusal.py": {"re2"},  # its time is linear for any text, because answers are untrusted
     "acceptance/schema.py": {"re2"},
     "config/strict_yaml.py": {"yaml"},

@@ -163,6 +163,8 @@ RECORD_KEYS = {
     "margin": "lead over the second cohort",
     "chance": "the chance of that cohort, where the centroids come from the utterances",
     "background": "the chance that the request belongs to no intent",
+    "gain": "the predicted gain in quality of the costlier of the cohort's two tiers, if the prompt chooses between them",
+    "least_gain": "the least gain at which the costlier tier serves",
     "calibrated": "whether the cohort's floor rests on evidence about the present centroids",
     "probability": "the probability that the match is right; only of calibrated cohorts",
     "evidence": "the hash of the data that the probability was fitted on, and the date",
@@ -239,6 +241,7 @@ Each word is spelled the same in headers, metadata, logs, metrics, spans and the
 REASONS = {
     "matched": "the cohort's own tier",
     "rule": "a rule named the tier",
+    "by_prompt": "the one of the cohort's two tiers that the predicted gain of the prompt chose",
     "tier_floor": "lifted to the lowest tier that a cohort or rule allows",
     "capability": "lifted past tiers that cannot serve the request: context, tools, vision, audio, files, video, hosted tools",
     "background": "a call that an agent makes by itself, such as a title, a probe or an update of its notes: the cheapest tier "
@@ -479,7 +482,6 @@ LOG_LINES = {
     "Ledger._store_all": "The ledger works again after the line above.",
     "Keeper._run": "Partitions and hourly sums of a ledger in Postgres are not kept up to date. The line says why. Outcomes "
     "are stored, and reports are exact and slower. It is tried again every 30 seconds.",
-    "compile_both": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
     "compile_all": "The files of the candidate have the mistakes that the line lists. The policy serves every request. `extproc "
     "check` lists them, too. The candidate is read again after an edit.",
     "_note_candidate": "A new candidate decides about its share of the conversations, or beside the policy.",
@@ -500,13 +502,8 @@ LOG_LINES = {
     "_store": "The folder of the prepared model cannot be written. Make it writable for the router if its starts take too long.",
     "_last_good": "The router was started with a mistake in its files, and serves the files that served last. The line names "
     "the mistake. `extproc status` shows it, too.",
-    "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. Set "
-    "`state` to the URL of a Redis or Valkey.",
-    "RedisStore._stop": "The store of conversations is down or slow. Traffic goes on, and each router process remembers the "
-    "conversations that it serves itself. Look at the Redis that `state` names.",
     "AnswerStore._saw": "A share of the hits is checked, and too many were wrong, so every request of this cohort goes to a tier. "
     "`extproc status` has the figures. Look for what changed since the answers were made, then edit the intent.",
-    "RedisStore._ping": "The store works again after the line above.",
     "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. "
     "Each worker counts its own part of every budget. Set `state` to the URL of a Redis or Valkey.",
     "RedisLink.stop": "The store is down or slow. Traffic goes on. Each router process remembers the conversations that it "
@@ -530,6 +527,10 @@ LOG_LINES = {
     "_admitted": "The gate compares this revision with the active one. It can take minutes.",
     "matching": "The fitted centroids are stale. Centroids come from the utterances again. Run `extproc calibrate` again, or delete "
     "the file.",
+    "usable_gains": "An intent has `by_prompt`, and the file that it needs is not in the folder. Copy it, or run `extproc "
+    "calibrate --target` again.",
+    "usable_gains 2": "The predicted gains are stale. The intents' own tiers serve. Run `extproc calibrate --target` again, or "
+    "delete the file.",
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
     "StoringSentences._store": "The folder of the prepared encoder is read-only or full. Starts take longer. Run `extproc "
     "prepare` with these intents where the folder can be written.",

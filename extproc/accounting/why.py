@@ -30,6 +30,7 @@ _AGAIN: dict[str, str] = {
 
 _REASONS: dict[str, str] = {
     Reason.MATCHED: "it is the tier of its cohort",
+    Reason.BY_PROMPT: "the predicted gain of the prompt chose between two tiers of its cohort",
     Reason.RULE: "a rule named the tier",
     Reason.BACKGROUND: "an agent made this call by itself, and the cheapest tier that can serve it is enough",
     Reason.TIER_FLOOR: "a cohort or a rule allows no lower tier",
@@ -178,6 +179,9 @@ def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
             f"          Chance of {decision.cohort}: {100 * decision.chance:.0f} %; that it belongs to no intent: "
             f"{100 * decision.background:.0f} %"
         )
+    if decision.gain is not None and decision.least_gain is not None:
+        least = f"and it serves from {100 * decision.least_gain:+.1f}"
+        yield f"          The predicted gain of the costlier tier is {100 * decision.gain:+.1f} points, {least}"
     if decision.probability is not None:
         yield f"          The match is right with a probability of {100 * decision.probability:.0f} %"
     verb = f"does not count, so the request counts as {counted}" if counted in NOT_A_COHORT else "counts"

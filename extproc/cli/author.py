@@ -78,6 +78,7 @@ def _check(args: argparse.Namespace) -> int:
     from extproc.config.strict_checks import strict_problems
     from extproc.encoder.backends import load_encoder
     from extproc.routing.centroid_file import CENTROIDS_FILE
+    from extproc.routing.gain_file import GAINS_FILE
 
     config = load_config(args.intents)
     if args.strict and (problems := strict_problems(config, args.intents)):
@@ -86,9 +87,13 @@ def _check(args: argparse.Namespace) -> int:
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
+    raw = b""
     if config.fitted is not None:
         raw = (args.intents / CENTROIDS_FILE).read_bytes()
         print(f"{CENTROIDS_FILE}: {config.fitted.header}; {in_configmap(args.intents, raw)}")
+    if config.gains is not None:
+        raw += (args.intents / GAINS_FILE).read_bytes()
+        print(f"{GAINS_FILE}: {config.gains.header}; {in_configmap(args.intents, raw)}")
     for note in (*notes, *_notes(config, cohorts)):
         print(note)
     for line in _check_apps(config, snapshot, args.intents):
@@ -163,6 +168,12 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
             cohort.name
             for cohort in cohorts
             if cohort.chosen is not None and not cohort.chosen.holds(config.policy.tiers)
+        ],
+        "stale (gains.safetensors is absent, stale or another one, so `by_prompt` is not used)": [
+            cohort.name for cohort in cohorts if cohort.prompt_stale
+        ],
+        "uncalibrated, so `by_prompt` is not used (run `extproc calibrate`)": [
+            cohort.name for cohort in cohorts if cohort.by_prompt is not None and not cohort.has_floor
         ],
         "long streams skip rules that need the whole answer (`stream: buffer` applies them)": [
             f"{name} ({', '.join(names)})" for name, names in rules.items() if names

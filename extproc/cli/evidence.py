@@ -20,7 +20,7 @@ from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
 from extproc.evidence.fit.calibration import calibrate
-from extproc.evidence.fit.choice import changes, choose
+from extproc.evidence.fit.choice import TierChoice, changes, choose
 from extproc.evidence.fit.labelled import LabelledRows, labelled_rows
 from extproc.evidence.fit.learning import FittedCentroids, learn, texts_for_encoder
 from extproc.evidence.fit.plans import scored_table
@@ -35,6 +35,7 @@ from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.evidence.show.verdicts import calibration_verdicts, choice_verdicts, verdict_text
 from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import GAINS_FILE, decode_gains
 
 # At most this many unusable rows are reported one by one.
 _MOST_REPORTED = 10
@@ -161,21 +162,35 @@ def run_choose(intents: Path, data: Path, target: Target, cut: float, date: str,
     traffic, memory = usable(data), patient_encoder(intents)
     run = execute(intents, memory, traffic, Tokens())
     report_unused(data, run)
-    scored = scored_table(run, seed, memory.sentences)
+    scored = scored_table(run, seed, memory.sentences, memory.encode)
     if (count := len(scored.table.positions)) < scored.table.available:
         print(
             f"{data}: {count:,} of {scored.table.available:,} rows were drawn at random to fit on", file=sys.stderr
         )
     choice = choose(scored, target, cut, date)
     written = {intent.intent: intent for intent in run.config.intents}
-    values = {setting.name: changes(setting, written[setting.name]) for setting in choice.cohorts}
+    values = {setting.name: changes(setting, written[setting.name], choice.seal) for setting in choice.cohorts}
     edited = list(_edited(intents, run, values))
     if write:
+        write_gains(intents, choice, run.config)
         for path, _, after in edited:
             edits.write_text(path, after)
     print("\n".join([*verdict_text(choice_verdicts(choice)), "", *choice_text(choice)]) + "\n")
-    _print_edits(edited, 0, write)
+    if choice.raw:
+        centroids = intents / CENTROIDS_FILE
+        size = in_configmap(intents, choice.raw + (centroids.read_bytes() if centroids.exists() else b""))
+        print(f"{intents / GAINS_FILE}: {decode_gains(choice.raw).header}; {size}")
+    _print_edits(edited, bool(choice.raw), write)
     return 0
+
+
+def write_gains(intents: Path, choice: TierChoice, config: Config) -> None:
+    """Write the predicted gains, or delete the file if no intent uses it any more."""
+    kept = {c.name for c in choice.cohorts if c.plan is None}
+    if choice.raw:
+        edits.write(intents / GAINS_FILE, choice.raw)
+    elif not any(intent.by_prompt is not None for intent in config.intents if intent.intent in kept):
+        (intents / GAINS_FILE).unlink(missing_ok=True)
 
 
 def _edited(

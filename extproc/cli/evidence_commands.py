@@ -135,9 +135,10 @@ def _add_calibrate(commands: "Commands") -> None:
     )
     calibrate.add_argument(
         "--target",
-        metavar="quality=SHARE|cost=DOLLARS",
+        metavar="quality=SHARE|cost=DOLLARS|loss=SHARE",
         help="choose tier and settings of each cohort by recorded outcomes: for at least this share of good "
-        "answers, or for at most this cost in US dollars per 1,000 requests",
+        "answers, for at most this cost in US dollars per 1,000 requests, or for a quality at most this far below "
+        "that of the costliest tier for everything",
     )
     calibrate.add_argument(
         "--cut",

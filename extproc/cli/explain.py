@@ -10,7 +10,7 @@ import msgspec
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
-from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines
+from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines, prompt_lines
 from extproc.config.apps import compile_app, with_apps
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
@@ -151,6 +151,7 @@ def _as_text(
         *_app_lines(routed),
         *cohort_table(policy, by_cohort, by_chance),
         *match_lines(policy, routed.decision),
+        *prompt_lines(routed.decision),
         *_evidence_lines(routed.decision),
         *_decision_lines(routed),
         *_cache_lines(routed),

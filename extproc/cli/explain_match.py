@@ -3,10 +3,12 @@
 from collections.abc import Iterator, Mapping
 
 from extproc.contract.words import Reason
+from extproc.routing.by_prompt import rank_by_prompt
 from extproc.routing.decision import Decision
 from extproc.routing.index import Match
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.trust import DOUBT, LEAST_CHANCE, chance_above, is_decided_by_floors, needed_rank, weigh
+from extproc.settings import ByPrompt
 
 BACKGROUND = "(background)"
 
@@ -44,10 +46,32 @@ def match_lines(policy: Policy, decision: Decision) -> Iterator[str]:
         )
 
 
+def prompt_lines(decision: Decision) -> Iterator[str]:
+    """The choice between two tiers by the prompt, if the match counts and its cohort has one."""
+    cohort = decision.cohort
+    if cohort is not None and cohort.by_prompt is not None and decision.unmatched is None:
+        yield f"prompt    {_by_prompt(cohort, cohort.by_prompt, decision.match)}"
+
+
+def _by_prompt(cohort: Cohort, choice: ByPrompt, match: Match | None) -> str:
+    """The two tiers with the predicted gain, or why the tier of the cohort serves."""
+    cheaper, costlier = choice.tiers
+    own = f"so the tier of {cohort.name} serves: {cohort.tier}"
+    if cohort.prompt_stale:
+        return f"not used: gains.safetensors is absent, stale or another one, {own}"
+    if not cohort.has_floor:
+        return f"not used: {cohort.name} is not calibrated, {own}"
+    if match is None or match.gain is None:
+        return f"not used: the prompt is unlike those that it was fitted on, {own}"
+    least = f"{costlier} serves from {100 * choice.least:+.1f}, otherwise {cheaper}"
+    return f"predicted gain of {costlier} over {cheaper}: {100 * match.gain:+.1f} points; {least}"
+
+
 def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     """One sentence: why the match counts, or why another tier is proposed."""
     weighed, name = weigh(policy, match), cohort.name
-    tier = policy.tiers[weighed.rank].name
+    by_prompt = rank_by_prompt(policy, cohort, match) if weighed.reason is Reason.MATCHED else None
+    tier = policy.tiers[weighed.rank if by_prompt is None else by_prompt].name
     if cohort.abstains:
         return f"{name} abstains ({cohort.figure}), so {tier} serves"
     if match.similarity < cohort.floor:

@@ -9,6 +9,7 @@ from extproc.config.load import Config
 from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, Intent, PolicyFile
 from extproc.config.strict_yaml import line_of
 from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import GAINS_FILE
 from extproc.settings import Tier
 
 # A longer value says little in a line of the log.
@@ -77,6 +78,9 @@ def _groups(old: Config, new: Config) -> Iterator[tuple[_Apply, list[Change]]]:
     if (old.fitted and old.fitted.header) != (new.fitted and new.fitted.header):
         what = f"{CENTROIDS_FILE} {'removed' if new.fitted is None else 'changed'}"
         yield lambda config: config, [Change(what, CENTROIDS_FILE, 1, "centroids")]
+    if (old.gains and old.gains.header) != (new.gains and new.gains.header):
+        what = f"{GAINS_FILE} {'removed' if new.gains is None else 'changed'}"
+        yield lambda config: config, [Change(what, GAINS_FILE, 1, "gains")]
 
 
 def _policy_groups(old: Config, new: Config) -> Iterator[tuple[_Apply, list[Change]]]:

@@ -12,6 +12,7 @@ from extproc.config.logprob_checks import check_logprobs
 from extproc.config.name_checks import check_intent_name
 from extproc.config.only_checks import check_only
 from extproc.config.params_checks import check_params
+from extproc.config.prompt_checks import check_by_prompt
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_floor, check_judge, check_states, check_store, check_upstream
 from extproc.mismatch import shown, suggestion
@@ -137,14 +138,13 @@ def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     yield from _exists(".tier", intent.tier, tiers, "tier")
     yield from _exists(".tier_floor", intent.tier_floor, tiers, "tier")
     yield from check_floor(".tier_floor", intent.tier_floor, policy.tiers)
-    yield from check_only(intent, "", tiers)
+    yield from (*check_only(intent, "", tiers), *check_by_prompt(intent, tiers))
     yield from _check_utterances(intent.utterances)
     yield from _within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
     yield from _within(".floor", intent.floor, least=-1, most=1)
     yield from _check_cascade(intent, policy)
     yield from check_cache(intent)
-    if intent.chosen is not None:
-        yield from _is_interval(".chosen.quality", intent.chosen.quality)
+    yield from _is_interval(".chosen.quality", intent.chosen.quality if intent.chosen is not None else (0.0, 1.0))
     if intent.evidence is not None:
         yield from _check_evidence(intent.evidence, intent.floor)
 

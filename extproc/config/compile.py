@@ -18,6 +18,7 @@ from extproc.encoder.vector_file import folder_of, storing
 from extproc.routing.budget import specs_of
 from extproc.routing.centroid_file import CENTROIDS_FILE, Matcher
 from extproc.routing.centroids import RECIPE, means_of
+from extproc.routing.gain_file import GAINS_FILE, GainFile
 from extproc.routing.index import Index, Kind, nearest
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
@@ -25,7 +26,7 @@ from extproc.routing.snapshot import Snapshot
 log = logging.getLogger(__name__)
 
 # The keys of an intent that are not settings of its requests.
-_NO_SETTINGS = {"intent", "description", "utterances", "floor", "margin", "evidence", "chosen"}
+_NO_SETTINGS = {"intent", "description", "utterances", "floor", "margin", "evidence", "chosen", "by_prompt"}
 _SETTINGS = [key for key in Intent.__struct_fields__ if key not in _NO_SETTINGS]
 
 
@@ -37,11 +38,11 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     """
     rows, background = encode_texts(config, encoder)
     index, floors, centroids = matching(config, rows, background, folder_of(encoder))
-    file = config.policy
+    file, gains = config.policy, usable_gains(config)
     policy = Policy(
         tiers=file.tiers,
         default_tier=file.default_tier,
-        cohorts={i.intent: _cohort(i, floors[i.intent], centroids) for i in config.intents},
+        cohorts={i.intent: _cohort(i, floors[i.intent], centroids, gains) for i in config.intents},
         rules=file.rules,
         retarget=file.retarget,
         mode=file.mode,
@@ -53,6 +54,7 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
     snapshot = Snapshot(
         config.revision, policy, index, file.encoder, file.escalations, file.judges, file.human, centroids,
         file.timeouts, reads_only_english(file.encoder.model), file.key_headers, budgets=specs_of(file.budget),
+        gains=gains.gains if gains is not None else None,
     )  # fmt: skip
     problems = list(_unreachable(config, snapshot, rows))
     if problems and centroids == utterances_digest(config):
@@ -65,6 +67,21 @@ def compile_snapshot(config: Config, encoder: Encoder) -> Snapshot:
             problems[0],
         )
     return snapshot
+
+
+def usable_gains(config: Config) -> GainFile | None:
+    """The predicted gains, or None if no intent uses them, or they are absent or stale."""
+    if all(intent.by_prompt is None for intent in config.intents):
+        return None
+    if config.gains is None:
+        log.warning("intents have `by_prompt`, but there is no %s: their own tiers serve", GAINS_FILE)
+        return None
+    policy = config.policy
+    stale = config.gains.stale(policy.encoder.name, utterances_digest(config), policy.tiers)
+    if stale is None:
+        return config.gains
+    log.warning("%s is stale, so the tiers of the intents serve: %s", GAINS_FILE, stale)
+    return None
 
 
 def texts_of(config: Config) -> list[str]:
@@ -141,7 +158,7 @@ def centroids_digest(config: Config) -> str:
     return hashlib.sha256(f"{utterances} {file.header.seal}".encode()).hexdigest()[:12]
 
 
-def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
+def _cohort(intent: Intent, own_floor: float, centroids: str, gains: GainFile | None) -> Cohort:
     evidence = intent.evidence
     return Cohort(
         name=intent.intent,
@@ -162,6 +179,8 @@ def _cohort(intent: Intent, own_floor: float, centroids: str) -> Cohort:
         evidence=evidence,
         chosen=intent.chosen,
         operator_floor=intent.floor is not None and intent.evidence is None,
+        by_prompt=intent.by_prompt,
+        prompt_stale=intent.by_prompt is not None and (gains is None or gains.header.seal != intent.by_prompt.fit),
     )
 
 

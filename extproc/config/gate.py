@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from extproc.config.reading import yaml_files
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 
 # The operator waits for the gate after an edit. Traffic that takes longer than this is too much for it.
 _PATIENCE_S = 900.0
@@ -71,7 +71,7 @@ class Gate:
         self._original = folder
         copy = Path(self._copies.name) / str(self._count)
         copy.mkdir()
-        for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
+        for path in (*yaml_files(folder), *(folder / name for name in FITTED_FILES)):
             # Removing a file at this moment is a new edit, and the next look at the folder sees it.
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(path, copy / path.name)

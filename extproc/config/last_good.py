@@ -14,7 +14,7 @@ from pathlib import Path
 
 from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.reading import yaml_files
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def _keep(folder: Path, config: Config) -> None:
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     copy = Path(tempfile.mkdtemp(dir=place))
     try:
-        for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
+        for path in (*yaml_files(folder), *(folder / name for name in FITTED_FILES)):
             with contextlib.suppress(FileNotFoundError):
                 shutil.copyfile(path, copy / path.name)
         if not _is(copy, folder, config.revision):

@@ -1,4 +1,4 @@
-"""A folder of YAML, with the fitted centroids beside it, to a Config. All mistakes are reported together."""
+"""A folder of YAML, with the fitted files beside it, to a Config. All mistakes are reported together."""
 
 import os
 import re
@@ -15,10 +15,12 @@ from extproc.config.rollout_checks import check_candidate
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, line_of
 from extproc.contract.names import CANDIDATE_PREFIX
-from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile
+from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
+from extproc.routing.gain_file import GAINS_FILE, GainFile, decode_gains
 from extproc.settings import App, Candidate, Judge, Tier
 
 T = TypeVar("T", Tier, Judge)
+F = TypeVar("F")
 
 # Kubernetes allows a ConfigMap this many bytes in all its values together.
 _CONFIGMAP_BYTES = 1 << 20
@@ -46,6 +48,7 @@ class Config(msgspec.Struct, frozen=True):
     lines: Lines  # where each value stands
     background: tuple[str, ...] = ()  # texts that belong to no intent
     fitted: CentroidFile | None = None  # centroids.safetensors, if there is one
+    gains: GainFile | None = None  # gains.safetensors, if there is one
     old_keys: tuple[Problem, ...] = ()  # keys of earlier releases, and what to write instead
     basis: str = ""  # hash of all the files, without the key `candidate`
     apps: Mapping[str, "Config"] = {}  # name -> its policy and intents. An app with mistakes in its files is absent
@@ -81,7 +84,7 @@ class BrokenApp(msgspec.Struct, frozen=True):
 
 
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
-    """Read and check every *.yaml and the centroids in `folder`. Raises ConfigError.
+    """Read and check every *.yaml and the fitted files in `folder`. Raises ConfigError.
 
     In a copy of another folder, a relative path of a model starts at that other folder.
     """
@@ -92,7 +95,8 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     reading = Reading()
     for path in paths:
         reading.add(path)
-    fitted = reading.add_centroids(folder / CENTROIDS_FILE)
+    fitted = reading.add_fitted(folder / CENTROIDS_FILE, decode_centroids)
+    gains = reading.add_fitted(folder / GAINS_FILE, decode_gains)
     policy = reading.policy
     if policy is not None:
         policy = _with_located_files(policy, original)
@@ -114,6 +118,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         lines=reading.lines,
         background=reading.background or (),
         fitted=fitted,
+        gains=gains,
         old_keys=tuple(reading.old_keys),
         basis=reading.basis,
     )
@@ -136,7 +141,7 @@ def _read_app(app: App, folder: Path, policy_files: Reading) -> Reading:
             reading.problems.append(Problem(path.name, 1, what))
         else:
             reading.add(path)
-    reading.fitted = reading.add_centroids(place / CENTROIDS_FILE)
+    reading.fitted = reading.add_fitted(place / CENTROIDS_FILE, decode_centroids)
     policy_files.digest.update(reading.digest.digest())
     return reading
 
@@ -222,7 +227,8 @@ def load_candidate(config: Config, folder: Path) -> Config:
             reading.problems.append(Problem(path.name, 1, what))
         else:
             reading.add(path)
-    fitted = reading.add_centroids(place / CENTROIDS_FILE)
+    fitted = reading.add_fitted(place / CENTROIDS_FILE, decode_centroids)
+    gains = reading.add_fitted(place / GAINS_FILE, decode_gains)
     findings = cross_check(config.policy, reading.intents, every_intent=not reading.unread)
     # A mistake in the policy is one only because of the intents of the candidate.
     problems = [
@@ -244,6 +250,7 @@ def load_candidate(config: Config, folder: Path) -> Config:
         lines=reading.lines,
         background=reading.background or (),
         fitted=fitted,
+        gains=gains,
     )
 
 

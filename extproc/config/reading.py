@@ -1,8 +1,9 @@
 """The files of one folder of YAML, as they are read. Mistakes are collected, and reading goes on."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -10,8 +11,9 @@ from extproc.config.background_checks import check_background, check_name
 from extproc.config.old_keys import translate
 from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
-from extproc.routing.centroid_file import CentroidFile, decode_centroids
+from extproc.routing.centroid_file import CentroidFile
 
+F = TypeVar("F")
 # The new key of each old one.
 _NEW_KEY = {"endpoint": "url", "tls": "url", "credential": "key"}
 
@@ -67,11 +69,11 @@ class Reading:
             self.lines.setdefault((POLICY_FILE, f"{tier}.{_NEW_KEY[at.rpartition('.')[2]]}"), line)
             (self.problems if is_mistake else self.old_keys).append(Problem(POLICY_FILE, line, what))
 
-    def add_centroids(self, path: Path) -> CentroidFile | None:
-        """Read the fitted centroids. None if there is no file, or if it is damaged."""
+    def add_fitted(self, path: Path, decode: Callable[[bytes], F]) -> F | None:
+        """Read a file of fitted values. None if there is no file, or if it is damaged."""
         try:
             raw = path.read_bytes()
-            fitted = decode_centroids(raw)
+            fitted = decode(raw)
         except FileNotFoundError:
             return None
         except OSError as error:

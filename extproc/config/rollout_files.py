@@ -13,7 +13,7 @@ from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE, PolicyFile
 from extproc.config.strict_yaml import Problem, decode_yaml
 from extproc.contract.names import CANDIDATE_PREFIX
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 from extproc.settings import Candidate
 
 _KEY, _PLACE = "candidate", "next"
@@ -151,7 +151,7 @@ def _decoded(raw: bytes) -> PolicyFile | None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [*yaml_files(folder), *folder.glob(CENTROIDS_FILE)]
+    return [*yaml_files(folder), *(path for name in FITTED_FILES for path in folder.glob(name))]
 
 
 def _beside(path: Path) -> Path:

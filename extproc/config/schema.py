@@ -10,6 +10,7 @@ from extproc.settings import (
     OTHERWISE,
     AnswerCache,
     App,
+    ByPrompt,
     Candidate,
     Chosen,
     EncoderConfig,
@@ -221,6 +222,10 @@ class Intent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     chosen: Annotated[
         Chosen | None, about("The evidence for tier and settings. `extproc calibrate --target` writes it.")
+    ] = None
+    by_prompt: Annotated[
+        ByPrompt | None,
+        about("The choice between two tiers by the prompt. `extproc calibrate --target` writes it."),
     ] = None
     stream: Annotated[
         StreamHold,

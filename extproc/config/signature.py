@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from extproc.config.reading import yaml_files
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 
 # Name, time of change, inode and size of each file. `stat` follows the symbolic links that Kubernetes swaps under a
 # ConfigMap. inotify does not see those swaps on every volume.
@@ -13,7 +13,7 @@ Signature = tuple[tuple[str, int, int, int], ...]
 def signature(folder: Path) -> Signature:
     """Differs after any YAML file or the centroids in `folder` are edited, added, removed or swapped."""
     files = []
-    for path in (*yaml_files(folder), folder / CENTROIDS_FILE):
+    for path in (*yaml_files(folder), *(folder / name for name in FITTED_FILES)):
         try:
             stat = path.stat()
         except OSError:

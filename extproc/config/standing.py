@@ -9,6 +9,7 @@ import msgspec
 from extproc.config.changes import Change, Rendered, changes_between
 from extproc.config.load import Config
 from extproc.routing.cache_store import Checks
+from extproc.routing.gain_file import GAINS_FILE
 from extproc.routing.snapshot import Snapshot
 
 
@@ -104,8 +105,10 @@ def stale_values(config: Config, snapshot: Snapshot) -> list[str]:
         for cohort in cohorts
         if cohort.chosen is not None and not cohort.chosen.holds(config.policy.tiers)
     ]
+    prompts = [cohort.name for cohort in cohorts if cohort.prompt_stale]
     lines = {
         "floors (utterances or centroids changed since `extproc calibrate`)": floors,
         "tiers and settings (models changed since they were chosen)": choices,
+        f"choices by the prompt ({GAINS_FILE} is absent, stale or another one)": prompts,
     }
     return [f"{what}: {', '.join(names)}" for what, names in lines.items() if names]

@@ -12,7 +12,7 @@ from extproc.config.schema import POLICY_FILE, Intent
 from extproc.config.strict_yaml import Problem, line_of
 from extproc.encoder.language import is_english
 from extproc.encoder.models import reads_only_english
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 from extproc.routing.sticky import seal_of
 from extproc.settings import Conditions, Rule, Tier
 
@@ -147,7 +147,7 @@ def _languages(config: Config, intent: Intent) -> Iterator[_Finding]:
 
 def _unread(config: Config, folder: Path) -> Iterator[Problem]:
     """Files and folders beside the YAML that look as if the router read them."""
-    read = {path.name for path in yaml_files(folder)} | {CENTROIDS_FILE}
+    read = {path.name for path in yaml_files(folder)} | {*FITTED_FILES}
     candidate = candidate_folder(config, folder) if config.policy.candidate is not None else None
     for path in sorted(folder.iterdir()):
         if candidate == path.absolute():

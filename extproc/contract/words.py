@@ -7,6 +7,7 @@ class Reason(StrEnum):
     """Why a tier was chosen. Each decision has one reason, spelled the same in metrics, logs and headers."""
 
     MATCHED = "matched"  # the tier of the cohort
+    BY_PROMPT = "by_prompt"  # the tier of the cohort's two that the predicted gain of the prompt chose
     RULE = "rule"  # a rule named the tier
     BACKGROUND = "background"  # a call that an agent makes by itself: the cheapest tier that can serve it
     TIER_FLOOR = "tier_floor"  # raised to the lowest tier that a cohort or rule allows

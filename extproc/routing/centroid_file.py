@@ -118,7 +118,7 @@ def decode_centroids(raw: bytes) -> CentroidFile:
     """Return the content of the file. Raises ValueError, which says what to do, if the file is not valid."""
     try:
         arrays = load(raw)
-        header = msgspec.json.decode(_metadata(raw), type=Header)
+        header = msgspec.json.decode(metadata_header(raw), type=Header)
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise ValueError(f"is not a centroid file ({error}): {_CALIBRATE}") from error
     counts = list(header.cohorts.values())
@@ -168,7 +168,7 @@ def fingerprints(texts: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), dtype="<u4")
 
 
-def _metadata(raw: bytes) -> str:
+def metadata_header(raw: bytes) -> str:
     """The header, from the metadata at byte 8. The library has already checked that the metadata are valid."""
     length = int.from_bytes(raw[:8], "little")
     header: str = msgspec.json.decode(raw[8 : 8 + length])["__metadata__"]["header"]

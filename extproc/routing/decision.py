@@ -13,6 +13,7 @@ import msgspec
 
 from extproc.contract.words import CacheWord, Course, Reason, Undecided
 from extproc.routing.ability import Load, can_serve, first_able
+from extproc.routing.by_prompt import rank_by_prompt
 from extproc.routing.choice import Choice, cap_budget, cap_upgrade, confine, make_able, raise_to_floor
 from extproc.routing.conversations import NEW, Continuation
 from extproc.routing.failover import next_rungs, with_failover
@@ -89,7 +90,7 @@ def decide(
     continuation = continuation if policy.mode == "enforce" else NEW
     findings = read_findings(policy, signals, match, headers, failure)
     guard = findings.guard
-    bound = bound_choice(policy, _proposed(policy, findings), continuation, guard)
+    bound = bound_choice(policy, _proposed(policy, findings, match), continuation, guard)
     floored = raise_to_floor(bound, guard.floor)
     capped = cap_upgrade(policy, floored, guard.floor) if spent else floored
     paid = cap_budget(policy, capped, guard.floor, ceiling)
@@ -183,8 +184,8 @@ def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decis
     return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
 
-def _proposed(policy: Policy, findings: Findings) -> Choice:
-    """The tier of the first rule that applies, otherwise the one that the match proposes.
+def _proposed(policy: Policy, findings: Findings, match: Match | None) -> Choice:
+    """The tier of the first rule that applies, otherwise the one that the prompt or the match proposes.
 
     A background call starts at the cheapest tier.
     """
@@ -193,7 +194,8 @@ def _proposed(policy: Policy, findings: Findings) -> Choice:
         return Choice(policy.rank(rule.tier), Reason.RULE)
     if findings.trust is Reason.BACKGROUND:
         return Choice(0, Reason.BACKGROUND)
-    return Choice(findings.rank, findings.trust)
+    rank = rank_by_prompt(policy, findings.settings, match)
+    return Choice(findings.rank, findings.trust) if rank is None else Choice(rank, Reason.BY_PROMPT)
 
 
 def _laddered(

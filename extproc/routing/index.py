@@ -32,6 +32,8 @@ class Match(msgspec.Struct, frozen=True):
     alike: float = 0.0  # chance of all cohorts with the same settings, with that of the cohort itself
     background: float = 0.0  # chance that the text belongs to no cohort
     tiers: Mapping[str, float] = {}  # chance of the cohorts that need each tier, by the tier's name
+    # Predicted gain in quality of the costlier of the cohort's two tiers. None: the prompt does not choose.
+    gain: float | None = None
 
     @property
     def in_scope(self) -> float:

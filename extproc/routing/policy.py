@@ -10,7 +10,18 @@ import msgspec
 from extproc.acceptance.rules import AcceptRule
 from extproc.routing.index import Match
 from extproc.routing.sticky import Sticky
-from extproc.settings import AnswerCache, Chosen, Escalate, Evidence, Reasoning, Rule, StreamHold, Tier, Upgrades
+from extproc.settings import (
+    AnswerCache,
+    ByPrompt,
+    Chosen,
+    Escalate,
+    Evidence,
+    Reasoning,
+    Rule,
+    StreamHold,
+    Tier,
+    Upgrades,
+)
 
 _WILDCARDS = frozenset("*?[")
 
@@ -36,6 +47,13 @@ class Cohort(msgspec.Struct, frozen=True):
     chosen: Chosen | None = None  # the data that its tier and settings were chosen on
     abstains: bool = False  # no floor keeps the risk, so no match counts
     operator_floor: bool = False  # a person wrote the floor, without evidence
+    by_prompt: ByPrompt | None = None  # the choice between two tiers by the prompt, kept when it is stale, too
+    prompt_stale: bool = False  # the predictions that it needs are absent or stale
+
+    @property
+    def asks_prompt(self) -> bool:
+        """Whether the prompt chooses between two tiers. A match that may be a guess has the tier of the cohort."""
+        return self.by_prompt is not None and not self.prompt_stale and self.has_floor
 
     @property
     def has_floor(self) -> bool:

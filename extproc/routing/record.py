@@ -28,6 +28,7 @@ from extproc.routing.cache_store import KeptAnswer
 from extproc.routing.conversations import Identity
 from extproc.routing.decision import Decision
 from extproc.routing.exploration import Exploration
+from extproc.routing.index import Match
 from extproc.routing.keeping import has_several_seals
 from extproc.routing.limits import principal_header, principal_of
 from extproc.routing.mutation import Mutation
@@ -69,6 +70,8 @@ def decision_record(
         least_margin=round(floors.margin, 4) if floors is not None and floors.margin > 0 else None,
         chance=round(match.chance, 4) if match is not None and match.chance is not None else None,
         background=round(match.background, 4) if match is not None and match.chance is not None else None,
+        gain=round(match.gain, 4) if match is not None and match.gain is not None else None,
+        least_gain=_least_gain(cohort, match),
         calibrated=cohort.calibrated if cohort is not None else None,
         probability=round(probability, 4) if probability is not None else None,
         evidence=evidence.stamp if evidence is not None else None,
@@ -91,6 +94,12 @@ def decision_record(
         reserved_microusd=payment.charge.amount // 1000 if payment.charge is not None else None,
         limits=LOCAL if payment.local else None,
     )
+
+
+def _least_gain(cohort: Cohort | None, match: Match | None) -> float | None:
+    if cohort is None or cohort.by_prompt is None or match is None or match.gain is None:
+        return None
+    return round(cohort.by_prompt.least, 4)
 
 
 def asker_record(

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import Vectors
+from extproc.routing.by_prompt import match_prompt
 from extproc.routing.conversations import Continuation
 from extproc.routing.decision import Decision, decide
-from extproc.routing.index import nearest
 from extproc.routing.policy import is_named
 from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Rollout, Snapshot
@@ -59,5 +59,5 @@ def decide_candidate(
     candidate = rollout.snapshot
     if is_named(candidate.policy, signals.model):
         return None
-    match = nearest(candidate.index, vector) if vector is not None else None
+    match = match_prompt(candidate, vector, signals.ask) if vector is not None else None
     return decide(candidate.policy, signals, match, headers, failure, continuation=continuation)

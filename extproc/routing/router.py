@@ -16,6 +16,7 @@ from extproc.contract.words import Reason
 from extproc.encoder.protocols import Embedder, Vectors
 from extproc.routing.answer_cache import AnswerCache
 from extproc.routing.budget import Payment
+from extproc.routing.by_prompt import match_prompt
 from extproc.routing.conversations import (
     NEW,
     Answered,
@@ -35,7 +36,7 @@ from extproc.routing.decision import (
     untouched,
 )
 from extproc.routing.exploration import Lottery
-from extproc.routing.index import Match, nearest
+from extproc.routing.index import Match
 from extproc.routing.limits import RateLimit, principal_header, principal_of
 from extproc.routing.mutation import mutate
 from extproc.routing.paying import Budgets, Choose
@@ -128,7 +129,7 @@ class Router:
         clock.lap("read")
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
         vector, failure = await vector_of(self.embedder, snapshot, signals, principal, clock)
-        match = nearest(snapshot.index, vector) if vector is not None else None
+        match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
         decision, choose = await self._choose(snapshot, signals, match, headers, principal, failure, continuation)
         candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)

@@ -10,6 +10,7 @@ from extproc.api.paths import APIS, SIDE_PATHS, Api, canonical
 from extproc.routing.budget import BudgetSpec
 from extproc.routing.index import Index
 from extproc.routing.policy import Policy
+from extproc.routing.prompt_gain import PromptGains
 from extproc.settings import Candidate, EncoderConfig, Escalations, Human, Judge, Timeouts
 
 AUTHORITY = ":authority"
@@ -71,6 +72,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     team: str | None = None
     # The app's files have mistakes. "open": its default tier serves. "closed": its requests are refused.
     off: Literal["open", "closed"] | None = None
+    gains: PromptGains | None = None  # None: no prompt chooses a tier
 
     def arm(self, revision: str) -> "Snapshot":
         """Return the candidate if it has this revision. Otherwise return this snapshot."""

@@ -8,7 +8,7 @@ from extproc.settings.about import about
 from extproc.settings.address import USUAL_BASE, Address, read_url
 from extproc.settings.apps import HARD_FACTOR, REFUSE, TEAM, App, UsdBudget
 from extproc.settings.cache import AnswerCache
-from extproc.settings.evidence import Chosen, Evidence, Probability
+from extproc.settings.evidence import ByPrompt, Chosen, Evidence, Probability
 from extproc.settings.params import NO_PARAMS, Efforts, Params
 from extproc.settings.policy import (
     HUMAN,
@@ -60,6 +60,7 @@ __all__ = [
     "AnswerCache",
     "App",
     "Budget",
+    "ByPrompt",
     "Candidate",
     "Chosen",
     "Conditions",

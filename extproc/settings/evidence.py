@@ -72,7 +72,9 @@ class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     date: Annotated[str, about("Day of the choice, as YYYY-MM-DD.")]
     data: Annotated[str, about("Hash of the recorded traffic.")]
     rows: Annotated[int, about("Number of its rows that landed in this cohort and have outcomes.")]
-    target: Annotated[str, about("quality=SHARE, or cost=US dollars per 1,000 requests, over all the traffic.")]
+    target: Annotated[
+        str, about("quality=SHARE, cost=US dollars per 1,000 requests, or loss=SHARE, over all the traffic.")
+    ]
     models: Annotated[
         dict[str, str], about("Models of the tiers that were compared. With other models the choice is stale.")
     ]
@@ -91,3 +93,25 @@ class Chosen(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def stamp(self) -> str:
         """The data and the day, in one short word each."""
         return f"{self.data} {self.date}"
+
+
+class ByPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The choice between two tiers by the prompt. `extproc calibrate --target` writes it."""
+
+    tiers: Annotated[tuple[str, str], about("The two tiers, the cheaper one first.")]
+    least: Annotated[
+        float,
+        about(
+            "Least predicted gain in quality at which the costlier tier serves. The intent's `tier` serves if "
+            "there is no prediction."
+        ),
+    ]
+    gain: Annotated[
+        tuple[float, float],
+        about(
+            "95 % interval of the gain in quality over sending as many prompts to the costlier tier at random, as "
+            "the mean over all shares, on rows that were not fitted on."
+        ),
+    ]
+    rows: Annotated[int, about("Number of distinct rows of this cohort that show the gain.")]
+    fit: Annotated[str, about("Seal of gains.safetensors. With another file the choice is stale.")]

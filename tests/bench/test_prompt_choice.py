@@ -6,6 +6,7 @@ import pytest
 from bench import prompt_choice
 from bench.prompt_choice import cross_fitted, learn_kernel, learn_ridge, solve_ridge, table
 from bench.routellm_table import Prompts
+from extproc.evidence.fit import boosting
 
 
 def simulated(count: int = 600, slope: float = 4.0, seed: int = 0) -> Prompts:
@@ -15,7 +16,14 @@ def simulated(count: int = 600, slope: float = 4.0, seed: int = 0) -> Prompts:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     weak = (rng.random(count) < 1 / (1 + np.exp(slope * vectors[:, 0]))).astype(float)
     subjects = np.array(["a", "b", "c"])[rng.integers(0, 3, count)]
-    return Prompts(subjects, vectors, rng.normal(size=(count, 2)), weak, np.ones(count))
+    return Prompts(
+        subjects,
+        vectors,
+        rng.normal(size=(count, 2)),
+        weak,
+        np.ones(count),
+        rng.normal(size=(count, 12)).astype(np.float32),
+    )
 
 
 def test_a_ridge_has_the_closed_form() -> None:
@@ -44,8 +52,10 @@ def test_what_depends_on_the_prompt_is_found(learn: prompt_choice.Learn, monkeyp
 def test_a_table_where_nothing_is_found_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interval is above zero where the prompt matters, and the command fails where no model beats chance."""
     monkeypatch.setattr(prompt_choice, "CANDIDATES", {"ridge": learn_ridge})
+    monkeypatch.setattr(boosting, "_REPEATS", 1)  # one fit of the trees is quick
     lines = [*table(simulated(), 0)]
     assert lines[0] == "600 prompts of 3 cohorts, 5-fold" and "[+0." in lines[-1]
+    assert lines[3].startswith("trees on rates of cohorts, as served")
     monkeypatch.setattr(
         prompt_choice,
         "CANDIDATES",

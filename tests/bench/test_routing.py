@@ -67,6 +67,7 @@ def recorded():
         cohort=np.array(["a"] * 4),
         vectors=four.astype(np.float32),
         facts=four,
+        asked=four.astype(np.float32),
         judged=Judged(np.array(["a"] * 4), four, four.astype(np.float32)),
         small=np.array([1.0, 0, 0, 1]),
         large=np.array([1.0, 1, 1, 0]),

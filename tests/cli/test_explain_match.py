@@ -3,10 +3,11 @@
 import msgspec
 import pytest
 
-from extproc.cli.explain_match import cohort_table, match_lines
+from extproc.cli.explain_match import cohort_table, match_lines, prompt_lines
 from extproc.routing.decision import decide
 from extproc.routing.index import Match
 from extproc.routing.policy import Policy
+from extproc.settings import ByPrompt
 from tests.routing.test_trust import FAQ, POLICY, SIGNALS, evidence, match, with_cohort
 
 
@@ -85,3 +86,38 @@ def test_with_a_shared_margin_the_chances_decide_too():
         "match     the chance that it needs a tier above small is 40 %, more than the 25 % that is accepted, so "
         "large serves",
     ]
+
+
+CHOICE = ByPrompt(("small", "large"), least=0.05, gain=(0.01, 0.04), rows=300, fit="0123456789ab")
+
+
+@pytest.mark.parametrize(
+    ("gain", "settings", "said"),
+    [
+        (0.12, {}, "predicted gain of large over small: +12.0 points; large serves from +5.0, otherwise small"),
+        (0.01, {}, "predicted gain of large over small: +1.0 points; large serves from +5.0, otherwise small"),
+        (
+            None,
+            {},
+            "not used: the prompt is unlike those that it was fitted on, so the tier of faq serves: small",
+        ),
+        (
+            None,
+            {"prompt_stale": True},
+            "not used: gains.safetensors is absent, stale or another one, so the tier of faq serves: small",
+        ),
+        (
+            None,
+            {"operator_floor": False},
+            "not used: faq is not calibrated, so the tier of faq serves: small",
+        ),
+    ],
+)
+def test_the_choice_by_the_prompt_is_explained(gain, settings, said):
+    """The predicted gain is given in points, or the reason why there is none."""
+    usual = {"operator_floor": True, "by_prompt": CHOICE}
+    policy = with_cohort(msgspec.structs.replace(FAQ, **(usual | settings)))
+    found = msgspec.structs.replace(match(faq=0.9), gain=gain)
+    decision = decide(policy, SIGNALS, found, {})
+    assert [*prompt_lines(decision)] == [f"prompt    {said}"]
+    assert lines(found, policy)[1].endswith(f"so {decision.tier.name} serves")

@@ -268,6 +268,16 @@ MISTAKES = {
         "run `extproc calibrate --target ... --write` again, or remove it and the rule `score`",
         "billing.yaml:12: no fact is called `lenght`: did you mean `length`?",
     ],
+    "by_prompt": [
+        "billing.yaml:4: `tiers` is [large, small]: name two different tiers, the cheaper one first",
+        "billing.yaml:5: `least` is nan, which is not a finite number: run `extproc calibrate --target ... "
+        "--write` again, or remove `by_prompt`",
+        "billing.yaml:6: `gain` is [0.04, 0.01]: expected two numbers from -1 to 1, the lower one first: run "
+        "`extproc calibrate --target ... --write` again, or remove `by_prompt`",
+        "billing.yaml:7: `rows` is -1, which is less than 0: run `extproc calibrate --target ... --write` again, "
+        "or remove `by_prompt`",
+        "cooking.yaml:4: no tier is called `smal`: did you mean `small`?",
+    ],
     "chosen_out_of_range": [
         "billing.yaml:9: `chosen.quality` is [0.9, 0.8]: expected two numbers from 0 to 1, the lower one first"
     ],

@@ -88,19 +88,30 @@ def hedging(count=300):
 
 def test_targets_are_read():
     """A target is a share, or dollars per 1,000 requests."""
-    assert [parse_target(text) for text in ("quality=0.9", "cost=2.5")] == [
-        Target("quality", 0.9), Target("cost", 2.5)
+    assert [parse_target(text) for text in ("quality=0.9", "cost=2.5", "loss=0.05")] == [
+        Target("quality", 0.9), Target("cost", 2.5), Target("loss", 0.05)
     ]  # fmt: skip
     assert str(parse_target("cost=0.25")) == "cost=0.25"
 
 
 @pytest.mark.parametrize(
-    "text", ["", "quality", "quality=", "quality=1.1", "cost=0", "cost=nan", "cost=inf", "speed=1"]
+    "text",
+    ["", "quality", "quality=", "quality=1.1", "cost=0", "cost=nan", "cost=inf", "loss=0", "loss=1", "speed=1"],
 )
 def test_a_text_that_is_not_a_target_is_refused(text):
-    """The error shows both kinds."""
-    with pytest.raises(ValueError, match=r"give quality=SHARE, as in quality=0\.9, or cost=DOLLARS per 1,000"):
+    """The error shows all kinds."""
+    with pytest.raises(
+        ValueError, match=r"give quality=SHARE, as in quality=0\.9, cost=DOLLARS per 1,000 .* as in loss=0\.05"
+    ):
         parse_target(text)
+
+
+def test_a_loss_is_counted_from_the_costliest_tier(folder, tmp_path, words, tokens, capsys):
+    """Recipes lose nothing at the small tier. Bills lose 65 points there, so they stay at the large one."""
+    path = written(tmp_path, plain(400))
+    assert commands.run_choose(folder, path, parse_target("loss=0.1"), 0.01, DAY, 0, True) == 0
+    assert "ON TARGET: loss against always large is" in capsys.readouterr().out
+    assert {i.intent: i.tier for i in load_config(folder).intents} == {"billing": "large", "cooking": "small"}
 
 
 # Caps

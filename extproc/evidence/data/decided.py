@@ -22,7 +22,7 @@ from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
 from extproc.settings import Tier
 
-_NUMBERS = ("similarity", "margin", "chance", "runner_up_chance", "alike", "background")
+_NUMBERS = ("similarity", "margin", "chance", "runner_up_chance", "alike", "background", "gain")
 T = TypeVar("T")
 _Kind = tuple[str, str | None, tuple[str, ...]]  # the parts of a match that are not numbers
 

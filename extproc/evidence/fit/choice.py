@@ -10,18 +10,21 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.score import Scorer
+from extproc.config.compile import utterances_digest
 from extproc.config.schema import Intent
 from extproc.evidence.data.setting import reasoning_of, tier_of
 from extproc.evidence.fit.cohort_plans import CohortPlans
 from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.picks import Pick, picks_for
-from extproc.evidence.fit.plans import Plan, ScoredTable, replay
+from extproc.evidence.fit.plans import Plan, ScoredTable, own_tier, replay
+from extproc.evidence.fit.prompt_gains import Proof, gains_of
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.controls import ControlLine, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
 from extproc.evidence.measure.recording import Recorded
-from extproc.settings import Chosen
+from extproc.routing.gain_file import VERSION, GainHeader, decode_gains, encode_gains
+from extproc.settings import ByPrompt, Chosen
 
 # The bound on the share of escalations lies above the share on these rows, because traffic varies from hour to
 # hour.
@@ -40,6 +43,8 @@ class CohortChoice(msgspec.Struct, frozen=True):
     chosen: Chosen | None = None
     scorer: Scorer | None = None
     share: float = 0.0  # the bound on the share of judged answers that escalate
+    proof: Proof | None = None  # that the prompt helps, if it chooses the tier
+    own_tier: str = ""  # serves the prompts without a prediction, if the prompt chooses the tier
 
 
 class TierChoice(msgspec.Struct, frozen=True):
@@ -49,6 +54,8 @@ class TierChoice(msgspec.Struct, frozen=True):
     cohorts: list[CohortChoice]
     lines: list[ControlLine]  # the choice and the controls, on the rows reported on
     rows: tuple[int, int]  # fitted on, reported on
+    raw: bytes = b""  # the file of predicted gains, if any cohort uses it
+    seal: str = ""  # of that file
 
 
 def choose(scored: ScoredTable, target: Target, cut: float, date: str) -> TierChoice:
@@ -58,7 +65,30 @@ def choose(scored: ScoredTable, target: Target, cut: float, date: str) -> TierCh
     """
     cohorts = [_cohort_choice(scored, c, pick, target, date) for c, pick in picks_for(scored, target, cut)]
     sizes = [scored.table.units.subset(rows).count for rows in (scored.table.fit, ~scored.table.fit)]
-    return TierChoice(target, cohorts, _lines(scored, cohorts), (sizes[0], sizes[1]))
+    raw = _gains_file(scored, cohorts, date)
+    seal = decode_gains(raw).header.seal if raw else ""
+    return TierChoice(target, cohorts, _lines(scored, cohorts), (sizes[0], sizes[1]), raw, seal)
+
+
+def _gains_file(scored: ScoredTable, cohorts: Sequence[CohortChoice], date: str) -> bytes:
+    """The predicted gains of the pairs of tiers that a cohort uses. Empty: none does."""
+    used = {(c.plan.option.first, c.plan.option.up) for c in cohorts if c.plan is not None and c.plan.by_prompt}
+    pairs = {pair: fit for pair, fit in scored.pairs.items() if pair in used} if used else {}
+    if not pairs:
+        return b""
+    table, policy = scored.table, scored.table.run.config.policy
+    header = GainHeader(
+        version=VERSION,
+        date=date,
+        data=table.run.digest,
+        rows=int((table.fit & (table.cohort != "")).sum()),
+        encoder=policy.encoder.name,
+        utterances=utterances_digest(table.run.config),
+        pairs=tuple(pairs),
+        models={name: table.tier(name).model for pair in pairs for name in pair},
+        cohorts=tuple(next(iter(pairs.values())).trees.rates),
+    )
+    return encode_gains(header, gains_of(scored.columns, pairs))
 
 
 def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Target, date: str) -> CohortChoice:
@@ -76,6 +106,7 @@ def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Targ
     models = {tier.name: tier.model for tier in table.run.snapshot.policy.tiers if tier.name in recorded_tiers}
     ends = [_ends(estimate) for estimate in after]
     escalated = float(c.units.means(replay(scored, c.cohort, plan, c.rows)[2].astype(np.float64)))
+    by_prompt = scored.pairs[plan.option.first, plan.option.up] if plan.by_prompt and plan.option.up else None
     return CohortChoice(
         c.cohort.name,
         sizes,
@@ -85,6 +116,8 @@ def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Targ
         chosen=Chosen(date, table.run.digest, sum(sizes), str(target), models, ends[0], ends[1]),
         scorer=_scorer(scored, c, plan, date, held_out),
         share=min(1.0, round(_SHARE_FACTOR * escalated + _SHARE_MARGIN, 2)),
+        proof=by_prompt.proofs[c.cohort.name] if by_prompt is not None else None,
+        own_tier=own_tier(scored, c.cohort, plan) if plan.by_prompt else "",
     )
 
 
@@ -126,7 +159,7 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
         quality[rows], cost[rows], escalated = replay(scored, cohort, choice.plan, rows)
         first, up = choice.plan.option.first, choice.plan.option.up
         for i, escalates in zip(np.flatnonzero(rows), escalated, strict=True):
-            paths[i] = (first, up) if escalates and up is not None else (first,)
+            paths[i] = _path(first, up, escalates, choice.plan)
     everything = table.recorded
     reported = Recorded(everything.tiers, everything.rows, everything.quality[held_out], everything.cost[held_out])
     reported_paths = [path for path, keep in zip(paths, held_out, strict=True) if keep]
@@ -136,21 +169,36 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
     )
 
 
+def _path(first: str, up: str | None, answers: bool, plan: Plan) -> tuple[str, ...]:
+    if not answers or up is None:
+        return (first,)
+    return (up,) if plan.by_prompt else (first, up)
+
+
 # --- the values of an intent's file -------------------------------------------------------------------------------
 
 
-def changes(choice: CohortChoice, intent: Intent) -> Mapping[str, Any]:
-    """Return the new values of the intent's file by key. None: the key is removed."""
+def changes(choice: CohortChoice, intent: Intent, seal: str = "") -> Mapping[str, Any]:
+    """Return the new values of the intent's file by key. None: the key is removed.
+
+    `seal` is that of the new file of predicted gains. A cohort that used another file has its own tier then.
+    """
     plan = choice.plan
     if plan is None:
-        return {}
+        replaced = seal and intent.by_prompt is not None and intent.by_prompt.fit != seal
+        return {"by_prompt": None} if replaced else {}
     option = plan.option
-    values: dict[str, Any] = {"tier": tier_of(option.first), "chosen": choice.chosen}
+    first = choice.own_tier if plan.by_prompt else option.first
+    values: dict[str, Any] = {
+        "tier": tier_of(first),
+        "chosen": choice.chosen,
+        "by_prompt": _by_prompt(choice, plan, seal),
+    }
     if (reasoning := reasoning_of(option.first)) is not None:
         values["reasoning"] = reasoning
     if plan.cap is not None:
         values["max_output_tokens"] = plan.cap
-    if option.up is None:
+    if option.up is None or plan.by_prompt:
         # No answer is judged. An `escalate` that only lists where failures go is kept, if the tier stays the same.
         if intent.accept or values["tier"] != intent.tier:
             values |= {"escalate": None}
@@ -179,6 +227,14 @@ def _fitted_rule(choice: CohortChoice, plan: Plan) -> list[dict[str, Any]]:
     tier = tier_of(plan.option.first)
     first = {"first": plan.first} if plan.first is not None else {}
     return [{"logprob": {"min": plan.least, **first, "tier": tier, "model": choice.chosen.models[tier]}}]
+
+
+def _by_prompt(choice: CohortChoice, plan: Plan, seal: str) -> ByPrompt | None:
+    if choice.proof is None or plan.option.up is None:
+        return None
+    proof = choice.proof
+    interval = (round(proof.low, DIGITS), round(proof.high, DIGITS))
+    return ByPrompt((plan.option.first, plan.option.up), plan.least, interval, proof.rows, seal)
 
 
 def _rung(setting: str) -> Any:

@@ -132,7 +132,7 @@ def _decided_by(run: Execution, i: int, lowest: Policy) -> str:
     """
     routed = run.routed[i]
     decision, cohort = routed.decision, routed.decision.cohort
-    if decision.reason is not Reason.MATCHED or cohort is None or routed.signals is None:
+    if decision.reason not in (Reason.MATCHED, Reason.BY_PROMPT) or cohort is None or routed.signals is None:
         return ""
     if ends_with_person(cohort):
         return ""
@@ -144,7 +144,10 @@ def _decided_by(run: Execution, i: int, lowest: Policy) -> str:
 def _at_lowest_tier(policy: Policy) -> Policy:
     """Return the policy with every cohort set to the lowest tier."""
     lowest = policy.tiers[0].name
-    cohorts = {name: msgspec.structs.replace(cohort, tier=lowest) for name, cohort in policy.cohorts.items()}
+    cohorts = {
+        name: msgspec.structs.replace(cohort, tier=lowest, by_prompt=None)
+        for name, cohort in policy.cohorts.items()
+    }
     return msgspec.structs.replace(policy, cohorts=cohorts, mode="enforce")
 
 

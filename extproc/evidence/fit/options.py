@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from extproc.acceptance.rules import AcceptRule
+from extproc.evidence.data.setting import tier_of
 from extproc.evidence.fit.option_table import OptionTable, lowest_rank, written_rules
 from extproc.routing.policy import Cohort
 
@@ -26,7 +27,8 @@ class Option(msgspec.Struct, frozen=True):
     up: str | None = None  # the setting that rejected answers escalate to; None: no answer is judged
     level: float | None = None  # the share of answers that the signal rejects; None: no signal
     capped: bool = False  # output tokens are capped
-    signal: Literal["score", "logprob"] = "score"  # what is compared with the level
+    # What is compared with the level. "prompt": before any answer, the level's share of prompts goes to `up`.
+    signal: Literal["score", "logprob", "prompt"] = "score"
 
 
 def options_of(table: OptionTable, cohort: Cohort) -> Iterator[Option]:
@@ -52,6 +54,8 @@ def _uncapped(table: OptionTable, rules: Sequence[AcceptRule]) -> Iterator[Optio
                 yield from (Option(first, up, level, signal="logprob") for level in _LEVELS)
             if first in table.facts:
                 yield from (Option(first, up, level) for level in _LEVELS)
+            if not rules and first == tier_of(first) and up == tier_of(up):
+                yield from (Option(first, up, level, signal="prompt") for level in _LEVELS)
 
 
 def _settings_above(table: OptionTable, first: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ it needs.
 import math
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from extproc.evidence.fit.cohort_plans import LEAST_ROWS, SIGMA, CohortPlans, plans_of_cohorts, rows_to_show
@@ -31,9 +32,19 @@ Pick = tuple[int, str]  # the index of the plan, and why the cohort keeps its se
 def picks_for(scored: ScoredTable, target: Target, cut: float) -> list[tuple[CohortPlans, Pick]]:
     """Return every cohort with its pick. Raises ValueError if no picks meet the target."""
     cohorts = plans_of_cohorts(scored, cut)
+    if target.kind == "loss":
+        cohorts = [_below_costliest(c, scored.table) for c in cohorts]
     prices = _PRICES / max(float(scored.table.recorded.cost.mean(axis=0).max()), 1e-12)
     tried = dict.fromkeys(tuple(_pick(c, price) for c in cohorts) for price in prices)  # most prices agree
     return [*zip(cohorts, _best_picks(scored.table, cohorts, [*tried], target), strict=True)]
+
+
+def _below_costliest(c: CohortPlans, table: OptionTable) -> CohortPlans:
+    """Return the plans with the quality of each answer less that of the costliest setting's answer."""
+    costliest = table.recorded.quality[c.rows, -1]
+    mean = costliest.mean() if len(costliest) else 0.0
+    expected = c.expected[0] - mean, c.expected[1]
+    return msgspec.structs.replace(c, quality=c.quality - costliest, expected=expected)
 
 
 def _pick(c: CohortPlans, price: float) -> Pick:
@@ -63,12 +74,14 @@ def _best_picks(
 ) -> list[Pick]:
     """Return the picks, among one list per price, that meet the target best over all rows to fit on.
 
-    For a quality target these are the cheapest picks, for a cost target the best. A target counts as met only if
-    the end of a one-sided 95 % interval meets it.
+    For a target of quality or loss these are the cheapest picks, for a cost target the best. A target counts as met
+    only if the end of a one-sided 95 % interval meets it.
     """
     in_no_cohort = table.fit & ~np.any([c.rows for c in cohorts], axis=0)
-    others = [values[None, in_no_cohort] for values in table.configured]
-    rest = _sums(others[0], others[1], table.units.subset(in_no_cohort))[0]
+    quality, cost = (values[in_no_cohort] for values in table.configured)
+    if target.kind == "loss":
+        quality = quality - table.recorded.quality[in_no_cohort, -1]
+    rest = _sums(quality[None], cost[None], table.units.subset(in_no_cohort))[0]
     sums = [_sums(c.quality, c.cost, c.units, c.expected[0]) for c in cohorts]
     totals: list[Floats] = [
         rest + np.sum([plans[k] for plans, (k, _) in zip(sums, picks, strict=True)], axis=0) for picks in tried
@@ -76,9 +89,13 @@ def _best_picks(
     worths = [_worth(each, target) for each in totals]
     if max(worths) == -math.inf:
         ends = np.array([_ends(each) for each in totals])
+        best_quality = ends[:, 0].max()
+        reached = f"quality reaches {best_quality:.3f}"
+        if target.kind == "loss":
+            reached = f"the loss falls to {-best_quality:.3f}"
         raise ValueError(
             f"--target {target}: out of reach on these rows, at 95 %: with the settings that they show to pay, "
-            f"quality reaches {ends[:, 0].max():.3f}, and cost falls to {ends[:, 1].min():.4f} dollars per 1,000"
+            f"{reached}, and cost falls to {ends[:, 1].min():.4f} dollars per 1,000"
         )
     best = int(np.argmax(worths))
     picks = list(tried[best])
@@ -148,6 +165,7 @@ def _ends(sums: Floats) -> tuple[float, float]:
 def _worth(sums: Floats, target: Target) -> float:
     """Return the value to maximise if the target is met, otherwise minus infinity."""
     low, high = _ends(sums)
-    if target.kind == "quality":
-        return -float(sums[1] / sums[3]) if low >= target.value else -math.inf
+    if target.kind != "cost":
+        least = target.value if target.kind == "quality" else -target.value
+        return -float(sums[1] / sums[3]) if low >= least else -math.inf
     return float(sums[2] / sums[3]) if high <= target.value else -math.inf

@@ -156,6 +156,8 @@ def plan_text(plan: Plan) -> str:
     if option.up is not None:
         signal = "logprob " if option.signal == "logprob" else ""
         below = f"{signal}below {plan.least:g} {option.up}"
+        if plan.by_prompt:
+            below = f"{option.up} by the prompt from {plan.least:+g}"
         parts.append(f"rejected {option.up}" if option.level is None else below)
     if plan.cap is not None:
         parts.append(f"cap {plan.cap}")

@@ -49,6 +49,12 @@ def choice_verdicts(choice: TierChoice) -> Iterator[Headline]:
         yield _against(100 * choice.target.value, _times(routed.quality, 100), "quality", " %", highest=False)
     if routed is not None and choice.target.kind == "cost":
         yield _against(choice.target.value, routed.per_1000, "cost", " dollars per 1,000 requests", highest=True)
+    costliest = [line for line in choice.lines if line.name.startswith("always ")][-1:]
+    for line in costliest if choice.target.kind == "loss" else ():
+        if line.behind is not None:
+            lead = _times(line.behind, -100)
+            loss = Estimate(lead.value + 0.0, lead.high + 0.0, lead.low + 0.0, lead.rows)  # never -0
+            yield _against(100 * choice.target.value, loss, f"loss against {line.name}", " points", highest=True)
     yield from control_headlines(choice.lines)
 
 

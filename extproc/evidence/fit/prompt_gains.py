@@ -1,0 +1,194 @@
+"""Recorded outcomes -> the predicted gain of the costlier of two tiers, by the prompt, and its proof.
+
+One set of trees per pair of tiers is fitted on the rows of all cohorts. It reads the success rates of a row's
+cohort, so the prompt only refines what the cohort says. Every row to fit on is scored by trees that were fitted
+without it.
+
+A cohort uses the prediction only if its own rows prove it at 95 %. The prompts that it sends to the costlier tier
+must gain more than as many that are drawn at random. With several cohorts, each figure is shrunk towards the mean
+of all. It is shrunk less, the more the cohorts differ.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from extproc.encoder.features import WORD_COLUMNS
+from extproc.encoder.protocols import Vectors
+from extproc.evidence.execution import Execution
+from extproc.evidence.fit.boosting import boost
+from extproc.evidence.fit.option_table import OptionTable
+from extproc.evidence.fit.partition import FIT_SHARE
+from extproc.evidence.measure.metrics import Bools, Floats
+from extproc.routing.prompt_facts import PROMPT_FACTS, prompt_facts
+from extproc.routing.prompt_gain import GainTrees, PromptColumns, PromptGains
+
+# A cohort with fewer distinct rows keeps one tier.
+LEAST_ROWS = 300
+_DIRECTIONS = 20
+_FOLDS = 5
+_PRIOR = 20.0  # the weight of the overall rate in a cohort's success rates, in rows
+_ROOM = 0.05  # a prompt may lie this share of the range outside it
+_SHRUNK = 5  # with fewer cohorts, each one's figure stands alone
+_Z = 1.96  # standard errors: 95 % of a normal distribution lie within them
+
+Encode = Callable[[Sequence[str]], Vectors]
+Pair = tuple[str, str]
+
+
+class Prompts(msgspec.Struct, frozen=True, eq=False):
+    """The prompts of a table, one entry per row."""
+
+    vectors: Vectors  # float32[n, d]
+    facts: Vectors  # float32[n, facts]
+    width: int  # the first numbers of a vector, which are those of the embedding
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """The mean gain in quality over sending as many prompts at random, on the rows of one cohort."""
+
+    rows: int  # distinct ones to fit on
+    gain: float  # mean over all shares that may be sent
+    low: float  # 95 % interval
+    high: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the prompt is shown to help."""
+        return self.low > 0
+
+
+class PairFit(msgspec.Struct, frozen=True, eq=False):
+    """The predictions for one pair of tiers."""
+
+    trees: GainTrees
+    gains: Floats  # [row], by trees that were fitted without the row
+    proofs: Mapping[str, Proof]  # cohort -> what its rows show, for cohorts with enough rows
+
+
+def any_large(table: OptionTable) -> bool:
+    """Return whether any cohort has enough rows."""
+    return bool((np.unique(table.cohort[table.cohort != ""], return_counts=True)[1] >= LEAST_ROWS).any())
+
+
+def read_prompts(run: Execution, positions: Sequence[int], encode: Encode) -> Prompts:
+    """Return the prompts of these rows, as the router reads them."""
+    asks = [signals.ask if (signals := run.routed[i].signals) is not None else None for i in positions]
+    facts = [prompt_facts(ask) if ask is not None else np.zeros(len(PROMPT_FACTS)) for ask in asks]
+    vectors = encode([ask.text if ask is not None else "" for ask in asks])
+    width = vectors.shape[1] - WORD_COLUMNS if vectors.shape[1] > WORD_COLUMNS else vectors.shape[1]
+    return Prompts(vectors, np.array(facts, dtype=np.float32), width)
+
+
+def fit_columns(prompts: Prompts, rows: Bools) -> PromptColumns:
+    """Return the directions in which these rows differ most, and the range of each column in them."""
+    vectors = prompts.vectors[rows, : prompts.width]
+    mean = vectors.mean(axis=0)
+    values = np.linalg.eigh((vectors - mean).T.astype(np.float64) @ (vectors - mean))[1]
+    directions = np.ascontiguousarray(values[:, -_DIRECTIONS:], dtype=np.float32)
+    columns = PromptColumns(mean, directions, mean[:0], mean[:0])
+    seen = columns.of(vectors, prompts.facts[rows])
+    room = _ROOM * (np.ptp(seen, axis=0) + 1e-3)
+    return msgspec.structs.replace(columns, low=seen.min(axis=0) - room, high=seen.max(axis=0) + room)
+
+
+def fit_pair(table: OptionTable, prompts: Prompts, columns: PromptColumns, pair: Pair) -> PairFit:
+    """Fit and prove the predictions for two settings of the table."""
+    matched = table.cohort != ""
+    usable = table.fit & matched
+    rows = columns.of(prompts.vectors, prompts.facts)
+    success = table.recorded.quality[:, [table.settings.index(name) for name in pair]]
+    trees = fit_trees(rows[usable], success[usable], table.cohort[usable], pair, table.seed)
+    gains = gains_by(trees, rows, table.cohort)
+    fold = (table.fraction / FIT_SHARE * _FOLDS).astype(int)  # equal texts have the same fraction
+    for k in range(_FOLDS):
+        others, held_out = usable & (fold != k), usable & (fold == k)
+        if others.any() and held_out.any():
+            fitted = fit_trees(rows[others], success[others], table.cohort[others], pair, table.seed)
+            gains[held_out] = gains_by(fitted, rows[held_out], table.cohort[held_out])
+    return PairFit(trees, gains, prove(table, gains, success[:, 1] - success[:, 0]))
+
+
+def fit_trees(rows: Vectors, success: Floats, cohort: np.ndarray, pair: Pair, seed: int) -> GainTrees:
+    """Fit on float32[n, columns], the success of both tiers, float64[n, 2], and the names of cohorts."""
+    gain = success[:, 1] - success[:, 0]
+    known = np.column_stack([success, gain])
+    overall, rates = known.mean(axis=0), {}
+    for name in np.unique(cohort.astype(str)):
+        own = known[cohort == name]
+        rates[str(name)] = ((own.sum(axis=0) + _PRIOR * overall) / (len(own) + _PRIOR)).astype(np.float32)
+    fitted = boost(np.hstack([rows, _rates_of(rates, cohort)]), gain, seed)
+    return GainTrees(pair, fitted.base, fitted.features, fitted.cuts, fitted.leaves, rates)
+
+
+def gains_by(trees: GainTrees, rows: Vectors, cohort: np.ndarray) -> Floats:
+    """Return float64[row]: the predicted gains. NaN for a cohort that was not fitted on."""
+    known = np.array([name in trees.rates for name in cohort])
+    gains = np.full(len(rows), np.nan)
+    if known.any():
+        gains[known] = trees.gains(rows[known], _rates_of(trees.rates, cohort[known]))
+    return gains
+
+
+def _rates_of(rates: Mapping[str, Vectors], cohort: np.ndarray) -> Vectors:
+    return np.stack([rates[name] for name in cohort])
+
+
+def gains_of(columns: PromptColumns, pairs: Mapping[Pair, PairFit]) -> PromptGains:
+    """Return the predictions as they serve."""
+    return PromptGains(columns, {pair: fit.trees for pair, fit in pairs.items()})
+
+
+# --- the proof ----------------------------------------------------------------------------------------------------
+
+
+def prove(table: OptionTable, predicted: Floats, gain: Floats) -> dict[str, Proof]:
+    """Return what the rows of each cohort show about predictions that were made without them.
+
+    Equal texts count once.
+    """
+    proofs = {}
+    for name in table.run.snapshot.policy.cohorts:
+        rows = np.flatnonzero(table.cohort == name)
+        distinct = rows[np.unique(table.fraction[rows], return_index=True)[1]]
+        fitted = distinct[table.fit[distinct] & np.isfinite(predicted[distinct])]
+        if len(distinct) >= LEAST_ROWS and len(fitted) > 1:
+            proofs[name] = ranked_gain(predicted[fitted], gain[fitted])
+    return _shrunk(proofs) if len(proofs) >= _SHRUNK else proofs
+
+
+def ranked_gain(predicted: Floats, gain: Floats) -> Proof:
+    """Return the mean gain of sending the share with the highest predictions, less that of a random share.
+
+    It is the mean over all shares from 0 to 1. The interval is that of a mean of independent rows.
+    """
+    n = len(gain)
+    _, place, count = np.unique(predicted, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(count) - (count + 1) / 2)[place]  # equal predictions share the mean rank
+    share = (rank + 0.5) / n - 0.5
+    parts = (gain - gain.mean()) * share
+    mean, error = float(parts.mean()), float(parts.std(ddof=1)) / n**0.5
+    return Proof(n, mean, mean - _Z * error, mean + _Z * error)
+
+
+def _shrunk(proofs: Mapping[str, Proof]) -> dict[str, Proof]:
+    """Shrink each cohort's figure towards the mean of all, as far as they differ no more than by chance.
+
+    The spread between cohorts is that of DerSimonian and Laird (1986).
+    """
+    means = np.array([proof.gain for proof in proofs.values()])
+    variance = np.array([((proof.high - proof.low) / (2 * _Z)) ** 2 for proof in proofs.values()]) + 1e-12
+    weight = 1 / variance
+    centre = (weight * means).sum() / weight.sum()
+    excess = (weight * (means - centre) ** 2).sum() - (len(means) - 1)
+    between = max(0.0, float(excess / (weight.sum() - (weight**2).sum() / weight.sum())))
+    weight = 1 / (variance + between)
+    centre, centre_variance = (weight * means).sum() / weight.sum(), 1 / weight.sum()
+    own = between / (between + variance)
+    shrunk = own * means + (1 - own) * centre
+    error = np.sqrt(own * variance + (1 - own) ** 2 * centre_variance)
+    return {
+        name: Proof(proof.rows, float(mean), float(mean - _Z * e), float(mean + _Z * e))
+        for (name, proof), mean, e in zip(proofs.items(), shrunk, error, strict=True)
+    }

@@ -1,0 +1,158 @@
+"""gains.safetensors, in the folder of the YAML: predicted gains by prompt, from `extproc calibrate --target`.
+
+An intent with `by_prompt` names the file by its seal. The header names the encoder, the utterances and the models
+of the tiers. If one of them changes, or the file is another one, it is stale and the cohort's own tier serves.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import msgspec
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from extproc.routing.centroid_file import CENTROIDS_FILE, metadata_header
+from extproc.routing.prompt_facts import PROMPT_FACTS
+from extproc.routing.prompt_gain import RATES, GainTrees, PromptColumns, PromptGains
+from extproc.settings import Tier
+
+GAINS_FILE = "gains.safetensors"
+FITTED_FILES = (CENTROIDS_FILE, GAINS_FILE)  # beside the YAML
+VERSION = 1  # raised when columns or trees are read in another way
+_AGAIN = "run `extproc calibrate --target ... --write` again, or delete the file"
+
+
+class GainHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The inputs of the fit."""
+
+    version: int
+    date: str
+    data: str  # hash of the recorded traffic
+    rows: int  # of the fit
+    encoder: str  # name of the encoder
+    utterances: str  # hash of the encoder's settings and of all intents with their utterances
+    pairs: tuple[tuple[str, str], ...]  # of tiers, the cheaper one first
+    models: dict[str, str]  # tier -> model
+    cohorts: tuple[str, ...]
+    facts: tuple[str, ...] = PROMPT_FACTS
+    seal: str = ""  # hash of the arrays and of all fields above
+
+    def __str__(self) -> str:
+        pairs = ", ".join(f"{low} or {high}" for low, high in self.pairs)
+        return f"{pairs} by the prompt, {len(self.cohorts)} cohorts, {self.rows} rows of {self.data}, {self.date}"
+
+
+class GainFile(msgspec.Struct, frozen=True, eq=False):
+    """The content of the file."""
+
+    header: GainHeader
+    gains: PromptGains
+
+    def stale(self, encoder: str, utterances: str, tiers: Sequence[Tier]) -> str | None:
+        """Return why the predictions are not valid for this configuration, or None if they are valid."""
+        now, header = {tier.name: tier.model for tier in tiers}, self.header
+        ranks = {tier.name: rank for rank, tier in enumerate(tiers)}
+        changed = [name for name, model in header.models.items() if now.get(name) != model]
+        if header.encoder != encoder:
+            return f"it was fitted with the encoder {header.encoder}, not {encoder}"
+        if header.utterances != utterances:
+            return "utterances or encoder.max_chars changed since it was fitted"
+        if changed:
+            return f"the model of {', '.join(changed)} changed since it was fitted"
+        if any(ranks[low] >= ranks[high] for low, high in header.pairs):
+            return "the order of the tiers changed since it was fitted"
+        return None
+
+
+def encode_gains(header: GainHeader, gains: PromptGains) -> bytes:
+    """Return the bytes of the file. Deterministic."""
+    columns = gains.columns
+    arrays = {"mean": columns.mean, "directions": columns.directions, "low": columns.low, "high": columns.high}
+    for i, tiers in enumerate(header.pairs):
+        trees = gains.pairs[tiers]
+        arrays |= {
+            f"{i}.base": np.array([trees.base], dtype=np.float32),
+            f"{i}.features": trees.features.astype(np.int16),
+            f"{i}.cuts": trees.cuts,
+            f"{i}.leaves": trees.leaves,
+            f"{i}.rates": np.stack([trees.rates[name] for name in header.cohorts]),
+        }
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
+    return bytes(save(arrays, metadata={"header": msgspec.json.encode(sealed).decode()}))
+
+
+def decode_gains(raw: bytes) -> GainFile:
+    """Return the content of the file. Raises ValueError, which says what to do, if the file is not valid."""
+    try:
+        arrays = load(raw)
+        header = msgspec.json.decode(metadata_header(raw), type=GainHeader)
+    except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"is not a file of gains ({error}): {_AGAIN}") from error
+    if header.version != VERSION or header.facts != PROMPT_FACTS:
+        raise ValueError(f"is of version {header.version}, and this release reads version {VERSION}: {_AGAIN}")
+    if not _has_shapes(arrays, header):
+        raise ValueError(f"its arrays do not have the shapes that its header describes: {_AGAIN}")
+    if header.seal != _seal(header, arrays):
+        raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_AGAIN}")
+    pairs = {tiers: _trees(arrays, i, tiers, header.cohorts) for i, tiers in enumerate(header.pairs)}
+    columns = PromptColumns(arrays["mean"], arrays["directions"], arrays["low"], arrays["high"])
+    return GainFile(header, PromptGains(columns, pairs))
+
+
+def _trees(arrays: Mapping[str, np.ndarray], i: int, tiers: tuple[str, str], cohorts: Sequence[str]) -> GainTrees:
+    return GainTrees(
+        tiers,
+        float(arrays[f"{i}.base"][0]),
+        arrays[f"{i}.features"].astype(np.int64),
+        arrays[f"{i}.cuts"],
+        arrays[f"{i}.leaves"],
+        dict(zip(cohorts, arrays[f"{i}.rates"], strict=True)),
+    )
+
+
+def _has_shapes(arrays: Mapping[str, np.ndarray], header: GainHeader) -> bool:
+    """Whether every array has the shape and the type that the header requires, and finite numbers."""
+    parts: tuple[Literal["base", "features", "cuts", "leaves", "rates"], ...]
+    parts = ("base", "features", "cuts", "leaves", "rates")
+    names = {"mean", "directions", "low", "high", *(f"{i}.{p}" for i in range(len(header.pairs)) for p in parts)}
+    if {*arrays} != names or not header.pairs:
+        return False
+    mean, directions = arrays["mean"], arrays["directions"]
+    if mean.ndim != 1 or directions.ndim != 2 or len(directions) != len(mean):
+        return False
+    width = directions.shape[1] + len(PROMPT_FACTS)
+    return (
+        arrays["low"].shape == arrays["high"].shape == (width,)
+        and all(_are_trees(arrays, i, width + RATES, len(header.cohorts)) for i in range(len(header.pairs)))
+        and all(_is_readable(name, values) for name, values in arrays.items())
+    )
+
+
+def _is_readable(name: str, values: np.ndarray) -> bool:
+    if name.endswith(".features"):
+        return values.dtype == np.int16
+    return values.dtype == np.float32 and bool(np.isfinite(values).all())
+
+
+def _are_trees(arrays: Mapping[str, np.ndarray], i: int, columns: int, cohorts: int) -> bool:
+    """Whether the arrays of one pair are trees that compare existing columns."""
+    features, cuts, leaves = (arrays[f"{i}.{name}"] for name in ("features", "cuts", "leaves"))
+    if features.ndim != 2 or features.size == 0 or features.shape[1] > 8:
+        return False
+    return (
+        cuts.shape == features.shape
+        and leaves.shape == (len(features), 2 ** features.shape[1])
+        and arrays[f"{i}.base"].shape == (1,)
+        and arrays[f"{i}.rates"].shape == (cohorts, RATES)
+        and 0 <= int(features.min()) <= int(features.max()) < columns
+    )
+
+
+def _seal(header: GainHeader, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, seal="")))
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    return digest.hexdigest()[:12]

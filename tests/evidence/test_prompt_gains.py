@@ -1,0 +1,163 @@
+"""A tier for each prompt: fitted on recorded outcomes, kept if it is proven, and served as it was measured."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from extproc.cli import evidence as commands
+from extproc.config.load import load_config
+from extproc.contract.words import Reason
+from extproc.evidence.data.tokens import Tokens
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.execution import Memory, execute
+from extproc.evidence.fit import boosting
+from extproc.evidence.fit.boosting import boost
+from extproc.evidence.fit.choice import choose
+from extproc.evidence.fit.plans import scored_table
+from extproc.evidence.fit.prompt_gains import ranked_gain
+from extproc.evidence.fit.target import parse_target
+from extproc.routing.gain_file import GAINS_FILE, decode_gains
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+BILL, COOK = "Send my last invoice of this month", "How long do I boil the egg of this recipe"
+DAY, TARGET = "2026-11-29", parse_target("cost=0.009")
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return Tokens()
+
+
+@pytest.fixture(autouse=True)
+def one_fit(monkeypatch):
+    """The trees are fitted once, not averaged over several fits, because that is quicker."""
+    monkeypatch.setattr(boosting, "_REPEATS", 1)
+
+
+@pytest.fixture
+def folder(tmp_path, words, monkeypatch):
+    """The good folder, with floors that accept every match."""
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
+    for name in ("billing", "cooking"):
+        with (folder / f"{name}.yaml").open("a") as file:
+            file.write("floor: -1\n")
+    return folder
+
+
+def outcome(success):
+    return {"success": bool(success), "answer": "Yes, it is.", "tokens_in": 10, "tokens_out": 10}
+
+
+def rows(count, seed=0, hard=0.9):
+    """Return rows where bills with many amounts need the large tier, and where recipes need it at random."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        many = rng.random() < 0.5
+        amounts = " ".join(map(str, rng.integers(10, 99, 8 if many else 1)))
+        small = rng.random() > hard if many else rng.random() < 0.9
+        text = f"{BILL} {amounts} {seed} {i}"
+        rows.append({"text": text, "outcomes": {"small": outcome(small), "large": outcome(rng.random() < 0.9)}})
+        wrong, amounts = rng.random() < 0.5, " ".join(map(str, rng.integers(10, 99, rng.integers(1, 9))))
+        text = f"{COOK} {amounts} {seed} {i}"
+        rows.append({"text": text, "outcomes": {"small": outcome(not wrong), "large": outcome(True)}})
+    return rows
+
+
+def written(path, rows):
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def executed(folder, words, tokens, path):
+    return execute(folder, Memory(words), read_traffic(path), tokens)
+
+
+def gain_over_a_draw(run):
+    """Return the quality of the bills, less that of sending as many of them to the large tier by lot."""
+    bills = [i for i, routed in enumerate(run.routed) if routed.decision.counted_as == "billing"]
+    small, large = (np.array([run.answers[i][tier].quality for i in bills]) for tier in ("small", "large"))
+    to_large = np.array([run.routed[i].decision.tier.name == "large" for i in bills])
+    share = to_large.mean()
+    return np.where(to_large, large, small).mean() - (share * large.mean() + (1 - share) * small.mean())
+
+
+# The fit
+
+
+def test_trees_learn_what_a_line_cannot():
+    """The target is high if exactly one of two columns is positive. The fit is deterministic."""
+    rng = np.random.default_rng(0)
+    columns = rng.standard_normal((2000, 4)).astype(np.float32)
+    target = ((columns[:, 0] > 0) != (columns[:, 1] > 0)).astype(float)
+    first, second = boost(columns[:1500], target[:1500], 3), boost(columns[:1500], target[:1500], 3)
+    assert first.leaves.tobytes() == second.leaves.tobytes()
+    bits = columns[1500:, first.features] > first.cuts
+    leaf = bits @ (1 << np.arange(first.features.shape[1])[::-1])
+    predicted = first.base + first.leaves[np.arange(len(first.leaves)), leaf].sum(axis=1)
+    assert np.corrcoef(predicted, target[1500:])[0, 1] > 0.9
+
+
+def test_the_gain_of_a_ranking_by_hand():
+    """The two prompts that gain, of four, are ranked first: averaged over all shares, that wins an eighth."""
+    gain = np.array([1.0, 1.0, 0.0, 0.0])
+    assert ranked_gain(np.array([0.9, 0.8, 0.2, 0.1]), gain).gain == pytest.approx(0.125)
+    assert ranked_gain(np.zeros(4), gain).gain == pytest.approx(0.0)
+    assert ranked_gain(np.array([0.1, 0.2, 0.8, 0.9]), gain).gain == pytest.approx(-0.125)
+
+
+# The choice
+
+
+def test_a_cohort_uses_the_prompt_only_where_its_rows_prove_it(folder, tmp_path, words, tokens):
+    """Bills show a gain. Recipes need the large tier at random, so no prompt is better than another."""
+    memory = Memory(words)
+    run = execute(folder, memory, read_traffic(written(tmp_path / "t.jsonl", rows(400))), tokens)
+    scored = scored_table(run, 0, None, memory.encode)
+    proofs = scored.pairs["small", "large"].proofs
+    assert proofs["billing"].holds
+    assert proofs["billing"].gain > 0.05
+    assert not proofs["cooking"].holds
+    choice = choose(scored, TARGET, 0.01, DAY)
+    by_prompt = {c.name: c.plan is not None and c.plan.by_prompt for c in choice.cohorts}
+    assert by_prompt["billing"]
+    assert not by_prompt["cooking"]
+
+
+@pytest.mark.parametrize(("count", "copies"), [(140, 1), (70, 6)])
+def test_a_cohort_with_too_few_distinct_rows_keeps_one_tier(folder, tmp_path, words, tokens, count, copies):
+    """Fewer than 300 texts prove nothing, also if they are repeated."""
+    memory = Memory(words)
+    path = written(tmp_path / "t.jsonl", rows(count) * copies)
+    scored = scored_table(execute(folder, memory, read_traffic(path), tokens), 0, None, memory.encode)
+    assert scored.pairs == {}
+
+
+def test_what_is_written_serves_as_it_was_measured(folder, tmp_path, words, tokens, capsys):
+    """Calibrate writes the file and the key. On new bills it beats sending as many to the large tier by lot."""
+    path = written(tmp_path / "t.jsonl", rows(400))
+    assert commands.run_choose(folder, path, TARGET, 0.01, DAY, 0, True) == 0
+    assert "large by the prompt from" in capsys.readouterr().out
+    config = load_config(folder)
+    billing = next(intent for intent in config.intents if intent.intent == "billing")
+    assert billing.by_prompt is not None
+    assert billing.by_prompt.tiers == ("small", "large")
+    assert billing.by_prompt.fit == decode_gains((folder / GAINS_FILE).read_bytes()).header.seal
+    run = executed(folder, words, tokens, written(tmp_path / "new.jsonl", rows(300, seed=1)))
+    reasons = [r.decision.reason for r in run.routed if r.decision.counted_as == "billing"]
+    assert reasons.count(Reason.BY_PROMPT) > 0.9 * len(reasons)
+    assert {r.decision.tier.name for r in run.routed if r.decision.reason is Reason.BY_PROMPT} == {"small", "large"}
+    assert gain_over_a_draw(run) > 0.15
+
+
+def test_a_second_calibration_removes_what_is_not_proven_any_more(folder, tmp_path, words):
+    """On rows where no prompt is better than another, the key and the file go."""
+    commands.run_choose(folder, written(tmp_path / "t.jsonl", rows(400)), TARGET, 0.01, DAY, 0, True)
+    assert (folder / GAINS_FILE).exists()
+    commands.run_choose(folder, written(tmp_path / "n.jsonl", rows(300, 2, hard=0.1)), TARGET, 0.01, DAY, 0, True)
+    assert [intent.by_prompt for intent in load_config(folder).intents] == [None, None]
+    assert not (folder / GAINS_FILE).exists()

@@ -1,0 +1,233 @@
+"""A choice between two tiers by the prompt: the file of predicted gains, and what the router does with it."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load, save
+
+from extproc.config.compile import compile_snapshot, utterances_digest
+from extproc.config.load import Config, ConfigError, load_config
+from extproc.config.signature import signature
+from extproc.config.standing import stale_values
+from extproc.contract.words import Reason
+from extproc.routing.ask import Ask
+from extproc.routing.by_prompt import match_prompt
+from extproc.routing.decision import decide
+from extproc.routing.gain_file import GAINS_FILE, GainHeader, decode_gains, encode_gains
+from extproc.routing.prompt_facts import PROMPT_FACTS, prompt_facts
+from extproc.routing.prompt_gain import GainTrees, PromptColumns, PromptGains
+from extproc.routing.signals import Signals
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WIDTH = 2 + len(PROMPT_FACTS)
+BILLING = "Why is my invoice higher this month"
+RATES = np.array([0.5, 0.9, 0.4], dtype=np.float32)
+
+
+def gains(direction: float = 0.0, low: float = -1e6) -> PromptGains:
+    """Return one tree of depth 1: a gain of 0.3 for asks of more than 60 characters, otherwise of -0.1."""
+    columns = PromptColumns(
+        np.zeros(512, dtype=np.float32),
+        np.full((512, 2), direction, dtype=np.float32),
+        np.full(WIDTH, low, dtype=np.float32),
+        np.full(WIDTH, 1e6, dtype=np.float32),
+    )
+    trees = GainTrees(
+        ("small", "large"),
+        0.1,
+        np.array([[2]]),
+        np.array([[np.log1p(60)]], dtype=np.float32),
+        np.array([[-0.2, 0.2]], dtype=np.float32),
+        {"billing": RATES, "cooking": RATES},
+    )
+    return PromptGains(columns, {("small", "large"): trees})
+
+
+def header(config: Config | None = None) -> GainHeader:
+    digest = utterances_digest(config) if config is not None else "1234567e8901"
+    return GainHeader(
+        version=1,
+        date="2026-11-29",
+        data="f1f958a82ea0",
+        rows=400,
+        encoder=config.policy.encoder.name if config is not None else "m",
+        utterances=digest,
+        pairs=(("small", "large"),),
+        models={"small": "qwen3-8b", "large": "qwen3-32b"},
+        cohorts=("billing", "cooking"),
+    )
+
+
+def folder_with(tmp_path: Path, floor: str = "floor: -1\n", fit: str | None = None, **more: PromptGains) -> Path:
+    """Return the good folder, where the prompt chooses in billing."""
+    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    raw = encode_gains(header(load_config(folder)), more.get("predicted", gains()))
+    (folder / GAINS_FILE).write_bytes(raw)
+    seal = fit or decode_gains(raw).header.seal
+    with (folder / "billing.yaml").open("a") as file:
+        by_prompt = f"{{tiers: [small, large], least: 0.05, gain: [0.01, 0.04], rows: 300, fit: '{seal}'}}"
+        file.write(f"{floor}by_prompt: {by_prompt}\n")
+    return folder
+
+
+def chosen(folder: Path, words, text: str) -> tuple[str, Reason]:
+    """The tier's name and the reason."""
+    snapshot = compile_snapshot(load_config(folder), words)
+    ask = Ask(text, "last_user", len(text), False)
+    signals = Signals(ask, tokens=100, turns=1, needs=frozenset(), strict_output=False, stream=False)
+    decision = decide(snapshot.policy, signals, match_prompt(snapshot, words.encode([text])[0], ask), {})
+    return decision.tier.name, decision.reason
+
+
+# The facts
+
+
+def test_the_facts_of_an_ask():
+    """Options are read from an ask, which has no line breaks."""
+    text = "Which is not 7? A. nine B. 12 C. x_1 Answer:"
+    facts = dict(zip(PROMPT_FACTS, prompt_facts(Ask(text, "last_user", 100, True)).tolist(), strict=True))
+    assert facts["chars"] == pytest.approx(np.log1p(100))
+    assert facts["stem_chars"] == pytest.approx(np.log1p(len("Which is not 7?")))
+    assert facts["numbers"] == pytest.approx(np.log1p(1))
+    assert (facts["asks"], facts["negated"], facts["options"]) == (1, 1, 3)
+    assert facts["numeric_options"] == pytest.approx(2 / 3)
+    assert facts["code"] == pytest.approx(np.log1p(1))
+
+
+@pytest.mark.parametrize("text", ["", "?", "A. ", "A. A. A. ", "B. one A. two", "\ud800", "等 A. 一 B. 二"])
+def test_every_text_has_facts(text):
+    """They are finite numbers for any text."""
+    assert np.isfinite(prompt_facts(Ask(text, "raw", len(text), False))).all()
+
+
+# The file
+
+
+def test_a_written_file_is_read_back():
+    """The same content gives the same bytes, and the same gain."""
+    raw = encode_gains(header(), gains())
+    file = decode_gains(raw)
+    assert raw == encode_gains(header(), gains())
+    assert msgspec.structs.replace(file.header, seal="") == header()
+    vector = np.zeros(2560, dtype=np.float32)
+    for chars, gain in ((50, -0.1), (70, 0.3)):
+        ask = Ask("x" * chars, "last_user", chars, False)
+        assert file.gains.gain(("small", "large"), "billing", vector, ask) == pytest.approx(gain)
+
+
+def test_no_gain_for_what_was_not_fitted_on():
+    """Other tiers, another cohort, and a prompt outside the range of the fit have none."""
+    vector, ask = np.zeros(2560, dtype=np.float32), Ask("Hello", "last_user", 5, False)
+    assert gains().gain(("small", "frontier"), "billing", vector, ask) is None
+    assert gains().gain(("small", "large"), "other", vector, ask) is None
+    assert gains(low=1.0).gain(("small", "large"), "billing", vector, ask) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"0.cuts": np.full((1, 1), np.nan, dtype=np.float32)}, "shapes"),
+        ({"0.features": np.array([[WIDTH + 3]], dtype=np.int16)}, "shapes"),
+        ({"0.features": np.array([[-1]], dtype=np.int16)}, "shapes"),
+        ({"0.leaves": np.zeros((1, 4), dtype=np.float32)}, "shapes"),
+        ({"other": np.zeros(1, dtype=np.float32)}, "shapes"),
+        ({"0.base": np.array([0.2], dtype=np.float32)}, "changed after"),
+    ],
+)
+def test_a_damaged_file_is_refused(change, what):
+    """The error says what to do."""
+    raw = encode_gains(header(), gains())
+    arrays = load(raw) | change
+    text = msgspec.json.encode(decode_gains(raw).header).decode()
+    with pytest.raises(ValueError, match=f"{what}.*run `extproc calibrate --target"):
+        decode_gains(save(arrays, metadata={"header": text}))
+
+
+def test_a_file_of_another_version_is_refused():
+    """A newer release may read columns in another way."""
+    raw = encode_gains(msgspec.structs.replace(header(), version=2), gains())
+    with pytest.raises(ValueError, match="is of version 2, and this release reads version 1"):
+        decode_gains(raw)
+
+
+def test_a_text_file_is_refused():
+    """It is not the file's format at all."""
+    with pytest.raises(ValueError, match="is not a file of gains"):
+        decode_gains(b"tiers: [small]")
+
+
+# The decision
+
+
+def test_the_prompt_chooses_between_two_tiers(tmp_path, words):
+    """A short bill stays small, a long one goes to the large tier, and cooking has its own tier."""
+    folder = folder_with(tmp_path)
+    assert chosen(folder, words, BILLING) == ("small", Reason.BY_PROMPT)
+    assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("large", Reason.BY_PROMPT)
+    assert chosen(folder, words, "How long do I boil an egg")[0] == "large"
+
+
+def test_an_uncalibrated_match_has_the_tier_of_the_cohort(tmp_path, words):
+    """Without a floor a match may be a guess."""
+    folder = folder_with(tmp_path, floor="")
+    assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("small", Reason.MATCHED)
+
+
+def test_a_prompt_outside_the_range_has_the_tier_of_the_cohort(tmp_path, words):
+    """The fit saw no prompt like it."""
+    folder = folder_with(tmp_path, predicted=gains(low=1.0))
+    assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("small", Reason.MATCHED)
+
+
+def test_a_rejected_match_is_not_chosen_by_its_prompt(tmp_path, words):
+    """The default tier serves, as for any match below its floor."""
+    folder = folder_with(tmp_path, floor="floor: 0.7\n")
+    assert chosen(folder, words, "The invoice of a harbour") == ("large", Reason.OUT_OF_SCOPE)
+
+
+# Stale files
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "why"),
+    [
+        ("policy.yaml", "qwen3-32b", "qwen4-32b", "the model of large changed"),
+        ("billing.yaml", "Send my last invoice again", "Send the invoice again", "utterances or encoder.max_chars"),
+    ],
+)
+def test_a_stale_file_is_not_used(tmp_path, words, caplog, file, old, new, why):
+    """The tier of the cohort serves, the log says why, and `extproc status` names the cohort."""
+    folder = folder_with(tmp_path)
+    text = (folder / file).read_text()
+    assert old in text
+    (folder / file).write_text(text.replace(old, new))
+    assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("small", Reason.MATCHED)
+    assert why in caplog.text
+    config = load_config(folder)
+    assert stale_values(config, compile_snapshot(config, words)) == [
+        "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+    ]
+
+
+def test_another_file_or_none_is_stale(tmp_path, words, caplog):
+    """The intent names the file by its seal."""
+    folder = folder_with(tmp_path, fit="0123456789ab")
+    assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("small", Reason.MATCHED)
+    (folder / GAINS_FILE).unlink()
+    assert chosen(folder, words, BILLING) == ("small", Reason.MATCHED)
+    assert "intents have `by_prompt`, but there is no gains.safetensors" in caplog.text
+
+
+def test_a_damaged_file_is_a_mistake_of_the_folder(tmp_path, words):
+    """It is reported with the others, and a reload is refused."""
+    folder = folder_with(tmp_path)
+    before, revision = signature(folder), load_config(folder).revision
+    (folder / GAINS_FILE).write_bytes(encode_gains(header(), gains(direction=1.0)))
+    assert signature(folder) != before
+    assert load_config(folder).revision != revision
+    (folder / GAINS_FILE).write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"gains\.safetensors:1: is not a file of gains"):
+        load_config(folder)
