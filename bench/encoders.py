@@ -14,8 +14,9 @@ import numpy as np
 
 from bench.views import few_shot
 from extproc.config.load import load_config
-from extproc.encoder.backends import OpenVinoSentences, TorchSentences, threads_for
+from extproc.encoder.backends import TorchSentences, threads_for
 from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.prepare import convert_model
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroids import fit_centroids

@@ -66,7 +66,7 @@ _VALUES: dict[Any, st.SearchStrategy[Any]] = {
 
 def values_of(record: type[msgspec.Struct]) -> st.SearchStrategy[Any]:
     """Any record of this type, with and without the values that may be absent."""
-    fields = {}
+    fields: dict[str, st.SearchStrategy[Any]] = {}
     for field in msgspec.structs.fields(record):
         kinds = get_args(field.type) if type(None) in get_args(field.type) else (field.type,)
         if record is LedgerRecord and field.name == "attempts":

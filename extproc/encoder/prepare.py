@@ -21,16 +21,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from extproc.encoder.backends import (
-    CHOICE_FILE,
-    BackendChoice,
-    Measured,
-    OpenVinoSentences,
-    TorchSentences,
-    import_openvino,
-    prepared_folder,
-)
+from extproc.encoder.backends import CHOICE_FILE, BackendChoice, Measured, TorchSentences, prepared_folder
 from extproc.encoder.models import prompt_of
+from extproc.encoder.openvino_sentences import OpenVinoSentences, import_openvino
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors
 from extproc.encoder.tokens import Tokens, load_tokens, write_tokens
 

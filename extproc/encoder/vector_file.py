@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from extproc.encoder.backends import OpenVinoSentences
 from extproc.encoder.batcher import RememberingEncoder
 from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.parts import Parts, encode_parts
 from extproc.encoder.protocols import Encoder, Vectors
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from extproc.contract.words import CacheWord, Course, Reason, Undecided
-from extproc.routing.ability import Load, can_serve, first_able
+from extproc.routing.ability import Load, first_able
 from extproc.routing.by_prompt import rank_by_prompt
 from extproc.routing.choice import Choice, cap_budget, cap_upgrade, confine, make_able, raise_to_floor
 from extproc.routing.conversations import NEW, Continuation
-from extproc.routing.failover import next_rungs, with_failover
+from extproc.routing.failover import next_rungs
 from extproc.routing.findings import Findings, read_findings
 from extproc.routing.guard import guard_foreign, guard_unread
 from extproc.routing.index import Match
@@ -28,6 +28,7 @@ from extproc.routing.keeping import (
     stripping,
     stuck_choice,
 )
+from extproc.routing.ladder import ladder_above, servable_ranks
 from extproc.routing.policy import Cohort, Policy, Rung
 from extproc.routing.signals import Signals
 from extproc.settings import Reasoning, Tier
@@ -207,7 +208,7 @@ def _laddered(
     if rule is not None and rule.reasoning is not None:
         reasoning = rule.reasoning
     tier = policy.tiers[choice.rank]
-    ladder = readable_rungs(policy, _ladder(policy, findings, choice.rank, reasoning), tier, continuation)
+    ladder = readable_rungs(policy, ladder_above(policy, findings, choice.rank, reasoning), tier, continuation)
     climbs = next_rungs(policy.tiers, tier, ladder) if any(rung.failover for rung in ladder) else ()
     return Decision(
         tier=tier,
@@ -257,44 +258,6 @@ def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
         reasoning_forced=decision.reasoning_forced,
         proposed_tier=decision.tier.name if not decision.refused else Undecided.NONE,
     )
-
-
-def _ladder(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
-    """The attempts after the first one, at tiers that can serve: rungs, and the failover tiers of each."""
-    rungs = _rungs(policy, findings, rank, reasoning)
-    first, settings = Rung(policy.tiers[rank], reasoning), findings.settings
-    if settings is None or (settings.escalate is None and not settings.accept):
-        # The next tier up is for failed attempts alone, and `failover` takes its place.
-        if first.tier.failover is None:
-            return rungs
-        rungs = ()
-    if all(rung.tier.failover is None for rung in (first, *rungs)):
-        return rungs
-    lowest = min(findings.guard.floor, rank)  # a cap on upgrades may have lowered the choice
-    able = servable_ranks(policy, findings, range(lowest, findings.ceiling + 1))
-    return tuple(with_failover(first, rungs, policy.tiers, [policy.tiers[i].name for i in able]))
-
-
-def _rungs(policy: Policy, findings: Findings, rank: int, reasoning: Reasoning | None) -> tuple[Rung, ...]:
-    """The rungs above `rank` that can serve: those that the cohort names, otherwise the next tier up."""
-    tiers, settings = policy.tiers, findings.settings
-    able = servable_ranks(policy, findings, range(rank, findings.ceiling + 1))
-    if settings is not None and settings.escalate is not None:
-        named = [(policy.rank(spec.tier), spec) for spec in settings.escalate.rungs]
-        rungs = [
-            Rung(tiers[above], reasoning if spec.reasoning is None else spec.reasoning)
-            for above, spec in named
-            if above in able
-        ]
-        return tuple(rungs[: settings.escalate.max])
-    return tuple(Rung(tiers[above], reasoning) for above in able if above > rank)[:1]
-
-
-def servable_ranks(policy: Policy, findings: Findings, ranks: Sequence[int]) -> list[int]:
-    """The ranks, without the tiers that may not get the request or cannot serve it."""
-    tiers = policy.tiers
-    allowed = [rank for rank in ranks if findings.guard.allows(tiers[rank].name) and tiers[rank].takes_new]
-    return [rank for rank in allowed if can_serve(tiers, rank, findings.load, allowed[-1])]
 
 
 def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:

@@ -14,8 +14,9 @@ from extproc.api.needs import HOSTED
 from extproc.api.request import Request
 from extproc.contract.words import Reason
 from extproc.routing.conversations import SESSION_HEADERS
-from extproc.routing.decision import Decision, servable_ranks, untouched
+from extproc.routing.decision import Decision, untouched
 from extproc.routing.findings import Findings, read_findings
+from extproc.routing.ladder import servable_ranks
 from extproc.routing.policy import Cohort, Policy, is_named
 from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Snapshot

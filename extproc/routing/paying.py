@@ -1,7 +1,8 @@
 """Pays for requests: reserves their expected cost in their budgets, and corrects it when the real cost is known."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 from extproc.contract.words import Reason
 from extproc.routing.budget import (
@@ -14,7 +15,11 @@ from extproc.routing.budget import (
     month_of,
     seconds_left,
 )
-from extproc.routing.decision import Decision, refused
+from extproc.routing.conversations import Continuation
+from extproc.routing.decision import Decision, decide, decide_named, refused
+from extproc.routing.index import Match
+from extproc.routing.limits import RateLimit
+from extproc.routing.policy import is_named
 from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.spending import MemorySpending, Spending
@@ -78,3 +83,37 @@ class Budgets:
             self._outputs.note(tier, output)
         if amount is not None and amount != charge.amount:
             self.spending.add(charge.keys, amount - charge.amount)
+
+
+async def choose_within(
+    rates: RateLimit | None,
+    snapshot: Snapshot,
+    signals: Signals,
+    match: Match | None,
+    headers: Mapping[str, str],
+    principal: str,
+    failure: Reason,
+    continuation: Continuation,
+) -> tuple[Decision, Choose]:
+    """Return the decision, and the one for a request whose budgets are used up.
+
+    A tier above the default takes one of the principal's upgrades, if the policy limits them. A client that
+    names the model of a tier takes none.
+    """
+    policy, upgrades = snapshot.policy, snapshot.policy.upgrades
+    how = decide_named if is_named(policy, signals.model) else partial(decide, continuation=continuation)
+
+    def choose(ceiling: int | None = None, spent: bool = False) -> Decision:
+        return how(policy, signals, match, headers, failure, spent=spent, ceiling=ceiling)
+
+    decision = choose()
+    above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
+    chosen_by_client = decision.reason in (Reason.PINNED, Reason.PASSTHROUGH)
+    if upgrades is None or rates is None or not above or decision.refused or chosen_by_client:
+        return decision, choose
+    capped = choose(spent=True)
+    if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
+        return decision, choose
+    if await rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic()):
+        return decision, choose
+    return capped, partial(choose, spent=True)

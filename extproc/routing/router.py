@@ -1,10 +1,8 @@
 """The whole path of one request, from its bytes to the change in it. Start reading at `Router.route`."""
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -28,18 +26,15 @@ from extproc.routing.conversations import (
 )
 from extproc.routing.decision import (
     Decision,
-    decide,
     decide_kept,
-    decide_named,
     decide_unread,
     refused,
     untouched,
 )
 from extproc.routing.exploration import Lottery
-from extproc.routing.index import Match
 from extproc.routing.limits import RateLimit, principal_header, principal_of
 from extproc.routing.mutation import mutate
-from extproc.routing.paying import Budgets, Choose
+from extproc.routing.paying import Budgets, Choose, choose_within
 from extproc.routing.policy import is_named
 from extproc.routing.rollout import arm_of, decide_candidate
 from extproc.routing.routed import (
@@ -131,7 +126,9 @@ class Router:
         vector, failure = await vector_of(self.embedder, snapshot, signals, principal, clock)
         match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
-        decision, choose = await self._choose(snapshot, signals, match, headers, principal, failure, continuation)
+        decision, choose = await choose_within(
+            self._rates, snapshot, signals, match, headers, principal, failure, continuation
+        )
         candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")
         look = None  # a kept answer costs nothing, so it is looked for first
@@ -269,39 +266,6 @@ class Router:
             return function(*args, **kwargs)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._large, lambda: function(*args, **kwargs))
-
-    async def _choose(
-        self,
-        snapshot: Snapshot,
-        signals: Signals,
-        match: Match | None,
-        headers: Mapping[str, str],
-        principal: str,
-        failure: Reason,
-        continuation: Continuation,
-    ) -> tuple[Decision, Choose]:
-        """The decision, and the one for a request whose budgets are used up.
-
-        A tier above the default takes one of the principal's upgrades, if the policy limits them. A client that
-        names the model of a tier takes none.
-        """
-        policy, upgrades = snapshot.policy, snapshot.policy.upgrades
-        how = decide_named if is_named(policy, signals.model) else partial(decide, continuation=continuation)
-
-        def choose(ceiling: int | None = None, spent: bool = False) -> Decision:
-            return how(policy, signals, match, headers, failure, spent=spent, ceiling=ceiling)
-
-        decision = choose()
-        above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
-        chosen_by_client = decision.reason in (Reason.PINNED, Reason.PASSTHROUGH)
-        if upgrades is None or self._rates is None or not above or decision.refused or chosen_by_client:
-            return decision, choose
-        capped = choose(spent=True)
-        if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
-            return decision, choose
-        if await self._rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic()):
-            return decision, choose
-        return capped, partial(choose, spent=True)
 
 
 def _identity(snapshot: Snapshot, request: Request, headers: Mapping[str, str]) -> Identity:

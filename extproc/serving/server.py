@@ -4,21 +4,16 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
-import msgspec
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from extproc.accounting import accesslog
 from extproc.accounting.keeper import Keeper
 from extproc.accounting.ledger import Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Outcome, cost_of
-from extproc.accounting.store import Store
 from extproc.config.candidate import compile_all
-from extproc.config.changes import Rendered
-from extproc.config.gate import Gate
 from extproc.config.load import Config, ConfigError
 from extproc.config.reload import watch
 from extproc.config.schema import PolicyFile
@@ -40,11 +35,12 @@ from extproc.serving import wire
 from extproc.serving.explorer import Explorer
 from extproc.serving.exporters import set_up_exporters
 from extproc.serving.files import FilesState, fall_back, first_standing
-from extproc.serving.golden import GoldenRow, follow_golden
-from extproc.serving.listening import TlsFiles, bind
+from extproc.serving.golden import follow_golden
+from extproc.serving.listening import bind
 from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.rollout import follow_rollout
+from extproc.serving.server_parts import Loaded, Server, Serving
 from extproc.serving.spending import count_spent, settle
 from extproc.serving.state import SharedState, open_state
 from extproc.serving.stopping import stop_event
@@ -61,45 +57,6 @@ log = logging.getLogger(__name__)
 _NOTICE_S = 3.0
 # Cancelled tasks end within milliseconds.
 _LAST_S = 1.0
-
-
-class Serving(msgspec.Struct, frozen=True):
-    """The task of one server process."""
-
-    intents: Path
-    listen: str  # "host:port" or "unix:///path"
-    tls: TlsFiles | None = None
-    ledger: Store | None = None  # where outcomes are kept
-    workers: int = 1  # processes that share the machine, including this one
-    explore: float = 0.0  # share of the requests that a second tier answers, too
-    explore_url: str = ""  # Envoy's, for these second requests
-    golden: Callable[[], Sequence[GoldenRow]] | None = None  # reads rows whose decisions must not flip
-    gate: Gate | None = None  # every reload has to pass it
-    rendered: Rendered | None = None  # Envoy's part of a configuration. Without it no change is known to need Envoy
-    # The supervisor's pipe. The process writes a byte when it serves, and stops when the supervisor closes its end.
-    ready_fd: int | None = None
-
-
-class Server(msgspec.Struct, frozen=True):
-    """A server process whose port is open."""
-
-    rpc: grpc.aio.Server
-    health_service: health.aio.HealthServicer
-    processor: ExternalProcessor
-    telemetry: Telemetry
-    ledger: Ledger
-    logs: LogStreams
-    address: str  # for the log
-    grace_s: float  # how long a stop waits for open streams
-    files: FilesState | None = None  # what serves, against the files on disk
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """The parts that need the encoder, which takes seconds to load."""
-
-    router: Router
-    batcher: Batcher
-    utterances: RememberingEncoder  # encodes only new utterances at a reload
 
 
 async def serve(serving: Serving) -> None:

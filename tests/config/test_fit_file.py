@@ -14,8 +14,8 @@ from extproc.config import fit_file
 from extproc.config.compile import compile_snapshot
 from extproc.config.fit_file import fit_once
 from extproc.config.load import load_config
-from extproc.encoder.backends import OpenVinoSentences
 from extproc.encoder.batcher import RememberingEncoder
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.protocols import Vectors, unit
 from extproc.encoder.vector_file import folder_of, storing
 from extproc.routing import head

@@ -11,13 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from extproc.encoder.backends import (
-    OpenVinoSentences,
-    TorchSentences,
-    load_sentences,
-    prepared_folder,
-    read_choice,
-)
+from extproc.encoder.backends import TorchSentences, load_sentences, prepared_folder, read_choice
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.prepare import prepare
 from extproc.encoder.protocols import EncoderError
 

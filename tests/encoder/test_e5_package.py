@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 from extproc.encoder import e5_package
-from extproc.encoder.backends import (
-    OpenVinoSentences,
-    TorchSentences,
-    load_sentences,
-    prepared_folder,
-    read_choice,
-    words_weight,
-)
+from extproc.encoder.backends import TorchSentences, load_sentences, prepared_folder, read_choice, words_weight
 from extproc.encoder.e5_package import E5Model, package_file, read_e5
 from extproc.encoder.models import locate, prompt_of
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.prepare import prepare
 from extproc.encoder.protocols import EncoderError
 

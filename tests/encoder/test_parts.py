@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extproc.encoder.backends import OpenVinoSentences, TorchSentences, prepared_folder, read_choice
+from extproc.encoder.backends import TorchSentences, prepared_folder, read_choice
 from extproc.encoder.features import FeatureEncoder, instruction_parts
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.parts import Parts, encode_parts, in_two_passes, moved, text_of, tokens_in
 from extproc.encoder.protocols import Vectors
 from extproc.encoder.tokens import JsonTokens, unigram_tokenizer, write_tokens

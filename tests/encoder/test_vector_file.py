@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from extproc.encoder import vector_file
-from extproc.encoder.backends import OpenVinoSentences
 from extproc.encoder.features import FeatureEncoder
+from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.protocols import Vectors, unit
 from extproc.encoder.vector_file import StoringSentences, storing
 

@@ -26,7 +26,8 @@ from extproc.serving import server as serving_module
 from extproc.serving import wire
 from extproc.serving.files import ask_status, read_config
 from extproc.serving.health import refuses_files, serves
-from extproc.serving.server import Server, Serving, announce, build, drain, load, serve
+from extproc.serving.server import announce, build, drain, load, serve
+from extproc.serving.server_parts import Server, Serving
 from extproc.serving.state import SharedState, open_state
 from extproc.serving.stopping import stop_event
 from tests.conftest import WordEncoder
