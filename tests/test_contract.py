@@ -270,6 +270,8 @@ OTHER_MEANINGS = {
     ("acceptance", "accept"): "a value of `on_unavailable` in an intent",
     ("accounting", "degraded"): "how an exchange ended, in the ledger",
     ("accounting", "human"): "how an exchange ended, in the ledger",
+    ("api", "budget"): "the code of an error, which has its own type",
+    ("evidence", "background"): "a number of a match",
     ("cli", "background"): "a kind of YAML file",
     ("config", "accept"): "a key of an intent",
     ("config", "background"): "a kind of YAML file",

@@ -77,6 +77,8 @@ def _schema(line: Mapping[str, Any]) -> Any:
         "first_byte_s": pa.float64(),
         "chances": pa.map_(pa.string(), pa.float64()),
         "explored": pa.struct({**answer, **second}),
+        "feedback": pa.struct({"score": pa.float64(), "label": pa.string()}),
+        "signals": pa.list_(pa.string()),
         "answers": pa.list_(pa.struct({**answer, "tokens": tokens})),
     }
     return pa.schema({name: types.get(name, pa.string()) for name in line})

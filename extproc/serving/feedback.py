@@ -46,7 +46,7 @@ class FeedbackDesk:
         if self._place is None:
             return Taken(404, _NO_LEDGER)
         principal = principal_of(principal_header(headers, names))
-        if not self._rates.take(principal, PER_MINUTE, BURST, time.monotonic()):
+        if not await self._rates.take(principal, PER_MINUTE, BURST, time.monotonic()):
             return Taken(429, _TOO_MANY)
         try:
             feedback = read_feedback(body, policy.cohorts)
