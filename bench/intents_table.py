@@ -67,7 +67,7 @@ def read_clinc(path: Path, shots: int | None, seed: int) -> Clinc:
 def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
     """The lines of the table, each as soon as it is ready."""
     head = ("accuracy % [95 %]", "AUROC % [95 %]", "found out of scope % [95 %]")
-    yield f"{'':<56}{head[0]:<20}{head[1]:<20}{head[2]}"
+    yield f"{'':<59}{head[0]:<20}{head[1]:<20}{head[2]}"
     controlled: list[str] = []
     for title, data in settings(path, seed).items():
         yield title
@@ -75,7 +75,7 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
             if title == _NEAR and not name.endswith((_FITTED, _OWN, _SERVED)):
                 continue
             cells = (f"{estimate:<20}" for estimate in _measured(matches, data.test_labels, seed))
-            yield f"  {name:<54}" + "".join(cells).rstrip()
+            yield f"  {name:<57}" + "".join(cells).rstrip()
             if name in _CONTROLLED and title == _FEW:
                 labels = np.concatenate([data.val_labels, data.test_labels])
                 controlled += _controlled(name, matches, labels, seed)
