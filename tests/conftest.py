@@ -1,5 +1,6 @@
 """Fixtures of several test modules: the real encoder, loaded once, and an encoder that compares words only."""
 
+import itertools
 import os
 import subprocess
 import tempfile
@@ -19,6 +20,10 @@ from extproc.encoder.protocols import Vectors
 # Routers that tests start keep their last good files here.
 _STATE = tempfile.TemporaryDirectory(prefix="extproc-tests-state-")
 os.environ["XDG_STATE_HOME"] = _STATE.name
+# Vectors of texts that commands keep. Several encoders in tests have the name of one, so each test has a folder.
+_CACHE = tempfile.TemporaryDirectory(prefix="extproc-tests-cache-", ignore_cleanup_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
+_FOLDERS = itertools.count()
 _END_TO_END = "tests/e2e/"
 # A test records a table under this name, and the summary at the end of the run prints it.
 SUMMARY = "summary"
@@ -66,6 +71,12 @@ class WordEncoder:
             for word in text.lower().split():
                 row[zlib.crc32(word.encode()) % 512] += 1
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test find the vectors of another one."""
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{_CACHE.name}/{next(_FOLDERS)}")
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,14 @@ class Memory:
 
     def _encode_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for (_, future), vector in zip(waiting, self.encode([text for text, _ in waiting]), strict=True):
+        try:
+            vectors = self.encode([text for text, _ in waiting])
+        except Exception as error:  # the tasks wait for a vector, and without one for ever
+            for _, future in waiting:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), vector in zip(waiting, vectors, strict=True):
             if not future.done():  # Ctrl-C cancels the tasks that wait
                 future.set_result(vector)
 
