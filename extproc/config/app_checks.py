@@ -118,6 +118,8 @@ def check_app_intents(policy: PolicyFile, app: App, intents: Sequence[tuple[str,
         tiers = [("tier", intent.tier), ("tier_floor", intent.tier_floor)]
         if intent.escalate is not None:
             tiers += [("escalate.to", rung.tier) for rung in intent.escalate.rungs]
+        if intent.by_prompt is not None:
+            tiers += [("by_prompt.tiers", tier) for tier in intent.by_prompt.tiers]
         for key, tier in tiers:
             if app.tiers is not None and tier in names and tier not in app.tiers:
                 yield (
