@@ -19,6 +19,7 @@ from extproc.acceptance.verdict import Verdict
 from extproc.api.observation import Observation, Usage
 from extproc.contract.records import CacheRecord
 from extproc.contract.words import VerdictWord
+from extproc.routing.answer_cache import cache_name
 from extproc.routing.cache_store import MOST_ANSWER_CHARS, AnswerStore, KeptAnswer
 from extproc.routing.personal import has_identifier
 from extproc.routing.policy import Cohort
@@ -85,12 +86,13 @@ class AnswerKeeper:
         request: Requirements,
     ) -> None:
         """Compare the kept answer with the new one, count the result, and keep the new one."""
-        kept, _ = await self._store.look(record.key, snapshot.revision, cohort.name)
+        name = cache_name(snapshot, cohort)
+        kept, _ = await self._store.look(record.key, snapshot.revision, name)
         if kept is not None:
             right = await self._is_right(kept, snapshot, cohort, observation, request)
             self.checked(cohort.name, {True: "right", False: "wrong", None: "unknown"}[right])
             if right is not None:
-                await self._store.check(snapshot.revision, cohort.name, not right)
+                await self._store.check(snapshot.revision, name, not right)
         self._keep(record, cohort, ruling, observation)
 
     async def _is_right(
