@@ -17,6 +17,8 @@ from extproc.cli.main import main
 from extproc.config.load import load_config
 from extproc.contract.words import Signal
 from extproc.evidence.measure.gate import Passage
+from extproc.routing.gain_file import GAINS_FILE, encode_gains
+from tests.routing.test_by_prompt import gains, header
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = 30
@@ -99,6 +101,14 @@ def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.Ca
     assert run(place) == 0
     assert "the same candidate is in " in capsys.readouterr().out
     assert (place / "intents" / "policy.yaml").read_bytes() == policy
+
+
+def test_the_candidate_keeps_the_predicted_gains(place: Path) -> None:
+    """Without them, the tiers of the intents would serve in place of those that the prompt chooses."""
+    raw = encode_gains(header(load_config(place / "intents")), gains())
+    (place / "intents" / GAINS_FILE).write_bytes(raw)
+    assert run(place) == 0
+    assert (place / "intents" / "next" / GAINS_FILE).read_bytes() == raw
 
 
 def test_after_the_promotion_there_is_nothing_to_learn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
