@@ -50,6 +50,12 @@ class AppRoute(msgspec.Struct, frozen=True, eq=False):
             return False
         return all(fnmatchcase(headers.get(name, ""), pattern) for name, pattern in self.headers.items())
 
+    def of_path(self, path: str) -> "Snapshot":
+        """Return the snapshot that decides about a request on this path."""
+        path = canonical(path)
+        api = APIS.get(SIDE_PATHS.get(path, path))
+        return self.of_apis.get(api, self.snapshot) if api is not None else self.snapshot
+
 
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything from the configuration that a request needs. A reload replaces it and never changes it."""
@@ -96,11 +102,7 @@ class Snapshot(msgspec.Struct, frozen=True):
             return self
         host = host_of(headers.get(AUTHORITY, ""))
         app = next((app for app in self.apps if app.takes(host, headers)), None)
-        if app is None:
-            return self
-        path = canonical(headers.get(":path", ""))
-        api = APIS.get(SIDE_PATHS.get(path, path))
-        return app.of_apis.get(api, app.snapshot) if api is not None else app.snapshot
+        return app.of_path(headers.get(":path", "")) if app is not None else self
 
     def of_app(self, name: str | None) -> "Snapshot":
         """Return the snapshot of this app. An app that a reload has removed leaves none, so it is this one."""
