@@ -155,7 +155,7 @@ _GATE_WORDS = {
 
 def _export(task: LearnTask, log: Path) -> JoinCounts:
     counts = JoinCounts()
-    lines = as_traffic(export(task.ledger, task.since_s), requests_by_id(task.requests), counts)
+    lines = as_traffic(_of_these_intents(task), requests_by_id(task.requests), counts)
     content = b"".join(lines)
     if not counts.rows:
         raise ValueError(
@@ -164,6 +164,14 @@ def _export(task: LearnTask, log: Path) -> JoinCounts:
         )
     log.write_bytes(content)
     return counts
+
+
+def _of_these_intents(task: LearnTask) -> Iterator[bytes]:
+    """The exported lines without those of apps with their own intents, whose labels are other cohorts."""
+    others = {name for name, app in load_config(task.intents).policy.apps.items() if app.intents}
+    for line in export(task.ledger, task.since_s):
+        if not others or msgspec.json.decode(line)["app"] not in others:
+            yield line
 
 
 def _copy(intents: Path, new: Path) -> None:

@@ -111,6 +111,28 @@ def test_the_candidate_keeps_the_predicted_gains(place: Path) -> None:
     assert (place / "intents" / "next" / GAINS_FILE).read_bytes() == raw
 
 
+def test_requests_of_an_app_with_its_own_intents_are_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their labels are cohorts of that app, which would count as out of scope here."""
+    intents = place / "intents"
+    shutil.copytree(intents, intents / "support", ignore=shutil.ignore_patterns("policy.yaml"))
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("apps: {support: {hosts: [s.example], intents: support}, plain: {hosts: [p.example]}}\n")
+    with (
+        contextlib.closing(Store(place / "ledger.sqlite", 90)) as store,
+        (place / "requests.jsonl").open("a") as log,
+    ):
+        for app in ("support", "plain"):
+            outcome = Outcome(time.time(), "chat", Ending.ACCEPTED, 200, 1, "matched", request=app, app=app)
+            store.add([(outcome, Cost(0.1, (), 0.1))])
+            body = {"model": "auto", "messages": [{"role": "user", "content": f"From {app}"}]}
+            log.write(msgspec.json.encode({"id": app, "request": body}).decode() + "\n")
+    assert run(place) == 0
+    assert f"export:    {ROWS + 1} requests with their text" in capsys.readouterr().out
+    assert "From support" not in (place / "learn" / "log.jsonl").read_text()
+
+
 def test_after_the_promotion_there_is_nothing_to_learn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(place) == 0 and main(["rollout", "promote", "--intents", str(place / "intents")]) == 0
     capsys.readouterr()
