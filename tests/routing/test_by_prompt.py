@@ -12,7 +12,7 @@ from extproc.config.candidate import compile_all
 from extproc.config.compile import compile_snapshot, utterances_digest
 from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.signature import signature
-from extproc.config.standing import stale_values
+from extproc.config.standing import Standing, stale_values
 from extproc.contract.words import Reason
 from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
@@ -249,6 +249,12 @@ def test_the_intents_of_an_app_have_their_own_gains(tmp_path, words):
     assert snapshot.gains is None and snapshot.policy.cohorts["billing"].prompt_stale
     own = snapshot.of_app("support")
     assert own.gains is not None and not own.policy.cohorts["billing"].prompt_stale
+    stale = "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+    assert Standing(folder, config).status(snapshot).stale == [stale]
+    (app / GAINS_FILE).unlink()
+    changed = load_config(folder)
+    both = Standing(folder, changed).status(compile_all(changed, folder, words)).stale
+    assert both == [stale, f"app support: {stale}"]
     (app / GAINS_FILE).write_bytes(b"damaged")
     assert [problem.file for problem in load_config(folder).broken["support"].problems] == [f"support/{GAINS_FILE}"]
     (app / GAINS_FILE).unlink()
