@@ -69,7 +69,7 @@ class AnswerCache:
         if isinstance(place, CacheWord):
             return CacheLook(place)
         record, usage = place.record, place.form.stream_usage
-        kept, checks = await self.store.look(record.key, snapshot.revision, cache_name(snapshot, cohort))
+        kept, checks = await self.store.look(record.key, snapshot.revision, snapshot.name_of(cohort.name))
         if checks.off:
             return CacheLook(CacheWord.OFF)
         if "no-cache" in control:
@@ -104,13 +104,9 @@ class _Place(msgspec.Struct, frozen=True):
     other_words: bool  # the name is that of a wording, so the answer may be to other words
 
 
-def cache_name(snapshot: Snapshot, cohort: Cohort) -> str:
-    """The name of a cohort's cache. Two apps may have a cohort of the same name."""
-    return cohort.name if snapshot.app is None else f"{snapshot.app}/{cohort.name}"
-
-
 def _cache_names(snapshot: Snapshot) -> list[str]:
-    return [cache_name(snapshot, cohort) for cohort in snapshot.policy.cohorts.values() if cohort.cache is not None]
+    cohorts = snapshot.policy.cohorts.values()
+    return [snapshot.name_of(cohort.name) for cohort in cohorts if cohort.cache is not None]
 
 
 def cached_cohort(decision: Decision) -> Cohort | None:

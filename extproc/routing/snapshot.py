@@ -96,6 +96,10 @@ class Snapshot(msgspec.Struct, frozen=True):
         """The labels of each app, by its name."""
         return {app.name: app.labels for app in self.apps}
 
+    def name_of(self, cohort: str) -> str:
+        """Return the name under which a cohort is counted. Two apps may have a cohort of the same name."""
+        return cohort if self.app is None else f"{self.app}/{cohort}"
+
     def of_request(self, headers: Mapping[str, str]) -> "Snapshot":
         """Return the snapshot that decides about a request: this one, or that of its app."""
         if not self.apps:

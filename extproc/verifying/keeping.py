@@ -19,7 +19,6 @@ from extproc.acceptance.verdict import Verdict
 from extproc.api.observation import Observation, Usage
 from extproc.contract.records import CacheRecord
 from extproc.contract.words import VerdictWord
-from extproc.routing.answer_cache import cache_name
 from extproc.routing.cache_store import MOST_ANSWER_CHARS, AnswerStore, KeptAnswer
 from extproc.routing.personal import has_identifier
 from extproc.routing.policy import Cohort
@@ -86,7 +85,7 @@ class AnswerKeeper:
         request: Requirements,
     ) -> None:
         """Compare the kept answer with the new one, count the result, and keep the new one."""
-        name = cache_name(snapshot, cohort)
+        name = snapshot.name_of(cohort.name)
         kept, _ = await self._store.look(record.key, snapshot.revision, name)
         if kept is not None:
             right = await self._is_right(kept, snapshot, cohort, observation, request)
