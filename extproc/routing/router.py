@@ -244,6 +244,8 @@ class Router:
         request, signals = routed.request, routed.signals
         if self.lottery is None or request is None or signals is None or routed.refusal is not None:
             return routed
+        if routed.payment.budget is not None:  # it is used up
+            return routed
         exploration = self.lottery.draw(routed.snapshot, routed.decision, request, signals, headers)
         return msgspec.structs.replace(routed, exploration=exploration)
 

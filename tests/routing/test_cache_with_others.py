@@ -12,6 +12,7 @@ from extproc.routing.asks import Asks
 from extproc.routing.budget import nano, specs_of
 from extproc.routing.cache_store import AnswerStore, KeptAnswer
 from extproc.routing.conversations import Conversations
+from extproc.routing.exploration import Lottery
 from extproc.routing.paying import Budgets
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
@@ -89,6 +90,16 @@ def test_an_answer_of_the_tier_of_a_budget_is_not_kept_for_another_tier(snapshot
     assert (lowered.decision.tier.name, lowered.decision.reason) == ("small", Reason.BUDGET)
     assert (lowered.cached, lowered.record.cache, lowered.record.budget) == (None, None, "all")
     assert lowered.payment.charge is not None and lowered.payment.charge.amount < nano(1.0)
+
+
+def test_a_used_up_budget_pays_for_no_second_answer(snapshot, words):  # noqa: F811
+    gateway = Gateway(snapshot, words, UsdBudget(1.0, "small"))
+    gateway.router.lottery = Lottery(1.0, lambda: True)
+    explored = gateway.route(ALICE, "Send the first invoice again").exploration
+    assert explored is not None and explored.second is not None
+    gateway.spend_all()
+    lowered = gateway.route(ALICE, "Send the second invoice again")
+    assert (lowered.decision.tier.name, lowered.exploration) == ("small", None)
 
 
 def test_an_app_gets_no_answer_of_another_app(snapshot, words):  # noqa: F811
