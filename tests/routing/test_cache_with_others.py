@@ -1,4 +1,4 @@
-"""The cache beside budgets, apps and signals: what a hit takes part in, and what it does not."""
+"""The cache beside budgets, apps and signals, and second requests beside a used-up budget."""
 
 import asyncio
 from typing import Any
