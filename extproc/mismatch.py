@@ -191,6 +191,8 @@ def _names(info: Any, alone: bool) -> list[str]:
             return [str(value) for value in info.values]
         case inspect.StructType():
             return [_example(info) if not alone else f"a mapping {_example(info)}".rstrip()]
+        case inspect.DictType(key_type=inspect.LiteralType(values=keys)):
+            return [f"a mapping with the keys {', '.join(map(str, keys))}"]
         case inspect.DictType():
             return ["a mapping"]
         case inspect.TupleType():
@@ -226,10 +228,17 @@ def _found(value: Any, info: Any) -> str:
         case list():
             return f"a list of {len(value)} value{'s' * (len(value) > 1)}" if value else "an empty list"
         case dict():
-            return "a mapping"
+            keys = [str(key) for m in _members(info) for key in _other_keys(value, m)]
+            return f"the key `{shown(keys[0])}`" if keys else "a mapping"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     quotes = ": put it in quotes" if any(isinstance(m, inspect.StrType) for m in _members(info)) else ""
     return f"{'' if isinstance(value, bool) else 'the number '}{shown(text)}{quotes}"
+
+
+def _other_keys(mapping: dict[Any, Any], info: Any) -> Iterator[Any]:
+    """The keys of a mapping that are not among the expected ones."""
+    if isinstance(info, inspect.DictType) and isinstance(info.key_type, inspect.LiteralType):
+        yield from (key for key in mapping if key not in info.key_type.values)
 
 
 def shown(text: str) -> str:

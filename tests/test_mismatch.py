@@ -9,7 +9,7 @@ import yaml
 
 from extproc.acceptance.score import Scorer
 from extproc.mismatch import Mismatch, convert_or_mismatch, dotted_path
-from extproc.settings import Conditions, Escalate, Evidence, Human, Judge, Reasoning, Tier, Timeouts
+from extproc.settings import App, Conditions, Escalate, Evidence, Human, Judge, Reasoning, Tier, Timeouts
 
 _PYTHON = re.compile(r"\b(int|str|float|bool|object|array|null|None|True|False|dict|tuple)\b")
 
@@ -46,6 +46,13 @@ EXPECTED = {
         ".price: expected a mapping {input: N, output: N}, found the number 3"
     ),
     (Judge, "{url: h, models: m}"): ".models: unknown key `models`: did you mean `model`?",
+    (App, "default_tier: {msgs: small}"): (
+        ".default_tier: expected text or a mapping with the keys chat, completions, messages, responses, found the "
+        "key `msgs`"
+    ),
+    (App, "default_tier: {chat: 5}"): (
+        ".default_tier.chat: expected text, found the number 5: put it in quotes"
+    ),
     (Judge, "{url: h}"): "`model` is missing: add it",
     (Tier, "capabilities: [5]"): ".capabilities[0]: expected text, found the number 5: put it in quotes",
 }  # fmt: skip

@@ -48,6 +48,8 @@ _NO_HIT = f"NOT (o.attempts = 0 AND o.ending = '{Ending.ACCEPTED}')"
 _OF_ARMS = f"""
   {_NO_HIT} AND (o.revision = ? OR o.revision NOT LIKE '{CANDIDATE_PREFIX}%') AND o.reason NOT IN ({_NOT_THESE})
 """
+# The candidate decides about no request of an app. A ledger of an older version has no apps.
+_NO_APP = " AND o.app IS NULL"
 # What happened after the answers, for each cohort of an arm.
 _SIGNALS = f"""
   SELECT CASE WHEN o.revision = ? THEN 1 ELSE 0 END AS candidate, o.cohort, s.kind, s.score
@@ -59,7 +61,7 @@ _ROWS = f"""
   FROM outcomes o
   LEFT JOIN (SELECT outcome, sum(cost) AS cost FROM rejections WHERE outcome > ? GROUP BY outcome) r
   ON r.outcome = o.id
-  WHERE o.id > ? AND o.id <= ? AND {_OF_ARMS} ORDER BY o.id
+  WHERE o.id > ? AND o.id <= ? AND {_OF_ARMS}
 """  # fmt: skip
 
 
@@ -219,11 +221,16 @@ class RolloutReader:
                 self._last = settled
                 return
             self._last, self._began = row["first"] - 1, True
-        for row in ledger.select(_ROWS, (self._last, self._last, settled, revision)):
+        query = f"{_ROWS}{_without_apps(ledger)} ORDER BY o.id"
+        for row in ledger.select(query, (self._last, self._last, settled, revision)):
             self.comparison.add(row)
             self._last = row["id"]
         self._last = settled
         self.comparison.decide()
+
+
+def _without_apps(ledger: Connection) -> str:
+    return _NO_APP if ledger.has_column("app") else ""
 
 
 def add_signals(place: Path | str, comparison: Comparison) -> None:
@@ -231,7 +238,8 @@ def add_signals(place: Path | str, comparison: Comparison) -> None:
     revision = comparison.revision
     with contextlib.closing(connect(place)) as ledger:
         [first] = ledger.fetch(_FIRST, (revision, 0))
-        for row in ledger.select(_SIGNALS, (revision, first["first"] or 0, revision)):
+        query = _SIGNALS + _without_apps(ledger)
+        for row in ledger.select(query, (revision, first["first"] or 0, revision)):
             for name in (ALL, row["cohort"]):
                 if name in comparison.groups:
                     group = comparison.groups[name]

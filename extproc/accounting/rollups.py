@@ -11,7 +11,7 @@ from extproc.accounting.queries import ALL, SUMS, Sum, Window
 
 # Sums are kept this long, also when their rows are deleted. Those by principal are deleted with the rows.
 KEPT_DAYS = 400
-_DOLLARS = ("cost", "default_cost")
+_DOLLARS = ("cost", "default_cost", "saved")
 _KEY = "hour, dimension, name, word"
 
 

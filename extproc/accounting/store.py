@@ -64,7 +64,7 @@ class Store:
         before = time.time() - self._keep_s
         try:
             count = max([self._prune_table(connection, *tables, before) for tables in connection.pruned.items()])
-            connection.write([("DELETE FROM explorations WHERE time < ?", (before,))])
+            connection.write([(f"DELETE FROM {table} WHERE time < ?", (before,)) for table in _BESIDE])
             if count < _PRUNED_ROWS:
                 self._pruned_at = time.monotonic()
         except OSError:

@@ -141,7 +141,7 @@ def _ending(row: Mapping[str, Any]) -> str:
 def _decision(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     reason = _REASONS.get(row["reason"], "see docs/reference/reasons.md")
     first = f"Tier {decision.tier} was asked first" if decision.tier else f"Tier {row['tier'] or 'none'} was asked"
-    if decision.cache_tier is not None:
+    if decision.tier and not row["attempts"]:
         first = f"Tier {decision.tier} was chosen"
     yield f"decision  {first}, because {reason} ({row['reason']})"
     if decision.rule is not None:
@@ -237,6 +237,9 @@ def _paid(row: Mapping[str, Any]) -> str:
 def _cost(row: Mapping[str, Any], rejections: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     costs = [part["cost"] for part in (*rejections, row)]
     known = [cost for cost in costs if cost is not None]
+    if not known and not row["attempts"]:
+        yield "cost      Nothing, because no tier was asked"
+        return
     if not known:
         yield "cost      Unknown: no tokens were reported, or the tier has no price"
         return

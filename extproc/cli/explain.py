@@ -84,7 +84,8 @@ class Explainer:
         snapshot = compile_snapshot(config, encoder)
         if app is not None:
             compile_app(app, snapshot, config, folder, encoder)  # raises ConfigError for mistakes in its files
-        self.snapshot = with_apps(snapshot, config, folder, encoder).of_app(app)
+        self.snapshot = with_apps(snapshot, config, folder, encoder)
+        self._app = next((route for route in self.snapshot.apps if route.name == app), None)
 
     def of_prompt(self, prompt: str, path: str | None = None, headers: Sequence[str] = ()) -> Explained:
         """Explain the decision for a request whose only message is `prompt`."""
@@ -97,7 +98,8 @@ class Explainer:
         path = path or path_of(body)
         batcher = _PatientBatcher(Batcher(self._encoder))
         cache = AnswerCache(AnswerStore(MemoryStore()))
-        router = Router(self.snapshot, batcher, conversations=Conversations(MemoryStore()), cache=cache)
+        snapshot = self._app.of_path(path) if self._app is not None else self.snapshot
+        router = Router(snapshot, batcher, conversations=Conversations(MemoryStore()), cache=cache)
         routed = asyncio.run(router.route(body, {":path": path, **_by_name(headers)}))
         if routed.signals is None or not routed.signals.ask.text:
             return Explained(routed, path, {}, {})

@@ -28,7 +28,7 @@ from extproc.encoder.protocols import EncoderError
 from extproc.evidence.data.label_queue import LabelQueue
 from extproc.evidence.fit.target import Target
 from extproc.evidence.measure.gate import Passage
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 
 _LOG, _FIT, _HELD_OUT, _NEXT, _REPORT = "log.jsonl", "fit.jsonl", "held_out.jsonl", "next", "report.txt"
 
@@ -155,7 +155,7 @@ _GATE_WORDS = {
 
 def _export(task: LearnTask, log: Path) -> JoinCounts:
     counts = JoinCounts()
-    lines = as_traffic(export(task.ledger, task.since_s), requests_by_id(task.requests), counts)
+    lines = as_traffic(_of_these_intents(task), requests_by_id(task.requests), counts)
     content = b"".join(lines)
     if not counts.rows:
         raise ValueError(
@@ -166,11 +166,19 @@ def _export(task: LearnTask, log: Path) -> JoinCounts:
     return counts
 
 
+def _of_these_intents(task: LearnTask) -> Iterator[bytes]:
+    """The exported lines without those of apps with their own intents, whose labels are other cohorts."""
+    others = {name for name, app in load_config(task.intents).policy.apps.items() if app.intents}
+    for line in export(task.ledger, task.since_s):
+        if not others or msgspec.json.decode(line)["app"] not in others:
+            yield line
+
+
 def _copy(intents: Path, new: Path) -> None:
     """Copy what serves, without a candidate."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    for path in (*yaml_files(intents), *intents.glob(CENTROIDS_FILE)):
+    for path in (*yaml_files(intents), *_fitted(intents)):
         shutil.copy2(path, new / path.name)
     config = load_config(intents)
     if config.policy.candidate is not None:
@@ -178,9 +186,13 @@ def _copy(intents: Path, new: Path) -> None:
         policy.write_bytes(without_candidate(policy.read_bytes()))
 
 
+def _fitted(folder: Path) -> list[Path]:
+    return [folder / name for name in FITTED_FILES if (folder / name).is_file()]
+
+
 def _changed(old: Path, new: Path) -> list[str]:
     """The files that differ, without policy.yaml: a candidate has none."""
-    paths = [path for path in (*yaml_files(new), *new.glob(CENTROIDS_FILE)) if path.name != POLICY_FILE]
+    paths = [path for path in (*yaml_files(new), *_fitted(new)) if path.name != POLICY_FILE]
     return [path.name for path in paths if not _same(path, old / path.name)]
 
 

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.mismatch import shown, suggestion
@@ -24,22 +25,25 @@ def check_apps(policy: PolicyFile) -> Iterator[_Finding]:
         yield POLICY_FILE, path, what
     if policy.budget is not None and policy.budget.per == TEAM:
         yield POLICY_FILE, ".budget.per", "`per: team` is for the budget of an app: write all or principal"
-    hosts: dict[str, str] = {}
+    hosts: dict[str, str] = {}  # of the apps above whose headers do not matter, and the name of the app
     teams: dict[str, tuple[str, UsdBudget]] = {}
     for name, app in policy.apps.items():
         for path, what in _check_app(f".apps.{name}", name, app, policy, tiers):
             yield POLICY_FILE, path, what
         for i, host in enumerate(app.hosts):
-            if host in hosts and app.headers is None and policy.apps[hosts[host]].headers is None:
+            first = next((hosts[pattern] for pattern in hosts if fnmatchcase(host, pattern)), name)
+            if first != name:
                 what = (
-                    f"host `{host}` is also one of app `{hosts[host]}`, which gets its requests: remove one of them"
+                    f"host `{shown(host)}` is also one of app `{shown(first)}` above, which gets its requests: "
+                    f"remove it from one of them, or write `{shown(name)}` first"
                 )
                 yield POLICY_FILE, f".apps.{name}.hosts[{i}]", what
-            hosts.setdefault(host, name)
+        if not app.headers:
+            hosts |= dict.fromkeys(app.hosts, name)
         if app.budget is not None and app.budget.per == TEAM and app.team is not None:
-            first, budget = teams.setdefault(app.team, (name, app.budget))
+            other, budget = teams.setdefault(app.team, (name, app.budget))
             if budget != app.budget:
-                what = f"team `{app.team}` has another budget in app `{first}`: write the same one"
+                what = f"team `{app.team}` has another budget in app `{other}`: write the same one"
                 yield POLICY_FILE, f".apps.{name}.budget", what
 
 
@@ -118,6 +122,8 @@ def check_app_intents(policy: PolicyFile, app: App, intents: Sequence[tuple[str,
         tiers = [("tier", intent.tier), ("tier_floor", intent.tier_floor)]
         if intent.escalate is not None:
             tiers += [("escalate.to", rung.tier) for rung in intent.escalate.rungs]
+        if intent.by_prompt is not None:
+            tiers += [("by_prompt.tiers", tier) for tier in intent.by_prompt.tiers]
         for key, tier in tiers:
             if app.tiers is not None and tier in names and tier not in app.tiers:
                 yield (

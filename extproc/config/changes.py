@@ -127,10 +127,19 @@ def _app_groups(old: Config, new: Config) -> Iterator[tuple[_Apply, list[Change]
     """Changes in the own files of an app. Those of its keys are changes of the policy."""
     for name, app in new.apps.items():
         before = old.apps.get(name)
-        if before is None or not new.policy.apps[name].intents or before.intents == app.intents:
+        if before is None or not new.policy.apps[name].intents:
             continue
         line = line_of(new.lines, POLICY_FILE, f".apps.{name}.intents")
-        yield _with_app(name, app), [Change(f"apps.{name}: its intents changed", POLICY_FILE, line, "intents")]
+        if before.intents != app.intents:
+            yield _with_app(name, app), [Change(f"apps.{name}: its intents changed", POLICY_FILE, line, "intents")]
+        elif _beside_intents(before) != _beside_intents(app):
+            what = f"apps.{name}: its background or its fitted files changed"
+            yield lambda config: config, [Change(what, POLICY_FILE, line, "intents")]
+
+
+def _beside_intents(config: Config) -> tuple[object, ...]:
+    files = (config.fitted, config.gains)
+    return config.background, *(file.header if file is not None else None for file in files)
 
 
 def _with_app(name: str, app: Config) -> _Apply:

@@ -141,6 +141,7 @@ def _read_app(app: App, folder: Path, policy_files: Reading) -> Reading:
         else:
             reading.add(path)
     reading.fitted = reading.add_fitted(place / CENTROIDS_FILE, decode_centroids)
+    reading.gains = reading.add_fitted(place / GAINS_FILE, decode_gains)
     policy_files.digest.update(reading.digest.digest())
     return reading
 
@@ -176,6 +177,7 @@ def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) ->
             lines=reading.lines,
             background=reading.background or (),
             fitted=reading.fitted,
+            gains=reading.gains,
         )
     return msgspec.structs.replace(config, apps=apps, broken=broken)
 

@@ -12,6 +12,7 @@ from extproc.config.old_keys import translate
 from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.routing.centroid_file import CentroidFile
+from extproc.routing.gain_file import GainFile
 
 F = TypeVar("F")
 # The new key of each old one.
@@ -30,6 +31,7 @@ class Reading:
         self.old_keys: list[Problem] = []
         self.lines: Lines = {}
         self.fitted: CentroidFile | None = None
+        self.gains: GainFile | None = None
         self.digest = hashlib.sha256()
         self._others = hashlib.sha256()  # without the policy
 

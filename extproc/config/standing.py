@@ -1,7 +1,7 @@
 """The configuration that serves, against the files on disk and Envoy: the content of `extproc status`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -86,10 +86,17 @@ class Standing:
             refusal=self.refusal,
             rendered_from=self._first.revision,
             lacks=[f"{change.place}: {change.text}" for change in self._lacks],
-            stale=stale_values(self.config, snapshot),
+            stale=[*stale_values(self.config, snapshot), *_stale_in_apps(self.config, snapshot)],
             caches={name: f"{'OFF' if checks.off else 'on'}: {checks}" for name, checks in (caches or {}).items()},
             apps=[f"{app.name}: {problem}" for app in snapshot.apps for problem in app.problems],
         )
+
+
+def _stale_in_apps(config: Config, snapshot: Snapshot) -> Iterator[str]:
+    """One line for each app with its own intents, and for each kind of fitted value."""
+    for app in snapshot.apps:
+        if app.folder:
+            yield from (f"app {app.name}: {line}" for line in stale_values(config, app.snapshot))
 
 
 def stale_values(config: Config, snapshot: Snapshot) -> list[str]:

@@ -29,7 +29,7 @@ from extproc.routing.wording import wording_of
 # The least similarity of two asks that have the same wording. `make bench-cache` shows why it is not higher.
 LEAST_SIMILARITY = 0.8
 # The parts of the name of an answer, as `extproc explain` lists them.
-KEY_PARTS = "principal, revision, cohort, tier, model, ladder, limits, headers and all members of the body"
+KEY_PARTS = "principal, revision, app, cohort, tier, model, ladder, limits, headers and all members of the body"
 
 
 class CacheLook(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class AnswerCache:
         if isinstance(place, CacheWord):
             return CacheLook(place)
         record, usage = place.record, place.form.stream_usage
-        kept, checks = await self.store.look(record.key, snapshot.revision, cohort.name)
+        kept, checks = await self.store.look(record.key, snapshot.revision, snapshot.name_of(cohort.name))
         if checks.off:
             return CacheLook(CacheWord.OFF)
         if "no-cache" in control:
@@ -83,15 +83,30 @@ class AnswerCache:
         return CacheLook(word, None, kept, age_s, usage)
 
     def checks_of(self, snapshot: Snapshot) -> dict[str, Checks]:
-        """The checks of each cohort with a cache, as last seen by this process."""
-        cohorts = (cohort.name for cohort in snapshot.policy.cohorts.values() if cohort.cache is not None)
-        return {name: self.store.checks.get((snapshot.revision, name), Checks()) for name in cohorts}
+        """The checks of each cohort with a cache, as last seen by this process.
+
+        Apps without own intents have those of the policy. They are left out until a hit was looked for.
+        """
+        names = [(name, True) for name in _cache_names(snapshot)]
+        for app in snapshot.apps:
+            names += [(name, app.folder != "") for name in _cache_names(app.snapshot)]
+        seen = self.store.checks
+        return {
+            name: seen.get((snapshot.revision, name), Checks())
+            for name, listed in names
+            if listed or (snapshot.revision, name) in seen
+        }
 
 
 class _Place(msgspec.Struct, frozen=True):
     record: CacheRecord
     form: CacheForm
     other_words: bool  # the name is that of a wording, so the answer may be to other words
+
+
+def _cache_names(snapshot: Snapshot) -> list[str]:
+    cohorts = snapshot.policy.cohorts.values()
+    return [snapshot.name_of(cohort.name) for cohort in cohorts if cohort.cache is not None]
 
 
 def cached_cohort(decision: Decision) -> Cohort | None:

@@ -86,8 +86,9 @@ class Asks:
         # Without the header, a text cannot be tested against a hash.
         secret = (principal_header(headers, routed.snapshot.escalations.principal) or "").encode(errors="replace")
         decision = routed.decision
+        tier = routed.kept.tier if routed.kept is not None else decision.tier.name
         asked = last_ask(
-            request.turns, signals.ask.text, routed.vector, name, decision.counted_as, decision.tier.name,
+            request.turns, signals.ask.text, routed.vector, name, decision.counted_as, tier,
             self._clock(), secret, identity.thread != "",
         )  # fmt: skip
         self._store.set({key: msgspec.msgpack.encode(asked)}, WITHIN_S)

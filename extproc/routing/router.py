@@ -104,8 +104,7 @@ class Router:
         """Decide about one request, from its body and its headers (":path" and the ones that rules may name)."""
         snapshot, clock, path = self.snapshot.of_request(headers), Stopwatch(), headers.get(":path", "")
         if snapshot.off == "closed":
-            first = untouched(snapshot.policy, Reason.APP_OFF)
-            return written(snapshot, refused(first, Reason.APP_OFF), None, None, clock)
+            return _closed(snapshot, clock)
         size = len(body)
         try:
             request = await self.work(size, parse_request, path, body)
@@ -141,7 +140,7 @@ class Router:
             decision = msgspec.structs.replace(decision, judged=False)
             return Routed(
                 decision, mutate(decision, None), snapshot, request, signals, clock.laps, None, identity, candidate,
-                cached=look,
+                _bytes_of(vector), cached=look,
             )  # fmt: skip
         paid, payment = await self._pay(snapshot, principal, decision, choose, signals)
         if paid is not decision:  # at another tier: its answer is not the one that was looked for
@@ -156,6 +155,8 @@ class Router:
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
         """Decide about a request that names a response by its id in the path. It has no body to read."""
         snapshot, kept, clock = self.snapshot.of_request(headers), kept_id(headers.get(":path", "")), Stopwatch()
+        if snapshot.off == "closed":
+            return _closed(snapshot, clock)
         maker = None
         if self._conversations is not None and kept is not None:
             principal = principal_of(principal_header(headers, snapshot.escalations.principal))
@@ -243,6 +244,8 @@ class Router:
         request, signals = routed.request, routed.signals
         if self.lottery is None or request is None or signals is None or routed.refusal is not None:
             return routed
+        if routed.payment.budget is not None:  # it is used up
+            return routed
         exploration = self.lottery.draw(routed.snapshot, routed.decision, request, signals, headers)
         return msgspec.structs.replace(routed, exploration=exploration)
 
@@ -256,9 +259,7 @@ class Router:
             strip = routed.decision.strip
             stripped = strip is not None and strip.seal != seal_of(tier)
             self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
-        return msgspec.structs.replace(
-            routed, identity=identity, vector=vector.tobytes() if vector is not None else b""
-        )
+        return msgspec.structs.replace(routed, identity=identity, vector=_bytes_of(vector))
 
     async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""
@@ -266,6 +267,16 @@ class Router:
             return function(*args, **kwargs)
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._large, lambda: function(*args, **kwargs))
+
+
+def _closed(snapshot: Snapshot, clock: Stopwatch) -> Routed:
+    """The files of the app have mistakes and may confine its requests, so they are refused."""
+    first = untouched(snapshot.policy, Reason.APP_OFF)
+    return written(snapshot, refused(first, Reason.APP_OFF), None, None, clock)
+
+
+def _bytes_of(vector: Vectors | None) -> bytes:
+    return vector.tobytes() if vector is not None else b""
 
 
 def _identity(snapshot: Snapshot, request: Request, headers: Mapping[str, str]) -> Identity:

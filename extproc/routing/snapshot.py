@@ -50,6 +50,12 @@ class AppRoute(msgspec.Struct, frozen=True, eq=False):
             return False
         return all(fnmatchcase(headers.get(name, ""), pattern) for name, pattern in self.headers.items())
 
+    def of_path(self, path: str) -> "Snapshot":
+        """Return the snapshot that decides about a request on this path."""
+        path = canonical(path)
+        api = APIS.get(SIDE_PATHS.get(path, path))
+        return self.of_apis.get(api, self.snapshot) if api is not None else self.snapshot
+
 
 class Snapshot(msgspec.Struct, frozen=True):
     """Everything from the configuration that a request needs. A reload replaces it and never changes it."""
@@ -90,17 +96,17 @@ class Snapshot(msgspec.Struct, frozen=True):
         """The labels of each app, by its name."""
         return {app.name: app.labels for app in self.apps}
 
+    def name_of(self, cohort: str) -> str:
+        """Return the name under which a cohort is counted. Two apps may have a cohort of the same name."""
+        return cohort if self.app is None else f"{self.app}/{cohort}"
+
     def of_request(self, headers: Mapping[str, str]) -> "Snapshot":
         """Return the snapshot that decides about a request: this one, or that of its app."""
         if not self.apps:
             return self
         host = host_of(headers.get(AUTHORITY, ""))
         app = next((app for app in self.apps if app.takes(host, headers)), None)
-        if app is None:
-            return self
-        path = canonical(headers.get(":path", ""))
-        api = APIS.get(SIDE_PATHS.get(path, path))
-        return app.of_apis.get(api, app.snapshot) if api is not None else app.snapshot
+        return app.of_path(headers.get(":path", "")) if app is not None else self
 
     def of_app(self, name: str | None) -> "Snapshot":
         """Return the snapshot of this app. An app that a reload has removed leaves none, so it is this one."""

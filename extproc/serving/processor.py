@@ -138,7 +138,7 @@ def _open(
         case Role.RESCUE:
             return RescueExchange(opening)
         case _ if desk is not None and canonical(opening.headers.get(":path", "")) == FEEDBACK:
-            snapshot = router.snapshot
+            snapshot = router.snapshot.of_request(opening.headers)
             return FeedbackExchange(desk, snapshot.policy, snapshot.escalations.principal, opening)
         case _:
             return RouterExchange(router, opening)

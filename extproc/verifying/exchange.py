@@ -139,11 +139,11 @@ class VerifierExchange:
         late = self._verifier.clock() - self._began_s >= self._snapshot.timeouts.early_s
         if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
             return None
-        self._verifier.bounds.judged(cohort.name, _share(cohort))
+        self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
         return rule_early(self._attempt, verdict, full, late and not verdict.decided)
 
     async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
-        self._verifier.bounds.judged(cohort.name, _share(cohort))
+        self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
         usage = _final_usage(observation)
         ruling = rule(verdict, self._attempt, self._ladder, lambda: None, usage)
         if ruling.word is not VerdictWord.ESCALATE:
@@ -217,9 +217,8 @@ class VerifierExchange:
         principal = LedgerRecord.from_metadata(self._opening.metadata.get(Namespace.LEDGER, {})).principal
         if principal is None:
             principal = principal_of(principal_header(self._opening.headers, limits.principal))
-        return await self._verifier.bounds.take(
-            self._attempt.cohort, principal, limits.per_minute, limits.burst, now_s
-        )
+        name = self._snapshot.name_of(self._attempt.cohort)
+        return await self._verifier.bounds.take(name, principal, limits.per_minute, limits.burst, now_s)
 
 
 class _JudgedDecision(JudgedRecord, frozen=True, kw_only=True):

@@ -85,12 +85,13 @@ class AnswerKeeper:
         request: Requirements,
     ) -> None:
         """Compare the kept answer with the new one, count the result, and keep the new one."""
-        kept, _ = await self._store.look(record.key, snapshot.revision, cohort.name)
+        name = snapshot.name_of(cohort.name)
+        kept, _ = await self._store.look(record.key, snapshot.revision, name)
         if kept is not None:
             right = await self._is_right(kept, snapshot, cohort, observation, request)
             self.checked(cohort.name, {True: "right", False: "wrong", None: "unknown"}[right])
             if right is not None:
-                await self._store.check(snapshot.revision, cohort.name, not right)
+                await self._store.check(snapshot.revision, name, not right)
         self._keep(record, cohort, ruling, observation)
 
     async def _is_right(

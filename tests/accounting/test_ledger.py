@@ -19,8 +19,10 @@ from extproc.accounting.ledger import _QUEUED_BATCHES, Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Explored, Outcome, Rejection
 from extproc.accounting.render import text_of
 from extproc.accounting.report import CacheSums, ExploredSums, read_report
+from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.store import Store, connect
 from extproc.api.observation import Usage
+from extproc.contract.words import Signal
 
 DAY_S = 86400.0
 
@@ -290,12 +292,15 @@ def test_the_answer_of_a_second_tier_is_kept_beside_its_request(tmp_path: Path) 
     assert report.explored == ExploredSums(requests=1, accepted=0, rejected=1, cost=0.75)
 
 
-def test_second_answers_that_are_too_old_are_deleted(tmp_path: Path) -> None:
-    store = Store(tmp_path / "ledger.sqlite", 30)
+def test_second_answers_and_signals_that_are_too_old_are_deleted(tmp_path: Path) -> None:
+    store, now = Store(tmp_path / "ledger.sqlite", 30), time.time()
     store.add_explored(SECOND)
+    for days in (29, 31):
+        store.add_signal(AnswerSignal(f"r-{days}", Signal.FEEDBACK, "a1", now - days * 86400, 1.0))
     store.add([(outcome(), FREE)])
     store.close()
     assert rows(tmp_path / "ledger.sqlite", "explorations") == []
+    assert [row["request"] for row in rows(tmp_path / "ledger.sqlite", "signals")] == ["r-29"]
 
 
 @pytest.mark.parametrize(

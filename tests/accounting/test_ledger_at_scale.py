@@ -30,7 +30,7 @@ from tests.accounting.test_ledger_postgres import VERSION_2, until
 from tests.postgres import Postgres
 
 DAY_S = days.DAY_S
-BY: tuple[By, ...] = ("cohort", "tier", "principal")
+BY: tuple[By, ...] = ("cohort", "tier", "principal", "app", "team")
 
 
 def traffic(count: int, seed: int, hours: float = 30) -> list[tuple[Outcome, Cost]]:
@@ -54,8 +54,11 @@ def traffic(count: int, seed: int, hours: float = 30) -> list[tuple[Outcome, Cos
             rejections=rejections, usage=draw.choice([None, Usage(draw.randrange(900), 7, 3)]),
             request=f"request-{seed}-{number}", principal=draw.choice(["p", "q", None]),
             first_byte_s=draw.choice([None, draw.lognormvariate(-1, 1)]),
+            cache=draw.choice([None, "miss", "hit", "semantic"]), app=draw.choice([None, "support", "code"]),
+            team=draw.choice([None, "care"]), decision=draw.choice([None, '{"stream":true}', '{"stream":false}']),
         )  # fmt: skip
-        return outcome, Cost(dollars(), tuple(dollars() for _ in rejections), dollars())
+        saved = dollars() if outcome.is_hit else None
+        return outcome, Cost(dollars(), tuple(dollars() for _ in rejections), dollars(), saved)
 
     return [priced(number) for number in range(count)]
 
@@ -79,10 +82,10 @@ def tables(postgres: Postgres, like: str) -> list[str]:
     return [name for (name,) in postgres.rows(query)]
 
 
-def without_times(report: CostReport) -> tuple[CohortLine, list[CohortLine], list[str], object]:
+def without_times(report: CostReport) -> tuple[CohortLine, list[CohortLine], list[str], object, object]:
     """A report without its place, and without the times that a histogram rounds."""
     lines = [msgspec.structs.replace(line, first_byte_s=None) for line in (report.total, *report.groups)]
-    return lines[0], lines[1:], report.verdicts, report.explored
+    return lines[0], lines[1:], report.verdicts, report.explored, report.cached
 
 
 def first_bytes(report: CostReport) -> Iterator[float]:

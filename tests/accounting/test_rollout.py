@@ -48,7 +48,7 @@ def pairs(count: int, start: int = 0, **candidate: Any) -> Iterator[Outcome]:
 
 
 def test_rows_count_from_the_first_one_of_the_candidate_on(place):
-    """Rows of other candidates, without a decision, and about models that clients chose are in no arm."""
+    """Rows of other candidates, of apps, without a decision, and about models that clients chose are in no arm."""
     store(place, *(outcome("r0", session=f"before{i}") for i in range(20)))
     assert compared(place).since is None
     store(place, *pairs(3), outcome("r2", session="edited"))  # another share is another revision
@@ -58,6 +58,7 @@ def test_rows_count_from_the_first_one_of_the_candidate_on(place):
         outcome(None, session="b", reason="fail_open"),
         outcome(session="c", reason="pinned"),
         outcome("r1", session="d", reason="passthrough"),
+        outcome("r1", session="e", accepted=False, app="support"),  # the candidate decides about no app
     )
     assert compared(place).groups[ALL].counts == Counts(3, 3, 3, 3)
 

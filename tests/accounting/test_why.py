@@ -106,3 +106,32 @@ def test_an_unknown_id_says_where_it_is_found(tmp_path: Path, capsys: pytest.Cap
     assert capsys.readouterr().out.startswith("request   1-2, chat, ")
     assert main(["why", "9-9", "--ledger", ledger]) == 2
     assert f"{ledger} has no request 9-9: the id is in the answer's header x-request-id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("reason", "decision", "status", "lines"),
+    [
+        (
+            Reason.BUDGET,
+            {"app": "support", "team": "care", "budget": "app/support"},
+            429,
+            ["app       support, team care", "budget    app/support is used up"],
+        ),
+        (Reason.APP_OFF, {"app": "support"}, 503, ["app       support"]),
+    ],
+)
+def test_a_request_that_was_refused_cost_nothing(
+    tmp_path: Path, reason: Reason, decision: dict[str, Any], status: int, lines: list[str]
+) -> None:
+    """The tier of the decision was not asked."""
+    record = DECISION | {"reason": reason} | decision
+    row = outcome(record, ending=Ending.FAILED, status=status, attempts=0, reason=reason, tier=None, usage=None)
+    told = story(tmp_path, row, Cost(None, (), None))
+    assert told[1:3] == [
+        f"ended     The client got an error or a cut answer, with status {status} after 1.50 s",
+        f"decision  Tier small was chosen, because {why_module._REASONS[reason]} ({reason})",
+    ]
+    assert told[3 : 3 + len(lines)] == lines
+    assert told[-3:] == [
+        "attempts  0", "cost      Nothing, because no tier was asked", "revision  r1, mode enforce"
+    ]  # fmt: skip

@@ -1,12 +1,13 @@
 """What `extproc explain` says about a decision."""
 
 import asyncio
+import shutil
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from extproc.cli.explain import _request_lines
+from extproc.cli.explain import Explainer, _request_lines
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.encoder.batcher import Batcher
@@ -37,3 +38,20 @@ def test_a_text_that_is_not_matched_is_named(words, text, expected):
     lines = list(_request_lines(routed, CHAT[":path"]))
     assert lines[1] == f"ask       {text!r} (last_user)"
     assert lines[2:] == expected
+
+
+def test_the_default_tier_of_an_app_is_that_of_the_api(tmp_path, words, monkeypatch):
+    """As for its requests, the path decides. A prompt is a request to Chat Completions."""
+    folder = shutil.copytree(GOOD, tmp_path / "intents")
+    with (folder / "policy.yaml").open("a") as policy:
+        policy.write("apps:\n  support: {hosts: [support.example], default_tier: {messages: small}}\n")
+    monkeypatch.setattr("extproc.cli.explain.load_encoder", lambda *_: words)
+    explainer = Explainer(folder, "support")
+    default_tiers = {
+        path: explainer.of_prompt("Hello there", path).routed.decision.tier.name
+        for path in ("/v1/chat/completions", "/v1/messages")
+    }
+    assert default_tiers == {"/v1/chat/completions": "large", "/v1/messages": "small"}
+    assert "app       support" in explainer.of_prompt("Hello there").text
+    with pytest.raises(ValueError, match=r"--app sales: no app of policy\.yaml has this name"):
+        Explainer(folder, "sales")

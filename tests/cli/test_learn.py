@@ -17,6 +17,8 @@ from extproc.cli.main import main
 from extproc.config.load import load_config
 from extproc.contract.words import Signal
 from extproc.evidence.measure.gate import Passage
+from extproc.routing.gain_file import GAINS_FILE, encode_gains
+from tests.routing.test_by_prompt import gains, header
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = 30
@@ -99,6 +101,36 @@ def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.Ca
     assert run(place) == 0
     assert "the same candidate is in " in capsys.readouterr().out
     assert (place / "intents" / "policy.yaml").read_bytes() == policy
+
+
+def test_the_candidate_keeps_the_predicted_gains(place: Path) -> None:
+    """Without them, the tiers of the intents would serve in place of those that the prompt chooses."""
+    raw = encode_gains(header(load_config(place / "intents")), gains())
+    (place / "intents" / GAINS_FILE).write_bytes(raw)
+    assert run(place) == 0
+    assert (place / "intents" / "next" / GAINS_FILE).read_bytes() == raw
+
+
+def test_requests_of_an_app_with_its_own_intents_are_left_out(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their labels are cohorts of that app, which would count as out of scope here."""
+    intents = place / "intents"
+    shutil.copytree(intents, intents / "support", ignore=shutil.ignore_patterns("policy.yaml"))
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("apps: {support: {hosts: [s.example], intents: support}, plain: {hosts: [p.example]}}\n")
+    with (
+        contextlib.closing(Store(place / "ledger.sqlite", 90)) as store,
+        (place / "requests.jsonl").open("a") as log,
+    ):
+        for app in ("support", "plain"):
+            outcome = Outcome(time.time(), "chat", Ending.ACCEPTED, 200, 1, "matched", request=app, app=app)
+            store.add([(outcome, Cost(0.1, (), 0.1))])
+            body = {"model": "auto", "messages": [{"role": "user", "content": f"From {app}"}]}
+            log.write(msgspec.json.encode({"id": app, "request": body}).decode() + "\n")
+    assert run(place) == 0
+    assert f"export:    {ROWS + 1} requests with their text" in capsys.readouterr().out
+    assert "From support" not in (place / "learn" / "log.jsonl").read_text()
 
 
 def test_after_the_promotion_there_is_nothing_to_learn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,6 +153,10 @@ def test_an_edit_of_an_apps_folder_is_seen_and_logged(folder, words):
     assert reload_module._look_at_others(snapshot) != reload_module._other_signatures(snapshot)
     changes = changes_between(before, load_config(folder), sample_of)
     assert describe(changes) == "apps.support: its intents changed; needs Envoy: policy.yaml:25 intents"
+    before = load_config(folder)
+    (folder / "support" / "_background.yaml").write_text(f"background: [{', '.join('abcdefghijklmnopqrst')}]\n")
+    changes = changes_between(before, load_config(folder), sample_of)
+    assert describe(changes) == "apps.support: its background or its fitted files changed"
 
 
 def test_a_tier_that_the_app_may_not_use_is_a_mistake_of_its_intent(folder):

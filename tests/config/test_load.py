@@ -58,8 +58,11 @@ MISTAKES = {
         "policy.yaml:24: label `Team` is `two words`: use only letters, digits, '.', '_' and '-'",
         "policy.yaml:24: label `Team`: use lower-case letters, digits and _, and another name than app",
         "policy.yaml:27: `tiers` is an empty list, so every request would be refused: name at least one tier",
-        "policy.yaml:31: host `b.example` is also one of app `again`, which gets its requests: remove one of them",
+        "policy.yaml:31: host `b.example` is also one of app `again` above, which gets its requests: remove it "
+        "from one of them, or write `third` first",
         "policy.yaml:32: team `x` has another budget in app `again`: write the same one",
+        "policy.yaml:35: host `c.wide.example` is also one of app `wide` above, which gets its requests: remove it "
+        "from one of them, or write `narrow` first",
     ],
     "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
     "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],

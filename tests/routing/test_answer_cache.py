@@ -19,7 +19,7 @@ from extproc.routing.decision import Decision
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.signals import read_signals
-from extproc.routing.snapshot import Snapshot
+from extproc.routing.snapshot import AppRoute, Snapshot
 from extproc.routing.store import MemoryStore
 from extproc.settings import AnswerCache as Settings
 from extproc.settings import Price, Tier
@@ -168,3 +168,24 @@ def test_a_cache_with_wrong_hits_is_off_for_its_cohort_and_revision() -> None:
     assert cache.cache.checks_of(cache.snapshot)["faq"].off
     cache.snapshot = msgspec.structs.replace(cache.snapshot, revision="r2")
     assert cache.word() is CacheWord.MISS
+
+
+def test_each_app_counts_its_own_checks() -> None:
+    """Their cohorts may have one name and other answers. An app without own intents is listed when it is used."""
+    cache = Cache()
+    policy, answers = cache.snapshot, {"support": "/support", "sales": ""}
+    apps = tuple(
+        AppRoute(name, msgspec.structs.replace(policy, app=name), folder=folder) for name, folder in answers.items()
+    )
+    both = msgspec.structs.replace(policy, apps=apps)
+    assert [*cache.cache.checks_of(both)] == ["faq", "support/faq"]
+    for _ in range(3):
+        asyncio.run(cache.store.check("r1", "support/faq", True))
+    words = {}
+    for app in apps:
+        cache.snapshot = app.snapshot
+        words[app.name] = cache.word()
+    assert words == {"support": CacheWord.OFF, "sales": CacheWord.MISS}
+    assert {name: checks.off for name, checks in cache.cache.checks_of(both).items()} == {
+        "faq": False, "support/faq": True, "sales/faq": False,
+    }  # fmt: skip

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from extproc.config.candidate import compile_all
 from extproc.config.compile import compile_snapshot, utterances_digest
 from extproc.config.load import Config, ConfigError, load_config
 from extproc.config.signature import signature
-from extproc.config.standing import stale_values
+from extproc.config.standing import Standing, stale_values
 from extproc.contract.words import Reason
 from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
@@ -231,3 +232,33 @@ def test_a_damaged_file_is_a_mistake_of_the_folder(tmp_path, words):
     (folder / GAINS_FILE).write_bytes(b"x")
     with pytest.raises(ConfigError, match=r"gains\.safetensors:1: is not a file of gains"):
         load_config(folder)
+
+
+def test_the_intents_of_an_app_have_their_own_gains(tmp_path, words):
+    folder = folder_with(tmp_path)
+    app = folder / "support"
+    app.mkdir()
+    for name in ("billing.yaml", "cooking.yaml", "_background.yaml", GAINS_FILE):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, app / name)
+    (folder / GAINS_FILE).unlink()
+    with (folder / "policy.yaml").open("a") as policy:
+        policy.write("apps:\n  support: {hosts: [support.example], intents: support}\n")
+    config = load_config(folder)
+    snapshot = compile_all(config, folder, words)
+    assert snapshot.gains is None and snapshot.policy.cohorts["billing"].prompt_stale
+    own = snapshot.of_app("support")
+    assert own.gains is not None and not own.policy.cohorts["billing"].prompt_stale
+    stale = "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+    assert Standing(folder, config).status(snapshot).stale == [stale]
+    (app / GAINS_FILE).unlink()
+    changed = load_config(folder)
+    both = Standing(folder, changed).status(compile_all(changed, folder, words)).stale
+    assert both == [stale, f"app support: {stale}"]
+    (app / GAINS_FILE).write_bytes(b"damaged")
+    assert [problem.file for problem in load_config(folder).broken["support"].problems] == [f"support/{GAINS_FILE}"]
+    (app / GAINS_FILE).unlink()
+    (app / "cooking.yaml").write_text((app / "cooking.yaml").read_text().replace("tier: large", "tier: small"))
+    text = (folder / "policy.yaml").read_text()
+    (folder / "policy.yaml").write_text(text.replace("support}", "support, default_tier: small, tiers: [small]}"))
+    assert "tier `large` is not in `tiers` of the app" in str(load_config(folder).broken["support"].problems)

@@ -3,16 +3,24 @@
 import asyncio
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import msgspec
 import pytest
 
 from extproc.accounting.feedback import AnsweredRequest, Feedback
 from extproc.accounting.signals import AnswerSignal
 from extproc.messages import BodyMode, Event, Opening
+from extproc.routing.index import Index
 from extproc.routing.limits import principal_of
+from extproc.routing.policy import Cohort
+from extproc.routing.policy import Policy as RoutingPolicy
+from extproc.routing.snapshot import AUTHORITY, AppRoute, Snapshot
 from extproc.serving import feedback
 from extproc.serving.feedback import BURST, FeedbackDesk, FeedbackExchange
+from extproc.serving.processor import _open
+from extproc.settings import Price, Tier
 
 UP = b'{"request_id":"5-5","thumbs":"up"}'
 HEADERS = {":path": "/v1/feedback", "authorization": "Bearer mine"}
@@ -140,3 +148,22 @@ def test_the_last_message_of_the_request_gets_the_answer(
     bodiless = events[-1].kind == "request_headers"
     assert answered[-1].status == (400 if bodiless else 202)
     assert answered[-1].headers == {"content-type": "application/json"}
+
+
+def test_the_cohorts_of_an_app_are_labels_of_its_feedback() -> None:
+    """The app is that of the host to which the feedback goes."""
+    small = Tier("small", "small-1", "http://small", 8000, Price(input=1, output=2))
+    whole = Snapshot("r1", RoutingPolicy((small,), "small", {}), cast(Index, None))
+    refunds = RoutingPolicy((small,), "small", {"refunds": Cohort("refunds", "small", 0.1, 0.0, True)})
+    app = AppRoute("support", msgspec.structs.replace(whole, policy=refunds, app="support"), ("support.example",))
+    router: Any = SimpleNamespace(snapshot=msgspec.structs.replace(whole, apps=(app,)))
+    body = b'{"request_id":"5-5","label":"refunds"}'
+
+    def status(host: str) -> int | None:
+        headers = HEADERS | {AUTHORITY: host}
+        verifier: Any = None
+        exchange = _open(None, Opening(headers, "BUFFERED", "NONE"), router, verifier, Desk().desk)
+        [reply] = asyncio.run(exchange.answer(Event("request_body", True, body)))
+        return reply.status
+
+    assert (status("support.example"), status("other.example")) == (202, 400)

@@ -14,7 +14,7 @@ from extproc.contract.records import ladder_of
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy
-from extproc.routing.snapshot import Rollout, Snapshot
+from extproc.routing.snapshot import AppRoute, Rollout, Snapshot
 from extproc.settings import Candidate, EncoderConfig, Escalate, Escalations, Human, StreamHold, Timeouts
 from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.rescue import RescueExchange
@@ -491,6 +491,19 @@ def test_a_cohort_over_its_share_is_degraded() -> None:
         judged(REFUSED, VerifierExchange(verifier, opening("BUFFERED")))["x-cascade-verdict"] for _ in range(12)
     ]
     assert words == ["escalate"] * 10 + ["degraded"] * 2
+
+
+def test_the_share_of_an_app_is_counted_by_itself() -> None:
+    """Its cohort may have the name of another one."""
+    own = snapshot(share=0.001, burst=1000)
+    app = AppRoute("support", msgspec.structs.replace(own, app="support"))
+    verifier = Verifier(lambda: msgspec.structs.replace(own, apps=(app,)), None)
+    words = []
+    for of_app in (*[{}] * 11, {"app": "support"}):
+        opened = opening("BUFFERED")
+        opened.metadata[Namespace.DECISION].update(of_app)
+        words.append(judged(REFUSED, VerifierExchange(verifier, opened))["x-cascade-verdict"])
+    assert words == ["escalate"] * 10 + ["degraded", "escalate"]
 
 
 def decided(attempt: int, skipped: float | None, to: tuple[str, ...], answered: bytes = REFUSED) -> Any:
