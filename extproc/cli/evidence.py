@@ -244,7 +244,8 @@ def usable(path: Path) -> Traffic:
     traffic = read_traffic(path)
     if not traffic.rows:
         report_bad_rows(path, traffic.bad)
-        raise ValueError(f"{path}: no row can be used: see docs/reference/traffic.md for the format")
+        found = "no row can be used" if traffic.bad else "the file has no rows"
+        raise ValueError(f"{path}: {found}: give JSON lines in the format of docs/reference/traffic.md")
     return traffic
 
 

@@ -145,6 +145,18 @@ def without_candidate(raw: bytes) -> bytes:
     return edited
 
 
+def with_model(raw: bytes, model: str) -> bytes:
+    """The text of policy.yaml with `model` as the path of its encoder. All other lines stay. Raises ValueError."""
+    before = _decoded(raw)
+    if before is None or before.encoder.model == model:
+        return raw
+    edited = raw.replace(before.encoder.model.encode(), model.encode(), 1)
+    after = _decoded(edited)
+    if after is None or after.encoder.model != model or msgspec.structs.replace(after, encoder=before.encoder) != before:
+        raise ValueError(f"{POLICY_FILE}: the model of the encoder cannot be found in its text: write {model} there")
+    return edited
+
+
 def _decoded(raw: bytes) -> PolicyFile | None:
     problems: list[Problem] = []
     return decode_yaml(POLICY_FILE, raw, PolicyFile, problems, {})

@@ -26,7 +26,7 @@ from extproc.config.schema import POLICY_FILE
 from extproc.demo.processes import PortTaken, StackError, end, free_port_range, free_ports, start
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.envoy.bootstrap import render_envoy
-from extproc.routing.centroid_file import CENTROIDS_FILE
+from extproc.routing.gain_file import FITTED_FILES
 from extproc.serving.health import serves
 from extproc.serving.workers import worker_addresses
 from extproc.settings import EncoderConfig, read_url
@@ -244,7 +244,7 @@ def localize(source: Path, target: Path, ports: dict[str, int], deadline_ms: int
     The encoder has at least `deadline_ms` for a text.
     """
     target.mkdir(parents=True, exist_ok=True)
-    for path in (*yaml_files(source), *source.glob(CENTROIDS_FILE)):
+    for path in (*yaml_files(source), *(path for name in FITTED_FILES for path in source.glob(name))):
         shutil.copy(path, target / path.name)
     policy = yaml.safe_load((source / POLICY_FILE).read_text(encoding="utf-8"))
     encoder = policy.setdefault("encoder", {})

@@ -17,6 +17,9 @@ from extproc.cli.main import main
 from extproc.config.load import load_config
 from extproc.contract.words import Signal
 from extproc.evidence.measure.gate import Passage
+from extproc.routing.gain_file import GAINS_FILE, encode_gains
+from tests.routing.test_by_prompt import gains as by_prompt_gains
+from tests.routing.test_by_prompt import header
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = 30
@@ -99,6 +102,20 @@ def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.Ca
     assert run(place) == 0
     assert "the same candidate is in " in capsys.readouterr().out
     assert (place / "intents" / "policy.yaml").read_bytes() == policy
+
+
+def test_the_copy_has_the_fitted_files_and_finds_the_encoder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A candidate without `gains.safetensors` would make every choice by the prompt stale."""
+    gains = encode_gains(header(), by_prompt_gains())
+    (place / "intents" / GAINS_FILE).write_bytes(gains)
+    (place / "adapted").mkdir()
+    policy = place / "intents" / "policy.yaml"
+    policy.write_text(policy.read_text() + "encoder: {model: ../adapted}\n")
+    assert run(place) == 0
+    assert (place / "intents" / "next" / GAINS_FILE).read_bytes() == gains
+    copied, served = (load_config(place / name).policy.encoder.model for name in ("learn/next", "intents"))
+    assert copied == served == str(place / "adapted")
+    assert "model: ../adapted" in policy.read_text()
 
 
 def test_after_the_promotion_there_is_nothing_to_learn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
