@@ -151,9 +151,9 @@ def with_model(raw: bytes, model: str) -> bytes:
     if before is None or before.encoder.model == model:
         return raw
     edited = raw.replace(before.encoder.model.encode(), model.encode(), 1)
-    after = _decoded(edited)
-    if after is None or after.encoder.model != model or msgspec.structs.replace(after, encoder=before.encoder) != before:
-        raise ValueError(f"{POLICY_FILE}: the model of the encoder cannot be found in its text: write {model} there")
+    wanted = msgspec.structs.replace(before.encoder, model=model)
+    if _decoded(edited) != msgspec.structs.replace(before, encoder=wanted):
+        raise ValueError(f"{POLICY_FILE}: write {model} as the model of the encoder, which its text does not show")
     return edited
 
 

@@ -104,7 +104,7 @@ def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.Ca
     assert (place / "intents" / "policy.yaml").read_bytes() == policy
 
 
-def test_the_copy_has_the_fitted_files_and_finds_the_encoder(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_copy_has_the_fitted_files_and_finds_the_encoder(place: Path) -> None:
     """A candidate without `gains.safetensors` would make every choice by the prompt stale."""
     gains = encode_gains(header(), by_prompt_gains())
     (place / "intents" / GAINS_FILE).write_bytes(gains)
