@@ -239,9 +239,9 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     return 0
 
 
-def usable(path: Path) -> Traffic:
-    """The traffic in a file. Raises ValueError if no row can be used."""
-    traffic = read_traffic(path)
+def usable(path: Path, name: Path | None = None) -> Traffic:
+    """The traffic in a file, which messages call `name`. Raises ValueError if no row can be used."""
+    traffic, path = read_traffic(path), name or path
     if not traffic.rows:
         report_bad_rows(path, traffic.bad)
         found = "no row can be used" if traffic.bad else "the file has no rows"
