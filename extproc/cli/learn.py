@@ -20,6 +20,7 @@ from extproc.accounting.store import name_of
 from extproc.cli.evidence import requests_by_id, run_calibrate, run_choose
 from extproc.cli.evidence_compare import run_diff, run_gate
 from extproc.cli.evidence_sample import rows_to_label
+from extproc.cli.process import in_words
 from extproc.config.load import ConfigError, load_config
 from extproc.config.reading import yaml_files
 from extproc.config.rollout_files import CandidateRunning, propose_candidate, with_model, without_candidate
@@ -89,7 +90,9 @@ class Report:
         except ConfigError as error:
             places = "; ".join(f"{problem.file}:{problem.line}: {problem.what}" for problem in error.problems)
             raise self._failed(name, places) from error
-        except (ValueError, OSError, EncoderError) as error:
+        except OSError as error:
+            raise self._failed(name, in_words(error)) from error
+        except (ValueError, EncoderError) as error:
             raise self._failed(name, str(error)) from error
         finally:
             self._parts += [f"== {name} ==", *lines, output.getvalue()]

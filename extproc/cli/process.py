@@ -31,7 +31,7 @@ def run_process(run: Callable[[], int], intents: Path | None = None) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError) and _reader_left():
             return BROKEN_PIPE
-        print(f"extproc: {_in_words(error)}", file=sys.stderr)
+        print(f"extproc: {in_words(error)}", file=sys.stderr)
     except (EncoderError, ValueError) as error:
         print(f"extproc: {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def _reader_left() -> bool:
     return left
 
 
-def _in_words(error: OSError) -> str:
+def in_words(error: OSError) -> str:
     """The file first and without the number of the error, as in the messages about YAML."""
     if error.filename is None or not error.strerror:
         return str(error)

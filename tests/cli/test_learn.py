@@ -192,3 +192,9 @@ def test_without_labels_the_queue_is_filled_and_nothing_fitted(
         ledger.write([("DELETE FROM signals", ())])
     assert run(place) == 0 and steps == []
     assert "nothing to learn from: label rows of learn/queue.jsonl" in capsys.readouterr().out
+
+
+def test_a_file_of_requests_that_is_missing_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "requests.jsonl").unlink()
+    assert run(place) == 2
+    assert capsys.readouterr().err.endswith("what serves is unchanged: requests.jsonl: no such file or directory\n")
