@@ -15,10 +15,21 @@ from extproc.accounting.outcome import Explored, Priced
 from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.sqlite import SqliteLedger
 
+_MAGIC = b"SQLite format 3\0"
 _PRUNE_S = 3600.0
 # How many outcomes one statement deletes, so that it takes less than the timeout. An hour of heavy traffic takes
 # several statements. The rows of the other tables have their own time.
 _PRUNED_ROWS, _BESIDE = 5000, ("explorations", "signals")
+
+
+def _may_be_ledger(path: Path) -> bool:
+    """Whether the file is absent, empty or begins as a database does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+    except FileNotFoundError:
+        return True
+    return start in (b"", _MAGIC)
 
 
 class Store:
@@ -30,6 +41,8 @@ class Store:
             postgres.psycopg_driver()
         elif not Path(place).parent.is_dir():
             raise OSError(f"cannot write a ledger to {place}: create the folder {Path(place).parent}")
+        elif Path(place).is_dir() or not _may_be_ledger(Path(place)):
+            raise OSError(f"cannot write a ledger to {place}: it is something else, so give another name")
         self.place = place
         self.keep_days, self._keep_s = keep_days, keep_days * 86400
         self._connection: Connection | None = None

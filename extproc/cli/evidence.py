@@ -239,12 +239,13 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
     return 0
 
 
-def usable(path: Path) -> Traffic:
-    """The traffic in a file. Raises ValueError if no row can be used."""
-    traffic = read_traffic(path)
+def usable(path: Path, name: Path | None = None) -> Traffic:
+    """The traffic in a file, which messages call `name`. Raises ValueError if no row can be used."""
+    traffic, path = read_traffic(path), name or path
     if not traffic.rows:
         report_bad_rows(path, traffic.bad)
-        raise ValueError(f"{path}: no row can be used: see docs/reference/traffic.md for the format")
+        found = "no row can be used" if traffic.bad else "the file has no rows"
+        raise ValueError(f"{path}: {found}: give JSON lines in the format of docs/reference/traffic.md")
     return traffic
 
 

@@ -25,21 +25,23 @@ def run_sample(intents: Path, data: Path, size: int, seed: int) -> int:
         copy = Path(folder) / data.name
         with copy.open("wb") as file:
             shutil.copyfileobj(source, file)
-        return _sample(intents, copy, size, seed)
+        return _sample(intents, copy, size, seed, data)
 
 
-def _sample(intents: Path, data: Path, size: int, seed: int) -> int:
-    drawn, lines = rows_to_label(intents, data, size, seed)
+def _sample(intents: Path, data: Path, size: int, seed: int, name: Path | None = None) -> int:
+    drawn, lines = rows_to_label(intents, data, size, seed, name)
     for line in lines:
         sys.stdout.buffer.write(line)
-    _report_draw(data, drawn)
+    _report_draw(name or data, drawn)
     return 0
 
 
-def rows_to_label(intents: Path, data: Path, size: int, seed: int) -> tuple[Draw, list[bytes]]:
-    """Draw rows of a file, and return their lines with their weights."""
-    run = execute(intents, patient_encoder(intents), usable(data), Tokens())
-    report_unused(data, run)
+def rows_to_label(
+    intents: Path, data: Path, size: int, seed: int, name: Path | None = None
+) -> tuple[Draw, list[bytes]]:
+    """Draw rows of a file, and return their lines with their weights. Messages call the file `name`."""
+    run = execute(intents, patient_encoder(intents), usable(data, name), Tokens())
+    report_unused(name or data, run)
     drawn = draw(run, size, seed)
     weights, lines = {row.line: row.weight for row in drawn.rows}, []
     for number, line in read_lines(data):

@@ -20,9 +20,10 @@ from extproc.accounting.store import name_of
 from extproc.cli.evidence import requests_by_id, run_calibrate, run_choose
 from extproc.cli.evidence_compare import run_diff, run_gate
 from extproc.cli.evidence_sample import rows_to_label
+from extproc.cli.process import in_words
 from extproc.config.load import ConfigError, load_config
 from extproc.config.reading import yaml_files
-from extproc.config.rollout_files import CandidateRunning, propose_candidate, without_candidate
+from extproc.config.rollout_files import CandidateRunning, propose_candidate, with_model, without_candidate
 from extproc.config.schema import POLICY_FILE
 from extproc.encoder.protocols import EncoderError
 from extproc.evidence.data.label_queue import LabelQueue
@@ -89,7 +90,9 @@ class Report:
         except ConfigError as error:
             places = "; ".join(f"{problem.file}:{problem.line}: {problem.what}" for problem in error.problems)
             raise self._failed(name, places) from error
-        except (ValueError, OSError, EncoderError) as error:
+        except OSError as error:
+            raise self._failed(name, in_words(error)) from error
+        except (ValueError, EncoderError) as error:
             raise self._failed(name, str(error)) from error
         finally:
             self._parts += [f"== {name} ==", *lines, output.getvalue()]
@@ -178,22 +181,23 @@ def _copy(intents: Path, new: Path) -> None:
     """Copy what serves, without a candidate."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    for path in (*yaml_files(intents), *_fitted(intents)):
+    for path in _files(intents):
         shutil.copy2(path, new / path.name)
-    config = load_config(intents)
+    config, policy = load_config(intents), new / POLICY_FILE
     if config.policy.candidate is not None:
-        policy = new / POLICY_FILE
         policy.write_bytes(without_candidate(policy.read_bytes()))
-
-
-def _fitted(folder: Path) -> list[Path]:
-    return [folder / name for name in FITTED_FILES if (folder / name).is_file()]
+    # A relative path of an encoder starts at `intents`.
+    policy.write_bytes(with_model(policy.read_bytes(), config.policy.encoder.model))
 
 
 def _changed(old: Path, new: Path) -> list[str]:
     """The files that differ, without policy.yaml: a candidate has none."""
-    paths = [path for path in (*yaml_files(new), *_fitted(new)) if path.name != POLICY_FILE]
-    return [path.name for path in paths if not _same(path, old / path.name)]
+    return [path.name for path in _files(new) if path.name != POLICY_FILE and not _same(path, old / path.name)]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder that a fit reads or writes."""
+    return [*yaml_files(folder), *(path for name in FITTED_FILES for path in folder.glob(name))]
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -45,7 +45,7 @@ def add_learn(commands: "Commands") -> None:
         help="read only requests of the last SPAN, such as 24h or 30d (default: %(default)s)",
     )  # fmt: skip
     learn.add_argument(
-        "--target", metavar="quality=SHARE|cost=DOLLARS",
+        "--target", metavar="quality=SHARE|cost=DOLLARS|loss=SHARE",
         help="also choose tier and settings of each cohort by the recorded outcomes, as `calibrate --target` does",
     )  # fmt: skip
     learn.add_argument(

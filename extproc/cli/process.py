@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from extproc.encoder.protocols import EncoderError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 141  # as a shell reports a program that SIGPIPE ended
 
 
 def run_process(run: Callable[[], int], intents: Path | None = None) -> int:
@@ -21,14 +23,37 @@ def run_process(run: Callable[[], int], intents: Path | None = None) -> int:
     """
     _set_up_logging()
     try:
-        return run()
+        code = run()
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         _print_problems(error, error.folder or intents or Path())
-    except (EncoderError, OSError, ValueError) as error:
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return BROKEN_PIPE
+        print(f"extproc: {in_words(error)}", file=sys.stderr)
+    except (EncoderError, ValueError) as error:
         print(f"extproc: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return INTERRUPTED
     return USER_ERROR
+
+
+def _reader_left() -> bool:
+    """Whether the reader of our output, such as `head`, has all that it wants. The rest of it then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
+
+
+def in_words(error: OSError) -> str:
+    """The file first and without the number of the error, as in the messages about YAML."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror[0].lower()}{error.strerror[1:]}"
 
 
 def _set_up_logging() -> None:

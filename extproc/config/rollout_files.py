@@ -145,6 +145,18 @@ def without_candidate(raw: bytes) -> bytes:
     return edited
 
 
+def with_model(raw: bytes, model: str) -> bytes:
+    """The text of policy.yaml with `model` as the path of its encoder. All other lines stay. Raises ValueError."""
+    before = _decoded(raw)
+    if before is None or before.encoder.model == model:
+        return raw
+    edited = raw.replace(before.encoder.model.encode(), model.encode(), 1)
+    wanted = msgspec.structs.replace(before.encoder, model=model)
+    if _decoded(edited) != msgspec.structs.replace(before, encoder=wanted):
+        raise ValueError(f"{POLICY_FILE}: write {model} as the model of the encoder, which its text does not show")
+    return edited
+
+
 def _decoded(raw: bytes) -> PolicyFile | None:
     problems: list[Problem] = []
     return decode_yaml(POLICY_FILE, raw, PolicyFile, problems, {})

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote
 
 import msgspec
@@ -20,7 +20,7 @@ from extproc.routing.policy import Cohort, Policy
 from extproc.style import html_page, html_table
 
 SPANS = ("1h", "24h", "7d", "30d")
-GROUPINGS: tuple[By, ...] = ("cohort", "tier", "principal")
+GROUPINGS: tuple[By, ...] = get_args(By)
 _PAGES = {
     "/": "Overview",
     "/try": "Try a prompt",
@@ -53,7 +53,7 @@ class Sources(msgspec.Struct, frozen=True):
 
 
 def overview(sources: Sources, since: str, by: By) -> str:
-    """Traffic and money by cohort, tier or caller, and the evidence of each cohort."""
+    """Traffic and money by cohort, tier, caller, app or team, and the evidence of each cohort."""
     parts = [*_router(sources)]
     if sources.ledger is None:
         parts.append(_soft(_NO_LEDGER))
@@ -65,8 +65,13 @@ def overview(sources: Sources, since: str, by: By) -> str:
 
 
 def _router(sources: Sources) -> Iterable[str]:
-    if sources.router is not None:
+    if sources.router is None:
+        return
+    try:
         first, *rest = sources.router()
+    except (OSError, ValueError) as error:  # traffic is shown all the more while a router is away
+        yield f'<p class="verdict"><b>The router is not shown</b> {escape(str(error))}</p>'
+    else:
         yield f'<p class="verdict">{escape(first)}</p><pre>{escape(chr(10).join(rest))}</pre>'
 
 

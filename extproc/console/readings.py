@@ -64,6 +64,8 @@ def read_eval_report(path: Path) -> EvalReport:
     """Read what `extproc eval --json FILE` wrote. Raises OSError with a remedy."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=EvalReport)
+    except FileNotFoundError as error:
+        raise OSError(f"no report at {path}: write one with `extproc eval --json {path}`") from error
     except msgspec.DecodeError as error:
         raise OSError(
             f"{path} is not a report of `extproc eval` ({error}): write one with `extproc eval --json {path}`"

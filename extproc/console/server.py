@@ -49,7 +49,11 @@ class ConsoleServer(http.server.ThreadingHTTPServer):
     def server_bind(self) -> None:
         """Bind without the name of the host, which a slow name service would have to find."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
+        try:
+            self.socket.bind(self.server_address)
+        except OSError as error:
+            place = "{}:{}".format(*self.server_address[:2])
+            raise OSError(error.errno, f"{error.strerror}: give another address with --listen", place) from error
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 

@@ -248,6 +248,12 @@ def test_a_slow_store_fills_the_queue_and_nothing_else() -> None:
 
 def test_a_missing_folder_is_a_mistake_of_the_operator(tmp_path: Path) -> None:
     """It is reported before anything is served."""
+    (tmp_path / "notes").write_text("not a database, although it is long enough")
+    for place in (tmp_path, tmp_path / "notes"):
+        with pytest.raises(
+            OSError, match=r"cannot write a ledger to .*: it is something else, so give another name$"
+        ):
+            Store(place, 90)
     with pytest.raises(OSError, match=r"cannot write a ledger to .*ledger.sqlite: create the folder .*nowhere$"):
         Store(tmp_path / "nowhere" / "ledger.sqlite", 30)
 

@@ -18,7 +18,8 @@ from extproc.config.load import load_config
 from extproc.contract.words import Signal
 from extproc.evidence.measure.gate import Passage
 from extproc.routing.gain_file import GAINS_FILE, encode_gains
-from tests.routing.test_by_prompt import gains, header
+from tests.routing.test_by_prompt import gains as by_prompt_gains
+from tests.routing.test_by_prompt import header
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = 30
@@ -105,7 +106,7 @@ def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.Ca
 
 def test_the_candidate_keeps_the_predicted_gains(place: Path) -> None:
     """Without them, the tiers of the intents would serve in place of those that the prompt chooses."""
-    raw = encode_gains(header(load_config(place / "intents")), gains())
+    raw = encode_gains(header(load_config(place / "intents")), by_prompt_gains())
     (place / "intents" / GAINS_FILE).write_bytes(raw)
     assert run(place) == 0
     assert (place / "intents" / "next" / GAINS_FILE).read_bytes() == raw
@@ -131,6 +132,20 @@ def test_requests_of_an_app_with_its_own_intents_are_left_out(
     assert run(place) == 0
     assert f"export:    {ROWS + 1} requests with their text" in capsys.readouterr().out
     assert "From support" not in (place / "learn" / "log.jsonl").read_text()
+
+
+def test_the_copy_has_the_fitted_files_and_finds_the_encoder(place: Path) -> None:
+    """A candidate without `gains.safetensors` would make every choice by the prompt stale."""
+    gains = encode_gains(header(), by_prompt_gains())
+    (place / "intents" / GAINS_FILE).write_bytes(gains)
+    (place / "adapted").mkdir()
+    policy = place / "intents" / "policy.yaml"
+    policy.write_text(policy.read_text() + "encoder: {model: ../adapted}\n")
+    assert run(place) == 0
+    assert (place / "intents" / "next" / GAINS_FILE).read_bytes() == gains
+    copied, served = (load_config(place / name).policy.encoder.model for name in ("learn/next", "intents"))
+    assert copied == served == str(place / "adapted")
+    assert "model: ../adapted" in policy.read_text()
 
 
 def test_after_the_promotion_there_is_nothing_to_learn(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,3 +222,9 @@ def test_without_labels_the_queue_is_filled_and_nothing_fitted(
         ledger.write([("DELETE FROM signals", ())])
     assert run(place) == 0 and steps == []
     assert "nothing to learn from: label rows of learn/queue.jsonl" in capsys.readouterr().out
+
+
+def test_a_file_of_requests_that_is_missing_is_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "requests.jsonl").unlink()
+    assert run(place) == 2
+    assert capsys.readouterr().err.endswith("what serves is unchanged: requests.jsonl: no such file or directory\n")

@@ -155,8 +155,23 @@ def test_the_comparison_of_a_candidate_begins_with_its_verdict(ask: Any) -> None
     assert '<p class="verdict">HOLD: nobody knows, by ' in ask("/rollout")[2]
 
 
+def test_traffic_is_shown_while_the_router_is_away(sources: Sources) -> None:
+    def away() -> list[str]:
+        raise OSError("127.0.0.1:1 does not answer")
+
+    with serving(msgspec.structs.replace(sources, router=away)) as ask:
+        page = ask("/?by=app")[2]
+    assert "127.0.0.1:1 does not answer" in page and 'class="tiles"' in page
+
+
+def test_a_port_that_is_taken_is_named(sources: Sources) -> None:
+    with ConsoleServer("127.0.0.1", 0, sources) as server, pytest.raises(OSError, match="--listen") as error:
+        ConsoleServer("127.0.0.1", server.server_port, sources)
+    assert error.value.filename == f"127.0.0.1:{server.server_port}"
+
+
 def test_mistakes_are_told_with_a_remedy(ask: Any, sources: Sources, tmp_path: Path) -> None:
-    assert "expected one of cohort, tier, principal" in plain(ask("/?by=colour")[2])
+    assert "expected one of cohort, tier, principal, app, team" in plain(ask("/?by=colour")[2])
     assert "expected a number followed by m, h or d" in plain(ask("/?since=day")[2])
     assert ask("/nowhere")[0] == 404
     assert "extproc eval --json FILE" in plain(ask("/frontier")[2])

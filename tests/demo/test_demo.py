@@ -12,7 +12,8 @@ from extproc.demo import demo
 from extproc.demo.client import Client
 from extproc.demo.processes import PortTaken, end
 from extproc.demo.sample_upstream import SampleUpstreams
-from extproc.demo.stack import PLAIN_CLUSTER, Stack
+from extproc.demo.stack import PLAIN_CLUSTER, Stack, localize
+from extproc.routing.gain_file import FITTED_FILES
 from tests.e2e.traffic import INTENTS, MODELS, PROVE, ask, write_small_intents
 
 
@@ -138,3 +139,11 @@ def test_a_request_that_fails_is_the_last_line_if_all_processes_run(
     assert sentence.startswith("extproc: a request failed: ") and "this server has no model 'nobody'" in sentence
     assert (Path(folder) / "envoy.err").exists()
     shutil.rmtree(folder)
+
+
+def test_the_copy_of_the_intents_has_their_fitted_files(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(Path(__file__).parents[1] / "configs" / "good", tmp_path / "intents"))
+    for name in FITTED_FILES:
+        (source / name).write_bytes(name.encode())
+    localize(source, tmp_path / "copy", {"small": 1, "large": 2})
+    assert all((tmp_path / "copy" / name).read_bytes() == name.encode() for name in FITTED_FILES)

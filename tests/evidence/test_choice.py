@@ -370,7 +370,7 @@ def test_one_row_is_too_few_for_any_target(folder, tmp_path, words, tokens):
     """In either part, no choice can be made."""
     for seed in (0, 1, 2, 3):
         scored = tabulated(folder, tmp_path, words, tokens, plain(1)[:1], seed)
-        with pytest.raises(ValueError, match="out of reach"):
+        with pytest.raises(ValueError, match="out of reach: the choice needs two rows, and has fewer"):
             choose(scored, Target("cost", 1.0), 0.01, DAY)
 
 

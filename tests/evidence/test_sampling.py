@@ -1,7 +1,9 @@
 """`extproc sample`: which rows to label, and how many rows of the log each of them stands for."""
 
+import os
 import shutil
 import sys
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -115,3 +117,15 @@ def test_a_folder_needs_the_packages_that_read_parquet(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"Parquet files need more packages: pip install .*\[scale\]"):
         evidence_sample.run_sample(CONFIGS / "good", tmp_path, 5, 0)
+
+
+def test_messages_about_a_pipe_name_the_pipe(tmp_path, words, monkeypatch):
+    """The rows are read from a copy, which is gone after the command."""
+    monkeypatch.setattr(evidence_sample, "patient_encoder", lambda intents: Memory(words))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("text,intent\n",), daemon=True)
+    writer.start()
+    with pytest.raises(ValueError, match=f"^{pipe}: no row can be used: give JSON lines"):
+        evidence_sample.run_sample(CONFIGS / "good", pipe, 5, 0)
+    writer.join(5)

@@ -53,7 +53,7 @@ class TierChoice(msgspec.Struct, frozen=True):
     target: Target
     cohorts: list[CohortChoice]
     lines: list[ControlLine]  # the choice and the controls, on the rows reported on
-    rows: tuple[int, int]  # fitted on, reported on
+    rows: tuple[int, int]  # distinct rows: fitted on, reported on
     raw: bytes = b""  # the file of predicted gains, if any cohort uses it
     seal: str = ""  # of that file
 

@@ -89,6 +89,11 @@ def _best_picks(
     worths = [_worth(each, target) for each in totals]
     if max(worths) == -math.inf:
         ends = np.array([_ends(each) for each in totals])
+        if not np.isfinite(ends).all():
+            raise ValueError(
+                f"--target {target}: out of reach: the choice needs two rows, and has fewer. Equal asks and "
+                "those of one session or user count once: record the outcomes of more of them"
+            )
         best_quality = ends[:, 0].max()
         reached = f"quality reaches {best_quality:.3f}"
         if target.kind == "loss":

@@ -128,7 +128,8 @@ def _measured(after: Counts, before: Counts) -> str:
 
 def choice_text(choice: TierChoice) -> Iterator[str]:
     """The choice beside the present settings and the controls, measured on rows that it was not made on."""
-    yield f"{choice.target}: chosen on {choice.rows[0]:,} rows with outcomes, measured on {choice.rows[1]:,} others"
+    fitted, reported = choice.rows
+    yield f"{choice.target}: chosen on {fitted:,} distinct rows with outcomes, measured on {reported:,} others"
     yield ""
     yield (
         f"{'cohort':<22}{'rows':>6}  {'chosen':<34}{'quality % [95 %]':<21}{'before':>6}{'$/1,000':>10}"
