@@ -56,7 +56,7 @@ def demo(tmp_path: Path, shell: dict[str, str]) -> Iterator[Path]:
         eventually(asked, "the users ask", 300)
         yield tmp_path / "demo"
     finally:
-        os.killpg(terminal.pid, signal.SIGINT)
+        os.killpg(terminal.pid, signal.SIGTERM)  # a background job may ignore SIGINT
         terminal.wait(60)
 
 
