@@ -79,3 +79,13 @@ def html_table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
         f"<table{f' class={kind!r}' if kind else ''}><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
     )
     return f'<div class="scroll">{table}</div>\n'
+
+
+def verdict_line(sentence: str, word: str = "") -> str:
+    """Return a verdict, with its word in front if it has one. Both are plain text."""
+    return f'<p class="verdict">{f"<b>{escape(word)}</b> " if word else ""}{escape(sentence)}</p>'
+
+
+def soft_line(sentence: str) -> str:
+    """Return a remark. It is plain text."""
+    return f'<p class="soft">{escape(sentence)}</p>'

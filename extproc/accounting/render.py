@@ -5,7 +5,7 @@ from collections.abc import Callable
 from html import escape
 
 from extproc.accounting.report import CohortLine, CostReport
-from extproc.style import html_page, html_table
+from extproc.style import html_page, html_table, verdict_line
 
 _NOTES = (
     "accepted: served, and no rule rejected the answer. (judged): accepted answers that a rule looked at.",
@@ -139,7 +139,7 @@ def html_of(report: CostReport) -> str:
 
 def html_verdicts(report: CostReport) -> list[str]:
     """Return the verdicts as HTML."""
-    return [f'<p class="verdict">{escape(sentence)}</p>\n' for sentence in report.verdicts]
+    return [f"{verdict_line(sentence)}\n" for sentence in report.verdicts]
 
 
 def html_tables(report: CostReport) -> list[str]:

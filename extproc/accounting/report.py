@@ -117,12 +117,13 @@ def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostRep
     since = until - since_s
     with contextlib.closing(connect(place)) as ledger, ledger.snapshot():
         known = by not in NEWER_GROUPS or ledger.has_column(by)
-        total, groups = _read_tallies(ledger, source_of(ledger, since), by if known else ALL)
+        source = source_of(ledger, since)
+        total, groups = _read_tallies(ledger, source, by if known else ALL)
         [explored] = ledger.fetch(queries.EXPLORED, (since,))
         sums = ExploredSums(*(explored[name] or 0 for name in ExploredSums.__struct_fields__))
         cached = CacheSums()
         if ledger.has_column("saved"):
-            cached = _cached(ledger, source_of(ledger, since))
+            cached = _cached(ledger, source)
     lines = sorted(
         (tally.line(name or "-") for name, tally in groups.items()), key=lambda line: (-line.requests, line.name)
     )

@@ -17,7 +17,7 @@ from extproc.console.readings import EvalReport, newest_requests, read_eval_repo
 from extproc.evidence.show.charts import stacked
 from extproc.evidence.show.figures import cost_quality, figure
 from extproc.routing.policy import Cohort, Policy
-from extproc.style import html_page, html_table
+from extproc.style import html_page, html_table, soft_line, verdict_line
 
 SPANS = ("1h", "24h", "7d", "30d")
 GROUPINGS: tuple[By, ...] = get_args(By)
@@ -56,7 +56,7 @@ def overview(sources: Sources, since: str, by: By) -> str:
     """Traffic and money by cohort, tier, caller, app or team, and the evidence of each cohort."""
     parts = [*_router(sources)]
     if sources.ledger is None:
-        parts.append(_soft(_NO_LEDGER))
+        parts.append(soft_line(_NO_LEDGER))
     else:
         report = read_report(sources.ledger, seconds_of(since), by)
         parts += [_choice(since, by), *html_verdicts(report), *_tiles(report), *html_tables(report)]
@@ -70,9 +70,9 @@ def _router(sources: Sources) -> Iterable[str]:
     try:
         first, *rest = sources.router()
     except (OSError, ValueError) as error:  # traffic is shown all the more while a router is away
-        yield f'<p class="verdict"><b>The router is not shown</b> {escape(str(error))}</p>'
+        yield verdict_line(str(error), "The router is not shown")
     else:
-        yield f'<p class="verdict">{escape(first)}</p><pre>{escape(chr(10).join(rest))}</pre>'
+        yield f"{verdict_line(first)}<pre>{escape(chr(10).join(rest))}</pre>"
 
 
 def _choice(since: str, by: By) -> str:
@@ -137,7 +137,7 @@ def try_page(sources: Sources, request: str | None) -> str:
 
 
 def _tried(tried: Tried) -> Iterable[str]:
-    yield f'<p class="verdict"><b>Decision</b> {escape(tried.verdict)}</p>'
+    yield verdict_line(tried.verdict, "Decision")
     if tried.chances:
         yield html_table(["class", "tier", "chance, %", ""], [
             [escape(name), escape(tier), f"{100 * chance:.1f}", stacked([(name, chance, "t1")])]
@@ -149,7 +149,7 @@ def _tried(tried: Tried) -> Iterable[str]:
 def requests_page(sources: Sources, request: str | None) -> str:
     """The newest requests, and with an id the story of that one."""
     if sources.ledger is None:
-        return _page("/requests", [_soft(_NO_LEDGER)])
+        return _page("/requests", [soft_line(_NO_LEDGER)])
     parts = [
         '<form action="/requests"><label for="id">Id of a request, from the answer\'s header x-request-id</label>'
         f'<input id="id" name="id" required value="{escape(request or "")}"> <button>Show</button></form>'
@@ -158,14 +158,16 @@ def requests_page(sources: Sources, request: str | None) -> str:
         parts.append(_story(sources.ledger, request))
     rows = newest_requests(sources.ledger)
     heading = f"The newest {len(rows)} requests" if rows else "The ledger has no request yet"
-    return _page("/requests", [*parts, f"<h2>{heading}</h2>", _newest(rows)] if rows else [*parts, _soft(heading)])
+    return _page(
+        "/requests", [*parts, f"<h2>{heading}</h2>", _newest(rows)] if rows else [*parts, soft_line(heading)]
+    )
 
 
 def _story(ledger: str, request: str) -> str:
     try:
         return f"<pre>{escape(why(ledger, request))}</pre>"
     except OSError as error:
-        return f'<p class="verdict">{escape(str(error))}</p>'
+        return verdict_line(str(error))
 
 
 def _newest(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -187,12 +189,9 @@ def frontier_page(sources: Sources) -> str:
     """Cost and quality on recorded outcomes: the configuration, its controls, and the frontier."""
     if sources.report is None:
         how = "Write a report with `extproc eval --json FILE`, and start the console with --report FILE."
-        return _page("/frontier", [_soft(how)])
+        return _page("/frontier", [soft_line(how)])
     report = read_eval_report(sources.report)
-    parts = [
-        f'<p class="verdict"><b>{escape(verdict.word)}</b> {escape(verdict.sentence)}</p>'
-        for verdict in report.verdicts
-    ]
+    parts = [verdict_line(verdict.sentence, verdict.word) for verdict in report.verdicts]
     return _page("/frontier", [*parts, *_ways(report)])
 
 
@@ -204,7 +203,7 @@ def _ways(report: EvalReport) -> Iterable[str]:
         if cost is not None and quality is not None
     ]
     if len(known) < 2:
-        yield _soft("The report has no recorded outcomes of two tiers, so there is nothing to compare.")
+        yield soft_line("The report has no recorded outcomes of two tiers, so there is nothing to compare.")
         return
     curve = [(point.per_1000, point.quality) for point in report.frontier]
     caption = "The configuration, its controls, and the frontier of one tier per cohort. Dashed: mixes of tiers."
@@ -218,14 +217,14 @@ def _ways(report: EvalReport) -> Iterable[str]:
 def rollout_page(sources: Sources) -> str:
     """The comparison of the candidate."""
     if sources.ledger is None:
-        return _page("/rollout", [_soft(_NO_LEDGER)])
+        return _page("/rollout", [soft_line(_NO_LEDGER)])
     sentence, _, rest = sources.rollout(sources.ledger).partition("\n")
-    return _page("/rollout", [f'<p class="verdict">{escape(sentence)}</p><pre>{escape(rest.strip())}</pre>'])
+    return _page("/rollout", [f"{verdict_line(sentence)}<pre>{escape(rest.strip())}</pre>"])
 
 
 def error_page(path: str, message: str) -> str:
     """A mistake in the input, in the files or in the ledger, with its remedy."""
-    return _page(path, [f'<p class="verdict"><b>Not shown</b> {escape(message)}</p>'])
+    return _page(path, [verdict_line(message, "Not shown")])
 
 
 def _page(path: str, parts: Iterable[str]) -> str:
@@ -238,7 +237,3 @@ def _page(path: str, parts: Iterable[str]) -> str:
 def _link(to: str, name: str, is_here: bool = False) -> str:
     here = ' aria-current="page"' if is_here else ""
     return f'<a href="{escape(to)}"{here}>{escape(name)}</a>'
-
-
-def _soft(sentence: str) -> str:
-    return f'<p class="soft">{escape(sentence)}</p>'

@@ -15,7 +15,7 @@ from extproc.evidence.show.charts import ranges, stacked
 from extproc.evidence.show.estimate import percent
 from extproc.evidence.show.figures import figure, figures
 from extproc.evidence.show.robustness import COLUMNS
-from extproc.style import html_page
+from extproc.style import html_page, soft_line
 
 # A confusion matrix with more labels is unreadable. Its largest entries are listed instead.
 _MOST_LABELS = 30
@@ -93,9 +93,9 @@ def _controls(evaluation: Evaluation) -> Iterable[str]:
         prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in evaluation.data["prices"].items())
         yield f'<p class="soft">Dollars per million tokens, input / output: {escape(prices)}.</p>'
     if evaluation.estimated:
-        yield _soft("Doubly robust estimates: answers were recorded by chance, with known propensities.")
+        yield soft_line("Doubly robust estimates: answers were recorded by chance, with known propensities.")
     if evaluation.bounds:
-        yield _soft("Answers recorded on chosen rows only: bounds of the quality on all rows with outcomes.")
+        yield soft_line("Answers recorded on chosen rows only: bounds of the quality on all rows with outcomes.")
         yield _table(("", "lowest, %", "highest, %", "rows with the answer", "rows"), [
             f"<tr><td>{escape(b.name)}</td><td>{100 * b.low:.1f}</td><td>{100 * b.high:.1f}</td>"
             f"<td>{b.recorded:,}</td><td>{b.rows:,}</td></tr>"
@@ -103,7 +103,7 @@ def _controls(evaluation: Evaluation) -> Iterable[str]:
         ])  # fmt: skip
     if evaluation.paired:
         rows = evaluation.paired[0].quality.rows
-        yield _soft(f"The {rows:,} rows that have every answer. Other rows may differ.")
+        yield soft_line(f"The {rows:,} rows that have every answer. Other rows may differ.")
         yield _line_table(evaluation.paired)
 
 
@@ -126,7 +126,7 @@ def _tiers(tiers: TierMatrix) -> Iterable[str]:
     counts = {(needed, chosen): rows for needed, chosen, rows in tiers.cells}
     chosen = [name for name in tiers.names if any(name == cell[1] for cell in tiers.cells)]
     yield "<h2>Tiers</h2>"
-    yield _soft("Labelled rows. Rows: the tier that the label needs. Columns: the tier of the first attempt.")
+    yield soft_line("Labelled rows. Rows: the tier that the label needs. Columns: the tier of the first attempt.")
     rows = []
     for needed in dict.fromkeys(cell[0] for cell in tiers.cells):
         cells = "".join(f"<td>{counts.get((needed, name), 0):,}</td>" for name in chosen)
@@ -136,14 +136,14 @@ def _tiers(tiers: TierMatrix) -> Iterable[str]:
     if tiers.below.known:
         needing = f"{tiers.below.rows:,} rows that need more than the cheapest tier"
         shares += f" Sent too low: {percent(tiers.below)} % of {needing}."
-    yield _soft(shares)
+    yield soft_line(shares)
 
 
 def _disagreements(rows: Sequence[Disagreement]) -> Iterable[str]:
     if not rows:
         return
     yield "<h2>Labels that a confident match contradicts</h2>"
-    yield _soft(f"{len(rows):,} rows, most confident first. Check these labels before you reword utterances.")
+    yield soft_line(f"{len(rows):,} rows, most confident first. Check these labels before you reword utterances.")
     yield _table(("line", "label", "match"), [
         f"<tr><td>{row.line}</td><td>{escape(row.label)}</td><td>{escape(row.cohort)}</td></tr>"
         for row in rows[:_LISTED]
@@ -237,10 +237,6 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
     yield _table(("", "rows", *(f"{name}, %" for name in COLUMNS), "change, points"), rows)
     columns = [f"{name}: {meaning}." for name, meaning in COLUMNS.items()]
     yield "<ul>" + "".join(f"<li>{_prose(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
-
-
-def _soft(text: str) -> str:
-    return f'<p class="soft">{escape(text)}</p>'
 
 
 def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") -> str:
