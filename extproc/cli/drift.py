@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extproc.cli.options import add_command, parse_lines_file
+from extproc.cli.options import add_command, ledger_option, parse_lines_file
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -19,12 +19,7 @@ def add_drift(commands: "Commands") -> None:
         "Show whether the requests of the last day differ from the week before. The exit code is 1 if they do. "
         "docs/guides/drift.md explains the numbers.",
     )  # fmt: skip
-    drift.add_argument(
-        "--ledger",
-        metavar="FILE|postgresql://...",
-        required=True,
-        help="the ledger to read: the SQLite file or the Postgres URL that `extproc serve --ledger` writes",
-    )
+    ledger_option(drift)
     drift.add_argument(
         "--intents",
         type=Path,

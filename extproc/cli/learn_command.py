@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from extproc.cli.options import (
     add_command,
     intents_option,
+    ledger_option,
     limits_options,
     parse_count,
     parse_percent,
@@ -28,10 +29,7 @@ def add_learn(commands: "Commands") -> None:
         "worse, it does not change, and the exit code is 1. docs/guides/learn.md is the guide.",
     )  # fmt: skip
     intents_option(learn)
-    learn.add_argument(
-        "--ledger", metavar="FILE|postgresql://...", required=True,
-        help="the ledger that `extproc serve --ledger` writes",
-    )  # fmt: skip
+    ledger_option(learn)
     learn.add_argument(
         "--requests", type=Path, metavar="FILE", required=True,
         help="the requests that you kept, with their `id`, in the format that `extproc convert openai-log` reads",

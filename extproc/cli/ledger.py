@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extproc.cli.drift import add_drift
-from extproc.cli.options import add_command, parse_share
+from extproc.cli.options import add_command, ledger_option, parse_share
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -66,26 +66,17 @@ def add_commands(commands: "Commands") -> None:
     why.add_argument(
         "request", metavar="REQUEST_ID", help="id of the request, from the answer's header x-request-id"
     )
-    _ledger_option(why)
+    ledger_option(why)
     add_drift(commands)
 
 
 def _ledger_options(parser: argparse.ArgumentParser) -> None:
-    _ledger_option(parser)
+    ledger_option(parser)
     parser.add_argument(
         "--since",
         default="24h",
         metavar="SPAN",
         help="read only requests of the last SPAN, such as 30m, 24h or 7d (default: %(default)s)",
-    )
-
-
-def _ledger_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ledger",
-        metavar="FILE|postgresql://...",
-        required=True,
-        help="the ledger to read: the SQLite file or the Postgres URL that `extproc serve --ledger` writes",
     )
 
 

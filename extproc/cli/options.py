@@ -151,6 +151,16 @@ def intents_option(parser: argparse.ArgumentParser, default: Path | None = None)
     )
 
 
+def ledger_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--ledger`, which is required, for a command that reads it."""
+    parser.add_argument(
+        "--ledger",
+        metavar="FILE|postgresql://...",
+        required=True,
+        help="the ledger to read: the SQLite file or the Postgres URL that `extproc serve --ledger` writes",
+    )
+
+
 def data_argument(
     parser: argparse.ArgumentParser,
     what: str = "labelled or recorded traffic as JSON lines (docs/reference/traffic.md)",
