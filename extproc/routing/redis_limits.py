@@ -5,9 +5,9 @@ store is gone, this process counts alone, from the last sums that it saw. The am
 the store is back, also if the store has lost its sums.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
-
-import msgspec
+from functools import partial
 
 from extproc.routing.budget import Claim
 from extproc.routing.limits import Rates
@@ -56,6 +56,10 @@ for i, key in ipairs(KEYS) do
 end
 return totals
 """
+# The name of the data in the store. It is lost with the sums, so another name says that they may be lost.
+_NAME = """
+return redis.call('GET', KEYS[1]) or (redis.call('SET', KEYS[1], ARGV[1]) and ARGV[1])
+"""
 # A token bucket, by the clock of the store.
 _TAKE = """
 local rate, size = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -82,84 +86,121 @@ class RedisSpending:
 
     def __init__(self, link: RedisLink) -> None:
         self._link = link
-        self._seen = MemorySpending()  # the sums as the store had them last, with our own amounts since
-        self._unsent: dict[str, int] = {}  # the part of them that the store has not got
+        self._stored = MemorySpending()  # the sums as the store had them last
+        self._unsent: dict[str, int] = {}  # the amounts that the store has not got
         self._reserve = link.client.register_script(_RESERVE)
         self._add = link.client.register_script(_ADD)
+        self._get_name = link.client.register_script(_NAME)
+        self._name: bytes | None = None
+        self._named = False
         link.returned.append(self._restore)
 
     async def reserve(self, claims: Sequence[Claim], amount: int) -> Reserved:
         """Add the amount to every sum, if there is room for it."""
+        keys = [claim.key for claim in claims]
         answer: list[int] | None = None
         if self._link.reachable:
-            keys = [_PREFIX + claim.key for claim in claims]
+            if not self._named:
+                self._named = True
+                self._link.start(self._look())
             values = [value for claim in claims for value in (claim.limit, self._in_store(claim.key))]
-            answer = await self._link.ask(self._reserve(keys, [_KEPT_S, amount, *values]), self._link.within_s)
+            call = self._reserve([_PREFIX + key for key in keys], [_KEPT_S, amount, *values])
+            late = partial(self._take_back, keys, amount)
+            answer = await self._link.ask(call, self._link.within_s, late)
         if answer is None:
-            reserved = self._seen.reserve_now(claims, amount)
-            if not reserved.full:
-                self._note_unsent([claim.key for claim in claims], amount)
-            return msgspec.structs.replace(reserved, local=True)
-        for claim, total in zip(claims, answer, strict=False):
-            self._see(claim.key, total)
+            full = [i for i, claim in enumerate(claims) if self._known(claim.key) + amount > claim.limit]
+            if not full:
+                self._note_unsent(keys, amount)
+            return Reserved(tuple(full), local=True)
+        self._see(keys, answer)
         if len(answer) > len(claims):
             return Reserved()
         pairs = zip(claims, answer, strict=True)
         return Reserved(tuple(i for i, (claim, total) in enumerate(pairs) if total + amount > claim.limit))
 
+    def _take_back(self, keys: Sequence[str], amount: int, answer: list[int]) -> None:
+        """Take back what the store has added too late. The request was paid for, or refused, without it."""
+        self._see(keys, answer)
+        if len(answer) > len(keys):
+            self.add(keys, -amount)
+
     def add(self, keys: Sequence[str], amount: int) -> None:
         """Add an amount to every sum. The write goes on in the background."""
-        self._seen.add(keys, amount)
         self._note_unsent(keys, amount)
         self._send()
 
     def raise_to(self, totals: Mapping[str, int]) -> None:
         """Raise each sum to at least this amount."""
-        self._seen.raise_to(totals)
+        self._stored.raise_to(totals)
         self._send([*totals])
 
     def _restore(self) -> None:
         """Send what was counted while the store was gone, and the sums that it may have lost."""
-        keys = [*self._seen.totals]
-        for start in range(0, len(keys), _KEYS_IN_A_CALL):
-            self._send(keys[start : start + _KEYS_IN_A_CALL])
+        self._link.start(self._bring_back())
+
+    async def _bring_back(self) -> None:
+        last = self._name
+        await self._look()
+        if last is None or self._name != last:
+            # Not otherwise: the sums of this process may be from before other processes lowered them.
+            keys = [*self._stored.totals.keys() | self._unsent]
+            for start in range(0, len(keys), _KEYS_IN_A_CALL):
+                self._send(keys[start : start + _KEYS_IN_A_CALL])
+        self._send()
+
+    async def _look(self) -> None:
+        """Note the name of the data in the store."""
+        call = self._get_name([f"{_PREFIX}name"], [secrets.token_hex(8)])
+        self._name = await self._link.ask(call, _WRITE_S)
 
     def _send(self, raised: Sequence[str] = ()) -> None:
         if self._link.reachable and (raised or self._unsent):
             self._link.start(self._flush(raised))
 
     async def _flush(self, raised: Sequence[str]) -> None:
-        if not raised:
-            keys, self._unsent, unsent = [*self._unsent], {}, self._unsent
-        else:
-            keys, unsent = [*raised], {key: self._unsent.pop(key, 0) for key in raised}
+        unsent = {key: self._unsent.pop(key, 0) for key in [*(raised or self._unsent)]}
+        keys = [*unsent]
         if not keys:
             return  # an earlier call has sent them
-        values = [value for key in keys for value in (self._seen.totals.get(key, 0) - unsent[key], unsent[key])]
+        values = [value for key in keys for value in (self._in_store(key), unsent[key])]
         call = self._add([_PREFIX + key for key in keys], [_KEPT_S, int(bool(raised)), *values])
-        answer: list[int] | None = await self._link.ask(call, _WRITE_S)
+        answer: list[int] | None = await self._link.ask(call, _WRITE_S, partial(self._sent_late, unsent))
         if answer is None:
             for key in keys:
                 self._note_unsent([key], unsent[key])
             return
-        for key, total in zip(keys, answer, strict=True):
-            self._see(key, total)
+        self._see(keys, answer)
+
+    def _sent_late(self, unsent: Mapping[str, int], answer: list[int]) -> None:
+        """Take amounts off that the store has got after all. `answer` has its sums in the same order."""
+        for key, amount in unsent.items():
+            self._note_unsent([key], -amount)
+        self._see([*unsent], answer)
 
     def _note_unsent(self, keys: Sequence[str], amount: int) -> None:
         for key in keys:
             self._unsent[key] = self._unsent.get(key, 0) + amount
 
-    def _see(self, key: str, total: int) -> None:
-        self._seen.put(key, int(total) + self._unsent.get(key, 0))
+    def _see(self, keys: Sequence[str], answer: Sequence[int]) -> None:
+        for key, total in zip(keys, answer, strict=False):
+            self._stored.put(key, int(total))
 
     def _in_store(self, key: str) -> int:
         """The sum as the store had it last."""
-        return max(0, self._seen.totals.get(key, 0) - self._unsent.get(key, 0))
+        return self._stored.totals.get(key, 0)
+
+    def _known(self, key: str) -> int:
+        """The sum, as this process knows it.
+
+        Envoy reports every cost to one of the processes, also that of requests for which another process reserved
+        more. Without the store, only that process would see its sum fall, and would spend the difference again.
+        """
+        return self._in_store(key) + max(0, self._unsent.get(key, 0))
 
     @property
     def totals(self) -> Mapping[str, int]:
-        """The sums, as this process has seen them."""
-        return self._seen.totals
+        """The sums, as this process knows them."""
+        return {key: self._known(key) for key in (*self._stored.totals, *self._unsent)}
 
 
 class RedisRates:

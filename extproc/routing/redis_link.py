@@ -38,17 +38,27 @@ class RedisLink:
         self._failed = failed
         self._slow = 0
         self.within_s = _WITHIN_S
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, call: Coroutine[Any, Any, T], within_s: float) -> T | None:
-        """Return the answer of the store, or None if it gives none within this time."""
+    async def ask(
+        self, call: Coroutine[Any, Any, T], within_s: float, late: Callable[[T], None] | None = None
+    ) -> T | None:
+        """Return the answer of the store, or None if it gives none within this time.
+
+        The call goes on after that time, and `late` gets its answer.
+        """
         if not self.reachable:
             call.close()
             return None
+        asked = asyncio.create_task(call)
         try:
             async with asyncio.timeout(within_s):
-                answer = await call
+                answer = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            self._wait(asked, late)
+            raise
         except TimeoutError as error:
+            self._wait(asked, late)
             self._slow += 1
             if self._slow >= _SLOW_CALLS:
                 self.stop(error)
@@ -60,6 +70,17 @@ class RedisLink:
             return None
         self._slow = 0
         return answer
+
+    def _wait(self, asked: "asyncio.Task[T]", late: Callable[[T], None] | None) -> None:
+        """Let the call go on in the background. The client itself stops it after a second."""
+
+        def finish(asked: "asyncio.Task[T]") -> None:
+            self.tasks.discard(asked)
+            if not asked.cancelled() and asked.exception() is None and late is not None:
+                late(asked.result())
+
+        self.tasks.add(asked)
+        asked.add_done_callback(finish)
 
     def stop(self, error: Exception) -> None:
         """Count a failure. Call the store again after a ping has succeeded."""

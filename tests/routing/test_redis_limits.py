@@ -77,6 +77,69 @@ def test_processes_share_the_sums_and_outlive_the_store(redis: Redis) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 90))
 
 
+def test_without_the_store_the_costs_of_other_processes_free_no_budget(redis: Redis) -> None:
+    """Envoy reports every cost to one process. The store gets these differences when it is back."""
+
+    async def scenario() -> None:
+        link = RedisLink(redis.url, lambda: None)
+        spending = RedisSpending(link)
+        await reached(link)
+        assert await reserve(spending, [Claim("m:all", 100)], 95) == Reserved()
+        redis.stop()
+        assert await spending.reserve([Claim("m:all", 100)], 10) == Reserved((0,), local=True)
+        for _ in range(10):
+            spending.add(["m:all"], -4)  # another process reserved, and its requests cost less
+            assert await spending.reserve([Claim("m:all", 100)], 10) == Reserved((0,), local=True)
+        assert await spending.reserve([Claim("m:all", 200)], 50) == Reserved((), local=True)
+        assert dict(spending.totals) == {"m:all": 105}
+        redis.start()
+        await reached(link)
+        await until(lambda: dict(spending.totals) == {"m:all": 105} and not link.tasks)
+        assert await link.client.get("extproc:budget:m:all") == b"105"
+        await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_an_answer_that_comes_too_late_is_not_counted_twice(redis: Redis) -> None:
+    """The store has added the amount, after the process had given up waiting and counted alone."""
+
+    async def scenario() -> None:
+        link = RedisLink(redis.url, lambda: None)
+        spending = RedisSpending(link)
+        await reached(link)
+        for within_s, expected in ((-1.0, 7), (5.0, 14)):
+            link.within_s = within_s
+            reserved = await spending.reserve([Claim("m:all", 100)], 7)
+            assert reserved == Reserved((), local=within_s < 0)
+            await until(lambda: not link.tasks)
+            assert await link.client.get("extproc:budget:m:all") == str(expected).encode()
+            assert dict(spending.totals) == {"m:all": expected}
+        await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_a_short_outage_that_loses_nothing_raises_no_sum(redis: Redis) -> None:
+    """What a process saw before the outage may be more than the store has now, because requests cost less."""
+
+    async def scenario() -> None:
+        links = [RedisLink(redis.url, lambda: None) for _ in range(2)]
+        one, two = (RedisSpending(link) for link in links)
+        await reached(*links)
+        assert await reserve(one, [Claim("m:all", 100)], 80) == Reserved()
+        await reached(*links)
+        two.add(["m:all"], -60)
+        await reached(*links)
+        links[0].stop(TimeoutError())
+        await reached(*links)
+        assert await links[0].client.get("extproc:budget:m:all") == b"20"
+        for link in links:
+            await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
 def test_many_processes_never_spend_more_than_the_budget(redis: Redis) -> None:
     async def scenario() -> None:
         links = [RedisLink(redis.url, lambda: None) for _ in range(3)]
