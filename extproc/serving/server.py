@@ -14,6 +14,7 @@ from extproc.accounting.keeper import Keeper
 from extproc.accounting.ledger import Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Outcome, cost_of
 from extproc.config.candidate import compile_all
+from extproc.config.last_good import kept_folder
 from extproc.config.load import Config, ConfigError
 from extproc.config.reload import watch
 from extproc.config.schema import PolicyFile
@@ -174,7 +175,7 @@ async def load(
     log.info("encoder %s", read_choice(model) or model)
     encoder = await asyncio.to_thread(load_encoder, model, workers)
     utterances = RememberingEncoder(storing(encoder))
-    snapshot = await asyncio.to_thread(compile_all, config, folder, utterances)
+    snapshot = await asyncio.to_thread(compile_all, config, folder, utterances, None, kept_folder(folder))
     batcher = Batcher(encoder)
     state = state or open_state("", lambda: None, workers)
     conversations, budgets = Conversations(state.conversations), Budgets(state.spending)
