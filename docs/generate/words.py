@@ -513,9 +513,10 @@ LOG_LINES = {
     "RedisLink._ping": "The store works again after the line above. What was counted in the meantime is added to it.",
     "_instead": "The files of an app have the mistakes that the line lists. The app keeps its earlier intents. Other apps are not "
     "affected.",
-    "_instead 2": "The same, and the app had no earlier intents. Its default tier serves. If its files may confine requests to some "
+    "_instead 2": "The same, and the app had no earlier intents, nor last good files on disk. Its default tier serves. If its files may confine requests to some "
     "tiers, they are refused instead.",
-    "count_spent": "The ledger cannot be read, so the budgets of this process begin with the sums of the store, or with nothing.",
+    "follow_spent": "The ledger cannot be read, so new budgets of this process begin with the sums of the store, or with nothing. It "
+    "is read again every 30 seconds.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",
     "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",

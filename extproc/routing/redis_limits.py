@@ -116,11 +116,13 @@ class RedisSpending:
     def raise_to(self, totals: Mapping[str, int]) -> None:
         """Raise each sum to at least this amount."""
         self._seen.raise_to(totals)
-        self._send([*totals])
+        self._send_all([*totals])
 
     def _restore(self) -> None:
         """Send what was counted while the store was gone, and the sums that it may have lost."""
-        keys = [*self._seen.totals]
+        self._send_all([*self._seen.totals])
+
+    def _send_all(self, keys: Sequence[str]) -> None:
         for start in range(0, len(keys), _KEYS_IN_A_CALL):
             self._send(keys[start : start + _KEYS_IN_A_CALL])
 

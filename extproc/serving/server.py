@@ -42,7 +42,7 @@ from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.rollout import follow_rollout
 from extproc.serving.server_parts import Loaded, Server, Serving
-from extproc.serving.spending import count_spent, settle
+from extproc.serving.spending import follow_spent, settle
 from extproc.serving.state import SharedState, open_state
 from extproc.serving.stopping import stop_event
 from extproc.serving.telemetry import Telemetry
@@ -235,7 +235,7 @@ async def run(
     following, keeper = [], None
     if serving.ledger is not None:
         following.append(asyncio.create_task(follow_rollout(router, serving.ledger.place)))
-        following.append(asyncio.create_task(count_spent(router, serving.ledger.place)))
+        following.append(asyncio.create_task(follow_spent(router, serving.ledger.place)))
         keeper = Keeper(serving.ledger.place, serving.ledger.keep_days)
         keeper.start()
     if serving.golden is not None:
