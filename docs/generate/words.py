@@ -45,13 +45,13 @@ TRAFFIC_KEYS = {
     "Row.text": "The words of a person. They become a chat request for a model that the policy may replace.",
     "Row.request": "A whole request body, as a client sends it. Instead of `text`.",
     "Row.path": "The path of the request. Left out: by the shape of the body. Anthropic's bodies need `/v1/messages`.",
-    "Row.headers": "The trusted request headers that rules look at.",
+    "Row.headers": "The trusted request headers that rules and apps look at. `host` is the host of the request.",
     "Row.intent": 'The true cohort. `null` or `"oos"`: the row belongs to no intent. Left out: it has no label.',
     "Row.outcomes": "The outcome of each tier that answered, by name: see below.",
     "Row.id": "Your own name for the row.",
     "Row.session": "The conversation that the row belongs to. Its rows count as one.",
     "Row.source": "Where the row comes from: an app, a customer or a data set. With two or more sources, `calibrate` "
-    "judges the rows of each by fits without it.",
+    "judges the rows of each by fits without it. `diff` and `gate` decide with the intents of the app of this name.",
     "Row.user": "The person who asked. All rows of one person count as one, also in several sessions.",
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
