@@ -45,13 +45,13 @@ TRAFFIC_KEYS = {
     "Row.text": "The words of a person. They become a chat request for a model that the policy may replace.",
     "Row.request": "A whole request body, as a client sends it. Instead of `text`.",
     "Row.path": "The path of the request. Left out: by the shape of the body. Anthropic's bodies need `/v1/messages`.",
-    "Row.headers": "The trusted request headers that rules look at.",
+    "Row.headers": "The trusted request headers that rules and apps look at. `host` is the host of the request.",
     "Row.intent": 'The true cohort. `null` or `"oos"`: the row belongs to no intent. Left out: it has no label.',
     "Row.outcomes": "The outcome of each tier that answered, by name: see below.",
     "Row.id": "Your own name for the row.",
     "Row.session": "The conversation that the row belongs to. Its rows count as one.",
     "Row.source": "Where the row comes from: an app, a customer or a data set. With two or more sources, `calibrate` "
-    "judges the rows of each by fits without it.",
+    "judges the rows of each by fits without it. `diff` and `gate` decide with the intents of the app of this name.",
     "Row.user": "The person who asked. All rows of one person count as one, also in several sessions.",
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '
@@ -513,9 +513,10 @@ LOG_LINES = {
     "RedisLink._ping": "The store works again after the line above. What was counted in the meantime is added to it.",
     "_instead": "The files of an app have the mistakes that the line lists. The app keeps its earlier intents. Other apps are not "
     "affected.",
-    "_instead 2": "The same, and the app had no earlier intents. Its default tier serves. If its files may confine requests to some "
+    "_instead 2": "The same, and the app had no earlier intents, nor last good files on disk. Its default tier serves. If its files may confine requests to some "
     "tiers, they are refused instead.",
-    "count_spent": "The ledger cannot be read, so the budgets of this process begin with the sums of the store, or with nothing.",
+    "follow_spent": "The ledger cannot be read, so new budgets of this process begin with the sums of the store, or with nothing. It "
+    "is read again every 30 seconds.",
     "enqueue": "The review queue is down. The client got its answer, and the case is lost. Look at the queue that `human.queue` names.",
     "reloading_credentials.renewed": "New certificates are used from the next connection on.",
     "reloading_credentials.renewed 2": "The new certificate files cannot be used, and the old ones stay. Replace all three files.",

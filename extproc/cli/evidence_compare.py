@@ -1,26 +1,32 @@
 """The commands that compare two folders of intents: `diff` and `gate`. Each returns an exit code."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from extproc.cli.evidence import patient, report_unused, usable
 from extproc.config.load import load_config
 from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.execution import Execution, execute
-from extproc.evidence.measure.comparison import Comparison, compare
+from extproc.evidence.execution import Execution
+from extproc.evidence.measure.by_app import Part, compare_apps, read_side
+from extproc.evidence.measure.comparison import Comparison
 from extproc.evidence.measure.gate import gate_report
 from extproc.evidence.show.comparison import comparison_text, gate_text
 
 
-def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool) -> int:
+def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool, copies_of: Path | None = None) -> int:
     """`extproc diff`: print the rows that flip between two folders, and the effect."""
-    compared, run, about = _compared(old, new, data, seed)
+    compared, parts, about = _compared(old, new, data, seed, copies_of)
     print("\n".join(about))
     texts = None
     if show_text:
         flipped = {flip.line for flip in compared.flips}
-        at = {line: i for i, line in enumerate(run.rows.lines.tolist()) if line in flipped}
-        texts = {line: _ask(run.routed[i]) for line, i in at.items()}
+        texts = {
+            line: _ask(part.old.routed[i])
+            for part in parts
+            for i, line in enumerate(part.old.rows.lines.tolist())
+            if line in flipped
+        }
     print("\n".join(comparison_text(compared, texts)))
     return 0
 
@@ -43,22 +49,34 @@ def run_gate(
 
 def _compared(
     old: Path, new: Path, data: Path, seed: int, copies_of: Path | None = None
-) -> tuple[Comparison, Execution, list[str]]:
-    """The comparison, the execution of `old`, and lines about the two configurations."""
+) -> tuple[Comparison, list[Part], list[str]]:
+    """The comparison, its parts, and lines about the two configurations."""
     traffic, tokens = usable(data), Tokens()
     models = [load_config(folder, copies_of).policy.encoder.model for folder in (old, new)]
     memory = patient(models[0])
-    before = execute(old, memory, traffic, tokens, copies_of)
-    after = execute(new, memory if models[0] == models[1] else patient(models[1]), traffic, tokens, copies_of)
-    report_unused(data, before, after)
-    about = []
-    for name, run, other in (("old", before, after), ("new", after, before)):
-        about.append(f"{name}       revision {run.snapshot.revision}, sealed {run.sealed}")
+    before = read_side(old, memory, copies_of)
+    other = memory if models[0] == models[1] else patient(models[1])
+    after = read_side(new, other, copies_of, before)
+    compared, parts = compare_apps(before, after, traffic, tokens, seed)
+    if not parts:
+        raise ValueError(f"{data}: every row belongs to an app that is off: correct the files of the app")
+    report_unused(data, *(run for part in parts for run in (part.old, part.new)))
+    about = [
+        *_about("old", before.snapshot.revision, [(part.app, part.old, part.new) for part in parts]),
+        *_about("new", after.snapshot.revision, [(part.app, part.new, part.old) for part in parts]),
+    ]
+    return compared, parts, about
+
+
+def _about(name: str, revision: str, runs: Sequence[tuple[str, Execution, Execution]]) -> Iterator[str]:
+    """Lines about one configuration. `runs` are those of its apps, each with that of the other configuration."""
+    seals = [f"app {app} {run.sealed}" if app else run.sealed for app, run, _ in runs]
+    yield f"{name}       revision {revision}, sealed {', '.join(seals)}"
+    for app, run, other in runs:
         labels = {intent for intent in run.revealed.intents.values if isinstance(intent, str)}
         if lacks := labels & {*other.snapshot.policy.cohorts} - {*run.snapshot.policy.cohorts}:
-            names = ", ".join(sorted(lacks))
-            about.append(f"          has no intent {names}: rows with this label count as routed wrong")
-    return compare(before, after, seed), before, about
+            names = ", ".join(sorted(f"{app}/{each}" if app else each for each in lacks))
+            yield f"          has no intent {names}: rows with this label count as routed wrong"
 
 
 def _ask(routed: Decided) -> str:

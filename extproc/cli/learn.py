@@ -136,10 +136,10 @@ def _run(task: LearnTask, report: Report) -> int:
     if not changed:
         return 0
     with report.step("diff") as say:
-        run_diff(task.intents, new, held_out, task.seed, show_text=False)
+        run_diff(task.intents, new, held_out, task.seed, show_text=False, copies_of=task.intents)
         say(f"the requests that change are in {task.out / _REPORT}")
     with report.step("gate") as say:
-        code = run_gate(task.intents, new, held_out, *task.limits, task.seed)
+        code = run_gate(task.intents, new, held_out, *task.limits, task.seed, task.intents)
         say(f"{_GATE_WORDS[Passage(code)]}")
     if code == Passage.FAILED:
         return code

@@ -8,8 +8,8 @@ import msgspec
 
 from extproc.api.paths import Api
 from extproc.config.compile import compile_snapshot
-from extproc.config.load import BrokenApp, Config, ConfigError, app_folder, of_app, policy_of
-from extproc.config.signature import signature
+from extproc.config.copies import app_folder
+from extproc.config.load import BrokenApp, Config, ConfigError, load_config, of_app, policy_of
 from extproc.config.strict_yaml import Problem
 from extproc.encoder.protocols import Encoder
 from extproc.routing.budget import specs_of
@@ -20,19 +20,24 @@ log = logging.getLogger(__name__)
 
 
 def with_apps(
-    snapshot: Snapshot, config: Config, folder: Path, encoder: Encoder, before: Snapshot | None = None
+    snapshot: Snapshot,
+    config: Config,
+    folder: Path,
+    encoder: Encoder,
+    before: Snapshot | None = None,
+    kept: Path | None = None,
 ) -> Snapshot:
     """Return the snapshot of `config`, with its apps. `folder` has the policy.
 
-    An app with mistakes keeps its snapshot of `before`, if there is one that fits. Without one it is off.
+    An app with mistakes keeps its snapshot of `before`, if there is one that fits. At the start there is none, so
+    its files in `kept` serve, the last good configuration of the folder. Without both it is off.
     """
     routes = []
     for name, app in config.policy.apps.items():
-        place = app_folder(app, folder) if app.intents else None
-        seen = signature(place) if place is not None else ()
         compiled, problems = _compiled(name, snapshot, config, folder, encoder)
         if compiled is None:
-            compiled = _instead(name, snapshot, config, before, problems)
+            earlier = _earlier(name, before) or _kept(name, kept, folder, encoder)
+            compiled = _instead(name, snapshot, config, earlier, problems)
         own = msgspec.structs.replace(
             compiled,
             policy=msgspec.structs.replace(compiled.policy, only=app.tiers),
@@ -48,8 +53,8 @@ def with_apps(
                 app.headers or {},
                 app.labels,
                 dict(_of_apis(own, app, config)),
-                str(place) if place is not None else "",
-                seen,
+                str(app_folder(app, folder)) if app.intents else "",
+                config.signatures.get(name, ()),
                 tuple(map(str, problems)),
             )
         )
@@ -80,13 +85,27 @@ def _compiled(
         return None, error.problems
 
 
+def _earlier(name: str, before: Snapshot | None) -> Snapshot | None:
+    """The snapshot of an app in an earlier one of the whole, unless the app was off."""
+    apps = before.apps if before is not None else ()
+    return next((app.snapshot for app in apps if app.name == name and app.snapshot.off is None), None)
+
+
+def _kept(name: str, kept: Path | None, folder: Path, encoder: Encoder) -> Snapshot | None:
+    """The snapshot of an app from its files in the last good configuration."""
+    try:
+        own = load_config(kept, folder).apps.get(name) if kept is not None else None
+        return compile_snapshot(own, encoder) if own is not None else None
+    except ConfigError:  # of another release, perhaps
+        return None
+
+
 def _instead(
-    name: str, snapshot: Snapshot, config: Config, before: Snapshot | None, problems: list[Problem]
+    name: str, snapshot: Snapshot, config: Config, earlier: Snapshot | None, problems: list[Problem]
 ) -> Snapshot:
     """The earlier snapshot of an app with mistakes. Without one: its default tier serves, or nothing does."""
     text = "\n".join(map(str, problems))
-    earlier = next((app.snapshot for app in before.apps if app.name == name), None) if before is not None else None
-    if earlier is not None and earlier.off is None and earlier.policy.tiers == snapshot.policy.tiers:
+    if earlier is not None and earlier.policy.tiers == snapshot.policy.tiers:
         log.error("app %s keeps its earlier intents, because the new ones have mistakes:\n%s", name, text)
         return earlier
     broken = config.broken.get(name, BrokenApp((), confines=any(i.only for i in config.every_intent)))

@@ -19,14 +19,16 @@ log = logging.getLogger(__name__)
 _MATCHING = ("floor", "margin", "evidence", "abstain")
 
 
-def compile_all(config: Config, folder: Path, encoder: Encoder, before: Snapshot | None = None) -> Snapshot:
+def compile_all(
+    config: Config, folder: Path, encoder: Encoder, before: Snapshot | None = None, kept: Path | None = None
+) -> Snapshot:
     """The snapshot of `config`, with its apps and its candidate. `folder` has the YAML. Raises ConfigError.
 
     With a mistake in the files of the candidate, the candidate is off, and the log says so. An app with mistakes
-    keeps its snapshot of `before`.
+    keeps its snapshot of `before`, or at the start its files in `kept`, the last good configuration.
     """
     snapshot, spec = compile_snapshot(config, encoder), config.policy.candidate
-    snapshot = with_apps(snapshot, config, folder, encoder, before)
+    snapshot = with_apps(snapshot, config, folder, encoder, before, kept)
     if spec is None:
         return snapshot
     place = candidate_folder(config, folder)

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from extproc.config.reading import yaml_files
-from extproc.routing.gain_file import FITTED_FILES
+from extproc.config.copies import copy_files
 
 # The operator waits for the gate after an edit. Traffic that takes longer than this is too much for it.
 _PATIENCE_S = 900.0
@@ -65,16 +64,15 @@ class Gate:
         self._original: Path | None = None
         self._serving: Path | None = None
 
-    def copy(self, folder: Path) -> Path:
-        """Copy the YAML files and the centroids as they are now, and return the copy's folder."""
+    def copy(self, folder: Path, copy_of: Path | None = None) -> Path:
+        """Copy the YAML and the fitted files as they are now, and return the copy's folder.
+
+        `folder` may itself be a copy of another folder.
+        """
         self._count += 1
-        self._original = folder
+        self._original = copy_of or folder
         copy = Path(self._copies.name) / str(self._count)
-        copy.mkdir()
-        for path in (*yaml_files(folder), *(folder / name for name in FITTED_FILES)):
-            # Removing a file at this moment is a new edit, and the next look at the folder sees it.
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(path, copy / path.name)
+        copy_files(folder, copy, copy_of)
         return copy
 
     def serves(self, copy: Path) -> None:

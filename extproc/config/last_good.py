@@ -1,7 +1,7 @@
 """The last configuration that served, kept on disk. A start with a mistake in the files serves it instead.
 
 It is kept in `$XDG_STATE_HOME/envoy-semantic-router`, by default `~/.local/state/envoy-semantic-router`. Each
-folder of intents has its own place there.
+folder of intents has its own place there. The files of apps are part of it: those that served last.
 """
 
 import contextlib
@@ -10,11 +10,11 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
+from extproc.config.copies import app_copy, copy_files, copy_folder
 from extproc.config.load import Config, ConfigError, load_config
-from extproc.config.reading import yaml_files
-from extproc.routing.gain_file import FITTED_FILES
 
 log = logging.getLogger(__name__)
 
@@ -32,26 +32,31 @@ def kept_folder(folder: Path) -> Path | None:
     return kept if kept.is_dir() else None
 
 
-def keep(folder: Path, config: Config) -> None:
-    """Keep the files of `config`, which serves from `folder`. A failure is logged and has no other effect."""
+def keep(folder: Path, config: Config, refused: Collection[str] = ()) -> None:
+    """Keep the files of `config`, which serves from `folder`. A failure is logged and has no other effect.
+
+    `refused` are the apps whose files have mistakes. Their earlier files stay.
+    """
     try:
-        _keep(folder, config)
+        _keep(folder, config, refused)
     except OSError as error:
         log.info("the last good configuration is not kept, so a start with a mistake in the files fails: %s", error)
 
 
-def _keep(folder: Path, config: Config) -> None:
+def _keep(folder: Path, config: Config, refused: Collection[str]) -> None:
     place, kept = _place(folder), kept_folder(folder)
     if kept is not None and kept.name == config.revision:
         return
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     copy = Path(tempfile.mkdtemp(dir=place))
     try:
-        for path in (*yaml_files(folder), *(folder / name for name in FITTED_FILES)):
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(path, copy / path.name)
+        copy_files(folder, copy)
         if not _is(copy, folder, config.revision):
             return  # the folder was edited in the meantime, and the reload comes back here
+        for name in refused:
+            shutil.rmtree(app_copy(copy, name), ignore_errors=True)
+            if kept is not None and app_copy(kept, name).is_dir():
+                copy_folder(app_copy(kept, name), app_copy(copy, name))
         with contextlib.suppress(OSError):  # another worker was faster
             copy.rename(place / config.revision)
         with tempfile.NamedTemporaryFile("w", dir=place, encoding="ascii", delete=False) as pointer:

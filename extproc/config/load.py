@@ -9,10 +9,12 @@ import msgspec
 
 from extproc.config.app_checks import check_app_intents, check_apps
 from extproc.config.checks import cross_check
+from extproc.config.copies import app_folder, app_source
 from extproc.config.located import absolute, with_located_files
 from extproc.config.reading import Reading, yaml_files
 from extproc.config.rollout_checks import check_candidate
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
+from extproc.config.signature import Signature, signature
 from extproc.config.strict_yaml import Lines, Problem, line_of
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.centroid_file import CENTROIDS_FILE, CentroidFile, decode_centroids
@@ -52,6 +54,8 @@ class Config(msgspec.Struct, frozen=True):
     basis: str = ""  # hash of all the files, without the key `candidate`
     apps: Mapping[str, "Config"] = {}  # name -> its policy and intents. An app with mistakes in its files is absent
     broken: Mapping[str, "BrokenApp"] = {}  # the apps with mistakes in their files
+    # Of the folder of each app with own intents, from before its files were read.
+    signatures: Mapping[str, Signature] = {}
 
     @property
     def every_intent(self) -> tuple[Intent, ...]:
@@ -85,7 +89,8 @@ class BrokenApp(msgspec.Struct, frozen=True):
 def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     """Read and check every *.yaml and the fitted files in `folder`. Raises ConfigError.
 
-    In a copy of another folder, a relative path of a model starts at that other folder.
+    In a copy of another folder, a relative path of a model starts at that other folder. The copy has the files of
+    apps, too.
     """
     original = copy_of or folder
     paths = yaml_files(folder)
@@ -108,7 +113,10 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         reading.check_background()
     if reading.problems or policy is None:
         raise ConfigError(reading.problems, original)
-    apps = {name: _read_app(app, original, reading) for name, app in policy.apps.items() if app.intents}
+    own = {name: app for name, app in policy.apps.items() if app.intents}
+    signatures = {name: signature(app_folder(app, original)) for name, app in own.items()}
+    places = {name: app_source(name, app, folder, copy_of) for name, app in own.items()}
+    apps = {name: _read_app(place, reading) for name, place in places.items()}
     config = Config(
         policy=policy,
         intents=tuple(intent for _, intent in reading.intents),
@@ -120,18 +128,14 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
         gains=gains,
         old_keys=tuple(reading.old_keys),
         basis=reading.basis,
+        signatures=signatures,
     )
-    return _with_apps(config, apps, original)
+    return _with_apps(config, apps, places)
 
 
-def app_folder(app: App, folder: Path) -> Path:
-    """The folder of an app's intents. A relative path starts at `folder`, which has the policy."""
-    return Path(absolute(app.intents, folder))
-
-
-def _read_app(app: App, folder: Path, policy_files: Reading) -> Reading:
+def _read_app(place: Path, policy_files: Reading) -> Reading:
     """The files of an app. The revision of the whole depends on them."""
-    place, reading = app_folder(app, folder), Reading()
+    reading = Reading()
     if not place.is_dir():
         reading.problems.append(Problem("", 1, f"{place} is not a folder: create it, or remove `intents`"))
     for path in yaml_files(place):
@@ -146,7 +150,7 @@ def _read_app(app: App, folder: Path, policy_files: Reading) -> Reading:
     return reading
 
 
-def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) -> Config:
+def _with_apps(config: Config, readings: Mapping[str, Reading], places: Mapping[str, Path]) -> Config:
     """The configuration, with that of each app. A mistake in the files of one app concerns no other."""
     apps, broken = {}, {}
     for name, app in config.policy.apps.items():
@@ -167,7 +171,7 @@ def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) ->
         reading.check_background()
         if reading.problems:
             problems = [of_app(app, name, problem, config) for problem in reading.problems]
-            broken[name] = BrokenApp(tuple(sorted(problems)), _may_confine(app_folder(app, folder)))
+            broken[name] = BrokenApp(tuple(sorted(problems)), _may_confine(places[name]))
             continue
         apps[name] = Config(
             policy=policy,
@@ -178,6 +182,7 @@ def _with_apps(config: Config, readings: Mapping[str, Reading], folder: Path) ->
             background=reading.background or (),
             fitted=reading.fitted,
             gains=reading.gains,
+            basis=reading.basis,
         )
     return msgspec.structs.replace(config, apps=apps, broken=broken)
 

@@ -25,7 +25,7 @@ _INTERVAL_S = 1.0
 class ReloadGate(Protocol):
     """The comparison that a new configuration has to pass before it may serve."""
 
-    def copy(self, folder: Path) -> Path: ...
+    def copy(self, folder: Path, copy_of: Path | None = None) -> Path: ...
     def serves(self, copy: Path) -> None: ...
     def forget(self, copy: Path) -> None: ...
     async def refusal(self, new: Path) -> tuple[str, str] | None: ...
@@ -86,24 +86,24 @@ async def watch(
         if is_new or snapshot.rollout is not None:  # the files of the candidate may have changed alone
             _note_candidate(current(), snapshot)
             swap(snapshot)
-        others_seen = _other_signatures(snapshot)
+        # An edit of these files during the load differs from what was seen before it.
+        others_seen = _other_signatures(snapshot) | {
+            place: others_now[place] for place in others_now.keys() & _other_signatures(snapshot).keys()
+        }
         if standing is not None:
-            await asyncio.to_thread(_note, folder, config, standing)
+            await asyncio.to_thread(_note, folder, config, standing, snapshot)
         report("applied" if is_new else "unchanged", snapshot.revision)
 
 
-def _other_signatures(snapshot: Snapshot) -> list[Signature]:
-    """The signatures of the files of the candidate and of each app when they were read."""
-    candidate = [snapshot.rollout.signature] if snapshot.rollout is not None else []
-    return candidate + [app.signature for app in snapshot.apps if app.folder]
+def _other_signatures(snapshot: Snapshot) -> dict[str, Signature]:
+    """The folders of the candidate and of each app, with the signatures of their files when they were read."""
+    candidate = {snapshot.rollout.folder: snapshot.rollout.signature} if snapshot.rollout is not None else {}
+    return candidate | {app.folder: app.signature for app in snapshot.apps if app.folder}
 
 
-def _look_at_others(snapshot: Snapshot) -> list[Signature]:
+def _look_at_others(snapshot: Snapshot) -> dict[str, Signature]:
     """The signatures of these files now."""
-    candidate = [snapshot.rollout.folder] if snapshot.rollout is not None else []
-    return [
-        signature(Path(folder)) for folder in (*candidate, *(app.folder for app in snapshot.apps if app.folder))
-    ]
+    return {folder: signature(Path(folder)) for folder in _other_signatures(snapshot)}
 
 
 def _note_candidate(before: Snapshot, after: Snapshot) -> None:
@@ -112,7 +112,7 @@ def _note_candidate(before: Snapshot, after: Snapshot) -> None:
         log.info("a candidate is compared: revision %s beside %s", new, after.revision)
 
 
-def _note(folder: Path, config: Config, standing: Standing) -> None:
+def _note(folder: Path, config: Config, standing: Standing, snapshot: Snapshot) -> None:
     """Log what the new configuration changes, and keep it as the last good one."""
     changes = standing.changes(config)
     if changes:
@@ -120,7 +120,7 @@ def _note(folder: Path, config: Config, standing: Standing) -> None:
     if any(change.needs_envoy for change in changes):
         log.warning("Envoy has not all changes yet: run `extproc envoy` again and update Envoy")
     standing.serve(config)
-    keep(folder, config)
+    keep(folder, config, snapshot.refused_apps)
 
 
 async def _admitted(

@@ -117,7 +117,13 @@ def execute(
     """Decide about every row, seal the decisions, and only then read labels and outcomes. Raises ConfigError."""
     config = load_config(folder, copy_of)
     memory.encode_utterances(texts_of(config))
-    snapshot = compile_snapshot(config, memory)
+    return execute_compiled(config, compile_snapshot(config, memory), memory, traffic, tokens)
+
+
+def execute_compiled(
+    config: Config, snapshot: Snapshot, memory: Memory, traffic: Traffic, tokens: Tokens
+) -> Execution:
+    """The same, with a configuration that is compiled already, such as that of an app."""
     if snapshot.centroids == utterances_digest(config):  # a stale file of centroids is ignored
         config = msgspec.structs.replace(config, fitted=None)
     rows, routed, asks = _decided(config, snapshot, memory, traffic.rows)

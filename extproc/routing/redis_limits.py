@@ -132,7 +132,7 @@ class RedisSpending:
     def raise_to(self, totals: Mapping[str, int]) -> None:
         """Raise each sum to at least this amount."""
         self._stored.raise_to(totals)
-        self._send([*totals])
+        self._send_all([*totals])
 
     def _restore(self) -> None:
         """Send what was counted while the store was gone, and the sums that it may have lost."""
@@ -143,15 +143,17 @@ class RedisSpending:
         await self._look()
         if last is None or self._name != last:
             # Not otherwise: the sums of this process may be from before other processes lowered them.
-            keys = [*self._stored.totals.keys() | self._unsent]
-            for start in range(0, len(keys), _KEYS_IN_A_CALL):
-                self._send(keys[start : start + _KEYS_IN_A_CALL])
+            self._send_all([*self._stored.totals.keys() | self._unsent])
         self._send()
 
     async def _look(self) -> None:
         """Note the name of the data in the store."""
         call = self._get_name([f"{_PREFIX}name"], [secrets.token_hex(8)])
         self._name = await self._link.ask(call, _WRITE_S)
+
+    def _send_all(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _KEYS_IN_A_CALL):
+            self._send(keys[start : start + _KEYS_IN_A_CALL])
 
     def _send(self, raised: Sequence[str] = ()) -> None:
         if self._link.reachable and (raised or self._unsent):

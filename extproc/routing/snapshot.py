@@ -92,6 +92,11 @@ class Snapshot(msgspec.Struct, frozen=True):
         return tuple({spec.name: spec for spec in specs}.values())
 
     @property
+    def refused_apps(self) -> tuple[str, ...]:
+        """The apps whose own files have mistakes."""
+        return tuple(app.name for app in self.apps if app.problems)
+
+    @property
     def app_labels(self) -> dict[str, Mapping[str, str]]:
         """The labels of each app, by its name."""
         return {app.name: app.labels for app in self.apps}

@@ -38,7 +38,7 @@ def read_config(folder: Path, gate: Gate | None = None) -> Config:
 def _loaded(folder: Path, copy_of: Path, gate: Gate | None) -> Config:
     if gate is None:
         return load_config(folder, copy_of=copy_of)
-    copy = gate.copy(folder)
+    copy = gate.copy(folder, copy_of)
     config = load_config(copy, copy_of=copy_of)
     gate.serves(copy)
     return config
@@ -99,7 +99,9 @@ class FilesState:
         """Publish the health of the files, and keep them as the last good ones if they serve."""
         await self._publish()
         if self._standing.refusal is None:
-            await asyncio.to_thread(keep, self._standing.folder, self._standing.config)
+            router = self._processor.router
+            refused = router.snapshot.refused_apps if router is not None else ()
+            await asyncio.to_thread(keep, self._standing.folder, self._standing.config, refused)
 
     def reloaded(self, outcome: str, revision: str) -> None:
         """Count a reload, and publish its outcome."""

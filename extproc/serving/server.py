@@ -14,6 +14,7 @@ from extproc.accounting.keeper import Keeper
 from extproc.accounting.ledger import Ledger, LogStreams
 from extproc.accounting.outcome import Cost, Outcome, cost_of
 from extproc.config.candidate import compile_all
+from extproc.config.last_good import kept_folder
 from extproc.config.load import Config, ConfigError
 from extproc.config.reload import watch
 from extproc.config.schema import PolicyFile
@@ -41,7 +42,7 @@ from extproc.serving.memory import give_back
 from extproc.serving.processor import ExternalProcessor
 from extproc.serving.rollout import follow_rollout
 from extproc.serving.server_parts import Loaded, Server, Serving
-from extproc.serving.spending import count_spent, settle
+from extproc.serving.spending import follow_spent, settle
 from extproc.serving.state import SharedState, open_state
 from extproc.serving.stopping import stop_event
 from extproc.serving.telemetry import Telemetry
@@ -174,7 +175,7 @@ async def load(
     log.info("encoder %s", read_choice(model) or model)
     encoder = await asyncio.to_thread(load_encoder, model, workers)
     utterances = RememberingEncoder(storing(encoder))
-    snapshot = await asyncio.to_thread(compile_all, config, folder, utterances)
+    snapshot = await asyncio.to_thread(compile_all, config, folder, utterances, None, kept_folder(folder))
     batcher = Batcher(encoder)
     state = state or open_state("", lambda: None, workers)
     conversations, budgets = Conversations(state.conversations), Budgets(state.spending)
@@ -234,7 +235,7 @@ async def run(
     following, keeper = [], None
     if serving.ledger is not None:
         following.append(asyncio.create_task(follow_rollout(router, serving.ledger.place)))
-        following.append(asyncio.create_task(count_spent(router, serving.ledger.place)))
+        following.append(asyncio.create_task(follow_spent(router, serving.ledger.place)))
         keeper = Keeper(serving.ledger.place, serving.ledger.keep_days)
         keeper.start()
     if serving.golden is not None:

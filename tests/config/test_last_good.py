@@ -1,6 +1,7 @@
 """The last good files on disk."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,37 @@ def test_each_edit_is_kept_and_leaves_no_file_open(tmp_path: Path, monkeypatch: 
     assert kept is not None and "max_output_tokens: 103" in (kept / "extraction.yaml").read_text()
     assert sorted(path.name for path in kept.parent.iterdir()) == sorted([kept.name, "current"])
     assert len(os.listdir("/proc/self/fd")) == open_files
+
+
+def test_the_files_of_apps_are_kept_and_a_mistake_keeps_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy has the revision of the whole. An app with mistakes has the files in it that served last."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    intents = write_small_intents(tmp_path / "intents")
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("apps:\n  support: {hosts: [a.example], intents: ../support}\n")
+    support = tmp_path / "support"
+    shutil.copytree(intents, support, ignore=shutil.ignore_patterns("policy.yaml"))
+    first = load_config(intents)
+    keep(intents, first)
+    kept = kept_folder(intents)
+    assert kept is not None
+    assert load_config(kept, intents).revision == first.revision
+
+    (support / "extraction.yaml").write_text("intent: extraction\n")
+    config = load_config(intents)
+    assert [*config.broken] == ["support"]
+    keep(intents, config, [*config.broken])
+    kept = kept_folder(intents)
+    assert kept is not None and kept.name == config.revision != first.revision
+    again = load_config(kept, intents)
+    assert again.apps["support"].intents == first.apps["support"].intents
+    assert again.signatures == config.signatures, "those of the folder that is watched"
+
+    shutil.rmtree(support)
+    config = load_config(intents)
+    keep(intents, config, [*config.broken])
+    kept = kept_folder(intents)
+    assert kept is not None
+    assert load_config(kept, intents).apps["support"].intents == first.apps["support"].intents

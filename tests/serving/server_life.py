@@ -279,6 +279,54 @@ def test_a_mistake_at_the_start_serves_the_last_good_files(
     )
 
 
+APP = """
+apps:
+  support: {hosts: [support.example], intents: support, default_tier: small}
+"""
+REFUNDS = INTENT.replace("billing", "refunds").replace("bill", "order").replace("tier: small", "tier: large")
+
+
+@pytest.mark.parametrize("policy_too", [False, True], ids=["in the app", "in the policy, too"])
+def test_a_mistake_in_an_app_at_the_start_serves_its_last_good_files(
+    serving: Serving, policy_too: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A restart with a broken edit of an app's intents is like a reload of it. Later restarts, too."""
+    support, policy = serving.intents / "support", serving.intents / "policy.yaml"
+    support.mkdir()
+    (support / "refunds.yaml").write_text(REFUNDS)
+    policy.write_text(POLICY + APP)
+    tiers: list[str] = []
+
+    async def lived() -> None:
+        running = asyncio.create_task(serve(serving))
+        await until(lambda: serves(serving.listen), running)
+        ask = b'{"model":"auto","messages":[{"role":"user","content":"explain this charge on my order"}]}'
+        request = pb.ProcessingRequest(request_headers=pb.HttpHeaders(end_of_stream=False))
+        for key, value in ((":path", "/v1/chat/completions"), (":authority", "support.example")):
+            request.request_headers.headers.headers.add(key=key, raw_value=value.encode())
+        body = pb.ProcessingRequest(request_body=pb.HttpBody(body=ask, end_of_stream=True))
+        replies = await replies_to(serving.listen, request, body)
+        tiers.append(next(tier for tier in ("large-1", "small-1") if tier in str(replies)))
+        status = await asyncio.to_thread(ask_status, serving.listen)
+        assert bool(status.apps) is (len(tiers) > 1 and not policy_too)
+        await until(lambda: kept_folder(serving.intents) is not None, running)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running
+
+    asyncio.run(lived())
+    (support / "refunds.yaml").write_text(REFUNDS.replace("utterances", "uterances"))
+    if policy_too:
+        policy.write_text(policy.read_text().replace("default_tier: large", "default_tier: larg"))
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "extproc"):
+            asyncio.run(lived())
+        assert ("app support keeps its earlier intents" in caplog.text) is not policy_too
+        assert ("so the last good revision" in caplog.text) is policy_too
+        assert "app support is off" not in caplog.text
+    assert tiers == ["large-1"] * 3
+
+
 async def until(true: Callable[[], bool], running: "asyncio.Task[None]") -> None:
     """Wait in a thread until `true`. Raises the error of the server if it ends before."""
     for _ in range(600):
@@ -303,14 +351,14 @@ def test_with_a_gate_the_first_configuration_is_a_copy(serving: Serving, tmp_pat
     copy = tmp_path / "copy"
     gate = mock.Mock()
 
-    def copied(folder: Path) -> Path:
+    def copied(folder: Path, copy_of: Path) -> Path:
         folder.rename(copy)
         return copy
 
     gate.copy.side_effect = copied
     config = read_config(serving.intents, gate)
     assert [intent.intent for intent in config.intents] == ["billing"]
-    assert gate.mock_calls == [mock.call.copy(serving.intents), mock.call.serves(copy)]
+    assert gate.mock_calls == [mock.call.copy(serving.intents, serving.intents), mock.call.serves(copy)]
 
 
 @pytest.mark.parametrize("connected", [True, False], ids=["an Envoy is connected", "no Envoy"])

@@ -19,4 +19,4 @@ def test_the_life_of_a_server() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert re.search(r"^11 passed", run.stdout, re.MULTILINE), run.stdout
+    assert re.search(r"^13 passed", run.stdout, re.MULTILINE), run.stdout
