@@ -1,4 +1,4 @@
-"""The counts for drift: whose requests are counted, the comparison with the evidence, and labels of feedback."""
+"""The counts for drift: which requests are counted, the comparison with the evidence, and labels of feedback."""
 
 import random
 from typing import Any, cast
