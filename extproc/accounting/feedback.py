@@ -2,9 +2,9 @@
 
 import contextlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -21,7 +21,7 @@ _SHAPE = (
 )
 # So many cohorts are named in an error.
 _MOST_NAMED = 50
-_NEWEST = "SELECT principal, cohort, tier FROM outcomes WHERE request = ? ORDER BY time DESC LIMIT 1"
+_NEWEST = "SELECT * FROM outcomes WHERE request = ? ORDER BY time DESC LIMIT 1"
 
 
 class Feedback(msgspec.Struct, frozen=True):
@@ -38,6 +38,8 @@ class AnsweredRequest(msgspec.Struct, frozen=True):
     principal: str | None
     cohort: str | None
     tier: str | None
+    nearest: str | None = None  # the nearest cohort, as it is counted. None: there was no match
+    probability: float | None = None  # that this match is right. None: it is not known
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -82,5 +84,15 @@ def find_answer(place: Path | str, request: str) -> AnsweredRequest | None:
     """Return the newest request with this id. None: it is not in the ledger yet. Raises OSError."""
     with contextlib.closing(connect(place)) as ledger:
         for row in list(ledger.select(_NEWEST, (request,))):
-            return AnsweredRequest(row["principal"], row["cohort"], row["tier"])
+            return _answered(row)
     return None
+
+
+def _answered(row: Mapping[str, Any]) -> AnsweredRequest:
+    answer = AnsweredRequest(row["principal"], row["cohort"], row["tier"])
+    decision = msgspec.json.decode(dict(row).get("decision") or b"{}")
+    nearest, chance = decision.get("cohort"), decision.get("probability")
+    if not isinstance(nearest, str) or not isinstance(chance, int | float):
+        return answer
+    app = dict(row).get("app")
+    return msgspec.structs.replace(answer, nearest=f"{app}/{nearest}" if app else nearest, probability=chance)

@@ -40,6 +40,7 @@ class CacheLook(msgspec.Struct, frozen=True):
     answer: KeptAnswer | None = None  # set if it is served
     age_s: int = 0  # of the answer
     stream_usage: bool = False  # a stream is to end with its token counts
+    instead: "CacheLook | None" = None  # the hit that is served if no tier may check it
 
 
 class AnswerCache:
@@ -78,24 +79,28 @@ class AnswerCache:
         age_s = max(0, int(self.store.clock() - kept.made)) if kept is not None else 0
         if kept is None or word is None or age_s > min(_max_age(control), cohort.cache.ttl_s):
             return CacheLook(CacheWord.MISS, record)
+        hit = CacheLook(word, None, kept, age_s, usage)
         if self._draw() < cohort.cache.verify:
-            return CacheLook(CacheWord.CHECKED, msgspec.structs.replace(record, checked=True), None, age_s, usage)
-        return CacheLook(word, None, kept, age_s, usage)
+            checked = msgspec.structs.replace(record, checked=True)
+            return CacheLook(CacheWord.CHECKED, checked, None, age_s, usage, hit)
+        return hit
 
     def checks_of(self, snapshot: Snapshot) -> dict[str, Checks]:
-        """The checks of each cohort with a cache, as last seen by this process.
+        """The checks of each cohort with a cache, as last seen by this process. A candidate's names are marked.
 
         Apps without own intents have those of the policy. They are left out until a hit was looked for.
         """
-        names = [(name, True) for name in _cache_names(snapshot)]
+        seen, revision = self.store.checks, snapshot.revision
+        caches = {name: seen.get((revision, name), Checks()) for name in _cache_names(snapshot)}
         for app in snapshot.apps:
-            names += [(name, app.folder != "") for name in _cache_names(app.snapshot)]
-        seen = self.store.checks
-        return {
-            name: seen.get((snapshot.revision, name), Checks())
-            for name, listed in names
-            if listed or (snapshot.revision, name) in seen
-        }
+            for name in _cache_names(app.snapshot):
+                if app.folder or (revision, name) in seen:
+                    caches[name] = seen.get((revision, name), Checks())
+        candidate = snapshot.rollout.snapshot if snapshot.rollout is not None else None
+        if candidate is not None:
+            for name in _cache_names(candidate):
+                caches[f"{name} (candidate)"] = seen.get((candidate.revision, name), Checks())
+        return caches
 
 
 class _Place(msgspec.Struct, frozen=True):
@@ -139,8 +144,9 @@ def _place(
         principal = f"principal {header}"
     secret = hashlib.blake2b(principal.encode(errors="replace"), digest_size=32).digest()
     scope = _scope(snapshot, decision, cohort, headers)
-    written = " ".join(form.ask.split())
-    wording = wording_of(form.ask) if signals.ask.text == written and vector is not None else None
+    written = form.ask.strip()  # spaces within it count: code and tables depend on them
+    is_whole = signals.ask.text == " ".join(form.ask.split())
+    wording = wording_of(form.ask) if is_whole and vector is not None else None
     name = ["exact", written] if wording is None else ["wording", wording]
     record = CacheRecord(
         key=_hash(secret, [*scope, *name], form.rest),

@@ -1,13 +1,14 @@
 """Whether a request asks again what its conversation has just asked. That says something about the answer before.
 
 Nothing here is on the path of a request. Only the last ask of each conversation is kept, for ten minutes: hashes
-that are keyed by the principal's header, and a sketch of the vector. No text is kept.
+that are keyed by the principal's header, and a sketch of the vector. No text is kept. A first turn without an id of
+its conversation is compared with the last first turns of its principal.
 """
 
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 
@@ -21,7 +22,7 @@ from extproc.encoder.protocols import Vectors
 from extproc.routing.ask import is_in_tool_loop
 from extproc.routing.limits import principal_header
 from extproc.routing.routed import Routed
-from extproc.routing.store import StateStore
+from extproc.routing.store import MemoryStore, StateStore
 
 # A later ask says little about the answer.
 WITHIN_S = 600.0
@@ -36,6 +37,13 @@ _WORD = re.compile(r"(\A\W*|[.!?:\n]\W*)?([^\W_]+)")
 _FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on do not put spaces between words
 
 _PREFIX = "asked:"
+# First turns that are kept of each principal, and principals that are kept: 4 KB each.
+_FIRST_TURNS, _PRINCIPALS = 6, 2000
+# A person reads an answer before asking again. A principal with more first turns in a minute is a program, or many
+# people.
+_READS_S, _MINUTE_S, _MOST_A_MINUTE = 10.0, 60.0, 3
+# In a first turn, shorter words count, too: "translate cat" and "translate dog" are a template.
+_SHORT_WORD = 3
 
 
 class LastAsk(msgspec.Struct, frozen=True, array_like=True):
@@ -68,6 +76,7 @@ class Asks:
     def __init__(self, store: StateStore, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
+        self._first_turns = MemoryStore(_PRINCIPALS)
 
     async def follow(self, routed: Routed, headers: Mapping[str, str]) -> AskedAgain | None:
         """Return the signal about the answer before, if there is one, and keep this ask in its place.
@@ -93,7 +102,26 @@ class Asks:
         )  # fmt: skip
         self._store.set({key: msgspec.msgpack.encode(asked)}, WITHIN_S)
         kind = signal_of(before, asked) if before is not None else None
+        if not asked.before and secret:
+            whole = msgspec.structs.replace(
+                asked, words=_hashes(secret, words_that_matter(signals.ask.text, _SHORT_WORD))
+            )
+            before, kind = await self._asked_first(
+                routed.snapshot.app or "", secret, _opening(request.turns), whole
+            )
         return AskedAgain(kind, before.request, before.cohort, before.tier, asked.at_s) if before and kind else None
+
+    async def _asked_first(
+        self, app: str, secret: bytes, opening: str, now: LastAsk
+    ) -> tuple[LastAsk | None, Signal | None]:
+        """Compare a first turn with those that its principal has sent to this app, and keep it with them."""
+        key = _hash(hashlib.blake2b(secret).digest(), f"{app}\0{opening}", 16).hex()
+        [value] = await self._first_turns.get((key,))
+        earlier = _first_turns(value)
+        kept = [ask for ask in earlier if ask.request != now.request][-_FIRST_TURNS + 1 :]
+        self._first_turns.set({key: msgspec.msgpack.encode([*kept, now])}, WITHIN_S)
+        before = asked_before(kept, now)
+        return before, Signal.RE_ASKED if before is not None else None
 
 
 def signal_of(before: LastAsk, now: LastAsk) -> Signal | None:
@@ -105,6 +133,23 @@ def signal_of(before: LastAsk, now: LastAsk) -> Signal | None:
             return None
         return Signal.REPEATED if now.ask == before.ask else Signal.EDITED
     return Signal.RE_ASKED if now.turns > before.turns and is_near(before, now) else None
+
+
+def asked_before(earlier: Sequence[LastAsk], now: LastAsk) -> LastAsk | None:
+    """Return the earlier first turn that asks almost the same, or None if there is none, or if a program asks.
+
+    A program sends several first turns in a minute, or the same one for the third time.
+    """
+    if sum(now.at_s - ask.at_s < _MINUTE_S for ask in earlier) >= _MOST_A_MINUTE:
+        return None
+    near = [ask for ask in earlier if ask.ask == now.ask or _is_near_first(ask, now)]
+    if len(near) != 1 or not _READS_S <= now.at_s - near[0].at_s <= WITHIN_S:
+        return None
+    return near[0]
+
+
+def _is_near_first(before: LastAsk, now: LastAsk) -> bool:
+    return bool(before.words) and is_near(before, now)
 
 
 def is_near(before: LastAsk, now: LastAsk) -> bool:
@@ -142,20 +187,31 @@ def last_ask(
         turns=len(persons),
         before=b"" if is_first and not named else _hash(key, earlier, 8),
         ask=_hash(key, text, 8),
-        words=b"".join(sorted(_hash(key, word, 4) for word in words_that_matter(text))),
+        words=_hashes(secret, words_that_matter(text)),
         sketch=_sketch(np.frombuffer(vector, np.float32)) if vector else b"",
     )
 
 
-def words_that_matter(text: str) -> set[str]:
-    """Return the words of five letters or more, those with a digit, and capitalised ones within a sentence."""
+def _hashes(secret: bytes, words: Iterable[str]) -> bytes:
+    key = hashlib.blake2b(secret).digest()
+    return b"".join(sorted(_hash(key, word, 4) for word in words))
+
+
+def _opening(turns: Sequence[Turn]) -> str:
+    """All turns before the first one of a person: the system prompt."""
+    first = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    return "\0".join(f"{turn.role}\1" + "\1".join(turn.texts) for turn in turns[:first])
+
+
+def words_that_matter(text: str, least: int = 5) -> set[str]:
+    """Return the words of `least` letters or more, those with a digit, and capitalised ones within a sentence."""
     words: set[str] = set()
     for match in islice(_WORD.finditer(text[:_MOST_CHARS]), _MOST_WORDS):
         opens_sentence, word = match[1] is not None, match[2]
         if any(letter >= _FIRST_IDEOGRAPH for letter in word):
             continue
         is_name = word[0].isupper() and not opens_sentence
-        if len(word) >= 5 or is_name or any(map(str.isdigit, word)):
+        if len(word) >= least or is_name or any(map(str.isdigit, word)):
             words.add(word.lower())
     return words
 
@@ -190,3 +246,7 @@ def _read(value: bytes | None) -> LastAsk | None:
         return msgspec.msgpack.decode(value, type=LastAsk) if value is not None else None
     except msgspec.DecodeError:
         return None
+
+
+def _first_turns(value: bytes | None) -> list[LastAsk]:
+    return msgspec.msgpack.decode(value, type=list[LastAsk]) if value is not None else []

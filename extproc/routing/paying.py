@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol
 
 from extproc.contract.words import Reason
 from extproc.routing.budget import (
@@ -24,8 +25,16 @@ from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.spending import MemorySpending, Spending
 
-# The decision for a request whose budgets pay for no tier above this rank. None: they pay for every tier.
-Choose = Callable[[int | None], Decision]
+
+class Choose(Protocol):
+    """The decision for a request whose budgets pay for no tier above a rank. None: they pay for every tier.
+
+    `spent`: the principal has no upgrade left.
+    """
+
+    def __call__(self, ceiling: int | None = None, spent: bool = False) -> Decision: ...
+
+
 # Bytes of a body for each token, where the body cannot be read.
 _BYTES_PER_TOKEN = 4
 
@@ -77,6 +86,11 @@ class Budgets:
         cap = min((cap for cap in caps if cap is not None), default=None)
         return cost(decision.tier.price, tokens, self._outputs.expected(decision.tier.name, cap))
 
+    def give_back(self, payment: Payment) -> None:
+        """Give back what was reserved for a request that needs no tier after all."""
+        if payment.charge is not None:
+            self.settle(payment.charge, 0, None, None)
+
     def settle(self, charge: Charge, amount: int | None, tier: str | None, output: int | None) -> None:
         """Put the real cost in the place of the reserved one. None: it is not known, so the reserved one stays."""
         if tier is not None and output is not None:
@@ -85,35 +99,41 @@ class Budgets:
             self.spending.add(charge.keys, amount - charge.amount)
 
 
-async def choose_within(
-    rates: RateLimit | None,
+def chooser(
     snapshot: Snapshot,
     signals: Signals,
     match: Match | None,
     headers: Mapping[str, str],
-    principal: str,
     failure: Reason,
     continuation: Continuation,
-) -> tuple[Decision, Choose]:
-    """Return the decision, and the one for a request whose budgets are used up.
-
-    A tier above the default takes one of the principal's upgrades, if the policy limits them. A client that
-    names the model of a tier takes none.
-    """
-    policy, upgrades = snapshot.policy, snapshot.policy.upgrades
+) -> Choose:
+    """Return the function that decides about a request, for a ceiling that its budgets may set."""
+    policy = snapshot.policy
     how = decide_named if is_named(policy, signals.model) else partial(decide, continuation=continuation)
 
     def choose(ceiling: int | None = None, spent: bool = False) -> Decision:
         return how(policy, signals, match, headers, failure, spent=spent, ceiling=ceiling)
 
-    decision = choose()
+    return choose
+
+
+async def within_upgrades(
+    rates: RateLimit | None, snapshot: Snapshot, principal: str, decision: Decision, choose: Choose
+) -> tuple[Decision, Choose]:
+    """Return the decision that the principal's upgrades allow, and the function for the ceilings of budgets.
+
+    A tier above the default takes one of the upgrades, if the policy limits them. A client that names the model of
+    a tier takes none.
+    """
+    policy, upgrades = snapshot.policy, snapshot.policy.upgrades
     above = policy.rank(decision.tier.name) > policy.rank(policy.default_tier)
     chosen_by_client = decision.reason in (Reason.PINNED, Reason.PASSTHROUGH)
     if upgrades is None or rates is None or not above or decision.refused or chosen_by_client:
         return decision, choose
-    capped = choose(spent=True)
+    spent: Choose = partial(choose, spent=True)
+    capped = spent(None)
     if capped.tier == decision.tier:  # a floor or a capability that no cap lowers
         return decision, choose
     if await rates.take(principal, upgrades.per_minute, upgrades.burst, time.monotonic()):
         return decision, choose
-    return capped, partial(choose, spent=True)
+    return capped, spent

@@ -12,29 +12,15 @@ from extproc.api.request import Request, RequestError, TooLarge, parse_request
 from extproc.api.splice import SpliceError, TooLong
 from extproc.contract.words import Reason
 from extproc.encoder.protocols import Embedder, Vectors
-from extproc.routing.answer_cache import AnswerCache
+from extproc.routing.answer_cache import AnswerCache, CacheLook
 from extproc.routing.budget import Payment
 from extproc.routing.by_prompt import match_prompt
-from extproc.routing.conversations import (
-    NEW,
-    Answered,
-    Continuation,
-    Conversations,
-    Identity,
-    id_key,
-    identify,
-)
-from extproc.routing.decision import (
-    Decision,
-    decide_kept,
-    decide_unread,
-    refused,
-    untouched,
-)
+from extproc.routing.conversations import NEW, Answered, Continuation, Conversations, Identity, id_key, identify
+from extproc.routing.decision import Decision, decide_kept, decide_unread, refused, untouched
 from extproc.routing.exploration import Lottery
 from extproc.routing.limits import RateLimit, principal_header, principal_of
 from extproc.routing.mutation import mutate
-from extproc.routing.paying import Budgets, Choose, choose_within
+from extproc.routing.paying import Budgets, Choose, chooser, within_upgrades
 from extproc.routing.policy import is_named
 from extproc.routing.rollout import arm_of, decide_candidate
 from extproc.routing.routed import (
@@ -125,26 +111,32 @@ class Router:
         vector, failure = await vector_of(self.embedder, snapshot, signals, principal, clock)
         match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
         continuation = await self._recall(snapshot, request, identity)
-        decision, choose = await choose_within(
-            self._rates, snapshot, signals, match, headers, principal, failure, continuation
-        )
+        choose = chooser(snapshot, signals, match, headers, failure, continuation)
+        decision = choose()
         candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")
-        look = None  # a kept answer costs nothing, so it is looked for first
-        if self.cache is not None:
-            look = await self.cache.look(snapshot, decision, request, signals, vector, headers)
+        # A kept answer costs nothing, so it is looked for before an upgrade or a budget is used.
+        look = await self._look(snapshot, decision, request, signals, vector, headers)
+        paid, payment = decision, Payment()
+        if look is None or look.answer is None:
+            paid, choose = await within_upgrades(self._rates, snapshot, principal, decision, choose)
+            paid, payment = await self._pay(snapshot, principal, paid, choose, signals)
+        if paid is not decision:  # a limit has lowered the tier, or refused the request
+            look = look.instead if look is not None else None
+            if look is None:
+                decision = paid
+                look = await self._look(snapshot, decision, request, signals, vector, headers)
         if look is not None:
             decision = msgspec.structs.replace(decision, cache=look.word)
             clock.lap("cache")
         if look is not None and look.answer is not None:
+            if self.budgets is not None:
+                self.budgets.give_back(payment)
             decision = msgspec.structs.replace(decision, judged=False)
             return Routed(
                 decision, mutate(decision, None), snapshot, request, signals, clock.laps, None, identity, candidate,
                 _bytes_of(vector), cached=look,
             )  # fmt: skip
-        paid, payment = await self._pay(snapshot, principal, decision, choose, signals)
-        if paid is not decision:  # at another tier: its answer is not the one that was looked for
-            decision, look = paid, None
         if decision.reason is Reason.BUDGET and decision.refused:
             routed = unpaid(snapshot, decision, payment, request, signals, clock)
         else:
@@ -163,12 +155,26 @@ class Router:
             maker = await self._conversations.maker_of(id_key(principal, kept), snapshot.policy.tiers)
         return written(snapshot, decide_kept(snapshot.policy, headers, maker), None, None, clock)
 
+    async def _look(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        request: Request,
+        signals: Signals,
+        vector: Vectors | None,
+        headers: Mapping[str, str],
+    ) -> CacheLook | None:
+        if self.cache is None:
+            return None
+        return await self.cache.look(snapshot, decision, request, signals, vector, headers)
+
     async def _unread(
         self, snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch
     ) -> Routed:
         """Decide about a request whose body cannot be read."""
 
-        def choose(ceiling: int | None = None) -> Decision:
+        def choose(ceiling: int | None = None, spent: bool = False) -> Decision:
+            del spent  # no upgrade is taken
             return decide_unread(snapshot.policy, headers, Reason.UNREADABLE, ceiling)
 
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))

@@ -32,11 +32,11 @@ class FeedbackDesk:
         self,
         place: Path | str | None,
         keep: Callable[[AnswerSignal], bool],
-        report: Callable[[str, str, Feedback], None],
+        report: Callable[[AnsweredRequest | None, Feedback], None],
         workers: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`place` is the ledger, if there is one. `report` gets the cohort and the tier, or "" if not known yet."""
+        """`place` is the ledger, if there is one. `report` gets the request, or None if it is not known yet."""
         self._place, self._keep, self._report = place, keep, report
         self._rates, self._clock = Rates(workers), clock
         self._looking = False
@@ -60,7 +60,7 @@ class FeedbackDesk:
         )
         if not self._keep(kept):
             return Taken(503, _FULL)
-        self._report(*((answer.cohort or "", answer.tier or "") if answer is not None else ("", "")), feedback)
+        self._report(answer, feedback)
         return Taken(202)
 
     async def _look(self, request: str) -> AnsweredRequest | None:

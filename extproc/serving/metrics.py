@@ -106,6 +106,33 @@ CACHE_OFF = Metric(
     f"{PREFIX}.cache.off", "gauge", "", "1 while a cohort's cache is off, because too many of its hits were wrong",
     ("cohort",),
 )  # fmt: skip
+CACHE_BOUND = Metric(
+    f"{PREFIX}.cache.bound", "gauge", "",
+    "Upper bound (95 %) of the share of a cohort's hits that are wrong; 1 while no hit was checked", ("cohort",),
+)  # fmt: skip
+MATCHES = Metric(
+    f"{PREFIX}.matches", "counter", "{request}",
+    "First requests of conversations, by nearest cohort, and whether this match counts or the request falls back",
+    ("cohort", "result"),
+)  # fmt: skip
+NEARNESS = Metric(
+    f"{PREFIX}.drift.nearness", "gauge", "",
+    "Chance that a request of the last day is nearer to its cohort than a row of the evidence: 0.5 without drift",
+    ("cohort",),
+)  # fmt: skip
+NEARNESS_LIMIT = Metric(
+    f"{PREFIX}.drift.limit", "gauge", "",
+    "Difference of drift.nearness from 0.5 above which it is drift: 0.1, or more while requests or rows are few",
+    ("cohort",),
+)  # fmt: skip
+LABELS = Metric(
+    f"{PREFIX}.labels", "counter", "{answer}",
+    "Labels of feedback by nearest cohort, and whether the match was right", ("cohort", "result"),
+)  # fmt: skip
+LABELS_EXPECTED = Metric(
+    f"{PREFIX}.labels.expected", "counter", "{answer}",
+    "Sum of the probabilities of the matches that have a label: so many of them should be right", ("cohort",),
+)  # fmt: skip
 STATE_FAILURES = Metric(
     f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of `state` that failed"
 )
@@ -199,5 +226,6 @@ METRICS = (
     STATE_FAILURES, KEYS_REFUSED, REVISION, CANDIDATE_SHARE, CANDIDATE_REFUSED, GOLDEN_FLIPPED, GOLDEN_ROWS,
     ESCALATION_SHARE, REFUSED, TIER_ERRORS, OPEN_EXCHANGES, ENCODER_QUEUE, ENCODER_BUSY, ENCODER_LOOKUPS,
     GENAI_TOKENS, GENAI_DURATION, GENAI_FIRST_CHUNK, CACHE_LOOKS, CACHE_SAVED, CACHE_CHECKS, CACHE_OFF,
-    STATE_AWAY, BUDGET_SPENT, APP, APP_REFUSED,
+    STATE_AWAY, BUDGET_SPENT, APP, APP_REFUSED, CACHE_BOUND, MATCHES, NEARNESS, NEARNESS_LIMIT, LABELS,
+    LABELS_EXPECTED,
 )  # fmt: skip

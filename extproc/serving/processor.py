@@ -126,6 +126,7 @@ class ExternalProcessor:
             )  # fmt: skip
             return
         self._telemetry.decided(metadata, result.record, result.stages, result.request)
+        self._telemetry.drift.saw(result)
 
 
 def _open(

@@ -10,7 +10,7 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
-from extproc.accounting.feedback import Feedback
+from extproc.accounting.feedback import AnsweredRequest, Feedback
 from extproc.accounting.outcome import Cost, Outcome
 from extproc.api.observation import Usage
 from extproc.api.request import Request
@@ -20,6 +20,7 @@ from extproc.contract.words import Bound, VerdictWord
 from extproc.encoder.batcher import EncoderLoad
 from extproc.routing.cache_store import Checks
 from extproc.serving import metrics as definitions
+from extproc.serving.drift import DriftWatch
 from extproc.serving.genai import GenAi, request_attributes, trace_context, usage_attributes
 from extproc.serving.instruments import counter, histogram, observe
 from extproc.settings import Tier
@@ -78,6 +79,13 @@ class Telemetry:
         observe(
             meter, definitions.CACHE_OFF, lambda: [(int(c.off), {"cohort": k}) for k, c in self.caches().items()]
         )
+        observe(meter, definitions.CACHE_BOUND, lambda: [(c.most, {"cohort": k}) for k, c in self.caches().items()])
+        self.drift = drift = DriftWatch()
+        observe(meter, definitions.MATCHES, drift.matches)
+        observe(meter, definitions.NEARNESS, drift.nearness)
+        observe(meter, definitions.NEARNESS_LIMIT, drift.limits)
+        observe(meter, definitions.LABELS, drift.labels)
+        observe(meter, definitions.LABELS_EXPECTED, drift.expected)
         self._keys_refused = counter(meter, definitions.KEYS_REFUSED)
         self._tier_errors = counter(meter, definitions.TIER_ERRORS)
         self._genai = GenAi(meter, self._tracer)
@@ -229,11 +237,14 @@ class Telemetry:
         """Report a second request: "accepted", "rejected", "unjudged" or "failed"."""
         self._explorations.add(1, {"cohort": cohort, "tier": tier, "outcome": outcome})
 
-    def rated(self, cohort: str, tier: str, feedback: Feedback) -> None:
-        """Report feedback about an answer. The names are "" if the answer is not in the ledger yet."""
+    def rated(self, answer: AnsweredRequest | None, feedback: Feedback) -> None:
+        """Report feedback about an answer. None: the answer is not in the ledger yet."""
         score = feedback.score
         rating = "none" if score is None else "up" if score >= 0.5 else "down"
-        self._feedback.add(1, {"cohort": cohort, "tier": tier, "rating": rating})
+        cohort, tier = (answer.cohort, answer.tier) if answer is not None else (None, None)
+        self._feedback.add(1, {"cohort": cohort or "", "tier": tier or "", "rating": rating})
+        if answer is not None and feedback.label is not None:
+            self.drift.labelled(answer, feedback.label)
 
     def signalled(self, cohort: str, tier: str, signal: str) -> None:
         """Report that the client asked again after an answer."""

@@ -49,6 +49,13 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
             "and `accepted` are then about all of them. Left out: the floor is the cohort's own."
         ),
     ] = None
+    deciles: Annotated[
+        tuple[float, ...] | None,
+        about(
+            "Nine deciles of the similarity of these rows. The router compares the similarity of its traffic with "
+            "them (`semantic_router.drift.nearness`). Left out: the rows are too few."
+        ),
+    ] = None
     abstains: Annotated[
         bool,
         about("No floor keeps the risk, so no match counts, unless the intent has `abstain: off`."),

@@ -89,7 +89,7 @@ class AnswerKeeper:
         kept, _ = await self._store.look(record.key, snapshot.revision, name)
         if kept is not None:
             right = await self._is_right(kept, snapshot, cohort, observation, request)
-            self.checked(cohort.name, {True: "right", False: "wrong", None: "unknown"}[right])
+            self.checked(name, {True: "right", False: "wrong", None: "unknown"}[right])
             if right is not None:
                 await self._store.check(snapshot.revision, name, not right)
         self._keep(record, cohort, ruling, observation)

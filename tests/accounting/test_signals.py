@@ -63,6 +63,21 @@ def test_a_request_is_found_with_its_principal(ledger: Path) -> None:
     assert find_answer(ledger, "r-9") is None
 
 
+def test_the_match_of_an_answer_is_found_with_its_probability(tmp_path: Path) -> None:
+    store = Store(tmp_path / "ledger.sqlite", 90)
+    decision = '{"cohort":"billing","similarity":0.5,"margin":0.1,"probability":0.75}'
+    for app in (None, "support"):
+        outcome = Outcome(
+            time.time(), "chat", Ending.ACCEPTED, 200, 1, "out_of_scope", cohort="out_of_scope", tier="small",
+            principal=MINE, request=f"r-{app}", decision=decision, app=app,
+        )  # fmt: skip
+        store.add([(outcome, Cost(0.1, (), 0.1))])
+    answers = [find_answer(store.place, f"r-{app}") for app in (None, "support")]
+    assert answers == [
+        AnsweredRequest(MINE, "out_of_scope", "small", nearest, 0.75) for nearest in ("billing", "support/billing")
+    ]
+
+
 def test_the_report_shows_signals_of_the_callers_themselves(ledger: Path) -> None:
     report = read_report(ledger, 3600)
     sums = SignalSums(re_asked=1, abandoned=1, rated=2, rating=0.5, labelled=1)

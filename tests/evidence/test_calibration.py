@@ -545,7 +545,7 @@ def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
     after = path.read_bytes().splitlines(keepends=True)
     assert [line for line in after if line in before] == before
     assert [line for line in after if not line.endswith(b"\r\n")] == []
-    assert (len(after) - len(before), path.stat().st_mode & 0o777) == (13, 0o640)
+    assert (len(after) - len(before), path.stat().st_mode & 0o777) == (14, 0o640)
 
 
 def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):

@@ -19,10 +19,10 @@ from extproc.routing.decision import Decision
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.signals import read_signals
-from extproc.routing.snapshot import AppRoute, Snapshot
+from extproc.routing.snapshot import AppRoute, Rollout, Snapshot
 from extproc.routing.store import MemoryStore
 from extproc.settings import AnswerCache as Settings
-from extproc.settings import Price, Tier
+from extproc.settings import Candidate, Price, Tier
 
 PATH, ALICE = "/v1/chat/completions", {"authorization": "Bearer alice"}
 SMALL = Tier("small", "small-1", "http://small", 8000, Price(input=1, output=2))
@@ -74,6 +74,29 @@ def test_the_same_words_hit_and_the_same_question_in_other_words_does() -> None:
     assert hit is not None and (hit.word, hit.age_s, hit.record) == (CacheWord.HIT, 10, None)
     assert cache.word(SAME) is CacheWord.SEMANTIC
     assert cache.word(OTHER) is CacheWord.MISS
+
+
+def test_spaces_within_an_ask_count() -> None:
+    """Code with another indentation is other code, and two spaces in quotes are not one."""
+    cache = Cache()
+    for ask, other in (
+        ("Explain:\nfor a in b:\n    c()\n    d()", "Explain:\nfor a in b:\n    c()\nd()"),
+        ("How long is 'a  b'?", "How long is 'a b'?"),
+        ("What does rm *.log do?", "What does rm * .log do?"),
+    ):
+        cache.keep(ask)
+        assert (cache.word(f" {ask}\n"), cache.word(other)) == (CacheWord.HIT, CacheWord.MISS)
+
+
+def test_the_caches_of_a_candidate_are_listed_with_its_own_checks() -> None:
+    cache = Cache()
+    candidate = msgspec.structs.replace(cache.snapshot, revision="candidate-r2")
+    rollout = Rollout(Candidate("next", percent=5), "next", snapshot=candidate)
+    both = msgspec.structs.replace(cache.snapshot, rollout=rollout)
+    for _ in range(3):
+        asyncio.run(cache.store.check("candidate-r2", "faq", True))
+    caches = cache.cache.checks_of(both)
+    assert {name: checks.wrong for name, checks in caches.items()} == {"faq": 0, "faq (candidate)": 3}
 
 
 def test_other_words_need_a_floor_and_embeddings_that_agree() -> None:

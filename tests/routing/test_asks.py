@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from extproc.encoder.features import FeatureEncoder
 from extproc.routing.asks import WITHIN_S, AskedAgain, Asks, LastAsk, last_ask, signal_of, words_that_matter
 from extproc.routing.conversations import Conversations
 from extproc.routing.router import Router
+from extproc.routing.snapshot import AppRoute
 from extproc.routing.store import MemoryStore
 
 KYOTO = "Plan a trip to Kyoto for 3 days"
@@ -113,3 +115,116 @@ def test_a_signal_names_the_request_before_and_its_decision(ask: Callable[..., A
     again = ask("c", prove, "No.", prove)
     assert again == AskedAgain(Signal.RE_ASKED, "a", "math_reasoning", "large", 1.8e9)
     assert ask("", prove, "No.", prove) is None  # without an id there is no row to speak about
+
+
+class FirstTurns:
+    """Sends first turns without an id of a conversation, and compares them as the server does."""
+
+    def __init__(self, encoder: FeatureEncoder, folder: Path) -> None:
+        self.now, self.sent = 1.8e9, 0
+        snapshot = compile_snapshot(load_config(folder), encoder)
+        store = MemoryStore()
+        self.asks = Asks(store, clock=lambda: self.now)
+
+        class Embedder:
+            async def embed(self, text: str, deadline_s: float, principal: str = "") -> object:
+                return encoder.encode([text])[0]
+
+        apps = tuple(
+            AppRoute(app, msgspec.structs.replace(snapshot, app=app), (f"{app}.example",))
+            for app in ("support", "sales")
+        )
+        serving = msgspec.structs.replace(snapshot, apps=apps)
+        self.router = Router(serving, Embedder(), conversations=Conversations(store))  # type: ignore[arg-type]
+
+    def ask(
+        self, text: str, after_s: float = 60.0, key: str | None = "mine", system: str = "", host: str = ""
+    ) -> str | None:
+        """Send it this long after the one before. Return the earlier request that it asks again, or None."""
+        self.now += after_s
+        self.sent += 1
+        headers = {":path": "/v1/chat/completions", "x-request-id": f"{self.sent}", ":authority": host}
+        headers |= {"authorization": key} if key is not None else {}
+        turns = [{"role": "system", "content": system}] if system else []
+        body = msgspec.json.encode({"model": "auto", "messages": [*turns, {"role": "user", "content": text}]})
+
+        async def both() -> AskedAgain | None:
+            return await self.asks.follow(await self.router.route(body, headers), headers)
+
+        again = asyncio.run(both())
+        assert again is None or again.kind is Signal.RE_ASKED
+        return again.request if again is not None else None
+
+
+@pytest.fixture
+def first(encoder: FeatureEncoder, small_folder: Path) -> FirstTurns:
+    return FirstTurns(encoder, small_folder)
+
+
+def test_a_person_who_asks_again_in_a_new_conversation_is_a_signal(first: FirstTurns) -> None:
+    assert first.ask(KYOTO) is None
+    assert first.ask("Which hotels in Osaka are cheap?") is None
+    assert first.ask(AGAIN) == "1"
+
+
+def test_the_same_words_count_in_any_script(first: FirstTurns) -> None:
+    assert [first.ask("京都への旅行を計画して"), first.ask("京都への旅行を計画して")] == [None, "1"]
+    assert first.ask("東京への旅行を計画して") is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": "theirs"}, {"key": None}, {"system": "Be brief."}, {"host": "support.example"}, {"after_s": 601.0},
+        {"after_s": 9.0},  # a person does not read so fast: a client that tries again
+    ],
+)  # fmt: skip
+def test_only_the_same_principal_within_minutes_asks_again(first: FirstTurns, change: dict[str, Any]) -> None:
+    """In the same app, below the same system prompt, and after the time to read an answer."""
+    assert first.ask(KYOTO) is None
+    assert first.ask(AGAIN, **change) is None
+
+
+def test_without_a_principal_nobody_asks_again(first: FirstTurns) -> None:
+    assert [first.ask(KYOTO, key=None) for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize("every_s", [0.5, 5.0, 20.0, 120.0])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Classify ticket {}: the printer in the office does not print",
+        "Is an order of {} items above the limit of the warehouse? Answer yes or no.",
+        "Translate this word into French: {word}",
+        "Rate the sentiment of this review from 1 to 5: {word} is what I wanted",
+    ],
+)
+def test_a_template_with_other_numbers_or_words_never_asks_again(
+    first: FirstTurns, template: str, every_s: float
+) -> None:
+    words = ("cat", "dog", "sun", "tea", "bus", "ice", "map", "pen", "cup", "box")
+    asks = [template.format(4700 + number, word=words[number]) for number in range(10)]
+    assert [first.ask(text, after_s=every_s) for text in asks] == [None] * 10
+
+
+@pytest.mark.parametrize(("every_s", "signals"), [(0.5, 0), (5.0, 0), (20.0, 1), (60.0, 1), (400.0, 1), (700.0, 0)])
+def test_a_monitor_that_sends_the_same_text_is_at_most_one_signal(
+    first: FirstTurns, every_s: float, signals: int
+) -> None:
+    asked = [first.ask(KYOTO, after_s=every_s) for _ in range(30)]
+    assert sum(again is not None for again in asked) <= signals
+
+
+def test_a_key_of_many_people_is_no_person(first: FirstTurns) -> None:
+    """Two users of an application ask the same within a minute in which the application sends more."""
+    others = ("What is a mortgage?", "Write a haiku about snow", "Is the shop open?", "Who wrote Hamlet?")
+    assert [first.ask(text, after_s=12) for text in (KYOTO, *others, AGAIN)] == [None] * 6
+
+
+def test_first_turns_are_kept_without_text_and_within_bounds(first: FirstTurns) -> None:
+    for number in range(20):
+        first.ask(f"{KYOTO} with guide {number}")
+    store = first.asks._first_turns
+    assert 1000 < store.size < 6 * 900
+    for _, (value, _) in store._entries.items():
+        assert b"Kyoto" not in value and b"guide" not in value and b"mine" not in value

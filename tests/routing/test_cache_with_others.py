@@ -4,8 +4,10 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from extproc.acceptance.rules import compile_rules
+from extproc.contract.records import CacheRecord
 from extproc.contract.words import CacheWord, Reason, Signal
 from extproc.routing.answer_cache import AnswerCache
 from extproc.routing.asks import Asks
@@ -13,30 +15,41 @@ from extproc.routing.budget import nano, specs_of
 from extproc.routing.cache_store import AnswerStore, KeptAnswer
 from extproc.routing.conversations import Conversations
 from extproc.routing.exploration import Lottery
+from extproc.routing.limits import Rates
 from extproc.routing.paying import Budgets
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.routing.snapshot import AUTHORITY, AppRoute, Snapshot
 from extproc.routing.store import MemoryStore
 from extproc.settings import AnswerCache as CacheSettings
-from extproc.settings import UsdBudget
+from extproc.settings import Upgrades, UsdBudget
 from tests.routing.test_exchange import WordEmbedder, snapshot  # noqa: F401  # a fixture
 
 ASK = "Send the last invoice again"
 ALICE = {":path": "/v1/chat/completions", "authorization": "Bearer alice"}
+BOB = ALICE | {"authorization": "Bearer bob"}
 SUPPORT, SALES = ALICE | {AUTHORITY: "support.example"}, ALICE | {AUTHORITY: "sales.example"}
 
 
 class Gateway:
     """A router with a cache for billing, two apps and a budget of the policy."""
 
-    def __init__(self, snapshot: Snapshot, words: Any, budget: UsdBudget | None = None) -> None:  # noqa: F811
+    def __init__(
+        self,
+        snapshot: Snapshot,  # noqa: F811
+        words: Any,
+        budget: UsdBudget | None = None,
+        verify: float = 0,
+        upgrades: Upgrades | None = None,
+    ) -> None:
         cohorts = dict(snapshot.policy.cohorts)
         cohorts["billing"] = msgspec.structs.replace(
             cohorts["billing"], tier="large", reasoning=None, accept=compile_rules(["complete"]),
-            cache=CacheSettings(verify=0),
+            cache=CacheSettings(verify=verify),
         )  # fmt: skip
-        policy = msgspec.structs.replace(snapshot.policy, cohorts=cohorts)
+        policy = msgspec.structs.replace(snapshot.policy, cohorts=cohorts, upgrades=upgrades)
+        if upgrades is not None:
+            policy = msgspec.structs.replace(policy, default_tier="small")
         own = msgspec.structs.replace(snapshot, policy=policy, budgets=specs_of(budget))
         apps = tuple(
             AppRoute(name, msgspec.structs.replace(own, app=name), (f"{name}.example",))
@@ -45,8 +58,8 @@ class Gateway:
         store = MemoryStore()
         self.answers, self.asks, self.budgets = AnswerStore(MemoryStore()), Asks(store), Budgets()
         self.router = Router(
-            msgspec.structs.replace(own, apps=apps), WordEmbedder(words), None, Conversations(store), self.budgets,
-            AnswerCache(self.answers),
+            msgspec.structs.replace(own, apps=apps), WordEmbedder(words), Rates(1), Conversations(store),
+            self.budgets, AnswerCache(self.answers),
         )  # fmt: skip
 
     def route(self, headers: dict[str, str] = ALICE, *texts: str) -> Routed:
@@ -59,8 +72,11 @@ class Gateway:
     def fill(self, headers: dict[str, str] = ALICE) -> None:
         look = self.route(headers).cached
         assert look is not None and look.record is not None and look.word is CacheWord.MISS
-        answer = KeptAnswer("Done.", look.record.exact, self.answers.clock(), "qwen3-32b", "large")
-        self.answers.keep(look.record.key, answer, 60)
+        self.keep(look.record, "qwen3-32b", "large")
+
+    def keep(self, record: CacheRecord, model: str, tier: str) -> None:
+        answer = KeptAnswer("Done.", record.exact, self.answers.clock(), model, tier)
+        self.answers.keep(record.key, answer, 60)
 
     def spend_all(self) -> None:
         for spec in self.router.snapshot.budgets:
@@ -81,15 +97,54 @@ def test_a_hit_is_served_when_the_budget_is_used_up_and_costs_nothing(snapshot, 
     assert dict(gateway.budgets.spending.totals) == spent
 
 
-def test_an_answer_of_the_tier_of_a_budget_is_not_kept_for_another_tier(snapshot, words):  # noqa: F811
+def test_an_answer_of_the_tier_of_a_budget_is_kept_for_this_tier_alone(snapshot, words):  # noqa: F811
     gateway = Gateway(snapshot, words, UsdBudget(1.0, "small"))
-    gateway.route()
-    gateway.budgets.spending.add(["x"], 1)
+    before = gateway.route().cached
     gateway.spend_all()
     lowered = gateway.route()
     assert (lowered.decision.tier.name, lowered.decision.reason) == ("small", Reason.BUDGET)
-    assert (lowered.cached, lowered.record.cache, lowered.record.budget) == (None, None, "all")
+    assert (lowered.record.cache, lowered.record.budget) == (CacheWord.MISS, "all")
     assert lowered.payment.charge is not None and lowered.payment.charge.amount < nano(1.0)
+    assert before is not None and before.record is not None and lowered.cached is not None
+    record = lowered.cached.record
+    assert record is not None and before.record.key != record.key
+
+    gateway.keep(record, "qwen3-4b", "small")
+    spent = dict(gateway.budgets.spending.totals)
+    hit = gateway.route()
+    assert hit.kept is not None
+    assert (hit.decision.cache, hit.kept.tier, hit.payment.charge) == (CacheWord.HIT, "small", None)
+    assert dict(gateway.budgets.spending.totals) == spent  # what was reserved for the small tier is given back
+    for spec in gateway.router.snapshot.budgets:
+        month = next(iter(spent)).partition(":")[0]
+        gateway.budgets.spending.add([spec.key("", month)], -spec.limit)
+    assert gateway.route().decision.cache is CacheWord.MISS  # the large tier answers again
+
+
+@pytest.mark.parametrize("over", ["refuse", "small"])
+def test_a_hit_that_no_tier_can_check_is_served(snapshot, words, over):  # noqa: F811
+    gateway = Gateway(snapshot, words, UsdBudget(1.0, over), verify=1)
+    gateway.fill()
+    assert gateway.route().decision.cache is CacheWord.CHECKED
+    gateway.spend_all()
+    hit = gateway.route()
+    assert hit.kept is not None
+    assert (hit.refusal, hit.decision.cache, hit.kept.tier) == (None, CacheWord.HIT, "large")
+    assert (hit.decision.tier.name, hit.decision.reason) == ("large", Reason.MATCHED)
+
+
+def test_a_hit_takes_no_upgrade_and_needs_none(snapshot, words):  # noqa: F811
+    """One upgrade in a minute. The default tier is `small`, and the cohort's is `large`."""
+    gateway = Gateway(snapshot, words, upgrades=Upgrades(per_minute=1, burst=1))
+    gateway.fill(BOB)
+    for _ in range(3):
+        assert gateway.route(BOB).decision.cache is CacheWord.HIT  # Bob's upgrade is taken by `fill`
+    other = gateway.route(BOB, "Send the first invoice again")
+    assert (other.decision.tier.name, other.decision.reason) == ("small", Reason.UPGRADE_RATE)
+    assert (gateway.route().decision.cache, gateway.route().decision.reason) == (
+        CacheWord.MISS,
+        Reason.UPGRADE_RATE,
+    )
 
 
 def test_a_used_up_budget_pays_for_no_second_answer(snapshot, words):  # noqa: F811

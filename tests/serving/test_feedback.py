@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self, place: Path | None = Path("ledger"), keeps: bool = True) -> None:
         self.kept: list[AnswerSignal] = []
-        self.reports: list[tuple[str, str, Feedback]] = []
+        self.reports: list[tuple[AnsweredRequest | None, Feedback]] = []
         self.keeps = keeps
         self.desk = FeedbackDesk(place, self.keep, lambda *report: self.reports.append(report))
 
@@ -106,7 +106,7 @@ def test_the_decision_about_the_request_is_reported(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(feedback, "find_answer", lambda *_: AnsweredRequest(mine, "billing", "small"))
     desk = Desk()
     assert asyncio.run(desk.take()) == 202
-    assert desk.reports == [("billing", "small", Feedback("5-5", 1.0, None))]
+    assert desk.reports == [(AnsweredRequest(mine, "billing", "small"), Feedback("5-5", 1.0, None))]
     monkeypatch.setattr(feedback, "find_answer", lambda *_: AnsweredRequest("theirs", "billing", "small"))
     assert asyncio.run(desk.take()) == 404 and len(desk.kept) == 1
 

@@ -26,6 +26,9 @@ from extproc.evidence.fit.probability import fit_probability, probabilities
 from extproc.evidence.measure.metrics import NOTHING, Bools, Estimate, Floats, ece, exact_interval, share
 from extproc.settings import Evidence, Probability
 
+# Fewer rows describe no distribution.
+_LEAST_DECILES = 50
+
 
 class Counts(msgspec.Struct, frozen=True):
     """Matches of held-out rows. Rows of one group count as one.
@@ -173,6 +176,7 @@ def calibrate(run: Execution, learned: FittedCentroids, risk: float, date: str) 
             wrong=(0.0, 1.0),
             accepted=0.0,
             probability=curves[name],
+            deciles=_deciles(rows.matches.similarity[here], after.rows),
         )
         choice = choices[name]
         measured = pool if choice.pooled else after
@@ -185,6 +189,13 @@ def calibrate(run: Execution, learned: FittedCentroids, risk: float, date: str) 
         )
     error = ece(chance, rows.matches.right, weights=rows.matches.masses)
     return Calibration(fits, kind, sizes, error, "", sources, elsewhere, rows.matches.mass is not None)
+
+
+def _deciles(similarity: Floats, distinct: int) -> tuple[float, ...] | None:
+    """The nine deciles of the similarity of a cohort's rows, or None if the rows are too few."""
+    if distinct < _LEAST_DECILES:
+        return None
+    return tuple(round(float(cut), DIGITS) for cut in np.quantile(similarity, np.arange(1, 10) / 10))
 
 
 def counts_of(matches: Matches, among: Bools, accepted: Bools) -> Counts:
