@@ -84,7 +84,7 @@ within the buffered part.
 
 RULES = {
     "complete": "the upstream finished by itself: not cut by a cap or a filter, and all choices are there",
-    "non_empty": "it has a text or a tool call",
+    "non_empty": "it has a text, a tool call, or other output such as a picture",
     "min_chars": "its text has at least this many characters, without white space around it",
     "max_chars": "its text has at most this many characters, without white space around it",
     "json": "its text is one JSON object or array, without a code fence",
@@ -332,7 +332,7 @@ REJECTIONS = {
     "incomplete": "the answer has no proper end, or too few choices",
     "cut": "rule `complete`: a cap on tokens ended the answer",
     "filtered": "rule `complete`: a content filter ended the answer",
-    "empty": "rule `non_empty`: no text and no tool call",
+    "empty": "rule `non_empty`: no text, no tool call and no other output",
     "too_short": "rule `min_chars`",
     "too_long": "rule `max_chars`",
     "not_json": "rules `json`, `json_schema`: the text is not JSON",

@@ -48,9 +48,10 @@ Check = Callable[[Any, Observation, CheckInputs], str]
 
 
 def _only_calls(observation: Observation, inputs: CheckInputs) -> bool:
-    """Whether an answer only calls tools, and so has no text for the rules about text."""
+    """Whether an answer only calls tools or has other output, and so has no text for the rules about text."""
     may_call = inputs.request.tools is None or bool(inputs.request.tools)
-    return bool(observation.tool_calls) and may_call and not observation.text.strip()
+    calls = bool(observation.tool_calls) and may_call
+    return (calls or observation.other_output) and not observation.text.strip()
 
 
 def _of_text(check: Callable[[Any, str, CheckInputs], str]) -> Check:
@@ -70,7 +71,7 @@ def check_complete(_: Complete, observation: Observation, inputs: CheckInputs) -
 
 
 def check_non_empty(_: NonEmpty, observation: Observation, __: CheckInputs) -> str:
-    return OK if observation.tool_calls or observation.text.strip() else "empty"
+    return OK if observation.tool_calls or observation.other_output or observation.text.strip() else "empty"
 
 
 def check_min_chars(rule: MinChars, text: str, _: CheckInputs) -> str:
@@ -115,7 +116,7 @@ def _check_json_schema(rule: JsonSchema, text: str, inputs: CheckInputs) -> str:
 
 def _check_tool_calls(_: ToolCalls, observation: Observation, inputs: CheckInputs) -> str:
     if not observation.tool_calls:
-        if inputs.request.tool_required:
+        if inputs.request.tool_required and not observation.other_output:
             return "no_tool_call"
         return UNAVAILABLE if "tool_choice" in inputs.request.left_out else NOTHING
     if inputs.request.tools is None:
@@ -133,7 +134,7 @@ def _check_tool_call(call: ToolCall, inputs: CheckInputs) -> str:
     if schema is None:
         return UNAVAILABLE if "tool_schemas" in inputs.request.left_out else OK
     try:
-        arguments = _decoded(call.arguments)
+        arguments = _decoded(call.arguments) if call.arguments.strip() else {}  # a tool without parameters
         fits = isinstance(arguments, dict) and conforms(schema, arguments)
         return OK if fits else "tool_arguments"
     except SchemaUnusable:

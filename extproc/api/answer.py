@@ -4,12 +4,14 @@
 how they were cut. An ending that was not seen is never reported.
 """
 
+from typing import Any
+
 import msgspec
 
 from extproc.api.gathered import GatheredAnswer
 from extproc.api.observation import Framing, Observation, ToolCall
 from extproc.api.paths import Api
-from extproc.api.repair import BOM
+from extproc.api.repair import BOM, TooManyRepairs, without_halves
 from extproc.api.shapes import READERS, error_code, is_error
 from extproc.api.sse import EventStream, MalformedAnswer
 
@@ -46,6 +48,20 @@ def _sniff(head: bytes, content_type: str, whole: bool) -> Framing | None:
     if content_type == "text/event-stream" or start.startswith(_FIELDS):
         return "sse"
     raise MalformedAnswer("not json")
+
+
+def _decode(data: bytes) -> Any:
+    """Decode the JSON of an answer. Half of a surrogate pair counts as one odd character, as it does for clients.
+
+    A server writes halves when a token ends within a character.
+    """
+    try:
+        return msgspec.json.decode(data)
+    except msgspec.DecodeError:
+        whole = without_halves(data)
+        if whole == data:
+            raise
+        return msgspec.json.decode(whole)
 
 
 class AnswerReader:
@@ -97,7 +113,7 @@ class AnswerReader:
             self._end() if piece is None else self._advance(piece)
         except MalformedAnswer as error:
             self._malformed = str(error)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TooManyRepairs):
             self._malformed = "not json"
         if self._malformed is not None:
             self._body.clear()
@@ -127,7 +143,9 @@ class AnswerReader:
             self.frames += 1
             if data.strip() == b"[DONE]":
                 self._answer.done = self._api in _DONE_APIS
-            elif data:
+            elif data and (
+                event != "ping" or self._api != "messages"
+            ):  # its clients do not read the data of a ping
                 self._take(event, data)
 
     def _end(self) -> None:
@@ -146,7 +164,7 @@ class AnswerReader:
             self._answer.done = bool(finishes) and None not in finishes
 
     def _take(self, event: str, data: bytes) -> None:
-        frame = msgspec.json.decode(data)
+        frame = _decode(data)
         if not isinstance(frame, dict):
             raise MalformedAnswer("unknown shape")
         if event and "type" not in frame:
@@ -171,6 +189,7 @@ class AnswerReader:
                 ToolCall("".join(names), "".join(pieces) or empty)
                 for _, (names, pieces) in sorted(answer.tools.items())
             ),
+            other_output=answer.other_output,
             logprobs=tuple(answer.logprobs),
             reasoning_chars=answer.reasoning_chars,
             usage=answer.usage,

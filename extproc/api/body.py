@@ -79,7 +79,7 @@ class Body(msgspec.Struct):
     """The members that routing reads. Each member that is absent or unreadable has its default."""
 
     model: str | None = None
-    messages: list[Message | str] | None = None
+    messages: str | list[Message | str] | Message | None = None
     input: str | list[Message | str] | Message | None = None
     prompt: str | list[PromptItem] | Prompt | None = None
     instructions: str | list[Message | str] | None = None
@@ -244,4 +244,5 @@ def _doubted(decoded: Body, text: bytes) -> Body:
     return decoded
 
 
-_NOTHING = (b"", b"null", b"false", b'""', b"{}")
+# Any member with one of these values asks for nothing.
+_NOTHING = (b"", b"null", b"false", b'""', b"{}", b'"text"')

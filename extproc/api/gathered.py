@@ -54,12 +54,15 @@ class GatheredAnswer:
         self.refusal: list[str] = []
         self.reasoning_chars = 0
         self.finishes: dict[int, str | None] = {}  # by choice; None: it has not finished
-        self.tools: dict[int, tuple[list[str], list[str]]] = {}  # index: names, argument pieces
+        self.tools: dict[int, tuple[list[str], list[str]]] = {}  # place: names, argument pieces
+        self.other_output = False
         self.logprobs: list[float] = []
         self.counts: dict[str, int] = {}
         self.model: str | None = None
         self.error: str | None = None
         self.done = False  # the protocol's own ending was seen
+        self._call_ids: dict[int, str] = {}  # by place
+        self._places: dict[int, int] = {}  # by index, where they differ
 
     def keep(self, chars: int) -> None:
         """Count what is kept in memory. Raises MalformedAnswer above the limit."""
@@ -87,6 +90,22 @@ class GatheredAnswer:
                 self.keep(8)
                 self.logprobs.append(min(max(float(number), LEAST_LOGPROB), 0.0))
 
+    def place_of_call(self, index: int, id_: Any, name: Any) -> int:
+        """Return the place of the call with this index. Some servers give every call of an answer the index 0.
+
+        A fragment with a name and a new id then starts the next call, once the arguments before it are whole.
+        """
+        place = self._places.get(index, index)
+        text = as_text(id_)
+        if not text or not as_text(name):
+            return place
+        if self._call_ids.get(place, text) != text and _is_json("".join(self.tools[place][1])):
+            place = self._places[index] = max(self.tools) + 1
+        if place not in self._call_ids:
+            self.keep(len(text))
+            self._call_ids[place] = text
+        return place
+
     def add_call(self, index: int, name: Any = None, arguments: Any = None) -> None:
         if index not in self.tools:
             self.keep(64)
@@ -104,7 +123,7 @@ class GatheredAnswer:
     def add_finish(self, index: int, value: Any) -> None:
         if index not in self.finishes:
             self.keep(64)
-        reason = as_text(value).strip().lower()
+        reason = as_text(value).strip().lower().removeprefix("finish_reason_")
         self.finishes[index] = _FINISHES.get(reason, reason) if reason else self.finishes.get(index)
 
     def add_usage(self, value: Any) -> None:
@@ -145,3 +164,11 @@ class GatheredAnswer:
         if bad is not None or not reasons or None in reasons:
             return bad
         return reasons[0]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return False
+    return True

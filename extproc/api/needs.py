@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from extproc.api.body import Body, Prompt, Tool
-from extproc.api.parts import Message, Part, check_items, every_part
+from extproc.api.parts import Message, Part, check_items, every_part, parts_of
 
 HOSTED = "hosted:"
 # A part of an unknown type. No policy can list it.
@@ -82,6 +82,7 @@ def read_media(messages: Sequence[Message], prompt: object) -> Media:
     if isinstance(prompt, Prompt) and prompt.variables:
         places += [value for value in prompt.variables.values() if isinstance(value, Part)]
     media = [Part(m.type) for m in messages if m.type in _NEEDS]  # a part in place of a message
+    media += [part for message in messages for part in _own_media(message)]
     count = len(messages)
     for content in places:
         if content is not None and not isinstance(content, str):
@@ -90,6 +91,18 @@ def read_media(messages: Sequence[Message], prompt: object) -> Media:
             check_items(parts, count - len(parts))
             media += [part for part in parts if part.type not in _PLAIN]
     return Media([(part, tuple(_needs_of(part))) for part in media])
+
+
+def _own_media(message: Message) -> Iterator[Part]:
+    """Yield the media beside the content of a message, and the parts of a person's message that say nothing."""
+    if bytes(message.images) not in _NOTHING:
+        yield Part("image", image_url=message.images)
+    if bytes(message.audio) not in _NOTHING:
+        yield Part("audio")
+    # The content of other messages may be any JSON.
+    if message.role == "user" and message.content is not None and not isinstance(message.content, str):
+        untyped = (part for part in parts_of(message.content) if not part.type)
+        yield from (Part(UNKNOWN_PART) for part in untyped if part.text is None and not any(_needs_of(part)))
 
 
 def conversation_needs(messages: Sequence[Message]) -> Iterator[str]:
@@ -110,7 +123,7 @@ def conversation_needs(messages: Sequence[Message]) -> Iterator[str]:
 
 
 def _needs_of(part: Part) -> Iterator[str]:
-    kind = part.type
+    kind = part.type.lower()
     if not kind:  # vLLM reads a part by its member
         members = ("image_url", "audio_url", "video_url", "input_audio", "file")
         kind = next((name for name in members if memoryview(getattr(part, name))), "text")

@@ -34,6 +34,7 @@ class Observation(msgspec.Struct, frozen=True):
     # stop, length, tool_calls, content_filter or the upstream's word in lower case; the worst of all choices
     finish: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    other_output: bool = False  # it also has a picture, sound, or a call of a tool that the provider defined
     logprobs: tuple[float, ...] = ()  # of each generated token, within [LEAST_LOGPROB, 0]
     reasoning_chars: int = 0
     usage: Usage | None = None

@@ -39,12 +39,15 @@ class Message(msgspec.Struct):
     role: str | None = None
     type: str | None = None
     content: Content = None
+    text: str | None = None  # of a part that is sent in place of a message
     output: Content = None
     id: str | None = None
     call_id: str | None = None
     encrypted_content: str | None = None
     tool_calls: msgspec.Raw = msgspec.Raw()
     reasoning_details: msgspec.Raw = msgspec.Raw()
+    images: msgspec.Raw = msgspec.Raw()
+    audio: msgspec.Raw = msgspec.Raw()
 
 
 def parts_of(content: Content) -> Sequence[Part]:

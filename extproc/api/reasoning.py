@@ -108,7 +108,7 @@ def thinking_bars(body: Body) -> frozenset[str]:
     bars = set()
     if isinstance(body.tool_choice, Typed) and body.tool_choice.type in ("any", "tool"):
         bars.add("tool_choice")
-    last = messages_of(body.messages[-1:])[0] if body.messages else None
+    last = next(reversed(messages_of(body.messages)), None)
     if last is not None and last.role == "assistant":
         bars.add("prefill")
     elif last is not None and any(part.type == "tool_result" for part in parts_of(last.content)):

@@ -42,11 +42,11 @@ def repaired(body: bytes) -> bytes:
         text.decode()
     except UnicodeDecodeError:
         text = text.decode("utf-8", "surrogateescape").encode("utf-8", "replace")  # "?" for each bad byte
-    return _without_numbers(_without_halves(text))
+    return _without_numbers(without_halves(text))
 
 
-def _without_halves(text: bytes) -> bytes:
-    """Replace each half of a surrogate pair. Pairs stay."""
+def without_halves(text: bytes) -> bytes:
+    """Return `text` with each half of a surrogate pair replaced. Pairs stay. Raises TooManyRepairs."""
     edited: bytearray | None = None
     end_of_pair = 0
     # A pair is recognised at its first half. So the halves are needed in order, in either letter case.

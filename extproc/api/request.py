@@ -3,12 +3,14 @@
 Only the members that routing needs are decoded. The bytes are kept, because they are edited and sent on.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from extproc.api.body import Body, decode_body
 from extproc.api.members import UNDECODABLE, TooManyObjects, raw_members
 from extproc.api.needs import conversation_needs, declared_needs, read_media
-from extproc.api.parts import Message, check_items, messages_of, parts_of
+from extproc.api.parts import Message, Part, check_items, messages_of, parts_of
 from extproc.api.paths import Api, api_of
 from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
 from extproc.api.repair import BOM, TooManyRepairs, repaired
@@ -63,10 +65,19 @@ _TOOL_TYPES = {
     "local_shell_call_output", "shell_call_output", "apply_patch_call_output",
 }  # fmt: skip
 _ROLES = {"system", "developer", "user", "assistant", "tool", "function"}
-# What some clients call the model. Every other role that no API has is a person's.
-_MODEL_ROLES = {"ai", "bot", "model"}
-# Items of the Responses API that contain words of a person or a model. An item with a role is a message, too.
-_PROSE = {None, "message"}
+# Names in some clients and prompt templates. Any other role that no API has counts as `user`.
+_OTHER_ROLES = {
+    **dict.fromkeys(("ai", "bot", "model", "chatbot", "gpt", "aimessage"), "assistant"),
+    **dict.fromkeys(
+        ("ipython", "observation", "tool_response", "tool_result", "tool_output", "toolmessage"), "tool"
+    ),
+    "systemmessage": "system",
+}
+# Types of a message without a role, and the role that they stand for.
+_ROLES_OF_TYPES = {
+    None: "", "message": "user", "text": "user", "input_text": "user", "human": "user", "ai": "assistant",
+    "system": "system", "tool": "tool",
+}  # fmt: skip
 
 
 def parse_request(path: str, body: bytes) -> Request | None:
@@ -103,7 +114,7 @@ def parse_request(path: str, body: bytes) -> Request | None:
         api=api,
         body=body,
         model=decoded.model,
-        turns=tuple(_turn(m) for m in messages if _is_turn(m)),
+        turns=_turns(messages),
         needs=frozenset(
             (
                 *(need for _, needs in media.needs for need in needs),
@@ -150,22 +161,32 @@ def _check_lists(decoded: Body) -> None:
 
 
 def _messages(api: Api, decoded: Body) -> list[Message]:
+    """The messages in the member of the API, or in that of another API, which some clients send there."""
+    prompts = decoded.prompt if isinstance(decoded.prompt, list) else [decoded.prompt]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if api == "completions":
-        prompts = decoded.prompt if isinstance(decoded.prompt, list) else [decoded.prompt]
-        return [Message("user", content=p) for p in prompts if isinstance(p, str)]
+        return messages_of(texts or decoded.messages or decoded.input)
     if api == "responses":
-        return [*_system(decoded.instructions), *messages_of(decoded.input)]
+        return [*_system(decoded.instructions), *messages_of(decoded.input or decoded.messages or texts)]
     head = [Message("system", content=decoded.system)] if decoded.system else []
-    return [*head, *messages_of(decoded.messages)]
+    return [*head, *messages_of(decoded.messages or decoded.input or texts)]
 
 
 def _system(instructions: str | list[Message | str] | None) -> list[Message]:
     """The instructions are a text, or items with any role: none of them are words of the person."""
-    return [Message("system", None, m.content, m.output) for m in messages_of(instructions or None)]
+    return [Message("system", content=m.content, output=m.output) for m in messages_of(instructions or None)]
+
+
+def _turns(messages: Sequence[Message]) -> tuple[Turn, ...]:
+    """The turns. If none has the role `user`, those without a role get it."""
+    turns = tuple([_turn(m) for m in messages if _is_turn(m)])
+    if all(turn.role for turn in turns) or any(turn.role == "user" for turn in turns):
+        return turns
+    return tuple(turn if turn.role else msgspec.structs.replace(turn, role="user") for turn in turns)
 
 
 def _is_turn(message: Message) -> bool:
-    return message.type in _PROSE or message.type in _TOOL_TYPES or message.role is not None
+    return message.type in _ROLES_OF_TYPES or message.type in _TOOL_TYPES or message.role is not None
 
 
 def _turn(message: Message) -> Turn:
@@ -173,19 +194,23 @@ def _turn(message: Message) -> Turn:
     tool_result = role in ("tool", "function") or message.type in _TOOL_TYPES
     if isinstance(message.content, str):
         return Turn(role, (message.content,) if message.content and not tool_result else (), tool_result)
-    parts = parts_of(message.content)
-    texts = () if role in ("tool", "function") else tuple([p.text for p in parts if p.text])
+    parts = parts_of(message.content if message.content is not None else message.text)
+    texts = () if role in ("tool", "function") else tuple([text for p in parts if (text := _text_of(p))])
     return Turn(role, texts, tool_result or not _TOOL_TYPES.isdisjoint([p.type for p in parts]))
 
 
 def _role(message: Message) -> str:
-    """The role, in lower case. A `message` without one is a person's; other items without one have none."""
+    """The role, in lower case. A message without one may have it in its type. "" stands for none."""
     if message.role is None:
-        return "user" if message.type == "message" else ""
-    role = message.role.lower()
-    if role in _MODEL_ROLES:
-        return "assistant"
+        return _ROLES_OF_TYPES.get(message.type, "")
+    role = message.role.strip().lower()
+    role = _OTHER_ROLES.get(role, role)
     return role if role in _ROLES else "user"
+
+
+def _text_of(part: Part) -> str | None:
+    """The text of a part. Some clients send it as its content."""
+    return part.text or (part.content if part.type == "text" and isinstance(part.content, str) else None)
 
 
 def _cap(api: Api, decoded: Body) -> tuple[int | None, str | None]:

@@ -62,7 +62,9 @@ def _read_chat_message(answer: GatheredAnswer, message: dict[str, Any]) -> None:
         # Whole answers and some streams have no index: there, each name starts the next call.
         last = len(answer.tools) - (0 if called.get("name") else 1)
         arguments = called.get("arguments", called.get("input"))
-        answer.add_call(as_index(call.get("index"), max(last, 0)), called.get("name"), arguments)
+        place = answer.place_of_call(as_index(call.get("index"), max(last, 0)), call.get("id"), called.get("name"))
+        answer.add_call(place, called.get("name"), arguments)
+    answer.other_output |= bool(message.get("audio") or message.get("images"))
     legacy = as_object(message.get("function_call"))
     if legacy:
         answer.add_call(0, legacy.get("name"), legacy.get("arguments"))
@@ -99,7 +101,7 @@ def _read_content_block(answer: GatheredAnswer, index: int, block: dict[str, Any
         answer.reasoning_chars += len(as_text(block.get("thinking")))
     elif kind == "tool_use":  # a stream starts it with an empty input and then sends the text
         answer.add_call(index, block.get("name"), block.get("input") or None)
-    elif kind == "input_json_delta":
+    elif kind == "input_json_delta" and index in answer.tools:  # not the input of a tool that the server runs
         answer.add_call(index, None, block.get("partial_json"))
 
 
@@ -127,11 +129,19 @@ def _read_responses(answer: GatheredAnswer, frame: dict[str, Any]) -> None:
         answer.done = kind != "response.failed"
 
 
+# Items of the Responses API beside text and functions: pictures, and calls that the client runs or approves.
+_OTHER_ITEMS = {
+    "image_generation_call", "computer_call", "local_shell_call", "shell_call", "apply_patch_call",
+    "tool_search_call", "mcp_approval_request",
+}  # fmt: skip
+
+
 def _read_call_item(answer: GatheredAnswer, index: int, item: dict[str, Any]) -> None:
     if item.get("type") in ("function_call", "custom_tool_call"):
         _, pieces = answer.tools.get(index, ([], []))
         arguments = item.get("arguments", item.get("input"))
         answer.add_call(index, item.get("name"), None if pieces else arguments)
+    answer.other_output |= item.get("type") in _OTHER_ITEMS
 
 
 def _read_whole_response(answer: GatheredAnswer, response: dict[str, Any]) -> None:

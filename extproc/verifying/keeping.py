@@ -116,8 +116,9 @@ def may_keep(verdict: Verdict, word: VerdictWord, observation: Observation) -> b
     """Return whether this answer may be served again."""
     accepted = word is VerdictWord.ACCEPT and verdict.accept and not verdict.unavailable
     whole = observation.complete and observation.finish == "stop" and observation.n_choices == 1
-    other = observation.tool_calls or observation.refusal or observation.reasoning_chars or observation.mislabelled
     text = observation.text
+    other = bool(observation.tool_calls or observation.other_output or observation.refusal)
+    lost = bool(observation.reasoning_chars or observation.mislabelled or "\ufffd" in text)
     return bool(
-        accepted and whole and not other and text.strip() and len(text) <= MOST_ANSWER_CHARS
+        accepted and whole and not other and not lost and text.strip() and len(text) <= MOST_ANSWER_CHARS
     ) and not has_identifier(text)

@@ -27,7 +27,7 @@ def kept_answer(
     """
     if verdict.rule is None or not observation.complete or len(content) > _MAX_KEPT_BYTES:
         return {}
-    if not (observation.text or observation.tool_calls):
+    if not (observation.text or observation.tool_calls or observation.other_output):
         return {}
     try:
         text = content.decode()

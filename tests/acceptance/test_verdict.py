@@ -22,7 +22,7 @@ PERSON = {
 }
 REQUIREMENTS = Requirements(
     json_schema=PERSON,
-    tools={"get": {"type": "object", "required": ["a"]}, "now": None},
+    tools={"get": {"type": "object", "required": ["a"]}, "list": {"type": "object"}, "now": None},
     context="The invoice is numbered 4711. It is due in May. Oslo is the capital of Norway.",
 )
 OK = Verdict(True)
@@ -64,10 +64,12 @@ JUDGED: list[tuple[Any, Observation, str | None]] = [
     ("complete", answer(n_choices=0), "incomplete"),
     ("non_empty", answer(), None),
     ("non_empty", answer("", tool_calls=calls(("now", "{}"))), None),
+    ("non_empty", answer("", other_output=True), None),
     ("non_empty", answer(" \n\u00a0"), "empty"),
     ({"min_chars": 3}, answer(" abc "), None),
     ({"min_chars": 3}, answer(" ab "), "too_short"),
     ({"min_chars": 3}, answer("", tool_calls=calls(("now", "{}"))), None),
+    ({"min_chars": 3}, answer("", other_output=True), None),
     ({"max_chars": 3}, answer(" abc "), None),
     ({"max_chars": 3}, answer("abcd"), "too_long"),
     ("json", answer(' {"a": [1]}\n'), None),
@@ -86,6 +88,8 @@ JUDGED: list[tuple[Any, Observation, str | None]] = [
     ({"json_schema": {"type": "string"}}, answer("1"), "schema"),
     ("tool_calls", answer(), None),
     ("tool_calls", answer("", tool_calls=calls(("get", '{"a": 1}'), ("now", ""))), None),
+    ("tool_calls", answer("", tool_calls=calls(("list", ""), ("list", " "), ("list", "{}"))), None),
+    ("tool_calls", answer("", tool_calls=calls(("get", ""))), "tool_arguments"),
     ("tool_calls", answer("", tool_calls=calls(("fetch", "{}"))), "unknown_tool"),
     ("tool_calls", answer("", tool_calls=calls(("get", "{}"))), "tool_arguments"),
     ("tool_calls", answer("", tool_calls=calls(("get", '{"a": 1'))), "tool_arguments"),
@@ -269,6 +273,7 @@ def test_a_tool_call_may_be_required_and_choices_counted() -> None:
     required = Requirements(tool_required=True, choices=2)
     verdict = judge(compile_rules(["tool_calls"]), answer(), request=required)
     assert verdict == Verdict(False, "tool_calls", "no_tool_call")
+    assert judge(compile_rules(["tool_calls"]), answer("", other_output=True), request=required) == OK
     verdict = judge(compile_rules(["complete"]), answer(), request=required)
     assert verdict == Verdict(False, "complete", "incomplete")
 

@@ -445,6 +445,8 @@ def test_a_stream_without_done_is_complete_only_at_its_end() -> None:
         ("EOS_TOKEN", "stop"),
         ("END_TURN", "stop"),
         ("MAX_TOKENS", "length"),
+        ("FINISH_REASON_STOP", "stop"),
+        ("FINISH_REASON_MAX_TOKENS", "length"),
         ("LENGTH", "length"),
         ("Tool_Calls", "tool_calls"),
         ("SAFETY", "content_filter"),
@@ -459,6 +461,83 @@ def test_finish_words_of_any_server_and_case(word: str, finish: str) -> None:
     assert observe("chat", [events(chunk({"content": "a"}, word))], SSE).finish == finish
     body = msgspec.json.encode({"type": "message", "content": [], "stop_reason": word})
     assert observe("messages", [body], JSON).finish == finish
+
+
+def test_calls_with_one_index_are_told_apart_by_their_ids() -> None:
+    """Some servers give every call the index 0. A fragment may repeat the name, or have a separate id."""
+
+    def fragment(id_: str | None, name: str | None, arguments: str) -> Any:
+        return chunk({"tool_calls": [{"index": 0, "id": id_, "function": {"name": name, "arguments": arguments}}]})
+
+    both = [
+        fragment("a", "get", '{"n":'),
+        fragment("a", "get", "1}"),
+        fragment("b", "get", '{"n":'),
+        fragment("", "", "2}"),
+    ]
+    expected = (ToolCall("get", '{"n":1}'), ToolCall("get", '{"n":2}'))
+    assert observe("chat", [events(*both)], SSE).tool_calls == expected
+    one = [fragment("a", "get", '{"n":'), fragment("b", "get", "1}")]
+    assert observe("chat", [events(*one)], SSE).tool_calls == expected[:1]
+    items = [{"index": 0, "id": i, "function": {"name": "get", "arguments": f'{{"n":{i}}}'}} for i in "12"]
+    whole = {"choices": [{"message": {"content": None, "tool_calls": items}, "finish_reason": "tool_calls"}]}
+    assert observe("chat", [msgspec.json.encode(whole)], JSON).tool_calls == expected
+
+
+@pytest.mark.parametrize("kind", ["server_tool_use", "mcp_tool_use"])
+def test_the_input_of_a_tool_that_the_server_runs_is_no_call(kind: str) -> None:
+    """The client gets nothing to do. It arrives in the same events as the input of the client's tools."""
+    block = {"type": kind, "id": "s", "name": "web_search", "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": '{"query":"x"}'}
+    frames = [
+        {"type": "message_start", "message": {"content": []}},
+        {"type": "content_block_start", "index": 0, "content_block": block},
+        {"type": "content_block_delta", "index": 0, "delta": delta},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": "Found."}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop"},
+    ]
+    seen = observe("messages", [events(*frames, named=True, done=False)], SSE)
+    assert (seen.tool_calls, seen.text, seen.complete) == ((), "Found.", True)
+
+
+@pytest.mark.parametrize(
+    ("api", "body"),
+    [
+        ("chat", {"choices": [{"message": {"content": None, "audio": {"id": "a", "data": "AA"}}}]}),
+        ("chat", {"choices": [{"message": {"content": "", "images": [{"type": "image_url"}]}}]}),
+        *(
+            ("responses", {"object": "response", "status": "completed", "output": [{"type": kind, "id": "x"}]})
+            for kind in (
+                "image_generation_call",
+                "computer_call",
+                "shell_call",
+                "apply_patch_call",
+                "mcp_approval_request",
+            )
+        ),
+    ],
+)
+def test_an_answer_may_have_neither_text_nor_calls_of_functions(api: Api, body: Any) -> None:
+    seen = observe(api, [msgspec.json.encode(body)], JSON)
+    assert (seen.other_output, seen.text, seen.tool_calls) == (True, "", ())
+
+
+def test_half_of_a_character_is_one_odd_character() -> None:
+    """A server writes it when a token ends within an emoji. Clients read it."""
+    halves = events(chunk({"content": "a?"}), chunk({"content": "!"}, "stop"))
+    halves = halves.replace(b"?", rb"\ud83d").replace(b"!", rb"\ude00")
+    seen = observe("chat", [halves], SSE)
+    assert (seen.text, seen.malformed, seen.complete) == ("a\ufffd\ufffd", None, True)
+    whole = b'{"choices":[{"message":{"content":"\\ud83d"},"finish_reason":"stop"}]}'
+    assert observe("chat", [whole], JSON).text == "\ufffd"
+    assert observe("chat", [whole.replace(b":[", b":")], JSON).malformed == "not json"
+
+
+def test_the_data_of_a_ping_is_not_read_where_clients_ignore_it() -> None:
+    ping = b"event: ping\ndata: keep-alive\n\n"
+    assert observe("messages", [ping + MESSAGE_SSE], SSE).complete
+    assert observe("chat", [ping + CHAT_SSE], SSE).malformed == "not json"
 
 
 def test_the_input_of_a_custom_tool_is_read_from_deltas() -> None:

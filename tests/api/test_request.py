@@ -468,6 +468,7 @@ def test_a_value_that_spells_its_type_is_read(odd, field, value):
         {"text": "Translate this letter into French"},
         [5, None, {"type": 5, "text": "Translate this letter into French"}],
         [{"type": "text", "text": 5}, "Translate this letter into French", []],
+        [{"type": "text", "content": "Translate this letter into French"}],
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
@@ -499,6 +500,51 @@ def test_messages_of_any_shape_are_read(path, items):
     ]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": "Translate this letter"}),
+        (CHAT, {"messages": {"role": "user", "content": "Translate this letter"}}),
+        (CHAT, {"messages": [{"content": "Translate this letter"}]}),
+        (
+            CHAT,
+            {
+                "messages": [
+                    {"role": "assistant", "content": "Hi"},
+                    {"role": None, "content": "Translate this letter"},
+                ]
+            },
+        ),
+        (CHAT, {"messages": [{"role": "user", "text": "Translate this letter"}]}),
+        (
+            CHAT,
+            {"messages": [{"type": "human", "content": "Translate this letter"}, {"type": "ai", "content": "Hi"}]},
+        ),
+        (CHAT, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Translate this letter"}]}]}),
+        (CHAT, {"prompt": "Translate this letter"}),
+        (MESSAGES, {"input": "Translate this letter"}),
+        (RESPONSES, {"input": [{"type": "input_text", "text": "Translate this letter"}]}),
+        (RESPONSES, {"messages": [{"role": "user", "content": "Translate this letter"}]}),
+        (COMPLETIONS, {"messages": [{"role": "user", "content": "Translate this letter"}]}),
+    ],
+)
+def test_a_persons_text_is_read_in_the_form_of_another_api(path, body):
+    """Floors hold for it, although most upstreams refuse this form."""
+    asked = [turn for turn in parsed(path, model="auto", **body).turns if turn.role == "user"]
+    assert asked == [Turn("user", ("Translate this letter",))]
+
+
+@pytest.mark.parametrize("role", ["ipython", "observation", "tool_response", "Tool_Result", "ToolMessage"])
+def test_the_output_of_a_tool_is_no_text_of_a_person(role):
+    """The templates of open models have their own names for the role."""
+    assert chat(messages=[USER, {"role": role, "content": "Prove it"}]).turns[1] == Turn("tool", (), True)
+
+
+@pytest.mark.parametrize("role", ["AI", "bot", "model", "CHATBOT", "gpt", "AIMessage"])
+def test_the_model_has_several_names(role):
+    assert chat(messages=[USER, {"role": role, "content": "Yes"}]).turns[1] == Turn("assistant", ("Yes",))
+
+
 def test_items_of_unknown_types_are_skipped():
     """They are not turns. Instructions in any shape count as system text, and an unknown role is a person's."""
     items = [{"type": "web_search_call", "id": "1"}, {"type": "x_new"}, {"role": "critic", "content": "No."}, USER]
@@ -527,7 +573,25 @@ def test_an_odd_member_drops_no_need(odd):
         (CHAT, {"tools": [5]}, set()),
         (CHAT, {"tools": 0.5}, {"tools"}),
         (CHAT, {"modalities": "audio"}, {"unknown part"}),
+        (CHAT, {"modalities": "text"}, set()),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, {"unknown part"}),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"image": "https://x/y"}, {"text": "Hi"}]}]},
+            {"unknown part"},
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": [{"inlineData": {"data": "AA"}}]}]}, {"unknown part"}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"image_url": {"url": "https://x/y"}}]}]}, {"vision"}),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "IMAGE_URL"}, {"type": "TEXT", "text": "a"}]}]},
+            {"vision"},
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": "Hi", "images": ["AAAA"]}]}, {"vision"}),
+        (CHAT, {"messages": [{"role": "assistant", "content": None, "audio": {"id": "audio_1"}}]}, {"audio"}),
+        (CHAT, {"messages": [{"role": "user", "content": "Hi", "images": [], "audio": None}]}, set()),
+        (CHAT, {"messages": [{"role": "tool", "content": {"temperature": 5}}]}, set()),
+        (RESPONSES, {"input": [{"type": "shell_call_output", "output": [{"stdout": "a", "stderr": ""}]}]}, set()),
     ],
 )
 def test_a_doubt_about_a_need_lifts(path, body, needs):

@@ -49,6 +49,7 @@ def test_an_accepted_whole_text_is_kept() -> None:
         {"complete": False}, {"finish": "length"}, {"finish": "tool_calls"}, {"finish": "content_filter"},
         {"tool_calls": (ToolCall("f", "{}"),)}, {"refusal": "No."}, {"n_choices": 2}, {"text": " "},
         {"reasoning_chars": 10}, {"mislabelled": True}, {"text": "x" * (MOST_ANSWER_CHARS + 1)},
+        {"other_output": True}, {"text": "Fine \ufffd"},
         {"text": "Write to ann@example.com."}, {"text": "Order 4821337 is on its way."},
     ],
 )  # fmt: skip
