@@ -1,6 +1,12 @@
 """The form of all HTML pages, for screens from 340 pixels, for print and for dark mode. They load nothing."""
 
+import re
 from html import escape
+
+# Invisible characters, which may change the text that a reader sees: of control, and of the direction of text.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+# A number as a cell shows it: with a sign, a unit, or a share behind it. A dash says that there is none.
+_NUMBER = re.compile(r"-|[-+]?\$?[\d,.]+(e-?\d+)?( %)?( \([\d.]+ %\))?")
 
 STYLE = """
 :root{--ink:#1c2430;--soft:#5d6878;--paper:#fff;--band:#f4f6f9;--rule:#dde2ea;--own:#c2410c;--other:#2563a8;
@@ -21,15 +27,20 @@ code{font:.95em ui-monospace,monospace}p,li{max-width:75ch}p.soft,li,figcaption{
 figure{margin:0;max-width:460px;break-inside:avoid;border:1px solid var(--rule);border-radius:8px;padding:12px}
 figure h3{margin:0 0 6px;font-size:.98rem}figure svg{width:100%;height:auto;display:block}
 .scroll{overflow-x:auto;margin:12px 0;border:1px solid var(--rule);border-radius:8px}
-table{border-collapse:collapse;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.84rem;font-variant-numeric:tabular-nums}
 th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 .words th,.words td{text-align:left}
-tr:last-child td{border-bottom:0}
-.sums tr:last-child td{font-weight:600;border-top:2px solid var(--ink)}
+.words td{min-width:9ch;max-width:48ch;white-space:normal;overflow-wrap:break-word}
+.words .n{text-align:right;white-space:nowrap;min-width:0}
+tr:last-child td,tbody tr:last-child th{border-bottom:0}
+.sums tr:last-child td,.sums tbody tr:last-child th{font-weight:600;border-top:2px solid var(--ink)}
 th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band)}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-th:first-child{background:var(--band)}
-tr.configured td{font-weight:600;color:var(--own)}td i{color:var(--soft);font-style:normal;font-size:.92em}
+tbody th{color:inherit;font-weight:400;vertical-align:inherit}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper);
+max-width:min(45vw,34ch);white-space:normal;overflow-wrap:break-word}
+thead th:first-child{background:var(--band)}
+tr.configured td,tr.configured th{font-weight:600;color:var(--own)}
+td i{color:var(--soft);font-style:normal;font-size:.92em}
 svg text{fill:var(--soft);font:12.5px system-ui,sans-serif}svg .tick{font-size:12px}
 svg .grid{stroke:var(--rule);stroke-width:1}svg polyline{fill:none;stroke-width:2}
 svg .curve{stroke:var(--other)}svg .hull{stroke:var(--soft);stroke-dasharray:5 4}
@@ -51,13 +62,16 @@ svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 --t0:#8fb8de;--t1:#2563a8;--t2:#123a66}body{max-width:none;padding:0;font-size:11pt}
 .scroll{overflow:visible;border:0}table{font-size:7.5pt}th,td{padding:2px 4px}.plots{grid-template-columns:1fr 1fr}
 th:first-child,td:first-child{position:static}tr{break-inside:avoid}h2,.key{break-after:avoid}}
+.scroll:focus-visible,summary:focus-visible{outline:2px solid var(--own);outline-offset:2px}
+.skip{position:absolute;left:-999em}.skip:focus{position:static}
 nav{margin:0 0 16px}nav a{margin-right:16px;color:var(--other);display:inline-block;padding:4px 0}
 nav a[aria-current]{color:var(--ink);font-weight:600;text-decoration:none}
 a{color:var(--other)}a:focus-visible,button:focus-visible,textarea:focus-visible,input:focus-visible{
 outline:2px solid var(--own);outline-offset:2px}
-textarea,input,button{font:inherit;color:inherit;background:var(--band);border:1px solid var(--rule);
-border-radius:8px;padding:8px 10px}textarea{width:100%;min-height:6.5em}input{width:min(100%,340px)}
+textarea,input,select,button{font:inherit;color:inherit;background:var(--band);border:1px solid var(--rule);
+border-radius:8px;padding:8px 10px;max-width:100%}textarea{width:100%;min-height:6.5em}input{width:min(100%,340px)}
 button{cursor:pointer;font-weight:600;margin:8px 8px 8px 0}label{display:block;margin:8px 0 4px}
+pre.wrap{white-space:pre-wrap;overflow-wrap:anywhere}
 pre{overflow-x:auto;background:var(--band);border-radius:8px;padding:12px;font-size:.8rem;line-height:1.45}
 """
 
@@ -71,21 +85,43 @@ def html_page(title: str, body: str) -> str:
     )
 
 
-def html_table(header: list[str], rows: list[list[str]], kind: str = "") -> str:
-    """Return a table that scrolls sideways on a phone. Its first column stays. All cells are HTML."""
-    head = "".join(f"<th>{name}</th>" for name in header)
-    lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n" for row in rows)
+def html_text(text: str) -> str:
+    """Return plain text as HTML. An invisible character is shown by its number, as in \\u202e."""
+    return escape(_UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def html_table(header: list[str], rows: list[list[str]], kind: str = "", label: str = "") -> str:
+    """Return a table that scrolls sideways on a phone. Its first column stays. All cells are HTML.
+
+    `label` is plain text for screen readers.
+    """
+    # Beside words, a column of numbers is aligned to the right.
+    kinds = [
+        ' class="n"' if kind == "words" and i and all(map(_NUMBER.fullmatch, column)) else ""
+        for i, column in enumerate(zip(*rows, strict=True))
+    ] or [""] * len(header)
+    head = "".join(f'<th scope="col"{of}>{name}</th>' for name, of in zip(header, kinds, strict=True))
+    lines = "".join(
+        f'<tr><th scope="row">{first}</th>'
+        f"{''.join(f'<td{of}>{cell}</td>' for cell, of in zip(cells, kinds[1:], strict=True))}</tr>\n"
+        for first, *cells in rows
+    )
     table = (
         f"<table{f' class={kind!r}' if kind else ''}><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
     )
-    return f'<div class="scroll">{table}</div>\n'
+    return f"{scroll_region(label or 'Table')}{table}</div>\n"
+
+
+def scroll_region(label: str) -> str:
+    """Return the start of a `div` that scrolls sideways, also with the keyboard. `label` is plain text."""
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
 
 
 def verdict_line(sentence: str, word: str = "") -> str:
     """Return a verdict, with its word in front if it has one. Both are plain text."""
-    return f'<p class="verdict">{f"<b>{escape(word)}</b> " if word else ""}{escape(sentence)}</p>'
+    return f'<p class="verdict">{f"<b>{html_text(word)}</b> " if word else ""}{html_text(sentence)}</p>'
 
 
 def soft_line(sentence: str) -> str:
     """Return a remark. It is plain text."""
-    return f'<p class="soft">{escape(sentence)}</p>'
+    return f'<p class="soft">{html_text(sentence)}</p>'

@@ -23,7 +23,9 @@ WALL_CLOCK = {
     "config/standing.py": {"time"},
     "serving/explorer.py": {"time"},
     "evidence/measure/drift.py": {"time"},
-    "console/pages.py": {"gmtime"},
+    "console/page.py": {"gmtime"},
+    "console/readings.py": {"time"},
+    "console/spending.py": {"time"},
     "routing/budget.py": {"gmtime"},
     "routing/exchange.py": {"time"},  # a kept answer says when it was made
     "serving/spending.py": {"time"},

@@ -7,6 +7,8 @@ from extproc.accounting.outcome import Unjudged
 
 # Amounts below this share of the cost are not worth a word.
 _SMALL = 0.005
+# At most this many names in a sentence: there may be thousands of callers.
+_NAMED = 5
 
 
 class Sums(Protocol):
@@ -64,7 +66,9 @@ def _on_money(total: Sums) -> Iterator[str]:
 def _on_groups(groups: Sequence[Sums]) -> Iterator[str]:
     losing = [group for group in groups if group.saving < -_SMALL * group.cost and group.cascade_cost > 0]
     if losing:
-        names = ", ".join(f"{group.name} (${-group.saving:,.4f})" for group in losing)
+        losing.sort(key=lambda group: group.saving)
+        names = ", ".join(f"{group.name} (${-group.saving:,.4f})" for group in losing[:_NAMED])
+        names += f" and {len(losing) - _NAMED:,} more" if len(losing) > _NAMED else ""
         yield f"CHECK: with their rejected answers, these cost more than the default tier alone: {names}"
 
 

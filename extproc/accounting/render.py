@@ -5,7 +5,7 @@ from collections.abc import Callable
 from html import escape
 
 from extproc.accounting.report import CohortLine, CostReport
-from extproc.style import html_page, html_table, verdict_line
+from extproc.style import html_page, html_table, html_text, verdict_line
 
 _NOTES = (
     "accepted: served, and no rule rejected the answer. (judged): accepted answers that a rule looked at.",
@@ -144,10 +144,13 @@ def html_verdicts(report: CostReport) -> list[str]:
 
 def html_tables(report: CostReport) -> list[str]:
     """Return both tables and the reasons as HTML. The last row of a table is the total."""
-    reasons = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in _reasons(report))
-    return [*map(_html, _tables(report)), f"<ul>{reasons}</ul>\n"]
+    reasons = "".join(f"<li>{html_text(sentence)}</li>\n" for sentence in _reasons(report))
+    labels = ("Requests", "Cost", "After the answers")
+    tables = [html_of_rows(rows, "sums", label) for rows, label in zip(_tables(report), labels, strict=False)]
+    return [*tables, f"<ul>{reasons}</ul>\n" if reasons else ""]
 
 
-def _html(rows: TextTable) -> str:
-    cells = [[escape(cell) for cell in row.values()] for row in rows]
-    return html_table([escape(name) for name in rows[0]], cells, "sums")
+def html_of_rows(rows: TextTable, kind: str = "", label: str = "") -> str:
+    """Return a table of plain text as HTML. `label` is for screen readers."""
+    cells = [[html_text(cell) for cell in row.values()] for row in rows]
+    return html_table([escape(name) for name in rows[0]], cells, kind, label)

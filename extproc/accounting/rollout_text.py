@@ -1,11 +1,15 @@
-"""A comparison of a candidate as text: the verdict in a sentence, and a table of both arms by cohort."""
+"""A comparison of a candidate: the verdict in a sentence, and a table of both arms by cohort."""
 
 import time
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from extproc.accounting.rollout import ALL, Arm, BesideCount, Comparison, Group, Mean
 from extproc.accounting.sequential import ERROR, RolloutVerdict
 
+# The columns of names.
+_NAMES = ("cohort", "tier", "candidate cohort", "candidate tier")
 _NOTES = (
     "accepted: conversations whose first request was served at the first attempt, with no rejected answer.",
     "difference: candidate minus serving, in percentage points. The bounds hold at every look, and all together "
@@ -75,20 +79,35 @@ def _points(group: Group) -> str:
     return f"{(shares[0] - shares[1]) * 100:+.1f}" if shares[0] is not None and shares[1] is not None else ""
 
 
-def comparison_text(comparison: Comparison, share: float) -> str:
-    """The verdict, the table and its notes."""
+class RolloutText(msgspec.Struct, frozen=True):
+    """A comparison in words and numbers."""
+
+    verdict: str  # a sentence
+    title: str = ""  # the revision, and since when
+    tables: Sequence[Sequence[Mapping[str, str]]] = ()  # cells by column name. `cohort` is the first column
+    notes: Sequence[str] = ()
+
+    @property
+    def text(self) -> str:
+        """All of it for a terminal."""
+        parts = (self.verdict, self.title, *map(_table, self.tables), "\n".join(self.notes))
+        return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def comparison_text(comparison: Comparison, share: float) -> RolloutText:
+    """The verdict, the tables and their notes. `share` is the candidate's share of the conversations."""
     if comparison.since is None:
-        return f"No request of {comparison.revision} is in the ledger yet.\n"
+        return RolloutText(f"No request of {comparison.revision} is in the ledger yet.")
     since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(comparison.since))
     title = f"{comparison.revision} since {since} UTC, with {share:.1%} of the conversations"
     groups = sorted(comparison.groups.values(), key=lambda group: (group.name == ALL, -group.serving.requests))
-    tables = (_table([cells(group) for group in groups]) for cells in (_cells, _cells_after))
-    return "\n\n".join((verdict_sentence(comparison, share), title, *tables, "\n".join(_NOTES))) + "\n"
+    tables = [[cells(group) for group in groups] for cells in (_cells, _cells_after)]
+    return RolloutText(verdict_sentence(comparison, share), title, tables, _NOTES)
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:
     widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
-    form = "  ".join(f"{{:{'<' if name == 'cohort' else '>'}{width}}}" for name, width in widths.items())
+    form = "  ".join(f"{{:{'<' if name in _NAMES else '>'}{width}}}" for name, width in widths.items())
     return "\n".join([form.format(*widths), *(form.format(*row.values()) for row in rows)])
 
 
@@ -131,13 +150,22 @@ def _interval(mean: Mean, scale: float = 1.0) -> str:
     return "-" if interval is None else f"{interval[0] * scale:.3g} +- {interval[1] * scale:.2g}"
 
 
-def beside_text(counts: Sequence[BesideCount]) -> str:
+def beside_text(counts: Sequence[BesideCount]) -> RolloutText:
     """The decisions of a candidate that only decides beside: a sentence, and each kind of difference."""
     total = sum(count.requests for count in counts)
     if not total:
-        return "No decision of the candidate is in the ledger yet.\n"
+        return RolloutText("No decision of the candidate is in the ledger yet.")
     moved = [c for c in counts if (c.tier, c.cohort) != (c.candidate_tier, c.candidate_cohort)]
     other = sum(c.requests for c in moved if c.tier != c.candidate_tier)
-    lines = [f"The candidate chooses another tier for {other:,} of {total:,} requests ({other / total:.1%})."]
-    lines += [f"{c.requests:>8,}  {c.cohort} {c.tier} -> {c.candidate_cohort} {c.candidate_tier}" for c in moved]
-    return "\n".join(lines) + "\n"
+    verdict = f"The candidate chooses another tier for {other:,} of {total:,} requests ({other / total:.1%})."
+    rows = [
+        {
+            "cohort": c.cohort,
+            "tier": c.tier,
+            "candidate cohort": c.candidate_cohort,
+            "candidate tier": c.candidate_tier,
+            "requests": f"{c.requests:,}",
+        }
+        for c in moved
+    ]
+    return RolloutText(verdict, tables=[rows] if rows else [])

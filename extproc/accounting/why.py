@@ -65,7 +65,8 @@ _BOUNDS: dict[str, str] = {
     Bound.COHORT_SHARE: "the cohort has used up its share of escalations",
     Bound.PRINCIPAL_RATE: "the caller has used up its rate of escalations",
 }
-_CACHE: dict[str, str] = {
+# The action of the cache in a sentence, by its word.
+CACHE_WORDS: dict[str, str] = {
     CacheWord.HIT: "An earlier answer to the same words was served, and no tier was asked",
     CacheWord.SEMANTIC: "An earlier answer to the same question in other words was served, and no tier was asked",
     CacheWord.CHECKED: "An answer was there, and a tier answered again to check it",
@@ -192,7 +193,7 @@ def _cache(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
     word = newer_column(row, "cache") or decision.cache
     if word is None:
         return
-    yield f"cache     {_CACHE.get(word, 'See docs/guides/cache.md')} ({word})"
+    yield f"cache     {CACHE_WORDS.get(word, 'See docs/guides/cache.md')} ({word})"
     saved = newer_column(row, "saved")
     if saved is not None:
         yield f"          Tier {row['tier'] or '-'} gave the answer. It saved ${saved:.6f}"

@@ -1,20 +1,22 @@
 """`extproc explain`: one decision in full, made by the functions that serve."""
 
 import asyncio
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
-from extproc.acceptance.verdict import needs_whole_answer
 from extproc.api.request import path_of
 from extproc.cli.explain_changes import change_lines, written_members
+from extproc.cli.explain_ladder import ladder_lines
 from extproc.cli.explain_match import BACKGROUND, cohort_table, match_lines, prompt_lines
 from extproc.config.apps import compile_app, with_apps
+from extproc.config.candidate import compile_candidate
 from extproc.config.compile import compile_snapshot
-from extproc.config.load import load_config
+from extproc.config.load import Config, candidate_folder, load_config
+from extproc.config.signature import signature
 from extproc.encoder.backends import load_encoder
 from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.language import is_english
@@ -25,7 +27,7 @@ from extproc.routing.cache_store import AnswerStore
 from extproc.routing.conversations import Conversations
 from extproc.routing.decision import Decision
 from extproc.routing.index import chances, similarities
-from extproc.routing.policy import Cohort, routable_model
+from extproc.routing.policy import routable_model
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
 from extproc.routing.snapshot import AUTHORITY
@@ -80,12 +82,32 @@ class Explainer:
             raise ValueError(
                 f"--app {app}: no app of policy.yaml has this name: {suggestion(app, [*config.policy.apps])}"
             )
+        self._config, self._folder = config, folder
+        self._candidate: Explainer | None = None
         encoder = self._encoder = RememberingEncoder(load_encoder(config.policy.encoder.model))
         snapshot = compile_snapshot(config, encoder)
         if app is not None:
             compile_app(app, snapshot, config, folder, encoder)  # raises ConfigError for mistakes in its files
         self.snapshot = with_apps(snapshot, config, folder, encoder)
         self._app = next((route for route in self.snapshot.apps if route.name == app), None)
+        self._candidate_files = _candidate_files(config, folder)
+
+    def is_stale(self) -> bool:
+        """Whether the files on disk have changed. Raises ConfigError for mistakes in them."""
+        config = load_config(self._folder)
+        return (config.revision, _candidate_files(config, self._folder)) != (
+            self._config.revision,
+            self._candidate_files,
+        )
+
+    def candidate(self) -> "Explainer | None":
+        """Return what explains the decisions of the policy's candidate, or None. Raises ConfigError."""
+        if self._config.policy.candidate is None:
+            return None
+        if self._candidate is None:
+            self._candidate = copy.copy(self)
+            self._candidate.snapshot = compile_candidate(self._config, self._folder, self._encoder)[1]
+        return self._candidate
 
     def of_prompt(self, prompt: str, path: str | None = None, headers: Sequence[str] = ()) -> Explained:
         """Explain the decision for a request whose only message is `prompt`."""
@@ -106,6 +128,11 @@ class Explainer:
         vector = self._encoder.encode([routed.signals.ask.text])[0]
         index = routed.snapshot.index
         return Explained(routed, path, similarities(index, vector), chances(index, vector))
+
+
+def _candidate_files(config: Config, folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """The signature of the candidate's files. Empty: there is none."""
+    return signature(candidate_folder(config, folder)) if config.policy.candidate is not None else ()
 
 
 def explain(
@@ -158,7 +185,7 @@ def _as_text(
         *_evidence_lines(routed.decision),
         *_decision_lines(routed),
         *_cache_lines(routed),
-        *_ladder_lines(routed),
+        *ladder_lines(routed),
         *change_lines(routed),
     )
     return "\n".join(lines)
@@ -236,44 +263,6 @@ def _cache_lines(routed: Routed) -> Iterator[str]:
     else:
         yield f"          also for other words with the same wording: {wording!r}"
     yield f"          key {look.record.key[:12]}... of {KEY_PARTS}"
-
-
-def _ladder_lines(routed: Routed) -> Iterator[str]:
-    """The tiers that come next, and the reasons for which a request moves to them."""
-    decision, cohort = routed.decision, routed.decision.cohort
-    if not decision.ladder:
-        return
-    rules = cohort.accept if decision.judged and cohort is not None else ()
-    named = [rung.tier.name for rung in decision.ladder]
-    rejected = f"if {', '.join(map(_condition, rules))} rejects its answer"
-    if decision.climbs:
-        yield f"failover  {', then '.join(named)}, if {decision.tier.name} fails"
-        named = [rung.tier.name for rung in decision.ladder if not rung.failover]
-        if rules and named:
-            yield f"ladder    {', then '.join(named)}, {rejected}{_skips(cohort)}"
-    else:
-        rejections = f", or {rejected}" if rules else ""
-        failed = f"if {decision.tier.name} fails"
-        yield f"ladder    {', then '.join(named)}, {failed}{rejections}{_skips(cohort) if rules else ''}"
-    if routed.request is None or not routed.request.stream or cohort is None or cohort.stream != "early":
-        return
-    for name in needs_whole_answer(rules):
-        yield f"stream    its first tokens are buffered: {name} needs the whole answer and passes a longer one"
-
-
-def _skips(cohort: Cohort | None) -> str:
-    if cohort is None or cohort.escalate is None or not cohort.escalate.skip:
-        return ""
-    return f"; a rejection by {', '.join(cohort.escalate.skip)} skips a rung"
-
-
-def _condition(rule: AcceptRule) -> str:
-    if isinstance(rule, Logprob):
-        tokens = "all tokens" if rule.first is None else f"the first {rule.first} tokens"
-        return f"logprob (mean of {tokens} below {rule.min:g}{f' at {rule.tier}' if rule.tier else ''})"
-    if not isinstance(rule, Score) or rule.scorer is None:
-        return rule_name(rule)
-    return f"score (below {rule.min:g}; fitted on {rule.scorer.rows} rows of {rule.scorer.stamp})"
 
 
 def _choice(chosen: Chosen) -> str:

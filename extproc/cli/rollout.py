@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from extproc.cli.options import add_command, intents_option, parse_percent
 
 if TYPE_CHECKING:
+    from extproc.accounting.rollout_text import RolloutText
     from extproc.cli.options import Commands
 
 
@@ -45,7 +46,7 @@ def _rollout(args: argparse.Namespace) -> int:
         case "status":
             if args.ledger is None:
                 raise ValueError("`rollout status` reads the ledger: give --ledger, as for `extproc serve`")
-            print(rollout_status(args.intents, args.ledger), end="")
+            print(rollout_status(args.intents, args.ledger).text, end="")
         case "start":
             print(start(args.intents, args.percent))
         case "promote":
@@ -56,8 +57,8 @@ def _rollout(args: argparse.Namespace) -> int:
     return 0
 
 
-def rollout_status(intents: Path, ledger: str) -> str:
-    """Return the comparison of the policy's candidate as text. Raises ConfigError if the policy has none."""
+def rollout_status(intents: Path, ledger: str) -> "RolloutText":
+    """Return the comparison of the policy's candidate. Raises ValueError if the policy has none."""
     from extproc.accounting.rollout import Comparison, RolloutReader, add_signals, read_beside
     from extproc.accounting.rollout_text import beside_text, comparison_text
     from extproc.config.candidate import alike_cohorts

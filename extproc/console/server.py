@@ -1,15 +1,23 @@
 """The web server of the console: a few pages for the person who started it."""
 
+import contextlib
 import http.server
 import socket
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
 
 from extproc.accounting.queries import By
-from extproc.console import pages
-from extproc.console.pages import GROUPINGS, SPANS, Sources
+from extproc.config.load import ConfigError
+from extproc.console.comparing import frontier_page, rollout_page
+from extproc.console.decisions import SHOWN, requests_page, try_page
+from extproc.console.overview import cohorts_page, overview
+from extproc.console.page import GROUPINGS, SPANS, Loading, Sources, error_page
+from extproc.console.readings import Shown
+from extproc.console.spending import budgets_page, cache_page
+from extproc.console.watching import drift_page, signals_page
 
 _BODY_BYTES = 1_000_000
 _TIMEOUT_S = 10.0
@@ -23,6 +31,8 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
+# The browser asks again after two seconds.
+_AGAIN = {**_HEADERS, "refresh": "2"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -75,17 +85,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Log nothing: a line would have the id of a request."""
 
     def _answer(self, make: Callable[[], str]) -> None:
-        status, path = HTTPStatus.OK, urlsplit(self.path).path
+        status, path, headers = HTTPStatus.OK, self.path.partition("?")[0], _HEADERS
         try:
             self._check_host()
             text = make()
         except _Refused as refusal:
-            status, text = refusal.status, pages.error_page(path, str(refusal))
-        except (OSError, ValueError) as error:
-            text = pages.error_page(path, str(error))
-        body = text.encode()
+            status, text = refusal.status, error_page(path, str(refusal))
+        except Loading as error:
+            status, text, headers = HTTPStatus.SERVICE_UNAVAILABLE, error_page(path, str(error)), _AGAIN
+        except (OSError, ConfigError) as error:
+            status, text = HTTPStatus.SERVICE_UNAVAILABLE, error_page(path, str(error))
+        except ValueError as error:
+            status, text = HTTPStatus.BAD_REQUEST, error_page(path, str(error))
+        except Exception as error:
+            status = HTTPStatus.INTERNAL_SERVER_ERROR
+            text = error_page(path, f"The console failed ({type(error).__name__}): its terminal has the details.")
+            traceback.print_exc()
+        with contextlib.suppress(ConnectionError):  # the browser left
+            self._send(status, headers, text.encode(errors="replace"))
+
+    def _send(self, status: HTTPStatus, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response(status)
-        for name, value in _HEADERS.items():
+        for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
@@ -103,18 +124,29 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _page(self) -> str:
         parts, sources = urlsplit(self.path), self.server.sources
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        since, by = query.get("since", SPANS[1]), _grouping(query.get("by", GROUPINGS[0]))
         match parts.path:
             case "/":
-                since, by = query.get("since", SPANS[1]), query.get("by", GROUPINGS[0])
-                return pages.overview(sources, since, _grouping(by))
+                return overview(sources, since, by)
+            case "/cohorts":
+                return cohorts_page(sources, since)
             case "/try":
-                return pages.try_page(sources, None)
+                return try_page(sources, None)
             case "/requests":
-                return pages.requests_page(sources, query.get("id"))
+                shown = _shown(query.get("shown", SHOWN[0]))
+                return requests_page(sources, query.get("id"), shown, query.get("cohort", "").strip())
+            case "/budgets":
+                return budgets_page(sources, _grouping(query.get("by", "app")))
+            case "/cache":
+                return cache_page(sources, since)
+            case "/signals":
+                return signals_page(sources, since, by)
+            case "/drift":
+                return drift_page(sources)
             case "/frontier":
-                return pages.frontier_page(sources)
+                return frontier_page(sources)
             case "/rollout":
-                return pages.rollout_page(sources)
+                return rollout_page(sources)
         raise _Refused(HTTPStatus.NOT_FOUND, "There is no such page.")
 
     def _tried(self) -> str:
@@ -125,7 +157,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"Send at most {_BODY_BYTES:,} bytes.")
         form = parse_qs(self.rfile.read(int(length)).decode(errors="replace"))
         request = form.get("request", [""])[0].strip()
-        return pages.try_page(self.server.sources, request or None)
+        return try_page(self.server.sources, request or None)
 
 
 def _grouping(by: str) -> By:
@@ -133,6 +165,13 @@ def _grouping(by: str) -> By:
         if grouping == by:
             return grouping
     raise ValueError(f"found by={by}, expected one of {', '.join(GROUPINGS)}")
+
+
+def _shown(word: str) -> Shown:
+    for shown in SHOWN:
+        if shown == word:
+            return shown
+    raise ValueError(f"found shown={word}, expected one of {', '.join(SHOWN)}")
 
 
 def serve_console(server: ConsoleServer) -> int:

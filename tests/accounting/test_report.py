@@ -176,7 +176,7 @@ def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
         "out_of_scope fell back: out_of_scope 1\nout_of_scope was not judged: unknown 1\n"
     ) in text
     report.groups[0].name = "<faq>"
-    assert "<td>&lt;faq&gt;</td><td>6</td><td>9</td>" in html_of(report)
+    assert '<th scope="row">&lt;faq&gt;</th><td>6</td><td>9</td>' in html_of(report)
 
 
 @pytest.mark.parametrize(("span", "seconds"), [("30m", 1800), ("24h", 86400), ("1.5d", 129600)])

@@ -116,28 +116,29 @@ def test_a_cohort_with_other_requests_in_each_arm_is_shown_and_not_tested(place)
     assert compared(place, cohorts=()).groups["billing"].bounds is None
     moved = compared(place, cohorts=("cooking",))
     assert moved.groups["billing"].bounds is None
-    assert "| " not in comparison_text(moved, 0.5) and "billing" in comparison_text(moved, 0.5)
+    text = comparison_text(moved, 0.5).text
+    assert "| " not in text and "billing" in text
 
 
 def test_a_candidate_that_is_as_good_is_promoted(place):
     store(place, *pairs(900))
     comparison = compared(place, loss=0.05)
     assert (comparison.verdict, comparison.decided_by) == (RolloutVerdict.PROMOTE, ALL)
-    text = comparison_text(comparison, 0.5)
+    text = comparison_text(comparison, 0.5).text
     assert text.startswith("PROMOTE: the candidate loses less than 0.05 of the accepted share: 900 of 900 accepted")
     assert "899 of 899 (100.0%)" in text and "900 of 900 (100.0%)" in text and " 1 +- 0 " in text
 
 
 def test_until_then_the_power_is_shown(place):
-    assert comparison_text(Comparison(CANDIDATE, 0.02, ()), 0.2) == (
+    assert comparison_text(Comparison(CANDIDATE, 0.02, ()), 0.2).text == (
         f"No request of {CANDIDATE} is in the ledger yet.\n"
     )
     store(place, *pairs(30))
-    text = comparison_text(compared(place), 0.2)
+    text = comparison_text(compared(place), 0.2).text
     assert text.startswith(
         "HOLD: it is not known yet whether the candidate loses 0.02 of the accepted share. If it is as good, about "
     )
-    assert "nothing to compare" in comparison_text(compared(place), 1.0)
+    assert "nothing to compare" in comparison_text(compared(place), 1.0).text
 
 
 def test_the_decisions_of_a_candidate_beside_are_counted(place):
@@ -153,11 +154,12 @@ def test_the_decisions_of_a_candidate_beside_are_counted(place):
         BesideCount("billing", "small", "billing", "small", 2),
         BesideCount("billing", "small", "billing", "large", 1),
     ]
-    assert beside_text(counts) == (
-        "The candidate chooses another tier for 1 of 3 requests (33.3%).\n"
-        "       1  billing small -> billing large\n"
+    assert beside_text(counts).text == (
+        "The candidate chooses another tier for 1 of 3 requests (33.3%).\n\n"
+        "cohort   tier   candidate cohort  candidate tier  requests\n"
+        "billing  small  billing           large                  1\n"
     )
-    assert beside_text([]) == "No decision of the candidate is in the ledger yet.\n"
+    assert beside_text([]).text == "No decision of the candidate is in the ledger yet.\n"
 
 
 def test_a_hit_of_the_cache_is_no_trial(place):

@@ -13,13 +13,18 @@ import msgspec
 import pytest
 
 from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
+from extproc.accounting.rollout_text import RolloutText
+from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.store import Store
 from extproc.api.observation import Usage
 from extproc.cli import explain
 from extproc.cli.console import _Decisions
 from extproc.config.load import ConfigError
-from extproc.console.pages import Sources
+from extproc.console.page import PAGES, Loading, RouterStatus, Sources
 from extproc.console.server import ConsoleServer
+from extproc.contract.words import Signal
+from extproc.routing.budget import BudgetSpec, nano
+from extproc.settings import AnswerCache
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
 FORM = {"content-type": "application/x-www-form-urlencoded"}
@@ -37,7 +42,15 @@ def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     failed = msgspec.structs.replace(
         first, ending=Ending.FAILED, status=502, cohort="code", request="a/b", rejections=()
     )
-    store.add([(first, Cost(0.02, (0.001,), 0.05)), (failed, Cost(None, (), None))])
+    hit = msgspec.structs.replace(
+        first, cohort="billing", request="hit", rejections=(), attempts=0, cache="semantic", judged=False,
+        app="support", team="care", principal="q",
+    )  # fmt: skip
+    store.add(
+        [(first, Cost(0.02, (0.001,), 0.05)), (failed, Cost(None, (), None)), (hit, Cost(0.0, (), 0.01, 0.01))]
+    )
+    store.add_signal(AnswerSignal("1-2", Signal.RE_ASKED, "p", first.time + 9))
+    store.add_signal(AnswerSignal("1-2", Signal.FEEDBACK, "p", first.time + 9, 0.0, "billing"))
     store.close()
     return place
 
@@ -48,9 +61,9 @@ def sources(words: Any, ledger: Path) -> Iterator[Sources]:
         patch.setattr(explain, "load_encoder", lambda model: words)
         decisions = _Decisions(GOOD)
         yield Sources(
-            policy=decisions.policy,
+            snapshot=decisions.snapshot,
             explain=decisions.explain,
-            rollout=lambda place: f"HOLD: nobody knows, by {place}\n\ntable",
+            rollout=lambda place: RolloutText(f"HOLD: nobody knows, by {place}", "title", [[{"cohort": "<a>"}]]),
             ledger=str(ledger),
         )
 
@@ -92,23 +105,29 @@ class serving:
 
 def plain(page: str) -> str:
     """The text of a page without its tags and its style."""
-    return re.sub(r"\s+", " ", re.sub(r"<style>.*?</style>|<[^>]+>", " ", page))
+    return re.sub(r"\s+", " ", re.sub(r"(?s)<style>.*?</style>|<[^>]+>", " ", page))
 
 
 def test_the_overview_has_traffic_costs_and_the_evidence_of_cohorts(ask: Any) -> None:
     status, headers, page = ask("/")
     assert status == 200 and headers["content-type"] == "text/html; charset=utf-8"
     text = plain(page)
-    assert "2 requests" in text and "50.0 % accepted" in text and "1 escalated" in text
-    assert "$0.02 cost" in text and "$0.03 saved against the default tier" in text
-    assert text.index("SAVES: $0.0290") < text.index("2 requests")  # the verdict comes first
+    assert "3 requests" in text and "66.7 % accepted" in text and "1 escalated" in text
+    assert "$0.0210 cost" in text and "$0.0390 saved against the default tier" in text
+    assert text.index("SAVES: $0.0390") < text.index("3 requests")  # the verdict comes first
     assert "&lt;faq&gt;" in page and "<faq>" not in page
-    assert "none: a match is a guess" in text
     assert ask("/?since=7d&by=tier")[2].count('aria-current="page"') == 3
 
 
+def test_a_cohort_has_its_traffic_its_floor_and_its_evidence(ask: Any) -> None:
+    text = plain(ask("/cohorts")[2])
+    assert "No cohort has a floor by evidence or by a person, so each match is a guess." in text
+    assert "billing small - 1 $0.00 100.0 % 0.0 % 0.0 %" in text and "none: a match is a guess" in text
+    assert "Requests of no cohort" in text and "<faq>".replace("<", "&lt;").replace(">", "&gt;") in text
+
+
 def test_pages_hold_no_script_and_load_nothing(ask: Any) -> None:
-    for path in ("/", "/try", "/requests", "/frontier", "/rollout", "/nowhere"):
+    for path in (*PAGES, "/nowhere"):
         _, headers, page = ask(path)
         assert "default-src 'none'" in headers["content-security-policy"]
         assert not re.search(r"<script|\ssrc=|<link|@import|url\(|\son[a-z]+=", page), path
@@ -133,15 +152,15 @@ def test_an_edit_of_the_files_counts_at_once(words: Any, tmp_path: Path, monkeyp
     for path in GOOD.glob("*.yaml"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     decisions = _Decisions(tmp_path)
-    before = set(decisions.policy().cohorts)
+    before = set(decisions.snapshot().policy.cohorts)
     intent = next(path for path in tmp_path.glob("*.yaml") if "\nutterances" in path.read_text())
     name = re.search(r"intent: (\S+)", intent.read_text())
     assert name is not None
     intent.write_text(intent.read_text().replace(f"intent: {name[1]}", "intent: renamed"))
-    assert set(decisions.policy().cohorts) == before - {name[1]} | {"renamed"}
+    assert set(decisions.snapshot().policy.cohorts) == before - {name[1]} | {"renamed"}
     intent.write_text("intent: [")
     with pytest.raises(ConfigError):
-        decisions.policy()
+        decisions.snapshot()
 
 
 def test_a_request_is_found_by_its_id(ask: Any) -> None:
@@ -151,12 +170,156 @@ def test_a_request_is_found_by_its_id(ask: Any) -> None:
     assert "has no request 9-9" in ask("/requests?id=9-9")[2]
 
 
-def test_the_comparison_of_a_candidate_begins_with_its_verdict(ask: Any) -> None:
-    assert '<p class="verdict">HOLD: nobody knows, by ' in ask("/rollout")[2]
+def test_the_comparison_of_a_candidate_begins_with_its_verdict(ask: Any, sources: Sources) -> None:
+    page = ask("/rollout")[2]
+    assert '<p class="verdict"><b>HOLD</b> nobody knows, by ' in page and '<th scope="row">&lt;a&gt;</th>' in page
+    with serving(msgspec.structs.replace(sources, rollout=lambda place: None)) as other:
+        assert "The policy has no `candidate`" in plain(other("/rollout")[2])
+
+
+def test_requests_are_filtered_by_their_end_and_their_cohort(ask: Any) -> None:
+    assert plain(ask("/requests?shown=failed")[2]).count("(502)") == 1
+    assert "1-2" in ask("/requests?shown=escalated")[2] and "(502)" not in ask("/requests?shown=escalated")[2]
+    disliked = ask("/requests?shown=disliked&cohort=%3Cfaq%3E")[2]
+    assert 'href="/requests?id=1-2"' in disliked and 'value="&lt;faq&gt;"' in disliked
+    assert "The ledger has no such request." in plain(ask("/requests?shown=human&cohort=code")[2])
+    assert "expected one of all, escalated, degraded" in plain(ask("/requests?shown=x")[2])
+
+
+def test_budgets_say_what_is_spent_and_who_spends(ask: Any, sources: Sources) -> None:
+    text = plain(ask("/budgets")[2])
+    assert "The policy has no `budget`" in text
+    assert "care" not in text and "support $0.00 0.0 % 1" in text
+    assert "care $0.00 0.0 % 1" in plain(ask("/budgets?by=team")[2])
+    snapshot = sources.snapshot()
+    budgets = (
+        BudgetSpec("all", nano(0.015), "small"),
+        BudgetSpec("app/support", nano(1), None),
+        BudgetSpec("all/principal", nano(0.01), None, per_principal=True),
+    )
+    with serving(msgspec.structs.replace(
+        sources, snapshot=lambda: msgspec.structs.replace(snapshot, budgets=budgets)
+    )) as page:  # fmt: skip
+        text = plain(page("/budgets")[2])
+    assert "USED UP all/principal p has spent $0.0210 of $0.0100, and 1 more." in text
+    assert re.search(r"all 140\.0 % \$0\.0210 \$0\.0150 \S+ used up: tier small at most", text)
+    assert re.search(r"all/principal p 210\.0 % \$0\.0210 \$0\.0100 \S+ used up: 429", text)
+    assert "app/support 0.0 % $0.00 $1.00 $0.00 pays" in text and "all/principal q 0.0 %" in text
+
+
+def test_the_cache_shows_its_hits_and_whether_it_is_on(ask: Any, sources: Sources) -> None:
+    text = plain(ask("/cache")[2])
+    assert "No intent has the key `cache`" in text and "33.3 % of all requests" in text
+    snapshot = sources.snapshot()
+    billing = msgspec.structs.replace(snapshot.policy.cohorts["billing"], cache=AnswerCache(scope="shared"))
+    policy = msgspec.structs.replace(snapshot.policy, cohorts={**snapshot.policy.cohorts, "billing": billing})
+    cached = msgspec.structs.replace(
+        sources,
+        snapshot=lambda: msgspec.structs.replace(snapshot, policy=policy),
+        router=lambda: RouterStatus([], {"billing": "OFF: 9 of 9 checked hits were wrong"}),
+    )
+    with serving(cached) as page:
+        text = plain(page("/cache")[2])
+    assert "OFF the cache of `billing` turned itself off: 9 of 9 checked hits were wrong" in text
+    assert "billing 1 1 (100.0 %) 1 $0.0100 24h every client 1 % of the hits OFF: 9 of 9" in text
+    assert "semantic 1 100.0 % An earlier answer to the same question in other words was served" in text
+
+
+def test_signals_show_what_happened_after_the_answers(ask: Any) -> None:
+    page = ask("/signals")[2]
+    text = plain(page)
+    assert "33.3 % asked again" in text and "1 answers rated" in text and "0.00 mean rating" in text
+    assert "&lt;faq&gt; 1 1 (100.0 %) 0 0 0 1 0.00 1" in text
+    assert "Cohorts that clients corrected counted as the client says answers &lt;faq&gt; billing 1" in text
+    assert "The newest 1 bad ratings" in text and 'href="/requests?id=1-2"' in page
+    assert "No request ended" in plain(ask("/signals?since=0.001m")[2])
+
+
+def test_drift_needs_decisions(ask: Any) -> None:
+    assert "NO TRAFFIC the ledger has no decision" in plain(ask("/drift")[2])
+
+
+def test_drift_is_shown_by_cohort(sources: Sources, tmp_path: Path) -> None:
+    store, now = Store(tmp_path / "drift.sqlite", 1e6), time.time()
+    decision = '{"cohort":"billing","similarity":0.5,"margin":0.2}'
+    rows = [
+        Outcome(
+            time=now - age, api="chat", ending=Ending.ACCEPTED, status=200, attempts=1, reason=reason,
+            cohort="billing", tier="small", request=f"{age}", judged=True, revision="r1", decision=decision,
+            usage=None, principal=None,
+        )
+        for age, reason in [
+            *((90_000 + i, "matched") for i in range(120)), *((60 + i, "out_of_scope") for i in range(60))
+        ]
+    ]  # fmt: skip
+    store.add([(row, Cost(None, (), None)) for row in rows])
+    store.close()
+    with serving(msgspec.structs.replace(sources, ledger=str(tmp_path / "drift.sqlite"))) as page:
+        text = plain(page("/drift")[2])
+    assert "DRIFT 100.0% of " in text and "fall back, after 0.0% in the week before" in text
+    assert "billing fallbacks DRIFT 0.0 % 100.0 % 120 60" in text
+
+
+def test_ten_thousand_callers_make_no_page_of_ten_thousand_lines(sources: Sources, tmp_path: Path) -> None:
+    store, now = Store(tmp_path / "many.sqlite", 1e6), time.time()
+    rows = [
+        Outcome(
+            time=now - 60, api="chat", ending=Ending.ACCEPTED, status=200, attempts=1, reason="matched",
+            cohort="billing", tier="small", request=f"{i}", judged=True, usage=Usage(9, 9), principal=f"p{i}",
+            rejections=(Rejection(1, "small", "refusal", Usage(1, 1)),),
+        )
+        for i in range(300)
+    ]  # fmt: skip
+    store.add([(row, Cost(1.0, (1.0,), 1.0)) for row in rows])
+    store.close()
+    with serving(msgspec.structs.replace(sources, ledger=str(tmp_path / "many.sqlite"))) as page:
+        overview, budgets = (page(path)[2] for path in ("/?by=principal", "/budgets?by=principal"))
+    assert overview.count('<th scope="row">p') == 200 and "The 100 with the most requests of 300" in overview
+    losing = r"cost more than the default tier alone: (p\d+ \(\$1.0000\),? ){5}and 295 more"
+    assert re.search(losing, plain(overview))
+    assert budgets.count('<th scope="row">p') == 100 and "200 more have spent $400.00 together" in budgets
+
+
+def test_a_page_that_needs_the_encoder_comes_by_itself(sources: Sources) -> None:
+    def loading() -> Any:
+        raise Loading("the encoder is loading")
+
+    with serving(msgspec.structs.replace(sources, snapshot=loading)) as page:
+        status, headers, text = page("/cohorts")
+        assert (status, headers["refresh"]) == (503, "2") and "the encoder is loading" in text
+        assert page("/")[0] == 200
+
+
+def test_a_mistake_of_ours_is_an_answer_too(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Any:
+        raise KeyError("x")
+
+    with serving(msgspec.structs.replace(sources, snapshot=broken)) as page:
+        status, _, text = page("/cohorts")
+    assert status == 500 and "The console failed (KeyError)" in text and "KeyError" in capsys.readouterr().err
+
+
+def test_names_cannot_change_what_a_reader_sees(sources: Sources) -> None:
+    """A name may have characters that turn the direction of the text, or that nobody sees."""
+    text = RolloutText("HOLD: \u202eevil", "", [[{"cohort": "a\u200bb<script>"}]])
+    with serving(msgspec.structs.replace(sources, rollout=lambda place: text)) as page:
+        html = page("/rollout")[2]
+    assert "\\u202eevil" in html and "a\\u200bb&lt;script&gt;" in html
+    assert "\u202e" not in html and "\u200b" not in html
+
+
+def test_pages_can_be_used_without_a_mouse_and_without_eyes(ask: Any) -> None:
+    for path in PAGES:
+        page = ask(path)[2]
+        assert '<html lang="en">' in page and f"<title>{PAGES[path]} - extproc</title>" in page
+        assert page.count("<h1>") == 1 and 'href="#main"' in page and '<main id="main">' in page
+        assert "<th>" not in page and page.count('class="scroll"') == page.count('tabindex="0" role="region"')
+        controls = re.findall(r'<(?:input|select|textarea) id="(\w+)"', page)
+        assert all(f'<label for="{control}">' in page for control in controls)
 
 
 def test_traffic_is_shown_while_the_router_is_away(sources: Sources) -> None:
-    def away() -> list[str]:
+    def away() -> RouterStatus:
         raise OSError("127.0.0.1:1 does not answer")
 
     with serving(msgspec.structs.replace(sources, router=away)) as ask:
@@ -181,7 +344,7 @@ def test_mistakes_are_told_with_a_remedy(ask: Any, sources: Sources, tmp_path: P
         assert "no ledger at" in plain(page("/")[2])
         assert "is not a report of `extproc eval`" in plain(page("/frontier")[2])
     with serving(msgspec.structs.replace(sources, ledger=None)) as page:
-        for path in ("/", "/requests", "/rollout"):
+        for path in PAGES.keys() - {"/try", "/frontier"}:
             assert "start the console with --ledger" in plain(page(path)[2])
 
 

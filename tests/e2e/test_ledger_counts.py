@@ -239,7 +239,7 @@ def test_the_commands_tell_the_same(stack: Stack, mix: Mix, tmp_path: Path) -> N
     assert f"extraction escalated: refusal {mix.asked['climbs']}" in text
     assert run("report", "--html", str(tmp_path / "page.html")) == ""
     page = (tmp_path / "page.html").read_text()
-    assert "<td>extraction</td>" in page and "http" not in page
+    assert '<th scope="row">extraction</th>' in page and "http" not in page
     rows = [json.loads(line) for line in run("export").splitlines()]
     assert len(rows) == mix.asked.total()
     answers = [answer for row in rows for answer in row["answers"]]

@@ -15,7 +15,7 @@ from extproc.evidence.show.charts import ranges, stacked
 from extproc.evidence.show.estimate import percent
 from extproc.evidence.show.figures import figure, figures
 from extproc.evidence.show.robustness import COLUMNS
-from extproc.style import html_page, soft_line
+from extproc.style import html_page, scroll_region, soft_line
 
 # A confusion matrix with more labels is unreadable. Its largest entries are listed instead.
 _MOST_LABELS = 30
@@ -200,7 +200,7 @@ def _confusion(evaluation: Evaluation) -> Iterable[str]:
         return
     counts = {(a, b): n for a, b, n in evaluation.confusion}
     ends = [*sorted({*labels, *(b for _, b, _ in evaluation.confusion)} - {OUT_OF_SCOPE, "fallback"}), "fallback"]
-    head = "".join(f"<th><span>{escape(name)}</span></th>" for name in ends)
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in ends)
     rows = []
     for a in labels:
         total = sum(counts.get((a, b), 0) for b in ends)
@@ -212,9 +212,9 @@ def _confusion(evaluation: Evaluation) -> Iterable[str]:
             strength = round(75 * n / max(total, 1))
             style = f"background:color-mix(in srgb,{tint} {strength}%,var(--band))"
             cells.append(f'<td class="{"hit" if hit else ""}" style="{style}">{n or ""}</td>')
-        rows.append(f"<tr><th>{escape(a)}</th>{''.join(cells)}</tr>")
+        rows.append(f'<tr><th scope="row">{escape(a)}</th>{"".join(cells)}</tr>')
     yield '<p class="soft">Rows: the label. Columns: the trusted match.</p>'
-    yield f'<div class="scroll"><table class="matrix"><thead><tr><th></th>{head}</tr></thead>'
+    yield f'{scroll_region("Confusion")}<table class="matrix"><thead><tr><td></td>{head}</tr></thead>'
     yield f"{''.join(rows)}</table></div>"
 
 
@@ -240,8 +240,10 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") -> str:
-    head = "".join(f"<th>{name}</th>" for name in header)
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
+    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    return (
+        f'{scroll_region("Table")}<table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
+    )
 
 
 def _cell(estimate: Estimate, sign: str = "") -> str:
