@@ -21,7 +21,7 @@ from extproc.style import soft_line, verdict_line
 _NO_BUDGET = "The policy has no `budget`. docs/guides/budgets.md says how to write one."
 _BY_LEDGER = (
     "Sums of this calendar month (UTC), by the ledger. A router also counts what it has reserved for requests that "
-    "are not over: the metric semantic_router.budget.spent."
+    "are not over. Its metrics show these sums."
 )
 # The most budgets of a table: there may be one for each of thousands of principals.
 _BUDGETS = 30

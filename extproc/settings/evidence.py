@@ -53,7 +53,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
         tuple[float, ...] | None,
         about(
             "Nine deciles of the similarity of these rows. The router compares the similarity of its traffic with "
-            "them (`semantic_router.drift.nearness`). Left out: the rows are too few."
+            "them, which a metric shows. Left out: the rows are too few."
         ),
     ] = None
     abstains: Annotated[
