@@ -68,6 +68,7 @@ class Expected(msgspec.Struct, frozen=True):
     cost: Floats  # dollars of the large tier's answer, from the form of the prompt
     extra_by_cohort: Floats  # dollars of the large tier minus those of the small one, from the cohort
     extra_served: Floats  # the same, by the trees that serve
+    cost_served: Floats  # dollars of the large tier's answer, by the trees that serve
 
 
 def read(cache: Cache, data: Path) -> tuple[RecordedQuestions, RecordedQuestions]:
@@ -128,6 +129,7 @@ def expect(fit: RecordedQuestions, new: RecordedQuestions, seed: int) -> Expecte
         correction * np.exp(new_facts @ slopes),
         cohort_gains(fit.cohort, extra, new.cohort),
         served_cost * extra.mean(),
+        served_cost * extra.mean() + fit.small_cost.mean(),
     )
 
 
@@ -177,14 +179,14 @@ def policies(
         choices = [(gain > price * extra_cost).astype(float) for price in TRADES]
         return [Paid(1 - large, large) for large in choices]
 
-    def escalate(gain: Floats) -> list[Floats]:
-        return [(gain > price * expected.cost).astype(float) for price in TRADES]
+    def escalate(gain: Floats, cost: Floats) -> list[Floats]:
+        return [(gain > price * cost).astype(float) for price in TRADES]
 
-    def both(gain: Floats, worth: Floats) -> list[Paid]:
+    def both(gain: Floats, worth: Floats, cost: Floats) -> list[Paid]:
         small_first = [(column > 0).astype(float) for column in worth.T]
         return [
             Paid(small, np.maximum(1 - small, large))
-            for small, large in zip(small_first, escalate(gain), strict=True)
+            for small, large in zip(small_first, escalate(gain, cost), strict=True)
         ]
 
     by_form = expected.cost - recorded.small_cost.mean()
@@ -193,15 +195,15 @@ def policies(
         "routing, gain by cohort, cost by form": route(expected.gain_by_cohort, by_form),
         "routing, by the prompt: stack": route(expected.gain_asked, by_form),
         "routing, by the prompt: as served": route(expected.gain_served, expected.extra_served),
-        "cascade, acceptance score": [Paid(ones, large) for large in escalate(expected.gain_judged)],
-        "both: stack": both(expected.gain_both, direct[0]),
-        "both: prompt as served": both(expected.gain_both_served, direct[1]),
+        "cascade, acceptance score": [Paid(ones, large) for large in escalate(expected.gain_judged, expected.cost)],
+        "both: stack": both(expected.gain_both, direct[0], expected.cost),
+        "both: prompt as served": both(expected.gain_both_served, direct[1], expected.cost_served),
     }
 
 
 def worth_of_both(fit: RecordedQuestions, expected: Expected, new: RecordedQuestions) -> tuple[Floats, Floats]:
     """`worth_asking` with the predictions of the stack, and with those that serve."""
-    served = msgspec.structs.replace(expected, gain_both=expected.gain_both_served)
+    served = msgspec.structs.replace(expected, gain_both=expected.gain_both_served, cost=expected.cost_served)
     return worth_asking(fit, expected, new), worth_asking(fit, served, new)
 
 

@@ -110,14 +110,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/mmlupro_recorded.jsonl.gz"))
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench-routing"), help="folder for cached arrays")
     parser.add_argument("--encoder", default=BASE, help="name of the encoder (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=0, help="questions of each part (default 0: all)")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="take every N-th question (default 1: all)"
+    )
     parser.add_argument(
         "--parts", nargs="+", choices=("fit", "test"), default=("fit", "test"), help="tables to print"
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     encoder, tokens = CachedEncoder(Cache(args.cache), args.encoder), Tokens()
-    fit_part, test_part = (part[: args.questions or None] for part in split(read_questions(args.data), _FIT_SHARE))
+    fit_part, test_part = (part[:: args.every] for part in split(read_questions(args.data), _FIT_SHARE))
     fit = Costs(encoder, fit_part, tokens)
     print(f"{args.encoder}{'':<{36 - len(args.encoder)}}{'area [95 %]':<23}minus one tier per cohort [95 %]")
     if "fit" in args.parts:
