@@ -15,7 +15,7 @@ from bench.cache import Cache, CachedEncoder
 from bench.cascade import _FIT_SHARE, PRICES, SMALL, band, fit_rules, outcomes, rejects, split
 from bench.replay import Question, read_questions
 from bench.scorer import Judged, fit_scorer, read_answers
-from bench.success import Asked, asked_facts, cohort_gains, fit_stack, served_gains
+from bench.success import Asked, asked_facts, cohort_gains, fit_stack, served_parts
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.measure.metrics import Estimate, Floats, resamples, spread, static_mix
@@ -24,10 +24,10 @@ _FOLDS = 5
 # Shares of the way from the cost of the small tier to that of the large one.
 BUDGETS = (0.25, 0.5, 0.75)
 # Prices of a dollar in right answers, from "only quality counts" to "always the small tier".
-_TRADES = np.concatenate([[0.0], np.geomspace(5.0, 2000.0, 60)])
+TRADES = np.concatenate([[0.0], np.geomspace(5.0, 2000.0, 60)])
 _RIDGE = 300.0
 # The start of a question is embedded, and the start and the end of an answer.
-_QUESTION_CHARS, _ANSWER_CHARS = 400, (200, 300)
+QUESTION_CHARS, _ANSWER_CHARS = 400, (200, 300)
 
 
 class RecordedQuestions(msgspec.Struct, frozen=True):
@@ -46,7 +46,8 @@ class RecordedQuestions(msgspec.Struct, frozen=True):
 
     def as_served(self) -> Asked:
         """The questions as `extproc calibrate --target` reads them."""
-        return Asked(self.vectors, self.asked, self.cohort, np.stack([self.small, self.large], axis=1))
+        success, extra = np.stack([self.small, self.large], axis=1), self.large_cost - self.small_cost
+        return Asked(self.vectors, self.asked, self.cohort, success, extra)
 
     def rows(self, indices: np.ndarray) -> "RecordedQuestions":
         """The rows with these indices."""
@@ -64,7 +65,10 @@ class Expected(msgspec.Struct, frozen=True):
     gain_judged: Floats  # from the prompt and the small tier's answer
     gain_both: Floats  # the mean of `gain_asked` and `gain_judged`, whose errors differ
     gain_both_served: Floats  # the mean of `gain_served` and `gain_judged`
-    cost: Floats  # dollars of the large tier's answer
+    cost: Floats  # dollars of the large tier's answer, from the form of the prompt
+    extra_by_cohort: Floats  # dollars of the large tier minus those of the small one, from the cohort
+    extra_served: Floats  # the same, by the trees that serve
+    cost_served: Floats  # dollars of the large tier's answer, by the trees that serve
 
 
 def read(cache: Cache, data: Path) -> tuple[RecordedQuestions, RecordedQuestions]:
@@ -76,7 +80,7 @@ def read(cache: Cache, data: Path) -> tuple[RecordedQuestions, RecordedQuestions
 def _recorded(cache: Cache, questions: list[Question], tokens: Tokens) -> RecordedQuestions:
     encoder = CachedEncoder(cache)
     prompts, answers = [q.prompt for q in questions], [q.answers[SMALL].text for q in questions]
-    vectors = encoder.encode([prompt[:_QUESTION_CHARS] for prompt in prompts])
+    vectors = encoder.encode([prompt[:QUESTION_CHARS] for prompt in prompts])
     answer_vectors = encoder.encode([_start_and_end(answer) for answer in answers])
     rejected = [band(q.answers[SMALL]) == 0 for q in questions]
     cohort = [q.category for q in questions]
@@ -110,7 +114,8 @@ def expect(fit: RecordedQuestions, new: RecordedQuestions, seed: int) -> Expecte
     stack = fit_stack(fit.vectors, fit_facts, fit.large - fit.small, seed)
     large, small = (fit_scorer(fit.judged, right).chances(new.judged) for right in (fit.large, fit.small))
     routed, judged = stack.gains(new.vectors, new_facts), large - small
-    served = served_gains(fit.as_served(), new.as_served(), seed)
+    extra = fit.large_cost - fit.small_cost
+    served, served_cost = served_parts(fit.as_served(), new.as_served(), seed)
     # The cost of an answer is predicted from the form of the prompt: least squares on the logarithm of the cost.
     slopes = np.linalg.lstsq(fit_facts, np.log(fit.large_cost), rcond=None)[0]
     correction = fit.large_cost.mean() / np.exp(fit_facts @ slopes).mean()
@@ -122,6 +127,9 @@ def expect(fit: RecordedQuestions, new: RecordedQuestions, seed: int) -> Expecte
         (routed + judged) / 2,
         (served + judged) / 2,
         correction * np.exp(new_facts @ slopes),
+        cohort_gains(fit.cohort, extra, new.cohort),
+        served_cost * extra.mean(),
+        served_cost * extra.mean() + fit.small_cost.mean(),
     )
 
 
@@ -159,42 +167,43 @@ class Paid(msgspec.Struct, frozen=True):
 def policies(
     recorded: RecordedQuestions, expected: Expected, direct: tuple[Floats, Floats]
 ) -> dict[str, list[Paid]]:
-    """Each policy by its name, for every price of a dollar in _TRADES.
+    """Each policy by its name, for every price of a dollar in TRADES.
 
     `direct` is float64[n, price] for the predictions of the stack, and for those that serve. Above 0, asking the
     small tier first is worth its cost.
     """
     ones = np.ones(len(recorded.small))
 
-    def route(gain: Floats) -> list[Paid]:
+    def route(gain: Floats, extra_cost: Floats) -> list[Paid]:
         # The small answer is not paid if the large tier is asked first.
-        extra_cost = expected.cost - recorded.small_cost.mean()
-        choices = [(gain > price * extra_cost).astype(float) for price in _TRADES]
+        choices = [(gain > price * extra_cost).astype(float) for price in TRADES]
         return [Paid(1 - large, large) for large in choices]
 
-    def escalate(gain: Floats) -> list[Floats]:
-        return [(gain > price * expected.cost).astype(float) for price in _TRADES]
+    def escalate(gain: Floats, cost: Floats) -> list[Floats]:
+        return [(gain > price * cost).astype(float) for price in TRADES]
 
-    def both(gain: Floats, worth: Floats) -> list[Paid]:
+    def both(gain: Floats, worth: Floats, cost: Floats) -> list[Paid]:
         small_first = [(column > 0).astype(float) for column in worth.T]
         return [
             Paid(small, np.maximum(1 - small, large))
-            for small, large in zip(small_first, escalate(gain), strict=True)
+            for small, large in zip(small_first, escalate(gain, cost), strict=True)
         ]
 
+    by_form = expected.cost - recorded.small_cost.mean()
     return {
-        "routing, one tier per cohort": route(expected.gain_by_cohort),
-        "routing, by the prompt: stack": route(expected.gain_asked),
-        "routing, by the prompt: as served": route(expected.gain_served),
-        "cascade, acceptance score": [Paid(ones, large) for large in escalate(expected.gain_judged)],
-        "both: stack": both(expected.gain_both, direct[0]),
-        "both: prompt as served": both(expected.gain_both_served, direct[1]),
+        "routing, one tier per cohort": route(expected.gain_by_cohort, expected.extra_by_cohort),
+        "routing, gain by cohort, cost by form": route(expected.gain_by_cohort, by_form),
+        "routing, by the prompt: stack": route(expected.gain_asked, by_form),
+        "routing, by the prompt: as served": route(expected.gain_served, expected.extra_served),
+        "cascade, acceptance score": [Paid(ones, large) for large in escalate(expected.gain_judged, expected.cost)],
+        "both: stack": both(expected.gain_both, direct[0], expected.cost),
+        "both: prompt as served": both(expected.gain_both_served, direct[1], expected.cost_served),
     }
 
 
 def worth_of_both(fit: RecordedQuestions, expected: Expected, new: RecordedQuestions) -> tuple[Floats, Floats]:
     """`worth_asking` with the predictions of the stack, and with those that serve."""
-    served = msgspec.structs.replace(expected, gain_both=expected.gain_both_served)
+    served = msgspec.structs.replace(expected, gain_both=expected.gain_both_served, cost=expected.cost_served)
     return worth_asking(fit, expected, new), worth_asking(fit, served, new)
 
 
@@ -204,8 +213,8 @@ def worth_asking(fit: RecordedQuestions, expected: Expected, new: RecordedQuesti
     A request that is not escalated saves the large answer but loses its gain. The small answer is paid in any case.
     One ridge regression for each price.
     """
-    saved = np.maximum(_TRADES * expected.cost[:, None] - expected.gain_both[:, None], 0)
-    target = saved - _TRADES * fit.small_cost.mean()
+    saved = np.maximum(TRADES * expected.cost[:, None] - expected.gain_both[:, None], 0)
+    target = saved - TRADES * fit.small_cost.mean()
     names = np.unique(fit.cohort)
     rows, new_rows = (
         np.hstack([part.vectors * np.sqrt(part.vectors.shape[1]), part.facts, part.cohort[:, None] == names])
@@ -234,7 +243,7 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
     price = ", ".join(f"{tier} {read:g} / {written:g}" for tier, (read, written) in PRICES.items())
     yield f"{len(new.small):,} questions, fitted on {len(fit.small):,} others"
     yield f"dollars per million tokens, in / out: {price}; tokens counted with all-MiniLM's tokenizer"
-    yield f"{'':<36}{'accuracy % [95 %]':<20}{'to large %':>10}{'$/1,000':>9}   minus static mix of equal cost"
+    yield f"{'':<40}{'accuracy % [95 %]':<20}{'to large %':>10}{'$/1,000':>9}   minus static mix of equal cost"
     ones, zeros = np.ones(len(new.small)), np.zeros(len(new.small))
     yield _line("always small", Paid(ones, zeros), new, seed)
     yield _line("always large", Paid(zeros, ones), new, seed)
@@ -249,12 +258,12 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
             yield _line(f"  {name}", tried[name][chosen], new, seed)
         yield _line("  oracle", _oracle(new, limit), new, seed)
     yield ""
-    yield f"{'the whole frontier':<36}{'area [95 %]':<24}cost of always large's accuracy, % of its cost [95 %]"
-    yield f"{'static mix':<36}{'0.500':<24}100.0"
+    yield f"{'the whole frontier':<40}{'area [95 %]':<24}cost of always large's accuracy, % of its cost [95 %]"
+    yield f"{'static mix':<40}{'0.500':<24}100.0"
     for name, paths in tried.items():
         area, cost = _frontier(paths, new, seed)
         yield (
-            f"{name:<36}{f'{area.value:.3f} [{area.low:.3f}, {area.high:.3f}]':<24}"
+            f"{name:<40}{f'{area.value:.3f} [{area.low:.3f}, {area.high:.3f}]':<24}"
             f"{100 * cost.value:.1f} [{100 * cost.low:.1f}, {100 * cost.high:.1f}]"
         )
 
@@ -269,7 +278,7 @@ def _line(name: str, path: Paid, new: RecordedQuestions, seed: int) -> str:
     shown = f"{accuracy.value:.1f} [{accuracy.low:.1f}, {accuracy.high:.1f}]"
     minus_mix = f"{lead.value:+.1f} [{lead.low:+.1f}, {lead.high:+.1f}]" if 0 < path.large.mean() < 1 else ""
     to_large, dollars = 100 * path.large.mean(), 1000 * cost.mean()
-    return f"{name:<36}{shown:<20}{to_large:>10.1f}{dollars:>9.3f}   {minus_mix}".rstrip()
+    return f"{name:<40}{shown:<20}{to_large:>10.1f}{dollars:>9.3f}   {minus_mix}".rstrip()
 
 
 def _by_rules(fit: RecordedQuestions, new: RecordedQuestions, charge: str) -> Paid:
@@ -297,11 +306,11 @@ def _frontier(paths: Sequence[Paid], new: RecordedQuestions, seed: int) -> tuple
     columns = np.stack([*(p.quality(new) for p in paths), *(p.cost(new) for p in paths),
                         new.small, new.large, new.small_cost, new.large_cost], axis=1)  # fmt: skip
     resampled = [weights @ columns / n for weights in resamples(n, seed, 500)]
-    measured = np.array([_area(row) for row in (columns.mean(axis=0), *np.concatenate(resampled))])
+    measured = np.array([area_of(row) for row in (columns.mean(axis=0), *np.concatenate(resampled))])
     return spread(measured[0, 0], measured[1:, 0], n), spread(measured[0, 1], measured[1:, 1], n)
 
 
-def _area(means: Floats) -> tuple[float, float]:
+def area_of(means: Floats) -> tuple[float, float]:
     """(area, cost) as in `_frontier`, from the mean qualities and costs of the points and of the two tiers."""
     points = (len(means) - 4) // 2
     quality, cost, (small, large, low, high) = means[:points], means[points:-4], means[-4:]

@@ -188,7 +188,8 @@ def _microseconds_as_served(asked: Asked, seed: int) -> float:
     few = slice(0, 500)  # the time does not depend on the rows
     rows = columns.of(asked.vectors[few], asked.facts[few])
     pair = ("small", "large")
-    gains = PromptGains(columns, {pair: fit_trees(rows, asked.success[few], asked.cohort[few], pair, seed)})
+    trees = fit_trees(rows, asked.success[few], asked.extra[few], asked.cohort[few], pair, seed)
+    gains = PromptGains(columns, {pair: trees})
     ask, cohort, vector = Ask(_ASK, "last_user", len(_ASK), False), str(asked.cohort[0]), asked.vectors[0]
     return _microseconds(lambda *_: gains.gain(pair, cohort, vector, ask), asked.vectors[:1], asked.facts[:1])
 

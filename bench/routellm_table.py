@@ -30,8 +30,12 @@ class Prompts(msgspec.Struct, frozen=True):
     asked: Vectors  # the facts that the router reads
 
     def as_served(self) -> Asked:
-        """The prompts as `extproc calibrate --target` reads them. The subjects are the cohorts."""
-        return Asked(self.vectors, self.asked, self.subject, np.stack([self.weak, self.strong], axis=1))
+        """The prompts as `extproc calibrate --target` reads them. The subjects are the cohorts.
+
+        No costs were recorded, so every prompt has the same extra cost.
+        """
+        success = np.stack([self.weak, self.strong], axis=1)
+        return Asked(self.vectors, self.asked, self.subject, success, np.ones(len(self.weak)))
 
     @property
     def gain(self) -> Floats:

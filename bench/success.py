@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
-from extproc.evidence.fit.prompt_gains import Prompts, fit_columns, fit_trees, gains_by
+from extproc.evidence.fit.prompt_gains import Prompts, fit_columns, fit_trees
 from extproc.evidence.measure.metrics import Floats
 from extproc.routing.ask import find_ask
 from extproc.routing.prompt_facts import prompt_facts
+from extproc.routing.prompt_gain import LEAST_COST
 
 # The weight of the overall mean in a cohort's mean, in rows.
 _PRIOR = 20.0
@@ -148,16 +149,28 @@ class Asked(msgspec.Struct, frozen=True):
     facts: Vectors  # `prompt_facts`
     cohort: np.ndarray
     success: Floats  # [row, 2]: of the cheaper tier, and of the costlier one
+    extra: Floats  # dollars of the costlier tier minus those of the cheaper one
 
 
 def served_gains(fit: Asked, new: Asked, seed: int) -> Floats:
-    """Predicted gains by the trees that serve, fitted on one part."""
+    """Predicted gains at the mean extra cost, by the trees that serve, fitted on one part."""
+    gain, cost = served_parts(fit, new, seed)
+    return gain / cost
+
+
+def served_parts(fit: Asked, new: Asked, seed: int) -> tuple[Floats, Floats]:
+    """(predicted gains, predicted extra cost where 1 is the mean of the fit), by the trees that serve."""
     prompts = Prompts(fit.vectors, fit.facts, fit.vectors.shape[1])
     columns = fit_columns(prompts, np.ones(len(fit.vectors), dtype=bool))
     rows = columns.of(fit.vectors, fit.facts)
-    trees = fit_trees(rows, fit.success, fit.cohort, ("small", "large"), seed)
-    gains = gains_by(trees, columns.of(new.vectors, new.facts), new.cohort)
-    return np.where(np.isnan(gains), trees.base, gains)  # a cohort that was not fitted on
+    trees = fit_trees(rows, fit.success, fit.extra, fit.cohort, ("small", "large"), seed)
+    known = np.isin(new.cohort, list(trees.rates))  # other cohorts have the means of all rows
+    gain, cost = np.full(len(known), trees.gain.base), np.ones(len(known))
+    if known.any():
+        rates = np.stack([trees.rates[str(name)] for name in new.cohort[known]])
+        rows = np.hstack([columns.of(new.vectors[known], new.facts[known]), rates])
+        gain[known], cost[known] = trees.gain.values(rows), np.maximum(trees.cost.values(rows), LEAST_COST)
+    return gain, cost
 
 
 def asked_facts(prompts: Sequence[str]) -> Vectors:

@@ -23,7 +23,7 @@ code{font:.95em ui-monospace,monospace}p,li{max-width:75ch}p.soft,li,figcaption{
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:8px;margin:16px 0}
 .tile{background:var(--band);border-radius:8px;padding:10px 12px}
 .tile b{display:block;font-size:1.35rem}.tile span{color:var(--soft);font-size:.8rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));gap:16px}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),460px));gap:16px}
 figure{margin:0;max-width:460px;break-inside:avoid;border:1px solid var(--rule);border-radius:8px;padding:12px}
 figure h3{margin:0 0 6px;font-size:.98rem}figure svg{width:100%;height:auto;display:block}
 .scroll{overflow-x:auto;margin:12px 0;border:1px solid var(--rule);border-radius:8px}
@@ -34,7 +34,7 @@ th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px soli
 .words .n{text-align:right;white-space:nowrap;min-width:0}
 tr:last-child td,tbody tr:last-child th{border-bottom:0}
 .sums tr:last-child td,.sums tbody tr:last-child th{font-weight:600;border-top:2px solid var(--ink)}
-th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band)}
+th{color:var(--soft);font-weight:600;vertical-align:bottom;background:var(--band);white-space:normal}
 tbody th{color:inherit;font-weight:400;vertical-align:inherit}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper);
 max-width:min(45vw,34ch);white-space:normal;overflow-wrap:break-word}
@@ -54,7 +54,7 @@ svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 .key span{display:inline-block;margin-right:14px;font-size:.84rem;color:var(--soft)}
 .key svg{width:11px;height:11px;margin-right:5px}
 .matrix td,.matrix th{padding:3px 5px;text-align:center;border:1px solid var(--paper);min-width:26px}
-.matrix thead th{vertical-align:bottom;padding:8px 0 4px}
+.matrix th{white-space:nowrap}.matrix thead th{padding:8px 0 4px}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg)}
 .matrix th:first-child{text-align:right}.matrix td.hit{font-weight:600}
 @media (max-width:520px){figure{padding:8px 6px}body{padding:16px 12px 40px}}

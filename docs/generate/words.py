@@ -163,7 +163,8 @@ RECORD_KEYS = {
     "margin": "lead over the second cohort",
     "chance": "the chance of that cohort, where the centroids come from the utterances",
     "background": "the chance that the request belongs to no intent",
-    "gain": "the predicted gain in quality of the costlier of the cohort's two tiers, if the prompt chooses between them",
+    "gain": "the predicted gain in quality of the costlier of the cohort's two tiers, for the mean extra cost, if the "
+    "prompt chooses between them",
     "least_gain": "the least gain at which the costlier tier serves",
     "calibrated": "whether the cohort's floor rests on evidence about the present centroids",
     "probability": "the probability that the match is right; only of calibrated cohorts",

@@ -138,8 +138,9 @@ def html_of(report: CostReport) -> str:
 
 
 def html_verdicts(report: CostReport) -> list[str]:
-    """Return the verdicts as HTML."""
-    return [f"{verdict_line(sentence)}\n" for sentence in report.verdicts]
+    """Return the verdicts as HTML, each with its word in front."""
+    parts = (sentence.partition(": ") for sentence in report.verdicts)
+    return [f"{verdict_line(sentence, word)}\n" for word, _, sentence in parts]
 
 
 def html_tables(report: CostReport) -> list[str]:

@@ -182,7 +182,8 @@ def _match(row: Mapping[str, Any], decision: DecisionRecord) -> Iterator[str]:
         )
     if decision.gain is not None and decision.least_gain is not None:
         least = f"and it serves from {100 * decision.least_gain:+.1f}"
-        yield f"          The predicted gain of the costlier tier is {100 * decision.gain:+.1f} points, {least}"
+        gain = f"{100 * decision.gain:+.1f} points for the mean extra cost"
+        yield f"          The predicted gain of the costlier tier is {gain}, {least}"
     if decision.probability is not None:
         yield f"          The match is right with a probability of {100 * decision.probability:.0f} %"
     verb = f"does not count, so the request counts as {counted}" if counted in NOT_A_COHORT else "counts"

@@ -64,7 +64,8 @@ def _by_prompt(cohort: Cohort, choice: ByPrompt, match: Match | None) -> str:
     if match is None or match.gain is None:
         return f"not used: the prompt is unlike those that it was fitted on, {own}"
     least = f"{costlier} serves from {100 * choice.least:+.1f}, otherwise {cheaper}"
-    return f"predicted gain of {costlier} over {cheaper}: {100 * match.gain:+.1f} points; {least}"
+    gain = f"{100 * match.gain:+.1f} points for the mean extra cost"
+    return f"predicted gain of {costlier} over {cheaper}: {gain}; {least}"
 
 
 def _why(policy: Policy, cohort: Cohort, match: Match) -> str:

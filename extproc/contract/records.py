@@ -44,7 +44,7 @@ class DecisionRecord(_Record, frozen=True, kw_only=True):
     least_margin: float | None = None
     chance: float | None = None
     background: float | None = None
-    gain: float | None = None  # predicted gain in quality of the costlier of the cohort's two tiers
+    gain: float | None = None  # predicted gain of the costlier of the cohort's two tiers, for the mean extra cost
     least_gain: float | None = None  # from which the costlier tier serves
     calibrated: bool | None = None
     probability: float | None = None

@@ -18,7 +18,7 @@ from extproc.config.compile import compile_snapshot, texts_of
 from extproc.config.load import load_config
 from extproc.encoder.backends import load_encoder
 from extproc.evidence.data.groups import text_key
-from extproc.evidence.data.parquet import arrow_parquet, parquet_files, parse_rows
+from extproc.evidence.data.parquet import arrow_parquet, check_columns, parquet_files, parse_rows
 from extproc.evidence.data.traffic import BadRow, Row
 from extproc.evidence.execution import Memory, ask_of, route_all, trusted_cohort
 from extproc.routing.routed import Routed
@@ -38,6 +38,7 @@ def map_folder(intents: Path, source: Path, target: Path) -> int:
     _show(f"{len(files) - len(waiting)} of {len(files)} files are there already")
     if not waiting:
         return 0
+    check_columns(waiting)
     ray = _ray()
     ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)

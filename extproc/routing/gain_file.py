@@ -6,7 +6,6 @@ of the tiers. If one of them changes, or the file is another one, it is stale an
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -15,12 +14,13 @@ from safetensors.numpy import load, save
 
 from extproc.routing.centroid_file import CENTROIDS_FILE, metadata_header
 from extproc.routing.prompt_facts import PROMPT_FACTS
-from extproc.routing.prompt_gain import RATES, GainTrees, PromptColumns, PromptGains
+from extproc.routing.prompt_gain import RATES, GainTrees, PromptColumns, PromptGains, Trees
 from extproc.settings import Tier
 
 GAINS_FILE = "gains.safetensors"
 FITTED_FILES = (CENTROIDS_FILE, GAINS_FILE)  # beside the YAML
-VERSION = 1  # raised when columns or trees are read in another way
+VERSION = 2  # raised when columns or trees are read in another way
+_PARTS = ("base", "features", "cuts", "leaves")  # of trees
 _AGAIN = "run `extproc calibrate --target ... --write` again, or delete the file"
 
 
@@ -71,17 +71,21 @@ def encode_gains(header: GainHeader, gains: PromptGains) -> bytes:
     columns = gains.columns
     arrays = {"mean": columns.mean, "directions": columns.directions, "low": columns.low, "high": columns.high}
     for i, tiers in enumerate(header.pairs):
-        trees = gains.pairs[tiers]
-        arrays |= {
-            f"{i}.base": np.array([trees.base], dtype=np.float32),
-            f"{i}.features": trees.features.astype(np.int16),
-            f"{i}.cuts": trees.cuts,
-            f"{i}.leaves": trees.leaves,
-            f"{i}.rates": np.stack([trees.rates[name] for name in header.cohorts]),
-        }
+        pair = gains.pairs[tiers]
+        arrays |= _arrays_of(f"{i}.gain", pair.gain) | _arrays_of(f"{i}.cost", pair.cost)
+        arrays[f"{i}.rates"] = np.stack([pair.rates[name] for name in header.cohorts])
     arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
     return bytes(save(arrays, metadata={"header": msgspec.json.encode(sealed).decode()}))
+
+
+def _arrays_of(prefix: str, trees: Trees) -> dict[str, np.ndarray]:
+    return {
+        f"{prefix}.base": np.array([trees.base], dtype=np.float32),
+        f"{prefix}.features": trees.features.astype(np.int16),
+        f"{prefix}.cuts": trees.cuts,
+        f"{prefix}.leaves": trees.leaves,
+    }
 
 
 def decode_gains(raw: bytes) -> GainFile:
@@ -97,27 +101,26 @@ def decode_gains(raw: bytes) -> GainFile:
         raise ValueError(f"its arrays do not have the shapes that its header describes: {_AGAIN}")
     if header.seal != _seal(header, arrays):
         raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_AGAIN}")
-    pairs = {tiers: _trees(arrays, i, tiers, header.cohorts) for i, tiers in enumerate(header.pairs)}
+    pairs = {tiers: _pair(arrays, i, tiers, header.cohorts) for i, tiers in enumerate(header.pairs)}
     columns = PromptColumns(arrays["mean"], arrays["directions"], arrays["low"], arrays["high"])
     return GainFile(header, PromptGains(columns, pairs))
 
 
-def _trees(arrays: Mapping[str, np.ndarray], i: int, tiers: tuple[str, str], cohorts: Sequence[str]) -> GainTrees:
-    return GainTrees(
-        tiers,
-        float(arrays[f"{i}.base"][0]),
-        arrays[f"{i}.features"].astype(np.int64),
-        arrays[f"{i}.cuts"],
-        arrays[f"{i}.leaves"],
-        dict(zip(cohorts, arrays[f"{i}.rates"], strict=True)),
-    )
+def _pair(arrays: Mapping[str, np.ndarray], i: int, tiers: tuple[str, str], cohorts: Sequence[str]) -> GainTrees:
+    rates = dict(zip(cohorts, arrays[f"{i}.rates"], strict=True))
+    return GainTrees(tiers, _trees(arrays, f"{i}.gain"), _trees(arrays, f"{i}.cost"), rates)
+
+
+def _trees(arrays: Mapping[str, np.ndarray], prefix: str) -> Trees:
+    base, features, cuts, leaves = (arrays[f"{prefix}.{part}"] for part in _PARTS)
+    return Trees(float(base[0]), features.astype(np.int64), cuts, leaves)
 
 
 def _has_shapes(arrays: Mapping[str, np.ndarray], header: GainHeader) -> bool:
     """Whether every array has the shape and the type that the header requires, and finite numbers."""
-    parts: tuple[Literal["base", "features", "cuts", "leaves", "rates"], ...]
-    parts = ("base", "features", "cuts", "leaves", "rates")
-    names = {"mean", "directions", "low", "high", *(f"{i}.{p}" for i in range(len(header.pairs)) for p in parts)}
+    prefixes = [f"{i}.{of}" for i in range(len(header.pairs)) for of in ("gain", "cost")]
+    rates = [f"{i}.rates" for i in range(len(header.pairs))]
+    names = {"mean", "directions", "low", "high", *rates, *(f"{prefix}.{p}" for prefix in prefixes for p in _PARTS)}
     if {*arrays} != names or not header.pairs:
         return False
     mean, directions = arrays["mean"], arrays["directions"]
@@ -126,7 +129,8 @@ def _has_shapes(arrays: Mapping[str, np.ndarray], header: GainHeader) -> bool:
     width = directions.shape[1] + len(PROMPT_FACTS)
     return (
         arrays["low"].shape == arrays["high"].shape == (width,)
-        and all(_are_trees(arrays, i, width + RATES, len(header.cohorts)) for i in range(len(header.pairs)))
+        and all(arrays[name].shape == (len(header.cohorts), RATES) for name in rates)
+        and all(_are_trees(arrays, prefix, width + RATES) for prefix in prefixes)
         and all(_is_readable(name, values) for name, values in arrays.items())
     )
 
@@ -137,16 +141,15 @@ def _is_readable(name: str, values: np.ndarray) -> bool:
     return values.dtype == np.float32 and bool(np.isfinite(values).all())
 
 
-def _are_trees(arrays: Mapping[str, np.ndarray], i: int, columns: int, cohorts: int) -> bool:
-    """Whether the arrays of one pair are trees that compare existing columns."""
-    features, cuts, leaves = (arrays[f"{i}.{name}"] for name in ("features", "cuts", "leaves"))
+def _are_trees(arrays: Mapping[str, np.ndarray], prefix: str, columns: int) -> bool:
+    """Whether these arrays are trees that compare existing columns."""
+    base, features, cuts, leaves = (arrays[f"{prefix}.{part}"] for part in _PARTS)
     if features.ndim != 2 or features.size == 0 or features.shape[1] > 8:
         return False
     return (
         cuts.shape == features.shape
         and leaves.shape == (len(features), 2 ** features.shape[1])
-        and arrays[f"{i}.base"].shape == (1,)
-        and arrays[f"{i}.rates"].shape == (cohorts, RATES)
+        and base.shape == (1,)
         and 0 <= int(features.min()) <= int(features.max()) < columns
     )
 

@@ -1,8 +1,9 @@
-"""How much more likely the costlier of two tiers answers this prompt well: small boosted trees on the prompt.
+"""How much more the costlier of two tiers is worth for this prompt: small boosted trees on the prompt.
 
-A gain is the expected quality of the costlier tier minus that of the cheaper one. The trees compare directions of
-the prompt's vector, facts that are counted in the ask, and the success rates of its cohort. All nodes of a level
-make the same comparison (oblivious trees), so the answer of a tree is one look-up.
+A gain is the expected quality of the costlier tier minus that of the cheaper one. It is divided by the expected
+extra cost of the costlier tier, where 1 is the mean extra cost of the fit. So a long answer needs a larger gain.
+The trees compare directions of the prompt's vector, facts that are counted in the ask, and rates of its cohort. All
+nodes of a level make the same comparison (oblivious trees), so the answer of a tree is one look-up.
 """
 
 from collections.abc import Mapping
@@ -14,27 +15,40 @@ from extproc.encoder.protocols import Vectors
 from extproc.routing.ask import Ask
 from extproc.routing.prompt_facts import prompt_facts
 
-RATES = 3  # of a cohort: the success of the cheaper tier, that of the costlier one, and the difference
+RATES = 4  # of a cohort: the success of the cheaper tier, that of the costlier one, the difference, the extra cost
+LEAST_COST = 0.1  # of the mean extra cost. A prediction below it counts as this much.
+
+
+class Trees(msgspec.Struct, frozen=True, eq=False):
+    """Fitted trees. Their sum and `base` are the prediction."""
+
+    base: float  # the mean of all rows
+    features: np.ndarray  # int64[trees, depth]: the column that each level compares
+    cuts: Vectors  # float32[trees, depth]: the value that it is compared with
+    leaves: Vectors  # float32[trees, 2 ** depth]: the part of the prediction
+
+    def values(self, rows: Vectors) -> Vectors:
+        """Return float32[n], from float32[n, columns]."""
+        trees, depth = self.features.shape
+        bits = rows[:, self.features] > self.cuts
+        leaf = bits @ (1 << np.arange(depth)[::-1])
+        values: Vectors = self.base + self.leaves[np.arange(trees), leaf].sum(axis=1)
+        return values
 
 
 class GainTrees(msgspec.Struct, frozen=True, eq=False):
     """The trees for two tiers."""
 
     tiers: tuple[str, str]  # the cheaper one first
-    base: float  # the mean gain of all rows
-    features: np.ndarray  # int64[trees, depth]: the column that each level compares
-    cuts: Vectors  # float32[trees, depth]: the value that it is compared with
-    leaves: Vectors  # float32[trees, 2 ** depth]: the part of the gain
+    gain: Trees  # quality of the costlier tier minus that of the cheaper one
+    cost: Trees  # dollars of the costlier tier minus those of the cheaper one, where 1 is the mean of the fit
     rates: Mapping[str, Vectors]  # cohort -> float32[RATES]
 
     def gains(self, columns: Vectors, rates: Vectors) -> Vectors:
-        """Return float32[n]: the gains of prompts, from float32[n, columns] and float32[n, RATES]."""
+        """Return float32[n]: the gains at the mean extra cost, from float32[n, columns] and float32[n, RATES]."""
         rows = np.concatenate([columns, rates], axis=1)
-        trees, depth = self.features.shape
-        bits = rows[:, self.features] > self.cuts
-        leaf = bits @ (1 << np.arange(depth)[::-1])
-        gains: Vectors = self.base + self.leaves[np.arange(trees), leaf].sum(axis=1)
-        return gains
+        costs = np.maximum(self.cost.values(rows), LEAST_COST)
+        return np.asarray(self.gain.values(rows) / costs, dtype=np.float32)
 
 
 class PromptColumns(msgspec.Struct, frozen=True, eq=False):

@@ -109,14 +109,14 @@ class ByPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     least: Annotated[
         float,
         about(
-            "Least predicted gain in quality at which the costlier tier serves. The intent's `tier` serves if "
-            "there is no prediction."
+            "Least predicted gain in quality, for the mean extra cost, at which the costlier tier serves. The "
+            "intent's `tier` serves if there is no prediction."
         ),
     ]
     gain: Annotated[
         tuple[float, float],
         about(
-            "95 % interval of the gain in quality over sending as many prompts to the costlier tier at random, as "
+            "95 % interval of the gain in quality over spending as much on the costlier tier at random, as "
             "the mean over all shares, on rows that were not fitted on."
         ),
     ]

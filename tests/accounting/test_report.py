@@ -164,7 +164,7 @@ def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
         "NOT JUDGED: no rule looked at 3 of 4 accepted answers",
     ]  # fmt: skip
     page = html_of(report)
-    assert page.index("SAVES: $0.1500 (54 %)") < page.index("<table")
+    assert page.index("<b>SAVES</b> $0.1500 (54 %)") < page.index("<table")
     head, faq = (" ".join(line.split()) for line in text.splitlines()[6:8])
     assert head == (
         "cohort requests attempts accepted (judged) degraded failed cancelled escalated fallback first byte s (p95)"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.cache import Cache, means
-from bench.frontier_table import Paid, RecordedQuestions, _area, _line, _oracle
+from bench.frontier_table import Paid, RecordedQuestions, _line, _oracle, area_of
 from bench.intents_table import Clinc, floor_nearly_always, floor_on_average, left_out
 from bench.scorer import Judged
 
@@ -102,8 +102,8 @@ def test_a_line_is_compared_with_the_static_mix_of_its_cost(recorded):
 def test_the_area_of_a_mix_is_a_half_and_of_the_best_policy_one():
     """For the two tiers alone, and with the whole gap recovered at the cost of the small tier."""
     tiers = [0.4, 0.8, 1.0, 5.0]
-    assert _area(np.array([0.4, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((0.5, 1.0), abs=1e-6)
-    assert _area(np.array([0.8, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((1.0, 0.2), abs=2e-3)
+    assert area_of(np.array([0.4, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((0.5, 1.0), abs=1e-6)
+    assert area_of(np.array([0.8, 0.8, 1.0, 5.0, *tiers])) == pytest.approx((1.0, 0.2), abs=2e-3)
 
 
 def test_arrays_are_cached(tmp_path):

@@ -94,8 +94,18 @@ CHOICE = ByPrompt(("small", "large"), least=0.05, gain=(0.01, 0.04), rows=300, f
 @pytest.mark.parametrize(
     ("gain", "settings", "said"),
     [
-        (0.12, {}, "predicted gain of large over small: +12.0 points; large serves from +5.0, otherwise small"),
-        (0.01, {}, "predicted gain of large over small: +1.0 points; large serves from +5.0, otherwise small"),
+        (
+            0.12,
+            {},
+            "predicted gain of large over small: +12.0 points for the mean extra cost; "
+            "large serves from +5.0, otherwise small",
+        ),
+        (
+            0.01,
+            {},
+            "predicted gain of large over small: +1.0 points for the mean extra cost; "
+            "large serves from +5.0, otherwise small",
+        ),
         (
             None,
             {},

@@ -14,7 +14,7 @@ from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
 from extproc.routing.gain_file import GAINS_FILE, VERSION, GainHeader, decode_gains, encode_gains
 from extproc.routing.prompt_facts import PROMPT_FACTS
-from extproc.routing.prompt_gain import GainTrees, PromptColumns, PromptGains
+from extproc.routing.prompt_gain import RATES, GainTrees, PromptColumns, PromptGains, Trees
 from tests.e2e.traffic import (
     CHAT,
     MODELS,
@@ -41,15 +41,18 @@ def _gains() -> PromptGains:
         np.full(_WIDTH, -1e6, dtype=np.float32),
         np.full(_WIDTH, 1e6, dtype=np.float32),
     )
-    trees = GainTrees(
-        ("large", "frontier"),
-        0.1,
+    rates = {"math_reasoning": np.zeros(RATES, dtype=np.float32)}
+    trees = GainTrees(("large", "frontier"), _stump(0.1, 0.2), _stump(1.0, 0.0), rates)
+    return PromptGains(columns, {trees.tiers: trees})
+
+
+def _stump(base: float, leaf: float) -> Trees:
+    return Trees(
+        base,
         np.array([[2]]),
         np.array([[np.log1p(80)]], dtype=np.float32),
-        np.array([[-0.2, 0.2]], dtype=np.float32),
-        {"math_reasoning": np.zeros(3, dtype=np.float32)},
+        np.array([[-leaf, leaf]], dtype=np.float32),
     )
-    return PromptGains(columns, {trees.tiers: trees})
 
 
 @pytest.fixture(scope="module")
@@ -105,4 +108,7 @@ def test_the_prompt_chooses_and_every_record_says_so(stack: Stack, prompt: str, 
     }
     story = _story(stack, answer)
     assert f"Tier {tier} was asked first, because the predicted gain of the prompt chose" in story
-    assert f"The predicted gain of the costlier tier is {gain} points, and it serves from +0.0" in story
+    assert (
+        f"The predicted gain of the costlier tier is {gain} points for the mean extra cost, and it serves from +0.0"
+        in story
+    )

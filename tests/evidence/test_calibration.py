@@ -153,6 +153,12 @@ def test_repeated_rows_change_no_floor_and_no_interval():
     )
     assert choose_floors(often, 0.2, "margin") == choose_floors(once, 0.2, "margin")
     assert (often.distinct, often.wrong) == (120, pytest.approx(once.wrong))
+    accepted = once.margin > 0.2
+    counts, repeated = (
+        counts_of(each, np.ones(len(chosen), dtype=bool), chosen)
+        for each, chosen in ((once, accepted), (often, accepted[again]))
+    )
+    assert (repeated.rows, repeated.accepted, repeated.interval) == (120, accepted.sum(), counts.interval)
     assert fit_probability(often, None).similarity == pytest.approx(
         fit_probability(once, None).similarity, rel=1e-3
     )
@@ -192,6 +198,21 @@ def test_a_cohort_that_is_too_often_wrong_leaves_the_pool_and_abstains():
     assert not choices["c3"].fitted
     assert "of the surer half of its matches are wrong" in choices["c3"].why
     assert sum(choice.fitted for choice in choices.values()) >= 15
+
+
+def test_cohorts_with_39_percent_wrong_abstain_beside_calibrated_ones():
+    """Three of nine cohorts are always right. In the six others 45 of 115 are wrong, with sure matches, too."""
+    rng, names = np.random.default_rng(14), [f"c{i}" for i in range(9)]
+    landed = np.repeat(np.array(names, dtype=object), 115)
+    right = np.concatenate([np.ones(3 * 115), *(rng.permutation(115) >= 45 for _ in range(6))]).astype(bool)
+    found = Matches(rng.normal(0.6, 0.15, len(right)), np.abs(rng.normal(0.2, 0.1, len(right))), right)
+    none = np.zeros(len(right), dtype=bool)
+    rows = LabelledRows([""] * len(right), landed, landed, found, none, none)
+    choices, _ = choose_all(rows, dict.fromkeys(names, -1.0), 0.05)
+    assert [name for name in names if choices[name].fitted] == names[:3]
+    assert 1 - right[3 * 115 :].mean() == pytest.approx(0.391, abs=0.0005)
+    for name in names[3:]:
+        assert "of the surer half of its matches are wrong" in choices[name].why
 
 
 @pytest.mark.parametrize(("cohorts", "shares"), [(2, False), (3, True)])

@@ -1,8 +1,6 @@
 """Choosing tiers and settings by recorded outcomes: a setting must pay, on rows that are not reported on."""
 
 import re
-import shutil
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,7 +10,6 @@ from extproc.acceptance.rules import Logprob
 from extproc.acceptance.score import SCORE_FACTS
 from extproc.cli import evidence as commands
 from extproc.config.load import load_config
-from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import edits
@@ -26,25 +23,8 @@ from extproc.evidence.measure.metrics import auroc
 from extproc.evidence.show.calibration import choice_text
 from extproc.settings import Chosen
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
 DAY = "2026-11-22"
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return Tokens()
-
-
-@pytest.fixture
-def folder(tmp_path, words, monkeypatch):
-    """The good folder, with floors that accept every match."""
-    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
-    monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
-    for name in ("billing", "cooking"):
-        with (folder / f"{name}.yaml").open("a") as file:
-            file.write("floor: -1\n")
-    return folder
 
 
 def outcome(success, answer="Yes, it is.", tokens_out=10):
@@ -389,10 +369,14 @@ def test_reasoning_is_a_separate_setting(folder, tmp_path, words, tokens, capsys
     assert {served.path for served in run.served[:200] if served is not None} == {("small+reasoning",)}
 
 
-def test_a_cap_is_chosen_if_failures_are_long(folder, tmp_path, words, tokens):
-    """Good answers take 10 tokens and bad ones 1,000. A cap cuts only the bad ones, and their cost."""
+@pytest.mark.parametrize("good", [10, 2])
+def test_a_cap_is_chosen_if_failures_are_long(good, folder, tmp_path, words, tokens):
+    """Good answers take few tokens and bad ones 1,000. A cap cuts only the bad ones, and their cost.
+
+    A cap of 2 would cut the first answer that says one word more.
+    """
     rows = [
-        {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0, tokens_out=10 if i % 2 else 1000),
+        {"text": f"{BILL} {i}", "outcomes": {"small": outcome(i % 2 > 0, tokens_out=good if i % 2 else 1000),
                                              "large": outcome(i % 2 > 0)}}
         for i in range(700)
     ]  # fmt: skip
@@ -400,7 +384,7 @@ def test_a_cap_is_chosen_if_failures_are_long(folder, tmp_path, words, tokens):
     billing = choice.cohorts[0]
     assert billing.plan is not None and (billing.plan.option, billing.plan.cap) == (
         Option("small", capped=True),
-        64,  # with room above the fitted 10
+        64,  # with room above the fitted length
     )
     assert billing.after[0].value == billing.before[0].value
     assert billing.after[1].value < billing.before[1].value / 10

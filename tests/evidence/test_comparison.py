@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from extproc.cli import evidence as commands
 from extproc.cli.main import main
-from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.measure.comparison import (
@@ -28,28 +26,16 @@ from extproc.evidence.measure.lowered import Lowered
 from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.show.comparison import comparison_text, gate_text
 from tests.evidence.asks import alone
+from tests.evidence.folders import good_folder
 from tests.evidence.texts import letters
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return Tokens()
 
 
 @pytest.fixture
 def folders(tmp_path):
     """The good folder twice, with floors that reject a text that shares no word."""
-    folders = []
-    for name in ("old", "new"):
-        folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / name))
-        for intent in ("billing", "cooking"):
-            with (folder / f"{intent}.yaml").open("a") as file:
-                file.write("floor: 0.2\n")
-        folders.append(folder)
-    return folders
+    return [good_folder(tmp_path / name, floor=0.2) for name in ("old", "new")]
 
 
 def edit(folder, file, old, new):

@@ -3,8 +3,6 @@
 import asyncio
 import json
 import math
-import shutil
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 
 from extproc.cli.main import main
-from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute, route_all, seal
 from extproc.evidence.measure.columns import columns
@@ -26,24 +23,16 @@ from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
 from extproc.routing.router import Router
 from tests.evidence.asks import alone
+from tests.evidence.folders import good_folder
 from tests.evidence.texts import letters
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return Tokens()
 
 
 @pytest.fixture
 def folder(tmp_path):
     """The good folder, with floors that reject a text that shares no word. The small tier's answers are judged."""
-    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
-    for name in ("billing", "cooking"):
-        with (folder / f"{name}.yaml").open("a") as file:
-            file.write("floor: 0.2\n")
+    folder = good_folder(tmp_path / "intents", floor=0.2)
     with (folder / "billing.yaml").open("a") as file:
         file.write("accept: [complete, {min_chars: 3}]\nescalate: {to: large, share: 1.0}\n")
     return folder

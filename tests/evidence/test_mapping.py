@@ -1,6 +1,5 @@
 """`extproc map` and a sample of its files. They need the extra `scale`, and are skipped without it."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from extproc.evidence.execution import Memory, execute
 from extproc.evidence.measure.mapped_sample import draw_mapped
 from extproc.evidence.measure.sampling import draw
 from tests.evidence.asks import alone
+from tests.evidence.folders import good_folder
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -49,10 +49,7 @@ def as_request(row: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Intents, and two files: texts, and requests with one row that cannot be used."""
-    shutil.copytree(CONFIGS / "good", tmp_path / "intents")
-    for name in ("billing", "cooking"):
-        with (tmp_path / "intents" / f"{name}.yaml").open("a") as file:
-            file.write("floor: 0.2\n")
+    good_folder(tmp_path / "intents", floor=0.2)
     (tmp_path / "rows").mkdir()
     broken = {"text": None, "request": "no json", "session": None, "id": "x", "weight": None, "theirs": 7}
     pq.write_table(pa.Table.from_pylist(log(0, 40)), tmp_path / "rows" / "a.parquet")
@@ -116,6 +113,27 @@ def test_a_sample_of_the_files_is_that_of_the_log(
     assert b"12 rows drawn from 60" in captured.err
     (folder / "sample.jsonl").write_bytes(captured.out)
     assert not read_traffic(folder / "sample.jsonl").bad
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"no parquet", "is not a valid Parquet file: "),
+        (None, "found the columns prompt: expected `text` or `request`"),
+    ],
+    ids=["damaged", "other columns"],
+)
+def test_a_file_without_asks_is_refused_before_the_work(folder: Path, content: bytes | None, what: str) -> None:
+    """Each of its rows would be unusable."""
+    from extproc.evidence.mapping import map_folder
+
+    path = folder / "rows" / "c.parquet"
+    if content is None:
+        pq.write_table(pa.table({"prompt": ["a recipe"]}), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"c.parquet: {what}"):
+        map_folder(folder / "intents", folder / "rows", folder / "out")
 
 
 def test_files_that_were_not_mapped_are_named(folder: Path) -> None:

@@ -1,8 +1,5 @@
 """A tier for each prompt: fitted on recorded outcomes, kept if it is proven, and served as it was measured."""
 
-import shutil
-from pathlib import Path
-
 import msgspec
 import numpy as np
 import pytest
@@ -10,7 +7,6 @@ import pytest
 from extproc.cli import evidence as commands
 from extproc.config.load import load_config
 from extproc.contract.words import Reason
-from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import boosting
@@ -21,31 +17,14 @@ from extproc.evidence.fit.prompt_gains import ranked_gain
 from extproc.evidence.fit.target import parse_target
 from extproc.routing.gain_file import GAINS_FILE, decode_gains
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK = "Send my last invoice of this month", "How long do I boil the egg of this recipe"
 DAY, TARGET = "2026-11-29", parse_target("cost=0.009")
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return Tokens()
 
 
 @pytest.fixture(autouse=True)
 def one_fit(monkeypatch):
     """The trees are fitted once, not averaged over several fits, because that is quicker."""
     monkeypatch.setattr(boosting, "_REPEATS", 1)
-
-
-@pytest.fixture
-def folder(tmp_path, words, monkeypatch):
-    """The good folder, with floors that accept every match."""
-    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
-    monkeypatch.setattr(commands, "patient_encoder", lambda intents: Memory(words))
-    for name in ("billing", "cooking"):
-        with (folder / f"{name}.yaml").open("a") as file:
-            file.write("floor: -1\n")
-    return folder
 
 
 def outcome(success):
@@ -96,18 +75,22 @@ def test_trees_learn_what_a_line_cannot():
     target = ((columns[:, 0] > 0) != (columns[:, 1] > 0)).astype(float)
     first, second = boost(columns[:1500], target[:1500], 3), boost(columns[:1500], target[:1500], 3)
     assert first.leaves.tobytes() == second.leaves.tobytes()
-    bits = columns[1500:, first.features] > first.cuts
-    leaf = bits @ (1 << np.arange(first.features.shape[1])[::-1])
-    predicted = first.base + first.leaves[np.arange(len(first.leaves)), leaf].sum(axis=1)
-    assert np.corrcoef(predicted, target[1500:])[0, 1] > 0.9
+    assert np.corrcoef(first.values(columns[1500:]), target[1500:])[0, 1] > 0.9
 
 
 def test_the_gain_of_a_ranking_by_hand():
     """The two prompts that gain, of four, are ranked first: averaged over all shares, that wins an eighth."""
-    gain = np.array([1.0, 1.0, 0.0, 0.0])
-    assert ranked_gain(np.array([0.9, 0.8, 0.2, 0.1]), gain).gain == pytest.approx(0.125)
-    assert ranked_gain(np.zeros(4), gain).gain == pytest.approx(0.0)
-    assert ranked_gain(np.array([0.1, 0.2, 0.8, 0.9]), gain).gain == pytest.approx(-0.125)
+    gain, cost = np.array([1.0, 1.0, 0.0, 0.0]), np.ones(4)
+    assert ranked_gain(np.array([0.9, 0.8, 0.2, 0.1]), gain, cost).gain == pytest.approx(0.125)
+    assert ranked_gain(np.zeros(4), gain, cost).gain == pytest.approx(0.0)
+    assert ranked_gain(np.array([0.1, 0.2, 0.8, 0.9]), gain, cost).gain == pytest.approx(-0.125)
+
+
+def test_the_gain_of_a_ranking_is_that_for_the_same_money():
+    """Two prompts gain as much, and one costs three times as much. The cheap one first wins."""
+    gain, cost = np.array([1.0, 1.0]), np.array([3.0, 1.0])
+    assert ranked_gain(np.array([0.1, 0.9]), gain, cost).gain == pytest.approx(0.125)
+    assert ranked_gain(np.array([0.9, 0.1]), gain, cost).gain == pytest.approx(-0.125)
 
 
 # The choice
@@ -126,6 +109,23 @@ def test_a_cohort_uses_the_prompt_only_where_its_rows_prove_it(folder, tmp_path,
     by_prompt = {c.name: c.plan is not None and c.plan.by_prompt for c in choice.cohorts}
     assert by_prompt["billing"]
     assert not by_prompt["cooking"]
+
+
+def test_prompts_with_the_same_gain_are_ranked_by_their_cost(folder, tmp_path, words, tokens):
+    """The small tier is right at random. The large one always is, with 40 times the tokens for many amounts."""
+    rng, bills = np.random.default_rng(4), []
+    for i in range(400):
+        many = i % 2
+        amounts = " ".join(map(str, rng.integers(10, 99, 8 if many else 1)))
+        large = outcome(True) | {"tokens_out": 400 if many else 10}
+        outcomes = {"small": outcome(rng.random() < 0.5), "large": large}
+        bills.append({"text": f"{BILL} {amounts} {i}", "outcomes": outcomes})
+    memory = Memory(words)
+    run = execute(folder, memory, read_traffic(written(tmp_path / "t.jsonl", bills)), tokens)
+    fit = scored_table(run, 0, None, memory.encode).pairs["small", "large"]
+    assert fit.proofs["billing"].holds
+    many = np.arange(400) % 2 > 0
+    assert np.median(fit.gains[~many]) > 3 * np.median(fit.gains[many])
 
 
 @pytest.mark.parametrize(("count", "copies"), [(140, 1), (70, 6)])

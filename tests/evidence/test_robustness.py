@@ -1,7 +1,6 @@
 """Decisions about the same request, written differently."""
 
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from extproc.evidence.perturb.rewrites import REWRITES, rewritten
 from extproc.evidence.perturb.robustness import perturb
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
+from tests.evidence.folders import good_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BILLS = [f"Is my invoice {word} this month" for word in ["high", "wrong", "late", "short", "paid", "open"]]
@@ -25,12 +25,9 @@ COOKS = [f"How long does the egg {word} take" for word in ["soup", "salad", "rec
 @pytest.fixture
 def folder(tmp_path):
     """Billing has the small tier, the default, and cooking the large one, which `upgrades` limits."""
-    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
+    folder = good_folder(tmp_path / "intents", floor=0.2)
     policy = (folder / "policy.yaml").read_text().replace("default_tier: large", "default_tier: small")
     (folder / "policy.yaml").write_text(f"{policy}upgrades: {{per_minute: 6, burst: 2}}\n")
-    for name in ("billing", "cooking"):
-        with (folder / f"{name}.yaml").open("a") as file:
-            file.write("floor: 0.2\n")
     return folder
 
 

@@ -21,6 +21,7 @@ from extproc.evidence.fit.suggestion import (
     borderline_utterances,
     propose,
 )
+from tests.evidence.folders import good_folder
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FLIGHTS = [
@@ -34,11 +35,7 @@ BILLS = [{"text": f"Is my invoice wrong this month {i}"} for i in range(3)]
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
-    for intent in ("billing", "cooking"):
-        with (folder / f"{intent}.yaml").open("a") as file:
-            file.write("floor: 0.2\n")
-    return folder
+    return good_folder(tmp_path / "intents", floor=0.2)
 
 
 def traffic(tmp_path, rows):

@@ -81,6 +81,10 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         {"request": "hi"},
         {"text": "a", "weight": 0},
         {"text": "fine, too", "weight": 2.5},
+        {"text": "a", "weight": -1},
+        {"text": "a", "weight": 1e308},
+        '{"text": "a", "weight": NaN}\n',
+        {"text": "a", "weight": "3"},
     )
     traffic = read_traffic(path)
     assert [(row.line, row.weight) for row in traffic.rows] == [(1, 1.0), (12, 2.5)]
@@ -93,7 +97,11 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         (8, "found `path` beside `text`: give `path` only with `request`"),
         (9, f"found `path` /v1/embeddings: expected one of {', '.join(APIS)}"),
         (10, "the request is not a JSON object"),
-        (11, "Expected `float` > 0.0 - at `$.weight`"),
+        (11, "`weight`: expected `float` >= 1e-09"),
+        (13, "`weight`: expected `float` >= 1e-09"),
+        (14, "`weight`: expected `float` <= 1000000000000.0"),
+        (15, "JSON is malformed: invalid character"),
+        (16, "`weight`: expected `float`, got `str`"),
     ]
     assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
     assert [bad.what[: len(what)] for bad, (_, what) in zip(traffic.bad, expected, strict=True)] == [
@@ -115,8 +123,12 @@ def test_outcomes_that_cannot_be_read_are_reported_when_they_are_revealed(tmp_pa
     ).rows
     revealed, bad = reveal_all(rows)
     assert [row is not None for row in revealed] == [False, False, False, False, True]
-    assert [b.line for b in bad] == [1, 2, 3, 4]
-    assert bad[0].what.startswith("found `success` and `quality`: give only one of them")
+    assert [(b.line, b.what) for b in bad] == [
+        (1, "`outcomes.*`: found `success` and `quality`: give only one of them"),
+        (2, "`outcomes.*.quality`: expected `float` <= 1.0"),
+        (3, "`outcomes.*`: unknown key `sucess`"),
+        (4, "`outcomes.*.propensity`: expected `float` > 0.0"),
+    ]
 
 
 def test_a_gzipped_file_reads_like_a_plain_one_and_a_broken_one_is_an_error(tmp_path):

@@ -30,6 +30,16 @@ def test_a_fit_says_what_it_keeps_and_which_cohorts_abstain():
     ]
 
 
+def test_a_fit_on_too_few_rows_says_so():
+    """Nothing is written, so nothing is kept and nothing abstains."""
+    calibration: Any = Fields(sources=(), elsewhere=NOTHING, weighted=False, fits=[
+        fit(None, Counts(3, 3, 1), Counts(3, 0, 0))
+    ])  # fmt: skip
+    assert list(map(str, calibration_verdicts(calibration, 0.05))) == [
+        "NOTHING FITTED: the labelled rows are too few for a floor that keeps this risk"
+    ]
+
+
 @pytest.mark.parametrize(("target", "word"), [
     (Target("quality", 0.7), "ON TARGET"), (Target("quality", 0.75), "NEAR TARGET"),
     (Target("quality", 0.9), "OFF TARGET"),

@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit.choice import choose
@@ -24,24 +23,15 @@ from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.gate import gate_report
 from extproc.evidence.measure.metrics import quantile
 from tests.evidence.asks import alone
+from tests.evidence.folders import good_folder
 from tests.evidence.test_suggestion import FLIGHTS, TUNES
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 BILL, COOK, NEITHER = "Is my invoice wrong this month", "How long does the egg recipe take", "zebras graze"
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    return Tokens()
 
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = Path(shutil.copytree(CONFIGS / "good", tmp_path / "intents"))
-    for name in ("billing", "cooking"):
-        with (folder / f"{name}.yaml").open("a") as file:
-            file.write("floor: 0.2\n")
-    return folder
+    return good_folder(tmp_path / "intents", floor=0.2)
 
 
 def outcome(success, tokens_out):

@@ -19,38 +19,44 @@ from extproc.routing.by_prompt import match_prompt
 from extproc.routing.decision import decide
 from extproc.routing.gain_file import GAINS_FILE, GainHeader, decode_gains, encode_gains
 from extproc.routing.prompt_facts import PROMPT_FACTS, prompt_facts
-from extproc.routing.prompt_gain import GainTrees, PromptColumns, PromptGains
+from extproc.routing.prompt_gain import GainTrees, PromptColumns, PromptGains, Trees
 from extproc.routing.signals import Signals
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WIDTH = 2 + len(PROMPT_FACTS)
 BILLING = "Why is my invoice higher this month"
-RATES = np.array([0.5, 0.9, 0.4], dtype=np.float32)
+RATES = np.array([0.5, 0.9, 0.4, 1.0], dtype=np.float32)
 
 
-def gains(direction: float = 0.0, low: float = -1e6) -> PromptGains:
-    """Return one tree of depth 1: a gain of 0.3 for asks of more than 60 characters, otherwise of -0.1."""
+def stump(cut: float, below: float, above: float) -> Trees:
+    """Return one tree of depth 1, which compares the logarithm of the characters of the ask."""
+    middle, leaf = (below + above) / 2, (above - below) / 2
+    leaves = np.array([[-leaf, leaf]], dtype=np.float32)
+    return Trees(middle, np.array([[2]]), np.array([[cut]], dtype=np.float32), leaves)
+
+
+def gains(
+    direction: float = 0.0, low: float = -1e6, cost: tuple[float, float] = (1.0, 1.0), cut: float = 100
+) -> PromptGains:
+    """Return a gain of 0.3 for asks of more than 60 characters, otherwise of -0.1.
+
+    `cost`: the extra cost of asks of up to `cut` characters, and of longer ones.
+    """
     columns = PromptColumns(
         np.zeros(512, dtype=np.float32),
         np.full((512, 2), direction, dtype=np.float32),
         np.full(WIDTH, low, dtype=np.float32),
         np.full(WIDTH, 1e6, dtype=np.float32),
     )
-    trees = GainTrees(
-        ("small", "large"),
-        0.1,
-        np.array([[2]]),
-        np.array([[np.log1p(60)]], dtype=np.float32),
-        np.array([[-0.2, 0.2]], dtype=np.float32),
-        {"billing": RATES, "cooking": RATES},
-    )
-    return PromptGains(columns, {("small", "large"): trees})
+    trees = stump(np.log1p(60), -0.1, 0.3), stump(np.log1p(cut), *cost)
+    pair = GainTrees(("small", "large"), *trees, {"billing": RATES, "cooking": RATES})
+    return PromptGains(columns, {pair.tiers: pair})
 
 
 def header(config: Config | None = None) -> GainHeader:
     digest = utterances_digest(config) if config is not None else "1234567e8901"
     return GainHeader(
-        version=1,
+        version=2,
         date="2026-11-29",
         data="f1f958a82ea0",
         rows=400,
@@ -119,6 +125,22 @@ def test_a_written_file_is_read_back():
         assert file.gains.gain(("small", "large"), "billing", vector, ask) == pytest.approx(gain)
 
 
+@pytest.mark.parametrize(("chars", "gain"), [(70, 0.3), (150, 0.075), (50, -0.1)])
+def test_a_prompt_with_expensive_answers_needs_a_larger_gain(chars, gain):
+    """Above 100 characters the extra cost is four times the mean, so the same gain counts a quarter."""
+    vector, ask = np.zeros(2560, dtype=np.float32), Ask("x" * chars, "last_user", chars, False)
+    predicted = decode_gains(encode_gains(header(), gains(cost=(1.0, 4.0)))).gains
+    assert predicted.gain(("small", "large"), "billing", vector, ask) == pytest.approx(gain)
+
+
+def test_a_predicted_cost_of_nothing_counts_as_a_tenth_of_the_mean():
+    """Otherwise a gain without a cost would be endless, and one with a saving would be negative."""
+    vector, ask = np.zeros(2560, dtype=np.float32), Ask("x" * 70, "last_user", 70, False)
+    for cost in (0.0, -2.0):
+        gain = gains(cost=(cost, cost)).gain(("small", "large"), "billing", vector, ask)
+        assert gain == pytest.approx(0.3 / 0.1)
+
+
 def test_no_gain_for_what_was_not_fitted_on():
     """Other tiers, another cohort, and a prompt outside the range of the fit have none."""
     vector, ask = np.zeros(2560, dtype=np.float32), Ask("Hello", "last_user", 5, False)
@@ -130,12 +152,12 @@ def test_no_gain_for_what_was_not_fitted_on():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"0.cuts": np.full((1, 1), np.nan, dtype=np.float32)}, "shapes"),
-        ({"0.features": np.array([[WIDTH + 3]], dtype=np.int16)}, "shapes"),
-        ({"0.features": np.array([[-1]], dtype=np.int16)}, "shapes"),
-        ({"0.leaves": np.zeros((1, 4), dtype=np.float32)}, "shapes"),
+        ({"0.gain.cuts": np.full((1, 1), np.nan, dtype=np.float32)}, "shapes"),
+        ({"0.cost.features": np.array([[WIDTH + 4]], dtype=np.int16)}, "shapes"),
+        ({"0.gain.features": np.array([[-1]], dtype=np.int16)}, "shapes"),
+        ({"0.cost.leaves": np.zeros((1, 4), dtype=np.float32)}, "shapes"),
         ({"other": np.zeros(1, dtype=np.float32)}, "shapes"),
-        ({"0.base": np.array([0.2], dtype=np.float32)}, "changed after"),
+        ({"0.gain.base": np.array([0.2], dtype=np.float32)}, "changed after"),
     ],
 )
 def test_a_damaged_file_is_refused(change, what):
@@ -149,8 +171,8 @@ def test_a_damaged_file_is_refused(change, what):
 
 def test_a_file_of_another_version_is_refused():
     """A newer release may read columns in another way."""
-    raw = encode_gains(msgspec.structs.replace(header(), version=2), gains())
-    with pytest.raises(ValueError, match="is of version 2, and this release reads version 1"):
+    raw = encode_gains(msgspec.structs.replace(header(), version=3), gains())
+    with pytest.raises(ValueError, match="is of version 3, and this release reads version 2"):
         decode_gains(raw)
 
 

@@ -4,7 +4,7 @@ Values that are not plain (`request`, `headers`, `outcomes`, `intent` and `varia
 columns are kept and not read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,21 @@ def parquet_files(folder: Path) -> list[Path]:
     if not files:
         raise OSError(f"{folder}: expected files whose names end in .parquet, found none")
     return files
+
+
+def check_columns(files: Iterable[Path]) -> None:
+    """Raise ValueError if a file is not Parquet, or has no column with what a person or a client wrote."""
+    parquet = arrow_parquet()
+    for file in files:
+        try:
+            names = parquet.read_schema(file).names
+        except ValueError as error:  # pyarrow's own error is one
+            raise ValueError(f"{file}: is not a valid Parquet file: {error}") from error
+        if not {"text", "request"} & {*names}:
+            raise ValueError(
+                f"{file}: found the columns {', '.join(names) or 'none'}: expected `text` or `request` "
+                "(see docs/reference/traffic.md)"
+            )
 
 
 def as_line(values: Mapping[str, Any]) -> dict[str, Any]:

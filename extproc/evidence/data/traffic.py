@@ -32,7 +32,7 @@ OUT_OF_SCOPE_LABEL = "oos"  # means the same as null
 _CHAT = "/v1/chat/completions"
 
 TokenCount = Annotated[int, Meta(ge=0)]
-Weight = Annotated[float, Meta(gt=0)]
+Weight = Annotated[float, Meta(ge=1e-9, le=1e12)]  # squares of sums stay finite
 Propensity = Annotated[float, Meta(gt=0, le=1)]
 
 
@@ -232,4 +232,9 @@ def reveal_or_report(row: Row) -> Revealed | BadRow:
 
 
 def _message(error: Exception) -> str:
-    return str(error).replace("Object contains unknown field", "unknown key")
+    """The mistake, with its place in front: "`weight`: expected `float` >= 1e-09"."""
+    what, _, place = str(error).replace("Object contains unknown field", "unknown key").partition(" - at ")
+    if not place:
+        return what
+    place = place.strip("`").replace("$[...]", "outcomes.*").removeprefix("$.")
+    return f"`{place}`: {what[0].lower()}{what[1:]}"

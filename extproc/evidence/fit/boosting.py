@@ -6,11 +6,11 @@ number were chosen on MMLU-Pro and on 6,000 prompts of RouteLLM's MMLU, where th
 
 import math
 
-import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import Floats
+from extproc.routing.prompt_gain import Trees
 
 _ROUNDS, _DEPTH, _RATE = 120, 4, 0.06
 _RIDGE = 20.0  # rows with no error that are added to each leaf
@@ -19,27 +19,19 @@ _ROWS, _COLUMNS = 0.7, 0.5  # shares that are drawn for each tree
 _REPEATS = 4  # boosted with other draws, and averaged
 
 
-class Trees(msgspec.Struct, frozen=True, eq=False):
-    """Fitted trees. Their sum and `base` are the prediction."""
-
-    base: float
-    features: np.ndarray  # int64[trees, depth]
-    cuts: Vectors  # float32[trees, depth]
-    leaves: Vectors  # float32[trees, 2 ** depth]
-
-
-def boost(rows: Vectors, target: Floats, seed: int) -> Trees:
-    """Fit trees on float32[n, columns] and float64[n]. Deterministic."""
+def boost(rows: Vectors, target: Floats, seed: int, repeats: int | None = None) -> Trees:
+    """Fit trees on float32[n, columns] and float64[n]. Deterministic. More repeats give more trees."""
+    repeats = _REPEATS if repeats is None else repeats
     cuts = np.quantile(rows, np.linspace(0, 1, _BINS + 1)[1:-1], axis=0).astype(np.float32).T
     binned = np.stack([np.searchsorted(edges, column) for edges, column in zip(cuts, rows.T, strict=True)])
     base = float(target.mean())
     trees = [
         tree
-        for repeat in range(_REPEATS)
+        for repeat in range(repeats)
         for tree in _boosted(binned, target - base, np.random.default_rng((seed, repeat)))
     ]
     features, at, leaves = (np.array(part) for part in zip(*trees, strict=True))
-    return Trees(base, features, cuts[features, at], (leaves / _REPEATS).astype(np.float32))
+    return Trees(base, features, cuts[features, at], (leaves / repeats).astype(np.float32))
 
 
 _Tree = tuple[list[int], list[int], Floats]  # (column, bin) of each level, and the leaves

@@ -1,12 +1,12 @@
 """Recorded outcomes -> the predicted gain of the costlier of two tiers, by the prompt, and its proof.
 
-One set of trees per pair of tiers is fitted on the rows of all cohorts. It reads the success rates of a row's
-cohort, so the prompt only refines what the cohort says. Every row to fit on is scored by trees that were fitted
-without it.
+Two sets of trees per pair of tiers are fitted on the rows of all cohorts: for the gain in quality, and for the
+extra cost. They read the rates of a row's cohort, so the prompt only refines what the cohort says. Every row to fit
+on is scored by trees that were fitted without it.
 
 A cohort uses the prediction only if its own rows prove it at 95 %. The prompts that it sends to the costlier tier
-must gain more than as many that are drawn at random. With several cohorts, each figure is shrunk towards the mean
-of all. It is shrunk less, the more the cohorts differ.
+must gain more than prompts that are drawn at random and cost as much. With several cohorts, each figure is shrunk
+towards the mean of all. It is shrunk less, the more the cohorts differ.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +29,8 @@ LEAST_ROWS = 300
 _DIRECTIONS = 20
 _FOLDS = 5
 _PRIOR = 20.0  # the weight of the overall rate in a cohort's success rates, in rows
+_COST_REPEATS = 1  # costs vary more than gains do, and more trees did not rank prompts better
+_MOST_COST = 10.0  # of the mean extra cost. A row counts as at most this much.
 _ROOM = 0.05  # a prompt may lie this share of the range outside it
 _SHRUNK = 5  # with fewer cohorts, each one's figure stands alone
 _Z = 1.96  # standard errors: 95 % of a normal distribution lie within them
@@ -46,10 +48,10 @@ class Prompts(msgspec.Struct, frozen=True, eq=False):
 
 
 class Proof(msgspec.Struct, frozen=True):
-    """The mean gain in quality over sending as many prompts at random, on the rows of one cohort."""
+    """The mean gain in quality over spending as much on prompts at random, on the rows of one cohort."""
 
     rows: int  # distinct ones to fit on
-    gain: float  # mean over all shares that may be sent
+    gain: float  # mean over all shares of the extra cost that may be spent
     low: float  # 95 % interval
     high: float
 
@@ -98,28 +100,44 @@ def fit_pair(table: OptionTable, prompts: Prompts, columns: PromptColumns, pair:
     matched = table.cohort != ""
     usable = table.fit & matched
     rows = columns.of(prompts.vectors, prompts.facts)
-    success = table.recorded.quality[:, [table.settings.index(name) for name in pair]]
-    trees = fit_trees(rows[usable], success[usable], table.cohort[usable], pair, table.seed)
+    tiers = [table.settings.index(name) for name in pair]
+    success = table.recorded.quality[:, tiers]
+    extra = table.recorded.cost[:, tiers[1]] - table.recorded.cost[:, tiers[0]]
+
+    def fitted_on(chosen: Bools) -> GainTrees:
+        return fit_trees(rows[chosen], success[chosen], extra[chosen], table.cohort[chosen], pair, table.seed)
+
+    trees = fitted_on(usable)
     gains = gains_by(trees, rows, table.cohort)
     fold = (table.fraction / FIT_SHARE * _FOLDS).astype(int)  # equal texts have the same fraction
     for k in range(_FOLDS):
         others, held_out = usable & (fold != k), usable & (fold == k)
         if others.any() and held_out.any():
-            fitted = fit_trees(rows[others], success[others], table.cohort[others], pair, table.seed)
-            gains[held_out] = gains_by(fitted, rows[held_out], table.cohort[held_out])
-    return PairFit(trees, gains, prove(table, gains, success[:, 1] - success[:, 0]))
+            gains[held_out] = gains_by(fitted_on(others), rows[held_out], table.cohort[held_out])
+    return PairFit(trees, gains, prove(table, gains, success[:, 1] - success[:, 0], extra))
 
 
-def fit_trees(rows: Vectors, success: Floats, cohort: np.ndarray, pair: Pair, seed: int) -> GainTrees:
-    """Fit on float32[n, columns], the success of both tiers, float64[n, 2], and the names of cohorts."""
-    gain = success[:, 1] - success[:, 0]
-    known = np.column_stack([success, gain])
+def fit_trees(
+    rows: Vectors, success: Floats, extra: Floats, cohort: np.ndarray, pair: Pair, seed: int
+) -> GainTrees:
+    """Fit on float32[n, columns], the success of both tiers, the extra cost, and the names of cohorts.
+
+    `success` is float64[n, 2], `extra` is float64[n] in dollars.
+    """
+    gain, cost = success[:, 1] - success[:, 0], relative_cost(extra)
+    known = np.column_stack([success, gain, cost])
     overall, rates = known.mean(axis=0), {}
     for name in np.unique(cohort.astype(str)):
         own = known[cohort == name]
         rates[str(name)] = ((own.sum(axis=0) + _PRIOR * overall) / (len(own) + _PRIOR)).astype(np.float32)
-    fitted = boost(np.hstack([rows, _rates_of(rates, cohort)]), gain, seed)
-    return GainTrees(pair, fitted.base, fitted.features, fitted.cuts, fitted.leaves, rates)
+    columns = np.hstack([rows, _rates_of(rates, cohort)])
+    return GainTrees(pair, boost(columns, gain, seed), boost(columns, cost, seed, _COST_REPEATS), rates)
+
+
+def relative_cost(extra: Floats) -> Floats:
+    """Return the extra costs, where 1 is their mean. If the costlier tier costs no more on average, all are 1."""
+    mean = extra.mean()
+    return np.clip(extra / mean, 0.0, _MOST_COST) if mean > 0 else np.ones(len(extra))
 
 
 def gains_by(trees: GainTrees, rows: Vectors, cohort: np.ndarray) -> Floats:
@@ -143,7 +161,7 @@ def gains_of(columns: PromptColumns, pairs: Mapping[Pair, PairFit]) -> PromptGai
 # --- the proof ----------------------------------------------------------------------------------------------------
 
 
-def prove(table: OptionTable, predicted: Floats, gain: Floats) -> dict[str, Proof]:
+def prove(table: OptionTable, predicted: Floats, gain: Floats, extra: Floats) -> dict[str, Proof]:
     """Return what the rows of each cohort show about predictions that were made without them.
 
     Equal texts count once.
@@ -154,20 +172,20 @@ def prove(table: OptionTable, predicted: Floats, gain: Floats) -> dict[str, Proo
         distinct = rows[np.unique(table.fraction[rows], return_index=True)[1]]
         fitted = distinct[table.fit[distinct] & np.isfinite(predicted[distinct])]
         if len(distinct) >= LEAST_ROWS and len(fitted) > 1:
-            proofs[name] = ranked_gain(predicted[fitted], gain[fitted])
+            proofs[name] = ranked_gain(predicted[fitted], gain[fitted], relative_cost(extra[fitted]))
     return _shrunk(proofs) if len(proofs) >= _SHRUNK else proofs
 
 
-def ranked_gain(predicted: Floats, gain: Floats) -> Proof:
-    """Return the mean gain of sending the share with the highest predictions, less that of a random share.
+def ranked_gain(predicted: Floats, gain: Floats, cost: Floats) -> Proof:
+    """Return the mean gain of the prompts with the highest predictions, less that of random ones for the same cost.
 
-    It is the mean over all shares from 0 to 1. The interval is that of a mean of independent rows.
+    It is the mean over all shares of the whole cost. The interval is that of a mean of independent rows.
     """
     n = len(gain)
-    _, place, count = np.unique(predicted, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(count) - (count + 1) / 2)[place]  # equal predictions share the mean rank
-    share = (rank + 0.5) / n - 0.5
-    parts = (gain - gain.mean()) * share
+    _, place = np.unique(predicted, return_inverse=True)
+    spent = np.bincount(place, cost)  # by all rows of one prediction, the lowest first
+    share = ((np.cumsum(spent) - spent / 2) / spent.sum() - 0.5)[place]  # equal predictions share the mean rank
+    parts = (gain - cost * gain.sum() / cost.sum()) * share
     mean, error = float(parts.mean()), float(parts.std(ddof=1)) / n**0.5
     return Proof(n, mean, mean - _Z * error, mean + _Z * error)
 

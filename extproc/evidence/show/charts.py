@@ -12,6 +12,7 @@ from html import escape
 _WIDTH, _HEIGHT = 360, 290
 _CHARACTER, _BOLD = 7.0, 8.2  # width of a character of a label
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44
+_LINE, _STEPS = 14, 8  # height of a label, and the most lines between a label and its point
 
 Pair = tuple[float, float]
 Box = tuple[float, float, float, float]  # left, top, width, height
@@ -79,7 +80,7 @@ class Plot:
         return parts
 
     def _placed(self) -> list[str]:
-        """Labels beside their points, at a spot without another label if there is one."""
+        """Labels beside their points, at a free spot if there is one. A line joins a distant label to its point."""
         taken = list(self._boxes)
         parts = []
         for x, y, label, kind in sorted(self._labels, key=lambda entry: entry[3] != "chosen"):
@@ -87,14 +88,23 @@ class Plot:
             left, middle, right = x - 9 - width, x - width / 2, x + 9
             spots = [(right, y + 4), (left, y + 4), (middle, y - 11), (middle, y + 20)]
             # Several points can be at one place. Then the labels stand in a column.
-            spots += [(side, y + 4 + 14 * step) for step in (-1, 1, -2, 2, -3, 3) for side in (right, left)]
+            steps = [sign * step for step in range(1, _STEPS + 1) for sign in (-1, 1)]
+            spots += [(side, y + 4 + _LINE * step) for step in steps for side in (right, left)]
             edges = _WIDTH - width, _HEIGHT - _BOTTOM
             inside = [s for s in spots if s[0] > _LEFT and s[0] < edges[0] and 10 < s[1] < edges[1]]
-            free = [s for s in inside if not any(_overlap((s[0], s[1] - 11, width, 14), other) for other in taken)]
+            free = [s for s in inside if not any(_overlap(_box(s, width), other) for other in taken)]
             left, base = next(iter([*free, *inside, *spots]))
-            taken.append((left, base - 11, width, 14))
+            taken.append(_box((left, base), width))
+            if abs(base - 4 - y) > 2 * _LINE:
+                near = left if left > x else left + width
+                parts.append(f'<line class="grid" x1="{x:.1f}" x2="{near:.1f}" y1="{y:.1f}" y2="{base - 4:.1f}"/>')
             parts.append(f'<text class="{kind} name" x="{left:.1f}" y="{base:.1f}">{escape(label)}</text>')
         return parts
+
+
+def _box(spot: Pair, width: float) -> Box:
+    """The room of a label whose first letter stands at `spot`."""
+    return spot[0], spot[1] - 11, width, _LINE
 
 
 def _overlap(a: Box, b: Box) -> bool:

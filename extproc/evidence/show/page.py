@@ -240,7 +240,7 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") -> str:
-    head = "".join(f'<th scope="col">{name}</th>' for name in header)
+    head = "".join(f'<th scope="col">{name.replace(' %', '&nbsp;%')}</th>' for name in header)
     return (
         f'{scroll_region("Table")}<table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
     )

@@ -30,6 +30,8 @@ def calibration_verdicts(calibration: Calibration, risk: float) -> Iterator[Head
         count = f"{100 * now.wrong_share:.0f} %" if calibration.weighted else f"{now.wrong:,.0f}"
         figure = f"; of {now.accepted:,} matches that they accept now, {count} are wrong" if now.accepted else ""
         yield Headline("ABSTAINS", sentence + figure)
+    if not any(fit.evidence is not None for fit in calibration.fits):
+        yield Headline("NOTHING FITTED", "the labelled rows are too few for a floor that keeps this risk")
 
 
 def _wrong(counts: Counts) -> Estimate:
