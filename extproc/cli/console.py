@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from extproc.routing.policy import Policy
 
 
+# The console has no options for certificates.
+_REMEDY = (
+    "give the port of `extproc serve` in --router; of a router with --tls-cert, only `extproc status --tls-cert` "
+    "shows the status"
+)
+
+
 def add_console(commands: "Commands") -> None:
     """Add the command."""
     console = add_command(
@@ -71,7 +78,7 @@ def _status_of(address: str) -> Callable[[], Iterator[str]]:
     from extproc.cli.health import status_lines
     from extproc.serving.files import ask_status
 
-    return lambda: status_lines(address, ask_status(address))
+    return lambda: status_lines(address, ask_status(address, remedy=_REMEDY))
 
 
 class _Decisions:
