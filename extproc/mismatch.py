@@ -21,6 +21,8 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
 _UNKNOWN_KEY = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_KEY = re.compile(r"Object missing required field `(.*)`")
 _LONGEST_SHOWN = 40
+# Keys beside which somebody may have written a secret. It is not shown.
+_SECRET = ("key",)
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -56,7 +58,10 @@ def _explain(message: str, data: Any, kind: Any) -> Mismatch:
     missing = _MISSING_KEY.fullmatch(text)
     if missing is not None:
         return Mismatch(steps, f"`{missing[1]}` is missing: add it", missing[1], is_key=True)
-    return Mismatch(steps, f"expected {_expected(info)}, found {_found(value_at(data, steps), info)}")
+    value = value_at(data, steps)
+    if steps and steps[-1] in _SECRET and isinstance(value, str):
+        return Mismatch(steps, f"expected {_expected(info)}, found a text: write the key itself into a file")
+    return Mismatch(steps, f"expected {_expected(info)}, found {_found(value, info)}")
 
 
 def _unknown_key(key: str, steps: Steps, message: str, data: Any, kind: Any) -> Mismatch:
@@ -224,6 +229,8 @@ def _found(value: Any, info: Any) -> str:
         case str():
             names = [str(name) for m in _members(info) if isinstance(m, inspect.LiteralType) for name in m.values]
             near = difflib.get_close_matches(value, names, 1)
+            if value in names or _is_number(value, info):
+                return f"the text `{shown(value)}`: remove the quotes"
             return f"the text `{shown(value)}`" + (f": did you mean `{near[0]}`?" if near else "")
         case list():
             return f"a list of {len(value)} value{'s' * (len(value) > 1)}" if value else "an empty list"
@@ -233,6 +240,13 @@ def _found(value: Any, info: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     quotes = ": put it in quotes" if any(isinstance(m, inspect.StrType) for m in _members(info)) else ""
     return f"{'' if isinstance(value, bool) else 'the number '}{shown(text)}{quotes}"
+
+
+def _is_number(text: str, info: Any) -> bool:
+    """Whether a number is expected, and the text is one in quotes."""
+    if re.fullmatch(r"-?\d+", text):
+        return any(isinstance(m, inspect.IntType | inspect.FloatType) for m in _members(info))
+    return bool(re.fullmatch(r"-?\d*\.\d+", text)) and any(isinstance(m, inspect.FloatType) for m in _members(info))
 
 
 def _other_keys(mapping: dict[Any, Any], info: Any) -> Iterator[Any]:

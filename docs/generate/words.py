@@ -497,8 +497,8 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
-    "VectorStore._give_up": "The file of vectors in the cache folder is full or damaged. Nothing is lost but time. Free some space, or "
-    "delete the file.",
+    "VectorStore._give_up": "The file of vectors in the cache folder is full or damaged. Nothing is lost but time. Free some space, "
+    "delete the file, or set `XDG_CACHE_HOME` to a folder that can be written.",
     "_note": "The changes of an edit. `needs Envoy` lists the changes that only Envoy can carry out.",
     "_note 2": "Envoy still has the old values of the changes that the line before lists. `extproc status` lists them, too.",
     "keep": "The folder for it cannot be written. Set `XDG_STATE_HOME` to one that can be, if a start should survive a mistake.",

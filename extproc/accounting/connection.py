@@ -37,6 +37,9 @@ class Connection(Protocol):
     def has_column(self, name: str) -> bool:
         """Return whether `outcomes` has this column. A ledger of an older version may lack it."""
 
+    def finds_requests(self) -> bool:
+        """Return whether an index finds a request by its id. A ledger of an older version may lack it."""
+
     def snapshot(self) -> contextlib.AbstractContextManager[None]:
         """Every query in the block sees the ledger at the same time."""
 

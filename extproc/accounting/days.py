@@ -100,7 +100,7 @@ def convert(ledger: PostgresLedger, now: float) -> None:
     Routers write all the time. A step that reads the whole table locks out no writer, and the last step
     takes milliseconds.
     """
-    if not _has_request_index(ledger):
+    if not ledger.finds_requests():
         ledger.run("DROP INDEX IF EXISTS outcomes_request_hash")  # a part, if this step was stopped before
         try:
             ledger.run(
@@ -122,14 +122,6 @@ def convert(ledger: PostgresLedger, now: float) -> None:
         ledger.run(f"ALTER TABLE outcomes ADD CONSTRAINT {names[0]} {limit} NOT VALID")
     ledger.run(f"ALTER TABLE outcomes VALIDATE CONSTRAINT {names[0]}")
     _swap(ledger, names[0])
-
-
-def _has_request_index(ledger: PostgresLedger) -> bool:
-    query = (
-        "SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
-        "WHERE i.indrelid = to_regclass('outcomes') AND a.attname = 'request' AND i.indisvalid"
-    )
-    return bool(ledger.fetch(query))
 
 
 def _swap(ledger: PostgresLedger, name: str) -> None:

@@ -157,6 +157,15 @@ class PostgresLedger:
         query = "SELECT 1 FROM pg_attribute WHERE attrelid = to_regclass('outcomes') AND attname = ?"
         return bool(self.fetch(query, (name,)))
 
+    def finds_requests(self) -> bool:
+        """Each partition has the index. An older table gets it before it becomes a partition."""
+        query = (
+            "SELECT 1 FROM pg_class c WHERE c.oid = to_regclass('outcomes') AND (c.relkind = 'p' OR EXISTS ("
+            "SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] "
+            "WHERE i.indrelid = c.oid AND a.attname = 'request' AND i.indisvalid))"
+        )
+        return bool(self.fetch(query))
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         with self.transaction():

@@ -106,6 +106,13 @@ class SqliteLedger:
     def has_column(self, name: str) -> bool:
         return any(row["name"] == name for row in self.select("PRAGMA table_info(outcomes)"))
 
+    def finds_requests(self) -> bool:
+        query = (
+            "SELECT 1 FROM pragma_index_list('outcomes') AS l, pragma_index_info(l.name) AS i "
+            "WHERE i.seqno = 0 AND i.name = 'request'"
+        )
+        return bool(self.fetch(query))
+
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         with as_os_error(sqlite3.Error):

@@ -18,7 +18,9 @@ from extproc.contract.words import NOT_A_COHORT, Bound, CacheWord, Course, Reaso
 
 # Ids that clients choose may repeat.
 _MOST = 5
-_OUTCOME = f"SELECT * FROM outcomes WHERE request = ? ORDER BY time DESC LIMIT {_MOST}"
+_OUTCOME = f"SELECT * FROM outcomes WHERE request = ? AND time >= ? ORDER BY time DESC LIMIT {_MOST}"
+# A ledger of an older version may have no index of request ids. Then the index of times finds these hours.
+_SCANNED_S = 24 * 3600.0
 _REJECTIONS = "SELECT * FROM rejections WHERE outcome = ? ORDER BY attempt"
 
 _SIGNALS = "SELECT kind, score, label FROM signals WHERE request = ? AND principal = ? ORDER BY kind"
@@ -93,7 +95,15 @@ _COURSES: dict[str, str] = {
 def why(place: Path | str, request: str) -> str:
     """Return the story of each request with this id, the newest first. Raises OSError with a remedy."""
     with contextlib.closing(connect(place)) as ledger:
-        stories = [_story(row, ledger) for row in list(ledger.select(_OUTCOME, (request,)))]
+        indexed = ledger.finds_requests()
+        since = 0.0 if indexed else time.time() - _SCANNED_S
+        stories = [_story(row, ledger) for row in list(ledger.select(_OUTCOME, (request, since)))]
+    if not stories and not indexed:
+        raise OSError(
+            f"{name_of(place)} is a ledger of an earlier release without an index of request ids, so only the last "
+            f"24 hours were searched, and they have no request {request}: `extproc serve --ledger` of this release "
+            "builds the index"
+        )
     if not stories:
         raise OSError(
             f"{name_of(place)} has no request {request}: the id is in the answer's header x-request-id. A row "

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from extproc.routing.snapshot import Snapshot
 
 
+# The console has no options for certificates.
+_REMEDY = (
+    "give the port of `extproc serve` in --router; of a router with --tls-cert, only `extproc status --tls-cert` "
+    "shows the status"
+)
+
+
 def add_console(commands: "Commands") -> None:
     """Add the command."""
     console = add_command(
@@ -77,7 +84,7 @@ def _status_of(address: str) -> Callable[[], "RouterStatus"]:
     from extproc.serving.files import ask_status
 
     def read() -> RouterStatus:
-        status = ask_status(address)
+        status = ask_status(address, remedy=_REMEDY)
         return RouterStatus(list(status_lines(address, status)), status.caches)
 
     return read

@@ -138,7 +138,7 @@ def _add_serve(commands: "Commands") -> None:
 def _serve(args: argparse.Namespace) -> int:
     from extproc.cli.worker import Job, run_job
     from extproc.config.gate import check_data
-    from extproc.serving.workers import health_address, supervise, worker_addresses
+    from extproc.serving.workers import check_ports, health_address, supervise, worker_addresses
 
     files = all_or_none(args, "tls_cert", "tls_key", "tls_client_ca")
     if args.explore and args.ledger is None:
@@ -165,9 +165,10 @@ def _serve(args: argparse.Namespace) -> int:
     )
     if args.workers == 1:
         return run_job(job)
-    addresses = worker_addresses(args.listen, args.workers)
+    addresses, health = worker_addresses(args.listen, args.workers), args.health or health_address(args.listen)
+    check_ports(addresses, health)
     commands = {at: [sys.executable, "-m", "extproc.cli.worker", job.at(at).as_argument()] for at in addresses}
-    return asyncio.run(supervise(commands, args.health or health_address(args.listen)))
+    return asyncio.run(supervise(commands, health))
 
 
 def _prepare(args: argparse.Namespace) -> int:

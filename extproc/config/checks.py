@@ -256,8 +256,8 @@ def _within(
     most: float = math.inf,
     hint: str = "",
 ) -> Iterator[_Finding]:
-    """A number must be at least `least`, above `above`, and at most `most`. None is right."""
-    if value is None or (least <= value <= most and value > above):
+    """A number must be finite, at least `least`, above `above`, and at most `most`. None is right."""
+    if value is None or (least <= value <= most and math.inf > value > above):
         return
     start = f"above {above:g}" if above > -math.inf else f"from {least:g}"
     end = f" to {most:g}" if most < math.inf else "" if above > -math.inf else " up"

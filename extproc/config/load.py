@@ -11,7 +11,7 @@ from extproc.config.app_checks import check_app_intents, check_apps
 from extproc.config.checks import cross_check
 from extproc.config.copies import app_folder, app_source
 from extproc.config.located import absolute, with_located_files
-from extproc.config.reading import Reading, yaml_files
+from extproc.config.reading import Reading, looks_like_policy, yaml_files
 from extproc.config.rollout_checks import check_candidate
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.signature import Signature, signature
@@ -95,7 +95,7 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     original = copy_of or folder
     paths = yaml_files(folder)
     if folder / POLICY_FILE not in paths:
-        raise ConfigError([Problem(POLICY_FILE, 1, f"not found in {original}: create it there")], original)
+        raise ConfigError([_no_policy(folder, original)], original)
     reading = Reading()
     for path in paths:
         reading.add(path)
@@ -133,14 +133,26 @@ def load_config(folder: Path, copy_of: Path | None = None) -> Config:
     return _with_apps(config, apps, places)
 
 
+def _no_policy(folder: Path, original: Path) -> Problem:
+    like = next(filter(looks_like_policy, sorted(folder.glob("*"))), None)
+    if like is not None:
+        return Problem(like.name, 1, f"the policy is read from {POLICY_FILE} alone: rename this file")
+    return Problem(POLICY_FILE, 1, f"not found in {original}: create it there")
+
+
 def _read_app(place: Path, policy_files: Reading) -> Reading:
     """The files of an app. The revision of the whole depends on them."""
     reading = Reading()
     if not place.is_dir():
         reading.problems.append(Problem("", 1, f"{place} is not a folder: create it, or remove `intents`"))
+        reading.unread += 1
+        return reading
     for path in yaml_files(place):
         if path.name == POLICY_FILE:
-            what = "an app cannot have a policy, because the one beside the apps holds for it: remove this file"
+            what = (
+                f"an app cannot have a policy, because the one beside the apps holds for it: remove {path}, or "
+                "name another folder"
+            )
             reading.problems.append(Problem(path.name, 1, what))
         else:
             reading.add(path)
@@ -166,8 +178,11 @@ def _with_apps(config: Config, readings: Mapping[str, Reading], places: Mapping[
         reading.problems += [
             Problem(file, line_of(reading.lines, file, at), what)
             for file, at, what in findings
-            if file != POLICY_FILE or not at
+            if file != POLICY_FILE
         ]
+        if not reading.intents and not reading.problems:
+            what = f"{places[name]} has no intents: write at least one <intent>.yaml there, or remove `intents`"
+            reading.problems.append(Problem("", 1, what))
         reading.check_background()
         if reading.problems:
             problems = [of_app(app, name, problem, config) for problem in reading.problems]

@@ -3,10 +3,18 @@
 from collections.abc import Iterator
 
 from extproc.contract.words import NOT_A_COHORT
+from extproc.mismatch import shown
+
+_LONGEST = 64
 
 
 def check_intent_name(name: str) -> Iterator[tuple[str, str]]:
     """Yield the path and the text of the mistake, if there is one."""
+    if len(name) > _LONGEST:
+        yield (
+            ".intent",
+            f"`{shown(name)}` has {len(name)} characters and is sent in headers: use at most {_LONGEST}",
+        )
     if name in NOT_A_COHORT:
         what = "reports and metrics use this word for requests that belong to no intent"
         yield ".intent", f"an intent cannot have the name `{name}`: {what}. Give it another name"

@@ -40,17 +40,25 @@ class Reading:
         try:
             raw = path.read_bytes()
         except OSError as error:
-            self.problems.append(Problem(path.name, 1, f"cannot be read: {error.strerror}"))
+            what = f"cannot be read: {error.strerror}"
+            if path.is_dir():
+                what = "is a folder, and a file is expected: rename the folder, or move it elsewhere"
+            self.problems.append(Problem(path.name, 1, what))
             self.unread += 1
             return
         self._note(path.name.encode() + b"\0" + raw + b"\0", is_policy=path.name == POLICY_FILE)
+        if looks_like_policy(path):
+            what = f"the policy is read from {POLICY_FILE} alone: rename this file, or remove it"
+            self.problems.append(Problem(path.name, 1, what))
+            self.unread += 1
+            return
         if path.name == POLICY_FILE:
             self.policy = decode_yaml(path.name, raw, PolicyFile, self.problems, self.lines, self._translate)
         elif path.name == BACKGROUND_FILE:
             file = decode_yaml(path.name, raw, BackgroundFile, self.problems, self.lines)
             self.background = file.background if file is not None else None
-        elif (what := check_name(path.name)) is not None:
-            self.problems.append(Problem(path.name, 1, what))
+        elif (mistake := check_name(path.name)) is not None:
+            self.problems.append(Problem(path.name, 1, mistake))
             self.unread += 1
         elif (intent := decode_yaml(path.name, raw, Intent, self.problems, self.lines)) is not None:
             self.intents.append((path.name, intent))
@@ -97,6 +105,11 @@ class Reading:
         """The hash of everything except the key `candidate`. It does not depend on the place of the folder."""
         policy = msgspec.structs.replace(self.policy, candidate=None) if self.policy is not None else None
         return hashlib.sha256(self._others.digest() + msgspec.json.encode(policy, order="sorted")).hexdigest()
+
+
+def looks_like_policy(path: Path) -> bool:
+    """Whether somebody may take the file for the policy, which has another name."""
+    return path.name != POLICY_FILE and path.name.lower() in ("policy.yaml", "policy.yml")
 
 
 def yaml_files(folder: Path) -> list[Path]:

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+import msgspec
+
+from extproc.config.copies import app_folder
 from extproc.config.load import Config, candidate_folder
 from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE, Intent
@@ -23,6 +26,9 @@ _SEALING = ("openai", "anthropic", "gemini")
 # Names of public models, which clients have in their code.
 _PUBLIC_MODEL = re.compile(r"(gpt-|chatgpt-|o\d|claude-|gemini-).*")
 
+# A limit in seconds above this is probably in milliseconds.
+_LONG_S = 3600.0
+
 _Finding = tuple[str, str, str]  # file, path of the value, and what to look at
 
 
@@ -35,9 +41,41 @@ def strict_problems(config: Config, folder: Path) -> list[Problem]:
         *_rules(config),
         *(finding for intent in config.intents for finding in _ladder(config, intent)),
         *(finding for intent in config.intents for finding in _languages(config, intent)),
+        *_limits(config),
     ]
     located = [Problem(file, line_of(config.lines, file, path), what) for file, path, what in findings]
-    return sorted([*located, *_unread(config, folder)])
+    return sorted([*located, *_unread(config, folder), *_of_apps(config, folder)])
+
+
+def _of_apps(config: Config, folder: Path) -> Iterator[Problem]:
+    """The findings in the folders of apps."""
+    for name, own in config.apps.items():
+        app = config.policy.apps[name]
+        if not app.intents:
+            continue
+        for intent in own.intents:
+            for file, path, what in (*_ladder(own, intent), *_languages(own, intent)):
+                yield Problem(f"{app.intents}/{file}", line_of(own.lines, file, path), what)
+        for problem in _unread(own, app_folder(app, folder)):
+            yield msgspec.structs.replace(problem, file=f"{app.intents}/{problem.file}")
+
+
+def _limits(config: Config) -> Iterator[_Finding]:
+    """Times and amounts that are valid, and probably in another unit or without effect."""
+    timeouts, tiers = config.policy.timeouts, config.policy.tiers
+    for key, seconds in (("attempt_s", timeouts.attempt_s), ("request_s", timeouts.request_s)):
+        if seconds > _LONG_S:
+            what = f"`{key}` is {seconds:g} seconds, more than an hour: is it meant in milliseconds?"
+            yield POLICY_FILE, f".timeouts.{key}", f"{what} Write seconds"
+    budgets = {".budget": config.policy.budget}
+    budgets |= {f".apps.{name}.budget": app.budget for name, app in config.policy.apps.items()}
+    for path, budget in budgets.items():
+        if budget is not None and budget.over == tiers[-1].name:
+            what = (
+                f"`over` is `{budget.over}`, the last tier, so no request moves when the money is spent: name a "
+                "cheaper tier, or refuse"
+            )
+            yield POLICY_FILE, f"{path}.over", what
 
 
 def _price_order(config: Config) -> Iterator[_Finding]:
@@ -109,8 +147,11 @@ def _ladder(config: Config, intent: Intent) -> Iterator[_Finding]:
         return
     file, tiers = config.files[intent.intent], {tier.name: tier for tier in config.policy.tiers}
     ranks = {name: rank for rank, name in enumerate(tiers)}
-    for rung in intent.escalate.rungs:
-        if rung.tier == intent.tier and rung.reasoning in (None, intent.reasoning):
+    for i, rung in enumerate(intent.escalate.rungs):
+        if any((rung.tier, rung.reasoning) == (other.tier, other.reasoning) for other in intent.escalate.rungs[:i]):
+            what = f"`escalate.to` names tier `{rung.tier}` twice: the second answer would be like the first one"
+            yield file, ".escalate.to", f"{what}. Name each tier once"
+        elif rung.tier == intent.tier and rung.reasoning in (None, intent.reasoning):
             what = (
                 f"`escalate.to` names the intent's own tier `{rung.tier}` with the same `reasoning`: a rejected "
                 "answer is asked for again in the same way. Name a higher tier"
@@ -148,10 +189,16 @@ def _languages(config: Config, intent: Intent) -> Iterator[_Finding]:
 def _unread(config: Config, folder: Path) -> Iterator[Problem]:
     """Files and folders beside the YAML that look as if the router read them."""
     read = {path.name for path in yaml_files(folder)} | {*FITTED_FILES}
-    candidate = candidate_folder(config, folder) if config.policy.candidate is not None else None
+    others = [app_folder(app, folder) for app in config.policy.apps.values() if app.intents]
+    if config.policy.candidate is not None:
+        others.append(candidate_folder(config, folder))
     for path in sorted(folder.iterdir()):
-        if candidate == path.absolute():
+        if any(other.is_relative_to(path.absolute()) for other in others):
             continue
+        if path.name.startswith(".") and path.suffix in (".yaml", ".yml") and path.is_file():
+            yield Problem(
+                path.name, 1, "is not read: its name begins with a dot. Rename the file, or move it elsewhere"
+            )
         if path.name in read or path.name.startswith(".") or _OTHER_FILES.fullmatch(path.name.lower()):
             continue
         if path.is_dir():

@@ -1,11 +1,13 @@
 """One YAML file to one typed value. Every mistake is reported with its line and a remedy."""
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
 
+from extproc.config.syntax import syntax_problem
 from extproc.mismatch import Mismatch, Steps, convert_or_mismatch, dotted_path, shown, value_at
 
 Lines = dict[tuple[str, str], int]  # (file, path such as ".tiers[0].name") -> line
@@ -23,6 +25,8 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 
 
 _T = TypeVar("_T")
+# Octal numbers, and numbers to the base of 60 such as times.
+_OTHER_NUMBER = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:\d+)+(\.\d*)?)")
 # A file without aliases has no more values than bytes. A short file with a few aliases may have more, up to this.
 _LEAST_VALUES = 10_000
 
@@ -70,7 +74,7 @@ class _File:
             node = yaml.compose(raw, Loader=yaml.CSafeLoader)
             data = self._plain(node, "") if node is not None else None
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            self._report_syntax(error)
+            self._report(*syntax_problem(raw, error))
             return None
         if data is None:
             self._report(1, "the file is empty: fill it in, or remove it")
@@ -96,7 +100,11 @@ class _File:
             return self._plain_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(item, f"{path}[{i}]") for i, item in enumerate(node.value)]
-        return _scalar(node)
+        value = _scalar(node)
+        if isinstance(value, int | float) and _OTHER_NUMBER.fullmatch(node.value):
+            line = node.start_mark.line + 1
+            self._report(line, f"YAML reads {node.value} as {value}: write {value}, or put a text in quotes")
+        return value
 
     def _plain_mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
@@ -113,11 +121,6 @@ class _File:
             mapping[key] = self._plain(value_node, f"{path}.{key}")
             self._lines[self._name, f"{path}.{key}"] = line
         return mapping
-
-    def _report_syntax(self, error: Exception) -> None:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        self._report(mark.line + 1 if mark is not None else 1, f"is not valid YAML: {what}")
 
     def _report(self, line: int, what: str) -> None:
         self.problems.append(Problem(self._name, line, what))

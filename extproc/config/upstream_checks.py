@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
 
 from extproc.config.schema import PolicyFile
 from extproc.mismatch import shown, suggestion
@@ -112,6 +113,19 @@ def check_store(url: str) -> Iterator[_Finding]:
     """A mistake in the URL of the store of conversations."""
     if url and not url.startswith(("redis://", "rediss://", "unix://")):
         yield ".state", f"`state` is `{shown(url)}`: expected a URL such as redis://valkey:6379/0"
+        return
+    if url.startswith("unix://"):
+        return
+    parts = urlsplit(url)
+    try:
+        is_address = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port
+        is_address = False
+    if url and not (is_address and re.fullmatch(r"/?\d*", parts.path)):
+        what = (
+            "its host, its port or the number of its database cannot be used: write it as in redis://valkey:6379/0"
+        )
+        yield ".state", f"`state` is `{shown(_SECRETS.sub('...', url))}`: {what}"
 
 
 def check_judge(at: str, judge: Judge) -> Iterator[_Finding]:

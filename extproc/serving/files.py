@@ -124,8 +124,11 @@ class FilesState:
         return msgspec.json.encode(self._standing.status(router.snapshot, caches))
 
 
-def ask_status(address: str, tls: DialTls | None = None) -> Status:
-    """Ask the router at `address` ("host:port" or "unix:///path"). Raises OSError with a remedy."""
+def ask_status(address: str, tls: DialTls | None = None, remedy: str = "") -> Status:
+    """Ask the router at `address` ("host:port" or "unix:///path"). Raises OSError with a remedy.
+
+    `remedy` takes the place of the one for `extproc status`, if the router does not answer.
+    """
     with dial(address, tls) as channel:
         call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{STATUS_SERVICE}/{STATUS_METHOD}")
         try:
@@ -138,7 +141,7 @@ def ask_status(address: str, tls: DialTls | None = None) -> Status:
             if error.details() == _LOADING:
                 raise OSError(f"{address}: {_LOADING}, so ask again in a few seconds") from None
             what = f"{address} does not answer ({code.name})"
-            raise OSError(f"{what}: {_REMEDY if tls is None else _TLS_REMEDY}") from None
+            raise OSError(f"{what}: {remedy or (_REMEDY if tls is None else _TLS_REMEDY)}") from None
         except msgspec.MsgspecError as error:
             what = f"{address} is a router of another release"
             raise OSError(f"{what}: ask it with `extproc status` of that release ({error})") from None

@@ -1,6 +1,8 @@
 """Listen on a TCP port or a unix socket, unencrypted or with mutual TLS from files."""
 
+import errno
 import logging
+import socket
 import ssl
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import msgspec
 log = logging.getLogger(__name__)
 
 _UNIX = "unix://"
+_MOST_PORT = 65535
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
@@ -25,12 +28,41 @@ def bind(server: grpc.aio.Server, listen: str, tls: TlsFiles | None) -> str:
     if listen.startswith(_UNIX) and not listen.removeprefix(_UNIX).startswith("/"):
         raise OSError(f"cannot listen on {listen}: give a whole path, as in unix:///run/extproc.sock")
     credentials = reloading_credentials(tls) if tls is not None else None
+    check_free(listen)
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         remedy = "the directory exists and is writable" if listen.startswith(_UNIX) else "the port is free"
         raise OSError(f"cannot listen on {listen}: check that {remedy}") from error
     return listen if listen.startswith(_UNIX) else f"port {port}"
+
+
+def check_free(listen: str) -> None:
+    """Raise OSError, with the reason and a remedy, if nothing can listen on this TCP address now.
+
+    gRPC does not say why it cannot listen.
+    """
+    if listen.startswith("unix:"):
+        return
+    host, _, port = listen.rpartition(":")
+    if not 0 <= int(port) <= _MOST_PORT:
+        raise OSError(f"cannot listen on {listen}: give a port from 1 to {_MOST_PORT}")
+    try:
+        [(family, kind, _, _, address), *_] = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise OSError(f"cannot listen on {listen}: {_why(error, port)}") from error
+
+
+def _why(error: OSError, port: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        found = f"`ss -ltnp 'sport = :{port}'` names it"
+        return f"another program uses the port: stop it ({found}), or give another port"
+    if error.errno == errno.EACCES:
+        return "this user may not use the port: give one above 1023, or run as another user"
+    return "the host is no address of this machine: give 127.0.0.1, 0.0.0.0 or one of its addresses"
 
 
 def reloading_credentials(files: TlsFiles) -> grpc.ServerCredentials:

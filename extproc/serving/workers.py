@@ -9,13 +9,13 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from extproc.serving.listening import bind
+from extproc.serving.listening import bind, check_free
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,19 @@ def health_address(listen: str) -> str:
         return f"{listen}.health"
     host, _, port = listen.rpartition(":")
     return f"{host}:{int(port) - 1}"
+
+
+def check_ports(addresses: Sequence[str], health: str) -> None:
+    """Raise OSError, with the reason and a remedy, if a worker or the health service could not listen now.
+
+    A worker would find it out later, while others load their encoder.
+    """
+    try:
+        for address in (health, *addresses):
+            check_free(address)
+    except OSError as error:
+        what = f"--workers {len(addresses)} needs {addresses[0]} to {addresses[-1]}, and {health} for --health"
+        raise OSError(f"{error}. {what}") from error
 
 
 class _Worker:
@@ -103,10 +116,16 @@ class _Worker:
         self._changed()
 
     async def stop(self) -> None:
-        """Let the process drain, and wait for its end. The pipe stays open until then: we still run."""
+        """Let the process drain, and wait for its end. The pipe stays open until then: we still run.
+
+        A process that does not serve yet has nothing to drain, and would first load its encoder.
+        """
         self._stopping = True
         if self._process is not None and self._process.returncode is None:
-            self._process.terminate()
+            if self.serves:
+                self._process.terminate()
+            else:
+                self._process.kill()
             await self._process.wait()
 
 

@@ -1,5 +1,7 @@
 """`extproc why`: the sentences about one request."""
 
+import contextlib
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,22 @@ def test_a_request_that_was_refused_cost_nothing(
     assert told[-3:] == [
         "attempts  0", "cost      Nothing, because no tier was asked", "revision  r1, mode enforce"
     ]  # fmt: skip
+
+
+def test_a_ledger_without_an_index_is_searched_for_a_day(tmp_path: Path) -> None:
+    """A file of an early release has the index of times alone. A router of this release builds the other one."""
+    path = tmp_path / "ledger.sqlite"
+    store = Store(path, 1e6)
+    store.add(
+        [(outcome(DECISION), Cost(0.02, (), 0.02)), (outcome(DECISION, time=time.time()), Cost(0.02, (), 0.02))]
+    )
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as older:
+        older.execute("DROP INDEX outcomes_request")
+        older.execute("PRAGMA user_version = 2")
+        older.commit()
+        plan = older.execute(f"EXPLAIN QUERY PLAN {why_module._OUTCOME}", ("1-2", 0.0)).fetchall()
+    assert "USING INDEX outcomes_time" in plan[0][3]
+    assert why(path, "1-2").count("request   1-2") == 1
+    with pytest.raises(OSError, match="only the last 24 hours were searched, and they have no request 9-9: "):
+        why(path, "9-9")

@@ -18,7 +18,7 @@ from extproc.accounting.signals import AnswerSignal
 from extproc.accounting.store import Store
 from extproc.api.observation import Usage
 from extproc.cli import explain
-from extproc.cli.console import _Decisions
+from extproc.cli.console import _Decisions, _status_of
 from extproc.config.load import ConfigError
 from extproc.console.page import PAGES, Loading, RouterStatus, Sources
 from extproc.console.server import ConsoleServer
@@ -319,12 +319,13 @@ def test_pages_can_be_used_without_a_mouse_and_without_eyes(ask: Any) -> None:
 
 
 def test_traffic_is_shown_while_the_router_is_away(sources: Sources) -> None:
-    def away() -> RouterStatus:
-        raise OSError("127.0.0.1:1 does not answer")
-
-    with serving(msgspec.structs.replace(sources, router=away)) as ask:
+    """The remedy names the options of this command, which has none for certificates."""
+    with serving(msgspec.structs.replace(sources, router=_status_of("127.0.0.1:1"))) as ask:
         page = ask("/?by=app")[2]
-    assert "127.0.0.1:1 does not answer" in page and 'class="tiles"' in page
+    what = (
+        "127.0.0.1:1 does not answer (UNAVAILABLE): give the port of `extproc serve` in --router; of a router with"
+    )
+    assert what in page and 'class="tiles"' in page
 
 
 def test_a_port_that_is_taken_is_named(sources: Sources) -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from extproc.cli.main import main
+from extproc.demo.processes import free_port_range
 from extproc.demo.stack import Stack
 from extproc.encoder.protocols import Encoder
 from tests.e2e.traffic import CHAT, EXTRACT, INTENTS, PROVE, RESPONSES, body_of, small_intent, write_small_intents
@@ -191,16 +192,20 @@ def test_a_missing_folder_is_named(tmp_path: Path, command: list[str]) -> None:
     )
 
 
-def test_serve_names_a_taken_port(small_intents: Path) -> None:
-    """The error comes before the model is loaded."""
+@pytest.mark.parametrize("workers", [1, 2])
+def test_serve_names_a_taken_port(small_intents: Path, workers: int) -> None:
+    """The error comes before any model is loaded, and is the only line, also for the port of the last worker."""
+    port = free_port_range(3)[-1]
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = _extproc("serve", "--intents", small_intents, "--listen", address)
+        first = f"127.0.0.1:{port - workers + 1}"
+        done = _extproc("serve", "--intents", small_intents, "--listen", first, "--workers", str(workers))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1] == f"extproc: cannot listen on {address}: check that the port is free"
-    assert "Traceback" not in done.stderr
+    what = f"another program uses the port: stop it (`ss -ltnp 'sport = :{port}'` names it), or give another port"
+    needs = f". --workers 2 needs {first} to 127.0.0.1:{port}, and 127.0.0.1:{port - 2} for --health"
+    expected = f"extproc: cannot listen on 127.0.0.1:{port}: {what}{needs * (workers - 1)}\n"
+    assert done.stderr == expected
 
 
 def test_serve_refuses_a_broken_folder(tmp_path: Path) -> None:

@@ -105,14 +105,16 @@ def test_what_no_allowed_tier_can_serve_is_refused(stack: Stack, path: str) -> N
     assert error == expected
 
 
+@pytest.fixture(scope="class")
+def dead_router(stack: Stack) -> None:
+    assert stack.router is not None
+    stack.router.kill()
+    stack.router.wait(10)
+
+
+@pytest.mark.usefixtures("dead_router")
 class TestDeadRouter:
     """The router was killed."""
-
-    @pytest.fixture(scope="class", autouse=True)
-    def dead(self, stack: Stack) -> None:
-        assert stack.router is not None
-        stack.router.kill()
-        stack.router.wait(10)
 
     @pytest.mark.parametrize("path", APIS)
     def test_envoy_refuses_if_an_intent_excludes_the_default_tier(self, stack: Stack, path: str) -> None:

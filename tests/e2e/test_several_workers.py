@@ -11,6 +11,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from extproc.demo.processes import free_port_range
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack, running
 from tests.e2e.traffic import EXTRACT, MODELS, Flow, ask, eventually
@@ -81,7 +82,7 @@ def test_a_mistake_in_the_intents_ends_all_with_its_message(tmp_path):
     (tmp_path / "policy.yaml").write_text("version: 1\n")
     done = subprocess.run(
         [sys.executable, "-m", "extproc", "serve", "--intents", str(tmp_path), "--workers", "2",
-         "--listen", "127.0.0.1:0"],
+         "--listen", f"127.0.0.1:{free_port_range(3)[1]}"],
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2 and "policy.yaml:" in done.stderr

@@ -1,9 +1,17 @@
 """The addresses of workers, and how many workers fit a machine or a container."""
 
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 
 from extproc.serving import workers
-from extproc.serving.workers import cores, health_address, worker_addresses
+from extproc.serving.listening import check_free
+from extproc.serving.workers import cores, health_address, supervise, worker_addresses
+
+NO_ADDRESS = "the host is no address of this machine: give 127.0.0.1, 0.0.0.0 or one of its addresses"
 
 
 def test_workers_listen_on_consecutive_ports_or_numbered_sockets():
@@ -27,3 +35,32 @@ def test_a_containers_share_counts_not_the_nodes_cores(tmp_path, monkeypatch, qu
     monkeypatch.setattr(workers, "_CGROUP_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
     assert cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("listen", "why"),
+    [
+        ("127.0.0.1:70000", "give a port from 1 to 65535"),
+        ("192.0.2.1:50051", NO_ADDRESS),
+        ("nowhere.invalid:50051", NO_ADDRESS),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_named_with_the_reason(listen, why):
+    with pytest.raises(OSError) as raised:
+        check_free(listen)
+    assert str(raised.value) == f"cannot listen on {listen}: {why}"
+    check_free("unix:///run/there/is/none.sock")
+    check_free("127.0.0.1:0")
+
+
+def test_a_mistake_of_one_worker_ends_those_that_still_load(tmp_path: Path) -> None:
+    """A worker that loads its encoder does not look at signals. It has no request, so it is not waited for."""
+    loads = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    mistaken = [sys.executable, "-c", "import sys; sys.exit(2)"]
+    commands = {"a": [sys.executable, "-c", loads], "b": mistaken}
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert asyncio.run(asyncio.wait_for(supervise(commands, f"unix://{tmp_path}/health"), 60)) == 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -82,8 +82,8 @@ class VectorStore:
 
     def _give_up(self, error: Exception) -> None:
         log.warning(
-            "%s cannot be used, so texts are encoded again when they are needed again (%s): free some space, or "
-            "delete this file", self._file, error
+            "%s cannot be used, so texts are encoded again when they are needed again (%s): free some space, "
+            "delete this file, or set XDG_CACHE_HOME to a folder that can be written", self._file, error
         )  # fmt: skip
         self.close()
 
