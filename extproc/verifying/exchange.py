@@ -88,7 +88,11 @@ class VerifierExchange:
         self._reader: AnswerReader | None = None  # None: the answer is not judged
         self._content_type = ""
         self._began_s = 0.0  # when the hold began
+        self._counts_itself = opening.counts_tokens
         self.ruling: Ruling | None = None
+        # The verdict is final and the answer goes on. When we end our side of the stream, Envoy sends the rest,
+        # with the messages that have no reply.
+        self.over = False
 
     async def answer(self, event: Event) -> list[Reply]:
         """Answer one message. The messages of a held answer are answered when the hold ends."""
@@ -105,7 +109,7 @@ class VerifierExchange:
         _feed(reader, event, last)
         if self._hold.state is State.HOLDING and not replies:
             ruling = await self._rule(cohort, reader, last)
-            return [] if ruling is None else await self._end_hold(ruling, reader)
+            return [] if ruling is None else await self._end_hold(ruling, reader, last)
         if self._hold.state is State.PASSING and last and self.ruling is None:
             self.ruling = await self._rule_late(cohort, reader)
             replies[-1] = msgspec.structs.replace(replies[-1], metadata=self.ruling.metadata)
@@ -140,7 +144,13 @@ class VerifierExchange:
         if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
             return None
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
-        return rule_early(self._attempt, verdict, full, late and not verdict.decided)
+        final = verdict.decided and not full and self._needs_no_more(cohort)
+        return rule_early(self._attempt, verdict, full, late and not verdict.decided, final)
+
+    def _needs_no_more(self, cohort: Cohort) -> bool:
+        """Whether nothing reads the rest of an answer that all rules accept: no cache and no count of tokens."""
+        kept = cohort.cache is not None and self._cache.key
+        return self._hold.can_let_go and self._counts_itself and not kept
 
     async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
@@ -166,8 +176,11 @@ class VerifierExchange:
         rules, judges = self._verifier.rules, self._snapshot.judges
         return await rules.run(cohort.accept, observation, self._facts, judges, self._attempt.tier)
 
-    async def _end_hold(self, ruling: Ruling, reader: AnswerReader) -> list[Reply]:
-        """Put the ruling on the first message that is released, or send the client another answer."""
+    async def _end_hold(self, ruling: Ruling, reader: AnswerReader, last: bool) -> list[Reply]:
+        """Put the ruling on the first message that is released, or send the client another answer.
+
+        After a final ruling on an answer that goes on, only the first message gets a reply.
+        """
         self.ruling = ruling if ruling.final else None
         if ruling.final:
             self._keep(ruling, reader.observation())
@@ -178,6 +191,8 @@ class VerifierExchange:
             content, tier = self._hold.content(), self._attempt.tier
             metadata |= kept_answer(ruling.verdict, reader.observation(), content, self._content_type, tier)
         first, *rest = self._hold.release()
+        if ruling.final and not last and self._hold.can_let_go:
+            self.over, rest = True, []
         return [msgspec.structs.replace(first, headers=ruling.headers, metadata=metadata), *rest]
 
     async def _queue(self, ruling: Ruling, reader: AnswerReader) -> Reply:
