@@ -102,11 +102,16 @@ class Hold:
 
     @property
     def can_let_go(self) -> bool:
-        """Whether Envoy can send what was buffered and the rest without us, unchanged and whole.
+        """Whether Envoy can send the rest of the answer without us, unchanged and whole.
 
-        In STREAMED it has kept the messages without a reply. It passes them on if they have bytes.
+        In STREAMED it has kept the messages without a reply. It passes them on only if one of them has bytes.
         """
-        return self.streamed and not self._duplex and self._strip is None and self._buffered_bytes > 0
+        return self.streamed and not self._duplex and self._strip is None
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether bytes were buffered."""
+        return self._buffered_bytes > 0
 
     def content(self) -> bytes:
         """Return the buffered part of the answer as a client would receive it."""

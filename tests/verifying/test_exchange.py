@@ -243,6 +243,28 @@ def test_a_stream_whose_verdict_is_certain_is_left_to_envoy() -> None:
     assert list(final.metadata) == [Namespace.DECISION, Namespace.LEDGER]
 
 
+def test_a_stream_that_becomes_certain_after_its_release_is_left_to_envoy_then() -> None:
+    """The message that makes it certain carries the verdict. The next one with bytes gets no reply."""
+    text = 6 * f"word{6 * ' '}"  # white space hardly counts for the rule, so the release comes first
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=_CERTAIN), None), opening(counts_tokens=True))
+    answers = run(exchange, *streamed([*12 * [chunk(text)], transcript()]))
+    assert exchange.over and answers[-1] == []
+    final = cast(Ruling, exchange.ruling)
+    assert (final.word, final.final, answers[-2][-1].metadata) == ("accept", True, final.metadata)
+    assert len(answers) < 13 and [reply.metadata for reply in answers[-3]] != [final.metadata]
+
+
+def test_a_certain_stream_that_only_ends_gets_a_reply_to_its_end() -> None:
+    """Envoy does not pass on an end without bytes by itself."""
+    for ending in (Event("response_body", True), Event("response_trailers", True)):
+        exchange = VerifierExchange(
+            Verifier(lambda: snapshot("record", _CERTAIN), None), opening(counts_tokens=True)
+        )
+        answers = run(exchange, headers(), *(Event("response_body", body=chunk(text)) for text in LONG[:5]), ending)
+        assert exchange.ruling is not None and not exchange.over
+        assert [reply.kind for reply in answers[-1]] == [ending.kind]
+
+
 @pytest.mark.parametrize(
     ("rules", "opened"),
     [
