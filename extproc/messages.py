@@ -34,6 +34,7 @@ class Opening(msgspec.Struct, frozen=True):
     attempt: int = 1  # number of this attempt at an upstream, from 1
     tier: str | None = None  # the tier of this attempt; None: not known
     body_before_reply: bool = False  # Envoy sends a STREAMED body before it has our reply to the headers
+    counts_tokens: bool = False  # Envoy itself counts the tokens of the answer
 
 
 class Reply(msgspec.Struct, frozen=True):

@@ -125,6 +125,7 @@ HEADERS = {
     "and Envoy also `escalate`",
     "x-cascade-reason": "response: why an answer was rejected",
     "x-role": "gRPC stream: which of Envoy's filters opened it",
+    "x-counts": "gRPC stream of a verifier: `tokens` if Envoy itself counts the tokens of answers (1.40)",
 }
 
 METADATA = """

@@ -17,7 +17,7 @@ from extproc.acceptance.checks import CHECKS, OK, PASSED, UNAVAILABLE, CheckInpu
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.partial_checks import OPEN, PARTIAL_CHECKS, still_open
 from extproc.acceptance.requirements import Requirements
-from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
+from extproc.acceptance.rules import AcceptRule, Logprob, MinChars, NonEmpty, NoRefusal, Score, rule_name
 from extproc.api.observation import CONTINUES, TOO_LARGE, Observation
 
 
@@ -133,6 +133,15 @@ def _wants_logprobs(rule: AcceptRule, tier: str | None) -> bool:
 def needs_whole_answer(rules: Sequence[AcceptRule]) -> list[str]:
     """Return the names of the rules that cannot judge a part of an answer."""
     return [rule_name(rule) for rule in rules if type(rule) not in PARTIAL_CHECKS or _needs_all_tokens(rule)]
+
+
+def may_be_certain(rules: Sequence[AcceptRule], tier: str | None) -> bool:
+    """Whether a growing answer of `tier` can satisfy all these rules for certain. Other rules need its end."""
+    return all(
+        isinstance(rule, NonEmpty | MinChars | NoRefusal)
+        or (isinstance(rule, Logprob) and (rule.first is not None or not rule.judges(tier)))
+        for rule in rules
+    )
 
 
 def _needs_all_tokens(rule: AcceptRule) -> bool:

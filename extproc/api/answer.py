@@ -11,6 +11,7 @@ import msgspec
 from extproc.api.gathered import GatheredAnswer
 from extproc.api.observation import Framing, Observation, ToolCall
 from extproc.api.paths import Api
+from extproc.api.plain_chunk import read_plain_chunk
 from extproc.api.repair import BOM, TooManyRepairs, without_halves
 from extproc.api.shapes import READERS, error_code, is_error
 from extproc.api.sse import EventStream, MalformedAnswer
@@ -24,6 +25,8 @@ MAX_KEPT_CHARS = 16 << 20
 MAX_BLANK_BYTES = 4096
 
 _JSON_TYPES = ("application/json", "text/json")
+# After this many other frames in a row, the rest of an answer is not expected to have plain chunks.
+_MISSES = 8
 # The APIs whose streams end with [DONE], and what may be left when a stream ends without an open frame.
 _DONE_APIS = ("chat", "completions")
 _CLEAN_ENDS = (b"", b"[DONE]", b"data: [DONE]", b"data:[DONE]")
@@ -83,6 +86,7 @@ class AnswerReader:
         self._max = max_frame_bytes
         self._answer = GatheredAnswer(max_kept_chars)
         self._events = EventStream(max_frame_bytes)
+        self._misses = 0 if api == "chat" else _MISSES  # frames in a row that were not plain chunks
         self._body = bytearray()  # the whole JSON, or what arrived before the framing was known
         self._framing: Framing | None = None
         self._ended = False
@@ -164,6 +168,11 @@ class AnswerReader:
             self._answer.done = bool(finishes) and None not in finishes
 
     def _take(self, event: str, data: bytes) -> None:
+        if self._misses < _MISSES and not event and not self._answer.whole:
+            if read_plain_chunk(self._answer, data):
+                self._misses = 0
+                return
+            self._misses += 1
         frame = _decode(data)
         if not isinstance(frame, dict):
             raise MalformedAnswer("unknown shape")

@@ -23,6 +23,20 @@ class EventStream:
 
     def feed(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield (event, data) of each frame that `piece` ends. Raises MalformedAnswer if a frame is too large."""
+        if self._first or self._line or self._data or self._event or self._after_cr or b"\r" in piece:
+            yield from self._feed_lines(piece)
+            return
+        *frames, rest = piece.split(b"\n\n")
+        for frame in frames:
+            if frame.startswith(b"data: ") and b"\n" not in frame:  # as nearly all are
+                if len(frame) > self._max:
+                    raise MalformedAnswer("frame too large")
+                yield "", frame[6:]
+            else:
+                yield from self._feed_lines(frame + b"\n\n")
+        yield from self._feed_lines(rest)
+
+    def _feed_lines(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
         if not piece:
             return
         skip = self._after_cr and piece.startswith(b"\n")  # CR LF, cut between the two

@@ -67,8 +67,11 @@ class HeaderName(StrEnum):
     CACHE = "x-router-cache"
     # Metadata of the gRPC stream between Envoy and us. The value is a Role.
     ROLE = "x-role"
+    # The same, for a verifier: Envoy itself counts the tokens of the answer. The value is COUNTS_TOKENS.
+    COUNTS = "x-counts"
 
 
+COUNTS_TOKENS = "tokens"
 # A regular expression that matches the two headers that a verifier writes.
 VERDICT_HEADERS = f"{HeaderPrefix.CASCADE}(verdict|reason)"
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from extproc.config.load import Config
 from extproc.contract.names import (
     ATTEMPT_ATTRIBUTE,
+    COUNTS_TOKENS,
     HEADER_ATTRIBUTE,
     TIER_ATTRIBUTE,
     VERDICT_HEADERS,
@@ -42,7 +43,7 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
     """Return the filters of each attempt. Envoy skips those that the decision does not need, at no cost.
 
     `tiers` are the tiers of the first attempt, the second and so on. A single tier is the tier of every attempt.
-    Envoys before 1.40 cannot `follow_keys`, the files of keys that are replaced.
+    Envoys before 1.40 cannot `follow_keys`, the files of keys that are replaced. They do not count tokens either.
     """
     rung_body = _rung_body(config, tiers[-1], tiers[-1].same_retries if len(tiers) == 1 else None)
     filters = [filter_entry("rung_body", skip_if(_is_attempt(1), LUA, lua(rung_body)))]
@@ -50,7 +51,7 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
     if follow_keys and len(tiers) == 1 and tiers[0].repeats_reused:
         filters.append(new_connection_filter())
     for mode, body_mode in _JUDGE_MODES:
-        verifier = _verifier(config, body_mode)
+        verifier = _verifier(config, body_mode, counts=follow_keys)
         not_judged = _not_judged(tiers, mode)
         filters.append(
             filter_entry(f"verifier_{mode}", skip_if(not_judged, "envoy.filters.http.ext_proc", verifier))
@@ -197,12 +198,17 @@ _TIMED_OUT = "the upstream did not answer in time"
 _BROKEN = "the upstream closed the connection before it answered"
 
 
-def _verifier(config: Config, body_mode: str) -> Dict:
+_COUNTS = {"key": HeaderName.COUNTS, "value": COUNTS_TOKENS}
+
+
+def _verifier(config: Config, body_mode: str, counts: bool) -> Dict:
     """Return a verifier. It gets a whole answer in one message, or a stream chunk by chunk.
 
     Envoy keeps each chunk until the server has replied to it. So no part of an answer is lost if the server dies
     while it buffers that answer. The headers of a buffered stream wait for its first tokens, at most for the whole
     attempt. Envoy notices a dead server much earlier, by its connection.
+
+    `counts`: Envoy counts the tokens of answers.
     """
     streamed = body_mode == "STREAMED"
     forwarded = [Namespace.DECISION, Namespace.REQUIREMENTS, Namespace.LEDGER]
@@ -218,7 +224,7 @@ def _verifier(config: Config, body_mode: str) -> Dict:
         stat_prefix="verifier",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": role_metadata(Role.VERIFIER),
+            "initial_metadata": [*role_metadata(Role.VERIFIER), *([_COUNTS] if counts else [])],
         },
         failure_mode_allow=True,  # without the server, answers pass without a verdict
         message_timeout=f"{timeout_s:g}s",

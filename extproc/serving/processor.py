@@ -66,7 +66,8 @@ class ExternalProcessor:
             async for message in messages:
                 if exchange is None:
                     role = metadata.get(HeaderName.ROLE)
-                    exchange = _open(role, wire.read_opening(message), self.router, self.verifier, self.desk)
+                    opening = wire.read_opening(message, metadata)
+                    exchange = _open(role, opening, self.router, self.verifier, self.desk)
                 event = wire.read_event(message)
                 if event is None:
                     continue  # a kind that a newer Envoy sends; Envoy goes on after its timeout
@@ -78,6 +79,8 @@ class ExternalProcessor:
                 if result is not None and result is not reported:
                     reported = result
                     self._report(result, metadata)
+                if isinstance(exchange, VerifierExchange) and exchange.over:
+                    return  # Envoy sends the rest of the answer without us
         except Exception as error:
             if self.stopping and isinstance(error, grpc.aio.BaseError):
                 return  # gRPC raises it in a stream that waits for its next message when the server stops

@@ -18,10 +18,12 @@ from google.protobuf.struct_pb2 import Value
 from extproc.contract.names import (
     ANSWERED,
     ATTEMPT_ATTRIBUTE,
+    COUNTS_TOKENS,
     HEADER_ATTRIBUTE,
     HOST_ATTRIBUTE,
     PATH_ATTRIBUTE,
     TIER_ATTRIBUTE,
+    HeaderName,
 )
 from extproc.messages import BodyMode, Event, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
@@ -41,8 +43,8 @@ def decode_request(message: bytes) -> pb.ProcessingRequest:
     return decode(pb.ProcessingRequest, message)
 
 
-def read_opening(message: pb.ProcessingRequest) -> Opening:
-    """Read the first message of a stream."""
+def read_opening(message: pb.ProcessingRequest, stream: Mapping[str, str] = {}) -> Opening:  # it is only read
+    """Read the first message of a stream. `stream` is the metadata of the gRPC stream."""
     fields = message.attributes[_ATTRIBUTES].fields if _ATTRIBUTES in message.attributes else {}
     headers = {
         name.removeprefix(_HEADER_BEFORE).removesuffix(_HEADER_AFTER): value.string_value
@@ -69,6 +71,7 @@ def read_opening(message: pb.ProcessingRequest) -> Opening:
         int(attempt) if math.isfinite(attempt) else 1,
         fields[TIER_ATTRIBUTE].string_value if TIER_ATTRIBUTE in fields else None,
         modes.send_body_without_waiting_for_header_response,
+        stream.get(HeaderName.COUNTS) == COUNTS_TOKENS,
     )
 
 

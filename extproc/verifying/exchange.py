@@ -14,7 +14,7 @@ import msgspec
 
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import UNREAD, Requirements
-from extproc.acceptance.verdict import Verdict, judge_early
+from extproc.acceptance.verdict import Verdict, judge_early, may_be_certain
 from extproc.api.answer import AnswerReader
 from extproc.api.observation import Observation, Usage
 from extproc.api.paths import Api
@@ -88,12 +88,20 @@ class VerifierExchange:
         self._reader: AnswerReader | None = None  # None: the answer is not judged
         self._content_type = ""
         self._began_s = 0.0  # when the hold began
+        self._counts_itself = opening.counts_tokens
         self.ruling: Ruling | None = None
+        # The verdict is final and the answer goes on. When we end our side of the stream, Envoy sends the rest,
+        # with the messages that have no reply.
+        self.over = False
+        self._passed_certain = False  # the final verdict came after the release
 
     async def answer(self, event: Event) -> list[Reply]:
         """Answer one message. The messages of a held answer are answered when the hold ends."""
         if not event.kind.startswith("response_"):
             return [] if self._hold.state is State.DROPPING else [Reply(event.kind)]
+        if self._passed_certain and event.body and not event.end:
+            self.over = True  # Envoy passes on a message without a reply if it has bytes
+            return []
         if event.kind == "response_headers" and self._hold.state is State.START:
             self._begin(event)
             if not event.end:
@@ -105,10 +113,11 @@ class VerifierExchange:
         _feed(reader, event, last)
         if self._hold.state is State.HOLDING and not replies:
             ruling = await self._rule(cohort, reader, last)
-            return [] if ruling is None else await self._end_hold(ruling, reader)
-        if self._hold.state is State.PASSING and last and self.ruling is None:
-            self.ruling = await self._rule_late(cohort, reader)
-            replies[-1] = msgspec.structs.replace(replies[-1], metadata=self.ruling.metadata)
+            return [] if ruling is None else await self._end_hold(ruling, reader, last)
+        if self._hold.state is State.PASSING and self.ruling is None:
+            self.ruling = await self._rule_late(cohort, reader) if last else self._rule_certain(cohort, reader)
+            if self.ruling is not None:
+                replies[-1] = msgspec.structs.replace(replies[-1], metadata=self.ruling.metadata)
         return replies
 
     def _begin(self, headers: Event) -> None:
@@ -140,7 +149,13 @@ class VerifierExchange:
         if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
             return None
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
-        return rule_early(self._attempt, verdict, full, late and not verdict.decided)
+        final = verdict.decided and not full and self._needs_no_more(cohort)
+        return rule_early(self._attempt, verdict, full, late and not verdict.decided, final)
+
+    def _needs_no_more(self, cohort: Cohort) -> bool:
+        """Whether nothing reads the rest of an answer that all rules accept: no cache and no count of tokens."""
+        kept = cohort.cache is not None and self._cache.key
+        return self._hold.can_let_go and self._counts_itself and not kept
 
     async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
@@ -157,6 +172,17 @@ class VerifierExchange:
         self._keep(ruling, observation)
         return ruling
 
+    def _rule_certain(self, cohort: Cohort, reader: AnswerReader) -> Ruling | None:
+        """Rule on a growing answer that was released, if every rule is satisfied whatever follows."""
+        tier = self._attempt.tier
+        if not (may_be_certain(cohort.accept, tier) and self._needs_no_more(cohort)):
+            return None
+        verdict = judge_early(cohort.accept, reader.observation(), request=self._facts, tier=tier)
+        if not (verdict.decided and verdict.accept):
+            return None
+        self._passed_certain = True
+        return rule_late(verdict, self._attempt, Usage())
+
     def _keep(self, ruling: Ruling, observation: Observation) -> None:
         """Give a whole answer that was accepted to the cache, if the router wants it kept."""
         if self._verifier.keeper is not None and self._cohort is not None and self._cache.key:
@@ -166,8 +192,11 @@ class VerifierExchange:
         rules, judges = self._verifier.rules, self._snapshot.judges
         return await rules.run(cohort.accept, observation, self._facts, judges, self._attempt.tier)
 
-    async def _end_hold(self, ruling: Ruling, reader: AnswerReader) -> list[Reply]:
-        """Put the ruling on the first message that is released, or send the client another answer."""
+    async def _end_hold(self, ruling: Ruling, reader: AnswerReader, last: bool) -> list[Reply]:
+        """Put the ruling on the first message that is released, or send the client another answer.
+
+        After a final ruling on an answer that goes on, only the first message gets a reply.
+        """
         self.ruling = ruling if ruling.final else None
         if ruling.final:
             self._keep(ruling, reader.observation())
@@ -178,6 +207,8 @@ class VerifierExchange:
             content, tier = self._hold.content(), self._attempt.tier
             metadata |= kept_answer(ruling.verdict, reader.observation(), content, self._content_type, tier)
         first, *rest = self._hold.release()
+        if ruling.final and not last and self._hold.can_let_go and self._hold.has_bytes:
+            self.over, rest = True, []
         return [msgspec.structs.replace(first, headers=ruling.headers, metadata=metadata), *rest]
 
     async def _queue(self, ruling: Ruling, reader: AnswerReader) -> Reply:

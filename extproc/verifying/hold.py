@@ -100,6 +100,19 @@ class Hold:
         """Whether more bytes are buffered than the limit allows."""
         return self._buffered_bytes > MAX_BUFFERED_BYTES
 
+    @property
+    def can_let_go(self) -> bool:
+        """Whether Envoy can send the rest of the answer without us, unchanged and whole.
+
+        In STREAMED it has kept the messages without a reply. It passes them on only if one of them has bytes.
+        """
+        return self.streamed and not self._duplex and self._strip is None
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether bytes were buffered."""
+        return self._buffered_bytes > 0
+
     def content(self) -> bytes:
         """Return the buffered part of the answer as a client would receive it."""
         body = b"".join(event.body for event in self._buffered)

@@ -135,14 +135,17 @@ def rule(
     return msgspec.structs.replace(ruling, skipped=skipped, ladder=clusters)
 
 
-def rule_early(attempt: JudgedAttempt, verdict: Verdict, full: bool = False, late: bool = False) -> Ruling:
+def rule_early(
+    attempt: JudgedAttempt, verdict: Verdict, full: bool = False, late: bool = False, final: bool = False
+) -> Ruling:
     """Rule on a stream that is released before its end.
 
-    `full`: it is too long to be held until it is judged. `late`: its first words did not come in time.
+    `full`: it is too long to be held until it is judged. `late`: its first words did not come in time. `final`: the
+    rest of it is not read.
     """
     verdict = released(verdict, late)
     word = VerdictWord.DEGRADED if full else _accepted(verdict)
-    return Ruling(attempt.cohort, attempt.number, word, verdict, final=False)
+    return Ruling(attempt.cohort, attempt.number, word, verdict, final=final, tier=attempt.tier)
 
 
 def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:

@@ -6,8 +6,10 @@ import msgspec
 import pytest
 
 from extproc.api.answer import AnswerReader
+from extproc.api.gathered import GatheredAnswer
 from extproc.api.observation import Observation, ToolCall, Usage
 from extproc.api.paths import Api
+from extproc.api.plain_chunk import read_plain_chunk
 from extproc.api.sse import EventStream
 
 JSON, SSE = "application/json", "text/event-stream; charset=utf-8"
@@ -690,3 +692,44 @@ def test_a_ten_megabyte_answer_is_kept_whole() -> None:
     pieces = [body[i : i + 1000] for i in range(0, len(body), 1000)]
     seen = observe("chat", pieces, SSE)
     assert (len(seen.text), seen.complete, seen.malformed) == (10_000_000, True, None)
+
+
+# Members of a chunk, of its choice and of its delta, with values that are read or ignored.
+_ODD: list[tuple[str, Any]] = [
+    *(("delta", {name: value}) for name in ("content", "reasoning_content", "reasoning", "refusal", "role")
+      for value in ("hm", "", None, 7, ["x"], {"a": 1})),
+    *(("delta", {"tool_calls": value}) for value in (None, [], [{"index": 0, "function": {"name": "f"}}])),
+    *(("choice", {name: value}) for name in ("logprobs", "error", "stop_reason", "text", "index", "finish_reason")
+      for value in (None, 0, 1, -1, 0.0, True, "stop", {"content": [{"logprob": -1}]})),
+    *(("chunk", {name: value}) for name in ("usage", "error", "object", "type", "model", "id", "created", "choices")
+      for value in (None, "error", "m2", 7, 7.5, [], {"prompt_tokens": 3})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "members"), _ODD, ids=str)
+def test_a_plain_chunk_reads_like_any_other(place: str, members: dict[str, Any]) -> None:
+    """A frame that only adds text is read in one step. It says the same if it is read member by member."""
+    plain = chunk({"content": "first "})
+    odd = chunk({"content": "second "})
+    {"delta": odd["choices"][0]["delta"], "choice": odd["choices"][0], "chunk": odd}[place].update(members)
+    stream = events(plain, odd, chunk({"content": "third"}), chunk(finish="stop"))
+    by_members = stream.replace(b"data: ", b"event: message\ndata: ")  # a name makes a frame an unusual one
+    assert observe("chat", [stream], SSE) == observe("chat", [by_members], SSE)
+
+
+def test_only_a_plain_chunk_is_read_in_one_step() -> None:
+    """All others are left as they are, and nothing of them is read."""
+    for frame, text in (
+        (chunk({"content": "hm", "role": "assistant"}), "hm"),
+        (chunk({"content": None, "reasoning_content": "hm"}), ""),
+        (chunk({"content": "hm"}, system_fingerprint="f"), None),
+        (chunk({"content": "hm"}, finish="stop"), None),
+        (chunk({"content": "hm"}, index=1), None),
+        ({**chunk({"content": "hm"}), "usage": CHAT_USAGE}, None),
+        ({**chunk({"content": "hm"}), "object": "error"}, None),
+        ({"choices": []}, None),
+    ):
+        answer = GatheredAnswer(1000)
+        assert read_plain_chunk(answer, msgspec.json.encode(frame)) == (text is not None)
+        assert ("".join(answer.text), answer.finishes) == (text or "", {0: None} if text is not None else {})
+    assert not read_plain_chunk(GatheredAnswer(1000), b"{half a fr")

@@ -58,6 +58,8 @@ _SUBJECTS = (
      "How often do I walk a puppy?", "Why does my cat scratch the sofa?"),
     ("Paint the living room walls white", "Which colour of paint suits a kitchen?",
      "How do I remove old wallpaper?", "How long must wall paint dry?"),
+    ("How do I knit a warm scarf?", "Which wool is best for socks?",
+     "My crochet hook is too small for this yarn", "How do I sew a button on a coat?"),
     ("What is the chess opening after e4 e5?", "Can a pawn become a queen in chess?",
      "Who is the world champion of chess?", "When is a chess game a draw?"),
 )  # fmt: skip

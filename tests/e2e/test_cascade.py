@@ -45,6 +45,7 @@ _COHORTS = {
     "  to: [{tier: large, reasoning: on}, {tier: frontier, reasoning: {budget_tokens: 9000}}]\n  max: 2\n"
     "  share: 1",
 }
+_COHORTS["certain"] = f"tier: small\naccept: [non_empty, no_refusal]\n{_UP}"
 _COHORTS["skip"] = (
     f"tier: small\nreasoning: off\n{_RULES}\nescalate:\n  to: [large, frontier]\n  max: 2\n  share: 1\n"
     "  skip: [no_refusal]\nstream: buffer"
@@ -610,6 +611,32 @@ def test_an_early_judgement_lets_go_while_the_answer_still_grows(cascade: Cascad
     assert b"x-cascade-verdict: accept" in got
     _, whole = asyncio.run(first_bytes("buffer"))
     assert b"[DONE]" in whole and b"[DONE]" in got
+
+
+@pytest.mark.parametrize("cohort", ["certain", "early"])
+def test_a_stream_whose_verdict_is_known_costs_no_more_messages(cascade: Cascade, cohort: str) -> None:
+    """After the verdict, no chunk travels to the router. A rule that needs the end of the answer keeps it there."""
+    names = ("stream_msgs_sent", "stream_msgs_received", "server_half_closed")
+
+    def counts() -> list[int]:
+        stats = cascade.stack.stats(r"cluster\.small\.ext_proc\.verifier\.")
+        return [stats[f"cluster.small.ext_proc.verifier.{name}"] for name in names]
+
+    before = counts()
+    request_id, asking = cascade.later(cohort, True, small="gated_midway", words=LONG)
+    eventually(lambda: counts()[1] > before[1], "the headers are released")
+    if cohort == "certain":
+        eventually(lambda: counts()[2] == before[2] + 1, "the router has ended its stream")
+    midway = counts()
+    cascade.upstreams.release(request_id)
+    _, wire, reading = asking.result(60)
+    assert reading.problems == [] and wire.body == cascade.sent(request_id, "small")
+    assert said(wire) == ACCEPTED
+    after = counts()
+    if cohort == "certain":
+        assert after == midway and after[1] == before[1] + 1  # one reply
+    else:
+        assert after[0] > midway[0] and after[0] - before[0] == after[1] - before[1]  # a reply to each message
 
 
 @STREAMS

@@ -38,7 +38,9 @@ _JUDGED = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to
 COHORTS = {
     "early": _JUDGED,
     "buffer": f"{_JUDGED}\nstream: buffer",
+    "certain": _JUDGED.replace("complete, ", ""),
     "unjudged": "tier: small",
+    "dead_certain": _JUDGED.replace("complete, ", "").replace("small", "dead"),
     "dead_early": _JUDGED.replace("small", "dead"),
     "dead_buffer": _JUDGED.replace("small", "dead") + "\nstream: buffer",
     "dead_unjudged": "tier: dead\nescalate: {to: large}",
@@ -71,6 +73,8 @@ LATE_FAULTS = (
 
 COLUMNS = (
     ("judged json", "early", False), ("judged sse, early", "early", True), ("judged sse, buffer", "buffer", True),
+    # After its first tokens, this stream does not pass the router any more.
+    ("early, certain", "certain", True),
     ("unjudged json", "unjudged", False), ("unjudged sse", "unjudged", True),
 )  # fmt: skip
 
@@ -179,7 +183,7 @@ def table(faulty: tuple[Stack, dict[str, str]]) -> Table:
     return asyncio.run(whole_table(*faulty, CHAT))
 
 
-JUDGED = ("judged json", "judged sse, early", "judged sse, buffer")
+JUDGED = ("judged json", "judged sse, early", "judged sse, buffer", "early, certain")
 
 
 def test_the_table(table: Table, record_property: Callable[[str, object], None]) -> None:
@@ -211,12 +215,13 @@ def test_a_buffered_stream_is_recovered_wherever_it_broke(table: Table) -> None:
     assert set(table.outcomes("judged sse, buffer", late=True).values()) == {"recovered"}
 
 
-def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table) -> None:
+@pytest.mark.parametrize("column", ["judged sse, early", "early, certain"])
+def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table, column: str) -> None:
     """The client has the first tokens, so it must see that the rest is missing.
 
     If Envoy notices the fault before they were sent, the answer is recovered.
     """
-    outcomes = Counter(table.outcomes("judged sse, early", late=True).values())
+    outcomes = Counter(table.outcomes(column, late=True).values())
     assert set(outcomes) <= {"honest", "recovered"}
     assert outcomes["honest"] >= 1
 

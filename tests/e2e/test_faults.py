@@ -48,6 +48,7 @@ from tests.e2e.traffic import eventually
 _RULES = "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"
 COHORTS = {
     "early": _RULES,
+    "certain": _RULES.replace("complete, ", ""),
     "buffer": f"{_RULES}\nstream: buffer",
     "record": f"{_RULES}\nstream: record",
     "person": "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: human}",

@@ -8,6 +8,7 @@ import pytest
 
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
+from extproc.api.observation import Usage
 from extproc.api.strip import without_logprobs
 from extproc.contract.names import Namespace
 from extproc.contract.records import ladder_of
@@ -36,7 +37,9 @@ def snapshot(stream: StreamHold = "early", rules: Any = _RULES, share: float = 1
 STREAMS = ("STREAMED", "FULL_DUPLEX_STREAMED")
 
 
-def opening(mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", **facts: Any) -> Opening:
+def opening(
+    mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", counts_tokens: bool = False, **facts: Any
+) -> Opening:
     given = Requirements(stream=mode in STREAMS) if not facts else Requirements(**facts)
     decision = {"cohort": cohort, "rungs": ["small", "large"], "api": "chat", "escalations": 0.0}
     return Opening(
@@ -44,6 +47,7 @@ def opening(mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", **facts
         {Namespace.DECISION: decision, Namespace.REQUIREMENTS: {"facts": msgspec.json.encode(given).decode()}},
         attempt,
         body_before_reply=mode == "STREAMED",
+        counts_tokens=counts_tokens,
     )  # fmt: skip
 
 
@@ -52,10 +56,10 @@ def headers(kind: str = "text/event-stream", status: str = "200", end: bool = Fa
 
 
 def run(exchange: VerifierExchange, *events: Event) -> list[list[Reply]]:
-    """Return the replies to each event."""
+    """Return the replies to each event, until the exchange is over."""
 
     async def play() -> list[list[Reply]]:
-        return [await exchange.answer(event) for event in events]
+        return [await exchange.answer(event) for event in events if not exchange.over]
 
     return asyncio.run(play())
 
@@ -81,9 +85,17 @@ def streamed(pieces: list[bytes], trailers: bool = False) -> list[Event]:
     return [*events[:-1], Event("response_body", True, pieces[-1])]
 
 
-def checked(replies: list[Reply], pieces: list[bytes], trailers: bool = False) -> dict[str, str]:
-    """Check that no byte is lost, repeated, reordered or sent too soon, and return the verdict's headers."""
+def checked(
+    replies: list[Reply], pieces: list[bytes], trailers: bool = False, over: bool = False
+) -> dict[str, str]:
+    """Check that no byte is lost, repeated, reordered or sent too soon, and return the verdict's headers.
+
+    `over`: the exchange ended before the answer, and Envoy sends all of its bytes.
+    """
     kinds = [reply.kind for reply in replies]
+    if over:
+        assert kinds == ["response_headers"]
+        return replies[0].headers or {}
     assert kinds.count("response_headers") == 1 and kinds[0] == "response_headers"
     bodies = [reply for reply in replies if reply.kind == "response_body"]
     if bodies[0].streamed:  # Envoy sends only the bytes that are returned
@@ -138,8 +150,9 @@ def test_every_split_of_a_stream_is_released_complete(
     for pieces in splits:
         exchange = VerifierExchange(Verifier(lambda: snapshot(hold), None), opening(mode))
         replies = [reply for batch in run(exchange, *streamed(pieces, trailers)) for reply in batch]
-        verdict_headers = checked(replies, pieces, trailers)
+        verdict_headers = checked(replies, pieces, trailers, exchange.over)
         assert exchange.ruling is not None
+        assert not exchange.over or (hold != "record" and mode == "STREAMED" and whole)
         if hold == "record":
             assert verdict_headers == {}
             assert exchange.ruling.word == ("accept" if verdict == ACCEPT else "recorded")
@@ -208,6 +221,79 @@ def test_a_refusal_is_rejected_before_its_end() -> None:
         Event("response_body", body=chunk("It is not something I may do. ")),
     )  # fmt: skip
     assert answers[0] == [] and next(r for batch in answers for r in batch).headers == rejected("refusal")
+
+
+_CERTAIN = ("non_empty", "no_refusal")
+
+
+def released(rules: Any, opened: Opening) -> tuple[list[Reply], VerifierExchange]:
+    """Return the replies to a long stream that does not refuse, and the exchange."""
+    pieces = [chunk(text) for text in LONG] + [transcript()]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opened)
+    return [reply for batch in run(exchange, *streamed(pieces)) for reply in batch], exchange
+
+
+def test_a_stream_whose_verdict_is_certain_is_left_to_envoy() -> None:
+    """The messages that were kept back get no reply, and the rest is not read. The ledger has the verdict."""
+    [reply], exchange = released(_CERTAIN, opening(counts_tokens=True))
+    assert exchange.over
+    final = cast(Ruling, exchange.ruling)
+    assert (final.word, final.final, final.usage) == ("accept", True, Usage())
+    assert reply == Reply("response_headers", headers=ACCEPT, metadata=final.metadata)
+    assert list(final.metadata) == [Namespace.DECISION, Namespace.LEDGER]
+
+
+def test_a_stream_that_becomes_certain_after_its_release_is_left_to_envoy_then() -> None:
+    """The message that makes it certain carries the verdict. The next one with bytes gets no reply."""
+    text = 6 * f"word{6 * ' '}"  # white space hardly counts for the rule, so the release comes first
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=_CERTAIN), None), opening(counts_tokens=True))
+    answers = run(exchange, *streamed([*12 * [chunk(text)], transcript()]))
+    assert exchange.over and answers[-1] == []
+    final = cast(Ruling, exchange.ruling)
+    assert (final.word, final.final, answers[-2][-1].metadata) == ("accept", True, final.metadata)
+    assert len(answers) < 13 and [reply.metadata for reply in answers[-3]] != [final.metadata]
+
+
+def test_a_certain_stream_that_only_ends_gets_a_reply_to_its_end() -> None:
+    """Envoy does not pass on an end without bytes by itself."""
+    for ending in (Event("response_body", True), Event("response_trailers", True)):
+        exchange = VerifierExchange(
+            Verifier(lambda: snapshot("record", _CERTAIN), None), opening(counts_tokens=True)
+        )
+        answers = run(exchange, headers(), *(Event("response_body", body=chunk(text)) for text in LONG[:5]), ending)
+        assert exchange.ruling is not None and not exchange.over
+        assert [reply.kind for reply in answers[-1]] == [ending.kind]
+
+
+@pytest.mark.parametrize(
+    ("rules", "opened"),
+    [
+        (_RULES, opening(counts_tokens=True)),
+        (_CERTAIN, opening()),
+        (_CERTAIN, opening("FULL_DUPLEX_STREAMED", counts_tokens=True)),
+    ],
+    ids=["a rule needs the end", "only we count tokens", "Envoy keeps no bytes"],
+)
+def test_a_stream_of_which_more_is_needed_is_read_to_its_end(rules: Any, opened: Opening) -> None:
+    replies, exchange = released(rules, opened)
+    assert not exchange.over
+    assert [reply.kind for reply in replies] == ["response_headers", *["response_body"] * 7]
+    assert exchange.ruling is not None and exchange.ruling.word == "accept"
+
+
+def test_a_stream_whose_logprobs_are_removed_is_read_to_its_end() -> None:
+    opened = opening(counts_tokens=True)
+    opened.metadata[Namespace.DECISION]["logprobs_added"] = True
+    replies, exchange = released(_CERTAIN, opened)
+    assert not exchange.over and len(replies) == 8
+
+
+def test_a_rejected_stream_that_goes_on_gets_one_reply() -> None:
+    """Envoy asks the next tier. If it does not, it sends on the rest of this answer by itself."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
+    refusing = [chunk("I'm sorry, but I can't help with that request. "), chunk("It is not something I may do. ")]
+    [reply] = [reply for batch in run(exchange, *streamed([*refusing, transcript()])) for reply in batch]
+    assert exchange.over and reply.kind == "response_headers" and reply.headers == rejected("refusal")
 
 
 def test_a_buffered_stream_is_held_to_its_end_or_up_to_four_megabytes() -> None:
