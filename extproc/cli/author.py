@@ -137,6 +137,8 @@ def _check_candidate(config: "Config", folder: Path) -> str:
     alike = len(alike_cohorts(config, candidate))
     size = f"{len(candidate.intents)} cohorts, {alike} matched alike"
     text = f"candidate in {spec.dir}: {size}, revision {snapshot.revision}; {part}"
+    if config.policy.apps:
+        text += ", and about no request of an app"
     if sample_of(candidate) != sample_of(config):
         text += "; Envoy carries out a part of it only after the promotion and `extproc envoy`"
     return text

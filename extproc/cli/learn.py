@@ -5,6 +5,7 @@ Nothing that serves is changed before the last step. That step writes the files 
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -33,7 +34,8 @@ from extproc.routing.gain_file import FITTED_FILES
 
 _LOG, _FIT, _HELD_OUT, _NEXT, _REPORT = "log.jsonl", "fit.jsonl", "held_out.jsonl", "next", "report.txt"
 
-
+# A mounted ConfigMap, or the folder of another user.
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _DAY = re.compile(rb"date: *['\"]?[0-9-]+['\"]?")
 
 
@@ -210,6 +212,14 @@ def _propose(task: LearnTask, new: Path, percent: float | None) -> str:
         return propose_candidate(task.intents, new, percent)
     except CandidateRunning as error:
         return str(error)
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        key = "shadow: true" if percent is None else f"percent: {percent:g}"
+        return (
+            f"{task.intents} is read-only, so the candidate stays in {new}: copy its files without {POLICY_FILE} "
+            f"to a folder beside your {POLICY_FILE}, and add `candidate: {{dir: FOLDER, {key}}}` there"
+        )
 
 
 @contextlib.contextmanager

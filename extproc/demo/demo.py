@@ -1,6 +1,7 @@
 """`extproc demo`: send real prompts through the real Envoy, and print which tiers serve them."""
 
 import contextlib
+import shlex
 import signal
 import sys
 import time
@@ -53,12 +54,13 @@ def _prepared(out: Path) -> Path:
 
 def _show_next(intents: Path, keep_serving: bool) -> None:
     program = sys.argv[0] if Path(sys.argv[0]).name == "extproc" else f"{sys.executable} -m extproc"
+    folder = shlex.quote(str(intents))
     steps = {
-        "See why a prompt goes where it goes:": f'{program} explain --intents {intents} "Prove that 17 is prime."',
-        f"Change an intent or a tier in {intents}/, then check the folder:": f"{program} check {intents}",
+        "See why a prompt goes where it goes:": f'{program} explain --intents {folder} "Prove that 17 is prime."',
+        f"Change an intent or a tier in {intents}/, then check the folder:": f"{program} check {folder}",
     }
     if not keep_serving:
-        steps["Keep Envoy running, and send it your own requests:"] = f"{program} demo --intents {intents} --serve"
+        steps["Keep Envoy running, and send it your own requests:"] = f"{program} demo --intents {folder} --serve"
     print("\nWhat to do next\n")
     for step, command in steps.items():
         print(f"  {step}\n    {command}")

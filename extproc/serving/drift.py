@@ -67,7 +67,7 @@ class _Cohort:
         """
         slots = [slot for slot in self.slots if slot.number > number - _SLOTS]
         requests = sum(slot.requests for slot in slots)
-        if self.evidence is None or min(requests, self.evidence.rows) < LEAST:
+        if self.evidence is None or requests < LEAST:
             return None
         # The standard error of Mann and Whitney's statistic.
         error = math.sqrt((1 / requests + 1 / self.evidence.rows) / 12)

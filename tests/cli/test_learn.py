@@ -1,10 +1,13 @@
 """`extproc learn`: its steps, its lock, a failed step, and what the gate decides about the candidate."""
 
 import contextlib
+import errno
 import fcntl
+import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,8 +21,11 @@ from extproc.config.load import load_config
 from extproc.contract.words import Signal
 from extproc.evidence.measure.gate import Passage
 from extproc.routing.gain_file import GAINS_FILE, encode_gains
+from tests.postgres import Postgres, postgres, server
 from tests.routing.test_by_prompt import gains as by_prompt_gains
 from tests.routing.test_by_prompt import header
+
+__all__ = ["postgres", "server"]
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROWS = 30
@@ -28,8 +34,13 @@ ROWS = 30
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A folder with intents, and a ledger with requests of which each has a label."""
-    shutil.copytree(CONFIGS / "good", tmp_path / "intents")
-    store, requests = Store(tmp_path / "ledger.sqlite", 90), []
+    fill(tmp_path, tmp_path / "ledger.sqlite")
+    return tmp_path
+
+
+def fill(place: Path, ledger: Path | str) -> None:
+    shutil.copytree(CONFIGS / "good", place / "intents")
+    store, requests = Store(ledger, 90), []
     for i in range(ROWS):
         name = f"r-{i}"
         outcome = Outcome(
@@ -40,8 +51,7 @@ def place(tmp_path: Path) -> Path:
         body = {"model": "auto", "messages": [{"role": "user", "content": f"Is invoice number {i} wrong?"}]}
         requests.append(msgspec.json.encode({"id": name, "request": body}) + b"\n")
     store.close()
-    (tmp_path / "requests.jsonl").write_bytes(b"".join(requests))
-    return tmp_path
+    (place / "requests.jsonl").write_bytes(b"".join(requests))
 
 
 @pytest.fixture(autouse=True)
@@ -63,12 +73,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
-def run(place: Path, *more: str) -> int:
+def run(place: Path, *more: str, ledger: str = "ledger.sqlite") -> int:
     arguments = (
         "--intents",
         "intents",
         "--ledger",
-        "ledger.sqlite",
+        ledger,
         "--requests",
         "requests.jsonl",
         "--out",
@@ -102,6 +112,79 @@ def test_learn_makes_a_candidate_and_does_it_once(place: Path, capsys: pytest.Ca
     assert run(place) == 0
     assert "the same candidate is in " in capsys.readouterr().out
     assert (place / "intents" / "policy.yaml").read_bytes() == policy
+
+
+def test_the_ledger_may_be_a_postgres(
+    tmp_path: Path, postgres: Postgres, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The steps are the same, and no output has the password."""
+    fill(tmp_path, postgres.url)
+    assert run(tmp_path, ledger=postgres.url) == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"export:    {ROWS} requests with their text, 0 without it")
+    assert load_config(tmp_path / "intents").policy.candidate is not None
+    assert main(["rollout", "status", "--intents", str(tmp_path / "intents"), "--ledger", postgres.url]) == 0
+    (tmp_path / "requests.jsonl").write_text('{"id": "other", "request": {"model": "auto", "messages": []}}\n')
+    assert run(tmp_path, ledger=postgres.url) == 2
+    captured = capsys.readouterr()
+    report = (tmp_path / "learn" / "report.txt").read_text()
+    assert "no request of postgresql://" in captured.err
+    assert "secret" not in output + captured.out + captured.err + report
+
+
+@pytest.mark.parametrize("error", [errno.EROFS, errno.EACCES])
+def test_a_read_only_folder_keeps_its_files_and_learn_says_what_to_copy(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """As with a mounted ConfigMap. The other steps need no write access to it."""
+    intents = place / "intents"
+    before = {path: path.read_bytes() for path in intents.iterdir()}
+    real = Path.mkdir
+
+    def mkdir(path: Path, *args: Any, **more: Any) -> None:
+        if intents.resolve() in path.resolve().parents:
+            raise OSError(error, os.strerror(error), str(path))
+        real(path, *args, **more)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert run(place, "--percent", "20") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "candidate: intents is read-only, so the candidate stays in learn/next: copy its files without policy.yaml "
+        "to a folder beside your policy.yaml, and add `candidate: {dir: FOLDER, percent: 20}` there"
+    )
+    assert {path: path.read_bytes() for path in intents.iterdir()} == before
+    assert "floor: 0.3" in (place / "learn" / "next" / "billing.yaml").read_text()
+
+
+def test_paths_may_have_spaces_and_start_elsewhere(
+    place: Path, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A cron job starts in the home of its user."""
+    spaced = place / "with a space"
+    spaced.mkdir()
+    for name in ("intents", "ledger.sqlite", "requests.jsonl"):
+        (place / name).rename(spaced / name)
+    arguments = (
+        "--intents",
+        "intents",
+        "--ledger",
+        "ledger.sqlite",
+        "--requests",
+        "requests.jsonl",
+        "--out",
+        "new learn",
+    )
+    home = tmp_path_factory.mktemp("home")
+    relative = Path(os.path.relpath(spaced, home))
+    words = [word if word.startswith("--") else str(relative / word) for word in arguments]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert main(["learn", *words]) == 0
+        assert main(["rollout", "start", "--percent", "30", "--intents", words[1]]) == 0
+    assert list(home.iterdir()) == []
+    spec = load_config(spaced / "intents").policy.candidate
+    assert spec is not None and (spec.dir, spec.percent) == ("next", 30.0)
+    assert (spaced / "new learn" / "report.txt").exists()
 
 
 def test_the_candidate_keeps_the_predicted_gains(place: Path) -> None:

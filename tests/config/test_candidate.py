@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from extproc.cli.main import main
 from extproc.config import reload
 from extproc.config.candidate import alike_cohorts, compile_all
 from extproc.config.load import Config, load_candidate, load_config
 from extproc.config.signature import signature
 from extproc.config.strict_checks import strict_problems
-from extproc.routing.snapshot import Snapshot
+from extproc.routing.rollout import arm_of
+from extproc.routing.snapshot import AUTHORITY, Snapshot
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
 
@@ -143,3 +145,23 @@ def test_the_folder_of_the_candidate_is_read_and_another_one_is_not(folder):
     assert not [p for p in strict_problems(load_config(folder), folder) if p.file == "next"]
     write_key(folder, "null")
     assert [p.file for p in strict_problems(load_config(folder), folder) if "is a folder" in p.what] == ["next"]
+
+
+def test_the_candidate_decides_about_no_request_of_an_app(folder, words, monkeypatch, capsys):
+    """An app has its own tiers, budget and perhaps intents, and the comparison leaves its rows out."""
+    shutil.copytree(folder / "next", folder / "support")
+    with (folder / "policy.yaml").open("a") as policy:
+        policy.write("apps: {support: {hosts: [s.example], intents: support}, plain: {hosts: [p.example]}}\n")
+    snapshot = compile_all(load_config(folder), folder, words)
+    assert snapshot.rollout is not None and snapshot.rollout.revision is not None
+    shares = {snapshot.rollout.revision: 1.0}
+    revisions = {}
+    for host in ("s.example", "p.example", "other.example"):
+        own = snapshot.of_request({AUTHORITY: host, ":path": "/v1/chat/completions"})
+        revisions[host] = arm_of(own, "conversation", shares).revision
+    assert revisions == {
+        "s.example": snapshot.revision, "p.example": snapshot.revision, "other.example": snapshot.rollout.revision,
+    }  # fmt: skip
+    monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda *_: words)
+    assert main(["check", str(folder)]) == 0
+    assert "decides about 20 % of the conversations, and about no request of an app" in capsys.readouterr().out

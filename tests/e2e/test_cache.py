@@ -49,7 +49,7 @@ ALICE, BOB = {"authorization": "Bearer alice"}, {"authorization": "Bearer bob"}
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Extractions are kept for each principal, and proofs for all clients. Compliance has no cache."""
+    """Extractions are kept for each principal, and proofs for all clients. Compliance is above the default tier."""
     folder = tmp_path_factory.mktemp("cache")
     written = write_small_intents(folder / "written")
     (written / "extraction.yaml").write_text(
@@ -58,6 +58,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     (written / "math_reasoning.yaml").write_text(
         small_intent("math_reasoning", f"tier: large\n{_ACCEPTED}\ncache: {{scope: shared, verify: 0}}")
     )
+    (written / "compliance.yaml").write_text(
+        small_intent("compliance", "tier: frontier\naccept: [complete, non_empty]\ncache: {verify: 0}")
+    )
+    with (written / "policy.yaml").open("a") as policy:
+        policy.write("upgrades: {per_minute: 0.01, burst: 3}\n")
     with SampleUpstreams(MODELS) as upstreams, with_ledger(Stack(written, folder, upstreams)) as running:
         yield running
 
@@ -228,6 +233,25 @@ def test_personal_requests_and_those_about_a_moment_are_never_kept(stack: Stack,
     for _ in range(2):
         answer, requests = asked(stack, chat(prompt))
         assert (requests, answer.headers["x-router-cache"]) == (1, word)
+
+
+def test_a_hit_needs_no_upgrade(stack: Stack) -> None:
+    """Three upgrades are used up. Then other questions go to the default tier, and the kept answer is served."""
+    carol = {"authorization": "Bearer carol"}
+    question = "Does the GDPR allow a shop to keep the birthdays of its customers?"
+    kept = fill(stack, chat(question), headers=carol)
+    assert (kept.headers["x-router-cache"], kept.headers["x-router-tier"]) == ("hit", "frontier")
+
+    def limited() -> Answer | None:
+        other, _ = asked(
+            stack, chat(f"Does the GDPR allow {len(stack.upstreams.received)} cookies?"), headers=carol
+        )
+        return other if other.headers["x-router-reason"] == "upgrade_rate" else None
+
+    assert eventually(limited, "the upgrades are used up").headers["x-router-tier"] == "large"
+    for _ in range(3):
+        hit, requests = asked(stack, chat(question), headers=carol)
+        assert (requests, hit.headers["x-router-cache"], hit.headers["x-router-tier"]) == (0, "hit", "frontier")
 
 
 def test_the_client_decides_with_cache_control(stack: Stack) -> None:

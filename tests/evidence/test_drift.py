@@ -1,5 +1,6 @@
 """Drift: the alarms with and without it, and the rows that are compared."""
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -56,6 +57,21 @@ def test_drift_is_found(recent: dict[str, float], found: tuple[str, str]) -> Non
     rng = np.random.default_rng(7)
     drift = compare("r", window(rng, 3000), window(rng, 1000, **recent), {})
     assert found in drifted(drift) and drift.verdict.startswith("DRIFT: ")
+
+
+def test_the_cohorts_of_an_app_count_by_themselves(tmp_path: Path) -> None:
+    """Two apps may have a cohort of the same name, with other utterances."""
+    with contextlib.closing(Store(tmp_path / "ledger.sqlite", 90)) as store:
+        for app, days, count in ((None, 2, 120), (None, 0, 60), ("support", 2, 120), ("support", 0, 60)):
+            for i in range(count):
+                margin = 0.3 if app is None or days else 0.05
+                outcome = Outcome(
+                    time.time() - days * DAY_S, "chat", Ending.ACCEPTED, 200, 1, "matched", cohort="faq",
+                    tier="small", request=f"{app}-{days}-{i}", app=app, revision="r",
+                    decision=f'{{"cohort":"faq","similarity":0.6,"margin":{margin + i % 60 / 1000}}}',
+                )  # fmt: skip
+                store.add([(outcome, Cost(0.1, (), 0.1))])
+    assert drifted(read_drift(tmp_path / "ledger.sqlite")) == {("margins", "support/faq")}
 
 
 def test_a_sure_but_small_difference_is_no_drift() -> None:

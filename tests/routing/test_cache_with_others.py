@@ -166,6 +166,28 @@ def test_an_app_gets_no_answer_of_another_app(snapshot, words):  # noqa: F811
     assert (hit.decision.cache, hit.record.app) == (CacheWord.HIT, "support")
 
 
+def test_a_principal_gets_no_answer_of_another_one_in_its_app(snapshot, words):  # noqa: F811
+    """The key is that of the client. The same key in another app is another principal."""
+    gateway = Gateway(snapshot, words)
+    gateway.fill(SUPPORT)
+    bob = BOB | {AUTHORITY: "support.example"}
+    assert gateway.route(bob).decision.cache is CacheWord.MISS
+    gateway.fill(bob)
+    gateway.fill(SALES)
+    for headers in (SUPPORT, bob, SALES):
+        assert gateway.route(headers).decision.cache is CacheWord.HIT
+
+
+def test_wrong_hits_of_an_app_turn_off_its_cache_alone(snapshot, words):  # noqa: F811
+    gateway = Gateway(snapshot, words)
+    for headers in (SUPPORT, SALES):
+        gateway.fill(headers)
+    for _ in range(3):
+        asyncio.run(gateway.answers.check(snapshot.revision, "support/billing", True))
+    words_of = [gateway.route(headers).decision.cache for headers in (SUPPORT, SALES)]
+    assert words_of == [CacheWord.OFF, CacheWord.HIT]
+
+
 def test_a_client_that_asks_again_after_a_hit_is_a_signal(snapshot, words):  # noqa: F811
     """It says that the kept answer was not good. The tier is the one that gave it."""
     gateway = Gateway(snapshot, words)

@@ -26,8 +26,8 @@ from extproc.evidence.fit.probability import fit_probability, probabilities
 from extproc.evidence.measure.metrics import NOTHING, Bools, Estimate, Floats, ece, exact_interval, share
 from extproc.settings import Evidence, Probability
 
-# Fewer rows describe no distribution.
-_LEAST_DECILES = 50
+# Fewer distinct rows describe no distribution.
+_LEAST_DECILES = 20
 
 
 class Counts(msgspec.Struct, frozen=True):

@@ -2,8 +2,9 @@
 
 A ledger has the decision about each request: the nearest cohort, its similarity and margin, and whether the match
 counts. Only rows of the revision that serves now are compared, since other floors or centroids change them.
-Each conversation counts once in a window. Each number has one test. All tests of a run together give a false alarm
-with a probability of at most `FALSE_ALARM`, if conversations do not depend on each other.
+Each conversation counts once in a window, and the cohorts of an app count by themselves. Each number has one test.
+All tests of a run together give a false alarm with a probability of at most `FALSE_ALARM`, if conversations do not
+depend on each other.
 """
 
 import contextlib
@@ -39,7 +40,7 @@ _NO_DECISION = (Reason.PINNED, Reason.PASSTHROUGH, Reason.BAD_REQUEST, Reason.BA
 _REASONS = ", ".join(f"'{reason}'" for reason in _NO_DECISION)
 _NEWEST = f"SELECT revision FROM outcomes WHERE revision NOT LIKE '{CANDIDATE_PREFIX}%' ORDER BY id DESC LIMIT 1"
 _ROWS = f"""
-  SELECT o.time, o.reason, o.session, o.decision, s.label
+  SELECT o.time, o.reason, o.session, o.decision, {{app}} AS app, s.label
   FROM outcomes o LEFT JOIN signals s ON s.kind = '{Signal.FEEDBACK}' AND {OWN_SIGNAL}
   WHERE o.time >= ? AND o.revision = ? AND {FROM_CLIENTS} AND o.reason NOT IN ({_REASONS}) ORDER BY o.id
 """
@@ -90,7 +91,8 @@ def read_drift(place: Path | str, evidence: Mapping[str, Sequence[float]] | None
         if not newest:
             return Drift(None, (0, 0), [], "NO TRAFFIC: the ledger has no decision")
         since = now - (BASE_DAYS + 1) * DAY_S
-        base, recent = _windows(ledger.select(_ROWS, (since, newest[0])), now - DAY_S)
+        query = _ROWS.format(app="o.app" if ledger.has_column("app") else "NULL")
+        base, recent = _windows(ledger.select(query, (since, newest[0])), now - DAY_S)
     return compare(newest[0], base, recent, evidence or {})
 
 
@@ -118,7 +120,8 @@ def _observed(row: Mapping[str, Any]) -> Observed | None:
     similarity, margin = map(float, values)
     right = None if row["label"] is None else row["label"] == decision["cohort"]
     fell_back = row["reason"] in FALLBACKS
-    return Observed(decision["cohort"], fell_back, similarity, margin, decision.get("probability"), right)
+    cohort = decision["cohort"] if row["app"] is None else f"{row['app']}/{decision['cohort']}"
+    return Observed(cohort, fell_back, similarity, margin, decision.get("probability"), right)
 
 
 def compare(
