@@ -28,7 +28,9 @@ def _ways(report: EvalReport) -> Iterable[str]:
         if cost is not None and quality is not None
     ]
     if len(known) < 2:
-        yield soft_line("The report has no recorded outcomes of two tiers, so there is nothing to compare.")
+        yield soft_line(
+            "The report compares fewer than two ways to serve its rows. docs/guides/evaluate.md has the reasons."
+        )
         return
     curve = [(point.per_1000, point.quality) for point in report.frontier]
     caption = "The configuration, its controls, and the frontier of one tier per cohort. Dashed: mixes of tiers."

@@ -82,9 +82,12 @@ def _cohorts(snapshot: Snapshot, lines: dict[str, CohortLine]) -> Iterable[str]:
         yield verdict_line(f"{trusted} of {len(cohorts)} cohorts have a floor by evidence or by a person.")
     else:
         yield verdict_line("No cohort has a floor by evidence or by a person, so each match is a guess.")
-    rows = [_row(name, cohort, lines.get(name)) for name, cohort in cohorts.items()]
+    rows = [_row(name, cohort, lines.get(cohort.name)) for name, cohort in cohorts.items()]
     yield html_of_rows(sorted(rows, key=lambda row: -int(row["requests"].replace(",", ""))), "words", "Cohorts")
-    others = [line for name, line in lines.items() if name not in cohorts]
+    names = {cohort.name for cohort in cohorts.values()}
+    if len(names) < len(cohorts):
+        yield soft_line("The ledger adds up cohorts of the same name, so these have the same numbers here.")
+    others = [line for name, line in lines.items() if name not in names]
     if others:
         yield "<h2>Requests of no cohort</h2>"
         yield soft_line(
@@ -95,7 +98,7 @@ def _cohorts(snapshot: Snapshot, lines: dict[str, CohortLine]) -> Iterable[str]:
 
 
 def cohorts_of(snapshot: Snapshot) -> dict[str, Cohort]:
-    """The cohorts of the policy and of its apps, by the names under which they are counted."""
+    """The cohorts of the policy, and as APP/COHORT those of each app that has its own intents."""
     parts = [snapshot, *(app.snapshot for app in snapshot.apps if app.folder)]
     return {part.name_of(name): cohort for part in parts for name, cohort in part.policy.cohorts.items()}
 

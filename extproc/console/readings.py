@@ -24,8 +24,7 @@ _LISTED = 20
 
 # Which requests are listed. The others are names of endings.
 Shown = Literal["all", "escalated", "degraded", "human", "failed", "cancelled", "disliked"]
-# The label of a client is the name of a cohort within its app.
-_CORRECTED = f"NOT (s.label = {NAMES['cohort']} OR {NAMES['cohort']} LIKE '%/' || s.label)"
+_CORRECTED = f"s.label <> {NAMES['cohort']}"
 _ESCALATED = "EXISTS (SELECT 1 FROM rejections r WHERE r.outcome = o.id)"
 _DISLIKED = (
     f"EXISTS (SELECT 1 FROM signals s WHERE s.kind = '{Signal.FEEDBACK}' AND {OWN_SIGNAL} "

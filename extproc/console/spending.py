@@ -15,7 +15,8 @@ from extproc.console.page import MOST_LINES, NO_LEDGER, Sources, choices, dollar
 from extproc.console.readings import NEWEST_WORDS, CacheReading, read_cache
 from extproc.contract.words import CacheWord
 from extproc.routing.budget import NANO, BudgetSpec, month_of, month_start, seconds_left
-from extproc.settings import HARD_FACTOR, AnswerCache
+from extproc.routing.policy import Cohort
+from extproc.settings import HARD_FACTOR
 from extproc.style import soft_line, verdict_line
 
 _NO_BUDGET = "The policy has no `budget`. docs/guides/budgets.md says how to write one."
@@ -137,7 +138,7 @@ def _who(ledger: str, by: By) -> Iterable[str]:
 
 def cache_page(sources: Sources, since: str) -> str:
     """The cache of each cohort: its hits, what they saved, and whether it is on."""
-    caches = {name: c.cache for name, c in cohorts_of(sources.snapshot()).items() if c.cache is not None}
+    caches = {name: cohort for name, cohort in cohorts_of(sources.snapshot()).items() if cohort.cache is not None}
     parts: list[str] = []
     states: Mapping[str, str] = {}
     if sources.router is not None:
@@ -171,14 +172,14 @@ def _hits(reading: CacheReading) -> str:
     ])  # fmt: skip
 
 
-def _caches(caches: Mapping[str, AnswerCache], reading: CacheReading, states: Mapping[str, str]) -> Iterable[str]:
+def _caches(caches: Mapping[str, Cohort], reading: CacheReading, states: Mapping[str, str]) -> Iterable[str]:
     if not caches:
         yield soft_line("No intent has the key `cache`. docs/guides/cache.md says how to write one.")
         return
-    unknown = "not known: start the console with --router" if not states else "not served by this router"
     rows = []
-    for name, cache in caches.items():
-        sums, requests = reading.of(name), reading.requests.get(name, 0)
+    for name, cohort in caches.items():
+        cache, sums, requests = cohort.cache, reading.of(cohort.name), reading.requests.get(cohort.name, 0)
+        assert cache is not None
         rows.append({
             "cohort": name,
             "requests": f"{requests:,}",
@@ -188,9 +189,17 @@ def _caches(caches: Mapping[str, AnswerCache], reading: CacheReading, states: Ma
             "kept for": cache.ttl,
             "for": "every client" if cache.scope == "shared" else "its principal",
             "checked": f"{100 * cache.verify:g} % of the hits",
-            "now": states.get(name, unknown),
+            "now": _state(name, states),
         })  # fmt: skip
     yield html_of_rows(rows, "words", "Caches")
+
+
+def _state(name: str, states: Mapping[str, str]) -> str:
+    """Whether the cache of a cohort is on. An app without its own intents has it by itself."""
+    if not states:
+        return "not known: start the console with --router"
+    of_apps = [f"{other}: {state}" for other, state in states.items() if other.endswith(f"/{name}")]
+    return "; ".join([states.get(name, "this router does not serve it"), *of_apps])
 
 
 def _words(reading: CacheReading) -> Iterable[str]:
