@@ -304,6 +304,23 @@ def custom_tool(world: World, case: Case) -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     world.script(small=chat(message=message, finish_reason="tool_calls"))
     is_served(world, send_case(world, case), "small")
+    calls_with_one_index(world, case)
+
+
+def calls_with_one_index(world: World, case: Case) -> None:
+    """Two calls with the index 0, of which one has no arguments. The tool takes none."""
+
+    def frame(finish: str | None, **delta: Any) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish}
+        return b"data: %b\n\n" % msgspec.json.encode({"choices": [choice]})
+
+    calls = [
+        [{"index": 0, "id": name, "type": "function", "function": {"name": "now", "arguments": arguments}}]
+        for name, arguments in (("a", "{}"), ("b", ""))
+    ]
+    frames = [*(frame(None, tool_calls=call) for call in calls), frame("tool_calls"), b"data: [DONE]\n\n"]
+    world.script(small=events(*frames))
+    is_served(world, send_case(world, case, case["body"] | {"stream": True, "tools": [tool("now", {})]}), "small")
 
 
 def fault_of_the_tier(world: World, case: Case) -> None:
@@ -314,13 +331,17 @@ def fault_of_the_tier(world: World, case: Case) -> None:
 
 
 def no_done(world: World, case: Case) -> None:
-    world.script(small=events(*frames_of(CHAT, MODEL["small"], "Nordwind, 420 EUR")[:-1]))
+    """Half of an emoji, which a server sends when a token ends within it, is no fault either."""
+    frames = frames_of(CHAT, MODEL["small"], "Nordwind, 420 EUR")
+    world.script(small=events(*frames[:-1]))
+    is_served(world, send_case(world, case), "small")
+    world.script(small=events(*(f.replace(b"EUR", rb"\ud83d") for f in frames)))
     is_served(world, send_case(world, case), "small")
 
 
 def finish_words(world: World, case: Case) -> None:
     """`MAX_TOKENS` is an answer that was cut, in any case."""
-    for word in ("STOP", "eos", "pause_turn", "queued"):
+    for word in ("STOP", "eos", "pause_turn", "queued", "FINISH_REASON_STOP"):
         world.script(small=chat(finish_reason=word))
         is_served(world, send_case(world, case), "small")
     for word in ("max_tokens", "MAX_TOKENS"):
@@ -424,9 +445,19 @@ CHECKS: dict[str, Check] = {
     "18": partial(each_part, "small", "matched", (
         {"messages": [{"role": "user", "content": ["Now:", _TEXT]}]},
         {"messages": [{"role": "user", "content": _TEXT}]},
+        {"messages": {"role": "user", "content": EXTRACT}},
+        {"messages": [{"content": EXTRACT}]},
+        {"messages": [{"role": "user", "content": EXTRACT}, {"role": "ipython", "content": LEGAL}]},
+        {"path": RESPONSES, "input": [{"type": "input_text", "text": EXTRACT}]},
+        {"path": RESPONSES, "messages": [{"role": "user", "content": EXTRACT}]},
+        {"path": CHAT, "input": EXTRACT},
     )),
     "19": partial(serves, "frontier", "matched"),
-    "20": partial(serves, "frontier", "capability"),
+    "20": partial(each_part, "frontier", "capability", (
+        {"messages": [{"role": "user", "content": [{"image": "https://x/y.png"}, _TEXT]}]},
+        {"messages": [{"role": "user", "content": [{"inlineData": {"data": "AAAA"}}, _TEXT]}]},
+        {"messages": [{"role": "user", "content": EXTRACT, "images": ["AAAA"]}]},
+    )),
     "21": partial(serves, "frontier", "capability"),
     "22": partial(each_part, "frontier", "capability", (_SCREENSHOT,)),
     "23": partial(each_part, "frontier", "capability", _AS_FILES),
