@@ -694,11 +694,12 @@ def test_a_ten_megabyte_answer_is_kept_whole() -> None:
     assert (len(seen.text), seen.complete, seen.malformed) == (10_000_000, True, None)
 
 
+_TOOL_CALLS: list[Any] = [None, [], [{"index": 0, "function": {"name": "f"}}]]
 # Members of a chunk, of its choice and of its delta, with values that are read or ignored.
 _ODD: list[tuple[str, Any]] = [
     *(("delta", {name: value}) for name in ("content", "reasoning_content", "reasoning", "refusal", "role")
       for value in ("hm", "", None, 7, ["x"], {"a": 1})),
-    *(("delta", {"tool_calls": value}) for value in (None, [], [{"index": 0, "function": {"name": "f"}}])),
+    *(("delta", {"tool_calls": value}) for value in _TOOL_CALLS),
     *(("choice", {name: value}) for name in ("logprobs", "error", "stop_reason", "text", "index", "finish_reason")
       for value in (None, 0, 1, -1, 0.0, True, "stop", {"content": [{"logprob": -1}]})),
     *(("chunk", {name: value}) for name in ("usage", "error", "object", "type", "model", "id", "created", "choices")

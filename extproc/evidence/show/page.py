@@ -240,7 +240,8 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
 
 
 def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") -> str:
-    head = "".join(f'<th scope="col">{name.replace(' %', '&nbsp;%')}</th>' for name in header)
+    titles = [name.replace(" %", "&nbsp;%") for name in header]
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     return (
         f'{scroll_region("Table")}<table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
     )
