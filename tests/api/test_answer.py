@@ -694,6 +694,7 @@ def test_a_ten_megabyte_answer_is_kept_whole() -> None:
     assert (len(seen.text), seen.complete, seen.malformed) == (10_000_000, True, None)
 
 
+_VALUES: list[Any] = [None, "error", "m2", 7, 7.5, [], {"prompt_tokens": 3}]
 _TOOL_CALLS: list[Any] = [None, [], [{"index": 0, "function": {"name": "f"}}]]
 # Members of a chunk, of its choice and of its delta, with values that are read or ignored.
 _ODD: list[tuple[str, Any]] = [
@@ -703,7 +704,7 @@ _ODD: list[tuple[str, Any]] = [
     *(("choice", {name: value}) for name in ("logprobs", "error", "stop_reason", "text", "index", "finish_reason")
       for value in (None, 0, 1, -1, 0.0, True, "stop", {"content": [{"logprob": -1}]})),
     *(("chunk", {name: value}) for name in ("usage", "error", "object", "type", "model", "id", "created", "choices")
-      for value in (None, "error", "m2", 7, 7.5, [], {"prompt_tokens": 3})),
+      for value in _VALUES),
 ]  # fmt: skip
 
 
