@@ -569,6 +569,17 @@ def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
     assert (len(after) - len(before), path.stat().st_mode & 0o777) == (14, 0o640)
 
 
+def test_the_evidence_has_the_deciles_of_its_rows_if_they_are_enough(folder, tmp_path):
+    """The router compares its traffic with them."""
+    commands.run_calibrate(folder, labelled(tmp_path), 0.05, "2026-11-22", 0, write=True)
+    evidence = {intent.intent: intent.evidence for intent in load_config(folder).intents}
+    assert evidence["billing"] is not None
+    deciles = evidence["billing"].deciles
+    assert deciles is not None and len(deciles) == 9 and list(deciles) == sorted(deciles)
+    assert -1 <= deciles[0] <= deciles[8] <= 1
+    assert evidence["cooking"] is not None and evidence["cooking"].deciles is None  # of ten rows
+
+
 def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
     """The error says what is missing."""
     path = tmp_path / "plain.jsonl"
