@@ -53,7 +53,8 @@ svg.stack{width:90px;height:12px;border-radius:3px;vertical-align:middle}
 .t0{fill:var(--t0)}.t1{fill:var(--t1)}.t2{fill:var(--t2)}.t3{fill:var(--t3)}.t4{fill:var(--t4)}
 .key span{display:inline-block;margin-right:14px;font-size:.84rem;color:var(--soft)}
 .key svg{width:11px;height:11px;margin-right:5px}
-.matrix td,.matrix th{padding:3px 5px;text-align:center;border:1px solid var(--paper);min-width:26px}
+.matrix{width:auto}
+.matrix td,.matrix th{padding:3px 5px;text-align:center;border:1px solid var(--paper);min-width:30px}
 .matrix th{white-space:nowrap}.matrix thead th{padding:8px 0 4px}
 .matrix thead th span{writing-mode:vertical-rl;transform:rotate(180deg)}
 .matrix th:first-child{text-align:right}.matrix td.hit{font-weight:600}
