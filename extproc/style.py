@@ -42,7 +42,8 @@ thead th:first-child{background:var(--band)}
 tr.configured td,tr.configured th{font-weight:600;color:var(--own)}
 td i{color:var(--soft);font-style:normal;font-size:.92em}
 svg text{fill:var(--soft);font:12.5px system-ui,sans-serif}svg .tick{font-size:12px}
-svg .grid{stroke:var(--rule);stroke-width:1}svg polyline{fill:none;stroke-width:2}
+svg .grid{stroke:var(--rule);stroke-width:1}svg .far{stroke:var(--soft);stroke-width:.7}
+svg polyline{fill:none;stroke-width:2}
 svg .curve{stroke:var(--other)}svg .hull{stroke:var(--soft);stroke-dasharray:5 4}
 svg .ideal{stroke:var(--rule);stroke-width:1.5}
 svg circle.control{fill:var(--other)}svg circle.chosen{fill:var(--own)}

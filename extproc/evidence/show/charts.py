@@ -26,7 +26,8 @@ class Plot:
         self._x, self._y = _widened(x_range), _widened(y_range)
         self._marks: list[str] = []
         self._labels: list[tuple[float, float, str, str]] = []
-        self._boxes: list[Box] = []  # of dots and intervals, which no label may cover
+        self._boxes: list[Box] = []  # of dots, which no label may cover
+        self._bars: list[Box] = []  # of intervals, which a label covers rather than be far from its point
 
     def line(self, points: Sequence[Pair], kind: str) -> None:
         """A line through the points. `kind` is its CSS class."""
@@ -39,7 +40,7 @@ class Plot:
         x, y = self._at(point)
         if interval is not None and not any(map(math.isnan, interval)):
             low, high = (self._at((point[0], end))[1] for end in interval)
-            self._boxes.append((x - 2, min(low, high), 4, abs(high - low)))
+            self._bars.append((x - 2, min(low, high), 4, abs(high - low)))
             self._marks.append(
                 f'<line class="{kind} bar" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
             )
@@ -92,12 +93,14 @@ class Plot:
             spots += [(side, y + 4 + _LINE * step) for step in steps for side in (right, left)]
             edges = _WIDTH - width, _HEIGHT - _BOTTOM
             inside = [s for s in spots if s[0] > _LEFT and s[0] < edges[0] and 10 < s[1] < edges[1]]
-            free = [s for s in inside if not any(_overlap(_box(s, width), other) for other in taken)]
-            left, base = next(iter([*free, *inside, *spots]))
+            free = [s for s in inside if _is_free(_box(s, width), taken)]
+            clear = [s for s in free if _is_free(_box(s, width), self._bars)]
+            near = [s for s in free if abs(s[1] - 4 - y) <= 2 * _LINE]
+            left, base = next(iter([*(s for s in clear if s in near), *near, *clear, *free, *inside, *spots]))
             taken.append(_box((left, base), width))
             if abs(base - 4 - y) > 2 * _LINE:
-                near = left if left > x else left + width
-                parts.append(f'<line class="grid" x1="{x:.1f}" x2="{near:.1f}" y1="{y:.1f}" y2="{base - 4:.1f}"/>')
+                end = left if left > x else left + width
+                parts.append(f'<line class="far" x1="{x:.1f}" x2="{end:.1f}" y1="{y:.1f}" y2="{base - 4:.1f}"/>')
             parts.append(f'<text class="{kind} name" x="{left:.1f}" y="{base:.1f}">{escape(label)}</text>')
         return parts
 
@@ -105,6 +108,10 @@ class Plot:
 def _box(spot: Pair, width: float) -> Box:
     """The room of a label whose first letter stands at `spot`."""
     return spot[0], spot[1] - 11, width, _LINE
+
+
+def _is_free(box: Box, taken: Sequence[Box]) -> bool:
+    return not any(_overlap(box, other) for other in taken)
 
 
 def _overlap(a: Box, b: Box) -> bool:
