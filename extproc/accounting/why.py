@@ -100,9 +100,8 @@ def why(place: Path | str, request: str) -> str:
         stories = [_story(row, ledger) for row in list(ledger.select(_OUTCOME, (request, since)))]
     if not stories and not indexed:
         raise OSError(
-            f"{name_of(place)} is a ledger of an earlier release without an index of request ids, so only the last "
-            f"24 hours were searched, and they have no request {request}: `extproc serve --ledger` of this release "
-            "builds the index"
+            f"{name_of(place)} has no request {request} in the last 24 hours. Only these were searched, because "
+            "this ledger of an earlier release has no index of request ids: `extproc serve --ledger` builds it"
         )
     if not stories:
         raise OSError(

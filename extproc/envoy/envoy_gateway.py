@@ -9,7 +9,7 @@ import re
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict
 from extproc.envoy.shared import NAMESPACE, UNPATCHED_HOST, Gateway, Parts, shared_parts
-from extproc.envoy.unsupported import check_files
+from extproc.envoy.unsupported import check_files, check_hosts, check_names
 from extproc.settings import Tier
 
 _NAME, _GROUP = "llm", "gateway.envoyproxy.io"
@@ -20,7 +20,9 @@ _TYPE = "type.googleapis.com/envoy.config"
 def envoy_gateway(config: Config, gateway: Gateway, routers: list[str], otlp: str | None) -> list[Dict]:
     """Return the resources. Raises ConfigError if the policy has a setting that they cannot carry out."""
     check_files(config, keys=False)
+    check_hosts(config, gateway.host)
     tiers = [tier for tier in config.policy.tiers if tier.key is not None]
+    check_names(config, [(tier.name, _secret(tier)) for tier in tiers])
     secrets = {f"{tier.name}_key": _sds(tier) for tier in tiers}
     parts = shared_parts(config, gateway, routers, otlp, "composite", secrets)
     return [

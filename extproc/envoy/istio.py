@@ -7,7 +7,7 @@ no composite cluster, so each ladder is a cluster with a priority for each attem
 from extproc.config.load import Config
 from extproc.envoy.builders import Dict
 from extproc.envoy.shared import NAMESPACE, UNPATCHED_HOST, Gateway, Parts, shared_parts
-from extproc.envoy.unsupported import check_files
+from extproc.envoy.unsupported import check_files, check_hosts
 
 _NAME = "llm"
 _GATEWAY: Dict = {"context": "GATEWAY"}
@@ -18,6 +18,7 @@ _PORTS = (80, 443)
 def istio(config: Config, gateway: Gateway, routers: list[str], otlp: str | None) -> list[Dict]:
     """Return the resources. Raises ConfigError if the policy has a setting that they cannot carry out."""
     check_files(config, keys=True)
+    check_hosts(config, gateway.host)
     return [_service(gateway), _filter(gateway, shared_parts(config, gateway, routers, otlp, "priorities", {}))]
 
 

@@ -1,6 +1,7 @@
 """Settings that an Envoy, or the gateway that it belongs to, cannot carry out. Each is refused, with its line."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from extproc.acceptance.rules import compile_rules
@@ -68,6 +69,37 @@ def check_files(config: Config, *, keys: bool) -> None:
             problems.append((f".tiers[{i}].key", f"{what}, so that clients send their own, or use another Envoy"))
     if problems:
         raise ConfigError([_problem(config, POLICY_FILE, at, what) for at, what in problems])
+
+
+def check_hosts(config: Config, host: str) -> None:
+    """Raise ConfigError for an app with another host than the one whose requests reach our listener."""
+    problems = [
+        _problem(
+            config,
+            POLICY_FILE,
+            f".apps.{name}.hosts[{i}]",
+            f"app `{name}` has the host `{pattern}`, and only requests of --host {host} reach the router: remove "
+            "it, tell apps apart by `headers`, or use a separate Envoy",
+        )
+        for name, app in config.policy.apps.items()
+        for i, pattern in enumerate(app.hosts)
+        if not fnmatchcase(host.lower(), pattern)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_names(config: Config, names: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigError if two tiers get the same name in Kubernetes. `names` are pairs of a tier and that name."""
+    first: dict[str, str] = {}
+    for tier, name in names:
+        other = first.setdefault(name, tier)
+        if other != tier:
+            at = next(i for i, each in enumerate(config.policy.tiers) if each.name == tier)
+            what = (
+                f"the Secret of the key of tier `{tier}` would be {name}, as that of `{other}`: rename one of them"
+            )
+            raise ConfigError([_problem(config, POLICY_FILE, f".tiers[{at}].name", what)])
 
 
 def _problem(config: Config, file: str, at: str, what: str) -> Problem:

@@ -74,6 +74,61 @@ def refused(capsys: pytest.CaptureFixture[str], intents: Path, *options: str) ->
     return printed.err
 
 
+APPS = """
+apps:
+  care: {hosts: ["*.example.com"], headers: {x-app: care}, tiers: [large]}
+  support:
+    hosts:
+      - llm.example.com
+      - support.example.com
+"""
+
+
+@pytest.mark.parametrize("form", ["envoy-gateway", "istio"])
+def test_an_app_whose_host_does_not_reach_the_router_is_refused(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str
+) -> None:
+    """Its requests would never come. The other apps and hosts are rendered."""
+    intents = edited(tmp_path)
+    policy = intents / "policy.yaml"
+    text = policy.read_text() + APPS
+    policy.write_text(text)
+    line = text.splitlines().index("      - support.example.com") + 1
+    assert refused(capsys, intents, "--for", form, "--host", HOST) == (
+        f"{policy}:{line}: app `support` has the host `support.example.com`, and only requests of --host {HOST} "
+        "reach the router: remove it, tell apps apart by `headers`, or use a separate Envoy\n"
+        f"1 problem in {intents}\n"
+    )
+    policy.write_text(text.replace("      - support.example.com\n", ""))
+    assert "request.headers['x-app']" in rendered(capsys, intents, "--for", form, "--host", HOST)
+
+
+def test_nothing_of_a_tier_vanishes_in_a_gateway(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The base path, the name for TLS, the header and scheme of the key, and the weights are in the patch."""
+    intents = edited(
+        tmp_path, url="https://api.example/openai/v1", sni="tls.example",
+        key={"file": "/secret/large", "header": "x-goog-api-key", "scheme": "Token"},
+    )  # fmt: skip
+    text = rendered(capsys, intents, "--for", "envoy-gateway", "--host", HOST)
+    for part in ("/openai/v1", "sni: tls.example", "header: x-goog-api-key", '"Token "', "httproutefilter"):
+        assert part in text.replace('\\"', '"'), part
+    istio = edited(tmp_path / "istio", url="https://api.example/openai/v1", sni="tls.example")
+    text = rendered(capsys, istio, "--for", "istio", "--host", HOST)
+    assert "/openai/v1" in text and "sni: tls.example" in text
+
+
+def test_two_tiers_with_one_secret_are_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Names of Kubernetes have fewer characters than those of tiers."""
+    intents = edited(tmp_path, key={"file": "/secret/large"})
+    policy = intents / "policy.yaml"
+    tiers = yaml.safe_load(policy.read_text())
+    large = next(tier for tier in tiers["tiers"] if tier["name"] == "large")
+    tiers["tiers"] += [large | {"name": "Large", "url": "http://other:8000"}]
+    policy.write_text(yaml.safe_dump(tiers))
+    said = refused(capsys, intents, "--for", "envoy-gateway", "--host", HOST)
+    assert "the Secret of the key of tier `Large` would be extproc-key-large, as that of `large`: rename" in said
+
+
 @pytest.mark.parametrize("version", ["1.7", "1.8", "1.9"])
 def test_envoy_gateway_gets_a_patch_by_the_names_of_its_version(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, version: str
