@@ -79,7 +79,7 @@ def check_hosts(config: Config, host: str) -> None:
             POLICY_FILE,
             f".apps.{name}.hosts[{i}]",
             f"app `{name}` has the host `{pattern}`, and only requests of --host {host} reach the router: remove "
-            "it, tell apps apart by `headers`, or use a separate Envoy",
+            "it, distinguish apps by `headers`, or use a separate Envoy",
         )
         for name, app in config.policy.apps.items()
         for i, pattern in enumerate(app.hosts)

@@ -96,7 +96,7 @@ def test_an_app_whose_host_does_not_reach_the_router_is_refused(
     line = text.splitlines().index("      - support.example.com") + 1
     assert refused(capsys, intents, "--for", form, "--host", HOST) == (
         f"{policy}:{line}: app `support` has the host `support.example.com`, and only requests of --host {HOST} "
-        "reach the router: remove it, tell apps apart by `headers`, or use a separate Envoy\n"
+        "reach the router: remove it, distinguish apps by `headers`, or use a separate Envoy\n"
         f"1 problem in {intents}\n"
     )
     policy.write_text(text.replace("      - support.example.com\n", ""))
