@@ -12,6 +12,13 @@ from extproc.routing.cache_store import Checks
 from extproc.routing.gain_file import GAINS_FILE
 from extproc.routing.snapshot import Snapshot
 
+# What serves the requests of an app whose files have mistakes.
+_SERVES = {
+    None: "its earlier intents serve",
+    "open": "off, its default tier serves",
+    "closed": "off, its requests are refused",
+}
+
 
 class Refusal(msgspec.Struct, frozen=True):
     """Files that may not serve."""
@@ -88,7 +95,11 @@ class Standing:
             lacks=[f"{change.place}: {change.text}" for change in self._lacks],
             stale=[*stale_values(self.config, snapshot), *_stale_in_apps(self.config, snapshot)],
             caches={name: f"{'OFF' if checks.off else 'on'}: {checks}" for name, checks in (caches or {}).items()},
-            apps=[f"{app.name}: {problem}" for app in snapshot.apps for problem in app.problems],
+            apps=[
+                f"{app.name} ({_SERVES[app.snapshot.off]}): {problem}"
+                for app in snapshot.apps
+                for problem in app.problems
+            ],
         )
 
 

@@ -309,6 +309,8 @@ def test_a_mistake_in_an_app_at_the_start_serves_its_last_good_files(
         tiers.append(next(tier for tier in ("large-1", "small-1") if tier in str(replies)))
         status = await asyncio.to_thread(ask_status, serving.listen)
         assert bool(status.apps) is (len(tiers) > 1 and not policy_too)
+        expected = "support (its earlier intents serve): support/refunds.yaml:"
+        assert all(line.startswith(expected) for line in status.apps)
         await until(lambda: kept_folder(serving.intents) is not None, running)
         os.kill(os.getpid(), signal.SIGTERM)
         await running
