@@ -173,7 +173,7 @@ class VerifierExchange:
         return ruling
 
     def _rule_certain(self, cohort: Cohort, reader: AnswerReader) -> Ruling | None:
-        """Rule on a growing answer that was released, if every rule is satisfied whatever follows."""
+        """Rule on a growing answer that was released, if every rule is satisfied for any continuation."""
         tier = self._attempt.tier
         if not (may_be_certain(cohort.accept, tier) and self._needs_no_more(cohort)):
             return None
