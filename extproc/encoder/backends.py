@@ -20,8 +20,8 @@ import numpy as np
 from extproc.encoder import centre
 from extproc.encoder.features import WORDS_WEIGHT, FeatureEncoder
 from extproc.encoder.models import is_e5, locate, open_model, prompt_of
-from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.parts import Parts, in_two_passes, moved, text_of, tokens_in
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors, unit
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ ADAPTED_FILE = "adapted.json"
 class Measured(msgspec.Struct, frozen=True):
     """One back end, measured on the machine that prepared it."""
 
-    name: str  # "openvino int8", "openvino bf16", "openvino fp32", "torch fp32"
+    name: str  # "onnxruntime int8", "openvino int8", "openvino bf16", "openvino fp32", "torch fp32"
     ms_16: float  # median time of one text of 16 tokens, in milliseconds
     ms_64: float  # the same with 64 tokens
     agreement: float  # mean cosine with torch fp32, on texts that were not used to set scales
@@ -149,11 +149,10 @@ def load_sentences(model: str, threads: int) -> Encoder:
     if choice is None:
         log.warning("encoder %s is not prepared for this machine: run `extproc prepare` to route faster", model)
         return TorchSentences(model, threads)
-    backend, _, precision = choice.chosen.name.partition(" ")
-    if backend == "torch":
+    if choice.chosen.name.startswith("torch"):
         return TorchSentences(model, threads)
-    return OpenVinoSentences(
-        prepared_folder(model), precision, choice.max_tokens, threads, choice.prompt, keep=not choice.portable
+    return PreparedSentences(
+        prepared_folder(model), choice.chosen.name, choice.max_tokens, threads, choice.prompt, not choice.portable
     )
 
 

@@ -1,20 +1,24 @@
 """`extproc prepare`: convert the encoder once for this machine, and choose its back end by measurement.
 
-The candidates are torch with the original model, and OpenVINO in fp32, bf16 (if the CPU supports it) and int8. The
-fastest one whose vectors agree with torch fp32 is kept. bench/encoders.py measures int8 on labelled data.
+The candidates are torch with the original model, OpenVINO in fp32, bf16 (if the CPU supports it) and int8, and ONNX
+Runtime in int8. The fastest one whose vectors agree with torch fp32 is kept. bench/encoders.py measures them on
+labelled data.
 
-A portable model is for other machines, such as those that run an image. It is fp32, because int8 and bf16 are fast
-or exact only on some CPUs. Its weights are stored as fp16, and nothing is compiled for the CPU of this machine.
+A portable model is for other machines, such as those that run an image. It is ONNX Runtime's int8, or OpenVINO's
+fp32. OpenVINO's int8 and bf16 are fast or exact only on some CPUs. Nothing is compiled for the CPU of this machine,
+and weights as fp32 are stored as fp16.
 """
 
 import contextlib
 import io
+import itertools
+import logging
 import shutil
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,12 @@ import numpy as np
 
 from extproc.encoder.backends import CHOICE_FILE, BackendChoice, Measured, TorchSentences, prepared_folder
 from extproc.encoder.models import prompt_of
-from extproc.encoder.openvino_sentences import OpenVinoSentences, import_openvino
+from extproc.encoder.openvino_model import import_openvino
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Encoder, EncoderError, Vectors
 from extproc.encoder.tokens import Tokens, load_tokens, write_tokens
+
+log = logging.getLogger(__name__)
 
 # Least mean cosine with fp32. int8 reaches 0.997, and loses less than 0.1 percentage points of CLINC150 accuracy.
 _AGREEMENT = 0.99
@@ -55,20 +62,19 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int, portable:
         scaled_on = _spread(texts[::2], _SCALED_ON)
         converted = convert_model(reference.model, scaled_on, max_tokens, Path(scratch), reference.centre, portable)
         encoders: dict[str, Encoder] = {"torch fp32": reference} | {
-            f"openvino {precision}": OpenVinoSentences(path, precision, max_tokens, threads, prompt, not portable)
-            for precision, path in converted.items()
+            name: PreparedSentences(path, name, max_tokens, threads, prompt, not portable)
+            for name, path in converted.items()
         }
         compared = _spread(texts[1::2], _COMPARED_ON)
         candidates = _measure(encoders, compared)
         agreeing = [candidate for candidate in candidates if candidate.agreement >= _AGREEMENT]
         if portable:
-            agreeing = [candidate for candidate in agreeing if candidate.name == "openvino fp32"]
+            agreeing = [candidate for candidate in agreeing if candidate.name in converted]
         chosen = min(agreeing, key=lambda candidate: candidate.ms_16 + candidate.ms_64)
         choice = BackendChoice(model, chosen, tuple(candidates), len(compared), max_tokens, date, prompt, portable)
-        precision = chosen.name.removeprefix("openvino ")
-        _keep(choice, converted.get(precision), folder)
-    if precision in converted and not portable:
-        OpenVinoSentences(folder, precision, max_tokens, threads, prompt)  # compile now, not at every start
+        _keep(choice, converted.get(chosen.name), folder)
+    if chosen.name in converted and not portable:
+        PreparedSentences(folder, chosen.name, max_tokens, threads, prompt)  # compile now, not at every start
     for path in folder.iterdir():
         path.chmod(0o644)  # serving may be another user, and OpenVINO makes compiled models private
     return choice
@@ -82,28 +88,56 @@ def convert_model(
     centre: Vectors | None = None,
     portable: bool = False,
 ) -> dict[str, Path]:
-    """Convert a sentence-transformers model to fp32 and, unless `portable`, int8 and what else the CPU supports.
+    """Convert a sentence-transformers model for every back end of this CPU, or those of any CPU if `portable`.
 
     `centre`, float32[d], is subtracted from each vector.
-    Returns precision -> folder in `scratch` with the model and its tokenizer. Raises EncoderError.
+    Returns back end -> folder in `scratch` with the model and its tokenizer. Raises EncoderError.
     """
     openvino = import_openvino()
     graph = _traced(model, centre)
     texts = [prompt_of(model) + text for text in texts]
     write_tokens(model.tokenizer.backend_tokenizer, scratch, texts, max_tokens)
-    graphs = {"fp32": graph}
+    tokens = load_tokens(scratch, max_tokens)
+    graphs = {"openvino fp32": graph}
     if not portable:
-        graphs["int8"] = _in_int8(graph, texts, load_tokens(scratch, max_tokens))
+        graphs["openvino int8"] = _in_int8(graph, texts, tokens)
     folders = {}
     for name, converted in graphs.items():
         folders[name] = scratch / name
         shrink_word_table(converted)
         openvino.save_model(converted, folders[name] / "model.xml", compress_to_fp16=portable)
-        for path in scratch.glob("tokenizer.*"):
-            shutil.copy(path, folders[name])
+    folders |= _for_onnxruntime(model, centre, tokens.encode(texts), scratch / "onnxruntime int8")
+    for folder, path in itertools.product(folders.values(), scratch.glob("tokenizer.*")):
+        shutil.copy(path, folder)
     if not portable and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        folders["bf16"] = folders["fp32"]
+        folders["openvino bf16"] = folders["openvino fp32"]
     return folders
+
+
+def _for_onnxruntime(
+    model: Any, centre: Vectors | None, token_ids: Sequence[list[int]], folder: Path
+) -> dict[str, Path]:
+    """Convert for ONNX Runtime into `folder`. Returns its name and `folder`, or nothing if that is not possible."""
+    from extproc.encoder.forward import forward_of, pools_parts
+    from extproc.encoder.onnx_export import write_onnx
+
+    folder.mkdir()
+    try:
+        with _bars_on_a_terminal_only(), _tracing("ONNX Runtime is left out of the comparison."):
+            write_onnx(forward_of(model, centre), token_ids, pools_parts(model), folder)
+    except EncoderError as error:
+        log.warning("%s", error)
+        return {}
+    return {folder.name: folder}
+
+
+@contextlib.contextmanager
+def _tracing(consequence: str) -> Iterator[None]:
+    """Raise EncoderError, which says what follows, for any error of the model's code."""
+    try:
+        yield
+    except Exception as error:
+        raise EncoderError(f"the model cannot be converted: {error}. {consequence}") from error
 
 
 def _traced(model: Any, centre: Vectors | None) -> Any:
@@ -117,12 +151,8 @@ def _traced(model: Any, centre: Vectors | None) -> Any:
     inputs = {"input_ids": example, "attention_mask": example}
     if pools_parts(model):
         inputs["parts"] = example
-    try:
+    with _tracing("Serving will run it in torch, unprepared."):
         graph = openvino.convert_model(forward_of(model, centre), example_input=inputs)
-    except Exception as error:  # tracing runs the model's code, which may raise anything
-        raise EncoderError(
-            f"the model cannot be converted: {error}. Serving will run it in torch, unprepared."
-        ) from error
     graph.reshape({port.any_name: openvino.PartialShape([-1, -1]) for port in graph.inputs})
     return graph
 

@@ -21,6 +21,9 @@ _SPACE = "▁"
 # SentencePiece's numbers: a unigram model; and for pieces: normal, unknown, control (never found in a text).
 _UNIGRAM, _NORMAL, _UNKNOWN, _CONTROL = 1, 1, 2, 3
 
+# The ids of a text, and the numbers of those in its parts. None: the whole text.
+MarkedTokens = tuple[list[int], list[int]]
+
 
 class Tokens(Protocol):
     """Texts -> token ids."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from extproc.encoder.batcher import RememberingEncoder
 from extproc.encoder.features import FeatureEncoder
-from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.parts import Parts, encode_parts
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Encoder, Vectors
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _HASH_BYTES = 16
 
 def storing(encoder: Encoder) -> Encoder:
     """Return the same encoder with a file of vectors, if it is prepared. Otherwise return the encoder."""
-    if not isinstance(encoder, FeatureEncoder) or not isinstance(encoder.sentences, OpenVinoSentences):
+    if not isinstance(encoder, FeatureEncoder) or not isinstance(encoder.sentences, PreparedSentences):
         return encoder
     with_file = copy.copy(encoder)
     with_file.sentences = StoringSentences(encoder.sentences, encoder.sentences.vectors)
@@ -45,7 +45,7 @@ def folder_of(encoder: Encoder) -> Path | None:
     sentences = encoder.sentences if isinstance(encoder, FeatureEncoder) else None
     if isinstance(sentences, StoringSentences):
         return sentences.file.parent
-    return sentences.vectors.parent if isinstance(sentences, OpenVinoSentences) else None
+    return sentences.vectors.parent if isinstance(sentences, PreparedSentences) else None
 
 
 class StoringSentences:

@@ -15,7 +15,7 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.fit_file import fit_once
 from extproc.config.load import load_config
 from extproc.encoder.batcher import RememberingEncoder
-from extproc.encoder.openvino_sentences import OpenVinoSentences
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Vectors, unit
 from extproc.encoder.vector_file import folder_of, storing
 from extproc.routing import head
@@ -141,7 +141,7 @@ def test_the_newest_files_are_kept(tmp_path, monkeypatch):
 def test_only_a_prepared_encoder_has_a_folder(words, encoder, tmp_path, monkeypatch):
     """The folder is found through the wrappers that serving uses, and a snapshot is fitted there once."""
     assert folder_of(words) is None and folder_of(RememberingEncoder(words)) is None
-    if not isinstance(encoder.sentences, OpenVinoSentences):
+    if not isinstance(encoder.sentences, PreparedSentences):
         pytest.skip("another back end was chosen here, or `extproc prepare` was not run")
     monkeypatch.setattr(encoder.sentences, "vectors", tmp_path / "utterances.npz")
     assert folder_of(encoder) == folder_of(storing(encoder)) == tmp_path

@@ -8,8 +8,8 @@ import pytest
 
 from extproc.encoder.backends import TorchSentences, prepared_folder, read_choice
 from extproc.encoder.features import FeatureEncoder, instruction_parts
-from extproc.encoder.openvino_sentences import OpenVinoSentences
 from extproc.encoder.parts import Parts, encode_parts, in_two_passes, moved, text_of, tokens_in
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Vectors
 from extproc.encoder.tokens import JsonTokens, unigram_tokenizer, write_tokens
 
@@ -116,8 +116,8 @@ def parts_of(texts: Sequence[str]) -> list[Parts]:
 
 
 @pytest.fixture(scope="module")
-def prepared(encoder) -> OpenVinoSentences:
-    if not isinstance(encoder.sentences, OpenVinoSentences):
+def prepared(encoder) -> PreparedSentences:
+    if not isinstance(encoder.sentences, PreparedSentences):
         pytest.skip("another back end was chosen here, or `extproc prepare` was not run")
     return encoder.sentences
 
@@ -165,16 +165,16 @@ def test_a_model_that_pools_no_mean_encodes_parts_apart():
 def test_an_ask_is_encoded_in_one_pass(encoder, monkeypatch):
     """Both views of an ask are in one row of the model's batch."""
     sentences = encoder.sentences
-    if not isinstance(sentences, OpenVinoSentences) or not sentences._takes_parts:
+    if not isinstance(sentences, PreparedSentences) or not sentences._model.takes_parts:
         pytest.skip("another back end was chosen here, or `extproc prepare` was not run")
     rows = []
-    infer = sentences._infer
+    run = sentences._model.run
 
     def counting(tokens: Sequence[tuple[list[int], list[int]]]) -> tuple[Vectors, Vectors]:
         rows.append(len(tokens))
-        return infer(tokens)
+        return run(tokens)
 
-    monkeypatch.setattr(sentences, "_infer", counting)
+    monkeypatch.setattr(sentences._model, "run", counting)
     assert isinstance(encoder, FeatureEncoder)
     encoder.encode([TEXTS[0]])
     assert rows == [1]

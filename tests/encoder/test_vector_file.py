@@ -11,7 +11,7 @@ import pytest
 
 from extproc.encoder import vector_file
 from extproc.encoder.features import FeatureEncoder
-from extproc.encoder.openvino_sentences import OpenVinoSentences
+from extproc.encoder.prepared_sentences import PreparedSentences
 from extproc.encoder.protocols import Vectors, unit
 from extproc.encoder.vector_file import StoringSentences, storing
 
@@ -163,13 +163,13 @@ def test_only_a_prepared_encoder_has_a_file(words):
 
 def test_a_prepared_encoder_reads_its_utterances_from_its_folder(encoder, tmp_path, monkeypatch):
     """The vectors are the same as in serving. Texts of requests go to the encoder itself, which stores nothing."""
-    if not isinstance(encoder.sentences, OpenVinoSentences):
+    if not isinstance(encoder.sentences, PreparedSentences):
         pytest.skip("another back end was chosen here, or `extproc prepare` was not run")
     monkeypatch.setattr(encoder.sentences, "vectors", tmp_path / "utterances.npz")
     texts = ["Where is my parcel? It is late.", "Summarize this contract."]
     first = storing(encoder).encode(texts)
     assert np.abs(first - encoder.encode(texts)).max() < 1e-5
-    monkeypatch.setattr(encoder.sentences, "_infer", None)  # the model may not run
+    monkeypatch.setattr(encoder.sentences, "_model", None)  # the model may not run
     assert np.array_equal(storing(encoder).encode(texts), first)
     with pytest.raises(TypeError):
         encoder.encode(texts)

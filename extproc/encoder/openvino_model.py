@@ -1,4 +1,4 @@
-"""A converted model, run by OpenVINO."""
+"""Tokens -> vectors: a converted model, run by OpenVINO."""
 
 import sys
 import threading
@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from extproc.encoder.parts import Parts, in_two_passes, moved, text_of
 from extproc.encoder.protocols import Vectors, unit
-from extproc.encoder.tokens import load_tokens
+from extproc.encoder.tokens import MarkedTokens
 
 # The runtime needs milliseconds to plan a new shape, so lengths and batch sizes are rounded up to these.
 _LENGTHS = (8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
@@ -26,23 +25,16 @@ _INPUTS = 2
 # Padding a batch up to this many tokens costs less than a second batch.
 _CHEAP_TOKENS = 96
 
-# The ids of a text, and the numbers of those in its parts. None: the whole text.
-_Tokens = tuple[list[int], list[int]]
 
-
-class OpenVinoSentences:
+class OpenVinoModel:
     """A converted model, run by OpenVINO."""
 
-    def __init__(
-        self, folder: Path, precision: str, max_tokens: int, threads: int, prompt: str = "", keep: bool = True
-    ) -> None:
-        """Load a tokenizer and "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32".
+    def __init__(self, folder: Path, precision: str, max_tokens: int, threads: int, keep: bool) -> None:
+        """Load "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32".
 
         If `keep` is true and the folder is writable, the compiled model is kept there for later starts.
         """
         openvino = import_openvino()
-        self.vectors = folder / f"utterances-{precision}.npz"  # see vector_file.py
-        self._tokens, self._prompt = load_tokens(folder, max_tokens), prompt
         self._lengths = [*(n for n in _LENGTHS if n < max_tokens), max_tokens]
         settings = {
             "INFERENCE_NUM_THREADS": threads,
@@ -60,30 +52,11 @@ class OpenVinoSentences:
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._local = threading.local()  # two threads must not run the same inference request
         # The vectors of parts come from the same pass, if `prepare` found that this model pools a mean.
-        self._takes_parts = len(self._compiled.inputs) > _INPUTS
+        self.takes_parts = len(self._compiled.inputs) > _INPUTS
         for length in _KERNEL_LENGTHS:
             self._infer([([0] * min(length, max_tokens), [])])
 
-    def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return float32[len(texts), d], each row of unit length."""
-        return self._encode([(ids, []) for ids in self._tokens.encode([self._prompt + text for text in texts])])[0]
-
-    def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
-        """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
-        if not self._takes_parts:
-            return in_two_passes(self, texts, parts)
-        rows = [
-            self._tokens.encode_parts(self._prompt + text, moved(spans, len(self._prompt)))
-            for text, spans in zip(texts, parts, strict=True)
-        ]
-        # The model does not read all of these parts.
-        cut = [i for i, (_, marked) in enumerate(rows) if parts[i] and not marked]
-        apart = [self._prompt + text_of(texts[i], parts[i]) for i in cut]
-        whole, second = self._encode([*rows, *((ids, []) for ids in self._tokens.encode(apart))])
-        second[cut] = whole[len(texts) :]
-        return whole[: len(texts)], second[: len(texts)]
-
-    def _encode(self, tokens: Sequence[_Tokens]) -> tuple[Vectors, Vectors]:
+    def run(self, tokens: Sequence[MarkedTokens]) -> tuple[Vectors, Vectors]:
         """Return the vectors of the texts, and those of the tokens that are marked. No marks: of the text."""
         # Texts of similar length share a batch, because each row costs as much as the longest one. Short texts may
         # share any batch: below _CHEAP_TOKENS, most of the cost is reading the weights from memory.
@@ -103,7 +76,7 @@ class OpenVinoSentences:
         whole, second = zip(*(rows[i] for i in range(len(tokens))), strict=True)
         return np.stack(whole), np.stack(second)
 
-    def _infer(self, tokens: Sequence[_Tokens]) -> tuple[Vectors, Vectors]:
+    def _infer(self, tokens: Sequence[MarkedTokens]) -> tuple[Vectors, Vectors]:
         """Run one batch. The results may have more rows than `tokens`, and these are padding."""
         length = _at_least(self._lengths, max(len(ids) for ids, _ in tokens))
         ids = np.zeros((_at_least(_BATCHES, len(tokens)), length), dtype=np.int64)
@@ -113,7 +86,7 @@ class OpenVinoSentences:
             ids[row, : len(token_ids)] = token_ids
             mask[row, : len(token_ids)] = 1
         inputs = {"input_ids": ids, "attention_mask": mask}
-        if self._takes_parts:
+        if self.takes_parts:
             inputs["parts"] = mask.copy()
             for row, (_, marked) in enumerate(tokens):
                 if marked:
@@ -124,7 +97,7 @@ class OpenVinoSentences:
             request = self._local.request = self._compiled.create_infer_request()
         outputs = request.infer(inputs, share_outputs=False)
         whole = unit(outputs[0])
-        return whole, unit(outputs[1]) if self._takes_parts else whole
+        return whole, unit(outputs[1]) if self.takes_parts else whole
 
 
 def import_openvino() -> Any:
