@@ -12,8 +12,12 @@ import numpy as np
 
 from extproc.encoder.protocols import DeadlineError, Encoder, EncoderError, Vectors
 
-# Larger batches cost more latency than they save, because on a CPU the work grows with the batch.
-_MAX_BATCH = 16
+# Larger batches cost more latency than they save, because on a CPU the work grows with the batch. How long a larger
+# one takes is also known less well.
+_MAX_BATCH = 8
+# A batch may take this many times the time that the last one leads to expect. A vector that is late by a little has
+# cost as much as one in time.
+_CAUTION = 1.5
 # A longer queue could not meet any sensible deadline, so further texts are refused immediately.
 _MAX_QUEUE = 256
 # Texts of one principal in a batch while others wait. So a text waits for few texts of a principal that sends many.
@@ -150,8 +154,9 @@ class Batcher:
         turns = _in_turns(live)
         patience = sorted((entry.expires - now for entry in turns), reverse=True)[:_MAX_BATCH]
         # The largest batch whose texts can all wait for it, at the speed of the last batch.
-        count = max((n for n, left in enumerate(patience, 1) if left > n * self._text_s), default=1)
-        ready = now + count * self._text_s
+        text_s = _CAUTION * self._text_s
+        count = max((n for n, left in enumerate(patience, 1) if left > n * text_s), default=1)
+        ready = now + count * text_s
         # If all would be late, try the newest: after one slow batch, the encoder may be fast again.
         batch = [entry for entry in turns if entry.expires > ready][:count] or live[-1:]
         self._waiting.clear()

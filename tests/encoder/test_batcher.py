@@ -82,7 +82,7 @@ def test_an_idle_encoder_starts_at_once_and_what_arrives_meanwhile_is_one_batch(
 
 
 def test_a_batch_is_bounded_and_oldest_first(gated, batcher):
-    """A batch of more than sixteen would cost every exchange more than it saves."""
+    """A batch of more than eight would cost every exchange more than it saves."""
     texts = [f"text {i:02}" for i in range(20)]
 
     async def scenario() -> None:
@@ -92,7 +92,7 @@ def test_a_batch_is_bounded_and_oldest_first(gated, batcher):
         await asyncio.gather(first, *rest)
 
     run(scenario())
-    assert gated.batches == [["first"], texts[:16], texts[16:]]
+    assert gated.batches == [["first"], texts[:8], texts[8:16], texts[16:]]
 
 
 def test_the_event_loop_is_free_while_the_encoder_works(gated, batcher):
@@ -287,6 +287,18 @@ def test_one_slow_batch_does_not_end_all_others(gated, batcher):
 
     run(scenario())
     assert gated.batches == [["newer"]]
+
+
+def test_a_batch_leaves_time_for_a_slower_one_than_the_last(gated, batcher):
+    """Two texts would take 16 of 20 seconds. The encoder may slow down, and both would have been for nothing."""
+    batcher._text_s = 8.0
+    gated.gate.set()
+
+    async def scenario() -> None:
+        await asyncio.gather(*await waiting(batcher, "one", "two", deadline_s=20.0))
+
+    run(scenario())
+    assert gated.batches == [["one"], ["two"]]
 
 
 def test_a_batcher_serves_one_loop_after_another(gated, batcher):
