@@ -4,7 +4,7 @@ The weights are int8, and activations are scaled to int8 while it runs. The scal
 texts of a batch, and a change of shape costs nothing. So each text runs alone: without padding, and with the same
 vector in any company.
 
-The table of words is no part of the graph. It is int8 with a scale for each word, and its file is mapped: only the
+The table of words is not in the graph. It is int8 with a scale for each word, and its file is mapped: only the
 pages of words that texts have get into memory, and processes share them.
 """
 

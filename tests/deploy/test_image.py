@@ -48,11 +48,13 @@ def test_slimming_leaves_what_serving_loads(tmp_path: Path) -> None:
     kept = [
         "openvino/libs/libopenvino_intel_cpu_plugin.so", "openvino/libs/libopenvino_ir_frontend.so.2641",
         "openvino/libs/libopenvino.so.2641", "numpy/core.py", "extproc/py.typed",
+        "onnxruntime/capi/onnxruntime_pybind11_state.cpython-311-x86_64-linux-gnu.so",
     ]  # fmt: skip
     removed = [
         "openvino/libs/libopenvino_intel_gpu_plugin.so", "openvino/libs/libopenvino_onnx_frontend.so.2641",
         "openvino/libs/libopenvino_tensorflow_lite_frontend.so.2641", "openvino/libs/cache.json",
         "openvino/include/openvino.hpp", "numpy/tests/test_core.py", "numpy/core.pyi", "pip/__init__.py",
+        "onnxruntime/capi/libonnxruntime.so.1.32.0", "onnxruntime/transformers/optimizer.py",
     ]  # fmt: skip
     for name in (*kept, *removed):
         (site / name).parent.mkdir(parents=True, exist_ok=True)
