@@ -46,6 +46,8 @@ class Message(msgspec.Struct):
     encrypted_content: str | None = None
     tool_calls: msgspec.Raw = msgspec.Raw()
     reasoning_details: msgspec.Raw = msgspec.Raw()
+    thinking_blocks: msgspec.Raw = msgspec.Raw()
+    extra_content: msgspec.Raw = msgspec.Raw()
     images: msgspec.Raw = msgspec.Raw()
     audio: msgspec.Raw = msgspec.Raw()
 

@@ -17,9 +17,10 @@ from extproc.api.parts import Message, parts_of
 
 # In `metadata.user_id`, Claude Code writes user_X_account_Y_session_Z, or JSON with a session_id.
 _SESSION = re.compile(rb'(?:_session_|"session_id\\?"\s*:\s*\\?")([0-9A-Za-z_-]{8,128})')
-# In chat messages: signatures of Gemini in tool calls, and encrypted reasoning of OpenRouter.
+# In chat messages: signatures of Gemini in tool calls or beside the text, reasoning of OpenRouter that is encrypted
+# or signed, and signed thinking of LiteLLM.
 _SIGNATURES = re.compile(rb'"(?:thought_signature|signature|data)"\s*:\s*"([^"\\]{4,})"')
-_SIGNED_MARKS = (b'"thought_signature"', b'"reasoning.encrypted"')
+_SIGNED_MARKS = (b'"thought_signature"', b'"reasoning.encrypted"', b'"reasoning.text"', b'"thinking_blocks"')
 # Items of the Responses API that are answers without a role.
 _ANSWER_ITEMS = ("reasoning", "function_call", "custom_tool_call", "local_shell_call", "shell_call")
 _TRAIT_CHARS = 1024
@@ -35,6 +36,7 @@ class UpstreamState(msgspec.Struct, frozen=True):
     background: bool = False  # the answer is a job that the client polls
     kept: bool = False  # the upstream keeps the response, and the client may refer to it by its id
     session: str | None = None  # the id of the conversation that the client wrote into the body
+    conversation: str = ""  # the one of `ids` that an upstream keeps a whole conversation under
     first_answer: str = ""  # the text of the first answer in the request, or the id of its call
 
     @property
@@ -50,7 +52,7 @@ class UpstreamState(msgspec.Struct, frozen=True):
 
 def read_state(api: str, decoded: Body, messages: Sequence[Message], text: bytes) -> UpstreamState:
     """Read the state of a request to `api`. `text` is its body."""
-    signed = any(mark in text for mark in _SIGNED_MARKS)
+    signed = api == "chat" and any(mark in text for mark in _SIGNED_MARKS)
     ids = tuple(_ids(decoded, messages)) if api == "responses" else ()
     compacted = any(message.type == "compaction" for message in messages)
     return UpstreamState(
@@ -61,14 +63,18 @@ def read_state(api: str, decoded: Body, messages: Sequence[Message], text: bytes
         background=decoded.background is True,
         kept=api == "responses" and decoded.store is not False,
         session=_session(decoded),
+        conversation=_conversation(decoded) or "" if api == "responses" else "",
         first_answer=next(filter(None, map(_trait_of, messages)), ""),
     )
 
 
 def _ids(decoded: Body, messages: Sequence[Message]) -> Iterator[str]:
-    conversation = decoded.conversation.id if isinstance(decoded.conversation, Named) else decoded.conversation
     yield from (message.id for message in messages if message.type == "item_reference" and message.id)
-    yield from (name for name in (conversation, decoded.previous_response_id) if name)
+    yield from (name for name in (_conversation(decoded), decoded.previous_response_id) if name)
+
+
+def _conversation(decoded: Body) -> str | None:
+    return decoded.conversation.id if isinstance(decoded.conversation, Named) else decoded.conversation
 
 
 def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
@@ -82,7 +88,8 @@ def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
     for part in parts_of(message.content):
         if part.type in SEALED_PARTS:
             yield from (seal for seal in (part.signature or part.data or part.encrypted_content,) if seal)
-    for raw in (message.tool_calls, message.reasoning_details) if signed else ():
+    members = (message.tool_calls, message.reasoning_details, message.thinking_blocks, message.extra_content)
+    for raw in members if signed else ():
         yield from (match.decode(errors="replace") for match in _SIGNATURES.findall(bytes(raw)))
 
 

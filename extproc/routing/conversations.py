@@ -44,6 +44,7 @@ class Identity(msgspec.Struct, frozen=True):
     sealed: tuple[str, ...] = ()  # of the newest sealed items, the newest first
     compacted: str = ""  # where the conversation may be found after it was compacted; empty: the client gave no id
     thread: str = ""  # of the conversation, by the client's id alone; empty: the client gave no id
+    kept: str = ""  # of the conversation that an upstream keeps; one of `ids`. Empty: there is none
 
     @property
     def lookups(self) -> tuple[str, ...]:
@@ -143,6 +144,8 @@ class Conversations:
         if history is not None and not after.foreign:
             maker = _encode(History(history.tier, history.seal))
             values |= dict.fromkeys((*identity.ids, *identity.sealed[:1]), maker)
+        elif history is None and identity.kept:  # the tier that gets its first request has it from now on
+            values[identity.kept] = _encode(History(after.tier, seal))
         self._store.set(values, _KEPT_S)
 
     def compact(self, identity: Identity, tier: Tier) -> None:
@@ -179,7 +182,8 @@ def identify(
     `every_item` asks for the keys of all sealed items. Otherwise only the newest ones have keys.
     """
     state = request.state
-    name = next((headers[header] for header in SESSION_HEADERS if headers.get(header)), None) or state.session
+    name = next((headers[header] for header in SESSION_HEADERS if headers.get(header)), None)
+    name = name or state.session or state.conversation or None
     opening, tools = find_opening(request.turns), "tools" in request.needs
     if name is None and not opening:
         name = "\n".join((*state.ids, *state.sealed[:1])) or None
@@ -198,6 +202,7 @@ def identify(
         sealed=tuple(_hash(principal, "sealed", seal) for seal in newest),
         compacted=compacted,
         thread=_hash(principal, "thread", name, str(tools)) if name is not None else "",
+        kept=id_key(principal_of(principal), state.conversation) if state.conversation else "",
     )
 
 

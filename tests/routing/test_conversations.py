@@ -142,6 +142,38 @@ def test_every_kind_of_sealed_thinking_counts(content: list[dict[str, str]]) -> 
     assert outcome(Talk().send(MESSAGES, body)) == ("large", Reason.BOUND, Course.LOST)
 
 
+@pytest.mark.parametrize("conversation", ["conv_1", {"id": "conv_1"}])
+def test_a_conversation_that_an_upstream_keeps_stays_where_its_first_request_went(conversation: Any) -> None:
+    """Its requests have nothing else in common: each has only the new turn."""
+    talk = Talk()
+    first = {"conversation": conversation, "input": "May we keep it?"}
+    assert talk.send(RESPONSES, first, "legal").tier.name == "frontier"
+    again = {"conversation": conversation, "input": "thanks"}
+    assert outcome(talk.send(RESPONSES, again, "faq")) == ("frontier", Reason.BOUND, Course.KEPT_SEALED)
+    other = {"conversation": "conv_2", "input": "thanks"}
+    assert outcome(talk.send(RESPONSES, other, "faq")) == ("large", Reason.BOUND, Course.LOST)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        {"extra_content": {"google": {"thought_signature": "AbCdEf"}}},
+        {"reasoning_details": [{"type": "reasoning.text", "text": "Hm.", "signature": "AbCdEf"}]},
+        {"reasoning_details": [{"type": "reasoning.encrypted", "data": "AbCdEf"}]},
+        {"thinking_blocks": [{"type": "thinking", "thinking": "Hm.", "signature": "AbCdEf"}]},
+    ],
+)
+def test_signed_reasoning_beside_a_chat_answer_counts(member: dict[str, Any]) -> None:
+    body = {"messages": [user("Run it"), {"role": "assistant", "content": "Yes."} | member, user("thanks")]}
+    assert outcome(Talk().send(CHAT, body)) == ("large", Reason.BOUND, Course.LOST)
+
+
+def test_open_reasoning_beside_a_chat_answer_binds_nobody() -> None:
+    details = [{"type": "reasoning.text", "text": "Hm.", "signature": None}]
+    answer = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hm.", "reasoning_details": details}
+    assert outcome(Talk().send(CHAT, {"messages": [user("Run it"), answer, user("thanks")]}))[0] == "small"
+
+
 def test_signatures_in_tool_calls_of_chat_count() -> None:
     google = {"google": {"thought_signature": "AbCdEf"}}
     call = {"id": "1", "type": "function", "function": {"name": "run", "arguments": "{}"}, "extra_content": google}
