@@ -331,7 +331,7 @@ def fault_of_the_tier(world: World, case: Case) -> None:
 
 
 def no_done(world: World, case: Case) -> None:
-    """Half of an emoji, which a server sends when a token ends within it, is no fault either."""
+    """A server also sends half of an emoji, when a token ends within it."""
     frames = frames_of(CHAT, MODEL["small"], "Nordwind, 420 EUR")
     world.script(small=events(*frames[:-1]))
     is_served(world, send_case(world, case), "small")
