@@ -84,7 +84,9 @@ class Explainer:
             )
         self._config, self._folder = config, folder
         self._candidate: Explainer | None = None
-        encoder = self._encoder = RememberingEncoder(load_encoder(config.policy.encoder.model))
+        # The stored vectors of utterances are used. Asks are remembered for one explanation, and never stored.
+        encoder = self._utterances = load_encoder(config.policy.encoder.model)
+        self._encoder = RememberingEncoder(encoder)
         snapshot = compile_snapshot(config, encoder)
         if app is not None:
             compile_app(app, snapshot, config, folder, encoder)  # raises ConfigError for mistakes in its files
@@ -106,7 +108,7 @@ class Explainer:
             return None
         if self._candidate is None:
             self._candidate = copy.copy(self)
-            self._candidate.snapshot = compile_candidate(self._config, self._folder, self._encoder)[1]
+            self._candidate.snapshot = compile_candidate(self._config, self._folder, self._utterances)[1]
         return self._candidate
 
     def of_prompt(self, prompt: str, path: str | None = None, headers: Sequence[str] = ()) -> Explained:

@@ -55,3 +55,28 @@ def test_the_default_tier_of_an_app_is_that_of_the_api(tmp_path, words, monkeypa
     assert "app       support" in explainer.of_prompt("Hello there").text
     with pytest.raises(ValueError, match=r"--app sales: no app of policy\.yaml has this name"):
         Explainer(folder, "sales")
+
+
+def test_utterances_have_stored_vectors_and_asks_do_not(tmp_path, words, monkeypatch):
+    """The encoder itself compiles, because it stores vectors. The one that remembers asks stores nothing."""
+    shutil.copytree(GOOD, tmp_path / "next")
+    for path in GOOD.glob("*.yaml"):
+        shutil.copy(path, tmp_path / path.name)
+    (tmp_path / "next" / "policy.yaml").unlink()
+    with (tmp_path / "policy.yaml").open("a") as policy:
+        policy.write("candidate: {dir: next}\n")
+    compiling = []
+
+    def compile_with(config, encoder):
+        compiling.append(encoder)
+        return compile_snapshot(config, encoder)
+
+    monkeypatch.setattr("extproc.cli.explain.load_encoder", lambda model: words)
+    for module in ("extproc.cli.explain", "extproc.config.candidate"):
+        monkeypatch.setattr(f"{module}.compile_snapshot", compile_with)
+    explainer = Explainer(tmp_path)
+    assert explainer.candidate() is explainer.candidate() is not None
+    assert compiling == [words, words]
+    assert not explainer.is_stale()
+    (tmp_path / "next" / "billing.yaml").unlink()
+    assert explainer.is_stale()
