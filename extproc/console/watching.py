@@ -45,10 +45,14 @@ def signals_page(sources: Sources, since: str, by: By) -> str:
     ledger = sources.ledger
     return page("/signals", [
         choices("/signals", since, by),
-        *section(lambda: _signals(read_report(ledger, seconds_of(since), by)), "Signals are"),
-        *section(lambda: _corrected(ledger, since), "Corrections are"),
-        *section(lambda: _poor(ledger, since), "Ratings are"),
+        *section(lambda: _all_signals(ledger, since, by), "Signals are"),
     ])  # fmt: skip
+
+
+def _all_signals(ledger: str, since: str, by: By) -> Iterable[str]:
+    yield from _signals(read_report(ledger, seconds_of(since), by))
+    yield from _corrected(ledger, since)
+    yield from _poor(ledger, since)
 
 
 def _signals(report: CostReport) -> Iterable[str]:

@@ -1,7 +1,9 @@
 """The pages of `extproc console`, asked over HTTP."""
 
+import contextlib
 import http.client
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +29,23 @@ from extproc.routing.budget import BudgetSpec, nano
 from extproc.settings import AnswerCache
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
+# As release 0.1.0 wrote it.
+OLD_LEDGER = """
+CREATE TABLE outcomes (
+  id INTEGER PRIMARY KEY, time REAL, api TEXT, ending TEXT, status INTEGER, attempts INTEGER,
+  failed_attempts INTEGER, reason TEXT, judged INTEGER, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
+  duration_s REAL, first_byte_s REAL, input INTEGER, output INTEGER, cached INTEGER, usage_from TEXT, cost REAL,
+  default_cost REAL, request TEXT
+);
+CREATE TABLE rejections (
+  outcome INTEGER, attempt INTEGER, tier TEXT, reason TEXT, input INTEGER, output INTEGER, cached INTEGER, cost REAL
+);
+INSERT INTO outcomes VALUES (
+  1, 0, 'chat', 'accepted', 200, 1, 0, 'matched', 1, 'billing', 'small', 'p', 's', 'r', 'enforce', 1.0, 0.5, 10, 10,
+  0, 'answer', 0.1, 0.2, 'x'
+);
+PRAGMA user_version = 2
+"""
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 
@@ -387,3 +406,25 @@ def test_another_site_cannot_read_or_ask(ask: Any, sources: Sources) -> None:
 def test_a_request_that_is_too_large_is_refused(ask: Any) -> None:
     assert ask("/try", {"request": ""}, content_length="1000001")[0] == 413
     assert ask("/try", {"request": ""}, content_length="x")[0] == 413
+
+
+def test_a_ledger_that_is_away_costs_only_its_part_of_a_page(sources: Sources) -> None:
+    away = msgspec.structs.replace(sources, ledger="postgresql://router:secret@127.0.0.1:1/db")
+    with serving(away) as page:
+        for path in PAGES.keys() - {"/try", "/frontier", "/rollout"}:
+            status, _, text = page(path)
+            assert status == 200 and "not shown" in text and "secret" not in text, path
+        assert "billing" in plain(page("/cohorts")[2])
+
+
+def test_a_ledger_of_an_older_version_has_its_pages_too(sources: Sources, tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.sqlite")) as old:
+        for statement in OLD_LEDGER.strip().split(";"):
+            old.execute(statement)
+        old.execute(f"UPDATE outcomes SET time = {time.time() - 60}")
+        old.commit()
+    with serving(msgspec.structs.replace(sources, ledger=str(tmp_path / "old.sqlite"))) as page:
+        for path in (*PAGES, "/requests?shown=disliked", "/requests?id=x", "/?by=app", "/budgets?by=team"):
+            status, _, text = page(path)
+            assert status == 200 and "not shown</b>" not in text, path
+        assert "1 requests" in plain(page("/")[2])
