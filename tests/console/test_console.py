@@ -33,8 +33,8 @@ GOOD = Path(__file__).parents[1] / "configs" / "good"
 OLD_LEDGER = """
 CREATE TABLE outcomes (
   id INTEGER PRIMARY KEY, time REAL, api TEXT, ending TEXT, status INTEGER, attempts INTEGER,
-  failed_attempts INTEGER, reason TEXT, judged INTEGER, cohort TEXT, tier TEXT, principal TEXT, session TEXT, revision TEXT, mode TEXT,
-  duration_s REAL, first_byte_s REAL, input INTEGER, output INTEGER, cached INTEGER, usage_from TEXT, cost REAL,
+  failed_attempts INTEGER, reason TEXT, judged INTEGER, cohort TEXT, tier TEXT,
+  principal TEXT, session TEXT, revision TEXT, mode TEXT, duration_s REAL, first_byte_s REAL, input INTEGER, output INTEGER, cached INTEGER, usage_from TEXT, cost REAL,
   default_cost REAL, request TEXT
 );
 CREATE TABLE rejections (
@@ -319,7 +319,7 @@ def test_a_mistake_of_ours_is_an_answer_too(sources: Sources, capsys: pytest.Cap
 
 
 def test_names_cannot_change_what_a_reader_sees(sources: Sources) -> None:
-    """A name may have characters that turn the direction of the text, or that nobody sees."""
+    """A name may have characters that turn the direction of the text, or that are invisible."""
     text = RolloutText("HOLD: \u202eevil", "", [[{"cohort": "a\u200bb<script>"}]])
     with serving(msgspec.structs.replace(sources, rollout=lambda place: text)) as page:
         html = page("/rollout")[2]
