@@ -33,9 +33,9 @@ GOOD = Path(__file__).parents[1] / "configs" / "good"
 OLD_LEDGER = """
 CREATE TABLE outcomes (
   id INTEGER PRIMARY KEY, time REAL, api TEXT, ending TEXT, status INTEGER, attempts INTEGER,
-  failed_attempts INTEGER, reason TEXT, judged INTEGER, cohort TEXT, tier TEXT,
-  principal TEXT, session TEXT, revision TEXT, mode TEXT, duration_s REAL, first_byte_s REAL, input INTEGER, output INTEGER, cached INTEGER, usage_from TEXT, cost REAL,
-  default_cost REAL, request TEXT
+  failed_attempts INTEGER, reason TEXT, judged INTEGER, cohort TEXT, tier TEXT, principal TEXT, session TEXT,
+  revision TEXT, mode TEXT, duration_s REAL, first_byte_s REAL, input INTEGER, output INTEGER, cached INTEGER,
+  usage_from TEXT, cost REAL, default_cost REAL, request TEXT
 );
 CREATE TABLE rejections (
   outcome INTEGER, attempt INTEGER, tier TEXT, reason TEXT, input INTEGER, output INTEGER, cached INTEGER, cost REAL
