@@ -539,6 +539,7 @@ LOG_LINES = {
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",
     "StoringSentences._store": "The folder of the prepared encoder is read-only or full. Starts take longer. Run `extproc "
     "prepare` with these intents where the folder can be written.",
+    "_for_onnxruntime": "The model cannot be converted for ONNX Runtime. `extproc prepare` chooses between the other back ends.",
     "load_sentences": "The encoder runs by torch, several times slower. Run `extproc prepare`.",
     "watch_lag": "The process got no CPU, or something blocked the event loop. Give it more CPU, workers or replicas.",
 }
