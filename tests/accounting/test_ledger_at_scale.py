@@ -126,18 +126,20 @@ def assert_same_reports(file: Path, place: Path | str, hours: float) -> None:
 def test_reports_from_hourly_sums_equal_those_from_rows(place: Path | str, tmp_path: Path) -> None:
     """While nothing is added up, when all of it is, and with late and new outcomes on top of the sums."""
     file = tmp_path / "ledger.sqlite"
+    early, late, now = traffic(1500, 1), traffic(500, 2), time.time()
     for each in (file, place):
-        add(each, traffic(1500, 1))
-        Store(each, 90).add_explored(Explored("request-1-7", time.time() - 60, "large", 0.1, 200, True))
+        add(each, early)
+        Store(each, 90).add_explored(Explored("request-1-7", now - 60, "large", 0.1, 200, True))
     for by in BY:
-        exact, rows = (read_report(each, 100 * 3600, by) for each in (file, place))
+        with mock.patch("extproc.accounting.report.time.time", lambda: now):
+            exact, rows = (read_report(each, 100 * 3600, by) for each in (file, place))
         assert (rows.total, rows.groups) == (exact.total, exact.groups)
     maintain(place)
     assert rolled(place) == 1499
     for hours in (0.5, 5, 24, 100):
         assert_same_reports(file, place, hours)
     for each in (file, place):
-        add(each, traffic(500, 2))
+        add(each, late)
     assert_same_reports(file, place, 24)
     maintain(place)
     assert rolled(place) == 1999
