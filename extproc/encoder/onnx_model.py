@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from extproc.encoder.protocols import Vectors, unit
+from extproc.encoder.protocols import EncoderError, Vectors, unit
 from extproc.encoder.tokens import MarkedTokens
 
 MODEL_FILE, TABLE_FILE, SCALES_FILE = "model.onnx", "words.npy", "scales.npy"
@@ -25,8 +25,14 @@ class OnnxModel:
     """A converted model, run by ONNX Runtime."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        """Load the files that `write_onnx` wrote into `folder`."""
-        import onnxruntime
+        """Load the files that `write_onnx` wrote into `folder`. Raises EncoderError without ONNX Runtime."""
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise EncoderError(
+                f"{folder} was prepared for ONNX Runtime, which is not installed: pip install onnxruntime, or run "
+                "`extproc prepare` again"
+            ) from error
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -46,7 +52,8 @@ class OnnxModel:
         return unit(np.concatenate(whole)), unit(np.concatenate(second))
 
     def _run_one(self, token_ids: list[int], marked: list[int]) -> tuple[Vectors, Vectors]:
-        ids = np.array([token_ids], dtype=np.int64)
+        # Without any token, as a text without special tokens may be, a mean would be NaN.
+        ids = np.array([token_ids or [0]], dtype=np.int64)
         mask = np.ones_like(ids)
         inputs = {"input_ids": ids, "attention_mask": mask, "words": self._table[ids] * self._scales[ids]}
         if not self.takes_parts:
