@@ -53,6 +53,8 @@ def check_free(listen: str) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
+        if error.errno == errno.EAFNOSUPPORT and host == "[::]":
+            return  # without IPv6, gRPC listens on 0.0.0.0
         raise OSError(f"cannot listen on {listen}: {_why(error, port)}") from error
 
 

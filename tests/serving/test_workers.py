@@ -1,6 +1,7 @@
 """The addresses of workers, and how many workers fit a machine or a container."""
 
 import asyncio
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -51,6 +52,18 @@ def test_an_address_that_cannot_be_used_is_named_with_the_reason(listen, why):
     assert str(raised.value) == f"cannot listen on {listen}: {why}"
     check_free("unix:///run/there/is/none.sock")
     check_free("127.0.0.1:0")
+
+
+def test_all_addresses_are_those_of_ipv4_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC listens on them, too. One address of IPv6 is a mistake there."""
+
+    def no_ipv6(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr("socket.socket", no_ipv6)
+    check_free("[::]:50051")
+    with pytest.raises(OSError, match=r"cannot listen on \[::1\]:50051: the host is no address of this machine"):
+        check_free("[::1]:50051")
 
 
 def test_a_mistake_of_one_worker_ends_those_that_still_load(tmp_path: Path) -> None:
