@@ -18,6 +18,8 @@ from extproc.routing.head import Head
 
 CENTROIDS_FILE = "centroids.safetensors"
 _CALIBRATE = "run `extproc calibrate --write` again, or delete the file"
+# `calibrate` reads the folder, too, so a file that is refused has to go first.
+_AGAIN = "delete the file, and run `extproc calibrate --write` again"
 # Largest root mean square difference between similarities of utterances by one encoder. Measured on the sample
 # intents and CLINC150: 0.0045 between int8 and fp32 of one model. A model adapted to other intents differs from the
 # original by 0.03, and one adapted to the same intents by 0.08.
@@ -120,12 +122,12 @@ def decode_centroids(raw: bytes) -> CentroidFile:
         arrays = load(raw)
         header = msgspec.json.decode(metadata_header(raw), type=Header)
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"is not a centroid file ({error}): {_CALIBRATE}") from error
+        raise ValueError(f"is not a centroid file ({error}): {_AGAIN}") from error
     counts = list(header.cohorts.values())
     if not _has_shapes(arrays, counts):
-        raise ValueError(f"its arrays do not have the shapes that its header describes: {_CALIBRATE}")
+        raise ValueError(f"its arrays do not have the shapes that its header describes: {_AGAIN}")
     if header.seal != _seal(header, arrays):
-        raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_CALIBRATE}")
+        raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_AGAIN}")
     centroids = np.split(arrays["centroids"].astype(np.float32), np.cumsum(counts)[:-1])
     background, weights = (
         arrays[name].astype(np.float32) if name in arrays else None for name in ("outside", "weights")

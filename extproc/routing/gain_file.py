@@ -21,7 +21,8 @@ GAINS_FILE = "gains.safetensors"
 FITTED_FILES = (CENTROIDS_FILE, GAINS_FILE)  # beside the YAML
 VERSION = 2  # raised when columns or trees are read in another way
 _PARTS = ("base", "features", "cuts", "leaves")  # of trees
-_AGAIN = "run `extproc calibrate --target ... --write` again, or delete the file"
+# `calibrate` reads the folder, too, so a file that is refused has to go first.
+_AGAIN = "delete the file, and run `extproc calibrate --target ... --write` again"
 
 
 class GainHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -172,7 +172,8 @@ def test_a_damaged_file_is_refused(change, what):
 def test_a_file_of_another_version_is_refused():
     """A newer release may read columns in another way."""
     raw = encode_gains(msgspec.structs.replace(header(), version=3), gains())
-    with pytest.raises(ValueError, match="is of version 3, and this release reads version 2"):
+    remedy = "delete the file, and run `extproc calibrate --target"
+    with pytest.raises(ValueError, match=f"is of version 3, and this release reads version 2: {remedy}"):
         decode_gains(raw)
 
 

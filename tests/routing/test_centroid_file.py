@@ -120,7 +120,7 @@ def test_a_damaged_file_is_rejected_with_a_remedy(damage, message):
     with pytest.raises(ValueError) as error:
         decode_centroids(damage(encoded()))
     assert str(error.value).startswith(message)
-    assert str(error.value).endswith("run `extproc calibrate --write` again, or delete the file")
+    assert str(error.value).endswith(": delete the file, and run `extproc calibrate --write` again")
 
 
 def test_it_is_valid_for_one_encoder_and_the_same_utterances():
@@ -220,7 +220,7 @@ def test_a_damaged_file_is_reported_with_other_mistakes_of_the_folder(folder, wo
     assert [problem.file for problem in error.value.problems] == [CENTROIDS_FILE, "cooking.yaml"]
     assert str(error.value.problems[0]) == (
         "centroids.safetensors:1: its content changed after `extproc calibrate` wrote it: "
-        "run `extproc calibrate --write` again, or delete the file"
+        "delete the file, and run `extproc calibrate --write` again"
     )
 
 
