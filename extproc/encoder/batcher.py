@@ -18,6 +18,8 @@ _MAX_BATCH = 8
 # A batch may take this many times the time that the last one leads to expect. A vector that is late by a little has
 # cost as much as one in time.
 _CAUTION = 1.5
+# The time of a text grows with its characters, from about that of these on, and up to what a model reads.
+_LEAST_CHARS, _MOST_CHARS = 64, 2048
 # A longer queue could not meet any sensible deadline, so further texts are refused immediately.
 _MAX_QUEUE = 256
 # Texts of one principal in a batch while others wait. So a text waits for few texts of a principal that sends many.
@@ -82,6 +84,7 @@ class Batcher:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._worker: asyncio.Task[None] | None = None
         self._text_s = 0.0  # seconds per text, in the last batch
+        self._chars = 0.0  # mean size of its texts; 0: not known
         self._load = EncoderLoad()
 
     @property
@@ -137,7 +140,7 @@ class Batcher:
                 continue
             finally:
                 self._load.busy_s += time.monotonic() - began
-            self._text_s = (time.monotonic() - began) / len(batch)
+            self._text_s, self._chars = (time.monotonic() - began) / len(batch), _mean_size(batch)
             for entry, row in zip(batch, vectors, strict=True):
                 self._remember(entry.key, row.copy())  # a copy, because a row would keep its whole batch in memory
                 if not entry.vector.done():
@@ -153,8 +156,10 @@ class Batcher:
         live = [entry for entry in self._waiting if not entry.vector.done() and entry.expires > now]
         turns = _in_turns(live)
         patience = sorted((entry.expires - now for entry in turns), reverse=True)[:_MAX_BATCH]
-        # The largest batch whose texts can all wait for it, at the speed of the last batch.
-        text_s = _CAUTION * self._text_s
+        # The largest batch whose texts can all wait for it, at the speed of the last batch. One long text must not
+        # be the measure for short ones: all of them would be refused.
+        longer = _mean_size(turns) / self._chars if self._chars and turns else 1.0
+        text_s = _CAUTION * self._text_s * longer
         count = max((n for n, left in enumerate(patience, 1) if left > n * text_s), default=1)
         ready = now + count * text_s
         # If all would be late, try the newest: after one slow batch, the encoder may be fast again.
@@ -194,6 +199,11 @@ class Batcher:
     def close(self) -> None:
         """Stop the encoder's thread."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _mean_size(entries: Sequence[_Waiting]) -> float:
+    """Return the mean size of these texts, in characters."""
+    return sum(min(_LEAST_CHARS + len(entry.text), _MOST_CHARS) for entry in entries) / len(entries)
 
 
 def _in_turns(live: Sequence[_Waiting]) -> list[_Waiting]:

@@ -301,6 +301,32 @@ def test_a_batch_leaves_time_for_a_slower_one_than_the_last(gated, batcher):
     assert gated.batches == [["one"], ["two"]]
 
 
+def test_a_long_text_is_no_measure_for_short_ones(gated, batcher):
+    """At the speed of a text of 2,000 characters, all texts that wait but one would be refused."""
+    gated.gate.set()
+
+    async def scenario() -> None:
+        await batcher.embed("x" * 2000, LONG_S)
+        batcher._text_s = 30.0
+        await asyncio.gather(*await waiting(batcher, "one", "two", deadline_s=20.0))
+
+    run(scenario())
+    assert gated.batches[1:] == [["one", "two"]]
+
+
+def test_short_texts_are_no_measure_for_long_ones(gated, batcher):
+    """Two long texts would take 25 of 20 seconds at the speed of a short one."""
+    gated.gate.set()
+
+    async def scenario() -> None:
+        await batcher.embed("short", LONG_S)
+        batcher._text_s = 0.4
+        await asyncio.gather(*await waiting(batcher, "x" * 2000, "y" * 2000, deadline_s=20.0))
+
+    run(scenario())
+    assert [len(batch) for batch in gated.batches] == [1, 1, 1]
+
+
 def test_a_batcher_serves_one_loop_after_another(gated, batcher):
     """A worker that ended with its event loop is started again."""
     gated.gate.set()
