@@ -29,7 +29,7 @@ class EventStream:
         *frames, rest = piece.split(b"\n\n")
         for frame in frames:
             if frame.startswith(b"data: ") and b"\n" not in frame:  # as nearly all are
-                if len(frame) > self._max:
+                if len(frame) >= self._max:  # with the end of its line
                     raise MalformedAnswer("frame too large")
                 yield "", frame[6:]
             else:

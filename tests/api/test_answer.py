@@ -640,6 +640,16 @@ def test_event_streams_follow_the_whatwg_rules(end: bytes) -> None:
     assert one_by_one == expected
 
 
+def test_the_limit_of_a_frame_does_not_depend_on_how_it_is_cut() -> None:
+    """A frame that comes whole has the same limit as one that comes byte by byte."""
+    for length, why in ((1999, None), (2000, "frame too large"), (2001, "frame too large")):
+        empty = b"data: " + msgspec.json.encode({"choices": [], "id": ""})
+        body = b": hi\n\n" + empty[:-2] + b"x" * (length - len(empty)) + empty[-2:] + b"\n\n"
+        for size in (1, 7, 4096):
+            pieces = [b": hi\n\n", *(body[i : i + size] for i in range(6, len(body), size))]
+            assert observe("chat", pieces, "text/event-stream", max_frame_bytes=2000).malformed == why
+
+
 def test_one_frame_and_all_that_is_kept_are_bounded() -> None:
     """A frame, a line, a JSON answer or a stream above its limit is malformed, so it cannot fill the memory."""
     big = events(chunk({"content": "x" * 3000}), done=False)
