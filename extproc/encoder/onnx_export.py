@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from extproc.encoder.onnx_model import MODEL_FILE, SCALES_FILE, TABLE_FILE
+from extproc.encoder.onnx_model import MODEL_FILE, SCALES_FILE, TABLE_FILE, import_onnxruntime
 from extproc.encoder.protocols import EncoderError, Vectors
 
 # The share of a channel's range that moves into the weights. With 0.5 the mean cosine with fp32 is 0.986, and with
@@ -34,6 +34,7 @@ def write_onnx(forward: Any, token_ids: Sequence[list[int]], parts: bool, folder
     `token_ids` are those of texts like the ones that will be encoded. They set the factors of channels. `parts`:
     the module takes a mask of parts. Raises EncoderError.
     """
+    import_onnxruntime()
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -127,8 +128,8 @@ def _smooth(graph: Any, feeds: Sequence[_Feed]) -> None:
 def _largest(graph: Any, names: Sequence[str], feeds: Sequence[_Feed]) -> list[Vectors]:
     """Return the largest magnitude of each channel of these values, over all feeds."""
     import onnx
-    import onnxruntime
 
+    onnxruntime = import_onnxruntime()
     probe = onnx.ModelProto()
     probe.CopyFrom(graph)
     probe.graph.ClearField("output")

@@ -8,8 +8,10 @@ The table of words is not in the graph. It is int8 with a scale for each word, a
 pages of words that texts have get into memory, and processes share them.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,7 @@ class OnnxModel:
     def __init__(self, folder: Path, threads: int) -> None:
         """Load the files that `write_onnx` wrote into `folder`. Raises EncoderError without ONNX Runtime."""
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ModuleNotFoundError as error:
             raise EncoderError(
                 f"{folder} was prepared for ONNX Runtime, which is not installed: pip install onnxruntime, or run "
@@ -66,3 +68,14 @@ class OnnxModel:
             inputs["parts"] = mask
         whole, second = self._session.run(None, inputs)
         return whole, second
+
+
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime without its telemetry. Raises ModuleNotFoundError.
+
+    Since 1.29, it sends events about the machine and the model to its maker, from a thread that the import starts.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # it is read at the import, and later is too late
+    import onnxruntime
+
+    return onnxruntime

@@ -64,6 +64,9 @@ load_encoder({MODEL!r}).encode(["hello"])
 import extproc.serving.server
 loaded = {{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}
 print(sorted(loaded & {{"torch", "sentence_transformers", "transformers", "sklearn", "openvino_telemetry"}}))
+if "onnxruntime" in loaded:
+    import os
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extproc.encoder.onnx_model import SCALES_FILE, TABLE_FILE, OnnxModel
+from extproc.encoder.onnx_model import SCALES_FILE, TABLE_FILE, OnnxModel, import_onnxruntime
 from extproc.encoder.protocols import EncoderError, Vectors
 
 TABLE = np.array([[127, 0], [0, 127], [64, 64]], dtype=np.int8)
@@ -81,3 +81,14 @@ def test_without_the_runtime_the_error_has_a_remedy(folder: Path, monkeypatch: p
         EncoderError, match="not installed: pip install onnxruntime, or run `extproc prepare` again"
     ):
         OnnxModel(folder, 1)
+
+
+def test_the_runtime_reports_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the variable when it is imported. A value of the environment does not turn its telemetry on."""
+    (tmp_path / "onnxruntime.py").write_text("import os\n\nseen = os.environ['ORT_DISABLE_TELEMETRY']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setenv("ORT_DISABLE_TELEMETRY", "0")
+    runtime = import_onnxruntime()
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    assert (runtime.__file__, runtime.seen) == (str(tmp_path / "onnxruntime.py"), "1")
