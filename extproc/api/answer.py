@@ -189,6 +189,8 @@ class AnswerReader:
         all_finished = bool(answer.finishes) and (answer.whole or None not in answer.finishes.values())
         filtered = "content_filter" if "content_filter" in answer.finishes.values() else None
         answer.text = ["".join(answer.text)]
+        for _, pieces in answer.tools.values():  # as for the text, so that a later look does not join them again
+            pieces[:] = ["".join(pieces)] if pieces else []
         empty = "{}" if self._api == "messages" else ""  # a messages stream sends nothing for a call without input
         return Observation(
             text=answer.text[0],

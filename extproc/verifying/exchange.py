@@ -94,6 +94,7 @@ class VerifierExchange:
         # with the messages that have no reply.
         self.over = False
         self._passed_certain = False  # the final verdict came after the release
+        self._looked_chars = -1  # of text, when the verdict was last looked for after the release
 
     async def answer(self, event: Event) -> list[Reply]:
         """Answer one message. The messages of a held answer are answered when the hold ends."""
@@ -177,6 +178,10 @@ class VerifierExchange:
         tier = self._attempt.tier
         if not (may_be_certain(cohort.accept, tier) and self._needs_no_more(cohort)):
             return None
+        # A look costs as much as the answer is long, so there is none for every piece of a long one.
+        if reader.text_chars <= self._looked_chars * 9 // 8:
+            return None
+        self._looked_chars = reader.text_chars
         verdict = judge_early(cohort.accept, reader.observation(), request=self._facts, tier=tier)
         if not (verdict.decided and verdict.accept):
             return None

@@ -8,6 +8,7 @@ import pytest
 
 from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
+from extproc.api.answer import AnswerReader
 from extproc.api.observation import Usage
 from extproc.api.strip import without_logprobs
 from extproc.contract.names import Namespace
@@ -252,6 +253,22 @@ def test_a_stream_that_becomes_certain_after_its_release_is_left_to_envoy_then()
     final = cast(Ruling, exchange.ruling)
     assert (final.word, final.final, answers[-2][-1].metadata) == ("accept", True, final.metadata)
     assert len(answers) < 13 and [reply.metadata for reply in answers[-3]] != [final.metadata]
+
+
+@pytest.mark.parametrize(
+    "delta", [{"content": "\n"}, {"tool_calls": [{"index": 0, "function": {"arguments": "1"}}]}]
+)
+def test_a_long_stream_that_stays_uncertain_is_not_judged_at_every_piece(
+    delta: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look joins the whole answer, so the work would grow with the square of its length."""
+    looks, observation = [], AnswerReader.observation
+    monkeypatch.setattr(AnswerReader, "observation", lambda reader: looks.append(1) or observation(reader))  # type: ignore[func-returns-value]
+    exchange = VerifierExchange(Verifier(lambda: snapshot("record", _CERTAIN), None), opening(counts_tokens=True))
+    piece = b"data: " + msgspec.json.encode({"choices": [{"index": 0, "delta": delta}]}) + b"\n\n"
+    run(exchange, *streamed([*500 * [piece], transcript("")]))
+    assert exchange.ruling is not None and not exchange.over
+    assert len(looks) < 50
 
 
 def test_a_certain_stream_that_only_ends_gets_a_reply_to_its_end() -> None:
