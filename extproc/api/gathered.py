@@ -93,18 +93,23 @@ class GatheredAnswer:
     def place_of_call(self, index: int, id_: Any, name: Any) -> int:
         """Return the place of the call with this index. Some servers give every call of an answer the index 0.
 
-        A fragment with a name and a new id then starts the next call, once the arguments before it are whole.
+        A fragment with a name and a new id then starts the next call, once the arguments before it are whole. A
+        call without arguments is whole if the name is another one.
         """
         place = self._places.get(index, index)
         text = as_text(id_)
         if not text or not as_text(name):
             return place
-        if self._call_ids.get(place, text) != text and _is_json("".join(self.tools[place][1])):
+        if self._call_ids.get(place, text) != text and self._is_whole_call(place, as_text(name)):
             place = self._places[index] = max(self.tools) + 1
         if place not in self._call_ids:
             self.keep(len(text))
             self._call_ids[place] = text
         return place
+
+    def _is_whole_call(self, place: int, next_name: str) -> bool:
+        names, pieces = self.tools[place]
+        return _is_json("".join(pieces)) if pieces else names != [next_name]
 
     def add_call(self, index: int, name: Any = None, arguments: Any = None) -> None:
         if index not in self.tools:

@@ -482,6 +482,8 @@ def test_calls_with_one_index_are_told_apart_by_their_ids() -> None:
     assert observe("chat", [events(*both)], SSE).tool_calls == expected
     one = [fragment("a", "get", '{"n":'), fragment("b", "get", "1}")]
     assert observe("chat", [events(*one)], SSE).tool_calls == expected[:1]
+    empty = [fragment("a", "now", ""), fragment("b", "now", ""), fragment("c", "get", '{"n":1}')]
+    assert observe("chat", [events(*empty)], SSE).tool_calls == (ToolCall("now", ""), expected[0])
     items = [{"index": 0, "id": i, "function": {"name": "get", "arguments": f'{{"n":{i}}}'}} for i in "12"]
     whole = {"choices": [{"message": {"content": None, "tool_calls": items}, "finish_reason": "tool_calls"}]}
     assert observe("chat", [msgspec.json.encode(whole)], JSON).tool_calls == expected
