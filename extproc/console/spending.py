@@ -81,7 +81,8 @@ def _budgets(ledger: str, specs: Sequence[BudgetSpec]) -> Iterable[str]:
         }
         for one in spent[:_BUDGETS]
     ]
-    yield html_of_rows(rows, "words", "Budgets")
+    if rows:
+        yield html_of_rows(rows, "words", "Budgets")
     if len(spent) > _BUDGETS:
         yield soft_line(f"The {_BUDGETS} with the largest spent share of {len(spent):,} are shown.")
     yield soft_line(_BY_LEDGER)

@@ -226,6 +226,22 @@ def test_budgets_say_what_is_spent_and_who_spends(ask: Any, sources: Sources) ->
     assert "app/support 0.0 % $0.00 $1.00 $0.00 pays" in text and "all/principal q 0.0 %" in text
 
 
+def test_a_month_begins_without_a_caller_who_has_spent(sources: Sources, tmp_path: Path) -> None:
+    store = Store(tmp_path / "new.sqlite", 1e6)
+    old = Outcome(
+        time=time.time() - 40 * 86_400, api="chat", ending=Ending.ACCEPTED, status=200, attempts=1,
+        reason="matched", cohort="billing", tier="small", request="old", usage=Usage(9, 9), principal="p",
+    )  # fmt: skip
+    store.add([(old, Cost(1.0, (), 1.0))])
+    store.close()
+    each = BudgetSpec("all/principal", nano(0.01), None, per_principal=True)
+    snapshot = msgspec.structs.replace(sources.snapshot(), budgets=(each,))
+    new = msgspec.structs.replace(sources, snapshot=lambda: snapshot, ledger=str(tmp_path / "new.sqlite"))
+    with serving(new) as page:
+        status, _, text = page("/budgets")
+    assert status == 200 and "WITHIN no principal has spent anything this month." in plain(text)
+
+
 def test_the_cache_shows_its_hits_and_whether_it_is_on(ask: Any, sources: Sources) -> None:
     text = plain(ask("/cache")[2])
     assert "No intent has the key `cache`" in text and "33.3 % of all requests" in text
