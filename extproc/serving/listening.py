@@ -4,6 +4,7 @@ import errno
 import logging
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -13,6 +14,9 @@ log = logging.getLogger(__name__)
 
 _UNIX = "unix://"
 _MOST_PORT = 65535
+# Without IPv6, gRPC takes the second in place of the first.
+_WILDCARDS = ("::", "0.0.0.0")
+_TAKEN = (errno.EADDRINUSE, errno.EACCES)
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
@@ -40,22 +44,39 @@ def bind(server: grpc.aio.Server, listen: str, tls: TlsFiles | None) -> str:
 def check_free(listen: str) -> None:
     """Raise OSError, with the reason and a remedy, if nothing can listen on this TCP address now.
 
-    gRPC does not say why it cannot listen.
+    gRPC does not say why it cannot listen. A name may have an address that this machine lacks, as `localhost` has
+    without IPv6. Then gRPC listens on the other ones.
     """
     if listen.startswith("unix:"):
         return
     host, _, port = listen.rpartition(":")
     if not 0 <= int(port) <= _MOST_PORT:
         raise OSError(f"cannot listen on {listen}: give a port from 1 to {_MOST_PORT}")
-    try:
-        [(family, kind, _, _, address), *_] = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        if error.errno == errno.EAFNOSUPPORT and host == "[::]":
-            return  # without IPv6, gRPC listens on 0.0.0.0
+    errors = [*_errors(host.strip("[]"), port)]
+    taken = next((error for error in errors if error is not None and error.errno in _TAKEN), None)
+    if taken is not None or all(errors):
+        error = taken or errors[0]
+        assert error is not None
         raise OSError(f"cannot listen on {listen}: {_why(error, port)}") from error
+
+
+def _errors(host: str, port: str) -> Iterator[OSError | None]:
+    """For each address of the host, the error with which nothing can listen there, or None."""
+    for name in _WILDCARDS if host == _WILDCARDS[0] else (host,):
+        try:
+            places = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            yield error
+            continue
+        for family, kind, _, _, address in places:
+            try:
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    probe.bind(address)
+            except OSError as error:
+                yield error
+            else:
+                yield None
 
 
 def _why(error: OSError, port: str) -> str:

@@ -1,8 +1,8 @@
 """The addresses of workers, and how many workers fit a machine or a container."""
 
 import asyncio
-import errno
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -54,16 +54,23 @@ def test_an_address_that_cannot_be_used_is_named_with_the_reason(listen, why):
     check_free("127.0.0.1:0")
 
 
-def test_all_addresses_are_those_of_ipv4_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gRPC listens on them, too. One address of IPv6 is a mistake there."""
+def test_a_name_may_have_an_address_that_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container without IPv6, `localhost` and `::` are addresses that gRPC can listen on all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.create_server(("127.0.0.1", 0)) as freed:
+        busy, free = taken.getsockname()[1], freed.getsockname()[1]
+        freed.close()
+        lacking = (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 0, 0, 0))
 
-    def no_ipv6(*_: object) -> None:
-        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        def addresses(host: str, port: str, type: int) -> list[object]:
+            own = (socket.AF_INET, type, 6, "", ("127.0.0.1", int(port)))
+            places: dict[str, list[object]] = {"localhost": [lacking, own], "::": [lacking], "0.0.0.0": [own]}
+            return places[host]
 
-    monkeypatch.setattr("socket.socket", no_ipv6)
-    check_free("[::]:50051")
-    with pytest.raises(OSError, match=r"cannot listen on \[::1\]:50051: the host is no address of this machine"):
-        check_free("[::1]:50051")
+        monkeypatch.setattr(socket, "getaddrinfo", addresses)
+        for host in ("localhost", "[::]"):
+            check_free(f"{host}:{free}")
+            with pytest.raises(OSError, match="another program uses the port"):
+                check_free(f"{host}:{busy}")
 
 
 def test_a_mistake_of_one_worker_ends_those_that_still_load(tmp_path: Path) -> None:
