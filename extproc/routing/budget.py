@@ -160,12 +160,15 @@ def cost(price: Price, input_tokens: int, output_tokens: int) -> int:
 
 
 def shares(specs: Sequence[BudgetSpec], totals: Mapping[str, int], month: str) -> dict[str, float]:
-    """The spent share of each budget. A budget per principal has the largest share of a principal."""
+    """The spent share of each budget. A budget per principal has the largest share of a principal.
+
+    Exporters ask from other threads, while requests change the sums.
+    """
     found: dict[str, float] = {}
     for spec in specs:
         prefix = f"{month}:{spec.name}:"
         sums = (
-            [total for key, total in totals.items() if key.startswith(prefix)]
+            [total for key, total in [*totals.items()] if key.startswith(prefix)]
             if spec.per_principal
             else [totals.get(spec.key("", month), 0)]
         )
