@@ -6,8 +6,10 @@ the store is back, also if the store has lost its sums.
 """
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import islice
 
 from extproc.routing.budget import Claim
 from extproc.routing.limits import Rates
@@ -19,6 +21,8 @@ _WRITE_S = 1.0
 # Sums of a month are kept for that month, and for the outcomes of its last requests.
 _KEPT_S = 40 * 86_400
 _KEYS_IN_A_CALL = 500
+# Amounts that are kept for the store, one for each budget or principal. The oldest goes.
+_MOST_UNSENT = 100_000
 _PREFIX = f"{KEY_PREFIX}budget:"
 
 # Adds the amount to every sum, if all of them then stay within their limits. Returns the sums after that, and a 1
@@ -87,7 +91,7 @@ class RedisSpending:
     def __init__(self, link: RedisLink) -> None:
         self._link = link
         self._stored = MemorySpending()  # the sums as the store had them last
-        self._unsent: dict[str, int] = {}  # the amounts that the store has not got
+        self._unsent = OrderedDict[str, int]()  # the amounts that the store has not got
         self._reserve = link.client.register_script(_RESERVE)
         self._add = link.client.register_script(_ADD)
         self._get_name = link.client.register_script(_NAME)
@@ -132,7 +136,7 @@ class RedisSpending:
     def raise_to(self, totals: Mapping[str, int]) -> None:
         """Raise each sum to at least this amount."""
         self._stored.raise_to(totals)
-        self._send_all([*totals])
+        self._link.start(self._raise([*totals]))
 
     def _restore(self) -> None:
         """Send what was counted while the store was gone, and the sums that it may have lost."""
@@ -143,7 +147,7 @@ class RedisSpending:
         await self._look()
         if last is None or self._name != last:
             # Not otherwise: the sums of this process may be from before other processes lowered them.
-            self._send_all([*self._stored.totals.keys() | self._unsent])
+            await self._raise([*self._stored.totals.keys() | self._unsent])
         self._send()
 
     async def _look(self) -> None:
@@ -151,27 +155,31 @@ class RedisSpending:
         call = self._get_name([f"{_PREFIX}name"], [secrets.token_hex(8)])
         self._name = await self._link.ask(call, _WRITE_S)
 
-    def _send_all(self, keys: Sequence[str]) -> None:
+    async def _raise(self, keys: Sequence[str]) -> None:
+        """Raise these sums in the store, some after others, so that requests do not wait behind all of them."""
         for start in range(0, len(keys), _KEYS_IN_A_CALL):
-            self._send(keys[start : start + _KEYS_IN_A_CALL])
+            await self._flush(keys[start : start + _KEYS_IN_A_CALL])
 
-    def _send(self, raised: Sequence[str] = ()) -> None:
-        if self._link.reachable and (raised or self._unsent):
-            self._link.start(self._flush(raised))
+    def _send(self) -> None:
+        if self._link.reachable and self._unsent:
+            self._link.start(self._flush())
 
-    async def _flush(self, raised: Sequence[str]) -> None:
-        unsent = {key: self._unsent.pop(key, 0) for key in [*(raised or self._unsent)]}
-        keys = [*unsent]
+    async def _flush(self, raised: Sequence[str] = ()) -> None:
+        keys = [*(raised or islice(self._unsent, _KEYS_IN_A_CALL))]
         if not keys:
             return  # an earlier call has sent them
+        unsent = {key: self._unsent.pop(key, 0) for key in keys}
         values = [value for key in keys for value in (self._in_store(key), unsent[key])]
         call = self._add([_PREFIX + key for key in keys], [_KEPT_S, int(bool(raised)), *values])
         answer: list[int] | None = await self._link.ask(call, _WRITE_S, partial(self._sent_late, unsent))
         if answer is None:
             for key in keys:
                 self._note_unsent([key], unsent[key])
+            if raised:
+                self._name = None  # so that the sums are raised when the store is back
             return
         self._see(keys, answer)
+        self._send()
 
     def _sent_late(self, unsent: Mapping[str, int], answer: list[int]) -> None:
         """Take amounts off that the store has got after all. `answer` has its sums in the same order."""
@@ -181,7 +189,11 @@ class RedisSpending:
 
     def _note_unsent(self, keys: Sequence[str], amount: int) -> None:
         for key in keys:
-            self._unsent[key] = self._unsent.get(key, 0) + amount
+            total = self._unsent.pop(key, 0) + amount
+            if total:
+                self._unsent[key] = total
+        while len(self._unsent) > _MOST_UNSENT:
+            self._unsent.popitem(last=False)
 
     def _see(self, keys: Sequence[str], answer: Sequence[int]) -> None:
         for key, total in zip(keys, answer, strict=False):

@@ -3,6 +3,9 @@
 import asyncio
 from collections.abc import Callable
 
+import pytest
+
+from extproc.routing import redis_limits
 from extproc.routing.budget import Claim
 from extproc.routing.limits import Bounds, Rates
 from extproc.routing.redis_limits import RedisRates, RedisSpending
@@ -136,6 +139,53 @@ def test_a_short_outage_that_loses_nothing_raises_no_sum(redis: Redis) -> None:
         assert await links[0].client.get("extproc:budget:m:all") == b"20"
         for link in links:
             await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_an_outage_with_many_callers_is_made_up_for_in_small_steps(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call for all of them would stop the store. The amounts that are kept have a bound."""
+    monkeypatch.setattr(redis_limits, "_KEYS_IN_A_CALL", 2)
+    monkeypatch.setattr(redis_limits, "_MOST_UNSENT", 5)
+
+    async def scenario() -> None:
+        link = RedisLink(redis.url, lambda: None)
+        spending = RedisSpending(link)
+        await reached(link)
+        assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
+        await reached(link)
+        link.stop(TimeoutError())
+        for amount in (2, -2):
+            spending.add(["m:none"], amount)
+        for caller in range(8):
+            spending.add([f"m:{caller}"], 3)
+            spending.add([f"m:{caller}"], 2)
+        assert [*spending._unsent.items()] == [(f"m:{caller}", 5) for caller in range(3, 8)]
+        await reached(link)
+        await until(lambda: not spending._unsent and not link.tasks)
+        sums = await link.client.mget([f"extproc:budget:m:{caller}" for caller in range(8)])
+        assert sums == [None] * 3 + [b"5"] * 5
+        await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
+
+
+def test_the_ledgers_sum_reaches_a_store_that_was_away(redis: Redis) -> None:
+    """A reload added the budget during that time. The store lost nothing, and does not have this sum."""
+
+    async def scenario() -> None:
+        link = RedisLink(redis.url, lambda: None)
+        spending = RedisSpending(link)
+        await reached(link)
+        assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
+        await reached(link)
+        link.stop(TimeoutError())
+        spending.raise_to({"m:app/a": 40})
+        await reached(link)
+        assert await link.client.get("extproc:budget:m:app/a") == b"40"
+        await link.client.aclose()
 
     asyncio.run(asyncio.wait_for(scenario(), 60))
 
