@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Collection
 from pathlib import Path
 
-from extproc.config.copies import app_copy, copy_files, copy_folder
+from extproc.config.copies import app_copy, app_folder, copy_files, copy_folder
 from extproc.config.load import Config, ConfigError, load_config
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ def keep(folder: Path, config: Config, refused: Collection[str] = ()) -> None:
 def _keep(folder: Path, config: Config, refused: Collection[str]) -> None:
     place, kept = _place(folder), kept_folder(folder)
     if kept is not None and kept.name == config.revision:
+        _add_apps(kept, folder, config, refused)
         return
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     copy = Path(tempfile.mkdtemp(dir=place))
@@ -66,6 +67,22 @@ def _keep(folder: Path, config: Config, refused: Collection[str]) -> None:
         shutil.rmtree(copy, ignore_errors=True)
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
+
+
+def _add_apps(kept: Path, folder: Path, config: Config, refused: Collection[str]) -> None:
+    """Add the files of apps to a copy of an earlier release, which has none."""
+    added = []
+    for name, app in config.policy.apps.items():
+        place = app_copy(kept, name)
+        if app.intents and name not in refused and not place.is_dir():
+            copy = Path(tempfile.mkdtemp(dir=kept))
+            copy_folder(app_folder(app, folder), copy)
+            with contextlib.suppress(OSError):  # another worker was faster
+                added.append(copy.rename(place))
+            shutil.rmtree(copy, ignore_errors=True)
+    if added and not _is(kept, folder, config.revision):  # an edit during that time
+        for place in added:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _is(copy: Path, folder: Path, revision: str) -> bool:

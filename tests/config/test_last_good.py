@@ -58,3 +58,31 @@ def test_the_files_of_apps_are_kept_and_a_mistake_keeps_the_earlier_ones(
     kept = kept_folder(intents)
     assert kept is not None
     assert load_config(kept, intents).apps["support"].intents == first.apps["support"].intents
+
+
+def test_a_copy_of_an_earlier_release_gets_the_files_of_apps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the same revision, so only the files of its apps are missing."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    intents = write_small_intents(tmp_path / "intents")
+    with (intents / "policy.yaml").open("a") as policy:
+        policy.write("apps:\n  support: {hosts: [a.example], intents: ../support}\n")
+    support = tmp_path / "support"
+    shutil.copytree(intents, support, ignore=shutil.ignore_patterns("policy.yaml"))
+    config = load_config(intents)
+    keep(intents, config)
+    kept = kept_folder(intents)
+    assert kept is not None
+    whole = sorted(path.relative_to(kept) for path in kept.rglob("*"))
+    for app in kept.glob("app-*"):
+        shutil.rmtree(app)
+    keep(intents, config, ["support"])
+    assert not [*kept.glob("app-*")], "files with mistakes are not kept"
+    keep(intents, config)
+    assert sorted(path.relative_to(kept) for path in kept.rglob("*")) == whole
+
+    shutil.rmtree(next(kept.glob("app-*")))
+    (support / "extraction.yaml").write_text("intent: extraction\n")
+    keep(intents, config)
+    assert not [*kept.glob("app-*")], "the folder was edited after it was loaded"
