@@ -41,7 +41,7 @@ class _Cohort:
     """The counts of one cohort."""
 
     def __init__(self) -> None:
-        self.counted = self.fell_back = 0
+        self.counts = self.fell_back = 0
         self.labels = {True: 0, False: 0}
         self.expected = 0.0
         self.evidence: Evidence | None = None
@@ -92,8 +92,11 @@ class DriftWatch:
         seen = self._of(snapshot.name_of(match.cohort))
         if seen is None:
             return
-        seen.counted += 1
-        seen.fell_back += decision.unmatched is not None
+        # Each number only rises, also between two lines: Prometheus takes a smaller one for a restart.
+        if decision.unmatched is None:
+            seen.counts += 1
+        else:
+            seen.fell_back += 1
         cohort = snapshot.policy.cohorts.get(match.cohort)
         evidence = cohort.evidence if cohort is not None and cohort.calibrated else None
         if evidence is not None and evidence.deciles is not None:
@@ -117,7 +120,7 @@ class DriftWatch:
         return [
             (count, {"cohort": name, "result": result})
             for name, seen in list(self._cohorts.items())
-            for result, count in (("counts", seen.counted - seen.fell_back), ("fallback", seen.fell_back))
+            for result, count in (("counts", seen.counts), ("fallback", seen.fell_back))
         ]
 
     def nearness(self) -> list[Sample]:
