@@ -118,9 +118,10 @@ class Asks:
         key = _hash(hashlib.blake2b(secret).digest(), f"{app}\0{opening}", 16).hex()
         [value] = await self._first_turns.get((key,))
         earlier = _first_turns(value)
-        kept = [ask for ask in earlier if ask.request != now.request][-_FIRST_TURNS + 1 :]
-        self._first_turns.set({key: msgspec.msgpack.encode([*kept, now])}, WITHIN_S)
-        before = asked_before(kept, now)
+        others = [ask for ask in earlier if ask.request != now.request]
+        kept = [*others, now][-_FIRST_TURNS:]
+        self._first_turns.set({key: msgspec.msgpack.encode(kept)}, WITHIN_S)
+        before = asked_before(others, now)
         return before, Signal.RE_ASKED if before is not None else None
 
 

@@ -167,6 +167,15 @@ def test_a_person_who_asks_again_in_a_new_conversation_is_a_signal(first: FirstT
     assert first.ask(AGAIN) == "1"
 
 
+@pytest.mark.parametrize(("between", "expected"), [(5, "1"), (6, None)])
+def test_a_first_turn_is_compared_with_the_last_six(first: FirstTurns, between: int, expected: str | None) -> None:
+    others = ("a mortgage", "snow", "the shop", "Hamlet", "butter", "gravity")[:between]
+    assert [first.ask(text) for text in (KYOTO, *(f"What about {other}?" for other in others))] == [None] * (
+        between + 1
+    )
+    assert first.ask(AGAIN) == expected
+
+
 def test_the_same_words_count_in_any_script(first: FirstTurns) -> None:
     assert [first.ask("京都への旅行を計画して"), first.ask("京都への旅行を計画して")] == [None, "1"]
     assert first.ask("東京への旅行を計画して") is None
