@@ -74,7 +74,8 @@ def usable_gains(config: Config) -> GainFile | None:
     if all(intent.by_prompt is None for intent in config.intents):
         return None
     if config.gains is None:
-        log.warning("intents have `by_prompt`, but there is no %s: their own tiers serve", GAINS_FILE)
+        usable = f"{GAINS_FILE} that this release reads"
+        log.warning("intents have `by_prompt`, but there is no %s: their own tiers serve", usable)
         return None
     policy = config.policy
     stale = config.gains.stale(policy.encoder.name, utterances_digest(config), policy.tiers)

@@ -1,5 +1,6 @@
 """The files of one folder of YAML, as they are read. Mistakes are collected, and reading goes on."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from extproc.config.old_keys import translate
 from extproc.config.schema import BACKGROUND_FILE, POLICY_FILE, BackgroundFile, Intent, PolicyFile
 from extproc.config.strict_yaml import Lines, Problem, decode_yaml, line_of
 from extproc.routing.centroid_file import CentroidFile
-from extproc.routing.gain_file import GainFile
+from extproc.routing.gain_file import GainFile, OtherVersionError
 
 F = TypeVar("F")
 # The new key of each old one.
@@ -80,10 +81,12 @@ class Reading:
             (self.problems if is_mistake else self.old_keys).append(Problem(POLICY_FILE, line, what))
 
     def add_fitted(self, path: Path, decode: Callable[[bytes], F]) -> F | None:
-        """Read a file of fitted values. None if there is no file, or if it is damaged."""
+        """Read a file of fitted values. None if it is absent, damaged or of another release."""
+        fitted = None
         try:
             raw = path.read_bytes()
-            fitted = decode(raw)
+            with contextlib.suppress(OtherVersionError):  # a new release starts with it, and warns
+                fitted = decode(raw)
         except FileNotFoundError:
             return None
         except OSError as error:

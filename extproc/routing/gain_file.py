@@ -25,6 +25,10 @@ _PARTS = ("base", "features", "cuts", "leaves")  # of trees
 _AGAIN = "delete the file, and run `extproc calibrate --target ... --write` again"
 
 
+class OtherVersionError(ValueError):
+    """The file is of another release. Unlike a damaged one, it is no mistake."""
+
+
 class GainHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The inputs of the fit."""
 
@@ -90,14 +94,19 @@ def _arrays_of(prefix: str, trees: Trees) -> dict[str, np.ndarray]:
 
 
 def decode_gains(raw: bytes) -> GainFile:
-    """Return the content of the file. Raises ValueError, which says what to do, if the file is not valid."""
+    """Return the content of the file.
+
+    Raises ValueError, which says what to do, if the file is not valid, and OtherVersionError for another release.
+    """
     try:
         arrays = load(raw)
         header = msgspec.json.decode(metadata_header(raw), type=GainHeader)
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise ValueError(f"is not a file of gains ({error}): {_AGAIN}") from error
     if header.version != VERSION or header.facts != PROMPT_FACTS:
-        raise ValueError(f"is of version {header.version}, and this release reads version {VERSION}: {_AGAIN}")
+        raise OtherVersionError(
+            f"is of version {header.version}, and this release reads version {VERSION}: {_AGAIN}"
+        )
     if not _has_shapes(arrays, header):
         raise ValueError(f"its arrays do not have the shapes that its header describes: {_AGAIN}")
     if header.seal != _seal(header, arrays):

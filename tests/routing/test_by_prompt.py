@@ -245,6 +245,20 @@ def test_another_file_or_none_is_stale(tmp_path, words, caplog):
     assert "intents have `by_prompt`, but there is no gains.safetensors" in caplog.text
 
 
+def test_a_file_of_an_earlier_release_does_not_stop_a_new_one(tmp_path, words, caplog):
+    """The tier of the cohort serves until `calibrate` has written the file again. The log and `status` say so."""
+    folder = folder_with(tmp_path)
+    revision = load_config(folder).revision
+    (folder / GAINS_FILE).write_bytes(encode_gains(msgspec.structs.replace(header(), version=1), gains()))
+    config = load_config(folder)
+    assert config.gains is None and config.revision != revision
+    assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("small", Reason.MATCHED)
+    assert "no gains.safetensors that this release reads: their own tiers serve" in caplog.text
+    assert stale_values(config, compile_snapshot(config, words)) == [
+        "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+    ]
+
+
 def test_a_damaged_file_is_a_mistake_of_the_folder(tmp_path, words):
     """It is reported with the others, and a reload is refused."""
     folder = folder_with(tmp_path)
