@@ -26,7 +26,7 @@ _AGAIN = "delete the file, and run `extproc calibrate --target ... --write` agai
 
 
 class OtherVersionError(ValueError):
-    """The file is of another release. Unlike a damaged one, it is no mistake."""
+    """The file is of another release. Unlike a damaged one, it is not a mistake."""
 
 
 class GainHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
