@@ -532,8 +532,8 @@ LOG_LINES = {
     "_admitted": "The gate compares this revision with the active one. It can take minutes.",
     "matching": "The fitted centroids are stale. Centroids come from the utterances again. Run `extproc calibrate` again, or delete "
     "the file.",
-    "usable_gains": "An intent has `by_prompt`, and the file that it needs is not in the folder. Copy it, or run `extproc "
-    "calibrate --target` again.",
+    "usable_gains": "An intent has `by_prompt`, and the file that it needs is not in the folder, or is of another "
+    "release. Copy it, or run `extproc calibrate --target` again.",
     "usable_gains 2": "The predicted gains are stale. The intents' own tiers serve. Run `extproc calibrate --target` again, or "
     "delete the file.",
     "compile_snapshot": "Some utterances lie nearer to another cohort by the fitted centroids. Reword or move them.",

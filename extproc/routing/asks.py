@@ -37,7 +37,7 @@ _WORD = re.compile(r"(\A\W*|[.!?:\n]\W*)?([^\W_]+)")
 _FIRST_IDEOGRAPH = "\u2e80"  # scripts from here on do not put spaces between words
 
 _PREFIX = "asked:"
-# First turns that are kept of each principal, and principals that are kept: 4 KB each.
+# First turns of a principal below a system prompt in an app, and how many of these are kept: 4 KB each.
 _FIRST_TURNS, _PRINCIPALS = 6, 2000
 # A person reads an answer before asking again. A principal with more first turns in a minute is a program, or many
 # people.
