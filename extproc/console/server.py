@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -21,6 +22,8 @@ from extproc.console.watching import drift_page, signals_page
 
 _BODY_BYTES = 1_000_000
 _TIMEOUT_S = 10.0
+# Pages that are made at one time, and how long another one waits. A page may read a week of a large ledger.
+_AT_ONCE, _WAIT_S = 4, 10.0
 # The pages hold no script, and load nothing.
 _HEADERS = {
     "content-type": "text/html; charset=utf-8",
@@ -54,6 +57,7 @@ class ConsoleServer(http.server.ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.is_local = host in _LOOPBACK
         self.sources = sources
+        self.free = threading.BoundedSemaphore(_AT_ONCE)
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
@@ -88,7 +92,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         status, path, headers = HTTPStatus.OK, self.path.partition("?")[0], _HEADERS
         try:
             self._check_host()
-            text = make()
+            text = self._made(make)
         except _Refused as refusal:
             status, text = refusal.status, error_page(path, str(refusal))
         except Loading as error:
@@ -103,6 +107,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             traceback.print_exc()
         with contextlib.suppress(ConnectionError):  # the browser left
             self._send(status, headers, text.encode(errors="replace"))
+
+    def _made(self, make: Callable[[], str]) -> str:
+        """The page, when few others are made. A browser that left does not end the work on its page."""
+        if not self.server.free.acquire(timeout=_WAIT_S):
+            message = f"{_AT_ONCE} pages are still being read from the ledger: load this one again later."
+            raise _Refused(HTTPStatus.SERVICE_UNAVAILABLE, message)
+        try:
+            return make()
+        finally:
+            self.server.free.release()
 
     def _send(self, status: HTTPStatus, headers: Mapping[str, str], body: bytes) -> None:
         self.send_response(status)

@@ -325,6 +325,29 @@ def test_a_page_that_needs_the_encoder_comes_by_itself(sources: Sources) -> None
         assert page("/")[0] == 200
 
 
+def test_few_pages_are_made_at_one_time(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a large ledger takes a while, and a browser that loads a page again does not end it."""
+    monkeypatch.setattr("extproc.console.server._WAIT_S", 0.01)
+    slow, entered = threading.Event(), threading.Semaphore(0)
+
+    def snapshot() -> Any:
+        entered.release()
+        assert slow.wait(10)
+        return sources.snapshot()
+
+    with serving(msgspec.structs.replace(sources, snapshot=snapshot)) as page:
+        others = [threading.Thread(target=page, args=("/cohorts",)) for _ in range(4)]
+        for other in others:
+            other.start()
+        assert all(entered.acquire(timeout=10) for _ in others)
+        status, _, text = page("/signals")
+        assert status == 503 and "4 pages are still being read" in plain(text)
+        slow.set()
+        for other in others:
+            other.join(10)
+        assert page("/signals")[0] == 200
+
+
 def test_a_mistake_of_ours_is_an_answer_too(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
     def broken() -> Any:
         raise KeyError("x")
