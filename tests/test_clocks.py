@@ -18,7 +18,7 @@ WALL_CLOCK = {
     "accounting/report.py": {"time"},
     "accounting/render.py": {"gmtime"},
     "accounting/rollout_text.py": {"gmtime"},
-    "accounting/why.py": {"gmtime"},
+    "accounting/why.py": {"gmtime", "time"},
     "cli/health.py": {"gmtime"},
     "config/standing.py": {"time"},
     "serving/explorer.py": {"time"},

@@ -25,7 +25,7 @@ _MARK, _SECRET = "zanzibarquokka7391", "sk-hushhush-55aa"
 def traced(small_intents: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Collector]]:
     """A stack whose router and Envoy report to one collector."""
     with Collector() as collector, SampleUpstreams(MODELS) as upstreams:
-        stack = Stack(small_intents, tmp_path_factory.mktemp("traced"), upstreams)
+        stack = Stack(small_intents, tmp_path_factory.mktemp("traced"), upstreams, deadline_ms=5000)
         try:
             stack.start_router({
                 "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://{collector.address}",

@@ -103,7 +103,6 @@ def test_odd_bytes_are_routed_and_reach_the_tier(stack: Stack, body: bytes) -> N
 
 
 _ODD_SHAPES = {
-    "messages are a string": b'{"model":"auto","messages":"Prove that 17 is prime."}',
     "messages are numbers": b'{"model":"auto","messages":[1,2]}',
     "content is a number": b'{"model":"auto","messages":[{"role":"user","content":7}]}',
 }
@@ -116,6 +115,14 @@ def test_odd_shapes_of_a_model_that_is_ours_get_a_name_the_tier_knows(stack: Sta
     received = arrived(stack)
     assert (received.tier, received.body) == ("large", body.replace(b'"auto"', b'"qwen3-32b"'))
     assert answer.said == {"x-router-cohort": "no_text", "x-router-tier": "large", "x-router-reason": "no_text"}
+
+
+def test_messages_that_are_a_string_are_the_ask(stack: Stack) -> None:
+    """A floor holds for the text, although most upstreams refuse this shape. The member stays as it is."""
+    answer = send(stack.port, CHAT, b'{"model":"auto","messages":"Prove that 17 is prime."}')
+    received = json.loads(arrived(stack).body)
+    assert (received["model"], received["messages"]) == ("qwen3-32b", "Prove that 17 is prime.")
+    assert (answer.said["x-router-cohort"], answer.said["x-router-reason"]) == ("math_reasoning", "matched")
     assert (answer.status, numberless(answer.body)) == _as_without_us(stack, received.body)
 
 
