@@ -1,6 +1,6 @@
 """Memory and CPU of the router and Envoy, for the resource requests in deploy/k8s: `make bench-footprint`.
 
-Sixteen connections send texts of 48 words. Every text is new, so each needs an embedding. Then one intent is
+Four connections send texts of 48 words. Every text is new, so each needs an embedding. Then one intent is
 edited, and the router has two snapshots in memory for a time. Memory is the peak resident size of the process. CPU
 is its user and system time under load, per 1,000 requests.
 """
@@ -21,7 +21,7 @@ from extproc.config.load import load_config
 from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
 
-_CONNECTIONS, _REQUESTS, _WORDS = 16, 60, 48
+_CONNECTIONS, _REQUESTS, _WORDS = 4, 240, 48
 _EDIT_S = 60.0
 
 
