@@ -14,7 +14,7 @@ from itertools import islice
 from extproc.routing.budget import Claim
 from extproc.routing.limits import Rates
 from extproc.routing.redis_link import KEY_PREFIX, RedisLink
-from extproc.routing.spending import MemorySpending, Reserved
+from extproc.routing.spending import MemorySpending, Reserved, without_room
 
 # A write in the background has more time.
 _WRITE_S = 1.0
@@ -112,15 +112,14 @@ class RedisSpending:
             late = partial(self._take_back, keys, amount)
             answer = await self._link.ask(call, self._link.within_s, late)
         if answer is None:
-            full = [i for i, claim in enumerate(claims) if self._known(claim.key) + amount > claim.limit]
+            full = without_room(claims, [*map(self._known, keys)], amount)
             if not full:
                 self._note_unsent(keys, amount)
-            return Reserved(tuple(full), local=True)
+            return Reserved(full, local=True)
         self._see(keys, answer)
         if len(answer) > len(claims):
             return Reserved()
-        pairs = zip(claims, answer, strict=True)
-        return Reserved(tuple(i for i, (claim, total) in enumerate(pairs) if total + amount > claim.limit))
+        return Reserved(without_room(claims, answer, amount))
 
     def _take_back(self, keys: Sequence[str], amount: int, answer: list[int]) -> None:
         """Take back what the store has added too late. The request was paid for, or refused, without it."""

@@ -23,6 +23,12 @@ class Reserved(msgspec.Struct, frozen=True):
     local: bool = False  # the shared store could not be asked, so only this process was
 
 
+def without_room(claims: Sequence[Claim], sums: Sequence[int], amount: int) -> tuple[int, ...]:
+    """The claims, as indexes, whose sums have no room for the amount. `sums` are in the order of the claims."""
+    pairs = zip(claims, sums, strict=True)
+    return tuple(i for i, (claim, total) in enumerate(pairs) if total + amount > claim.limit)
+
+
 class Spending(Protocol):
     """The sums of all budgets. No method raises, and none waits long."""
 
@@ -49,11 +55,7 @@ class MemorySpending:
 
     async def reserve(self, claims: Sequence[Claim], amount: int) -> Reserved:
         """Add the amount to every sum, if there is room for it."""
-        return self.reserve_now(claims, amount)
-
-    def reserve_now(self, claims: Sequence[Claim], amount: int) -> Reserved:
-        """Do so, from sums in memory."""
-        full = tuple(i for i, claim in enumerate(claims) if self._of(claim.key) + amount > claim.limit)
+        full = without_room(claims, [self._of(claim.key) for claim in claims], amount)
         if not full:
             self.add([claim.key for claim in claims], amount)
         return Reserved(full)
