@@ -115,8 +115,14 @@ class Router:
         decision = choose()
         candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")
+
+        async def look_for(decision: Decision) -> CacheLook | None:
+            if self.cache is None:
+                return None
+            return await self.cache.look(snapshot, decision, request, signals, vector, headers)
+
         # A kept answer costs nothing, so it is looked for before an upgrade or a budget is used.
-        look = await self._look(snapshot, decision, request, signals, vector, headers)
+        look = await look_for(decision)
         paid, payment = decision, Payment()
         if look is None or look.answer is None:
             paid, choose = await within_upgrades(self._rates, snapshot, principal, decision, choose)
@@ -125,7 +131,7 @@ class Router:
             look = look.instead if look is not None else None
             if look is None:
                 decision = paid
-                look = await self._look(snapshot, decision, request, signals, vector, headers)
+                look = await look_for(decision)
         if look is not None:
             decision = msgspec.structs.replace(decision, cache=look.word)
             clock.lap("cache")
@@ -154,19 +160,6 @@ class Router:
             principal = principal_of(principal_header(headers, snapshot.escalations.principal))
             maker = await self._conversations.maker_of(id_key(principal, kept), snapshot.policy.tiers)
         return written(snapshot, decide_kept(snapshot.policy, headers, maker), None, None, clock)
-
-    async def _look(
-        self,
-        snapshot: Snapshot,
-        decision: Decision,
-        request: Request,
-        signals: Signals,
-        vector: Vectors | None,
-        headers: Mapping[str, str],
-    ) -> CacheLook | None:
-        if self.cache is None:
-            return None
-        return await self.cache.look(snapshot, decision, request, signals, vector, headers)
 
     async def _unread(
         self, snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: Stopwatch
