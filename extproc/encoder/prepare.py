@@ -126,7 +126,7 @@ def _for_onnxruntime(
         with _bars_on_a_terminal_only(), _tracing("ONNX Runtime is left out of the comparison."):
             write_onnx(forward_of(model, centre), token_ids, pools_parts(model), folder)
     except EncoderError as error:
-        log.warning("ONNX Runtime is left out of the comparison: %s", error)
+        log.warning("not every back end is compared: %s", error)
         return {}
     return {folder.name: folder}
 
