@@ -73,12 +73,7 @@ class ExternalProcessor:
                     continue  # a kind that a newer Envoy sends; Envoy goes on after its timeout
                 for reply in await exchange.answer(event):
                     yield wire.write_reply(reply)
-                if isinstance(exchange, FeedbackExchange):
-                    continue
-                result = exchange.routed if isinstance(exchange, RouterExchange) else exchange.ruling
-                if result is not None and result is not reported:
-                    reported = result
-                    self._report(result, metadata)
+                reported = self._report_new(exchange, reported, metadata)
                 if isinstance(exchange, VerifierExchange) and exchange.over:
                     return  # Envoy sends the rest of the answer without us
         except Exception as error:
@@ -90,6 +85,7 @@ class ExternalProcessor:
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
         finally:
             self._telemetry.open_exchanges -= 1
+            self._report_new(exchange, reported, metadata)  # Envoy may cancel a stream as soon as it has the reply
             if isinstance(exchange, RouterExchange) and exchange.routed is not None:
                 self._explore(exchange.routed)
                 self._follow(exchange.routed, exchange.headers)
@@ -120,6 +116,17 @@ class ExternalProcessor:
         if self.router is not None:
             await self.router.answered(message)
         return b""
+
+    def _report_new(self, exchange: _Exchange | None, reported: object, metadata: Mapping[str, str]) -> object:
+        """Report the result of the exchange, unless it is the one that was `reported`. Return the last reported."""
+        if isinstance(exchange, RouterExchange):
+            result: Routed | Ruling | None = exchange.routed
+        else:
+            result = exchange.ruling if isinstance(exchange, VerifierExchange | RescueExchange) else None
+        if result is None or result is reported:
+            return reported
+        self._report(result, metadata)
+        return result
 
     def _report(self, result: Routed | Ruling, metadata: Mapping[str, str]) -> None:
         if isinstance(result, Ruling):
