@@ -327,8 +327,8 @@ REJECTIONS_INTRODUCTION = """
 """
 
 REJECTIONS = {
-    "upstream_error": "an error inside an answer with status 200",
-    "malformed": "broken JSON or a broken event",
+    "upstream_error": "an error inside an answer with a status of success",
+    "malformed": "no body, as with status 204, broken JSON, a broken event, or an encoding that is not decoded",
     "wrong_type": "the content type does not fit the content",
     "wrong_framing": "a stream where none was asked for, or none where one was",
     "incomplete": "the answer has no proper end, or too few choices",
@@ -394,9 +394,9 @@ HOLD_STATES = {
 }
 
 HOLD_STEPS = {
-    "hold": "the headers have status 200, and the answer is to be judged before it goes on: a whole body, or a stream under "
+    "hold": "the headers have a status of success, and the answer is to be judged before it goes on: a whole body, or a stream under "
     "`stream: early` or `buffer`",
-    "pass": "the headers have another status, the cohort is gone after a reload, or a stream is under `stream: record`",
+    "pass": "the headers have any other status, the cohort is gone after a reload, or a stream is under `stream: record`",
     "release": "there is a ruling. The first message carries it, as a header and as metadata",
     "drop": "the ruling is `human`. The client gets the status and the message of `human:` instead",
 }
