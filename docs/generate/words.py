@@ -512,6 +512,9 @@ LOG_LINES = {
     "Each worker counts its own part of every budget. Set `state` to the URL of a Redis or Valkey.",
     "RedisLink.stop": "The store is down or slow. Traffic goes on. Each router process remembers the conversations that it "
     "serves itself, and goes on from the sums of budgets that it saw last. Look at the Redis that `state` names.",
+    "RedisSpending._see": "The store was emptied, or restored from an older snapshot. Each router process raises the sums of "
+    "budgets to those that it saw last. Sums of principals that no router has seen since its start are lost. Restart one "
+    "router with `--ledger` to get these, too.",
     "RedisLink._ping": "The store works again after the line above. What was counted in the meantime is added to it.",
     "_instead": "The files of an app have the mistakes that the line lists. The app keeps its earlier intents. Other apps are not "
     "affected.",
