@@ -327,8 +327,8 @@ REJECTIONS_INTRODUCTION = """
 """
 
 REJECTIONS = {
-    "upstream_error": "an error inside an answer with status 200",
-    "malformed": "broken JSON or a broken event",
+    "upstream_error": "an error inside an answer with a status of success",
+    "malformed": "no body, as with status 204, broken JSON, a broken event, or an encoding that is not decoded",
     "wrong_type": "the content type does not fit the content",
     "wrong_framing": "a stream where none was asked for, or none where one was",
     "incomplete": "the answer has no proper end, or too few choices",
@@ -394,9 +394,9 @@ HOLD_STATES = {
 }
 
 HOLD_STEPS = {
-    "hold": "the headers have status 200, and the answer is to be judged before it goes on: a whole body, or a stream under "
+    "hold": "the headers have a status of success, and the answer is to be judged before it goes on: a whole body, or a stream under "
     "`stream: early` or `buffer`",
-    "pass": "the headers have another status, the cohort is gone after a reload, or a stream is under `stream: record`",
+    "pass": "the headers have any other status, the cohort is gone after a reload, or a stream is under `stream: record`",
     "release": "there is a ruling. The first message carries it, as a header and as metadata",
     "drop": "the ruling is `human`. The client gets the status and the message of `human:` instead",
 }
@@ -512,6 +512,9 @@ LOG_LINES = {
     "Each worker counts its own part of every budget. Set `state` to the URL of a Redis or Valkey.",
     "RedisLink.stop": "The store is down or slow. Traffic goes on. Each router process remembers the conversations that it "
     "serves itself, and goes on from the sums of budgets that it saw last. Look at the Redis that `state` names.",
+    "RedisSpending._see": "The store was emptied, or restored from an older snapshot. Each router process raises the sums of "
+    "budgets to those that it saw last. Sums of principals that no router has seen since its start are lost. Restart one "
+    "router with `--ledger` to get these, too.",
     "RedisLink._ping": "The store works again after the line above. What was counted in the meantime is added to it.",
     "_instead": "The files of an app have the mistakes that the line lists. The app keeps its earlier intents. Other apps are not "
     "affected.",

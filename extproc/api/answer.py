@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from extproc.api.content_encoding import Decoder, can_decode, encoding_of
 from extproc.api.gathered import GatheredAnswer
 from extproc.api.observation import Framing, Observation, ToolCall
 from extproc.api.paths import Api
@@ -91,8 +92,10 @@ class AnswerReader:
         self._framing: Framing | None = None
         self._ended = False
         self._malformed: str | None = None
-        if (content_encoding or "").strip().lower() not in ("", "identity"):
-            self._malformed = "compressed"
+        self._decoder: Decoder | None = None  # None: the bytes are plain
+        if encoding := encoding_of(content_encoding):
+            self._decoder = Decoder()
+            self._malformed = None if can_decode(encoding) else "compressed"
 
     @property
     def text_chars(self) -> int:
@@ -114,13 +117,22 @@ class AnswerReader:
         if self._malformed is not None or self._answer.done:
             return
         try:
-            self._end() if piece is None else self._advance(piece)
+            self._end() if piece is None else self._read_piece(piece)
         except MalformedAnswer as error:
             self._malformed = str(error)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TooManyRepairs):
             self._malformed = "not json"
         if self._malformed is not None:
             self._body.clear()
+
+    def _read_piece(self, piece: bytes) -> None:
+        if self._decoder is None:
+            self._advance(piece)
+            return
+        for decoded in self._decoder.feed(piece):
+            self._advance(decoded)
+            if self._answer.done:
+                return
 
     def _advance(self, piece: bytes) -> None:
         if self._framing is None:

@@ -73,9 +73,9 @@ def add_commands(commands: "Commands") -> None:
 
 def _check(args: argparse.Namespace) -> int:
     from extproc.config.compile import compile_snapshot
-    from extproc.config.key_files import check_key_files
     from extproc.config.load import ConfigError, in_configmap, load_config
     from extproc.config.strict_checks import strict_problems
+    from extproc.config.upstream_files import check_upstream_files
     from extproc.encoder.backends import load_encoder
     from extproc.routing.centroid_file import CENTROIDS_FILE
     from extproc.routing.gain_file import GAINS_FILE
@@ -83,7 +83,7 @@ def _check(args: argparse.Namespace) -> int:
     config = load_config(args.intents)
     if args.strict and (problems := strict_problems(config, args.intents)):
         raise ConfigError(problems, args.intents)
-    notes = [*config.old_keys, *check_key_files(config)]
+    notes = [*config.old_keys, *check_upstream_files(config)]
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()
     print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")

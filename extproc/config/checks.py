@@ -7,16 +7,18 @@ from collections.abc import Iterator, Sequence
 from extproc.acceptance.rules import AcceptRule, External, compile_rules, rule_name
 from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.cache_checks import check_cache
+from extproc.config.evidence_checks import check_evidence
 from extproc.config.listener_checks import check_listener
 from extproc.config.logprob_checks import check_logprobs
 from extproc.config.name_checks import check_intent_name
 from extproc.config.only_checks import check_only
 from extproc.config.params_checks import check_params
 from extproc.config.prompt_checks import check_by_prompt
+from extproc.config.ranges import is_interval, within
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_floor, check_judge, check_states, check_store, check_upstream
-from extproc.mismatch import shown, suggestion
-from extproc.settings import CAPABILITIES, Escalate, Evidence, Judge, Rule
+from extproc.mismatch import suggestion
+from extproc.settings import CAPABILITIES, Escalate, Judge, Rule
 
 # With fewer utterances little is known about how people phrase an intent, and no floor can be derived from them.
 LEAST_UTTERANCES = 3
@@ -86,36 +88,36 @@ def _check_tiers(policy: PolicyFile) -> Iterator[_Finding]:
             if not _HOSTED_TOOL.fullmatch(name):
                 yield from _exists(f"{at}.capabilities", name, CAPABILITIES, "capability")
         yield from check_params(at, tier)
-        yield from _within(f"{at}.context", tier.context, above=0)
+        yield from within(f"{at}.context", tier.context, above=0)
         for key in tier.price.__struct_fields__:
-            yield from _within(f"{at}.price.{key}", getattr(tier.price, key), least=0)
+            yield from within(f"{at}.price.{key}", getattr(tier.price, key), least=0)
 
 
 def _check_judge(at: str, judge: Judge) -> Iterator[_Finding]:
     yield from check_judge(at, judge)
-    yield from _within(f"{at}.timeout_ms", judge.timeout_ms, above=0, most=_LONGEST_CALL_MS)
+    yield from within(f"{at}.timeout_ms", judge.timeout_ms, above=0, most=_LONGEST_CALL_MS)
 
 
 def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
     """The numbers outside the tiers, and the headers of principals."""
     if policy.human is not None:
-        yield from _within(".human.status", policy.human.status, least=200, most=599)
+        yield from within(".human.status", policy.human.status, least=200, most=599)
     for i, header in enumerate(policy.escalations.principal):
         yield from _is_header_name(f".escalations.principal[{i}]", header)
-    yield from _within(".escalations.per_minute", policy.escalations.per_minute, least=0)
-    yield from _within(".escalations.burst", policy.escalations.burst, least=0)
+    yield from within(".escalations.per_minute", policy.escalations.per_minute, least=0)
+    yield from within(".escalations.burst", policy.escalations.burst, least=0)
     if policy.upgrades is not None:
         hint = "to forbid upgrades, let no intent and no rule name a tier above the default"
-        yield from _within(".upgrades.per_minute", policy.upgrades.per_minute, least=0)
-        yield from _within(".upgrades.burst", policy.upgrades.burst, least=1, hint=hint)
-    yield from _within(".sticky.switch_budget", policy.sticky.switch_budget, least=0)
+        yield from within(".upgrades.per_minute", policy.upgrades.per_minute, least=0)
+        yield from within(".upgrades.burst", policy.upgrades.burst, least=1, hint=hint)
+    yield from within(".sticky.switch_budget", policy.sticky.switch_budget, least=0)
     attempt_s, request_s = policy.timeouts.attempt_s, policy.timeouts.request_s
-    yield from _within(".timeouts.attempt_s", attempt_s, above=0)
+    yield from within(".timeouts.attempt_s", attempt_s, above=0)
     if not request_s >= attempt_s:
         what = f"`timeouts.request_s` is {request_s:g}: expected at least `attempt_s`, which is {attempt_s:g}"
         yield ".timeouts.request_s", what
-    yield from _within(".encoder.deadline_ms", policy.encoder.deadline_ms, above=0)
-    yield from _within(".encoder.max_chars", policy.encoder.max_chars, least=_LEAST_CHARS)
+    yield from within(".encoder.deadline_ms", policy.encoder.deadline_ms, above=0)
+    yield from within(".encoder.max_chars", policy.encoder.max_chars, least=_LEAST_CHARS)
 
 
 def _check_rule(at: str, rule: Rule, tiers: Sequence[str], intents: Sequence[str]) -> Iterator[_Finding]:
@@ -140,13 +142,13 @@ def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
     yield from check_floor(".tier_floor", intent.tier_floor, policy.tiers)
     yield from (*check_only(intent, "", tiers), *check_by_prompt(intent, tiers))
     yield from _check_utterances(intent.utterances)
-    yield from _within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
-    yield from _within(".floor", intent.floor, least=-1, most=1)
+    yield from within(".max_output_tokens", intent.max_output_tokens, above=0, hint="leave it out for no limit")
+    yield from within(".floor", intent.floor, least=-1, most=1)
     yield from _check_cascade(intent, policy)
     yield from check_cache(intent)
-    yield from _is_interval(".chosen.quality", intent.chosen.quality if intent.chosen is not None else (0.0, 1.0))
+    yield from is_interval(".chosen.quality", intent.chosen.quality if intent.chosen is not None else (0.0, 1.0))
     if intent.evidence is not None:
-        yield from _check_evidence(intent.evidence, intent.floor)
+        yield from check_evidence(intent.evidence, intent.floor)
 
 
 def _check_utterances(utterances: Sequence[str]) -> Iterator[_Finding]:
@@ -157,17 +159,6 @@ def _check_utterances(utterances: Sequence[str]) -> Iterator[_Finding]:
     for i, text in enumerate(texts):
         if not text:
             yield f".utterances[{i}]", "this utterance is empty: write it, or remove it"
-
-
-def _check_evidence(evidence: Evidence, floor: float | None) -> Iterator[_Finding]:
-    again = "run `extproc calibrate` again"
-    if floor is None and not evidence.abstains:
-        yield ".evidence", f"there is `evidence`, but no `floor` that it is about: {again}"
-    yield from _within(".evidence.probability.similarity", evidence.probability.similarity, least=0, hint=again)
-    yield from _within(".evidence.probability.margin", evidence.probability.margin, least=0, hint=again)
-    yield from _within(".evidence.risk", evidence.risk, least=0, most=1, hint=again)
-    yield from _within(".evidence.accepted", evidence.accepted, least=0, most=1, hint=again)
-    yield from _is_interval(".evidence.wrong", evidence.wrong)
 
 
 def _check_cascade(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
@@ -215,8 +206,8 @@ def _check_escalate(
         yield from _exists(".escalate.to", rung.tier, tiers, "tier")
     if not escalate.rungs and not escalate.human:
         yield ".escalate.to", "`escalate.to` is empty: name at least one tier, or `human`"
-    yield from _within(".escalate.max", escalate.max, least=1)
-    yield from _within(".escalate.share", escalate.share, above=0, most=1)
+    yield from within(".escalate.max", escalate.max, least=1)
+    yield from within(".escalate.share", escalate.share, above=0, most=1)
     yield from _check_skip(escalate, intent, rules, tiers)
 
 
@@ -244,38 +235,8 @@ def _check_scorer(scorer: Scorer, policy: PolicyFile) -> Iterator[_Finding]:
         yield from _exists(f".scorer.weights.{name}", name, SCORE_FACTS, "fact")
     if not all(map(math.isfinite, (scorer.offset, *scorer.weights.values()))):
         yield ".scorer", f"`offset` and `weights` must be finite numbers: {again}"
-    yield from _within(".scorer.rows", scorer.rows, least=0, hint=again)
-    yield from _is_interval(".scorer.auroc", scorer.auroc)
-
-
-def _within(
-    path: str,
-    value: float | None,
-    least: float = -math.inf,
-    above: float = -math.inf,
-    most: float = math.inf,
-    hint: str = "",
-) -> Iterator[_Finding]:
-    """A number must be finite, at least `least`, above `above`, and at most `most`. None is right."""
-    if value is None or (least <= value <= most and math.inf > value > above):
-        return
-    start = f"above {above:g}" if above > -math.inf else f"from {least:g}"
-    end = f" to {most:g}" if most < math.inf else "" if above > -math.inf else " up"
-    number = f"{value:g}" if isinstance(value, float) else shown(str(value))
-    what = f"`{_short_name(path)}` is {number}: expected a number {start}{end}"
-    yield path, f"{what}; {hint}" if hint else what
-
-
-def _is_interval(path: str, ends: tuple[float, float]) -> Iterator[_Finding]:
-    low, high = ends
-    if not 0 <= low <= high <= 1:
-        ends_text = f"[{low:g}, {high:g}]"
-        yield path, f"`{_short_name(path)}` is {ends_text}: expected two numbers from 0 to 1, the lower one first"
-
-
-def _short_name(path: str) -> str:
-    """The keys of a path after the last list, as in `price.input`."""
-    return path.rpartition("].")[2].lstrip(".")
+    yield from within(".scorer.rows", scorer.rows, least=0, hint=again)
+    yield from is_interval(".scorer.auroc", scorer.auroc)
 
 
 def _is_header_name(path: str, header: str) -> Iterator[_Finding]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from extproc.encoder.protocols import EncoderError, Vectors, unit
+from extproc.encoder.protocols import EncoderError, Vectors, reading, unit
 from extproc.encoder.tokens import MarkedTokens
 
 MODEL_FILE, TABLE_FILE, SCALES_FILE = "model.onnx", "words.npy", "scales.npy"
@@ -27,7 +27,10 @@ class OnnxModel:
     """A converted model, run by ONNX Runtime."""
 
     def __init__(self, folder: Path, threads: int) -> None:
-        """Load the files that `write_onnx` wrote into `folder`. Raises EncoderError without ONNX Runtime."""
+        """Load the files that `write_onnx` wrote into `folder`.
+
+        Raises EncoderError without ONNX Runtime, and for a file that is damaged.
+        """
         try:
             onnxruntime = import_onnxruntime()
         except ModuleNotFoundError as error:
@@ -41,9 +44,12 @@ class OnnxModel:
         # Threads that wait must not use the cores of Envoy and the event loop.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CPUExecutionProvider"]
-        self._session = onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=providers)
-        self._table = np.load(folder / TABLE_FILE, mmap_mode="r")
-        self._scales = np.load(folder / SCALES_FILE)
+        with reading(folder / MODEL_FILE):
+            self._session = onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=providers)
+        with reading(folder / TABLE_FILE):
+            self._table = np.load(folder / TABLE_FILE, mmap_mode="r")
+        with reading(folder / SCALES_FILE):
+            self._scales = np.load(folder / SCALES_FILE)
         self.takes_parts = len(self._session.get_inputs()) > _INPUTS
 
     def run(self, tokens: Sequence[MarkedTokens]) -> tuple[Vectors, Vectors]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from extproc.encoder.protocols import Vectors, unit
+from extproc.encoder.protocols import Vectors, reading, unit
 from extproc.encoder.tokens import MarkedTokens
 
 # The runtime needs milliseconds to plan a new shape, so lengths and batch sizes are rounded up to these.
@@ -30,7 +30,7 @@ class OpenVinoModel:
     """A converted model, run by OpenVINO."""
 
     def __init__(self, folder: Path, precision: str, max_tokens: int, threads: int, keep: bool) -> None:
-        """Load "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32".
+        """Load "model.xml" from `folder`; `precision` is "int8", "bf16" or "fp32". Raises EncoderError.
 
         If `keep` is true and the folder is writable, the compiled model is kept there for later starts.
         """
@@ -49,7 +49,8 @@ class OpenVinoModel:
             self._compiled = openvino.Core().compile_model(model, "CPU", settings | cached)
         except RuntimeError:
             # OpenVINO removes a model that was compiled on another CPU, and fails if the folder is read-only.
-            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            with reading(model):
+                self._compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._local = threading.local()  # two threads must not run the same inference request
         # The vectors of parts come from the same pass, if `prepare` found that this model pools a mean.
         self.takes_parts = len(self._compiled.inputs) > _INPUTS

@@ -27,6 +27,7 @@ class PreparedSentences:
         """Load the files of `folder`. `backend` is "onnxruntime int8" or "openvino" with "int8", "bf16" or "fp32".
 
         If `keep` is true and the folder is writable, OpenVINO keeps its compiled model there for later starts.
+        Raises EncoderError for a file that is damaged.
         """
         self.vectors = folder / f"utterances-{backend.removeprefix('openvino ').replace(' ', '-')}.npz"
         self._tokens, self._prompt = load_tokens(folder, max_tokens), prompt

@@ -1,12 +1,16 @@
 """Vectors, and the interfaces of encoders that make them."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 Vectors = NDArray[np.float32]
+# Some libraries write a page about a damaged file.
+_MOST_REASON_CHARS = 200
 
 
 def unit(rows: Vectors) -> Vectors:
@@ -17,6 +21,16 @@ def unit(rows: Vectors) -> Vectors:
 
 class EncoderError(RuntimeError):
     """The encoder cannot be loaded, or it failed on a text."""
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Read a file that `extproc prepare` wrote. Raises EncoderError with its name if it is damaged or missing."""
+    try:
+        yield
+    except Exception as error:  # each of the libraries has its own errors, without a common class
+        why = str(error).strip().partition("\n")[0][:_MOST_REASON_CHARS]
+        raise EncoderError(f"{file} cannot be read ({why}): run `extproc prepare` again") from error
 
 
 class DeadlineError(TimeoutError):

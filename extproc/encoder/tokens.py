@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from extproc.encoder.parts import Parts, tokens_in
+from extproc.encoder.protocols import reading
 
 TOKENIZER_FILE, PIECES_FILE = "tokenizer.json", "tokenizer.spm"
 # SentencePiece's name for its table of normalised characters: NFKC and some more. XLM-R uses it.
@@ -88,9 +89,13 @@ def _bytes(text: str) -> int:
 
 
 def load_tokens(folder: Path, max_tokens: int) -> Tokens:
-    """Load the tokenizer of a prepared model."""
+    """Load the tokenizer of a prepared model. Raises EncoderError."""
     pieces = folder / PIECES_FILE
-    return PieceTokens(pieces, max_tokens) if pieces.exists() else JsonTokens(folder / TOKENIZER_FILE, max_tokens)
+    if pieces.exists():
+        with reading(pieces):
+            return PieceTokens(pieces, max_tokens)
+    with reading(folder / TOKENIZER_FILE):
+        return JsonTokens(folder / TOKENIZER_FILE, max_tokens)
 
 
 def write_tokens(tokenizer: Any, folder: Path, texts: Sequence[str], max_tokens: int) -> None:

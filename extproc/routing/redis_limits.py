@@ -5,16 +5,20 @@ store is gone, this process counts alone, from the last sums that it saw. The am
 the store is back, also if the store has lost its sums.
 """
 
+import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
+from typing import Any
 
 from extproc.routing.budget import Claim
 from extproc.routing.limits import Rates
 from extproc.routing.redis_link import KEY_PREFIX, RedisLink
 from extproc.routing.spending import MemorySpending, Reserved, without_room
+
+log = logging.getLogger(__name__)
 
 # A write in the background has more time.
 _WRITE_S = 1.0
@@ -25,44 +29,57 @@ _KEYS_IN_A_CALL = 500
 _MOST_UNSENT = 100_000
 _PREFIX = f"{KEY_PREFIX}budget:"
 
+# The start of each script. The data in the store has a name, and each change a number. Both are lost with the sums.
+# Another name says that sums are lost. A number below one that a process has seen says that an older copy was
+# restored. Then the data gets a new name, so that every process raises its sums.
+_CHECK = """
+local name, number = KEYS[1], KEYS[2]
+if tonumber(redis.call('GET', number) or '0') < tonumber(ARGV[4]) then
+  redis.call('SET', number, ARGV[4])
+  redis.call('SET', name, ARGV[3])
+end
+redis.call('SET', name, ARGV[3], 'NX')
+local named = redis.call('GET', name)
+local lost = ARGV[2] ~= '' and named ~= ARGV[2]
+local answer = {named, lost and 1 or 0, redis.call('INCR', number)}
+"""
 # Adds the amount to every sum, if all of them then stay within their limits. Returns the sums after that, and a 1
 # if the amount was added. A sum that the store has lost starts from the sum in this process.
-_RESERVE = """
-local totals, full = {}, false
-for i, key in ipairs(KEYS) do
-  totals[i] = tonumber(redis.call('GET', key) or ARGV[2 * i + 2])
-  if totals[i] + tonumber(ARGV[2]) > tonumber(ARGV[2 * i + 1]) then full = true end
+_RESERVE = f"""{_CHECK}
+local full = false
+for i = 3, #KEYS do
+  local total, known = redis.call('GET', KEYS[i]), ARGV[2 * i + 1]
+  if total and lost and tonumber(total) < tonumber(known) then redis.call('SET', KEYS[i], known) end
+  if not total or (lost and tonumber(total) < tonumber(known)) then total = known end
+  if tonumber(total) + tonumber(ARGV[5]) > tonumber(ARGV[2 * i]) then full = true end
+  table.insert(answer, tonumber(total))
 end
-if full then return totals end
-for i, key in ipairs(KEYS) do
-  redis.call('SET', key, ARGV[2 * i + 2], 'NX')
-  totals[i] = redis.call('INCRBY', key, ARGV[2])
-  redis.call('EXPIRE', key, ARGV[1])
+if full then return answer end
+for i = 3, #KEYS do
+  redis.call('SET', KEYS[i], ARGV[2 * i + 1], 'NX')
+  answer[i + 1] = redis.call('INCRBY', KEYS[i], ARGV[5])
+  redis.call('EXPIRE', KEYS[i], ARGV[1])
 end
-table.insert(totals, 1)
-return totals
+table.insert(answer, 1)
+return answer
 """
-# Adds amounts to sums, and returns the sums. With a 1 as second argument, each sum is first raised to the one that
+# Adds amounts to sums, and returns the sums. With a 1 as fifth argument, each sum is first raised to the one that
 # this process has seen.
-_ADD = """
-local totals = {}
-for i, key in ipairs(KEYS) do
-  local total = redis.call('GET', key)
-  if not total or (ARGV[2] == '1' and tonumber(total) < tonumber(ARGV[2 * i + 1])) then
-    redis.call('SET', key, ARGV[2 * i + 1])
+_ADD = f"""{_CHECK}
+for i = 3, #KEYS do
+  local total = redis.call('GET', KEYS[i])
+  if not total or ((lost or ARGV[5] == '1') and tonumber(total) < tonumber(ARGV[2 * i])) then
+    redis.call('SET', KEYS[i], ARGV[2 * i])
   end
-  totals[i] = redis.call('INCRBY', key, ARGV[2 * i + 2])
-  if totals[i] < 0 then
-    redis.call('SET', key, '0')
-    totals[i] = 0
+  total = redis.call('INCRBY', KEYS[i], ARGV[2 * i + 1])
+  if total < 0 then
+    redis.call('SET', KEYS[i], '0')
+    total = 0
   end
-  redis.call('EXPIRE', key, ARGV[1])
+  redis.call('EXPIRE', KEYS[i], ARGV[1])
+  table.insert(answer, total)
 end
-return totals
-"""
-# The name of the data in the store. It is lost with the sums, so another name says that they may be lost.
-_NAME = """
-return redis.call('GET', KEYS[1]) or (redis.call('SET', KEYS[1], ARGV[1]) and ARGV[1])
+return answer
 """
 # A token bucket, by the clock of the store.
 _TAKE = """
@@ -85,6 +102,10 @@ return taken
 _LEAST_KEPT_S, _MOST_KEPT_S = 60, 86_400
 
 
+# The answer of a script: the name of the data, whether sums were lost, the number of the change, and the sums.
+_Answer = tuple[bytes, int, int, *tuple[int, ...]]
+
+
 class RedisSpending:
     """The sums of budgets in the store, and a copy of those that this process has seen."""
 
@@ -94,21 +115,18 @@ class RedisSpending:
         self._unsent = OrderedDict[str, int]()  # the amounts that the store has not got
         self._reserve = link.client.register_script(_RESERVE)
         self._add = link.client.register_script(_ADD)
-        self._get_name = link.client.register_script(_NAME)
-        self._name: bytes | None = None
-        self._named = False
+        self._name = b""  # of the data in the store. Empty: it is not known yet
+        self._changes = 0  # the highest number of a change that this process has seen
+        self._to_raise = False  # the store may not have the sums of this process
         link.returned.append(self._restore)
 
     async def reserve(self, claims: Sequence[Claim], amount: int) -> Reserved:
         """Add the amount to every sum, if there is room for it."""
         keys = [claim.key for claim in claims]
-        answer: list[int] | None = None
+        answer: _Answer | None = None
         if self._link.reachable:
-            if not self._named:
-                self._named = True
-                self._link.start(self._look())
             values = [value for claim in claims for value in (claim.limit, self._in_store(claim.key))]
-            call = self._reserve([_PREFIX + key for key in keys], [_KEPT_S, amount, *values])
+            call = self._reserve(self._keys(keys), [*self._seen(), amount, *values])
             late = partial(self._take_back, keys, amount)
             answer = await self._link.ask(call, self._link.within_s, late)
         if answer is None:
@@ -116,15 +134,15 @@ class RedisSpending:
             if not full:
                 self._note_unsent(keys, amount)
             return Reserved(full, local=True)
-        self._see(keys, answer)
-        if len(answer) > len(claims):
+        totals = self._see(keys, answer)
+        if len(totals) > len(claims):
             return Reserved()
-        return Reserved(without_room(claims, answer, amount))
+        return Reserved(without_room(claims, totals, amount))
 
-    def _take_back(self, keys: Sequence[str], amount: int, answer: list[int]) -> None:
+    def _take_back(self, keys: Sequence[str], amount: int, answer: _Answer) -> None:
         """Take back what the store has added too late. The request was paid for, or refused, without it."""
-        self._see(keys, answer)
-        if len(answer) > len(keys):
+        totals = self._see(keys, answer)
+        if len(totals) > len(keys):
             self.add(keys, -amount)
 
     def add(self, keys: Sequence[str], amount: int) -> None:
@@ -139,20 +157,10 @@ class RedisSpending:
 
     def _restore(self) -> None:
         """Send what was counted while the store was gone, and the sums that it may have lost."""
-        self._link.start(self._bring_back())
+        self._link.start(self._flush(look=True))
 
-    async def _bring_back(self) -> None:
-        last = self._name
-        await self._look()
-        if last is None or self._name != last:
-            # Not otherwise: the sums of this process may be from before other processes lowered them.
-            await self._raise([*self._stored.totals.keys() | self._unsent])
-        self._send()
-
-    async def _look(self) -> None:
-        """Note the name of the data in the store."""
-        call = self._get_name([f"{_PREFIX}name"], [secrets.token_hex(8)])
-        self._name = await self._link.ask(call, _WRITE_S)
+    async def _raise_all(self) -> None:
+        await self._raise([*self._stored.totals.keys() | self._unsent])
 
     async def _raise(self, keys: Sequence[str]) -> None:
         """Raise these sums in the store, some after others, so that requests do not wait behind all of them."""
@@ -163,24 +171,25 @@ class RedisSpending:
         if self._link.reachable and self._unsent:
             self._link.start(self._flush())
 
-    async def _flush(self, raised: Sequence[str] = ()) -> None:
+    async def _flush(self, raised: Sequence[str] = (), look: bool = False) -> None:
+        """Send amounts. `look`: also if there are none, to see whether the store has lost sums."""
         keys = [*(raised or islice(self._unsent, _KEYS_IN_A_CALL))]
-        if not keys:
+        if not keys and not look:
             return  # an earlier call has sent them
         unsent = {key: self._unsent.pop(key, 0) for key in keys}
         values = [value for key in keys for value in (self._in_store(key), unsent[key])]
-        call = self._add([_PREFIX + key for key in keys], [_KEPT_S, int(bool(raised)), *values])
-        answer: list[int] | None = await self._link.ask(call, _WRITE_S, partial(self._sent_late, unsent))
+        call = self._add(self._keys(keys), [*self._seen(), int(bool(raised)), *values])
+        answer: _Answer | None = await self._link.ask(call, _WRITE_S, partial(self._sent_late, unsent))
         if answer is None:
             for key in keys:
                 self._note_unsent([key], unsent[key])
             if raised:
-                self._name = None  # so that the sums are raised when the store is back
+                self._to_raise = True
             return
         self._see(keys, answer)
         self._send()
 
-    def _sent_late(self, unsent: Mapping[str, int], answer: list[int]) -> None:
+    def _sent_late(self, unsent: Mapping[str, int], answer: _Answer) -> None:
         """Take amounts off that the store has got after all. `answer` has its sums in the same order."""
         for key, amount in unsent.items():
             self._note_unsent([key], -amount)
@@ -194,9 +203,27 @@ class RedisSpending:
         while len(self._unsent) > _MOST_UNSENT:
             self._unsent.popitem(last=False)
 
-    def _see(self, keys: Sequence[str], answer: Sequence[int]) -> None:
-        for key, total in zip(keys, answer, strict=False):
+    def _keys(self, keys: Sequence[str]) -> list[str]:
+        return [_PREFIX + key for key in ("name", "changes", *keys)]
+
+    def _seen(self) -> list[Any]:
+        """The first arguments of each script: what this process knows of the data, and another name for it."""
+        return [_KEPT_S, self._name, secrets.token_hex(8), self._changes]
+
+    def _see(self, keys: Sequence[str], answer: _Answer) -> list[int]:
+        """Note an answer of the store, and return its sums. If it has lost sums, raise those of this process."""
+        name, lost, changes, *totals = answer
+        if lost and name != self._name:  # otherwise an earlier answer has said so
+            log.warning("`state` has lost sums of budgets: they are raised to those that this router has seen")
+            self._to_raise = True
+        # Not otherwise: the sums of this process may be from before other processes lowered them.
+        if self._to_raise:
+            self._to_raise = False
+            self._link.start(self._raise_all())
+        self._name, self._changes = name, max(self._changes, changes)
+        for key, total in zip(keys, totals, strict=False):
             self._stored.put(key, int(total))
+        return totals
 
     def _in_store(self, key: str) -> int:
         """The sum as the store had it last."""

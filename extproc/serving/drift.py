@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
+from extproc.accounting.drift_limits import LEAST_RANK, LEAST_RECENT
 from extproc.accounting.feedback import AnsweredRequest
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.contract.words import Reason
@@ -18,10 +19,6 @@ from extproc.settings import Evidence
 
 # A day of traffic, in slots of which the oldest is forgotten as a whole.
 _SLOT_S, _SLOTS = 6 * 3600.0, 4
-# With fewer conversations, nothing is compared.
-LEAST = 50
-# The smallest difference that is worth an alarm, as in `extproc drift`.
-_LEAST_RANK = 0.10
 # Standard errors: chance exceeds them with a probability of 1 in 10,000.
 _SURE = 3.9
 # The value of a series, and its labels.
@@ -63,15 +60,15 @@ class _Cohort:
     def nearness(self, number: int) -> tuple[float, float] | None:
         """(the chance that a request is nearer than a row of the evidence, the difference that chance explains).
 
-        None: there are too few requests.
+        None: there are too few requests, or the evidence has no row.
         """
         slots = [slot for slot in self.slots if slot.number > number - _SLOTS]
         requests = sum(slot.requests for slot in slots)
-        if self.evidence is None or requests < LEAST:
+        if self.evidence is None or requests < LEAST_RECENT or self.evidence.rows < 1:
             return None
         # The standard error of Mann and Whitney's statistic.
         error = math.sqrt((1 / requests + 1 / self.evidence.rows) / 12)
-        return sum(slot.ranks for slot in slots) / requests, max(_LEAST_RANK, _SURE * error)
+        return sum(slot.ranks for slot in slots) / requests, max(LEAST_RANK, _SURE * error)
 
 
 class DriftWatch:

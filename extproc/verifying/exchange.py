@@ -16,6 +16,7 @@ from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import UNREAD, Requirements
 from extproc.acceptance.verdict import Verdict, judge_early, may_be_certain
 from extproc.api.answer import AnswerReader
+from extproc.api.content_encoding import encoding_of
 from extproc.api.observation import Observation, Usage
 from extproc.api.paths import Api
 from extproc.contract.names import Namespace
@@ -88,7 +89,7 @@ class VerifierExchange:
         self._reader: AnswerReader | None = None  # None: the answer is not judged
         self._content_type = ""
         self._began_s = 0.0  # when the hold began
-        self._counts_itself = opening.counts_tokens
+        self._counts_itself = opening.counts_tokens  # Envoy counts the tokens of plain answers only
         self.ruling: Ruling | None = None
         # The verdict is final and the answer goes on. When we end our side of the stream, Envoy sends the rest,
         # with the messages that have no reply.
@@ -122,12 +123,17 @@ class VerifierExchange:
         return replies
 
     def _begin(self, headers: Event) -> None:
-        """Judge only a 200. Any other status is an error of the upstream, which Envoy may retry."""
-        if headers.headers.get(":status") != "200" or self._cohort is None:
+        """Judge only a success. Any other status is an error of the upstream, which Envoy may retry.
+
+        A 204 is a success without the answer that the API promises, so no client can read it.
+        """
+        if not headers.headers.get(":status", "").startswith("2") or self._cohort is None:
             self._hold.skip()
             return
         self._content_type = headers.headers.get("content-type", "")
-        self._reader = AnswerReader(self._api, self._content_type, headers.headers.get("content-encoding"))
+        encoding = headers.headers.get("content-encoding")
+        self._reader = AnswerReader(self._api, self._content_type, encoding)
+        self._counts_itself &= not encoding_of(encoding)
         # No tier is asked after the last one. Its answer is judged only to be kept, and no client waits for that.
         only_kept = self._cohort.cache is not None and self._ladder.ends_at(self._attempt.number)
         self._hold.begin(headers, hold_stream=self._cohort.stream != "record" and not only_kept)

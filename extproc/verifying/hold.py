@@ -11,8 +11,9 @@ from enum import StrEnum
 
 import msgspec
 
+from extproc.api.content_encoding import body_without_logprobs, decoded, encoding_of, stripper
 from extproc.api.paths import Api
-from extproc.api.strip import StreamStripper, without_logprobs
+from extproc.api.strip import StreamStripper
 from extproc.messages import BodyMode, Event, Kind, Reply
 
 # Limit of the bytes that are buffered of one stream.
@@ -57,12 +58,16 @@ class Hold:
         self._can_hold_stream = self._duplex or body_before_reply
         self._strip = strip
         self._stripper = StreamStripper(strip) if strip is not None else None
+        self._encoding = ""  # of the answer. Empty: its bytes are plain
         self._buffered: list[Event] = []
         self._buffered_bytes = 0
         self._unanswered: list[bytes] = []  # in STREAMED: the bodies of replies that wait for the end of a frame
 
     def begin(self, headers: Event, hold_stream: bool) -> None:
         """Hold the answer that begins with these headers. A stream is held only if `hold_stream` and possible."""
+        self._encoding = encoding_of(headers.headers.get("content-encoding"))
+        if self._strip is not None:
+            self._stripper = stripper(self._strip, self._encoding)
         hold = not self.streamed or headers.end or (hold_stream and self._can_hold_stream)
         self._move(Step.HOLD if hold else Step.PASS)
 
@@ -77,7 +82,8 @@ class Hold:
         if self.state is not State.HOLDING or not self._is_held(event):
             return self._pass(event)
         if not self.streamed and self._strip is not None:
-            event = msgspec.structs.replace(event, body=without_logprobs(self._strip, event.body))
+            stripped = body_without_logprobs(self._strip, event.body, self._encoding)
+            event = msgspec.structs.replace(event, body=stripped)
         self._buffered.append(event)
         self._buffered_bytes += len(event.body)
         return []
@@ -113,10 +119,10 @@ class Hold:
         """Whether bytes were buffered."""
         return self._buffered_bytes > 0
 
-    def content(self) -> bytes:
-        """Return the buffered part of the answer as a client would receive it."""
-        body = b"".join(event.body for event in self._buffered)
-        if not self.streamed or self._strip is None:
+    def content(self) -> bytes | None:
+        """Return the buffered part of the answer as a client would read it, or None if it cannot be decoded."""
+        body = decoded(b"".join(event.body for event in self._buffered), self._encoding)
+        if body is None or not self.streamed or self._strip is None:
             return body
         return StreamStripper(self._strip).feed(body, True)
 

@@ -19,13 +19,13 @@ _MAX_KEPT_BYTES = 64 * 1024
 
 
 def kept_answer(
-    verdict: Verdict, observation: Observation, content: bytes, content_type: str, tier: str | None
+    verdict: Verdict, observation: Observation, content: bytes | None, content_type: str, tier: str | None
 ) -> dict[str, Any]:
     """Return the metadata that keeps a rejected answer: empty unless a client could use the answer.
 
     A client can use an answer that is readable, complete and not empty. It also has to be within the limit.
     """
-    if verdict.rule is None or not observation.complete or len(content) > _MAX_KEPT_BYTES:
+    if verdict.rule is None or not observation.complete or content is None or len(content) > _MAX_KEPT_BYTES:
         return {}
     if not (observation.text or observation.tool_calls or observation.other_output):
         return {}

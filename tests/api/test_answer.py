@@ -1,6 +1,9 @@
 """Reading an upstream's answer: four APIs, JSON and SSE, cut at any byte, and no invented ending."""
 
+import gzip
 import itertools
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -8,7 +11,7 @@ import pytest
 
 from extproc.api.answer import AnswerReader
 from extproc.api.gathered import GatheredAnswer
-from extproc.api.observation import Observation, ToolCall, Usage
+from extproc.api.observation import TOO_LARGE, Observation, ToolCall, Usage
 from extproc.api.paths import Api
 from extproc.api.plain_chunk import read_plain_chunk
 from extproc.api.sse import EventStream
@@ -372,11 +375,54 @@ def test_what_cannot_be_read_says_why(body: bytes, why: str) -> None:
     assert (seen.malformed, seen.complete, seen.text) == (why, False, "")
 
 
-def test_a_declared_encoding_is_not_read() -> None:
+def test_an_encoding_that_we_cannot_decode_is_not_read() -> None:
     """Brotli has no magic bytes, so the header decides."""
     reader = AnswerReader("chat", JSON, "br")
     reader.feed(b"\x0b\x02\x80")
     assert reader.observation().malformed == "compressed"
+
+
+_CHAT_SSE = events(chunk({"content": "Zoë says "}), chunk({"content": "🙂."}), chunk(finish="stop"))
+
+
+def in_members(body: bytes) -> bytes:
+    return gzip.compress(body[:30], mtime=0) + gzip.compress(body[30:], mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [("gzip", gzip.compress), ("GZIP", gzip.compress), ("x-gzip", gzip.compress), ("deflate", zlib.compress),
+     ("gzip", in_members), ("gzip", lambda body: gzip.compress(body) + b"more"), ("identity", bytes)],
+    ids=["gzip", "upper case", "old name", "deflate", "members", "bytes after it", "identity"],
+)  # fmt: skip
+@pytest.mark.parametrize(("content_type", "body"), [(JSON, CHAT_JSON), (SSE, _CHAT_SSE)], ids=["json", "sse"])
+def test_a_compressed_answer_reads_like_a_plain_one(
+    content_type: str, body: bytes, encoding: str, pack: Callable[[bytes], bytes]
+) -> None:
+    """At any cut. Every prefix gives the same result as in one piece."""
+    plain, packed = observe("chat", [body], content_type), pack(body)
+    assert plain.complete
+    for end in range(len(packed) + 1):
+        cut, whole = (AnswerReader("chat", content_type, encoding) for _ in range(2))
+        for byte in packed[:end]:
+            cut.feed(bytes([byte]))
+        whole.feed(packed[:end])
+        assert cut.observation() == whole.observation()
+    whole.finish()
+    assert msgspec.structs.replace(whole.observation(), ended=True) == plain
+
+
+@pytest.mark.parametrize(
+    ("content_type", "bomb"),
+    [(JSON, b'{"a":"' + b"a" * (40 << 20)), (SSE, (b":" + b"a" * (1 << 20) + b"\n\n") * 40)],
+    ids=["json", "sse"],
+)
+def test_a_compressed_bomb_is_decoded_to_a_limit(content_type: str, bomb: bytes) -> None:
+    """Forty megabytes are compressed to forty kilobytes. The reader stops, and keeps none of them."""
+    packed = gzip.compress(bomb, 9)
+    assert len(packed) < 200_000
+    seen = observe("chat", [packed], content_type, content_encoding="gzip")
+    assert seen.malformed in TOO_LARGE and not seen.complete
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,11 @@ MISTAKES = {
         "billing.yaml:13: `evidence.probability.margin` is -8.3: expected a number from 0 up; "
         "run `extproc calibrate` again",
     ],
+    "evidence_without_rows": [
+        "billing.yaml:7: `evidence.rows` is 0: expected a number from 1 up; run `extproc calibrate` again",
+        "billing.yaml:14: `deciles` must be finite numbers, and none below the one before: "
+        "run `extproc calibrate` again",
+    ],
     "score_without_scorer": [
         "billing.yaml:3: accept[1].score: no `scorer` was fitted for this intent; "
         "run `extproc calibrate --target ... --write`, or drop the rule"

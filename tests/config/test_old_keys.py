@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from extproc.config.key_files import check_key_files
 from extproc.config.load import Config, ConfigError, load_config
+from extproc.config.upstream_files import check_upstream_files
 from extproc.settings import TierKey
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
@@ -70,9 +70,9 @@ def test_a_judge_has_a_url_too(tmp_path: Path) -> None:
         new.authorization()
     (tmp_path / "keys").mkdir()
     with pytest.raises(ConfigError, match=r"keys/judge cannot be read"):
-        check_key_files(config)
+        check_upstream_files(config)
     (tmp_path / "keys" / "judge").write_text("sk-1\n")
-    assert (check_key_files(config), new.authorization()) == ([], {"authorization": "Bearer sk-1"})
+    assert (check_upstream_files(config), new.authorization()) == ([], {"authorization": "Bearer sk-1"})
 
 
 def test_a_credential_becomes_a_key_that_is_sent_as_it_is(tmp_path: Path) -> None:

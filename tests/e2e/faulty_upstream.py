@@ -546,6 +546,13 @@ async def no_body(x: Scripted) -> None:
 
 
 @fault
+async def no_content(x: Scripted) -> None:
+    """A success that says that there is no answer."""
+    x.head(status=204)
+    await x.writer.drain()
+
+
+@fault
 async def html(x: Scripted) -> None:
     await x.send(b"<!doctype html><html><body>Service temporarily busy</body></html>", "text/html")
 
@@ -700,6 +707,13 @@ async def gzipped(x: Scripted) -> None:
 
 
 @fault
+async def brotlied(x: Scripted) -> None:
+    """An encoding that the verifier does not decode: Brotli, which stores a short text between marks."""
+    body = (b"".join(x.frames) if x.stream else x.whole)[:16]
+    await x.send(bytes([0x0B, 0x80 | (len(body) - 1) // 2]) + body + b"\x03", content_encoding="br")
+
+
+@fault
 async def no_json(x: Scripted) -> None:
     if x.stream:
         await x.answer([x.frames[0], b"data: {oops\n\n", *x.frames[1:]])
@@ -845,6 +859,8 @@ async def _receive(reader: asyncio.StreamReader, wire: Wire) -> None:
         if not colon or name.lower() in wire.headers:
             raise ValueError(f"header {line!r}")
         wire.headers[name.lower()] = value.strip()
+    if wire.status == 204:
+        return
     length, coding = wire.headers.get("content-length"), wire.headers.get("transfer-encoding")
     if (length is None) == (coding is None):
         raise ValueError("no single framing of the body")
@@ -876,14 +892,17 @@ def read(wire: Wire, path: str, stream: bool) -> Reading:
     if wire.status != 200:
         reading.problems.append(f"status {wire.status}")
         return reading
-    if wire.headers.get("content-encoding", "identity") != "identity":
+    body = wire.body
+    if wire.headers.get("content-encoding") == "gzip":  # what most clients read, whether or not they asked for it
+        body = gzip.decompress(body)
+    elif wire.headers.get("content-encoding", "identity") != "identity":
         reading.problems.append("compressed")
         return reading
     wanted = "text/event-stream" if stream else "application/json"
     if wire.headers.get("content-type", "").partition(";")[0] != wanted:
         reading.problems.append(f"content-type {wire.headers.get('content-type')}")
     try:
-        _read_stream(wire.body, path, reading) if stream else _read_whole(wire.body, path, reading)
+        _read_stream(body, path, reading) if stream else _read_whole(body, path, reading)
     except (msgspec.MsgspecError, KeyError, TypeError, IndexError, ValueError) as error:
         reading.problems.append(f"unreadable: {type(error).__name__}")
     return reading

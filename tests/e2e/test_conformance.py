@@ -49,16 +49,19 @@ COHORTS = {
 TIMEOUTS = "timeouts: {attempt_s: 6, request_s: 14}\nescalations: {per_minute: 100000, burst: 100000}\n"
 
 # These are unusual but not wrong, so they are served.
-FINE = ("fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close")
+FINE = (
+    "fine", "slow_headers", "slow_first_token", "trickled", "hints_first", "with_trailers", "until_close",
+    "gzipped",
+)  # fmt: skip
 # In chat completions, a finish reason and the end of the stream are an ending. The other APIs have an event for it.
 FINE_STREAMS = ("without_ending",)
 # These are possible in JSON and in streams.
 FAULTS = (
     "refused", "reset_before_headers", "closed_before_headers", "reset_after_headers",
     "status_429", "status_500", "status_503", "no_headers_in_time", "no_body_in_time", "stalled_midway",
-    "empty_content", "null_content", "no_body", "html", "html_as_asked", "error_in_200",
-    "length_too_long", "length_too_short", "cut_midway", "reset_midway", "other_framing", "wrong_type", "gzipped",
-    "no_json",
+    "empty_content", "null_content", "no_body", "no_content", "html", "html_as_asked", "error_in_200",
+    "length_too_long", "length_too_short", "cut_midway", "reset_midway", "other_framing", "wrong_type",
+    "brotlied", "no_json",
 )  # fmt: skip
 JSON_FAULTS = ("truncated_json", "truncated_json_chunked")
 SSE_FAULTS = (
@@ -228,7 +231,7 @@ def test_what_breaks_after_the_first_tokens_left_is_seen_to_break(table: Table, 
 
 @pytest.mark.parametrize("column", [name for name, _, _ in COLUMNS])
 def test_what_is_fine_is_served_by_the_first_tier(table: Table, column: str) -> None:
-    """Slow, in single bytes, with hints or trailers: unusual answers are not wrong."""
+    """Slow, in single bytes, compressed, with hints or trailers: unusual answers are not wrong."""
     outcomes = table.outcomes(column)
     fine = FINE + FINE_STREAMS if "sse" in column else FINE
     assert {fault: outcomes[fault] for fault in fine} == dict.fromkeys(fine, "served")

@@ -1,7 +1,8 @@
 """Limits and budgets that processes share through a real Redis, also after it stops and restarts empty."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,47 @@ from extproc.routing.redis_limits import RedisRates, RedisSpending
 from extproc.routing.redis_link import RedisLink
 from extproc.routing.spending import Reserved
 from tests.redis_server import Redis
+
+
+class Processes:
+    """Routers that share the store: a link and the sums of each. Several may be in one scenario."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.links: list[RedisLink] = []
+        self.failures: list[None] = []
+
+    async def start(self, within_s: float | None = None) -> RedisSpending:
+        """Start another process, which reaches the store. It waits `within_s` for a reply in place of 10 ms."""
+        link = RedisLink(self._redis.url, lambda: self.failures.append(None))
+        self.links.append(link)
+        link.within_s = link.within_s if within_s is None else within_s
+        spending = RedisSpending(link)
+        await reached(link)
+        return spending
+
+    async def settled(self) -> None:
+        """Wait until every process has reached the store, and has no call on its way."""
+        await reached(*self.links)
+
+    async def stored(self, *keys: str) -> list[int | None]:
+        """Return these sums as the store has them."""
+        sums = await self.links[0].client.mget([f"extproc:budget:{key}" for key in keys])
+        return [int(total) if total is not None else None for total in sums]
+
+
+def play(redis: Redis, scenario: Callable[[Processes], Coroutine[Any, Any, None]]) -> None:
+    """Run a scenario, and close the connections of its processes."""
+
+    async def run() -> None:
+        processes = Processes(redis)
+        try:
+            await scenario(processes)
+        finally:
+            for link in processes.links:
+                await link.client.aclose()
+
+    asyncio.run(asyncio.wait_for(run(), 90))
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -46,47 +88,81 @@ async def reserve(spending: RedisSpending, claims: list[Claim], amount: int) -> 
 
 def test_processes_share_the_sums_and_outlive_the_store(redis: Redis) -> None:
     """Without the store, each process uses its last known sums. It restores them after the store restarts."""
-    failures: list[None] = []
 
-    async def scenario() -> None:
-        links = [RedisLink(redis.url, lambda: failures.append(None)) for _ in range(2)]
-        one, two = (RedisSpending(link) for link in links)
-        await reached(*links)
+    async def scenario(processes: Processes) -> None:
+        one, two = await processes.start(), await processes.start()
         claims = [Claim("m:all", 100), Claim("m:app/a", 50)]
         assert await reserve(one, claims, 30) == Reserved()
         assert await reserve(two, claims, 30) == Reserved(full=(1,))
         assert await reserve(two, claims, 20) == Reserved()
         assert dict(two.totals) == {"m:all": 50, "m:app/a": 50}
         one.add(["m:all", "m:app/a"], -10)  # the first request cost less
-        await reached(*links)
+        await processes.settled()
         assert await reserve(two, claims, 10) == Reserved()
 
         redis.stop()
-        failures.clear()
+        processes.failures.clear()
         assert await two.reserve([Claim("m:all", 60)], 10) == Reserved((), local=True)
         assert await two.reserve([Claim("m:all", 60)], 10) == Reserved((0,), local=True)
-        assert len(failures) >= 1 and not links[1].reachable
+        assert len(processes.failures) >= 1 and not processes.links[1].reachable
         two.add(["m:all"], -4)
 
         redis.start()
-        await reached(*links)
-        three = RedisSpending(RedisLink(redis.url, lambda: None))
-        await reached(three._link)
+        await processes.settled()
+        three = await processes.start()
         assert await reserve(three, [Claim("m:all", 10**9)], 1) == Reserved()
         assert dict(three.totals) == {"m:all": 57}
-        for link in (*links, three._link):
-            await link.client.aclose()
 
-    asyncio.run(asyncio.wait_for(scenario(), 90))
+    play(redis, scenario)
+
+
+def test_a_store_restored_from_an_older_copy_gets_the_sums_back(redis: Redis) -> None:
+    """Its keys are there, with lower sums. Each process raises those that it has seen, also those of no request."""
+
+    async def scenario(processes: Processes) -> None:
+        one, two = await processes.start(), await processes.start()
+        assert await reserve(one, [Claim("m:all", 100)], 10) == Reserved()
+        assert await reserve(two, [Claim("m:caller/b", 100)], 10) == Reserved()
+        await processes.settled()
+        await processes.links[0].client.save()
+        assert await reserve(two, [Claim("m:caller/b", 100)], 30) == Reserved()
+        assert await reserve(one, [Claim("m:all", 100)], 70) == Reserved()
+        await processes.settled()
+        redis.stop()
+        redis.start()
+
+        assert await reserve(one, [Claim("m:all", 100)], 30) == Reserved(full=(0,))
+        assert await reserve(two, [Claim("m:all", 100)], 15) == Reserved()
+        await processes.settled()
+        assert await processes.stored("m:all", "m:caller/b") == [95, 40]
+        two.add(["m:all"], -60)  # a sum that falls later is not raised again
+        await processes.settled()
+        assert await reserve(one, [Claim("m:all", 100)], 1) == Reserved()
+        assert await processes.stored("m:all") == [36]
+
+    play(redis, scenario)
+
+
+def test_a_store_that_was_emptied_while_it_ran_gets_the_sums_back(redis: Redis) -> None:
+    """No connection breaks, so only the next call can notice it."""
+
+    async def scenario(processes: Processes) -> None:
+        one = await processes.start()
+        for key in ("m:all", "m:app/a"):
+            assert await reserve(one, [Claim(key, 100)], 60) == Reserved()
+        await processes.links[0].client.flushall()
+        assert await reserve(one, [Claim("m:all", 100)], 50) == Reserved(full=(0,))
+        await processes.settled()
+        assert await processes.stored("m:all", "m:app/a") == [60, 60]
+
+    play(redis, scenario)
 
 
 def test_without_the_store_the_costs_of_other_processes_free_no_budget(redis: Redis) -> None:
     """Envoy reports every cost to one process. The store gets these differences when it is back."""
 
-    async def scenario() -> None:
-        link = RedisLink(redis.url, lambda: None)
-        spending = RedisSpending(link)
-        await reached(link)
+    async def scenario(processes: Processes) -> None:
+        spending = await processes.start()
         assert await reserve(spending, [Claim("m:all", 100)], 95) == Reserved()
         redis.stop()
         assert await spending.reserve([Claim("m:all", 100)], 10) == Reserved((0,), local=True)
@@ -96,51 +172,44 @@ def test_without_the_store_the_costs_of_other_processes_free_no_budget(redis: Re
         assert await spending.reserve([Claim("m:all", 200)], 50) == Reserved((), local=True)
         assert dict(spending.totals) == {"m:all": 105}
         redis.start()
-        await reached(link)
-        await until(lambda: dict(spending.totals) == {"m:all": 105} and not link.tasks)
-        assert await link.client.get("extproc:budget:m:all") == b"105"
-        await link.client.aclose()
+        await processes.settled()
+        await until(lambda: dict(spending.totals) == {"m:all": 105} and not processes.links[0].tasks)
+        assert await processes.stored("m:all") == [105]
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)
 
 
 def test_an_answer_that_comes_too_late_is_not_counted_twice(redis: Redis) -> None:
     """The store has added the amount, after the process had given up waiting and counted alone."""
 
-    async def scenario() -> None:
-        link = RedisLink(redis.url, lambda: None)
-        spending = RedisSpending(link)
-        await reached(link)
+    async def scenario(processes: Processes) -> None:
+        spending = await processes.start()
+        [link] = processes.links
         for within_s, expected in ((-1.0, 7), (5.0, 14)):
             link.within_s = within_s
             reserved = await spending.reserve([Claim("m:all", 100)], 7)
             assert reserved == Reserved((), local=within_s < 0)
             await until(lambda: not link.tasks)
-            assert await link.client.get("extproc:budget:m:all") == str(expected).encode()
+            assert await processes.stored("m:all") == [expected]
             assert dict(spending.totals) == {"m:all": expected}
-        await link.client.aclose()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)
 
 
 def test_a_short_outage_that_loses_nothing_raises_no_sum(redis: Redis) -> None:
     """What a process saw before the outage may be more than the store has now, because requests cost less."""
 
-    async def scenario() -> None:
-        links = [RedisLink(redis.url, lambda: None) for _ in range(2)]
-        one, two = (RedisSpending(link) for link in links)
-        await reached(*links)
+    async def scenario(processes: Processes) -> None:
+        one, two = await processes.start(), await processes.start()
         assert await reserve(one, [Claim("m:all", 100)], 80) == Reserved()
-        await reached(*links)
+        await processes.settled()
         two.add(["m:all"], -60)
-        await reached(*links)
-        links[0].stop(TimeoutError())
-        await reached(*links)
-        assert await links[0].client.get("extproc:budget:m:all") == b"20"
-        for link in links:
-            await link.client.aclose()
+        await processes.settled()
+        processes.links[0].stop(TimeoutError())
+        await processes.settled()
+        assert await processes.stored("m:all") == [20]
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)
 
 
 def test_an_outage_with_many_callers_is_made_up_for_in_small_steps(
@@ -150,12 +219,11 @@ def test_an_outage_with_many_callers_is_made_up_for_in_small_steps(
     monkeypatch.setattr(redis_limits, "_KEYS_IN_A_CALL", 2)
     monkeypatch.setattr(redis_limits, "_MOST_UNSENT", 5)
 
-    async def scenario() -> None:
-        link = RedisLink(redis.url, lambda: None)
-        spending = RedisSpending(link)
-        await reached(link)
+    async def scenario(processes: Processes) -> None:
+        spending = await processes.start()
+        [link] = processes.links
         assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
-        await reached(link)
+        await processes.settled()
         link.stop(TimeoutError())
         for amount in (2, -2):
             spending.add(["m:none"], amount)
@@ -163,75 +231,59 @@ def test_an_outage_with_many_callers_is_made_up_for_in_small_steps(
             spending.add([f"m:{caller}"], 3)
             spending.add([f"m:{caller}"], 2)
         assert [*spending._unsent.items()] == [(f"m:{caller}", 5) for caller in range(3, 8)]
-        await reached(link)
+        await processes.settled()
         await until(lambda: not spending._unsent and not link.tasks)
-        sums = await link.client.mget([f"extproc:budget:m:{caller}" for caller in range(8)])
-        assert sums == [None] * 3 + [b"5"] * 5
-        await link.client.aclose()
+        assert await processes.stored(*(f"m:{caller}" for caller in range(8))) == [None] * 3 + [5] * 5
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)
 
 
 def test_the_ledgers_sum_reaches_a_store_that_was_away(redis: Redis) -> None:
     """A reload added the budget during that time. The store lost nothing, and does not have this sum."""
 
-    async def scenario() -> None:
-        link = RedisLink(redis.url, lambda: None)
-        spending = RedisSpending(link)
-        await reached(link)
+    async def scenario(processes: Processes) -> None:
+        spending = await processes.start()
         assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
-        await reached(link)
-        link.stop(TimeoutError())
+        await processes.settled()
+        processes.links[0].stop(TimeoutError())
         spending.raise_to({"m:app/a": 40})
-        await reached(link)
-        assert await link.client.get("extproc:budget:m:app/a") == b"40"
-        await link.client.aclose()
+        await processes.settled()
+        assert await processes.stored("m:app/a") == [40]
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)
 
 
 def test_many_processes_never_spend_more_than_the_budget(redis: Redis) -> None:
-    async def scenario() -> None:
-        links = [RedisLink(redis.url, lambda: None) for _ in range(3)]
-        for link in links:
-            link.within_s = 5.0
-        spendings = [RedisSpending(link) for link in links]
-        await reached(*links)
+    async def scenario(processes: Processes) -> None:
+        spendings = [await processes.start(within_s=5.0) for _ in range(3)]
         claims = [Claim("m:all", 50)]
         results = await asyncio.gather(*(reserve(spending, claims, 1) for spending in spendings for _ in range(30)))
         assert sum(not reserved.full for reserved in results) == 50
-        await reached(*links)
-        assert await links[0].client.get("extproc:budget:m:all") == b"50"
-        for link in links:
-            await link.client.aclose()
+        await processes.settled()
+        assert await processes.stored("m:all") == [50]
 
-    asyncio.run(asyncio.wait_for(scenario(), 90))
+    play(redis, scenario)
 
 
 def test_the_ledger_raises_a_sum_and_never_lowers_it(redis: Redis) -> None:
-    async def scenario() -> None:
-        link = RedisLink(redis.url, lambda: None)
-        spending = RedisSpending(link)
-        await reached(link)
-        spending.raise_to({"m:all": 40})
-        await reached(link)
-        spending.raise_to({"m:all": 30})
-        await reached(link)
-        assert await link.client.get("extproc:budget:m:all") == b"40"
-        await link.client.aclose()
+    async def scenario(processes: Processes) -> None:
+        spending = await processes.start()
+        for total in (40, 30):
+            spending.raise_to({"m:all": total})
+            await processes.settled()
+        assert await processes.stored("m:all") == [40]
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)
 
 
 def test_a_rate_holds_over_all_processes(redis: Redis) -> None:
     """Without the store, each process has its own buckets."""
 
-    async def scenario() -> None:
-        links = [RedisLink(redis.url, lambda: None) for _ in range(2)]
-        await reached(*links)
+    async def scenario(processes: Processes) -> None:
+        for _ in range(2):
+            await processes.start(within_s=5.0)
+        links = processes.links
         rates = [RedisRates(link, "upgrade", Rates(2)) for link in links]
-        for link in links:
-            link.within_s = 5.0
         taken = [await rate.take("p", 0.001, 3, 0.0) for _ in range(3) for rate in rates]
         assert sum(taken) == 3 and await rates[0].take("q", 0.001, 3, 0.0)
         bounds = Bounds(1, RedisRates(links[0], "escalation", Rates()))
@@ -239,7 +291,5 @@ def test_a_rate_holds_over_all_processes(redis: Redis) -> None:
         redis.stop()
         taken = [await rate.take("p", 0.001, 4, 0.0) for _ in range(4) for rate in rates]
         assert sum(taken) == 4  # each worker has half of the burst
-        for link in links:
-            await link.client.aclose()
 
-    asyncio.run(asyncio.wait_for(scenario(), 60))
+    play(redis, scenario)

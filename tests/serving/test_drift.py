@@ -6,6 +6,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from extproc.accounting.drift_limits import LEAST_RECENT
 from extproc.accounting.feedback import AnsweredRequest
 from extproc.contract.words import Course, Reason
 from extproc.routing.decision import Decision
@@ -14,7 +15,7 @@ from extproc.routing.mutation import mutate
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.routed import Routed
 from extproc.routing.snapshot import Snapshot
-from extproc.serving.drift import LEAST, DriftWatch
+from extproc.serving.drift import DriftWatch
 from extproc.settings import Evidence, Price, Probability, Tier
 
 SMALL = Tier("small", "small-1", "http://small", 8000, Price(input=1, output=2))
@@ -79,11 +80,11 @@ def test_traffic_like_the_evidence_is_near_a_half_and_other_traffic_is_not() -> 
 def test_chance_explains_more_while_requests_are_few() -> None:
     """Without drift, no set of 50 requests is further from a half than its limit: 1 in 10,000 may be."""
     draw, watch = random.Random(2), Watch()
-    watch.see([0.05] * (LEAST - 1))
+    watch.see([0.05] * (LEAST_RECENT - 1))
     assert watch.near == {}
     for _ in range(200):
         watch = Watch()
-        watch.see([draw.random() for _ in range(LEAST)])
+        watch.see([draw.random() for _ in range(LEAST_RECENT)])
         near, limit = watch.near["billing"]
         assert abs(near - 0.5) < limit == pytest.approx(0.163, abs=0.001)
 
@@ -145,3 +146,12 @@ def test_labels_are_counted_beside_what_the_probabilities_promise() -> None:
         (1, "support/billing", "right"), (0, "support/billing", "wrong"),
     ]  # fmt: skip
     assert [value for value, _ in watch.expected()] == pytest.approx([2.7, 0.5])
+
+
+def test_evidence_without_a_row_is_not_compared() -> None:
+    """It has no error to compare with. The traffic counts as usual."""
+    watch = Watch()
+    cohort = msgspec.structs.replace(COHORT, evidence=msgspec.structs.replace(EVIDENCE, rows=0))
+    watch.see([0.5] * LEAST_RECENT, cohort)
+    assert watch.near == {}
+    assert watch.matches["billing", "counts"] == LEAST_RECENT

@@ -1,6 +1,7 @@
 """The verifier's side of an exchange, message by message: the hold, the release and the verdict."""
 
 import asyncio
+import gzip
 from typing import Any, cast
 
 import msgspec
@@ -52,7 +53,8 @@ def opening(
     )  # fmt: skip
 
 
-def headers(kind: str = "text/event-stream", status: str = "200", end: bool = False, **more: str) -> Event:
+def headers(kind: str = "text/event-stream", status: str = "200", end: bool = False, encoding: str = "") -> Event:
+    more = {"content-encoding": encoding} if encoding else {}
     return Event("response_headers", end, headers={":status": status, "content-type": kind, **more})
 
 
@@ -416,9 +418,11 @@ def answer(content: str | None, finish: str = "stop") -> bytes:
     return msgspec.json.encode({"choices": [{"index": 0, "message": message, "finish_reason": finish}]})
 
 
-def judged(body: bytes, exchange: VerifierExchange, kind: str = "application/json", **more: str) -> dict[str, str]:
+def judged(
+    body: bytes, exchange: VerifierExchange, kind: str = "application/json", encoding: str = ""
+) -> dict[str, str]:
     """The verdict on a buffered body; it must not be touched."""
-    first, second = run(exchange, headers(kind, end=False, **more), Event("response_body", True, body))
+    first, second = run(exchange, headers(kind, encoding=encoding), Event("response_body", True, body))
     assert first == [Reply("response_headers")]
     assert len(second) == 1 and second[0].kind == "response_body"
     assert second[0].body is None and not second[0].streamed
@@ -457,11 +461,12 @@ def test_an_error_of_the_upstream_is_not_judged(mode: str, status: str) -> None:
     assert exchange.ruling is None
 
 
+@pytest.mark.parametrize("status", ["200", "202", "204"])
 @pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
-def test_a_200_without_a_body_is_rejected(mode: str) -> None:
+def test_a_success_without_a_body_is_rejected(mode: str, status: str) -> None:
     """No client could read it, and no body message will follow."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode))
-    [[reply]] = run(exchange, headers(end=True))
+    [[reply]] = run(exchange, headers(status=status, end=True))
     assert (reply.kind, reply.headers) == ("response_headers", rejected("malformed"))
 
 
@@ -473,9 +478,65 @@ def test_an_answer_passes_if_its_cohort_was_removed(mode: str) -> None:
     assert exchange.ruling is None
 
 
-def test_a_compressed_answer_is_rejected() -> None:
+@pytest.mark.parametrize("status", ["201", "206"])
+def test_any_success_is_judged(status: str) -> None:
+    """A client takes it for the answer."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
-    assert judged(b"\x1f\x8b...", exchange, **{"content-encoding": "gzip"}) == rejected("malformed")
+    body = Event("response_body", True, answer(""))
+    _, [reply] = run(exchange, headers("application/json", status), body)
+    assert reply.headers == rejected("empty")
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(b"\x1f\x8b...", "gzip"), (b"\x0b\x02\x80", "br"), (gzip.compress(b"{}"), ""), (answer("Fine."), "gzip")],
+    ids=["damaged", "another encoding", "not declared", "not compressed"],
+)
+def test_a_compressed_answer_that_cannot_be_decoded_is_rejected(body: bytes, encoding: str) -> None:
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
+    assert judged(body, exchange, encoding=encoding) == rejected("malformed")
+
+
+@pytest.mark.parametrize(("text", "verdict"), [("Fine.", ACCEPT), ("", rejected("empty"))], ids=["good", "empty"])
+@pytest.mark.parametrize("mode", ["BUFFERED", *STREAMS])
+def test_a_gzipped_answer_is_judged_decoded_and_passed_unchanged(
+    mode: str, text: str, verdict: dict[str, str]
+) -> None:
+    """At any cut of a stream. Envoy cannot count its tokens, so it is read to its end."""
+    kind = "text/event-stream" if mode in STREAMS else "application/json"
+    whole = gzip.compress(transcript(text) if mode in STREAMS else answer(text), mtime=0)
+    for cut in range(1, len(whole)) if mode in STREAMS else [len(whole)]:
+        pieces = [piece for piece in (whole[:cut], whole[cut:]) if piece]
+        exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(mode, counts_tokens=True))
+        events = [Event("response_body", piece is pieces[-1], piece) for piece in pieces]
+        first = headers(kind, encoding="gzip")
+        replies = [reply for batch in run(exchange, first, *events) for reply in batch]
+        if mode == "BUFFERED":
+            headers_reply, reply = replies
+            assert (headers_reply.headers, reply.headers, reply.body) == (None, verdict, None)
+        else:
+            assert checked(replies, pieces, over=exchange.over) == verdict
+        assert exchange.ruling is not None
+
+
+@pytest.mark.parametrize("mode", STREAMS)
+def test_a_gzipped_stream_of_which_envoy_counts_no_tokens_is_read_to_its_end(mode: str) -> None:
+    """A certain verdict on a plain stream would leave the rest to Envoy."""
+    pieces = [gzip.compress(chunk(text)) for text in LONG] + [gzip.compress(transcript())]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=_CERTAIN), None), opening(mode, counts_tokens=True))
+    events = streamed(pieces)
+    events[0] = headers(encoding="gzip")
+    assert checked([reply for batch in run(exchange, *events) for reply in batch], pieces) == ACCEPT
+    assert not exchange.over and exchange.ruling is not None and exchange.ruling.word == "accept"
+
+
+def test_a_rejected_gzipped_answer_is_kept_decoded() -> None:
+    """The rescue serves it without the header of its encoding."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=[{"min_chars": 100}]), None), opening("BUFFERED"))
+    body = Event("response_body", True, gzip.compress(answer("Fine.")))
+    _, [reply] = run(exchange, headers("application/json", encoding="gzip"), body)
+    assert reply.headers == rejected("too_short")
+    assert (reply.metadata or {})[Namespace.ANSWER]["body"] == answer("Fine.").decode()
 
 
 def test_an_exchange_keeps_the_policy_that_it_began_with() -> None:

@@ -1,5 +1,7 @@
 """The hold: which messages are buffered, and which replies are released."""
 
+import gzip
+import zlib
 from typing import get_args
 
 import msgspec
@@ -142,6 +144,63 @@ def test_a_stream_ends_where_envoy_says_so(mode: BodyMode, event: Event, last: b
 
 
 # --- log-probabilities --------------------------------------------------------------------------------------
+
+
+GZIPPED = Event("response_headers", headers={":status": "200", "content-encoding": "gzip"})
+
+
+@pytest.mark.parametrize("held", [False, True])
+@pytest.mark.parametrize("mode", [STREAMED, DUPLEX])
+def test_a_gzipped_stream_is_stripped_and_gzipped_again(mode: BodyMode, held: bool) -> None:
+    """At any cut. The header of the encoding stays true, and each frame can be read when it comes."""
+    stream = gzip.compress(FRAME) + gzip.compress(FRAME)
+    for cut in range(1, len(stream)):
+        hold = Hold(mode, body_before_reply=True, strip="chat")
+        hold.begin(GZIPPED, hold_stream=held)
+        parts = (body(stream[:cut]), body(stream[cut:], end=True))
+        replies = [reply for part in parts for reply in hold.take(part)]
+        if held:
+            assert replies == [] and hold.content() == BARE * 2
+            replies = hold.release()
+        assert len(replies) == 2
+        assert gzip.decompress(b"".join(reply.body or b"" for reply in replies)) == BARE * 2
+        if cut >= len(stream) // 2:
+            assert zlib.decompressobj(31).decompress(replies[0].body or b"").startswith(BARE)
+
+
+def test_a_gzipped_stream_ends_before_its_damage() -> None:
+    hold = Hold(DUPLEX, strip="chat")
+    hold.begin(GZIPPED, hold_stream=False)
+    whole, damage = gzip.compress(FRAME), b"\x1f\x8b\x08 damage"
+    [first] = hold.take(body(whole[:-8]))
+    assert hold.take(body(damage)) == [piece(b"")]
+    [last] = hold.take(body(whole, end=True))
+    unpacked = zlib.decompressobj(31)
+    assert unpacked.decompress((first.body or b"") + (last.body or b"")) == BARE and not unpacked.eof
+
+
+def test_a_gzipped_whole_answer_is_stripped_and_gzipped_again() -> None:
+    answer = FRAME[5:].strip()
+    hold = Hold("BUFFERED", strip="chat")
+    hold.begin(GZIPPED, hold_stream=False)
+    assert hold.take(body(gzip.compress(answer), end=True)) == []
+    assert hold.content() == without_logprobs("chat", answer)
+    [reply] = hold.release()
+    assert gzip.decompress(reply.body or b"") == without_logprobs("chat", answer) != answer
+    assert reply.remove == ("content-length",)
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", STREAMED])
+@pytest.mark.parametrize("encoding", ["br", "gzip"])
+def test_bytes_that_cannot_be_decoded_are_not_kept(mode: BodyMode, encoding: str) -> None:
+    """A whole answer passes unchanged."""
+    hold = Hold(mode, body_before_reply=True, strip="chat")
+    begins = Event("response_headers", headers={":status": "200", "content-encoding": encoding})
+    hold.begin(begins, hold_stream=True)
+    assert hold.take(body(b"\x0b\x02\x80", end=True)) == []
+    assert hold.content() is None
+    if mode == "BUFFERED":
+        assert [reply.body for reply in hold.release()] == [b"\x0b\x02\x80"]
 
 
 @pytest.mark.parametrize("held", [False, True])

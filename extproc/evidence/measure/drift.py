@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from scipy import stats
 
+from extproc.accounting.drift_limits import LEAST_RANK, LEAST_RECENT
 from extproc.accounting.queries import FALLBACKS, FROM_CLIENTS, OWN_SIGNAL
 from extproc.accounting.store import connect
 from extproc.contract.names import CANDIDATE_PREFIX
@@ -27,11 +28,10 @@ from extproc.contract.words import Reason, Signal
 FALSE_ALARM = 0.001
 DAY_S = 86_400.0
 BASE_DAYS = 7
-# A window with fewer conversations in a group is not tested, and neither are fewer labels.
-LEAST_RECENT, LEAST_BASE, LEAST_LABELS = 50, 100, 50
-# A difference below these is not worth an alarm, even if it is sure: a share, and the chance that a recent value is
-# above an earlier one, minus a half.
-LEAST_SHARE, LEAST_RANK = 0.05, 0.10
+# A week with fewer conversations in a group is not tested, and neither are fewer labels.
+LEAST_BASE, LEAST_LABELS = 100, 50
+# A difference of a share below this is not worth an alarm, even if it is sure.
+LEAST_SHARE = 0.05
 
 Kind = Literal["fallbacks", "margins", "evidence", "probability"]
 ALL = "all"

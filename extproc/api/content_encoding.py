@@ -1,0 +1,127 @@
+"""Decodes an answer that its upstream compressed without being asked, and encodes one again that we changed.
+
+It decodes gzip and deflate, with the standard library. How much is decoded is limited, because a small body may
+unpack to gigabytes.
+"""
+
+import zlib
+from collections.abc import Iterator
+
+from extproc.api.paths import Api
+from extproc.api.sse import MalformedAnswer
+from extproc.api.strip import StreamStripper, without_logprobs
+
+# Limit of the decoded bytes of one answer: twice the largest JSON answer that is read.
+MAX_DECODED_BYTES = 16 << 20
+_PIECE_BYTES = 64 * 1024
+_GZIP = zlib.MAX_WBITS | 16
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+# The value of the header -> the format in which `zlib` writes it.
+_FORMATS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
+
+
+def encoding_of(header: str | None) -> str:
+    """Return the value of a header content-encoding, in lower case. Empty: the bytes are plain."""
+    encoding = (header or "").strip().lower()
+    return "" if encoding == "identity" else encoding
+
+
+def can_decode(encoding: str) -> bool:
+    """Whether `Decoder` reads this encoding."""
+    return encoding in _FORMATS
+
+
+class Decoder:
+    """Decodes one answer that arrives cut at any byte. Bytes after its last gzip member are ignored."""
+
+    def __init__(self, max_bytes: int = MAX_DECODED_BYTES) -> None:
+        self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._room = max_bytes
+        self._is_first, self._ended = True, False
+
+    def feed(self, piece: bytes) -> Iterator[bytes]:
+        """Yield the decoded bytes. Raises MalformedAnswer if they are damaged, or more than the limit."""
+        more = bool(piece) and not self._ended
+        while more:
+            decoded = self._decode(piece)
+            self._room -= len(decoded)
+            if self._room < 0:
+                raise MalformedAnswer("answer too large")
+            if decoded:
+                yield decoded
+            if self._member.eof:
+                piece = self._next_member()
+                more = bool(piece)
+            else:
+                piece = self._member.unconsumed_tail
+                more = (bool(piece) or len(decoded) == _PIECE_BYTES) and not self._ended
+
+    def _decode(self, piece: bytes) -> bytes:
+        try:
+            return self._member.decompress(piece, _PIECE_BYTES)
+        except zlib.error as error:
+            if self._is_first:
+                raise MalformedAnswer("compressed") from error
+            self._ended = True
+            return b""
+
+    def _next_member(self) -> bytes:
+        """Begin the next member, and return the bytes that are left for it."""
+        rest = self._member.unused_data
+        self._member, self._is_first = zlib.decompressobj(_GZIP), False
+        return rest
+
+
+def decoded(body: bytes, encoding: str, max_bytes: int = MAX_DECODED_BYTES) -> bytes | None:
+    """Return a body decoded, or None if that is not possible."""
+    if not encoding:
+        return body
+    try:
+        return b"".join(Decoder(max_bytes).feed(body)) if can_decode(encoding) else None
+    except MalformedAnswer:
+        return None
+
+
+def body_without_logprobs(api: Api, body: bytes, encoding: str) -> bytes:
+    """Return an answer without log-probabilities, in its own encoding. It is unchanged if we cannot decode it."""
+    plain = decoded(body, encoding)
+    if plain is None:
+        return body
+    stripped = without_logprobs(api, plain)
+    return zlib.compress(stripped, wbits=_FORMATS[encoding]) if encoding else stripped
+
+
+class EncodedStripper(StreamStripper):
+    """A `StreamStripper` for a compressed stream: decodes it, and encodes every frame as soon as it is whole.
+
+    A stream that is damaged ends before the damage.
+    """
+
+    def __init__(self, api: Api, encoding: str) -> None:
+        super().__init__(api)
+        self._decoder: Decoder | None = Decoder()
+        self._encoder = zlib.compressobj(wbits=_FORMATS[encoding])
+
+    def feed(self, chunk: bytes, end: bool) -> bytes:
+        """Return the encoded frames that are whole, and at the `end` all that is left."""
+        stripped = super().feed(self._decoded(chunk), end)
+        return self._encoder.compress(stripped) + self._flush(stripped, end)
+
+    def _decoded(self, chunk: bytes) -> bytes:
+        pieces: list[bytes] = []
+        try:
+            if self._decoder is not None:
+                pieces.extend(self._decoder.feed(chunk))
+        except MalformedAnswer:
+            self._decoder = None
+        return b"".join(pieces)
+
+    def _flush(self, stripped: bytes, end: bool) -> bytes:
+        if end and self._decoder is not None:
+            return self._encoder.flush()
+        return self._encoder.flush(zlib.Z_SYNC_FLUSH) if stripped else b""
+
+
+def stripper(api: Api, encoding: str) -> StreamStripper:
+    """Return what removes the log-probabilities from a stream with this encoding."""
+    return EncodedStripper(api, encoding) if can_decode(encoding) else StreamStripper(api)
