@@ -50,17 +50,17 @@ def _on_money(total: Sums) -> Iterator[str]:
     if total.cost <= 0 and alone <= 0:
         return
     per = "" if total.cost_per_accepted is None else f", ${total.cost_per_accepted:,.6f} for each accepted answer"
-    cost = f"these requests cost ${total.cost:,.4f}{per}"
+    cost = f"These requests cost ${total.cost:,.4f}{per}"
     if total.cascade_cost:
-        cost += f"; rejected answers are {100 * total.cascade_cost / total.cost:.0f} % of the cost"
+        cost += f". Rejected answers are {100 * total.cascade_cost / total.cost:.0f} % of the cost"
     share = total.saving / alone if alone > 0 else -1.0
     if share > _SMALL:
-        yield f"SAVES: ${total.saving:,.4f} ({100 * share:.0f} %) against the default tier alone; {cost}"
+        yield f"SAVES: ${total.saving:,.4f} ({100 * share:.0f} %) against the default tier alone. {cost}"
     elif share < -_SMALL:
         more = f" ({-100 * share:.0f} %)" if alone > 0 else ""
-        yield f"COSTS MORE: ${-total.saving:,.4f}{more} more than the default tier alone; {cost}"
+        yield f"COSTS MORE: ${-total.saving:,.4f}{more} more than the default tier alone. {cost}"
     else:
-        yield f"NO SAVING: the same as the default tier alone; {cost}"
+        yield f"NO SAVING: the same as the default tier alone. {cost}"
 
 
 def _on_groups(groups: Sequence[Sums]) -> Iterator[str]:

@@ -213,7 +213,7 @@ def _print_edits(edited: Sequence[tuple[Path, str, str]], others: int, write: bo
     for change in edited:
         print("\n".join(edits.diff(*change)))
     count, done = len(edited) + others, "changed and written" if write else _NOT_WRITTEN
-    print(f"\n{count} files {done}" if count else "\nnothing to change")
+    print(f"\n{count} {'file' if count == 1 else 'files'} {done}" if count else "\nnothing to change")
 
 
 def run_suggest(intents: Path, data: Path, out: Path | None) -> int:

@@ -147,8 +147,8 @@ def test_costs_above_the_default_tier_are_said_first() -> None:
     code = Sums("code", 10, 10, 10, 10, cost=0.8, cascade_cost=0.0, saving=0.2, cost_per_accepted=0.08)
     total = Sums("total", 20, 29, 20, 20, cost=2.3, cascade_cost=0.6, saving=-0.3, cost_per_accepted=0.115)
     assert report_headlines(total, [faq, code]) == [
-        "COSTS MORE: $0.3000 (15 %) more than the default tier alone; these requests cost $2.3000, $0.115000 for "
-        "each accepted answer; rejected answers are 26 % of the cost",
+        "COSTS MORE: $0.3000 (15 %) more than the default tier alone. These requests cost $2.3000, $0.115000 for "
+        "each accepted answer. Rejected answers are 26 % of the cost",
         "CHECK: with their rejected answers, these cost more than the default tier alone: faq ($0.5000)",
     ]
 
@@ -158,8 +158,8 @@ def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
     report = read_report(ledger, HOUR_S)
     text = text_of(report)
     assert text.splitlines()[2:5] == report.verdicts == [
-        "SAVES: $0.1500 (54 %) against the default tier alone; these requests cost $0.1300, $0.032500 for each "
-        "accepted answer; rejected answers are 15 % of the cost",
+        "SAVES: $0.1500 (54 %) against the default tier alone. These requests cost $0.1300, $0.032500 for each "
+        "accepted answer. Rejected answers are 15 % of the cost",
         "UNKNOWN: 2 of 11 attempts have no token counts, so no sum has their cost",
         "NOT JUDGED: no rule looked at 3 of 4 accepted answers",
     ]  # fmt: skip

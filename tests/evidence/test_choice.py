@@ -90,7 +90,7 @@ def test_a_loss_is_counted_from_the_costliest_tier(folder, tmp_path, words, toke
     """Recipes lose nothing at the small tier. Bills lose 65 points there, so they stay at the large one."""
     path = written(tmp_path, plain(400))
     assert commands.run_choose(folder, path, parse_target("loss=0.1"), 0.01, DAY, 0, True) == 0
-    assert "ON TARGET: loss against always large is" in capsys.readouterr().out
+    assert "ON TARGET: the loss against always large is" in capsys.readouterr().out
     assert {i.intent: i.tier for i in load_config(folder).intents} == {"billing": "large", "cooking": "small"}
 
 

@@ -246,7 +246,7 @@ def test_a_change_that_may_be_random_is_reported_as_unclear():
     assert report.passage is Passage.UNCLEAR
     lines = list(gate_text(report))
     limits = "(quality may drop 2 points, cost may rise 10 %)"
-    assert lines[0] == f"UNCLEAR: 1 measures are worse than allowed, and the rows are too few to decide {limits}"
+    assert lines[0] == f"UNCLEAR: 1 measure is worse than allowed. The rows are too few to decide {limits}"
     assert lines[1].endswith("unclear, may be random (p 0.5)")
 
 
@@ -264,7 +264,7 @@ def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path
     report = gate_report(comparison, 0.02, 0.1)
     assert (report.passage, report.verdicts) == (Passage.UNSEEN, [])
     assert list(gate_text(report)) == [
-        "UNSEEN: 475 rows go to a cheaper tier or setting, and 475 of them lack the recorded answers that show its "
+        "UNSEEN: 475 rows go to a cheaper tier or setting. 475 of them lack the recorded answers that show its "
         "quality (quality may drop 2 points, cost may rise 10 %)",
         "cooking               475 rows lowered, 0 of them with recorded answers, a drop of up to 100.0 points is "
         "not seen",
@@ -296,7 +296,7 @@ def test_too_few_recorded_answers_of_a_lower_tier_are_not_passed(folders, tmp_pa
     rows = [row(alone(COOK, i), True, True, "cooking") for i in range(3)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
     assert (report.passage, report.power[0]) == (Passage.UNSEEN, Power("all", QUALITY, 3, None))
-    assert "those with recorded answers are too few to show any drop" in report.headline.sentence
+    assert "Those with recorded answers are too few to show any drop" in report.headline.sentence
 
 
 def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders, tmp_path, words, tokens):

@@ -303,11 +303,13 @@ def test_a_tier_recorded_on_chosen_rows_has_bounds_and_no_line(folder, tmp_path,
     assert rounded == [
         Bounds("always small", 0.429, 0.829, 600, 1000), Bounds("always large", 0.340, 0.940, 400, 1000),
     ]  # fmt: skip
-    first, *_ = evaluation_text(report).splitlines()
-    assert first == (
-        "UNKNOWN: `always small` has recorded answers on 600 of 1,000 rows, which were chosen: its quality on all "
-        "of them is"
-    )
+    assert [str(verdict) for verdict in report.verdicts] == [
+        "UNKNOWN: the quality of `always small` is between 42.9 and 82.9 %. Its answers were recorded on 600 of "
+        "1,000 rows, and these rows were chosen",
+        "UNKNOWN: the quality of `always large` is between 34.0 and 94.0 %. Its answers were recorded on 400 of "
+        "1,000 rows, and these rows were chosen",
+    ]
+    assert " ".join(evaluation_text(report).splitlines()[:2]).split() == str(report.verdicts[0]).split()
     assert "always small   " not in evaluation_text(report) and report.paired == []
     both_recorded = [
         row | {"outcomes": row["outcomes"] | chosen("small", True) | chosen("large", True)} for row in served[:50]
@@ -418,8 +420,8 @@ def test_wrong_matches_are_counted_beside_the_risk(folder, tmp_path, words, toke
     rows = [{"text": alone(COOK, i), "intent": "billing" if i < 37 else "cooking"} for i in range(100)]
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     assert str(report.verdicts[0]) == (
-        "TOO MANY WRONG: 37 of 100 trusted matches are wrong; no cohort is calibrated, and `extproc calibrate` "
-        "would keep 5 %"
+        "TOO MANY WRONG: 37 of 100 trusted matches are wrong. No cohort is calibrated. `extproc calibrate` would "
+        "keep 5 %"
     )
     assert report.tiers.cells == [("small", "large", 37), ("large", "large", 63)]
     text = evaluation_text(report)
@@ -447,7 +449,8 @@ def test_labels_that_a_confident_match_contradicts_are_listed(folder, tmp_path, 
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     assert [row.line for row in report.disagreements] == [10 * i + 4 for i in range(10)]
     assert (
-        "CHECK LABELS: the label of 10 rows disagrees with a confident match (lines 4, 14, 24, 34, 44, 54, 64, "
+        "CHECK LABELS: the label of 10 rows disagrees with a confident match. Check these labels before you "
+        "reword utterances: lines 4, 14, 24, 34, 44, 54, 64, 74, ..."
         in (evaluation_text(report).replace("\n  ", " "))
     )
     assert "  4: cooking, billing; 14: cooking, billing; " in evaluation_text(report)

@@ -25,8 +25,8 @@ def test_a_fit_says_what_it_keeps_and_which_cohorts_abstain():
     ])  # fmt: skip
     assert list(map(str, calibration_verdicts(calibration, 0.05))) == [
         "WITHIN THE RISK: in 2 calibrated cohorts, 3 of 230 trusted matches are wrong; the policy's risk is 5 %",
-        "ABSTAINS: 1 of 3 cohorts abstain, as no floor keeps this risk; of 90 matches that they accept now, 35 are "
-        "wrong",
+        "ABSTAINS: 1 of 3 cohorts abstain, as no floor keeps this risk. Now they accept 90 matches, and 35 of these "
+        "are wrong",
     ]
 
 
@@ -53,9 +53,10 @@ def test_a_choice_says_whether_it_meets_its_target(target, word):
     choice: Any = Fields(target=target, lines=[routed])
     (verdict,) = choice_verdicts(choice)
     figure = (
-        "quality is 72 [68, 76] %"
+        "the quality is 72 [68, 76] %"
         if target.kind == "quality"
-        else ("cost is 0.23 [0.21, 0.25] dollars per 1,000 requests")
+        else ("the cost is 0.23 [0.21, 0.25] dollars per 1,000 requests")
     )
     value = 100 * target.value if target.kind == "quality" else target.value
-    assert str(verdict) == (f"{word}: {figure} on 500 rows that were not chosen on; the target is {value:g}")
+    unit = " %" if target.kind == "quality" else " dollars per 1,000 requests"
+    assert str(verdict) == (f"{word}: {figure} on 500 rows that were not chosen on. The target is {value:g}{unit}")

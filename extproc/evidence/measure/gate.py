@@ -80,16 +80,21 @@ def gate_report(comparison: Comparison, max_quality_drop: float, max_cost_rise: 
     limits = f"quality may drop {100 * max_quality_drop:g} points, cost may rise {100 * max_cost_rise:g} %"
     regressed = [verdict for verdict in verdicts if verdict.regressed]
     if regressed:
-        passage, sentence = Passage.FAILED, f"{len(regressed)} regressions ({limits})"
+        count = "1 regression" if len(regressed) == 1 else f"{len(regressed)} regressions"
+        passage, sentence = Passage.FAILED, f"{count} ({limits})"
     elif unseen:
         rows, without = sum(each.rows for each in unseen), sum(each.rows - each.recorded for each in unseen)
-        lacks = f"{without:,} of them lack" if without else "those with recorded answers are too few to show"
-        what = "the recorded answers that show its quality" if without else "any drop"
+        lacks = (
+            f"{without:,} of them lack the recorded answers that show its quality"
+            if without
+            else "Those with recorded answers are too few to show any drop"
+        )
         passage = Passage.UNSEEN
-        sentence = f"{rows:,} rows go to a cheaper tier or setting, and {lacks} {what} ({limits})"
+        sentence = f"{rows:,} rows go to a cheaper tier or setting. {lacks} ({limits})"
     elif verdicts:
         passage = Passage.UNCLEAR
-        sentence = f"{len(verdicts)} measures are worse than allowed, and the rows are too few to decide ({limits})"
+        count = "1 measure is" if len(verdicts) == 1 else f"{len(verdicts)} measures are"
+        sentence = f"{count} worse than allowed. The rows are too few to decide ({limits})"
     else:
         passage, sentence = Passage.PASSED, f"no cohort is worse than allowed ({limits})"
     word = "passed" if passage is Passage.PASSED else passage.name

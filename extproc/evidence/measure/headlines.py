@@ -33,7 +33,7 @@ def evaluation_headlines(
     rows: Sequence[Disagreement],
 ) -> list[Headline]:
     """The verdicts on an evaluation, the one on money first. `matches` is the verdict on wrong matches, if any."""
-    unknown = [Headline("UNKNOWN", "; ".join(map(bounds_text, bounds)))] if bounds else []
+    unknown = [Headline("UNKNOWN", bounds_text(each)) for each in bounds]
     verdicts = [*control_headlines(lines), *unknown, *matches, *_on_tiers(tiers), *_on_labels(rows)]
     nothing = Headline(
         "NO EVIDENCE", "no row has a label or an outcome, so nothing shows whether these decisions are right"
@@ -45,10 +45,10 @@ def evaluation_headlines(
 
 
 def bounds_text(bounds: Bounds) -> str:
-    """A sentence on a quality that is not known."""
+    """Sentences on a quality that is not known."""
     return (
-        f"`{bounds.name}` has recorded answers on {bounds.recorded:,} of {bounds.rows:,} rows, which were chosen: "
-        f"its quality on all of them is between {100 * bounds.low:.1f} and {100 * bounds.high:.1f} %"
+        f"the quality of `{bounds.name}` is between {100 * bounds.low:.1f} and {100 * bounds.high:.1f} %. Its "
+        f"answers were recorded on {bounds.recorded:,} of {bounds.rows:,} rows, and these rows were chosen"
     )
 
 
@@ -70,7 +70,7 @@ def control_headlines(lines: Sequence[ControlLine]) -> Iterator[Headline]:
         yield Headline("WORSE", f"{points} below a fixed mix of tiers at the same cost")
     else:
         change = f"{100 * mix.behind.value:+z.1f} points {_interval(mix.behind)}"
-        yield Headline("NOT SHOWN", f"a gain over a fixed mix of tiers at the same cost is not shown: {change}")
+        yield Headline("NOT SHOWN", f"the gain over a fixed mix of tiers at the same cost is {change}. It may be 0")
 
 
 def _dominates(line: ControlLine) -> bool:
@@ -101,16 +101,16 @@ def wrong_headline(wrong: Estimate, risk: float | None, weighted: bool = False) 
     limit = DEFAULT_RISK if risk is None else risk
     count = f"{100 * wrong.value:.1f} %" if weighted else f"{round(wrong.value * wrong.rows):,}"
     source = (
-        f"the policy's risk is {100 * limit:g} %"
+        f"; the policy's risk is {100 * limit:g} %"
         if risk is not None
-        else (f"no cohort is calibrated, and `extproc calibrate` would keep {100 * limit:g} %")
+        else f". No cohort is calibrated. `extproc calibrate` would keep {100 * limit:g} %"
     )
-    sentence = f"{count} of {wrong.rows:,} trusted matches are wrong; {source}"
+    sentence = f"{count} of {wrong.rows:,} trusted matches are wrong{source}"
     if wrong.low > limit:
         return Headline("TOO MANY WRONG", sentence)
     if wrong.high <= limit:
         return Headline("WITHIN THE RISK", sentence)
-    return Headline("UNCLEAR", f"{sentence}, and the 95 % interval {_interval(wrong)} % lies on both sides of it")
+    return Headline("UNCLEAR", f"{sentence}. The 95 % interval {_interval(wrong)} % lies on both sides of it")
 
 
 def _on_tiers(tiers: TierMatrix) -> Iterator[Headline]:
@@ -128,6 +128,6 @@ def _on_labels(rows: Sequence[Disagreement]) -> Iterator[Headline]:
         more = ", ..." if len(rows) > _MOST_LINES else ""
         yield Headline(
             "CHECK LABELS",
-            f"the label of {len(rows):,} rows disagrees with a confident match (lines {lines}{more}): check these "
-            "labels before you reword utterances",
+            f"the label of {len(rows):,} rows disagrees with a confident match. Check these labels before you "
+            f"reword utterances: lines {lines}{more}",
         )

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 
 from extproc.evidence.fit.calibration import Calibration, Counts, total
-from extproc.evidence.fit.choice import TierChoice
+from extproc.evidence.fit.choice import CohortChoice, TierChoice
 from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.fit.learning import FittedCentroids
 from extproc.evidence.fit.plans import Plan
@@ -22,7 +22,7 @@ def learned_text(learned: FittedCentroids, rows: LabelledRows) -> Iterator[str]:
     if rows.drawn_from:
         yield f"{count:,} of {rows.drawn_from:,} labelled rows were drawn at random, because a fit needs no more"
     if distinct < count:
-        yield (f"{count:,} labelled rows count as {distinct:,}: {REPETITIONS}")
+        yield from textwrap.wrap(f"{count:,} labelled rows count as {distinct:,}: {REPETITIONS}", 116)
     if not learned.trials:
         yield from textwrap.wrap(learned.why, 116)
         return
@@ -51,6 +51,8 @@ def calibration_text(calibration: Calibration, risk: float, present: Mapping[str
         f"are by fits without the {'source of the row' if calibration.sources else 'row'}"
         f"{', and shares are of the traffic, by `weight`' if calibration.weighted else ''}"
     )
+    if any(fit.evidence is not None and kind_of(fit.evidence) == "pool" for fit in calibration.fits):
+        yield "pool: a cohort whose own rows are too few or too much alike shares the margin of the pool"
     if not math.isnan(calibration.error):
         yield f"calibration error of the probability: {100 * calibration.error:.1f} percentage points"
     yield ""
@@ -68,7 +70,7 @@ def calibration_text(calibration: Calibration, risk: float, present: Mapping[str
         mark = "  pool" if fit in pooled else ""
         yield f"{fit.name[:21]:<22}{fit.after.rows:>6}{floors}{_measured(fit.after, fit.before)}{mark}"
     for name, fits in (("the pool", pooled), ("together", calibration.fits)):
-        if fits:
+        if fits and not (name == "together" and len(pooled) == len(fits)):  # the same line
             after, before = (total([getattr(fit, when) for fit in fits]) for when in ("after", "before"))
             yield f"{name:<22}{after.rows:>6}{'':>32}{_measured(after, before)}"
     for fit in abstaining:
@@ -131,23 +133,31 @@ def choice_text(choice: TierChoice) -> Iterator[str]:
     fitted, reported = choice.rows
     yield f"{choice.target}: chosen on {fitted:,} distinct rows with outcomes, measured on {reported:,} others"
     yield ""
+    plans = [plan_text(setting.plan) for setting in choice.cohorts if setting.plan is not None]
+    width = max([32, *map(len, plans)]) + 2
     yield (
-        f"{'cohort':<22}{'rows':>6}  {'chosen':<34}{'quality % [95 %]':<21}{'before':>6}{'$/1,000':>10}"
+        f"{'cohort':<22}{'rows':>6}  {'chosen':<{width}}{'quality % [95 %]':<21}{'before':>6}{'$/1,000':>10}"
         f"{'before':>9}"
     )
     for setting in choice.cohorts:
         if setting.plan is not None:
             quality, dollars = setting.after
             before = f"{100 * setting.before[0].value:>6.1f}{dollars.value:>10.4f}{setting.before[1].value:>9.4f}"
-            chosen = f"{plan_text(setting.plan):<34}{percent(quality):<21}"
+            chosen = f"{plan_text(setting.plan):<{width}}{percent(quality):<21}"
             yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {chosen}{before}"
     for setting in choice.cohorts:
         if setting.plan is None:
-            kept = f"unchanged, quality {percent(setting.before[0])}"
-            yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {kept}{': ' if setting.why else ''}{setting.why}"
+            yield f"{setting.name[:21]:<22}{sum(setting.rows):>6}  {kept_text(setting)}"
     if choice.lines:
         yield ""
         yield from line_table(choice.lines)
+
+
+def kept_text(setting: CohortChoice) -> str:
+    """What a cohort keeps, and why: "unchanged, quality 80.0 [75.0, 85.0]: no other choice is cheaper"."""
+    quality = setting.before[0]
+    known = f", quality {percent(quality)}" if quality.known else ""
+    return f"unchanged{known}{': ' if setting.why else ''}{setting.why}"
 
 
 def plan_text(plan: Plan) -> str:

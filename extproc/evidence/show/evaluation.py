@@ -18,6 +18,8 @@ from extproc.evidence.show.verdicts import verdict_text
 _MOST_GROUPS = 40
 _MOST_CONFUSIONS = 8
 _MOST_DISAGREEMENTS = 40
+# A column of words is at least this wide.
+_LEAST_WIDTH = 40
 
 
 def evaluation_text(evaluation: Evaluation) -> str:
@@ -33,10 +35,7 @@ def _lines(evaluation: Evaluation) -> Iterator[str]:
         f"traffic   {d['traffic']}: {d['rows']:,} rows, {d['labelled']:,} labelled (of these {d['out_of_scope']:,} "
         f"out of scope), {d['with_any_outcome']:,} with outcomes; {d['skipped']} lines skipped"
     )
-    yield (
-        f"intents   revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} of them calibrated; "
-        f"decisions sealed as {d['sealed']}"
-    )
+    yield (f"intents   revision {d['revision']}, {d['cohorts']} cohorts, {d['calibrated']} of them calibrated")
     for note in evaluation.notes:
         yield from textwrap.wrap(f"note      {note}", 116, subsequent_indent=" " * 10)
     if d["labelled"]:
@@ -68,7 +67,8 @@ def _matching(evaluation: Evaluation) -> Iterator[str]:
         yield f"              AUROC of the {evaluation.score} {percent(evaluation.auroc)} %"
     if evaluation.reliability:
         yield f"calibration error of the probability: {100 * evaluation.calibration_error:.1f} percentage points"
-    yield ""
+    if evaluation.auroc.known or evaluation.reliability:
+        yield ""
     yield from _tier_matrix(evaluation.tiers)
     risk = 100 * (evaluation.data["risk"] or DEFAULT_RISK)
     yield "matching, % [95 %]. accepted: of the rows with the label. wrong: of the trusted matches with the cohort,"
@@ -114,13 +114,12 @@ def _tier_matrix(tiers: TierMatrix) -> Iterator[str]:
 
 
 def _serving(evaluation: Evaluation) -> Iterator[str]:
-    yield f"{'serving':<22}{'rows':>6}  {'first tier, % of rows':<34}{'escalated %':>11}  reasons, % of rows"
+    yield f"{'serving':<22}{'rows':>6}  {'first tier, % of rows':<32}{'escalated %':>11}  reasons, % of rows"
     for group in _shown(evaluation):
-        tiers = _shares(group.tiers, group.rows)
-        yield (
-            f"{group.name[:21]:<22}{group.rows:>6}  {tiers[:33]:<34}{number(group.escalated, 100):>11}  "
-            f"{_shares(group.reasons, group.rows)}"
-        )[:116]
+        tiers = f"{_shares(group.tiers, group.rows):<32}{number(group.escalated, 100):>11}  "
+        line = f"{group.name[:21]:<22}{group.rows:>6}  {tiers}"
+        reasons = textwrap.wrap(_shares(group.reasons, group.rows), max(116 - len(line), _LEAST_WIDTH))
+        yield f"\n{'':<{len(line)}}".join([line + "".join(reasons[:1]), *reasons[1:]])
     if evaluation.overall.rejections:
         reasons = ", ".join(f"{reason} {rows}" for reason, rows in evaluation.overall.rejections.items())
         yield f"rejected answers by reason: {reasons}"

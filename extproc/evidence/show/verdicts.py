@@ -28,7 +28,9 @@ def calibration_verdicts(calibration: Calibration, risk: float) -> Iterator[Head
         sentence = f"{len(abstaining)} of {len(calibration.fits)} cohorts abstain, as no floor keeps this risk"
         now = total(abstaining)
         count = f"{100 * now.wrong_share:.0f} %" if calibration.weighted else f"{now.wrong:,.0f}"
-        figure = f"; of {now.accepted:,} matches that they accept now, {count} are wrong" if now.accepted else ""
+        figure = (
+            f". Now they accept {now.accepted:,} matches, and {count} of these are wrong" if now.accepted else ""
+        )
         yield Headline("ABSTAINS", sentence + figure)
     if not any(fit.evidence is not None for fit in calibration.fits):
         yield Headline("NOTHING FITTED", "the labelled rows are too few for a floor that keeps this risk")
@@ -48,15 +50,19 @@ def choice_verdicts(choice: TierChoice) -> Iterator[Headline]:
     """Whether the choice meets its target on the rows that it was not made on, and whether a control is better."""
     routed = next((line for line in choice.lines if line.name == ROUTED), None)
     if routed is not None and choice.target.kind == "quality":
-        yield _against(100 * choice.target.value, _times(routed.quality, 100), "quality", " %", highest=False)
+        yield _against(100 * choice.target.value, _times(routed.quality, 100), "the quality", " %", highest=False)
     if routed is not None and choice.target.kind == "cost":
-        yield _against(choice.target.value, routed.per_1000, "cost", " dollars per 1,000 requests", highest=True)
+        yield _against(
+            choice.target.value, routed.per_1000, "the cost", " dollars per 1,000 requests", highest=True
+        )
     costliest = [line for line in choice.lines if line.name.startswith("always ")][-1:]
     for line in costliest if choice.target.kind == "loss" else ():
         if line.behind is not None:
             lead = _times(line.behind, -100)
             loss = Estimate(lead.value + 0.0, lead.high + 0.0, lead.low + 0.0, lead.rows)  # never -0
-            yield _against(100 * choice.target.value, loss, f"loss against {line.name}", " points", highest=True)
+            yield _against(
+                100 * choice.target.value, loss, f"the loss against {line.name}", " points", highest=True
+            )
     yield from control_headlines(choice.lines)
 
 
@@ -71,6 +77,6 @@ def _against(target: float, measured: Estimate, what: str, unit: str, highest: b
     interval = f"[{measured.low:.4g}, {measured.high:.4g}]"
     return Headline(
         word,
-        f"{what} is {measured.value:.4g} {interval}{unit} on {measured.rows:,} rows that were not chosen on; the "
-        f"target is {target:g}",
+        f"{what} is {measured.value:.4g} {interval}{unit} on {measured.rows:,} rows that were not chosen on. The "
+        f"target is {target:g}{unit}",
     )
