@@ -9,7 +9,7 @@ from extproc.acceptance.score import SCORE_FACTS, Scorer
 from extproc.config.cache_checks import check_cache
 from extproc.config.listener_checks import check_listener
 from extproc.config.logprob_checks import check_logprobs
-from extproc.config.name_checks import check_intent_name
+from extproc.config.name_checks import check_header_name, check_intent_name
 from extproc.config.only_checks import check_only
 from extproc.config.params_checks import check_params
 from extproc.config.prompt_checks import check_by_prompt
@@ -101,7 +101,7 @@ def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
     if policy.human is not None:
         yield from _within(".human.status", policy.human.status, least=200, most=599)
     for i, header in enumerate(policy.escalations.principal):
-        yield from _is_header_name(f".escalations.principal[{i}]", header)
+        yield from check_header_name(f".escalations.principal[{i}]", header)
     yield from _within(".escalations.per_minute", policy.escalations.per_minute, least=0)
     yield from _within(".escalations.burst", policy.escalations.burst, least=0)
     if policy.upgrades is not None:
@@ -128,7 +128,7 @@ def _check_rule(at: str, rule: Rule, tiers: Sequence[str], intents: Sequence[str
     for j, name in enumerate(rule.when.intents or ()):
         yield from _exists(f"{at}.when.intents[{j}]", name, intents, "intent")
     for header in rule.when.headers or {}:
-        yield from _is_header_name(f"{at}.when.headers", header)
+        yield from check_header_name(f"{at}.when.headers", header)
 
 
 def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
@@ -276,11 +276,6 @@ def _is_interval(path: str, ends: tuple[float, float]) -> Iterator[_Finding]:
 def _short_name(path: str) -> str:
     """The keys of a path after the last list, as in `price.input`."""
     return path.rpartition("].")[2].lstrip(".")
-
-
-def _is_header_name(path: str, header: str) -> Iterator[_Finding]:
-    if re.fullmatch(r"[a-z0-9-]+", header) is None:
-        yield path, f"header `{header}`: write its name in lower case, with only letters, digits and '-'"
 
 
 def _fits_a_header(path: str, name: str) -> Iterator[_Finding]:

@@ -222,7 +222,7 @@ def test_labels_reach_what_prometheus_and_grafana_select() -> None:
 
 
 def test_labels_reach_every_object_and_pod_and_no_selector() -> None:
-    """A label of the user takes the place of none by which the chart selects pods."""
+    """The labels by which the chart selects pods stay."""
     components = [f"--set={name}.enabled=true" for name in COMPONENTS]
     plain = template(*components)
     labels = {"team": "search", "app.kubernetes.io/name": "other"}
