@@ -20,6 +20,7 @@ from extproc.accounting.store import connect, name_of
 from extproc.contract.words import CacheWord, Signal
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86400}
+_MOST_S = 36_500 * 86400.0  # a hundred years
 
 
 class SignalSums(msgspec.Struct, frozen=True):
@@ -108,7 +109,7 @@ def seconds_of(span: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([mhd])", span)
     if match is None:
         raise ValueError(f"--since {span}: expected a number followed by m, h or d, as in 24h")
-    return float(match[1]) * _UNITS_S[match[2]]
+    return min(float(match[1]) * _UNITS_S[match[2]], _MOST_S)
 
 
 def read_report(place: Path | str, since_s: float, by: By = "cohort") -> CostReport:

@@ -33,6 +33,8 @@ class SqliteLedger:
     pruned: Mapping[str, str] = {"outcomes": "rejections"}
 
     def __init__(self, path: Path, writing: bool) -> None:
+        if path.is_dir():
+            raise OSError(f"the ledger {path} is a folder, and a file is expected: add the name of the file")
         if not writing and not path.is_file():
             raise OSError(f"no ledger at {path}: `extproc serve --ledger {path}` creates one")
         uri = f"{path.resolve().as_uri()}?mode={'rwc' if writing else 'ro'}"

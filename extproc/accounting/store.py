@@ -37,6 +37,7 @@ class Store:
 
     def __init__(self, place: Path | str, keep_days: float) -> None:
         """Check `place` without opening it. Raises OSError if it cannot hold a ledger."""
+        _check_scheme(place)
         if is_postgres(place):
             postgres.psycopg_driver()
         elif not Path(place).parent.is_dir():
@@ -115,6 +116,14 @@ def is_postgres(place: Path | str) -> bool:
     return str(place).startswith(("postgresql://", "postgres://"))
 
 
+def _check_scheme(place: Path | str) -> None:
+    scheme, is_url, _ = str(place).partition("://")
+    if is_url and not is_postgres(place):
+        raise OSError(
+            f"a ledger is a file or a Postgres, not {scheme}: write a path, or postgresql://HOST/DATABASE"
+        )
+
+
 def name_of(place: Path | str) -> str:
     """Return the place without user and password, for output."""
     if not is_postgres(place):
@@ -125,6 +134,7 @@ def name_of(place: Path | str) -> str:
 
 def connect(place: Path | str, writing: bool = False) -> Connection:
     """Open a ledger for reading, or for writing, which creates it if there is none. Raises OSError."""
+    _check_scheme(place)
     if not is_postgres(place):
         return SqliteLedger(Path(place), writing)
     limit_s = LOCK_S if writing else None  # reports have no limit

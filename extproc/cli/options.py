@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _UNIX = "unix:"
+_LAST_PORT = 65_535
 
 
 def add_command(
@@ -79,10 +80,14 @@ def parse_workers(text: str) -> int:
 
 def parse_address(text: str) -> str:
     """HOST:PORT, as it was given."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
+    if not _is_address(text):
         raise _refusal(text, "HOST:PORT, as in 127.0.0.1:50051")
     return text
+
+
+def _is_address(text: str) -> bool:
+    host, _, port = text.rpartition(":")
+    return bool(host) and "/" not in host and port.isascii() and port.isdecimal() and int(port) <= _LAST_PORT
 
 
 def parse_server_address(text: str) -> str:
@@ -91,8 +96,7 @@ def parse_server_address(text: str) -> str:
         raise _refusal(text, "a path that starts at the root: give a whole path, as in unix:///run/extproc.sock")
     if text.startswith(_UNIX):
         return text
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
+    if not _is_address(text):
         raise _refusal(text, "HOST:PORT, as in 127.0.0.1:50051, or unix:///PATH, as in unix:///run/extproc.sock")
     return text
 

@@ -1,19 +1,21 @@
 """Checks of budgets and of applications."""
 
+import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from extproc.config.name_checks import check_header_name
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.mismatch import shown, suggestion
 from extproc.settings import REFUSE, TEAM, App, UsdBudget
 
 _Finding = tuple[str, str, str]  # file, path of the value, and what is wrong with it
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # reports show `-` for requests of no app
 _HOST = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-_HEADER = re.compile(r"[a-z0-9-]+")
-_LABEL = re.compile(r"[a-z_][a-z0-9_]{0,63}")
+_LABEL = re.compile(r"[a-z][a-z0-9_]{0,63}")
 # Above it, sums are no longer exact in the store.
 _MOST_USD = 1e6
 
@@ -25,21 +27,15 @@ def check_apps(policy: PolicyFile) -> Iterator[_Finding]:
         yield POLICY_FILE, path, what
     if policy.budget is not None and policy.budget.per == TEAM:
         yield POLICY_FILE, ".budget.per", "`per: team` is for the budget of an app: write all or principal"
-    hosts: dict[str, str] = {}  # of the apps above whose headers do not matter, and the name of the app
+    above: list[tuple[str, App]] = []
     teams: dict[str, tuple[str, UsdBudget]] = {}
     for name, app in policy.apps.items():
         for path, what in _check_app(f".apps.{name}", name, app, policy, tiers):
             yield POLICY_FILE, path, what
-        for i, host in enumerate(app.hosts):
-            first = next((hosts[pattern] for pattern in hosts if fnmatchcase(host, pattern)), name)
-            if first != name:
-                what = (
-                    f"host `{shown(host)}` is also one of app `{shown(first)}` above, which gets its requests: "
-                    f"remove it from one of them, or write `{shown(name)}` first"
-                )
-                yield POLICY_FILE, f".apps.{name}.hosts[{i}]", what
-        if not app.headers:
-            hosts |= dict.fromkeys(app.hosts, name)
+        if app.hosts or app.headers:
+            for path, what in _check_above(f".apps.{name}", name, app, above):
+                yield POLICY_FILE, path, what
+            above.append((name, app))
         if app.budget is not None and app.budget.per == TEAM and app.team is not None:
             other, budget = teams.setdefault(app.team, (name, app.budget))
             if budget != app.budget:
@@ -47,30 +43,63 @@ def check_apps(policy: PolicyFile) -> Iterator[_Finding]:
                 yield POLICY_FILE, f".apps.{name}.budget", what
 
 
+def _check_above(at: str, name: str, app: App, above: Sequence[tuple[str, App]]) -> Iterator[tuple[str, str]]:
+    """The requests of an app that an app above gets."""
+    wider = [(first, other) for first, other in above if _covers(other.headers or {}, app.headers or {})]
+    anywhere = next((first for first, other in wider if not other.hosts), None)
+    if anywhere is not None:
+        yield at, f"app `{shown(anywhere)}` above gets all of its requests: write `{shown(name)}` first"
+        return
+    for i, host in enumerate(app.hosts):
+        first = next((first for first, other in wider if any(fnmatchcase(host, p) for p in other.hosts)), None)
+        if first is not None:
+            what = (
+                f"host `{shown(host)}` is also one of app `{shown(first)}` above, which gets its requests: "
+                f"remove it from one of them, or write `{shown(name)}` first"
+            )
+            yield f"{at}.hosts[{i}]", what
+
+
+def _covers(patterns: Mapping[str, str], headers: Mapping[str, str]) -> bool:
+    """Whether every request with these headers fits the patterns."""
+    return all(name in headers and fnmatchcase(headers[name], pattern) for name, pattern in patterns.items())
+
+
+def _check_host(at: str, host: str) -> Iterator[tuple[str, str]]:
+    if _HOST.fullmatch(host):
+        return
+    what = "write it in lower case, without scheme, port and path, as in llm.example.com or *.example.com"
+    if host == "*":
+        what = "leave `hosts` out, and the policy itself has the requests of no app"
+    elif not host.isascii():
+        with contextlib.suppress(UnicodeError):
+            what = f"clients send another form of this name, so write `{host.encode('idna').decode()}`"
+    yield at, f"host `{shown(host)}`: {what}"
+
+
 def _check_app(at: str, name: str, app: App, policy: PolicyFile, tiers: Sequence[str]) -> Iterator[tuple[str, str]]:
-    if not _NAME.fullmatch(name):
-        what = f"app `{shown(name)}`: its name is sent in metrics, so use only letters, digits, '.', '_' and '-'"
+    if not _APP_NAME.fullmatch(name):
+        what = (
+            f"app `{shown(name)}`: its name is sent in metrics, so use only letters, digits, '.', '_' and '-', and "
+            "begin with a letter or a digit"
+        )
         yield at, what
     if not app.hosts and not app.headers:
         yield at, f"app `{shown(name)}` has no requests: give it `hosts` or `headers`"
     for i, host in enumerate(app.hosts):
-        if not _HOST.fullmatch(host):
-            what = (
-                f"host `{shown(host)}`: write it in lower case, without scheme, port and path, as in "
-                "llm.example.com or *.example.com"
-            )
-            yield f"{at}.hosts[{i}]", what
+        yield from _check_host(f"{at}.hosts[{i}]", host)
     for header in app.headers or {}:
-        if not _HEADER.fullmatch(header):
-            what = f"header `{shown(header)}`: write its name in lower case, with only letters, digits and '-'"
-            yield f"{at}.headers", what
+        yield from check_header_name(f"{at}.headers", header)
     yield from _check_tiers(at, app, policy, tiers)
     yield from _check_budget(f"{at}.budget", app.budget, tiers)
     if app.budget is not None and app.budget.per == TEAM and app.team is None:
         yield f"{at}.budget.per", "`per: team` needs a team: add `labels: {team: NAME}` to the app"
     for label, value in app.labels.items():
         if not _LABEL.fullmatch(label) or label == "app":
-            what = f"label `{shown(label)}`: use lower-case letters, digits and _, and another name than app"
+            what = (
+                f"label `{shown(label)}`: use lower-case letters, digits and _, begin with a letter, and take "
+                "another name than app"
+            )
             yield f"{at}.labels", what
         if not _NAME.fullmatch(value):
             what = f"label `{shown(label)}` is `{shown(value)}`: use only letters, digits, '.', '_' and '-'"

@@ -10,7 +10,7 @@ from extproc.config.cache_checks import check_cache
 from extproc.config.evidence_checks import check_evidence
 from extproc.config.listener_checks import check_listener
 from extproc.config.logprob_checks import check_logprobs
-from extproc.config.name_checks import check_intent_name
+from extproc.config.name_checks import check_header_name, check_intent_name
 from extproc.config.only_checks import check_only
 from extproc.config.params_checks import check_params
 from extproc.config.prompt_checks import check_by_prompt
@@ -103,7 +103,7 @@ def _check_limits(policy: PolicyFile) -> Iterator[_Finding]:
     if policy.human is not None:
         yield from within(".human.status", policy.human.status, least=200, most=599)
     for i, header in enumerate(policy.escalations.principal):
-        yield from _is_header_name(f".escalations.principal[{i}]", header)
+        yield from check_header_name(f".escalations.principal[{i}]", header)
     yield from within(".escalations.per_minute", policy.escalations.per_minute, least=0)
     yield from within(".escalations.burst", policy.escalations.burst, least=0)
     if policy.upgrades is not None:
@@ -130,7 +130,7 @@ def _check_rule(at: str, rule: Rule, tiers: Sequence[str], intents: Sequence[str
     for j, name in enumerate(rule.when.intents or ()):
         yield from _exists(f"{at}.when.intents[{j}]", name, intents, "intent")
     for header in rule.when.headers or {}:
-        yield from _is_header_name(f"{at}.when.headers", header)
+        yield from check_header_name(f"{at}.when.headers", header)
 
 
 def _check_intent(intent: Intent, policy: PolicyFile) -> Iterator[_Finding]:
@@ -237,11 +237,6 @@ def _check_scorer(scorer: Scorer, policy: PolicyFile) -> Iterator[_Finding]:
         yield ".scorer", f"`offset` and `weights` must be finite numbers: {again}"
     yield from within(".scorer.rows", scorer.rows, least=0, hint=again)
     yield from is_interval(".scorer.auroc", scorer.auroc)
-
-
-def _is_header_name(path: str, header: str) -> Iterator[_Finding]:
-    if re.fullmatch(r"[a-z0-9-]+", header) is None:
-        yield path, f"header `{header}`: write its name in lower case, with only letters, digits and '-'"
 
 
 def _fits_a_header(path: str, name: str) -> Iterator[_Finding]:

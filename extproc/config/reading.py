@@ -39,6 +39,8 @@ class Reading:
     def add(self, path: Path) -> None:
         """Read the policy, an intent or the background."""
         try:
+            if path.is_fifo():  # nobody may ever write to it
+                raise OSError(0, "it is a pipe, and a file is expected")
             raw = path.read_bytes()
         except OSError as error:
             what = f"cannot be read: {error.strerror}"

@@ -93,7 +93,7 @@ def _sets_reason(mutation: Dict) -> bool:
 
 def _header_match(name: str, pattern: str) -> Dict:
     """Envoy's match for a header of a rule. An absent header counts as empty, as it does in the router."""
-    regex = f"(?i){_regex(pattern)}(:[0-9]+)?" if name == AUTHORITY else _regex(pattern)
+    regex = f"(?i){_regex(pattern)}\\.?(:[0-9]+)?" if name == AUTHORITY else _regex(pattern)
     return {
         "name": name,
         "string_match": {"safe_regex": {"regex": regex}},

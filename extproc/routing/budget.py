@@ -32,10 +32,11 @@ class BudgetSpec(msgspec.Struct, frozen=True):
     over: str | None  # the tier; None: requests are refused
     per_principal: bool = False
 
-    def holds(self, app: str, team: str) -> bool:
-        """Return whether the budget holds for the requests of an app. Without one, both names are empty."""
+    @property
+    def whose(self) -> tuple[str, str]:
+        """Whose requests have it: "all", "app" or "team", and the name of the app or of the team."""
         kind, _, name = self.name.removesuffix(_EACH).partition("/")
-        return kind == "all" or {"app": app, "team": team}[kind] == name
+        return kind, name
 
     def key(self, principal: str, month: str) -> str:
         """The key of its sum in the store."""

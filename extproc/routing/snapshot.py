@@ -119,7 +119,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def host_of(authority: str) -> str:
-    """The host of a request in lower case, without its port."""
+    """The host of a request in lower case, without its port and the dot of a whole name."""
     host = authority.lower()
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+    return (name if colon and port.isdigit() else host).removesuffix(".")

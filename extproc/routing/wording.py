@@ -103,16 +103,19 @@ _SPELLINGS = (
     (re.compile(r"\be[- ]?mail"), "email"),
     (re.compile(r"\bwi fi\b|\bwi-fi\b|\bWi-Fi\b|\bWiFi\b|\bWi Fi\b"), "wifi"),
 )
+_NO_OBJECT = r"(?! (?:an?|the|some|any|(?:my|your|our|their|his|her)) )"
 _SYNONYMS = (
     (re.compile(r"\b(?:turn|switch) on\b"), "enable"),
     (re.compile(r"\b(?:turn|switch) off\b"), "disable"),
     (re.compile(r"\b(?:turning|switching) on\b"), "enabling"),
     (re.compile(r"\b(?:turning|switching) off\b"), "disabling"),
-    (re.compile(r"\bsign (in|out)\b|\blog ?(in|out)\b"), lambda m: f"log {m[1] or m[2]}"),
-    (re.compile(r"\b(?:signing|logging) (in|out)\b"), r"logging \1"),
+    # "Sign out a laptop" is not "log out a laptop".
+    (re.compile(rf"\bsign (in|out)\b{_NO_OBJECT}|\blog ?(in|out)\b"), lambda m: f"log {m[1] or m[2]}"),
+    (re.compile(rf"\b(?:signing (in|out)\b{_NO_OBJECT}|logging (in|out)\b)"), lambda m: f"logging {m[1] or m[2]}"),
     (re.compile(r"\bset ?up\b"), "setup"),
-    (re.compile(r"\bpurchase\b"), "buy"),
-    (re.compile(r"\bpurchasing\b"), "buying"),
+    # As a verb: "a purchase order" is not "a buy order", and "purchasing power" is not "buying power".
+    (re.compile(r"\b(to|do|can|could|should|would|must|i|we|you|one) purchase\b(?! orders?\b)"), r"\1 buy"),
+    (re.compile(r"\b(for|of|to|on|about|before|after|when|while|by) purchasing (?=(?:a|an|the)\b)"), r"\1 buying "),
 )
 _WHO = r"(?:i|we|one|someone)"  # "you" may be the model
 _STEPS = r"(?:steps?|way|ways|procedure|process|method|instructions?)"

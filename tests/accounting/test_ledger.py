@@ -256,6 +256,14 @@ def test_a_missing_folder_is_a_mistake_of_the_operator(tmp_path: Path) -> None:
             Store(place, 90)
     with pytest.raises(OSError, match=r"cannot write a ledger to .*ledger.sqlite: create the folder .*nowhere$"):
         Store(tmp_path / "nowhere" / "ledger.sqlite", 30)
+    with pytest.raises(
+        OSError, match=r"the ledger .* is a folder, and a file is expected: add the name of the file$"
+    ):
+        read_report(tmp_path, 60)
+    other = "a ledger is a file or a Postgres, not mysql: write a path, or postgresql://HOST/DATABASE"
+    for open_it in (lambda: Store("mysql://host/x", 30), lambda: read_report("mysql://host/x", 60)):
+        with pytest.raises(OSError, match=f"^{other}$"):
+            open_it()
 
 
 def test_a_file_that_is_not_a_ledger_of_this_version_is_left_alone(tmp_path: Path) -> None:

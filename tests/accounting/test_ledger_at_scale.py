@@ -22,10 +22,13 @@ from extproc.accounting.queries import SUMS, By
 from extproc.accounting.report import CohortLine, CostReport, read_report
 from extproc.accounting.rollout import ALL, Comparison, RolloutReader
 from extproc.accounting.sequential import Counts
+from extproc.accounting.spent import read_spent
 from extproc.accounting.sqlite import SqliteLedger
 from extproc.accounting.store import Store, connect
 from extproc.accounting.why import why
 from extproc.api.observation import Usage
+from extproc.routing.budget import month_of, month_start, specs_of
+from extproc.settings import App, UsdBudget
 from tests.accounting.test_ledger_postgres import VERSION_2, until
 from tests.postgres import Postgres
 
@@ -194,6 +197,29 @@ def test_a_report_of_deleted_rows_reads_their_sums(postgres: Postgres) -> None:
     after = read_report(postgres.url, 5 * DAY_S)
     assert without_times(after) == without_times(before)
     assert read_report(postgres.url, 5 * DAY_S, "principal").groups == []
+
+
+def test_a_budget_counts_the_deleted_rows_of_its_month(place: Path | str) -> None:
+    """After a restart, too. Only the sums of callers are forgotten."""
+    now_s = month_start(time.time()) - 1
+    add(place, [(msgspec.structs.replace(row, time=now_s - DAY_S), cost) for row, cost in traffic(200, 8)])
+    store = Store(place, 90)
+    store.add_explored(Explored("second", now_s, "large", 0.5, 200, True, cost=0.25))
+    store.close()
+    app = App(hosts=("a",), labels={"team": "care"})
+    own, of_team = (msgspec.structs.replace(app, budget=UsdBudget(5, "small", per)) for per in ("all", "team"))
+    shared = [*specs_of(UsdBudget(9, "small"), "support", own), *specs_of(None, "support", of_team)]
+    each = specs_of(UsdBudget(9, "small", "principal"))
+    before = read_spent(place, [*shared, *each], now_s)
+    assert len(before) == 6 and min(before.values()) > 0
+    maintain(place)
+    assert read_spent(place, [*shared, *each], now_s) == before
+    with contextlib.closing(connect(place, writing=True)) as ledger:
+        ledger.run("DELETE FROM outcomes", "DELETE FROM rejections")
+    maintain(place, keep_days=1)
+    assert read_spent(place, [*shared, *each], now_s) == {
+        spec.key("", month_of(now_s)): before[spec.key("", month_of(now_s))] for spec in shared
+    }
 
 
 def test_old_days_are_dropped_and_new_ones_are_made_ahead(postgres: Postgres) -> None:

@@ -179,7 +179,9 @@ def test_text_and_page_show_the_same_numbers(ledger: Path) -> None:
     assert '<th scope="row">&lt;faq&gt;</th><td>6</td><td>9</td>' in html_of(report)
 
 
-@pytest.mark.parametrize(("span", "seconds"), [("30m", 1800), ("24h", 86400), ("1.5d", 129600)])
+@pytest.mark.parametrize(
+    ("span", "seconds"), [("30m", 1800), ("24h", 86400), ("1.5d", 129600), ("9" * 20 + "d", 36_500 * 86400)]
+)
 def test_a_span_is_a_number_and_a_unit(span: str, seconds: float) -> None:
     assert seconds_of(span) == seconds
 

@@ -57,6 +57,8 @@ OPTIONS = [
         (ENVOY, "--admin", "9901", ADDRESS),
         (ENVOY, "--probe", "unix:///probe.sock", ADDRESS),
         (ENVOY, "--otlp", "http://collector", ADDRESS),
+        (ENVOY, "--otlp", "http://collector:4317", ADDRESS),
+        (ENVOY, "--admin", "127.0.0.1:99010", ADDRESS),
         *((ENVOY, "--host", given, HOST) for given in ("https://x", "x:443", "*.x", "*", "X.example", "a b", "")),
         (CALIBRATE, "--risk", "5", OPEN_SHARE),
         (CALIBRATE, "--risk", "nan", OPEN_SHARE),

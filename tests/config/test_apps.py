@@ -79,6 +79,8 @@ def test_the_first_app_that_a_request_matches_decides(folder, words):
     [
         ("A.example", "a.example"),
         ("a.example:80", "a.example"),
+        ("a.example.", "a.example"),
+        ("a.example.:80", "a.example"),
         ("[::1]:80", "[::1]"),
         ("[::1]", "[::1]"),
         ("", ""),

@@ -1,5 +1,6 @@
 """Mistakes that people make while they edit: each has one line, in words of YAML, with a remedy."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,10 @@ def with_mistaken_app(folder: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Edit, str]] = {
+    "a pipe": (  # a reload would wait for its writer for ever
+        lambda folder: os.mkfifo(folder / "pipe.yaml"),
+        "pipe.yaml:1: cannot be read: it is a pipe, and a file is expected",
+    ),
     "Latin-1": (
         write("billing.yaml", "intent: billing\ntier: small\nutterances: [café, b]\n".encode("latin-1")),
         "billing.yaml:3: is not UTF-8 text: save the file with the encoding UTF-8",

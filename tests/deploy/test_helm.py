@@ -146,6 +146,16 @@ def test_a_packaged_chart_has_the_files_behind_the_links(tmp_path: Path) -> None
         ("--set=envoy.service.type=Loadbalancer", "at '/envoy/service/type': value must be one of 'ClusterIP'"),
         ("--set=envoy.enabled=maybe", "at '/envoy/enabled': got string, want boolean"),
         ("--set=intents.files.code\\.yaml=x", "at '/intents/files': missing property 'policy.yaml'"),
+        (
+            "--set=intents.existingConfigMap=My_Map",
+            "at '/intents/existingConfigMap': 'My_Map' does not match pattern",
+        ),
+        ("--set=labels.team=a b", "at '/labels/team': 'a b' does not match pattern"),
+        (
+            "--set=envoy.autoscaling.minReplicas=20",
+            "the autoscaler of envoy has minReplicas 20 above maxReplicas 10",
+        ),
+        ("--set=envoy.bootstrap=tiers: []", "envoy.bootstrap is not a bootstrap of Envoy"),
         ("--set=observe.ledgerPort=70000", "at '/observe/ledgerPort': maximum: got 70,000, want 65,535"),
     ],
 )
@@ -172,7 +182,7 @@ def test_own_intents_and_their_bootstrap(tmp_path: Path) -> None:
     """As values, or in another ConfigMap. Another bootstrap rolls Envoy out."""
     policy, bootstrap = tmp_path / "policy.yaml", tmp_path / "envoy.yaml"
     policy.write_text("version: 1\n# {{ not a template }}\n")
-    bootstrap.write_text("admin: {}\n# {{ nor this }}\n")
+    bootstrap.write_text("static_resources: {}\n# {{ nor this }}\n")
     documents = template(f"--set-file=intents.files.policy\\.yaml={policy},envoy.bootstrap={bootstrap}")
     assert of_kind(documents, "ConfigMap")["intents"]["data"] == {"policy.yaml": policy.read_text()}
     assert of_kind(documents, "ConfigMap")["envoy"]["data"] == {"bootstrap.yaml": bootstrap.read_text()}
@@ -209,6 +219,49 @@ def test_labels_reach_what_prometheus_and_grafana_select() -> None:
         ("PrometheusRule", "semantic-router"),
     ]  # fmt: skip
     assert selected[0]["metadata"]["labels"] == {"grafana_dashboard": "1", "release": "prometheus"}
+
+
+def test_labels_reach_every_object_and_pod_and_no_selector() -> None:
+    """The labels by which the chart selects pods stay."""
+    components = [f"--set={name}.enabled=true" for name in COMPONENTS]
+    plain = template(*components)
+    labels = {"team": "search", "app.kubernetes.io/name": "other"}
+    labelled = template(*components, f"--set-json=labels={json.dumps(labels)}")
+    for before, after in zip(plain, labelled, strict=True):
+        for holder_before, holder in [
+            (before, after),
+            (before["spec"]["template"], after["spec"]["template"]) if before["kind"] == "Deployment" else ({}, {}),
+        ]:
+            if holder:
+                assert holder["metadata"].pop("labels") == labels | holder_before["metadata"].pop("labels", {})
+        assert after == before
+
+
+def test_volumes_reach_the_container_and_the_pod() -> None:
+    """A folder beside that of the intents, as the page of the chart has it. Envoy has its own volumes."""
+    values = yaml.safe_load(fenced_yaml((REPOSITORY / "docs/deploy/helm.md").read_text(), "values.yaml"))
+    ca = {"name": "ca", "configMap": {"name": "ca"}}
+    envoy: dict[str, Any] = {"volumes": [ca], "volumeMounts": [{"name": "ca", "mountPath": "/etc/ca"}]}
+    documents = template(
+        f"--set-json=router={json.dumps(values['router'])}", f"--set-json=envoy={json.dumps(envoy)}"
+    )
+    deployments = of_kind(documents, "Deployment")
+    for name, given in (("extproc", values["router"]), ("envoy", envoy)):
+        [container] = containers(deployments[name])
+        count = len(given["volumes"])
+        assert container["volumeMounts"][-count:] == given["volumeMounts"]
+        assert deployments[name]["spec"]["template"]["spec"]["volumes"][-count:] == given["volumes"]
+    [router] = containers(deployments["extproc"])
+    folders = [mount["mountPath"] for mount in router["volumeMounts"]]
+    assert not [inner for inner in folders if inner.startswith("/etc/extproc/intents/")]
+    validator = pytest.importorskip("kubernetes_validate", reason="the Kubernetes schemas are not installed")
+    for document in documents:
+        validator.validate(document, VERSIONS[-1], strict=True)
+
+
+def fenced_yaml(page: str, title: str) -> str:
+    """Return the block of YAML with this title."""
+    return page.partition(f'```yaml title="{title}"\n')[2].partition("```")[0]
 
 
 def test_values_of_the_container_reach_it() -> None:

@@ -191,7 +191,8 @@ def test_the_app_of_an_undecided_request_is_refused_by_envoy(three: Stack, tmp_p
     try:
         three_alone.start_envoy(three_alone.bootstrap())
         assert post(three_alone, "d", host=SUPPORT).status == 503
-        assert post(three_alone, "d", host=f"eu.{SUPPORT}:8080").status == 503
+        assert post(three_alone, "d", host=f"EU.{SUPPORT}:8080").status == 503
+        assert post(three_alone, "d", host=f"eu.{SUPPORT}.").status == 503
         assert post(three_alone, "d").said == {"x-router-tier": "large", "x-router-reason": "fail_open"}
     finally:
         three_alone.stop()

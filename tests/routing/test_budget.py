@@ -155,8 +155,7 @@ def test_an_app_has_its_own_budget_beside_that_of_the_policy():
     [team], [principal] = specs_of(None, "support", shared), specs_of(None, "support", each)
     assert (team.name, team.key("p", "2026-11")) == ("team/search", "2026-11:team/search")
     assert principal.key("p", "2026-11") == "2026-11:app/support/principal:p"
-    assert [spec.holds("support", "search") for spec in (team, principal)] == [True, True]
-    assert [spec.holds("other", "else") for spec in (team, principal)] == [False, False]
+    assert [spec.whose for spec in (team, principal)] == [("team", "search"), ("app", "support")]
 
 
 @pytest.mark.parametrize(

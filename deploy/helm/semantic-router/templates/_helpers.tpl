@@ -2,12 +2,29 @@
 {{- if .digest -}}{{ .repository }}@{{ .digest }}{{- else -}}{{ .repository }}:{{ .tag }}{{- end -}}
 {{- end -}}
 
+{{- /* Your labels. Those by which the chart selects pods stay as they are. */ -}}
+{{- define "labels" -}}
+{{- with merge (dict) (.labels | default dict) (.root.Values.labels | default dict) }}{{ toYaml . }}{{ end }}
+{{- end -}}
+
+{{- define "metadata" -}}
+name: {{ .name }}
+namespace: {{ .root.Release.Namespace }}
+{{- with include "labels" . }}
+labels: {{- . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
 {{- define "intents" -}}
 {{- .Values.intents.existingConfigMap | default "intents" -}}
 {{- end -}}
 
 {{- define "bootstrap" -}}
-{{- .Values.envoy.bootstrap | default (.Files.Get "files/bootstrap.yaml") -}}
+{{- $bootstrap := .Values.envoy.bootstrap | default (.Files.Get "files/bootstrap.yaml") -}}
+{{- if not (hasKey (fromYaml $bootstrap) "static_resources") -}}
+{{- fail "envoy.bootstrap is not a bootstrap of Envoy, because it has no static_resources: give the file that `extproc envoy` writes" -}}
+{{- end -}}
+{{- $bootstrap -}}
 {{- end -}}
 
 {{- /* Pods of any name: no root, no token, and one in each zone and on each node if that is possible. */ -}}
@@ -55,11 +72,12 @@ securityContext:
 {{- end -}}
 
 {{- define "scaling" -}}
+{{- if gt (int .autoscaling.minReplicas) (int .autoscaling.maxReplicas) }}
+{{- fail (printf "the autoscaler of %s has minReplicas %v above maxReplicas %v: raise maxReplicas" .name .autoscaling.minReplicas .autoscaling.maxReplicas) }}
+{{- end }}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
-metadata:
-  name: {{ .name }}
-  namespace: {{ .namespace }}
+metadata: {{- include "metadata" . | nindent 2 }}
 spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: {{ .name }}}
   minReplicas: {{ .autoscaling.minReplicas }}
@@ -78,9 +96,7 @@ spec:
 ---
 apiVersion: policy/v1
 kind: PodDisruptionBudget
-metadata:
-  name: {{ .name }}
-  namespace: {{ .namespace }}
+metadata: {{- include "metadata" . | nindent 2 }}
 spec:
   maxUnavailable: 1
   selector:
