@@ -113,14 +113,14 @@ def table(encoders: Mapping[str, Encoder], prompts: Sequence[str], data: Path) -
         yield f"{name:<20}" + "".join(f"{times[name, column]:>17.1f}" for column in columns)
     yield ""
     yield f"{'':<20}{'cosine':>8}{'least':>8}   {'CLINC150, % [95 %]':<21}minus {_REFERENCE} [95 %]"
-    vectors = {name: encoder.encode(prompts) for name, encoder in encoders.items()}
-    reference = vectors[_REFERENCE]
-    hits = {name: right(encoder, data) for name, encoder in encoders.items()} if data.exists() else {}
-    for name, rows in vectors.items():
-        line = _cosines(name, cosines(rows, reference))
-        if hits:
-            difference = mean(hits[name] - hits[_REFERENCE], least=-1.0).estimate(0)
-            line += f"   {show(mean(hits[name]).estimate(0)):<21}{show(difference) if name != _REFERENCE else ''}"
+    reference, first = encoders[_REFERENCE].encode(prompts), None
+    for name, encoder in encoders.items():
+        line = _cosines(name, cosines(encoder.encode(prompts), reference))
+        if data.exists():
+            hits = right(encoder, data)
+            first = hits if first is None else first
+            difference = show(mean(hits - first, least=-1.0).estimate(0)) if name != _REFERENCE else ""
+            line += f"   {show(mean(hits).estimate(0)):<21}{difference}"
         yield line.rstrip()
     yield _cosines("another prompt", another(reference, reference))
 
