@@ -136,8 +136,8 @@ sbom:  ## write sbom.json, a CycloneDX list of the packages that run in producti
 bench: $(VENV)/ready  ## measure what routing costs beside Envoy alone, with its bars and its growth (needs wrk)
 	@$(BIN)/python -m bench.latency
 
-bench-encoders: $(VENV)/ready  ## measure the encoder's back ends: speed, and accuracy on CLINC150
-	@$(BIN)/python -m bench.encoders
+bench-encoders: $(VENV)/ready  ## compare the encoder's back ends: CPU, agreement and CLINC150; MODEL=NAME takes another encoder
+	@$(BIN)/python -m bench.encoders $(if $(MODEL),--model $(MODEL))
 
 bench-peers: $(VENV)/ready  ## compare with LiteLLM, Portkey, TensorZero and semantic-router (needs wrk)
 	@$(BIN)/python -m bench.peers --torch-index $(TORCH_INDEX)

@@ -18,7 +18,7 @@ import yaml
 
 from extproc.demo.processes import end
 
-_INSTALL_S = 400.0
+_INSTALL_S = 900.0  # a busy machine needs more than 400 s for LiteLLM
 _START_S = 90.0
 
 

@@ -106,8 +106,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    data = parser.parse_args().data / "clinc150.jsonl.gz"
-    sentences = load_sentences("all-MiniLM-L6-v2", threads_for(1))
+    parser.add_argument("--model", default="all-MiniLM-L6-v2", help="name of the encoder (default: %(default)s)")
+    args = parser.parse_args()
+    data = args.data / "clinc150.jsonl.gz"
+    sentences = load_sentences(args.model, threads_for(1))
     intents = load_config(Path("intents")).intents
     utterances = Views(sentences, [u for intent in intents for u in intent.utterances])
     labels = np.repeat(np.arange(len(intents)), [len(intent.utterances) for intent in intents])

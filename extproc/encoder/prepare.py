@@ -72,7 +72,7 @@ def prepare(model: str, texts: Sequence[str], date: str, threads: int, portable:
             agreeing = [candidate for candidate in agreeing if candidate.name in converted]
         chosen = min(agreeing, key=lambda candidate: candidate.ms_16 + candidate.ms_64)
         choice = BackendChoice(model, chosen, tuple(candidates), len(compared), max_tokens, date, prompt, portable)
-        _keep(choice, converted.get(chosen.name), folder)
+        keep(choice, converted.get(chosen.name), folder)
     if chosen.name in converted and not portable:
         PreparedSentences(folder, chosen.name, max_tokens, threads, prompt)  # compile now, not at every start
     for path in folder.iterdir():
@@ -228,7 +228,7 @@ def _agreement(rows: Vectors, reference: Vectors) -> float:
     return float((rows * reference).sum(axis=1).mean())
 
 
-def _keep(choice: BackendChoice, source: Path | None, folder: Path) -> None:
+def keep(choice: BackendChoice, source: Path | None, folder: Path) -> None:
     """Write a new folder and move it into place, so that a server never loads a half-written one."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
