@@ -14,13 +14,13 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from extproc.accounting.drift_limits import LEAST_RECENT
 from extproc.accounting.feedback import AnsweredRequest, Feedback
 from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection, TierError
 from extproc.api.observation import Usage
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, Reason, Signal, VerdictWord
 from extproc.routing.cache_store import Checks
-from extproc.serving.drift import LEAST
 from extproc.serving.metrics import METRICS, Metric
 from extproc.serving.telemetry import Telemetry
 from extproc.settings import Price, Tier, TierKey
@@ -105,7 +105,7 @@ def record_everything(telemetry: Telemetry) -> None:
     telemetry.replayed(1, 3)
     answer = AnsweredRequest("alice", "billing", "large", "billing", 0.9)
     telemetry.rated(answer, Feedback("5-5", 1.0, "billing"))
-    for _ in range(LEAST):
+    for _ in range(LEAST_RECENT):
         telemetry.drift.saw(matched())
     telemetry.signalled("billing", "large", Signal.RE_ASKED)
     telemetry.cache_checked("billing", "right")

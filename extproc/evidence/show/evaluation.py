@@ -121,8 +121,8 @@ def _serving(evaluation: Evaluation) -> Iterator[str]:
         reasons = textwrap.wrap(_shares(group.reasons, group.rows), max(116 - len(line), _LEAST_WIDTH))
         yield f"\n{'':<{len(line)}}".join([line + "".join(reasons[:1]), *reasons[1:]])
     if evaluation.overall.rejections:
-        reasons = ", ".join(f"{reason} {rows}" for reason, rows in evaluation.overall.rejections.items())
-        yield f"rejected answers by reason: {reasons}"
+        counts = ", ".join(f"{reason} {rows}" for reason, rows in evaluation.overall.rejections.items())
+        yield f"rejected answers by reason: {counts}"
         better = percent(evaluation.overall.corrected)
         yield f"better after the escalation: {better} % of the escalated rows with both qualities recorded"
 
