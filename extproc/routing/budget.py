@@ -34,7 +34,7 @@ class BudgetSpec(msgspec.Struct, frozen=True):
 
     def holds(self, app: str, team: str) -> bool:
         """Return whether the budget holds for the requests of an app. Without one, both names are empty."""
-        kind, _, name = self.name.removesuffix(_EACH).partition("/")
+        kind, _, name = (self.name.removesuffix(_EACH) if self.per_principal else self.name).partition("/")
         return kind == "all" or {"app": app, "team": team}[kind] == name
 
     def key(self, principal: str, month: str) -> str:
