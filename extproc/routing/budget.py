@@ -35,7 +35,7 @@ class BudgetSpec(msgspec.Struct, frozen=True):
     @property
     def whose(self) -> tuple[str, str]:
         """Whose requests have it: "all", "app" or "team", and the name of the app or of the team."""
-        kind, _, name = self.name.removesuffix(_EACH).partition("/")
+        kind, _, name = (self.name.removesuffix(_EACH) if self.per_principal else self.name).partition("/")
         return kind, name
 
     def key(self, principal: str, month: str) -> str:

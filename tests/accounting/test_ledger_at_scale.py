@@ -386,3 +386,39 @@ def test_a_file_is_maintained_beside_its_writer(tmp_path: Path, monkeypatch: pyt
     assert not keeper._thread.is_alive()
     add(file, traffic(20, 5))
     assert read_report(file, 4 * DAY_S).total.requests == 120
+
+
+def test_what_is_spent_is_read_from_hourly_sums(place: Path | str) -> None:
+    """The same sums as from rows, also of outcomes that are newer than the sums, and of second requests."""
+    now_s, app = time.time(), App(budget=UsdBudget(5, "small", "principal"))
+    specs = (
+        *specs_of(UsdBudget(9, "small"), "support", App(budget=UsdBudget(5, "small"))),
+        *specs_of(UsdBudget(9, "small", "principal"), "code", app),
+        *specs_of(None, "code", App(budget=UsdBudget(5, "small", "team"), labels={"team": "care"})),
+    )
+    hours = min(30.0, (now_s - month_start(now_s)) / 3600)
+    first, newer = traffic(300, seed=5, hours=hours), traffic(40, seed=6, hours=hours)
+    [(second, cost), *newer] = newer
+    add(place, [*first, (msgspec.structs.replace(second, request="second"), cost)])
+    with contextlib.closing(connect(place, writing=True)) as ledger:
+        columns = "id, time, tier, propensity, status"
+        ledger.write([(f"INSERT INTO explorations ({columns}) VALUES ('second', {now_s}, 'small', 1.0, 200)", ())])
+    rounded = 1000  # nanodollars: every sum of a group is rounded to a whole one
+    from_rows = read_spent(place, specs, now_s)
+    month = month_of(now_s)
+    kinds = ("all", "app/support", "all/principal:", "all/principal:p", "app/code/principal:q", "team/care")
+    assert {f"{month}:{kind}" for kind in kinds} <= from_rows.keys()
+    maintain(place)
+    assert rolled(place) == len(first)
+    assert read_spent(place, specs, now_s) == pytest.approx(from_rows, abs=rounded)
+
+    add(place, newer)
+    spent = read_spent(place, specs, now_s)
+    with mock.patch.object(SqliteLedger, "rolled_id", return_value=None):  # as for a ledger without sums
+        assert spent == pytest.approx(read_spent(place, specs, now_s), abs=rounded)
+    assert spent[f"{month}:all"] > from_rows[f"{month}:all"]
+
+    with contextlib.closing(connect(place, writing=True)) as ledger:
+        ledger.write([(f"DELETE FROM {table}", ()) for table in ("rejections", "outcomes")])
+    [whole, support] = (read_spent(place, [spec], now_s).values() for spec in specs[:2])
+    assert 0 < sum(support) < sum(whole) < from_rows[f"{month}:all"] + rounded

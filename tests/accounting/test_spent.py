@@ -54,6 +54,11 @@ def test_each_budget_begins_with_what_the_ledger_has_of_this_month(ledger):
     }
 
 
+def test_a_budget_of_an_app_that_is_called_principal_holds():
+    [spec] = specs_of(None, "principal", App(budget=UsdBudget(5, "small")))
+    assert (spec.name, spec.whose) == ("app/principal", ("app", "principal"))
+
+
 def test_a_report_groups_by_app_or_team(ledger):
     names: dict[By, str] = {"app": "support", "team": "care"}
     for by, name in names.items():
