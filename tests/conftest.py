@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -24,6 +25,9 @@ os.environ["XDG_STATE_HOME"] = _STATE.name
 _CACHE = tempfile.TemporaryDirectory(prefix="extproc-tests-cache-", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 _FOLDERS = itertools.count()
+# A busy machine is slow, and that is no mistake. The fuzz tests have a profile of their own.
+settings.register_profile("ordinary", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ordinary")
 _END_TO_END = "tests/e2e/"
 # A test records a table under this name, and the summary at the end of the run prints it.
 SUMMARY = "summary"

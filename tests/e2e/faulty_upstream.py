@@ -200,7 +200,8 @@ class Scripted:
         again = len(servers.attempts(self.id, tier)) - 1
         self.does = doing if isinstance(doing, str) else doing[min(again, len(doing) - 1)]
         said = (script.get("say") or {}).get(tier)
-        self.said = said if said is not None else text_of(tier, self.id, int(script.get("words", SHORT)))
+        self.words = int(script.get("words", SHORT))
+        self.said = said if said is not None else text_of(tier, self.id, self.words)
         self.calls = (script.get("calls") or {}).get(tier)
         self.whole = whole_of(path, MODELS[tier], self.said, self.calls)
         self.frames = frames_of(path, MODELS[tier], self.said, self.calls)
@@ -731,7 +732,7 @@ async def refuses(x: Scripted) -> None:
 @fault
 async def refuses_late(x: Scripted) -> None:
     """The answer refuses in its first words and then continues for long, so it is stopped early or never."""
-    said = f"I'm sorry, but I can't help with that request, {x.id}. " + "word " * 60
+    said = f"I'm sorry, but I can't help with that request, {x.id}. " + "word " * x.words
     x.frames = frames_of(x.path, MODELS[x.tier], said)
     await x.answer(pause_s=0.03)
 

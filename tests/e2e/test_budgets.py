@@ -104,8 +104,11 @@ def test_the_budget_of_a_principal_holds_over_all_routers(three: Stack) -> None:
     eventually(
         lambda: len(rows(three, "reason IN ('matched', 'budget') AND cohort = 'math_reasoning'")) == 120, "rows"
     )
-    costs = [row["cost"] for row in rows(three, "tier = 'large'")]
-    assert sum(costs) <= USD + ROUTERS * max(costs)
+    large = rows(three, "tier = 'large'")
+    costs = [row["cost"] for row in large]
+    # On a busy machine the store may answer too late. The sums that the router saw last then decide.
+    local = sum('"limits":"local"' in (row["decision"] or "") for row in large)
+    assert sum(costs) <= USD + (ROUTERS + local) * max(costs)
     assert post(three, "modest").said["x-router-reason"] == "matched"
 
 
@@ -135,25 +138,35 @@ def test_an_app_has_its_own_intents_and_tiers(three: Stack) -> None:
         {"authorization": "Bearer c", "host": SUPPORT},
     )  # fmt: skip
     assert (named.status, named.said["x-router-tier"], named.said["x-router-reason"]) == (200, "small", "residency")
+    assert post(three, "c", host=STRICT).status in (200, 429)
     eventually(lambda: len(rows(three, "app = 'support'")) == 3, "rows of the app")
-    report = read_report(ledger_of(three), 3600, "team")
-    assert {line.name for line in report.groups} == {"-", "care"}
-    assert {line.name for line in read_report(ledger_of(three), 3600, "app").groups} == {"-", "strict", "support"}
+
+    def names(by: Any) -> set[str]:
+        return {line.name for line in read_report(ledger_of(three), 3600, by).groups}
+
+    eventually(lambda: names("app") == {"-", "strict", "support"}, "lines of each app, and of none")
+    assert names("team") == {"-", "care"}
 
 
 def spend_all(stack: Stack, key: str) -> None:
     """Send requests until the real costs use up the budget of a principal, not only what is reserved."""
-    before = len(rows(stack, "status = 200"))
+    sent: list[str] = []
 
     def used_up(number: int) -> bool:
-        return post(stack, key, f"{PROVE} Copy {number}.").said["x-router-reason"] == "budget"
+        answer = post(stack, key, f"{PROVE} Copy {number}.")
+        sent.append(answer.headers["x-request-id"])
+        return answer.said["x-router-reason"] == "budget"
+
+    def is_counted(asked: int) -> bool:
+        names = ", ".join(f"'{name}'" for name in sent)
+        return len(rows(stack, f"request IN ({names})")) == asked
 
     settled = 0
     for number in range(1, 1000):
         if used_up(number):
             if number == settled + 1:
                 return
-            eventually(partial(lambda asked: len(rows(stack, "status = 200")) == before + asked, number), "rows")
+            eventually(partial(is_counted, number), "rows")
             settled = number
     raise AssertionError("the budget was never used up")
 
@@ -181,8 +194,9 @@ def test_without_the_store_traffic_goes_on_and_the_sums_come_back(three: Stack, 
         return max(sums, default=0) > 0.9 * USD * 1e9
 
     eventually(restored, "the sums in the store")
-    assert post(three, "late").said["x-router-reason"] == "budget"
-    assert "`state` can be reached again" in three.log("router.log")
+    # A router that has not reached the store yet still spends what it believes to be left.
+    eventually(lambda: post(three, "late").said["x-router-reason"] == "budget", "the sums hold")
+    eventually(lambda: "`state` can be reached again" in three.log("router.log"), "the log says so")
 
 
 def test_the_app_of_an_undecided_request_is_refused_by_envoy(three: Stack, tmp_path: Path) -> None:

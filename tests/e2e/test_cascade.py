@@ -94,8 +94,17 @@ class Cascade:
         return bytes(self.upstreams.sent[request_id, tier][attempt])
 
     def streams_opened(self) -> int:
-        counts = self.stack.stats(r"cluster\.[a-z]*\.ext_proc\.")
-        return sum(count for name, count in counts.items() if name.endswith(".streams_started"))
+        """Return how many streams Envoy has opened, when none is open any more."""
+
+        def look() -> tuple[int] | None:
+            counts = self.stack.stats(r"cluster\.[a-z]*\.ext_proc\.")
+            started, closed = (
+                sum(count for name, count in counts.items() if name.endswith(f".streams_{state}"))
+                for state in ("started", "closed")
+            )
+            return (started,) if started == closed else None
+
+        return eventually(look, "the streams of earlier requests are closed")[0]
 
 
 def said(wire: Any) -> dict[str, str]:
@@ -538,13 +547,15 @@ def test_a_recorded_stream_passes_and_its_verdict_is_written_down(cascade: Casca
 @pytest.mark.parametrize("cohort", ["early", "buffer", "record", "plain"])
 def test_held_bytes_are_neither_lost_nor_reordered(cascade: Cascade, cohort: str, small: str) -> None:
     """The client gets everything that one tier sent, in order, for every mode and size of buffering."""
-    request_id, wire, reading = cascade.ask(cohort, True, small=small, words=60)
     climbs = small == "refuses_late" and cohort in ("early", "buffer")
+    # A busy machine needs time to stop the small tier, whose whole answer would take half a minute.
+    words = 1000 if climbs and cohort == "early" else 60
+    request_id, wire, reading = cascade.ask(cohort, True, small=small, words=words)
     assert wire.body == cascade.sent(request_id, "large" if climbs else "small")
     assert reading.problems == []
     if climbs and cohort == "early":  # the small tier was stopped after its first words
-        assert len(cascade.sent(request_id, "small")) < 12_000
         eventually(lambda: (request_id, "small") in cascade.upstreams.gone, "the small stream was cancelled")
+        assert b"[DONE]" not in cascade.sent(request_id, "small")
 
 
 @STREAMS
@@ -582,7 +593,8 @@ def test_long_streams_at_once_are_passed_whole(cascade: Cascade) -> None:
 
     for request_id, wire in asyncio.run(ask_all()):
         assert (wire.status, wire.fault) == (200, None)
-        assert wire.body == cascade.sent(request_id, "small")
+        # On a busy machine the small tier may not answer in time.
+        assert wire.body == cascade.sent(request_id, wire.headers["x-router-tier"], -1)
     assert cascade.stack.envoy is not None and cascade.stack.envoy.poll() is None
 
 
@@ -622,6 +634,7 @@ def test_a_stream_whose_verdict_is_known_costs_no_more_messages(cascade: Cascade
         stats = cascade.stack.stats(r"cluster\.small\.ext_proc\.verifier\.")
         return [stats[f"cluster.small.ext_proc.verifier.{name}"] for name in names]
 
+    cascade.streams_opened()  # no stream of an earlier test counts
     before = counts()
     request_id, asking = cascade.later(cohort, True, small="gated_midway", words=LONG)
     eventually(lambda: counts()[1] > before[1], "the headers are released")
@@ -632,6 +645,7 @@ def test_a_stream_whose_verdict_is_known_costs_no_more_messages(cascade: Cascade
     _, wire, reading = asking.result(60)
     assert reading.problems == [] and wire.body == cascade.sent(request_id, "small")
     assert said(wire) == ACCEPTED
+    cascade.streams_opened()
     after = counts()
     if cohort == "certain":
         assert after == midway and after[1] == before[1] + 1  # one reply

@@ -57,7 +57,10 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def edit(stack: Stack, settings: str) -> None:
-    (stack.intents / "extraction.yaml").write_text(small_intent("extraction", settings))
+    """Replace the file at once. The router would refuse one that is half written, and log that, too."""
+    written = stack.intents / "extraction.new"
+    written.write_text(small_intent("extraction", settings))
+    written.replace(stack.intents / "extraction.yaml")
 
 
 def test_a_reload_that_regresses_is_refused_and_one_that_does_not_is_taken(gated: Stack) -> None:

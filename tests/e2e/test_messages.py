@@ -3,7 +3,7 @@
 import pytest
 
 from extproc.demo.stack import Stack
-from tests.e2e.traffic import APIS, PROVE, ask, send
+from tests.e2e.traffic import APIS, PROVE, ask, eventually, send
 
 _COUNTED = ("streams_started", "stream_msgs_sent", "stream_msgs_received")
 _TROUBLE = (
@@ -13,8 +13,14 @@ _TROUBLE = (
 
 
 def _counted(stack: Stack) -> dict[str, int]:
+    """Return the counts when no stream is open any more. Envoy closes one shortly after its answer."""
     prefix = "http.llm.ext_proc.router."
-    stats = stack.stats(prefix.replace(".", r"\."))
+
+    def look() -> dict[str, int] | None:
+        stats = stack.stats(prefix.replace(".", r"\."))
+        return stats if stats[f"{prefix}streams_closed"] == stats[f"{prefix}streams_started"] else None
+
+    stats = eventually(look, "all streams are closed")
     return {name: stats[prefix + name] for name in (*_COUNTED, *_TROUBLE)}
 
 

@@ -136,5 +136,6 @@ def test_the_service_gets_tier_and_tokens_of_each_request(stack: Stack, tmp_path
         (first, none), (entries, tokens), *_ = service.requests
         assert first == entries == {"tier": answer.said["x-router-tier"], "principal": "anonymous"}
         assert none == 0 and tokens > 10, service.requests
-        statuses = [ask(beside.port, EXTRACT).status for _ in range(3 + MOST_TOKENS // tokens)]
-        assert statuses[0] == 200 and statuses[-1] == 429
+        assert ask(beside.port, EXTRACT).status == 200
+        # The tokens of a request are reported when it is over, and the next one may overtake the report.
+        eventually(lambda: ask(beside.port, EXTRACT).status == 429, "the limit is reached")
