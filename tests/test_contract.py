@@ -27,6 +27,7 @@ from extproc.contract.records import (
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
+    PackedRecord,
     RequirementsRecord,
     RungsRecord,
     VerdictRecord,
@@ -45,7 +46,7 @@ LOGGED_DECISION = SCHEMA["$defs"]["decision"]["properties"]
 DECISION_RECORDS = (DecisionRecord, CascadeRecord, JudgedRecord, VerdictRecord)
 RECORDS = (
     *DECISION_RECORDS, RungsRecord, BodyPatch, RequirementsRecord, AnswerRecord, AttemptRecord, LedgerRecord,
-    ConversationRecord, AttemptsRecord, CacheRecord,
+    ConversationRecord, AttemptsRecord, CacheRecord, PackedRecord,
 )  # fmt: skip
 
 

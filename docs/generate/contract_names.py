@@ -22,6 +22,7 @@ from extproc.contract.records import (
     DecisionRecord,
     JudgedRecord,
     LedgerRecord,
+    PackedRecord,
     RequirementsRecord,
     RungsRecord,
     VerdictRecord,
@@ -48,6 +49,7 @@ _RECORDS: dict[Namespace, tuple[type[msgspec.Struct], ...]] = {
     Namespace.ANSWER: (AnswerRecord,),
     Namespace.LEDGER: (LedgerRecord, AttemptRecord),
     Namespace.ATTEMPT: (AttemptsRecord,),
+    Namespace.PACKED: (PackedRecord,),
     Namespace.CONVERSATION: (ConversationRecord,),
     Namespace.CACHE: (CacheRecord,),
 }

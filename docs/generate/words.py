@@ -142,6 +142,8 @@ NAMESPACES = {
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
     "semantic_router.conversation": "the keys of the conversation (hashes). Envoy sends them back with the tier that answered. Never logged",
+    "semantic_router.packed": "how a body that the client compressed with gzip ended. The router compares it with the body "
+    "that Envoy decoded",
     "semantic_router.cache": "where an accepted answer is kept (hashes), and the embedding of the ask. Never logged",
     "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
 }
@@ -209,6 +211,7 @@ RECORD_KEYS = {
     "verdict_reason": "why the answer was rejected: see [Reasons of a rejection](reasons.md#reasons-of-a-rejection)",
     "bound": "why a rejected answer did not escalate: see [Bounds](reasons.md#bounds)",
     "climbs": "the rung to which a rejected answer of each rung leads, where some tiers are asked only after failures",
+    "PackedRecord.end": "its last eight bytes in hexadecimal: a checksum and the length of what they end",
     "AttemptsRecord.attempts": "the number of the current attempt",
     "detours": "attempts that reached no tier: they decided whether an attempt is repeated",
     "made": "attempts without these, if there were any. The header `x-router-attempts` has this number",

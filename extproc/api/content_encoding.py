@@ -72,6 +72,15 @@ class Decoder:
         return rest
 
 
+def is_whole(body: bytes, end: str) -> bool:
+    """Whether a gzip body with this `end` holds exactly these bytes. `end` is its last eight bytes in hexadecimal.
+
+    A member of gzip ends with the checksum and the length of its content (RFC 1952).
+    """
+    length = len(body) & 0xFFFFFFFF
+    return end == (zlib.crc32(body).to_bytes(4, "little") + length.to_bytes(4, "little")).hex()
+
+
 def decoded(body: bytes, encoding: str, max_bytes: int = MAX_DECODED_BYTES) -> bytes | None:
     """Return a body decoded, or None if that is not possible."""
     if not encoding:

@@ -29,6 +29,7 @@ class Namespace(StrEnum):
     ATTEMPT = f"{PREFIX}.attempt"  # AttemptsRecord, from the second attempt on; Envoy writes it
     CONVERSATION = f"{PREFIX}.conversation"  # ConversationRecord; never logged
     CACHE = f"{PREFIX}.cache"  # CacheRecord; never logged
+    PACKED = f"{PREFIX}.packed"  # PackedRecord, for a body that the client compressed with gzip; Envoy writes it
     # Envoy writes this one, as a typed message: the tokens of the answer that the client received.
     USAGE = "envoy.ai.token_usage"
 
@@ -120,6 +121,8 @@ class Key(StrEnum):
     EXPLORED = "explored"
     HIT = "hit"
     CHARGE = "charge"
+    # In Namespace.PACKED.
+    END = "end"
     # In Namespace.CONVERSATION.
     CONVERSATION = "conversation"
     KEPT = "kept"

@@ -141,6 +141,12 @@ class AttemptsRecord(_Record, frozen=True, kw_only=True):
     made: int | None = None  # attempts without detours, if there were any
 
 
+class PackedRecord(_Record, frozen=True, kw_only=True):
+    """The end of a gzip body as the client sent it. Envoy decodes the body, and reads only its first member."""
+
+    end: str = ""  # its last eight bytes in hexadecimal: a checksum and the length of what they end
+
+
 class RequirementsRecord(_Record, frozen=True, kw_only=True):
     """The requirements that the answer has to meet, as JSON that only the verifier reads."""
 

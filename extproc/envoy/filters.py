@@ -29,6 +29,7 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.client_keys import save_headers, save_query
+from extproc.envoy.packed import PACKED_FILTER, note_end
 from extproc.envoy.tier_filters import start_state
 from extproc.envoy.undecided import UNDECIDED_FILTER, undecided_filter
 from extproc.routing.cache_form import ANSWER_HEADERS, CONTROL_HEADER
@@ -72,6 +73,7 @@ def http_filters(config: Config, rule_headers: list[str]) -> list[Dict]:
         filter_entry(STATE_FILTER, start_state(config)),
         *(keys if has_credentials else []),
         filter_entry("answered", report_answers()),
+        filter_entry(PACKED_FILTER, note_end(), disabled=True),
         *(filter_entry(decompressor_name(word), _decompressor(word), disabled=True) for word in ENCODINGS),
         filter_entry(SIZE_LIMIT_FILTER, _buffer(limit), disabled=True),
         filter_entry(ROUTER_FILTER, _router(config, rule_headers), disabled=True),
@@ -162,7 +164,10 @@ def _router(config: Config, rule_headers: list[str]) -> Dict:
             # All but the first are for the router's own answer: an error in the shape of the API, or a kept answer.
             "allow_expression": {"regex": f"^({'|'.join([*_ROUTER_HEADERS, *age])})$"},
         },
-        metadata_options={"receiving_namespaces": {"untyped": namespaces}},
+        metadata_options={
+            "forwarding_namespaces": {"untyped": [Namespace.PACKED]},
+            "receiving_namespaces": {"untyped": namespaces},
+        },
     )
 
 

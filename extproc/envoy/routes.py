@@ -20,6 +20,7 @@ from extproc.envoy.filters import (
 )
 from extproc.envoy.kept import kept_routes
 from extproc.envoy.other_routes import bad_encoding, closed_routes, model_routes, opened_routes, path_match
+from extproc.envoy.packed import PACKED_FILTER
 from extproc.envoy.residency import confine_routes
 from extproc.envoy.undecided import UNDECIDED_FILTER, guard_form, guard_opened, guard_routed
 from extproc.settings import Tier
@@ -189,6 +190,7 @@ def _inspected(config: Config) -> Dict:
     )
     return {
         **_decoded(),
+        PACKED_FILTER: enabled({}),
         ROUTER_FILTER: enabled(typed("envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute", overrides={})),
         BUFFER_FILTER: enabled(buffer),
     }

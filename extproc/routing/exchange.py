@@ -7,11 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from extproc.api.content_encoding import is_whole
 from extproc.api.errors import error_body, too_large_message
 from extproc.api.observation import Usage
 from extproc.api.paths import kept_id
 from extproc.api.replay import Replay, write_answer, write_stream
-from extproc.contract.names import HeaderName
+from extproc.contract.names import HeaderName, Namespace
+from extproc.contract.records import PackedRecord
 from extproc.contract.words import Reason
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.cache_store import KeptAnswer
@@ -21,6 +23,10 @@ from extproc.routing.router import Router
 
 # Modes in which no message holds the whole body. BUFFERED_PARTIAL may cut it anywhere.
 _NO_WHOLE_BODY = ("NONE", "STREAMED", "BUFFERED_PARTIAL", "GRPC")
+_NOT_WHOLE = (
+    "the gzip body is damaged, or has bytes after its first member: send all of it as one member of gzip, with "
+    "nothing after it"
+)
 
 
 class RouterExchange:
@@ -189,7 +195,11 @@ class RouterExchange:
         return self._opening.headers.get(":path", "")
 
     async def _route(self, body: bytes) -> Routed:
-        self.routed = await self._router.route(body, self._opening.headers)
+        packed = self._opening.metadata.get(Namespace.PACKED)
+        if packed is not None and not is_whole(body, PackedRecord.from_metadata(packed).end):
+            self.routed = self._router.refuse(_NOT_WHOLE, self._opening.headers)
+        else:
+            self.routed = await self._router.route(body, self._opening.headers)
         return self.routed
 
     def _metadata(self, routed: Routed) -> dict[str, Any]:

@@ -150,6 +150,11 @@ class Router:
         routed = msgspec.structs.replace(routed, payment=payment, candidate=candidate, cached=look)
         return self._noted(self._drawn(routed, headers), identity, continuation, vector)
 
+    def refuse(self, message: str, headers: Mapping[str, str]) -> Routed:
+        """Refuse a request with this message, because its body did not arrive whole."""
+        snapshot, clock = self.snapshot.of_request(headers), Stopwatch()
+        return _closed(snapshot, clock) if snapshot.off == "closed" else bad_request(snapshot, message, clock)
+
     async def route_kept(self, headers: Mapping[str, str]) -> Routed:
         """Decide about a request that names a response by its id in the path. It has no body to read."""
         snapshot, kept, clock = self.snapshot.of_request(headers), kept_id(headers.get(":path", "")), Stopwatch()

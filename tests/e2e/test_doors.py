@@ -353,6 +353,43 @@ def test_a_compressed_body_is_routed(stack: Stack, encoding: str) -> None:
     assert msgspec.json.decode(received.body)["model"] == "qwen3-32b"
 
 
+_WHOLE = gzip.compress(_PLAIN)
+_NOT_WHOLE = {
+    "two members": gzip.compress(_PLAIN[:20]) + gzip.compress(_PLAIN[20:]),
+    "a member after the object": _WHOLE + gzip.compress(b" "),
+    "another object after it": _WHOLE + gzip.compress(_PLAIN.replace(b"17", b"19")),
+    "bytes after it": _WHOLE + b"more",
+    "zeros after it": _WHOLE + bytes(64),
+    "cut": _WHOLE[:-1],
+    "no checksum": _WHOLE[:-8],
+    "half": _WHOLE[: len(_WHOLE) // 2],
+    "a wrong checksum": _WHOLE[:-8] + bytes(4) + _WHOLE[-4:],
+    "not gzip": _PLAIN,
+    "nearly nothing": b"\x1f\x8b",
+}
+
+
+@pytest.mark.parametrize("sent_as", ["whole", "chunked"])
+@pytest.mark.parametrize("name", _NOT_WHOLE)
+def test_a_gzip_body_that_is_not_one_whole_member_is_answered_with_400(
+    stack: Stack, name: str, sent_as: str
+) -> None:
+    """Envoy decodes up to the damage or to the end of the first member. No upstream sees that part."""
+    before, body = len(stack.upstreams.received), _NOT_WHOLE[name]
+    pieces = [body[i : i + 5] for i in range(0, len(body), 5)]
+    answer = send(stack.port, RESPONSES, pieces if sent_as == "chunked" else body, {"content-encoding": "gzip"})
+    assert (answer.status, len(stack.upstreams.received)) == (400, before)
+    assert message_of(answer).startswith("the gzip body is damaged, or has bytes after its first member: send all")
+    assert answer.headers["x-router-reason"] == "bad_request"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP"])
+def test_a_gzip_body_in_many_pieces_is_routed(stack: Stack, encoding: str) -> None:
+    pieces = [_WHOLE[i : i + 3] for i in range(0, len(_WHOLE), 3)]
+    answer = send(stack.port, RESPONSES, pieces, {"content-encoding": encoding})
+    assert (answer.status, answer.said["x-router-cohort"]) == (200, "math_reasoning")
+
+
 @pytest.mark.parametrize("encoding", ["deflate", "compress", "gzip, gzip", "x-unknown"])
 @pytest.mark.parametrize("path", [CHAT, MESSAGES])
 def test_another_encoding_is_answered_with_415(stack: Stack, path: str, encoding: str) -> None:

@@ -331,6 +331,35 @@ def test_a_full_duplex_body_that_is_too_long_is_answered_with_413(snapshot, word
     assert (replies, exchange.routed) == ([[], [], [answer]], None)
 
 
+def packed(end: object) -> dict[str, Any]:
+    """The metadata in which Envoy notes how a gzip body ended."""
+    return {"metadata": {Namespace.PACKED: {"end": end}}}
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+def test_a_gzip_body_that_was_decoded_whole_is_routed_as_if_it_were_plain(router, mode):
+    exchange, _ = exchanged(router, mode, body(BODY), **packed(gzip.compress(BODY)[-8:].hex()))
+    assert exchange.routed.mutation.body == SENT_ON
+
+
+@pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
+@pytest.mark.parametrize(
+    "end",
+    [gzip.compress(b" ")[-8:].hex(), b"trailing"[-8:].hex(), gzip.compress(BODY)[-7:].hex(), "", None, 7.0, "xyz"],
+    ids=["another member", "other bytes", "cut", "nothing", "null", "a number", "no hex"],
+)
+def test_a_gzip_body_that_was_not_decoded_whole_is_answered_with_400(router, mode, end):
+    """Envoy decodes the first member only. What was meant is not known, so no upstream gets a part of it."""
+    exchange, replies = exchanged(router, mode, body(BODY), **packed(end))
+    [reply] = [reply for each in replies for reply in each]
+    assert (reply.status, reply.headers[HeaderName.REASON]) == (400, "bad_request")
+    message = msgspec.json.decode(reply.body)["error"]["message"]
+    assert message.startswith(
+        "the gzip body is damaged, or has bytes after its first member: send all of it as one"
+    )
+    assert exchange.routed.decision.reason == "bad_request"
+
+
 @pytest.mark.parametrize("mode", ["NONE", "STREAMED", "BUFFERED", "BUFFERED_PARTIAL", "FULL_DUPLEX_STREAMED"])
 def test_a_request_without_a_body_passes_at_its_headers(router, mode):
     """A GET request has no body message to wait for."""
