@@ -205,6 +205,9 @@ class Scripted:
         self.calls = (script.get("calls") or {}).get(tier)
         self.whole = whole_of(path, MODELS[tier], self.said, self.calls)
         self.frames = frames_of(path, MODELS[tier], self.said, self.calls)
+        if script.get("logprobs"):  # of one token in each frame
+            found = b'"finish_reason":', b'"logprobs":{"content":[{"token":"t","logprob":-0.5}]},"finish_reason":'
+            self.whole, self.frames = self.whole.replace(*found), [frame.replace(*found) for frame in self.frames]
         self.closed = False
         self.sent = bytearray()  # the body, as a client should see it
         servers.sent.setdefault((self.id, tier), []).append(self.sent)

@@ -9,6 +9,7 @@ The next tier is healthy. There are four outcomes:
 """
 
 import asyncio
+import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +41,8 @@ COHORTS = {
     "buffer": f"{_JUDGED}\nstream: buffer",
     "certain": _JUDGED.replace("complete, ", ""),
     "unjudged": "tier: small",
+    # Log-probabilities are asked for, and taken out of the answer. These upstreams send none, and all others pass.
+    "logprob": _JUDGED.replace("[complete", "[{logprob: {min: -9, on_unavailable: accept}}, complete"),
     "dead_certain": _JUDGED.replace("complete, ", "").replace("small", "dead"),
     "dead_early": _JUDGED.replace("small", "dead"),
     "dead_buffer": _JUDGED.replace("small", "dead") + "\nstream: buffer",
@@ -273,3 +276,23 @@ def test_the_other_apis_are_held_to_their_own_endings(
     cells = asyncio.run(ask_all())
     expected = [(fault, "served" if fault == "fine" else "recovered") for _ in columns for fault in faults]
     assert [(c.fault, c.outcome) for c in cells] == expected
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "sse"])
+def test_an_answer_that_is_changed_keeps_its_encoding(faulty: tuple[Stack, dict[str, str]], stream: bool) -> None:
+    """Log-probabilities that only the rule needs are taken out of it, and it is compressed again."""
+    stack, prompts = faulty
+    for fault, encoding in (("gzipped", "gzip"), ("fine", None)):
+        request_id = new_id()
+        script = {"id": request_id, "small": fault, "logprobs": True}
+        wire = asyncio.run(post(stack.port, CHAT, body_of(CHAT, prompts["logprob"], stream, script)))
+        assert (wire.headers.get("content-encoding"), wire.headers["x-router-tier"]) == (encoding, "small")
+        reading = read(wire, CHAT, stream)
+        assert (reading.problems, reading.text) == ([], text_of("small", request_id, SHORT))
+        upstreams: FaultyUpstreams = stack.upstreams  # type: ignore[assignment]
+        [sent] = upstreams.sent[request_id, "small"]
+        assert b"-0.5" in plain(bytes(sent), encoding) and b"-0.5" not in plain(wire.body, encoding)
+
+
+def plain(body: bytes, encoding: str | None) -> bytes:
+    return gzip.decompress(body) if encoding == "gzip" else body
