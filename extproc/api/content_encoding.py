@@ -112,7 +112,7 @@ class EncodedStripper(StreamStripper):
         self._encoder = zlib.compressobj(wbits=_FORMATS[encoding])
 
     def feed(self, chunk: bytes, end: bool) -> bytes:
-        """Return the encoded frames that are whole, and at the `end` all that is left."""
+        """Return the encoded frames that are whole, and at the `end` the rest."""
         stripped = super().feed(self._decoded(chunk), end)
         return self._encoder.compress(stripped) + self._flush(stripped, end)
 

@@ -207,13 +207,13 @@ class RedisSpending:
         return [_PREFIX + key for key in ("name", "changes", *keys)]
 
     def _seen(self) -> list[Any]:
-        """The first arguments of each script: what this process knows of the data, and another name for it."""
+        """The first arguments of each script: the name and the changes that this process knows, and a new name."""
         return [_KEPT_S, self._name, secrets.token_hex(8), self._changes]
 
     def _see(self, keys: Sequence[str], answer: _Answer) -> list[int]:
         """Note an answer of the store, and return its sums. If it has lost sums, raise those of this process."""
         name, lost, changes, *totals = answer
-        if lost and name != self._name:  # otherwise an earlier answer has said so
+        if lost and name != self._name:  # otherwise an earlier answer reported it
             log.warning("`state` has lost sums of budgets: they are raised to those that this router has seen")
             self._to_raise = True
         # Not otherwise: the sums of this process may be from before other processes lowered them.
