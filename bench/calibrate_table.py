@@ -14,7 +14,7 @@ import msgspec
 from bench.cache import Cache, CachedEncoder
 from bench.cascade import _FIT_SHARE, LARGE, SMALL, split, utterances, write_intents
 from bench.replay import Question, read_questions
-from extproc.cli.evidence import write_gains
+from extproc.cli.evidence_calibrate import write_gains
 from extproc.contract.words import Reason
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.data.tokens import Tokens

@@ -24,7 +24,8 @@ from typing import Any
 import msgspec
 import yaml
 
-from extproc.cli.evidence import patient, run_calibrate
+from extproc.cli.evidence import patient
+from extproc.cli.evidence_calibrate import run_calibrate
 from extproc.config.load import load_config
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic

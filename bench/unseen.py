@@ -20,7 +20,8 @@ import numpy as np
 
 from bench.wild import judge, names_of
 from bench.wild_measures import Judged, measure
-from extproc.cli.evidence import patient, run_calibrate
+from extproc.cli.evidence import patient
+from extproc.cli.evidence_calibrate import run_calibrate
 from extproc.config.load import load_config
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_lines, read_traffic

@@ -16,6 +16,7 @@ from extproc.cli.options import (
     parse_open_share,
     seed_option,
 )
+from extproc.cli.report_files import add_report_files, report_files
 from extproc.config.load import load_config
 
 if TYPE_CHECKING:
@@ -103,12 +104,7 @@ def _add_eval(commands: "Commands") -> None:
     )  # fmt: skip
     intents_option(evaluate)
     data_argument(evaluate)
-    evaluate.add_argument(
-        "--out", type=Path, metavar="REPORT.html", help="also write the report as an HTML page with plots"
-    )
-    evaluate.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write the report as JSON, with every number"
-    )
+    add_report_files(evaluate, "an HTML page with plots")
     evaluate.add_argument(
         "--perturb",
         action="store_true",
@@ -162,6 +158,7 @@ def _add_calibrate(commands: "Commands") -> None:
         metavar="YYYY-MM-DD",
         help="date that is written into the evidence (default: today)",
     )
+    add_report_files(calibrate)
     seed_option(calibrate, "the split into rows to fit on and rows to report on")
 
 
@@ -195,6 +192,7 @@ def _add_gate(commands: "Commands") -> None:
     gate.add_argument("intents", type=Path, metavar="NEW", help="folder of intents with the change")
     data_argument(gate)
     limits_options(gate)
+    add_report_files(gate)
     seed_option(gate, "resampling")
 
 
@@ -233,24 +231,20 @@ def _map(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from extproc.cli.evidence import run_eval
 
-    for path in (args.out, args.json):  # before minutes of work, not after
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: its folder does not exist")
-    if args.out is not None and args.out.suffix == ".json":
-        raise ValueError(f"--out {args.out}: --out writes an HTML page: for JSON give --json {args.out}")
-    return run_eval(args.intents, args.data, args.out, args.json, args.seed, args.perturb)
+    return run_eval(args.intents, args.data, report_files(args), args.seed, args.perturb)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from extproc.cli.evidence import run_calibrate, run_choose
+    from extproc.cli.evidence_calibrate import run_calibrate, run_choose
     from extproc.evidence.fit.target import parse_target
 
-    date = args.date or datetime.date.today().isoformat()
+    date, files = args.date or datetime.date.today().isoformat(), report_files(args)
+    fixed = date, args.seed, args.write
     if args.target is None:
-        return run_calibrate(args.intents, args.data, args.risk, date, args.seed, args.write, args.adapt)
+        return run_calibrate(args.intents, args.data, args.risk, *fixed, args.adapt, files=files)
     if args.adapt is not None:
         raise ValueError("--adapt needs labelled rows and --target needs outcomes: calibrate once with each")
-    return run_choose(args.intents, args.data, parse_target(args.target), args.cut, date, args.seed, args.write)
+    return run_choose(args.intents, args.data, parse_target(args.target), args.cut, *fixed, files)
 
 
 def _diff(args: argparse.Namespace) -> int:
@@ -263,9 +257,10 @@ def _diff(args: argparse.Namespace) -> int:
 def _gate(args: argparse.Namespace) -> int:
     from extproc.cli.evidence_compare import run_gate
 
+    files = report_files(args)
     load_config(args.baseline)  # a mistake in it shows before minutes of work
     limits = args.max_quality_drop, args.max_cost_rise
-    return run_gate(args.baseline, args.intents, args.data, *limits, args.seed)
+    return run_gate(args.baseline, args.intents, args.data, *limits, args.seed, files=files)
 
 
 def _suggest(args: argparse.Namespace) -> int:

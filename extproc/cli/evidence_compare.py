@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from extproc.cli.evidence import patient, report_unused, usable
+from extproc.cli.report_files import NO_FILES, ReportFiles
 from extproc.config.load import load_config
 from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.tokens import Tokens
@@ -12,6 +13,7 @@ from extproc.evidence.measure.by_app import Part, compare_apps, read_side
 from extproc.evidence.measure.comparison import Comparison
 from extproc.evidence.measure.gate import gate_report
 from extproc.evidence.show.comparison import comparison_text, gate_text
+from extproc.evidence.show.gate_page import gate_html
 
 
 def run_diff(old: Path, new: Path, data: Path, seed: int, show_text: bool, copies_of: Path | None = None) -> int:
@@ -39,10 +41,23 @@ def run_gate(
     max_cost_rise: float,
     seed: int,
     copies_of: Path | None = None,
+    files: ReportFiles = NO_FILES,
 ) -> int:
     """`extproc gate`: print the verdict and the comparison. The exit code is that of the verdict (`Passage`)."""
     compared, _, about = _compared(old, new, data, seed, copies_of)
     report = gate_report(compared, max_quality_drop, max_cost_rise)
+    files.write(
+        lambda: gate_html(report, compared, about, f"gate {new} against {old} on {data.name}"),
+        lambda: {
+            "verdicts": [report.headline],
+            "exit_code": int(report.passage),
+            "limits": {"max_quality_drop": max_quality_drop, "max_cost_rise": max_cost_rise},
+            "worse": report.verdicts,
+            "unseen": report.unseen,
+            "power": report.power,
+            "comparison": compared,
+        },
+    )
     print("\n".join([*gate_text(report), "", *about, *comparison_text(compared, None)]))
     return int(report.passage)
 

@@ -18,7 +18,8 @@ import msgspec
 
 from extproc.accounting.export import JoinCounts, as_traffic, export
 from extproc.accounting.store import name_of
-from extproc.cli.evidence import requests_by_id, run_calibrate, run_choose
+from extproc.cli.evidence import requests_by_id
+from extproc.cli.evidence_calibrate import run_calibrate, run_choose
 from extproc.cli.evidence_compare import run_diff, run_gate
 from extproc.cli.evidence_sample import rows_to_label
 from extproc.cli.process import in_words

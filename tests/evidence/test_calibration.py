@@ -10,7 +10,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from extproc.cli import evidence as commands
+from extproc.cli import evidence_calibrate as fitting
 from extproc.cli.main import main
+from extproc.cli.report_files import ReportFiles
 from extproc.config.compile import centroids_digest, compile_snapshot
 from extproc.config.load import load_config
 from extproc.config.schema import Intent
@@ -502,7 +504,7 @@ def labelled(tmp_path, billing=120, cooking=10):
 def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_path, words, capsys):
     """One cohort has enough rows. The other abstains, and the output says how many rows it needs."""
     data, before = labelled(tmp_path, cooking=3), {path.name: path.read_text() for path in folder.iterdir()}
-    assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
+    assert fitting.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False) == 0
     shown = capsys.readouterr().out
     why = "abstains: needs about 20 distinct labelled rows that land here; has 4"
     assert f"\ncooking                    4  {why}\n" in shown
@@ -510,7 +512,7 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
     assert shown.endswith(" files not written: give --write to apply this\n")
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
 
-    assert commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True) == 0
+    assert fitting.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True) == 0
     assert capsys.readouterr().out == shown.replace(
         "files not written: give --write to apply this", "files changed and written"
     )
@@ -524,13 +526,31 @@ def test_the_command_shows_the_change_and_writes_it_only_if_asked(folder, tmp_pa
     assert "abstains: true\n" in (folder / "cooking.yaml").read_text()
 
 
+def test_the_fit_is_a_page_and_json_too(folder, tmp_path, capsys):
+    """Both have the verdicts first, the floors, and the change to the files. Neither has a text of a row."""
+    data, page, numbers = labelled(tmp_path, cooking=3), tmp_path / "fit.html", tmp_path / "fit.json"
+    files = ReportFiles(page, numbers)
+    assert fitting.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=False, files=files) == 0
+    shown, html, read = capsys.readouterr().out, page.read_text(), msgspec.json.decode(numbers.read_bytes())
+    assert shown.startswith("{word}: {sentence}".format(**read["verdicts"][0]))
+    assert html.index(f"<b>{read['verdicts'][0]['word']}</b>") < html.index("<table")
+    assert (read["risk"], read["written"]) == (0.05, False)
+    floors = {fit["name"]: fit["floor"] for fit in read["floors"]["fits"]}
+    assert f"<td>{floors['billing']:.4f}</td>" in html and floors["cooking"] is None
+    assert "needs about 20 distinct labelled rows that land here; has 4" in html
+    assert list(read["changes"]) == [f"{folder}/billing.yaml", f"{folder}/cooking.yaml"]
+    assert f"+floor: {floors['billing']}" in read["changes"][f"{folder}/billing.yaml"]
+    assert f"+++ {folder}/billing.yaml (calibrated)" in html
+    assert "Is my invoice wrong this month" not in html + numbers.read_text()
+
+
 def test_a_cohort_that_abstains_is_shown_until_the_operator_accepts_it(
     folder, tmp_path, words, monkeypatch, capsys
 ):
     """Its settings do not apply, in `check` and `explain`, too. `abstain: off` accepts its matches."""
     monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda model: words)
     monkeypatch.setattr("extproc.cli.explain.load_encoder", lambda model: words)
-    commands.run_calibrate(folder, labelled(tmp_path, cooking=3), 0.05, "2026-11-22", 0, write=True)
+    fitting.run_calibrate(folder, labelled(tmp_path, cooking=3), 0.05, "2026-11-22", 0, write=True)
     ask = ["explain", "--intents", str(folder), "How long does the egg recipe take"]
     capsys.readouterr()
     assert main(["check", str(folder)]) == 0
@@ -550,9 +570,9 @@ def test_a_cohort_that_abstains_is_shown_until_the_operator_accepts_it(
 def test_calibrating_again_on_the_same_rows_changes_nothing(folder, tmp_path, words, capsys):
     """The fit depends on the matches, not on the current floors. The same seed gives the same split."""
     data = labelled(tmp_path)
-    commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
+    fitting.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
     capsys.readouterr()
-    commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
+    fitting.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
     assert capsys.readouterr().out.endswith("\nnothing to change\n")
 
 
@@ -562,7 +582,7 @@ def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     path.chmod(0o640)
     before = path.read_bytes().splitlines(keepends=True)
-    commands.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
+    fitting.run_calibrate(folder, data, 0.05, "2026-11-22", 0, write=True)
     after = path.read_bytes().splitlines(keepends=True)
     assert [line for line in after if line in before] == before
     assert [line for line in after if not line.endswith(b"\r\n")] == []
@@ -571,7 +591,7 @@ def test_a_file_keeps_its_line_ends_and_its_mode(folder, tmp_path):
 
 def test_the_evidence_has_the_deciles_of_its_rows_if_they_are_enough(folder, tmp_path):
     """The router compares its traffic with them."""
-    commands.run_calibrate(folder, labelled(tmp_path), 0.05, "2026-11-22", 0, write=True)
+    fitting.run_calibrate(folder, labelled(tmp_path), 0.05, "2026-11-22", 0, write=True)
     evidence = {intent.intent: intent.evidence for intent in load_config(folder).intents}
     assert evidence["billing"] is not None
     deciles = evidence["billing"].deciles
@@ -585,10 +605,10 @@ def test_traffic_without_labels_calibrates_nothing(folder, tmp_path):
     path = tmp_path / "plain.jsonl"
     path.write_text('{"text": "Is my invoice wrong"}\n')
     with pytest.raises(ValueError, match="no labelled row has a match: give rows an `intent`"):
-        commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
+        fitting.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
     path.write_text('{"request": {"model": "gpt-4o", "prompt": "Is my invoice wrong"}, "intent": "billing"}\n')
     with pytest.raises(ValueError, match="no labelled row has a match: run `extproc eval` to see why"):
-        commands.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
+        fitting.run_calibrate(folder, path, 0.05, "2026-11-22", 0, write=False)
 
 
 def test_an_error_about_a_date_names_the_option(capsys):

@@ -8,7 +8,8 @@ import pytest
 
 from extproc.acceptance.rules import Logprob
 from extproc.acceptance.score import SCORE_FACTS
-from extproc.cli import evidence as commands
+from extproc.cli import evidence_calibrate as fitting
+from extproc.cli.report_files import ReportFiles
 from extproc.config.load import load_config
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
@@ -87,10 +88,21 @@ def test_a_text_that_is_not_a_target_is_refused(text):
 
 
 def test_a_loss_is_counted_from_the_costliest_tier(folder, tmp_path, words, tokens, capsys):
-    """Recipes lose nothing at the small tier. Bills lose 65 points there, so they stay at the large one."""
-    path = written(tmp_path, plain(400))
-    assert commands.run_choose(folder, path, parse_target("loss=0.1"), 0.01, DAY, 0, True) == 0
-    assert "ON TARGET: the loss against always large is" in capsys.readouterr().out
+    """Recipes lose nothing at the small tier. Bills lose 65 points there, so they stay at the large one.
+
+    The page and the JSON have the same verdict first.
+    """
+    path, page, numbers = written(tmp_path, plain(400)), tmp_path / "choice.html", tmp_path / "choice.json"
+    files = ReportFiles(page, numbers)
+    assert fitting.run_choose(folder, path, parse_target("loss=0.1"), 0.01, DAY, 0, True, files) == 0
+    verdict = "the loss against always large is"
+    assert f"ON TARGET: {verdict}" in capsys.readouterr().out
+    html, read = page.read_text(), msgspec.json.decode(numbers.read_bytes())
+    assert html.index(f"<b>ON TARGET</b> {verdict}") < html.index("<table")
+    assert read["verdicts"][0]["sentence"].startswith(verdict)
+    assert (read["target"], read["written"]) == ("loss=0.1", True)
+    assert {cohort["name"]: cohort["plan"] is not None for cohort in read["cohorts"]}["cooking"]
+    assert "always large" in html and "+tier: small" in html
     assert {i.intent: i.tier for i in load_config(folder).intents} == {"billing": "large", "cooking": "small"}
 
 
@@ -194,7 +206,7 @@ def test_log_probabilities_escalate_wrong_answers(length, first, folder, tmp_pat
     """They come before the score. The first tokens are used where they suffice. The YAML serves as reported."""
     data = written(tmp_path, unsure(tokens=length))
     target = Target("quality", 0.97)
-    assert commands.run_choose(folder, data, target, 0.01, DAY, 0, write=True) == 0
+    assert fitting.run_choose(folder, data, target, 0.01, DAY, 0, write=True) == 0
     run = execute(folder, Memory(words), read_traffic(data), tokens)
     (rule,) = run.snapshot.policy.cohorts["billing"].accept
     assert isinstance(rule, Logprob)
@@ -204,7 +216,7 @@ def test_log_probabilities_escalate_wrong_answers(length, first, folder, tmp_pat
     wrong = [i % 3 == 0 for i in range(300)]
     assert sum(bool(r) for r, w in zip(rejections, wrong, strict=True) if w) == 100
     # A second fit replaces the fitted level. It chooses as before.
-    assert commands.run_choose(folder, data, target, 0.01, "2026-12-01", 0, write=True) == 0
+    assert fitting.run_choose(folder, data, target, 0.01, "2026-12-01", 0, write=True) == 0
     assert load_config(folder).intents[0].accept == [
         {"logprob": {"min": rule.min, **({"first": first} if first else {}), "tier": "small", "model": "qwen3-8b"}}
     ]
@@ -362,7 +374,7 @@ def test_reasoning_is_a_separate_setting(folder, tmp_path, words, tokens, capsys
     for row in rows[200:]:
         row["outcomes"]["small+reasoning"] = outcome(True, tokens_out=20)
     data = written(tmp_path, rows)
-    assert commands.run_choose(folder, data, Target("quality", 0.8), 0.01, DAY, 0, write=True) == 0
+    assert fitting.run_choose(folder, data, Target("quality", 0.8), 0.01, DAY, 0, write=True) == 0
     billing = next(i for i in load_config(folder).intents if i.intent == "billing")
     assert (billing.tier, billing.reasoning, billing.accept) == ("small", True, [])
     run = execute(folder, Memory(words), read_traffic(data), tokens)
@@ -396,7 +408,7 @@ def test_a_cap_is_chosen_if_failures_are_long(good, folder, tmp_path, words, tok
 def test_the_written_choice_serves_as_it_was_reported(folder, tmp_path, words, tokens, capsys):
     """The YAML compiles. With the functions that serve, each row takes the path that the choice had counted."""
     data = written(tmp_path, hedging())
-    assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=False) == 0
+    assert fitting.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=False) == 0
     shown = capsys.readouterr().out
     assert "+accept: [{score: {min: " in shown and shown.endswith("not written: give --write to apply this\n")
     assert "score" not in (folder / "billing.yaml").read_text()
@@ -406,7 +418,7 @@ def test_the_written_choice_serves_as_it_was_reported(folder, tmp_path, words, t
     cohort = scored.table.run.snapshot.policy.cohorts["billing"]
     escalated = replay(scored, cohort, plan, ~scored.table.fit)[2]
 
-    assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=True) == 0
+    assert fitting.run_choose(folder, data, Target("quality", 0.97), 0.01, DAY, 0, write=True) == 0
     assert capsys.readouterr().out == shown.replace(
         "not written: give --write to apply this", "changed and written"
     )
@@ -417,7 +429,7 @@ def test_the_written_choice_serves_as_it_was_reported(folder, tmp_path, words, t
     assert billing.chosen is not None and billing.chosen.holds(run.snapshot.policy.tiers)
     assert (billing.chosen.target, billing.chosen.rows, billing.chosen.data) == ("quality=0.97", 300, run.digest)
 
-    assert commands.run_choose(folder, data, Target("quality", 0.97), 0.01, "2026-12-01", 0, write=True) == 0
+    assert fitting.run_choose(folder, data, Target("quality", 0.97), 0.01, "2026-12-01", 0, write=True) == 0
     assert capsys.readouterr().out.endswith("\nnothing to change\n")
 
 

@@ -403,6 +403,33 @@ def test_the_gate_exits_with_1_on_a_regression_0_without_and_3_if_it_cannot_see(
     assert main([*arguments[:-1], str(unlabelled)]) == 3
 
 
+def test_the_verdict_of_the_gate_is_a_page_and_json_too(folders, tmp_path, quick, capsys):
+    """Both have the verdict first, the cohorts, and the lines of rows that flip. Neither has a text."""
+    edit(folders[1], "billing.yaml", "tier: small", "tier: large")
+    page, numbers = tmp_path / "gate.html", tmp_path / "gate.json"
+    data = str(traffic(tmp_path, mixed(12)))
+    arguments = ["gate", "--baseline", *map(str, folders), data, "--out", str(page), "--json", str(numbers)]
+    code = main(arguments)
+    verdict = capsys.readouterr().out.splitlines()[0]
+    html, read = page.read_text(), msgspec.json.decode(numbers.read_bytes())
+    assert (read["exit_code"], read["limits"]) == (code, {"max_quality_drop": 0.02, "max_cost_rise": 0.1})
+    assert verdict == "{word}: {sentence}".format(**read["verdicts"][0])
+    assert html.index(f"<b>{read['verdicts'][0]['word']}</b>") < html.index("<table")
+    assert "billing, small" in html and "billing, large" in html
+    flips = [flip for flip in read["comparison"]["flips"] if flip["group"] == "billing"]
+    assert len(flips) == 12 and set(flips[0]) == {"line", "group", "old", "new"}
+    assert "src=" not in html and "href=" not in html
+    assert BILL not in html and BILL not in numbers.read_text()
+
+
+def test_a_file_of_the_gate_that_cannot_be_written_is_an_error_before_the_work(folders, tmp_path, capsys):
+    """Nothing is encoded for a report that would be lost."""
+    arguments = ["gate", "--baseline", *map(str, folders), str(tmp_path / "none.jsonl")]
+    for where, what in (("gone/a.html", "its folder does not exist"), ("a.json", "for JSON give --json")):
+        assert main([*arguments, "--out", str(tmp_path / where)]) == 2
+        assert what in capsys.readouterr().err
+
+
 def test_texts_of_requests_are_shown_only_if_asked_for(folders, tmp_path, quick, capsys):
     """By default the report names the line of a flip."""
     edit(folders[1], "billing.yaml", "tier: small", "tier: large")

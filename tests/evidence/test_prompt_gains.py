@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from extproc.cli import evidence as commands
+from extproc.cli import evidence_calibrate as fitting
 from extproc.config.load import load_config
 from extproc.contract.words import Reason
 from extproc.evidence.data.traffic import read_traffic
@@ -139,7 +139,7 @@ def test_a_cohort_with_too_few_distinct_rows_keeps_one_tier(folder, tmp_path, wo
 def test_what_is_written_serves_as_it_was_measured(folder, tmp_path, words, tokens, capsys):
     """Calibrate writes the file and the key. On new bills it beats sending as many to the large tier by lot."""
     path = written(tmp_path / "t.jsonl", rows(400))
-    assert commands.run_choose(folder, path, TARGET, 0.01, DAY, 0, True) == 0
+    assert fitting.run_choose(folder, path, TARGET, 0.01, DAY, 0, True) == 0
     assert "large by the prompt from" in capsys.readouterr().out
     config = load_config(folder)
     billing = next(intent for intent in config.intents if intent.intent == "billing")
@@ -155,8 +155,8 @@ def test_what_is_written_serves_as_it_was_measured(folder, tmp_path, words, toke
 
 def test_a_second_calibration_removes_what_is_not_proven_any_more(folder, tmp_path, words):
     """On rows where no prompt is better than another, the key and the file go."""
-    commands.run_choose(folder, written(tmp_path / "t.jsonl", rows(400)), TARGET, 0.01, DAY, 0, True)
+    fitting.run_choose(folder, written(tmp_path / "t.jsonl", rows(400)), TARGET, 0.01, DAY, 0, True)
     assert (folder / GAINS_FILE).exists()
-    commands.run_choose(folder, written(tmp_path / "n.jsonl", rows(300, 2, hard=0.1)), TARGET, 0.01, DAY, 0, True)
+    fitting.run_choose(folder, written(tmp_path / "n.jsonl", rows(300, 2, hard=0.1)), TARGET, 0.01, DAY, 0, True)
     assert [intent.by_prompt for intent in load_config(folder).intents] == [None, None]
     assert not (folder / GAINS_FILE).exists()

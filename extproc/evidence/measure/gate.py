@@ -47,7 +47,7 @@ class GateReport(msgspec.Struct, frozen=True):
 
     passage: Passage
     headline: Headline
-    verdicts: list[GateVerdict]  # on every cell that is worse than allowed
+    verdicts: list[GateVerdict]  # on every cell that is worse than allowed, worst first
     unseen: list[Lowered]
     power: list[Power]  # of all rows, and of each cohort with a row that flips
 
@@ -98,7 +98,8 @@ def gate_report(comparison: Comparison, max_quality_drop: float, max_cost_rise: 
     else:
         passage, sentence = Passage.PASSED, f"no cohort is worse than allowed ({limits})"
     word = "passed" if passage is Passage.PASSED else passage.name
-    return GateReport(passage, Headline(word, sentence), verdicts, unseen, power)
+    worst_first = sorted(verdicts, key=lambda verdict: (not verdict.regressed, verdict.cell.chance))
+    return GateReport(passage, Headline(word, sentence), worst_first, unseen, power)
 
 
 def _is_unseen(lowered: Lowered, comparison: Comparison, power: list[Power], limit: float) -> bool:

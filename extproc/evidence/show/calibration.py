@@ -15,20 +15,18 @@ from extproc.evidence.show.estimate import percent
 from extproc.routing.policy import Cohort
 from extproc.settings import Evidence
 
+ABSTAINING = (
+    "the settings of a cohort that abstains do not apply to its requests; `abstain: off` in its file applies them"
+)
+
 
 def learned_text(learned: FittedCentroids, rows: LabelledRows) -> Iterator[str]:
     """The rows, the ways of matching that were tried, and the choice."""
-    count, distinct = len(rows.texts), rows.matches.distinct
-    if rows.drawn_from:
-        yield f"{count:,} of {rows.drawn_from:,} labelled rows were drawn at random, because a fit needs no more"
-    if distinct < count:
-        yield from textwrap.wrap(f"{count:,} labelled rows count as {distinct:,}: {REPETITIONS}", 116)
+    for sentence in matching_about(learned, rows):
+        yield from textwrap.wrap(sentence, 116)
     if not learned.trials:
-        yield from textwrap.wrap(learned.why, 116)
         return
     first = learned.trials[0]
-    rows_tried = f"{first.accuracy.rows:,} labelled rows in scope"
-    yield f"matching, each way tried on {rows_tried} that it was not fitted on, % [95 %]"
     yield f"{'':<28}{'accuracy':<21}{'AUROC':<21}{'right and accepted':<21}gain"
     for trial in learned.trials:
         measured = (percent(trial.accuracy), percent(trial.auroc), percent(trial.routed))
@@ -40,21 +38,25 @@ def learned_text(learned: FittedCentroids, rows: LabelledRows) -> Iterator[str]:
         yield f"then {learned.astray} utterances are nearest to another cohort than their own"
 
 
+def matching_about(learned: FittedCentroids, rows: LabelledRows) -> Iterator[str]:
+    """Sentences on the rows, and on the table of the ways of matching, or why there is none."""
+    count, distinct = len(rows.texts), rows.matches.distinct
+    if rows.drawn_from:
+        yield f"{count:,} of {rows.drawn_from:,} labelled rows were drawn at random, because a fit needs no more"
+    if distinct < count:
+        yield f"{count:,} labelled rows count as {distinct:,}: {REPETITIONS}"
+    if not learned.trials:
+        yield learned.why
+        return
+    rows_tried = f"{learned.trials[0].accuracy.rows:,} labelled rows in scope"
+    yield f"matching, each way tried on {rows_tried} that it was not fitted on, % [95 %]"
+
+
 def calibration_text(calibration: Calibration, risk: float, present: Mapping[str, Cohort]) -> Iterator[str]:
     """The fitted floors beside the present ones, with their measures on rows that the fit did not use."""
+    yield from floors_about(calibration, risk)
     if calibration.why:
-        yield calibration.why
         return
-    count, distinct = calibration.rows
-    yield (
-        f"floors for a risk of {100 * risk:g} %, fitted on {distinct:,} distinct rows (of {count:,}); the measures "
-        f"are by fits without the {'source of the row' if calibration.sources else 'row'}"
-        f"{', and shares are of the traffic, by `weight`' if calibration.weighted else ''}"
-    )
-    if any(fit.evidence is not None and kind_of(fit.evidence) == "pool" for fit in calibration.fits):
-        yield "pool: a cohort whose own rows are too few or too much alike shares the margin of the pool"
-    if not math.isnan(calibration.error):
-        yield f"calibration error of the probability: {100 * calibration.error:.1f} percentage points"
     yield ""
     yield (
         f"{'cohort':<22}{'rows':>6}{'floor':>8}{'before':>8}{'margin':>8}{'before':>8}{'accepted %':>12}"
@@ -76,12 +78,26 @@ def calibration_text(calibration: Calibration, risk: float, present: Mapping[str
     for fit in abstaining:
         yield f"{fit.name[:21]:<22}{fit.after.rows:>6}  abstains: {fit.why}"
     if abstaining:
-        yield (
-            "the settings of a cohort that abstains do not apply to its requests; `abstain: off` in its file "
-            "applies them"
-        )
+        yield ABSTAINING
     yield ""
     yield from _source_lines(calibration)
+
+
+def floors_about(calibration: Calibration, risk: float) -> Iterator[str]:
+    """Sentences on the table of floors, or why there is none."""
+    if calibration.why:
+        yield calibration.why
+        return
+    count, distinct = calibration.rows
+    yield (
+        f"floors for a risk of {100 * risk:g} %, fitted on {distinct:,} distinct rows (of {count:,}); the measures "
+        f"are by fits without the {'source of the row' if calibration.sources else 'row'}"
+        f"{', and shares are of the traffic, by `weight`' if calibration.weighted else ''}"
+    )
+    if any(fit.evidence is not None and kind_of(fit.evidence) == "pool" for fit in calibration.fits):
+        yield "pool: a cohort whose own rows are too few or too much alike shares the margin of the pool"
+    if not math.isnan(calibration.error):
+        yield f"calibration error of the probability: {100 * calibration.error:.1f} percentage points"
 
 
 def kind_of(evidence: Evidence) -> str:
@@ -93,16 +109,23 @@ def kind_of(evidence: Evidence) -> str:
 
 def _source_lines(calibration: Calibration) -> Iterator[str]:
     """The figures of each source, and those to expect on other sources."""
-    if not calibration.sources:
-        yield from textwrap.wrap(
-            "all rows are of one source, so these figures hold for rows like them. To see what holds for others, "
-            "label rows of several sources (apps, customers, data sets) and name it in each row as `source`",
-            116,
-        )
-        return
-    yield f"{'source':<22}{'rows':>6}{'accepted %':>12}  wrong % [95 %], by matches and floors without this source"
+    if calibration.sources:
+        wrong = "wrong % [95 %], by matches and floors without this source"
+        yield f"{'source':<22}{'rows':>6}{'accepted %':>12}  {wrong}"
     for source in calibration.sources:
         yield f"{source.name[:21]:<22}{source.after.rows:>6}{_shares(source.after)}"
+    for sentence in source_note(calibration):
+        yield from textwrap.wrap(sentence, 116)
+
+
+def source_note(calibration: Calibration) -> Iterator[str]:
+    """A sentence on what to expect on other sources."""
+    if not calibration.sources:
+        yield (
+            "all rows are of one source, so these figures hold for rows like them. To see what holds for others, "
+            "label rows of several sources (apps, customers, data sets) and name it in each row as `source`"
+        )
+        return
     new = calibration.elsewhere
     if new.known:
         yield (

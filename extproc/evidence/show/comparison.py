@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator
 
 from extproc.evidence.measure.comparison import COST, Cell, Comparison
-from extproc.evidence.measure.gate import GateReport
+from extproc.evidence.measure.gate import GateReport, GateVerdict
 from extproc.evidence.show.estimate import percent
 
 
@@ -23,34 +23,52 @@ def comparison_text(comparison: Comparison, texts: dict[int, str] | None, exampl
     yield ""
     yield f"{'cohort':<22}{'measure':<14}{'rows':>6}{'old':>11}{'new':>11}  change [95 %]"
     yield from map(_cell_line, comparison.cells)
-    kinds: dict[tuple[str, str, str], list[int]] = {}
-    for flip in comparison.flips:
-        kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
+    kinds = flip_kinds(comparison)
     if kinds:
         yield f"\n{'flips by cohort':<22}{'rows':>6}  old -> new"
-    for (group, old, new), lines in sorted(kinds.items(), key=lambda item: -len(item[1]))[:20]:
+    for (group, old, new), lines in kinds[:20]:
         shown = ", ".join(map(str, lines[:examples])) + (", ..." if len(lines) > examples else "")
         yield f"{group[:21]:<22}{len(lines):>6}  {old} -> {new}  (line {shown})"
         if texts is not None:
             yield from (f"{'':<30}{texts.get(line, '')[:80]!r}" for line in lines[:examples])
 
 
+def flip_kinds(comparison: Comparison) -> list[tuple[tuple[str, str, str], list[int]]]:
+    """((cohort, old, new), lines of the file) of the rows that flip, the most frequent kind first."""
+    kinds: dict[tuple[str, str, str], list[int]] = {}
+    for flip in comparison.flips:
+        kinds.setdefault((flip.group, flip.old, flip.new), []).append(flip.line)
+    return sorted(kinds.items(), key=lambda item: -len(item[1]))
+
+
+def change_text(cell: Cell) -> str:
+    """The change with its interval, such as "-3.9 [-4.7, -3.1] points"."""
+    if not cell.differing:
+        return "the same"
+    if cell.measure == COST:
+        return f"{percent(cell.change, '+')} %" if not math.isnan(cell.change.value) else "-"
+    return f"{percent(cell.change, '+')} points"
+
+
+def worse_word(verdict: GateVerdict) -> str:
+    """What the gate says of a cell that is worse than allowed."""
+    return "regressed" if verdict.regressed else "unclear, may be random"
+
+
 def _cell_line(cell: Cell) -> str:
     if cell.measure == COST:
         values = f"{1000 * cell.old:>11.5f}{1000 * cell.new:>11.5f}"
-        change = f"{percent(cell.change, '+')} %" if not math.isnan(cell.change.value) else "-"
     else:
-        values, change = f"{100 * cell.old:>11.1f}{100 * cell.new:>11.1f}", f"{percent(cell.change, '+')} points"
+        values = f"{100 * cell.old:>11.1f}{100 * cell.new:>11.1f}"
     measure = "$ per 1,000" if cell.measure == COST else f"{cell.measure} %"
-    return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change if cell.differing else 'the same'}"
+    return f"{cell.group[:21]:<22}{measure:<14}{cell.rows:>6}{values}  {change_text(cell)}"
 
 
 def gate_text(report: GateReport) -> Iterator[str]:
     """The verdict of the gate, the measures behind it (worst first), and what the rows could have shown."""
     yield str(report.headline)
-    for verdict in sorted(report.verdicts, key=lambda v: (not v.regressed, v.cell.chance)):
-        word = "regressed" if verdict.regressed else "unclear, may be random"
-        yield f"{_cell_line(verdict.cell)}  {word} (p {verdict.cell.chance:.1g})"
+    for verdict in report.verdicts:
+        yield f"{_cell_line(verdict.cell)}  {worse_word(verdict)} (p {verdict.cell.chance:.1g})"
     for lowered in report.unseen:
         hidden = "" if lowered.by_chance else f", a drop of up to {100 * lowered.hidden:.1f} points is not seen"
         yield (

@@ -118,8 +118,8 @@ def _serving(evaluation: Evaluation) -> Iterator[str]:
     for group in _shown(evaluation):
         tiers = f"{_shares(group.tiers, group.rows):<32}{number(group.escalated, 100):>11}  "
         line = f"{group.name[:21]:<22}{group.rows:>6}  {tiers}"
-        reasons = textwrap.wrap(_shares(group.reasons, group.rows), max(116 - len(line), _LEAST_WIDTH))
-        yield f"\n{'':<{len(line)}}".join([line + "".join(reasons[:1]), *reasons[1:]])
+        words = textwrap.wrap(_shares(group.reasons, group.rows), max(116 - len(line), _LEAST_WIDTH))
+        yield f"\n{'':<{len(line)}}".join([line + "".join(words[:1]), *words[1:]])
     if evaluation.overall.rejections:
         counts = ", ".join(f"{reason} {rows}" for reason, rows in evaluation.overall.rejections.items())
         yield f"rejected answers by reason: {counts}"

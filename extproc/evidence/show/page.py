@@ -1,26 +1,24 @@
 """An evaluation as one HTML page that loads nothing else, for phones, print and dark mode."""
 
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
 from extproc.evidence.measure.columns import OUT_OF_SCOPE
-from extproc.evidence.measure.controls import ROUTED, ControlLine
+from extproc.evidence.measure.controls import ROUTED
 from extproc.evidence.measure.evaluation import Evaluation
-from extproc.evidence.measure.headlines import DEFAULT_RISK, Headline
+from extproc.evidence.measure.headlines import DEFAULT_RISK
 from extproc.evidence.measure.labels import Disagreement, TierMatrix
-from extproc.evidence.measure.metrics import Estimate
 from extproc.evidence.perturb.robustness import Robustness
 from extproc.evidence.show.charts import ranges, stacked
 from extproc.evidence.show.estimate import percent
 from extproc.evidence.show.figures import figure, figures
+from extproc.evidence.show.html_parts import estimate_cell, figure_table, line_table_html, prose, verdict_lines
 from extproc.evidence.show.robustness import COLUMNS
 from extproc.style import html_page, scroll_region, soft_line
 
 # A confusion matrix with more labels is unreadable. Its largest entries are listed instead.
 _MOST_LABELS = 30
 _LISTED = 25
-_CODE = re.compile(r"`([^`]*)`")
 
 
 def as_html(evaluation: Evaluation, title: str) -> str:
@@ -40,18 +38,12 @@ def as_html(evaluation: Evaluation, title: str) -> str:
         *_disagreements(evaluation.disagreements),
         *_robustness(evaluation.robustness),
         "<h2>How to read this</h2><ul>",
-        *(f"<li>{_prose(note)}</li>" for note in evaluation.notes),
+        *(f"<li>{prose(note)}</li>" for note in evaluation.notes),
         "<li>Brackets are 95 % bootstrap intervals over conversations. If all rows are equal, they are exact "
         "intervals of a share. Differences are paired.</li>",
         "<li>A row counts under its label, or without one under the cohort that it matched.</li></ul>",
     ]
     return html_page(title, "".join(parts))
-
-
-def verdict_lines(verdicts: Sequence[Headline]) -> Iterable[str]:
-    """The verdicts as HTML, each a line with its word in front."""
-    for verdict in verdicts:
-        yield f'<p class="verdict"><b>{escape(verdict.word)}</b> {_prose(verdict.sentence)}</p>'
 
 
 def _head(evaluation: Evaluation) -> str:
@@ -89,14 +81,14 @@ def _controls(evaluation: Evaluation) -> Iterable[str]:
     if evaluation.lines or evaluation.bounds:
         yield "<h2>Compared with its controls</h2>"
     if evaluation.lines:
-        yield _line_table(evaluation.lines)
+        yield line_table_html(evaluation.lines)
         prices = "; ".join(f"{name} {p[0]:g} / {p[1]:g}" for name, p in evaluation.data["prices"].items())
         yield f'<p class="soft">Dollars per million tokens, input / output: {escape(prices)}.</p>'
     if evaluation.estimated:
         yield soft_line("Doubly robust estimates: answers were recorded by chance, with known propensities.")
     if evaluation.bounds:
         yield soft_line("Answers recorded on chosen rows only: bounds of the quality on all rows with outcomes.")
-        yield _table(("", "lowest, %", "highest, %", "rows with the answer", "rows"), [
+        yield figure_table(("", "lowest, %", "highest, %", "rows with the answer", "rows"), [
             f"<tr><td>{escape(b.name)}</td><td>{100 * b.low:.1f}</td><td>{100 * b.high:.1f}</td>"
             f"<td>{b.recorded:,}</td><td>{b.rows:,}</td></tr>"
             for b in evaluation.bounds
@@ -104,20 +96,7 @@ def _controls(evaluation: Evaluation) -> Iterable[str]:
     if evaluation.paired:
         rows = evaluation.paired[0].quality.rows
         yield soft_line(f"The {rows:,} rows that have every answer. Other rows may differ.")
-        yield _line_table(evaluation.paired)
-
-
-def _line_table(lines: Sequence[ControlLine]) -> str:
-    rows = []
-    for line in lines:
-        row_class = ' class="configured"' if line.name == ROUTED else ""
-        behind = _cell(line.behind, "+") if line.behind is not None else ""
-        dollars = f"{line.per_1000.value:.4f} <i>[{line.per_1000.low:.4f}, {line.per_1000.high:.4f}]</i>"
-        success = f"{1000 * line.per_success.value:.4f}" if line.per_success.known else "-"
-        rows.append(f"<tr{row_class}><td>{escape(line.name)}</td><td>{_cell(line.quality)}</td><td>{dollars}</td>"
-                    f"<td>{success}</td><td>{behind}</td></tr>")  # fmt: skip
-    header = ("", "quality, %", "$ per 1,000", "$ per 1,000 successes", "configured minus this, points")
-    return _table(header, rows)
+        yield line_table_html(evaluation.paired)
 
 
 def _tiers(tiers: TierMatrix) -> Iterable[str]:
@@ -131,7 +110,7 @@ def _tiers(tiers: TierMatrix) -> Iterable[str]:
     for needed in dict.fromkeys(cell[0] for cell in tiers.cells):
         cells = "".join(f"<td>{counts.get((needed, name), 0):,}</td>" for name in chosen)
         rows.append(f"<tr><td>{escape(needed)}</td>{cells}</tr>")
-    yield _table(("", *map(escape, chosen)), rows)
+    yield figure_table(("", *map(escape, chosen)), rows)
     shares = f"Right tier: {percent(tiers.right)} % of {tiers.right.rows:,} rows."
     if tiers.below.known:
         needing = f"{tiers.below.rows:,} rows that need more than the cheapest tier"
@@ -144,7 +123,7 @@ def _disagreements(rows: Sequence[Disagreement]) -> Iterable[str]:
         return
     yield "<h2>Labels that a confident match contradicts</h2>"
     yield soft_line(f"{len(rows):,} rows, most confident first. Check these labels before you reword utterances.")
-    yield _table(("line", "label", "match"), [
+    yield figure_table(("line", "label", "match"), [
         f"<tr><td>{row.line}</td><td>{escape(row.label)}</td><td>{escape(row.cohort)}</td></tr>"
         for row in rows[:_LISTED]
     ], "words")  # fmt: skip
@@ -161,17 +140,23 @@ def _cohorts(evaluation: Evaluation) -> Iterable[str]:
         shares = [(t, g.tiers.get(t, 0) / max(g.rows, 1), f"t{i % 5}") for i, t in enumerate(tiers)]
         dollars = f"{g.per_1000.value:.3f}" if g.per_1000.known else "-"
         fallback = f"{100 * g.fallback.value:.1f}" if g.fallback.known else "-"
-        wrong = f"{_cell(g.wrong)} <i>of {g.wrong.rows:,}</i>" if g.wrong.known else "-"
-        cells = [f"{g.rows:,}", *(_cell(e) for e in (g.accuracy, g.accepted)), wrong, fallback, stacked(shares)]
+        wrong = f"{estimate_cell(g.wrong)} <i>of {g.wrong.rows:,}</i>" if g.wrong.known else "-"
+        cells = [
+            f"{g.rows:,}",
+            *(estimate_cell(e) for e in (g.accuracy, g.accepted)),
+            wrong,
+            fallback,
+            stacked(shares),
+        ]
         if evaluation.lines:
-            cells += [*(_cell(e) for e in (g.escalated, g.quality)), dollars]
+            cells += [*(estimate_cell(e) for e in (g.escalated, g.quality)), dollars]
         body = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f"<tr><td>{escape(g.name)}</td>{body}</tr>")
     risk = 100 * (evaluation.data["risk"] or DEFAULT_RISK)
     wrong = f"wrong, % of trusted matches (risk {risk:g} %)"
     header = ["", "rows", "nearest is right, %", "accepted, % of rows", wrong, "fallback, % of rows", "first tier"]
     outcomes = ["escalated, %", "quality, %", "$ per 1,000"] if evaluation.lines else []
-    yield _table([*header, *outcomes], rows)
+    yield figure_table([*header, *outcomes], rows)
     reasons = ", ".join(f"{name} {count:,}" for name, count in evaluation.overall.reasons.items())
     yield f'<p class="soft">Rows by the reason for the first tier: {escape(reasons)}.</p>'
     if evaluation.overall.rejections:
@@ -194,7 +179,7 @@ def _confusion(evaluation: Evaluation) -> Iterable[str]:
     if len(labels) > _MOST_LABELS:
         wrong = [c for c in evaluation.confusion if c[0] != c[1] and c[:2] != (OUT_OF_SCOPE, "fallback")][:_LISTED]
         yield f'<p class="soft">{len(labels)} labels. The {len(wrong)} most frequent mistakes:</p>'
-        yield _table(("label", "match", "rows"), [
+        yield figure_table(("label", "match", "rows"), [
             f"<tr><td>{escape(a)}</td><td>{escape(b)}</td><td>{n}</td></tr>" for a, b, n in wrong
         ])  # fmt: skip
         return
@@ -227,31 +212,13 @@ def _robustness(robustness: Robustness | None) -> Iterable[str]:
         marks = [(m, kind) for m, kind in ((e.flipped, "control"), (e.upgraded, "chosen")) if m.known]
         drawn.append((e.kind, [((100 * m.low, 100 * m.high), 100 * m.value, kind) for m, kind in marks]))
         shares = (e.flipped, e.upgraded, e.downgraded, e.above, e.above_capped, e.right)
-        cells = [f"{e.rows:,}", *map(_cell, shares), _cell(e.change, "+")]
+        cells = [f"{e.rows:,}", *map(estimate_cell, shares), estimate_cell(e.change, "+")]
         rows.append(f"<tr><td>{escape(e.kind)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     yield figure("Flips and upgrades", ranges("Flips and upgrades", "% of rows", drawn), (
         f"Upper mark, blue: {COLUMNS['flipped']}. Lower mark, orange: {COLUMNS['upgraded']}. Bars are 95 % "
         "intervals."
     ))  # fmt: skip
     yield "<p></p>"
-    yield _table(("", "rows", *(f"{name}, %" for name in COLUMNS), "change, points"), rows)
+    yield figure_table(("", "rows", *(f"{name}, %" for name in COLUMNS), "change, points"), rows)
     columns = [f"{name}: {meaning}." for name, meaning in COLUMNS.items()]
-    yield "<ul>" + "".join(f"<li>{_prose(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
-
-
-def _table(header: Sequence[str], rows: Sequence[str], kind: str = "figures") -> str:
-    titles = [name.replace(" %", "&nbsp;%") for name in header]
-    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
-    return (
-        f'{scroll_region("Table")}<table class="{kind}"><thead><tr>{head}</tr></thead>{"".join(rows)}</table></div>'
-    )
-
-
-def _cell(estimate: Estimate, sign: str = "") -> str:
-    value, _, interval = percent(estimate, sign).partition(" ")
-    return f"{value} <i>{interval}</i>" if interval else value
-
-
-def _prose(text: str) -> str:
-    """A sentence as HTML. A name between backticks is code."""
-    return _CODE.sub(r"<code>\1</code>", escape(text))
+    yield "<ul>" + "".join(f"<li>{prose(line)}</li>" for line in [*columns, *robustness.notes]) + "</ul>"
