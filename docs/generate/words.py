@@ -293,7 +293,7 @@ CACHE_WORDS = {
     "client": "not asked: `cache-control` of the client forbids it",
     "personal": "not asked: the request is about one person, or has an address or a number of an account",
     "moment": "not asked: the answer depends on the day",
-    "sampling": "not asked: the client wants a random answer (`temperature` above 0)",
+    "sampling": "not asked: the client wants another answer each time (`temperature` above 0, or a password or a number)",
     "form": "not asked: the request has state, media or hosted tools, or asks for more than one text",
     "anonymous": "not asked: no header names the principal, and `scope` is `principal`",
     "off": "off: too many of its checked hits were wrong",

@@ -76,7 +76,7 @@ CACHE_WORDS: dict[str, str] = {
     CacheWord.CLIENT: "Not asked: `cache-control` of the client forbids it",
     CacheWord.PERSONAL: "Not asked: the request is about one person, or has an address or a number of an account",
     CacheWord.MOMENT: "Not asked: the answer depends on the day",
-    CacheWord.SAMPLING: "Not asked: the client wants a random answer (temperature above 0)",
+    CacheWord.SAMPLING: "Not asked: the client wants another answer each time, by its temperature or its words",
     CacheWord.FORM: "Not asked: the request has state, media or hosted tools, or asks for more than one text",
     CacheWord.ANONYMOUS: "Not asked: no header names the principal, and `scope` is principal",
     CacheWord.OFF: "Off: too many of its checked hits were wrong",

@@ -1,6 +1,7 @@
 """The command `envoy`: it prints Envoy's configuration, for a separate Envoy or for a gateway in Kubernetes."""
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from extproc.cli.options import (
@@ -134,7 +135,8 @@ def _envoy(args: argparse.Namespace) -> int:
     from extproc.envoy.bootstrap import render_envoy
     from extproc.envoy.tls import ClientTls, write_secrets
 
-    version = args.version or [*VERSIONS[args.target]][-1]
+    given = re.fullmatch(r"v?(\d+\.\d+)(\.\d+)?", args.version or "")
+    version = (given[1] if given is not None else args.version) or [*VERSIONS[args.target]][-1]
     if version not in VERSIONS[args.target]:
         known = ", ".join(VERSIONS[args.target])
         raise ValueError(

@@ -124,7 +124,7 @@ def parse_host(text: str) -> str:
 def parse_gateway(text: str) -> list[str]:
     """The namespace of a gateway, its name and its listener."""
     parts = text.split("/")
-    if len(parts) != 3 or not all(parts):
+    if len(parts) != 3 or not all(re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", part) for part in parts):
         raise _refusal(text, "NAMESPACE/NAME/LISTENER, as in semantic-router/llm/http")
     return parts
 

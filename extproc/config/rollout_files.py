@@ -32,6 +32,10 @@ def promote(folder: Path) -> Iterator[str]:
     new = {path.name: path.read_bytes() for path in _files(place)}
     old = [path for path in _files(folder) if path.name != POLICY_FILE]
     backup = Path(f"{os.path.abspath(folder)}.before-{candidate.revision.removeprefix(CANDIDATE_PREFIX)}")
+    if backup.exists():
+        raise ValueError(
+            f"{backup} has the files from before an earlier promotion of this candidate: move it elsewhere"
+        )
     backup.mkdir()
     for path in _files(folder):
         shutil.copy2(path, backup / path.name)
@@ -89,8 +93,12 @@ def propose_candidate(folder: Path, new: Path, percent: float | None) -> str:
 
 
 def start(folder: Path, percent: float) -> str:
-    """Give the candidate this share of the conversations, and say so. Raises ValueError or OSError."""
+    """Give the candidate this share of the conversations, and say so. Raises ConfigError, ValueError or OSError.
+
+    A candidate with a mistake gets none, because a router would have it off.
+    """
     config = config_with_candidate(folder)
+    load_candidate(config, folder)
     spec = config.policy.candidate
     assert spec is not None
     _write_key(folder, msgspec.structs.replace(spec, **_share(percent)))

@@ -95,7 +95,7 @@ class CacheWord(StrEnum):
     CLIENT = "client"  # `cache-control` of the client forbids it
     PERSONAL = "personal"  # the request is about one person, or names an account
     MOMENT = "moment"  # the answer depends on the day
-    SAMPLING = "sampling"  # the client asks for a random answer, with a temperature above 0
+    SAMPLING = "sampling"  # the client asks for another answer each time
     FORM = "form"  # more than one text is asked for, or the request has state, media or hosted tools
     ANONYMOUS = "anonymous"  # no header names the principal, and `scope` is principal
     OFF = "off"  # too many hits of the cohort were wrong

@@ -13,7 +13,7 @@ import msgspec
 from extproc.api.needs import HOSTED
 from extproc.api.request import Request
 from extproc.contract.words import CacheWord
-from extproc.routing.personal import has_identifier, is_about_a_moment, speaks_of_itself
+from extproc.routing.personal import has_identifier, is_about_a_moment, speaks_of_itself, wants_a_new_one
 
 # Members that say who asks, what is stored, or how the answer is sent.
 _HARMLESS = frozenset((
@@ -21,9 +21,17 @@ _HARMLESS = frozenset((
     "prompt_cache_retention", "service_tier",
 ))  # fmt: skip
 # Members that ask for more than one text, or for facts about its tokens.
-_SEVERAL = ("n", "best_of")
+_SEVERAL = ("n", "best_of", "num_return_sequences", "candidate_count")
 # Anthropic says which stop sequence ended an answer, and it is not kept.
-_PLURAL = ("logprobs", "top_logprobs", "echo", "include", "audio", "stop_sequences")
+_PLURAL = (
+    "logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "echo",
+    "include", "audio", "stop_sequences",
+)  # fmt: skip
+# Members by which the servers of some providers look into the web or into files of the client.
+_SEARCHES = (
+    "plugins", "enable_search", "search_parameters", "search_domain_filter", "search_recency_filter",
+    "data_sources", "return_citations", "return_images", "return_related_questions",
+)  # fmt: skip
 # Members of which the client draws at random. At 0 the most likely answer is wanted, as without them.
 _RANDOM = ("temperature",)
 # A longer body is an agent's or a document's, and is rarely sent twice.
@@ -56,7 +64,11 @@ def read_form(request: Request) -> CacheForm | CacheWord:
         body = json.loads(request.readable, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return CacheWord.FORM
-    if any(body.get(name) not in (None, 1) for name in _SEVERAL) or any(body.get(name) for name in _PLURAL):
+    if any(body.get(name) not in (None, 1) for name in _SEVERAL) or any(
+        body.get(name) for name in (*_PLURAL, *_SEARCHES)
+    ):
+        return CacheWord.FORM
+    if request.api == "responses" and body.get("prompt"):  # a text that the provider keeps, and that may change
         return CacheWord.FORM
     if any(body.get(name) not in (None, 0) for name in _RANDOM):
         return CacheWord.SAMPLING
@@ -70,6 +82,8 @@ def read_form(request: Request) -> CacheForm | CacheWord:
         return CacheWord.PERSONAL
     if is_about_a_moment(ask):
         return CacheWord.MOMENT
+    if wants_a_new_one(ask):
+        return CacheWord.SAMPLING
     rest = {name: value for name, value in body.items() if name not in _HARMLESS}
     options = body.get("stream_options")
     stream_usage = isinstance(options, dict) and options.get("include_usage") is True

@@ -48,6 +48,11 @@ class Rates:
         bucket.tokens -= 1
         return True
 
+    def follow(self, shared: float, principal: str, per_minute: float, burst: int, now_s: float) -> None:
+        """Set a bucket to its part of the tokens in the bucket that all processes share."""
+        size = _part(burst, self._workers)
+        self.bucket(principal, per_minute, burst, now_s).tokens = shared * size / burst if burst else 0.0
+
     def bucket(self, principal: str, per_minute: float, burst: int, now_s: float) -> _Bucket:
         """Return the principal's bucket, refilled until `now_s`."""
         bucket, size = self._principals.get(principal), _part(burst, self._workers)

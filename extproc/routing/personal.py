@@ -37,7 +37,26 @@ _MOMENT = re.compile(
     r"this (?:week|month|year|morning|afternoon|evening|quarter|weekend)|(?:last|next) (?:week|month|year|night|"
     r"monday|tuesday|wednesday|thursday|friday|saturday|sunday|quarter)|so far|up to date|right away|ago|"
     r"heute|morgen|gestern|jetzt|aktuell\w*|aujourd'hui|demain|hier|maintenant|hoy|mañana|ayer|ahora|oggi|domani|"
-    r"ieri|adesso|hoje|amanhã|ontem|agora|vandaag|gisteren|сегодня|завтра|вчера|сейчас)\b|今天|明天|昨天|现在|今日|明日|昨日|오늘|내일|어제",
+    r"ieri|adesso|hoje|amanhã|ontem|agora|vandaag|gisteren|сегодня|завтра|вчера|сейчас)\b|今天|明天|昨天|现在|今日|明日|昨日|오늘|내일|어제|"
+    r"\bwhat (?:time|day|date) is it\b|\bwhat(?:'s| is) (?:the (?:time|date)\W*$|new\b(?!.*\d)|the weather\b)|"
+    r"\b(?:any|the) news\b(?! \w+ing)|"
+    r"\bweather (?:in|for|at|like|forecast|report)\b|"
+    r"\bhow many (?:days|weeks|months|hours) (?:until|till|left|since)\b|"
+    r"\bhow old is\b|\b(?:stock|share|bitcoin|gold|oil) prices?\b|\bprice of (?:bitcoin|gold|oil)\b|"
+    r"\bexchange rates?\b|\b(?:is|are) [\w' ]{1,30} (?:open|closed|down)\W*$",
+    re.IGNORECASE,
+)
+# Something that has to be another one each time, such as a password.
+_NEW = re.compile(
+    r"\brandom(?:ly)?\b|\b(?:generate|create|make|suggest|give|invent|propose|pick|choose|need|want)\b.{0,40}"
+    r"\b(?:passwords?|passphrases?|uuids?|guids?|nonces?|usernames?|nicknames?)\b|"
+    r"\b(?:pick|choose|draw|think of)\b.{0,20}\b(?:number|card|letter)\b|"
+    r"\b(?:roll|flip|toss|throw)\b.{0,20}\b(?:die|dice|coins?)\b|\b(?:shuffle|surprise)\b|"
+    r"\bzufäll\w*|\bzufalls\w*|\bwürfl?e\b|\baléatoire\w*|\baleat[oó]ri\w*|\bcasuale\b|случайн\w*|随机|隨機|ランダム|무작위",
+    re.IGNORECASE,
+)
+_ABOUT_IT = re.compile(
+    r"\W*(?:(?:please|hi|hello|hey)\W+)*(?:what|why|how|when|where|who|which|is|are|does|do|did|explain|define|describe)\b",
     re.IGNORECASE,
 )
 _IDENTIFIER = re.compile(
@@ -69,3 +88,8 @@ def has_identifier(text: str) -> bool:
 def is_about_a_moment(text: str) -> bool:
     """Return whether the answer depends on the day on which it is asked for."""
     return _MOMENT.search(text) is not None
+
+
+def wants_a_new_one(text: str) -> bool:
+    """Return whether each answer has to be another one: a password, an id, a throw of dice."""
+    return _NEW.search(text) is not None and _ABOUT_IT.match(text) is None

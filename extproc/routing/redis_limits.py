@@ -81,7 +81,7 @@ for i = 3, #KEYS do
 end
 return answer
 """
-# A token bucket, by the clock of the store.
+# A token bucket, by the clock of the store. Returns whether a token was taken, and the tokens that are left.
 _TAKE = """
 local rate, size = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
@@ -96,7 +96,7 @@ if tokens >= 1 then
 end
 redis.call('HSET', KEYS[1], 'tokens', tostring(tokens), 'at', string.format('%.6f', now))
 redis.call('EXPIRE', KEYS[1], ARGV[3])
-return taken
+return {taken, tostring(tokens)}
 """
 # A bucket is forgotten when it is full again, between these two times after its last use.
 _LEAST_KEPT_S, _MOST_KEPT_S = 60, 86_400
@@ -244,7 +244,10 @@ class RedisSpending:
 
 
 class RedisRates:
-    """Token buckets in the store, one for each principal. While the store is gone: those of this process."""
+    """Token buckets in the store, one for each principal. While the store is gone: those of this process.
+
+    The buckets of this process follow those of the store. So they are not full when the store does not answer.
+    """
 
     def __init__(self, link: RedisLink, name: str, own: Rates) -> None:
         """`name` is that of the limit, in the keys of its buckets."""
@@ -253,12 +256,23 @@ class RedisRates:
 
     async def take(self, principal: str, per_minute: float, burst: int, now_s: float) -> bool:
         """Take one token, and return whether there was one."""
+        key, allowed = f"{KEY_PREFIX}rate:{self._name}:{principal}", True
+
+        def late(answer: Sequence[bytes]) -> None:
+            if int(answer[0]) and not allowed:
+                self._link.start(self._give_back(key))
+
         if self._link.reachable:
             full_s = 60 * burst / per_minute if per_minute > 0 else _MOST_KEPT_S
             kept_s = int(min(max(full_s, _LEAST_KEPT_S), _MOST_KEPT_S)) + 1
-            key = f"{KEY_PREFIX}rate:{self._name}:{principal}"
             call = self._take([key], [per_minute / 60, burst, kept_s])
-            taken: int | None = await self._link.ask(call, self._link.within_s)
-            if taken is not None:
-                return bool(taken)
-        return await self._own.take(principal, per_minute, burst, now_s)
+            answer = await self._link.ask(call, self._link.within_s, late)
+            if answer is not None:
+                self._own.follow(float(answer[1]), principal, per_minute, burst, now_s)
+                return bool(int(answer[0]))
+        allowed = await self._own.take(principal, per_minute, burst, now_s)
+        return allowed
+
+    async def _give_back(self, key: str) -> None:
+        """Give back a token that the store took for a request that was refused without its answer."""
+        await self._link.ask(self._link.client.hincrbyfloat(key, "tokens", 1), _WRITE_S)

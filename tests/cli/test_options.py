@@ -56,6 +56,7 @@ OPTIONS = [
         (ENVOY, "--extproc", "router", SERVER_ADDRESS),
         (ENVOY, "--admin", "9901", ADDRESS),
         (ENVOY, "--probe", "unix:///probe.sock", ADDRESS),
+        (ENVOY, "--gateway", "A b/llm/http", "NAMESPACE/NAME/LISTENER, as in semantic-router/llm/http"),
         (ENVOY, "--otlp", "http://collector", ADDRESS),
         (ENVOY, "--otlp", "http://collector:4317", ADDRESS),
         (ENVOY, "--admin", "127.0.0.1:99010", ADDRESS),

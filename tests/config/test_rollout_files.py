@@ -49,6 +49,24 @@ def test_a_candidate_with_a_mistake_is_not_promoted(folder: Path, capsys: pytest
     assert names(folder.parent) == ["intents"]
 
 
+def test_a_candidate_with_a_mistake_gets_no_share(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "next/billing.yaml").write_text("intent: billing\n")
+    before = (folder / "policy.yaml").read_bytes()
+    assert main(["rollout", "start", "--percent", "5", "--intents", str(folder)]) == 2
+    assert "next/billing.yaml:1: `tier` is missing" in capsys.readouterr().err
+    assert (folder / "policy.yaml").read_bytes() == before
+
+
+def test_a_candidate_that_comes_back_is_not_promoted_over_the_old_files(folder: Path) -> None:
+    """The folder of the earlier promotion has the files to go back to."""
+    _, candidate = both(folder)
+    backup = folder.with_name(f"intents.before-{candidate.revision.removeprefix('candidate-')}")
+    backup.mkdir()
+    with pytest.raises(ValueError, match=r"before an earlier promotion of this candidate: move it elsewhere$"):
+        list(promote(folder))
+    assert names(backup) == [] and (folder / "next/billing.yaml").exists()
+
+
 def test_a_stopped_candidate_keeps_its_files_and_nothing_else_changes(folder: Path) -> None:
     write_key(folder, "# the new floors\n  dir: next\n  percent: 20")
     policy = (folder / "policy.yaml").read_text()

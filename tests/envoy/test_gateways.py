@@ -207,3 +207,13 @@ def test_options_that_do_not_fit_are_refused(
     capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert message in refused(capsys, SAMPLES, *options)
+
+
+@pytest.mark.parametrize("given", ["1.8.4", "v1.8.4", "v1.8"])
+def test_a_patch_release_is_that_of_its_version(capsys: pytest.CaptureFixture[str], given: str) -> None:
+    options = ["--for", "envoy-gateway", "--host", HOST, "--version"]
+    rendered = []
+    for version in ("1.8", given):
+        assert main(["envoy", "--intents", str(SAMPLES), *options, version]) == 0
+        rendered.append(capsys.readouterr().out)
+    assert rendered[0] == rendered[1]

@@ -79,6 +79,10 @@ def test_every_other_member_counts(more: dict[str, Any]) -> None:
         (chat(temperature=0.2), CacheWord.SAMPLING),
         (chat(n=3), CacheWord.FORM),
         (chat(logprobs=True), CacheWord.FORM),
+        *((chat(**{name: 2}), CacheWord.FORM) for name in ("candidate_count", "prompt_logprobs")),
+        *((chat(**{name: [{}]}), CacheWord.FORM) for name in ("plugins", "data_sources", "search_parameters")),
+        (chat(enable_search=True), CacheWord.FORM),
+        (chat("Generate a password"), CacheWord.SAMPLING),
         (chat(""), CacheWord.FORM),
         (chat([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), CacheWord.FORM),
         (chat([{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]), CacheWord.FORM),
@@ -114,6 +118,8 @@ def test_a_response_that_the_upstream_keeps_has_no_form() -> None:
         {"model": "auto", "input": ASK, "store": False, "background": True},
     ):
         assert form(body, RESPONSES) is CacheWord.FORM
+    kept = {"model": "auto", "input": ASK, "store": False, "prompt": {"id": "pmpt_1"}}
+    assert form(kept, RESPONSES) is CacheWord.FORM
 
 
 def test_directives_are_read_in_any_spelling() -> None:

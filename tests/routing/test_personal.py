@@ -2,7 +2,7 @@
 
 import pytest
 
-from extproc.routing.personal import has_identifier, is_about_a_moment, speaks_of_itself
+from extproc.routing.personal import has_identifier, is_about_a_moment, speaks_of_itself, wants_a_new_one
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,49 @@ def test_numbers_are_no_identifiers(text: str) -> None:
 def test_an_answer_may_depend_on_the_day() -> None:
     assert is_about_a_moment("What is the weather today?") and is_about_a_moment("Wer ist aktuell Kanzler?")
     assert is_about_a_moment("the latest release") and not is_about_a_moment("Who was king of France in 1715?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What time is it?", "What's the date?", "How many days until Easter?", "Is the support desk open?",
+        "What is the weather in Oslo?", "What's new?", "How old is the king?", "Euro exchange rate",
+        "stock price of X",
+    ],
+)  # fmt: skip
+def test_an_answer_may_depend_on_the_hour_without_a_word_for_it(text: str) -> None:
+    assert is_about_a_moment(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What is the time complexity of quicksort?", "What is new in Python 3.11?",
+        "What is the price of the pro plan?", "How do I open the file?", "Write a headline for this news story",
+    ],
+)  # fmt: skip
+def test_an_answer_that_holds_for_longer(text: str) -> None:
+    assert not is_about_a_moment(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Generate a strong password", "Please create a UUID", "Roll two dice", "flip a coin",
+        "Pick a number from 1 to 9", "Give me a random city", "Suggest a username for a baker",
+        "Shuffle: a, b, c", "Nenne eine zufällige Zahl",
+    ],
+)  # fmt: skip
+def test_each_answer_has_to_be_another_one(text: str) -> None:
+    assert wants_a_new_one(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How do I create a password?", "What is a random forest?", "Explain UUIDs", "Is a coin flip random?",
+        "Please, how do I pick a number plate?", "Create a table of contents", "Make a list of card games",
+    ],
+)  # fmt: skip
+def test_the_same_answer_is_as_good(text: str) -> None:
+    assert not wants_a_new_one(text)

@@ -276,8 +276,26 @@ def test_the_ledger_raises_a_sum_and_never_lowers_it(redis: Redis) -> None:
     play(redis, scenario)
 
 
+def test_a_slow_store_adds_no_burst_and_costs_no_token(redis: Redis) -> None:
+    """Its answer comes after the process had given up waiting and asked its own bucket."""
+
+    async def scenario(processes: Processes) -> None:
+        await processes.start(within_s=5.0)
+        [link] = processes.links
+        rates = RedisRates(link, "upgrade", Rates())
+        assert [await rates.take("p", 0.001, 2, 0.0) for _ in range(3)] == [True, True, False]
+        link.within_s = -1.0
+        assert not await rates.take("p", 0.001, 2, 0.0)
+        await link.client.hset("extproc:rate:upgrade:p", "tokens", "1")
+        assert not await rates.take("p", 0.001, 2, 0.0)
+        await until(lambda: not link.tasks)
+        assert float(await link.client.hget("extproc:rate:upgrade:p", "tokens")) == pytest.approx(1, abs=0.01)
+
+    play(redis, scenario)
+
+
 def test_a_rate_holds_over_all_processes(redis: Redis) -> None:
-    """Without the store, each process has its own buckets."""
+    """Without the store, each process goes on from the tokens that it saw last. A new principal has its part."""
 
     async def scenario(processes: Processes) -> None:
         for _ in range(2):
@@ -289,7 +307,8 @@ def test_a_rate_holds_over_all_processes(redis: Redis) -> None:
         bounds = Bounds(1, RedisRates(links[0], "escalation", Rates()))
         assert [await bounds.take("c", "p", 0.001, 2, 0.0) for _ in range(3)] == [None, None, "principal_rate"]
         redis.stop()
-        taken = [await rate.take("p", 0.001, 4, 0.0) for _ in range(4) for rate in rates]
-        assert sum(taken) == 4  # each worker has half of the burst
+        for principal, expected in (("p", 0), ("r", 4)):  # each worker has half of the burst
+            taken = [await rate.take(principal, 0.001, 4, 0.0) for _ in range(4) for rate in rates]
+            assert sum(taken) == expected
 
     play(redis, scenario)
