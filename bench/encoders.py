@@ -36,7 +36,7 @@ from extproc.evidence.measure.metrics import Floats, mean
 from extproc.routing.centroids import fit_centroids
 
 _REFERENCE = "torch fp32"
-_ROUNDS = 15
+_ROUNDS = 9
 _SCALED_ON, _MAX_TOKENS = 300, 256
 # Every third text of CLINC150's test split in scope: 1,500 texts, ten of each intent.
 _EVERY = 3
