@@ -23,7 +23,10 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Read each key by itself. An absent or unreadable value becomes None, or "" or 0 if it is required."""
-        return cls(**_readable(cls, metadata))
+        try:
+            return msgspec.convert(metadata, cls, strict=False)  # counts are floats there
+        except msgspec.ValidationError:
+            return cls(**_readable(cls, metadata))
 
 
 class DecisionRecord(_Record, frozen=True, kw_only=True):

@@ -47,8 +47,8 @@ def read_opening(message: pb.ProcessingRequest, stream: Mapping[str, str] = {}) 
     """Read the first message of a stream. `stream` is the metadata of the gRPC stream."""
     fields = message.attributes[_ATTRIBUTES].fields if _ATTRIBUTES in message.attributes else {}
     headers = {
-        name.removeprefix(_HEADER_BEFORE).removesuffix(_HEADER_AFTER): value.string_value
-        for name, value in fields.items()
+        name.removeprefix(_HEADER_BEFORE).removesuffix(_HEADER_AFTER): fields[name].string_value
+        for name in fields  # `items()` of a protobuf map is in Python, and slower
         if name.startswith(_HEADER_BEFORE)
     }
     if PATH_ATTRIBUTE in fields:  # under the name of the header
