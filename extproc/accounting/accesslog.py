@@ -158,11 +158,12 @@ def _undecided(attempts: int, flags: pb.ResponseFlags) -> str:
 
 
 def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending:
-    if status == 0 or any(getattr(flags, name) for name in _CLIENT_LEFT):
+    raised = {field.name for field, _ in flags.ListFields()}
+    if status == 0 or not raised.isdisjoint(_CLIENT_LEFT):
         return Ending.CANCELLED
     if verdict == VerdictWord.HUMAN:
         return Ending.HUMAN
-    if status != 200 or any(getattr(flags, name) for name in _CUT):
+    if status != 200 or not raised.isdisjoint(_CUT):
         return Ending.FAILED
     return Ending.DEGRADED if verdict in _REJECTED_AND_SERVED else Ending.ACCEPTED
 

@@ -210,14 +210,15 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Read each key by itself. An attempt that is not a record is left out."""
+        numbered = [(key, value) for key, value in metadata.items() if key not in _LEDGER_TEXTS]
         attempts = {
             int(key): AttemptRecord.from_metadata(value)
-            for key, value in metadata.items()
+            for key, value in numbered
             if _ATTEMPT.fullmatch(key) and isinstance(value, Mapping)
         }
         failed = {
             int(key.removeprefix(Key.FAILED)): value
-            for key, value in metadata.items()
+            for key, value in numbered
             if _FAILED.fullmatch(key) and isinstance(value, str)
         }
         texts = {key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}
