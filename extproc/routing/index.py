@@ -169,9 +169,10 @@ def _likeliest(index: Index, vector: Vectors) -> Match:
 
 def _highest(values: Vectors, count: int) -> list[int]:
     """Return the places of the highest values, the highest first. Equal values come in reverse."""
-    at = np.arange(len(values))
     if count < len(values) and len(values) > _FEW:
         at = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    else:
+        at = np.arange(len(values))
     places: list[int] = at[np.argsort(values[at], kind="stable")[: -count - 1 : -1]].tolist()
     return places
 
