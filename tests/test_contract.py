@@ -1,7 +1,9 @@
 """The contract: records survive the wire and odd metadata, and its names stand in one place."""
 
 import ast
+import contextlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -133,6 +135,26 @@ def test_no_metadata_is_too_odd_to_read(metadata: dict[str, Any]) -> None:
     for record in RECORDS:
         read = record.from_metadata(metadata)
         assert type(read) is record and isinstance(read.to_metadata(), dict)
+
+
+_ODD_VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 1.0, 1.5, 1e300, math.nan, math.inf, 2**70, [], {}, ["a"], {"a": 1},
+    *("", "x", "null", "Null", "true", "1", " 1", "1.5", "1e3", "0x1", "NaN", "inf"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", _ODD_VALUES, ids=repr)
+def test_one_odd_value_costs_no_other_value(value: object) -> None:
+    """A record that is read as a whole is the same as one that is read key by key."""
+    kinds = {field.name: get_args(field.type) or (field.type,) for field in msgspec.structs.fields(DecisionRecord)}
+    sound = {str: "small", int: 3, float: 0.5, bool: False}
+    for name in kinds:
+        metadata = {key: sound[kind[0]] for key, kind in kinds.items()} | {name: value}
+        by_key: dict[str, Any] = dict.fromkeys(("cluster", "tier", "reason", "reasoning", "revision", "mode"), "")
+        for key, member in metadata.items():
+            with contextlib.suppress(msgspec.ValidationError):
+                by_key[key] = msgspec.convert(member, kinds[key][0], strict=False)
+        assert repr(DecisionRecord.from_metadata(metadata)) == repr(DecisionRecord(**by_key))
 
 
 JUDGED = {

@@ -23,7 +23,10 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Read each key by itself. An absent or unreadable value becomes None, or "" or 0 if it is required."""
-        return cls(**_readable(cls, metadata))
+        try:
+            return msgspec.convert(metadata, cls, strict=False)  # counts are floats there
+        except msgspec.ValidationError:
+            return cls(**_readable(cls, metadata))
 
 
 class DecisionRecord(_Record, frozen=True, kw_only=True):
@@ -213,14 +216,15 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
         """Read each key by itself. An attempt that is not a record is left out."""
+        numbered = [(key, value) for key, value in metadata.items() if key not in _LEDGER_TEXTS]
         attempts = {
             int(key): AttemptRecord.from_metadata(value)
-            for key, value in metadata.items()
+            for key, value in numbered
             if _ATTEMPT.fullmatch(key) and isinstance(value, Mapping)
         }
         failed = {
             int(key.removeprefix(Key.FAILED)): value
-            for key, value in metadata.items()
+            for key, value in numbered
             if _FAILED.fullmatch(key) and isinstance(value, str)
         }
         texts = {key: _text(metadata.get(key)) for key in _LEDGER_TEXTS}

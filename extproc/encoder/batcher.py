@@ -142,9 +142,11 @@ class Batcher:
                 self._load.busy_s += time.monotonic() - began
             self._text_s, self._chars = (time.monotonic() - began) / len(batch), _mean_size(batch)
             for entry, row in zip(batch, vectors, strict=True):
-                self._remember(entry.key, row.copy())  # a copy, because a row would keep its whole batch in memory
+                vector = row.copy()  # a row would keep its whole batch in memory
+                vector.flags.writeable = False  # every exchange with this text gets the same array
+                self._remember(entry.key, vector)
                 if not entry.vector.done():
-                    entry.vector.set_result(row)
+                    entry.vector.set_result(vector)
 
     def _next_batch(self) -> list[_Waiting]:
         """Take texts that an exchange still waits for and whose vectors will be ready in time, oldest first.

@@ -194,8 +194,13 @@ def last_ask(
 
 
 def _hashes(secret: bytes, words: Iterable[str]) -> bytes:
-    key = hashlib.blake2b(secret).digest()
-    return b"".join(sorted(_hash(key, word, 4) for word in words))
+    keyed = hashlib.blake2b(digest_size=4, key=hashlib.blake2b(secret).digest())
+    hashes = []
+    for word in words:
+        hashed = keyed.copy()  # a new one would read the key again
+        hashed.update(word.encode(errors="replace"))
+        hashes.append(hashed.digest())
+    return b"".join(sorted(hashes))
 
 
 def _opening(turns: Sequence[Turn]) -> str:
@@ -208,11 +213,11 @@ def words_that_matter(text: str, least: int = 5) -> set[str]:
     """Return the words of `least` letters or more, those with a digit, and capitalised ones within a sentence."""
     words: set[str] = set()
     for match in islice(_WORD.finditer(text[:_MOST_CHARS]), _MOST_WORDS):
-        opens_sentence, word = match[1] is not None, match[2]
-        if any(letter >= _FIRST_IDEOGRAPH for letter in word):
+        opening, word = match.groups()
+        if not word.isascii() and max(word) >= _FIRST_IDEOGRAPH:
             continue
-        is_name = word[0].isupper() and not opens_sentence
-        if len(word) >= least or is_name or any(map(str.isdigit, word)):
+        is_name = opening is None and word[0].isupper()
+        if len(word) >= least or is_name or (not word.isalpha() and any(map(str.isdigit, word))):
             words.add(word.lower())
     return words
 

@@ -1,5 +1,6 @@
 """Find the cohort of a vector: an exact search for inner products with the centroids or the head's weights."""
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from extproc.routing.products import Products
 BACK = 0.3
 # Up to this many values, sorting all of them is faster than finding the highest first.
 _FEW = 256
+# As many as the vectors that the encoder remembers.
+_KEPT_MATCHES = 1024
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -89,6 +92,9 @@ class Index:
             self.like_of = np.array([*(number[kinds[n].like] for n in centroids), len(number)])
             self.tier_of, self.like_of = self.tier_of[:classes], self.like_of[:classes]
         self._products = Products(self.stacked())
+        # Matches of vectors that cannot change, by their id. A reference that is dead, or to another vector, is one
+        # to a vector that is gone.
+        self._matches: dict[int, tuple[weakref.ref[Vectors], Match]] = {}
 
     def stacked(self) -> Vectors:
         """Return the rows that a vector is compared with, float32[n, d]: the head's weights or the centroids."""
@@ -99,13 +105,35 @@ class Index:
         products = self._products.with_vector(vector)
         return products if self.head is None else products + self.head.bias
 
+    def recall(self, vector: Vectors) -> Match | None:
+        """Return the match that was kept for this vector."""
+        kept = self._matches.get(id(vector))
+        return kept[1] if kept is not None and kept[0]() is vector else None
+
+    def keep(self, vector: Vectors, match: Match) -> None:
+        """Keep the match of a vector that cannot change."""
+        if len(self._matches) >= _KEPT_MATCHES:
+            self._matches.clear()
+        self._matches[id(vector)] = weakref.ref(vector), match
+
 
 def nearest(index: Index, vector: Vectors) -> Match:
     """Return the cohort nearest to `vector` (float32[d], unit length).
 
     With a head it is the one with the highest chance. With a single cohort, the margin is the cosine of its
-    centroid. The margin is never negative.
+    centroid. The margin is never negative. An array that is read-only is searched for once: the encoder's cache
+    returns the same one each time for a text.
     """
+    if vector.flags.writeable:
+        return _searched(index, vector)
+    match = index.recall(vector)
+    if match is None:
+        match = _searched(index, vector)
+        index.keep(vector, match)
+    return match
+
+
+def _searched(index: Index, vector: Vectors) -> Match:
     if index.head is not None:
         return _likeliest(index, vector)
     cosines = index.scores(vector)
@@ -141,9 +169,10 @@ def _likeliest(index: Index, vector: Vectors) -> Match:
 
 def _highest(values: Vectors, count: int) -> list[int]:
     """Return the places of the highest values, the highest first. Equal values come in reverse."""
-    at = np.arange(len(values))
     if count < len(values) and len(values) > _FEW:
         at = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    else:
+        at = np.arange(len(values))
     places: list[int] = at[np.argsort(values[at], kind="stable")[: -count - 1 : -1]].tolist()
     return places
 

@@ -61,6 +61,8 @@ _SHOUTED_LETTERS, _SHOUTED_SHARE = 12, 0.9
 def without_closing(text: str) -> str:
     """Return the text without the signature and the notices at its end. Its first line always stays."""
     kept = text.rstrip()
+    if "\n" not in kept:
+        return kept
     for _ in range(_PARAGRAPHS):
         start = _notice(kept) or _signature(kept)
         if start is None or not kept[:start].strip():
@@ -115,5 +117,7 @@ def _is_name(rest: str) -> bool:
 def without_shouting(text: str) -> str:
     """Return the text in small letters if it is written in capitals, which encoders know less well."""
     capitals = sum(map(str.isupper, text))
+    if capitals <= _SHOUTED_LETTERS * _SHOUTED_SHARE:
+        return text  # whatever its small letters are
     letters = capitals + sum(map(str.islower, text))
     return text.lower() if letters > _SHOUTED_LETTERS and capitals > _SHOUTED_SHARE * letters else text

@@ -226,7 +226,7 @@ def test_a_text_seen_before_is_not_encoded_again(gated, batcher):
         gated.gate.set()
         vector = await batcher.embed("again", LONG_S)
         gated.gate.clear()
-        assert (await batcher.embed("again", LONG_S)).tolist() == vector.tolist()
+        assert await batcher.embed("again", LONG_S) is vector and not vector.flags.writeable
 
     run(scenario())
     assert gated.batches == [["again"]]

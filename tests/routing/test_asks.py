@@ -70,6 +70,7 @@ def test_an_entry_has_no_text_and_is_small(encoder: FeatureEncoder) -> None:
 def test_words_that_matter_are_long_or_names_or_have_a_digit() -> None:
     assert words_that_matter("Hi! Can you fix bug 42 for Ann? The sorting is off.") == {"42", "ann", "sorting"}
     assert words_that_matter("京都への旅行を計画して") == set()
+    assert words_that_matter("go to a4 by x² or café ½ Ⅷ, _Bo and Al_ko: Ed") == {"a4", "x²", "ⅷ", "bo", "al"}
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extproc.encoder.features import WORD_COLUMNS
+from extproc.routing import index as index_module
 from extproc.routing.head import Head
 from extproc.routing.index import Index, Kind, Match, nearest, similarities
 from extproc.routing.products import Products
@@ -179,6 +180,46 @@ def test_a_match_is_that_of_a_comparison_with_every_row(cohorts, each, headed, o
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_match_of_an_array_that_cannot_change_is_kept():
+    """The same object is returned, and another array of the same values is searched for."""
+    vector, other = read_only(0.8, 0.6, 0), read_only(0.8, 0.6, 0)
+    index = Index({"code": X[None, :], "faq": Y[None, :]})
+    match = nearest(index, vector)
+    assert nearest(index, vector) is match
+    assert nearest(index, other) == match and nearest(index, other) is not match
+    assert nearest(INDEX, vector) != match  # another index
+    assert nearest(index, vector) is match
+
+
+def test_the_match_of_an_array_that_may_change_is_not_kept():
+    """It is searched for each time."""
+    vector = unit(0.8, 0.6, 0)
+    assert nearest(INDEX, vector).cohort == "code"
+    vector[:] = Z
+    assert nearest(INDEX, vector).cohort == "legal"
+
+
+def test_a_kept_match_is_never_that_of_a_vector_that_is_gone(monkeypatch):
+    """A new array may get the id of one that was freed. Kept matches are also bounded."""
+    monkeypatch.setattr(index_module, "_KEPT_MATCHES", 4)
+    index = Index({"code": X[None, :], "faq": Y[None, :], "legal": Z[None, :]})
+    for i in range(200):
+        row = i % 3
+        vector = read_only(*np.eye(3)[row])
+        assert nearest(index, vector).cohort == ("code", "faq", "legal")[row]
+        del vector
+    alive = [read_only(1, i / 100, 0) for i in range(9)]
+    first = [nearest(index, vector) for vector in alive]
+    assert [nearest(index, vector) for vector in alive] == first
+    assert nearest(index, alive[-1]) is nearest(index, alive[-1])
+
+
+def read_only(*values: float) -> np.ndarray:
+    vector = unit(*values)
+    vector.flags.writeable = False
+    return vector
 
 
 def test_an_index_needs_a_cohort():

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
 
-from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, TIER_ATTRIBUTE
+from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, TIER_ATTRIBUTE, Namespace
+from extproc.contract.records import ladder_of
 from extproc.messages import Event, Kind, Opening, Reply
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.serving.wire import decode_request, encode_response, read_event, read_opening, write_reply
@@ -232,6 +234,20 @@ def test_metadata_keeps_its_values():
     fields = response.dynamic_metadata.fields["semantic_router"].struct_value
     assert dict(fields.fields["l"].list_value.values[0].struct_value.items()) == {"a": "b"}
     assert (fields["reason"], fields["similarity"], fields["calibrated"]) == ("matched", 0.5, False)
+
+
+@pytest.mark.parametrize("clusters", [(), ("small",), ("small", "large"), ("größe", ""), tuple("abcdefgh") * 3])
+@pytest.mark.parametrize("repeats", [(), (1,), (2, 0, 3)])
+def test_a_ladder_is_written_as_any_other_metadata(clusters, repeats):
+    """The second time, too, after the first message was changed."""
+    ladder = ladder_of(clusters, repeats)
+    expected = Struct()
+    expected.update({Namespace.LADDER: ladder, "semantic_router": {"tier": "small"}})
+    reply = Reply("request_body", metadata={Namespace.LADDER: ladder, "semantic_router": {"tier": "small"}})
+    for _ in range(2):
+        written = write_reply(reply).dynamic_metadata
+        assert written == expected
+        written.fields[Namespace.LADDER].struct_value.Clear()
 
 
 def test_trailers_carry_metadata_too():
