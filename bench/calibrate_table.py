@@ -22,7 +22,7 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.choice import changes, choose
-from extproc.evidence.fit.plans import scored_table
+from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.target import parse_target
 from extproc.evidence.measure.controls import MIX, ORACLE, RANDOM, ROUTED, ControlLine
 from extproc.evidence.measure.evaluation import evaluate

@@ -42,7 +42,7 @@ from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit.choice import choose
-from extproc.evidence.fit.plans import scored_table
+from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.target import Target
 from extproc.evidence.measure.metrics import Floats
 from extproc.evidence.show.calibration import plan_text

@@ -12,10 +12,11 @@ import numpy as np
 
 from bench import surface
 from bench.cache import Cache, CachedEncoder
-from bench.cascade import _FIT_SHARE, PRICES, SMALL, band, fit_rules, outcomes, rejects, split
+from bench.cascade import _FIT_SHARE, PRICES, SMALL, band, fit_rules, observed, outcomes, rejects, split
 from bench.replay import Question, read_questions
 from bench.scorer import Judged, fit_scorer, read_answers
-from bench.success import Asked, asked_facts, cohort_gains, fit_stack, served_parts
+from bench.success import Answered, Asked, asked_facts, cohort_gains, fit_stack, served_answers, served_parts
+from extproc.acceptance.score import score_facts
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.measure.metrics import Estimate, Floats, resamples, spread, static_mix
@@ -39,6 +40,7 @@ class RecordedQuestions(msgspec.Struct, frozen=True):
     facts: Floats  # of the questions
     asked: Vectors  # the facts that the router reads
     judged: Judged  # the small tier's answers, as the scorer reads them
+    scored: Floats  # the facts about them that the verifier reads
     small: Floats  # 1 if the small tier's answer is right
     large: Floats  # 1 if the large tier's answer is right
     small_cost: Floats  # dollars
@@ -48,6 +50,10 @@ class RecordedQuestions(msgspec.Struct, frozen=True):
         """The questions as `extproc calibrate --target` reads them."""
         success, extra = np.stack([self.small, self.large], axis=1), self.large_cost - self.small_cost
         return Asked(self.vectors, self.asked, self.cohort, success, extra)
+
+    def answered(self) -> tuple[Asked, Answered]:
+        """The same, with the small tier's answers."""
+        return self.as_served(), Answered(self.scored, np.stack([self.small_cost, self.large_cost], axis=1))
 
     def rows(self, indices: np.ndarray) -> "RecordedQuestions":
         """The rows with these indices."""
@@ -64,11 +70,11 @@ class Expected(msgspec.Struct, frozen=True):
     gain_served: Floats  # from the prompt, by the trees that serve
     gain_judged: Floats  # from the prompt and the small tier's answer
     gain_both: Floats  # the mean of `gain_asked` and `gain_judged`, whose errors differ
-    gain_both_served: Floats  # the mean of `gain_served` and `gain_judged`
     cost: Floats  # dollars of the large tier's answer, from the form of the prompt
     extra_by_cohort: Floats  # dollars of the large tier minus those of the small one, from the cohort
     extra_served: Floats  # the same, by the trees that serve
-    cost_served: Floats  # dollars of the large tier's answer, by the trees that serve
+    prompt_served: Floats  # gain for a dollar of asking the large tier at once, from the prompt, as served
+    answer_served: Floats  # the same of asking it after the small one, from the prompt and the answer, as served
 
 
 def read(cache: Cache, data: Path) -> tuple[RecordedQuestions, RecordedQuestions]:
@@ -92,6 +98,7 @@ def _recorded(cache: Cache, questions: list[Question], tokens: Tokens) -> Record
         np.stack([surface.of_question(prompt) for prompt in prompts]),
         asked_facts(prompts),
         read_answers(cohort, prompts, answers, rejected, np.hstack([vectors, answer_vectors])),
+        np.array([score_facts(q.prompt, observed(q.answers[SMALL])) for q in questions]),
         o.small,
         o.large,
         o.small_cost,
@@ -125,11 +132,11 @@ def expect(fit: RecordedQuestions, new: RecordedQuestions, seed: int) -> Expecte
         served,
         judged,
         (routed + judged) / 2,
-        (served + judged) / 2,
         correction * np.exp(new_facts @ slopes),
         cohort_gains(fit.cohort, extra, new.cohort),
         served_cost * extra.mean(),
-        served_cost * extra.mean() + fit.small_cost.mean(),
+        served / served_cost / extra.mean(),
+        served_answers(fit.answered(), new.answered(), seed) / extra.mean(),
     )
 
 
@@ -165,12 +172,12 @@ class Paid(msgspec.Struct, frozen=True):
 
 
 def policies(
-    recorded: RecordedQuestions, expected: Expected, direct: tuple[Floats, Floats]
+    recorded: RecordedQuestions, expected: Expected, worth: Floats, direct: Floats
 ) -> dict[str, list[Paid]]:
     """Each policy by its name, for every price of a dollar in TRADES.
 
-    `direct` is float64[n, price] for the predictions of the stack, and for those that serve. Above 0, asking the
-    small tier first is worth its cost.
+    `worth` is float64[n, price]: above 0, asking the small tier first is worth its cost. `direct` is
+    float64[price]: from this gain for a dollar on, the prompt chooses the large tier, as served.
     """
     ones = np.ones(len(recorded.small))
 
@@ -196,15 +203,29 @@ def policies(
         "routing, by the prompt: stack": route(expected.gain_asked, by_form),
         "routing, by the prompt: as served": route(expected.gain_served, expected.extra_served),
         "cascade, acceptance score": [Paid(ones, large) for large in escalate(expected.gain_judged, expected.cost)],
-        "both: stack": both(expected.gain_both, direct[0], expected.cost),
-        "both: prompt as served": both(expected.gain_both_served, direct[1], expected.cost_served),
+        "both: stack": both(expected.gain_both, worth, expected.cost),
+        "both: as served": [
+            _as_served(expected, price, least) for price, least in zip(TRADES, direct, strict=True)
+        ],
     }
 
 
-def worth_of_both(fit: RecordedQuestions, expected: Expected, new: RecordedQuestions) -> tuple[Floats, Floats]:
-    """`worth_asking` with the predictions of the stack, and with those that serve."""
-    served = msgspec.structs.replace(expected, gain_both=expected.gain_both_served, cost=expected.cost_served)
-    return worth_asking(fit, expected, new), worth_asking(fit, served, new)
+def _as_served(expected: Expected, price: float, direct: float) -> Paid:
+    """What a cohort with `by_prompt` and the rule `gain` pays for."""
+    at_once = expected.prompt_served >= direct
+    large = at_once | (expected.answer_served >= price)
+    return Paid((~at_once).astype(float), large.astype(float))
+
+
+def direct_levels(fit: RecordedQuestions, expected: Expected) -> Floats:
+    """float64[price]: the gain for a dollar from which the prompt chooses the large tier, as `calibrate` does."""
+    tried = [*np.quantile(expected.prompt_served, np.arange(20) / 20), np.inf]
+
+    def worth(price: float, direct: float) -> float:
+        paid = _as_served(expected, price, direct)
+        return float((paid.quality(fit) - price * paid.cost(fit)).mean())
+
+    return np.array([max(tried, key=lambda direct: worth(price, direct)) for price in TRADES])
 
 
 def worth_asking(fit: RecordedQuestions, expected: Expected, new: RecordedQuestions) -> Floats:
@@ -237,8 +258,9 @@ def table(cache: Cache, path: Path, seed: int) -> Iterator[str]:
     fit, new = read(cache, path)
     unseen, expected = expect_unseen(fit, seed), expect(fit, new, seed)
     # The prices are chosen with predictions for questions that the fits did not use, as those tried are not used.
-    rehearsed = policies(fit, unseen, worth_of_both(fit, unseen, fit))
-    tried = policies(new, expected, worth_of_both(fit, unseen, new))
+    direct = direct_levels(fit, unseen)
+    rehearsed = policies(fit, unseen, worth_asking(fit, unseen, fit), direct)
+    tried = policies(new, expected, worth_asking(fit, unseen, new), direct)
     low, high = fit.small_cost.mean(), fit.large_cost.mean()
     price = ", ".join(f"{tier} {read:g} / {written:g}" for tier, (read, written) in PRICES.items())
     yield f"{len(new.small):,} questions, fitted on {len(fit.small):,} others"

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from extproc.encoder.protocols import Vectors
-from extproc.evidence.fit.prompt_gains import Prompts, fit_columns, fit_trees
+from extproc.evidence.fit.prompt_gains import Prompts, Rows, fit_answer_trees, fit_columns, fit_trees, gains_by
 from extproc.evidence.measure.metrics import Floats
 from extproc.routing.ask import find_ask
 from extproc.routing.prompt_facts import prompt_facts
@@ -142,6 +142,13 @@ def boosted_trees(vectors: Vectors, facts: Floats, gain: Floats) -> Predict:
     return lambda prompts, prompt_facts: np.asarray(trees.predict(columns(prompts, prompt_facts)), dtype=np.float64)
 
 
+class Answered(msgspec.Struct, frozen=True):
+    """Answers of the cheaper tier as `extproc calibrate --target` reads them, one row each."""
+
+    facts: Floats  # `score_facts`
+    cost: Floats  # [row, 2]: dollars of both tiers
+
+
 class Asked(msgspec.Struct, frozen=True):
     """Prompts as `extproc calibrate --target` reads them, one row each."""
 
@@ -171,6 +178,21 @@ def served_parts(fit: Asked, new: Asked, seed: int) -> tuple[Floats, Floats]:
         rows = np.hstack([columns.of(new.vectors[known], new.facts[known]), rates])
         gain[known], cost[known] = trees.gain.values(rows), np.maximum(trees.cost.values(rows), LEAST_COST)
     return gain, cost
+
+
+def served_answers(fit: tuple[Asked, Answered], new: tuple[Asked, Answered], seed: int) -> Floats:
+    """Predicted gains for the mean extra cost, given the cheaper tier's answer, by the trees that serve.
+
+    All cohorts of `new` are in `fit`.
+    """
+    (asked, answered), (new_asked, _) = fit, new
+    prompts = Prompts(asked.vectors, asked.facts, asked.vectors.shape[1])
+    columns = fit_columns(prompts, np.ones(len(asked.vectors), dtype=bool))
+    rows, new_rows = (
+        np.hstack([columns.of(a.vectors, a.facts), b.facts]).astype(np.float32) for a, b in (fit, new)
+    )
+    trees = fit_answer_trees(Rows(rows, asked.success, answered.cost, asked.cohort), ("small", "large"), seed)
+    return gains_by(trees, new_rows, new_asked.cohort)
 
 
 def asked_facts(prompts: Sequence[str]) -> Vectors:

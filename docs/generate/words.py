@@ -350,6 +350,7 @@ REJECTIONS = {
     "low_logprob": "rule `logprob`",
     "ungrounded": "rule `grounded`",
     "low_score": "rule `score`",
+    "predicted_gain": "rule `gain`",
     "agree": "rule `agree`: the other model's answer has another result, or is not similar",
     "judge": "rule `judge`: the other model says no",
     "too_large": "not rejected: too large to be judged, so served as `degraded`",

@@ -15,6 +15,8 @@ from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import (
     Complete,
     External,
+    Gain,
+    GainPredictor,
     Grounded,
     Json,
     JsonSchema,
@@ -183,6 +185,18 @@ def _check_score(rule: Score, observation: Observation, inputs: CheckInputs) -> 
     return OK if score >= rule.min else "low_score"
 
 
+def _check_gain(rule: Gain, observation: Observation, inputs: CheckInputs) -> str:
+    predictor: GainPredictor | None = rule.predictor
+    if predictor is None:
+        return UNAVAILABLE
+    if _only_calls(observation, inputs) or inputs.tier not in (None, predictor.tier):
+        return NOTHING
+    gain = predictor.gain(inputs.request.columns, inputs.request.question or "", observation)
+    if gain is None:
+        return UNAVAILABLE
+    return OK if gain < rule.least else "predicted_gain"
+
+
 def check_external(rule: External, observation: Observation, inputs: CheckInputs) -> str:
     passed = inputs.external.get(rule.name)
     if passed is None:
@@ -203,5 +217,6 @@ CHECKS: dict[type[Any], Check] = {
     Logprob: check_logprob,
     Grounded: _of_text(_check_grounded),
     Score: _check_score,
+    Gain: _check_gain,
     External: check_external,
 }

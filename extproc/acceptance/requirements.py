@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from extproc.acceptance.rules import AcceptRule, External, Grounded, JsonSchema, Score
+from extproc.acceptance.rules import AcceptRule, External, Gain, Grounded, JsonSchema, Score
 from extproc.acceptance.score import QUESTION_CHARS, head_and_tail
 from extproc.api.members import UNDECODABLE, MemberReader, TooManyObjects
 from extproc.api.parts import MAX_ITEMS
@@ -35,7 +35,8 @@ class Requirements(msgspec.Struct, frozen=True):
     tools: Mapping[str, Any] | None = {}
     tool_required: bool = False
     context: str = ""  # the text that must support the answer, for `grounded`
-    question: str | None = None  # for `score`; None: not known
+    question: str | None = None  # for `score` and `gain`; None: not known
+    columns: tuple[float, ...] = ()  # of the prompt, for `gain`; empty: there is no prediction
     stream: bool | None = None  # None: not known, so the framing of the answer is not checked
     choices: int = 1
     # Requirements that are too large or cannot be read: `json_schema`, `tool_schemas`, `tool_choice`.
@@ -84,8 +85,13 @@ _decode_members = msgspec.json.Decoder(
 ).decode
 
 
-def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirements:
-    """Read the requirements that `rules` use. Requirements that cannot be read are left out."""
+def read_requirements(
+    request: Request, rules: Sequence[AcceptRule], columns: tuple[float, ...] = ()
+) -> Requirements:
+    """Read the requirements that `rules` use. Requirements that cannot be read are left out.
+
+    `columns` are those of the prompt, from its match.
+    """
     try:
         members = msgspec.json.encode(_decode_members(request.readable))
         if not has_at_most(members, _MAX_VALUES, 2 * _MAX_VALUES):
@@ -99,7 +105,8 @@ def read_requirements(request: Request, rules: Sequence[AcceptRule]) -> Requirem
         tools=_tools(body, request),
         tool_required=_tool_required(body.tool_choice),
         context=_context(request) if kinds & {Grounded, External} else "",
-        question=question_of(request) if Score in kinds else None,
+        question=question_of(request) if kinds & {Score, Gain} else None,
+        columns=columns if Gain in kinds else (),
         stream=request.stream,
         choices=body.n or 1,
     )

@@ -2,20 +2,23 @@
 
     accept: [complete, non_empty, {min_chars: 20}, {max_chars: 4000}, json, json_schema,
              tool_calls, {regex: "^[A-E]$"}, no_refusal, {logprob: {min: -0.8}},
-             {grounded: {min: 0.5}}, {score: {min: 0.62}}, {judge: {on_unavailable: reject}}]
+             {grounded: {min: 0.5}}, {score: {min: 0.62}}, {gain: {least: 0.3}},
+             {judge: {on_unavailable: reject}}]
 
 A rule may be unable to run: no logprobs, no context, an unusable schema, or a judge that is down. `on_unavailable`
 then decides its outcome, and the verdict names the rule.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
 from extproc.acceptance.schema import compile_pattern, schema_fault
 from extproc.acceptance.score import Scorer
+from extproc.api.observation import Observation
 from extproc.mismatch import Mismatch, convert_or_mismatch, dotted_path
 from extproc.settings import about
 
@@ -123,6 +126,33 @@ class Score(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scorer: Scorer | None = None  # from the cohort, never from the YAML of the rule
 
 
+class GainPredictor(Protocol):
+    """Predicts what the costlier tier of `by_prompt` gains over an answer of the cheaper one."""
+
+    @property
+    def tier(self) -> str:
+        """The tier whose answers it reads."""
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether it needs log-probabilities."""
+
+    def gain(self, columns: Sequence[float], question: str, answer: Observation) -> float | None:
+        """Return the gain for the mean extra cost, or None if it cannot be predicted."""
+
+
+class Gain(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The predicted gain of the costlier tier of `by_prompt`, given the prompt and the answer, is below `least`."""
+
+    least: Annotated[
+        float, about("Least predicted gain in quality, for the mean extra cost, at which the answer is rejected.")
+    ]
+    on_unavailable: Annotated[OnUnavailable, about("The outcome of the rule if the gain cannot be predicted.")] = (
+        "accept"
+    )
+    predictor: Any = None  # a GainPredictor from gains.safetensors, never from the YAML; None: absent or stale
+
+
 class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A rule that calls a model: `judge` asks it for an opinion, `agree` compares its own answer."""
 
@@ -136,7 +166,7 @@ class External(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 AcceptRule = (
     Complete | NonEmpty | MinChars | MaxChars | Json | JsonSchema | ToolCalls | Regex | NoRefusal
-    | Logprob | Grounded | Score | External
+    | Logprob | Grounded | Score | Gain | External
 )  # fmt: skip
 
 # Name -> the type, the field that a plain value sets, an example.
@@ -153,6 +183,7 @@ _RULES: dict[str, tuple[type[Any], str | None, str]] = {
     "logprob": (Logprob, "min", "{logprob: {min: -0.8}}"),
     "grounded": (Grounded, "min", "{grounded: {min: 0.5}}"),
     "score": (Score, "min", "{score: {min: 0.62}}"),
+    "gain": (Gain, "least", "{gain: {least: 0.3}}"),
 }
 _NAMES = {kind: name for name, (kind, _, _) in _RULES.items()}
 _CALL_OUTS = ("agree", "judge")
@@ -212,6 +243,8 @@ def _compile(item: Any, where: str, scorer: Scorer | None) -> AcceptRule:
     kind, field, example = _RULES[name]
     rule: AcceptRule = _convert(kind, _options(name, field, value), f"{where}.{name}", example)
     _ensure_checkable(rule, f"{where}.{name}")
+    if isinstance(rule, Gain) and rule.predictor is not None:
+        raise ValueError(f"{where}.{name}: `predictor` is not a key of the rule; write {{gain: {{least: 0.3}}}}")
     return _scored(rule, scorer, f"{where}.{name}") if isinstance(rule, Score) else rule
 
 

@@ -17,7 +17,7 @@ from extproc.acceptance.checks import CHECKS, OK, PASSED, UNAVAILABLE, CheckInpu
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.partial_checks import OPEN, PARTIAL_CHECKS, still_open
 from extproc.acceptance.requirements import Requirements
-from extproc.acceptance.rules import AcceptRule, Logprob, MinChars, NonEmpty, NoRefusal, Score, rule_name
+from extproc.acceptance.rules import AcceptRule, Gain, Logprob, MinChars, NonEmpty, NoRefusal, Score, rule_name
 from extproc.api.observation import CONTINUES, TOO_LARGE, Observation
 
 
@@ -127,6 +127,8 @@ def wants_logprobs(rules: Sequence[AcceptRule], tier: str | None = None) -> bool
 def _wants_logprobs(rule: AcceptRule, tier: str | None) -> bool:
     if isinstance(rule, Score) and rule.scorer is not None:
         return rule.scorer.wants_logprobs and tier in (None, rule.scorer.tier)
+    if isinstance(rule, Gain) and rule.predictor is not None:
+        return bool(rule.predictor.wants_logprobs) and tier in (None, rule.predictor.tier)
     return isinstance(rule, Logprob) and rule.judges(tier)
 
 

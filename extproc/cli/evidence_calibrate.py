@@ -21,7 +21,7 @@ from extproc.evidence.fit.calibration import Calibration, calibrate
 from extproc.evidence.fit.choice import TierChoice, changes, choose
 from extproc.evidence.fit.labelled import LabelledRows, labelled_rows
 from extproc.evidence.fit.learning import FittedCentroids, learn, texts_for_encoder
-from extproc.evidence.fit.plans import scored_table
+from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.trial import EncoderCandidate
 from extproc.evidence.measure.headlines import Headline

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from extproc.acceptance.rules import AcceptRule, Logprob, Score, rule_name
+from extproc.acceptance.rules import AcceptRule, Gain, Logprob, Score, rule_name
 from extproc.acceptance.verdict import needs_whole_answer
+from extproc.routing.gain_file import GAINS_FILE
 from extproc.routing.policy import Cohort
 from extproc.routing.routed import Routed
 
@@ -41,6 +42,9 @@ def _condition(rule: AcceptRule) -> str:
     if isinstance(rule, Logprob):
         tokens = "all tokens" if rule.first is None else f"the first {rule.first} tokens"
         return f"logprob (mean of {tokens} below {rule.min:g}{f' at {rule.tier}' if rule.tier else ''})"
+    if isinstance(rule, Gain):
+        missing = "" if rule.predictor is not None else f"; not used: {GAINS_FILE} is absent, stale or another one"
+        return f"gain (predicted with the answer: {100 * rule.least:+.1f} points or more{missing})"
     if not isinstance(rule, Score) or rule.scorer is None:
         return rule_name(rule)
     return f"score (below {rule.min:g}; fitted on {rule.scorer.rows} rows of {rule.scorer.stamp})"

@@ -5,9 +5,10 @@ import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
-from extproc.acceptance.rules import compile_rules
+from extproc.acceptance.rules import Gain, compile_rules
 from extproc.config.fit_file import fit_once
 from extproc.config.load import Config, ConfigError
 from extproc.config.schema import BACKGROUND_FILE, Intent
@@ -160,7 +161,10 @@ def centroids_digest(config: Config) -> str:
 
 
 def _cohort(intent: Intent, own_floor: float, centroids: str, gains: GainFile | None) -> Cohort:
-    evidence = intent.evidence
+    evidence, choice, predictor = intent.evidence, intent.by_prompt, None
+    stale = choice is not None and (gains is None or gains.header.seal != choice.fit)
+    if choice is not None and gains is not None and not stale:
+        predictor = gains.gains.of_answers(choice.tiers, intent.intent)
     return Cohort(
         name=intent.intent,
         tier=intent.tier,
@@ -173,7 +177,10 @@ def _cohort(intent: Intent, own_floor: float, centroids: str, gains: GainFile | 
         tier_floor=intent.tier_floor,
         only=intent.only,
         risk=intent.risk,
-        accept=compile_rules(intent.accept, intent.scorer),
+        accept=tuple(
+            msgspec.structs.replace(rule, predictor=predictor) if isinstance(rule, Gain) else rule
+            for rule in compile_rules(intent.accept, intent.scorer)
+        ),
         escalate=intent.escalate,
         stream=intent.stream,
         cache=intent.cache,
@@ -181,7 +188,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str, gains: GainFile | 
         chosen=intent.chosen,
         operator_floor=intent.floor is not None and intent.evidence is None,
         by_prompt=intent.by_prompt,
-        prompt_stale=intent.by_prompt is not None and (gains is None or gains.header.seal != intent.by_prompt.fit),
+        prompt_stale=stale,
     )
 
 

@@ -19,7 +19,7 @@ _REF = "#/$defs/{name}"
 # The router reads YAML 1.1, where these words are booleans. For editors, which read YAML 1.2, they are text.
 _BOOLEANS = [True, False, "on", "off", "yes", "no"]
 # Options of a rule that are not keys of the YAML.
-_NOT_WRITTEN = {"Score": "scorer", "External": "name"}
+_NOT_WRITTEN = {"Score": "scorer", "Gain": "predictor", "External": "name"}
 
 _Schema = dict[str, Any]
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from extproc.config.schema import Intent
 from extproc.mismatch import suggestion
@@ -14,6 +15,22 @@ def check_by_prompt(intent: Intent, tiers: Sequence[str]) -> Iterator[tuple[str,
     """Yield the place and the text of each mistake in `by_prompt`. `tiers` are the names, the cheapest first."""
     if intent.by_prompt is not None:
         yield from _check(intent.by_prompt, intent, tiers)
+    for i, rule in enumerate(intent.accept):
+        if isinstance(rule, dict) and "gain" in rule:
+            yield from _check_gain(f".accept[{i}]", rule["gain"], intent)
+
+
+def _check_gain(at: str, options: Any, intent: Intent) -> Iterator[tuple[str, str]]:
+    """The rule needs the predictions, and the cheaper tier has to answer first."""
+    least = options.get("least") if isinstance(options, dict) else options
+    if isinstance(least, float) and not math.isfinite(least):
+        yield at, f"`least` of `gain` is {least}, which is not a finite number: {_AGAIN}"
+    if intent.by_prompt is None:
+        what = "`gain` needs the key `by_prompt`, which names its predictions"
+        yield at, f"{what}: run `extproc calibrate --target ... --write`, or remove the rule"
+    elif intent.tier != intent.by_prompt.tiers[0]:
+        cheaper = intent.by_prompt.tiers[0]
+        yield at, f"`gain` judges answers of `{cheaper}`, but the tier of the intent is `{intent.tier}`: {_AGAIN}"
 
 
 def _check(choice: ByPrompt, intent: Intent, tiers: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -15,8 +15,11 @@ def match_prompt(snapshot: Snapshot, vector: Vectors, ask: Ask) -> Match:
     cohort = snapshot.policy.cohorts[match.cohort]
     if snapshot.gains is None or cohort.by_prompt is None or not cohort.asks_prompt:
         return match
-    gain = snapshot.gains.gain(cohort.by_prompt.tiers, cohort.name, vector, ask)
-    return msgspec.structs.replace(match, gain=gain)
+    predicted = snapshot.gains.predict(cohort.by_prompt.tiers, cohort.name, vector, ask)
+    if predicted is None:
+        return match
+    gain, columns = predicted
+    return msgspec.structs.replace(match, gain=gain, columns=columns if cohort.judges_gain else ())
 
 
 def rank_by_prompt(policy: Policy, cohort: Cohort | None, match: Match | None) -> int | None:

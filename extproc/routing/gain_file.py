@@ -12,6 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from extproc.acceptance.score import SCORE_FACTS
 from extproc.routing.centroid_file import CENTROIDS_FILE, metadata_header
 from extproc.routing.prompt_facts import PROMPT_FACTS
 from extproc.routing.prompt_gain import RATES, GainTrees, PromptColumns, PromptGains, Trees
@@ -19,7 +20,8 @@ from extproc.settings import Tier
 
 GAINS_FILE = "gains.safetensors"
 FITTED_FILES = (CENTROIDS_FILE, GAINS_FILE)  # beside the YAML
-VERSION = 2  # raised when columns or trees are read in another way
+# Raised when columns or trees are read in another way. A file of version 2 has no trees that read an answer.
+VERSION, WITHOUT_ANSWERS = 3, 2
 _PARTS = ("base", "features", "cuts", "leaves")  # of trees
 # `calibrate` reads the folder, too, so a file that is refused has to go first.
 _AGAIN = "delete the file, and run `extproc calibrate --target ... --write` again"
@@ -42,7 +44,9 @@ class GainHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     models: dict[str, str]  # tier -> model
     cohorts: tuple[str, ...]
     facts: tuple[str, ...] = PROMPT_FACTS
-    seal: str = ""  # hash of the arrays and of all fields above
+    seal: str = ""  # hash of the arrays and of all other fields
+    answer_facts: tuple[str, ...] = SCORE_FACTS  # of the trees that read an answer
+    judged: tuple[tuple[str, str], ...] = ()  # the pairs that have such trees
 
     def __str__(self) -> str:
         pairs = ", ".join(f"{low} or {high}" for low, high in self.pairs)
@@ -79,6 +83,10 @@ def encode_gains(header: GainHeader, gains: PromptGains) -> bytes:
         pair = gains.pairs[tiers]
         arrays |= _arrays_of(f"{i}.gain", pair.gain) | _arrays_of(f"{i}.cost", pair.cost)
         arrays[f"{i}.rates"] = np.stack([pair.rates[name] for name in header.cohorts])
+    for i, tiers in enumerate(header.judged):
+        pair = gains.answers[tiers]
+        arrays |= _arrays_of(f"answer.{i}.gain", pair.gain) | _arrays_of(f"answer.{i}.cost", pair.cost)
+        arrays[f"answer.{i}.rates"] = np.stack([pair.rates[name] for name in header.cohorts])
     arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
     return bytes(save(arrays, metadata={"header": msgspec.json.encode(sealed).decode()}))
@@ -103,22 +111,31 @@ def decode_gains(raw: bytes) -> GainFile:
         header = msgspec.json.decode(metadata_header(raw), type=GainHeader)
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise ValueError(f"is not a file of gains ({error}): {_AGAIN}") from error
-    if header.version != VERSION or header.facts != PROMPT_FACTS:
+    if not _is_of_this_release(header):
         raise OtherVersionError(
-            f"is of version {header.version}, and this release reads version {VERSION}: {_AGAIN}"
+            f"is of version {header.version}, and this release reads the versions {WITHOUT_ANSWERS} and {VERSION}: "
+            f"{_AGAIN}"
         )
     if not _has_shapes(arrays, header):
         raise ValueError(f"its arrays do not have the shapes that its header describes: {_AGAIN}")
     if header.seal != _seal(header, arrays):
         raise ValueError(f"its content changed after `extproc calibrate` wrote it: {_AGAIN}")
-    pairs = {tiers: _pair(arrays, i, tiers, header.cohorts) for i, tiers in enumerate(header.pairs)}
+    pairs = {tiers: _pair(arrays, f"{i}", tiers, header.cohorts) for i, tiers in enumerate(header.pairs)}
+    answers = {tiers: _pair(arrays, f"answer.{i}", tiers, header.cohorts) for i, tiers in enumerate(header.judged)}
     columns = PromptColumns(arrays["mean"], arrays["directions"], arrays["low"], arrays["high"])
-    return GainFile(header, PromptGains(columns, pairs))
+    return GainFile(header, PromptGains(columns, pairs, answers))
 
 
-def _pair(arrays: Mapping[str, np.ndarray], i: int, tiers: tuple[str, str], cohorts: Sequence[str]) -> GainTrees:
-    rates = dict(zip(cohorts, arrays[f"{i}.rates"], strict=True))
-    return GainTrees(tiers, _trees(arrays, f"{i}.gain"), _trees(arrays, f"{i}.cost"), rates)
+def _is_of_this_release(header: GainHeader) -> bool:
+    """Whether the columns and the trees are those that this release computes."""
+    if header.version not in (WITHOUT_ANSWERS, VERSION) or header.facts != PROMPT_FACTS:
+        return False
+    return not header.judged or header.answer_facts == SCORE_FACTS
+
+
+def _pair(arrays: Mapping[str, np.ndarray], at: str, tiers: tuple[str, str], cohorts: Sequence[str]) -> GainTrees:
+    rates = dict(zip(cohorts, arrays[f"{at}.rates"], strict=True))
+    return GainTrees(tiers, _trees(arrays, f"{at}.gain"), _trees(arrays, f"{at}.cost"), rates)
 
 
 def _trees(arrays: Mapping[str, np.ndarray], prefix: str) -> Trees:
@@ -128,8 +145,10 @@ def _trees(arrays: Mapping[str, np.ndarray], prefix: str) -> Trees:
 
 def _has_shapes(arrays: Mapping[str, np.ndarray], header: GainHeader) -> bool:
     """Whether every array has the shape and the type that the header requires, and finite numbers."""
-    prefixes = [f"{i}.{of}" for i in range(len(header.pairs)) for of in ("gain", "cost")]
-    rates = [f"{i}.rates" for i in range(len(header.pairs))]
+    of_prompts, of_answers = range(len(header.pairs)), range(len(header.judged))
+    pairs = [*map(str, of_prompts), *(f"answer.{i}" for i in of_answers)]
+    rates = [f"{pair}.rates" for pair in pairs]
+    prefixes = [f"{pair}.{of}" for pair in pairs for of in ("gain", "cost")]
     names = {"mean", "directions", "low", "high", *rates, *(f"{prefix}.{p}" for prefix in prefixes for p in _PARTS)}
     if {*arrays} != names or not header.pairs:
         return False
@@ -140,9 +159,13 @@ def _has_shapes(arrays: Mapping[str, np.ndarray], header: GainHeader) -> bool:
     return (
         arrays["low"].shape == arrays["high"].shape == (width,)
         and all(arrays[name].shape == (len(header.cohorts), RATES) for name in rates)
-        and all(_are_trees(arrays, prefix, width + RATES) for prefix in prefixes)
+        and all(_are_trees(arrays, prefix, _width(prefix, width) + RATES) for prefix in prefixes)
         and all(_is_readable(name, values) for name, values in arrays.items())
     )
+
+
+def _width(prefix: str, of_prompt: int) -> int:
+    return of_prompt + len(SCORE_FACTS) if prefix.startswith("answer.") else of_prompt
 
 
 def _is_readable(name: str, values: np.ndarray) -> bool:
@@ -165,7 +188,10 @@ def _are_trees(arrays: Mapping[str, np.ndarray], prefix: str, columns: int) -> b
 
 
 def _seal(header: GainHeader, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(header, seal="")))
+    fields = msgspec.to_builtins(msgspec.structs.replace(header, seal=""))
+    if header.version == WITHOUT_ANSWERS:
+        fields = {name: value for name, value in fields.items() if name not in ("answer_facts", "judged")}
+    digest = hashlib.sha256(msgspec.json.encode(fields))
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
     return digest.hexdigest()[:12]

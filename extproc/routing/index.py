@@ -37,6 +37,7 @@ class Match(msgspec.Struct, frozen=True):
     tiers: Mapping[str, float] = {}  # chance of the cohorts that need each tier, by the tier's name
     # Predicted gain in quality of the costlier of the cohort's two tiers. None: the prompt does not choose.
     gain: float | None = None
+    columns: tuple[float, ...] = ()  # of the prompt, if a rule predicts the gain again with the answer
 
     @property
     def in_scope(self) -> float:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from extproc.acceptance.rules import AcceptRule
+from extproc.acceptance.rules import AcceptRule, Gain
 from extproc.routing.index import Match
 from extproc.routing.sticky import Sticky
 from extproc.settings import (
@@ -54,6 +54,11 @@ class Cohort(msgspec.Struct, frozen=True):
     def asks_prompt(self) -> bool:
         """Whether the prompt chooses between two tiers. A match that may be a guess has the tier of the cohort."""
         return self.by_prompt is not None and not self.prompt_stale and self.has_floor
+
+    @property
+    def judges_gain(self) -> bool:
+        """Whether a rule predicts the gain of the costlier tier again, with the answer of the cheaper one."""
+        return any(isinstance(rule, Gain) for rule in self.accept)
 
     @property
     def has_floor(self) -> bool:

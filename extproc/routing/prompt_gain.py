@@ -4,13 +4,19 @@ A gain is the expected quality of the costlier tier minus that of the cheaper on
 extra cost of the costlier tier, where 1 is the mean extra cost of the fit. So a long answer needs a larger gain.
 The trees compare directions of the prompt's vector, facts that are counted in the ask, and rates of its cohort. All
 nodes of a level make the same comparison (oblivious trees), so the answer of a tree is one look-up.
+
+Other trees also read facts about the cheaper tier's answer. Their gain is that of asking the costlier tier after
+all. It is divided by the whole cost of that, because the cheaper answer is paid in any case.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import msgspec
 import numpy as np
 
+from extproc.acceptance.score import LOGPROB_FACTS, SCORE_FACTS, score_facts
+from extproc.api.observation import Observation
 from extproc.encoder.protocols import Vectors
 from extproc.routing.ask import Ask
 from extproc.routing.prompt_facts import prompt_facts
@@ -41,7 +47,9 @@ class GainTrees(msgspec.Struct, frozen=True, eq=False):
 
     tiers: tuple[str, str]  # the cheaper one first
     gain: Trees  # quality of the costlier tier minus that of the cheaper one
-    cost: Trees  # dollars of the costlier tier minus those of the cheaper one, where 1 is the mean of the fit
+    # Dollars of the costlier tier minus those of the cheaper one, where 1 is the mean of the fit. If the trees read
+    # an answer: all dollars of the costlier tier, in the same unit.
+    cost: Trees
     rates: Mapping[str, Vectors]  # cohort -> float32[RATES]
 
     def gains(self, columns: Vectors, rates: Vectors) -> Vectors:
@@ -74,12 +82,57 @@ class PromptGains(msgspec.Struct, frozen=True, eq=False):
 
     columns: PromptColumns
     pairs: Mapping[tuple[str, str], GainTrees]
+    answers: Mapping[tuple[str, str], GainTrees] = {}  # trees that read the cheaper tier's answer, too
 
     def gain(self, tiers: tuple[str, str], cohort: str, vector: Vectors, ask: Ask) -> float | None:
-        """Return the gain of one prompt. None: these tiers, this cohort or prompts like this were not fitted on."""
+        """Return the gain of one prompt, as `predict` does."""
+        predicted = self.predict(tiers, cohort, vector, ask)
+        return None if predicted is None else predicted[0]
+
+    def predict(
+        self, tiers: tuple[str, str], cohort: str, vector: Vectors, ask: Ask
+    ) -> tuple[float, tuple[float, ...]] | None:
+        """Return the gain of one prompt, and its columns.
+
+        None: these tiers, this cohort or prompts like this were not fitted on.
+        """
         trees = self.pairs.get(tiers)
         rates = trees.rates.get(cohort) if trees is not None else None
         if trees is None or rates is None:
             return None
         columns = self.columns.of(vector[None], prompt_facts(ask)[None])
-        return float(trees.gains(columns, rates[None])[0]) if self.columns.saw(columns[0]) else None
+        if not self.columns.saw(columns[0]):
+            return None
+        return float(trees.gains(columns, rates[None])[0]), tuple(columns[0].tolist())
+
+    def of_answers(self, tiers: tuple[str, str], cohort: str) -> "AnswerGain | None":
+        """Return the predictor for answers in one cohort. None: these tiers or this cohort were not fitted on."""
+        trees = self.answers.get(tiers)
+        rates = trees.rates.get(cohort) if trees is not None else None
+        return None if trees is None or rates is None else AnswerGain(trees, rates, len(self.columns.low))
+
+
+class AnswerGain(msgspec.Struct, frozen=True, eq=False, dict=True):
+    """Predicts the gain of the costlier tier, from a prompt of one cohort and the cheaper tier's answer."""
+
+    trees: GainTrees
+    rates: Vectors  # of the cohort: float32[RATES]
+    width: int  # columns of a prompt
+
+    @property
+    def tier(self) -> str:
+        """The tier whose answers it reads."""
+        return self.trees.tiers[0]
+
+    @cached_property
+    def wants_logprobs(self) -> bool:
+        """Whether a comparison reads a fact about log-probabilities."""
+        places = [self.width + SCORE_FACTS.index(name) for name in LOGPROB_FACTS]
+        return any(np.isin(trees.features, places).any() for trees in (self.trees.gain, self.trees.cost))
+
+    def gain(self, columns: Sequence[float], question: str, answer: Observation) -> float | None:
+        """Return the gain. None: the columns are of another file, or log-probabilities are missing."""
+        if len(columns) != self.width or (self.wants_logprobs and not answer.logprobs):
+            return None
+        row = np.array([*columns, *score_facts(question, answer)], dtype=np.float32)
+        return float(self.trees.gains(row[None], self.rates[None])[0])

@@ -172,7 +172,7 @@ def envoy_metadata(
         judge = _judge_modes(decision, decision.cohort, request)
         judged = _judged_record(decision, decision.cohort, mutation, request)
         decision_values |= judged.to_metadata()
-        metadata[Namespace.REQUIREMENTS] = _requirements_record(decision.cohort, request).to_metadata()
+        metadata[Namespace.REQUIREMENTS] = _requirements_record(decision, decision.cohort, request).to_metadata()
     retries = _retries(decision)
     if request is not None and request.state.background:
         retries = 0  # a failed attempt may have started the job
@@ -225,5 +225,7 @@ def _judged_record(decision: Decision, cohort: Cohort, mutation: Mutation, reque
     )
 
 
-def _requirements_record(cohort: Cohort, request: Request) -> RequirementsRecord:
-    return RequirementsRecord(facts=msgspec.json.encode(read_requirements(request, cohort.accept)).decode())
+def _requirements_record(decision: Decision, cohort: Cohort, request: Request) -> RequirementsRecord:
+    columns = decision.match.columns if decision.match is not None else ()
+    requirements = read_requirements(request, cohort.accept, columns)
+    return RequirementsRecord(facts=msgspec.json.encode(requirements).decode())

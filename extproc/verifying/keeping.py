@@ -14,7 +14,7 @@ import msgspec
 from extproc.acceptance.agreement import same_answer
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import Requirements
-from extproc.acceptance.rules import Logprob, Score
+from extproc.acceptance.rules import Gain, Logprob, Score
 from extproc.acceptance.verdict import Verdict
 from extproc.api.observation import Observation, Usage
 from extproc.contract.records import CacheRecord
@@ -100,7 +100,7 @@ class AnswerKeeper:
         """Whether the kept answer passes the rules for this request, and agrees with the new one. None: unknown."""
         again = msgspec.structs.replace(fresh, text=kept.text, logprobs=())
         # Log-probabilities are not kept.
-        local = [rule for rule in cohort.accept if not isinstance(rule, Logprob | Score)]
+        local = [rule for rule in cohort.accept if not isinstance(rule, Logprob | Score | Gain)]
         verdict = await self._rules.run(local, again, request, snapshot.judges, kept.tier)
         if not verdict.accept:
             return False

@@ -69,6 +69,7 @@ def recorded():
         facts=four,
         asked=four.astype(np.float32),
         judged=Judged(np.array(["a"] * 4), four, four.astype(np.float32)),
+        scored=four,
         small=np.array([1.0, 0, 0, 1]),
         large=np.array([1.0, 1, 1, 0]),
         small_cost=np.full(4, 1.0),

@@ -298,6 +298,16 @@ MISTAKES = {
         "or remove `by_prompt`",
         "cooking.yaml:4: no tier is called `smal`: did you mean `small`?",
     ],
+    "gain_rule": [
+        "billing.yaml:9: `accept` can reject nothing, because no tier is above this one: remove it, or add "
+        "`escalate`",
+        "billing.yaml:9: `gain` judges answers of `small`, but the tier of the intent is `large`: run `extproc "
+        "calibrate --target ... --write` again, or remove `by_prompt`",
+        "billing.yaml:9: `least` of `gain` is inf, which is not a finite number: run `extproc calibrate --target "
+        "... --write` again, or remove `by_prompt`",
+        "cooking.yaml:3: `gain` needs the key `by_prompt`, which names its predictions: run `extproc calibrate "
+        "--target ... --write`, or remove the rule",
+    ],
     "chosen_out_of_range": [
         "billing.yaml:9: `chosen.quality` is [0.9, 0.8]: expected two numbers from 0 to 1, the lower one first"
     ],

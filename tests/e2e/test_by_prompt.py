@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from extproc.acceptance.score import SCORE_FACTS
 from extproc.accounting.why import why
 from extproc.config.compile import utterances_digest
 from extproc.config.load import load_config
@@ -43,7 +44,19 @@ def _gains() -> PromptGains:
     )
     rates = {"math_reasoning": np.zeros(RATES, dtype=np.float32)}
     trees = GainTrees(("large", "frontier"), _stump(0.1, 0.2), _stump(1.0, 0.0), rates)
-    return PromptGains(columns, {trees.tiers: trees})
+    return PromptGains(columns, {trees.tiers: trees}, {trees.tiers: _with_answer(rates)})
+
+
+def _with_answer(rates: dict[str, np.ndarray]) -> GainTrees:
+    """One tree: with its answer, the frontier tier gains 0.4 for questions with a formula, and -0.4 for others."""
+    formulas = _WIDTH + SCORE_FACTS.index("formulas")
+    gain = Trees(
+        0.0,
+        np.array([[formulas]]),
+        np.array([[0.1]], dtype=np.float32),
+        np.array([[-0.4, 0.4]], dtype=np.float32),
+    )
+    return GainTrees(("large", "frontier"), gain, _stump(1.0, 0.0), rates)
 
 
 def _stump(base: float, leaf: float) -> Trees:
@@ -73,6 +86,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
                 pairs=(("large", "frontier"),),
                 models={tier: MODELS[tier] for tier in ("large", "frontier")},
                 cohorts=("math_reasoning",),
+                judged=(("large", "frontier"),),
             ),
             _gains(),
         )
@@ -80,7 +94,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         seal = decode_gains(raw).header.seal
         choice = f"{{tiers: [large, frontier], least: 0, gain: [0, 0.1], rows: 300, fit: '{seal}'}}"
         path = stack.intents / "math_reasoning.yaml"
-        path.write_text(small_intent("math_reasoning", f"tier: large\nby_prompt: {choice}"))
+        judged = "accept: [{gain: {least: 0.2}}]\nescalate: {to: frontier, share: 1}"
+        path.write_text(small_intent("math_reasoning", f"tier: large\nby_prompt: {choice}\n{judged}"))
         yield ending.enter_context(with_ledger(stack))
 
 
@@ -112,3 +127,15 @@ def test_the_prompt_chooses_and_every_record_says_so(stack: Stack, prompt: str, 
         f"The predicted gain of the costlier tier is {gain} points for the mean extra cost, and it serves from +0.0"
         in story
     )
+
+
+def test_the_answer_is_judged_by_the_gain_that_is_predicted_with_it(stack: Stack) -> None:
+    """The prompt alone keeps the large tier. With its answer the frontier tier is asked, and `why` says so."""
+    answer = _ask(stack, f"{PROVE} x = 2")
+    assert answer.said == {
+        "x-router-cohort": "math_reasoning",
+        "x-router-tier": "frontier",
+        "x-router-reason": "by_prompt",
+    }
+    assert (answer.headers["x-router-escalations"], answer.headers["x-cascade-reason"]) == ("1", "predicted_gain")
+    assert "predicted_gain" in _story(stack, answer)

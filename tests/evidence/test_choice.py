@@ -16,7 +16,8 @@ from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.choice import choose
 from extproc.evidence.fit.options import Option
-from extproc.evidence.fit.plans import cap_of, replay, scored_table
+from extproc.evidence.fit.plans import cap_of, replay
+from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.scorer import Answers, unseen_chances
 from extproc.evidence.fit.target import Target, parse_target
 from extproc.evidence.measure.controls import MIX, ROUTED

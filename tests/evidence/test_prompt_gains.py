@@ -12,8 +12,9 @@ from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import boosting
 from extproc.evidence.fit.boosting import boost
 from extproc.evidence.fit.choice import choose
-from extproc.evidence.fit.plans import scored_table
+from extproc.evidence.fit.plans import replay
 from extproc.evidence.fit.prompt_gains import ranked_gain
+from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.target import parse_target
 from extproc.routing.gain_file import GAINS_FILE, decode_gains
 
@@ -23,8 +24,9 @@ DAY, TARGET = "2026-11-29", parse_target("cost=0.009")
 
 @pytest.fixture(autouse=True)
 def one_fit(monkeypatch):
-    """The trees are fitted once, not averaged over several fits, because that is quicker."""
+    """Fewer trees are fitted, and once, not averaged over several fits, because that is quicker."""
     monkeypatch.setattr(boosting, "_REPEATS", 1)
+    monkeypatch.setattr(boosting, "_ROUNDS", 60)
 
 
 def outcome(success):
@@ -151,6 +153,45 @@ def test_what_is_written_serves_as_it_was_measured(folder, tmp_path, words, toke
     assert reasons.count(Reason.BY_PROMPT) > 0.9 * len(reasons)
     assert {r.decision.tier.name for r in run.routed if r.decision.reason is Reason.BY_PROMPT} == {"small", "large"}
     assert gain_over_a_draw(run) > 0.15
+
+
+def hedged(count, seed=0):
+    """Return bills where many amounts say that the small tier may be wrong, and its hedges where it is."""
+    rng, made = np.random.default_rng(seed), []
+    for i in range(count):
+        many = rng.random() < 0.5
+        amounts = " ".join(map(str, rng.integers(10, 99, 8 if many else 1)))
+        right = rng.random() < (0.5 if many else 0.8)
+        answer = "It is right." if right else "Perhaps it might be wrong, roughly, and seems unclear."
+        small = outcome(right) | {"answer": answer}
+        large = outcome(rng.random() < 0.95) | {"tokens_out": 60}
+        made.append({"text": f"{BILL} {amounts} {seed} {i}", "outcomes": {"small": small, "large": large}})
+    return made
+
+
+def test_a_choice_with_the_answer_serves_as_it_was_measured(folder, tmp_path, words, tokens, capsys):
+    """Each held-out row takes the path that the choice had counted, by the prediction for its real answer."""
+    path, target = written(tmp_path / "t.jsonl", hedged(600)), parse_target("cost=0.06")
+    memory = Memory(words)
+    scored = scored_table(execute(folder, memory, read_traffic(path), tokens), 0, None, memory.encode)
+    assert scored.judged_pairs["small", "large"].proofs["billing"].gain > 0.05
+    billing = next(c for c in choose(scored, target, 0.01, DAY).cohorts if c.name == "billing")
+    assert billing.plan is not None and billing.plan.by_gain
+    table = scored.table
+    rows = ~table.fit & (table.cohort == "billing")
+    up = replay(scored, table.run.snapshot.policy.cohorts["billing"], billing.plan, rows)[2]
+    assert commands.run_choose(folder, path, target, 0.01, DAY, 0, True) == 0
+    assert "large by prompt and answer from" in capsys.readouterr().out
+    intent = next(intent for intent in load_config(folder).intents if intent.intent == "billing")
+    assert intent.accept == [{"gain": {"least": billing.plan.least}}]
+    assert intent.by_prompt is not None and intent.by_prompt.least == billing.plan.direct
+    run = executed(folder, words, tokens, path)
+    served = [run.served[i] for i in np.array(table.positions)[rows]]
+    assert [s is not None and s.path[-1] == "large" for s in served] == up.tolist()
+    rejections = {reason for s in served if s is not None for reason in s.rejections}
+    assert rejections == {"predicted_gain"}
+    right = np.mean([s.quality for s in served if s is not None])
+    assert right > 0.9
 
 
 def test_a_second_calibration_removes_what_is_not_proven_any_more(folder, tmp_path, words):

@@ -14,7 +14,8 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit.choice import choose
 from extproc.evidence.fit.labelled import labelled_rows
-from extproc.evidence.fit.plans import cap_of, scored_table
+from extproc.evidence.fit.plans import cap_of
+from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.suggestion import as_yaml, propose
 from extproc.evidence.fit.target import parse_target
 from extproc.evidence.fit.units import Units

@@ -1,5 +1,6 @@
 """A choice between two tiers by the prompt: the file of predicted gains, and what the router does with it."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from extproc.acceptance.rules import Gain
+from extproc.acceptance.score import SCORE_FACTS
+from extproc.api.observation import Observation
 from extproc.config.candidate import compile_all
 from extproc.config.compile import compile_snapshot, utterances_digest
 from extproc.config.load import Config, ConfigError, load_config
@@ -17,9 +21,9 @@ from extproc.contract.words import Reason
 from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
 from extproc.routing.decision import decide
-from extproc.routing.gain_file import GAINS_FILE, GainHeader, decode_gains, encode_gains
+from extproc.routing.gain_file import GAINS_FILE, VERSION, GainHeader, decode_gains, encode_gains
 from extproc.routing.prompt_facts import PROMPT_FACTS, prompt_facts
-from extproc.routing.prompt_gain import GainTrees, PromptColumns, PromptGains, Trees
+from extproc.routing.prompt_gain import AnswerGain, GainTrees, PromptColumns, PromptGains, Trees
 from extproc.routing.signals import Signals
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -171,9 +175,9 @@ def test_a_damaged_file_is_refused(change, what):
 
 def test_a_file_of_another_version_is_refused():
     """A newer release may read columns in another way."""
-    raw = encode_gains(msgspec.structs.replace(header(), version=3), gains())
+    raw = encode_gains(msgspec.structs.replace(header(), version=4), gains())
     remedy = "delete the file, and run `extproc calibrate --target"
-    with pytest.raises(ValueError, match=f"is of version 3, and this release reads version 2: {remedy}"):
+    with pytest.raises(ValueError, match=f"is of version 4, and this release reads the versions 2 and 3: {remedy}"):
         decode_gains(raw)
 
 
@@ -181,6 +185,100 @@ def test_a_text_file_is_refused():
     """It is not the file's format at all."""
     with pytest.raises(ValueError, match="is not a file of gains"):
         decode_gains(b"tiers: [small]")
+
+
+# The predictions with an answer
+
+
+def judging(question: float = 20) -> PromptGains:
+    """Return predictions with an answer, too: a gain of 0.5 for questions of more characters, otherwise of -0.5."""
+    of_prompts = gains()
+    longer = Trees(
+        0.0,
+        np.array([[WIDTH + SCORE_FACTS.index("question_length")]]),
+        np.array([[np.log1p(question)]], dtype=np.float32),
+        np.array([[-0.5, 0.5]], dtype=np.float32),
+    )
+    pair = GainTrees(("small", "large"), longer, stump(100, 2.0, 2.0), {"billing": RATES, "cooking": RATES})
+    return msgspec.structs.replace(of_prompts, answers={pair.tiers: pair})
+
+
+def judging_header(config: Config | None = None) -> GainHeader:
+    return msgspec.structs.replace(header(config), version=VERSION, judged=(("small", "large"),))
+
+
+def test_the_gain_is_predicted_again_with_the_answer():
+    """It is divided by the whole cost of the costlier tier. Another prompt's columns give none."""
+    file = decode_gains(encode_gains(judging_header(), judging()))
+    predictor = file.gains.of_answers(("small", "large"), "billing")
+    assert predictor is not None and not predictor.wants_logprobs
+    columns, answer = (0.0,) * WIDTH, Observation(text="Yes.")
+    assert predictor.gain(columns, "x" * 30, answer) == pytest.approx(0.25)
+    assert predictor.gain(columns, "x" * 10, answer) == pytest.approx(-0.25)
+    assert predictor.gain(columns[1:], "x" * 30, answer) is None
+    assert file.gains.of_answers(("small", "large"), "other") is None
+    assert file.gains.of_answers(("small", "frontier"), "billing") is None
+
+
+def test_trees_on_log_probabilities_need_them():
+    """An answer without them has no prediction."""
+    pair = judging().answers["small", "large"]
+    trees = msgspec.structs.replace(pair.gain, features=np.array([[WIDTH + SCORE_FACTS.index("logprob")]]))
+    predictor = AnswerGain(msgspec.structs.replace(pair, gain=trees), RATES, WIDTH)
+    assert predictor.wants_logprobs
+    assert predictor.gain((0.0,) * WIDTH, "x", Observation(text="Yes.")) is None
+    assert predictor.gain((0.0,) * WIDTH, "x", Observation(text="Yes.", logprobs=(-0.1,))) is not None
+
+
+def test_a_file_that_an_earlier_release_wrote_is_read():
+    """Its header has no fields about answers, and its seal is without them."""
+    raw = encode_gains(header(), gains())
+    old = {k: v for k, v in msgspec.to_builtins(header()).items() if k not in ("answer_facts", "judged")}
+    digest = hashlib.sha256(msgspec.json.encode(old))
+    arrays = load(raw)
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
+    text = msgspec.json.encode(old | {"seal": digest.hexdigest()[:12]}).decode()
+    file = decode_gains(save(arrays, metadata={"header": text}))
+    assert (file.header.seal, file.gains.answers) == (digest.hexdigest()[:12], {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"answer.0.rates": np.zeros((3, 4), dtype=np.float32)},
+        {"answer.0.gain.features": np.array([[WIDTH + len(SCORE_FACTS) + 4]], dtype=np.int16)},
+        {"answer.1.rates": np.zeros((2, 4), dtype=np.float32)},
+    ],
+)
+def test_damaged_predictions_with_an_answer_are_refused(change):
+    """As those of the prompt are."""
+    raw = encode_gains(judging_header(), judging())
+    text = msgspec.json.encode(decode_gains(raw).header).decode()
+    with pytest.raises(ValueError, match="shapes"):
+        decode_gains(save(load(raw) | change, metadata={"header": text}))
+
+
+def test_the_rule_has_its_predictions_from_the_file(tmp_path, words):
+    """The match carries the columns for it. With another file the rule cannot run, and says so."""
+    folder = folder_with(tmp_path)
+    raw = encode_gains(judging_header(load_config(folder)), judging())
+    before = decode_gains((folder / GAINS_FILE).read_bytes()).header.seal
+    (folder / GAINS_FILE).write_bytes(raw)
+    text = (folder / "billing.yaml").read_text().replace(before, decode_gains(raw).header.seal)
+    (folder / "billing.yaml").write_text(f"{text}accept: [{{gain: {{least: 0.2}}}}]\nescalate: {{to: large}}\n")
+    snapshot = compile_snapshot(load_config(folder), words)
+    rule = snapshot.policy.cohorts["billing"].accept[0]
+    assert isinstance(rule, Gain) and isinstance(rule.predictor, AnswerGain) and rule.predictor.tier == "small"
+    ask = Ask(BILLING, "last_user", len(BILLING), False)
+    match = match_prompt(snapshot, words.encode([BILLING])[0], ask)
+    assert len(match.columns) == WIDTH
+    assert match.columns[2:] == tuple(prompt_facts(ask).tolist())
+    (folder / "billing.yaml").write_text(text.replace(decode_gains(raw).header.seal, "0123456789ab") +
+                                         "accept: [{gain: {least: 0.2}}]\nescalate: {to: large}\n")  # fmt: skip
+    stale = compile_snapshot(load_config(folder), words)
+    assert stale.policy.cohorts["billing"].accept == (Gain(0.2),)
+    assert match_prompt(stale, words.encode([BILLING])[0], ask).columns == ()
 
 
 # The decision

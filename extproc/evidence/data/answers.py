@@ -164,7 +164,8 @@ class Upstreams:
         cohort, request = routed.decision.cohort, routed.request
         assert cohort is not None and request is not None, "judged decisions have both"
         # Whether the answer was streamed was not recorded, so the verdict must not depend on it.
-        requirements = msgspec.structs.replace(read_requirements(request, cohort.accept), stream=None)
+        columns = routed.decision.match.columns if routed.decision.match is not None else ()
+        requirements = msgspec.structs.replace(read_requirements(request, cohort.accept, columns), stream=None)
         verdict = judge(cohort.accept, answer, request=requirements, embed=self._embed, tier=tier.name)
         unavailable = served.unavailable + verdict.unavailable
         served = msgspec.structs.replace(served, judged=served.judged + 1, unavailable=unavailable)

@@ -19,8 +19,11 @@ _ROWS, _COLUMNS = 0.7, 0.5  # shares that are drawn for each tree
 _REPEATS = 4  # boosted with other draws, and averaged
 
 
-def boost(rows: Vectors, target: Floats, seed: int, repeats: int | None = None) -> Trees:
-    """Fit trees on float32[n, columns] and float64[n]. Deterministic. More repeats give more trees."""
+def boost(rows: Vectors, target: Floats, seed: int, repeats: int | None = None, times: int = 1) -> Trees:
+    """Fit trees on float32[n, columns] and float64[n]. Deterministic.
+
+    More repeats give more trees, which are averaged. `times` is how much longer each boosting goes on.
+    """
     repeats = _REPEATS if repeats is None else repeats
     cuts = np.quantile(rows, np.linspace(0, 1, _BINS + 1)[1:-1], axis=0).astype(np.float32).T
     binned = np.stack([np.searchsorted(edges, column) for edges, column in zip(cuts, rows.T, strict=True)])
@@ -28,7 +31,7 @@ def boost(rows: Vectors, target: Floats, seed: int, repeats: int | None = None) 
     trees = [
         tree
         for repeat in range(repeats)
-        for tree in _boosted(binned, target - base, np.random.default_rng((seed, repeat)))
+        for tree in _boosted(binned, target - base, np.random.default_rng((seed, repeat)), times * _ROUNDS)
     ]
     features, at, leaves = (np.array(part) for part in zip(*trees, strict=True))
     return Trees(base, features, cuts[features, at], (leaves / repeats).astype(np.float32))
@@ -37,11 +40,21 @@ def boost(rows: Vectors, target: Floats, seed: int, repeats: int | None = None) 
 _Tree = tuple[list[int], list[int], Floats]  # (column, bin) of each level, and the leaves
 
 
-def _boosted(binned: np.ndarray, error: Floats, rng: np.random.Generator) -> list[_Tree]:
+def difference(up: Trees, down: Trees) -> Trees:
+    """Return the trees that predict one target minus the other."""
+    return Trees(
+        up.base - down.base,
+        np.concatenate([up.features, down.features]),
+        np.concatenate([up.cuts, down.cuts]),
+        np.concatenate([up.leaves, -down.leaves]),
+    )
+
+
+def _boosted(binned: np.ndarray, error: Floats, rng: np.random.Generator, rounds: int) -> list[_Tree]:
     """One tree after the other, each on the error that the trees before it leave."""
     columns, n = binned.shape
     trees = []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         drawn = np.sort(rng.permutation(n)[: max(1, int(_ROWS * n))])
         tried = np.sort(rng.permutation(columns)[: max(1, int(_COLUMNS * columns))])
         features, at, leaf = _grown(binned[:, drawn], error[drawn], tried)

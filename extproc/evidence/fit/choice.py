@@ -16,14 +16,15 @@ from extproc.evidence.data.setting import reasoning_of, tier_of
 from extproc.evidence.fit.cohort_plans import CohortPlans
 from extproc.evidence.fit.edits import DIGITS
 from extproc.evidence.fit.picks import Pick, picks_for
-from extproc.evidence.fit.plans import Plan, ScoredTable, own_tier, replay
+from extproc.evidence.fit.plans import goes_direct, own_tier, replay
 from extproc.evidence.fit.prompt_gains import Proof, gains_of
+from extproc.evidence.fit.scored_table import Plan, ScoredTable
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.controls import ControlLine, beside
 from extproc.evidence.measure.metrics import Bools, Estimate, Floats, auroc_estimate, mean
 from extproc.evidence.measure.recording import Recorded
-from extproc.routing.gain_file import VERSION, GainHeader, decode_gains, encode_gains
+from extproc.routing.gain_file import VERSION, WITHOUT_ANSWERS, GainHeader, decode_gains, encode_gains
 from extproc.settings import ByPrompt, Chosen
 
 # The bound on the share of escalations lies above the share on these rows, because traffic varies from hour to
@@ -72,13 +73,16 @@ def choose(scored: ScoredTable, target: Target, cut: float, date: str) -> TierCh
 
 def _gains_file(scored: ScoredTable, cohorts: Sequence[CohortChoice], date: str) -> bytes:
     """The predicted gains of the pairs of tiers that a cohort uses. Empty: none does."""
-    used = {(c.plan.option.first, c.plan.option.up) for c in cohorts if c.plan is not None and c.plan.by_prompt}
-    pairs = {pair: fit for pair, fit in scored.pairs.items() if pair in used} if used else {}
-    if not pairs:
+    plans = [c.plan for c in cohorts if c.plan is not None and (c.plan.by_prompt or c.plan.by_gain)]
+    if not plans:
         return b""
+    used = {(plan.option.first, plan.option.up) for plan in plans}
+    judging = {(plan.option.first, plan.option.up) for plan in plans if plan.by_gain}
+    pairs = {pair: fit for pair, fit in scored.prompt_fits.items() if pair in used}
+    answers = {pair: fit for pair, fit in scored.judged_pairs.items() if pair in judging} if judging else {}
     table, policy = scored.table, scored.table.run.config.policy
     header = GainHeader(
-        version=VERSION,
+        version=VERSION if answers else WITHOUT_ANSWERS,  # releases that know no answers read the file without them
         date=date,
         data=table.run.digest,
         rows=int((table.fit & (table.cohort != "")).sum()),
@@ -87,8 +91,9 @@ def _gains_file(scored: ScoredTable, cohorts: Sequence[CohortChoice], date: str)
         pairs=tuple(pairs),
         models={name: table.tier(name).model for pair in pairs for name in pair},
         cohorts=tuple(next(iter(pairs.values())).trees.rates),
+        judged=tuple(answers),
     )
-    return encode_gains(header, gains_of(scored.columns, pairs))
+    return encode_gains(header, gains_of(scored.columns, pairs, answers))
 
 
 def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Target, date: str) -> CohortChoice:
@@ -105,8 +110,11 @@ def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Targ
     recorded_tiers = {table.tier(setting).name for setting in table.settings}
     models = {tier.name: tier.model for tier in table.run.snapshot.policy.tiers if tier.name in recorded_tiers}
     ends = [_ends(estimate) for estimate in after]
-    escalated = float(c.units.means(replay(scored, c.cohort, plan, c.rows)[2].astype(np.float64)))
-    by_prompt = scored.pairs[plan.option.first, plan.option.up] if plan.by_prompt and plan.option.up else None
+    judged = ~goes_direct(scored, plan, c.rows)
+    escalated = float(c.units.means((replay(scored, c.cohort, plan, c.rows)[2] & judged).astype(np.float64)))
+    escalated /= max(float(c.units.means(judged.astype(np.float64))), 1e-12)
+    fits = {"prompt": scored.pairs, "gain": scored.judged_pairs} if plan.by_prompt or plan.by_gain else {}
+    fit = fits[plan.option.signal][plan.option.first, plan.option.up] if fits and plan.option.up else None
     return CohortChoice(
         c.cohort.name,
         sizes,
@@ -116,7 +124,7 @@ def _cohort_choice(scored: ScoredTable, c: CohortPlans, pick: Pick, target: Targ
         chosen=Chosen(date, table.run.digest, sum(sizes), str(target), models, ends[0], ends[1]),
         scorer=_scorer(scored, c, plan, date, held_out),
         share=min(1.0, round(_SHARE_FACTOR * escalated + _SHARE_MARGIN, 2)),
-        proof=by_prompt.proofs[c.cohort.name] if by_prompt is not None else None,
+        proof=fit.proofs[c.cohort.name] if fit is not None else None,
         own_tier=own_tier(scored, c.cohort, plan) if plan.by_prompt else "",
     )
 
@@ -158,8 +166,9 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
         cohort = table.run.snapshot.policy.cohorts[choice.name]
         quality[rows], cost[rows], escalated = replay(scored, cohort, choice.plan, rows)
         first, up = choice.plan.option.first, choice.plan.option.up
-        for i, escalates in zip(np.flatnonzero(rows), escalated, strict=True):
-            paths[i] = _path(first, up, escalates, choice.plan)
+        direct = goes_direct(scored, choice.plan, rows)
+        for i, escalates, at_once in zip(np.flatnonzero(rows), escalated, direct, strict=True):
+            paths[i] = _path(first, up, escalates, choice.plan.by_prompt or at_once)
     everything = table.recorded
     reported = Recorded(everything.tiers, everything.rows, everything.quality[held_out], everything.cost[held_out])
     reported_paths = [path for path, keep in zip(paths, held_out, strict=True) if keep]
@@ -169,10 +178,10 @@ def _lines(scored: ScoredTable, cohorts: Sequence[CohortChoice]) -> list[Control
     )
 
 
-def _path(first: str, up: str | None, answers: bool, plan: Plan) -> tuple[str, ...]:
+def _path(first: str, up: str | None, answers: bool, at_once: bool) -> tuple[str, ...]:
     if not answers or up is None:
         return (first,)
-    return (up,) if plan.by_prompt else (first, up)
+    return (up,) if at_once else (first, up)
 
 
 # --- the values of an intent's file -------------------------------------------------------------------------------
@@ -215,7 +224,7 @@ def _is_fitted(rule: Any) -> bool:
     if not isinstance(rule, dict):
         return bool(rule == "score")
     logprob = rule.get("logprob")
-    return "score" in rule or (isinstance(logprob, dict) and "tier" in logprob)
+    return "score" in rule or "gain" in rule or (isinstance(logprob, dict) and "tier" in logprob)
 
 
 def _fitted_rule(choice: CohortChoice, plan: Plan) -> list[dict[str, Any]]:
@@ -223,6 +232,8 @@ def _fitted_rule(choice: CohortChoice, plan: Plan) -> list[dict[str, Any]]:
         return []
     if plan.option.signal == "score":
         return [{"score": {"min": plan.least}}]
+    if plan.by_gain:
+        return [{"gain": {"least": plan.least}}]
     assert choice.chosen is not None
     tier = tier_of(plan.option.first)
     first = {"first": plan.first} if plan.first is not None else {}
@@ -234,7 +245,8 @@ def _by_prompt(choice: CohortChoice, plan: Plan, seal: str) -> ByPrompt | None:
         return None
     proof = choice.proof
     interval = (round(proof.low, DIGITS), round(proof.high, DIGITS))
-    return ByPrompt((plan.option.first, plan.option.up), plan.least, interval, proof.rows, seal)
+    least = plan.direct if plan.by_gain else plan.least
+    return ByPrompt((plan.option.first, plan.option.up), least, interval, proof.rows, seal)
 
 
 def _rung(setting: str) -> Any:

@@ -10,7 +10,8 @@ import numpy as np
 
 from extproc.evidence.fit.option_table import OptionTable
 from extproc.evidence.fit.options import Option, options_of
-from extproc.evidence.fit.plans import Plan, ScoredTable, fit_plan, replay
+from extproc.evidence.fit.plans import fit_plan, replay
+from extproc.evidence.fit.scored_table import Plan, ScoredTable
 from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.metrics import Bools, Floats
 from extproc.routing.policy import Cohort

@@ -7,7 +7,7 @@ import numpy as np
 
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.requirements import question_of, read_requirements
-from extproc.acceptance.rules import AcceptRule, Logprob, Score
+from extproc.acceptance.rules import AcceptRule, Gain, Logprob, Score
 from extproc.acceptance.score import SCORE_FACTS, score_facts
 from extproc.acceptance.verdict import judge
 from extproc.api.observation import Observation
@@ -167,7 +167,7 @@ def written_rules(cohort: Cohort) -> tuple[AcceptRule, ...]:
 
 
 def _is_fitted(rule: AcceptRule) -> bool:
-    return isinstance(rule, Score) or (isinstance(rule, Logprob) and rule.tier is not None)
+    return isinstance(rule, Score | Gain) or (isinstance(rule, Logprob) and rule.tier is not None)
 
 
 def _fraction(run: Execution, i: int, seed: int) -> float:

@@ -28,7 +28,8 @@ class Option(msgspec.Struct, frozen=True):
     level: float | None = None  # the share of answers that the signal rejects; None: no signal
     capped: bool = False  # output tokens are capped
     # What is compared with the level. "prompt": before any answer, the level's share of prompts goes to `up`.
-    signal: Literal["score", "logprob", "prompt"] = "score"
+    # "gain": the gain that is predicted with the answer. The prompt may also choose `up` before any answer.
+    signal: Literal["score", "logprob", "prompt", "gain"] = "score"
 
 
 def options_of(table: OptionTable, cohort: Cohort) -> Iterator[Option]:
@@ -56,6 +57,8 @@ def _uncapped(table: OptionTable, rules: Sequence[AcceptRule]) -> Iterator[Optio
                 yield from (Option(first, up, level) for level in _LEVELS)
             if not rules and first == tier_of(first) and up == tier_of(up):
                 yield from (Option(first, up, level, signal="prompt") for level in _LEVELS)
+                if first in table.facts:
+                    yield from (Option(first, up, level, signal="gain") for level in _LEVELS)
 
 
 def _settings_above(table: OptionTable, first: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from extproc.evidence.fit.cohort_plans import LEAST_ROWS, SIGMA, CohortPlans, plans_of_cohorts, rows_to_show
 from extproc.evidence.fit.option_table import OptionTable, ends_with_person
 from extproc.evidence.fit.partition import FIT_SHARE
-from extproc.evidence.fit.plans import ScoredTable
+from extproc.evidence.fit.scored_table import ScoredTable
 from extproc.evidence.fit.target import Target
 from extproc.evidence.fit.units import Units
 from extproc.evidence.measure.metrics import Floats

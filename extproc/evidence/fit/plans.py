@@ -6,134 +6,28 @@ if it is shown to rank the cohort's answers better than their mean.
 """
 
 import math
-from functools import cached_property
-from itertools import combinations
 
 import msgspec
 import numpy as np
 
-from extproc.acceptance.grounding import Embed
 from extproc.acceptance.rules import Complete
-from extproc.evidence.data.setting import reasoning_of
-from extproc.evidence.execution import Execution
-from extproc.evidence.fit.logprobs import level_at, mostly_recorded, ranks_better, tokens_that_suffice
-from extproc.evidence.fit.option_table import OptionTable, tabulate
+from extproc.evidence.fit.edits import DIGITS
+from extproc.evidence.fit.logprobs import level_at, mostly_recorded
+from extproc.evidence.fit.option_table import OptionTable
 from extproc.evidence.fit.options import Option
-from extproc.evidence.fit.prompt_gains import (
-    Encode,
-    PairFit,
-    Prompts,
-    any_large,
-    fit_columns,
-    fit_pair,
-    read_prompts,
-)
-from extproc.evidence.fit.scorer import Answers, Curve, chances_of, fit_curves, unseen_chances
+from extproc.evidence.fit.scored_table import Plan, ScoredTable
 from extproc.evidence.measure.metrics import Bools, Floats, effective_rows, quantile
 from extproc.routing.policy import Cohort
-from extproc.routing.prompt_gain import PromptColumns
 
 # A cohort's scores must spread over at least this much. Otherwise there is nothing to separate.
 _SPREAD = 0.01
 # A cap leaves room above the fitted length, because later traffic and models write longer answers.
 _HEAD_ROOM = 1.5
 _LEAST_CAP = 64
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """An option with the numbers fitted on one cohort's rows."""
-
-    option: Option
-    least: float = -math.inf  # the least score or mean log-probability that is accepted
-    cap: int | None = None  # output tokens
-    first: int | None = None  # the first tokens whose mean log-probability is used; None: all tokens
-
-    @property
-    def by_prompt(self) -> bool:
-        """Whether the prompt chooses between two tiers, before any answer."""
-        return self.option.signal == "prompt"
-
-
-class ScoredTable(msgspec.Struct, frozen=True, dict=True):
-    """A table and the acceptance scores of its answers, fitted when they are first needed."""
-
-    table: OptionTable
-    prompts: Prompts | None = None  # None: no prompt chooses a tier
-
-    @cached_property
-    def columns(self) -> PromptColumns:
-        """The columns of a prompt, fitted on the rows to fit on."""
-        assert self.prompts is not None
-        return fit_columns(self.prompts, self.table.fit & (self.table.cohort != ""))
-
-    @cached_property
-    def pairs(self) -> dict[tuple[str, str], PairFit]:
-        """The predicted gains of every two tiers that are proven in a cohort."""
-        if self.prompts is None or not any_large(self.table):
-            return {}
-        plain = [name for name in self.table.settings if reasoning_of(name) is None]
-        tiers = [name for name in plain if self.table.tier(name).takes_new]
-        fits = {pair: fit_pair(self.table, self.prompts, self.columns, pair) for pair in combinations(tiers, 2)}
-        return {pair: fit for pair, fit in fits.items() if any(proof.holds for proof in fit.proofs.values())}
-
-    @cached_property
-    def curves(self) -> dict[str, dict[str, Curve]]:
-        """setting -> cohort -> its curve, fitted on the rows to fit on."""
-        rows = self.table.fit & (self.table.cohort != "")
-        return {name: fit_curves(self._answers(name, rows), self.table.logprobs[name]) for name in self.table.facts}
-
-    @cached_property
-    def scores(self) -> dict[str, Floats]:
-        """setting -> float64[row], by curves fitted without the row; NaN for a row without a curve."""
-        table, scores = self.table, {}
-        for name, curves in self.curves.items():
-            scores[name] = chances_of(curves, self._answers(name, table.fit | ~table.fit))
-            rows = table.fit & (table.cohort != "")
-            answers = self._answers(name, rows)
-            scores[name][rows] = unseen_chances(answers, table.fraction[rows], table.logprobs[name], table.seed)
-        return scores
-
-    def _answers(self, setting: str, rows: Bools) -> Answers:
-        table = self.table
-        return Answers(
-            table.cohort[rows], table.facts[setting][rows], self._quality(setting)[rows], table.units.weight[rows]
-        )
-
-    def _quality(self, setting: str) -> Floats:
-        return self.table.recorded.quality[:, self.table.settings.index(setting)]
-
-    def signal(self, plan: Plan, rows: Bools) -> Floats:
-        """Return float64[row]: the values to compare with the plan's least value. NaN: nothing to compare."""
-        if plan.by_prompt:
-            assert plan.option.up is not None
-            return self.pairs[plan.option.first, plan.option.up].gains[rows]
-        if plan.option.signal == "logprob":
-            return self.table.means[plan.option.first][plan.first][rows]
-        return self.scores[plan.option.first][rows]
-
-    def first_tokens(self, setting: str, rows: Bools) -> int | None:
-        """Return how many first tokens suffice for the mean log-probability. None: all are needed."""
-        means = {first: values[rows] for first, values in self.table.means[setting].items()}
-        return tokens_that_suffice(
-            means, self.table.logprob_tokens[setting][rows], self._quality(setting)[rows] >= 0.5
-        )
-
-    def needs_no_score(self, setting: str, rows: Bools) -> bool:
-        """Return whether the log-probabilities of these rows rank the answers as well as the score."""
-        if setting not in self.table.means or not mostly_recorded(means := self.table.means[setting][None][rows]):
-            return False
-        return not ranks_better(self.scores[setting][rows], means, self._quality(setting)[rows] >= 0.5)
-
-
-def scored_table(
-    run: Execution, seed: int, embed: Embed | None = None, encode: Encode | None = None
-) -> ScoredTable:
-    """Tabulate the rows that can be compared. Raises ValueError if there are none.
-
-    `encode` gives the vectors of asks. Without it no prompt chooses a tier.
-    """
-    table = tabulate(run, seed, embed)
-    return ScoredTable(table, read_prompts(run, table.positions, encode) if encode is not None else None)
+# A gain that no prediction reaches.
+NEVER = 100.0
+# Quantiles of a cohort's gains predicted from the prompt, from which a prompt may go to the costlier tier directly.
+_DIRECT = tuple(k / 20 for k in range(20))
 
 
 def fit_plan(scored: ScoredTable, cohort: Cohort, option: Option, cut: float) -> Plan | None:
@@ -188,7 +82,39 @@ def _fit_prompt(scored: ScoredTable, cohort: Cohort, option: Option, share: floa
     return Plan(option, round(float(np.nanquantile(gains, 1 - share)), 4))
 
 
-_FIT_LEVEL = {"logprob": _fit_logprob, "score": _fit_score, "prompt": _fit_prompt}
+def _fit_gain(scored: ScoredTable, cohort: Cohort, option: Option, share: float) -> Plan | None:
+    """Fit both least gains, if the cohort's own rows prove the predictions and its matches count by a floor.
+
+    The share of the answers that the level rejects sets the first one, which is the price of a gain. At this price
+    the other one is worth most: from there on the prompt is predicted to be rejected anyway.
+    """
+    assert option.up is not None
+    pair = option.first, option.up
+    fit = scored.judged_pairs.get(pair)
+    proof = fit.proofs.get(cohort.name) if fit is not None else None
+    if fit is None or proof is None or not proof.holds or not cohort.has_floor:
+        return None
+    rows = scored.table.fit & (scored.table.cohort == cohort.name)
+    least = round(float(np.nanquantile(fit.gains[rows], 1 - share)), DIGITS)
+    plan, of_prompts = Plan(option, least, direct=NEVER), scored.prompt_fits[pair]
+    if not of_prompts.proofs[cohort.name].holds:
+        return plan
+    recorded, tiers = scored.table.recorded, [scored.table.settings.index(name) for name in pair]
+    usable = scored.table.fit & (scored.table.cohort != "")
+    unit = (recorded.cost[usable, tiers[1]] - recorded.cost[usable, tiers[0]]).mean()
+    price, weight = max(0.0, least) / max(unit, 1e-12), scored.table.units.weight[rows]
+    plans = [plan]
+    for k in _DIRECT:
+        at = round(float(np.nanquantile(of_prompts.gains[rows], k)), DIGITS)
+        plans.append(msgspec.structs.replace(plan, direct=at))
+    worths = []
+    for tried in plans:
+        quality, cost, _ = replay(scored, cohort, tried, rows)
+        worths.append(float(np.average(quality - price * cost, weights=weight)))
+    return plans[int(np.argmax(worths))]
+
+
+_FIT_LEVEL = {"logprob": _fit_logprob, "score": _fit_score, "prompt": _fit_prompt, "gain": _fit_gain}
 
 
 def _fit_cap(table: OptionTable, rows: Bools, setting: str, cut: float) -> int | None:
@@ -229,6 +155,12 @@ def replay(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> tupl
     if any(isinstance(rule, Complete) for rule in cohort.accept):
         passed = passed & complete
     escalated = ~passed
+    if plan.by_gain:
+        direct = goes_direct(scored, plan, rows)
+        # A prompt without a prediction has no columns, so its answer is accepted.
+        predicted = ~np.isnan(scored.prompt_fits[option.first, option.up].gains[rows])
+        up = direct | (predicted & (scored.signal(plan, rows) >= plan.least))
+        return np.where(up, quality_up, quality), np.where(direct, 0.0, cost) + up * cost_up, up
     if option.level is not None:
         escalated |= scored.signal(plan, rows) < plan.least  # an answer without the signal is accepted
     return np.where(escalated, quality_up, quality), cost + escalated * cost_up, escalated
@@ -238,6 +170,14 @@ def _sent_up(scored: ScoredTable, cohort: Cohort, plan: Plan, rows: Bools) -> Bo
     """Whether each prompt goes to the costlier tier. Without a prediction it goes where most prompts go."""
     gains = scored.signal(plan, rows)
     return np.where(np.isnan(gains), own_tier(scored, cohort, plan) == plan.option.up, gains >= plan.least)
+
+
+def goes_direct(scored: ScoredTable, plan: Plan, rows: Bools) -> Bools:
+    """Return whether the prompt of each row chooses the second tier before any answer, for a plan by gain."""
+    if not plan.by_gain or plan.option.up is None:
+        return np.zeros(int(rows.sum()), dtype=bool)
+    direct: Bools = scored.prompt_fits[plan.option.first, plan.option.up].gains[rows] >= plan.direct
+    return direct
 
 
 def own_tier(scored: ScoredTable, cohort: Cohort, plan: Plan) -> str:

@@ -7,6 +7,9 @@ on is scored by trees that were fitted without it.
 A cohort uses the prediction only if its own rows prove it at 95 %. The prompts that it sends to the costlier tier
 must gain more than prompts that are drawn at random and cost as much. With several cohorts, each figure is shrunk
 towards the mean of all. It is shrunk less, the more the cohorts differ.
+
+Other trees predict the gain of a pair again, with the facts about the cheaper tier's answer. They are fitted and
+proven in the same way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
+from extproc.acceptance.score import LOGPROB_FACTS, SCORE_FACTS
 from extproc.encoder.features import WORD_COLUMNS
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.execution import Execution
-from extproc.evidence.fit.boosting import boost
+from extproc.evidence.fit.boosting import boost, difference
 from extproc.evidence.fit.option_table import OptionTable
 from extproc.evidence.fit.partition import FIT_SHARE
 from extproc.evidence.measure.metrics import Bools, Floats
@@ -30,6 +34,7 @@ _DIRECTIONS = 20
 _FOLDS = 5
 _PRIOR = 20.0  # the weight of the overall rate in a cohort's success rates, in rows
 _COST_REPEATS = 1  # costs vary more than gains do, and more trees did not rank prompts better
+_ANSWER_COST_TIMES = 2  # with facts about the answer, costs are still underfitted after one time
 _MOST_COST = 10.0  # of the mean extra cost. A row counts as at most this much.
 _ROOM = 0.05  # a prompt may lie this share of the range outside it
 _SHRUNK = 5  # with fewer cohorts, each one's figure stands alone
@@ -69,6 +74,19 @@ class PairFit(msgspec.Struct, frozen=True, eq=False):
     proofs: Mapping[str, Proof]  # cohort -> what its rows show, for cohorts with enough rows
 
 
+class Rows(msgspec.Struct, frozen=True, eq=False):
+    """Rows of a table for one pair of tiers, to fit on."""
+
+    columns: Vectors  # float32[n, columns]
+    success: Floats  # float64[n, 2]: of the cheaper tier and of the costlier one
+    cost: Floats  # float64[n, 2] dollars
+    cohort: np.ndarray  # names
+
+    def subset(self, chosen: Bools) -> "Rows":
+        """Return the chosen rows."""
+        return Rows(self.columns[chosen], self.success[chosen], self.cost[chosen], self.cohort[chosen])
+
+
 def any_large(table: OptionTable) -> bool:
     """Return whether any cohort has enough rows."""
     return bool((np.unique(table.cohort[table.cohort != ""], return_counts=True)[1] >= LEAST_ROWS).any())
@@ -97,24 +115,45 @@ def fit_columns(prompts: Prompts, rows: Bools) -> PromptColumns:
 
 def fit_pair(table: OptionTable, prompts: Prompts, columns: PromptColumns, pair: Pair) -> PairFit:
     """Fit and prove the predictions for two settings of the table."""
-    matched = table.cohort != ""
-    usable = table.fit & matched
-    rows = columns.of(prompts.vectors, prompts.facts)
+    rows = rows_of(table, columns.of(prompts.vectors, prompts.facts), pair)
+
+    def fitted_on(part: Rows) -> GainTrees:
+        extra = part.cost[:, 1] - part.cost[:, 0]
+        return fit_trees(part.columns, part.success, extra, part.cohort, pair, table.seed)
+
+    return _cross_fitted(table, rows, fitted_on, rows.cost[:, 1] - rows.cost[:, 0])
+
+
+def fit_answers(table: OptionTable, prompts: Prompts, columns: PromptColumns, pair: Pair) -> PairFit:
+    """Fit and prove the predictions that also read the answer of the cheaper setting."""
+    usable = [table.logprobs[pair[0]] or name not in LOGPROB_FACTS for name in SCORE_FACTS]
+    facts = np.where(usable, table.facts[pair[0]], 0.0)
+    rows = rows_of(table, np.hstack([columns.of(prompts.vectors, prompts.facts), facts]).astype(np.float32), pair)
+    return _cross_fitted(table, rows, lambda part: fit_answer_trees(part, pair, table.seed), rows.cost[:, 1])
+
+
+def rows_of(table: OptionTable, columns: Vectors, pair: Pair) -> Rows:
+    """Return all rows of the table for one pair of settings."""
     tiers = [table.settings.index(name) for name in pair]
-    success = table.recorded.quality[:, tiers]
-    extra = table.recorded.cost[:, tiers[1]] - table.recorded.cost[:, tiers[0]]
+    return Rows(columns, table.recorded.quality[:, tiers], table.recorded.cost[:, tiers], table.cohort)
 
-    def fitted_on(chosen: Bools) -> GainTrees:
-        return fit_trees(rows[chosen], success[chosen], extra[chosen], table.cohort[chosen], pair, table.seed)
 
-    trees = fitted_on(usable)
-    gains = gains_by(trees, rows, table.cohort)
+def _cross_fitted(table: OptionTable, rows: Rows, fitted_on: Callable[[Rows], GainTrees], cost: Floats) -> PairFit:
+    """Fit on the rows to fit on, and score each of these by trees without it.
+
+    `cost`: dollars of asking the costlier tier.
+    """
+    usable = table.fit & (table.cohort != "")
+    trees = fitted_on(rows.subset(usable))
+    gains = gains_by(trees, rows.columns, table.cohort)
     fold = (table.fraction / FIT_SHARE * _FOLDS).astype(int)  # equal texts have the same fraction
     for k in range(_FOLDS):
         others, held_out = usable & (fold != k), usable & (fold == k)
         if others.any() and held_out.any():
-            gains[held_out] = gains_by(fitted_on(others), rows[held_out], table.cohort[held_out])
-    return PairFit(trees, gains, prove(table, gains, success[:, 1] - success[:, 0], extra))
+            gains[held_out] = gains_by(
+                fitted_on(rows.subset(others)), rows.columns[held_out], table.cohort[held_out]
+            )
+    return PairFit(trees, gains, prove(table, gains, rows.success[:, 1] - rows.success[:, 0], cost))
 
 
 def fit_trees(
@@ -125,19 +164,37 @@ def fit_trees(
     `success` is float64[n, 2], `extra` is float64[n] in dollars.
     """
     gain, cost = success[:, 1] - success[:, 0], relative_cost(extra)
-    known = np.column_stack([success, gain, cost])
-    overall, rates = known.mean(axis=0), {}
-    for name in np.unique(cohort.astype(str)):
-        own = known[cohort == name]
-        rates[str(name)] = ((own.sum(axis=0) + _PRIOR * overall) / (len(own) + _PRIOR)).astype(np.float32)
+    rates = _rates(np.column_stack([success, gain, cost]), cohort)
     columns = np.hstack([rows, _rates_of(rates, cohort)])
     return GainTrees(pair, boost(columns, gain, seed), boost(columns, cost, seed, _COST_REPEATS), rates)
 
 
-def relative_cost(extra: Floats) -> Floats:
-    """Return the extra costs, where 1 is their mean. If the costlier tier costs no more on average, all are 1."""
-    mean = extra.mean()
-    return np.clip(extra / mean, 0.0, _MOST_COST) if mean > 0 else np.ones(len(extra))
+def fit_answer_trees(rows: Rows, pair: Pair, seed: int) -> GainTrees:
+    """Fit on rows whose columns have the facts about the cheaper tier's answer, too.
+
+    The success of each tier has its own trees: an answer says much about the one and little about the other.
+    """
+    cheaper, costlier = rows.success.T
+    cost = relative_cost(rows.cost[:, 1], (rows.cost[:, 1] - rows.cost[:, 0]).mean())
+    rates = _rates(np.column_stack([rows.success, costlier - cheaper, cost]), rows.cohort)
+    columns = np.hstack([rows.columns, _rates_of(rates, rows.cohort)])
+    gain = difference(boost(columns, costlier, seed), boost(columns, cheaper, seed))
+    return GainTrees(pair, gain, boost(columns, cost, seed, _COST_REPEATS, _ANSWER_COST_TIMES), rates)
+
+
+def _rates(known: Floats, cohort: np.ndarray) -> dict[str, Vectors]:
+    """The means of float64[n, RATES] in each cohort, shrunk to those of all rows."""
+    overall, rates = known.mean(axis=0), {}
+    for name in np.unique(cohort.astype(str)):
+        own = known[cohort == name]
+        rates[str(name)] = ((own.sum(axis=0) + _PRIOR * overall) / (len(own) + _PRIOR)).astype(np.float32)
+    return rates
+
+
+def relative_cost(cost: Floats, unit: float | None = None) -> Floats:
+    """Return the costs, where 1 is `unit`, or their mean without it. If it is not above 0, all are 1."""
+    unit = float(cost.mean()) if unit is None else unit
+    return np.clip(cost / unit, 0.0, _MOST_COST) if unit > 0 else np.ones(len(cost))
 
 
 def gains_by(trees: GainTrees, rows: Vectors, cohort: np.ndarray) -> Floats:
@@ -153,9 +210,10 @@ def _rates_of(rates: Mapping[str, Vectors], cohort: np.ndarray) -> Vectors:
     return np.stack([rates[name] for name in cohort])
 
 
-def gains_of(columns: PromptColumns, pairs: Mapping[Pair, PairFit]) -> PromptGains:
+def gains_of(columns: PromptColumns, pairs: Mapping[Pair, PairFit], answers: Mapping[Pair, PairFit]) -> PromptGains:
     """Return the predictions as they serve."""
-    return PromptGains(columns, {pair: fit.trees for pair, fit in pairs.items()})
+    prompts, judged = ({pair: fit.trees for pair, fit in fits.items()} for fits in (pairs, answers))
+    return PromptGains(columns, prompts, judged)
 
 
 # --- the proof ----------------------------------------------------------------------------------------------------

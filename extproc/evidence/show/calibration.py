@@ -8,7 +8,8 @@ from extproc.evidence.fit.calibration import Calibration, Counts, total
 from extproc.evidence.fit.choice import CohortChoice, TierChoice
 from extproc.evidence.fit.labelled import LabelledRows
 from extproc.evidence.fit.learning import FittedCentroids
-from extproc.evidence.fit.plans import Plan
+from extproc.evidence.fit.plans import NEVER
+from extproc.evidence.fit.scored_table import Plan
 from extproc.evidence.measure.notes import REPETITIONS
 from extproc.evidence.show.controls import line_table
 from extproc.evidence.show.estimate import percent
@@ -192,6 +193,9 @@ def plan_text(plan: Plan) -> str:
         below = f"{signal}below {plan.least:g} {option.up}"
         if plan.by_prompt:
             below = f"{option.up} by the prompt from {plan.least:+g}"
+        if plan.by_gain:
+            by_prompt = f", by the prompt from {plan.direct:+g}" if plan.direct < NEVER else ""
+            below = f"{option.up} by prompt and answer from {plan.least:+g}{by_prompt}"
         parts.append(f"rejected {option.up}" if option.level is None else below)
     if plan.cap is not None:
         parts.append(f"cap {plan.cap}")
