@@ -22,6 +22,7 @@ from extproc.contract.names import (
     HEADER_ATTRIBUTE,
     HOST_ATTRIBUTE,
     PATH_ATTRIBUTE,
+    READS_ENDINGS,
     TIER_ATTRIBUTE,
     HeaderName,
 )
@@ -72,6 +73,7 @@ def read_opening(message: pb.ProcessingRequest, stream: Mapping[str, str] = {}) 
         fields[TIER_ATTRIBUTE].string_value if TIER_ATTRIBUTE in fields else None,
         modes.send_body_without_waiting_for_header_response,
         stream.get(HeaderName.COUNTS) == COUNTS_TOKENS,
+        stream.get(HeaderName.ENDINGS) == READS_ENDINGS,
     )
 
 
