@@ -35,6 +35,7 @@ class Opening(msgspec.Struct, frozen=True):
     tier: str | None = None  # the tier of this attempt; None: not known
     body_before_reply: bool = False  # Envoy sends a STREAMED body before it has our reply to the headers
     counts_tokens: bool = False  # Envoy itself counts the tokens of the answer
+    reads_endings: bool = False  # Envoy itself reads how the answer ends
 
 
 class Reply(msgspec.Struct, frozen=True):

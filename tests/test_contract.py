@@ -230,7 +230,7 @@ def test_each_key_is_a_field_of_a_record() -> None:
 def test_clients_can_send_none_of_the_headers() -> None:
     """Each begins with a prefix that Envoy removes. The others belong to streams between Envoy and us."""
     outside = {name for name in HeaderName if not name.startswith(tuple(HeaderPrefix))}
-    assert outside == {HeaderName.ROLE, HeaderName.COUNTS}
+    assert outside == {HeaderName.ROLE, HeaderName.COUNTS, HeaderName.ENDINGS}
 
 
 def test_a_verifier_may_write_two_headers() -> None:

@@ -17,7 +17,17 @@ from extproc.acceptance.checks import CHECKS, OK, PASSED, UNAVAILABLE, CheckInpu
 from extproc.acceptance.grounding import Embed
 from extproc.acceptance.partial_checks import OPEN, PARTIAL_CHECKS, still_open
 from extproc.acceptance.requirements import Requirements
-from extproc.acceptance.rules import AcceptRule, Gain, Logprob, MinChars, NonEmpty, NoRefusal, Score, rule_name
+from extproc.acceptance.rules import (
+    AcceptRule,
+    Complete,
+    Gain,
+    Logprob,
+    MinChars,
+    NonEmpty,
+    NoRefusal,
+    Score,
+    rule_name,
+)
 from extproc.api.observation import CONTINUES, TOO_LARGE, Observation
 
 
@@ -144,6 +154,11 @@ def may_be_certain(rules: Sequence[AcceptRule], tier: str | None) -> bool:
         or (isinstance(rule, Logprob) and (rule.first is not None or not rule.judges(tier)))
         for rule in rules
     )
+
+
+def without_ending(rules: Sequence[AcceptRule]) -> list[AcceptRule]:
+    """Return the rules without `complete`, which alone is about the end of an answer."""
+    return [rule for rule in rules if not isinstance(rule, Complete)]
 
 
 def _needs_all_tokens(rule: AcceptRule) -> bool:

@@ -13,7 +13,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct, Value
 
-from extproc.accounting.outcome import SERVED, Ending, Outcome, Rejection, TierError, Unjudged
+from extproc.accounting.outcome import SERVED, Ending, LateVerdict, Outcome, Rejection, TierError, Unjudged
 from extproc.api.observation import Usage
 from extproc.api.paths import APIS
 from extproc.contract.names import TRACEPARENT, Key, Namespace
@@ -31,6 +31,7 @@ _REQUEST_ID = re.compile(r"[0-9A-Za-z-]{1,64}")
 # The upstream chooses the name of the model, and every name is a series of metrics.
 _MOST_MODEL_CHARS = 100
 _FAILURE = re.compile("(.+) ([1-5][0-9]{2})")  # the tier and the status of an attempt
+_VERDICTS = frozenset(VerdictWord)
 _API_NAMES = frozenset(APIS.values())
 # Keys of the decision that are for Envoy or the verifier only. The ledger does not keep them.
 _NOT_KEPT = frozenset({Key.CLUSTER, Key.MAX_RETRIES, Key.SKIPPED, "rungs", "api", "repeats", "contract"})
@@ -99,6 +100,7 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         session=ledger.session,
         conversation=decision.conversation or None,
         errors=tuple(_errors(attempts, status, tier, decision, ledger)),
+        late=_late(decision, ledger, number),
         key_refused=ledger.key_refused,
         chances=ledger.chances,
         explored=ledger.explored,
@@ -114,6 +116,14 @@ def _outcome(entry: pb.HTTPAccessLogEntry) -> Outcome:
         duration_s=_seconds(common, "duration"),
         first_byte_s=_seconds(common, "time_to_first_downstream_tx_byte"),
     )
+
+
+def _late(decision: DecisionRecord, ledger: LedgerRecord, number: int) -> LateVerdict | None:
+    """Return the verdict that Envoy completed. None: the verifier gave it, or the answer did not end."""
+    last = ledger.attempts.get(number)
+    if last is None or last.verdict not in _VERDICTS or (ledger.open or "").partition(" ")[0] != str(number):
+        return None
+    return LateVerdict(decision.cohort or "", number, VerdictWord(last.verdict), last.reason)
 
 
 def _unjudged(

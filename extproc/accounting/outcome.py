@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from extproc.api.observation import Usage
-from extproc.contract.words import CACHE_HITS, Bound, Reason
+from extproc.contract.words import CACHE_HITS, Bound, Reason, VerdictWord
 from extproc.settings import Tier
 
 
@@ -56,6 +56,15 @@ class TierError(msgspec.Struct, frozen=True):
     status: int  # HTTP status of the upstream, 0 if it gave no answer
 
 
+class LateVerdict(msgspec.Struct, frozen=True):
+    """A verdict that Envoy completed at the end of an answer. The verifier has not counted it."""
+
+    cohort: str
+    attempt: int
+    verdict: VerdictWord
+    reason: str | None = None  # of a rejection, or why the answer was not fully judged
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """How one exchange ended: names, counts, times and hashes, without any text or key."""
 
@@ -79,6 +88,7 @@ class Outcome(msgspec.Struct, frozen=True):
     session: str | None = None
     conversation: str | None = None  # a Course: whether the conversation stayed at its tier, and why
     errors: tuple[TierError, ...] = ()  # of all attempts whose tier is known
+    late: LateVerdict | None = None  # on the last attempt
     key_refused: str | None = None  # the tier whose upstream refused the tier's own key last
     chances: str | None = None  # JSON: tier -> chance that the router also asked it; None: there was no chance
     explored: str | None = None  # the id of that second request, if it was drawn: see `Explored`

@@ -12,7 +12,7 @@ from extproc.api.sse import MalformedAnswer
 LEAST_LOGPROB = -20.0
 
 # Finish reasons of other APIs and servers, in lower case -> those of chat completions.
-_FINISHES = {
+FINISHES = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "eos": "stop",
@@ -35,6 +35,8 @@ _FINISHES = {
     "prohibited_content": "content_filter",
     "spii": "content_filter",
 }
+# Some servers write it before a finish reason.
+FINISH_PREFIX = "finish_reason_"
 _INPUT_COUNTS = ("prompt_tokens", "input_tokens")
 # Anthropic counts these apart from `input_tokens`.
 _CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
@@ -128,8 +130,8 @@ class GatheredAnswer:
     def add_finish(self, index: int, value: Any) -> None:
         if index not in self.finishes:
             self.keep(64)
-        reason = as_text(value).strip().lower().removeprefix("finish_reason_")
-        self.finishes[index] = _FINISHES.get(reason, reason) if reason else self.finishes.get(index)
+        reason = as_text(value).strip().lower().removeprefix(FINISH_PREFIX)
+        self.finishes[index] = FINISHES.get(reason, reason) if reason else self.finishes.get(index)
 
     def add_usage(self, value: Any) -> None:
         """Take counts by name: a later count replaces an earlier one, an absent one changes nothing."""

@@ -23,6 +23,10 @@ class EventStream:
 
     def feed(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield (event, data) of each frame that `piece` ends. Raises MalformedAnswer if a frame is too large."""
+        if self._first and b"\n\n" in piece:  # the first frame may begin with a byte order mark
+            end = piece.index(b"\n\n") + 2
+            yield from self._feed_lines(piece[:end])
+            piece = piece[end:]
         if self._first or self._line or self._data or self._event or self._after_cr or b"\r" in piece:
             yield from self._feed_lines(piece)
             return

@@ -70,9 +70,12 @@ class HeaderName(StrEnum):
     ROLE = "x-role"
     # The same, for a verifier: Envoy itself counts the tokens of the answer. The value is COUNTS_TOKENS.
     COUNTS = "x-counts"
+    # The same: Envoy itself reads how an answer ends. The value is READS_ENDINGS.
+    ENDINGS = "x-endings"
 
 
 COUNTS_TOKENS = "tokens"
+READS_ENDINGS = "read"
 # A regular expression that matches the two headers that a verifier writes.
 VERDICT_HEADERS = f"{HeaderPrefix.CASCADE}(verdict|reason)"
 
@@ -121,6 +124,7 @@ class Key(StrEnum):
     EXPLORED = "explored"
     HIT = "hit"
     CHARGE = "charge"
+    OPEN = "open"
     # In Namespace.PACKED.
     END = "end"
     # In Namespace.CONVERSATION.

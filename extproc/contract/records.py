@@ -202,6 +202,8 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
     explored: str | None = None  # x-request-id of that second request, if it was drawn
     hit: AttemptRecord | None = None  # of the kept answer that was served again
     charge: str | None = None  # the nanodollars that the request reserved, and the keys of its budgets
+    # The attempt whose verdict Envoy completes when the answer ends, and its tier behind a space.
+    open: str | None = None
     attempts: dict[int, AttemptRecord] = {}
     failed: dict[int, str] = {}  # the tier and the status of each attempt that ended with an error; Envoy writes it
 
@@ -234,7 +236,8 @@ class LedgerRecord(_Record, frozen=True, kw_only=True):
 
 
 _LEDGER_TEXTS = tuple(
-    key.value for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED, Key.CHARGE)
+    key.value
+    for key in (Key.PRINCIPAL, Key.SESSION, Key.KEY_REFUSED, Key.CHANCES, Key.EXPLORED, Key.CHARGE, Key.OPEN)
 )
 
 

@@ -7,6 +7,7 @@ from extproc.contract.names import (
     ATTEMPT_ATTRIBUTE,
     COUNTS_TOKENS,
     HEADER_ATTRIBUTE,
+    READS_ENDINGS,
     TIER_ATTRIBUTE,
     VERDICT_HEADERS,
     HeaderName,
@@ -29,6 +30,7 @@ from extproc.envoy.builders import (
     typed,
 )
 from extproc.envoy.client_keys import no_query, remove_headers, restore_headers, write_query
+from extproc.envoy.endings import endings_filter
 from extproc.envoy.repeats import COUNT_DETOUR, REPEATED_UNTIL, new_connection_filter
 from extproc.envoy.tier_filters import OwnFilter, failure_filter, key_filters, path_filter
 from extproc.settings import Tier
@@ -50,6 +52,9 @@ def attempt_filters(tiers: Sequence[Tier], config: Config, follow_keys: bool = T
     # Envoys before 1.40 do not repeat attempts.
     if follow_keys and len(tiers) == 1 and tiers[0].repeats_reused:
         filters.append(new_connection_filter())
+    if follow_keys:  # it reads answers after the verifiers, which are behind it
+        not_streamed = _not_judged(tiers, JudgeMode.STREAM)
+        filters.append(filter_entry("verifier_ending", skip_if(not_streamed, LUA, endings_filter())))
     for mode, body_mode in _JUDGE_MODES:
         verifier = _verifier(config, body_mode, counts=follow_keys)
         not_judged = _not_judged(tiers, mode)
@@ -199,6 +204,7 @@ _BROKEN = "the upstream closed the connection before it answered"
 
 
 _COUNTS = {"key": HeaderName.COUNTS, "value": COUNTS_TOKENS}
+_ENDINGS = {"key": HeaderName.ENDINGS, "value": READS_ENDINGS}
 
 
 def _verifier(config: Config, body_mode: str, counts: bool) -> Dict:
@@ -208,7 +214,7 @@ def _verifier(config: Config, body_mode: str, counts: bool) -> Dict:
     while it buffers that answer. The headers of a buffered stream wait for its first tokens, at most for the whole
     attempt. Envoy notices a dead server much earlier, by its connection.
 
-    `counts`: Envoy counts the tokens of answers.
+    `counts`: Envoy counts the tokens of answers, and reads how they end.
     """
     streamed = body_mode == "STREAMED"
     forwarded = [Namespace.DECISION, Namespace.REQUIREMENTS, Namespace.LEDGER]
@@ -224,7 +230,7 @@ def _verifier(config: Config, body_mode: str, counts: bool) -> Dict:
         stat_prefix="verifier",
         grpc_service={
             "envoy_grpc": {"cluster_name": "extproc"},
-            "initial_metadata": [*role_metadata(Role.VERIFIER), *([_COUNTS] if counts else [])],
+            "initial_metadata": [*role_metadata(Role.VERIFIER), *([_COUNTS, _ENDINGS] if counts else [])],
         },
         failure_mode_allow=True,  # without the server, answers pass without a verdict
         message_timeout=f"{timeout_s:g}s",

@@ -10,11 +10,13 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
+from extproc.acceptance.checks import OK, UNAVAILABLE
+from extproc.acceptance.rules import Complete, rule_name
 from extproc.accounting.feedback import AnsweredRequest, Feedback
-from extproc.accounting.outcome import Cost, Outcome
+from extproc.accounting.outcome import Cost, LateVerdict, Outcome
 from extproc.api.observation import Usage
 from extproc.api.request import Request
-from extproc.contract.names import PREFIX, Key
+from extproc.contract.names import PREFIX, TRACEPARENT, Key
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.encoder.batcher import EncoderLoad
@@ -202,6 +204,8 @@ class Telemetry:
             self._default_cost.add(cost.default, place | app)
         if outcome.first_byte_s is not None and outcome.served and not outcome.is_hit:
             self._first_byte.record(outcome.first_byte_s, place)
+        if outcome.late is not None:
+            self._completed(outcome.late, outcome)
         for error in outcome.errors:
             self._tier_errors.add(1, {"tier": error.tier, "status": str(error.status or "no_answer")})
         if not outcome.is_hit:  # no model was called
@@ -214,6 +218,12 @@ class Telemetry:
             self._paid(rejected | app | {"answer": "rejected"}, rejection.usage, price)
             if rejection.usage is None:
                 self._unknown.add(1, rejected | {"answer": "rejected"})
+
+    def _completed(self, late: LateVerdict, outcome: Outcome) -> None:
+        parent = {TRACEPARENT: outcome.traceparent} if outcome.traceparent is not None else {}
+        unavailable = (rule_name(Complete()),) if late.reason == UNAVAILABLE else ()
+        reason = late.reason or OK
+        self.ruled(parent, late.cohort, late.attempt, late.verdict, reason, None, unavailable, outcome.usage)
 
     def _paid(self, labels: dict[str, str], usage: Usage | None, price: float | None) -> None:
         if usage is not None:

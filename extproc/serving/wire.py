@@ -24,6 +24,7 @@ from extproc.contract.names import (
     HEADER_ATTRIBUTE,
     HOST_ATTRIBUTE,
     PATH_ATTRIBUTE,
+    READS_ENDINGS,
     TIER_ATTRIBUTE,
     HeaderName,
     Namespace,
@@ -76,6 +77,7 @@ def read_opening(message: pb.ProcessingRequest, stream: Mapping[str, str] = {}) 
         fields[TIER_ATTRIBUTE].string_value if TIER_ATTRIBUTE in fields else None,
         modes.send_body_without_waiting_for_header_response,
         stream.get(HeaderName.COUNTS) == COUNTS_TOKENS,
+        stream.get(HeaderName.ENDINGS) == READS_ENDINGS,
     )
 
 

@@ -13,14 +13,12 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.requirements import UNREAD, Requirements
-from extproc.acceptance.verdict import Verdict, judge_early, may_be_certain
+from extproc.acceptance.verdict import Verdict, judge_early, may_be_certain, without_ending
 from extproc.api.answer import AnswerReader
 from extproc.api.content_encoding import encoding_of
 from extproc.api.observation import Observation, Usage
-from extproc.api.paths import Api
 from extproc.contract.names import Namespace
-from extproc.contract.records import CacheRecord, JudgedRecord, LedgerRecord, RequirementsRecord
+from extproc.contract.records import CacheRecord, LedgerRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.cache_store import AnswerStore
@@ -28,6 +26,7 @@ from extproc.routing.limits import Bounds, RateLimit, principal_header, principa
 from extproc.routing.policy import Cohort
 from extproc.routing.snapshot import Snapshot
 from extproc.settings import SHARE, Human
+from extproc.verifying.carried import JudgedDecision, read_requirements
 from extproc.verifying.hold import Hold, State
 from extproc.verifying.judging import CallOut, RuleRunner
 from extproc.verifying.keeping import AnswerKeeper
@@ -39,8 +38,6 @@ _EARLY_CHARS = 200
 
 # Queues a case for people and returns its id. It blocks, and never raises.
 Enqueue = Callable[[Human, dict[str, Any], str, str], str]
-
-_decode_facts = msgspec.json.Decoder(Requirements).decode
 
 
 class Verifier:
@@ -73,14 +70,14 @@ class VerifierExchange:
     """The verifier's side of one ext_proc stream: one attempt at an upstream."""
 
     def __init__(self, verifier: Verifier, opening: Opening) -> None:
-        decision = _JudgedDecision.from_metadata(opening.metadata.get(Namespace.DECISION, {}))
+        decision = JudgedDecision.from_metadata(opening.metadata.get(Namespace.DECISION, {}))
         self._verifier = verifier
         self._snapshot = verifier.snapshot().of_app(decision.app).arm(decision.revision)
         self._opening = opening
         self._api = decision.api
         # A reload may have removed the cohort. Then the answer passes without a verdict.
         self._cohort = self._snapshot.policy.cohorts.get(decision.cohort)
-        self._facts = _read_facts(opening.metadata.get(Namespace.REQUIREMENTS, {}))
+        self._facts = read_requirements(opening.metadata.get(Namespace.REQUIREMENTS, {}))
         self._attempt = JudgedAttempt(decision.cohort, opening.attempt, opening.tier)
         self._ladder = self._ladder_of(decision)
         self._cache = CacheRecord.from_metadata(opening.metadata.get(Namespace.CACHE, {}))
@@ -90,11 +87,12 @@ class VerifierExchange:
         self._content_type = ""
         self._began_s = 0.0  # when the hold began
         self._counts_itself = opening.counts_tokens  # Envoy counts the tokens of plain answers only
+        self._reads_ending = opening.reads_endings and self._facts.choices == 1
         self.ruling: Ruling | None = None
-        # The verdict is final and the answer goes on. When we end our side of the stream, Envoy sends the rest,
-        # with the messages that have no reply.
+        # The last verdict is given and the answer goes on. When we end our side of the stream, Envoy sends the
+        # rest, with the messages that have no reply.
         self.over = False
-        self._passed_certain = False  # the final verdict came after the release
+        self._passed_certain = False  # the last verdict of the verifier came after the release
         self._looked_chars = -1  # of text, when the verdict was last looked for after the release
 
     async def answer(self, event: Event) -> list[Reply]:
@@ -116,10 +114,11 @@ class VerifierExchange:
         if self._hold.state is State.HOLDING and not replies:
             ruling = await self._rule(cohort, reader, last)
             return [] if ruling is None else await self._end_hold(ruling, reader, last)
-        if self._hold.state is State.PASSING and self.ruling is None:
-            self.ruling = await self._rule_late(cohort, reader) if last else self._rule_certain(cohort, reader)
-            if self.ruling is not None:
-                replies[-1] = msgspec.structs.replace(replies[-1], metadata=self.ruling.metadata)
+        if self._hold.state is State.PASSING and self.ruling is None and not self._passed_certain:
+            ruling = await self._rule_late(cohort, reader) if last else self._rule_certain(cohort, reader)
+            if ruling is not None:
+                self.ruling = ruling if ruling.final else None
+                replies[-1] = msgspec.structs.replace(replies[-1], metadata=ruling.metadata)
         return replies
 
     def _begin(self, headers: Event) -> None:
@@ -157,12 +156,23 @@ class VerifierExchange:
             return None
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
         final = verdict.decided and not full and self._needs_no_more(cohort)
-        return rule_early(self._attempt, verdict, full, late and not verdict.decided, final)
+        open_end = not verdict.decided and not full and self._is_certain_but_for_its_end(cohort, observation)
+        return rule_early(self._attempt, verdict, full, late and not verdict.decided, final, open_end)
 
     def _needs_no_more(self, cohort: Cohort) -> bool:
         """Whether nothing reads the rest of an answer that all rules accept: no cache and no count of tokens."""
         kept = cohort.cache is not None and self._cache.key
         return self._hold.can_let_go and self._counts_itself and not kept
+
+    def _is_certain_but_for_its_end(self, cohort: Cohort, observation: Observation) -> bool:
+        """Whether only `complete` is not certain yet, and Envoy reads how the answer ends."""
+        rules = without_ending(cohort.accept)
+        if not (self._reads_ending and len(rules) < len(cohort.accept) and self._needs_no_more(cohort)):
+            return False
+        if observation.framing != "sse" or observation.n_choices > 1:
+            return False
+        verdict = judge_early(rules, observation, request=self._facts, tier=self._attempt.tier)
+        return verdict.decided and verdict.accept
 
     async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
@@ -182,16 +192,21 @@ class VerifierExchange:
     def _rule_certain(self, cohort: Cohort, reader: AnswerReader) -> Ruling | None:
         """Rule on a growing answer that was released, if every rule is satisfied for any continuation."""
         tier = self._attempt.tier
-        if not (may_be_certain(cohort.accept, tier) and self._needs_no_more(cohort)):
+        rules = without_ending(cohort.accept) if self._reads_ending else cohort.accept
+        if not (may_be_certain(rules, tier) and self._needs_no_more(cohort)):
             return None
         # A look costs as much as the answer is long, so there is none for every piece of a long one.
         if reader.text_chars <= self._looked_chars * 9 // 8:
             return None
         self._looked_chars = reader.text_chars
-        verdict = judge_early(cohort.accept, reader.observation(), request=self._facts, tier=tier)
-        if not (verdict.decided and verdict.accept):
+        observation = reader.observation()
+        verdict = judge_early(cohort.accept, observation, request=self._facts, tier=tier)
+        certain = verdict.decided and verdict.accept
+        if not certain and not self._is_certain_but_for_its_end(cohort, observation):
             return None
         self._passed_certain = True
+        if not certain:
+            return rule_early(self._attempt, verdict, open_end=True)
         return rule_late(verdict, self._attempt, Usage())
 
     def _keep(self, ruling: Ruling, observation: Observation) -> None:
@@ -206,7 +221,7 @@ class VerifierExchange:
     async def _end_hold(self, ruling: Ruling, reader: AnswerReader, last: bool) -> list[Reply]:
         """Put the ruling on the first message that is released, or send the client another answer.
 
-        After a final ruling on an answer that goes on, only the first message gets a reply.
+        After the last ruling on an answer that goes on, only the first message gets a reply.
         """
         self.ruling = ruling if ruling.final else None
         if ruling.final:
@@ -218,7 +233,7 @@ class VerifierExchange:
             content, tier = self._hold.content(), self._attempt.tier
             metadata |= kept_answer(ruling.verdict, reader.observation(), content, self._content_type, tier)
         first, *rest = self._hold.release()
-        if ruling.final and not last and self._hold.can_let_go and self._hold.has_bytes:
+        if (ruling.final or ruling.open) and not last and self._hold.can_let_go and self._hold.has_bytes:
             self.over, rest = True, []
         return [msgspec.structs.replace(first, headers=ruling.headers, metadata=metadata), *rest]
 
@@ -238,7 +253,7 @@ class VerifierExchange:
             status=human.status,
         )
 
-    def _ladder_of(self, decision: "_JudgedDecision") -> Ladder:
+    def _ladder_of(self, decision: JudgedDecision) -> Ladder:
         escalate = self._cohort.escalate if self._cohort is not None else None
         ladder = Ladder(
             decision.rungs,
@@ -261,21 +276,6 @@ class VerifierExchange:
             principal = principal_of(principal_header(self._opening.headers, limits.principal))
         name = self._snapshot.name_of(self._attempt.cohort)
         return await self._verifier.bounds.take(name, principal, limits.per_minute, limits.burst, now_s)
-
-
-class _JudgedDecision(JudgedRecord, frozen=True, kw_only=True):
-    """The decision as the verifier reads it. If the API is unknown, the cohort is empty."""
-
-    api: Api
-    revision: str = ""  # of the policy or of its candidate
-    app: str | None = None
-
-
-def _read_facts(carried: dict[str, Any]) -> Requirements:
-    try:
-        return _decode_facts(RequirementsRecord.from_metadata(carried).facts)
-    except msgspec.DecodeError:
-        return UNREAD
 
 
 def _feed(reader: AnswerReader, event: Event, last: bool) -> None:

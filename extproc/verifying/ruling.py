@@ -47,6 +47,7 @@ class Ruling(msgspec.Struct, frozen=True):
     verdict: Verdict
     bound: Bound | None = None  # the limit that stopped a rejected answer from escalating
     final: bool = True  # False: the answer was released before its end, and another ruling follows
+    open: bool = False  # Envoy gives the other one when the answer ends
     tier: str | None = None
     usage: Usage = Usage()
     rung: int | None = None  # the next rung, as an index into the ladder; None: no escalation
@@ -70,6 +71,8 @@ class Ruling(msgspec.Struct, frozen=True):
             metadata[Namespace.LADDER] = ladder_of(self.ladder)
         if self.final:
             metadata[Namespace.LEDGER] = self.ledger.to_metadata()
+        elif self.open:
+            metadata[Namespace.LEDGER] = LedgerRecord(open=f"{self.attempt} {self.tier or ''}").to_metadata()
         return metadata
 
     @property
@@ -136,16 +139,21 @@ def rule(
 
 
 def rule_early(
-    attempt: JudgedAttempt, verdict: Verdict, full: bool = False, late: bool = False, final: bool = False
+    attempt: JudgedAttempt,
+    verdict: Verdict,
+    full: bool = False,
+    late: bool = False,
+    final: bool = False,
+    open_end: bool = False,
 ) -> Ruling:
     """Rule on a stream that is released before its end.
 
     `full`: it is too long to be held until it is judged. `late`: its first words did not come in time. `final`: the
-    rest of it is not read.
+    rest of it is not read. `open_end`: Envoy reads how it ends.
     """
     verdict = released(verdict, late)
     word = VerdictWord.DEGRADED if full else _accepted(verdict)
-    return Ruling(attempt.cohort, attempt.number, word, verdict, final=final, tier=attempt.tier)
+    return Ruling(attempt.cohort, attempt.number, word, verdict, final=final, open=open_end, tier=attempt.tier)
 
 
 def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:

@@ -78,6 +78,7 @@ def test_the_columns_of_the_prompt_travel_with_the_question():
     """Only for cohorts with the rule."""
     body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": "How many?"}]})
     request = parse_request("/v1/chat/completions", body)
+    assert request is not None
     read = read_requirements(request, [RULE], (0.5, 1.5))
     assert (read.question, read.columns) == ("How many?", (0.5, 1.5))
     assert msgspec.json.decode(msgspec.json.encode(read), type=Requirements) == read

@@ -7,9 +7,10 @@ import pytest
 from google.protobuf.json_format import ParseDict
 
 from extproc.accounting.accesslog import read_outcomes
-from extproc.accounting.outcome import Ending, Outcome, Rejection, TierError, Unjudged
+from extproc.accounting.outcome import Ending, LateVerdict, Outcome, Rejection, TierError, Unjudged
 from extproc.api.observation import Usage
 from extproc.contract.names import Namespace
+from extproc.contract.words import VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
 
@@ -100,6 +101,29 @@ def test_the_cohort_and_why_no_rule_looked_at_the_answer(
 ) -> None:
     outcome = read(decision=DECISION | decision)
     assert (outcome.cohort, outcome.unjudged) == (cohort, unjudged)
+
+
+@pytest.mark.parametrize(
+    ("ledger", "late"),
+    [
+        ({"1": {"verdict": "recorded", "reason": "cut"}}, None),
+        ({"open": "1 small"}, None),
+        ({"open": "2 small", "1": {"verdict": "recorded"}}, None),
+        ({"open": "1 small", "1": {"verdict": "nonsense"}}, None),
+        ({"open": "1 small", "1": {"verdict": "accept"}}, LateVerdict("faq", 1, VerdictWord.ACCEPT)),
+        ({"open": "1", "1": {"verdict": "recorded", "reason": "cut"}},
+         LateVerdict("faq", 1, VerdictWord.RECORDED, "cut")),
+    ],
+    ids=["the verifier's", "the stream broke", "another attempt", "no verdict", "a good end", "a cut end"],
+)  # fmt: skip
+def test_a_verdict_that_envoy_completed_is_told_apart(ledger: dict[str, Any], late: LateVerdict | None) -> None:
+    assert read(ledger).late == late
+
+
+def test_a_stream_that_broke_before_its_end_is_not_judged() -> None:
+    """As if the verifier had read it until then."""
+    outcome = read({"open": "1 small"}, responseFlags={"upstreamRemoteReset": True})
+    assert (outcome.ending, outcome.judged, outcome.unjudged) == (Ending.FAILED, False, None)
 
 
 def test_the_model_the_stream_and_the_trace_are_kept() -> None:

@@ -205,6 +205,7 @@ class Scripted:
         self.calls = (script.get("calls") or {}).get(tier)
         self.whole = whole_of(path, MODELS[tier], self.said, self.calls)
         self.frames = frames_of(path, MODELS[tier], self.said, self.calls)
+        self.written: list[str] = script.get("written") or []
         if script.get("logprobs"):  # of one token in each frame
             found = b'"finish_reason":', b'"logprobs":{"content":[{"token":"t","logprob":-0.5}]},"finish_reason":'
             self.whole, self.frames = self.whole.replace(*found), [frame.replace(*found) for frame in self.frames]
@@ -783,6 +784,18 @@ async def gated_midway(x: Scripted) -> None:
     await _released(x)
     for frame in x.frames[half:]:
         await x.chunk(frame)
+    await x.end()
+
+
+@fault
+async def as_written(x: Scripted) -> None:
+    """Send the first text of the script, and each of the others in a chunk when the test releases the request."""
+    first, *others = x.written
+    x.open()
+    await x.chunk(first.encode())
+    await _released(x)
+    for text in others:
+        await x.chunk(text.encode())
     await x.end()
 
 

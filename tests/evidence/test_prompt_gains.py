@@ -180,7 +180,7 @@ def test_a_choice_with_the_answer_serves_as_it_was_measured(folder, tmp_path, wo
     table = scored.table
     rows = ~table.fit & (table.cohort == "billing")
     up = replay(scored, table.run.snapshot.policy.cohorts["billing"], billing.plan, rows)[2]
-    assert commands.run_choose(folder, path, target, 0.01, DAY, 0, True) == 0
+    assert fitting.run_choose(folder, path, target, 0.01, DAY, 0, True) == 0
     assert "large by prompt and answer from" in capsys.readouterr().out
     intent = next(intent for intent in load_config(folder).intents if intent.intent == "billing")
     assert intent.accept == [{"gain": {"least": billing.plan.least}}]

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from extproc.accounting.drift_limits import LEAST_RECENT
 from extproc.accounting.feedback import AnsweredRequest, Feedback
-from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection, TierError
+from extproc.accounting.outcome import Cost, Ending, LateVerdict, Outcome, Rejection, TierError
 from extproc.api.observation import Usage
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Bound, Reason, Signal, VerdictWord
@@ -165,6 +165,26 @@ def test_the_errors_of_a_tier_are_counted_by_status(collected: Collected) -> Non
         frozenset({("tier", "small"), ("status", "503")}): 1,
         frozenset({("tier", "medium"), ("status", "no_answer")}): 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("late", "reason", "unavailable"),
+    [
+        (LateVerdict("billing", 1, VerdictWord.ACCEPT), "ok", []),
+        (LateVerdict("billing", 1, VerdictWord.RECORDED, "cut"), "cut", []),
+        (LateVerdict("billing", 1, VerdictWord.DEGRADED, "unavailable"), "unavailable", ["complete"]),
+    ],
+)
+def test_a_verdict_that_envoy_completed_is_counted_as_one_of_the_verifier(
+    collected: Collected, late: LateVerdict, reason: str, unavailable: list[str]
+) -> None:
+    collected.telemetry.ended(msgspec.structs.replace(OUTCOME, late=late), Cost(1.0, (0.5, None), 2.0))
+    labels = {("cohort", "billing"), ("verdict", late.verdict.value), ("reason", reason)}
+    assert collected.series("semantic_router.verdicts") == {frozenset(labels): 1}
+    rules = [frozenset({("cohort", "billing"), ("rule", rule)}) for rule in unavailable]
+    counted = collected.metrics().get("semantic_router.rules.unavailable")
+    assert (counted is None) == (rules == [])
+    assert not rules or collected.series("semantic_router.rules.unavailable") == dict.fromkeys(rules, 1)
 
 
 def test_a_tier_with_a_key_counts_refusals_from_zero(collected: Collected) -> None:

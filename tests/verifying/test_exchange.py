@@ -40,7 +40,12 @@ STREAMS = ("STREAMED", "FULL_DUPLEX_STREAMED")
 
 
 def opening(
-    mode: str = "STREAMED", attempt: int = 1, cohort: str = "c", counts_tokens: bool = False, **facts: Any
+    mode: str = "STREAMED",
+    attempt: int = 1,
+    cohort: str = "c",
+    counts_tokens: bool = False,
+    reads_endings: bool = False,
+    **facts: Any,
 ) -> Opening:
     given = Requirements(stream=mode in STREAMS) if not facts else Requirements(**facts)
     decision = {"cohort": cohort, "rungs": ["small", "large"], "api": "chat", "escalations": 0.0}
@@ -50,6 +55,7 @@ def opening(
         attempt,
         body_before_reply=mode == "STREAMED",
         counts_tokens=counts_tokens,
+        reads_endings=reads_endings,
     )  # fmt: skip
 
 
@@ -284,20 +290,72 @@ def test_a_certain_stream_that_only_ends_gets_a_reply_to_its_end() -> None:
         assert [reply.kind for reply in answers[-1]] == [ending.kind]
 
 
+_HELPFUL: dict[str, Any] = {"counts_tokens": True, "reads_endings": True}
+# The answer has one choice, so `complete` rejects it.
+_TWO_CHOICES = opening(choices=2, stream=True, **_HELPFUL)
+
+
+@pytest.mark.parametrize("rules", [_RULES, ("complete",), ("complete", "json_schema")])
+def test_a_stream_of_which_only_the_end_is_open_is_left_to_envoy(rules: Any) -> None:
+    """The verifier has no verdict then. The ledger gets the attempt that Envoy completes."""
+    opened = msgspec.structs.replace(opening(attempt=2, **_HELPFUL), tier="small")
+    [reply], exchange = released(rules, opened)
+    assert exchange.over and exchange.ruling is None
+    metadata: dict[str, Any] = {
+        Namespace.DECISION: {"verdict": "accept"},
+        Namespace.LEDGER: {"open": "2 small"},
+    }
+    assert reply == Reply("response_headers", headers=ACCEPT, metadata=metadata)
+
+
+def test_a_recorded_stream_is_left_to_envoy_as_soon_as_only_its_end_is_open() -> None:
+    """Its end without bytes gets a reply, and no second verdict."""
+    ends = [
+        [Event("response_body", body=chunk("more")), Event("response_body", True, transcript())],
+        [Event("response_body", True)],
+        [Event("response_trailers", True)],
+    ]
+    for ending in ends:
+        exchange = VerifierExchange(Verifier(lambda: snapshot("record"), None), opening(**_HELPFUL))
+        answers = run(exchange, headers(), Event("response_body", body=chunk("".join(LONG))), *ending)
+        assert exchange.ruling is None
+        metadata = [reply.metadata for replies in answers for reply in replies if reply.metadata is not None]
+        assert metadata == [{Namespace.DECISION: {"verdict": "accept"}, Namespace.LEDGER: {"open": "1 "}}]
+        if ending[0].body:
+            assert exchange.over and len(answers) == 3 and answers[-1] == []
+        else:
+            assert not exchange.over and [reply.kind for reply in answers[-1]] == [ending[0].kind]
+
+
+@pytest.mark.parametrize("finish", ["length", "content_filter"])
+def test_an_end_that_comes_before_the_release_is_still_rejected_in_time(finish: str) -> None:
+    """The release waits for 200 characters as before."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(**_HELPFUL))
+    pieces = [chunk(LONG[0]), transcript(finish=finish)]
+    replies = [reply for batch in run(exchange, *streamed(pieces)) for reply in batch]
+    assert exchange.ruling is not None and exchange.ruling.word == "escalate"
+    assert (replies[0].headers or {})["x-cascade-verdict"] == "escalate"
+
+
 @pytest.mark.parametrize(
     ("rules", "opened"),
     [
+        (_RULES, _TWO_CHOICES),
+        (("complete", "tool_calls"), opening(**_HELPFUL)),
+        (("complete", {"max_chars": 4000}), opening(**_HELPFUL)),
+        (_RULES, opening("FULL_DUPLEX_STREAMED", **_HELPFUL)),
+        (_RULES, opening(reads_endings=True)),
         (_RULES, opening(counts_tokens=True)),
         (_CERTAIN, opening()),
         (_CERTAIN, opening("FULL_DUPLEX_STREAMED", counts_tokens=True)),
     ],
-    ids=["a rule needs the end", "only we count tokens", "Envoy keeps no bytes"],
 )
 def test_a_stream_of_which_more_is_needed_is_read_to_its_end(rules: Any, opened: Opening) -> None:
     replies, exchange = released(rules, opened)
     assert not exchange.over
     assert [reply.kind for reply in replies] == ["response_headers", *["response_body"] * 7]
-    assert exchange.ruling is not None and exchange.ruling.word == "accept"
+    assert exchange.ruling is not None
+    assert exchange.ruling.word == ("recorded" if opened.metadata == _TWO_CHOICES.metadata else "accept")
 
 
 def test_a_stream_whose_logprobs_are_removed_is_read_to_its_end() -> None:
