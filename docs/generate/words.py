@@ -51,7 +51,7 @@ TRAFFIC_KEYS = {
     "Row.id": "Your own name for the row.",
     "Row.session": "The conversation that the row belongs to. Its rows count as one.",
     "Row.source": "Where the row comes from: an app, a customer or a data set. With two or more sources, `calibrate` "
-    "judges the rows of each by fits without it. `diff` and `gate` decide with the intents of the app of this name.",
+    "judges the rows of each by fits without it. The commands decide with the intents of the app of this name.",
     "Row.user": "The person who asked. All rows of one person count as one, also in several sessions.",
     "Row.time": "When it was, as RFC 3339 or in seconds since 1970.",
     "Row.variants": 'The same ask in other words, by a name that you choose, as in `{"de": "Warum ist meine Rechnung höher?"}`. '

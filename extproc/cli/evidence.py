@@ -11,6 +11,7 @@ from extproc.cli.report_files import ReportFiles
 from extproc.config.load import load_config
 from extproc.contract.words import Reason
 from extproc.encoder.backends import load_encoder, vectors_name
+from extproc.evidence.app_rows import execute_apps
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Traffic, read_traffic
@@ -56,7 +57,7 @@ def requests_by_id(path: Path) -> dict[str, dict[str, Any]]:
 def run_eval(intents: Path, data: Path, files: ReportFiles, seed: int, perturbed: bool = False) -> int:
     """`extproc eval`: print the evaluation, and write it to files."""
     traffic, memory, tokens = usable(data), patient_encoder(intents), Tokens()
-    run = execute(intents, memory, traffic, tokens)
+    run = execute_apps(intents, memory, traffic, tokens)
     report_bad_rows(data, run.bad)
     evaluation = evaluate(run, seed)
     if perturbed:
@@ -112,7 +113,8 @@ def patient(model: str) -> Memory:
 
 def report_unused(path: Path, *runs: Execution) -> None:
     """Report on stderr the rows that are skipped, and the names that no configuration has. Each note once."""
-    report_bad_rows(path, runs[0].bad)
+    bad = {row: None for run in runs for row in run.bad}
+    report_bad_rows(path, sorted(bad, key=lambda row: row.line))
     intents = {name for run in runs for name in run.snapshot.policy.cohorts}
     for note in dict.fromkeys(note for run in runs for note in unused(run, intents)):
         print(f"{path}: {note}", file=sys.stderr)

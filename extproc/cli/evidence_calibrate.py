@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from extproc.cli.evidence import report_unused, usable
 from extproc.cli.report_files import NO_FILES, ReportFiles
 from extproc.config.load import Config, in_configmap
 from extproc.config.schema import POLICY_FILE
+from extproc.evidence.app_rows import FitPart, fit_parts
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.execution import Execution, Memory, execute
+from extproc.evidence.execution import Execution, Memory
 from extproc.evidence.fit import edits
 from extproc.evidence.fit.adapted import adapted_encoder, back_of
 from extproc.evidence.fit.calibration import Calibration, calibrate
@@ -35,8 +36,9 @@ _NOT_WRITTEN = "not written: give --write to apply this"
 
 
 class Fit(msgspec.Struct, frozen=True):
-    """What was fitted, in every form in which it is shown."""
+    """The result of a fit, in every form in which it is shown."""
 
+    app: str  # whose intents were fitted. Empty: those beside the policy
     verdicts: list[Headline]
     lines: list[str]  # text for a terminal
     page: str  # the same as HTML
@@ -57,29 +59,61 @@ def run_calibrate(
     files: ReportFiles = NO_FILES,
 ) -> int:
     """`extproc calibrate`: print the fitted values and the change to the YAML, and write it if asked."""
-    traffic, memory = usable(data), memory or evidence.patient_encoder(intents)
-    run = execute(intents, memory, traffic, Tokens())
-    report_unused(data, run)
-    rows = labelled_rows(run)
-    learned = _learned(run, rows, memory, date, seed, adapt)
-    fit = _floors(intents, run, rows, learned, calibrate(run, learned, risk, date), risk)
+    memory = memory or evidence.patient_encoder(intents)
+    another_encoder = False
+
+    def fitted(part: FitPart) -> Fit:
+        nonlocal another_encoder
+        rows = labelled_rows(part.run)
+        # The encoder is that of the policy, so an app changes only its matching.
+        learned = _learned(part.run, rows, memory, date, seed, adapt if not part.app else None)
+        another_encoder |= learned.config.policy.encoder != part.run.config.policy.encoder
+        return _floors(part, rows, learned, calibrate(part.run, learned, risk, date), risk)
+
+    fits = _fit_all(_parts(intents, data, memory), data, fitted)
     if write:
-        _write(fit)
-    _show(fit, write, files, f"calibrate {intents} on {data.name}")
-    if write and learned.config.policy.encoder != run.config.policy.encoder:
+        for fit in fits:
+            _write(fit)
+    _show(fits, write, files, f"calibrate {intents} on {data.name}")
+    if write and another_encoder:
         print(f"next, run `extproc prepare --intents {intents}` on the serving machine and restart the router")
     return 0
 
 
+def _parts(intents: Path, data: Path, memory: Memory) -> list[FitPart]:
+    """The folder of intents and those of its apps, each with its rows."""
+    parts = fit_parts(intents, memory, usable(data), Tokens())
+    report_unused(data, *(part.run for part in parts))
+    return parts
+
+
+def _fit_all(parts: Sequence[FitPart], data: Path, fitted: Callable[[FitPart], Fit]) -> list[Fit]:
+    """Fit every part. One that cannot be fitted is reported, if another can. Raises ValueError if none can."""
+    fits, errors = [], []
+    for part in parts:
+        try:
+            fits.append(fitted(part))
+        except ValueError as error:
+            if len(parts) == 1:
+                raise
+            rows = f"rows of the app {part.app}" if part.app else "rows of no app with its own intents"
+            errors.append(f"{data}: {rows}: nothing fitted: {error}")
+    if not fits:
+        raise ValueError("\n".join(errors))
+    for line in errors:
+        print(line, file=sys.stderr)
+    return fits
+
+
 def _floors(
-    folder: Path,
-    run: Execution,
+    part: FitPart,
     rows: LabelledRows,
     learned: FittedCentroids,
     calibration: Calibration,
     risk: float,
 ) -> Fit:
     """The ways of matching and the floors, and the files that change."""
+    folder, run = part.folder, part.run
     centroids = learned.raw if not _same_centroids(run, learned.config) else b""
     written = {intent.intent: intent for intent in run.config.intents}
     values = {fit.name: fit.changes(written[fit.name]) for fit in calibration.fits}
@@ -91,6 +125,7 @@ def _floors(
     chosen = learned.chosen.kind if learned.chosen is not None else None
     matching = {"chosen": chosen, "why": learned.why, "trials": learned.trials, "astray": learned.astray}
     return Fit(
+        part.app,
         verdicts,
         lines,
         calibration_html(learned, rows, calibration, risk, present),
@@ -108,19 +143,25 @@ def _write(fit: Fit) -> None:
         edits.write(path, content)
 
 
-def _show(fit: Fit, written: bool, files: ReportFiles, title: str) -> None:
+def _show(fits: Sequence[Fit], written: bool, files: ReportFiles, title: str) -> None:
     """Print the result, and write it to files.
 
     The files of the intents are written before, because a reader that closes the pipe must not stop that.
     """
-    changed = {str(change[0]): list(edits.diff(*change)) for change in fit.edited}
+    edited = [change for fit in fits for change in fit.edited]
+    changed = {str(change[0]): list(edits.diff(*change)) for change in edited}
     lines = [line for each in changed.values() for line in each]
+    own = next((fit for fit in fits if not fit.app), None)
+    numbers = {"verdicts": own.verdicts, **own.numbers} if own is not None else {}
+    apps = {fit.app: {"verdicts": fit.verdicts, **fit.numbers} for fit in fits if fit.app}
     files.write(
-        lambda: fits_page(title, [("", fit.verdicts, fit.page)], lines),
-        lambda: {"verdicts": fit.verdicts, **fit.numbers, "changes": changed, "written": written},
+        lambda: fits_page(title, [(fit.app, fit.verdicts, fit.page) for fit in fits], lines),
+        lambda: {**numbers, "apps": apps, "changes": changed, "written": written},
     )
-    print("\n".join([*verdict_text(fit.verdicts), "", *fit.lines]))
-    _print_edits(fit.edited, len(fit.others), written)
+    for fit in fits:
+        head = [f"app {fit.app}", "-" * (4 + len(fit.app))] if fit.app else []
+        print("\n".join([*head, *verdict_text(fit.verdicts), "", *fit.lines]))
+    _print_edits(edited, sum(len(fit.others) for fit in fits), written)
 
 
 def _learned(
@@ -168,25 +209,39 @@ def run_choose(
     files: ReportFiles = NO_FILES,
 ) -> int:
     """`extproc calibrate --target`: print the tier and settings of each cohort, and write them if asked."""
-    traffic, memory = usable(data), evidence.patient_encoder(intents)
-    run = execute(intents, memory, traffic, Tokens())
-    report_unused(data, run)
+    memory = evidence.patient_encoder(intents)
+    choices: list[tuple[FitPart, TierChoice]] = []
+
+    def fitted(part: FitPart) -> Fit:
+        choice = _chosen(part, memory, data, target, cut, date, seed)
+        choices.append((part, choice))
+        return _tiers(part, choice)
+
+    fits = _fit_all(_parts(intents, data, memory), data, fitted)
+    if write:
+        for part, choice in choices:
+            write_gains(part.folder, choice, part.run.config)  # before the YAML that names them
+        for fit in fits:
+            _write(fit)
+    _show(fits, write, files, f"calibrate {intents} on {data.name}, {target}")
+    return 0
+
+
+def _chosen(
+    part: FitPart, memory: Memory, data: Path, target: Target, cut: float, date: str, seed: int
+) -> TierChoice:
+    run = part.run
     scored = scored_table(run, seed, memory.sentences, memory.encode)
     if (count := len(scored.table.positions)) < scored.table.available:
         print(
             f"{data}: {count:,} of {scored.table.available:,} rows were drawn at random to fit on", file=sys.stderr
         )
-    choice = choose(scored, target, cut, date)
-    fit = _tiers(intents, run, choice)
-    if write:
-        write_gains(intents, choice, run.config)  # before the YAML that names them
-        _write(fit)
-    _show(fit, write, files, f"calibrate {intents} on {data.name}, {target}")
-    return 0
+    return choose(scored, target, cut, date)
 
 
-def _tiers(folder: Path, run: Execution, choice: TierChoice) -> Fit:
+def _tiers(part: FitPart, choice: TierChoice) -> Fit:
     """The tier and settings of each cohort, and the files that change."""
+    folder, run = part.folder, part.run
     written = {intent.intent: intent for intent in run.config.intents}
     values = {setting.name: changes(setting, written[setting.name], choice.seal) for setting in choice.cohorts}
     lines = [*choice_text(choice), ""]
@@ -195,6 +250,7 @@ def _tiers(folder: Path, run: Execution, choice: TierChoice) -> Fit:
         size = in_configmap(folder, choice.raw + (centroids.read_bytes() if centroids.exists() else b""))
         lines.append(f"{folder / GAINS_FILE}: {decode_gains(choice.raw).header}; {size}")
     return Fit(
+        part.app,
         list(choice_verdicts(choice)),
         lines,
         choice_html(choice),

@@ -6,10 +6,11 @@ from pathlib import Path
 from extproc.cli.evidence import patient, report_unused, usable
 from extproc.cli.report_files import NO_FILES, ReportFiles
 from extproc.config.load import load_config
+from extproc.evidence.app_rows import read_side
 from extproc.evidence.data.decided import Decided
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.execution import Execution
-from extproc.evidence.measure.by_app import Part, compare_apps, read_side
+from extproc.evidence.measure.by_app import Part, compare_apps
 from extproc.evidence.measure.comparison import Comparison
 from extproc.evidence.measure.gate import gate_report
 from extproc.evidence.show.comparison import comparison_text, gate_text

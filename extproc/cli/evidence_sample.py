@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 
 from extproc.cli.evidence import patient_encoder, report_unused, usable
+from extproc.evidence.app_rows import execute_apps
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import read_lines
-from extproc.evidence.execution import execute
 from extproc.evidence.measure.mapped_sample import draw_mapped
 from extproc.evidence.measure.sampling import Draw, draw
 
@@ -40,7 +40,7 @@ def rows_to_label(
     intents: Path, data: Path, size: int, seed: int, name: Path | None = None
 ) -> tuple[Draw, list[bytes]]:
     """Draw rows of a file, and return their lines with their weights. Messages call the file `name`."""
-    run = execute(intents, patient_encoder(intents), usable(data, name), Tokens())
+    run = execute_apps(intents, patient_encoder(intents), usable(data, name), Tokens())
     report_unused(name or data, run)
     drawn = draw(run, size, seed)
     weights, lines = {row.line: row.weight for row in drawn.rows}, []

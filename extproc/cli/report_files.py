@@ -1,4 +1,4 @@
-"""The files that `eval`, `calibrate` and `gate` write beside what they print: an HTML page, and JSON."""
+"""The report of `eval`, `calibrate` and `gate` as files: an HTML page, and JSON."""
 
 import argparse
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import msgspec
 
 
 class ReportFiles(msgspec.Struct, frozen=True):
-    """Where to write a result. None: nowhere."""
+    """The files of a report. None: it is not written."""
 
     page: Path | None = None
     json: Path | None = None

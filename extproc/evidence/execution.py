@@ -8,7 +8,8 @@ import hashlib
 import math
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -21,15 +22,17 @@ from extproc.evidence.data.answers import Prices, Upstreams
 from extproc.evidence.data.decided import Decided, DecidedRows
 from extproc.evidence.data.groups import AskGroups
 from extproc.evidence.data.replayed import AnsweredRows, RevealedRows, ServedRows
-from extproc.evidence.data.row_file import RowFile
+from extproc.evidence.data.row_file import RowFile, joined
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.data.traffic import BadRow, Row, Traffic, reveal_or_report
+from extproc.evidence.data.traffic import BadRow, Revealed, Row, Traffic, reveal_or_report
 from extproc.evidence.measure.metrics import Bools, Floats, GroupIds
 from extproc.evidence.routed_rows import Memory as Memory
 from extproc.evidence.routed_rows import route_all as route_all
 from extproc.evidence.routed_rows import route_each
 from extproc.routing.decision import Decision
+from extproc.routing.limits import Rates
 from extproc.routing.policy import Policy
+from extproc.routing.routed import Routed
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.trust import chance_above, trust
 
@@ -88,6 +91,48 @@ def seal(snapshot: Snapshot, routed: Sequence[Decided]) -> str:
 # --- the whole run ------------------------------------------------------------------------------------------------
 
 
+class Arm(msgspec.Struct, frozen=True, eq=False, dict=True):
+    """The part of a configuration that decides about some rows: that of the policy, or of an app."""
+
+    config: Config
+    snapshot: Snapshot
+    rows: RowFile[Row]
+    app: str = ""  # empty: the rows belong to no app
+
+    @cached_property
+    def named(self) -> Snapshot:
+        """The snapshot with the name of the app in front of its cohorts. Rows that were decided have it."""
+        if not self.app:
+            return self.snapshot
+        policy = self.snapshot.policy
+        cohorts = {
+            name: msgspec.structs.replace(cohort, name=name)
+            for name, cohort in ((self._name(name), cohort) for name, cohort in policy.cohorts.items())
+        }
+        return msgspec.structs.replace(self.snapshot, policy=msgspec.structs.replace(policy, cohorts=cohorts))
+
+    def route(
+        self, memory: Memory, rows: Sequence[Row], rates: Rates | None = None, what: str = "rows routed"
+    ) -> Iterator[tuple[Row, Routed]]:
+        """Yield every row with the router's decision about it, by the names of `named`."""
+        for row, routed in route_each(self.snapshot, memory, rows, rates, what):
+            yield row, self._renamed(routed) if self.app else routed
+
+    def _renamed(self, routed: Routed) -> Routed:
+        decision = routed.decision
+        cohort, match = decision.cohort, decision.match
+        if cohort is not None:
+            cohort = self.named.policy.cohorts[self._name(cohort.name)]
+        if match is not None:
+            runner_up = None if match.runner_up is None else self._name(match.runner_up)
+            match = msgspec.structs.replace(match, cohort=self._name(match.cohort), runner_up=runner_up)
+        decision = msgspec.structs.replace(decision, cohort=cohort, match=match)
+        return msgspec.structs.replace(routed, decision=decision, snapshot=self.named)
+
+    def _name(self, cohort: str) -> str:
+        return f"{self.app}/{cohort}" if self.app else cohort
+
+
 class Execution(msgspec.Struct, frozen=True):
     """One configuration on one file of traffic. `rows` to `served` have one entry per row."""
 
@@ -105,6 +150,7 @@ class Execution(msgspec.Struct, frozen=True):
     token_counts: dict[str, int]  # answers by the source of their token counts
     groups: GroupIds  # rows with the same number are one piece of evidence (data/groups.py)
     row_weights: Floats  # see `weights`
+    arms: tuple[Arm, ...] = ()  # that decided, if the policy has apps
 
     def weights(self) -> Floats:
         """float64[rows]: how many rows of the traffic each row stands for."""
@@ -124,11 +170,18 @@ def execute_compiled(
     config: Config, snapshot: Snapshot, memory: Memory, traffic: Traffic, tokens: Tokens
 ) -> Execution:
     """The same, with a configuration that is compiled already, such as that of an app."""
+    return execute_arms(config, snapshot, [Arm(config, snapshot, traffic.rows)], memory, traffic, tokens)
+
+
+def execute_arms(
+    config: Config, snapshot: Snapshot, arms: Sequence[Arm], memory: Memory, traffic: Traffic, tokens: Tokens
+) -> Execution:
+    """The same, with a part of the configuration for some of the rows. `snapshot` has the cohorts of all parts."""
     if snapshot.centroids == utterances_digest(config):  # a stale file of centroids is ignored
         config = msgspec.structs.replace(config, fitted=None)
-    rows, routed, asks = _decided(config, snapshot, memory, traffic.rows)
-    sealed = seal(snapshot, routed)
-    outcomes = _Outcomes(snapshot, tokens, memory)
+    everything = joined([arm.rows for arm in arms])
+    rows, routed, asks, sealed = _decided(snapshot, arms, memory, everything)
+    outcomes = _Outcomes(snapshot, tokens, memory, any(arm.app for arm in arms))
     usable = outcomes.read(rows, routed)
     kept = np.flatnonzero(usable)
     rows = rows.at(kept)
@@ -146,34 +199,46 @@ def execute_compiled(
         outcomes.answers,
         outcomes.served,
         bad=[*traffic.bad, *outcomes.bad],
-        verbatim=len(traffic.rows) - len(usable),
+        verbatim=len(everything) - len(usable),
         token_counts=outcomes.token_counts,
         groups=asks.groups(usable),
         row_weights=np.array(outcomes.weights, dtype=np.float64),
+        arms=tuple(arm for arm in arms if len(arms) > 1 or arm.app),
     )
 
 
 def _decided(
-    config: Config, snapshot: Snapshot, memory: Memory, rows: RowFile[Row]
-) -> tuple[RowFile[Row], DecidedRows, AskGroups]:
-    """The rows that repeat no utterance, the decisions about them, and their groups."""
-    utterances = {_normalised(text) for intent in config.intents for text in intent.utterances}
+    snapshot: Snapshot, arms: Sequence[Arm], memory: Memory, rows: RowFile[Row]
+) -> tuple[RowFile[Row], DecidedRows, AskGroups, str]:
+    """The rows that repeat no utterance, the decisions about them, their groups, and the seal of the decisions."""
     routed, asks, kept = DecidedRows(snapshot, rows), AskGroups(), array("q")
-    for at, (row, each) in enumerate(route_each(snapshot, memory, rows)):
-        ask = ask_of(row, each)
-        if _normalised(ask) not in utterances:
-            kept.append(at)
-            routed.add(each.decision)
-            asks.add(ask, row.user or row.session)
+    places, at = [0], -1
+    for arm in arms:
+        utterances = {_normalised(text) for intent in arm.config.intents for text in intent.utterances}
+        for row, each in arm.route(memory, arm.rows):
+            at += 1
+            ask = ask_of(row, each)
+            if _normalised(ask) not in utterances:
+                kept.append(at)
+                routed.add(each.decision, each.snapshot)
+                asks.add(ask, row.user or row.session)
+        places.append(len(kept))
     rows = rows.at(np.array(kept, dtype=np.int64))
-    return rows, routed.of(rows, np.arange(len(rows))), asks
+    routed = routed.of(rows, np.arange(len(rows)))
+    seals = [
+        seal(arm.snapshot, routed if len(arms) == 1 else routed[start:end])
+        for arm, start, end in zip(arms, places[:-1], places[1:], strict=True)
+    ]
+    sealed = seals[0] if len(seals) == 1 else hashlib.sha256("".join(seals).encode()).hexdigest()[:12]
+    return rows, routed, asks, sealed
 
 
 class _Outcomes:
     """Reads the labels and the outcomes of rows, in their order. Rows that cannot be read are left out."""
 
-    def __init__(self, snapshot: Snapshot, tokens: Tokens, memory: Memory) -> None:
-        self._tiers, self._memory = snapshot.policy.tiers, memory
+    def __init__(self, snapshot: Snapshot, tokens: Tokens, memory: Memory, named: bool) -> None:
+        """`named`: cohorts have the name of their app in front."""
+        self._tiers, self._memory, self._named = snapshot.policy.tiers, memory, named
         self._prices, self._upstreams = Prices(tokens), Upstreams(memory.sentences)
         self.revealed, self.answers, self.served = RevealedRows(), AnsweredRows(self._tiers), ServedRows()
         self.bad: list[BadRow] = []
@@ -191,7 +256,7 @@ class _Outcomes:
                 continue
             usable[i] = True
             answers = self._prices.recorded_answers(self._tiers, each, revealed.outcomes)
-            self.revealed.add(revealed)
+            self.revealed.add(_of_app(revealed, each.snapshot) if self._named else revealed)
             self.answers.add(answers)
             self.served.add(self._upstreams.serve(each, answers))
             self.weights.append(row.weight)
@@ -203,6 +268,13 @@ class _Outcomes:
         """Answers by the source of their token counts."""
         prices = self._prices
         return {"recorded": prices.recorded, "estimated": prices.estimated, "input only": prices.input_only}
+
+
+def _of_app(revealed: Revealed, snapshot: Snapshot) -> Revealed:
+    """The label with the name of the app in front, as the cohorts of the app have it."""
+    if snapshot.app is None or not isinstance(revealed.intent, str) or revealed.intent in snapshot.policy.cohorts:
+        return revealed
+    return msgspec.structs.replace(revealed, intent=f"{snapshot.app}/{revealed.intent}")
 
 
 def ask_of(row: Row, routed: Decided) -> str:

@@ -1,4 +1,4 @@
-"""`diff` and `gate` decide about each row as a request of its app."""
+"""The commands decide about each row as a request of its app."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ from extproc.cli import evidence as commands
 from extproc.cli.main import main
 from extproc.cli.reload_gate import run_reload_gate
 from extproc.config.gate import Gate, GateTask
+from extproc.config.load import load_config
 from extproc.evidence.execution import Memory
 from extproc.evidence.measure.gate import Passage
 from tests.evidence.texts import letters
@@ -143,3 +144,87 @@ def test_a_reload_compares_the_copies_of_an_apps_files(folder: Path, data: Path)
     assert run_reload_gate(msgspec.json.encode(task).decode()) == Passage.FAILED
     task = GateTask(str(old), str(gate.copy(old, folder)), str(data), 0.02, 10, str(folder))
     assert run_reload_gate(msgspec.json.encode(task).decode()) == Passage.PASSED
+
+
+def test_eval_decides_about_a_row_as_a_request_of_its_app(
+    folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Cohorts of the app have its name in front, so that two of one name are two lines."""
+    (folder / "support" / "billing.yaml").write_text(
+        "intent: billing\ntier: small\nfloor: 0.2\nutterances:\n  - my invoice is wrong\n  - the bill\n  - charge\n"
+    )
+    own = [
+        {"text": f"is my invoice wrong {letters(i)}", "intent": "billing", **place}
+        for place in PLACES
+        for i in range(20)
+    ]
+    foreign = {"text": "how long does the egg take", "intent": "cooking", "source": "support"}
+    with data.open("ab") as file:
+        file.write(b"".join(msgspec.json.encode(each) + b"\n" for each in [*own, foreign]))
+    numbers = tmp_path / "eval.json"
+    assert main(["eval", "--intents", str(folder), str(data), "--json", str(numbers), "--perturb"]) == 0
+    out = capsys.readouterr().out
+    read = msgspec.json.decode(numbers.read_bytes())
+    rows = {group["name"]: group["rows"] for group in read["groups"]}
+    assert rows == {"billing": 20, "support/billing": 40, "support/refunds": 120, "out of scope": 61}
+    right = {group["name"]: group["accuracy"]["value"] for group in read["groups"]}
+    assert (right["billing"], right["support/billing"], right["support/refunds"]) == (1, 1, 1)
+    assert ["support/refunds", "support/refunds", 120] in read["confusion"]
+    assert {("small", "small", 60), ("large", "large", 121)} <= {*map(tuple, read["tiers"]["cells"])}
+    assert "\nsupport/refunds " in out
+    assert "not intents here and count as out of scope: support/cooking (1)." in " ".join(out.split())
+    flipped = {effect["kind"]: effect["flipped"]["value"] for effect in read["robustness"]["effects"]}
+    assert flipped["upper case"] == 0 and read["robustness"]["rows"] == 241
+
+
+def test_eval_of_an_app_with_mistakes_says_which(
+    folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing decides about its rows."""
+    assert main(["eval", "--intents", str(edited(folder, "tier: large", "tier: larg")), str(data)]) == 2
+    assert "rows belong to the app `support`, whose files have mistakes" in capsys.readouterr().err
+
+
+def test_calibrate_fits_the_intents_of_an_app_on_its_own_rows(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of the app say nothing about the intents beside the policy, and are no rows out of scope there."""
+    rows = [
+        {"text": f"my refund never arrived {letters(i)}", "intent": "refunds", "source": "support"}
+        for i in range(60)
+    ]
+    rows += [{"text": f"is my invoice wrong {letters(i)}", "intent": "billing"} for i in range(60)]
+    data, numbers = tmp_path / "labelled.jsonl", tmp_path / "fit.json"
+    data.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in rows))
+    assert main(["calibrate", "--intents", str(folder), str(data), "--write", "--json", str(numbers)]) == 0
+    out, err = capsys.readouterr()
+    assert "\napp support\n-----------\n" in out and "not intents" not in err
+    read = msgspec.json.decode(numbers.read_bytes())
+    assert read["floors"]["rows"] == read["apps"]["support"]["floors"]["rows"] == [60, 60]
+    assert str(folder / "support" / "refunds.yaml") in read["changes"]
+    config = load_config(folder)
+    for own, name in ((config, "billing"), (config.apps["support"], "refunds")):
+        (evidence,) = (intent.evidence for intent in own.intents if intent.intent == name)
+        assert evidence is not None and evidence.rows == 60
+
+
+def test_a_choice_of_tiers_for_an_app_keeps_to_its_tiers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The large tier answers better, and the app may use only the small one."""
+    policy = folder / "policy.yaml"
+    policy.write_text(policy.read_text().replace("tiers: [small, large]", "tiers: [small]").replace(
+        "    default_tier: large\n", "    default_tier: small\n"))  # fmt: skip
+    (folder / "support" / "refunds.yaml").write_text(REFUNDS.replace("tier: large", "tier: small"))
+    outcomes = {"small": {"success": False, "tokens_in": 100, "tokens_out": 5}}
+    outcomes["large"] = outcomes["small"] | {"success": True}
+    rows = [
+        {"text": f"my refund never arrived {letters(i)}", "source": "support", "outcomes": outcomes}
+        for i in range(120)
+    ]
+    data = tmp_path / "recorded.jsonl"
+    data.write_bytes(b"".join(msgspec.json.encode(each) + b"\n" for each in rows))
+    arguments = ["calibrate", "--intents", str(folder), str(data), "--target", "quality=0.9", "--write"]
+    main(arguments)
+    assert "large" not in (folder / "support" / "refunds.yaml").read_text()
+    assert main(["check", str(folder)]) == 0

@@ -296,7 +296,7 @@ def test_too_few_recorded_answers_of_a_lower_tier_are_not_passed(folders, tmp_pa
     rows = [row(alone(COOK, i), True, True, "cooking") for i in range(3)]
     report = gate_report(compared(folders, tmp_path, words, tokens, rows), 0.02, 0.1)
     assert (report.passage, report.power[0]) == (Passage.UNSEEN, Power("all", QUALITY, 3, None))
-    assert "Those with recorded answers are too few to show any drop" in report.headline.sentence
+    assert "Their recorded answers are too few to show any drop" in report.headline.sentence
 
 
 def test_a_cheaper_model_or_an_answer_that_is_no_longer_judged_is_lower(folders, tmp_path, words, tokens):

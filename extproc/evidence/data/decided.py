@@ -73,13 +73,16 @@ class DecidedRows(Sequence[DecidedRow]):
     def __init__(self, snapshot: Snapshot, rows: RowFile[Row]) -> None:
         """`rows`: at least one for each decision. Decisions are added in their order."""
         self.snapshot, self._rows = snapshot, rows
+        self._snapshots: Interned[Snapshot] = Interned()
         self._decisions: Interned[Decision] = Interned()
         self._kinds: Interned[_Kind | None] = Interned()
         self._numbers = NumberColumns()
         self._at: NDArray[np.int64] | None = None  # None: every row, in order
 
-    def add(self, decision: Decision) -> None:
-        """Add the decision about the next row."""
+    def add(self, decision: Decision, snapshot: Snapshot | None = None) -> None:
+        """Add the decision about the next row. `snapshot` is that of its app, if it has one."""
+        snapshot = self.snapshot if snapshot is None else snapshot
+        self._snapshots.add(id(snapshot), snapshot)
         match = decision.match
         decision = msgspec.structs.replace(decision, match=None)
         self._decisions.add(key_of(decision, (Tier, Cohort)), decision)
@@ -95,6 +98,7 @@ class DecidedRows(Sequence[DecidedRow]):
         """Return the decisions at these positions, which are those about `rows`."""
         chosen = DecidedRows(self.snapshot, rows)
         chosen._decisions, chosen._kinds, chosen._numbers = self._decisions, self._kinds, self._numbers
+        chosen._snapshots = self._snapshots
         chosen._at = positions if self._at is None else self._at[positions]
         return chosen
 
@@ -111,9 +115,8 @@ class DecidedRows(Sequence[DecidedRow]):
         if not -len(self) <= at < len(self):
             raise IndexError(at)
         at %= len(self)
-        return DecidedRow(
-            self._decision(at if self._at is None else int(self._at[at])), self.snapshot, self._rows, at
-        )
+        place = at if self._at is None else int(self._at[at])
+        return DecidedRow(self._decision(place), self._snapshots[place], self._rows, at)
 
     def _decision(self, i: int) -> Decision:
         decision, kind = self._decisions[i], self._kinds[i]

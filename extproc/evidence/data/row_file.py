@@ -116,9 +116,28 @@ class RowFile(Sequence[T]):
             self._file, self._parse, self.lines[positions], self._offsets[positions], self._lengths[positions]
         )
 
+    @property
+    def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+        """(line, offset, length) of every row."""
+        return self.lines, self._offsets, self._lengths
+
+    def with_places(
+        self, lines: NDArray[np.int64], offsets: NDArray[np.int64], lengths: NDArray[np.int32]
+    ) -> "RowFile[T]":
+        """Return the rows of the same file at these places."""
+        return RowFile(self._file, self._parse, lines, offsets, lengths)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def joined(parts: Sequence[RowFile[T]]) -> RowFile[T]:
+    """Return the rows of parts of one file, one part after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    lines, offsets, lengths = zip(*(part.places for part in parts), strict=True)
+    return parts[0].with_places(np.concatenate(lines), np.concatenate(offsets), np.concatenate(lengths))

@@ -36,6 +36,9 @@ def options_of(table: OptionTable, cohort: Cohort) -> Iterator[Option]:
     """Yield every option of the cohort. An option with a cap follows the same option without it."""
     policy = table.run.snapshot.policy
     for option in _uncapped(table, written_rules(cohort)):
+        used = {table.tier(setting).name for setting in (option.first, option.up) if setting is not None}
+        if policy.only is not None and not used <= {*policy.only}:  # an app may not use every tier
+            continue
         if policy.rank(table.tier(option.first).name) < lowest_rank(policy, cohort):
             continue
         yield option

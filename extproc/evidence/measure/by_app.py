@@ -1,28 +1,17 @@
 """Two configurations on the same traffic, app by app: each row is decided as a request of its app."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
 import msgspec
 import numpy as np
 
-from extproc.config.apps import with_apps
-from extproc.config.compile import compile_snapshot, texts_of
-from extproc.config.load import Config, load_config
+from extproc.config.load import Config
+from extproc.evidence.app_rows import Side, app_of
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import Row, Traffic
 from extproc.evidence.execution import Execution, execute_compiled
 from extproc.evidence.measure.comparison import Comparison, compare
-from extproc.evidence.routed_rows import Memory
-from extproc.routing.snapshot import AUTHORITY, AppRoute, Snapshot, host_of
-
-
-class Side(msgspec.Struct, frozen=True, eq=False):
-    """A configuration with its apps, compiled."""
-
-    snapshot: Snapshot
-    memory: Memory
-    configs: Mapping[str, Config]  # that of the policy under "", and that of each app
+from extproc.routing.snapshot import Snapshot
 
 
 class Part(msgspec.Struct, frozen=True, eq=False):
@@ -39,18 +28,6 @@ class _Arm(msgspec.Struct, frozen=True, eq=False):
     app: str
     config: Config
     snapshot: Snapshot
-
-
-def read_side(folder: Path, memory: Memory, copy_of: Path | None = None, before: Side | None = None) -> Side:
-    """Load and compile a configuration. An app with mistakes is as in `before`. Raises ConfigError."""
-    config = load_config(folder, copy_of)
-    for each in (config, *config.apps.values()):
-        memory.encode_utterances(texts_of(each))
-    snapshot = compile_snapshot(config, memory)
-    earlier = before.snapshot if before is not None else None
-    snapshot = with_apps(snapshot, config, copy_of or folder, memory, earlier)
-    kept = before.configs if before is not None else {}
-    return Side(snapshot, memory, {**kept, **config.apps, "": config})
 
 
 def compare_apps(
@@ -88,18 +65,10 @@ def _run(side: Side, arm: _Arm, traffic: Traffic, tokens: Tokens) -> Execution:
 
 
 def _arm(side: Side, row: Row) -> _Arm:
-    app = _app_of(side.snapshot, row)
+    app = app_of(side.snapshot, row)
     if app is None:
         return _Arm("", side.configs[""], side.snapshot)
     return _Arm(app.name, side.configs.get(app.name, side.configs[""]), app.of_path(row.path))
-
-
-def _app_of(snapshot: Snapshot, row: Row) -> AppRoute | None:
-    """The app that takes the request by host and headers. Without one: that with the name of the row's source."""
-    host = host_of(row.headers.get(AUTHORITY) or row.headers.get("host", ""))
-    by_request = (app for app in snapshot.apps if app.takes(host, row.headers))
-    by_source = (app for app in snapshot.apps if app.name == row.source)
-    return next(by_request, None) or next(by_source, None)
 
 
 def _named(app: str, comparison: Comparison) -> Comparison:

@@ -59,7 +59,7 @@ def columns(run: Execution) -> Columns:
     trusted = np.zeros(len(labels), dtype=np.bool_)
     for i, routed in enumerate(run.routed):
         cohort, match = routed.decision.cohort, routed.decision.match
-        trusted[i] = trust(run.snapshot.policy, match) is Reason.MATCHED
+        trusted[i] = trust(routed.snapshot.policy, match) is Reason.MATCHED
         if match is not None:
             probability = cohort.probability(match) if cohort else None
             matches[:, i] = match.similarity, match.in_scope, _number(probability), match.background

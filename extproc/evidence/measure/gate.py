@@ -87,7 +87,7 @@ def gate_report(comparison: Comparison, max_quality_drop: float, max_cost_rise: 
         lacks = (
             f"{without:,} of them lack the recorded answers that show its quality"
             if without
-            else "Those with recorded answers are too few to show any drop"
+            else "Their recorded answers are too few to show any drop"
         )
         passage = Passage.UNSEEN
         sentence = f"{rows:,} rows go to a cheaper tier or setting. {lacks} ({limits})"

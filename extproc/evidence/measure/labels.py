@@ -53,7 +53,8 @@ def tier_matrix(run: Execution, c: Columns, seed: int) -> TierMatrix:
         decision = routed.decision
         if label is None or decision.reason in _DECIDED_OTHERWISE:
             continue
-        needed = policy.cohorts[label].tier if label in policy.cohorts else policy.default_tier
+        own = routed.snapshot.policy  # of the row's app, if it has one
+        needed = own.cohorts[label].tier if label in own.cohorts else own.default_tier
         rows[i] = True
         pairs.append((policy.rank(needed), policy.rank(decision.tier.name)))
     table = np.array(pairs, dtype=np.int64).reshape(-1, 2)

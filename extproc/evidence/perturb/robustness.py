@@ -102,12 +102,12 @@ class RewriteTrial:
         run, seed, memory = self._run, self._seed, self._memory.fresh()
         together, weight = run.groups[list(indices)], run.weights()[list(indices)]
         rows: list[Row] = [run.rows[i].asking(text) for i, text in zip(indices, texts, strict=True)]
-        now = route_all(run.snapshot, memory, rows, what=f"rows routed, {kind}")
+        now = self._route(indices, rows, memory, what=f"rows routed, {kind}")
         was = self._route_unchanged(indices)
         before, after = self._ranks(was), self._ranks(now)
         above_capped = NOTHING
         if run.snapshot.policy.upgrades is not None:
-            capped = self._ranks(route_all(run.snapshot, memory, rows, _Spent()))
+            capped = self._ranks(self._route(indices, rows, memory, _Spent()))
             lifted = share(capped > self._default, before <= self._default, weight)
             above_capped = lifted.estimate(seed, together)
         right = [self._right(was, indices), self._right(now, indices)]
@@ -132,8 +132,26 @@ class RewriteTrial:
         """
         new = [i for i in indices if i not in self._unchanged]
         plain = [self._run.rows[i].asking(self.ask(i)) for i in new]
-        self._unchanged |= zip(new, route_all(self._run.snapshot, self._memory, plain), strict=True)
+        self._unchanged |= zip(new, self._route(new, plain, self._memory), strict=True)
         return [self._unchanged[i] for i in indices]
+
+    def _route(
+        self,
+        indices: Sequence[int],
+        rows: Sequence[Row],
+        memory: Memory,
+        rates: Rates | None = None,
+        what: str = "rows routed",
+    ) -> list[Routed]:
+        """Route changed rows, each by the part of the configuration that decides about the row at its index."""
+        if not self._run.arms:
+            return route_all(self._run.snapshot, memory, rows, rates, what)
+        routed: dict[int, Routed] = {}
+        for arm in self._run.arms:
+            own = [k for k, i in enumerate(indices) if self._run.routed[i].snapshot is arm.named]
+            part = arm.route(memory, [rows[k] for k in own], rates, what)
+            routed |= {k: each for k, (_, each) in zip(own, part, strict=True)}
+        return [routed[k] for k in range(len(indices))]
 
     def _rank(self, routed: Decided) -> int:
         """The rank of the tier. In shadow mode, of the tier that an enforcing policy would have chosen."""
@@ -146,7 +164,7 @@ class RewriteTrial:
     def _right(self, decisions: Sequence[Routed], indices: Sequence[int]) -> Floats:
         """1 for a row in its label's cohort, or rightly in no cohort. 0 for another row. NaN without a label."""
         cohorts = self._run.snapshot.policy.cohorts
-        labels = [self._run.revealed[i].intent for i in indices]
+        labels = [self._run.revealed.intents[i] for i in indices]
         return _floats(
             [
                 None if label is msgspec.UNSET else trusted_cohort(routed) == (label if label in cohorts else None)

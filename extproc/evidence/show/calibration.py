@@ -178,7 +178,7 @@ def choice_text(choice: TierChoice) -> Iterator[str]:
 
 
 def kept_text(setting: CohortChoice) -> str:
-    """What a cohort keeps, and why: "unchanged, quality 80.0 [75.0, 85.0]: no other choice is cheaper"."""
+    """The quality of a cohort that keeps its settings, and the reason."""
     quality = setting.before[0]
     known = f", quality {percent(quality)}" if quality.known else ""
     return f"unchanged{known}{': ' if setting.why else ''}{setting.why}"

@@ -51,7 +51,7 @@ def change_text(cell: Cell) -> str:
 
 
 def worse_word(verdict: GateVerdict) -> str:
-    """What the gate says of a cell that is worse than allowed."""
+    """The words of the gate on a cell that is worse than allowed."""
     return "regressed" if verdict.regressed else "unclear, may be random"
 
 
