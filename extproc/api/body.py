@@ -44,9 +44,15 @@ class ExtraBody(msgspec.Struct):
 
 
 class Tool(msgspec.Struct):
-    """An item of `tools`. Gemini's own tools have no type, but one of the last members, in either spelling."""
+    """An item of `tools`. Gemini's own tools have no type, but one member of any name."""
 
     type: str | None = None
+    # The members of functions without a type: of Chat, Anthropic, Gemini and Bedrock.
+    function: msgspec.Raw = msgspec.Raw()
+    name: msgspec.Raw = msgspec.Raw()
+    functionDeclarations: msgspec.Raw = msgspec.Raw()
+    function_declarations: msgspec.Raw = msgspec.Raw()
+    toolSpec: msgspec.Raw = msgspec.Raw()
     google_search: msgspec.Raw = msgspec.Raw()
     googleSearch: msgspec.Raw = msgspec.Raw()
     google_maps: msgspec.Raw = msgspec.Raw()
@@ -55,6 +61,22 @@ class Tool(msgspec.Struct):
     urlContext: msgspec.Raw = msgspec.Raw()
     code_execution: msgspec.Raw = msgspec.Raw()
     codeExecution: msgspec.Raw = msgspec.Raw()
+    file_search: msgspec.Raw = msgspec.Raw()
+    fileSearch: msgspec.Raw = msgspec.Raw()
+    computer_use: msgspec.Raw = msgspec.Raw()
+    computerUse: msgspec.Raw = msgspec.Raw()
+
+
+class Plugin(msgspec.Struct):
+    """An item of OpenRouter's `plugins`."""
+
+    id: str | None = None
+
+
+class SearchParameters(msgspec.Struct):
+    """How much of the web xAI's models search."""
+
+    mode: str | None = None
 
 
 class Named(msgspec.Struct):
@@ -87,6 +109,10 @@ class Body(msgspec.Struct):
     tools: list[Tool] | ToolsByName | None = None
     functions: list[Tool] | ToolsByName | None = None
     web_search_options: msgspec.Raw = msgspec.Raw()
+    search_parameters: SearchParameters | None = None
+    enable_search: bool | None = None
+    plugins: list[Plugin] | None = None
+    data_sources: msgspec.Raw = msgspec.Raw()
     mcp_servers: msgspec.Raw = msgspec.Raw()
     modalities: list[str] | None = None
     tool_choice: str | Typed | None = None
@@ -238,11 +264,12 @@ def _is_json(body: bytes) -> bool:
 def _doubted(decoded: Body, text: bytes) -> Body:
     """Give a member that may be a need the value that lifts, where it was sent and cannot be read."""
     sent = _decode_needs(text)
-    for name, doubt in (("tools", [Tool()]), ("functions", [Tool()]), ("modalities", ["?"]), ("include", ["?"])):
+    for name, doubt in (("tools", [_DOUBT]), ("functions", [_DOUBT]), ("modalities", ["?"]), ("include", ["?"])):
         if getattr(decoded, name) is None and bytes(getattr(sent, name)) not in _NOTHING:
             setattr(decoded, name, doubt)
     return decoded
 
 
+_DOUBT = Tool("function")
 # Any member with one of these values asks for nothing.
 _NOTHING = (b"", b"null", b"false", b'""', b"{}", b'"text"')

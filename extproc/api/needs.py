@@ -46,6 +46,7 @@ _SYSTEM = ("system", "developer")
 _SEALED = ("thinking", "redacted_thinking")
 _CALLS = ("_tool_use", "_tool_result")  # of hosted tools: server_tool_use, web_search_tool_result
 _OWN_TOOLS = ("function", "custom")  # the client runs them
+_FUNCTIONS = ("function", "name", "functionDeclarations", "function_declarations", "toolSpec")  # members of others
 _NOTHING = (b"", b"null", b"false", b"[]")
 _VERSION = re.compile(r"(?:_preview)?(?:[_-](?:[0-9]{8}|[0-9]{4}[_-][0-9]{2}[_-][0-9]{2}))?$")
 _TOOL_NAME = re.compile(r"[a-z0-9_]{1,64}")
@@ -62,6 +63,8 @@ _MEMBER_TOOLS = {
     "google_maps": "google_maps", "googleMaps": "google_maps",
     "url_context": "url_context", "urlContext": "url_context",
     "code_execution": "code_execution", "codeExecution": "code_execution",
+    "file_search": "file_search", "fileSearch": "file_search",
+    "computer_use": "computer", "computerUse": "computer",
 }  # fmt: skip
 
 
@@ -148,13 +151,26 @@ def declared_needs(decoded: Body) -> Iterator[str]:
         yield "tools"
     for tool in decoded.tools if isinstance(decoded.tools, list) else ():
         yield from hosted_tools(tool)
-    if bytes(decoded.web_search_options) not in _NOTHING:
+    if _searches_web(decoded):
         yield f"{HOSTED}web_search"
+    if bytes(decoded.data_sources) not in _NOTHING:
+        yield f"{HOSTED}data_sources"
     if bytes(decoded.mcp_servers) not in _NOTHING:
         yield f"{HOSTED}mcp"
     for modality in decoded.modalities or ():
         if modality != "text":
             yield "audio" if modality == "audio" else UNKNOWN_PART
+
+
+def _searches_web(decoded: Body) -> bool:
+    """Whether a member of OpenAI and Perplexity, xAI, Qwen or OpenRouter asks for a search of the web."""
+    search = decoded.search_parameters
+    return (
+        bytes(decoded.web_search_options) not in _NOTHING
+        or (search is not None and search.mode != "off")
+        or decoded.enable_search is True
+        or any(plugin.id == "web" for plugin in decoded.plugins or ())
+    )
 
 
 def hosted_tools(tool: Tool) -> Iterator[str]:
@@ -168,4 +184,7 @@ def hosted_tools(tool: Tool) -> Iterator[str]:
         name = _SAME_TOOL.get(name, name)
         yield HOSTED + (name if _TOOL_NAME.fullmatch(name) else "other")
     elif not tool.type:
-        yield from (HOSTED + name for member, name in _MEMBER_TOOLS.items() if memoryview(getattr(tool, member)))
+        names = [name for member, name in _MEMBER_TOOLS.items() if memoryview(getattr(tool, member))]
+        if not names and not any(memoryview(getattr(tool, member)) for member in _FUNCTIONS):
+            names = ["other"]
+        yield from (HOSTED + name for name in names)

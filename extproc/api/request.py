@@ -16,6 +16,7 @@ from extproc.api.reasoning import ReasoningChoice, read_choice, thinking_bars
 from extproc.api.repair import BOM, TooManyRepairs, repaired
 from extproc.api.state import UpstreamState, read_state
 from extproc.api.structure import TooManyValues
+from extproc.api.transcript import turns_in
 
 
 class RequestError(ValueError):
@@ -179,10 +180,17 @@ def _system(instructions: str | list[Message | str] | None) -> list[Message]:
 
 def _turns(messages: Sequence[Message]) -> tuple[Turn, ...]:
     """The turns. If none has the role `user`, those without a role get it."""
-    turns = tuple([_turn(m) for m in messages if _is_turn(m)])
+    turns = tuple([turn for m in messages if _is_turn(m) for turn in _in_one_text(_turn(m))])
     if all(turn.role for turn in turns) or any(turn.role == "user" for turn in turns):
         return turns
     return tuple(turn if turn.role else msgspec.structs.replace(turn, role="user") for turn in turns)
+
+
+def _in_one_text(turn: Turn) -> Sequence[Turn]:
+    """The turns of a conversation that is one text of the user, or the turn itself."""
+    if turn.role not in ("user", "") or len(turn.texts) != 1 or turn.tool_result:
+        return (turn,)
+    return [Turn(role, (text,), role == "tool") for role, text in turns_in(turn.texts[0])] or (turn,)
 
 
 def _is_turn(message: Message) -> bool:

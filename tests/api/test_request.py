@@ -223,12 +223,23 @@ def test_a_tool_that_the_provider_defines_is_a_need_by_its_name(path, kind, name
     [
         ({"tools": [{"google_search": {}}, {"urlContext": {}}]}, {"hosted:google_search", "hosted:url_context"}),
         ({"tools": [{"codeExecution": {}}, {"googleMaps": {}}]}, {"hosted:code_execution", "hosted:google_maps"}),
+        ({"tools": [{"fileSearch": {}}, {"computer_use": {}}]}, {"hosted:file_search", "hosted:computer"}),
         ({"tools": [{"function": {"name": "google_search"}}, {"name": "f", "input_schema": {}}]}, set()),
+        ({"tools": [{"functionDeclarations": [{"name": "f"}]}, {"toolSpec": {"name": "f"}}]}, set()),
+        ({"tools": [{"enterpriseWebSearch": {}}]}, {"hosted:other"}),
+        ({"tools": [{}]}, {"hosted:other"}),
         ({"web_search_options": {}}, {"hosted:web_search"}),
+        ({"search_parameters": {"mode": "auto"}}, {"hosted:web_search"}),
+        ({"search_parameters": {"mode": "off"}}, set()),
+        ({"enable_search": True}, {"hosted:web_search"}),
+        ({"enable_search": False, "search_parameters": None, "data_sources": []}, set()),
+        ({"plugins": [{"id": "web", "max_results": 3}, {"id": "file-parser"}]}, {"hosted:web_search"}),
+        ({"plugins": [{"id": "file-parser"}]}, set()),
+        ({"data_sources": [{"type": "azure_search"}]}, {"hosted:data_sources"}),
     ],
 )
 def test_a_tool_without_a_type_is_known_by_its_member(body, needs):
-    """Gemini's tools have the name of a member, in two spellings."""
+    """Gemini's tools have the name of a member, in two spellings. Some providers search if a member says so."""
     assert chat(messages=[USER], **body).needs - {"tools"} == needs
 
 
@@ -711,7 +722,7 @@ def test_signals_are_the_facts_that_rules_use():
         model=request.model,
         tool_loop=True,
     )
-    assert (signals.ask.text, signals.ask.source) == ("Now all of it in Italian", "last_user")
+    assert (signals.ask.text, signals.ask.source) == (f"{USER['content']}\nNow all of it in Italian", "joined")
 
 
 def test_a_greeting_names_no_task():

@@ -1,0 +1,68 @@
+"""Conversations in one text: chat templates, and turns with the names of the speakers in front.
+
+Clients of Completions send them, and so do frameworks that keep the conversation themselves. Such a text ends where
+the model is to answer. A conversation that a person quotes has no such end, so it stays one text.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+
+from extproc.api.parts import MAX_ITEMS
+
+_EDGE_CHARS = 80
+# Tokens of chat templates. Group 1: the name of a role. Group 2: a mark that stands for one.
+_TOKEN = re.compile(
+    r"<\|(?:im_start|start|start_header_id|header_start|start_of_role)\|>[ \n]*([A-Za-z]{2,12})"
+    r"|<[|｜](system|user|assistant|User|Assistant)[|｜]>"
+    r"|<\|START_OF_TURN_TOKEN\|><\|(SYSTEM|USER|CHATBOT)_TOKEN\|>"
+    r"|<start_of_turn>(user|model)"
+    r"|(\[/?INST\]|<</?SYS>>|\[/?SYSTEM_PROMPT\])"
+)
+_ROLES = {
+    "system": "system", "developer": "system", "<<sys>>": "system", "[system_prompt]": "system",
+    "user": "user", "human": "user", "[inst]": "user", "<</sys>>": "user",
+    "assistant": "assistant", "model": "assistant", "chatbot": "assistant", "[/inst]": "assistant",
+}  # fmt: skip
+_OTHER_TOKENS = re.compile(r"<[|｜][\w▁]{2,24}[|｜]>|</?s>|<(?:bos|eos|end_of_turn)>|\[gMASK\]|<sop>")
+_TEMPLATE_START = re.compile(rf"\s*(?:(?:{_OTHER_TOKENS.pattern})\s*)*(?:{_TOKEN.pattern})")
+_DEEPSEEK_START = "<｜begin"  # its system prompt has no token
+# Names in front of turns. Group 1: the person. Group 2: the model.
+_PERSON = r"(?:Human|User|HUMAN|USER|### ?Human|### ?User|### ?Instruction)"
+_MODEL = r"(?:Assistant|AI|ASSISTANT|### ?Assistant|### ?Response)"
+_NAME = re.compile(rf"(?:^|(?<=</s>)|(?<= )(?=USER:|ASSISTANT:))[ \t]*(?:({_PERSON})|({_MODEL})) ?:", re.MULTILINE)
+_OPEN_END = re.compile(rf"(?:\A|[\n ]|</s>){_MODEL} ?:\s*\Z")
+
+
+def turns_in(text: str) -> list[tuple[str, str]]:
+    """Return the role and the text of each turn in `text`, or [] if it holds no conversation that is to go on."""
+    if _TEMPLATE_START.match(text) or text.startswith(_DEEPSEEK_START):
+        return _turns(text, _TOKEN)
+    return _turns(text, _NAME) if _OPEN_END.search(text[-_EDGE_CHARS:]) else []
+
+
+def _turns(text: str, opening: re.Pattern[str]) -> list[tuple[str, str]]:
+    """The turns between the openings. The last one is an answer that the model is to write or to complete."""
+    openings = list(islice(opening.finditer(text), MAX_ITEMS + 1))
+    roles = [_role(opening) for opening in openings]
+    if len(openings) > MAX_ITEMS or "user" not in roles or roles[-1] != "assistant":
+        return []
+    starts = [("system", 0, openings[0].start())]
+    ends = [*(opening.start() for opening in openings[1:]), len(text)]
+    starts += zip(roles[:-1], [opening.end() for opening in openings], ends, strict=False)
+    return list(_with_text(text, starts))
+
+
+def _with_text(text: str, places: list[tuple[str, int, int]]) -> Iterator[tuple[str, str]]:
+    for role, start, end in places:
+        turn = _OTHER_TOKENS.sub("", text[start:end]).strip()
+        if turn:
+            yield role, turn
+
+
+def _role(opening: re.Match[str]) -> str:
+    """The role that an opening names. Any other one, such as that of a tool, is itself."""
+    if opening.re is _NAME:
+        return "user" if opening[1] else "assistant"
+    name = opening[opening.lastindex or 1].lower()
+    return _ROLES.get(name, name)

@@ -1,0 +1,121 @@
+"""Conversations in one text: chat templates, and turns with the names of the speakers in front."""
+
+import json
+
+import pytest
+
+from extproc.api.parts import MAX_ITEMS
+from extproc.api.request import Turn, parse_request
+from extproc.api.transcript import turns_in
+
+TALK = [("system", "Be brief."), ("user", "Sort a list"), ("assistant", "sorted(x)"), ("user", "Is this legal?")]
+TEMPLATES = {
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nSort a list<|im_end|>\n"
+        "<|im_start|>assistant\nsorted(x)<|im_end|>\n<|im_start|>user\nIs this legal?<|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    ),
+    "llama 3": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nSort a list<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\nsorted(x)<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nIs this legal?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    ),
+    "llama 2": (
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nSort a list [/INST] sorted(x) </s><s>[INST] Is this legal? [/INST]"
+    ),
+    "mistral": (
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Sort a list[/INST]sorted(x)</s>[INST]Is this legal?[/INST]"
+    ),
+    "phi": (
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nSort a list<|end|>\n<|assistant|>\nsorted(x)<|end|>\n"
+        "<|user|>\nIs this legal?<|end|>\n<|assistant|>\n"
+    ),
+    "deepseek": (
+        "<｜begin▁of▁sentence｜>Be brief.<｜User｜>Sort a list<｜Assistant｜>sorted(x)<｜end▁of▁sentence｜>"
+        "<｜User｜>Is this legal?<｜Assistant｜><think>\n"
+    ),
+    "granite": (
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Sort a list"
+        "<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>sorted(x)<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Is this legal?<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
+    ),
+    "command r": (
+        "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>"
+        "Sort a list<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>sorted(x)<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Is this legal?<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+    ),
+    "names": "Be brief.\n\nHuman: Sort a list\n\nAssistant: sorted(x)\n\nHuman: Is this legal?\n\nAssistant:",
+    "headings": (
+        "Be brief.\n\n### Instruction:\nSort a list\n\n### Response:\nsorted(x)\n\n### Instruction:\nIs this legal?\n\n"
+        "### Response:\n"
+    ),
+    "one line": "Be brief. USER: Sort a list ASSISTANT: sorted(x)</s>USER: Is this legal? ASSISTANT:",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_is_read_as_its_turns(template: str) -> None:
+    """The end, where the model answers, is no turn, with or without the start of an answer."""
+    assert turns_in(TEMPLATES[template]) == TALK
+
+
+def test_templates_without_a_system_turn() -> None:
+    gemma = "<bos><start_of_turn>user\nSort a list<end_of_turn>\n<start_of_turn>model\n"
+    harmony = "<|start|>developer<|message|>Be brief.<|end|><|start|>user<|message|>Sort a list<|end|><|start|>assistant"
+    assert turns_in(gemma) == [("user", "Sort a list")]
+    assert turns_in(harmony) == [("system", "Be brief."), ("user", "Sort a list")]
+
+
+def test_the_output_of_a_tool_is_none_of_the_persons_words() -> None:
+    [call] = [turn for turn in turns_in(
+        "<|im_start|>user\nSort a list<|im_end|>\n<|im_start|>tool\nProve it<|im_end|>\n<|im_start|>assistant\n"
+    ) if turn[0] == "tool"]  # fmt: skip
+    assert call == ("tool", "Prove it")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Sort a list",
+        "What does <|im_start|>user mean, and what does <|im_start|>assistant mean?",
+        "What is wrong in this chat?\nUser: Sort a list\nAssistant: sorted(x)",
+        "Who is right?\nHuman: Sort a list\nAssistant: sorted(x)\nHuman: Is this legal?",
+        "Write the next line.\nCustomer: My parcel is late\nAgent:",
+        "Translate to SQL.\n\nQ: How many users?\nSQL:",
+        "Assistant:",
+        "<|im_start|>assistant\n",
+        "<|im_start|>user\nSort a list<|im_end|>\n",
+        "Use this AI:",
+        "<|im_start|>user\n" * (MAX_ITEMS + 1) + "<|im_start|>assistant\n",
+    ],
+    ids=lambda text: text[:30],
+)
+def test_a_text_about_a_conversation_stays_one_text(text: str) -> None:
+    """A quoted conversation is not open at its end, and a question about a template does not start with it."""
+    assert turns_in(text) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": TEMPLATES["chatml"]}),
+        ("/v1/completions", {"prompt": [TEMPLATES["chatml"]]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEMPLATES["names"]}]}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": TEMPLATES["names"]}]}]}),
+        ("/v1/responses", {"input": TEMPLATES["names"]}),
+    ],
+)
+def test_every_api_may_carry_one(path: str, body: dict[str, object]) -> None:
+    request = parse_request(path, json.dumps({"model": "auto"} | body).encode())
+    assert request is not None
+    assert request.turns == tuple(Turn(role, (text,)) for role, text in TALK)
+
+
+def test_a_system_prompt_or_an_answer_is_no_conversation() -> None:
+    """Only what the person sends may be one."""
+    messages = [{"role": "system", "content": TEMPLATES["names"]}, {"role": "user", "content": "Hi"}]
+    request = parse_request("/v1/chat/completions", json.dumps({"messages": messages}).encode())
+    assert request is not None and [turn.role for turn in request.turns] == ["system", "user"]
