@@ -26,7 +26,7 @@ _OTHER_WORDS = """
     nie się jest że jak dla czy mnie tego przez och att det som är inte på ett jag hur og af ikke til hvordan
     bir ve bu için ile nasıl mı yang dan untuk dengan ini dari saya tidak și pentru este nu cum care
 """
-_ENGLISH, _OTHER = frozenset(_ENGLISH_WORDS.split()), frozenset(_OTHER_WORDS.split())
+ENGLISH_WORDS, _OTHER = frozenset(_ENGLISH_WORDS.split()), frozenset(_OTHER_WORDS.split())
 
 
 def is_english(text: str) -> bool:
@@ -36,4 +36,4 @@ def is_english(text: str) -> bool:
     if sum(letter > "\x7f" for letter in letters) > _OTHER_SCRIPT * len(letters):
         return False
     other = sum(word in _OTHER or not word.isascii() for word in words)
-    return other < _LEAST_WORDS or other < sum(word in _ENGLISH for word in words)
+    return other < _LEAST_WORDS or other < sum(word in ENGLISH_WORDS for word in words)

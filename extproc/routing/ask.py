@@ -10,11 +10,10 @@ Coding agents wrap a person's sentence in kilobytes of other text, called harnes
    a banner (`_BANNERS`). If a turn repeats a tool's output, only marked text counts.
    Pasted material is removed if more than a short follow-up remains. It is fenced code of more than 400
    characters, blocks (`_PASTES`), and the end of an e-mail. A tag that is never closed is ordinary text and stays.
-4. A short follow-up ("yes", "and in French?") has at most 4 words in under 24 bytes of UTF-8. It is joined to the
-   asks before it, separated by newlines, back to the first ask that is not short, and to three at most.
-5. Each run of whitespace becomes one space, and capitals become small letters if nearly all letters are capitals.
-   An ask of more than `max_chars` keeps its head (5/8) and tail (3/8) around " … ". Only a bounded head and tail of
-   any text are read.
+4. A follow-up ("and in French?", see follow_up.py) is joined to the asks before it, separated by newlines, back to
+   the first ask that is none, and to three at most.
+5. Each run of whitespace becomes one space. Text in capitals is read in small letters. An ask of more than
+   `max_chars` keeps its head (5/8) and tail (3/8) around " … ". Only a bounded head and tail of any text are read.
 
 If no turn has such text, the ask is the last user turn with any text, harness text included ("raw"). To support
 a new agent, add a word to a table. `tests/agents/` holds one request of each agent.
@@ -27,8 +26,10 @@ from typing import Protocol
 
 import msgspec
 
+from extproc.encoder.features import names_no_task
 from extproc.routing.blocks import GAP, Span, cut_blocks, gap, tag_pattern
-from extproc.routing.plain_text import without_closing, without_shouting
+from extproc.routing.follow_up import is_follow_up, is_short
+from extproc.routing.plain_text import asked_below, without_closing, without_shouting
 
 # In any letter case. `_` also matches `-` and a space, so system_reminder also matches <system-reminder>.
 _MARKS = "user_query user_request userrequest user_message command_args"
@@ -48,13 +49,16 @@ _HARNESS = """
     workspace_diagnostics git_working_state git_commit terminal_output
     environment_info workspace_info editorcontext reminderinstructions repocontext
     conversation_summary session_context hook_context project_context important_rules
-"""  # by line: Claude Code and OpenCode, Codex, Cursor, Cline and Roo, Copilot, Gemini and Continue
+    runtime_information repository_info conversation_instructions info_msg
+"""  # by line: Claude Code, OpenCode; Codex; Cursor; Cline, Roo; Copilot; Gemini, Continue; OpenHands, Goose
 _HEADINGS = ("## My request for Codex:", "## My request:")  # the ask is everything after the last one
 _SECTIONS = (  # from a line that starts with the first text, to the second text; "" is the end of the turn
     ("# AGENTS.md instructions", "</INSTRUCTIONS>"),
     ("--- Content from referenced files ---", "--- End of content ---"),
     ("Called the Read tool with", "</content>"),
     ("# *SEARCH/REPLACE block* Rules", ""),
+    ("This is the expected criteria for your final answer:", ""),
+    ("This is the expect criteria for your final answer:", ""),
 )
 _BANNERS = (  # a text part that starts with one is harness text
     r"[^*\n]{0,40}\*added these files to the chat\*",
@@ -81,9 +85,7 @@ _TURN_CHARS = 32  # charged for a turn beside its text: looking at one takes 5 m
 _PARTS = 32  # read of one turn, half from each end; no agent sends more
 _PART_CHARS = 1024  # least to read of one part
 _PASTE_CHARS = 400  # a shorter snippet is part of the question: "fix this: ..."
-_SHORT_WORDS, _SHORT_BYTES = 4, 24  # in bytes, because eight Chinese characters can be a whole ask
-_CHAIN = 4  # a follow-up and the three asks before it
-_CUT = " … "
+_CHAIN, _CUT = 4, " … "  # a follow-up and the three asks before it; stands for what was cut
 # Turns from each end of a conversation that are read for its opening, and for the end of a tool loop.
 _OPENING_TURNS, _LOOP_TURNS = 4, 4
 _OPENING_CHARS = 4096  # a longer start does not distinguish more conversations
@@ -107,6 +109,7 @@ class Ask(msgspec.Struct, frozen=True):
     source: str  # the rule that found it: last_user, earlier_user, joined, raw, none
     chars: int  # length before it was cut; characters that were not read count as sent
     cut: bool  # only head and tail remain
+    alone: "Ask | None" = None  # the last one of several joined asks, if it names a task
 
 
 def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
@@ -117,14 +120,19 @@ def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
         text = _squeeze(_person_text(parts))
         if text:
             asks.append(text)
-            if len(asks) == _CHAIN or not is_short(text):
+            if len(asks) == _CHAIN or not is_follow_up(text):
                 break
         elif not asks:
             raw, skipped = raw or _squeeze("\n".join(parts)), True
     if not asks:
         return _bounded(raw, "raw" if raw else "none", max_chars)
-    alone = "earlier_user" if skipped else "last_user"
-    return _bounded("\n".join(reversed(asks)), "joined" if len(asks) > 1 else alone, max_chars)
+    last = _bounded(asks[0], "earlier_user" if skipped else "last_user", max_chars)
+    if len(asks) == 1:
+        return last
+    joined = _bounded("\n".join(reversed(asks)), "joined", max_chars)
+    if joined.cut and not is_short(asks[0]):
+        return last  # a sentence about long material
+    return joined if names_no_task(last.text) else msgspec.structs.replace(joined, alone=last)
 
 
 def find_opening(turns: Sequence[TurnLike]) -> str:
@@ -246,7 +254,7 @@ def _section_end(text: str, begin: int, end: str) -> int | None:
 
 def _without_pastes(text: str) -> str:
     # A <file> in fenced code is not pasted material: the person asks about it.
-    text = cut_blocks(text, _PASTE_TAGS, line_start=True, fences=_fences(text)).outside
+    text = asked_below(cut_blocks(text, _PASTE_TAGS, line_start=True, fences=_fences(text)).outside, _PASTE_CHARS)
     kept, at = [], 0
     for start, end in _fences(text):
         if end - start > _PASTE_CHARS:
@@ -263,14 +271,6 @@ def _squeeze(text: str) -> str:
     """The text with one space for each run of whitespace, or "" if it holds only gaps."""
     squeezed = " ".join(text.split())
     return "" if squeezed.startswith("\0") and not GAP.sub("", squeezed).strip() else squeezed
-
-
-def is_short(text: str) -> bool:
-    """Return whether the text has at most four words and few bytes."""
-    words = text.split(None, _SHORT_WORDS)
-    if len(words) > _SHORT_WORDS:
-        return False
-    return len(" ".join(words).encode("utf-8", "surrogatepass")) < _SHORT_BYTES
 
 
 def _bounded(text: str, source: str, max_chars: int) -> Ask:

@@ -5,7 +5,7 @@ A call is recognised by its structure, and by a few words where the structure is
 - `probe`: the answer may have one token, or a few after a message of at most four words. Agents count tokens and
   check keys with it.
 - `title`: no tools, and the answer is a JSON object with a title, or the instructions ask for the title of a
-  conversation.
+  conversation. Tags and suggestions for a quoted chat count as well.
 - `memory`: the last message asks for an update of kept notes from the conversation above it, and names files or
   tools in backticks.
 - `harness`: no tools, and no text of a person anywhere.
@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from typing import Literal
 
 from extproc.api.answer_schema import answer_properties
-from extproc.api.request import Request
-from extproc.routing.ask import Ask, is_short
+from extproc.api.request import Request, Turn
+from extproc.routing.ask import Ask
+from extproc.routing.follow_up import is_short
 from extproc.routing.policy import Policy
 
 Kind = Literal["probe", "title", "memory", "harness"]
@@ -33,15 +34,23 @@ _TITLE_WORK = re.compile(
     rf"\b{_ASKS}\b[^.\n]{{0,80}}\b(?:titles?|headlines?|tags)\b(?=.{{0,200}}\b{_TALK}\b)"
     rf"|\b{_ASKS}\b[^.\n]{{0,40}}\b{_TALK}\b[^.\n]{{0,20}}\b(?:titles?|names?|headlines?)\b"
     rf"|\b(?:name|title|label)s? (?:(?:the|this|each|a|an|these) )?(?:\w+ ){{0,2}}{_TALK}\b"
+    rf"|\b(?:title|header)s? for (?:the|this|each) {_TALK}\b"
+    rf"|\bsummari[sz]e (?:the|this|a) {_TALK} (?:as|in|into) a title\b"
     rf"|\b{_TALK} titles?\b|\btitle generator\b",
     re.IGNORECASE | re.DOTALL,
 )
 # The same in a message. Persons write about titles, too, so it names the conversation at its very start.
 _TITLE_ASK = re.compile(
-    rf"\W*(?:please )?(?:name|title|{_ASKS}\b[^.\n]{{0,60}}\b(?:titles?|names?|tags)\b[^.\n]{{0,40}})"
-    rf" (?:this|the|our|the following|the above) (?:\w+ )?{_TALK}\b",
+    rf"\W*(?:(?:based on|given|from) [^.\n]{{0,60}}, )?(?:please )?(?:"
+    rf"(?:name|title|{_ASKS}\b[^.\n]{{0,60}}\b(?:titles?|names?|tags)\b[^.\n]{{0,40}})"
+    rf" (?:this|the|our|the following|the above) (?:\w+ )?(?:{_TALK}|messages above)\b"
+    rf"|give (?:this|the|our) {_TALK} an? (?:\w+ ){{0,2}}(?:title|name)\b"
+    rf"|summari[sz]e in an? [\w-]{{1,20}} title\b)",
     re.IGNORECASE,
 )
+# A chat, quoted at the end of a task of its user interface: title, tags, follow-up questions, search queries.
+_CHAT_TASK = re.compile(r"\W*task:", re.IGNORECASE)
+_QUOTED_CHAT = "<chat_history>"
 _TITLE_KEY = re.compile(r"(?:\w+_)?title", re.IGNORECASE)
 _BESIDE_A_TITLE = {"isnewtopic", "is_new_topic", "branch", "emoji", "language"}
 _KEEPS = r"(?:updat|refresh|maintain|consolidat|extract|sav|writ|record|stor|distil|curat|prun|keep|merg)\w*"
@@ -107,7 +116,11 @@ def _is_title(request: Request) -> bool:
     instructions = (text for turn in request.turns if turn.role in ("system", "developer") for text in turn.texts)
     if any(_TITLE_WORK.search(text[:_HEAD_CHARS]) for text in instructions):
         return True
-    return any(map(_TITLE_ASK.match, _last_texts(request)))
+    return any(map(_TITLE_ASK.match, _last_texts(request))) or any(map(_is_chat_task, request.turns[-1:]))
+
+
+def _is_chat_task(turn: Turn) -> bool:
+    return turn.role == "user" and any(_CHAT_TASK.match(text) and _QUOTED_CHAT in text for text in turn.texts)
 
 
 def _is_memory(request: Request) -> bool:

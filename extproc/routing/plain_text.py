@@ -5,6 +5,7 @@ after a pasted e-mail, both stay.
 """
 
 import re
+from itertools import islice
 
 # A line that ends a letter. The name and the address of the writer follow.
 _FAREWELLS = """
@@ -39,7 +40,20 @@ _READER = re.compile(
 )
 _PARAGRAPH = re.compile(r"\n[ \t]*\n[ \t\n]*")
 _NOTICE_CHARS = 3000
+_ANSWER_CHARS = 40
 _PARAGRAPHS = 4  # that are left out, or tried, at most
+# The name of a question that stands below the material for it, and that of the answer, which may follow.
+_QUESTION = re.compile(
+    r"^[ \t#*]*(?:(?:user |final )?(?:question|query)|frage|pregunta|domanda|pergunta|вопрос|问题|質問|질문)"
+    r"[*]*[ \u00a0]?[:：]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ANSWER = re.compile(
+    r"\n[ \t#*]*(?:(?:helpful |final |your )?(?:answer|response)"
+    r"|antwort|réponse|respuesta|risposta|resposta|ответ|回答|答案|답변)"
+    r"[*]*[ \u00a0]?[:：]?[*]*\s*\Z",
+    re.IGNORECASE,
+)
 # A text with more letters than this, nearly all of them capitals, is written in capitals.
 _SHOUTED_LETTERS, _SHOUTED_SHARE = 12, 0.9
 
@@ -53,6 +67,21 @@ def without_closing(text: str) -> str:
             break
         kept = kept[:start].rstrip()
     return kept
+
+
+def asked_below(text: str, least_chars: int) -> str:
+    """Return the question of a text that names it below at least so much material, or the text.
+
+    Several questions are examples, or belong together.
+    """
+    questions = list(islice(_QUESTION.finditer(text), 2))
+    if len(questions) != 1 or questions[0].start() < least_chars:
+        return text
+    asked = text[questions[0].end() :]
+    answer = _ANSWER.search(asked[-_ANSWER_CHARS:])
+    if answer is not None:
+        return asked[: len(asked) - len(asked[-_ANSWER_CHARS:]) + answer.start()]
+    return text if _PARAGRAPH.search(asked.strip()) else asked
 
 
 def _notice(text: str) -> int | None:

@@ -14,7 +14,6 @@ from extproc.contract.words import Reason
 from extproc.encoder.protocols import Embedder, Vectors
 from extproc.routing.answer_cache import AnswerCache, CacheLook
 from extproc.routing.budget import Payment
-from extproc.routing.by_prompt import match_prompt
 from extproc.routing.conversations import NEW, Answered, Continuation, Conversations, Identity, id_key, identify
 from extproc.routing.decision import Decision, decide_kept, decide_unread, refused, untouched
 from extproc.routing.exploration import Lottery
@@ -38,7 +37,7 @@ from extproc.routing.routed import (
 from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.sticky import seal_of
-from extproc.routing.vector import vector_of
+from extproc.routing.vector import match_ask
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -108,10 +107,10 @@ class Router:
         snapshot = arm_of(snapshot, identity.session, self.shares)
         clock.lap("read")
         principal = principal_of(principal_header(headers, snapshot.escalations.principal))
-        vector, failure = await vector_of(self.embedder, snapshot, signals, principal, clock)
-        match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
+        matched = await match_ask(self.embedder, snapshot, signals, headers, principal, clock)
+        signals, vector, failure = matched.signals, matched.vector, matched.failure
         continuation = await self._recall(snapshot, request, identity)
-        choose = chooser(snapshot, signals, match, headers, failure, continuation)
+        choose = chooser(snapshot, signals, matched.match, headers, failure, continuation)
         decision = choose()
         candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)
         clock.lap("match")

@@ -1,37 +1,94 @@
-"""The vector of a request's ask, if the request is matched at all."""
+"""The match of a request's ask, if the request is matched at all."""
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
 
 from extproc.contract.words import Reason
 from extproc.encoder.language import is_english
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
+from extproc.routing.by_prompt import match_prompt
 from extproc.routing.decision import untouched
+from extproc.routing.findings import read_findings
 from extproc.routing.guard import needs_match
+from extproc.routing.index import Match
 from extproc.routing.policy import is_named
 from extproc.routing.routed import Stopwatch
 from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.trust import trust
 
 
-async def vector_of(
-    embedder: Embedder, snapshot: Snapshot, signals: Signals, principal: str, clock: Stopwatch
-) -> tuple[Vectors | None, Reason]:
-    """Return the vector of the ask, or None and the reason why it is not matched."""
+class Matched(msgspec.Struct, frozen=True):
+    """The match of a request, with the ask that was matched."""
+
+    signals: Signals
+    vector: Vectors | None
+    match: Match | None
+    failure: Reason  # why there is no match
+
+
+async def match_ask(
+    embedder: Embedder,
+    snapshot: Snapshot,
+    signals: Signals,
+    headers: Mapping[str, str],
+    principal: str,
+    clock: Stopwatch,
+) -> Matched:
+    """Match the ask of a request, if it is matched at all.
+
+    A follow-up is matched together with the asks before it. If it alone surely needs a higher tier, that counts.
+    """
+    reason = _unmatched(snapshot, signals)
+    if reason is not None:
+        return Matched(signals, None, None, reason)
+    asks = [signals.ask] if signals.ask.alone is None else [signals.ask, signals.ask.alone]
+    each = [_embed(embedder, snapshot, ask, principal) for ask in asks]
+    embedded = [await each[0]] if len(each) == 1 else await asyncio.gather(*each)
+    clock.lap("embed")
+    joined, *alone = [
+        _match(snapshot, msgspec.structs.replace(signals, ask=ask), vector, reason)
+        for ask, (vector, reason) in zip(asks, embedded, strict=True)
+    ]
+    surer = [matched for matched in alone if _needs_more(snapshot, matched, joined, headers)]
+    return surer[0] if surer else joined
+
+
+def _match(snapshot: Snapshot, signals: Signals, vector: Vectors | None, failure: Reason) -> Matched:
+    match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
+    return Matched(signals, vector, match, failure)
+
+
+def _needs_more(snapshot: Snapshot, alone: Matched, joined: Matched, headers: Mapping[str, str]) -> bool:
+    """Whether an ask alone is matched, and asks for a higher tier than with the asks before it."""
+    if joined.match is None or trust(snapshot.policy, alone.match) is not Reason.MATCHED:
+        return False
+    return _needed(snapshot, alone, headers) > _needed(snapshot, joined, headers)
+
+
+def _needed(snapshot: Snapshot, matched: Matched, headers: Mapping[str, str]) -> int:
+    """The rank that the match and the floors of its cohort ask for."""
+    findings = read_findings(snapshot.policy, matched.signals, matched.match, headers, matched.failure)
+    return max(findings.rank, findings.guard.floor)
+
+
+def _unmatched(snapshot: Snapshot, signals: Signals) -> Reason | None:
+    """The reason why a request is not matched, or None."""
     policy = snapshot.policy
     if is_named(policy, signals.model):
         if not needs_match(policy, policy.rank(untouched(policy, Reason.PASSTHROUGH, signals.model).tier.name)):
-            return None, Reason.NO_TEXT
+            return Reason.NO_TEXT
     elif signals.background is not None:
-        return None, Reason.BACKGROUND
+        return Reason.BACKGROUND
     if snapshot.off is not None:
-        return None, Reason.APP_OFF
-    if signals.no_task:
-        return None, Reason.OUT_OF_SCOPE
-    return await _embed(embedder, snapshot, signals.ask, principal, clock)
+        return Reason.APP_OFF
+    return Reason.OUT_OF_SCOPE if signals.no_task else None
 
 
-async def _embed(
-    embedder: Embedder, snapshot: Snapshot, ask: Ask, principal: str, clock: Stopwatch
-) -> tuple[Vectors | None, Reason]:
+async def _embed(embedder: Embedder, snapshot: Snapshot, ask: Ask, principal: str) -> tuple[Vectors | None, Reason]:
     """The vector of the ask, or None and the reason why there is none."""
     if not ask.text:
         return None, Reason.NO_TEXT
@@ -43,5 +100,3 @@ async def _embed(
         return None, Reason.DEADLINE
     except EncoderError:
         return None, Reason.ENCODER
-    finally:
-        clock.lap("embed")

@@ -23,10 +23,12 @@ TEMPLATES = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n"
     ),
     "llama 2": (
-        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nSort a list [/INST] sorted(x) </s><s>[INST] Is this legal? [/INST]"
+        "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nSort a list [/INST] sorted(x) </s>"
+        "<s>[INST] Is this legal? [/INST]"
     ),
     "mistral": (
-        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Sort a list[/INST]sorted(x)</s>[INST]Is this legal?[/INST]"
+        "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Sort a list[/INST]sorted(x)</s>"
+        "[INST]Is this legal?[/INST]"
     ),
     "phi": (
         "<|system|>\nBe brief.<|end|>\n<|user|>\nSort a list<|end|>\n<|assistant|>\nsorted(x)<|end|>\n"
@@ -37,19 +39,23 @@ TEMPLATES = {
         "<｜User｜>Is this legal?<｜Assistant｜><think>\n"
     ),
     "granite": (
-        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n<|start_of_role|>user<|end_of_role|>Sort a list"
-        "<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>sorted(x)<|end_of_text|>\n"
-        "<|start_of_role|>user<|end_of_role|>Is this legal?<|end_of_text|>\n<|start_of_role|>assistant<|end_of_role|>"
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Sort a list<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>sorted(x)<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>Is this legal?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>"
     ),
     "command r": (
-        "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|USER_TOKEN|>"
-        "Sort a list<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>sorted(x)<|END_OF_TURN_TOKEN|>"
-        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Is this legal?<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>Be brief.<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Sort a list<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>sorted(x)<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>Is this legal?<|END_OF_TURN_TOKEN|>"
+        "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>"
     ),
     "names": "Be brief.\n\nHuman: Sort a list\n\nAssistant: sorted(x)\n\nHuman: Is this legal?\n\nAssistant:",
     "headings": (
-        "Be brief.\n\n### Instruction:\nSort a list\n\n### Response:\nsorted(x)\n\n### Instruction:\nIs this legal?\n\n"
-        "### Response:\n"
+        "Be brief.\n\n### Instruction:\nSort a list\n\n### Response:\nsorted(x)\n\n"
+        "### Instruction:\nIs this legal?\n\n### Response:\n"
     ),
     "one line": "Be brief. USER: Sort a list ASSISTANT: sorted(x)</s>USER: Is this legal? ASSISTANT:",
 }  # fmt: skip
@@ -63,7 +69,9 @@ def test_a_template_is_read_as_its_turns(template: str) -> None:
 
 def test_templates_without_a_system_turn() -> None:
     gemma = "<bos><start_of_turn>user\nSort a list<end_of_turn>\n<start_of_turn>model\n"
-    harmony = "<|start|>developer<|message|>Be brief.<|end|><|start|>user<|message|>Sort a list<|end|><|start|>assistant"
+    harmony = (
+        "<|start|>developer<|message|>Be brief.<|end|><|start|>user<|message|>Sort a list<|end|><|start|>assistant"
+    )
     assert turns_in(gemma) == [("user", "Sort a list")]
     assert turns_in(harmony) == [("system", "Be brief."), ("user", "Sort a list")]
 
@@ -104,7 +112,10 @@ def test_a_text_about_a_conversation_stays_one_text(text: str) -> None:
         ("/v1/completions", {"prompt": TEMPLATES["chatml"]}),
         ("/v1/completions", {"prompt": [TEMPLATES["chatml"]]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEMPLATES["names"]}]}),
-        ("/v1/messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": TEMPLATES["names"]}]}]}),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": TEMPLATES["names"]}]}]},
+        ),
         ("/v1/responses", {"input": TEMPLATES["names"]}),
     ],
 )

@@ -249,6 +249,42 @@ def test_a_tag_that_closes_itself_opens_nothing():
     assert "Which file is unused here?" in find_ask([user(text)]).text
 
 
+@pytest.mark.parametrize(
+    "end", ["", "\nAnswer:", "\n\nHelpful Answer: ", "\n**Response:**\n", "\nRéponse :", "\n答案："]
+)
+@pytest.mark.parametrize("name", ["Question:", "### Query:", "  Final question:", "Frage:", "问题："])
+def test_a_question_below_its_material_is_the_ask(name, end):
+    """Frameworks of retrieval write prompts like this. A little material is part of the ask."""
+    question = "Which clause lets the tenant leave early?"
+    material = "Use this context. If it does not help, say so.\n\n" + "Clause 7. The tenant pays the rent.\n" * 20
+    assert find_ask([user(f"{material}\n{name} {question}{end}")], 4096).text == question
+    text = f"Answer in French.\n{name} {question}{end}"
+    assert find_ask([user(text)]).text == " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Q: Is it 1 + 1?\nA: Yes, it is\n" * 40 + "Q: Is it 2 + 2?\nA:",
+        "Question: How many?\nAnswer: 3\n\n" * 30 + "Question: How much?\nAnswer:",
+        "Classify each text.\n" + "Text: good\nLabel: yes\n" * 40 + "Text: bad\nLabel:",
+        "Clause 7. Rent.\n" * 40 + "Question: Which one?\n\nAnswer in one word.\n\nNo list.",
+    ],
+)
+def test_examples_and_other_instructions_stay(text):
+    """Several questions are examples. Text behind the question may say what to do."""
+    assert find_ask([user(text)], 4096).text == " ".join(text.split())
+
+
+@pytest.mark.parametrize("word", ["expect", "expected"])
+def test_the_frame_of_a_task_is_no_part_of_it(word):
+    """CrewAI writes it below every task."""
+    frame = f"This is the {word} criteria for your final answer: a list\nyou MUST return it, not a summary."
+    assert find_ask([user(f"\nCurrent Task: Sort these names by length.\n\n{frame}")]).text == (
+        "Current Task: Sort these names by length."
+    )
+
+
 # 4. Follow-ups
 
 

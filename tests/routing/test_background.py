@@ -10,6 +10,7 @@ from extproc.routing.signals import read_signals
 
 TOOLS = [{"type": "function", "function": {"name": "write_file"}}]
 TITLE = {"type": "object", "properties": {"title": {"type": "string"}}}
+QUOTED = "### Chat History:\n<chat_history>\nUSER: Move the invoices\nASSISTANT: Done\n</chat_history>"
 NOTES = "Read the conversation above and update the notes in `~/.agent/notes` with `write_file`."
 
 
@@ -33,6 +34,12 @@ def kind(text: str, system: str | None = None, path: str = "/v1/chat/completions
         ("title", "Please write a title for this conversation:\nMove the invoices", {}),
         ("title", "Move it", {"response_format": {"type": "json_schema", "json_schema": {"schema": TITLE}}}),
         ("title", "Move it", {"output_config": {"format": {"type": "json_schema", "schema": TITLE}}, "tools": []}),
+        ("title", "Based on the messages so far, give this conversation a name.", {}),
+        ("title", "Summarise in a 5-word title: move the invoices", {}),
+        ("title", "Move the invoices", {"system": "Provide a header for this session in four words."}),
+        ("title", "Move the invoices", {"system": "Summarize the conversation as a title within ten words."}),
+        ("title", f"### Task:\nSuggest five questions that may follow.\n{QUOTED}", {}),
+        ("title", f"### Task:\nWrite search queries, as JSON.\n{QUOTED}", {}),
         ("memory", NOTES, {"tools": TOOLS}),
         ("harness", "<system-reminder>Keep answers short.</system-reminder>", {}),
     ],
@@ -50,6 +57,10 @@ def test_an_agents_own_call_is_known_by_its_structure(expected: str, text: str, 
         ("Write a title for my article about chat applications", {}),
         ("What is the title of the chat with the customer?", {}),
         ("Summarise the conversation above", {}),
+        ("Summarise in three sentences why the title was changed", {}),
+        (f"{QUOTED}\nWhat did the customer want?", {}),
+        ("### Task:\nMove the invoices\n### Output:\nJSON", {}),
+        ("Move the invoices", {"system": "Answer this chat in Markdown with headers."}),
         ("Save the notes of our conversation above", {"tools": TOOLS}),
         ("Move the invoices", {"system": "You are a chat assistant. Your name is Bob."}),
         ("Move the invoices", {"system": "Write a short title for this chat.", "tools": TOOLS}),
