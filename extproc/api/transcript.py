@@ -1,7 +1,7 @@
 """Conversations in one text: chat templates, and turns with the names of the speakers in front.
 
-Clients of Completions send them, and so do frameworks that keep the conversation themselves. Such a text ends where
-the model is to answer. A conversation that a person quotes has no such end, so it stays one text.
+Clients of Completions send them, and so do frameworks that keep the conversation themselves. The text ends where
+the model is to answer. A conversation that a person quotes ends otherwise, so it stays one text.
 """
 
 import re

@@ -10,8 +10,8 @@ Coding agents wrap a person's sentence in kilobytes of other text, called harnes
    a banner (`_BANNERS`). If a turn repeats a tool's output, only marked text counts.
    Pasted material is removed if more than a short follow-up remains. It is fenced code of more than 400
    characters, blocks (`_PASTES`), and the end of an e-mail. A tag that is never closed is ordinary text and stays.
-4. A follow-up ("and in French?", see follow_up.py) is joined to the asks before it, separated by newlines, back to
-   the first ask that is none, and to three at most.
+4. A follow-up ("and in French?", see follow_up.py) is joined to at most three asks before it, by newlines. The
+   first ask that is not a follow-up is the last one to be joined.
 5. Each run of whitespace becomes one space. Text in capitals is read in small letters. An ask of more than
    `max_chars` keeps its head (5/8) and tail (3/8) around " … ". Only a bounded head and tail of any text are read.
 
@@ -50,7 +50,7 @@ _HARNESS = """
     environment_info workspace_info editorcontext reminderinstructions repocontext
     conversation_summary session_context hook_context project_context important_rules
     runtime_information repository_info conversation_instructions info_msg
-"""  # by line: Claude Code, OpenCode; Codex; Cursor; Cline, Roo; Copilot; Gemini, Continue; OpenHands, Goose
+"""  # Claude Code and OpenCode, Codex, Cursor, Cline and Roo, Copilot, Gemini and Continue, OpenHands, Goose
 _HEADINGS = ("## My request for Codex:", "## My request:")  # the ask is everything after the last one
 _SECTIONS = (  # from a line that starts with the first text, to the second text; "" is the end of the turn
     ("# AGENTS.md instructions", "</INSTRUCTIONS>"),
@@ -85,7 +85,7 @@ _TURN_CHARS = 32  # charged for a turn beside its text: looking at one takes 5 m
 _PARTS = 32  # read of one turn, half from each end; no agent sends more
 _PART_CHARS = 1024  # least to read of one part
 _PASTE_CHARS = 400  # a shorter snippet is part of the question: "fix this: ..."
-_CHAIN, _CUT = 4, " … "  # a follow-up and the three asks before it; stands for what was cut
+_CHAIN, _CUT = 4, " … "  # a follow-up and three asks before it, and the mark of a cut
 # Turns from each end of a conversation that are read for its opening, and for the end of a tool loop.
 _OPENING_TURNS, _LOOP_TURNS = 4, 4
 _OPENING_CHARS = 4096  # a longer start does not distinguish more conversations

@@ -1,7 +1,7 @@
 """Follow-ups: asks that say too little alone, because they continue the ask before them.
 
-A short one has a few words. A longer one refers to what came before ("are you sure about that?", "und was ist, wenn
-sie nicht zustimmen?") and has few words of its own. An ask that brings its own text to work on is no follow-up.
+A short one has a few words. A longer one refers to earlier turns ("are you sure about that?", "und was ist, wenn
+sie nicht zustimmen?") and adds few new words. An ask with a text to work on is not a follow-up.
 """
 
 import re
@@ -11,16 +11,16 @@ from extproc.encoder.language import ENGLISH_WORDS, is_english
 
 _SHORT_WORDS, _SHORT_WIDTH = 4, 24
 _MOST_WORDS, _MOST_WIDTH = 12, 72
-_OWN_WORDS = 3  # words of its own
-# The least length of one. Longer function words are known in English only.
-_OWN_CHARS, _OWN_CHARS_ENGLISH = 5, 4
+_NEW_WORDS = 3
+# The least length of a new word. Longer function words are known in English only.
+_NEW_CHARS, _NEW_CHARS_ENGLISH = 5, 4
 # An ideograph has the content of about three letters. A syllable of Kana or Hangul has that of two.
 _IDEOGRAPHS = re.compile("[\u2e80-\u303f\u3400-\u9fff\uf900-\ufaff]")
 _SYLLABLES = re.compile("[\u3040-\u30ff\uac00-\ud7af]")
 _WORD = re.compile(r"[^\W\d_]+")
-# A text to work on: after a colon, in quotes or in code, or in lines of its own.
+# A text to work on: after a colon, in quotes or in code, or on other lines.
 _OWN_TEXT = re.compile(r"[:：]\s*\S|[\"“„«「『`\n<>{}]")
-# Words that stand for something said before, or compare with it.
+# Words that refer to an earlier turn, or compare with it.
 _BACK_WORDS = """
     it this these those they them its their ones again instead also same else anyway shorter longer simpler
     clearer meant forgot
@@ -33,7 +33,7 @@ _BACK_WORDS = """
     это этого этом этому этот эту эти они их тоже также ещё подробнее короче
     ذلك هذا هذه هم αυτό αυτά ίδιο επίσης
 """
-# First words that go on, and words that may stand before them.
+# First words that continue a turn, and words that may precede them.
 _FIRST_WORDS = """
     and but or und aber oder et mais donc pero maar więc ama peki а и но και αλλά وماذا ولو وهل
 """
@@ -59,7 +59,7 @@ _EMPTY = re.compile(
     r"|\bthis (?:year|month|week|weekend|morning|afternoon|evening|summer|autumn|winter|spring)\b",
     re.IGNORECASE,
 )
-# The same in scripts whose words are not told apart here.
+# The same in scripts whose words are not separated here.
 _MARKS = re.compile(
     "それ|これ|その|もう少し|もっと|場合は|同じ|这个|那|它|一样|再|上面|他们|确定|그게|그거|그건|그럼|이거"
     "|좀 더|다시|같은|यह|वह|वे|इसे|इसके|आपको|और अगर"
@@ -87,9 +87,9 @@ def refers_back(text: str) -> bool:
     words = _WORD.findall(text.lower())
     if len(words) > _MOST_WORDS or not (_PHRASE.search(text) or _refers(words)):
         return False
-    least = _OWN_CHARS_ENGLISH if is_english(text) else _OWN_CHARS
+    least = _NEW_CHARS_ENGLISH if is_english(text) else _NEW_CHARS
     rest = _WORD.findall(_PHRASE.sub(" ", text.lower()))
-    return sum(len(word) >= least and word not in _KNOWN for word in rest) <= _OWN_WORDS
+    return sum(len(word) >= least and word not in _KNOWN for word in rest) <= _NEW_WORDS
 
 
 def _refers(words: Sequence[str]) -> bool:

@@ -42,7 +42,7 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n[ \t\n]*")
 _NOTICE_CHARS = 3000
 _ANSWER_CHARS = 40
 _PARAGRAPHS = 4  # that are left out, or tried, at most
-# The name of a question that stands below the material for it, and that of the answer, which may follow.
+# The name of a question below the material for it, and that of the answer, which may follow.
 _QUESTION = re.compile(
     r"^[ \t#*]*(?:(?:user |final )?(?:question|query)|frage|pregunta|domanda|pergunta|вопрос|问题|質問|질문)"
     r"[*]*[ \u00a0]?[:：]",
@@ -70,7 +70,7 @@ def without_closing(text: str) -> str:
 
 
 def asked_below(text: str, least_chars: int) -> str:
-    """Return the question of a text that names it below at least so much material, or the text.
+    """Return the question that a text names below at least `least_chars` of material, or the text.
 
     Several questions are examples, or belong together.
     """

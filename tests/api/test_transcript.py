@@ -63,7 +63,7 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_is_read_as_its_turns(template: str) -> None:
-    """The end, where the model answers, is no turn, with or without the start of an answer."""
+    """The end, where the model answers, is not a turn, with or without the start of an answer."""
     assert turns_in(TEMPLATES[template]) == TALK
 
 

@@ -105,7 +105,7 @@ def test_it_is_joined_to_the_ask_before_it() -> None:
 
 
 def test_it_is_not_joined_to_long_material() -> None:
-    """The material would be all that is left of the joined text."""
+    """The material would fill the joined text."""
     ask = find_ask(
         [user("A clause of a contract. " * 40), assistant(), user("Summarise this contract in one line")]
     )
