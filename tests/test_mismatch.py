@@ -40,7 +40,9 @@ EXPECTED = {
     (Conditions, "headers: {a: b, x.y: 5, z: 6}"): (
         ".headers.x.y: expected text, found the number 5: put it in quotes"
     ),
-    (Conditions, "tokens_over: 32k"): ".tokens_over: expected a whole number, found the text `32k`: write digits only",
+    (Conditions, "tokens_over: 32k"): (
+        ".tokens_over: expected a whole number, found the text `32k`: write digits only"
+    ),
     (Timeouts, "request_s: 0,5"): (
         ".request_s: expected a number, found the text `0,5`: write digits and a point only"
     ),
