@@ -21,6 +21,8 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
 _UNKNOWN_KEY = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
 _MISSING_KEY = re.compile(r"Object missing required field `(.*)`")
 _LONGEST_SHOWN = 40
+# A number with a unit, an exponent, or a comma: 32k, $0.05, 80%, 0,5.
+_ALMOST_NUMBER = re.compile(r"[-+$€£]?\s?\d")
 # Keys beside which somebody may have written a secret. It is not shown.
 _SECRET = ("key",)
 
@@ -61,7 +63,18 @@ def _explain(message: str, data: Any, kind: Any) -> Mismatch:
     value = value_at(data, steps)
     if steps and steps[-1] in _SECRET and isinstance(value, str):
         return Mismatch(steps, f"expected {_expected(info)}, found a text: write the key itself into a file")
-    return Mismatch(steps, f"expected {_expected(info)}, found {_found(value, info)}")
+    hash_sign = (
+        ": put a text that begins with `#` in quotes" if value is None and _is_item_of_texts(steps, info) else ""
+    )
+    return Mismatch(steps, f"expected {_expected(info)}, found {_found(value, info)}{hash_sign}")
+
+
+def _is_item_of_texts(steps: Steps, info: Any) -> bool:
+    return bool(steps) and isinstance(steps[-1], int) and _takes(info, inspect.StrType)
+
+
+def _takes(info: Any, *kinds: type[Any]) -> bool:
+    return any(isinstance(member, kinds) for member in _members(info))
 
 
 def _unknown_key(key: str, steps: Steps, message: str, data: Any, kind: Any) -> Mismatch:
@@ -231,15 +244,28 @@ def _found(value: Any, info: Any) -> str:
             near = difflib.get_close_matches(value, names, 1)
             if value in names or _is_number(value, info):
                 return f"the text `{shown(value)}`: remove the quotes"
-            return f"the text `{shown(value)}`" + (f": did you mean `{near[0]}`?" if near else "")
+            remedy = f"did you mean `{near[0]}`?" if near else _remedy_for_text(value, info)
+            return f"the text `{shown(value)}`" + (f": {remedy}" if remedy else "")
         case list():
             return f"a list of {len(value)} value{'s' * (len(value) > 1)}" if value else "an empty list"
         case dict():
             keys = [str(key) for m in _members(info) for key in _other_keys(value, m)]
-            return f"the key `{shown(keys[0])}`" if keys else "a mapping"
+            colon = (
+                ": put a text with a colon in quotes" if _takes(info, inspect.StrType) and len(value) == 1 else ""
+            )
+            return f"the key `{shown(keys[0])}`" if keys else f"a mapping{colon}"
     text = str(value).lower() if isinstance(value, bool) else str(value)
-    quotes = ": put it in quotes" if any(isinstance(m, inspect.StrType) for m in _members(info)) else ""
+    quotes = ": put it in quotes" if _takes(info, inspect.StrType) else ""
     return f"{'' if isinstance(value, bool) else 'the number '}{shown(text)}{quotes}"
+
+
+def _remedy_for_text(text: str, info: Any) -> str:
+    """What to do about a text where a number or a list is expected, or ""."""
+    if _takes(info, inspect.IntType, inspect.FloatType) and _ALMOST_NUMBER.match(text):
+        return "write digits only" if not _takes(info, inspect.FloatType) else "write digits and a point only"
+    if _takes(info, inspect.ListType, inspect.VarTupleType) and text.isprintable() and len(text) <= _LONGEST_SHOWN:
+        return f"write [{text}]"
+    return ""
 
 
 def _is_number(text: str, info: Any) -> bool:

@@ -28,19 +28,27 @@ EXPECTED = {
     (Human, "queue: 5"): ".queue: expected text, found the number 5: put it in quotes",
     (Human, "queue: yes"): ".queue: expected text, found true: put it in quotes",
     (Human, "queue: [a, b]"): ".queue: expected text, found a list of 2 values",
-    (Human, "queue: {a: b}"): ".queue: expected text, found a mapping",
+    (Human, "queue: {a: b}"): ".queue: expected text, found a mapping: put a text with a colon in quotes",
     (Human, "queue:"): ".queue: expected text, found nothing",
     (Human, "keep_text: maybe"): ".keep_text: expected true or false, found the text `maybe`",
     (Human, "[]"): "expected a mapping, found an empty list",
     (Timeouts, "request_s: soon"): ".request_s: expected a number, found the text `soon`",
     (Conditions, "risk: medium"): ".risk: expected high or low, found the text `medium`",
     (Conditions, "risk: lowe"): ".risk: expected high or low, found the text `lowe`: did you mean `low`?",
-    (Conditions, "intents: code"): ".intents: expected a list, found the text `code`",
+    (Conditions, "intents: code"): ".intents: expected a list, found the text `code`: write [code]",
     (Conditions, "intents: [code, 7]"): ".intents[1]: expected text, found the number 7: put it in quotes",
     (Conditions, "headers: {a: b, x.y: 5, z: 6}"): (
         ".headers.x.y: expected text, found the number 5: put it in quotes"
     ),
-    (Conditions, "tokens_over: 1e3x"): ".tokens_over: expected a whole number, found the text `1e3x`",
+    (Conditions, "tokens_over: 32k"): (
+        ".tokens_over: expected a whole number, found the text `32k`: write digits only"
+    ),
+    (Timeouts, "request_s: 0,5"): (
+        ".request_s: expected a number, found the text `0,5`: write digits and a point only"
+    ),
+    (Tier, "capabilities: [tools, ~]"): (
+        ".capabilities[1]: expected text, found nothing: put a text that begins with `#` in quotes"
+    ),
     (Escalate, "to: 5"): ".to: expected text, {tier: ...} or a list, found the number 5: put it in quotes",
     (Judge, "{url: h, model: m, price: 3}"): (
         ".price: expected a mapping {input: N, output: N}, found the number 3"

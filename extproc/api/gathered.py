@@ -95,19 +95,25 @@ class GatheredAnswer:
     def place_of_call(self, index: int, id_: Any, name: Any) -> int:
         """Return the place of the call with this index. Some servers give every call of an answer the index 0.
 
-        A fragment with a name and a new id then starts the next call, once the arguments before it are whole. A
-        call without arguments is whole if the name is another one.
+        A fragment with a name and a new id then starts the next call, once the arguments before it are whole. So
+        does one with another name and without an id. A call without arguments is whole if the name is another one.
         """
         place = self._places.get(index, index)
-        text = as_text(id_)
-        if not text or not as_text(name):
+        text, called = as_text(id_), as_text(name)
+        if not called:
             return place
-        if self._call_ids.get(place, text) != text and self._is_whole_call(place, as_text(name)):
+        is_next = self._call_ids.get(place, text) != text if text else self._is_another(place, called)
+        if is_next and self._is_whole_call(place, called):
             place = self._places[index] = max(self.tools) + 1
-        if place not in self._call_ids:
+        if text and place not in self._call_ids:
             self.keep(len(text))
             self._call_ids[place] = text
         return place
+
+    def _is_another(self, place: int, name: str) -> bool:
+        """Whether a fragment without an id names another call. Without arguments it may be the end of a name."""
+        names, pieces = self.tools.get(place, ([], []))
+        return bool(pieces) and names != [name]
 
     def _is_whole_call(self, place: int, next_name: str) -> bool:
         names, pieces = self.tools[place]

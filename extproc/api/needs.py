@@ -44,7 +44,8 @@ _PLAIN = {
 }  # fmt: skip
 _SYSTEM = ("system", "developer")
 _SEALED = ("thinking", "redacted_thinking")
-_CALLS = ("_tool_use", "_tool_result")  # of hosted tools: server_tool_use, web_search_tool_result
+# Parts of earlier answers about hosted tools: their calls, the results, and what is in the results.
+_CALL, _RESULT, _IN_RESULTS = "_tool_use", "_tool_result", ("_result", "_output", "_error")
 _OWN_TOOLS = ("function", "custom")  # the client runs them
 _FUNCTIONS = ("function", "name", "functionDeclarations", "function_declarations", "toolSpec")  # members of others
 _NOTHING = (b"", b"null", b"false", b"[]")
@@ -132,10 +133,20 @@ def _needs_of(part: Part) -> Iterator[str]:
         kind = next((name for name in members if memoryview(getattr(part, name))), "text")
     if kind in _NEEDS:
         yield _NEEDS[kind]
-    elif kind not in _PLAIN and not kind.endswith(_CALLS):
+    elif kind.endswith((_CALL, _RESULT)):
+        yield from _needs_of_result(kind)
+    elif kind not in _PLAIN and not kind.endswith(_IN_RESULTS):
         yield UNKNOWN_PART
     if kind == "document" and b'"image' in bytes(part.source):  # a document may be made of parts
         yield "vision"
+
+
+def _needs_of_result(kind: str) -> Iterator[str]:
+    """Yield the need for the hosted tool whose result is in the conversation. Its call is beside it."""
+    name = kind.removesuffix(_RESULT)
+    if kind.endswith(_RESULT) or name.startswith("mcp"):
+        name = "mcp" if name.startswith("mcp") else "code_execution" if name.endswith("code_execution") else name
+        yield HOSTED + (name if _TOOL_NAME.fullmatch(name) else "other")
 
 
 def _size(part: Part) -> int:

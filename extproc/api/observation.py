@@ -8,7 +8,7 @@ Framing = Literal["json", "sse"]
 # Reasons in `malformed` for an answer that was only too large to be read.
 TOO_LARGE = ("frame too large", "answer too large")
 # Finish reasons of an answer that continues in another exchange, so there is nothing to judge yet.
-CONTINUES = ("pause_turn", "queued", "in_progress")
+CONTINUES = ("pause_turn", "compaction", "queued", "in_progress")
 
 
 class ToolCall(msgspec.Struct, frozen=True):

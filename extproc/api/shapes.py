@@ -156,6 +156,8 @@ def _read_whole_response(answer: GatheredAnswer, response: dict[str, Any]) -> No
                 answer.add_logprobs(part.get("logprobs"))
             elif part.get("type") == "refusal":
                 answer.add_refusal(part.get("refusal"))
+            elif part.get("type") == "output_audio":
+                answer.other_output = True
             elif part.get("type") == "reasoning_text" and not reasoning_was_streamed:
                 answer.reasoning_chars += len(as_text(part.get("text")))
     status = as_text(response.get("status"))

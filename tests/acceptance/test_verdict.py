@@ -538,7 +538,7 @@ def test_an_answer_that_is_too_large_passes_unjudged(malformed: str) -> None:
     assert judge(rules, seen) == judge_early(rules, seen) == expected
 
 
-@pytest.mark.parametrize("finish", ["pause_turn", "queued", "in_progress"])
+@pytest.mark.parametrize("finish", ["pause_turn", "compaction", "queued", "in_progress"])
 def test_an_answer_that_continues_elsewhere_passes(finish: str) -> None:
     """No rule has judged it, and the verdict says so. Without rules there was nothing to judge."""
     rules, seen = compile_rules(["complete", "non_empty"]), answer("", finish=finish)

@@ -530,6 +530,10 @@ def test_calls_with_one_index_are_told_apart_by_their_ids() -> None:
     assert observe("chat", [events(*one)], SSE).tool_calls == expected[:1]
     empty = [fragment("a", "now", ""), fragment("b", "now", ""), fragment("c", "get", '{"n":1}')]
     assert observe("chat", [events(*empty)], SSE).tool_calls == (ToolCall("now", ""), expected[0])
+    nameless = [fragment(None, "get", '{"n":1}'), fragment(None, "now", "{}"), fragment(None, "ge", "")]
+    assert observe("chat", [events(*nameless[:2])], SSE).tool_calls == (expected[0], ToolCall("now", "{}"))
+    pieces = [nameless[2], fragment(None, "t", '{"n":'), fragment(None, None, "1}")]
+    assert observe("chat", [events(*pieces)], SSE).tool_calls == expected[:1]
     items = [{"index": 0, "id": i, "function": {"name": "get", "arguments": f'{{"n":{i}}}'}} for i in "12"]
     whole = {"choices": [{"message": {"content": None, "tool_calls": items}, "finish_reason": "tool_calls"}]}
     assert observe("chat", [msgspec.json.encode(whole)], JSON).tool_calls == expected
@@ -557,6 +561,16 @@ def test_the_input_of_a_tool_that_the_server_runs_is_no_call(kind: str) -> None:
     [
         ("chat", {"choices": [{"message": {"content": None, "audio": {"id": "a", "data": "AA"}}}]}),
         ("chat", {"choices": [{"message": {"content": "", "images": [{"type": "image_url"}]}}]}),
+        (
+            "responses",
+            {
+                "object": "response",
+                "status": "completed",
+                "output": [
+                    {"type": "message", "role": "assistant", "content": [{"type": "output_audio", "data": "AA"}]}
+                ],
+            },
+        ),
         *(
             ("responses", {"object": "response", "status": "completed", "output": [{"type": kind, "id": "x"}]})
             for kind in (

@@ -244,6 +244,30 @@ def test_a_tool_without_a_type_is_known_by_its_member(body, needs):
 
 
 @pytest.mark.parametrize(
+    ("blocks", "needs"),
+    [
+        ([{"type": "server_tool_use", "id": "s", "name": "web_search", "input": {}}], set()),
+        (
+            [{"type": "web_search_tool_result", "content": [{"type": "web_search_result", "url": "https://x"}]}],
+            {"hosted:web_search"},
+        ),
+        (
+            [{"type": "bash_code_execution_tool_result", "content": {
+                "type": "bash_code_execution_result", "content": [{"type": "bash_code_execution_output"}]}}],
+            {"hosted:code_execution"},
+        ),
+        ([{"type": "web_fetch_tool_result", "content": {"type": "web_fetch_error"}}], {"hosted:web_fetch"}),
+        ([{"type": "mcp_tool_use", "id": "m"}, {"type": "mcp_tool_result", "content": []}], {"hosted:mcp"}),
+        ([{"type": "tool_use", "id": "t", "name": "f", "input": {}}], set()),
+    ],
+)  # fmt: skip
+def test_the_result_of_a_hosted_tool_needs_a_tier_that_has_the_tool(blocks, needs):
+    """Other tiers cannot read it. What is in it is not a part of an unknown type, which only the last tier gets."""
+    turns = [USER, {"role": "assistant", "content": [*blocks, {"type": "text", "text": "Ici"}]}, USER]
+    assert messages(messages=turns).needs == needs
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}),

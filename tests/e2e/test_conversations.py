@@ -13,6 +13,7 @@ from extproc.demo.sample_upstream import SampleUpstreams
 from extproc.demo.stack import Stack
 from tests.e2e.traffic import (
     CHAT,
+    COMPLETIONS,
     EXTRACT,
     LEGAL,
     MESSAGES,
@@ -142,6 +143,27 @@ def test_signed_thinking_goes_back_to_the_tier_that_signed_it(stack: Stack) -> N
     second = first | {"messages": [*first["messages"], signed, {"role": "user", "content": EXTRACT}]}
     answer = post(stack, MESSAGES, second, "signed")
     assert (answer.said["x-router-tier"], answer.said["x-router-reason"]) == ("frontier", "bound")
+
+
+@pytest.mark.parametrize(
+    ("last", "tier"),
+    [
+        ("Why?", "frontier"),
+        ("Are you quite sure about that answer?", "frontier"),
+        ("Und was ist, wenn sie nicht zustimmen?", "frontier"),
+        (EXTRACT, "small"),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_follow_up_keeps_the_tier_of_its_conversation(stack: Stack, path: str, last: str, tier: str) -> None:
+    """An ask with another task does not. Clients of Completions write the whole conversation into the prompt."""
+    turns = [("system", "You write Python."), ("user", LEGAL), ("assistant", "It depends."), ("user", last)]
+    body: dict[str, Any] = {"messages": [{"role": role, "content": text} for role, text in turns]}
+    if path == COMPLETIONS:
+        prompt = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
+        body = {"prompt": f"{prompt}<|im_start|>assistant\n"}
+    answer = post(stack, path, {"model": "auto"} | body, "follow-up")
+    assert (answer.status, answer.said["x-router-tier"], arrived(stack).tier) == (200, tier, tier)
 
 
 def test_a_stream_flows_while_its_id_is_read(stack: Stack, tmp_path: Path) -> None:
