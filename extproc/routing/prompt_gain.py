@@ -22,6 +22,7 @@ from extproc.routing.ask import Ask
 from extproc.routing.prompt_facts import prompt_facts
 
 RATES = 4  # of a cohort: the success of the cheaper tier, that of the costlier one, the difference, the extra cost
+NO_CUT = float(np.finfo(np.float32).max)  # of a column that was the same in all rows of the fit: none lies above it
 LEAST_COST = 0.1  # of the mean extra cost. A prediction below it counts as this much.
 
 
@@ -128,7 +129,8 @@ class AnswerGain(msgspec.Struct, frozen=True, eq=False, dict=True):
     def wants_logprobs(self) -> bool:
         """Whether a comparison reads a fact about log-probabilities."""
         places = [self.width + SCORE_FACTS.index(name) for name in LOGPROB_FACTS]
-        return any(np.isin(trees.features, places).any() for trees in (self.trees.gain, self.trees.cost))
+        sets = self.trees.gain, self.trees.cost
+        return any((np.isin(trees.features, places) & (trees.cuts < NO_CUT)).any() for trees in sets)
 
     def gain(self, columns: Sequence[float], question: str, answer: Observation) -> float | None:
         """Return the gain. None: the columns are of another file, or log-probabilities are missing."""

@@ -11,11 +11,13 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import boosting
 from extproc.evidence.fit.boosting import boost
-from extproc.evidence.fit.choice import choose
+from extproc.evidence.fit.choice import changes, choose
+from extproc.evidence.fit.edits import with_settings
 from extproc.evidence.fit.plans import replay
 from extproc.evidence.fit.prompt_gains import ranked_gain
 from extproc.evidence.fit.scored_table import scored_table
 from extproc.evidence.fit.target import parse_target
+from extproc.evidence.show.calibration import plan_text
 from extproc.routing.gain_file import GAINS_FILE, decode_gains
 
 BILL, COOK = "Send my last invoice of this month", "How long do I boil the egg of this recipe"
@@ -169,29 +171,29 @@ def hedged(count, seed=0):
     return made
 
 
-def test_a_choice_with_the_answer_serves_as_it_was_measured(folder, tmp_path, words, tokens, capsys):
+def test_a_choice_with_the_answer_serves_as_it_was_measured(folder, tmp_path, words, tokens):
     """Each held-out row takes the path that the choice had counted, by the prediction for its real answer."""
-    path, target = written(tmp_path / "t.jsonl", hedged(600)), parse_target("cost=0.06")
-    memory = Memory(words)
+    path, memory = written(tmp_path / "t.jsonl", hedged(600)), Memory(words)
     scored = scored_table(execute(folder, memory, read_traffic(path), tokens), 0, None, memory.encode)
     assert scored.judged_pairs["small", "large"].proofs["billing"].gain > 0.05
-    billing = next(c for c in choose(scored, target, 0.01, DAY).cohorts if c.name == "billing")
+    choice = choose(scored, parse_target("cost=0.06"), 0.01, DAY)
+    billing = next(c for c in choice.cohorts if c.name == "billing")
     assert billing.plan is not None and billing.plan.by_gain
-    table = scored.table
+    assert "large by prompt and answer from" in plan_text(billing.plan)
+    table, file = scored.table, folder / "billing.yaml"
     rows = ~table.fit & (table.cohort == "billing")
     up = replay(scored, table.run.snapshot.policy.cohorts["billing"], billing.plan, rows)[2]
-    assert fitting.run_choose(folder, path, target, 0.01, DAY, 0, True) == 0
-    assert "large by prompt and answer from" in capsys.readouterr().out
+    fitting.write_gains(folder, choice, table.run.config)
+    intent = next(intent for intent in table.run.config.intents if intent.intent == "billing")
+    file.write_text(with_settings(file.read_text(), changes(billing, intent, choice.seal)))
     intent = next(intent for intent in load_config(folder).intents if intent.intent == "billing")
     assert intent.accept == [{"gain": {"least": billing.plan.least}}]
     assert intent.by_prompt is not None and intent.by_prompt.least == billing.plan.direct
     run = executed(folder, words, tokens, path)
     served = [run.served[i] for i in np.array(table.positions)[rows]]
     assert [s is not None and s.path[-1] == "large" for s in served] == up.tolist()
-    rejections = {reason for s in served if s is not None for reason in s.rejections}
-    assert rejections == {"predicted_gain"}
-    right = np.mean([s.quality for s in served if s is not None])
-    assert right > 0.9
+    assert {reason for s in served if s is not None for reason in s.rejections} == {"predicted_gain"}
+    assert np.mean([s.quality for s in served if s is not None]) > 0.9
 
 
 def test_a_second_calibration_removes_what_is_not_proven_any_more(folder, tmp_path, words):

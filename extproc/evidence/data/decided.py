@@ -3,7 +3,8 @@
 A row's request is not kept. It is read from the file again when something asks for it.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeVar, overload
 
@@ -92,7 +93,8 @@ class DecidedRows(Sequence[DecidedRow]):
             self._numbers.add({})
         else:
             numbers: dict[Hashable, float | None] = {name: getattr(match, name) for name in _NUMBERS}
-            self._numbers.add(numbers | {("tier", name): chance for name, chance in match.tiers.items()})
+            numbers |= {("tier", name): chance for name, chance in match.tiers.items()}
+            self._numbers.add(numbers | {("column", i): value for i, value in enumerate(match.columns)})
 
     def of(self, rows: RowFile[Row], positions: NDArray[np.int64]) -> "DecidedRows":
         """Return the decisions at these positions, which are those about `rows`."""
@@ -125,8 +127,17 @@ class DecidedRows(Sequence[DecidedRow]):
         cohort, runner_up, tiers = kind
         numbers: dict[str, Any] = {name: self._numbers.get(name, i) for name in _NUMBERS}
         chances = {name: self._numbers.get(("tier", name), i) or 0.0 for name in tiers}
-        match = Match(cohort=cohort, runner_up=runner_up, tiers=chances, **numbers)
+        columns = tuple(self._columns(i))
+        match = Match(cohort=cohort, runner_up=runner_up, tiers=chances, columns=columns, **numbers)
         return msgspec.structs.replace(decision, match=match)
+
+    def _columns(self, i: int) -> Iterator[float]:
+        """The columns of the prompt of a row."""
+        for at in itertools.count():
+            value = self._numbers.get(("column", at), i) if self._numbers.has(("column", at)) else None
+            if value is None:
+                return
+            yield value
 
     @property
     def matched(self) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from extproc.encoder.protocols import Vectors
 from extproc.evidence.measure.metrics import Floats
-from extproc.routing.prompt_gain import Trees
+from extproc.routing.prompt_gain import NO_CUT, Trees
 
 _ROUNDS, _DEPTH, _RATE = 120, 4, 0.06
 _RIDGE = 20.0  # rows with no error that are added to each leaf
@@ -26,6 +26,7 @@ def boost(rows: Vectors, target: Floats, seed: int, repeats: int | None = None, 
     """
     repeats = _REPEATS if repeats is None else repeats
     cuts = np.quantile(rows, np.linspace(0, 1, _BINS + 1)[1:-1], axis=0).astype(np.float32).T
+    cuts[np.ptp(rows, axis=0) == 0] = NO_CUT
     binned = np.stack([np.searchsorted(edges, column) for edges, column in zip(cuts, rows.T, strict=True)])
     base = float(target.mean())
     trees = [
