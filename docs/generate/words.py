@@ -126,6 +126,7 @@ HEADERS = {
     "x-cascade-reason": "response: why an answer was rejected",
     "x-role": "gRPC stream: which of Envoy's filters opened it",
     "x-counts": "gRPC stream of a verifier: `tokens` if Envoy itself counts the tokens of answers (1.40)",
+    "x-endings": "gRPC stream of a verifier: `read` if Envoy itself reads how answers end (1.40)",
 }
 
 METADATA = """
@@ -195,6 +196,7 @@ RECORD_KEYS = {
     "reserved_microusd": "the expected cost of the request in millionths of a dollar, if a budget holds for it",
     "limits": "`local`: limits and budgets were those of one process, because the store of `state` could not be asked",
     "charge": "the nanodollars that the request has reserved, and its budgets",
+    "open": "the attempt whose verdict Envoy completes when the answer ends, and its tier behind a space",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "ConversationRecord.conversation": "the key of the conversation",
     "kept": "whether the id of the response is needed, too",

@@ -19,6 +19,8 @@ from extproc.verifying.ruling import JudgedAttempt, rule_late
 
 # A name and a word may be cut by the end of a chunk. Both together are shorter than this.
 _OVERLAP_BYTES = 128
+# A longer finish reason is unknown.
+_MOST_WORD_BYTES = 64
 # The finish reason of a chat choice that failed, and the ending of a response that failed.
 _FAILURES = ("error", "failed")
 
@@ -83,6 +85,7 @@ local function read_ending(handle, reader)
     if reader(seen, text) then
       local finish = seen.finish
       if finish == nil then return without_ending end
+      if #finish > {_MOST_WORD_BYTES} then return unknown end -- the next line takes the square of its length
       finish = finish:match("^%s*(.-)%s*$"):lower():gsub("^{FINISH_PREFIX}", "")
       return rulings[finish] or unknown
     end

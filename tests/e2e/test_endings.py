@@ -66,6 +66,7 @@ _STREAMS: dict[str, tuple[str, list[str]]] = {
             _event({"error": "overloaded"}) + _DONE,
             _chat("error", error=_ERROR) + _DONE,
             ": comment\n\n",
+            _chat("stop" + 150_000 * " " + "x") + _DONE,  # a word that is slow to read holds up no other request
         ],
     ),
     COMPLETIONS: (
@@ -132,7 +133,7 @@ def test_envoy_reads_how_a_stream_ends_as_the_verifier_does(stack: tuple[Stack, 
     cases = [(path, first, last) for path, (first, ends) in _STREAMS.items() for last in ends]
     jobs = []
     for (path, first, last), whole, cohort in itertools.product(cases, (True, False), _COHORTS):
-        if whole or cohort == "early":
+        if whole or (cohort == "early" and len(last) < 10_000):
             jobs.append((path, [first, *([last] if whole else last)], cohort, new_id()))
 
     def half_closed() -> int:
