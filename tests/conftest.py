@@ -25,7 +25,7 @@ os.environ["XDG_STATE_HOME"] = _STATE.name
 _CACHE = tempfile.TemporaryDirectory(prefix="extproc-tests-cache-", ignore_cleanup_errors=True)
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 _FOLDERS = itertools.count()
-# A busy machine is slow, and that is no mistake. The fuzz tests have a profile of their own.
+# A busy machine may be slow. The fuzz tests have another profile.
 settings.register_profile("ordinary", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ordinary")
 _END_TO_END = "tests/e2e/"

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CASES = ROOT.parent / "shared" / "cases" / "requests"
 # Number of the case -> reason, tier. None: any reason but a fallback for a body that cannot be read.
 EXPECTED: dict[str, tuple[str | None, str | None]] = {
-    # No request of these conversations came before: nobody knows which tier made their state.
+    # No request of these conversations came before: no router knows which tier made their state.
     "07": ("bound", "large"), "08": ("bound", "large"), "09": ("bound", "large"),
     "11": (None, None), "12": (None, None), "13": (None, None), "14": ("bad_request", None), "16": (None, None),
     "17": (None, None), "18": (None, None), "19": (None, "frontier"), "20": ("capability", "frontier"),

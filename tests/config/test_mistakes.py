@@ -45,7 +45,7 @@ def with_mistaken_app(folder: Path) -> None:
 
 
 MISTAKES: dict[str, tuple[Edit, str]] = {
-    "a pipe": (  # a reload would wait for its writer for ever
+    "a pipe": (  # a reload would wait for its writer without end
         lambda folder: os.mkfifo(folder / "pipe.yaml"),
         "pipe.yaml:1: cannot be read: it is a pipe, and a file is expected",
     ),

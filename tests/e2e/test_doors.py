@@ -336,7 +336,7 @@ def test_the_models_are_listed(stack: Stack) -> None:
 _PLAIN = b'{"model":"auto","input":"Prove that 17 is prime."}'
 _PACKED = {
     "gzip": gzip.compress(_PLAIN),
-    # Brotli and zstd store so short a text as it is, between marks.
+    # Brotli and zstd store so short a text unchanged, between marks.
     "br": bytes.fromhex("8b1880") + _PLAIN + bytes.fromhex("03"),
     "zstd": bytes.fromhex("28b52ffd2432910100") + _PLAIN + bytes.fromhex("e64c0f19"),
 }

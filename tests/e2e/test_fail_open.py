@@ -45,7 +45,7 @@ _REPLACED = {
     "in a text": msgspec.json.encode(body_of(CHAT, 'say "model":"auto"')),
     "deeper": b'{"model":"auto","messages":[],"metadata":{"model":"auto"}}', "none": b'{"messages":[]}',
 }  # fmt: skip
-# The upstream gets these as they are, apart from the name.
+# The upstream gets these unchanged, apart from the name.
 _ODD = {
     "byte order mark": b"\xef\xbb\xbf" + _AUTO.encode(), "NaN": b'{"x": NaN, "model" : "auto"}',
     "trailing": _AUTO.encode() + b"x", "bytes in a text": b'{"model":"auto","user":"\xff"}',

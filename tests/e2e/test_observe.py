@@ -130,7 +130,7 @@ def test_a_question_of_the_person_on_call_has_an_answer(
     assert wanted in capsys.readouterr().out
 
 
-# What the answer of each command has in it.
+# Parts of the answer of each command.
 ANSWERS = {
     "Why did this request go there?": " ({reason})\n",
     "Where would this prompt go now?": "decision  tier ",

@@ -177,7 +177,7 @@ def test_it_serves_until_sigterm(serving: Serving, caplog: pytest.LogCaptureFixt
         running = asyncio.create_task(serve(with_pipe))
         assert await asyncio.to_thread(os.read, read, 1) == b"1"
         assert await health_of(serving.listen) == SERVING
-        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # else the next line would end pytest
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # otherwise the next line would end pytest
         os.kill(os.getpid(), signal.SIGTERM)
         await running
 
