@@ -12,7 +12,7 @@ from extproc.acceptance import rules
 from extproc.acceptance.checks import UNAVAILABLE
 
 # A struct's own keys that a user does not write.
-_NOT_WRITTEN = {"scorer", "name"}
+_NOT_WRITTEN = {"scorer", "predictor", "name"}
 
 
 def acceptance_page() -> str:

@@ -78,7 +78,7 @@ verdicts](reasons.md#reasons-of-a-rejection).
 ACCEPTANCE_END = """
 ## Streams
 
-Under `stream: early`, `regex`, `grounded` and `score` are not decided on a part of an answer. They hold for answers that end
+Under `stream: early`, `regex`, `grounded`, `score` and `gain` are not decided on a part of an answer. They hold for answers that end
 within the buffered part.
 """
 
@@ -95,6 +95,7 @@ RULES = {
     "logprob": "the mean log-probability of its tokens is at least `min`",
     "grounded": "at least the share `min` of its sentences is similar to the context of the request (experimental)",
     "score": "it is at least this likely to be right, by the curve that `extproc calibrate --target` fitted",
+    "gain": "the costlier tier of `by_prompt` is predicted to gain less than `least` over it, for the mean extra cost",
     "agree": "another model gives an answer with the same result, or a similar text if it states no result",
     "judge": "another model says that it is good",
 }
@@ -352,7 +353,7 @@ REJECTIONS = {
     "low_logprob": "rule `logprob`",
     "ungrounded": "rule `grounded`",
     "low_score": "rule `score`",
-    "predicted_gain": "rule `gain`",
+    "predicted_gain": "rule `gain`: the costlier tier is predicted to gain enough over this answer",
     "agree": "rule `agree`: the other model's answer has another result, or is not similar",
     "judge": "rule `judge`: the other model says no",
     "too_large": "not rejected: too large to be judged, so served as `degraded`",
