@@ -182,7 +182,8 @@ class Explorer:
         if is_unjudgeable(observation) or len(reply.body) > _MOST_BYTES:
             return msgspec.structs.replace(explored, reason="unjudgeable")
         rules, judges = second.cohort.accept, routed.snapshot.judges
-        requirements = read_requirements(request, rules)
+        match = routed.decision.match
+        requirements = read_requirements(request, rules, match.columns if match is not None else ())
         verdict = await self._rules.run(rules, observation, requirements, judges, second.tier.name)
         reason = None if verdict.accept else verdict.reason
         return msgspec.structs.replace(explored, accepted=verdict.accept, reason=reason)
