@@ -35,7 +35,7 @@ table{border-collapse:separate;border-spacing:0;width:100%;font-size:.84rem;font
 th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 .words th,.words td{text-align:left}
 .words td{min-width:9ch;max-width:48ch;white-space:normal;overflow-wrap:break-word}
-.words .w{min-width:22ch}
+.words .w{min-width:38ch}
 .words .n{text-align:right;white-space:nowrap;min-width:0}
 tr:last-child td,tbody tr:last-child th{border-bottom:0}
 .sums tr:last-child td,.sums tbody tr:last-child th{font-weight:600;border-top:2px solid var(--ink)}

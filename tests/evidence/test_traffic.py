@@ -103,7 +103,7 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         (11, "`weight`: expected `float` >= 1e-09"),
         (13, "`weight`: expected `float` >= 1e-09"),
         (14, "`weight`: expected `float` <= 1000000000000.0"),
-        (15, "found NaN, which is no number in JSON: write null, or leave the key out"),
+        (15, "found NaN, which is not a number in JSON: write null, or leave the key out"),
         (16, "`weight`: expected `float`, got `str`"),
     ]
     assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
@@ -257,7 +257,7 @@ def test_a_number_that_json_does_not_have_is_named(tmp_path: Path) -> None:
     )
     traffic = read_traffic(path)
     assert [(bad.line, bad.what) for bad in traffic.bad] == [
-        (1, "found NaN, which is no number in JSON: write null, or leave the key out"),
-        (3, "found -Infinity, which is no number in JSON: write null, or leave the key out"),
+        (1, "found NaN, which is not a number in JSON: write null, or leave the key out"),
+        (3, "found -Infinity, which is not a number in JSON: write null, or leave the key out"),
     ]
     assert len(traffic.rows) == 1

@@ -260,7 +260,7 @@ def _not_json(line: bytes, error: Exception) -> str | None:
     number = _BARE_NUMBER.search(line)
     if number is None or "malformed" not in str(error):
         return None
-    return f"found {number[1].decode()}, which is no number in JSON: write null, or leave the key out"
+    return f"found {number[1].decode()}, which is not a number in JSON: write null, or leave the key out"
 
 
 def _message(error: Exception) -> str:
