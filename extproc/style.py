@@ -1,11 +1,15 @@
 """The form of all HTML pages, for screens from 340 pixels, for print and for dark mode. They load nothing."""
 
 import re
+from collections.abc import Sequence
 from html import escape
 
 # Invisible characters, which may change the text that a reader sees: of control, and of the direction of text.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 # A number as a cell shows it: with a sign, a unit, or a share behind it. A dash says that there is none.
+# A column of words with a longer cell is wider, so that a phone scrolls it and does not stack its words.
+_LONG = 24
+_TAG = re.compile("<[^>]*>")
 _NUMBER = re.compile(r"-|[-+]?\$?[\d,.]+(e-?\d+)?( %)?( \([\d.]+ %\))?")
 
 STYLE = """
@@ -31,6 +35,7 @@ table{border-collapse:separate;border-spacing:0;width:100%;font-size:.84rem;font
 th,td{padding:5px 8px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule)}
 .words th,.words td{text-align:left}
 .words td{min-width:9ch;max-width:48ch;white-space:normal;overflow-wrap:break-word}
+.words .w{min-width:38ch}
 .words .n{text-align:right;white-space:nowrap;min-width:0}
 tr:last-child td,tbody tr:last-child th{border-bottom:0}
 .sums tr:last-child td,.sums tbody tr:last-child th{font-weight:600;border-top:2px solid var(--ink)}
@@ -97,11 +102,8 @@ def html_table(header: list[str], rows: list[list[str]], kind: str = "", label: 
 
     `label` is plain text for screen readers.
     """
-    # Beside words, a column of numbers is aligned to the right.
-    kinds = [
-        ' class="n"' if kind == "words" and i and all(map(_NUMBER.fullmatch, column)) else ""
-        for i, column in enumerate(zip(*rows, strict=True))
-    ] or [""] * len(header)
+    columns = list(zip(*rows, strict=True)) if kind == "words" else []
+    kinds = ["", *map(_column_class, columns[1:])] if columns else [""] * len(header)
     head = "".join(f'<th scope="col"{of}>{name}</th>' for name, of in zip(header, kinds, strict=True))
     lines = "".join(
         f'<tr><th scope="row">{first}</th>'
@@ -112,6 +114,13 @@ def html_table(header: list[str], rows: list[list[str]], kind: str = "", label: 
         f"<table{f' class={kind!r}' if kind else ''}><thead><tr>{head}</tr></thead><tbody>\n{lines}</tbody></table>"
     )
     return f"{scroll_region(label or 'Table')}{table}</div>\n"
+
+
+def _column_class(column: Sequence[str]) -> str:
+    """Beside words, a column of numbers is aligned to the right, and one of sentences is wide."""
+    if all(map(_NUMBER.fullmatch, column)):
+        return ' class="n"'
+    return ' class="w"' if max(len(_TAG.sub("", cell)) for cell in column) > _LONG else ""
 
 
 def scroll_region(label: str) -> str:

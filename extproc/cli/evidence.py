@@ -14,7 +14,7 @@ from extproc.encoder.backends import load_encoder, vectors_name
 from extproc.evidence.app_rows import execute_apps
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.tokens import Tokens
-from extproc.evidence.data.traffic import BadRow, Traffic, read_traffic
+from extproc.evidence.data.traffic import BadRow, Traffic, other_file, read_traffic
 from extproc.evidence.data.vector_store import store_for
 from extproc.evidence.execution import Execution, Memory, execute
 from extproc.evidence.fit.suggestion import as_yaml, borderline_utterances, propose
@@ -95,8 +95,10 @@ def usable(path: Path, name: Path | None = None) -> Traffic:
     traffic, path = read_traffic(path), name or path
     if not traffic.rows:
         report_bad_rows(path, traffic.bad)
+        kind = other_file(path) if traffic.bad else None
         found = "no row can be used" if traffic.bad else "the file has no rows"
-        raise ValueError(f"{path}: {found}: give JSON lines in the format of docs/reference/traffic.md")
+        remedy = "give JSON lines in the format of docs/reference/traffic.md"
+        raise ValueError(f"{path}: {found}: {kind} {remedy}" if kind else f"{path}: {found}: {remedy}")
     return traffic
 
 
@@ -114,7 +116,7 @@ def patient(model: str) -> Memory:
 def report_unused(path: Path, *runs: Execution) -> None:
     """Report on stderr the rows that are skipped, and the names that no configuration has. Each note once."""
     bad = {row: None for run in runs for row in run.bad}
-    report_bad_rows(path, sorted(bad, key=lambda row: row.line))
+    report_bad_rows(path, [*bad])
     intents = {name for run in runs for name in run.snapshot.policy.cohorts}
     for note in dict.fromkeys(note for run in runs for note in unused(run, intents)):
         print(f"{path}: {note}", file=sys.stderr)
@@ -122,7 +124,7 @@ def report_unused(path: Path, *runs: Execution) -> None:
 
 def report_bad_rows(path: Path, bad: Sequence[BadRow]) -> None:
     """Report on stderr which lines are skipped, and why."""
-    for row in bad[:_MOST_REPORTED]:
+    for row in sorted(bad, key=lambda row: row.line)[:_MOST_REPORTED]:
         print(f"{path}:{row.line}: skipped: {row.what}", file=sys.stderr)
     if len(bad) > _MOST_REPORTED:
         print(f"{path}: and {len(bad) - _MOST_REPORTED} more lines skipped", file=sys.stderr)

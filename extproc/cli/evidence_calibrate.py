@@ -38,7 +38,7 @@ _NOT_WRITTEN = "not written: give --write to apply this"
 class Fit(msgspec.Struct, frozen=True):
     """The result of a fit, in every form in which it is shown."""
 
-    app: str  # whose intents were fitted. Empty: those beside the policy
+    app: str  # with the intents that were fitted. Empty: those beside the policy
     verdicts: list[Headline]
     lines: list[str]  # text for a terminal
     page: str  # the same as HTML
@@ -88,7 +88,7 @@ def _parts(intents: Path, data: Path, memory: Memory) -> list[FitPart]:
 
 
 def _fit_all(parts: Sequence[FitPart], data: Path, fitted: Callable[[FitPart], Fit]) -> list[Fit]:
-    """Fit every part. One that cannot be fitted is reported, if another can. Raises ValueError if none can."""
+    """Fit every part that can be fitted, and report the others. Raises ValueError if no part can."""
     fits, errors = [], []
     for part in parts:
         try:

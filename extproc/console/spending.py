@@ -193,12 +193,14 @@ def _caches(caches: Mapping[str, Cohort], reading: CacheReading, states: Mapping
             "now": _state(name, states),
         })  # fmt: skip
     yield html_of_rows(rows, "words", "Caches")
+    if not states:
+        yield soft_line("Whether a cache is on is not known: start the console with --router.")
 
 
 def _state(name: str, states: Mapping[str, str]) -> str:
     """Whether the cache of a cohort is on. An app without its own intents has it by itself."""
     if not states:
-        return "not known: start the console with --router"
+        return "-"
     of_apps = [f"{other}: {state}" for other, state in states.items() if other.endswith(f"/{name}")]
     return "; ".join([states.get(name, "this router does not serve it"), *of_apps])
 

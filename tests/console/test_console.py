@@ -27,6 +27,7 @@ from extproc.console.server import ConsoleServer
 from extproc.contract.words import Signal
 from extproc.routing.budget import BudgetSpec, nano
 from extproc.settings import AnswerCache
+from extproc.style import html_table
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
 # As release 0.1.0 wrote it.
@@ -467,3 +468,12 @@ def test_a_ledger_of_an_older_version_has_its_pages_too(sources: Sources, tmp_pa
             status, _, text = page(path)
             assert status == 200 and "not shown</b>" not in text, path
         assert "1 requests" in plain(page("/")[2])
+
+
+def test_a_column_with_long_words_is_wide_on_a_phone() -> None:
+    """Otherwise its words stack, and the row is as tall as the screen. Tags do not count as words."""
+    rows = [["a", "1", "short", "a remark that is longer than others"], ["b", "2", "<b>" + "</b><b>" * 9, "-"]]
+    table = html_table(["name", "rows", "kind", "remark"], rows, "words")
+    assert '<th scope="col" class="w">remark</th>' in table and '<td class="n">1</td>' in table
+    assert "<td>short</td>" in table
+    assert 'class="w"' not in html_table(["name", "remark"], [["a", "a remark that is longer than others"]])

@@ -443,6 +443,15 @@ def test_the_risk_of_the_policy_decides_the_word(wrong, word):
     assert headline.sentence.startswith(sentence)
 
 
+def test_labels_without_a_trusted_match_are_evidence(folder, tmp_path, words, tokens):
+    """Two labelled rows match nothing. The verdict does not say that they have no label."""
+    rows = [{"text": alone(NEITHER, i), "intent": None} for i in range(2)]
+    report = evaluate(run(folder, tmp_path, words, tokens, *rows))
+    assert [str(verdict) for verdict in report.verdicts] == [
+        "NO TRUSTED MATCH: none of 2 labelled rows has a match above its floors"
+    ]
+
+
 def test_labels_that_a_confident_match_contradicts_are_listed(folder, tmp_path, words, tokens):
     """A tenth of the labels is wrong. Their lines are named, and no other line is."""
     rows = [{"text": alone(BILL, i), "intent": "cooking" if i % 10 == 3 else "billing"} for i in range(100)]

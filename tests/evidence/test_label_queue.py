@@ -38,6 +38,8 @@ def test_labels_of_people_count_before_those_of_clients(queue: LabelQueue, tmp_p
     assert queue.collect(log) == 1
     assert queue.fill(log, everything, 10) == 2
     assert read(queue.waiting) == [{"intent": "?"} | row(2), {"intent": "?"} | row(3)]
+    assert read(tmp_path / "unlabelled.jsonl") == [row(2), row(3)]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     write(queue.waiting, row(1, intent="billing"), row(2, intent=None), row(3, intent="?"))
     assert queue.collect(write(tmp_path / "log.jsonl", row(3))) == 1
     assert queue.fill(log, everything, 10) == 1 and [each["id"] for each in read(queue.waiting)] == ["r-3"]

@@ -1,15 +1,18 @@
 """Labelled and recorded traffic: the members of a row, how mistakes are reported, and the formats of logs."""
 
 import gzip
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import pytest
 from msgspec import UNSET
 
 from extproc.api.paths import APIS
+from extproc.cli.evidence import usable
 from extproc.cli.main import main
 from extproc.evidence.data.convert import convert
 from extproc.evidence.data.traffic import BadRow, RecordedOutcome, Revealed, read_traffic, reveal, reveal_all
@@ -100,7 +103,7 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         (11, "`weight`: expected `float` >= 1e-09"),
         (13, "`weight`: expected `float` >= 1e-09"),
         (14, "`weight`: expected `float` <= 1000000000000.0"),
-        (15, "JSON is malformed: invalid character"),
+        (15, "found NaN, which is not a number in JSON: write null, or leave the key out"),
         (16, "`weight`: expected `float`, got `str`"),
     ]
     assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
@@ -228,3 +231,33 @@ def test_a_dash_is_standard_input():
     command = [sys.executable, "-m", "extproc", "convert", "openai-log", "-"]
     done = subprocess.run(command, input=msgspec.json.encode(REQUEST), capture_output=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, msgspec.json.encode({"request": REQUEST}) + b"\n")
+
+
+@pytest.mark.parametrize(("content", "what"), [
+    (b"PAR1\x15\x04\x15\x00PAR1", "it is a Parquet file: `extproc map --rows FOLDER` reads those."),
+    (b"\x1f\x8b\x08\x00abc", "it is packed with gzip, and its name does not end in .gz: rename it, or give JSON"),
+    (b"\xef\xbb\xbftext,intent\nhello,code\n", "it looks like CSV: write each row as a JSON object, and give JSON"),
+    ('{"text": "a"}'.encode("utf-16"), "it is in UTF-16: save it in UTF-8, and give JSON"),
+    (b'[\n{"text": "a"},\n', "it begins with a JSON list: write one object on each line"),
+    (b"hello\n", "no row can be used: give JSON lines in the format of docs/reference/traffic.md"),
+])  # fmt: skip
+def test_a_file_of_another_kind_is_named(content: bytes, what: str, tmp_path: Path) -> None:
+    """The error says what the file is, and what to do."""
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content.removesuffix(b'{"text": "a"},\n'))
+    with pytest.raises(ValueError, match=re.escape(what)):
+        usable(path)
+
+
+def test_a_number_that_json_does_not_have_is_named(tmp_path: Path) -> None:
+    """Libraries write it for a cost or a quality that is not known. Words of a person may have it."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"text": "a", "weight": NaN}\n{"text": "is, NaN a number"}\n{"text": "b", "weight": -Infinity}\n'
+    )
+    traffic = read_traffic(path)
+    assert [(bad.line, bad.what) for bad in traffic.bad] == [
+        (1, "found NaN, which is not a number in JSON: write null, or leave the key out"),
+        (3, "found -Infinity, which is not a number in JSON: write null, or leave the key out"),
+    ]
+    assert len(traffic.rows) == 1

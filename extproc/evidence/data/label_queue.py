@@ -26,6 +26,7 @@ class LabelQueue:
 
     def __init__(self, folder: Path) -> None:
         self.waiting = folder / "queue.jsonl"
+        self.unlabelled = folder / "unlabelled.jsonl"  # the rows of the last draw, to which its messages refer
         self._people, self._clients = folder / "labels_of_people.jsonl", folder / "labels_of_feedback.jsonl"
 
     def collect(self, log: Path) -> int:
@@ -48,13 +49,12 @@ class LabelQueue:
         labelled = self._labelled()
         waiting = {key: row for key, row in _by_key(_rows(self.waiting)).items() if key not in labelled}
         if len(waiting) < size:
-            rest = self.waiting.with_name(".unlabelled.jsonl")
+            rest = self.unlabelled
             _write(rest, (row for key, row in _by_key(_rows(log)).items() if key not in labelled | waiting))
             for line in draw(rest) if rest.stat().st_size else ():
                 row = msgspec.json.decode(line, type=dict[str, Any])
                 if len(waiting) < size:
                     waiting[_key(row)] = {"intent": WAITING} | row
-            rest.unlink()
         _write(self.waiting, waiting.values())
         return len(waiting)
 

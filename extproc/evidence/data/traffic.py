@@ -7,6 +7,7 @@ that no decision and no fit can use them by mistake.
 import codecs
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from datetime import datetime
@@ -160,7 +161,7 @@ def read_traffic(path: Path) -> Traffic:
             try:
                 parse_row(number, line)
             except (ValueError, UnicodeDecodeError, RecursionError) as error:
-                bad.append(BadRow(number, _message(error)))
+                bad.append(BadRow(number, _not_json(line, error) or _message(error)))
             else:
                 index.add(number, offset, length)
         return Traffic(index.rows(LineFile(path, file), parse_row), bad, digest.hexdigest()[:12])
@@ -229,6 +230,37 @@ def reveal_or_report(row: Row) -> Revealed | BadRow:
         return reveal(row)
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         return BadRow(row.line, _message(error))
+
+
+# The first bytes of files that are often taken for JSON lines.
+_OTHER_FILES = {
+    b"PAR1": "it is a Parquet file: `extproc map --rows FOLDER` reads those. For this command",
+    b"\x1f\x8b": "it is packed with gzip, and its name does not end in .gz: rename it, or",
+    b"PK\x03\x04": "it is a zip file: unpack it, and",
+    b"\xff\xfe": "it is in UTF-16: save it in UTF-8, and",
+    b"\xfe\xff": "it is in UTF-16: save it in UTF-8, and",
+    b"[": "it begins with a JSON list: write one object on each line, without commas between them, and",
+}
+_BARE_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
+
+
+def other_file(path: Path) -> str | None:
+    """The kind of a file that has no JSON lines, and the remedy. None: it is not known, or cannot be read again."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        head = file.readline(200).removeprefix(codecs.BOM_UTF8)
+    kinds = (what for start, what in _OTHER_FILES.items() if head.startswith(start))
+    looks_like_csv = b"{" not in head and any(separator in head for separator in b",;\t")
+    return next(kinds, "it looks like CSV: write each row as a JSON object, and" if looks_like_csv else None)
+
+
+def _not_json(line: bytes, error: Exception) -> str | None:
+    """The mistake in a line with a number that JSON does not have."""
+    number = _BARE_NUMBER.search(line)
+    if number is None or "malformed" not in str(error):
+        return None
+    return f"found {number[1].decode()}, which is not a number in JSON: write null, or leave the key out"
 
 
 def _message(error: Exception) -> str:

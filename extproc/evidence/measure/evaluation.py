@@ -122,7 +122,7 @@ def evaluate(run: Execution, seed: int = 0) -> Evaluation:
 def _verdicts(evaluation: Evaluation) -> list[Headline]:
     e, wrong = evaluation, evaluation.overall.wrong
     matches = [wrong_headline(wrong, e.data["risk"], e.data["weighted"])] if wrong.known else []
-    return evaluation_headlines(e.lines, e.bounds, matches, e.tiers, e.disagreements)
+    return evaluation_headlines(e.lines, e.bounds, matches, e.tiers, e.disagreements, e.data["labelled"])
 
 
 def _group(run: Execution, c: Columns, name: str, rows: Bools, seed: int) -> Group:

@@ -31,13 +31,17 @@ def evaluation_headlines(
     matches: Iterable[Headline],
     tiers: TierMatrix,
     rows: Sequence[Disagreement],
+    labelled: int = 0,
 ) -> list[Headline]:
     """The verdicts on an evaluation, the one on money first. `matches` is the verdict on wrong matches, if any."""
     unknown = [Headline("UNKNOWN", bounds_text(each)) for each in bounds]
     verdicts = [*control_headlines(lines), *unknown, *matches, *_on_tiers(tiers), *_on_labels(rows)]
-    nothing = Headline(
-        "NO EVIDENCE", "no row has a label or an outcome, so nothing shows whether these decisions are right"
-    )
+    if labelled:
+        nothing = Headline("NO TRUSTED MATCH", f"none of {labelled:,} labelled rows has a match above its floors")
+    else:
+        nothing = Headline(
+            "NO EVIDENCE", "no row has a label or an outcome, so nothing shows whether these decisions are right"
+        )
     return verdicts or [nothing]
 
 
