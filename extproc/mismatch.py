@@ -260,7 +260,7 @@ def _found(value: Any, info: Any) -> str:
 
 
 def _remedy_for_text(text: str, info: Any) -> str:
-    """What to do about a text where a number or a list is expected, or ""."""
+    """The remedy for a text in place of a number or a list, or ""."""
     if _takes(info, inspect.IntType, inspect.FloatType) and _ALMOST_NUMBER.match(text):
         return "write digits only" if not _takes(info, inspect.FloatType) else "write digits and a point only"
     if _takes(info, inspect.ListType, inspect.VarTupleType) and text.isprintable() and len(text) <= _LONGEST_SHOWN:

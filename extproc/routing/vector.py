@@ -12,6 +12,7 @@ from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
 from extproc.routing.decision import untouched
 from extproc.routing.findings import read_findings
+from extproc.routing.follow_up import is_short
 from extproc.routing.guard import needs_match
 from extproc.routing.index import Match
 from extproc.routing.policy import is_named
@@ -40,7 +41,8 @@ async def match_ask(
 ) -> Matched:
     """Match the ask of a request, if it is matched at all.
 
-    A follow-up is matched together with the asks before it. If it alone surely needs a higher tier, that counts.
+    A follow-up is matched together with the asks before it, and alone. The higher tier counts. A few words alone
+    count only if their match is trusted.
     """
     reason = _unmatched(snapshot, signals)
     if reason is not None:
@@ -53,8 +55,8 @@ async def match_ask(
         _match(snapshot, msgspec.structs.replace(signals, ask=ask), vector, reason)
         for ask, (vector, reason) in zip(asks, embedded, strict=True)
     ]
-    surer = [matched for matched in alone if _needs_more(snapshot, matched, joined, headers)]
-    return surer[0] if surer else joined
+    higher = [matched for matched in alone if _needs_more(snapshot, matched, joined, headers)]
+    return higher[0] if higher else joined
 
 
 def _match(snapshot: Snapshot, signals: Signals, vector: Vectors | None, failure: Reason) -> Matched:
@@ -63,8 +65,10 @@ def _match(snapshot: Snapshot, signals: Signals, vector: Vectors | None, failure
 
 
 def _needs_more(snapshot: Snapshot, alone: Matched, joined: Matched, headers: Mapping[str, str]) -> bool:
-    """Whether an ask alone is matched, and asks for a higher tier than with the asks before it."""
-    if joined.match is None or trust(snapshot.policy, alone.match) is not Reason.MATCHED:
+    """Whether an ask alone asks for a higher tier than with the asks before it."""
+    if joined.match is None or alone.match is None:
+        return False
+    if is_short(alone.signals.ask.text) and trust(snapshot.policy, alone.match) is not Reason.MATCHED:
         return False
     return _needed(snapshot, alone, headers) > _needed(snapshot, joined, headers)
 

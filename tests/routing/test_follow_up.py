@@ -116,7 +116,7 @@ def test_it_is_not_joined_to_long_material() -> None:
 
 _POLICY = """
 version: 1
-default_tier: small
+default_tier: large
 retarget: [auto]
 encoder: {model: all-MiniLM-L6-v2, deadline_ms: 20000}
 tiers:
@@ -155,6 +155,12 @@ SUE = "break lease and sue landlord"
         (("cook soup", "break lease"), "break lease", "large"),  # alone, it needs more
         ((SUE, "cook soup"), f"{SUE}\ncook soup", "large"),  # alone, it needs less
         (("cook soup", "boil it again"), "cook soup\nboil it again", "small"),
+        # Alone, it belongs to nothing, so the default tier is safe.
+        (
+            ("cook soup and bake bread", "could you paint a picture of that?"),
+            "could you paint a picture of that?",
+            "large",
+        ),
     ],
 )
 def test_a_follow_up_goes_to_no_tier_below_its_conversation(
