@@ -49,6 +49,12 @@ def test_every_alert_has_a_runbook() -> None:
         assert rule["annotations"]["runbook"] == f"docs/guides/on-call.md#{rule['alert'].lower()}"
 
 
+def test_the_guide_lists_every_alert() -> None:
+    alerts = re.findall(r"alert: (\w+)", (REPOSITORY / OBSERVE / "rules.yml").read_text())
+    table = re.findall(r"`(SemanticRouter\w+)`", (REPOSITORY / "docs/guides/observe.md").read_text())
+    assert sorted(table) == sorted(alerts)
+
+
 def test_a_silent_cohort_is_an_intent() -> None:
     """The words for requests of no cohort may fall silent without an alert."""
     words = re.search(r'outcomes_total\{cohort!~"([^"]+)"', (REPOSITORY / OBSERVE / "rules.yml").read_text())
