@@ -118,6 +118,6 @@ def without_shouting(text: str) -> str:
     """Return the text in small letters if it is written in capitals, which encoders know less well."""
     capitals = sum(map(str.isupper, text))
     if capitals <= _SHOUTED_LETTERS * _SHOUTED_SHARE:
-        return text  # whatever its small letters are
+        return text  # it may have any number of small letters
     letters = capitals + sum(map(str.islower, text))
     return text.lower() if letters > _SHOUTED_LETTERS and capitals > _SHOUTED_SHARE * letters else text
