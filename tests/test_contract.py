@@ -11,7 +11,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from extproc.api.paths import APIS
@@ -94,6 +94,7 @@ def over_the_wire(metadata: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("record", RECORDS)
 @given(data=st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_record_comes_back_as_it_was_written(record: Any, data: st.DataObject) -> None:
     """Through Envoy's metadata, where every number is a float."""
     written = data.draw(values_of(record))
