@@ -13,7 +13,7 @@ from extproc.cli.report_files import ReportFiles
 from extproc.config.load import load_config
 from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
-from extproc.evidence.fit import edits
+from extproc.evidence.fit import boosting, edits
 from extproc.evidence.fit.choice import choose
 from extproc.evidence.fit.options import Option
 from extproc.evidence.fit.plans import cap_of, replay
@@ -53,6 +53,13 @@ def plain(count=200):
         {"text": f"{COOK} {i}", "outcomes": {"small": outcome(i % 5 > 0), "large": outcome(i % 5 > 0)}}
         for i in range(count)
     ]
+
+
+@pytest.fixture(autouse=True)
+def quick_trees(monkeypatch):
+    """Few trees are fitted, because these tests are about other options."""
+    monkeypatch.setattr(boosting, "_REPEATS", 1)
+    monkeypatch.setattr(boosting, "_ROUNDS", 20)
 
 
 def hedging(count=300):
