@@ -9,7 +9,8 @@ systems share one Envoy with one worker, and alternate in rounds of one run:
   the floor of ext_proc. With our chain it shows what is left to a router that costs nothing.
 - the router with three kinds of text. A "seen" text is always the same. A "new" text is never sent twice, so each
   of them needs an embedding. A text of two views has a first or last sentence beside the rest.
-- streams: through plain Envoy, through the router, and judged by the verifier
+- streams: through plain Envoy, through the router, and judged by the verifier. First their chunks come without a
+  pause, then one by one, as a model sends them (see bench.paced).
 
 Other gateways are in the table if `make bench-peers` has installed them here. CPU is per request: that of Envoy,
 and that of the router, the constant server or the gateway. The bars are for the figures of this run. Growth has one
@@ -29,8 +30,9 @@ from pathlib import Path
 
 import msgspec
 
-from bench import growth
+from bench import growth, paced
 from bench.controls import Controls, controls
+from bench.flat_upstream import CHUNKS
 from bench.gateways import GATEWAYS, GatewayError
 from bench.load import (
     BY_TEXT,
@@ -176,7 +178,7 @@ def median(cells: Sequence[Cell]) -> Cell:
     return msgspec.structs.replace(cells[0], cpu_each=each, **middle)
 
 
-def bars(cells: Cells, search_ms: float) -> Iterator[str]:
+def bars(cells: Cells, search_ms: float, paced_ratio: float) -> Iterator[str]:
     """Lines with the figures that have a bar. The bars were set on two quiet Zen 4 cores."""
     at = {key: median(turns) for key, turns in cells.items()}
     one, many = (
@@ -194,6 +196,11 @@ def bars(cells: Cells, search_ms: float) -> Iterator[str]:
         ("new, two views, 16 connections, requests/s", many[_NEW_TWO].per_second, "460 or more"),
         ("search among 10,000 cohorts, CPU ms", search_ms, "0.3"),
         ("judged stream of 50 chunks, CPU over one that is not judged", judged.cpu_ms / stream.cpu_ms, "1.3"),
+        (
+            f"judged stream of {CHUNKS} chunks, {paced.PAUSE_MS} ms apart, CPU over one not judged",
+            paced_ratio,
+            "1.3",
+        ),
     ):
         yield f"{name:<68}{measured:>12.4g}{bar:>12}"
 
@@ -218,25 +225,28 @@ def main() -> int:
     ):
         systems = Systems(stack, bare_url, constant)
         answers, streams = systems.answers(), systems.streams()
-        for system in answers[:2] + answers[4:] + streams:
+        slow = [paced.with_pauses(system) for system in streams]
+        for system in answers[:2] + answers[4:] + streams + slow:
             check(system)
         print(
             f"ext_proc messages per request, both directions: {messages(stack, answers[4]):.2f} (2 is one each way)"
         )
         print(f"router: {interpreter()}\n", flush=True)
         cells = run([*answers, *others], streams, args.rounds, args.seconds)
+        turns = paced.rows(slow, args.rounds, args.seconds)
         new = [systems.router(_NEW, text_of(_ONE_VIEW, tokens), True) for tokens in growth.TOKENS]
         grown = growth.rows(streams[1], new, streams[2], args.seconds)
         assert stack.router is not None
         status = Path(f"/proc/{stack.router.pid}/status").read_text()
-    print(*table(cells), *missing, "", sep="\n")
+    print(*table(cells), *missing, "", *paced.table(turns), "", sep="\n")
     searches = growth.searches()
-    print(*bars(cells, searches[max(searches)]), sep="\n")
+    print(*bars(cells, searches[max(searches)], paced.ratio(turns[_JUDGED], turns[_STREAM])), sep="\n")
     resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
     print(f"{'resident memory of the router, MB':<68}{int(resident) / 1024:>12.0f}{260:>12}\n")
     print(*growth.table(grown), sep="\n")
     print(*(f"{f'search among {count:,} cohorts':<32}{ms:>39.3f} ms" for count, ms in searches.items()), sep="\n")
-    measured = [*(cell for turns in cells.values() for cell in turns), *(cell for _, cell in grown)]
+    measured = [cell for each in cells.values() for cell in each] + [cell for _, cell in grown]
+    measured += [turn.cell for each in turns.values() for turn in each]
     return 0 if all(cell.valid for cell in measured) else 1
 
 

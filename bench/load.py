@@ -138,7 +138,8 @@ function done(summary, latency)
   end
 end
 """
-_NO_REASON = "no_reason"
+# Stands for the reason of an answer that has none.
+NO_REASON = "no_reason"
 
 
 @contextlib.contextmanager
@@ -215,12 +216,12 @@ def measure(system: System, stream: bool, connections: int, seconds: int, folder
 
 
 def _script(system: System, stream: bool) -> str:
-    expected = system.reasons or (_NO_REASON,)
+    expected = system.reasons or (NO_REASON,)
     return _SCRIPT.format(
         headers="\n".join(f'wrk.headers["{name}"] = "{value}"' for name, value in system.headers.items()),
         body=system.body(stream), case=_FIRST_CASE + next(_TURNS) * _CASES_A_TURN, seen=SEEN_CASE,
         fresh=str(system.fresh).lower(), expected=", ".join(f'["{reason}"] = true' for reason in expected),
-        reason=HeaderName.REASON.value, no_reason=_NO_REASON,
+        reason=HeaderName.REASON.value, no_reason=NO_REASON,
     )  # fmt: skip
 
 
@@ -249,9 +250,14 @@ def cell_of(printed: str, used_s: list[float], client_s: float, opened: int) -> 
 
 def fail_opens(admin_url: str) -> int:
     """How many requests this Envoy has let pass without a decision, in all of its ext_proc filters."""
+    return counted(admin_url, "failure_mode_allowed")
+
+
+def counted(admin_url: str, name: str) -> int:
+    """The sum of Envoy's counters whose name ends so. 0 without the URL of an Envoy."""
     if not admin_url:
         return 0
-    with urllib.request.urlopen(f"{admin_url}/stats?filter=failure_mode_allowed$", timeout=10) as answer:
+    with urllib.request.urlopen(f"{admin_url}/stats?filter={name}$", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     return sum(int(line.rpartition(": ")[2]) for line in lines)
 

@@ -77,8 +77,8 @@ def test_the_bars_compare_figures_of_one_run():
         cells[latency._NEW_TWO, count, False] = [cell(0.5, 2.5, p50=4.0, per_second=300)]
     cells[latency._STREAM, 16, True] = [cell(0.5, 0.5)]
     cells[latency._JUDGED, 16, True] = [cell(0.7, 0.8)]
-    measured = [line[68:80] for line in list(latency.bars(cells, 0.25))[1:]]
-    assert [float(value) for value in measured] == [500, 2, 0.5, 3, 3, 300, 0.25, 1.5]
+    measured = [line[68:80] for line in list(latency.bars(cells, 0.25, 1.75))[1:]]
+    assert [float(value) for value in measured] == [500, 2, 0.5, 3, 3, 300, 0.25, 1.5, 1.75]
 
 
 def test_a_failed_turn_is_named_in_the_table():
