@@ -120,7 +120,7 @@ def _check_scheme(place: Path | str) -> None:
     scheme, is_url, _ = str(place).partition("://")
     if is_url and not is_postgres(place):
         raise OSError(
-            f"a ledger is a file or a Postgres, not {scheme}: write a path, or postgresql://HOST/DATABASE"
+            f"a ledger is a file or a Postgres database, not {scheme}: write a path, or postgresql://HOST/DATABASE"
         )
 
 

@@ -171,7 +171,7 @@ def _notes(config: "Config", cohorts: Iterable["Cohort"]) -> Iterator[str]:
             for cohort in cohorts
             if cohort.chosen is not None and not cohort.chosen.holds(config.policy.tiers)
         ],
-        "stale (gains.safetensors is absent, stale or another one, so `by_prompt` is not used)": [
+        "stale (gains.safetensors is missing, stale or of another fit, so `by_prompt` is not used)": [
             cohort.name for cohort in cohorts if cohort.prompt_stale
         ],
         "uncalibrated, so `by_prompt` is not used (run `extproc calibrate`)": [

@@ -140,7 +140,7 @@ def _envoy(args: argparse.Namespace) -> int:
     if version not in VERSIONS[args.target]:
         known = ", ".join(VERSIONS[args.target])
         raise ValueError(
-            f"--version {version}: {args.target} is known in {known}: give the nearest of them that you run"
+            f"--version {version}: expected one of {known} for {args.target}: give the last one if yours is newer"
         )
     cascade = VERSIONS[args.target][version]
     config = load_config(args.intents)

@@ -97,8 +97,8 @@ def usable(path: Path, name: Path | None = None) -> Traffic:
         report_bad_rows(path, traffic.bad)
         kind = other_file(path) if traffic.bad else None
         found = "no row can be used" if traffic.bad else "the file has no rows"
-        remedy = "give JSON lines in the format of docs/reference/traffic.md"
-        raise ValueError(f"{path}: {found}: {kind} {remedy}" if kind else f"{path}: {found}: {remedy}")
+        remedy = f"{kind}. The format is in" if kind else "give JSON lines in the format of"
+        raise ValueError(f"{path}: {found}: {remedy} docs/reference/traffic.md")
     return traffic
 
 

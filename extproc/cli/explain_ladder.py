@@ -43,7 +43,9 @@ def _condition(rule: AcceptRule) -> str:
         tokens = "all tokens" if rule.first is None else f"the first {rule.first} tokens"
         return f"logprob (mean of {tokens} below {rule.min:g}{f' at {rule.tier}' if rule.tier else ''})"
     if isinstance(rule, Gain):
-        missing = "" if rule.predictor is not None else f"; not used: {GAINS_FILE} is absent, stale or another one"
+        missing = (
+            "" if rule.predictor is not None else f"; not used: {GAINS_FILE} is missing, stale or of another fit"
+        )
         return f"gain (predicted with the answer: {100 * rule.least:+.1f} points or more{missing})"
     if not isinstance(rule, Score) or rule.scorer is None:
         return rule_name(rule)

@@ -58,7 +58,7 @@ def _by_prompt(cohort: Cohort, choice: ByPrompt, match: Match | None) -> str:
     cheaper, costlier = choice.tiers
     own = f"so the tier of {cohort.name} serves: {cohort.tier}"
     if cohort.prompt_stale:
-        return f"not used: gains.safetensors is absent, stale or another one, {own}"
+        return f"not used: gains.safetensors is missing, stale or of another fit, {own}"
     if not cohort.has_floor:
         return f"not used: {cohort.name} is not calibrated, {own}"
     if match is None or match.gain is None:

@@ -37,7 +37,7 @@ def report_files(args: argparse.Namespace) -> ReportFiles:
     """The files that were asked for. Raises ValueError if they cannot be written, before minutes of work."""
     for path in (args.out, args.json):
         if path is not None and not path.absolute().parent.is_dir():
-            raise ValueError(f"{path}: its folder does not exist")
+            raise ValueError(f"{path}: its folder does not exist: create it, or give another path")
         if path is not None and path.is_dir():
             raise ValueError(f"{path}: is a folder: give the name of a file")
     if args.out is not None and args.out.suffix == ".json":

@@ -70,7 +70,7 @@ def _check_host(at: str, host: str) -> Iterator[tuple[str, str]]:
         return
     what = "write it in lower case, without scheme, port and path, as in llm.example.com or *.example.com"
     if host == "*":
-        what = "leave `hosts` out, and the policy itself has the requests of no app"
+        what = "name the hosts of the app, because the policy itself decides about all other requests"
     elif not host.isascii():
         with contextlib.suppress(UnicodeError):
             what = f"clients send another form of this name, so write `{host.encode('idna').decode()}`"
@@ -97,8 +97,8 @@ def _check_app(at: str, name: str, app: App, policy: PolicyFile, tiers: Sequence
     for label, value in app.labels.items():
         if not _LABEL.fullmatch(label) or label == "app":
             what = (
-                f"label `{shown(label)}`: use lower-case letters, digits and _, begin with a letter, and take "
-                "another name than app"
+                f"label `{shown(label)}`: use lower-case letters, digits and _, begin with a letter, and choose "
+                "another name than `app`"
             )
             yield f"{at}.labels", what
         if not _NAME.fullmatch(value):

@@ -27,4 +27,4 @@ def check_header_name(path: str, header: str) -> Iterator[tuple[str, str]]:
     if re.fullmatch(r"[a-z0-9-]+", header) is None:
         yield path, f"header `{shown(header)}`: write its name in lower case, with only letters, digits and '-'"
     elif header.startswith((HeaderPrefix.ROUTER, HeaderPrefix.CASCADE)):
-        yield path, f"header `{header}`: Envoy removes it from every request, so give it another name"
+        yield path, f"header `{header}`: Envoy removes it from every request, so use a header with another name"

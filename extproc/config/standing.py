@@ -127,6 +127,6 @@ def stale_values(config: Config, snapshot: Snapshot) -> list[str]:
     lines = {
         "floors (utterances or centroids changed since `extproc calibrate`)": floors,
         "tiers and settings (models changed since they were chosen)": choices,
-        f"choices by the prompt ({GAINS_FILE} is absent, stale or another one)": prompts,
+        f"choices by the prompt ({GAINS_FILE} is missing, stale or of another fit)": prompts,
     }
     return [f"{what}: {', '.join(names)}" for what, names in lines.items() if names]

@@ -36,7 +36,7 @@ def check_upstream_files(config: Config) -> list[Problem]:
         if file.parent.is_dir():
             problems += [Problem(POLICY_FILE, line, f"{name} {what}") for what in each.mistakes(file)]
         else:
-            what = f"{name} is not on this machine, so it was not checked: see that {each.reader} can read it"
+            what = f"{name} is not on this machine, so it was not checked: make sure that {each.reader} can read it"
             notes.append(Problem(POLICY_FILE, line, what))
     if problems:
         raise ConfigError(problems)

@@ -260,7 +260,7 @@ def test_a_missing_folder_is_a_mistake_of_the_operator(tmp_path: Path) -> None:
         OSError, match=r"the ledger .* is a folder, and a file is expected: add the name of the file$"
     ):
         read_report(tmp_path, 60)
-    other = "a ledger is a file or a Postgres, not mysql: write a path, or postgresql://HOST/DATABASE"
+    other = "a ledger is a file or a Postgres database, not mysql: write a path, or postgresql://HOST/DATABASE"
     for open_it in (lambda: Store("mysql://host/x", 30), lambda: read_report("mysql://host/x", 60)):
         with pytest.raises(OSError, match=f"^{other}$"):
             open_it()

@@ -114,7 +114,7 @@ CHOICE = ByPrompt(("small", "large"), least=0.05, gain=(0.01, 0.04), rows=300, f
         (
             None,
             {"prompt_stale": True},
-            "not used: gains.safetensors is absent, stale or another one, so the tier of faq serves: small",
+            "not used: gains.safetensors is missing, stale or of another fit, so the tier of faq serves: small",
         ),
         (
             None,

@@ -56,8 +56,8 @@ MISTAKES = {
         "policy.yaml:21: no tier is called `tiny`: expected one of small, large",
         "policy.yaml:23: `per: team` needs a team: add `labels: {team: NAME}` to the app",
         "policy.yaml:24: label `Team` is `two words`: use only letters, digits, '.', '_' and '-'",
-        "policy.yaml:24: label `Team`: use lower-case letters, digits and _, begin with a letter, and take another "
-        "name than app",
+        "policy.yaml:24: label `Team`: use lower-case letters, digits and _, begin with a letter, and choose "
+        "another name than `app`",
         "policy.yaml:27: `tiers` is an empty list, so every request would be refused: name at least one tier",
         "policy.yaml:31: host `b.example` is also one of app `again` above, which gets its requests: remove it "
         "from one of them, or write `third` first",
@@ -68,13 +68,15 @@ MISTAKES = {
         "begin with a letter or a digit",
         "policy.yaml:36: host `*.deep.wide.example` is also one of app `wide` above, which gets its requests: "
         "remove it from one of them, or write `-` first",
-        "policy.yaml:36: host `*`: leave `hosts` out, and the policy itself has the requests of no app",
+        "policy.yaml:36: host `*`: name the hosts of the app, because the policy itself decides about all "
+        "other requests",
         "policy.yaml:36: host `münchen.example`: clients send another form of this name, so write "
         "`xn--mnchen-3ya.example`",
-        "policy.yaml:37: header `x-router-app`: Envoy removes it from every request, so give it another name",
+        "policy.yaml:37: header `x-router-app`: Envoy removes it from every request, so use a header with another "
+        "name",
         "policy.yaml:39: app `any` above gets all of its requests: write `one` first",
-        "policy.yaml:39: label `__name__`: use lower-case letters, digits and _, begin with a letter, and take "
-        "another name than app",
+        "policy.yaml:39: label `__name__`: use lower-case letters, digits and _, begin with a letter, and "
+        "choose another name than `app`",
     ],
     "unknown_key": ["billing.yaml:3: unknown key `max_output_token`: did you mean `max_output_tokens`?"],
     "unknown_key_in_tier": ["policy.yaml:8: unknown key `contexts`: did you mean `context`?"],

@@ -93,7 +93,8 @@ def test_a_file_that_is_missing_beside_the_yaml_is_a_mistake(folder: Path) -> No
 def test_a_file_in_a_folder_of_another_machine_is_only_noted(folder: Path) -> None:
     [note] = check_upstream_files(config(folder, file="/etc/elsewhere/key"))
     assert note.what == (
-        "key file /etc/elsewhere/key is not on this machine, so it was not checked: see that Envoy can read it"
+        "key file /etc/elsewhere/key is not on this machine, so it was not checked: "
+        "make sure that Envoy can read it"
     )
 
 
@@ -135,7 +136,8 @@ def test_missing_certificates_are_a_mistake_or_a_note_as_a_missing_key_is(folder
     assert problem.what == f"ca file {folder / 'ca.pem'} cannot be read {why}"
     [note] = check_upstream_files(with_ca(folder, "/etc/elsewhere/ca.pem"))
     assert note.what == (
-        "ca file /etc/elsewhere/ca.pem is not on this machine, so it was not checked: see that Envoy can read it"
+        "ca file /etc/elsewhere/ca.pem is not on this machine, so it was not checked: "
+        "make sure that Envoy can read it"
     )
 
 

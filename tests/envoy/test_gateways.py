@@ -192,9 +192,12 @@ def test_services_have_their_whole_names(capsys: pytest.CaptureFixture[str]) -> 
     [
         (
             ["--for", "envoy-gateway", "--version", "1.6", "--host", HOST],
-            "--version 1.6: envoy-gateway is known in 1.7, 1.8, 1.9: give the nearest of them that you run",
+            "--version 1.6: expected one of 1.7, 1.8, 1.9 for envoy-gateway: give the last one if yours is newer",
         ),
-        (["--version", "1.41"], "--version 1.41: envoy is known in 1.36, 1.37, 1.38, 1.39, 1.40"),
+        (
+            ["--version", "1.41"],
+            "--version 1.41: expected one of 1.36, 1.37, 1.38, 1.39, 1.40 for envoy: give the last",
+        ),
         (["--for", "istio"], "--for istio needs the host that clients send to: give --host, as in llm.example.com"),
         (["--host", HOST], "--host is for a gateway in Kubernetes: give --for envoy-gateway or --for istio, too"),
         (

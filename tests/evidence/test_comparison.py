@@ -425,7 +425,10 @@ def test_the_verdict_of_the_gate_is_a_page_and_json_too(folders, tmp_path, quick
 def test_a_file_of_the_gate_that_cannot_be_written_is_an_error_before_the_work(folders, tmp_path, capsys):
     """Nothing is encoded for a report that would be lost."""
     arguments = ["gate", "--baseline", *map(str, folders), str(tmp_path / "none.jsonl")]
-    for where, what in (("gone/a.html", "its folder does not exist"), ("a.json", "for JSON give --json")):
+    for where, what in (
+        ("gone/a.html", "its folder does not exist: create it, or give another path"),
+        ("a.json", "for JSON give --json"),
+    ):
         assert main([*arguments, "--out", str(tmp_path / where)]) == 2
         assert what in capsys.readouterr().err
 

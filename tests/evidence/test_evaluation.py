@@ -305,9 +305,9 @@ def test_a_tier_recorded_on_chosen_rows_has_bounds_and_no_line(folder, tmp_path,
     ]  # fmt: skip
     assert [str(verdict) for verdict in report.verdicts] == [
         "UNKNOWN: the quality of `always small` is between 42.9 and 82.9 %. Its answers were recorded on 600 of "
-        "1,000 rows, and these rows were chosen",
+        "1,000 rows, which were not drawn at random",
         "UNKNOWN: the quality of `always large` is between 34.0 and 94.0 %. Its answers were recorded on 400 of "
-        "1,000 rows, and these rows were chosen",
+        "1,000 rows, which were not drawn at random",
     ]
     assert " ".join(evaluation_text(report).splitlines()[:2]).split() == str(report.verdicts[0]).split()
     assert "always small   " not in evaluation_text(report) and report.paired == []
@@ -552,7 +552,7 @@ def test_a_cancelled_task_is_skipped_by_the_encoder(words):
 def test_an_unwritable_report_is_rejected_before_the_work(folder, tmp_path, capsys):
     """A wrong path does not cost minutes of evaluation."""
     errors = {
-        tmp_path / "nowhere" / "report.html": "its folder does not exist",
+        tmp_path / "nowhere" / "report.html": "its folder does not exist: create it, or give another path",
         tmp_path / "report.json": f"--out writes an HTML page: for JSON give --json {tmp_path}/report.json",
     }
     for path, error in errors.items():

@@ -103,7 +103,7 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
         (11, "`weight`: expected `float` >= 1e-09"),
         (13, "`weight`: expected `float` >= 1e-09"),
         (14, "`weight`: expected `float` <= 1000000000000.0"),
-        (15, "found NaN, which is not a number in JSON: write null, or leave the key out"),
+        (15, "found NaN, which is not a number in JSON: leave the key out"),
         (16, "`weight`: expected `float`, got `str`"),
     ]
     assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
@@ -234,11 +234,11 @@ def test_a_dash_is_standard_input():
 
 
 @pytest.mark.parametrize(("content", "what"), [
-    (b"PAR1\x15\x04\x15\x00PAR1", "it is a Parquet file: `extproc map --rows FOLDER` reads those."),
-    (b"\x1f\x8b\x08\x00abc", "it is packed with gzip, and its name does not end in .gz: rename it, or give JSON"),
-    (b"\xef\xbb\xbftext,intent\nhello,code\n", "it looks like CSV: write each row as a JSON object, and give JSON"),
-    ('{"text": "a"}'.encode("utf-16"), "it is in UTF-16: save it in UTF-8, and give JSON"),
-    (b'[\n{"text": "a"},\n', "it begins with a JSON list: write one object on each line"),
+    (b"PAR1\x15\x04\x15\x00PAR1", "it is a Parquet file, for `extproc map --rows FOLDER`: write its rows as"),
+    (b"\x1f\x8b\x08\x00abc", "it is packed with gzip, and its name does not end in .gz: rename it. The format"),
+    (b"\xef\xbb\xbftext,intent\nhello,code\n", "it looks like CSV: write each row as a JSON object on one"),
+    ('{"text": "a"}'.encode("utf-16"), "it is in UTF-16: save it in UTF-8. The format is in docs/reference"),
+    (b'[\n{"text": "a"},\n', "it begins with a JSON list: write one object on each line, without commas"),
     (b"hello\n", "no row can be used: give JSON lines in the format of docs/reference/traffic.md"),
 ])  # fmt: skip
 def test_a_file_of_another_kind_is_named(content: bytes, what: str, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_a_number_that_json_does_not_have_is_named(tmp_path: Path) -> None:
     )
     traffic = read_traffic(path)
     assert [(bad.line, bad.what) for bad in traffic.bad] == [
-        (1, "found NaN, which is not a number in JSON: write null, or leave the key out"),
-        (3, "found -Infinity, which is not a number in JSON: write null, or leave the key out"),
+        (1, "found NaN, which is not a number in JSON: leave the key out"),
+        (3, "found -Infinity, which is not a number in JSON: leave the key out"),
     ]
     assert len(traffic.rows) == 1

@@ -59,4 +59,6 @@ def test_a_choice_says_whether_it_meets_its_target(target, word):
     )
     value = 100 * target.value if target.kind == "quality" else target.value
     unit = " %" if target.kind == "quality" else " dollars per 1,000 requests"
-    assert str(verdict) == (f"{word}: {figure} on 500 rows that were not chosen on. The target is {value:g}{unit}")
+    assert str(verdict) == (
+        f"{word}: {figure} on 500 rows that the choice did not use. The target is {value:g}{unit}"
+    )

@@ -330,7 +330,7 @@ def test_a_stale_file_is_not_used(tmp_path, words, caplog, file, old, new, why):
     assert why in caplog.text
     config = load_config(folder)
     assert stale_values(config, compile_snapshot(config, words)) == [
-        "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+        "choices by the prompt (gains.safetensors is missing, stale or of another fit): billing"
     ]
 
 
@@ -353,7 +353,7 @@ def test_a_file_of_an_earlier_release_does_not_stop_a_new_one(tmp_path, words, c
     assert chosen(folder, words, f"{BILLING}, and the invoice of last month") == ("small", Reason.MATCHED)
     assert "no gains.safetensors that this release reads: their own tiers serve" in caplog.text
     assert stale_values(config, compile_snapshot(config, words)) == [
-        "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+        "choices by the prompt (gains.safetensors is missing, stale or of another fit): billing"
     ]
 
 
@@ -384,7 +384,7 @@ def test_the_intents_of_an_app_have_their_own_gains(tmp_path, words):
     assert snapshot.gains is None and snapshot.policy.cohorts["billing"].prompt_stale
     own = snapshot.of_app("support")
     assert own.gains is not None and not own.policy.cohorts["billing"].prompt_stale
-    stale = "choices by the prompt (gains.safetensors is absent, stale or another one): billing"
+    stale = "choices by the prompt (gains.safetensors is missing, stale or of another fit): billing"
     assert Standing(folder, config).status(snapshot).stale == [stale]
     (app / GAINS_FILE).unlink()
     changed = load_config(folder)

@@ -234,12 +234,12 @@ def reveal_or_report(row: Row) -> Revealed | BadRow:
 
 # The first bytes of files that are often taken for JSON lines.
 _OTHER_FILES = {
-    b"PAR1": "it is a Parquet file: `extproc map --rows FOLDER` reads those. For this command",
-    b"\x1f\x8b": "it is packed with gzip, and its name does not end in .gz: rename it, or",
-    b"PK\x03\x04": "it is a zip file: unpack it, and",
-    b"\xff\xfe": "it is in UTF-16: save it in UTF-8, and",
-    b"\xfe\xff": "it is in UTF-16: save it in UTF-8, and",
-    b"[": "it begins with a JSON list: write one object on each line, without commas between them, and",
+    b"PAR1": "it is a Parquet file, for `extproc map --rows FOLDER`: write its rows as JSON lines",
+    b"\x1f\x8b": "it is packed with gzip, and its name does not end in .gz: rename it",
+    b"PK\x03\x04": "it is a zip file: unpack it",
+    b"\xff\xfe": "it is in UTF-16: save it in UTF-8",
+    b"\xfe\xff": "it is in UTF-16: save it in UTF-8",
+    b"[": "it begins with a JSON list: write one object on each line, without commas between them",
 }
 _BARE_NUMBER = re.compile(rb"[:\[,]\s*(-?(?:NaN|Infinity))\b")
 
@@ -252,7 +252,7 @@ def other_file(path: Path) -> str | None:
         head = file.readline(200).removeprefix(codecs.BOM_UTF8)
     kinds = (what for start, what in _OTHER_FILES.items() if head.startswith(start))
     looks_like_csv = b"{" not in head and any(separator in head for separator in b",;\t")
-    return next(kinds, "it looks like CSV: write each row as a JSON object, and" if looks_like_csv else None)
+    return next(kinds, "it looks like CSV: write each row as a JSON object on one line" if looks_like_csv else None)
 
 
 def _not_json(line: bytes, error: Exception) -> str | None:
@@ -260,7 +260,7 @@ def _not_json(line: bytes, error: Exception) -> str | None:
     number = _BARE_NUMBER.search(line)
     if number is None or "malformed" not in str(error):
         return None
-    return f"found {number[1].decode()}, which is not a number in JSON: write null, or leave the key out"
+    return f"found {number[1].decode()}, which is not a number in JSON: leave the key out"
 
 
 def _message(error: Exception) -> str:

@@ -52,7 +52,7 @@ def bounds_text(bounds: Bounds) -> str:
     """Sentences on a quality that is not known."""
     return (
         f"the quality of `{bounds.name}` is between {100 * bounds.low:.1f} and {100 * bounds.high:.1f} %. Its "
-        f"answers were recorded on {bounds.recorded:,} of {bounds.rows:,} rows, and these rows were chosen"
+        f"answers were recorded on {bounds.recorded:,} of {bounds.rows:,} rows, which were not drawn at random"
     )
 
 
@@ -107,14 +107,14 @@ def wrong_headline(wrong: Estimate, risk: float | None, weighted: bool = False) 
     source = (
         f"; the policy's risk is {100 * limit:g} %"
         if risk is not None
-        else f". No cohort is calibrated. `extproc calibrate` would keep {100 * limit:g} %"
+        else f". No cohort is calibrated. The default risk of `extproc calibrate` is {100 * limit:g} %"
     )
     sentence = f"{count} of {wrong.rows:,} trusted matches are wrong{source}"
     if wrong.low > limit:
         return Headline("TOO MANY WRONG", sentence)
     if wrong.high <= limit:
         return Headline("WITHIN THE RISK", sentence)
-    return Headline("UNCLEAR", f"{sentence}. The 95 % interval {_interval(wrong)} % lies on both sides of it")
+    return Headline("UNCLEAR", f"{sentence}. The 95 % interval {_interval(wrong)} % contains this risk")
 
 
 def _on_tiers(tiers: TierMatrix) -> Iterator[Headline]:

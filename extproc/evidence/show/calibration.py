@@ -124,7 +124,7 @@ def source_note(calibration: Calibration) -> Iterator[str]:
     if not calibration.sources:
         yield (
             "all rows are of one source, so these figures hold for rows like them. To see what holds for others, "
-            "label rows of several sources (apps, customers, data sets) and name it in each row as `source`"
+            "label rows of several sources (apps, customers, data sets) and give each row its `source`"
         )
         return
     new = calibration.elsewhere

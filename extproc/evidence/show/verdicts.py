@@ -77,6 +77,6 @@ def _against(target: float, measured: Estimate, what: str, unit: str, highest: b
     interval = f"[{measured.low:.4g}, {measured.high:.4g}]"
     return Headline(
         word,
-        f"{what} is {measured.value:.4g} {interval}{unit} on {measured.rows:,} rows that were not chosen on. The "
-        f"target is {target:g}{unit}",
+        f"{what} is {measured.value:.4g} {interval}{unit} on {measured.rows:,} rows that the choice did not use. "
+        f"The target is {target:g}{unit}",
     )
