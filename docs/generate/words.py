@@ -144,7 +144,7 @@ NAMESPACES = {
     "semantic_router.answer": "the last rejected answer, in case every rung above fails. Never logged",
     "semantic_router.ledger": "the caller and the conversation (hashes), and the tokens of each judged attempt",
     "semantic_router.conversation": "the keys of the conversation (hashes). Envoy sends them back with the tier that answered. Never logged",
-    "semantic_router.packed": "how a body that the client compressed with gzip ended. The router compares it with the body "
+    "semantic_router.packed": "the end of a body that the client compressed with gzip. The router compares it with the body "
     "that Envoy decoded",
     "semantic_router.cache": "where an accepted answer is kept (hashes), and the embedding of the ask. Never logged",
     "envoy.ai.token_usage": "Envoy's own, typed: the tokens of the answer that it passed on",
@@ -197,7 +197,7 @@ RECORD_KEYS = {
     "reserved_microusd": "the expected cost of the request in millionths of a dollar, if a budget holds for it",
     "limits": "`local`: limits and budgets were those of one process, because the store of `state` could not be asked",
     "charge": "the nanodollars that the request has reserved, and its budgets",
-    "open": "the attempt whose verdict Envoy completes when the answer ends, and its tier behind a space",
+    "open": "the attempt whose verdict Envoy completes when the answer ends: its number, a space and its tier",
     "conversation": "whether the conversation stays at the tier that answered it last, and why",
     "ConversationRecord.conversation": "the key of the conversation",
     "kept": "whether the id of the response is needed, too",
@@ -214,7 +214,7 @@ RECORD_KEYS = {
     "verdict_reason": "why the answer was rejected: see [Reasons of a rejection](reasons.md#reasons-of-a-rejection)",
     "bound": "why a rejected answer did not escalate: see [Bounds](reasons.md#bounds)",
     "climbs": "the rung to which a rejected answer of each rung leads, where some tiers are asked only after failures",
-    "PackedRecord.end": "its last eight bytes in hexadecimal: a checksum and the length of what they end",
+    "PackedRecord.end": "the last eight bytes of the body in hexadecimal: the checksum and the length of its decoded content",
     "AttemptsRecord.attempts": "the number of the current attempt",
     "detours": "attempts that reached no tier: they decided whether an attempt is repeated",
     "made": "attempts without these, if there were any. The header `x-router-attempts` has this number",
@@ -295,8 +295,8 @@ CACHE_WORDS = {
     "miss": "no accepted answer to this question was there",
     "client": "not asked: `cache-control` of the client forbids it",
     "personal": "not asked: the request is about one person, or has an address or a number of an account",
-    "moment": "not asked: the answer depends on the day",
-    "sampling": "not asked: the client wants another answer each time (`temperature` above 0, or a password or a number)",
+    "moment": "not asked: the answer depends on the day or the hour",
+    "sampling": "not asked: each answer has to be another one (a `temperature` above 0, or an ask for a password or a random number)",
     "form": "not asked: the request has state, media or hosted tools, or asks for more than one text",
     "anonymous": "not asked: no header names the principal, and `scope` is `principal`",
     "off": "off: too many of its checked hits were wrong",
@@ -334,7 +334,7 @@ REJECTIONS_INTRODUCTION = """
 
 REJECTIONS = {
     "upstream_error": "an error inside an answer with a status of success",
-    "malformed": "no body, as with status 204, broken JSON, a broken event, or an encoding that is not decoded",
+    "malformed": "no body (as with status 204), broken JSON, a broken event, or an encoding that the verifier does not decode",
     "wrong_type": "the content type does not fit the content",
     "wrong_framing": "a stream where none was asked for, or none where one was",
     "incomplete": "the answer has no proper end, or too few choices",

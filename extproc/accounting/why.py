@@ -75,7 +75,7 @@ CACHE_WORDS: dict[str, str] = {
     CacheWord.MISS: "No accepted answer to this question was there",
     CacheWord.CLIENT: "Not asked: `cache-control` of the client forbids it",
     CacheWord.PERSONAL: "Not asked: the request is about one person, or has an address or a number of an account",
-    CacheWord.MOMENT: "Not asked: the answer depends on the day",
+    CacheWord.MOMENT: "Not asked: the answer depends on the day or the hour",
     CacheWord.SAMPLING: "Not asked: the client wants another answer each time, by its temperature or its words",
     CacheWord.FORM: "Not asked: the request has state, media or hosted tools, or asks for more than one text",
     CacheWord.ANONYMOUS: "Not asked: no header names the principal, and `scope` is principal",

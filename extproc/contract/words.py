@@ -94,7 +94,7 @@ class CacheWord(StrEnum):
     MISS = "miss"  # not answered before, or not with an answer that was accepted
     CLIENT = "client"  # `cache-control` of the client forbids it
     PERSONAL = "personal"  # the request is about one person, or names an account
-    MOMENT = "moment"  # the answer depends on the day
+    MOMENT = "moment"  # the answer depends on the day or the hour
     SAMPLING = "sampling"  # the client asks for another answer each time
     FORM = "form"  # more than one text is asked for, or the request has state, media or hosted tools
     ANONYMOUS = "anonymous"  # no header names the principal, and `scope` is principal

@@ -86,7 +86,7 @@ def has_identifier(text: str) -> bool:
 
 
 def is_about_a_moment(text: str) -> bool:
-    """Return whether the answer depends on the day on which it is asked for."""
+    """Return whether the answer depends on the day or the hour."""
     return _MOMENT.search(text) is not None
 
 
