@@ -126,13 +126,15 @@ class VerifierExchange:
 
         A 204 is a success without the answer that the API promises, so no client can read it.
         """
-        if not headers.headers.get(":status", "").startswith("2") or self._cohort is None:
+        status = headers.headers.get(":status", "")
+        if not status.startswith("2") or self._cohort is None:
             self._hold.skip()
             return
         self._content_type = headers.headers.get("content-type", "")
         encoding = headers.headers.get("content-encoding")
         self._reader = AnswerReader(self._api, self._content_type, encoding)
         self._counts_itself &= not encoding_of(encoding)
+        self._reads_ending &= status == "200"  # Envoy reads the ends of no others
         # No tier is asked after the last one. Its answer is judged only to be kept, and no client waits for that.
         only_kept = self._cohort.cache is not None and self._ladder.ends_at(self._attempt.number)
         self._hold.begin(headers, hold_stream=self._cohort.stream != "record" and not only_kept)
