@@ -264,10 +264,10 @@ def test_a_tier_lowered_without_recorded_answers_is_not_passed(folders, tmp_path
     report = gate_report(comparison, 0.02, 0.1)
     assert (report.passage, report.verdicts) == (Passage.UNSEEN, [])
     assert list(gate_text(report)) == [
-        "UNSEEN: 475 rows go to a cheaper tier or setting. 475 of them lack the recorded answers that show its "
-        "quality (quality may drop 2 points, cost may rise 10 %)",
-        "cooking               475 rows lowered, 0 of them with recorded answers, a drop of up to 100.0 points is "
-        "not seen",
+        "UNSEEN: 475 rows go to a cheaper tier or setting. 475 of them have no recorded answers, so the new "
+        "quality is not known (quality may drop 2 points, cost may rise 10 %)",
+        "cooking               475 rows lowered, 0 of them with recorded answers, a drop of up to 100.0 points "
+        "could go unseen",
         "least drop that these rows could have shown: none, as no row has a label or a recorded answer",
     ]
 

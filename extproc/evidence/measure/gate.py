@@ -85,7 +85,7 @@ def gate_report(comparison: Comparison, max_quality_drop: float, max_cost_rise: 
     elif unseen:
         rows, without = sum(each.rows for each in unseen), sum(each.rows - each.recorded for each in unseen)
         lacks = (
-            f"{without:,} of them lack the recorded answers that show its quality"
+            f"{without:,} of them have no recorded answers, so the new quality is not known"
             if without
             else "Their recorded answers are too few to show any drop"
         )

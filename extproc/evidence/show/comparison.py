@@ -70,7 +70,7 @@ def gate_text(report: GateReport) -> Iterator[str]:
     for verdict in report.verdicts:
         yield f"{_cell_line(verdict.cell)}  {worse_word(verdict)} (p {verdict.cell.chance:.1g})"
     for lowered in report.unseen:
-        hidden = "" if lowered.by_chance else f", a drop of up to {100 * lowered.hidden:.1f} points is not seen"
+        hidden = "" if lowered.by_chance else f", a drop of up to {100 * lowered.hidden:.1f} points could go unseen"
         yield (
             f"{lowered.group[:21]:<22}{lowered.rows:,} rows lowered, {lowered.recorded:,} of them with recorded "
             f"answers{hidden}"

@@ -48,7 +48,7 @@ def _unseen(report: GateReport) -> Iterator[str]:
             [html_text(each.group), f"{each.rows:,}", f"{each.recorded:,}", f"{100 * each.hidden:.1f}"]
             for each in report.unseen
         ]
-        header = ["cohort", "rows lowered", "with recorded answers", "largest drop that is not seen, points"]
+        header = ["cohort", "rows lowered", "with recorded answers", "largest drop that could go unseen, points"]
         yield html_table(header, rows, label="Lowered")
 
 
