@@ -114,7 +114,10 @@ class _File:
             key = ("off", "on")[key] if isinstance(key, bool) else key  # YAML reads these words as booleans
             if not isinstance(key, str):
                 written = f" {shown(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else ""
-                self._report(line, f"the key{written} is not text: write a name, or put it in quotes")
+                remedy = "write a name, or put it in quotes"
+                if isinstance(key, int) and isinstance(value_node, yaml.ScalarNode) and not value_node.value:
+                    remedy = "if it ends a decimal with a comma, as in 0,5, write a point"
+                self._report(line, f"the key{written} is not text: {remedy}")
                 continue
             if key in mapping:
                 self._report(line, f"`{shown(key)}` is written twice: remove one of them")

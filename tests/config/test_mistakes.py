@@ -58,6 +58,10 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
         "billing.yaml:5: is not valid YAML: found character that cannot start any token: indent with spaces, as "
         "YAML allows no tabs there",
     ),
+    "a decimal with a comma": (
+        add("billing.yaml", "accept: [no_refusal]\nescalate: {to: large, share: 0,5}\n"),
+        "billing.yaml:9: the key 5 is not text: if it ends a decimal with a comma, as in 0,5, write a point",
+    ),
     "a special character": (
         add("billing.yaml", "description: @us\n"),
         "billing.yaml:8: is not valid YAML: found character that cannot start any token: put a text that begins "
