@@ -22,6 +22,8 @@ from extproc.api.sse import EventStream, MalformedAnswer
 MAX_FRAME_BYTES = 8 << 20
 # Limit of the text and tool arguments that are kept of a stream, with a fixed charge per item.
 MAX_KEPT_CHARS = 16 << 20
+# Limit of the frames of one stream. The longest answers have a few hundred thousand, with one for each token.
+MAX_FRAMES = 1 << 19
 # Limit of white space before an answer, which some servers send to keep the connection alive.
 MAX_BLANK_BYTES = 4096
 
@@ -157,6 +159,8 @@ class AnswerReader:
             if self._answer.done:
                 return
             self.frames += 1
+            if self.frames > MAX_FRAMES:
+                raise MalformedAnswer("answer too large")
             if data.strip() == b"[DONE]":
                 self._answer.done = self._api in _DONE_APIS
             elif data and (

@@ -14,8 +14,11 @@ from extproc.api.strip import StreamStripper, without_logprobs
 # Limit of the decoded bytes of one answer: twice the largest JSON answer that is read.
 MAX_DECODED_BYTES = 16 << 20
 _PIECE_BYTES = 64 * 1024
+# A gzip member counts as this many bytes, beside its content. An empty one has 20 bytes, and takes 10 us.
+_MEMBER_BYTES = 1024
 _GZIP = zlib.MAX_WBITS | 16
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
+_LEVEL = 1  # of compression: the fastest one
 # The value of the header -> the format in which `zlib` writes it.
 _FORMATS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": zlib.MAX_WBITS}
 
@@ -36,16 +39,20 @@ class Decoder:
 
     def __init__(self, max_bytes: int = MAX_DECODED_BYTES) -> None:
         self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
-        self._room = max_bytes
+        self.room = max_bytes
         self._is_first, self._ended = True, False
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yield the decoded bytes. Raises MalformedAnswer if they are damaged, or more than the limit."""
-        more = bool(piece) and not self._ended
+        for start in range(0, len(piece), _PIECE_BYTES):  # zlib copies what it has not read after each step
+            yield from self._feed(piece[start : start + _PIECE_BYTES])
+
+    def _feed(self, piece: bytes) -> Iterator[bytes]:
+        more = not self._ended
         while more:
             decoded = self._decode(piece)
-            self._room -= len(decoded)
-            if self._room < 0:
+            self.room -= len(decoded)
+            if self.room < 0:
                 raise MalformedAnswer("answer too large")
             if decoded:
                 yield decoded
@@ -68,6 +75,7 @@ class Decoder:
     def _next_member(self) -> bytes:
         """Begin the next member, and return the bytes that are left for it."""
         rest = self._member.unused_data
+        self.room -= _MEMBER_BYTES
         self._member, self._is_first = zlib.decompressobj(_GZIP), False
         return rest
 
@@ -97,33 +105,49 @@ def body_without_logprobs(api: Api, body: bytes, encoding: str) -> bytes:
     if plain is None:
         return body
     stripped = without_logprobs(api, plain)
-    return zlib.compress(stripped, wbits=_FORMATS[encoding]) if encoding else stripped
+    return zlib.compress(stripped, _LEVEL, wbits=_FORMATS[encoding]) if encoding else stripped
 
 
 class EncodedStripper(StreamStripper):
     """A `StreamStripper` for a compressed stream: decodes it, and encodes every frame as soon as it is whole.
 
-    A stream that is damaged ends before the damage.
+    A stream of which nothing can be decoded passes unchanged. A stream with later damage ends before it.
     """
 
     def __init__(self, api: Api, encoding: str) -> None:
         super().__init__(api)
         self._decoder: Decoder | None = Decoder()
-        self._encoder = zlib.compressobj(wbits=_FORMATS[encoding])
+        self._encoder = zlib.compressobj(_LEVEL, wbits=_FORMATS[encoding])
+        self._head = b""  # what came before the first decoded byte
+        self._decodes = False  # a decoded byte came
 
     def feed(self, chunk: bytes, end: bool) -> bytes:
         """Return the encoded frames that are whole, and at the `end` the rest."""
-        stripped = super().feed(self._decoded(chunk), end)
-        return self._encoder.compress(stripped) + self._flush(stripped, end)
+        decoded = self._decoded(chunk)
+        if not self._decodes:
+            return self._unread(chunk, end)
+        stripped = super().feed(decoded, end)
+        return (self._encoder.compress(stripped) if stripped else b"") + self._flush(stripped, end)
 
     def _decoded(self, chunk: bytes) -> bytes:
+        if self._decoder is None:
+            return b""
+        self._decoder.room = MAX_DECODED_BYTES  # of each chunk. Earlier ones have left the memory
         pieces: list[bytes] = []
         try:
-            if self._decoder is not None:
-                pieces.extend(self._decoder.feed(chunk))
+            pieces.extend(self._decoder.feed(chunk))
         except MalformedAnswer:
             self._decoder = None
+        self._decodes = self._decodes or bool(pieces)
         return b"".join(pieces)
+
+    def _unread(self, chunk: bytes, end: bool) -> bytes:
+        """Keep the bytes while they may begin a compressed text. Return them if they do not, and at the `end`."""
+        self._head += chunk
+        if self._decoder is not None and not end and len(self._head) <= _PIECE_BYTES:
+            return b""
+        self._decoder, head, self._head = None, self._head, b""
+        return head
 
     def _flush(self, stripped: bytes, end: bool) -> bytes:
         if end and self._decoder is not None:
@@ -131,6 +155,8 @@ class EncodedStripper(StreamStripper):
         return self._encoder.flush(zlib.Z_SYNC_FLUSH) if stripped else b""
 
 
-def stripper(api: Api, encoding: str) -> StreamStripper:
-    """Return what removes the log-probabilities from a stream with this encoding."""
-    return EncodedStripper(api, encoding) if can_decode(encoding) else StreamStripper(api)
+def stripper(api: Api, encoding: str) -> StreamStripper | None:
+    """Return what removes the log-probabilities from a stream with this encoding. None: we cannot decode it."""
+    if not encoding:
+        return StreamStripper(api)
+    return EncodedStripper(api, encoding) if can_decode(encoding) else None

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 
 from extproc.api.repair import BOM
 
+# Limit of the lines of one answer. A long answer has a million. A few compressed kilobytes may have many more.
+MAX_LINES = 1 << 21
+
 
 class MalformedAnswer(Exception):
     """The rest of an answer cannot be read. The message is one word or phrase for the reason, such as "html"."""
@@ -20,6 +23,7 @@ class EventStream:
         self._event = ""
         self._after_cr = False
         self._first = True
+        self._lines = 0
 
     def feed(self, piece: bytes) -> Iterator[tuple[str, bytes]]:
         """Yield (event, data) of each frame that `piece` ends. Raises MalformedAnswer if a frame is too large."""
@@ -48,8 +52,11 @@ class EventStream:
         for line in piece[skip:].splitlines(keepends=True):  # bytes: CR, LF and CR LF only
             body = line.rstrip(b"\r\n")
             self._line += body
+            self._lines += 1
             if self._size + len(self._line) > self._max:
                 raise MalformedAnswer("frame too large")
+            if self._lines > MAX_LINES:
+                raise MalformedAnswer("answer too large")
             if len(body) == len(line):
                 return
             frame = self._take(bytes(self._line))

@@ -6,14 +6,19 @@ from typing import Any
 import msgspec
 
 from extproc.api.paths import Api
+from extproc.api.structure import has_at_most
 
 # A longer frame is passed on unchanged, so that it does not fill the memory.
 _MAX_FRAME_BYTES = 8 << 20
+# So are JSON texts with more arrays and objects, or more commas. A long answer has a tenth of them.
+_MAX_CONTAINERS, _MAX_COMMAS = 1_000_000, 4_000_000
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 
 
 def without_logprobs(api: Api, answer: bytes) -> bytes:
     """Return the JSON of an answer or of one event with every `logprobs` emptied; return other bytes unchanged."""
+    if not has_at_most(answer, _MAX_CONTAINERS, _MAX_COMMAS):
+        return answer
     try:
         value = msgspec.json.decode(answer)
         return msgspec.json.encode(_emptied(value, [] if api == "responses" else None))

@@ -175,7 +175,7 @@ class Explorer:
             return msgspec.structs.replace(explored, reason="status")
         if reply.headers.get(HeaderName.TIER) != second.tier.name:
             return msgspec.structs.replace(explored, reason="other_tier")
-        observation = _read(reply, request)
+        observation = await asyncio.to_thread(_read, reply, request)  # a few compressed bytes may be long
         usage = observation.usage if observation.complete else None
         cost = price_of(usage, second.tier.name, routed.snapshot.policy)
         explored = msgspec.structs.replace(explored, usage=usage, cost=cost)

@@ -8,7 +8,8 @@ the router.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -35,6 +36,13 @@ from extproc.verifying.ruling import JudgedAttempt, Ladder, Ruling, rule, rule_e
 
 # A stream that is judged early is released undecided after this much answer. A refusal shows before that.
 _EARLY_CHARS = 200
+
+# Longer bytes are read in a thread, and so are compressed ones, because a few may unpack to millions.
+_LARGE_BYTES = 256 * 1024
+_LARGE_THREADS = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Queues a case for people and returns its id. It blocks, and never raises.
 Enqueue = Callable[[Human, dict[str, Any], str, str], str]
@@ -64,6 +72,7 @@ class Verifier:
         self.keeper = AnswerKeeper(answers, self.rules, embed) if answers is not None else None
         self.enqueue = enqueue
         self.bounds = Bounds(workers, rates)
+        self.large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-answer")
 
 
 class VerifierExchange:
@@ -85,6 +94,7 @@ class VerifierExchange:
         self._hold = Hold(opening.response_body_mode, opening.body_before_reply, strip)
         self._reader: AnswerReader | None = None  # None: the answer is not judged
         self._content_type = ""
+        self._compressed = False
         self._began_s = 0.0  # when the hold began
         self._counts_itself = opening.counts_tokens  # Envoy counts the tokens of plain answers only
         self._reads_ending = opening.reads_endings and self._facts.choices == 1
@@ -106,11 +116,10 @@ class VerifierExchange:
             self._begin(event)
             if not event.end:
                 return self._hold.take(event)
-        replies = self._hold.take(event)
         cohort, reader, last = self._cohort, self._reader, self._hold.is_last(event)
+        replies = await self._work(len(event.body), self._take_bytes, event, last)
         if cohort is None or reader is None:
             return replies
-        _feed(reader, event, last)
         if self._hold.state is State.HOLDING and not replies:
             ruling = await self._rule(cohort, reader, last)
             return [] if ruling is None else await self._end_hold(ruling, reader, last)
@@ -121,6 +130,19 @@ class VerifierExchange:
                 replies[-1] = msgspec.structs.replace(replies[-1], metadata=ruling.metadata)
         return replies
 
+    def _take_bytes(self, event: Event, last: bool) -> list[Reply]:
+        replies = self._hold.take(event)
+        if self._reader is not None:
+            _feed(self._reader, event, last)
+        return replies
+
+    async def _work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function that reads `size` bytes of the answer, if need be in a thread."""
+        if size < _LARGE_BYTES and not self._compressed:
+            return function(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._verifier.large, lambda: function(*args, **kwargs))
+
     def _begin(self, headers: Event) -> None:
         """Judge only a success. Any other status is an error of the upstream, which Envoy may retry.
 
@@ -128,12 +150,13 @@ class VerifierExchange:
         """
         status = headers.headers.get(":status", "")
         if not status.startswith("2") or self._cohort is None:
-            self._hold.skip()
+            self._hold.skip(headers)
             return
         self._content_type = headers.headers.get("content-type", "")
         encoding = headers.headers.get("content-encoding")
         self._reader = AnswerReader(self._api, self._content_type, encoding)
-        self._counts_itself &= not encoding_of(encoding)
+        self._compressed = bool(encoding_of(encoding))
+        self._counts_itself &= not self._compressed
         self._reads_ending &= status == "200"  # Envoy reads the ends of no others
         # No tier is asked after the last one. Its answer is judged only to be kept, and no client waits for that.
         only_kept = self._cohort.cache is not None and self._ladder.ends_at(self._attempt.number)
@@ -232,9 +255,9 @@ class VerifierExchange:
             return [await self._queue(ruling, reader)]
         metadata = ruling.metadata
         if ruling.word is VerdictWord.ESCALATE:
-            content, tier = self._hold.content(), self._attempt.tier
+            content, tier = await self._work(0, self._hold.content), self._attempt.tier
             metadata |= kept_answer(ruling.verdict, reader.observation(), content, self._content_type, tier)
-        first, *rest = self._hold.release()
+        first, *rest = await self._work(0, self._hold.release)
         if (ruling.final or ruling.open) and not last and self._hold.can_let_go and self._hold.has_bytes:
             self.over, rest = True, []
         return [msgspec.structs.replace(first, headers=ruling.headers, metadata=metadata), *rest]

@@ -65,15 +65,19 @@ class Hold:
 
     def begin(self, headers: Event, hold_stream: bool) -> None:
         """Hold the answer that begins with these headers. A stream is held only if `hold_stream` and possible."""
-        self._encoding = encoding_of(headers.headers.get("content-encoding"))
-        if self._strip is not None:
-            self._stripper = stripper(self._strip, self._encoding)
+        self._read_encoding(headers)
         hold = not self.streamed or headers.end or (hold_stream and self._can_hold_stream)
         self._move(Step.HOLD if hold else Step.PASS)
 
-    def skip(self) -> None:
-        """Do not hold the answer that begins now."""
+    def skip(self, headers: Event) -> None:
+        """Do not hold the answer that begins with these headers."""
+        self._read_encoding(headers)
         self._move(Step.PASS)
+
+    def _read_encoding(self, headers: Event) -> None:
+        self._encoding = encoding_of(headers.headers.get("content-encoding"))
+        if self._strip is not None:
+            self._stripper = stripper(self._strip, self._encoding)
 
     def take(self, event: Event) -> list[Reply]:
         """Take the next message, and return the replies that are released by it."""

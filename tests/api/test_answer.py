@@ -426,6 +426,27 @@ def test_a_compressed_bomb_is_decoded_to_a_limit(content_type: str, bomb: bytes)
 
 
 @pytest.mark.parametrize(
+    ("limit", "body"),
+    [("extproc.api.answer.MAX_FRAMES", b"data: {}\n\n"), ("extproc.api.sse.MAX_LINES", b":\n")],
+    ids=["frames", "lines"],
+)
+def test_a_stream_of_very_many_small_frames_is_too_large(
+    limit: str, body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few compressed kilobytes may have millions, and each takes some microseconds."""
+    monkeypatch.setattr(limit, 100)
+    opened = b"event: ping\ndata: {}\n\n"
+    assert observe("chat", [opened + body * 97], SSE).malformed is None
+    assert observe("chat", [opened + body * 110], SSE).malformed in TOO_LARGE
+
+
+def test_very_many_gzip_members_are_too_large() -> None:
+    """Each takes time, also if nothing is in it."""
+    packed = gzip.compress(b"", mtime=0) * 20_000
+    assert observe("chat", [packed], SSE, content_encoding="gzip").malformed in TOO_LARGE
+
+
+@pytest.mark.parametrize(
     ("api", "content_type", "body", "word"),
     [
         ("chat", JSON, b'{"error": {"message": "secret", "type": "overloaded"}}', "overloaded"),

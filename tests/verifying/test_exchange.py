@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import threading
 from typing import Any, cast
 
 import msgspec
@@ -584,6 +585,26 @@ def test_a_gzipped_answer_is_judged_decoded_and_passed_unchanged(
         else:
             assert checked(replies, pieces, over=exchange.over) == verdict
         assert exchange.ruling is not None
+
+
+def test_a_compressed_answer_is_read_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few bytes may unpack to millions. A plain answer is read on the loop, unless it is large."""
+    threads: list[bool] = []
+    feed = AnswerReader.feed
+
+    def watched(reader: AnswerReader, piece: bytes) -> None:
+        threads.append(threading.current_thread() is threading.main_thread())
+        feed(reader, piece)
+
+    monkeypatch.setattr(AnswerReader, "feed", watched)
+    for body, encoding in (
+        (gzip.compress(answer("Fine.")), "gzip"),
+        (answer("Fine."), ""),
+        (answer("F" * 300_000), ""),
+    ):
+        exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening("BUFFERED"))
+        assert judged(body, exchange, encoding=encoding) == ACCEPT
+    assert threads == [False, True, False]
 
 
 @pytest.mark.parametrize("mode", STREAMS)

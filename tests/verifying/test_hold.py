@@ -1,12 +1,14 @@
 """The hold: which messages are buffered, and which replies are released."""
 
 import gzip
+import itertools
 import zlib
 from typing import get_args
 
 import msgspec
 import pytest
 
+from extproc.api.content_encoding import MAX_DECODED_BYTES
 from extproc.api.strip import without_logprobs
 from extproc.messages import BodyMode, Event, Reply
 from extproc.verifying.hold import MAX_BUFFERED_BYTES, TRANSITIONS, Hold, State, Step
@@ -55,7 +57,7 @@ def test_a_step_follows_the_table_or_raises(state: State, step: Step) -> None:
     hold.state = state
     take_step = {
         Step.HOLD: lambda: hold.begin(HEADERS, hold_stream=True),
-        Step.PASS: hold.skip,
+        Step.PASS: lambda: hold.skip(HEADERS),
         Step.RELEASE: hold.release,
         Step.DROP: hold.drop,
     }[step]
@@ -179,6 +181,37 @@ def test_a_gzipped_stream_ends_before_its_damage() -> None:
     assert unpacked.decompress((first.body or b"") + (last.body or b"")) == BARE and not unpacked.eof
 
 
+@pytest.mark.parametrize("sent", ["raw deflate", "plain", "empty"])
+@pytest.mark.parametrize("mode", [STREAMED, DUPLEX])
+def test_a_stream_that_is_not_what_its_header_says_passes_unchanged(mode: BodyMode, sent: str) -> None:
+    """At any cut, and also an encoding that we do not know. Some clients can read it."""
+    packer = zlib.compressobj(wbits=-15)
+    stream = {"raw deflate": packer.compress(FRAME) + packer.flush(), "plain": FRAME, "empty": gzip.compress(b"")}
+    whole = stream[sent]
+    for cut, encoding in itertools.product(range(1, len(whole)), ("gzip" if sent == "empty" else "deflate", "br")):
+        hold = Hold(mode, strip="chat")
+        begins = Event("response_headers", headers={":status": "200", "content-encoding": encoding})
+        hold.begin(begins, hold_stream=False)
+        parts = (body(whole[:cut]), body(whole[cut:], end=True))
+        replies = [reply for part in parts for reply in hold.take(part)]
+        if encoding == "br" and mode == STREAMED:
+            assert replies == [Reply("response_body")] * 2
+        else:
+            assert b"".join(reply.body or b"" for reply in replies) == whole
+
+
+def test_a_long_gzipped_stream_is_not_cut() -> None:
+    """The limit of the decoder is for the memory, so it counts for each chunk."""
+    hold = Hold(DUPLEX, strip="chat")
+    hold.begin(GZIPPED, hold_stream=False)
+    chunk = gzip.compress(b"data: " + bytes(MAX_DECODED_BYTES // 2) + b"\n\n", 1)
+    unpacked, length = zlib.decompressobj(31), 0
+    for number in range(4):
+        [reply] = hold.take(body(chunk, end=number == 3))
+        length += len(unpacked.decompress(reply.body or b""))
+    assert length == 4 * (MAX_DECODED_BYTES // 2 + 8) and unpacked.eof
+
+
 def test_a_gzipped_whole_answer_is_stripped_and_gzipped_again() -> None:
     answer = FRAME[5:].strip()
     hold = Hold("BUFFERED", strip="chat")
@@ -218,7 +251,7 @@ def test_a_full_duplex_stream_is_stripped_at_any_cut(cut: int, held: bool) -> No
 
 def test_a_frame_without_its_end_is_released_before_the_trailers() -> None:
     hold = Hold(DUPLEX, strip="chat")
-    hold.skip()
+    hold.skip(HEADERS)
     assert hold.take(body(b"data: {")) == [piece(b"")]
     assert hold.take(TRAILERS) == [piece(b"data: {"), Reply("response_trailers")]
 
@@ -226,7 +259,7 @@ def test_a_frame_without_its_end_is_released_before_the_trailers() -> None:
 def test_a_reply_to_half_a_frame_waits_for_the_other_half() -> None:
     """Envoy sends messages without a reply unchanged if our process ends, so no reply may end inside a frame."""
     hold = Hold(STREAMED, body_before_reply=True, strip="chat")
-    hold.skip()
+    hold.skip(HEADERS)
     assert hold.take(body(FRAME[:40])) == []
     assert hold.take(body(FRAME[40:60])) == []
     assert hold.take(body(FRAME[60:])) == [
@@ -270,5 +303,5 @@ def test_a_stripped_whole_answer_loses_its_length() -> None:
 def test_a_whole_answer_that_is_not_held_is_unchanged() -> None:
     """An error of the upstream has no log-probabilities."""
     hold = Hold("BUFFERED", strip="chat")
-    hold.skip()
+    hold.skip(HEADERS)
     assert hold.take(body(FRAME[5:], end=True)) == [Reply("response_body")]
