@@ -179,8 +179,13 @@ def _system(instructions: str | list[Message | str] | None) -> list[Message]:
 
 
 def _turns(messages: Sequence[Message]) -> tuple[Turn, ...]:
-    """The turns. If none has the role `user`, those without a role get it."""
-    turns = tuple([turn for m in messages if _is_turn(m) for turn in _in_one_text(_turn(m))])
+    """The turns. If none has the role `user`, those without a role get it.
+
+    A conversation in one text is read only if it is alone. Between other turns, a person has pasted it.
+    """
+    turns = tuple([_turn(m) for m in messages if _is_turn(m)])
+    if sum(turn.role not in ("system", "developer") for turn in turns) == 1:
+        turns = tuple([part for turn in turns for part in _in_one_text(turn)])
     if all(turn.role for turn in turns) or any(turn.role == "user" for turn in turns):
         return turns
     return tuple(turn if turn.role else msgspec.structs.replace(turn, role="user") for turn in turns)

@@ -1,7 +1,8 @@
 """Conversations in one text: chat templates, and turns with the names of the speakers in front.
 
 Clients of Completions send them, and so do frameworks that keep the conversation themselves. The text ends where
-the model is to answer. A conversation that a person quotes ends otherwise, so it stays one text.
+the model is to answer. A conversation that a person quotes ends otherwise, so it stays one text. A conversation
+below a question stays one text, too, because the person may ask about it.
 """
 
 import re
@@ -25,12 +26,18 @@ _ROLES = {
     "assistant": "assistant", "model": "assistant", "chatbot": "assistant", "[/inst]": "assistant",
 }  # fmt: skip
 _OTHER_TOKENS = re.compile(r"<[|｜][\w▁]{2,24}[|｜]>|</?s>|<(?:bos|eos|end_of_turn)>|\[gMASK\]|<sop>")
+# The end of a turn. Behind the last opening it means that the model is not to go on.
+_END = re.compile(
+    r"<[|｜](?:im_end|eot_id|eom_id|eot|end|endoftext|end_of_text|return|end▁of▁sentence|END_OF_TURN_TOKEN)[|｜]>"
+    r"|</s>|<(?:eos|end_of_turn)>"
+)
 _TEMPLATE_START = re.compile(rf"\s*(?:(?:{_OTHER_TOKENS.pattern})\s*)*(?:{_TOKEN.pattern})")
 _DEEPSEEK_START = "<｜begin"  # its system prompt has no token
 # Names in front of turns. Group 1: the person. Group 2: the model.
 _PERSON = r"(?:Human|User|HUMAN|USER|### ?Human|### ?User|### ?Instruction)"
 _MODEL = r"(?:Assistant|AI|ASSISTANT|### ?Assistant|### ?Response)"
 _NAME = re.compile(rf"(?:^|(?<=</s>)|(?<= )(?=USER:|ASSISTANT:))[ \t]*(?:({_PERSON})|({_MODEL})) ?:", re.MULTILINE)
+_QUESTION = re.compile("[?？؟]")
 _OPEN_END = re.compile(rf"(?:\A|[\n ]|</s>){_MODEL} ?:\s*\Z")
 
 
@@ -47,10 +54,19 @@ def _turns(text: str, opening: re.Pattern[str]) -> list[tuple[str, str]]:
     roles = [_role(opening) for opening in openings]
     if len(openings) > MAX_ITEMS or "user" not in roles or roles[-1] != "assistant":
         return []
+    if _stays_one(text[: openings[0].start()], text[openings[-1].end() :], opening):
+        return []
     starts = [("system", 0, openings[0].start())]
     ends = [*(opening.start() for opening in openings[1:]), len(text)]
     starts += zip(roles[:-1], [opening.end() for opening in openings], ends, strict=False)
     return list(_with_text(text, starts))
+
+
+def _stays_one(before: str, rest: str, opening: re.Pattern[str]) -> bool:
+    """Whether a person may ask about the turns, in the text before them or in the rest behind the last opening."""
+    if opening is _NAME:
+        return bool(rest.strip()) or _QUESTION.search(before) is not None
+    return _END.search(rest) is not None
 
 
 def _with_text(text: str, places: list[tuple[str, int, int]]) -> Iterator[tuple[str, str]]:

@@ -97,12 +97,21 @@ def test_the_output_of_a_tool_is_none_of_the_persons_words() -> None:
         "<|im_start|>assistant\n",
         "<|im_start|>user\nSort a list<|im_end|>\n",
         "Use this AI:",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\nWhat is wrong in this prompt?",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n",
+        "[INST] Hi [/INST] Hello </s> Which model writes this?",
+        "Human: Hi\nAI: Hello\nNow describe my own AI:",
+        "What is wrong in this prompt?\n\nHuman: Hi\nAssistant:",
+        "这个提示有什么问题？\n\nHuman: Hi\nAssistant:",
         "<|im_start|>user\n" * (MAX_ITEMS + 1) + "<|im_start|>assistant\n",
     ],
     ids=lambda text: text[:30],
 )
 def test_a_text_about_a_conversation_stays_one_text(text: str) -> None:
-    """A quoted conversation is not open at its end, and a question about a template does not start with it."""
+    """A quoted conversation is not open at its end, or has a question above it or below it.
+
+    A question about a template does not start with it.
+    """
     assert turns_in(text) == []
 
 
@@ -123,6 +132,14 @@ def test_every_api_may_carry_one(path: str, body: dict[str, object]) -> None:
     request = parse_request(path, json.dumps({"model": "auto"} | body).encode())
     assert request is not None
     assert request.turns == tuple(Turn(role, (text,)) for role, text in TALK)
+
+
+def test_a_conversation_between_other_turns_was_pasted() -> None:
+    """A client that writes a conversation into one text sends no other turns, except for a system prompt."""
+    pasted = {"role": "user", "content": TEMPLATES["names"]}
+    for before, pieces in (({"role": "system", "content": "S"}, 5), ({"role": "assistant", "content": "A"}, 2)):
+        request = parse_request("/v1/chat/completions", json.dumps({"messages": [before, pasted]}).encode())
+        assert request is not None and len(request.turns) == pieces
 
 
 def test_a_system_prompt_or_an_answer_is_no_conversation() -> None:
