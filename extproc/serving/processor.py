@@ -82,6 +82,7 @@ class ExternalProcessor:
             # After any error, Envoy continues without us, and the client gets an answer.
             log.exception("an exchange failed: Envoy sends the request to the default tier")
             self._telemetry.failed(metadata, error)
+            exchange = None  # Envoy does not follow its decision
             await context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
         finally:
             self._telemetry.open_exchanges -= 1

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
 from extproc.pb import ext_proc_pb2 as pb
@@ -16,11 +17,29 @@ from tests.serving.test_wire import with_attributes
 __all__ = ["collected", "router", "snapshot"]  # fixtures
 
 
+class Aborted(Exception):
+    """Ends a stream with an error, as gRPC's own exception does."""
+
+
 class Context:
     """The part of gRPC's context that a stream uses."""
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return []
+
+    async def abort(self, _code: grpc.StatusCode, details: str) -> None:
+        raise Aborted(details)
+
+
+def body_message() -> pb.ProcessingRequest:
+    message = with_attributes(request__path="/v1/chat/completions", request__method="POST")
+    message.request_body.CopyFrom(pb.HttpBody(body=BODY, end_of_stream=True))
+    message.protocol_config.CopyFrom(pb.ProtocolConfiguration(request_body_mode="BUFFERED"))
+    return message
+
+
+async def sent() -> AsyncIterator[pb.ProcessingRequest]:
+    yield body_message()
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
@@ -28,12 +47,6 @@ def test_a_decision_counts_once_however_early_the_stream_is_cancelled(router, co
     """Envoy has the reply and cancels the stream, while gRPC still waits for the end of its write."""
     processor = ExternalProcessor(collected.telemetry)
     processor.router, processor.verifier = router, Verifier(lambda: router.snapshot)
-    message = with_attributes(request__path="/v1/chat/completions", request__method="POST")
-    message.request_body.CopyFrom(pb.HttpBody(body=BODY, end_of_stream=True))
-    message.protocol_config.CopyFrom(pb.ProtocolConfiguration(request_body_mode="BUFFERED"))
-
-    async def sent() -> AsyncIterator[pb.ProcessingRequest]:
-        yield message
 
     async def stream() -> None:
         context: Any = Context()
@@ -47,3 +60,24 @@ def test_a_decision_counts_once_however_early_the_stream_is_cancelled(router, co
     asyncio.run(stream())
     assert list(collected.series("semantic_router.decisions").values()) == [1]
     assert processor._telemetry.open_exchanges == 0
+
+
+def test_a_decision_that_failed_after_it_was_made_is_not_counted(router, collected: Collected, monkeypatch):
+    """Envoy gets no reply, and sends the request to the default tier."""
+
+    def fails(*_: object) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("extproc.routing.exchange.envoy_metadata", fails)
+    processor = ExternalProcessor(collected.telemetry)
+    processor.router, processor.verifier = router, Verifier(lambda: router.snapshot)
+
+    async def stream() -> None:
+        context: Any = Context()
+        replies: Any = processor.process(sent(), context)
+        with pytest.raises(Aborted):
+            await anext(replies)
+
+    asyncio.run(stream())
+    assert list(collected.series("semantic_router.failures").values()) == [1]
+    assert "semantic_router.decisions" not in collected.metrics()
