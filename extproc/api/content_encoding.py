@@ -83,8 +83,11 @@ class Decoder:
 def is_whole(body: bytes, end: str) -> bool:
     """Whether a gzip body with this `end` holds exactly these bytes. `end` is its last eight bytes in hexadecimal.
 
-    A member of gzip ends with the checksum and the length of its content (RFC 1952).
+    A member of gzip ends with the checksum and the length of its content (RFC 1952). A request without bytes has no
+    end, and nothing is missing from it.
     """
+    if not end:
+        return not body
     length = len(body) & 0xFFFFFFFF
     return end == (zlib.crc32(body).to_bytes(4, "little") + length.to_bytes(4, "little")).hex()
 

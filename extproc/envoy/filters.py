@@ -121,7 +121,10 @@ def _decompressor(encoding: str) -> Dict:
     return typed(
         "envoy.extensions.filters.http.decompressor.v3.Decompressor",
         decompressor_library={"name": encoding, "typed_config": typed(kind, **ratio)},
-        request_direction_config={"advertise_accept_encoding": False},
+        request_direction_config={
+            "advertise_accept_encoding": False,
+            "common_config": {"ignore_no_transform_header": True},  # without it, the router cannot read the body
+        },
         response_direction_config=never,
     )
 

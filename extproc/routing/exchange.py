@@ -196,7 +196,8 @@ class RouterExchange:
 
     async def _route(self, body: bytes) -> Routed:
         packed = self._opening.metadata.get(Namespace.PACKED)
-        if packed is not None and not is_whole(body, PackedRecord.from_metadata(packed).end):
+        end = PackedRecord.from_metadata(packed).end if packed is not None else None
+        if end is not None and not await self._router.work(len(body), is_whole, body, end):
             self.routed = self._router.refuse(_NOT_WHOLE, self._opening.headers)
         else:
             self.routed = await self._router.route(body, self._opening.headers)

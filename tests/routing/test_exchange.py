@@ -342,6 +342,14 @@ def test_a_gzip_body_that_was_decoded_whole_is_routed_as_if_it_were_plain(router
     assert exchange.routed.mutation.body == SENT_ON
 
 
+def test_an_empty_body_is_not_a_damaged_one(router):
+    """A client may name an encoding and send nothing. Paths that the policy opens need no body."""
+    plain, _ = exchanged(router, "BUFFERED", body(b""))
+    for end in ("", gzip.compress(b"")[-8:].hex()):
+        exchange, _ = exchanged(router, "BUFFERED", body(b""), **packed(end))
+        assert exchange.routed.refusal == plain.routed.refusal
+
+
 @pytest.mark.parametrize("mode", ["BUFFERED", "FULL_DUPLEX_STREAMED"])
 @pytest.mark.parametrize(
     "end",
