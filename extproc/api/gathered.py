@@ -43,6 +43,9 @@ _CACHE_COUNTS = ("cache_read_input_tokens", "cache_creation_input_tokens")
 _COUNTS = (*_INPUT_COUNTS, *_CACHE_COUNTS, "completion_tokens", "output_tokens", "cached_tokens")
 # Counts from here on are ignored: no answer is that long, and some stores keep counts in 32 bits.
 _MOST_TOKENS = 2**31
+# Limit of the characters that are read to see whether the arguments of a call are whole. With a new name or id in
+# each fragment, the time would grow with the square of the answer.
+_MOST_CHECKED_CHARS = 64 << 20
 
 
 class GatheredAnswer:
@@ -65,6 +68,7 @@ class GatheredAnswer:
         self.done = False  # the protocol's own ending was seen
         self._call_ids: dict[int, str] = {}  # by place
         self._places: dict[int, int] = {}  # by index, where they differ
+        self._checked_chars = 0
 
     def keep(self, chars: int) -> None:
         """Count what is kept in memory. Raises MalformedAnswer above the limit."""
@@ -117,7 +121,13 @@ class GatheredAnswer:
 
     def _is_whole_call(self, place: int, next_name: str) -> bool:
         names, pieces = self.tools[place]
-        return _is_json("".join(pieces)) if pieces else names != [next_name]
+        if not pieces:
+            return names != [next_name]
+        if self._checked_chars > _MOST_CHECKED_CHARS:
+            return False
+        pieces[:] = ["".join(pieces)]
+        self._checked_chars += len(pieces[0])
+        return _is_json(pieces[0])
 
     def add_call(self, index: int, name: Any = None, arguments: Any = None) -> None:
         if index not in self.tools:

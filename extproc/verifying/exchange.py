@@ -190,11 +190,14 @@ class VerifierExchange:
         return self._hold.can_let_go and self._counts_itself and not kept
 
     def _is_certain_but_for_its_end(self, cohort: Cohort, observation: Observation) -> bool:
-        """Whether only `complete` is not certain yet, and Envoy reads how the answer ends."""
+        """Whether only `complete` is not certain yet, and Envoy reads how the answer ends.
+
+        Some servers write a finish reason into every chunk. Envoy reads the first one, perhaps before we leave.
+        """
         rules = without_ending(cohort.accept)
         if not (self._reads_ending and len(rules) < len(cohort.accept) and self._needs_no_more(cohort)):
             return False
-        if observation.framing != "sse" or observation.n_choices > 1:
+        if observation.framing != "sse" or observation.n_choices > 1 or observation.finish is not None:
             return False
         verdict = judge_early(rules, observation, request=self._facts, tier=self._attempt.tier)
         return verdict.decided and verdict.accept

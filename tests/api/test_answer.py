@@ -440,6 +440,27 @@ def test_a_stream_of_very_many_small_frames_is_too_large(
     assert observe("chat", [opened + body * 110], SSE).malformed in TOO_LARGE
 
 
+def test_fragments_that_each_name_another_call_take_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments that are never whole are not read again for each fragment."""
+    checked: list[int] = []
+
+    def is_json(text: str) -> bool:
+        checked.append(len(text))
+        return False
+
+    monkeypatch.setattr("extproc.api.gathered._is_json", is_json)
+    monkeypatch.setattr("extproc.api.gathered._MOST_CHECKED_CHARS", 1000)
+    for name in (None, "a"):
+        checked.clear()
+        calls = [
+            {"index": 0, "id": name and f"a{i}", "function": {"name": f"f{i}", "arguments": "["}}
+            for i in range(200)
+        ]
+        seen = observe("chat", [events(*(chunk({"tool_calls": [call]}) for call in calls))], SSE)
+        assert [call.arguments for call in seen.tool_calls] == ["[" * 200]
+        assert sum(checked) <= 1100
+
+
 def test_very_many_gzip_members_are_too_large() -> None:
     """Each takes time, also if nothing is in it."""
     packed = gzip.compress(b"", mtime=0) * 20_000

@@ -337,6 +337,15 @@ def test_a_stream_with_another_status_of_success_is_read_to_its_end() -> None:
     assert exchange.ruling is not None and exchange.ruling.word == "accept"
 
 
+@pytest.mark.parametrize("stream", ["early", "record"])
+def test_a_stream_with_a_finish_reason_in_every_chunk_is_read_to_its_end(stream: StreamHold) -> None:
+    """Envoy looks for the first one, and may have found it before the verifier leaves."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(stream), None), opening(**_HELPFUL))
+    run(exchange, *streamed([*(chunk(text, "stop") for text in LONG), transcript("The end.")]))
+    assert not exchange.over
+    assert exchange.ruling is not None and exchange.ruling.word == "accept"
+
+
 @pytest.mark.parametrize("finish", ["length", "content_filter"])
 def test_an_end_that_comes_before_the_release_is_still_rejected_in_time(finish: str) -> None:
     """The release waits for 200 characters as before."""
