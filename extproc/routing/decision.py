@@ -91,7 +91,7 @@ def decide(
     continuation = continuation if policy.mode == "enforce" else NEW
     findings = read_findings(policy, signals, match, headers, failure)
     guard = findings.guard
-    bound = bound_choice(policy, _proposed(policy, findings, match), continuation, guard)
+    bound = bound_choice(policy, proposed(policy, findings, match), continuation, guard)
     floored = raise_to_floor(bound, guard.floor)
     capped = cap_upgrade(policy, floored, guard.floor) if spent else floored
     paid = cap_budget(policy, capped, guard.floor, ceiling)
@@ -185,8 +185,8 @@ def untouched(policy: Policy, reason: Reason, model: str | None = None) -> Decis
     return Decision(policy.tier(policy.default_tier), reason, rewrite=False)
 
 
-def _proposed(policy: Policy, findings: Findings, match: Match | None) -> Choice:
-    """The tier of the first rule that applies, otherwise the one that the prompt or the match proposes.
+def proposed(policy: Policy, findings: Findings, match: Match | None) -> Choice:
+    """Return the tier of the first rule that applies, otherwise the one that the prompt or the match proposes.
 
     A background call starts at the cheapest tier.
     """

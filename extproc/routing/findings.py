@@ -54,6 +54,8 @@ def read_findings(
         if match is not None or signals.no_task
         else guard_unmatched(policy, signals, headers)
     )
+    if match is not None and match.joined is not None:
+        guard = guard.both(read_findings(policy, signals, match.joined, headers, failure).guard)
     cap = _cap(settings, signals) if _CAP not in withheld else None
     return Findings(
         trust=weighed.reason,

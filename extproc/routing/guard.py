@@ -24,6 +24,11 @@ class Guard(msgspec.Struct, frozen=True):
         """Return whether the tier with this name is in the set."""
         return self.only is None or name in self.only
 
+    def both(self, other: "Guard") -> "Guard":
+        """Return the guard of a request for which both hold."""
+        sets = [only for only in (self.only, other.only) if only is not None]
+        return Guard(max(self.floor, other.floor), frozenset.intersection(*sets) if sets else None)
+
 
 def guard_matched(policy: Policy, cohorts: Sequence[Cohort], signals: Signals, headers: Mapping[str, str]) -> Guard:
     """Return the guard of a request whose possible cohorts are known: none if it is out of scope."""

@@ -38,6 +38,8 @@ class Match(msgspec.Struct, frozen=True):
     # Predicted gain in quality of the costlier of the cohort's two tiers. None: the prompt does not choose.
     gain: float | None = None
     columns: tuple[float, ...] = ()  # of the prompt, if a rule predicts the gain again with the answer
+    # If this is the match of a follow-up alone: that with the asks before it. Its guard holds, too.
+    joined: "Match | None" = None
 
     @property
     def in_scope(self) -> float:

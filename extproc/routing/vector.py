@@ -10,8 +10,8 @@ from extproc.encoder.language import is_english
 from extproc.encoder.protocols import DeadlineError, Embedder, EncoderError, Vectors
 from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
-from extproc.routing.decision import untouched
-from extproc.routing.findings import read_findings
+from extproc.routing.decision import proposed, untouched
+from extproc.routing.findings import Findings, read_findings
 from extproc.routing.follow_up import is_short
 from extproc.routing.guard import needs_match
 from extproc.routing.index import Match
@@ -41,8 +41,8 @@ async def match_ask(
 ) -> Matched:
     """Match the ask of a request, if it is matched at all.
 
-    A follow-up is matched together with the asks before it, and alone. The higher tier counts. A few words alone
-    count only if their match is trusted.
+    A follow-up is matched together with the asks before it, and alone. The higher tier counts, within the guards of
+    both. A few words alone count only if their match is trusted.
     """
     reason = _unmatched(snapshot, signals)
     if reason is not None:
@@ -55,8 +55,17 @@ async def match_ask(
         _match(snapshot, msgspec.structs.replace(signals, ask=ask), vector, reason)
         for ask, (vector, reason) in zip(asks, embedded, strict=True)
     ]
-    higher = [matched for matched in alone if _needs_more(snapshot, matched, joined, headers)]
-    return higher[0] if higher else joined
+    for matched in (_after(each, joined) for each in alone):
+        if _needs_more(snapshot, matched, joined, headers):
+            return matched
+    return joined
+
+
+def _after(alone: Matched, joined: Matched) -> Matched:
+    """An ask alone, in the guard that it has with the asks before it."""
+    if alone.match is None or joined.match is None:
+        return alone
+    return msgspec.structs.replace(alone, match=msgspec.structs.replace(alone.match, joined=joined.match))
 
 
 def _match(snapshot: Snapshot, signals: Signals, vector: Vectors | None, failure: Reason) -> Matched:
@@ -70,13 +79,18 @@ def _needs_more(snapshot: Snapshot, alone: Matched, joined: Matched, headers: Ma
         return False
     if is_short(alone.signals.ask.text) and trust(snapshot.policy, alone.match) is not Reason.MATCHED:
         return False
-    return _needed(snapshot, alone, headers) > _needed(snapshot, joined, headers)
+    above, below = (
+        read_findings(snapshot.policy, matched.signals, matched.match, headers, matched.failure)
+        for matched in (alone, joined)
+    )
+    if above.guard.only == frozenset():  # no tier is in the sets of both
+        return False
+    return _needed(snapshot, above, alone.match) > _needed(snapshot, below, joined.match)
 
 
-def _needed(snapshot: Snapshot, matched: Matched, headers: Mapping[str, str]) -> int:
-    """The rank that the match and the floors of its cohort ask for."""
-    findings = read_findings(snapshot.policy, matched.signals, matched.match, headers, matched.failure)
-    return max(findings.rank, findings.guard.floor)
+def _needed(snapshot: Snapshot, findings: Findings, match: Match) -> int:
+    """The rank that a rule, the prompt or the match asks for, or the floor above it."""
+    return max(proposed(snapshot.policy, findings, match).rank, findings.guard.floor)
 
 
 def _unmatched(snapshot: Snapshot, signals: Signals) -> Reason | None:

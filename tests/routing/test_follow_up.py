@@ -1,18 +1,22 @@
 """Follow-ups: which asks are read with the ones before them, and which of them are matched alone."""
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
 
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
+from extproc.contract.words import Reason
 from extproc.encoder.batcher import Batcher
 from extproc.encoder.protocols import DeadlineError
 from extproc.routing.ask import find_ask
+from extproc.routing.findings import read_findings
 from extproc.routing.follow_up import is_follow_up, is_short, refers_back
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
+from extproc.settings import Conditions, Rule
 from tests.conftest import WordEncoder
 from tests.routing.test_ask import assistant, user
 
@@ -170,6 +174,45 @@ def test_a_follow_up_goes_to_no_tier_below_its_conversation(
     result = routed(router, *texts)
     assert result.signals is not None
     assert (result.signals.ask.text, result.decision.tier.name) == (ask, tier)
+
+
+def with_policy(router: Router, **changes: Any) -> Router:
+    """The router with other values in its policy, and a tier between the two."""
+    policy = router.snapshot.policy
+    small, large = policy.tiers[0], policy.tiers[-1]
+    tiers = (small, msgspec.structs.replace(small, name="medium", model="m"), large)
+    cohorts = {
+        name: msgspec.structs.replace(cohort, **changes.get(name, {})) for name, cohort in policy.cohorts.items()
+    }
+    policy = msgspec.structs.replace(policy, tiers=tiers, cohorts=cohorts, rules=changes.get("rules", ()))
+    router.swap(msgspec.structs.replace(router.snapshot, policy=policy))
+    return router
+
+
+def test_a_follow_up_alone_stays_in_the_tiers_of_its_conversation(router: Router) -> None:
+    """Both sets hold. If no tier is in both, that of the conversation holds."""
+    texts = ("cook soup and bake bread", "break lease")
+    result = routed(with_policy(router, cooking={"only": ("small", "medium")}), *texts)
+    assert (result.decision.tier.name, result.decision.refused) == ("medium", False)
+    result = routed(with_policy(router, cooking={"only": ("small",)}, law={"only": ("large",)}), *texts)
+    assert (result.decision.tier.name, result.decision.refused) == ("small", False)
+
+
+def test_a_follow_up_alone_keeps_the_floor_of_its_conversation(router: Router) -> None:
+    """So a client that names a tier, or a budget that is used up, does not lower it."""
+    with_policy(router, cooking={"tier_floor": "medium"})
+    result = routed(router, "cook soup and bake bread", "break lease")
+    assert result.signals is not None and result.decision.match is not None
+    policy = router.snapshot.policy
+    findings = read_findings(policy, result.signals, result.decision.match, {}, Reason.NO_TEXT)
+    assert (result.decision.tier.name, findings.guard.floor) == ("large", 1)
+
+
+def test_a_follow_up_alone_goes_to_no_tier_below_that_of_a_rule(router: Router) -> None:
+    rule = Rule(name="chefs", when=Conditions(intents=("cooking",)), tier="large")
+    with_policy(router, rules=(rule,), law={"tier": "medium"})
+    result = routed(router, "cook soup and bake bread", "break lease")
+    assert (result.decision.tier.name, result.decision.rule) == ("large", "chefs")
 
 
 def test_an_encoder_without_time_for_the_second_text_leaves_the_first(router: Router) -> None:
