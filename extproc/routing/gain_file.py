@@ -6,6 +6,7 @@ of the tiers. If one of them changes, or the file is another one, it is stale an
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -53,6 +54,12 @@ class GainHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{pairs} by the prompt, {len(self.cohorts)} cohorts, {self.rows} rows of {self.data}, {self.date}"
 
 
+class _Version(msgspec.Struct, frozen=True):
+    """The version of a file, which may have fields that this release does not know."""
+
+    version: int
+
+
 class GainFile(msgspec.Struct, frozen=True, eq=False):
     """The content of the file."""
 
@@ -89,7 +96,15 @@ def encode_gains(header: GainHeader, gains: PromptGains) -> bytes:
         arrays[f"answer.{i}.rates"] = np.stack([pair.rates[name] for name in header.cohorts])
     arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     sealed = msgspec.structs.replace(header, seal=_seal(header, arrays))
-    return bytes(save(arrays, metadata={"header": msgspec.json.encode(sealed).decode()}))
+    return bytes(save(arrays, metadata={"header": msgspec.json.encode(_fields(sealed)).decode()}))
+
+
+def _fields(header: GainHeader) -> dict[str, Any]:
+    """The fields that a file of this version has. An older release refuses a file with others."""
+    fields: dict[str, Any] = msgspec.to_builtins(header)
+    if header.version == WITHOUT_ANSWERS:
+        fields = {name: value for name, value in fields.items() if name not in ("answer_facts", "judged")}
+    return fields
 
 
 def _arrays_of(prefix: str, trees: Trees) -> dict[str, np.ndarray]:
@@ -107,13 +122,14 @@ def decode_gains(raw: bytes) -> GainFile:
     Raises ValueError, which says what to do, if the file is not valid, and OtherVersionError for another release.
     """
     try:
-        arrays = load(raw)
-        header = msgspec.json.decode(metadata_header(raw), type=GainHeader)
+        arrays, written = load(raw), metadata_header(raw)
+        version = msgspec.json.decode(written, type=_Version).version
+        header = msgspec.json.decode(written, type=GainHeader) if version <= VERSION else None
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError) as error:
         raise ValueError(f"is not a file of gains ({error}): {_AGAIN}") from error
-    if not _is_of_this_release(header):
+    if header is None or not _is_of_this_release(header):
         raise OtherVersionError(
-            f"is of version {header.version}, and this release reads the versions {WITHOUT_ANSWERS} and {VERSION}: "
+            f"is of version {version}, and this release reads the versions {WITHOUT_ANSWERS} and {VERSION}: "
             f"{_AGAIN}"
         )
     if not _has_shapes(arrays, header):
@@ -188,10 +204,7 @@ def _are_trees(arrays: Mapping[str, np.ndarray], prefix: str, columns: int) -> b
 
 
 def _seal(header: GainHeader, arrays: Mapping[str, np.ndarray]) -> str:
-    fields = msgspec.to_builtins(msgspec.structs.replace(header, seal=""))
-    if header.version == WITHOUT_ANSWERS:
-        fields = {name: value for name, value in fields.items() if name not in ("answer_facts", "judged")}
-    digest = hashlib.sha256(msgspec.json.encode(fields))
+    digest = hashlib.sha256(msgspec.json.encode(_fields(msgspec.structs.replace(header, seal=""))))
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode() + arrays[name].tobytes())
     return digest.hexdigest()[:12]

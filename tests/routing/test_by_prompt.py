@@ -20,8 +20,16 @@ from extproc.config.standing import Standing, stale_values
 from extproc.contract.words import Reason
 from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
+from extproc.routing.centroid_file import metadata_header
 from extproc.routing.decision import decide
-from extproc.routing.gain_file import GAINS_FILE, VERSION, GainHeader, decode_gains, encode_gains
+from extproc.routing.gain_file import (
+    GAINS_FILE,
+    VERSION,
+    GainHeader,
+    OtherVersionError,
+    decode_gains,
+    encode_gains,
+)
 from extproc.routing.prompt_facts import PROMPT_FACTS, prompt_facts
 from extproc.routing.prompt_gain import AnswerGain, GainTrees, PromptColumns, PromptGains, Trees
 from extproc.routing.signals import Signals
@@ -241,6 +249,23 @@ def test_a_file_that_an_earlier_release_wrote_is_read():
     text = msgspec.json.encode(old | {"seal": digest.hexdigest()[:12]}).decode()
     file = decode_gains(save(arrays, metadata={"header": text}))
     assert (file.header.seal, file.gains.answers) == (digest.hexdigest()[:12], {})
+
+
+def test_an_earlier_release_reads_a_file_without_answers():
+    """It refuses fields that it does not know."""
+    fields = msgspec.json.decode(metadata_header(encode_gains(header(), gains())))
+    assert not {"answer_facts", "judged"} & fields.keys()
+    assert {"answer_facts", "judged"} <= msgspec.json.decode(
+        metadata_header(encode_gains(judging_header(), judging()))
+    ).keys()
+
+
+def test_a_later_release_may_write_other_fields():
+    """So a rollback starts, and says what to do."""
+    raw = encode_gains(header(), gains())
+    fields = msgspec.json.decode(metadata_header(raw)) | {"version": 4, "speed": 1}
+    with pytest.raises(OtherVersionError, match="is of version 4"):
+        decode_gains(save(load(raw), metadata={"header": msgspec.json.encode(fields).decode()}))
 
 
 @pytest.mark.parametrize(
