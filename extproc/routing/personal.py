@@ -38,7 +38,7 @@ _MOMENT = re.compile(
     r"monday|tuesday|wednesday|thursday|friday|saturday|sunday|quarter)|so far|up to date|right away|ago|"
     r"heute|morgen|gestern|jetzt|aktuell\w*|aujourd'hui|demain|hier|maintenant|hoy|mañana|ayer|ahora|oggi|domani|"
     r"ieri|adesso|hoje|amanhã|ontem|agora|vandaag|gisteren|сегодня|завтра|вчера|сейчас)\b|今天|明天|昨天|现在|今日|明日|昨日|오늘|내일|어제|"
-    r"\bwhat (?:time|day|date) is it\b|\bwhat(?:'s| is) (?:the (?:time|date)\W*$|new\b(?!.*\d)|the weather\b)|"
+    r"\bwhat (?:time|day|date) is it\b|\bwhat(?:'s| is) (?:the (?:time|date)\W*$|new\b(?!.{0,99}\d)|the weather\b)|"
     r"\b(?:any|the) news\b(?! \w+ing)|"
     r"\bweather (?:in|for|at|like|forecast|report)\b|"
     r"\bhow many (?:days|weeks|months|hours) (?:until|till|left|since)\b|"
@@ -60,7 +60,7 @@ _ABOUT_IT = re.compile(
     re.IGNORECASE,
 )
 _IDENTIFIER = re.compile(
-    r"[\w.+-]+@[\w-]+\.[\w.-]+"  # an address of mail
+    r"(?<![\w.+-])[\w.+-]+@[\w-]+\.[\w.-]+"  # an address of mail; a long word is read once, from its start
     r"|\+\d[\d ()./-]{6,}\d|\(\d{2,5}\)[ \d/-]{5,}\d"  # a telephone
     r"|\b\d(?:[ -]?\d){8,}\b"  # nine digits: an account, a card
     r"|\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"

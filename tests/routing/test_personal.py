@@ -51,6 +51,12 @@ def test_numbers_are_no_identifiers(text: str) -> None:
     assert not has_identifier(text)
 
 
+def test_a_long_word_is_read_once() -> None:
+    """From each of its letters, this would take minutes, in which the router answers nobody."""
+    assert not has_identifier("a" * 100_000)
+    assert has_identifier("a" * 100_000 + "@example.com")
+
+
 def test_an_answer_may_depend_on_the_day() -> None:
     assert is_about_a_moment("What is the weather today?") and is_about_a_moment("Wer ist aktuell Kanzler?")
     assert is_about_a_moment("the latest release") and not is_about_a_moment("Who was king of France in 1715?")
