@@ -192,8 +192,10 @@ def with_policy(router: Router, **changes: Any) -> Router:
 def test_a_follow_up_alone_stays_in_the_tiers_of_its_conversation(router: Router) -> None:
     """Both sets hold. If no tier is in both, that of the conversation holds."""
     texts = ("cook soup and bake bread", "break lease")
-    result = routed(with_policy(router, cooking={"only": ("small", "medium")}), *texts)
-    assert (result.decision.tier.name, result.decision.refused) == ("medium", False)
+    with_policy(router, cooking={"only": ("small", "medium")})
+    of_no_cohort = routed(router, texts[0], "could you paint a picture of that?")
+    for result in (routed(router, *texts), of_no_cohort):
+        assert (result.decision.tier.name, result.decision.refused) == ("medium", False)
     result = routed(with_policy(router, cooking={"only": ("small",)}, law={"only": ("large",)}), *texts)
     assert (result.decision.tier.name, result.decision.refused) == ("small", False)
 
