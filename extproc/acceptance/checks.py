@@ -191,6 +191,8 @@ def _check_gain(rule: Gain, observation: Observation, inputs: CheckInputs) -> st
         return UNAVAILABLE
     if _only_calls(observation, inputs) or inputs.tier not in (None, predictor.tier):
         return NOTHING
+    if inputs.request.fit != predictor.fit:  # a reload came between, or another router decided
+        return UNAVAILABLE
     gain = predictor.gain(inputs.request.columns, inputs.request.question or "", observation)
     if gain is None:
         return UNAVAILABLE

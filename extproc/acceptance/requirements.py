@@ -37,6 +37,7 @@ class Requirements(msgspec.Struct, frozen=True):
     context: str = ""  # the text that must support the answer, for `grounded`
     question: str | None = None  # for `score` and `gain`; None: not known
     columns: tuple[float, ...] = ()  # of the prompt, for `gain`; empty: there is no prediction
+    fit: str = ""  # the seal of the file that the columns are of
     stream: bool | None = None  # None: not known, so the framing of the answer is not checked
     choices: int = 1
     # Requirements that are too large or cannot be read: `json_schema`, `tool_schemas`, `tool_choice`.
@@ -107,6 +108,7 @@ def read_requirements(
         context=_context(request) if kinds & {Grounded, External} else "",
         question=question_of(request) if kinds & {Score, Gain} else None,
         columns=columns if Gain in kinds else (),
+        fit=_fit(rules),
         stream=request.stream,
         choices=body.n or 1,
     )
@@ -116,6 +118,11 @@ def read_requirements(
         if len(msgspec.json.encode(requirements)) <= limit:
             break
     return requirements
+
+
+def _fit(rules: Sequence[AcceptRule]) -> str:
+    predictors = (rule.predictor for rule in rules if isinstance(rule, Gain))
+    return next((predictor.fit for predictor in predictors if predictor is not None), "")
 
 
 def _read_body(members: bytes) -> _Body:

@@ -134,6 +134,10 @@ class GainPredictor(Protocol):
         """The tier whose answers it reads."""
 
     @property
+    def fit(self) -> str:
+        """The seal of its file."""
+
+    @property
     def wants_logprobs(self) -> bool:
         """Whether it needs log-probabilities."""
 

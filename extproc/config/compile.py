@@ -164,7 +164,7 @@ def _cohort(intent: Intent, own_floor: float, centroids: str, gains: GainFile | 
     evidence, choice, predictor = intent.evidence, intent.by_prompt, None
     stale = choice is not None and (gains is None or gains.header.seal != choice.fit)
     if choice is not None and gains is not None and not stale:
-        predictor = gains.gains.of_answers(choice.tiers, intent.intent)
+        predictor = gains.gains.of_answers(choice.tiers, intent.intent, choice.fit)
     return Cohort(
         name=intent.intent,
         tier=intent.tier,

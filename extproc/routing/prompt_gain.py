@@ -106,11 +106,14 @@ class PromptGains(msgspec.Struct, frozen=True, eq=False):
             return None
         return float(trees.gains(columns, rates[None])[0]), tuple(columns[0].tolist())
 
-    def of_answers(self, tiers: tuple[str, str], cohort: str) -> "AnswerGain | None":
-        """Return the predictor for answers in one cohort. None: these tiers or this cohort were not fitted on."""
+    def of_answers(self, tiers: tuple[str, str], cohort: str, fit: str = "") -> "AnswerGain | None":
+        """Return the predictor for answers in one cohort. None: these tiers or this cohort were not fitted on.
+
+        `fit` is the seal of the file.
+        """
         trees = self.answers.get(tiers)
         rates = trees.rates.get(cohort) if trees is not None else None
-        return None if trees is None or rates is None else AnswerGain(trees, rates, len(self.columns.low))
+        return None if trees is None or rates is None else AnswerGain(trees, rates, len(self.columns.low), fit)
 
 
 class AnswerGain(msgspec.Struct, frozen=True, eq=False, dict=True):
@@ -119,6 +122,7 @@ class AnswerGain(msgspec.Struct, frozen=True, eq=False, dict=True):
     trees: GainTrees
     rates: Vectors  # of the cohort: float32[RATES]
     width: int  # columns of a prompt
+    fit: str = ""  # the seal of the file
 
     @property
     def tier(self) -> str:
@@ -133,7 +137,7 @@ class AnswerGain(msgspec.Struct, frozen=True, eq=False, dict=True):
         return any((np.isin(trees.features, places) & (trees.cuts < NO_CUT)).any() for trees in sets)
 
     def gain(self, columns: Sequence[float], question: str, answer: Observation) -> float | None:
-        """Return the gain. None: the columns are of another file, or log-probabilities are missing."""
+        """Return the gain. None: there are no columns, or log-probabilities are missing."""
         if len(columns) != self.width or (self.wants_logprobs and not answer.logprobs):
             return None
         row = np.array([*columns, *score_facts(question, answer)], dtype=np.float32)

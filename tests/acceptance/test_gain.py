@@ -11,13 +11,14 @@ from extproc.acceptance.verdict import Verdict, judge, judge_early, needs_whole_
 from extproc.api.observation import Observation, ToolCall
 from extproc.api.request import parse_request
 
-REQUEST = Requirements(question="How many?", columns=(1.0, 2.0))
+REQUEST = Requirements(question="How many?", columns=(1.0, 2.0), fit="a1")
 
 
 class Predictor(msgspec.Struct, frozen=True):
     """The gain is the sum of the columns and of the answer's characters, in tenths."""
 
     tier: str = "small"
+    fit: str = "a1"
     wants_logprobs: bool = False
 
     def gain(self, columns: Sequence[float], question: str, answer: Observation) -> float | None:
@@ -41,11 +42,16 @@ def test_an_answer_is_rejected_from_the_least_gain_on(text, accept):
 
 @pytest.mark.parametrize(
     ("rule", "request_"),
-    [(RULE, Requirements(question="How many?")), (RULE, Requirements(columns=(1.0, 2.0))), (Gain(1.0), REQUEST)],
-    ids=["no columns", "no question", "no predictions"],
+    [
+        (RULE, msgspec.structs.replace(REQUEST, columns=())),
+        (RULE, msgspec.structs.replace(REQUEST, question=None)),
+        (RULE, msgspec.structs.replace(REQUEST, fit="b2")),
+        (Gain(1.0), REQUEST),
+    ],
+    ids=["no columns", "no question", "columns of another file", "no predictions"],
 )
 def test_without_a_prediction_the_answer_is_accepted(rule, request_):
-    """The verdict names the rule. `on_unavailable` may reject instead."""
+    """The verdict names the rule. `on_unavailable` may reject instead. A router beside may have another file."""
     verdict = judge([rule], answered("a long answer, indeed"), request=request_)
     assert (verdict.accept, verdict.unavailable) == (True, ("gain",))
     strict = msgspec.structs.replace(rule, on_unavailable="reject")
@@ -80,7 +86,7 @@ def test_the_columns_of_the_prompt_travel_with_the_question():
     request = parse_request("/v1/chat/completions", body)
     assert request is not None
     read = read_requirements(request, [RULE], (0.5, 1.5))
-    assert (read.question, read.columns) == ("How many?", (0.5, 1.5))
+    assert (read.question, read.columns, read.fit) == ("How many?", (0.5, 1.5), "a1")
     assert msgspec.json.decode(msgspec.json.encode(read), type=Requirements) == read
     assert read_requirements(request, compile_rules(["complete"]), (0.5, 1.5)).columns == ()
 
