@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from extproc.acceptance.rules import Gain
 from extproc.acceptance.verdict import wants_logprobs
 from extproc.api.members import UNDECODABLE
 from extproc.api.reasoning import ReasoningChoice, without_clearing
@@ -230,10 +231,15 @@ def _stops_thinking(tier_form: TierForm, reasons: bool | None) -> bool:
 
 
 def asks_logprobs(decision: Decision, tier: str, request: Request) -> bool:
-    """Return whether to ask this tier for log-probabilities: a rule needs them and the client did not ask."""
-    cohort = decision.cohort
-    wanted = decision.judged and cohort is not None and wants_logprobs(cohort.accept, tier)
-    return wanted and request.logprobs is False
+    """Return whether to ask this tier for log-probabilities: a rule needs them and the client did not ask.
+
+    The rule `gain` cannot run if the prompt has no columns.
+    """
+    cohort, match = decision.cohort, decision.match
+    if not decision.judged or cohort is None or request.logprobs is not False:
+        return False
+    predicted = match is not None and bool(match.columns)
+    return wants_logprobs([rule for rule in cohort.accept if predicted or not isinstance(rule, Gain)], tier)
 
 
 def _logprobs(decision: Decision, at: int, rung: Rung, request: Request) -> Edits:

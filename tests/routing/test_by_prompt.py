@@ -12,6 +12,7 @@ from safetensors.numpy import load, save
 from extproc.acceptance.rules import Gain
 from extproc.acceptance.score import SCORE_FACTS
 from extproc.api.observation import Observation
+from extproc.api.request import parse_request
 from extproc.config.candidate import compile_all
 from extproc.config.compile import compile_snapshot, utterances_digest
 from extproc.config.load import Config, ConfigError, load_config
@@ -21,7 +22,7 @@ from extproc.contract.words import Reason
 from extproc.routing.ask import Ask
 from extproc.routing.by_prompt import match_prompt
 from extproc.routing.centroid_file import metadata_header
-from extproc.routing.decision import decide
+from extproc.routing.decision import Decision, decide
 from extproc.routing.gain_file import (
     GAINS_FILE,
     VERSION,
@@ -30,9 +31,13 @@ from extproc.routing.gain_file import (
     decode_gains,
     encode_gains,
 )
+from extproc.routing.index import Match
+from extproc.routing.mutation import asks_logprobs
+from extproc.routing.policy import Cohort
 from extproc.routing.prompt_facts import PROMPT_FACTS, prompt_facts
 from extproc.routing.prompt_gain import AnswerGain, GainTrees, PromptColumns, PromptGains, Trees
 from extproc.routing.signals import Signals
+from extproc.settings import Price, Tier
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WIDTH = 2 + len(PROMPT_FACTS)
@@ -236,6 +241,20 @@ def test_trees_on_log_probabilities_need_them():
     assert predictor.wants_logprobs
     assert predictor.gain((0.0,) * WIDTH, "x", Observation(text="Yes.")) is None
     assert predictor.gain((0.0,) * WIDTH, "x", Observation(text="Yes.", logprobs=(-0.1,))) is not None
+
+
+@pytest.mark.parametrize(("columns", "asked"), [((0.0,) * WIDTH, True), ((), False)])
+def test_log_probabilities_are_asked_for_only_with_a_prediction(columns, asked):
+    """Without the columns of the prompt, the rule cannot use them."""
+    pair = judging().answers["small", "large"]
+    trees = msgspec.structs.replace(pair.gain, features=np.array([[WIDTH + SCORE_FACTS.index("logprob")]]))
+    rule = Gain(0.2, predictor=AnswerGain(msgspec.structs.replace(pair, gain=trees), RATES, WIDTH))
+    cohort = Cohort("billing", "small", 0.0, 0.0, True, accept=(rule,))
+    tier = Tier("small", "m", "http://a", 8000, Price(1, 1))
+    match = Match("billing", 1.0, 1.0, None, columns=columns)
+    decision = Decision(tier, Reason.MATCHED, rewrite=True, cohort=cohort, match=match, judged=True)
+    request = parse_request("/v1/chat/completions", b'{"model":"auto","messages":[]}')
+    assert request is not None and asks_logprobs(decision, "small", request) is asked
 
 
 def test_a_file_that_an_earlier_release_wrote_is_read():
