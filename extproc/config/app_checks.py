@@ -62,7 +62,15 @@ def _check_above(at: str, name: str, app: App, above: Sequence[tuple[str, App]])
 
 def _covers(patterns: Mapping[str, str], headers: Mapping[str, str]) -> bool:
     """Whether every request with these headers fits the patterns."""
-    return all(name in headers and fnmatchcase(headers[name], pattern) for name, pattern in patterns.items())
+    return all(name in headers and _is_wider(pattern, headers[name]) for name, pattern in patterns.items())
+
+
+def _is_wider(pattern: str, other: str) -> bool:
+    """Whether every value of the other pattern fits this one. In doubt it does not."""
+    if pattern == other:
+        return True
+    # A `?` fits the character `*`, but not every value of it.
+    return (set("*?[").isdisjoint(other) or set("?[]").isdisjoint(pattern)) and fnmatchcase(other, pattern)
 
 
 def _check_host(at: str, host: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ import pytest
 
 from extproc.cli.main import main
 from extproc.config import reload as reload_module
+from extproc.config.app_checks import check_apps
 from extproc.config.candidate import compile_all
 from extproc.config.changes import changes_between, describe
 from extproc.config.load import Config, load_config
@@ -16,6 +17,7 @@ from extproc.config.residency import describe_refusals, refused_headers
 from extproc.envoy.bootstrap import sample_of
 from extproc.routing.budget import nano
 from extproc.routing.snapshot import AUTHORITY, Snapshot, host_of
+from extproc.settings import App
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 APPS = """
@@ -172,3 +174,21 @@ def test_a_tier_that_the_app_may_not_use_is_a_mistake_of_its_intent(folder):
     assert str(problem) == (
         "support/refunds.yaml:2: tier `small` is not in `tiers` of the app: add it there, or name one of them"
     )
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "gets_all"),
+    [
+        ("team-*", "team-a", True),
+        ("team-*", "team-?", True),
+        ("team-?", "team-?", True),
+        ("team-?", "team-*", False),  # team-abc is of the one below
+        ("team-[*]", "team-*", False),
+    ],
+)
+def test_an_app_above_gets_all_requests_only_if_its_pattern_is_wider(above: str, below: str, gets_all: bool):
+    """A policy is not refused in doubt."""
+    apps = {"first": App(headers={"x-team": above}), "second": App(headers={"x-team": below})}
+    policy = msgspec.structs.replace(load_config(CONFIGS / "good").policy, apps=apps, budget=None)
+    findings = [what for _, _, what in check_apps(policy)]
+    assert findings == ["app `first` above gets all of its requests: write `second` first"] * gets_all
