@@ -118,6 +118,7 @@ class RedisSpending:
         self._name = b""  # of the data in the store. Empty: it is not known yet
         self._changes = 0  # the highest number of a change that this process has seen
         self._to_raise = False  # the store may not have the sums of this process
+        self._raising = False
         link.returned.append(self._restore)
 
     async def reserve(self, claims: Sequence[Claim], amount: int) -> Reserved:
@@ -160,7 +161,11 @@ class RedisSpending:
         self._link.start(self._flush(look=True))
 
     async def _raise_all(self) -> None:
-        await self._raise([*self._stored.totals.keys() | self._unsent])
+        """Raise every sum, once at a time: a store that is slow under these calls must not get more of them."""
+        try:
+            await self._raise([*self._stored.totals.keys() | self._unsent])
+        finally:
+            self._raising = False
 
     async def _raise(self, keys: Sequence[str]) -> None:
         """Raise these sums in the store, some after others, so that requests do not wait behind all of them."""
@@ -217,8 +222,8 @@ class RedisSpending:
             log.warning("`state` has lost sums of budgets: they are raised to those that this router has seen")
             self._to_raise = True
         # Not otherwise: the sums of this process may be from before other processes lowered them.
-        if self._to_raise:
-            self._to_raise = False
+        if self._to_raise and not self._raising:
+            self._to_raise, self._raising = False, True
             self._link.start(self._raise_all())
         self._name, self._changes = name, max(self._changes, changes)
         for key, total in zip(keys, totals, strict=False):

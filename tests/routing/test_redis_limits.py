@@ -1,7 +1,7 @@
 """Limits and budgets that processes share through a real Redis, also after it stops and restarts empty."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import pytest
@@ -249,6 +249,32 @@ def test_the_ledgers_sum_reaches_a_store_that_was_away(redis: Redis) -> None:
         spending.raise_to({"m:app/a": 40})
         await processes.settled()
         assert await processes.stored("m:app/a") == [40]
+
+    play(redis, scenario)
+
+
+def test_sums_are_raised_once_at_a_time(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that fails in between starts nothing beside it, because the store is slow already."""
+
+    async def scenario(processes: Processes) -> None:
+        spending = await processes.start(within_s=5.0)
+        assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
+        raise_some, calls = spending._raise, 0
+
+        async def failing(keys: Sequence[str]) -> None:
+            nonlocal calls
+            calls += 1
+            spending._to_raise = calls < 9
+            await raise_some(keys)
+
+        monkeypatch.setattr(spending, "_raise", failing)
+        spending._to_raise = True
+        assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
+        await processes.settled()
+        assert calls == 1
+        assert await reserve(spending, [Claim("m:all", 100)], 1) == Reserved()
+        await processes.settled()
+        assert calls == 2  # the next answer
 
     play(redis, scenario)
 
