@@ -249,6 +249,14 @@ def test_a_file_of_another_kind_is_named(content: bytes, what: str, tmp_path: Pa
         usable(path)
 
 
+def test_the_kind_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+    """A name that ends in .gz says that the file is packed."""
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"text,intent\nhello,code\n"))
+    with pytest.raises(ValueError, match="it looks like CSV"):
+        usable(path)
+
+
 def test_a_number_that_json_does_not_have_is_named(tmp_path: Path) -> None:
     """Libraries write it for a cost or a quality that is not known. Words of a person may have it."""
     path = tmp_path / "rows.jsonl"

@@ -248,7 +248,7 @@ def other_file(path: Path) -> str | None:
     """The kind of a file that has no JSON lines, and the remedy. None: it is not known, or cannot be read again."""
     if not path.is_file():
         return None
-    with path.open("rb") as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         head = file.readline(200).removeprefix(codecs.BOM_UTF8)
     kinds = (what for start, what in _OTHER_FILES.items() if head.startswith(start))
     looks_like_csv = b"{" not in head and any(separator in head for separator in b",;\t")
