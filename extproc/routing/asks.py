@@ -57,7 +57,7 @@ class LastAsk(msgspec.Struct, frozen=True, array_like=True):
     before: bytes  # hash of all turns before the ask
     ask: bytes  # hash of the ask
     words: bytes  # four bytes of the hash of each word that matters
-    sketch: bytes  # of the vector; empty: the ask was not encoded
+    sketch: bytes  # of the vector; empty: the ask was not encoded, or it is a follow-up
 
 
 class AskedAgain(msgspec.Struct, frozen=True):
@@ -96,8 +96,10 @@ class Asks:
         secret = (principal_header(headers, routed.snapshot.escalations.principal) or "").encode(errors="replace")
         decision = routed.decision
         tier = routed.kept.tier if routed.kept is not None else decision.tier.name
+        # The text of a joined ask has all of the ask before it, so it is near to it, whatever it asks.
+        vector = b"" if signals.ask.source == "joined" else routed.vector
         asked = last_ask(
-            request.turns, signals.ask.text, routed.vector, name, decision.counted_as, tier,
+            request.turns, signals.ask.text, vector, name, decision.counted_as, tier,
             self._clock(), secret, identity.thread != "",
         )  # fmt: skip
         self._store.set({key: msgspec.msgpack.encode(asked)}, WITHIN_S)

@@ -118,6 +118,14 @@ def test_a_signal_names_the_request_before_and_its_decision(ask: Callable[..., A
     assert ask("", prove, "No.", prove) is None  # without an id there is no row to speak about
 
 
+def test_a_follow_up_does_not_ask_again(ask: Callable[..., AskedAgain | None]) -> None:
+    """It is matched with the ask before it, so its text has all of that."""
+    prove = "Prove that the sum of two odd numbers is even"
+    for i, follow_up in enumerate(("yes", "Does that also hold for three of them?")):
+        assert ask(f"d{i}", prove) is None
+        assert ask(f"e{i}", prove, "Here.", follow_up) is None
+
+
 class FirstTurns:
     """Sends first turns without an id of a conversation, and compares them as the server does."""
 
