@@ -8,8 +8,7 @@ the router.
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -31,18 +30,12 @@ from extproc.verifying.carried import JudgedDecision, read_requirements
 from extproc.verifying.hold import Hold, State
 from extproc.verifying.judging import CallOut, RuleRunner
 from extproc.verifying.keeping import AnswerKeeper
+from extproc.verifying.large import LARGE_BYTES, LargeAnswers
 from extproc.verifying.rescue import kept_answer
-from extproc.verifying.ruling import JudgedAttempt, Ladder, Ruling, rule, rule_early, rule_late
+from extproc.verifying.ruling import JudgedAttempt, Ladder, Ruling, final_usage, rule, rule_early, rule_late
 
 # A stream that is judged early is released undecided after this much answer. A refusal shows before that.
 _EARLY_CHARS = 200
-
-# Longer bytes are read in a thread, and so are compressed ones, because a few may unpack to millions.
-_LARGE_BYTES = 256 * 1024
-_LARGE_THREADS = 2
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Queues a case for people and returns its id. It blocks, and never raises.
 Enqueue = Callable[[Human, dict[str, Any], str, str], str]
@@ -72,7 +65,7 @@ class Verifier:
         self.keeper = AnswerKeeper(answers, self.rules, embed) if answers is not None else None
         self.enqueue = enqueue
         self.bounds = Bounds(workers, rates)
-        self.large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-answer")
+        self.large = LargeAnswers()
 
 
 class VerifierExchange:
@@ -117,7 +110,8 @@ class VerifierExchange:
             if not event.end:
                 return self._hold.take(event)
         cohort, reader, last = self._cohort, self._reader, self._hold.is_last(event)
-        replies = await self._work(len(event.body), self._take_bytes, event, last)
+        is_large = self._compressed or len(event.body) >= LARGE_BYTES
+        replies = await self._verifier.large.work(is_large, self._take, event, last)
         if cohort is None or reader is None:
             return replies
         if self._hold.state is State.HOLDING and not replies:
@@ -130,18 +124,13 @@ class VerifierExchange:
                 replies[-1] = msgspec.structs.replace(replies[-1], metadata=ruling.metadata)
         return replies
 
-    def _take_bytes(self, event: Event, last: bool) -> list[Reply]:
+    def _take(self, event: Event, last: bool) -> list[Reply]:
         replies = self._hold.take(event)
-        if self._reader is not None:
-            _feed(self._reader, event, last)
+        if self._reader is not None and event.kind == "response_body":
+            self._reader.feed(event.body)
+        if self._reader is not None and last:
+            self._reader.finish()
         return replies
-
-    async def _work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Call a function that reads `size` bytes of the answer, if need be in a thread."""
-        if size < _LARGE_BYTES and not self._compressed:
-            return function(*args, **kwargs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._verifier.large, lambda: function(*args, **kwargs))
 
     def _begin(self, headers: Event) -> None:
         """Judge only a success. Any other status is an error of the upstream, which Envoy may retry.
@@ -152,6 +141,8 @@ class VerifierExchange:
         if not status.startswith("2") or self._cohort is None:
             self._hold.skip(headers)
             return
+        if status != "200":  # a kept answer is served with this status
+            self._cache = CacheRecord(key="", exact="")
         self._content_type = headers.headers.get("content-type", "")
         encoding = headers.headers.get("content-encoding")
         self._reader = AnswerReader(self._api, self._content_type, encoding)
@@ -204,16 +195,16 @@ class VerifierExchange:
 
     async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
-        usage = _final_usage(observation)
+        usage = final_usage(observation)
         ruling = rule(verdict, self._attempt, self._ladder, lambda: None, usage)
         if ruling.word is not VerdictWord.ESCALATE:
             return ruling
-        bound = await self._take()
+        bound = await self._take_escalation()
         return ruling if bound is None else rule(verdict, self._attempt, self._ladder, lambda: bound, usage)
 
     async def _rule_late(self, cohort: Cohort, reader: AnswerReader) -> Ruling:
         observation = reader.observation()
-        ruling = rule_late(await self._judge(cohort, observation), self._attempt, _final_usage(observation))
+        ruling = rule_late(await self._judge(cohort, observation), self._attempt, final_usage(observation))
         self._keep(ruling, observation)
         return ruling
 
@@ -256,11 +247,11 @@ class VerifierExchange:
             self._keep(ruling, reader.observation())
         if ruling.word is VerdictWord.HUMAN:
             return [await self._queue(ruling, reader)]
-        metadata = ruling.metadata
+        metadata, large = ruling.metadata, self._verifier.large
         if ruling.word is VerdictWord.ESCALATE:
-            content, tier = await self._work(0, self._hold.content), self._attempt.tier
+            content, tier = await large.work(self._compressed, self._hold.content), self._attempt.tier
             metadata |= kept_answer(ruling.verdict, reader.observation(), content, self._content_type, tier)
-        first, *rest = await self._work(0, self._hold.release)
+        first, *rest = await large.work(self._compressed, self._hold.release)
         if (ruling.final or ruling.open) and not last and self._hold.can_let_go and self._hold.has_bytes:
             self.over, rest = True, []
         return [msgspec.structs.replace(first, headers=ruling.headers, metadata=metadata), *rest]
@@ -295,7 +286,7 @@ class VerifierExchange:
         review = self._snapshot.human is not None and self._verifier.enqueue is not None
         return msgspec.structs.replace(ladder, skip=escalate.skip, human=escalate.human, review=review)
 
-    async def _take(self) -> Bound | None:
+    async def _take_escalation(self) -> Bound | None:
         """Take one escalation from the limits, or return the limit that forbids it."""
         limits, now_s = self._snapshot.escalations, time.monotonic()
         # The router read the client's headers. Those of this attempt may hold the key of the tier.
@@ -304,18 +295,6 @@ class VerifierExchange:
             principal = principal_of(principal_header(self._opening.headers, limits.principal))
         name = self._snapshot.name_of(self._attempt.cohort)
         return await self._verifier.bounds.take(name, principal, limits.per_minute, limits.burst, now_s)
-
-
-def _feed(reader: AnswerReader, event: Event, last: bool) -> None:
-    if event.kind == "response_body":
-        reader.feed(event.body)
-    if last:
-        reader.finish()
-
-
-def _final_usage(observation: Observation) -> Usage:
-    """Return the token counts of a complete answer. An incomplete answer's counts may change until its end."""
-    return (observation.usage if observation.complete else None) or Usage()
 
 
 def _share(cohort: Cohort) -> float:

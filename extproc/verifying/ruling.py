@@ -7,7 +7,7 @@ import msgspec
 
 from extproc.acceptance.checks import OK
 from extproc.acceptance.verdict import Verdict, released
-from extproc.api.observation import Usage
+from extproc.api.observation import Observation, Usage
 from extproc.contract.names import HeaderName, Namespace
 from extproc.contract.records import AttemptRecord, LedgerRecord, VerdictRecord, ladder_of
 from extproc.contract.words import Bound, VerdictWord
@@ -160,6 +160,11 @@ def rule_late(verdict: Verdict, attempt: JudgedAttempt, usage: Usage) -> Ruling:
     """Rule on an answer that the client has received."""
     word = _accepted(verdict) if verdict.accept else VerdictWord.RECORDED
     return Ruling(attempt.cohort, attempt.number, word, verdict, tier=attempt.tier, usage=usage)
+
+
+def final_usage(observation: Observation) -> Usage:
+    """Return the token counts of a complete answer. An incomplete answer's counts may change until its end."""
+    return (observation.usage if observation.complete else None) or Usage()
 
 
 def _accepted(verdict: Verdict) -> VerdictWord:

@@ -11,14 +11,17 @@ from extproc.acceptance.requirements import Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.verdict import Verdict
 from extproc.api.observation import Observation, ToolCall, Usage
+from extproc.contract.names import Namespace
 from extproc.contract.records import CacheRecord
 from extproc.contract.words import VerdictWord
+from extproc.messages import Event, Opening
 from extproc.routing.cache_store import MOST_ANSWER_CHARS, AnswerStore, Checks, KeptAnswer
 from extproc.routing.index import Index
 from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.store import MemoryStore
 from extproc.settings import AnswerCache
+from extproc.verifying.exchange import Verifier, VerifierExchange
 from extproc.verifying.judging import RuleRunner
 from extproc.verifying.keeping import AnswerKeeper, may_keep
 from extproc.verifying.ruling import JudgedAttempt, rule_late
@@ -68,6 +71,29 @@ def test_no_other_answer_is_kept(what: dict[str, Any]) -> None:
 )
 def test_no_answer_is_kept_that_was_not_accepted_in_full(verdict: Verdict, word: VerdictWord) -> None:
     assert not may_keep(verdict, word, GOOD)
+
+
+@pytest.mark.parametrize(("status", "is_kept"), [("200", True), ("201", False), ("206", False)])
+def test_only_an_answer_with_status_200_is_kept(status: str, is_kept: bool, snapshot: Snapshot) -> None:
+    """Any success is judged. A 206 says that the answer is a part of one."""
+    store = AnswerStore(MemoryStore())
+    metadata: dict[str, Any] = {
+        Namespace.DECISION: {"cohort": "faq", "rungs": ["small"], "api": "chat"},
+        Namespace.CACHE: RECORD.to_metadata(),
+    }
+    opening = Opening({}, "NONE", "BUFFERED", metadata, 1)
+    message = {"message": {"content": "The answer is 42."}, "finish_reason": "stop"}
+    body = msgspec.json.encode({"model": "m", "choices": [message]})
+
+    async def scenario() -> KeptAnswer | None:
+        exchange = VerifierExchange(Verifier(lambda: snapshot, answers=store), opening)
+        headers = {":status": status, "content-type": "application/json"}
+        await exchange.answer(Event("response_headers", headers=headers))
+        await exchange.answer(Event("response_body", True, body))
+        assert exchange.ruling is not None and exchange.ruling.word is VerdictWord.ACCEPT
+        return (await store.look("k", snapshot.revision, "faq"))[0]
+
+    assert (asyncio.run(scenario()) is not None) == is_kept
 
 
 def kept(text: str) -> KeptAnswer:

@@ -1,0 +1,26 @@
+"""Reads large answers in threads, so that the event loop goes on with other exchanges."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+LARGE_BYTES = 256 * 1024
+_THREADS = 2
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class LargeAnswers:
+    """A few threads for bytes that take long to read: many of them, or compressed ones that unpack to many."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="large-answer")
+
+    async def work(self, is_large: bool, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call a function that reads bytes, in a thread if they are large."""
+        if not is_large:
+            return function(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
