@@ -41,6 +41,7 @@ class Decoder:
         self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
         self.room = max_bytes
         self._is_first, self._ended = True, False
+        self.is_whole = False  # every member that has begun has ended
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
         """Yield the decoded bytes. Raises MalformedAnswer if they are damaged, or more than the limit."""
@@ -64,18 +65,20 @@ class Decoder:
                 more = (bool(piece) or len(decoded) == _PIECE_BYTES) and not self._ended
 
     def _decode(self, piece: bytes) -> bytes:
+        self.is_whole = False
         try:
             return self._member.decompress(piece, _PIECE_BYTES)
         except zlib.error as error:
             if self._is_first:
                 raise MalformedAnswer("compressed") from error
-            self._ended = True
+            self._ended = self.is_whole = True
             return b""
 
     def _next_member(self) -> bytes:
         """Begin the next member, and return the bytes that are left for it."""
         rest = self._member.unused_data
         self.room -= _MEMBER_BYTES
+        self.is_whole = True
         self._member, self._is_first = zlib.decompressobj(_GZIP), False
         return rest
 
@@ -114,7 +117,8 @@ def body_without_logprobs(api: Api, body: bytes, encoding: str) -> bytes:
 class EncodedStripper(StreamStripper):
     """A `StreamStripper` for a compressed stream: decodes it, and encodes every frame as soon as it is whole.
 
-    A stream of which nothing can be decoded passes unchanged. A stream with later damage ends before it.
+    A stream of which nothing can be decoded passes unchanged. A stream that is damaged or cut
+    later ends there, without the end of its encoding.
     """
 
     def __init__(self, api: Api, encoding: str) -> None:
@@ -153,7 +157,7 @@ class EncodedStripper(StreamStripper):
         return head
 
     def _flush(self, stripped: bytes, end: bool) -> bytes:
-        if end and self._decoder is not None:
+        if end and self._decoder is not None and self._decoder.is_whole:
             return self._encoder.flush()
         return self._encoder.flush(zlib.Z_SYNC_FLUSH) if stripped else b""
 

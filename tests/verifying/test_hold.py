@@ -200,6 +200,16 @@ def test_a_stream_that_is_not_what_its_header_says_passes_unchanged(mode: BodyMo
             assert b"".join(reply.body or b"" for reply in replies) == whole
 
 
+@pytest.mark.parametrize("missing", [1, 8, 12])
+def test_a_gzipped_stream_that_is_cut_stays_cut(missing: int) -> None:
+    """A client can see that something is missing."""
+    hold = Hold(DUPLEX, strip="chat")
+    hold.begin(GZIPPED, hold_stream=False)
+    [reply] = hold.take(body(gzip.compress(FRAME)[:-missing], end=True))
+    unpacked = zlib.decompressobj(31)
+    assert BARE.startswith(unpacked.decompress(reply.body or b"")[:10]) and not unpacked.eof
+
+
 def test_a_long_gzipped_stream_is_not_cut() -> None:
     """The limit of the decoder is for the memory, so it counts for each chunk."""
     hold = Hold(DUPLEX, strip="chat")
