@@ -1,6 +1,7 @@
 """Follow-ups: which asks are read with the ones before them, and which of them are matched alone."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,6 +12,9 @@ from extproc.config.load import load_config
 from extproc.contract.words import Reason
 from extproc.encoder.batcher import Batcher
 from extproc.encoder.protocols import DeadlineError
+from extproc.evidence.data.decided import DecidedRows
+from extproc.evidence.data.traffic import read_traffic
+from extproc.evidence.routed_rows import Memory, route_each
 from extproc.routing.ask import find_ask
 from extproc.routing.findings import read_findings
 from extproc.routing.follow_up import is_follow_up, is_short, refers_back
@@ -228,3 +232,19 @@ def test_an_encoder_without_time_for_the_second_text_leaves_the_first(router: Ro
     router.embedder = Slow()  # type: ignore[assignment]
     result = routed(router, "cook soup and bake bread", "break lease")
     assert (result.decision.tier.name, result.decision.reason) == ("small", "matched")
+
+
+def test_evidence_has_the_ask_that_was_matched(router: Router, tmp_path: Path) -> None:
+    """Fits read the signals of a row after its decision. They are those that the router had."""
+    path = tmp_path / "rows.jsonl"
+    for texts in ((SUE, "do that again"), ("cook soup", "break lease")):
+        messages = [{"role": "user", "content": text} for text in texts]
+        with path.open("ab") as file:
+            file.write(msgspec.json.encode({"request": {"model": "auto", "messages": messages}}) + b"\n")
+    rows = read_traffic(path).rows
+    decided, matched = DecidedRows(router.snapshot, rows), []
+    for _, each in route_each(router.snapshot, Memory(WordEncoder()), rows):
+        decided.add(each.decision)
+        matched.append(each.signals)
+    assert [row.signals for row in decided] == matched
+    assert [signals.ask.source for signals in matched if signals is not None] == ["joined", "last_user"]

@@ -24,6 +24,7 @@ from extproc.routing.snapshot import Snapshot
 from extproc.settings import Tier
 
 _NUMBERS = ("similarity", "margin", "chance", "runner_up_chance", "alike", "background", "gain")
+_ALONE = "alone"
 T = TypeVar("T")
 _Kind = tuple[str, str | None, tuple[str, ...]]  # the parts of a match that are not numbers
 
@@ -44,9 +45,10 @@ class Decided(Protocol):
 class DecidedRow:
     """The decision about a row. Its request and its signals are read from the row when they are needed."""
 
-    def __init__(self, decision: Decision, snapshot: Snapshot, rows: RowFile[Row], at: int) -> None:
+    def __init__(self, decision: Decision, snapshot: Snapshot, rows: RowFile[Row], at: int, alone: bool) -> None:
+        """`alone`: the match is that of a follow-up without the asks before it."""
         self.decision, self.snapshot = decision, snapshot
-        self._rows, self._at = rows, at
+        self._rows, self._at, self._alone = rows, at, alone
 
     @cached_property
     def request(self) -> Request | None:
@@ -56,7 +58,11 @@ class DecidedRow:
     @cached_property
     def signals(self) -> Signals | None:
         """As in `Routed`."""
-        return read_signals(self.request, self.snapshot.encoder.max_chars) if self.request is not None else None
+        if self.request is None:
+            return None
+        signals = read_signals(self.request, self.snapshot.encoder.max_chars)
+        alone = signals.ask.alone if self._alone else None
+        return signals if alone is None else msgspec.structs.replace(signals, ask=alone)
 
 
 def request_of(row: Row, snapshot: Snapshot) -> Request | None:
@@ -94,7 +100,8 @@ class DecidedRows(Sequence[DecidedRow]):
         else:
             numbers: dict[Hashable, float | None] = {name: getattr(match, name) for name in _NUMBERS}
             numbers |= {("tier", name): chance for name, chance in match.tiers.items()}
-            self._numbers.add(numbers | {("column", i): value for i, value in enumerate(match.columns)})
+            numbers |= {("column", i): value for i, value in enumerate(match.columns)}
+            self._numbers.add(numbers | ({_ALONE: 1.0} if match.joined is not None else {}))
 
     def of(self, rows: RowFile[Row], positions: NDArray[np.int64]) -> "DecidedRows":
         """Return the decisions at these positions, which are those about `rows`."""
@@ -118,7 +125,8 @@ class DecidedRows(Sequence[DecidedRow]):
             raise IndexError(at)
         at %= len(self)
         place = at if self._at is None else int(self._at[at])
-        return DecidedRow(self._decision(place), self._snapshots[place], self._rows, at)
+        alone = self._numbers.has(_ALONE) and self._numbers.get(_ALONE, place) is not None
+        return DecidedRow(self._decision(place), self._snapshots[place], self._rows, at, alone)
 
     def _decision(self, i: int) -> Decision:
         decision, kind = self._decisions[i], self._kinds[i]
