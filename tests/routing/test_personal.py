@@ -52,7 +52,7 @@ def test_numbers_are_no_identifiers(text: str) -> None:
 
 
 def test_a_long_word_is_read_once() -> None:
-    """From each of its letters, this would take minutes, in which the router answers nobody."""
+    """From each of its letters, this would take minutes, in which the router answers no client."""
     assert not has_identifier("a" * 100_000)
     assert has_identifier("a" * 100_000 + "@example.com")
 
