@@ -3,14 +3,11 @@
 import hashlib
 from collections.abc import Mapping
 
-from extproc.contract.words import Reason
-from extproc.encoder.protocols import Vectors
-from extproc.routing.by_prompt import match_prompt
 from extproc.routing.conversations import Continuation
 from extproc.routing.decision import Decision, decide
 from extproc.routing.policy import is_named
-from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Rollout, Snapshot
+from extproc.routing.vector import Matched, match_asks
 
 
 def arm_of(snapshot: Snapshot, conversation: str, shares: Mapping[str, float]) -> Snapshot:
@@ -45,19 +42,14 @@ def is_in_share(conversation: str, revision: str, share: float) -> bool:
 
 
 def decide_candidate(
-    snapshot: Snapshot,
-    signals: Signals,
-    vector: Vectors | None,
-    headers: Mapping[str, str],
-    failure: Reason,
-    continuation: Continuation,
+    snapshot: Snapshot, matched: Matched, headers: Mapping[str, str], continuation: Continuation
 ) -> Decision | None:
     """Return the decision of a candidate that decides without an effect. None: there is no such candidate."""
     rollout = snapshot.rollout
     if rollout is None or rollout.snapshot is None or not rollout.spec.shadow:
         return None
     candidate = rollout.snapshot
-    if is_named(candidate.policy, signals.model):
+    if is_named(candidate.policy, matched.signals.model):
         return None
-    match = match_prompt(candidate, vector, signals.ask) if vector is not None else None
-    return decide(candidate.policy, signals, match, headers, failure, continuation=continuation)
+    own = match_asks(candidate, matched.asks, headers) if matched.asks else matched
+    return decide(candidate.policy, own.signals, own.match, headers, own.failure, continuation=continuation)

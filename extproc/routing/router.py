@@ -112,7 +112,7 @@ class Router:
         continuation = await self._recall(snapshot, request, identity)
         choose = chooser(snapshot, signals, matched.match, headers, failure, continuation)
         decision = choose()
-        candidate = decide_candidate(snapshot, signals, vector, headers, failure, continuation)
+        candidate = decide_candidate(snapshot, matched, headers, continuation)
         clock.lap("match")
 
         async def look_for(decision: Decision) -> CacheLook | None:

@@ -1,7 +1,7 @@
 """The match of a request's ask, if the request is matched at all."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -22,6 +22,14 @@ from extproc.routing.snapshot import Snapshot
 from extproc.routing.trust import trust
 
 
+class Embedded(msgspec.Struct, frozen=True):
+    """An ask of a request, and its vector."""
+
+    signals: Signals
+    vector: Vectors | None
+    failure: Reason  # why there is no vector
+
+
 class Matched(msgspec.Struct, frozen=True):
     """The match of a request, with the ask that was matched."""
 
@@ -29,6 +37,7 @@ class Matched(msgspec.Struct, frozen=True):
     vector: Vectors | None
     match: Match | None
     failure: Reason  # why there is no match
+    asks: tuple[Embedded, ...] = ()  # every ask that was looked at
 
 
 async def match_ask(
@@ -39,11 +48,7 @@ async def match_ask(
     principal: str,
     clock: Stopwatch,
 ) -> Matched:
-    """Match the ask of a request, if it is matched at all.
-
-    A follow-up is matched together with the asks before it, and alone. The higher tier counts, within the guards of
-    both. A few words alone count only if their match is trusted.
-    """
+    """Match the ask of a request, if it is matched at all."""
     reason = _unmatched(snapshot, signals)
     if reason is not None:
         return Matched(signals, None, None, reason)
@@ -51,10 +56,19 @@ async def match_ask(
     each = [_embed(embedder, snapshot, ask, principal) for ask in asks]
     embedded = [await each[0]] if len(each) == 1 else await asyncio.gather(*each)
     clock.lap("embed")
-    joined, *alone = [
-        _match(snapshot, msgspec.structs.replace(signals, ask=ask), vector, reason)
-        for ask, (vector, reason) in zip(asks, embedded, strict=True)
-    ]
+    looked_at = tuple(
+        Embedded(msgspec.structs.replace(signals, ask=ask), vector, failure)
+        for ask, (vector, failure) in zip(asks, embedded, strict=True)
+    )
+    return match_asks(snapshot, looked_at, headers)
+
+
+def match_asks(snapshot: Snapshot, asks: Sequence[Embedded], headers: Mapping[str, str]) -> Matched:
+    """Match an ask, or a follow-up: together with the asks before it, and alone.
+
+    The higher tier counts, within the guards of both. A few words alone count only if their match is trusted.
+    """
+    joined, *alone = [_match(snapshot, ask, asks) for ask in asks]
     for matched in (_after(each, joined) for each in alone):
         if _needs_more(snapshot, matched, joined, headers):
             return matched
@@ -68,9 +82,9 @@ def _after(alone: Matched, joined: Matched) -> Matched:
     return msgspec.structs.replace(alone, match=msgspec.structs.replace(alone.match, joined=joined.match))
 
 
-def _match(snapshot: Snapshot, signals: Signals, vector: Vectors | None, failure: Reason) -> Matched:
-    match = match_prompt(snapshot, vector, signals.ask) if vector is not None else None
-    return Matched(signals, vector, match, failure)
+def _match(snapshot: Snapshot, ask: Embedded, asks: Sequence[Embedded]) -> Matched:
+    match = match_prompt(snapshot, ask.vector, ask.signals.ask) if ask.vector is not None else None
+    return Matched(ask.signals, ask.vector, match, ask.failure, tuple(asks))
 
 
 def _needs_more(snapshot: Snapshot, alone: Matched, joined: Matched, headers: Mapping[str, str]) -> bool:

@@ -20,7 +20,8 @@ from extproc.routing.findings import read_findings
 from extproc.routing.follow_up import is_follow_up, is_short, refers_back
 from extproc.routing.routed import Routed
 from extproc.routing.router import Router
-from extproc.settings import Conditions, Rule
+from extproc.routing.snapshot import Rollout
+from extproc.settings import Candidate, Conditions, Rule
 from tests.conftest import WordEncoder
 from tests.routing.test_ask import assistant, user
 
@@ -212,6 +213,18 @@ def test_a_follow_up_alone_keeps_the_floor_of_its_conversation(router: Router) -
     policy = router.snapshot.policy
     findings = read_findings(policy, result.signals, result.decision.match, {}, Reason.NO_TEXT)
     assert (result.decision.tier.name, findings.guard.floor) == ("large", 1)
+
+
+def test_a_candidate_beside_matches_a_follow_up_as_if_it_decided(router: Router) -> None:
+    """A copy of the policy decides the same."""
+    with_policy(router, cooking={"only": ("small", "medium")})
+    spec = Candidate("new", shadow=True)
+    rollout = Rollout(spec, "new", snapshot=msgspec.structs.replace(router.snapshot))
+    router.swap(msgspec.structs.replace(router.snapshot, rollout=rollout))
+    for last in ("break lease", "boil it again"):
+        result = routed(router, "cook soup and bake bread", last)
+        assert result.candidate is not None
+        assert msgspec.structs.replace(result.candidate, cache=result.decision.cache) == result.decision
 
 
 def test_a_follow_up_alone_goes_to_no_tier_below_that_of_a_rule(router: Router) -> None:
