@@ -49,7 +49,7 @@ _TITLE_ASK = re.compile(
     re.IGNORECASE,
 )
 # A chat, quoted at the end of a task of its user interface: title, tags, follow-up questions, search queries.
-_CHAT_TASK = re.compile(r"\W*task:", re.IGNORECASE)
+_CHAT_TASK = re.compile(r"\W{0,20}task:", re.IGNORECASE)
 _QUOTED_CHAT = "<chat_history>"
 _TITLE_KEY = re.compile(r"(?:\w+_)?title", re.IGNORECASE)
 _BESIDE_A_TITLE = {"isnewtopic", "is_new_topic", "branch", "emoji", "language"}
