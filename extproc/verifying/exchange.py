@@ -148,7 +148,6 @@ class VerifierExchange:
         self._reader = AnswerReader(self._api, self._content_type, encoding)
         self._compressed = bool(encoding_of(encoding))
         self._counts_itself &= not self._compressed
-        self._reads_ending &= status == "200"  # Envoy reads the ends of no others
         # No tier is asked after the last one. Its answer is judged only to be kept, and no client waits for that.
         only_kept = self._cohort.cache is not None and self._ladder.ends_at(self._attempt.number)
         self._hold.begin(headers, hold_stream=self._cohort.stream != "record" and not only_kept)

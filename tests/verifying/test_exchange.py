@@ -328,15 +328,6 @@ def test_a_recorded_stream_is_left_to_envoy_as_soon_as_only_its_end_is_open() ->
             assert not exchange.over and [reply.kind for reply in answers[-1]] == [ending[0].kind]
 
 
-def test_a_stream_with_another_status_of_success_is_read_to_its_end() -> None:
-    """Envoy's filter reads the ends of streams with status 200 alone, so this verdict would be lost."""
-    exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening(**_HELPFUL))
-    _, *bodies = streamed([*map(chunk, LONG), transcript()])
-    run(exchange, headers(status="201"), *bodies)
-    assert not exchange.over
-    assert exchange.ruling is not None and exchange.ruling.word == "accept"
-
-
 @pytest.mark.parametrize("stream", ["early", "record"])
 def test_a_stream_with_a_finish_reason_in_every_chunk_is_read_to_its_end(stream: StreamHold) -> None:
     """Envoy looks for the first one, and may have found it before the verifier leaves."""
