@@ -96,10 +96,11 @@ class Asks:
         secret = (principal_header(headers, routed.snapshot.escalations.principal) or "").encode(errors="replace")
         decision = routed.decision
         tier = routed.kept.tier if routed.kept is not None else decision.tier.name
-        # The text of a joined ask has all of the ask before it, so it is near to it, whatever it asks.
-        vector = b"" if signals.ask.source == "joined" else routed.vector
+        # A joined text, like its vector, has all of the ask before it. Its last ask counts, if that names a task.
+        joined = signals.ask.source == "joined"
+        ask = signals.ask.alone or signals.ask
         asked = last_ask(
-            request.turns, signals.ask.text, vector, name, decision.counted_as, tier,
+            request.turns, ask.text, b"" if joined else routed.vector, name, decision.counted_as, tier,
             self._clock(), secret, identity.thread != "",
         )  # fmt: skip
         self._store.set({key: msgspec.msgpack.encode(asked)}, WITHIN_S)
@@ -135,7 +136,8 @@ def signal_of(before: LastAsk, now: LastAsk) -> Signal | None:
         if not now.before:  # the first turn, without an id: a script may send it again and again
             return None
         return Signal.REPEATED if now.ask == before.ask else Signal.EDITED
-    return Signal.RE_ASKED if now.turns > before.turns and is_near(before, now) else None
+    again = now.ask == before.ask or is_near(before, now)
+    return Signal.RE_ASKED if now.turns > before.turns and again else None
 
 
 def asked_before(earlier: Sequence[LastAsk], now: LastAsk) -> LastAsk | None:
