@@ -420,15 +420,15 @@ def test_wrong_matches_are_counted_beside_the_risk(folder, tmp_path, words, toke
     rows = [{"text": alone(COOK, i), "intent": "billing" if i < 37 else "cooking"} for i in range(100)]
     report = evaluate(run(folder, tmp_path, words, tokens, *rows))
     assert str(report.verdicts[0]) == (
-        "TOO MANY WRONG: 37 of 100 trusted matches are wrong. No cohort is calibrated. `extproc calibrate` would "
-        "keep 5 %"
+        "TOO MANY WRONG: 37 of 100 trusted matches are wrong. No cohort is calibrated. The default risk of "
+        "`extproc calibrate` is 5 %"
     )
     assert report.tiers.cells == [("small", "large", 37), ("large", "large", 63)]
     text = evaluation_text(report)
     assert "right tier: 63.0 [54.0, 72.0] % of 100 labelled rows" in text
     assert "37.0 [28.0, 46.0] of 100 !" in text
     assert text.index("tier needed") < text.index("nearest is right")
-    assert text.splitlines()[0] == str(report.verdicts[0])
+    assert " ".join(text.split()).startswith(str(report.verdicts[0]))  # its line is wrapped
 
 
 @pytest.mark.parametrize(("wrong", "word"), [(Estimate(0.37, 0.28, 0.47, 100), "TOO MANY WRONG"),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import currently_in_test_context, given, note
 
-from extproc.api.strip import StreamStripper
+from extproc.api.content_encoding import encoding_of, stripper
 from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.contract.names import HeaderName
@@ -253,9 +253,10 @@ def _attempt(w: Messenger) -> Attempt:
         messages[0],
         {"upstream.request_attempt_count": float(w.one((1, 2, 3))), "request.headers['authorization']": "k"},
     )
-    stripped = decision["logprobs_added"]
-    expected = StreamStripper(decision["api"]).feed(answer, True) if stripped else answer
-    return Attempt(mode, expected, stripped, trailers, messages)
+    encoding = encoding_of(headers.get("content-encoding", b"").decode("utf-8", "replace"))
+    without = stripper(decision["api"], encoding) if decision["logprobs_added"] else None
+    expected = without.feed(answer, True) if without is not None else answer
+    return Attempt(mode, expected, without is not None, trailers, messages)
 
 
 def _chat_answer(w: Messenger, mode: int) -> bytes:
