@@ -212,7 +212,7 @@ def test_a_file_that_stays_locked_costs_outcomes(tmp_path: Path, monkeypatch: py
 def test_a_full_disk_costs_outcomes_and_nothing_else(small_disk: Path) -> None:
     """Earlier rows stay, and outcomes are stored again as soon as there is room."""
     ballast = small_disk / "ballast"
-    ballast.write_bytes(b"x" * 832 * 1024)
+    ballast.write_bytes(b"x" * 736 * 1024)
     path = small_disk / "ledger.sqlite"
     recorded = Recorded(Store(path, 30))
     for i in range(50):
