@@ -115,8 +115,11 @@ def test_no_shape_costs_far_more_than_code_of_the_same_size(router, megabytes, n
     """A body of any content costs a small multiple of an ordinary conversation."""
     size = megabytes * MEGABYTE
     ordinary = cpu_s(router, CHAT, CODE(size))
-    ratios = {name: cpu_s(router, SHAPES[name][0], SHAPES[name][1](size), 1) / ordinary for name in names}
-    assert {name: round(ratio, 1) for name, ratio in ratios.items() if ratio > MOST} == {}
+    for runs in (1, 3):  # what looks slow is measured again, because other load adds to the CPU time
+        ratios = {name: cpu_s(router, SHAPES[name][0], SHAPES[name][1](size), runs) / ordinary for name in names}
+        slow = {name: round(ratio, 1) for name, ratio in ratios.items() if ratio > MOST}
+        names = tuple(slow)
+    assert slow == {}
 
 
 def test_a_large_body_is_read_beside_the_event_loop(router, monkeypatch):
