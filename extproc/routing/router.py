@@ -1,8 +1,6 @@
 """The whole path of one request, from its bytes to the change in it. Start reading at `Router.route`."""
 
-import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -17,6 +15,7 @@ from extproc.routing.budget import Payment
 from extproc.routing.conversations import NEW, Answered, Continuation, Conversations, Identity, id_key, identify
 from extproc.routing.decision import Decision, decide_kept, decide_unread, refused, untouched
 from extproc.routing.exploration import Lottery
+from extproc.routing.large import LARGE_BYTES, LargeBodies
 from extproc.routing.limits import RateLimit, principal_header, principal_of
 from extproc.routing.mutation import mutate
 from extproc.routing.paying import Budgets, Choose, chooser, within_upgrades
@@ -41,11 +40,6 @@ from extproc.routing.vector import match_ask
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-# A larger body is worked on in a thread, a few at a time. NumPy releases the GIL while it counts. The decoder keeps
-# it, for 6 ms a megabyte at most, but the event loop runs between two steps.
-_LARGE_BYTES = 256 * 1024
-_LARGE_THREADS = 2
 
 
 class Router:
@@ -74,7 +68,7 @@ class Router:
         self.cache = cache
         self.lottery: Lottery | None = None  # None: no second tier is ever asked
         self.shares: Mapping[str, float] = {}  # candidate's revision -> its share, after a verdict on it
-        self._large = ThreadPoolExecutor(_LARGE_THREADS, thread_name_prefix="large-body")
+        self._large = LargeBodies("large-body")
 
     @property
     def remembers(self) -> bool:
@@ -266,10 +260,7 @@ class Router:
 
     async def work(self, size: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call a function that works on a body of `size` bytes: for a large body in a thread, a few at a time."""
-        if size < _LARGE_BYTES:
-            return function(*args, **kwargs)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._large, lambda: function(*args, **kwargs))
+        return await self._large.work(size >= LARGE_BYTES, function, *args, **kwargs)
 
 
 def _closed(snapshot: Snapshot, clock: Stopwatch) -> Routed:

@@ -22,6 +22,7 @@ from extproc.contract.records import CacheRecord, LedgerRecord
 from extproc.contract.words import Bound, VerdictWord
 from extproc.messages import Event, Opening, Reply
 from extproc.routing.cache_store import AnswerStore
+from extproc.routing.large import LARGE_BYTES, LargeBodies
 from extproc.routing.limits import Bounds, RateLimit, principal_header, principal_of
 from extproc.routing.policy import Cohort
 from extproc.routing.snapshot import Snapshot
@@ -30,7 +31,6 @@ from extproc.verifying.carried import JudgedDecision, read_requirements
 from extproc.verifying.hold import Hold, State
 from extproc.verifying.judging import CallOut, RuleRunner
 from extproc.verifying.keeping import AnswerKeeper
-from extproc.verifying.large import LARGE_BYTES, LargeAnswers
 from extproc.verifying.rescue import kept_answer
 from extproc.verifying.ruling import JudgedAttempt, Ladder, Ruling, final_usage, rule, rule_early, rule_late
 
@@ -65,7 +65,7 @@ class Verifier:
         self.keeper = AnswerKeeper(answers, self.rules, embed) if answers is not None else None
         self.enqueue = enqueue
         self.bounds = Bounds(workers, rates)
-        self.large = LargeAnswers()
+        self.large = LargeBodies("large-answer")
 
 
 class VerifierExchange:

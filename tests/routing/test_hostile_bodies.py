@@ -126,6 +126,6 @@ def test_a_large_body_is_read_beside_the_event_loop(router, monkeypatch):
     """The same function reads it, in a thread of a small pool."""
     raw = CODE(MEGABYTE)
     routed = asyncio.run(router.route(raw, {":path": CHAT}))
-    monkeypatch.setattr("extproc.routing.router._LARGE_BYTES", 2 * MEGABYTE)
+    monkeypatch.setattr("extproc.routing.router.LARGE_BYTES", 2 * MEGABYTE)
     on_the_loop = asyncio.run(router.route(raw, {":path": CHAT}))
     assert msgspec.structs.replace(routed, stages={}) == msgspec.structs.replace(on_the_loop, stages={})
