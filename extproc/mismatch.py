@@ -13,6 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from extproc.written_number import plain_number
+
 # The way to a value in the data: keys of mappings and places in lists.
 Steps = tuple[str | int, ...]
 
@@ -255,6 +257,8 @@ def _found(value: Any, info: Any) -> str:
             )
             return f"the key `{shown(keys[0])}`" if keys else f"a mapping{colon}"
     text = str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float) and value.is_integer() and _takes(info, inspect.IntType):
+        return f"the number {shown(text)}: write {int(value)}"
     quotes = ": put it in quotes" if _takes(info, inspect.StrType) else ""
     return f"{'' if isinstance(value, bool) else 'the number '}{shown(text)}{quotes}"
 
@@ -262,7 +266,11 @@ def _found(value: Any, info: Any) -> str:
 def _remedy_for_text(text: str, info: Any) -> str:
     """The remedy for a text in place of a number or a list, or ""."""
     if _takes(info, inspect.IntType, inspect.FloatType) and _ALMOST_NUMBER.match(text):
-        return "write digits only" if not _takes(info, inspect.FloatType) else "write digits and a point only"
+        whole = not _takes(info, inspect.FloatType)
+        number = plain_number(text, whole)
+        if number is not None:
+            return f"write {number}"
+        return "write digits only" if whole else "write digits and a point only"
     if _takes(info, inspect.ListType, inspect.VarTupleType) and text.isprintable() and len(text) <= _LONGEST_SHOWN:
         return f"write [{text}]"
     return ""

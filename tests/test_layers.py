@@ -11,6 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "extproc"
 # From the bottom up. A package imports only packages of lower floors.
 FLOORS = (
+    "written_number",
     "settings mismatch contract messages api encoder pb protobuf style",
     "acceptance",
     "routing",

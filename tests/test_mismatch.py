@@ -9,7 +9,7 @@ import yaml
 
 from extproc.acceptance.score import Scorer
 from extproc.mismatch import Mismatch, convert_or_mismatch, dotted_path
-from extproc.settings import App, Conditions, Escalate, Evidence, Human, Judge, Reasoning, Tier, Timeouts
+from extproc.settings import App, Conditions, Escalate, Evidence, Human, Judge, Reasoning, Tier, Timeouts, UsdBudget
 
 _PYTHON = re.compile(r"\b(int|str|float|bool|object|array|null|None|True|False|dict|tuple)\b")
 
@@ -44,7 +44,14 @@ EXPECTED = {
         ".tokens_over: expected a whole number, found the text `32k`: write digits only"
     ),
     (Timeouts, "request_s: 0,5"): (
-        ".request_s: expected a number, found the text `0,5`: write digits and a point only"
+        ".request_s: expected a number, found the text `0,5`: write 0.5"
+    ),
+    (UsdBudget, "{usd_month: 2k, over: s}"): ".usd_month: expected a number, found the text `2k`: write 2000",
+    (UsdBudget, "{usd_month: €2000, over: s}"): (
+        ".usd_month: expected a number, found the text `€2000`: write digits and a point only"
+    ),
+    (Conditions, "tokens_over: 2000.0"): (
+        ".tokens_over: expected a whole number, found the number 2000.0: write 2000"
     ),
     (Tier, "capabilities: [tools, ~]"): (
         ".capabilities[1]: expected text, found nothing: put a text that begins with `#` in quotes"

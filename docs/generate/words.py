@@ -371,7 +371,7 @@ ENDINGS = {
     "accepted": "answered, and no rule rejected the answer",
     "degraded": "answered with an answer that was rejected, or was not fully judged",
     "human": "handed to a person",
-    "failed": "an error, or an answer that was cut",
+    "failed": "an error, an answer that was cut, or a success without a body (204, 205)",
     "cancelled": "the client left",
 }
 

@@ -18,6 +18,7 @@ from extproc.api.observation import Usage
 from extproc.api.paths import APIS
 from extproc.contract.names import TRACEPARENT, Key, Namespace
 from extproc.contract.records import AttemptRecord, AttemptsRecord, DecisionRecord, LedgerRecord
+from extproc.contract.statuses import has_answer
 from extproc.contract.words import NOT_A_COHORT, Reason, Undecided, VerdictWord
 from extproc.pb import access_log_pb2 as pb
 from extproc.pb import token_usage_pb2 as ai
@@ -173,7 +174,7 @@ def _ending(status: int, flags: pb.ResponseFlags, verdict: str | None) -> Ending
         return Ending.CANCELLED
     if verdict == VerdictWord.HUMAN:
         return Ending.HUMAN
-    if status != 200 or not raised.isdisjoint(_CUT):
+    if not has_answer(status) or not raised.isdisjoint(_CUT):
         return Ending.FAILED
     return Ending.DEGRADED if verdict in _REJECTED_AND_SERVED else Ending.ACCEPTED
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from extproc.api.observation import Usage
+from extproc.contract.statuses import has_answer
 from extproc.contract.words import CACHE_HITS, Bound, Reason, VerdictWord
 from extproc.settings import Tier
 
@@ -21,7 +22,7 @@ class Ending(StrEnum):
     ACCEPTED = "accepted"  # the client got an answer that no rule rejected; see `Outcome.judged`
     DEGRADED = "degraded"  # the client got an answer that a rule rejected, or that was not fully judged
     HUMAN = "human"  # the answer was queued for a person
-    FAILED = "failed"  # an error, or an answer that was cut
+    FAILED = "failed"  # an error, an answer that was cut, or a success without a body
     CANCELLED = "cancelled"  # the client left
 
 
@@ -112,7 +113,7 @@ class Outcome(msgspec.Struct, frozen=True):
     @property
     def usage_due(self) -> bool:
         """Whether the last attempt may have been paid for: the answer began, or the client left before that."""
-        return self.attempts > 0 and (self.status == 200 or self.ending in (Ending.CANCELLED, Ending.HUMAN))
+        return self.attempts > 0 and (has_answer(self.status) or self.ending in (Ending.CANCELLED, Ending.HUMAN))
 
     @property
     def is_hit(self) -> bool:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import msgspec
 
 from extproc.accounting.outcome import SERVED, Ending, Unjudged
+from extproc.contract.statuses import has_answer_sql
 from extproc.contract.words import CACHE_HITS, Reason, Undecided
 
 # The column by which a report groups its lines.
@@ -121,7 +122,7 @@ def is_abandoned(row: str = "o") -> str:
 
 
 # The same condition as `Outcome.usage_due`: without tokens, the usage of this answer is unknown.
-_USAGE_DUE = f"o.attempts > 0 AND (o.status = 200 OR {_ended(Ending.CANCELLED, Ending.HUMAN)})"
+_USAGE_DUE = f"o.attempts > 0 AND ({has_answer_sql('o.status')} OR {_ended(Ending.CANCELLED, Ending.HUMAN)})"
 OUTCOME_SUMS = Sum(
     "rollup_outcomes",
     "o.reason",

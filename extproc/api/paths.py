@@ -28,8 +28,8 @@ KEPT_PATHS: dict[str, tuple[str, ...]] = {
     "/responses/[^/]+/cancel": ("POST",),
 }
 # The start of an API's path that clients write or leave out, for Python and for Envoy (RE2). Base URLs of SDKs
-# differ: some have no version, and some repeat it.
-PATH_PREFIX = "(/(openai|anthropic|api))?(/v1){0,2}"
+# differ: some have no version, and some repeat it. Gemini's is /v1beta/openai.
+PATH_PREFIX = "(/(openai|anthropic|api|v1beta/openai))?(/v1){0,2}"
 _VARIANT = re.compile(rf"{PATH_PREFIX}(/.+?)/?")
 _SLASHES = re.compile("//+")
 

@@ -11,7 +11,7 @@ import msgspec
 from extproc.config.load import Config, candidate_folder, load_candidate, load_config
 from extproc.config.reading import yaml_files
 from extproc.config.schema import POLICY_FILE, PolicyFile
-from extproc.config.strict_yaml import Problem, decode_yaml
+from extproc.config.strict_yaml import Problem, decode_yaml, pairs_of
 from extproc.contract.names import CANDIDATE_PREFIX
 from extproc.routing.gain_file import FITTED_FILES
 from extproc.settings import Candidate
@@ -110,18 +110,39 @@ def _share(percent: float | None) -> dict[str, Any]:
 
 
 def _write_key(folder: Path, spec: Candidate) -> None:
-    """Write the key `candidate` into policy.yaml. Its other lines stay."""
+    """Write the key `candidate` into policy.yaml. Everything else stays, also the comments on its lines."""
     raw = (folder / POLICY_FILE).read_bytes()
     before = _decoded(raw)
-    bare = without_candidate(raw) if before is not None and before.candidate is not None else raw
     share = "shadow: true" if spec.shadow else f"percent: {spec.percent:g}, loss: {spec.loss:g}"
-    end = b"" if bare.endswith(b"\n") else b"\n"
     line = f"{_KEY}: {{dir: {msgspec.json.encode(spec.dir).decode()}, {share}}}\n"
-    edited = bare + end + line.encode()
+    if before is not None and before.candidate is not None:
+        edited = _with_share(raw.decode(), spec).encode()
+    else:
+        edited = raw + (b"" if raw.endswith(b"\n") else b"\n") + line.encode()
     after = _decoded(edited)
-    if after is None or after.candidate is None or after.candidate.dir != spec.dir:
+    if before is None or after != msgspec.structs.replace(before, candidate=spec):
         raise ValueError(f"{folder / POLICY_FILE} does not have one key per line: add `{line.rstrip()}` by hand")
     _replace(folder / POLICY_FILE, edited)
+
+
+def _with_share(text: str, spec: Candidate) -> str:
+    """The text of policy.yaml with the candidate's share in the place of the old one, or before its folder."""
+    pairs = pairs_of(text, _KEY)
+    share, value = ("shadow", "true") if spec.shadow else ("percent", f"{spec.percent:g}")
+    place, shadow = pairs.get(share), pairs.get("shadow")
+    edits = []
+    if place is not None:
+        edits.append((place.value, place.end, value))
+    if shadow is not None and not spec.shadow:
+        edits.append((shadow.start, shadow.end, f"{share}: {value}" if place is None else "shadow: false"))
+    if not edits:
+        at = pairs["dir"].start
+        line_start = text.rfind("\n", 0, at) + 1
+        first = not text[line_start:at].strip()  # in its line
+        edits.append((at, at, f"{share}: {value}" + (f"\n{text[line_start:at]}" if first else ", ")))
+    for start, end, new in sorted(edits, reverse=True):  # from the back, so that the places stay
+        text = text[:start] + new + text[end:]
+    return text
 
 
 def stop(folder: Path) -> str:

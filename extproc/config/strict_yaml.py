@@ -1,7 +1,7 @@
 """One YAML file to one typed value. Every mistake is reported with its line and a remedy."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,6 +9,7 @@ import yaml
 
 from extproc.config.syntax import syntax_problem
 from extproc.mismatch import Mismatch, Steps, convert_or_mismatch, dotted_path, shown, value_at
+from extproc.written_number import plain_number
 
 Lines = dict[tuple[str, str], int]  # (file, path such as ".tiers[0].name") -> line
 
@@ -27,6 +28,9 @@ class Problem(msgspec.Struct, frozen=True, order=True):
 _T = TypeVar("_T")
 # Octal numbers, and numbers to the base of 60 such as times.
 _OTHER_NUMBER = re.compile(r"[-+]?(0[0-7_]+|\d[\d_]*(:\d+)+(\.\d*)?)")
+# The parts of a number with commas, which perhaps has a currency.
+_STARTS_NUMBER = re.compile(r"\D{0,3}\d[\d.]*")
+_PART_OF_NUMBER = re.compile(r"\d[\d.]*\D{0,4}")
 # A file without aliases has no more values than bytes. A short file with a few aliases may have more, up to this.
 _LEAST_VALUES = 10_000
 
@@ -57,6 +61,28 @@ def line_of(lines: Lines, name: str, path: str) -> int:
     while path and (name, path) not in lines:
         path = path[: max(path.rfind("."), path.rfind("["), 0)]
     return lines.get((name, path), 1)
+
+
+class Pair(msgspec.Struct, frozen=True):
+    """The place of a key and of its plain value in a text, in characters."""
+
+    start: int  # of the key
+    value: int
+    end: int
+
+
+def pairs_of(text: str, key: str) -> dict[str, Pair]:
+    """The places of the pairs below a key at the top of a file. Empty: there is no such mapping."""
+    top = yaml.compose(text, Loader=yaml.CSafeLoader)
+    pairs = top.value if isinstance(top, yaml.MappingNode) else []
+    inner = next((value for name, value in pairs if name.value == key), None)
+    if not isinstance(inner, yaml.MappingNode):
+        return {}
+    return {
+        name.value: Pair(name.start_mark.index, value.start_mark.index, value.end_mark.index)
+        for name, value in inner.value
+        if isinstance(value, yaml.ScalarNode)
+    }
 
 
 class _File:
@@ -108,25 +134,55 @@ class _File:
 
     def _plain_mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node, number in _pairs(node):
             line = key_node.start_mark.line + 1
             key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             key = ("off", "on")[key] if isinstance(key, bool) else key  # YAML reads these words as booleans
             if not isinstance(key, str):
                 written = f" {shown(key_node.value)}" if isinstance(key_node, yaml.ScalarNode) else ""
-                remedy = "write a name, or put it in quotes"
-                if isinstance(key, int) and isinstance(value_node, yaml.ScalarNode) and not value_node.value:
-                    remedy = "if it ends a decimal with a comma, as in 0,5, write a point"
-                self._report(line, f"the key{written} is not text: {remedy}")
+                self._report(line, f"the key{written} is not text: write a name, or put it in quotes")
                 continue
             if key in mapping:
                 self._report(line, f"`{shown(key)}` is written twice: remove one of them")
             mapping[key] = self._plain(value_node, f"{path}.{key}")
+            if number is not None:
+                mapping[key] = self._report_commas(line, f"{path}.{shown(key)}".lstrip("."), number)
             self._lines[self._name, f"{path}.{key}"] = line
         return mapping
 
+    def _report_commas(self, line: int, path: str, number: str) -> float:
+        """Report a number that has commas, and return what it may mean, so that its type is no second mistake."""
+        plain = plain_number(number, whole=False)
+        remedy = f"write {plain or 'digits and a point only'}"
+        self._report(
+            line, f"`{path}`: in braces, a comma ends a value, so `{shown(number)}` is not one number: {remedy}"
+        )
+        return float(plain) if plain is not None and "." in plain else int(plain or 0)
+
     def _report(self, line: int, what: str) -> None:
         self.problems.append(Problem(self._name, line, what))
+
+
+def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node, str | None]]:
+    """Yield the keys and values. If a number has commas, YAML reads its parts as keys. Then it comes third."""
+    pairs: list[tuple[yaml.Node, yaml.Node, str | None]] = []
+    end = -1  # of the last value
+    for key, value in node.value:
+        if key.start_mark.index == end + 1 and _goes_on(key, value):
+            first, start, number = pairs.pop()
+            pairs.append((first, start, f"{number or start.value},{key.value}"))
+            end = key.end_mark.index
+            continue
+        pairs.append((key, value, None))
+        plain = isinstance(value, yaml.ScalarNode) and _STARTS_NUMBER.fullmatch(value.value) is not None
+        end = value.end_mark.index if plain else -1
+    yield from pairs
+
+
+def _goes_on(key: yaml.Node, value: yaml.Node) -> bool:
+    """Whether a key without a value may be a part of a number."""
+    parts = isinstance(key, yaml.ScalarNode) and isinstance(value, yaml.ScalarNode)
+    return parts and not value.value and _PART_OF_NUMBER.fullmatch(key.value) is not None
 
 
 class _Taken:

@@ -6,6 +6,7 @@ next request within milliseconds. Nothing waits for this message.
 """
 
 from extproc.contract.names import ANSWERED_METHOD, ANSWERED_SERVICE, HeaderName, Key, Namespace
+from extproc.contract.statuses import NO_BODY
 from extproc.envoy.builders import Dict, metadata_predicate, skip_if, typed
 
 # The longest start of an answer that is searched for its id. In a stream, the id is in the first event.
@@ -42,11 +43,15 @@ local function report(handle, keys, tier, id)
   }}, frame .. text, 1000, true)
 end
 
+local function has_answer(status)
+  return status ~= nil and status:sub(1, 1) == "2" and {" and ".join(f'status ~= "{none}"' for none in NO_BODY)}
+end
+
 function envoy_on_response(handle)
   local headers = handle:headers()
   local tier = headers:get("{HeaderName.TIER}")
   local keys = handle:streamInfo():dynamicMetadata():get("{Namespace.CONVERSATION}")
-  if tier == nil or keys == nil or headers:get(":status") ~= "200" then return end
+  if tier == nil or keys == nil or not has_answer(headers:get(":status")) then return end
   if headers:get("{HeaderName.ATTEMPTS}") ~= "1" then report(handle, keys, tier, "") end
   if keys["{Key.KEPT}"] == nil then return end
   local text, searched, first = "", 0, nil

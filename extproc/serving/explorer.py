@@ -26,6 +26,7 @@ from extproc.api.paths import APIS
 from extproc.api.request import Request
 from extproc.api.splice import SpliceError, apply, layout, patches
 from extproc.contract.names import HeaderName
+from extproc.contract.statuses import has_answer
 from extproc.routing.exploration import SecondRequest
 from extproc.routing.mutation import mutate
 from extproc.routing.policy import Rung
@@ -129,7 +130,7 @@ class Explorer:
             explored = await self._asked(explored, routed, second)
         finally:  # also of a request that `close` gave up: without its row it would count as a client's
             self._budget.spend(_guess(explored, routed, second) if explored.cost is None else explored.cost)
-            failed = explored.status != 200 or explored.reason in _FAILURES
+            failed = not has_answer(explored.status) or explored.reason in _FAILURES
             self._report(second.cohort.name, second.tier.name, "failed" if failed else _WORDS[explored.accepted])
             self._keep(explored)
 
@@ -171,7 +172,7 @@ class Explorer:
         self, explored: Explored, reply: _Reply, routed: Routed, request: Request, second: SecondRequest
     ) -> Explored:
         """Judge the answer, and count its tokens."""
-        if reply.status != 200:
+        if not has_answer(reply.status):
             return msgspec.structs.replace(explored, reason="status")
         if reply.headers.get(HeaderName.TIER) != second.tier.name:
             return msgspec.structs.replace(explored, reason="other_tier")
@@ -225,7 +226,7 @@ def _read(reply: _Reply, request: Request) -> Observation:
 
 def _guess(explored: Explored, routed: Routed, second: SecondRequest) -> float:
     """Return what an answer without token counts may have cost. An error costs nothing."""
-    if explored.status != 200 or routed.signals is None:
+    if not has_answer(explored.status) or routed.signals is None:
         return 0.0
     price, tokens = second.tier.price, routed.signals.tokens
     return (tokens * price.input + _GUESSED_TOKENS * price.output) / 1e6

@@ -45,8 +45,8 @@ class RescueExchange:
         self.ruling: Ruling | None = None
 
     async def answer(self, event: Event) -> list[Reply]:
-        """Replace a failure by the kept answer. A 200 passes, and so does any response with a verdict."""
-        served = event.headers.get(":status") == "200" or HeaderName.VERDICT in event.headers
+        """Replace a failure by the kept answer. A success passes, and so does any response with a verdict."""
+        served = event.headers.get(":status", "").startswith("2") or HeaderName.VERDICT in event.headers
         kept = AnswerRecord.from_metadata(self._metadata.get(Namespace.ANSWER, {}))
         if event.kind != "response_headers" or served or not kept.body:
             return [Reply(event.kind)]

@@ -229,12 +229,17 @@ def test_a_case_for_a_person_has_its_own_ending() -> None:
         (200, "downstreamRemoteReset", "cancelled"),
         (503, None, "failed"),
         (413, None, "failed"),
+        (201, None, "accepted"),
+        (206, None, "accepted"),
+        (204, None, "failed"),
+        (205, None, "failed"),
+        (299, "upstreamConnectionTermination", "failed"),
         (200, "upstreamConnectionTermination", "failed"),
         (200, "streamIdleTimeout", "failed"),
     ],
 )
 def test_the_status_and_the_flags_give_the_ending(status: int, flag: str | None, ending: str) -> None:
-    """The client left, there was an error, or the answer was cut after its start."""
+    """The client left, there was an error or no answer, or the answer was cut after its start."""
     flags = {} if flag is None else {"responseFlags": {flag: True}}
     assert read({"1": {"verdict": "accept"}}, status=status, **flags).ending == ending
 

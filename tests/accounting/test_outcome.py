@@ -79,6 +79,8 @@ def test_attempts_without_an_answer_are_counted_as_failed() -> None:
     [
         ({}, True),
         ({"ending": "failed", "status": 200}, True),
+        ({"ending": "accepted", "status": 201}, True),
+        ({"ending": "failed", "status": 204}, False),
         ({"ending": "cancelled", "status": 0}, True),
         ({"ending": "human", "status": 422}, True),
         ({"ending": "failed", "status": 503}, False),

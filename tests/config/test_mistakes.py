@@ -60,7 +60,21 @@ MISTAKES: dict[str, tuple[Edit, str]] = {
     ),
     "a decimal with a comma": (
         add("billing.yaml", "accept: [no_refusal]\nescalate: {to: large, share: 0,5}\n"),
-        "billing.yaml:9: the key 5 is not text: if it ends a decimal with a comma, as in 0,5, write a point",
+        "billing.yaml:9: `escalate.share`: in braces, a comma ends a value, so `0,5` is not one number: write 0.5",
+    ),
+    "thousands with a comma": (
+        add("policy.yaml", "budget: {usd_month: 2,000, over: small}\n"),
+        "policy.yaml:20: `budget.usd_month`: in braces, a comma ends a value, so `2,000` is not one number: "
+        "write 2000",
+    ),
+    "a million with commas": (
+        add("policy.yaml", "budget: {usd_month: $1,000,000.50, over: small}\n"),
+        "policy.yaml:20: `budget.usd_month`: in braces, a comma ends a value, so `$1,000,000.50` is not one "
+        "number: write 1000000.5",
+    ),
+    "an exponent": (
+        add("policy.yaml", "budget:\n  usd_month: 1e3\n  over: small\n"),
+        "policy.yaml:21: `budget.usd_month`: expected a number, found the text `1e3`: write 1000",
     ),
     "a special character": (
         add("billing.yaml", "description: @us\n"),

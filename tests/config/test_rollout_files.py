@@ -6,7 +6,7 @@ import pytest
 
 from extproc.cli.main import main
 from extproc.config.load import load_config
-from extproc.config.rollout_files import promote, stop, without_candidate
+from extproc.config.rollout_files import promote, start, stop, without_candidate
 from tests.config.test_candidate import both, folder, write_key
 
 __all__ = ["folder"]  # a fixture
@@ -65,6 +65,37 @@ def test_a_candidate_that_comes_back_is_not_promoted_over_the_old_files(folder: 
     with pytest.raises(ValueError, match=r"before an earlier promotion of this candidate: move it elsewhere$"):
         list(promote(folder))
     assert names(backup) == [] and (folder / "next/billing.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("{dir: next, shadow: true} # Ann, May 3", "{dir: next, percent: 20} # Ann, May 3"),
+        (
+            "{ dir: 'next', percent: 5.0 , loss: 0.01 }  # weekly",
+            "{ dir: 'next', percent: 20 , loss: 0.01 }  # weekly",
+        ),
+        ("{dir: next}", "{percent: 20, dir: next}"),
+        (
+            "{\n  dir: next, # ours\n  shadow: true # at first\n}",
+            "{\n  dir: next, # ours\n  percent: 20 # at first\n}",
+        ),
+        (
+            "# é weekly\n  # by learn\n  dir: next # ours\n  shadow: true # at first\n  loss: 0.01",
+            "# é weekly\n  # by learn\n  dir: next # ours\n  percent: 20 # at first\n  loss: 0.01",
+        ),
+        ("\n  dir: next # ours", "\n  percent: 20\n  dir: next # ours"),
+        ("\n    percent: 1\n    shadow: on\n    dir: next", "\n    percent: 20\n    shadow: false\n    dir: next"),
+    ],
+)
+def test_a_started_candidate_keeps_its_comments(folder: Path, before: str, after: str) -> None:
+    """Only the share changes, and each line stays in its place."""
+    write_key(folder, before)
+    more = "# the next key\nmode: shadow # for now\n"
+    policy = (folder / "policy.yaml").read_text()
+    (folder / "policy.yaml").write_text(policy + more)
+    start(folder, 20)
+    assert (folder / "policy.yaml").read_text() == policy.replace(before, after) + more
 
 
 def test_a_stopped_candidate_keeps_its_files_and_nothing_else_changes(folder: Path) -> None:

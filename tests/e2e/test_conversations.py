@@ -66,7 +66,9 @@ def test_requests_about_a_response_go_to_the_tier_that_made_it(stack: Stack) -> 
             200, "frontier", f"/v1/responses/{made}{path}"
         )  # fmt: skip
         assert answer.said == {"x-router-cohort": "bound", "x-router-tier": "frontier", "x-router-reason": "bound"}
-    for written in (f"/responses/{made}?a=b", f"/openai/v1/responses/{made}/?a=b"):
+    for written in (
+        f"/responses/{made}?a=b", f"/openai/v1/responses/{made}/?a=b", f"/v1beta/openai/responses/{made}?a=b",
+    ):  # fmt: skip
         assert about(stack, "GET", written, "a").said["x-router-tier"] == "frontier"
         assert arrived(stack).path == f"/v1/responses/{made}?a=b"
     for path, key in ((f"/v1/responses/{made}", "b"), ("/v1/responses/resp_unknown", "a")):

@@ -288,8 +288,11 @@ def test_no_key_of_a_query_is_logged_or_traced(doors: tuple[Stack, Collector]) -
 
 @pytest.mark.parametrize(
     "path",
-    [f"{CHAT}/", f"/{CHAT}", "/v1//chat///completions", "/chat/completions", f"/openai{CHAT}", f"/v1{CHAT}/"],
-)
+    [
+        f"{CHAT}/", f"/{CHAT}", "/v1//chat///completions", "/chat/completions", f"/openai{CHAT}", f"/v1{CHAT}/",
+        "/v1beta/openai/chat/completions",
+    ],
+)  # fmt: skip
 def test_the_path_of_an_api_may_be_written_in_several_ways(stack: Stack, path: str) -> None:
     """It is routed, and the upstream sees the path as it knows it."""
     answer = send(stack.port, f"{path}?a=b", msgspec.json.encode(body_of(CHAT, EXTRACT)))

@@ -54,14 +54,17 @@ _COUNTED = {"stream_options": {"include_usage": True}}
 
 
 class Upstreams(SampleUpstreams):
-    """The sample upstreams, which do not answer if the request says so."""
+    """The sample upstreams, which do not answer, or answer with 201, if the request says so."""
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         if b"wait for ever" in body:
             self.received.append(Received(request.app[TIER], request.path, {}, body))
             await asyncio.sleep(60)
-        return await super()._answer(request)
+        answer = await super()._answer(request)
+        if b"as a new file" in body:
+            answer.set_status(201)
+        return answer
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,8 @@ class Mix:
         with asking(self.stack.port, body_of(CHAT, f"{PROVE} And wait for ever.")):
             eventually(lambda: len(self.stack.upstreams.received) > arrived, "the request is upstream")
         self.asked["cancelled"] += 1
+        assert ask(self.stack.port, f"{PROVE} Write it as a new file.").status == 201  # a success like any other
+        self.asked["plain"] += 1
         assert ask(self.stack.port, PROVE, model="nobody's").status == 404
         self.asked["error"] += 1
 

@@ -546,8 +546,11 @@ def test_a_name_that_only_the_policy_knows_is_refused_on_an_unknown_path(router,
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/chat/completions/", "//v1//chat/completions", "/chat/completions", "/openai/v1/chat/completions?a=b"],
-)
+    [
+        "/v1/chat/completions/", "//v1//chat/completions", "/chat/completions", "/openai/v1/chat/completions?a=b",
+        "/v1beta/openai/chat/completions", "/v1beta/openai//v1/chat/completions/",
+    ],
+)  # fmt: skip
 def test_the_path_of_an_api_is_written_in_several_ways(router, path):
     """Clients differ in the base URL, and in slashes."""
     assert sent(router, BODY, headers={":path": path})[:2] == ("matched", "small")

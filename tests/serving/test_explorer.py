@@ -146,7 +146,9 @@ def test_an_answer_is_judged_priced_and_forgotten(snapshot, words):
     [
         (answer_of(EMPTY), False, "empty", "rejected"),
         (answer_of(WHOLE[:-4]), False, "malformed", "rejected"),
+        (answer_of(WHOLE, "201 Created"), True, None, "accepted"),
         (answer_of(b"{}", "401 Unauthorized"), None, "status", "failed"),
+        (answer_of(b"", "204 No Content"), None, "status", "failed"),
         (answer_of(WHOLE, tier="small"), None, "other_tier", "failed"),
         (b"", None, "no_answer", "failed"),
         (None, None, "not_sent", "failed"),

@@ -888,8 +888,8 @@ def test_the_kept_answer_replaces_a_failure() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"status": "200"}, {"answer": {}}, {"x-cascade-verdict": "human"}],
-    ids=["an answer", "nothing kept", "queued for review, with any status"],
+    [{"status": "200"}, {"status": "201"}, {"answer": {}}, {"x-cascade-verdict": "human"}],
+    ids=["an answer", "another success", "nothing kept", "queued for review, with any status"],
 )
 def test_a_response_that_needs_no_rescue_passes(given: Any) -> None:
     assert rescued(**given)[0] == [Reply("response_headers")]
