@@ -606,8 +606,9 @@ def test_long_streams_at_once_are_passed_whole(cascade: Cascade) -> None:
         flights = []
         for i in range(12):
             request_id, prompt = new_id(), cascade.prompts["buffer" if i % 2 else "early"]
-            body = body_of(CHAT, prompt, True, {"id": request_id, "words": 20_000})
-            flights.append((request_id, post(cascade.stack.port, CHAT, body, {"authorization": request_id})))
+            body = body_of(CHAT, prompt, True, {"id": request_id, "words": 10_000})
+            own = {"authorization": request_id}
+            flights.append((request_id, post(cascade.stack.port, CHAT, body, own, within_s=300)))
         wires = await asyncio.gather(*(flight for _, flight in flights))
         return [(request_id, wire) for (request_id, _), wire in zip(flights, wires, strict=True)]
 
