@@ -211,7 +211,7 @@ clean:  ## remove the environment, builds and caches
 
 # torch is installed apart, as a CPU build: pip's default on Linux brings gigabytes of CUDA. The first command takes a
 # CPU build from pip's own index, the second from PyTorch's. The third is for platforms that have CPU builds only.
-# The locked packages are installed beside it, because pip uses one core.
+# The locked packages are installed beside it, because pip uses one core. They have what builds ours.
 $(VENV)/created: pyproject.toml requirements.lock
 	@mkdir -p $(VENV) && : > $(SETUP_LOG)
 	$(call step,creating the Python environment in $(VENV),$(PYTHON) -m venv $(VENV))
@@ -223,7 +223,7 @@ $(VENV)/installed: $(VENV)/created
 	  || $(PIP) --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)" \
 	  || $(PIP) --no-deps "torch==$(TORCH)" ) & torch=$$! \
 	  ; $(PIP) --no-deps --require-hashes -r requirements.lock; locked=$$? \
-	  ; wait $$torch && [ $$locked = 0 ] && $(PIP) -e '.[dev]')
+	  ; wait $$torch && [ $$locked = 0 ] && $(PIP) --no-build-isolation -e '.[dev]')
 	@touch $@
 
 $(VENV)/ready: $(VENV)/installed
