@@ -2,13 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off
+# Modules are compiled when they are first imported, because most of the packages' modules never are.
+PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off --no-compile
 SETUP_LOG := $(VENV)/setup.log
 # PyTorch's index of builds without CUDA. It is used only if pip's own index has no CPU build.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= 2.13.0
 XDS_PROTOS := 1.85.0
 UV := 0.13.9
+# Each Python keeps what it compiles, also on a machine that forbids it. Otherwise every router that a test starts would
+# compile the whole package.
+export PYTHONDONTWRITEBYTECODE :=
 # Processes of pytest. One of two starts with the tests through Envoy, the other with the rest (tests/conftest.py).
 WORKERS ?= 2
 CYCLONEDX := 7.5.0
@@ -205,17 +209,21 @@ bench-wild: $(VENV)/ready  ## decide about real prompts of public sets, beside c
 clean:  ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
 
-# torch is installed first, as a CPU build: pip's default on Linux brings gigabytes of CUDA. The first command takes a
+# torch is installed apart, as a CPU build: pip's default on Linux brings gigabytes of CUDA. The first command takes a
 # CPU build from pip's own index, the second from PyTorch's. The third is for platforms that have CPU builds only.
-$(VENV)/installed: pyproject.toml requirements.lock
+# The locked packages are installed beside it, because pip uses one core. They have what builds ours.
+$(VENV)/created: pyproject.toml requirements.lock
 	@mkdir -p $(VENV) && : > $(SETUP_LOG)
 	$(call step,creating the Python environment in $(VENV),$(PYTHON) -m venv $(VENV))
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created
 	$(call step,installing the packages (2 minutes),( \
 	  $(PIP) --no-deps "torch==$(TORCH)+cpu" \
 	  || $(PIP) --no-deps --index-url $(TORCH_INDEX) "torch==$(TORCH)" \
-	  || $(PIP) --no-deps "torch==$(TORCH)" ) \
-	  && $(PIP) --no-deps --require-hashes -r requirements.lock \
-	  && $(PIP) -e '.[dev]')
+	  || $(PIP) --no-deps "torch==$(TORCH)" ) & torch=$$! \
+	  ; $(PIP) --no-deps --require-hashes -r requirements.lock; locked=$$? \
+	  ; wait $$torch && [ $$locked = 0 ] && $(PIP) --no-build-isolation -e '.[dev]')
 	@touch $@
 
 $(VENV)/ready: $(VENV)/installed
@@ -235,7 +243,7 @@ $(VENV)/minilm-ready: $(VENV)/installed
 	@touch $@
 
 # Envoy's published descriptors would overwrite OpenTelemetry's in the environment, so they have a separate folder.
-$(VENV)/descriptors-ready: $(VENV)/installed
+$(VENV)/descriptors-ready: $(VENV)/created
 	$(call step,installing Envoy's descriptors and older Envoys, \
 	  $(PIP) --no-deps --upgrade --target $(VENV)/xds "xds-protos==$(XDS_PROTOS)" \
 	  && for version in $(OLD_ENVOYS); do \

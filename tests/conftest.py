@@ -29,6 +29,10 @@ _FOLDERS = itertools.count()
 settings.register_profile("ordinary", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ordinary")
 _END_TO_END = "tests/e2e/"
+# These take half a minute or more. They come first, so that no process has one left when the other process is done.
+_LONGEST = tuple(f"{_END_TO_END}test_{name}.py" for name in (
+    "faults", "cascade", "learn_page", "pods", "observe", "several_workers", "gateways", "commands", "listening",
+))  # fmt: skip
 # A test records a table under this name, and the summary at the end of the run prints it.
 SUMMARY = "summary"
 
@@ -55,7 +59,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Schedu
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under `pytest -n`, the tests through Envoy come first, because they take longest."""
     if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: not item.nodeid.startswith(_END_TO_END))  # stable
+        items.sort(key=lambda item: (not item.nodeid.startswith(_END_TO_END), not item.nodeid.startswith(_LONGEST)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

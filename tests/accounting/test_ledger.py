@@ -51,7 +51,7 @@ def rows(place: Path | str, table: str = "outcomes") -> list[dict[str, Any]]:
 
 def until(look: Callable[[], object]) -> None:
     """Wait for another thread."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not look():
         assert time.monotonic() < deadline
 
@@ -232,7 +232,7 @@ def test_a_slow_store_fills_the_queue_and_nothing_else() -> None:
 
     class Slow(Failing):
         def add(self, rows: Any) -> None:
-            go.wait(10)
+            go.wait(60)
 
     recorded = Recorded(Slow())
     recorded.ledger.offer(b"taken")
@@ -430,7 +430,7 @@ def test_a_stream_of_logs_ends_when_the_server_drains(monkeypatch: pytest.Monkey
         taking = asyncio.create_task(streams.take(endless(), None))
         await asyncio.sleep(0)
         await streams.drain()
-        return await asyncio.wait_for(taking, 5)
+        return await asyncio.wait_for(taking, 60)
 
     assert asyncio.run(play()) == b""
     recorded.ledger.close()

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import functools
 import ssl
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,6 +32,7 @@ class Script(msgspec.Struct, frozen=True):
     thoughts: int = 0  # pieces of reasoning before the words
     gap_s: float = 0.0  # before each word and each piece
     stall_after: int | None = None  # after this word nothing follows
+    until: threading.Event | None = None  # the last word waits for it
     hang_up: bool = False  # close the connection instead
 
 
@@ -114,6 +116,8 @@ async def _stream(writer: asyncio.StreamWriter, script: Script) -> bool:
         await asyncio.sleep(script.gap_s)
         if number == script.stall_after:
             await asyncio.sleep(60)
+        if script.until is not None and number == script.words - 1:
+            await asyncio.to_thread(script.until.wait, 60)
         member = "content" if number >= 0 else "reasoning_content"
         choice = {"index": 0, "delta": {member: f"w{number} "}, "finish_reason": None}
         event = b"data: " + msgspec.json.encode({"choices": [choice]}) + b"\n\n"

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -334,18 +335,17 @@ def test_the_latest_rung_with_an_answer_rescues(cascade: Cascade) -> None:
     assert wire.status == 400
 
 
-@STREAMS
-@pytest.mark.parametrize("trouble", ["no host", "full", "too slow"])
-def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
-    cascade: Cascade, tmp_path: Path, trouble: str, stream: bool
-) -> None:
-    """This includes Envoy's own errors. It needs the whole answer, so a stream that stopped early is not kept."""
+@pytest.fixture(scope="module", params=["no host", "full", "too slow"])
+def in_trouble(
+    cascade: Cascade, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Stack]:
+    """A second Envoy, whose large tier never answers."""
 
     def edit(bootstrap: dict[str, Any]) -> None:
         large = cluster_of(bootstrap, "large")
-        if trouble == "no host":
+        if request.param == "no host":
             large["load_assignment"]["endpoints"][0]["lb_endpoints"] = []
-        elif trouble == "full":
+        elif request.param == "full":
             large["circuit_breakers"]["thresholds"][0]["max_requests"] = 0
         else:
             for route in manager_of(bootstrap)["route_config"]["virtual_hosts"][0]["routes"]:
@@ -353,10 +353,20 @@ def test_whatever_keeps_the_last_rung_from_answering_is_rescued(
                     # Long enough for the small tier's answer and its judgement on a busy machine.
                     route["route"]["retry_policy"]["per_try_timeout"] = "6s"
 
-    with envoy_beside(cascade.stack, tmp_path, edit) as beside:
+    with envoy_beside(cascade.stack, tmp_path_factory.mktemp("trouble"), edit) as beside:
+        yield beside
+
+
+def test_whatever_keeps_the_last_rung_from_answering_is_rescued(cascade: Cascade, in_trouble: Stack) -> None:
+    """This includes Envoy's own errors. It needs the whole answer, so a stream that stopped early is not kept."""
+
+    def asked(stream: bool) -> tuple[str, Any, Any]:
         request_id = new_id()
         script = {"id": request_id, "small": "refuses", "large": "no_headers_in_time"}
-        wire, reading = ask(beside, cascade.prompts["buffer"], script, stream)
+        return request_id, *ask(in_trouble, cascade.prompts["buffer"], script, stream)
+
+    # Side by side, because both wait for the same time.
+    for request_id, wire, reading in cascade.pool.map(asked, (False, True)):
         assert (wire.status, reading.problems, wire.body) == (200, [], cascade.sent(request_id, "small"))
         assert (said(wire)["x-router-tier"], said(wire)["x-cascade-verdict"]) == ("small", "degraded")
 
@@ -446,10 +456,9 @@ def cluster_of(bootstrap: dict[str, Any], name: str) -> dict[str, Any]:
     return next(cluster for cluster in clusters if cluster["name"] == name)
 
 
-@STREAMS
-@pytest.mark.parametrize("cohort", ["early", "buffer", "plain"])
-def test_a_tier_without_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path, cohort: str, stream: bool) -> None:
-    """It is like a tier that refuses, first or in the middle of a ladder. As the last one it is an honest error."""
+@pytest.fixture(scope="module")
+def without_hosts(cascade: Cascade, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stack]]:
+    """Tier -> an Envoy beside the first one, whose tier has no hosts."""
 
     def nobody(name: str) -> Callable[[dict[str, Any]], None]:
         def empty(bootstrap: dict[str, Any]) -> None:
@@ -457,21 +466,32 @@ def test_a_tier_without_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path, 
 
         return empty
 
-    with envoy_beside(cascade.stack, tmp_path, nobody("small")) as beside:
-        request_id = new_id()
-        wire, reading = ask(beside, cascade.prompts[cohort], {"id": request_id}, stream)
-        assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "large"))
-        assert said(wire) == {
-            "x-router-reason": "matched", "x-router-escalations": "0", "x-router-tier": "large",
-            "x-router-attempts": "2",
-        }  # fmt: skip
-    with envoy_beside(cascade.stack, tmp_path, nobody("large")) as beside:
-        request_id = new_id()
-        wire, _ = ask(beside, cascade.prompts["three"], {"id": request_id, "small": "refuses"}, stream)
-        assert (wire.body, said(wire)["x-router-tier"]) == (cascade.sent(request_id, "frontier"), "frontier")
-        assert (said(wire)["x-router-attempts"], said(wire)["x-router-escalations"]) == ("3", "1")
-        wire, _ = ask(beside, cascade.prompts[cohort], {"id": new_id(), "small": "status_500"}, stream)
-        assert (wire.status, said(wire)["x-router-attempts"]) == (503, "3")  # the last tier is asked twice
+    with contextlib.ExitStack() as ending:
+        yield {
+            name: ending.enter_context(envoy_beside(cascade.stack, tmp_path_factory.mktemp(name), nobody(name)))
+            for name in ("small", "large")
+        }
+
+
+@STREAMS
+@pytest.mark.parametrize("cohort", ["early", "buffer", "plain"])
+def test_a_tier_without_hosts_is_climbed_over(
+    cascade: Cascade, without_hosts: dict[str, Stack], cohort: str, stream: bool
+) -> None:
+    """It is like a tier that refuses, first or in the middle of a ladder. As the last one it is an honest error."""
+    request_id = new_id()
+    wire, reading = ask(without_hosts["small"], cascade.prompts[cohort], {"id": request_id}, stream)
+    assert (reading.problems, wire.body) == ([], cascade.sent(request_id, "large"))
+    assert said(wire) == {
+        "x-router-reason": "matched", "x-router-escalations": "0", "x-router-tier": "large",
+        "x-router-attempts": "2",
+    }  # fmt: skip
+    request_id, beside = new_id(), without_hosts["large"]
+    wire, _ = ask(beside, cascade.prompts["three"], {"id": request_id, "small": "refuses"}, stream)
+    assert (wire.body, said(wire)["x-router-tier"]) == (cascade.sent(request_id, "frontier"), "frontier")
+    assert (said(wire)["x-router-attempts"], said(wire)["x-router-escalations"]) == ("3", "1")
+    wire, _ = ask(beside, cascade.prompts[cohort], {"id": new_id(), "small": "status_500"}, stream)
+    assert (wire.status, said(wire)["x-router-attempts"]) == (503, "3")  # the last tier is asked twice
 
 
 def test_a_tier_whose_name_loses_its_hosts_is_climbed_over(cascade: Cascade, tmp_path: Path) -> None:
@@ -586,8 +606,9 @@ def test_long_streams_at_once_are_passed_whole(cascade: Cascade) -> None:
         flights = []
         for i in range(12):
             request_id, prompt = new_id(), cascade.prompts["buffer" if i % 2 else "early"]
-            body = body_of(CHAT, prompt, True, {"id": request_id, "words": 20_000})
-            flights.append((request_id, post(cascade.stack.port, CHAT, body, {"authorization": request_id})))
+            body = body_of(CHAT, prompt, True, {"id": request_id, "words": 10_000})
+            own = {"authorization": request_id}
+            flights.append((request_id, post(cascade.stack.port, CHAT, body, own, within_s=300)))
         wires = await asyncio.gather(*(flight for _, flight in flights))
         return [(request_id, wire) for (request_id, _), wire in zip(flights, wires, strict=True)]
 

@@ -398,7 +398,7 @@ def running_bench(folder: Path, start_envoy: Callable[[Stack], None] | None = No
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return fill(tmp_path_factory.mktemp("faults"), 4, 30)
+    return fill(tmp_path_factory.mktemp("faults"), 4, 20)
 
 
 def test_no_fault_costs_a_client_its_answer(

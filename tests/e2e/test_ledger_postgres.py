@@ -1,6 +1,8 @@
 """Routers behind a real Envoy keep one ledger in a real Postgres."""
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Itera
     folder = tmp_path_factory.mktemp("postgres")
     with SampleUpstreams(MODELS) as upstreams:
         running = Stack(write_small_intents(folder / "written"), folder, upstreams)
+        running.program = [sys.executable, str(Path(__file__).parent / "quick_keeper.py")]
         with with_ledger(running, "--ledger", postgres.url):
             yield running
 

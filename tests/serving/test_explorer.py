@@ -122,7 +122,7 @@ def explored(
         explorer.close()
         server.close()
 
-    asyncio.run(asyncio.wait_for(play(), 20))
+    asyncio.run(asyncio.wait_for(play(), 60))
     return kept[0], reported[0]
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -26,13 +27,16 @@ def router_with(spec: Candidate) -> Router:
 def follow(router: Router, place: Path, until: dict[str, float]) -> None:
     async def run() -> None:
         task = asyncio.create_task(follow_rollout(router, place))
-        for _ in range(1000):
-            await asyncio.sleep(0.01)
-            if router.shares == until:
-                break
+        await true(lambda: router.shares == until)
         task.cancel()
 
     asyncio.run(run())
+
+
+async def true(look: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not look():
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(("accepted", "share", "word"), [(False, 0.0, "STOP"), (True, 1.0, "PROMOTE")])
@@ -66,13 +70,11 @@ def test_a_ledger_that_cannot_be_read_changes_nothing(
 
     async def run() -> None:
         task = asyncio.create_task(follow_rollout(router, place))
-        await asyncio.sleep(0.1)
+        await true(lambda: caplog.records)
+        await asyncio.sleep(0.1)  # more failures
         assert router.shares == {}
         await asyncio.to_thread(store, place, *pairs(30, accepted=False))
-        for _ in range(1000):
-            await asyncio.sleep(0.01)
-            if router.shares:
-                break
+        await true(lambda: router.shares)
         task.cancel()
 
     asyncio.run(run())
