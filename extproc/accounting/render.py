@@ -139,8 +139,7 @@ def text_of(report: CostReport) -> str:
 def html_of(report: CostReport) -> str:
     """Return the same report as one HTML page that loads nothing else."""
     title = _title(report)
-    notes = f"<p>{escape(' '.join(_notes(report)))}</p>"
-    parts = [f"<h1>{escape(title)}</h1>", *html_verdicts(report), *html_tables(report), notes]
+    parts = [f"<h1>{escape(title)}</h1>", *html_verdicts(report), *html_tables(report), html_notes(report)]
     return html_page(title, "".join(parts))
 
 
@@ -148,6 +147,11 @@ def html_verdicts(report: CostReport) -> list[str]:
     """Return the verdicts as HTML, each with its word in front."""
     parts = (sentence.partition(": ") for sentence in report.verdicts)
     return [f"{verdict_line(sentence, word)}\n" for word, _, sentence in parts]
+
+
+def html_notes(report: CostReport) -> str:
+    """Return the meaning of the columns as HTML."""
+    return f"<p>{escape(' '.join(_notes(report)))}</p>"
 
 
 def html_tables(report: CostReport) -> list[str]:
