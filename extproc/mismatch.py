@@ -61,7 +61,8 @@ def _explain(message: str, data: Any, kind: Any) -> Mismatch:
     info = _type_at(kind, steps)
     missing = _MISSING_KEY.fullmatch(text)
     if missing is not None:
-        return Mismatch(steps, f"`{missing[1]}` is missing: add it", missing[1], is_key=True)
+        what = f"`{missing[1]}` is missing: add it{_meaning(info, missing[1])}"
+        return Mismatch(steps, what, missing[1], is_key=True)
     value = value_at(data, steps)
     if steps and steps[-1] in _SECRET and isinstance(value, str):
         return Mismatch(steps, f"expected {_expected(info)}, found a text: write the key itself into a file")
@@ -181,12 +182,19 @@ def _inside(info: Any, step: str | int) -> Any | None:
 
 def _keys(info: Any) -> list[str]:
     """The keys of the mapping that is expected."""
-    return [
-        field.encode_name
-        for member in _members(info)
-        if isinstance(member, inspect.StructType)
-        for field in member.fields
-    ]
+    return [field.encode_name for field in _fields(info)]
+
+
+def _fields(info: Any) -> list[inspect.Field]:
+    return [field for member in _members(info) if isinstance(member, inspect.StructType) for field in member.fields]
+
+
+def _meaning(info: Any, key: str) -> str:
+    """The first sentence of the description of a key, in parentheses, or ""."""
+    kinds = [field.type for field in _fields(info) if field.encode_name == key]
+    described = (kind.extra_json_schema or {} for kind in kinds if isinstance(kind, inspect.Metadata))
+    text = next(described, {}).get("description", "").split(". ")[0].rstrip(".")
+    return f" ({text[:1].lower()}{text[1:]})" if text else ""
 
 
 def _expected(info: Any) -> str:
@@ -249,7 +257,7 @@ def _found(value: Any, info: Any) -> str:
             remedy = f"did you mean `{near[0]}`?" if near else _remedy_for_text(value, info)
             return f"the text `{shown(value)}`" + (f": {remedy}" if remedy else "")
         case list():
-            return f"a list of {len(value)} value{'s' * (len(value) > 1)}" if value else "an empty list"
+            return f"a list of {counted(len(value), 'value')}" if value else "an empty list"
         case dict():
             keys = [str(key) for m in _members(info) for key in _other_keys(value, m)]
             colon = (
@@ -287,6 +295,11 @@ def _other_keys(mapping: dict[Any, Any], info: Any) -> Iterator[Any]:
     """The keys of a mapping that are not among the expected ones."""
     if isinstance(info, inspect.DictType) and isinstance(info.key_type, inspect.LiteralType):
         yield from (key for key in mapping if key not in info.key_type.values)
+
+
+def counted(count: int, noun: str) -> str:
+    """The number with its noun, as in "1 cohort" or "2 cohorts"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def shown(text: str) -> str:

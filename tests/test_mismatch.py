@@ -68,7 +68,7 @@ EXPECTED = {
     (App, "default_tier: {chat: 5}"): (
         ".default_tier.chat: expected text, found the number 5: put it in quotes"
     ),
-    (Judge, "{url: h}"): "`model` is missing: add it",
+    (Judge, "{url: h}"): "`model` is missing: add it (model name to ask for)",
     (Tier, "capabilities: [5]"): ".capabilities[0]: expected text, found the number 5: put it in quotes",
 }  # fmt: skip
 

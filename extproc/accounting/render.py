@@ -13,8 +13,10 @@ _NOTES = (
     "escalated: requests with a rejected answer before the last attempt. first byte: median (95th percentile).",
     "cost: US dollars at the prices of that time, with rejected answers. cascade: the cost of rejected answers.",
     "saving: the cost of the served answers' tokens at the default tier, minus cost.",
-    "re-asked, edited, repeated: the client asked again. abandoned: it left a stream. rating: mean, 1 is good.",
     "unknown: answers without token counts (a stream without usage, or a cut answer). No sum includes them.",
+)
+_SIGNAL_NOTES = (
+    "re-asked, edited, repeated: the client asked again. abandoned: it left a stream. rating: mean, 1 is good.",
 )
 
 
@@ -112,6 +114,11 @@ def _explored(report: CostReport) -> list[str]:
     ]
 
 
+def _notes(report: CostReport) -> list[str]:
+    """Return the meaning of the columns that are shown."""
+    return [*_NOTES, *([] if report.total.signals.is_empty else _SIGNAL_NOTES)]
+
+
 def _title(report: CostReport) -> str:
     since, until = (time.strftime("%Y-%m-%d %H:%M", time.gmtime(t)) for t in (report.since, report.until))
     return f"{report.ledger}, {since} to {until} UTC, by {report.by}"
@@ -125,15 +132,14 @@ def text_of(report: CostReport) -> str:
         form = "  ".join(f"{{:{'<' if name == report.by else '>'}{width}}}" for name, width in widths.items())
         *lines, total = (form.format(*row.values()) for row in rows)
         parts.append([form.format(*widths), *lines, "-" * len(total), total])
-    parts += [_reasons(report), list(_NOTES)]
+    parts += [_reasons(report), _notes(report)]
     return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
 
 
 def html_of(report: CostReport) -> str:
     """Return the same report as one HTML page that loads nothing else."""
     title = _title(report)
-    notes = f"<p>{escape(' '.join(_NOTES))}</p>"
-    parts = [f"<h1>{escape(title)}</h1>", *html_verdicts(report), *html_tables(report), notes]
+    parts = [f"<h1>{escape(title)}</h1>", *html_verdicts(report), *html_tables(report), html_notes(report)]
     return html_page(title, "".join(parts))
 
 
@@ -141,6 +147,11 @@ def html_verdicts(report: CostReport) -> list[str]:
     """Return the verdicts as HTML, each with its word in front."""
     parts = (sentence.partition(": ") for sentence in report.verdicts)
     return [f"{verdict_line(sentence, word)}\n" for word, _, sentence in parts]
+
+
+def html_notes(report: CostReport) -> str:
+    """Return the meaning of the columns as HTML."""
+    return f"<p>{escape(' '.join(_notes(report)))}</p>"
 
 
 def html_tables(report: CostReport) -> list[str]:

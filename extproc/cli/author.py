@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extproc.cli.options import add_command, intents_option
+from extproc.mismatch import counted
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -86,7 +87,8 @@ def _check(args: argparse.Namespace) -> int:
     notes = [*config.old_keys, *check_upstream_files(config)]
     snapshot = compile_snapshot(config, load_encoder(config.policy.encoder.model))
     cohorts = snapshot.policy.cohorts.values()
-    print(f"{args.intents}: {len(cohorts)} cohorts, {len(config.policy.tiers)} tiers, revision {snapshot.revision}")
+    parts = f"{counted(len(cohorts), 'cohort')}, {counted(len(config.policy.tiers), 'tier')}"
+    print(f"{args.intents}: {parts}, revision {snapshot.revision}")
     raw = b""
     if config.fitted is not None:
         raw = (args.intents / CENTROIDS_FILE).read_bytes()
@@ -119,7 +121,7 @@ def _check_apps(config: "Config", snapshot: "Snapshot", folder: Path) -> Iterato
         where = f"in {app.intents}" if app.intents else "of the policy"
         tiers = f", tiers {', '.join(app.tiers)}" if app.tiers is not None else ""
         team = f", team {app.team}" if app.team is not None else ""
-        yield f"app {name}: {len(own.policy.cohorts)} cohorts {where}{tiers}{team}"
+        yield f"app {name}: {counted(len(own.policy.cohorts), 'cohort')} {where}{tiers}{team}"
     if problems:
         raise ConfigError(problems, folder)
 

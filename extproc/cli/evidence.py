@@ -17,12 +17,13 @@ from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import BadRow, Traffic, other_file, read_traffic
 from extproc.evidence.data.vector_store import store_for
 from extproc.evidence.execution import Execution, Memory, execute
-from extproc.evidence.fit.suggestion import as_yaml, borderline_utterances, propose
+from extproc.evidence.fit.suggestion import LEAST_ROWS, as_yaml, borderline_utterances, propose
 from extproc.evidence.measure.evaluation import evaluate
 from extproc.evidence.measure.notes import unused
 from extproc.evidence.perturb.robustness import perturb
 from extproc.evidence.show.evaluation import evaluation_text
 from extproc.evidence.show.page import as_html
+from extproc.mismatch import counted
 
 # At most this many unusable rows are reported one by one.
 _MOST_REPORTED = 10
@@ -81,7 +82,9 @@ def run_suggest(intents: Path, data: Path, out: Path | None) -> int:
         for i, proposal in enumerate(proposals, start=1):
             (out / f"proposed-{i:02}.yaml").write_text(as_yaml(proposal, tier), encoding="utf-8")
     outside = sum(run.routed.column(lambda decision: decision.reason is Reason.OUT_OF_SCOPE))
-    print(f"{outside:,} of {len(run.rows):,} rows fall out of scope; {len(proposals)} proposed intents")
+    none = "" if proposals else f", because fewer than {LEAST_ROWS} of them are alike"
+    count = counted(len(proposals), "proposed intent")
+    print(f"{outside:,} of {len(run.rows):,} rows fall out of scope; {count}{none}")
     for proposal in proposals:
         print("\n" + as_yaml(proposal, tier), end="")
     print("\nutterances closest to another intent (named in brackets); reword them or move them there:")

@@ -87,7 +87,7 @@ def _compared(
 def _about(name: str, revision: str, runs: Sequence[tuple[str, Execution, Execution]]) -> Iterator[str]:
     """Lines about one configuration. `runs` are those of its apps, each with that of the other configuration."""
     seals = [f"app {app} {run.sealed}" if app else run.sealed for app, run, _ in runs]
-    yield f"{name}       revision {revision}, sealed {', '.join(seals)}"
+    yield f"{name}       revision {revision}, hash of its decisions {', '.join(seals)}"
     for app, run, other in runs:
         labels = {intent for intent in run.revealed.intents.values if isinstance(intent, str)}
         if lacks := labels & {*other.snapshot.policy.cohorts} - {*run.snapshot.policy.cohorts}:

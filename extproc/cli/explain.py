@@ -37,6 +37,12 @@ from extproc.settings import Chosen
 
 # Here a person waits for the encoder, not a request, so the deadline is generous.
 _DEADLINE_S = 60.0
+# What the words mean that stand for no setting of the router.
+_NOT_WRITTEN = {
+    "model": " (nothing is written, so the model decides)",
+    "client": " (the client's own choice stays)",
+    "none": " (nothing is written, because the tier names no dialect)",
+}
 
 
 class _PatientBatcher:
@@ -243,7 +249,8 @@ def _decision_lines(routed: Routed) -> Iterator[str]:
     if decision.proposed_tier is not None:
         yield f"shadow    `mode: enforce` would choose tier {decision.proposed_tier}"
     yield f"cluster   {routed.mutation.cluster}"
-    yield f"reasoning {routed.mutation.reasoning}"
+    word = routed.mutation.reasoning
+    yield f"reasoning {word}{_NOT_WRITTEN.get(word, '')}"
 
 
 def _cache_lines(routed: Routed) -> Iterator[str]:

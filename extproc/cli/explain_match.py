@@ -86,12 +86,12 @@ def _why(policy: Policy, cohort: Cohort, match: Match) -> str:
     if weighed.reason is Reason.MATCHED:
         if own == len(policy.tiers) - 1:
             return f"{name} is likely enough for its tier {policy.tiers[own].name}"
-        limit = f"up to {_percent(DOUBT)} is accepted"
-        return f"the chance that it needs a tier above {tier} is {_percent(above)}, and {limit}, so {tier} serves"
+        what = f"the chance that the request needs a tier above {tier} is {_percent(above)}"
+        return f"{what}, and up to {_percent(DOUBT)} is accepted, so {tier} serves"
     if weighed.reason is Reason.OUT_OF_SCOPE and match.background > match.alike:
         return f"the background is likelier than {name}, so {tier} serves"
     if needed_rank(policy, match) > own:
-        what = f"the chance that it needs a tier above {policy.tiers[own].name} is {_percent(above)}"
+        what = f"the chance that the request needs a tier above {policy.tiers[own].name} is {_percent(above)}"
         return f"{what}, more than the {_percent(DOUBT)} that is accepted, so {tier} serves"
     return f"no intent has a chance of {_percent(LEAST_CHANCE)}, and {tier} is enough for those that are likely"
 

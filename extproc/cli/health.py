@@ -1,12 +1,14 @@
 """The commands that ask a running router: `health` and `status`."""
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extproc.cli.options import add_command, all_or_none, parse_server_address
+from extproc.mismatch import counted
 
 if TYPE_CHECKING:
     from extproc.cli.options import Commands
@@ -76,13 +78,20 @@ def _tls(args: argparse.Namespace) -> "DialTls | None":
 
 
 def _health(args: argparse.Namespace) -> int:
-    from extproc.serving.health import refuses_files, serves
+    from extproc.serving.health import health_of, refuses_files
 
     tls = _tls(args)
-    serving = serves(args.address, tls=tls)
+    answer = health_of(args.address, tls=tls)
+    serving = answer is True
     older = serving and refuses_files(args.address, tls=tls)
     note = f" an older revision, as its files are refused: see `extproc status {args.address}`" if older else ""
     print(f"{args.address}: {'serving' if serving else 'not serving'}{note}")
+    if answer is None:
+        print(
+            "extproc: no answer: start `extproc serve`, or give the address in its --listen, with --tls-cert, "
+            "--tls-key and --tls-ca if it has --tls-cert",
+            file=sys.stderr,
+        )
     return 0 if serving else 1
 
 
@@ -96,7 +105,8 @@ def _status(args: argparse.Namespace) -> int:
 
 def status_lines(address: str, status: "Status") -> Iterator[str]:
     """Yield what the router at `address` serves, against the files on disk and Envoy."""
-    yield f"{address} serves revision {status.revision} with {status.cohorts} cohorts, since {_when(status.since)}"
+    cohorts = counted(status.cohorts, "cohort")
+    yield f"{address} serves revision {status.revision} with {cohorts}, since {_when(status.since)}"
     yield f"files     {_files(status)}"
     if status.refusal is not None:
         yield from (f"          {line}" for line in status.refusal.message.splitlines())

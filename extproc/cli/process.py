@@ -9,6 +9,7 @@ from pathlib import Path
 
 from extproc.config.load import ConfigError
 from extproc.encoder.protocols import EncoderError
+from extproc.mismatch import counted
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -68,5 +69,4 @@ def _set_up_logging() -> None:
 def _print_problems(error: ConfigError, folder: Path) -> None:
     for problem in error.problems:
         print(f"{folder / problem.file}:{problem.line}: {problem.what}", file=sys.stderr)
-    count = len(error.problems)
-    print(f"{count} problem{'s' * (count != 1)} in {folder}", file=sys.stderr)
+    print(f"{counted(len(error.problems), 'problem')} in {folder}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from extproc.config.schema import BACKGROUND_FILE
+from extproc.mismatch import counted
 
 # Fewer texts say little about what belongs to no intent. `LEAST_UTTERANCES` is the same for an intent.
 _LEAST_TEXTS = 3
@@ -18,7 +19,7 @@ def check_name(name: str) -> str | None:
 def check_background(texts: Sequence[str], utterances: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield the path and the text of each mistake. `utterances` are those of all intents, with their files."""
     if len(texts) < _LEAST_TEXTS:
-        what = f"only {len(texts)} texts: write at least {_LEAST_TEXTS}, better 200, or remove the file"
+        what = f"only {counted(len(texts), 'text')}: write at least {_LEAST_TEXTS}, better 200, or remove the file"
         yield ".background", what
     files = {_same(text): file for text, file in utterances.items()}
     seen: set[str] = set()

@@ -17,7 +17,7 @@ from extproc.config.prompt_checks import check_by_prompt
 from extproc.config.ranges import is_interval, within
 from extproc.config.schema import POLICY_FILE, Intent, PolicyFile
 from extproc.config.upstream_checks import check_floor, check_judge, check_states, check_store, check_upstream
-from extproc.mismatch import suggestion
+from extproc.mismatch import counted, suggestion
 from extproc.settings import CAPABILITIES, Escalate, Judge, Rule
 
 # With fewer utterances little is known about how people phrase an intent, and no floor can be derived from them.
@@ -155,7 +155,10 @@ def _check_utterances(utterances: Sequence[str]) -> Iterator[_Finding]:
     texts = [utterance.strip().lower() for utterance in utterances]
     yield from _named_once(".utterances", texts, "utterance")
     if len(texts) < LEAST_UTTERANCES:
-        yield ".utterances", f"only {len(texts)} utterances: write at least {LEAST_UTTERANCES}, better 12"
+        yield (
+            ".utterances",
+            f"only {counted(len(texts), 'utterance')}: write at least {LEAST_UTTERANCES}, better 12",
+        )
     for i, text in enumerate(texts):
         if not text:
             yield f".utterances[{i}]", "this utterance is empty: write it, or remove it"

@@ -137,6 +137,9 @@ def _no_policy(folder: Path, original: Path) -> Problem:
     like = next(filter(looks_like_policy, sorted(folder.glob("*"))), None)
     if like is not None:
         return Problem(like.name, 1, f"the policy is read from {POLICY_FILE} alone: rename this file")
+    if not folder.is_dir():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        return Problem(POLICY_FILE, 1, f"{original} {what}: give the folder that holds policy.yaml and the intents")
     return Problem(POLICY_FILE, 1, f"not found in {original}: create it there")
 
 

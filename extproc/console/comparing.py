@@ -29,7 +29,8 @@ def _ways(report: EvalReport) -> Iterable[str]:
     ]
     if len(known) < 2:
         yield soft_line(
-            "The report compares fewer than two ways to serve its rows. docs/guides/evaluate.md has the reasons."
+            "The rows of this report have no recorded answers of two tiers, so there is nothing to compare. "
+            "docs/guides/evaluate.md says how to record them."
         )
         return
     curve = [(point.per_1000, point.quality) for point in report.frontier]

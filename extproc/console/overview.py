@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import msgspec
 
 from extproc.accounting.queries import By
-from extproc.accounting.render import html_of_rows, html_tables, html_verdicts
+from extproc.accounting.render import html_notes, html_of_rows, html_tables, html_verdicts
 from extproc.accounting.report import CohortLine, CostReport, read_report, seconds_of
 from extproc.console.page import MOST_LINES, NO_LEDGER, Sources, choices, dollars, page, percent, section, tiles
-from extproc.routing.policy import Cohort
+from extproc.routing.policy import Cohort, Policy
 from extproc.routing.snapshot import Snapshot
 from extproc.style import html_text, soft_line, verdict_line
 
@@ -47,6 +47,7 @@ def _traffic(ledger: str, since: str, by: By) -> Iterable[str]:
             f"The {MOST_LINES} with the most requests of {len(report.groups):,} are shown. "
             f"`extproc report --by {by}` prints all."
         )
+    yield html_notes(report)
 
 
 def _tiles(report: CostReport) -> str:
@@ -82,7 +83,8 @@ def _cohorts(snapshot: Snapshot, lines: dict[str, CohortLine]) -> Iterable[str]:
         yield verdict_line(f"{trusted} of {len(cohorts)} cohorts have a floor by evidence or by a person.")
     else:
         yield verdict_line("No cohort has a floor by evidence or by a person, so each match is a guess.")
-    rows = [_row(name, cohort, lines.get(cohort.name)) for name, cohort in cohorts.items()]
+    policy = snapshot.policy
+    rows = [_row(name, cohort, lines.get(cohort.name), policy) for name, cohort in cohorts.items()]
     yield html_of_rows(sorted(rows, key=lambda row: -int(row["requests"].replace(",", ""))), "words", "Cohorts")
     names = {cohort.name for cohort in cohorts.values()}
     if len(names) < len(cohorts):
@@ -103,11 +105,19 @@ def cohorts_of(snapshot: Snapshot) -> dict[str, Cohort]:
     return {part.name_of(name): cohort for part in parts for name, cohort in part.policy.cohorts.items()}
 
 
-def _row(name: str, cohort: Cohort, line: CohortLine | None) -> dict[str, str]:
-    rungs = ", ".join(rung.tier for rung in cohort.escalate.rungs) if cohort.escalate else "-"
+def _row(name: str, cohort: Cohort, line: CohortLine | None, policy: Policy) -> dict[str, str]:
     numbers = _numbers(line) if line is not None else {**dict.fromkeys(_COLUMNS, "-"), "requests": "0"}
     fixed = {"floor": f"{cohort.floor:.3f}", "evidence": _evidence(cohort)}
-    return {"cohort": name, "tier": cohort.tier, "escalates to": rungs} | numbers | fixed
+    return {"cohort": name, "tier": cohort.tier, "escalates to": _rungs(cohort, policy)} | numbers | fixed
+
+
+def _rungs(cohort: Cohort, policy: Policy) -> str:
+    """The tiers that are asked after a rejection. Without `escalate`, that is the next tier above."""
+    if cohort.escalate is not None:
+        names = [rung.tier for rung in cohort.escalate.rungs] + ["a person"] * cohort.escalate.human
+        return ", ".join(names) or "-"
+    above = policy.tiers[policy.rank(cohort.tier) + 1 :] if cohort.accept else ()
+    return above[0].name if above else "-"
 
 
 _COLUMNS = ("requests", "cost", "accepted", "escalated", "re-asked")

@@ -45,7 +45,7 @@ PROMPTS = (
 _COLUMNS = f"{{:<{PROMPT_WIDTH}}} {{:<6}} {{:<16}} {{:<8}} {{:<9}} {{:<13}} {{:>8}}"
 _TERMS = {
     "stream": "whether the client asks for a streamed answer",
-    "reasoning": "whether, or how much, the model thinks before it answers",
+    "reasoning": "whether, or how much, the model thinks before it answers. -: nothing is set",
     "cohort": "the intent of the prompt. -: no intent is likely enough",
     "reason": '"matched": the cohort is likely enough for its tier. "out_of_scope" and "ambiguous": the router is '
     "in doubt, and doubt never leads to a cheaper tier",

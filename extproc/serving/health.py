@@ -9,7 +9,13 @@ from extproc.serving.dialing import DialTls, dial
 
 def serves(address: str, timeout_s: float = 1.0, service: str = "", tls: DialTls | None = None) -> bool:
     """Return whether the server at `address` ("host:port" or "unix:///path") answers SERVING within `timeout_s`."""
-    return _word(address, timeout_s, service, tls) == int(health_pb2.HealthCheckResponse.SERVING)
+    return health_of(address, timeout_s, service, tls) is True
+
+
+def health_of(address: str, timeout_s: float = 1.0, service: str = "", tls: DialTls | None = None) -> bool | None:
+    """Return whether the server at `address` answers SERVING. None: it does not answer within `timeout_s`."""
+    word = _word(address, timeout_s, service, tls)
+    return None if word is None else word == int(health_pb2.HealthCheckResponse.SERVING)
 
 
 def refuses_files(address: str, timeout_s: float = 1.0, tls: DialTls | None = None) -> bool:

@@ -286,7 +286,11 @@ def test_a_tool_call_may_be_required_and_choices_counted() -> None:
         ([3], r"accept\[0\]: a rule is a name"),
         (["complete", "no_refusals"], r"accept\[1\].*did you mean 'no_refusal'"),
         (["qqqqqq"], "rules are complete, non_empty"),
-        (["min_chars"], r"accept\[0\]\.min_chars: `chars` is missing: add it; write {min_chars: 20}"),
+        (
+            ["min_chars"],
+            r"accept\[0\]\.min_chars: `chars` is missing: add it \(lowest number of characters\); "
+            r"write {min_chars: 20}",
+        ),
         ([{"min_chars": "many"}], "chars: expected a whole number from 1 up, found the text `many`; write"),
         ([{"min_chars": 0}], "expected a whole number from 1 up, found the number 0"),
         ([{"logprob": {"min": 0.5}}], "min: expected a number up to 0, found the number 0.5"),

@@ -41,13 +41,16 @@ WITHHELD = (
     [
         (
             match(faq=0.9, code=0.1),
-            ["the chance that it needs a tier above small is 10 %, and up to 25 % is accepted, so small serves"],
+            [
+                "the chance that the request needs a tier above small is 10 %, and up to 25 % is accepted, so "
+                "small serves"
+            ],
         ),
         (
             match(faq=0.6, code=0.4),
             [
-                "the chance that it needs a tier above small is 40 %, more than the 25 % that is accepted, so "
-                "large serves"
+                "the chance that the request needs a tier above small is 40 %, more than the 25 % that is "
+                "accepted, so large serves"
             ],
         ),
         (match(faq=0.2, background=0.8), ["the background is likelier than faq, so large serves"]),
@@ -83,8 +86,8 @@ def test_with_a_shared_margin_the_chances_decide_too():
     )
     assert lines(match(faq=0.6, code=0.4), policy) == [
         "margin    0.200 (floor 0.100)",
-        "match     the chance that it needs a tier above small is 40 %, more than the 25 % that is accepted, so "
-        "large serves",
+        "match     the chance that the request needs a tier above small is 40 %, more than the 25 % that is "
+        "accepted, so large serves",
     ]
 
 

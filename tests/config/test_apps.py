@@ -127,7 +127,7 @@ def test_check_reports_the_mistakes_of_every_app(folder, capsys, monkeypatch, wo
     monkeypatch.setattr("extproc.encoder.backends.load_encoder", lambda *_: words)
     assert main(["check", str(folder)]) == 0
     said = capsys.readouterr().out
-    assert "app support: 1 cohorts in support, team care" in said
+    assert "app support: 1 cohort in support, team care" in said
     assert "app plain: 2 cohorts of the policy, tiers small" in said
     (folder / "support" / "refunds.yaml").write_text(REFUNDS.replace("tier: small", "tier: smal"))
     (folder / "support" / "policy.yaml").write_text("version: 1\n")

@@ -104,10 +104,10 @@ MISTAKES = {
         "billing.yaml:10: `utterances[5]`: expected text, found true: put it in quotes",
     ],
     "tiers_twice": [
-        "policy.yaml:4: `model` is missing: add it",
+        "policy.yaml:4: `model` is missing: add it (model name that is written into requests for this tier)",
         "policy.yaml:13: `tiers[1].context`: expected a whole number, found the text `many`",
     ],
-    "missing_field": ["billing.yaml:1: `tier` is missing: add it"],
+    "missing_field": ["billing.yaml:1: `tier` is missing: add it (tier that serves this intent)"],
     "empty_file": ["billing.yaml:1: the file is empty: fill it in, or remove it"],
     "yaml": ["billing.yaml:3: is not valid YAML: did not find expected ',' or ']'"],
     "unknown_tier": ["billing.yaml:2: no tier is called `smal`: did you mean `small`?"],
@@ -162,7 +162,7 @@ MISTAKES = {
         "policy.yaml:6: header `X-Api-Key`: write its name in lower case, with only letters, digits and '-'",
     ],
     "key_without_file": [
-        "policy.yaml:12: `file` is missing: add it",
+        "policy.yaml:12: `file` is missing: add it (file that holds the key, as Envoy sees its path)",
     ],
     "judge": [
         "policy.yaml:17: url `https://judge.example/v1/chat/complet...` names the path of one API: leave out "
@@ -192,7 +192,8 @@ MISTAKES = {
         "policy, which is 300",
     ],
     "timeouts_of_a_tier": [
-        "policy.yaml:7: `attempt_s` is missing: add it",
+        "policy.yaml:7: `attempt_s` is missing: add it (longest wait for an answer to begin, and between two parts "
+        "of a stream; in seconds)",
         "policy.yaml:7: unknown key `request_s`: expected one of attempt_s",
     ],
     "apis": [
@@ -243,7 +244,7 @@ MISTAKES = {
         "_background.yaml:6: text `tell me a story` occurs twice: remove one of them",
     ],
     "background_too_few": [
-        "_background.yaml:1: only 1 texts: write at least 3, better 200, or remove the file",
+        "_background.yaml:1: only 1 text: write at least 3, better 200, or remove the file",
     ],
     "background_items": ["_background.yaml:3: `background[1]`: expected text, found true: put it in quotes"],
     "background_key": ["_background.yaml:5: unknown key `backgrund`: did you mean `background`?"],
@@ -383,6 +384,14 @@ def test_a_folder_without_a_policy_is_refused(folder, words):
     """The remedy names the folder that lacks it."""
     (folder / "policy.yaml").unlink()
     assert refused(folder, words) == [f"policy.yaml:1: not found in {folder}: create it there"]
+
+
+def test_a_folder_that_is_not_there_and_a_file_in_its_place_are_refused(folder, words):
+    """The remedy says which folder is expected, and not to create a policy in a wrong place."""
+    remedy = "give the folder that holds policy.yaml and the intents"
+    missing, file = folder / "nowhere", folder / "policy.yaml"
+    assert refused(missing, words) == [f"policy.yaml:1: {missing} does not exist: {remedy}"]
+    assert refused(file, words) == [f"policy.yaml:1: {file} is not a folder: {remedy}"]
 
 
 def test_a_folder_without_intents_is_refused(folder, words):

@@ -98,7 +98,10 @@ def test_a_credential_becomes_a_key_that_is_sent_as_it_is(tmp_path: Path) -> Non
             ["`credential` beside `key`: remove `credential`"],
         ),
         ({"endpoint": 80}, ["`tiers[0].url`: expected text, found the number 80: put it in quotes"]),
-        ({}, ["`url` is missing: add it"]),
+        (
+            {},
+            ["`url` is missing: add it (address of the upstream: `https://host[:port][/base/path]`, or `http://`)"],
+        ),
     ],
 )
 def test_old_and_new_keys_do_not_stand_beside_each_other(

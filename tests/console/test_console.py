@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 import msgspec
 import pytest
 
+from extproc.acceptance.rules import NonEmpty
 from extproc.accounting.outcome import Cost, Ending, Outcome, Rejection
 from extproc.accounting.rollout_text import RolloutText
 from extproc.accounting.signals import AnswerSignal
@@ -26,7 +27,7 @@ from extproc.console.page import PAGES, Loading, RouterStatus, Sources
 from extproc.console.server import ConsoleServer
 from extproc.contract.words import Signal
 from extproc.routing.budget import BudgetSpec, nano
-from extproc.settings import AnswerCache
+from extproc.settings import AnswerCache, Escalate
 from extproc.style import html_table
 
 GOOD = Path(__file__).parents[1] / "configs" / "good"
@@ -144,6 +145,21 @@ def test_a_cohort_has_its_traffic_its_floor_and_its_evidence(ask: Any) -> None:
     assert "No cohort has a floor by evidence or by a person, so each match is a guess." in text
     assert "billing small - 1 $0.00 100.0 % 0.0 % 0.0 %" in text and "none: a match is a guess" in text
     assert "Requests of no cohort" in text and "<faq>".replace("<", "&lt;").replace(">", "&gt;") in text
+
+
+def test_a_cohort_shows_the_tier_that_is_asked_after_a_rejection(sources: Sources) -> None:
+    """Without `escalate`, rules lead to the next tier above. The highest tier has none."""
+    snapshot = sources.snapshot()
+    cohorts = {
+        name: msgspec.structs.replace(cohort, accept=(NonEmpty(),))
+        for name, cohort in snapshot.policy.cohorts.items()
+    }
+    person = msgspec.structs.replace(cohorts["billing"], name="person", escalate=Escalate(to="human"))
+    policy = msgspec.structs.replace(snapshot.policy, cohorts=cohorts | {"person": person})
+    judged = msgspec.structs.replace(snapshot, policy=policy)
+    with serving(msgspec.structs.replace(sources, snapshot=lambda: judged)) as page:
+        text = plain(page("/cohorts")[2])
+    assert "billing small large 1" in text and "cooking large - 0" in text and "person small a person 0" in text
 
 
 def test_pages_hold_no_script_and_load_nothing(ask: Any) -> None:

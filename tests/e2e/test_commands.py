@@ -188,7 +188,8 @@ def test_a_missing_folder_is_named(tmp_path: Path, command: list[str]) -> None:
     done = _extproc(*command, missing)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"{missing}/policy.yaml:1: not found in {missing}: create it there\n1 problem in {missing}\n"
+        f"{missing}/policy.yaml:1: {missing} does not exist: give the folder that holds policy.yaml and the "
+        f"intents\n1 problem in {missing}\n"
     )
 
 
@@ -237,6 +238,8 @@ def test_health_says_whether_a_router_serves(stack: Stack) -> None:
         (0, f"{serving}: serving\n"),
         (1, f"{silent}: not serving\n"),
     ]
+    assert done[0].stderr == ""
+    assert done[1].stderr.startswith("extproc: no answer: start `extproc serve`, or give the address")
 
 
 def test_the_probe_listener_needs_the_admin_interface(small_intents: Path) -> None:

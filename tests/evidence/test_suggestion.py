@@ -118,7 +118,7 @@ def test_a_proposal_is_an_intent_that_loads(folder, tmp_path, words, monkeypatch
     data, out = traffic(tmp_path, [*FLIGHTS, *NOISE]), tmp_path / "proposed"
     assert main(["suggest", "--intents", str(folder), str(data), "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("12 of 12 rows fall out of scope; 1 proposed intents\n\n# proposed from 9 rows")
+    assert shown.startswith("12 of 12 rows fall out of scope; 1 proposed intent\n\n# proposed from 9 rows")
     (proposed,) = out.iterdir()
     assert proposed.read_text() in shown
     shutil.move(proposed, folder)

@@ -92,19 +92,19 @@ def test_lines_that_cannot_be_used_are_reported_with_their_numbers(tmp_path):
     traffic = read_traffic(path)
     assert [(row.line, row.weight) for row in traffic.rows] == [(1, 1.0), (12, 2.5)]
     expected = [
-        (3, "Input data was truncated"),
+        (3, "the JSON object has no end: write each row on one line"),
         (4, "found both of `text` and `request`: give one of them"),
         (5, "found neither of `text` and `request`: give one of them"),
         (6, "`text` is empty: give the words of the request"),
-        (7, "unknown key `intnet`"),
+        (7, "unknown key `intnet`: did you mean `intent`?"),
         (8, "found `path` beside `text`: give `path` only with `request`"),
         (9, f"found `path` /v1/embeddings: expected one of {', '.join(APIS)}"),
         (10, "the request is not a JSON object"),
-        (11, "`weight`: expected `float` >= 1e-09"),
-        (13, "`weight`: expected `float` >= 1e-09"),
-        (14, "`weight`: expected `float` <= 1000000000000.0"),
+        (11, "`weight`: expected a number >= 1e-09"),
+        (13, "`weight`: expected a number >= 1e-09"),
+        (14, "`weight`: expected a number <= 1000000000000.0"),
         (15, "found NaN, which is not a number in JSON: leave the key out"),
-        (16, "`weight`: expected `float`, got `str`"),
+        (16, "`weight`: expected a number, found text"),
     ]
     assert [bad.line for bad in traffic.bad] == [line for line, _ in expected]
     assert [bad.what[: len(what)] for bad, (_, what) in zip(traffic.bad, expected, strict=True)] == [
@@ -128,9 +128,9 @@ def test_outcomes_that_cannot_be_read_are_reported_when_they_are_revealed(tmp_pa
     assert [row is not None for row in revealed] == [False, False, False, False, True]
     assert [(b.line, b.what) for b in bad] == [
         (1, "`outcomes.*`: found `success` and `quality`: give only one of them"),
-        (2, "`outcomes.*.quality`: expected `float` <= 1.0"),
-        (3, "`outcomes.*`: unknown key `sucess`"),
-        (4, "`outcomes.*.propensity`: expected `float` > 0.0"),
+        (2, "`outcomes.*.quality`: expected a number <= 1.0"),
+        (3, "`outcomes.*`: unknown key `sucess`: did you mean `success`?"),
+        (4, "`outcomes.*.propensity`: expected a number > 0.0"),
     ]
 
 

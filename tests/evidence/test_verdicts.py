@@ -25,8 +25,8 @@ def test_a_fit_says_what_it_keeps_and_which_cohorts_abstain():
     ])  # fmt: skip
     assert list(map(str, calibration_verdicts(calibration, 0.05))) == [
         "WITHIN THE RISK: in 2 calibrated cohorts, 3 of 230 trusted matches are wrong; the policy's risk is 5 %",
-        "ABSTAINS: 1 of 3 cohorts abstain, as no floor keeps this risk. Now they accept 90 matches, and 35 of "
-        "these are wrong",
+        "ABSTAINS: 1 of 3 cohorts abstain, because these rows show no floor that keeps this risk. Before this fit "
+        "they accept 90 matches, and 35 of these are wrong",
     ]
 
 

@@ -28,6 +28,7 @@ from extproc.evidence.data.row_file import (
     new_spool,
     spooled,
 )
+from extproc.mismatch import suggestion
 
 OUT_OF_SCOPE_LABEL = "oos"  # means the same as null
 _CHAT = "/v1/chat/completions"
@@ -263,9 +264,29 @@ def _not_json(line: bytes, error: Exception) -> str | None:
     return f"found {number[1].decode()}, which is not a number in JSON: leave the key out"
 
 
+# The words of msgspec, and what a person would write.
+_PLAIN = {
+    "Object contains unknown field": "unknown key",
+    "Input data was truncated": "the JSON object has no end: write each row on one line",
+    "`float`": "a number",
+    "`int`": "a whole number",
+    "`str`": "text",
+    "`bool`": "true or false",
+    "`array`": "a list",
+    "`object`": "an object",
+    "`null`": "null",
+    ", got ": ", found ",
+}
+
+
 def _message(error: Exception) -> str:
     """The mistake, with its place in front: "`weight`: expected `float` >= 1e-09"."""
-    what, _, place = str(error).replace("Object contains unknown field", "unknown key").partition(" - at ")
+    what, _, place = str(error).partition(" - at ")
+    for word, plain in _PLAIN.items():
+        what = what.replace(word, plain)
+    if what.startswith("unknown key"):
+        keys = RecordedOutcome if place else _Line
+        what = f"{what}: {suggestion(what.split('`')[1], keys.__struct_fields__)}"
     if not place:
         return what
     place = place.strip("`").replace("$[...]", "outcomes.*").removeprefix("$.")

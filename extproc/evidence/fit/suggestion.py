@@ -21,7 +21,7 @@ from extproc.routing.centroids import fit_centroids
 from extproc.routing.index import Index, similarities
 
 # A proposal needs at least this many rows.
-_LEAST_ROWS = 8
+LEAST_ROWS = 8
 # How many utterances a proposal has. They are the most central texts.
 _UTTERANCES = 12
 # All pairs of texts are compared. 4,000 texts take 64 MB and a few seconds.
@@ -80,7 +80,7 @@ def propose(run: Execution, encoder: Encoder) -> list[Proposal]:
     names = _Names(unlabelled, [text for intent in run.config.intents for text in intent.utterances])
     for texts in _clusters(unlabelled, encoder, _typical_distance(run, encoder)):
         proposals.append(_proposal(names.of(texts), texts, encoder, known, False))
-    kept = [p for p in proposals if p.rows >= _LEAST_ROWS]
+    kept = [p for p in proposals if p.rows >= LEAST_ROWS]
     return sorted(kept, key=lambda p: -p.weight)
 
 
@@ -94,7 +94,7 @@ def _typical_distance(run: Execution, encoder: Encoder) -> float:
 
 
 def _clusters(texts: Sequence[str], encoder: Encoder, distance: float) -> Iterator[list[str]]:
-    if len(texts) < _LEAST_ROWS:
+    if len(texts) < LEAST_ROWS:
         return
     tree = hierarchy.linkage(encoder.encode(texts), method="average", metric="cosine")
     member = hierarchy.fcluster(tree, distance, criterion="distance")

@@ -84,4 +84,4 @@ def gate_text(report: GateReport) -> Iterator[str]:
 
 
 def _drop(drop: float | None) -> str:
-    return "none" if drop is None else f"{100 * drop:.1f} points"
+    return "none, as the rows are too few" if drop is None else f"{100 * drop:.1f} points"

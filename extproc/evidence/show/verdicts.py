@@ -8,6 +8,7 @@ from extproc.evidence.fit.choice import TierChoice
 from extproc.evidence.measure.controls import ROUTED
 from extproc.evidence.measure.headlines import Headline, control_headlines, wrong_headline
 from extproc.evidence.measure.metrics import Estimate, exact_interval
+from extproc.mismatch import counted
 
 
 def verdict_text(verdicts: Iterable[Headline]) -> Iterator[str]:
@@ -25,11 +26,14 @@ def calibration_verdicts(calibration: Calibration, risk: float) -> Iterator[Head
         wrong = calibration.elsewhere if calibration.elsewhere.known else _wrong(total(fitted))
         yield _with(f"in {len(fitted)} calibrated cohorts, {of}", wrong_headline(wrong, risk, calibration.weighted))
     if abstaining:
-        sentence = f"{len(abstaining)} of {len(calibration.fits)} cohorts abstain, as no floor keeps this risk"
+        of = f"{len(abstaining)} of {counted(len(calibration.fits), 'cohort')}"
+        sentence = f"{of} abstain, because these rows show no floor that keeps this risk"
         now = total(abstaining)
         count = f"{100 * now.wrong_share:.0f} %" if calibration.weighted else f"{now.wrong:,.0f}"
         figure = (
-            f". Now they accept {now.accepted:,} matches, and {count} of these are wrong" if now.accepted else ""
+            f". Before this fit they accept {now.accepted:,} matches, and {count} of these are wrong"
+            if now.accepted
+            else ""
         )
         yield Headline("ABSTAINS", sentence + figure)
     if not any(fit.evidence is not None for fit in calibration.fits):
