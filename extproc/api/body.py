@@ -23,6 +23,8 @@ class Holder(msgspec.Struct):
 
 class Effort(msgspec.Struct):
     effort: str | None = None
+    enabled: bool | None = None
+    max_tokens: int | None = None
 
 
 class Template(msgspec.Struct):
@@ -37,6 +39,7 @@ class ThinkingConfig(msgspec.Struct):
 
 class Google(msgspec.Struct):
     thinking_config: ThinkingConfig | None = None
+    cached_content: str | None = None
 
 
 class ExtraBody(msgspec.Struct):
@@ -81,6 +84,12 @@ class SearchParameters(msgspec.Struct):
 
 class Named(msgspec.Struct):
     id: str | None = None
+
+
+class Thread(msgspec.Struct):
+    """A conversation that the server of the Messages API keeps."""
+
+    previous_message_id: str | None = None
 
 
 class Prompt(msgspec.Struct):
@@ -130,6 +139,7 @@ class Body(msgspec.Struct):
     chat_template_kwargs: Template | None = None
     enable_thinking: bool | None = None
     thinking_budget: int | None = None
+    think: bool | str | None = None
     extra_body: ExtraBody | None = None
     context_management: msgspec.Raw = msgspec.Raw()
     logprobs: bool | int | None = None
@@ -139,6 +149,9 @@ class Body(msgspec.Struct):
     top_p: float | None = None
     previous_response_id: str | None = None
     conversation: str | Named | None = None
+    thread: Thread | None = None
+    container: str | Named | None = None
+    compaction: msgspec.Raw = msgspec.Raw()
     prompt_cache_key: str | None = None
     metadata: msgspec.Raw = msgspec.Raw()
     background: bool | None = None

@@ -8,8 +8,12 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from extproc.api.body import Body, Prompt, Tool
+from extproc.api.members import UNDECODABLE
 from extproc.api.parts import Message, Part, check_items, every_part, parts_of
+from extproc.api.state import compacts
 
 HOSTED = "hosted:"
 # A part of an unknown type. No policy can list it.
@@ -42,6 +46,26 @@ _PLAIN = {
     "tool_use", "tool_result", "tool_call", "tool_reference", "function_call", "function_call_output",
     "search_result", "compaction",
 }  # fmt: skip
+# Parts about the tools of a conversation, and about its model. The server must know them.
+_HOSTED_PARTS = {
+    "mcp_tool_listing": "mcp",
+    "tool_addition": "tool_changes",
+    "tool_removal": "tool_changes",
+    "fallback": "fallback",
+}
+# Items of the Responses API that every server of it reads, beside messages and parts.
+_PLAIN_ITEMS = {
+    "message", "reasoning", "item_reference", "compaction", "function_call", "function_call_output",
+    "custom_tool_call", "custom_tool_call_output",
+}  # fmt: skip
+# Items about hosted tools, by the start of their type, and the name of the tool.
+_HOSTED_ITEMS = {
+    "web_search_": "web_search", "file_search_": "file_search", "code_interpreter_": "code_interpreter",
+    "image_generation_": "image_generation", "mcp_": "mcp", "computer_": "computer", "shell_": "shell",
+    "local_shell_": "local_shell", "apply_patch_": "apply_patch", "tool_search_": "tool_search",
+    "program": "programmatic_tool_calling", "additional_tools": "tool_changes",
+    "configuration_update": "configuration_update", "compaction_trigger": "compaction",
+}  # fmt: skip
 _SYSTEM = ("system", "developer")
 _SEALED = ("thinking", "redacted_thinking")
 # Parts of earlier answers about hosted tools: their calls, the results, and what is in the results.
@@ -67,6 +91,14 @@ _MEMBER_TOOLS = {
     "file_search": "file_search", "fileSearch": "file_search",
     "computer_use": "computer", "computerUse": "computer",
 }  # fmt: skip
+
+
+class _Added(msgspec.Struct):
+    definition: Tool | None = None
+
+
+_decode_tools = msgspec.json.Decoder(list[Tool]).decode
+_decode_added = msgspec.json.Decoder(_Added).decode
 
 
 class Media(NamedTuple):
@@ -103,16 +135,20 @@ def _own_media(message: Message) -> Iterator[Part]:
         yield Part("image", image_url=message.images)
     if bytes(message.audio) not in _NOTHING:
         yield Part("audio")
+    if message.type == "image_generation_call" and bytes(message.result) not in _NOTHING:
+        yield Part("image", file_data=message.result)
     # The content of other messages may be any JSON.
     if message.role == "user" and message.content is not None and not isinstance(message.content, str):
         untyped = (part for part in parts_of(message.content) if not part.type)
         yield from (Part(UNKNOWN_PART) for part in untyped if part.text is None and not any(_needs_of(part)))
 
 
-def conversation_needs(messages: Sequence[Message]) -> Iterator[str]:
-    """Yield the needs of the conversation's form: late system messages, and sealed reasoning of earlier answers."""
+def conversation_needs(api: str, messages: Sequence[Message]) -> Iterator[str]:
+    """Yield the needs of the conversation's form: items of hosted tools, late system messages, sealed reasoning."""
     talk = False
     for message in messages:
+        if api == "responses" and message.type is not None:
+            yield from _needs_of_item(message)
         if message.role in _SYSTEM:
             if talk:
                 yield "mid_system"
@@ -133,6 +169,9 @@ def _needs_of(part: Part) -> Iterator[str]:
         kind = next((name for name in members if memoryview(getattr(part, name))), "text")
     if kind in _NEEDS:
         yield _NEEDS[kind]
+    elif kind in _HOSTED_PARTS:
+        yield HOSTED + _HOSTED_PARTS[kind]
+        yield from _needs_of_tool(part.tool)
     elif kind.endswith((_CALL, _RESULT)):
         yield from _needs_of_result(kind)
     elif kind not in _PLAIN and not kind.endswith(_IN_RESULTS):
@@ -149,6 +188,39 @@ def _needs_of_result(kind: str) -> Iterator[str]:
         yield HOSTED + (name if _TOOL_NAME.fullmatch(name) else "other")
 
 
+def _needs_of_item(message: Message) -> Iterator[str]:
+    """Yield the needs of an item of the Responses API: the hosted tool that it belongs to, and tools in it."""
+    kind = str(message.type)
+    if kind in _PLAIN_ITEMS:
+        return
+    tool = next((tool for start, tool in _HOSTED_ITEMS.items() if kind.startswith(start)), None)
+    if tool is not None:
+        yield HOSTED + tool
+    elif message.role is None and kind not in _PLAIN and kind not in _NEEDS:
+        yield UNKNOWN_PART
+    if bytes(message.tools) not in _NOTHING:
+        yield "tools"
+        try:
+            tools = _decode_tools(message.tools)
+        except UNDECODABLE:
+            yield f"{HOSTED}other"
+        else:
+            yield from (need for tool in tools for need in hosted_tools(tool))
+
+
+def _needs_of_tool(raw: msgspec.Raw) -> Iterator[str]:
+    """Yield the needs of a tool that a part adds to the conversation. A tool that the part only names has none."""
+    if not memoryview(raw):
+        return
+    yield "tools"
+    try:
+        tool = _decode_added(raw).definition
+    except UNDECODABLE:
+        yield f"{HOSTED}other"
+    else:
+        yield from hosted_tools(tool) if tool is not None else ()
+
+
 def _size(part: Part) -> int:
     # The source of a document may also be plain text.
     source = b"" if part.type == "document" and b'"base64"' not in bytes(part.source) else part.source
@@ -156,7 +228,7 @@ def _size(part: Part) -> int:
     return sum(len(memoryview(raw)) for raw in members)
 
 
-def declared_needs(decoded: Body) -> Iterator[str]:
+def declared_needs(api: str, decoded: Body) -> Iterator[str]:
     """Yield the needs that the request declares beside its messages: tools, and the kinds of its answer."""
     if decoded.tools or decoded.functions:
         yield "tools"
@@ -164,6 +236,13 @@ def declared_needs(decoded: Body) -> Iterator[str]:
         yield from hosted_tools(tool)
     if _searches_web(decoded):
         yield f"{HOSTED}web_search"
+    if api == "messages" and decoded.thread is not None:
+        yield f"{HOSTED}thread"
+    if compacts(api, decoded):
+        yield f"{HOSTED}compaction"
+    google = decoded.extra_body.google if decoded.extra_body is not None else None
+    if google is not None and google.cached_content:
+        yield f"{HOSTED}cached_content"
     if bytes(decoded.data_sources) not in _NOTHING:
         yield f"{HOSTED}data_sources"
     if bytes(decoded.mcp_servers) not in _NOTHING:

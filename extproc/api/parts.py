@@ -28,6 +28,7 @@ class Part(msgspec.Struct):
     signature: str | None = None
     data: str | None = None
     encrypted_content: str | None = None
+    tool: msgspec.Raw = msgspec.Raw()
 
 
 Content = str | list[Part | str] | Part | None
@@ -50,6 +51,9 @@ class Message(msgspec.Struct):
     extra_content: msgspec.Raw = msgspec.Raw()
     images: msgspec.Raw = msgspec.Raw()
     audio: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+    fingerprint: str | None = None
 
 
 def parts_of(content: Content) -> Sequence[Part]:

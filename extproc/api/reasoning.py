@@ -23,11 +23,14 @@ REASONING_MEMBERS = (
     "thinking_budget",
     "chat_template_kwargs.enable_thinking",
     "chat_template_kwargs.thinking",
+    "reasoning.enabled",
+    "reasoning.max_tokens",
+    "think",
     "extra_body.google.thinking_config.thinking_budget",
     "extra_body.google.thinking_config.thinking_level",
 )
 _OFF = (False, "none", "minimal", "disabled", "between_tools")
-_BUDGETS = ("thinking_budget", "extra_body.google.thinking_config.thinking_budget")
+_BUDGETS = ("thinking_budget", "reasoning.max_tokens", "extra_body.google.thinking_config.thinking_budget")
 
 
 class ReasoningChoice(msgspec.Struct, frozen=True):
@@ -72,11 +75,12 @@ def is_off(value: bool | str | int) -> bool:
 
 def _members(body: Body) -> dict[str, bool | str | int]:
     """The members that make the choice, in the order of REASONING_MEMBERS."""
-    reasoning, config, thinking = body.reasoning, body.output_config, body.thinking
+    reasoning, config, thinking, think = body.reasoning, body.output_config, body.thinking, body.think
     template, extra = body.chat_template_kwargs, body.extra_body
     if (
         reasoning is None and thinking is None and template is None and config is None and extra is None
         and body.reasoning_effort is None and body.enable_thinking is None and body.thinking_budget is None
+        and think is None
     ):  # fmt: skip
         return {}
     google = extra.google.thinking_config if extra is not None and extra.google is not None else None
@@ -89,6 +93,9 @@ def _members(body: Body) -> dict[str, bool | str | int]:
         body.thinking_budget,
         template.enable_thinking if template is not None else None,
         template.thinking if template is not None else None,
+        reasoning.enabled if reasoning is not None else None,
+        reasoning.max_tokens if reasoning is not None else None,
+        _word(think) if isinstance(think, str) else think,
         google.thinking_budget if google is not None else None,
         _word(google.thinking_level) if google is not None else None,
     )

@@ -119,8 +119,8 @@ def parse_request(path: str, body: bytes) -> Request | None:
         needs=frozenset(
             (
                 *(need for _, needs in media.needs for need in needs),
-                *declared_needs(decoded),
-                *conversation_needs(messages),
+                *declared_needs(api, decoded),
+                *conversation_needs(api, messages),
             )
         ),
         media_bytes=media.size,
@@ -166,7 +166,9 @@ def _messages(api: Api, decoded: Body) -> list[Message]:
     prompts = decoded.prompt if isinstance(decoded.prompt, list) else [decoded.prompt]
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]
     if api == "completions":
-        return messages_of(texts or decoded.messages or decoded.input)
+        # Each prompt gets an answer, so they are parts of one ask.
+        together = [Message("user", content=[*texts])] if len(texts) > 1 else texts
+        return messages_of(together or decoded.messages or decoded.input)
     if api == "responses":
         return [*_system(decoded.instructions), *messages_of(decoded.input or decoded.messages or texts)]
     head = [Message("system", content=decoded.system)] if decoded.system else []

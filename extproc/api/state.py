@@ -2,7 +2,7 @@
 
 Three kinds of state:
 
-- An id of something that an upstream keeps: a previous response, a conversation, an item.
+- An id of something that an upstream keeps: a previous response, a conversation, an item, a container.
 - A sealed item, which the client sends back unread: encrypted reasoning, the signature of a thinking block.
 - A background job, whose answer the client fetches later by its id.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from extproc.api.body import Body, Named
-from extproc.api.parts import Message, parts_of
+from extproc.api.parts import Message, Part, parts_of
 
 # In `metadata.user_id`, Claude Code writes user_X_account_Y_session_Z, or JSON with a session_id.
 _SESSION = re.compile(rb'(?:_session_|"session_id\\?"\s*:\s*\\?")([0-9A-Za-z_-]{8,128})')
@@ -33,6 +33,7 @@ class UpstreamState(msgspec.Struct, frozen=True):
     sealed: tuple[str, ...] = ()  # the unreadable text of each sealed item, in the order of the request
     fixed: bool = False  # a part of this state cannot be removed from the request without losing its meaning
     compacted: bool = False  # an item of it stands for earlier turns
+    compacts: bool = False  # the answer is an item that stands for the turns so far
     background: bool = False  # the answer is a job that the client polls
     kept: bool = False  # the upstream keeps the response, and the client may refer to it by its id
     session: str | None = None  # the id of the conversation that the client wrote into the body
@@ -53,28 +54,51 @@ class UpstreamState(msgspec.Struct, frozen=True):
 def read_state(api: str, decoded: Body, messages: Sequence[Message], text: bytes) -> UpstreamState:
     """Read the state of a request to `api`. `text` is its body."""
     signed = api == "chat" and any(mark in text for mark in _SIGNED_MARKS)
-    ids = tuple(_ids(decoded, messages)) if api == "responses" else ()
-    compacted = any(message.type == "compaction" for message in messages)
+    ids = tuple(_ids(api, decoded, messages))
+    compacted = any(map(_is_compacted, messages))
     return UpstreamState(
         ids=ids,
         sealed=tuple(seal for message in messages for seal in seals_of(message, signed)),
-        fixed=bool(ids) or signed or compacted,
+        fixed=bool(ids) or signed or compacted or any(message.fingerprint for message in messages),
         compacted=compacted,
+        compacts=compacts(api, decoded),
         background=decoded.background is True,
-        kept=api == "responses" and decoded.store is not False,
+        kept=decoded.store is not False if api == "responses" else api == "messages" and decoded.thread is not None,
         session=_session(decoded),
         conversation=_conversation(decoded) or "" if api == "responses" else "",
         first_answer=next(filter(None, map(_trait_of, messages)), ""),
     )
 
 
-def _ids(decoded: Body, messages: Sequence[Message]) -> Iterator[str]:
-    yield from (message.id for message in messages if message.type == "item_reference" and message.id)
-    yield from (name for name in (_conversation(decoded), decoded.previous_response_id) if name)
+def compacts(api: str, decoded: Body) -> bool:
+    """Return whether a request of the Messages API asks for an item that stands for the conversation so far."""
+    return api == "messages" and bytes(decoded.compaction) not in (b"", b"null")
+
+
+def _ids(api: str, decoded: Body, messages: Sequence[Message]) -> Iterator[str]:
+    names: tuple[str | None, ...] = ()
+    if api == "responses":
+        yield from (message.id for message in messages if message.type == "item_reference" and message.id)
+        names = (_conversation(decoded), decoded.previous_response_id)
+    elif api == "messages":
+        thread = decoded.thread
+        names = (_name(decoded.container), thread.previous_message_id if thread is not None else None)
+    yield from (name for name in names if name)
 
 
 def _conversation(decoded: Body) -> str | None:
-    return decoded.conversation.id if isinstance(decoded.conversation, Named) else decoded.conversation
+    return _name(decoded.conversation)
+
+
+def _name(value: Named | str | None) -> str | None:
+    return value.id if isinstance(value, Named) else value
+
+
+def _is_compacted(message: Message) -> bool:
+    content = message.content
+    return message.type == "compaction" or (
+        isinstance(content, list) and any(isinstance(part, Part) and part.type == "compaction" for part in content)
+    )
 
 
 def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
@@ -83,17 +107,20 @@ def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
         yield message.encrypted_content
     elif message.type == "reasoning" and message.id and not message.content:
         yield message.id  # the upstream keeps its content under this id
+    if message.fingerprint:
+        yield message.fingerprint
+    if isinstance(message.content, list):
+        for part in parts_of(message.content):
+            if part.type in (SEALED_PARTS if message.role == "assistant" else ("compaction",)):
+                yield from (seal for seal in (part.signature or part.data or part.encrypted_content,) if seal)
     if message.role != "assistant":
         return
-    for part in parts_of(message.content):
-        if part.type in SEALED_PARTS:
-            yield from (seal for seal in (part.signature or part.data or part.encrypted_content,) if seal)
     members = (message.tool_calls, message.reasoning_details, message.thinking_blocks, message.extra_content)
     for raw in members if signed else ():
         yield from (match.decode(errors="replace") for match in _SIGNATURES.findall(bytes(raw)))
 
 
-SEALED_PARTS = ("thinking", "redacted_thinking", "reasoning")
+SEALED_PARTS = ("thinking", "redacted_thinking", "reasoning", "compaction")
 
 
 def _trait_of(message: Message) -> str:

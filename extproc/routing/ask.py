@@ -82,8 +82,7 @@ _HARNESS_TAGS, _MARK_TAGS, _PLAIN_MARK_TAGS, _PASTE_TAGS = map(
 _WINDOW_CHARS = 16_384  # read of one turn: takes about 0.3 ms for prose, and 3 ms for text that is all tags
 _BUDGET_CHARS = 8 * _WINDOW_CHARS  # read of one request: a tool loop of some 250 reminder turns
 _TURN_CHARS = 32  # charged for a turn beside its text: looking at one takes 5 microseconds
-_PARTS = 32  # read of one turn, half from each end; no agent sends more
-_PART_CHARS = 1024  # least to read of one part
+_PARTS, _PART_CHARS = 32, 1024  # parts read of one turn, half from each end, and the least to read of one
 _PASTE_CHARS = 400  # a shorter snippet is part of the question: "fix this: ..."
 _CHAIN, _CUT = 4, " … "  # a follow-up and three asks before it, and the mark of a cut
 # Turns from each end of a conversation that are read for its opening, and for the end of a tool loop.
@@ -110,6 +109,7 @@ class Ask(msgspec.Struct, frozen=True):
     chars: int  # length before it was cut; characters that were not read count as sent
     cut: bool  # only head and tail remain
     alone: "Ask | None" = None  # the last one of several joined asks, if it names a task
+    tasks: tuple["Ask", ...] = ()  # several asks that this one joins, and that all get an answer
 
 
 def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:

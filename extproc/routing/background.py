@@ -3,7 +3,7 @@
 A call is recognised by its structure, and by a few words where the structure is not enough:
 
 - `probe`: the answer may have one token, or a few after a message of at most four words. Agents count tokens and
-  check keys with it.
+  check keys with it. Without any token, a request only fills the prompt cache of the tier that is asked next.
 - `title`: no tools, and the answer is a JSON object with a title, or the instructions ask for the title of a
   conversation. Tags and suggestions for a quoted chat count as well.
 - `memory`: the last message asks for an update of kept notes from the conversation above it, and names files or
@@ -99,7 +99,7 @@ def _is_probe(request: Request, ask: Ask) -> bool:
     cap = request.max_output_tokens
     if cap is None or request.api == "completions" or cap > _PROBE_TOKENS:
         return False
-    return cap <= 1 or (is_short(ask.text) and ask.source != "joined" and _turns(request) == 1)
+    return cap == 1 or (cap > 0 and is_short(ask.text) and ask.source != "joined" and _turns(request) == 1)
 
 
 def _turns(request: Request) -> int:

@@ -61,7 +61,7 @@ class Continuation(msgspec.Struct, frozen=True):
     history: History | None = None  # None: no earlier request is known
     bound: bool = False  # the request has state that only the upstream which made it can read
     fixed: bool = False  # that state cannot be removed
-    in_loop: bool = False  # the model continues its own turn, after a tool result
+    in_loop: bool = False  # the model continues its own turn after a tool result, or sums its conversation up
     background: bool = False  # the answer is a job: it must not be asked for twice
     requested: str | None = None  # the model that the client named
     foreign: int = 0  # how many of the sealed items the tier that answered last cannot read
@@ -114,7 +114,7 @@ class Conversations:
             history=history,
             bound=state.bound,
             fixed=state.fixed,
-            in_loop=continues and is_in_tool_loop(request.turns),
+            in_loop=continues and (state.compacts or is_in_tool_loop(request.turns)),
             background=state.background,
             requested=request.model,
             foreign=_foreign(history, identity, len(state.sealed)),

@@ -224,7 +224,7 @@ def _laddered(
         withheld=findings.withheld,
         ladder=ladder,
         climbs=climbs,
-        judged=settings is not None and not continuation.background and _is_judged(settings, ladder),
+        judged=settings is not None and _has_answer(findings.load, continuation) and _is_judged(settings, ladder),
         course=course_of(policy, choice, continuation),
         strip=stripping(policy, continuation),
     )
@@ -258,6 +258,11 @@ def _shadowed(policy: Policy, decision: Decision, load: Load) -> Decision:
         reasoning_forced=decision.reasoning_forced,
         proposed_tier=decision.tier.name if not decision.refused else Undecided.NONE,
     )
+
+
+def _has_answer(load: Load, continuation: Continuation) -> bool:
+    """Whether rules can judge an answer. A job has no answer yet, and neither has a request for no token."""
+    return not continuation.background and load.answer != 0
 
 
 def _is_judged(settings: Cohort, ladder: Sequence[Rung]) -> bool:

@@ -255,6 +255,8 @@ class Router:
             tokens = routed.signals.tokens if routed.signals is not None else 0
             strip = routed.decision.strip
             stripped = strip is not None and strip.seal != seal_of(tier)
+            if routed.request is not None and routed.request.state.compacts:
+                self._conversations.compact(identity, tier)
             self._conversations.note(identity, continuation, policy.tiers, policy.rank(tier.name), tokens, stripped)
         return msgspec.structs.replace(routed, identity=identity, vector=_bytes_of(vector))
 

@@ -8,6 +8,7 @@ from extproc.api.request import Request
 from extproc.encoder.features import names_no_task
 from extproc.routing.ask import Ask, find_ask
 from extproc.routing.background import background_kind
+from extproc.routing.tasks import find_tasks
 
 # The tokens that OpenAI and Anthropic charge for a picture or clip of ordinary size.
 _MEDIA_TOKENS = 1000
@@ -33,6 +34,9 @@ class Signals(msgspec.Struct, frozen=True):
 def read_signals(request: Request, max_chars: int) -> Signals:
     """Read the signals of `request`. A longer ask is cut to the head and tail of `max_chars` characters."""
     ask = find_ask(request.turns, max_chars)
+    tasks = find_tasks(request, max_chars)
+    if tasks:
+        ask = msgspec.structs.replace(ask, tasks=tasks)
     background = background_kind(request, ask)
     return Signals(
         ask=ask,

@@ -52,7 +52,8 @@ async def match_ask(
     reason = _unmatched(snapshot, signals)
     if reason is not None:
         return Matched(signals, None, None, reason)
-    asks = [signals.ask] if signals.ask.alone is None else [signals.ask, signals.ask.alone]
+    alone = () if signals.ask.alone is None else (signals.ask.alone,)
+    asks = [signals.ask, *alone, *signals.ask.tasks]
     each = [_embed(embedder, snapshot, ask, principal) for ask in asks]
     embedded = [await each[0]] if len(each) == 1 else await asyncio.gather(*each)
     clock.lap("embed")
@@ -64,15 +65,16 @@ async def match_ask(
 
 
 def match_asks(snapshot: Snapshot, asks: Sequence[Embedded], headers: Mapping[str, str]) -> Matched:
-    """Match an ask, or a follow-up: together with the asks before it, and alone.
+    """Match an ask, or several: a follow-up together with the asks before it and alone, or the prompts of a list.
 
-    The higher tier counts, within the guards of both. A few words alone count only if their match is trusted.
+    The highest tier counts, within the guards of both. A few words alone count only if their match is trusted.
     """
-    joined, *alone = [_match(snapshot, ask, asks) for ask in asks]
-    for matched in (_after(each, joined) for each in alone):
-        if _needs_more(snapshot, matched, joined, headers):
-            return matched
-    return joined
+    highest, *alone = [_match(snapshot, ask, asks) for ask in asks]
+    for each in alone:
+        matched = _after(each, highest)
+        if _needs_more(snapshot, matched, highest, headers):
+            highest = matched
+    return highest
 
 
 def _after(alone: Matched, joined: Matched) -> Matched:

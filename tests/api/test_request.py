@@ -95,9 +95,12 @@ def test_chat_turns_keep_their_roles_and_texts():
 
 
 def test_completions_turns_are_the_prompts():
-    """A prompt is a string or a list. A list of token numbers has no text."""
+    """A prompt is a string or a list. All prompts of a list are answered, so they are one ask.
+
+    A list of token numbers has no text.
+    """
     assert parsed(COMPLETIONS, prompt="Once upon").turns == (Turn("user", ("Once upon",)),)
-    assert parsed(COMPLETIONS, prompt=["One", "Two"]).turns == (Turn("user", ("One",)), Turn("user", ("Two",)))
+    assert parsed(COMPLETIONS, prompt=["One", "Two"]).turns == (Turn("user", ("One", "Two")),)
     assert parsed(COMPLETIONS, prompt=[15, 27]).turns == ()
     assert parsed(COMPLETIONS).turns == ()
 
@@ -268,6 +271,76 @@ def test_the_result_of_a_hosted_tool_needs_a_tier_that_has_the_tool(blocks, need
 
 
 @pytest.mark.parametrize(
+    ("item", "needs"),
+    [
+        ({"type": "web_search_call", "id": "ws_1"}, {"hosted:web_search"}),
+        ({"type": "file_search_call", "id": "fs_1"}, {"hosted:file_search"}),
+        ({"type": "code_interpreter_call", "id": "ci_1"}, {"hosted:code_interpreter"}),
+        ({"type": "mcp_list_tools", "tools": [{"name": "a", "input_schema": {}}]}, {"hosted:mcp", "tools"}),
+        ({"type": "mcp_approval_response", "approve": True}, {"hosted:mcp"}),
+        ({"type": "computer_call_output", "output": {"type": "input_image"}}, {"hosted:computer", "vision"}),
+        ({"type": "program", "code": "1"}, {"hosted:programmatic_tool_calling"}),
+        ({"type": "program_output", "result": "1"}, {"hosted:programmatic_tool_calling"}),
+        ({"type": "local_shell_call_output", "output": "a"}, {"hosted:local_shell"}),
+        ({"type": "apply_patch_call", "operation": {}}, {"hosted:apply_patch"}),
+        ({"type": "tool_search_output", "tools": [{"type": "namespace"}]},
+         {"hosted:tool_search", "hosted:namespace", "tools"}),
+        ({"type": "additional_tools", "role": "developer", "tools": [{"type": "function"}, {"type": "web_search"}]},
+         {"hosted:tool_changes", "hosted:web_search", "tools", "mid_system"}),
+        ({"type": "configuration_update", "reasoning": {"effort": "high"}}, {"hosted:configuration_update"}),
+        ({"type": "compaction_trigger"}, {"hosted:compaction"}),
+        ({"type": "function_call", "name": "f", "arguments": "{}"}, set()),
+        ({"type": "custom_tool_call_output", "output": "a"}, set()),
+        ({"type": "input_text", "text": "Hi"}, set()),
+    ],
+)  # fmt: skip
+def test_an_item_of_a_hosted_tool_needs_a_tier_that_has_the_tool(item, needs):
+    """Also where the tool is no longer in the list of tools. A tool that an item adds is a need, too."""
+    assert parsed(RESPONSES, input=[USER, item, USER]).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("block", "needs"),
+    [
+        ({"type": "tool_addition", "tool": {"type": "tool_reference"}}, {"hosted:tool_changes", "tools"}),
+        ({"type": "tool_addition", "tool": {"definition": {"type": "web_fetch_20260318"}}},
+         {"hosted:tool_changes", "hosted:web_fetch", "tools"}),
+        ({"type": "tool_addition", "tool": 5}, {"hosted:tool_changes", "hosted:other", "tools"}),
+        ({"type": "tool_removal", "tool": {"type": "tool_reference"}}, {"hosted:tool_changes", "tools"}),
+        ({"type": "mcp_tool_listing", "mcp_server_name": "m", "tools": []}, {"hosted:mcp"}),
+        ({"type": "fallback", "from": {"model": "a"}, "to": {"model": "b"}}, {"hosted:fallback"}),
+    ],
+)  # fmt: skip
+def test_a_block_about_tools_or_models_has_a_name_that_a_policy_can_list(block, needs):
+    """A part of an unknown type goes to the last tier, also if a policy lists its name."""
+    turns = [USER, {"role": "assistant", "content": [block, {"type": "text", "text": "Ici"}]}, USER]
+    assert messages(messages=turns).needs == needs
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "needs"),
+    [
+        (MESSAGES, {"thread": {"type": "create"}}, {"hosted:thread"}),
+        (MESSAGES, {"thread": None, "compaction": None}, set()),
+        (MESSAGES, {"compaction": {"type": "summarize"}}, {"hosted:compaction"}),
+        (CHAT, {"thread": {"type": "create"}, "compaction": {}}, set()),
+        (CHAT, {"extra_body": {"google": {"cached_content": "cachedContents/1"}}}, {"hosted:cached_content"}),
+    ],
+)
+def test_state_that_a_server_keeps_is_a_need(path, body, needs):
+    """A server that does not know the member would answer without the state."""
+    assert parsed(path, messages=[USER], **body).needs == needs
+
+
+def test_a_picture_that_was_made_is_not_text():
+    """Its base64 would count as hundreds of thousands of tokens."""
+    made = {"type": "image_generation_call", "id": "ig_1", "status": "completed", "result": "A" * 1_000_000}
+    request = parsed(RESPONSES, input=[USER, made, USER])
+    assert request.needs == {"hosted:image_generation", "vision"}
+    assert request.media_bytes == 1_000_002
+
+
+@pytest.mark.parametrize(
     ("path", "body"),
     [
         (CHAT, {"response_format": {"type": "json_schema", "json_schema": {}}}),
@@ -325,6 +398,12 @@ GOOGLE = "extra_body.google.thinking_config"
         (CHAT, {"reasoning_effort": "Minimal"}, False, "minimal", None, {"reasoning_effort": "minimal"}),
         (CHAT, {"reasoning_effort": "ultra"}, True, None, None, {"reasoning_effort": "ultra"}),
         (CHAT, {"thinking": True}, True, None, None, {"thinking": True}),
+        (CHAT, {"reasoning": {"enabled": False}}, False, None, None, {"reasoning.enabled": False}),
+        (CHAT, {"reasoning": {"enabled": True}}, True, None, None, {"reasoning.enabled": True}),
+        (CHAT, {"reasoning": {"max_tokens": 3000}}, True, None, 3000, {"reasoning.max_tokens": 3000}),
+        (CHAT, {"reasoning": {"max_tokens": 0}}, False, None, None, {"reasoning.max_tokens": 0}),
+        (CHAT, {"think": False}, False, None, None, {"think": False}),
+        (CHAT, {"think": "High"}, True, "high", None, {"think": "high"}),
         (CHAT, {"enable_thinking": False}, False, None, None, {"enable_thinking": False}),
         (
             CHAT, {"enable_thinking": True, "thinking_budget": 900}, True, None, 900,
@@ -626,7 +705,18 @@ def test_an_odd_member_drops_no_need(odd):
         (CHAT, {"messages": [{"role": "assistant", "content": None, "audio": {"id": "audio_1"}}]}, {"audio"}),
         (CHAT, {"messages": [{"role": "user", "content": "Hi", "images": [], "audio": None}]}, set()),
         (CHAT, {"messages": [{"role": "tool", "content": {"temperature": 5}}]}, set()),
-        (RESPONSES, {"input": [{"type": "shell_call_output", "output": [{"stdout": "a", "stderr": ""}]}]}, set()),
+        (
+            RESPONSES,
+            {"input": [{"type": "shell_call_output", "output": [{"stdout": "a", "stderr": ""}]}]},
+            {"hosted:shell"},
+        ),
+        (RESPONSES, {"input": [{"type": "x_new", "id": "1"}]}, {"unknown part"}),
+        (RESPONSES, {"input": [{"type": "x_new", "role": "user", "content": "Hi"}]}, set()),
+        (
+            RESPONSES,
+            {"input": [{"type": "additional_tools", "tools": 5}]},
+            {"hosted:tool_changes", "tools", "hosted:other"},
+        ),
     ],
 )
 def test_a_doubt_about_a_need_lifts(path, body, needs):

@@ -134,6 +134,14 @@ def test_official_clients_are_served_by_the_tier_of_their_cohort(
     assert text.strip() == f"{MODELS[tier]} here, reasoning {said}"
 
 
+@pytest.mark.parametrize("prompts", [[EXTRACT, PROVE, LEGAL], [LEGAL, PROVE, EXTRACT]], ids=["last", "first"])
+def test_the_costliest_of_several_prompts_decides(stack: Stack, prompts: list[str]) -> None:
+    body = {"model": "auto", "prompt": prompts, "max_tokens": 100}
+    answer = send(stack.port, COMPLETIONS, msgspec.json.encode(body))
+    assert answer.said == JUDGED
+    assert msgspec.json.decode(arrived(stack).body) == body | {"model": MODELS["frontier"]}
+
+
 _TOO_LONG = PROVED | {"x-router-tier": "frontier", "x-router-reason": "capability"}
 _ODD = (
     b' \r\n{ "temperature" :2.50 ,"n":1E+0,\n\t"model"\t:  "gpt-4o-mini" , "z":{"b":[ 1.0,1e3 ],"a":null},'

@@ -58,6 +58,17 @@ def test_a_follow_up_goes_to_the_tier_that_made_the_response(stack: Stack) -> No
         assert (stranger.said["x-router-tier"], stranger.said["x-router-reason"]) == ("large", "bound")
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_thread_goes_to_the_tier_that_keeps_it(stack: Stack, stream: bool) -> None:
+    """A continued request has only the new turn. By itself, it would go to the small tier."""
+    key = f"thread {stream}"
+    post(stack, MESSAGES, body_of(MESSAGES, LEGAL) | {"thread": {"type": "create"}, "stream": stream}, key)
+    continued = {"type": "continue", "previous_message_id": "msg_1"}
+    answer = post(stack, MESSAGES, body_of(MESSAGES, EXTRACT) | {"thread": continued}, key)
+    assert (answer.said["x-router-tier"], answer.said["x-router-reason"]) == ("frontier", "bound")
+    assert msgspec.json.decode(arrived(stack).body)["thread"] == continued
+
+
 def test_requests_about_a_response_go_to_the_tier_that_made_it(stack: Stack) -> None:
     made = response_id(post(stack, RESPONSES, body_of(RESPONSES, LEGAL), "a"))
     for method, path in (("GET", ""), ("GET", "/input_items?limit=2"), ("POST", "/cancel"), ("DELETE", "")):
@@ -135,6 +146,13 @@ def test_a_tool_loop_stays_at_the_tier_that_an_escalation_reached(stack: Stack) 
     assert (same["x-router-tier"], same["x-router-attempts"], same["x-router-reason"]) == ("large", "1", "bound")
     for key, session in (("other", "s1"), ("loop", "s2")):  # their loops begin at the small tier
         assert post(stack, CHAT, loop, key, session_id=session).headers["x-router-attempts"] == "2"
+
+
+def test_a_request_that_only_fills_the_prompt_cache_is_not_judged(stack: Stack) -> None:
+    """It asks for no token, so there is no answer that a rule could reject. Its tier is that of its ask."""
+    for cap, attempts in ((0, "1"), (500, "2")):
+        answer = post(stack, MESSAGES, body_of(MESSAGES, REFUSED) | {"max_tokens": cap}, "warm")
+        assert (answer.headers["x-router-cohort"], answer.headers["x-router-attempts"]) == ("support_faq", attempts)
 
 
 def test_signed_thinking_goes_back_to_the_tier_that_signed_it(stack: Stack) -> None:

@@ -54,6 +54,8 @@ def test_an_agents_own_call_is_known_by_its_structure(expected: str, text: str, 
         ("Which of these is right, A or B? Answer with one letter.", {"max_tokens": 1, "logprobs": True}),
         ("Is this review positive? Answer yes or no: the soup was cold.", {"max_tokens": 5}),
         ("yes", {"max_tokens": 500}),
+        ("hi", {"max_tokens": 0}),  # fills the prompt cache of the tier that gets the next request
+        ("Move the invoices", {"max_tokens": 0, "tools": TOOLS}),
         ("Write a title for my article about chat applications", {}),
         ("What is the title of the chat with the customer?", {}),
         ("Summarise the conversation above", {}),

@@ -154,6 +154,65 @@ def test_a_conversation_that_an_upstream_keeps_stays_where_its_first_request_wen
     assert outcome(talk.send(RESPONSES, other, "faq")) == ("large", Reason.BOUND, Course.LOST)
 
 
+def test_a_thread_that_a_server_keeps_stays_with_its_maker() -> None:
+    """Each request of a thread names the message before it, and has only the new turn."""
+    talk = Talk()
+    created = {"thread": {"type": "create"}, "messages": [user("May we keep it?")]}
+    assert talk.send(MESSAGES, created, "legal").tier.name == "frontier"
+    talk.answered("frontier", "msg_1")
+    continued = {"type": "continue", "previous_message_id": "msg_1"}
+    again = {"thread": continued, "messages": [user("thanks")]}
+    assert outcome(talk.send(MESSAGES, again)) == ("frontier", Reason.BOUND, Course.KEPT_SEALED)
+    strange = {"thread": continued | {"previous_message_id": "msg_2"}, "messages": [user("Where is it?")]}
+    assert outcome(talk.send(MESSAGES, strange)) == ("large", Reason.BOUND, Course.LOST)
+
+
+@pytest.mark.parametrize("container", ["c_1", {"id": "c_1", "skills": []}])
+def test_a_container_stays_where_its_conversation_was(container: Any) -> None:
+    talk = Talk()
+    opening = user("May we keep it?")
+    talk.send(MESSAGES, {"messages": [opening]}, "legal")
+    second = {"container": container, "messages": [opening, said(), user("Where is my parcel?")]}
+    assert outcome(talk.send(MESSAGES, second)) == ("frontier", Reason.BOUND, Course.KEPT_SEALED)
+    other = {"container": container, "messages": [user("Where is my parcel?")]}
+    assert outcome(talk.send(MESSAGES, other)) == ("frontier", Reason.BOUND, Course.KEPT_SEALED)
+    skills: dict[str, Any] = {"container": {"skills": []}, "messages": [opening]}
+    assert outcome(talk.send(MESSAGES, skills)) == ("small", Reason.MATCHED, None)
+
+
+@pytest.mark.parametrize("seal", [{"signature": "AbCdEf"}, {"encrypted_content": "AbCdEf"}])
+@pytest.mark.parametrize("role", ["assistant", "user"])
+def test_a_compaction_block_is_sealed_and_never_removed(role: str, seal: dict[str, str]) -> None:
+    """It stands for earlier turns, so `strip` does not take it out."""
+    block = {"type": "compaction", "content": "They asked about a parcel."} | seal
+    talk = Talk(policy(sticky=STRIP))
+    body = {"messages": [{"role": role, "content": [block]}, user("Where is my parcel?")]}
+    assert outcome(talk.send(MESSAGES, body)) == ("large", Reason.BOUND, Course.LOST)
+    assert msgspec.json.decode(talk.mutated)["messages"] == body["messages"]
+
+
+def test_the_fingerprint_of_a_program_is_sealed_and_never_removed() -> None:
+    talk = Talk(policy(sticky=STRIP))
+    opening = user("May we keep it?")
+    talk.send(RESPONSES, {"input": [opening]}, "legal")
+    program = {"type": "program", "call_id": "p1", "code": "1", "fingerprint": "AbCdEf"}
+    output = {"type": "program_output", "call_id": "p1", "result": "1"}
+    second = {"input": [opening, program, output, said(), user("Where is it?")]}
+    assert outcome(talk.send(RESPONSES, second)) == ("frontier", Reason.BOUND, Course.KEPT_SEALED)
+    assert msgspec.json.decode(talk.mutated)["input"] == second["input"]
+
+
+def test_the_tier_that_answered_last_sums_a_conversation_up() -> None:
+    """It signs the block, so it gets the rest of the conversation as well."""
+    talk = Talk()
+    opening = user("May we keep it?")
+    talk.send(MESSAGES, {"messages": [opening]}, "legal")
+    turns = [opening, said(), user("Where is it?"), said(), user("Thanks, and where is the other one?")]
+    summing = {"compaction": {"type": "summarize"}, "messages": turns}
+    assert outcome(talk.send(MESSAGES, summing)) == ("frontier", Reason.BOUND, Course.KEPT_TOOL_LOOP)
+    assert outcome(talk.send(MESSAGES, {"messages": turns})) == ("small", Reason.MATCHED, Course.MOVED)
+
+
 @pytest.mark.parametrize(
     "member",
     [
