@@ -193,9 +193,20 @@ def with_bare_listener(bootstrap: dict[str, Any], port: int) -> dict[str, Any]:
 def interpreter() -> str:
     """The Python that runs the router here. A build with profile-guided optimisation (PGO) is a fifth faster."""
     flags = f"{sysconfig.get_config_var('CONFIG_ARGS')} {sysconfig.get_config_var('PY_CORE_CFLAGS')}"
-    pgo = "with" if "--enable-optimizations" in flags or "-fprofile-use" in flags else "without"
     name, version = platform.python_implementation(), platform.python_version()
-    return f"{name} {version}, built {pgo} PGO by {platform.python_compiler()}"
+    return f"{name} {version}, {built(flags, platform.python_compiler(), Path('/proc/self/maps').read_text())}"
+
+
+def built(flags: str, compiler: str, mapped: str) -> str:
+    """How an interpreter was built: from its recorded flags, and the files that its process has mapped.
+
+    Debian builds the interpreter with PGO and a shared library without, and records the flags of the library.
+    """
+    if "--enable-optimizations" in flags or "-fprofile-use" in flags:
+        return f"built with PGO by {compiler}"
+    if "--enable-shared" in flags and "libpython" not in mapped:
+        return f"built by {compiler}, PGO not recorded"
+    return f"built without PGO by {compiler}"
 
 
 def measure(system: System, stream: bool, connections: int, seconds: int, folder: Path) -> Cell:

@@ -21,6 +21,7 @@ from bench.load import (
     TEXT,
     Cell,
     System,
+    built,
     cell_of,
     fail_opens,
     faults,
@@ -199,7 +200,22 @@ def test_the_bare_listener_has_no_access_log():
 
 def test_the_interpreter_is_named_with_its_version_and_build():
     version = subprocess.run([sys.executable, "--version"], capture_output=True, text=True).stdout.split()[1]
-    assert re.fullmatch(rf"\w+ {re.escape(version)}, built with(out)? PGO by .+", interpreter())
+    assert re.fullmatch(rf"\w+ {re.escape(version)}, built (with(out)? PGO )?by .+", interpreter())
+
+
+@pytest.mark.parametrize(
+    ("flags", "mapped", "expected"),
+    [
+        ("'--enable-optimizations'", "", "built with PGO by GCC 14"),
+        ("-O3 -fprofile-use", "libpython3.13.so.1.0", "built with PGO by GCC 14"),
+        ("'--enable-ipv6' -O2", "", "built without PGO by GCC 14"),
+        ("'--enable-shared' -O2", "/usr/lib/libpython3.13.so.1.0", "built without PGO by GCC 14"),
+        ("'--enable-shared' -O2", "/usr/bin/python3.13", "built by GCC 14, PGO not recorded"),
+    ],
+)
+def test_the_flags_of_another_build_say_nothing_about_pgo(flags: str, mapped: str, expected: str):
+    """Debian records the flags of the shared library, which its interpreter does not use."""
+    assert built(flags, "GCC 14", mapped) == expected
 
 
 def test_a_connection_counts_answers_that_no_decision_led_to():
