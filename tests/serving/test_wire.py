@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from google.protobuf.message import DecodeError
 from google.protobuf.struct_pb2 import Struct
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from extproc.contract.names import ATTEMPT_ATTRIBUTE, HEADER_ATTRIBUTE, TIER_ATTRIBUTE, Namespace
 from extproc.contract.records import ladder_of
@@ -234,6 +236,32 @@ def test_metadata_keeps_its_values():
     fields = response.dynamic_metadata.fields["semantic_router"].struct_value
     assert dict(fields.fields["l"].list_value.values[0].struct_value.items()) == {"a": "b"}
     assert (fields["reason"], fields["similarity"], fields["calibrated"]) == ("matched", 0.5, False)
+
+
+_SCALARS = st.text(max_size=3) | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False)
+_PLAIN = st.recursive(
+    _SCALARS, lambda item: st.lists(item, max_size=3) | st.dictionaries(st.text(max_size=3), item, max_size=3)
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    metadata=st.dictionaries(
+        st.text(max_size=3), st.dictionaries(st.text(max_size=3), _PLAIN, max_size=4), max_size=3
+    )
+)
+def test_metadata_is_written_as_protobuf_writes_it(metadata):
+    """An empty object or list is there, too."""
+    expected = Struct()
+    expected.update(metadata)
+    assert write_reply(Reply("request_body", metadata=metadata)).dynamic_metadata == expected
+
+
+@pytest.mark.parametrize("value", [None, b"bytes", ("a", "tuple"), {"a", "set"}])
+def test_a_value_that_metadata_cannot_hold_is_an_error(value):
+    """A record leaves it out, or writes it in another type."""
+    with pytest.raises(TypeError, match=f"metadata cannot hold a value of the type {type(value).__name__}"):
+        write_reply(Reply("request_body", metadata={"semantic_router": {"a": [value]}}))
 
 
 @pytest.mark.parametrize("clusters", [(), ("small",), ("small", "large"), ("größe", ""), tuple("abcdefgh") * 3])
