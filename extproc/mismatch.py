@@ -85,14 +85,16 @@ def _unknown_key(key: str, steps: Steps, message: str, data: Any, kind: Any) -> 
     whole = _UNKNOWN_KEY.fullmatch(message)
     if whole is not None and not (isinstance(mapping, dict) and key in mapping):
         key, steps = whole[1], ()  # a key at the top whose own text looks like a path
-    what = f"unknown key `{shown(key)}`: {suggestion(key, _keys(_type_at(kind, steps)))}"
+    names = [field.encode_name for field in _fields(_type_at(kind, steps))]
+    what = f"unknown key `{shown(key)}`: {suggestion(key, names)}"
     return Mismatch((*steps, key), what, is_key=True)
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
     """The remedy for a name that is not in `names`."""
     near = difflib.get_close_matches(name, names, 1)
-    return f"did you mean `{near[0]}`?" if near else f"expected one of {', '.join(names)}"
+    known = f"expected one of {', '.join(names)}" if names else "there is none"
+    return f"did you mean `{near[0]}`?" if near else known
 
 
 def _locate(path: str, message: str, data: Any, kind: Any) -> Steps:
@@ -178,11 +180,6 @@ def _inside(info: Any, step: str | int) -> Any | None:
         case inspect.ListType() | inspect.VarTupleType() | inspect.FrozenSetType():
             return info.item_type
     return None
-
-
-def _keys(info: Any) -> list[str]:
-    """The keys of the mapping that is expected."""
-    return [field.encode_name for field in _fields(info)]
 
 
 def _fields(info: Any) -> list[inspect.Field]:

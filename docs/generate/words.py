@@ -501,7 +501,7 @@ LOG_LINES = {
     "`SemanticRouterGoldenFlipped` is in [On call](../guides/on-call.md#semanticroutergoldenflipped).",
     "_log 2": "The decisions about all rows of `--golden` are right again.",
     "_act": "The router has stopped or promoted the candidate. The line has the figures. `extproc rollout status` shows them, too. "
-    "Another edit of the candidate begins anew.",
+    "Another edit of the candidate starts the comparison again.",
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
@@ -514,7 +514,7 @@ LOG_LINES = {
     "_last_good": "The router was started with a mistake in its files, and serves the files that served last. The line names "
     "the mistake. `extproc status` shows it, too.",
     "AnswerStore._saw": "A share of the hits is checked, and too many were wrong, so every request of this cohort goes to a tier. "
-    "`extproc status` has the figures. Look for what changed since the answers were made, then edit the intent.",
+    "`extproc status` has the figures. Look for a change since the answers were made, then edit the intent.",
     "open_state": "Envoy spreads the requests of a conversation over the workers, so about half of them, or more, find nothing. "
     "Each worker counts its own part of every budget. Set `state` to the URL of a Redis or Valkey.",
     "RedisLink.stop": "The store is down or slow. Traffic goes on. Each router process remembers the conversations that it "

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extproc.cli.options import add_command, intents_option
+from extproc.cli.options import add_command, intents_option, parse_header
 from extproc.mismatch import counted
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def add_commands(commands: "Commands") -> None:
     )
     explain.add_argument(
         "--header",
+        type=parse_header,
         action="append",
         default=[],
         metavar="NAME: VALUE",

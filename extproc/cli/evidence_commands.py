@@ -39,7 +39,7 @@ def add_commands(commands: "Commands") -> None:
 def _add_convert(commands: "Commands") -> None:
     convert = add_command(
         commands, "convert", _convert,
-        "Print the rows of an OpenAI log in the format of traffic. docs/reference/traffic.md has the format.",
+        "Convert a log of OpenAI requests into rows of traffic. docs/reference/traffic.md has their format.",
     )  # fmt: skip
     convert.add_argument(
         "kind",
@@ -132,8 +132,8 @@ def _add_calibrate(commands: "Commands") -> None:
     calibrate.add_argument(
         "--target",
         metavar="quality=SHARE|cost=DOLLARS|loss=SHARE",
-        help="choose tier and settings of each cohort by recorded outcomes: for at least this share of good "
-        "answers, for at most this cost in US dollars per 1,000 requests, or for a quality at most this far below "
+        help="choose tier and settings of each cohort by recorded outcomes. quality: at least this share of good "
+        "answers. cost: at most this many US dollars per 1,000 requests. loss: a quality at most this far below "
         "that of the costliest tier for everything",
     )
     calibrate.add_argument(

@@ -37,7 +37,7 @@ from extproc.settings import Chosen
 
 # Here a person waits for the encoder, not a request, so the deadline is generous.
 _DEADLINE_S = 60.0
-# What the words mean that stand for no setting of the router.
+# The meaning of the words that stand for no setting of the router.
 _NOT_WRITTEN = {
     "model": " (nothing is written, so the model decides)",
     "client": " (the client's own choice stays)",

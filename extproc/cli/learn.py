@@ -154,8 +154,9 @@ def _run(task: LearnTask, report: Report) -> int:
 _GATE_WORDS = {
     Passage.PASSED: "PASSED",
     Passage.FAILED: "FAILED: a cohort is worse than the limits allow, so there is no candidate",
-    Passage.UNSEEN: "UNSEEN: a cohort goes to a cheaper tier without recorded answers, so it only decides beside",
-    Passage.UNCLEAR: "UNCLEAR: the held-out rows are too few to decide, so it only decides beside",
+    Passage.UNSEEN: "UNSEEN: a cohort goes to a cheaper tier without recorded answers, so the candidate changes no "
+    "traffic",
+    Passage.UNCLEAR: "UNCLEAR: the held-out rows are too few to decide, so the candidate changes no traffic",
 }
 
 

@@ -117,7 +117,8 @@ def _export(args: argparse.Namespace) -> int:
     for line in lines:
         sys.stdout.buffer.write(line)
     if args.requests is not None:
-        print(f"{args.requests}: {count.rows} rows joined, {count.without} without a request", file=sys.stderr)
+        without = f"{count.without} outcomes whose id is on no line of this file"
+        print(f"{args.requests}: {count.rows} rows joined, {without}", file=sys.stderr)
     return 0
 
 

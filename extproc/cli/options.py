@@ -78,6 +78,13 @@ def parse_workers(text: str) -> int:
     return int(text)
 
 
+def parse_header(text: str) -> str:
+    """NAME: VALUE, as it was given."""
+    if not text.partition(":")[1]:
+        raise _refusal(text, "NAME: VALUE, as in 'host: llm.example.com'")
+    return text
+
+
 def parse_address(text: str) -> str:
     """HOST:PORT, as it was given."""
     if not _is_address(text):

@@ -88,7 +88,11 @@ def propose_candidate(folder: Path, new: Path, percent: float | None) -> str:
         _replace_raw(place / name, raw)
     spec = before or Candidate(dir=_PLACE)
     _write_key(folder, msgspec.structs.replace(spec, **_share(percent)))
-    what = "only decides beside" if percent is None else f"decides about {percent:g} % of the conversations"
+    what = (
+        "decides beside the policy and changes no traffic"
+        if percent is None
+        else f"decides about {percent:g} % of the conversations"
+    )
     return f"the candidate in {place} {what}"
 
 

@@ -53,8 +53,8 @@ def refused_failovers(config: Config, cascade: str) -> Iterator[tuple[str, str]]
         if tier.failover is None or cascade == "priority-group":
             continue
         if cascade == "none":
-            what = "`failover` needs further attempts, which this form does not make: remove it, or render another"
-            yield at, what
+            remedy = "remove it, or render for 1.37 or newer"
+            yield at, f"`failover` needs further attempts, which `--version 1.36` does not make: {remedy}"
         elif (intent := _leaping(tier, config)) is not None:
             why = f"rejected answers of intent {intent.intent} have to pass over the tiers in it"
             yield at, f"`failover` needs Envoy 1.40 here, because {why}: remove it, or render for 1.40"

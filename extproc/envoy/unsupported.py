@@ -15,8 +15,8 @@ from extproc.envoy.ladders import refused_failovers
 Cascade = Literal["priority-group", "composite", "priorities", "none"]
 _NEEDS_VERIFIER = "needs a verifier, which Envoy has from 1.37 on: remove it, or render for a newer Envoy"
 _NO_TIMEOUTS = (
-    "`timeouts` of a tier needs listeners inside Envoy, which this form does not have: remove it, or use an own "
-    "Envoy"
+    "`timeouts` of a tier needs listeners inside Envoy, which `--for istio` cannot render: remove it, or run a "
+    "separate Envoy"
 )
 
 

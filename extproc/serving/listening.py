@@ -85,7 +85,7 @@ def _why(error: OSError, port: str) -> str:
         return f"another program uses the port: stop it ({found}), or give another port"
     if error.errno == errno.EACCES:
         return "this user may not use the port: give one above 1023, or run as another user"
-    return "the host is no address of this machine: give 127.0.0.1, 0.0.0.0 or one of its addresses"
+    return "the host is not an address of this machine: give 127.0.0.1, 0.0.0.0 or one of its addresses"
 
 
 def reloading_credentials(files: TlsFiles) -> grpc.ServerCredentials:

@@ -75,7 +75,7 @@ FIRST_BYTE = Metric(
 )  # fmt: skip
 LEDGER_LOST = Metric(f"{PREFIX}.ledger.lost", "counter", "{request}", "Outcomes that the ledger could not store")
 EXPLORATIONS = Metric(
-    f"{PREFIX}.explorations", "counter", "{request}", "Second requests of --explore, by what became of them",
+    f"{PREFIX}.explorations", "counter", "{request}", "Second requests of --explore, by their outcome",
     ("cohort", "tier", "outcome"),
 )  # fmt: skip
 FEEDBACK = Metric(
@@ -90,7 +90,7 @@ SIGNALS = Metric(
 )  # fmt: skip
 CACHE_LOOKS = Metric(
     f"{PREFIX}.cache.looks", "counter", "{request}",
-    "Requests of cohorts with a cache, by what it did: hit, semantic, checked, miss, or why it was not asked",
+    "Requests of cohorts with a cache, by the result: hit, semantic, checked, miss, or why it was not asked",
     ("cohort", "result"),
 )  # fmt: skip
 CACHE_SAVED = Metric(
@@ -131,7 +131,7 @@ LABELS = Metric(
 )  # fmt: skip
 LABELS_EXPECTED = Metric(
     f"{PREFIX}.labels.expected", "counter", "{answer}",
-    "Sum of the probabilities of the matches that have a label: so many of them should be right", ("cohort",),
+    "Sum of the probabilities of the matches that have a label: this many of them should be right", ("cohort",),
 )  # fmt: skip
 STATE_FAILURES = Metric(
     f"{PREFIX}.state.failures", "counter", "{call}", "Calls to the store of `state` that failed"

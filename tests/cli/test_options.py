@@ -42,6 +42,7 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("command", "option", "given", "expected"),
     [
+        (["explain", "--intents", "x"], "--header", "x-app", "NAME: VALUE, as in 'host: llm.example.com'"),
         (SERVE, "--workers", "0", WORKERS),
         (SERVE, "--workers", "many", WORKERS),
         (SERVE, "--workers", "-2", WORKERS),

@@ -1,6 +1,7 @@
 """Every `extproc` command of the documentation parses, and the marked ones run on the sample intents."""
 
 import argparse
+import re
 import shlex
 import shutil
 import sys
@@ -12,7 +13,7 @@ import pytest
 from extproc.cli.main import command_parser, main
 from extproc.encoder.features import FeatureEncoder
 from extproc.evidence.execution import Memory
-from tests.docs.fences import Fence, all_fences
+from tests.docs.fences import ROOT, Fence, all_fences
 from tests.docs.sample_traffic import write_samples
 
 _SHELLS = {"bash", "console"}
@@ -57,6 +58,23 @@ RUN = list({tuple(words): (fence, words) for fence, words in PARSED if fence.is_
 def test_a_command_of_the_documentation_parses(fence: Fence, words: list[str]) -> None:
     """By the parser of the command line itself. A command that it refuses would exit the process."""
     PARSER.parse_args(without_redirection(words)[0])
+
+
+def inline_commands() -> Iterator[tuple[str, str, list[str]]]:
+    """(page, command, options) of every `extproc ...` within a sentence of README.md and of the pages."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        for name, rest in re.findall(r"`extproc ([a-z]+)([^`]*)`", path.read_text(encoding="utf-8")):
+            yield str(path.relative_to(ROOT)), name, re.findall(r"--[a-z][a-z-]*", rest)
+
+
+def test_a_command_within_a_sentence_has_its_options() -> None:
+    """A page that names an option of an earlier release misleads. Placeholders and values are not looked at."""
+    (choices,) = (a.choices for a in PARSER._actions if isinstance(a, argparse._SubParsersAction))
+    known = {name: set(parser._option_string_actions) for name, parser in choices.items()}
+    seen = list(inline_commands())
+    assert len(seen) > 100
+    assert [(page, name, option) for page, name, options in seen for option in options
+            if option not in known.get(name, set())] == []  # fmt: skip
 
 
 class OnceEncoder:

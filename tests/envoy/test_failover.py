@@ -46,5 +46,7 @@ def test_rungs_behind_their_own_failover_tiers_need_a_newer_envoy(tmp_path: Path
 
 
 def test_without_repeated_attempts_there_is_no_failover(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"policy\.yaml:8: `failover` needs further attempts"):
+    with pytest.raises(
+        ValueError, match=r"policy\.yaml:8: `failover` needs further attempts, which `--version 1\.36` does not"
+    ):
         clusters(tmp_path, "none")

@@ -12,7 +12,7 @@ from extproc.serving import workers
 from extproc.serving.listening import check_free
 from extproc.serving.workers import cores, health_address, supervise, worker_addresses
 
-NO_ADDRESS = "the host is no address of this machine: give 127.0.0.1, 0.0.0.0 or one of its addresses"
+NO_ADDRESS = "the host is not an address of this machine: give 127.0.0.1, 0.0.0.0 or one of its addresses"
 
 
 def test_workers_listen_on_consecutive_ports_or_numbered_sockets():
