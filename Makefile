@@ -13,8 +13,9 @@ UV := 0.13.9
 # Each Python keeps what it compiles, also on a machine that forbids it. Otherwise every router that a test starts would
 # compile the whole package.
 export PYTHONDONTWRITEBYTECODE :=
-# Processes of pytest. One of two starts with the tests through Envoy, the other with the rest (tests/conftest.py).
-WORKERS ?= 2
+# Processes of pytest: one more than two cores, because the first one often waits. It starts with the tests through
+# Envoy, and the others with the rest (tests/conftest.py).
+WORKERS ?= 3
 CYCLONEDX := 7.5.0
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' extproc/__init__.py)
 # The kinds of Istio, the Gateway API, Envoy Gateway and the Prometheus operator as types and validators (MIT), and a

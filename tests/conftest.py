@@ -38,16 +38,16 @@ SUMMARY = "summary"
 
 
 class _Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # it has no types
-    """Gives each module to one process. Every second process takes the last module that is left.
+    """Gives each module to one process. The first one takes the first module that is left, and others the last one.
 
-    So one process runs the tests through Envoy, which measure times, and the other one helps when the rest is done.
+    So one process runs the tests through Envoy, which measure times, and the others help when the rest is done.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         return nodeid.partition("::")[0]
 
     def _assign_work_unit(self, node: Any) -> None:
-        if self.nodes.index(node) % 2:
+        if self.nodes.index(node) > 0:
             self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
         super()._assign_work_unit(node)
 

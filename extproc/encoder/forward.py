@@ -17,7 +17,7 @@ def forward_of(model: Any, centre: Vectors | None = None) -> Any:
     """Return a torch module that runs all modules of the model and subtracts `centre`, float32[d], from vectors."""
     import torch
 
-    class Forward(torch.nn.Module):
+    class Forward(torch.nn.Module):  # type: ignore[misc]  # the types of torch are not read
         """Maps tokens to the vectors of texts and, with `parts`, a mask of their tokens, also to those of parts."""
 
         def __init__(self) -> None:

@@ -26,6 +26,8 @@ MODELS = {"dead": "dead-1", "small": "qwen3-8b", "large": "qwen3-32b", "frontier
 # An early judgement sends the stream on after 200 characters, which is about half of this.
 SHORT, LONG = 6, 160
 STALL_S, SLOW_S = 60.0, 0.8
+# Before a fault that must not overtake what was sent. A busy machine needs the time to judge it and let it go.
+BEFORE_FAULT_S = 0.3
 _ids = itertools.count(1)
 
 # Each cohort gets one of these subjects, so that its requests match no other cohort.
@@ -268,7 +270,7 @@ class Scripted:
             for frame in self.frames[: len(self.frames) // 2]:
                 await self.chunk(frame)
         await self.writer.drain()
-        await asyncio.sleep(0.1)  # the next bytes must not overtake it
+        await asyncio.sleep(BEFORE_FAULT_S)
 
     def reset(self) -> None:
         raw = self.writer.get_extra_info("socket")
@@ -589,7 +591,7 @@ async def length_too_long(x: Scripted) -> None:
     x.sent += body
     x.writer.write(body)
     await x.writer.drain()
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(BEFORE_FAULT_S)
     x.close()
 
 

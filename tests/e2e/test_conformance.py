@@ -169,7 +169,7 @@ def classify(
 
 
 async def whole_table(stack: Stack, prompts: dict[str, str], path: str) -> Table:
-    """Return the outcomes of all faults in all columns. Requests that wait for a time limit all wait at once."""
+    """Return the outcomes of all faults in all columns. Requests that wait for a time limit wait together."""
     enough = asyncio.Semaphore(12)
 
     async def one(column: tuple[str, str, bool], fault: str, words: int) -> Cell:

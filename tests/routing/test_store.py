@@ -78,7 +78,7 @@ def test_two_processes_share_redis_and_outlive_it(
             patch.setattr(one._link.client, "execute_command", noting(one._link.client.execute_command, commands))
             for _ in range(100):
                 assert await one.get(["b"]) == [b"2"]
-        assert set(commands) <= {"PING"}  # nobody waits for Redis while it is away
+        assert set(commands) <= {"PING"}  # no request waits for Redis while it is away
         assert await two.get(["b"]) == [None]
         assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]  # one for each process
         assert len(failures) == 2
