@@ -57,6 +57,30 @@ def test_a_new_vector_is_as_precise_as_a_stored_one(file):
     assert (first == first.astype(np.float16)).all()
 
 
+class OnePass(Counting):
+    """Makes the vector of parts from the whole text, so it differs from that of the parts as a text."""
+
+    def encode_parts(self, texts, parts):
+        second = self.encode(
+            [f"{text}{spans}" if spans else text for text, spans in zip(texts, parts, strict=True)]
+        )
+        return self.encode(texts), second
+
+
+def test_parts_have_the_vectors_that_serve(file):
+    """A command that measures decisions needs the vectors of the router, also for the second view of a text."""
+    texts, parts = ["fix this: a b. done", "fix this: a b. done", "one"], [((0, 9), (15, 19)), ((0, 9),), ()]
+    served = OnePass().encode_parts(texts, parts)
+    first = StoredVectors(OnePass(), VectorStore(file)).encode_parts(texts, parts)
+    again = StoredVectors(OnePass(most=0), VectorStore(file)).encode_parts(texts, parts)
+    for serving, new, stored in zip(served, first, again, strict=True):
+        np.testing.assert_allclose(new, serving, atol=5e-4)
+        assert (new == stored).all()
+    text = "Get the action items with owner and date out of this: Priya sends the quote by Tuesday, Tom calls them"
+    plain, kept = FeatureEncoder(OnePass()), Memory(FeatureEncoder(OnePass()), store=VectorStore(file))
+    np.testing.assert_allclose(kept.encode([text]), plain.encode([text]), atol=5e-4)
+
+
 def test_the_file_has_no_text_and_is_its_owners_alone(file):
     """Vectors say what a text is about, so others cannot read them."""
     StoredVectors(Counting(), VectorStore(file)).encode(["a secret plan"])

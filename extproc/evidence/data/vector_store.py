@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from extproc.encoder.parts import Parts, encode_parts
 from extproc.encoder.protocols import Encoder, Vectors
 
 log = logging.getLogger(__name__)
@@ -111,21 +112,36 @@ class StoredVectors:
 
     def encode(self, texts: Sequence[str]) -> Vectors:
         """Return float32[len(texts), d], each row of unit length, except for rounding."""
-        by_key = {key_of(text): text for text in texts}
-        vectors = self.store.read(list(by_key), self._size)
-        if new := [key for key in by_key if key not in vectors]:
-            rows = self.encoder.encode([by_key[key] for key in new]).astype(np.float16).astype(np.float32)
+        return self.encode_parts(texts, [()] * len(texts))[0]
+
+    def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
+        """Return two float32[len(texts), d] with rows of unit length, except for rounding: of texts, and of parts.
+
+        Both are made as the encoder makes them when it serves, such as in one pass.
+        """
+        if not texts:
+            return encode_parts(self.encoder, texts, parts)
+        by_key = {key_of(*pair): pair for pair in zip(texts, parts, strict=True)}
+        needed = list(dict.fromkeys([*(key_of(text) for text in texts), *by_key]))
+        vectors = self.store.read(needed, self._size)
+        if new := [key for key, (text, _) in by_key.items() if not {key, key_of(text)} <= vectors.keys()]:
+            rows = encode_parts(self.encoder, *zip(*(by_key[key] for key in new), strict=True))
+            whole, second = (each.astype(np.float16).astype(np.float32) for each in rows)
             self.encoded += len(new)
-            self._size = rows.shape[1]
+            self._size = whole.shape[1]
             vectors = {key: row for key, row in vectors.items() if len(row) == self._size}
-            fresh = dict(zip(new, rows, strict=True))
+            fresh = dict(zip((key_of(by_key[key][0]) for key in new), whole, strict=True))
+            fresh |= zip(new, second, strict=True)
             self.store.write(fresh)
             vectors |= fresh
-            if len(vectors) < len(by_key):  # the file has vectors of another size
-                return self.encode(texts)
-        return np.stack([vectors[key_of(text)] for text in texts]) if texts else self.encoder.encode(texts)
+            if not vectors.keys() >= set(needed):  # the file has vectors of another size
+                return self.encode_parts(texts, parts)
+        pairs = zip(texts, parts, strict=True)
+        return np.stack([vectors[key_of(text)] for text in texts]), np.stack([vectors[key_of(*p)] for p in pairs])
 
 
-def key_of(text: str) -> bytes:
-    """Return the hash of a text under which its vector is stored."""
-    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES).digest()
+def key_of(text: str, parts: Parts = ()) -> bytes:
+    """Return the hash under which the vector of a text, or of parts of it, is stored."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES)
+    digest.update(f"\0{parts}".encode() if parts else b"")
+    return digest.digest()
