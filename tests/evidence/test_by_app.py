@@ -241,10 +241,8 @@ def test_a_source_that_is_not_an_app_is_named_once(
     folder: Path, data: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its rows count as requests of no app. Without apps, a source is only a source."""
-    data.write_bytes(data.read_bytes().replace(b'"source":"support"', b'"source":"suport"'))
-    warning = (
-        "60 rows have a `source` that is not an app of policy.yaml (`suport`): they count as requests of no app"
-    )
+    data.write_bytes(data.read_bytes().replace(b'"source":"support"', b'"source":"desk"'))
+    warning = "60 rows have a `source` that is not an app of policy.yaml (`desk`): they count as requests of no app"
     for command in (
         ["eval", "--intents", str(folder), str(data)],
         ["gate", "--baseline", str(folder), str(folder), str(data)],
