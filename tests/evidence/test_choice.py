@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -512,4 +513,4 @@ def test_a_follow_up_counts_for_its_cohort_only_if_its_conversation_allows_every
     assert result.decision.cohort is not None and result.decision.cohort.name == "law"
     row = SimpleNamespace(request=lambda _: (b"", {}))
     run = SimpleNamespace(routed=[result], rows=[row], snapshot=router.snapshot)
-    assert _decided_by(run, 0, _at_lowest_tier(router.snapshot.policy)) == cohort
+    assert _decided_by(cast(Any, run), 0, _at_lowest_tier(router.snapshot.policy)) == cohort
