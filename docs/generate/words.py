@@ -505,6 +505,7 @@ LOG_LINES = {
     "watch": "An edit of the intents was refused. The line names file, line and remedy, as `extproc check` does.",
     "watch 2": "A reload failed with an unexpected error. The traceback follows: please report it.",
     "watch 3": "An edit was applied.",
+    "warn_of_sources": "The policy has `apps`, and their `source` is not one of them. If it is meant to be an app, correct its name in the rows.",
     "VectorStore._give_up": "The file of vectors in the cache folder is full or damaged. Nothing is lost but time. Free some space, "
     "delete the file, or set `XDG_CACHE_HOME` to a folder that can be written.",
     "_note": "The changes of an edit. `needs Envoy` lists the changes that only Envoy can carry out.",

@@ -10,7 +10,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 
 from extproc.accounting.connection import Connection
-from extproc.accounting.queries import ALL, BUCKET_GROWTH, FIRST_BYTES, first_byte_counts, first_bytes_in
+from extproc.accounting.queries import (
+    ALL,
+    BUCKET_GROWTH,
+    FIRST_BYTES,
+    first_byte_counts,
+    first_bytes_in,
+    for_ledger,
+)
 from extproc.accounting.sources import Source
 
 # Median and 95th percentile, in twentieths.
@@ -46,7 +53,8 @@ def _from_rows(ledger: Connection, source: Source, dimension: str) -> tuple[Quan
     [window] = source.windows
     histograms: defaultdict[str, Counter[int]] = defaultdict(Counter)
     total = Counter[int]()
-    for row in ledger.fetch(first_byte_counts(dimension, window)):
+    has_apps = ledger.has_column("app")
+    for row in ledger.fetch(for_ledger(first_byte_counts(dimension, window), has_apps)):
         histograms[row["name"]][row["slice"]] = row["answers"]
         total[row["slice"]] += row["answers"]
     if not total:
@@ -57,7 +65,7 @@ def _from_rows(ledger: Connection, source: Source, dimension: str) -> tuple[Quan
     slices = set(of_all.wanted()).union(*wanted.values())
     values: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     everything: defaultdict[int, list[float]] = defaultdict(list)
-    for row in ledger.select(first_bytes_in(sorted(slices), dimension, window)):
+    for row in ledger.select(for_ledger(first_bytes_in(sorted(slices), dimension, window), has_apps)):
         if row["slice"] in wanted[row["name"]]:
             values[row["name"], row["slice"]].append(row["first_byte_s"])
         everything[row["slice"]].append(row["first_byte_s"])

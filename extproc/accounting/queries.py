@@ -12,7 +12,7 @@ import msgspec
 
 from extproc.accounting.outcome import SERVED, Ending, Unjudged
 from extproc.contract.statuses import has_answer_sql
-from extproc.contract.words import CACHE_HITS, Reason, Undecided
+from extproc.contract.words import CACHE_HITS, NOT_A_COHORT, Reason, Undecided
 
 # The column by which a report groups its lines.
 By = Literal["cohort", "tier", "principal", "app", "team"]
@@ -25,7 +25,14 @@ ALL = "all"
 FALLBACKS = (*(reason for reason in Reason if reason.is_fallback), Undecided.FAIL_OPEN)
 # Before ledger version 4, `cohort` was the nearest one, also where its match did not count.
 _FELL_BACK = f"o.reason IN ({', '.join(repr(reason.value) for reason in FALLBACKS)})"
-_COHORT = f"CASE WHEN {_FELL_BACK} THEN o.reason ELSE coalesce(o.cohort, o.reason) END"
+# The cohort without its app: a client names it so in its feedback.
+PLAIN_COHORT = f"CASE WHEN {_FELL_BACK} THEN o.reason ELSE coalesce(o.cohort, o.reason) END"
+_WORDS = ", ".join(f"'{word}'" for word in sorted(NOT_A_COHORT))
+# Two apps may have a cohort of the same name, so that of an app is APP/COHORT, as in metrics.
+_COHORT = (
+    f"CASE WHEN {_FELL_BACK} THEN o.reason WHEN o.cohort IN ({_WORDS}) THEN o.cohort "
+    "ELSE coalesce(coalesce(o.app || '/', '') || o.cohort, o.reason) END"
+)
 # The SQL of the name of a line, by dimension.
 NAMES: Mapping[str, str] = {by: f"coalesce(o.{by}, '-')" for by in get_args(By)} | {"cohort": _COHORT} | {ALL: "''"}
 # A rejected answer belongs to the tier that gave it, not to the tier that served the request.
@@ -33,6 +40,11 @@ _REJECTED_NAMES = {**NAMES, "tier": "coalesce(r.tier, '-')"}
 
 # The second requests of `--explore` are not traffic of clients.
 FROM_CLIENTS = "(o.request IS NULL OR o.request NOT IN (SELECT id FROM explorations))"
+
+
+def for_ledger(query: str, has_apps: bool) -> str:
+    """Return a query on `o` for a ledger of an older version, which has no apps, or the query."""
+    return query if has_apps else query.replace("o.app", "NULL")
 
 
 class Window(msgspec.Struct, frozen=True):

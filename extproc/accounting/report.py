@@ -226,7 +226,7 @@ def _read_tallies(ledger: Connection, source: Source, by: str) -> tuple[_Tally, 
 
 
 def _add_signals(ledger: Connection, source: Source, by: str, total: _Tally, groups: _Groups) -> None:
-    for row in ledger.fetch(queries.signal_sums(by), (source.since,)):
+    for row in ledger.fetch(queries.for_ledger(queries.signal_sums(by), ledger.has_column("app")), (source.since,)):
         counts = {row["kind"]: row["answers"]} | {name: row[name] for name in ("scores", "score", "labels")}
         for tally in (total, groups[row["name"]]):
             tally.signals.update(counts)

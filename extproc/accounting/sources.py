@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import msgspec
 
 from extproc.accounting.connection import Connection, Row
-from extproc.accounting.queries import Sum, Window
+from extproc.accounting.queries import Sum, Window, for_ledger
 from extproc.accounting.rollups import rolled_query
 
 _HOUR_S = 3600
@@ -25,8 +25,9 @@ class Source(msgspec.Struct, frozen=True):
 
     def read(self, ledger: Connection, each: Sum, dimension: str) -> Iterator[Row]:
         """Yield `name`, `word` and numbers. The same name and word may come several times."""
+        has_apps = ledger.has_column("app")
         for window in self.windows:
-            yield from ledger.fetch(each.query(dimension, window))
+            yield from ledger.fetch(for_ledger(each.query(dimension, window), has_apps))
         if self.first_hour is not None:
             yield from ledger.fetch(rolled_query(each, dimension, self.first_hour))
 

@@ -2,7 +2,8 @@
 
 Clients of Completions send them, and so do frameworks that keep the conversation themselves. The text ends where
 the model is to answer. A conversation that a person quotes ends otherwise, so it stays one text. A conversation
-below a question stays one text, too, because the person may ask about it.
+below a question, or below a request to work on it ("summarise this chat"), stays one text, too. Instructions of a
+framework are not such requests.
 """
 
 import re
@@ -11,7 +12,7 @@ from itertools import islice
 
 from extproc.api.parts import MAX_ITEMS
 
-_EDGE_CHARS = 80
+_EDGE_CHARS, _TASK_CHARS = 80, 400
 # Tokens of chat templates. Group 1: the name of a role. Group 2: a mark that stands for one.
 _TOKEN = re.compile(
     r"<\|(?:im_start|start|start_header_id|header_start|start_of_role)\|>[ \n]*([A-Za-z]{2,12})"
@@ -38,6 +39,33 @@ _PERSON = r"(?:Human|User|HUMAN|USER|### ?Human|### ?User|### ?Instruction)"
 _MODEL = r"(?:Assistant|AI|ASSISTANT|### ?Assistant|### ?Response)"
 _NAME = re.compile(rf"(?:^|(?<=</s>)|(?<= )(?=USER:|ASSISTANT:))[ \t]*(?:({_PERSON})|({_MODEL})) ?:", re.MULTILINE)
 _QUESTION = re.compile("[?？؟]")
+# A request to work on a conversation: a verb at the start of a sentence, and the conversation in the same sentence.
+# In German, French and Spanish, too, and in Chinese and Japanese.
+_WORK = r"""(?: summari[sz]e | sum\ up | translate | rewrite | rephrase | paraphrase | classify | categori[sz]e
+    | label | tag | anal(?:y[sz]e) | evaluate | rate | score | grade | judge | review | extract | list | identify
+    | find | highlight | count | describe | explain | proofread | correct | shorten | condense | redact
+    | anonymi[sz]e | check | format | convert | tl;?dr
+    | (?:write|give|create|make|provide|generate|draft|produce|suggest)\ (?:me\ |us\ )?(?:an?\ |the\ )?
+      (?:\w+\ ){0,2}(?:summary|title|headline|subject|report|abstract|recap|synopsis|analysis|minutes|list)
+    | fass\w* | übersetz\w* | analysi\w* | bewerte\w* | klassifizi\w* | résum\w* | tradui\w* | analyse\w*
+    | évalue\w* | resum\w* | traduc\w* | analiza\w* | clasifica\w* )"""
+_TALK = r"""(?: conversations? | dialog | dialogs | dialogues? | chats? | transcripts? | exchange | discussion
+    | thread | logs? | calls? | session | interview | messages | turns | text | gespräch\w* | unterhaltung | verlauf
+    | échange | conversación | diálogo | charla )"""
+_STARTS = r"(?: \A | [.!?:;,\n] | \b(?:please|kindly|you|then|and|bitte|to)\b ) \s*"
+_TASK = re.compile(
+    rf"{_STARTS} {_WORK}\b [^.!?\n]{{0,80}}? \b{_TALK}\b | (?:总结|概括|翻译|分析|評価|要約|翻訳)",
+    re.IGNORECASE | re.VERBOSE,
+)
+# Below a role for the model, the sentence has to name the conversation directly.
+_ROLE = re.compile(
+    r"\b(?:you are|you're|act as|du bist|sie sind|tu es|vous êtes|eres)\b|你是|あなたは", re.IGNORECASE
+)
+_NARROW_TASK = re.compile(
+    rf"""{_STARTS} {_WORK}\ (?:(?:of|the|this|that|following|whole|entire|above|below|given|user's|customer|chat)
+    \ ){{1,4}}{_TALK}\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _OPEN_END = re.compile(rf"(?:\A|[\n ]|</s>){_MODEL} ?:\s*\Z")
 
 
@@ -65,8 +93,15 @@ def _turns(text: str, opening: re.Pattern[str]) -> list[tuple[str, str]]:
 def _stays_one(before: str, rest: str, opening: re.Pattern[str]) -> bool:
     """Whether a person may ask about the turns, in the text before them or in the rest behind the last opening."""
     if opening is _NAME:
-        return bool(rest.strip()) or _QUESTION.search(before) is not None
+        return bool(rest.strip()) or _QUESTION.search(before) is not None or _names_task(before)
     return _END.search(rest) is not None
+
+
+def _names_task(before: str) -> bool:
+    """Whether the text above a conversation asks to work on it. Only the end of a long text is read."""
+    before = before[-_TASK_CHARS:]
+    task = _NARROW_TASK if _ROLE.search(before) else _TASK
+    return task.search(before) is not None
 
 
 def _with_text(text: str, places: list[tuple[str, int, int]]) -> Iterator[tuple[str, str]]:

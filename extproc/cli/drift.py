@@ -49,13 +49,13 @@ def _drift(args: argparse.Namespace) -> int:
 
 
 def _similarities(intents: Path, data: Path) -> dict[str, list[float]]:
-    """The similarity of each row with its nearest cohort."""
+    """The similarity of each row with its nearest cohort. The cohort of an app is APP/COHORT, as in the ledger."""
     from extproc.cli.evidence import patient_encoder, usable
+    from extproc.evidence.app_rows import execute_apps
     from extproc.evidence.data.tokens import Tokens
-    from extproc.evidence.execution import execute
 
     similarities = defaultdict[str, list[float]](list)
-    for routed in execute(intents, patient_encoder(intents), usable(data), Tokens()).routed:
+    for routed in execute_apps(intents, patient_encoder(intents), usable(data), Tokens()).routed:
         match = routed.decision.match
         if match is not None:
             similarities[match.cohort].append(match.similarity)

@@ -1,6 +1,6 @@
 """The pages on traffic: the overview, and what is known about each cohort."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -77,19 +77,16 @@ def cohorts_page(sources: Sources, since: str) -> str:
 
 
 def _cohorts(snapshot: Snapshot, lines: dict[str, CohortLine]) -> Iterable[str]:
-    cohorts = cohorts_of(snapshot)
+    cohorts = cohorts_of(snapshot, lines)
     trusted = sum(cohort.has_floor for cohort in cohorts.values())
     if trusted:
         yield verdict_line(f"{trusted} of {len(cohorts)} cohorts have a floor by evidence or by a person.")
     else:
         yield verdict_line("No cohort has a floor by evidence or by a person, so each match is a guess.")
     policy = snapshot.policy
-    rows = [_row(name, cohort, lines.get(cohort.name), policy) for name, cohort in cohorts.items()]
+    rows = [_row(name, cohort, lines.get(name), policy) for name, cohort in cohorts.items()]
     yield html_of_rows(sorted(rows, key=lambda row: -int(row["requests"].replace(",", ""))), "words", "Cohorts")
-    names = {cohort.name for cohort in cohorts.values()}
-    if len(names) < len(cohorts):
-        yield soft_line("The ledger adds up cohorts of the same name, so these have the same numbers here.")
-    others = [line for name, line in lines.items() if name not in names]
+    others = [line for name, line in lines.items() if name not in cohorts]
     if others:
         yield "<h2>Requests of no cohort</h2>"
         yield soft_line(
@@ -99,10 +96,17 @@ def _cohorts(snapshot: Snapshot, lines: dict[str, CohortLine]) -> Iterable[str]:
         yield html_of_rows(rows, "words", "Requests of no cohort")
 
 
-def cohorts_of(snapshot: Snapshot) -> dict[str, Cohort]:
-    """The cohorts of the policy, and as APP/COHORT those of each app that has its own intents."""
-    parts = [snapshot, *(app.snapshot for app in snapshot.apps if app.folder)]
-    return {part.name_of(name): cohort for part in parts for name, cohort in part.policy.cohorts.items()}
+def cohorts_of(snapshot: Snapshot, counted: Container[str] = ()) -> dict[str, Cohort]:
+    """The cohorts of the policy, and as APP/COHORT those of each app that has its own intents.
+
+    Those of another app are listed if the ledger has counted them.
+    """
+    cohorts: dict[str, Cohort] = {}
+    for part in (snapshot, *(app.snapshot for app in snapshot.apps)):
+        own = part is snapshot or any(app.folder for app in snapshot.apps if app.snapshot is part)
+        names = {part.name_of(name): cohort for name, cohort in part.policy.cohorts.items()}
+        cohorts |= {name: cohort for name, cohort in names.items() if own or name in counted}
+    return cohorts
 
 
 def _row(name: str, cohort: Cohort, line: CohortLine | None, policy: Policy) -> dict[str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from extproc.accounting import queries
-from extproc.accounting.queries import FROM_CLIENTS, NAMES, OWN_SIGNAL
+from extproc.accounting.queries import FROM_CLIENTS, NAMES, OWN_SIGNAL, PLAIN_COHORT, for_ledger
 from extproc.accounting.report import CacheSums
 from extproc.accounting.sources import source_of
 from extproc.accounting.store import connect
@@ -24,7 +24,7 @@ _LISTED = 20
 
 # Which requests are listed. The others are names of endings.
 Shown = Literal["all", "escalated", "degraded", "human", "failed", "cancelled", "disliked"]
-_CORRECTED = f"s.label <> {NAMES['cohort']}"
+_CORRECTED = f"s.label <> {PLAIN_COHORT}"
 _ESCALATED = "EXISTS (SELECT 1 FROM rejections r WHERE r.outcome = o.id)"
 _DISLIKED = (
     f"EXISTS (SELECT 1 FROM signals s WHERE s.kind = '{Signal.FEEDBACK}' AND {OWN_SIGNAL} "
@@ -37,13 +37,13 @@ def newest_requests(ledger: Path | str, shown: Shown = "all", cohort: str = "") 
     conditions = {"all": "1 = 1", "escalated": _ESCALATED, "disliked": _DISLIKED}
     where, values = conditions.get(shown, "o.ending = ?"), [] if shown in conditions else [str(shown)]
     if cohort:
-        where, values = f"{where} AND {NAMES['cohort']} = ?", [*values, cohort]
+        where, values = f"{where} AND ? IN ({NAMES['cohort']}, {PLAIN_COHORT})", [*values, cohort]
     query = (
         "SELECT o.time, o.request, o.cohort, o.tier, o.reason, o.ending, o.status, o.attempts, o.cost, "
         f"o.duration_s FROM outcomes o WHERE {where} ORDER BY o.time DESC LIMIT {NEWEST}"
     )
     with contextlib.closing(connect(ledger)) as rows:
-        return list(rows.select(query, values))
+        return list(rows.select(for_ledger(query, rows.has_column("app")), values))
 
 
 class CacheReading(msgspec.Struct, frozen=True):
@@ -110,4 +110,4 @@ def poor_ratings(place: Path | str, since_s: float) -> Sequence[Mapping[str, Any
 
 def _rows(place: Path | str, query: str, since_s: float) -> Sequence[Mapping[str, Any]]:
     with contextlib.closing(connect(place)) as ledger:
-        return ledger.fetch(query, (time.time() - since_s,))
+        return ledger.fetch(for_ledger(query, ledger.has_column("app")), (time.time() - since_s,))

@@ -139,7 +139,6 @@ def _who(ledger: str, by: By) -> Iterable[str]:
 
 def cache_page(sources: Sources, since: str) -> str:
     """The cache of each cohort: its hits, what they saved, and whether it is on."""
-    caches = {name: cohort for name, cohort in cohorts_of(sources.snapshot()).items() if cohort.cache is not None}
     parts: list[str] = []
     states: Mapping[str, str] = {}
     if sources.router is not None:
@@ -159,6 +158,8 @@ def cache_page(sources: Sources, since: str) -> str:
             parts.append(_hits(reading))
         except OSError as error:
             parts.append(verdict_line(str(error), "Hits are not shown"))
+    cohorts = cohorts_of(sources.snapshot(), reading.requests)
+    caches = {name: cohort for name, cohort in cohorts.items() if cohort.cache is not None}
     return page("/cache", [*parts, *_caches(caches, reading, states), *_words(reading)])
 
 
@@ -179,7 +180,7 @@ def _caches(caches: Mapping[str, Cohort], reading: CacheReading, states: Mapping
         return
     rows = []
     for name, cohort in caches.items():
-        cache, sums, requests = cohort.cache, reading.of(cohort.name), reading.requests.get(cohort.name, 0)
+        cache, sums, requests = cohort.cache, reading.of(name), reading.requests.get(name, 0)
         assert cache is not None
         rows.append({
             "cohort": name,

@@ -1,6 +1,8 @@
 """The rows of each app of a policy, and the part of the configuration that decides about them when it serves."""
 
-from collections.abc import Mapping
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,6 +17,10 @@ from extproc.evidence.data.traffic import Row, Traffic
 from extproc.evidence.execution import Arm, Execution, execute_arms, execute_compiled
 from extproc.evidence.routed_rows import Memory
 from extproc.routing.snapshot import AUTHORITY, AppRoute, Snapshot, host_of
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5  # so many names in a warning at most
 
 
 class Side(msgspec.Struct, frozen=True, eq=False):
@@ -53,6 +59,23 @@ def app_of(snapshot: Snapshot, row: Row) -> AppRoute | None:
     return next(by_request, None) or next(by_source, None)
 
 
+def warn_of_sources(snapshots: Iterable[Snapshot], rows: Iterable[Row]) -> None:
+    """Warn once of rows whose source is the name of no app, although there are apps."""
+    snapshots = [snapshot for snapshot in snapshots if snapshot.apps]
+    if not snapshots:
+        return
+    sources = Counter(
+        row.source for row in rows if row.source and not any(app_of(snapshot, row) for snapshot in snapshots)
+    )
+    if sources:
+        names = ", ".join(f"`{name}`" for name, _ in sources.most_common(_NAMED))
+        more = f" and {len(sources) - _NAMED} more" if len(sources) > _NAMED else ""
+        log.warning(
+            "%d rows have a `source` that is not an app of policy.yaml (%s%s): they count as requests of no app",
+            sources.total(), names, more,
+        )  # fmt: skip
+
+
 def execute_apps(folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens) -> Execution:
     """Decide about every row as a request of its app. The cohorts of an app have its name in front.
 
@@ -62,6 +85,7 @@ def execute_apps(folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens)
     config = side.configs[""]
     if not side.snapshot.apps:
         return execute_compiled(config, side.snapshot, memory, traffic, tokens)
+    warn_of_sources([side.snapshot], traffic.rows)
     places: dict[int, list[int]] = {}
     parts: dict[int, tuple[str, Snapshot]] = {}
     for at, row in enumerate(traffic.rows):
@@ -91,6 +115,7 @@ def fit_parts(folder: Path, memory: Memory, traffic: Traffic, tokens: Tokens) ->
     Raises ConfigError, and ValueError if an app with rows is off.
     """
     side = read_side(folder, memory)
+    warn_of_sources([side.snapshot], traffic.rows)
     own = {app.name for app in side.snapshot.apps if app.folder}
     places: dict[str, list[int]] = {}
     for at, row in enumerate(traffic.rows):

@@ -10,8 +10,8 @@ Coding agents wrap a person's sentence in kilobytes of other text, called harnes
    a banner (`_BANNERS`). If a turn repeats a tool's output, only marked text counts.
    Pasted material is removed if more than a short follow-up remains. It is fenced code of more than 400
    characters, blocks (`_PASTES`), and the end of an e-mail. A tag that is never closed is ordinary text and stays.
-4. A follow-up ("and in French?", see follow_up.py) is joined to at most three asks before it, by newlines. The
-   first ask that is not a follow-up is the last one to be joined.
+4. A follow-up ("and in French?", see follow_up.py) and a reply to a question of the model (see replies.py) are
+   joined to at most three asks before them, by newlines. The first other ask is the last one to be joined.
 5. Each run of whitespace becomes one space. Text in capitals is read in small letters. An ask of more than
    `max_chars` keeps its head (5/8) and tail (3/8) around " … ". Only a bounded head and tail of any text are read.
 
@@ -29,7 +29,8 @@ import msgspec
 from extproc.encoder.features import names_no_task
 from extproc.routing.blocks import GAP, Span, cut_blocks, gap, tag_pattern
 from extproc.routing.follow_up import is_follow_up, is_short
-from extproc.routing.plain_text import asked_below, without_closing, without_shouting
+from extproc.routing.plain_text import asked_below, encodable, without_closing, without_shouting
+from extproc.routing.replies import replies_to
 
 # In any letter case. `_` also matches `-` and a space, so system_reminder also matches <system-reminder>.
 _MARKS = "user_query user_request userrequest user_message command_args"
@@ -110,17 +111,18 @@ class Ask(msgspec.Struct, frozen=True):
     cut: bool  # only head and tail remain
     alone: "Ask | None" = None  # the last one of several joined asks, if it names a task
     tasks: tuple["Ask", ...] = ()  # several asks that this one joins, and that all get an answer
+    is_reply: bool = False  # to a question of the model, so it may name no task after all
 
 
 def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
     """Return the text to embed, at most `max_chars` characters (at least 16). Never raises."""
     asks: list[str] = []  # newest first
     raw, skipped = "", False
-    for parts in _user_turns(turns, max(_WINDOW_CHARS, 4 * max_chars)):
+    for at, parts in _user_turns(turns, max(_WINDOW_CHARS, 4 * max_chars)):
         text = _squeeze(_person_text(parts))
         if text:
             asks.append(text)
-            if len(asks) == _CHAIN or not is_follow_up(text):
+            if len(asks) == _CHAIN or not (is_follow_up(text) or replies_to(turns[max(at - 1, 0)], text)):
                 break
         elif not asks:
             raw, skipped = raw or _squeeze("\n".join(parts)), True
@@ -132,7 +134,10 @@ def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
     joined = _bounded("\n".join(reversed(asks)), "joined", max_chars)
     if joined.cut and not is_short(asks[0]):
         return last  # a sentence about long material
-    return joined if names_no_task(last.text) else msgspec.structs.replace(joined, alone=last)
+    if names_no_task(last.text):
+        return joined
+    alone = msgspec.structs.replace(last, is_reply=not is_follow_up(asks[0]))
+    return msgspec.structs.replace(joined, alone=alone)
 
 
 def find_opening(turns: Sequence[TurnLike]) -> str:
@@ -165,14 +170,15 @@ def is_in_tool_loop(turns: Sequence[TurnLike]) -> bool:
     return False
 
 
-def _user_turns(turns: Sequence[TurnLike], window_chars: int) -> Iterator[list[str]]:
-    """The text parts of each user turn, newest turn first, until the budget of the request is used up."""
+def _user_turns(turns: Sequence[TurnLike], window_chars: int) -> Iterator[tuple[int, list[str]]]:
+    """The place and the parts of each user turn, newest turn first, until the budget of the request is used up."""
     budget = _BUDGET_CHARS
-    for turn in reversed(turns):
+    for at in range(len(turns) - 1, -1, -1):
+        turn = turns[at]
         if turn.role == "user" and turn.texts:
             parts = _read(turn.texts, window_chars)
             budget -= _TURN_CHARS + sum(map(len, parts))
-            yield parts
+            yield at, parts
             if budget <= 0:
                 return
 
@@ -279,17 +285,8 @@ def _bounded(text: str, source: str, max_chars: int) -> Ask:
     if unread:
         text = GAP.sub(_CUT.strip(), text)
     chars = len(text) + sum(unread) - len(_CUT) * len(unread)
-    ask = without_shouting(_head_and_tail(_encodable(text), max_chars))
+    ask = without_shouting(_head_and_tail(encodable(text), max_chars))
     return Ask(ask, source, chars, chars > max_chars or bool(unread))
-
-
-def _encodable(text: str) -> str:
-    """The text with halves of surrogate pairs joined or replaced, because a tokeniser rejects them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text
 
 
 def _head_and_tail(text: str, max_chars: int) -> str:

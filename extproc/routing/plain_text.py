@@ -121,3 +121,12 @@ def without_shouting(text: str) -> str:
         return text  # it may have any number of small letters
     letters = capitals + sum(map(str.islower, text))
     return text.lower() if letters > _SHOUTED_LETTERS and capitals > _SHOUTED_SHARE * letters else text
+
+
+def encodable(text: str) -> str:
+    """The text with halves of surrogate pairs joined or replaced, because a tokeniser rejects them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -67,7 +67,8 @@ async def match_ask(
 def match_asks(snapshot: Snapshot, asks: Sequence[Embedded], headers: Mapping[str, str]) -> Matched:
     """Match an ask, or several: a follow-up together with the asks before it and alone, or the prompts of a list.
 
-    The highest tier counts, within the guards of both. A few words alone count only if their match is trusted.
+    The highest tier counts, within the guards of both. A few words and a reply count alone only if their match is
+    trusted.
     """
     highest, *alone = [_match(snapshot, ask, asks) for ask in asks]
     for each in alone:
@@ -93,7 +94,8 @@ def _needs_more(snapshot: Snapshot, alone: Matched, joined: Matched, headers: Ma
     """Whether an ask alone asks for a higher tier than with the asks before it."""
     if joined.match is None or alone.match is None:
         return False
-    if is_short(alone.signals.ask.text) and trust(snapshot.policy, alone.match) is not Reason.MATCHED:
+    guess = is_short(alone.signals.ask.text) or alone.signals.ask.is_reply
+    if guess and trust(snapshot.policy, alone.match) is not Reason.MATCHED:
         return False
     above, below = (
         read_findings(snapshot.policy, matched.signals, matched.match, headers, matched.failure)

@@ -15,6 +15,7 @@ from extproc.accounting.render import html_of, text_of
 from extproc.accounting.report import CohortLine, read_report, seconds_of
 from extproc.accounting.store import Store
 from extproc.api.observation import Usage
+from extproc.console.readings import newest_requests
 
 HOUR_S = 3600.0
 CLIMBED = {
@@ -113,6 +114,34 @@ def test_requests_of_no_cohort_have_lines_of_their_own(tmp_path: Path) -> None:
     assert sum(line.cost for line in report.groups) == report.total.cost
     intents = [msgspec.json.decode(line)["intent"] for line in export(tmp_path / "ledger.sqlite", HOUR_S)]
     assert intents == ["faq", "faq", *[None] * 9]
+
+
+def test_cohorts_of_one_name_in_two_apps_have_two_lines(tmp_path: Path) -> None:
+    """Requests of no cohort are counted by their reason, whichever app they are of."""
+    path = tmp_path / "ledger.sqlite"
+    store = Store(path, keep_days=1)
+    asked: dict[str, Any] = {
+        "time": time.time(), "api": "chat", "ending": Ending.ACCEPTED, "status": 200, "attempts": 1,
+        "tier": "small", "first_byte_s": 0.5,
+    }  # fmt: skip
+    decided: tuple[dict[str, Any], ...] = (
+        {"reason": "matched", "cohort": "faq", "app": "shop"},
+        {"reason": "matched", "cohort": "faq", "app": "desk"},
+        {"reason": "matched", "cohort": "faq", "app": "desk"},
+        {"reason": "matched", "cohort": "faq"},
+        {"reason": "pinned", "cohort": "pinned", "app": "desk"},
+        {"reason": "out_of_scope", "cohort": "out_of_scope", "app": "desk"},
+    )
+    store.add([(Outcome(**asked | each), Cost(1.0, (), 1.0)) for each in decided])
+    store.close()
+    report = read_report(path, HOUR_S)
+    assert {line.name: line.requests for line in report.groups} == {
+        "desk/faq": 2, "shop/faq": 1, "faq": 1, "pinned": 1, "out_of_scope": 1,
+    }  # fmt: skip
+    assert report.groups[0].first_byte_s == (0.5, 0.5)
+    assert [row["cohort"] for row in newest_requests(path, cohort="faq")] == ["faq"] * 4
+    assert [row["app"] for row in map(msgspec.json.decode, export(path, HOUR_S))].count("desk") == 4
+    assert len(newest_requests(path, cohort="desk/faq")) == 2
 
 
 def test_fallbacks_are_counted_by_reason(ledger: Path) -> None:

@@ -27,6 +27,7 @@ from extproc.console.page import PAGES, Loading, RouterStatus, Sources
 from extproc.console.server import ConsoleServer
 from extproc.contract.words import Signal
 from extproc.routing.budget import BudgetSpec, nano
+from extproc.routing.snapshot import AppRoute
 from extproc.settings import AnswerCache, Escalate
 from extproc.style import html_table
 
@@ -143,7 +144,8 @@ def test_the_overview_has_traffic_costs_and_the_evidence_of_cohorts(ask: Any) ->
 def test_a_cohort_has_its_traffic_its_floor_and_its_evidence(ask: Any) -> None:
     text = plain(ask("/cohorts")[2])
     assert "No cohort has a floor by evidence or by a person, so each match is a guess." in text
-    assert "billing small - 1 $0.00 100.0 % 0.0 % 0.0 %" in text and "none: a match is a guess" in text
+    assert "billing small - 0 - - - -" in text and "none: a match is a guess" in text
+    assert "support/billing 1 $0.00 100.0 % 0.0 % 0.0 %" in text  # the files have no such app
     assert "Requests of no cohort" in text and "<faq>".replace("<", "&lt;").replace(">", "&gt;") in text
 
 
@@ -160,6 +162,16 @@ def test_a_cohort_shows_the_tier_that_is_asked_after_a_rejection(sources: Source
     with serving(msgspec.structs.replace(sources, snapshot=lambda: judged)) as page:
         text = plain(page("/cohorts")[2])
     assert "billing small large 1" in text and "cooking large - 0" in text and "person small a person 0" in text
+
+
+def test_the_cohort_of_an_app_has_the_requests_of_the_app(sources: Sources) -> None:
+    snapshot = sources.snapshot()
+    app = AppRoute("support", msgspec.structs.replace(snapshot, app="support"))
+    with_app = msgspec.structs.replace(snapshot, apps=(app,))
+    with serving(msgspec.structs.replace(sources, snapshot=lambda: with_app)) as page:
+        text = plain(page("/cohorts")[2])
+    assert "support/billing small - 1 $0.00 100.0 % 0.0 % 0.0 %" in text and " billing small - 0 - - - -" in text
+    assert "support/code" not in text
 
 
 def test_pages_hold_no_script_and_load_nothing(ask: Any) -> None:
@@ -265,15 +277,17 @@ def test_the_cache_shows_its_hits_and_whether_it_is_on(ask: Any, sources: Source
     snapshot = sources.snapshot()
     billing = msgspec.structs.replace(snapshot.policy.cohorts["billing"], cache=AnswerCache(scope="shared"))
     policy = msgspec.structs.replace(snapshot.policy, cohorts={**snapshot.policy.cohorts, "billing": billing})
+    snapshot = msgspec.structs.replace(snapshot, policy=policy)
+    app = AppRoute("support", msgspec.structs.replace(snapshot, app="support"))
     cached = msgspec.structs.replace(
         sources,
-        snapshot=lambda: msgspec.structs.replace(snapshot, policy=policy),
-        router=lambda: RouterStatus([], {"billing": "OFF: 9 of 9 checked hits were wrong"}),
+        snapshot=lambda: msgspec.structs.replace(snapshot, apps=(app,)),
+        router=lambda: RouterStatus([], {"support/billing": "OFF: 9 of 9 checked hits were wrong"}),
     )
     with serving(cached) as page:
         text = plain(page("/cache")[2])
-    assert "OFF the cache of `billing` turned itself off: 9 of 9 checked hits were wrong" in text
-    assert "billing 1 1 (100.0 %) 1 $0.0100 24h every client 1 % of the hits OFF: 9 of 9" in text
+    assert "OFF the cache of `support/billing` turned itself off: 9 of 9 checked hits were wrong" in text
+    assert "support/billing 1 1 (100.0 %) 1 $0.0100 24h every client 1 % of the hits OFF: 9 of 9" in text
     assert "semantic 1 100.0 % An earlier answer to the same question in other words was served" in text
 
 

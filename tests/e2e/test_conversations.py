@@ -69,6 +69,14 @@ def test_a_thread_goes_to_the_tier_that_keeps_it(stack: Stack, stream: bool) -> 
     assert msgspec.json.decode(arrived(stack).body)["thread"] == continued
 
 
+def test_a_reply_to_a_question_of_the_model_is_decided_by_its_conversation(stack: Stack) -> None:
+    """The reply belongs to no cohort by itself."""
+    turns = [("user", LEGAL), ("assistant", "How long was the notice?"), ("user", "Two years, after redundancy")]
+    body = body_of(CHAT, "") | {"messages": [{"role": role, "content": text} for role, text in turns]}
+    answer = post(stack, CHAT, body, "reply")
+    assert (answer.said["x-router-tier"], answer.said["x-router-cohort"]) == ("frontier", "compliance")
+
+
 def test_requests_about_a_response_go_to_the_tier_that_made_it(stack: Stack) -> None:
     made = response_id(post(stack, RESPONSES, body_of(RESPONSES, LEGAL), "a"))
     for method, path in (("GET", ""), ("GET", "/input_items?limit=2"), ("POST", "/cancel"), ("DELETE", "")):

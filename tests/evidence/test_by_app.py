@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from extproc.cli import evidence as commands
+from extproc.cli.drift import _similarities
 from extproc.cli.main import main
 from extproc.cli.reload_gate import run_reload_gate
 from extproc.config.gate import Gate, GateTask
@@ -228,3 +229,27 @@ def test_a_choice_of_tiers_for_an_app_keeps_to_its_tiers(
     main(arguments)
     assert "large" not in (folder / "support" / "refunds.yaml").read_text()
     assert main(["check", str(folder)]) == 0
+
+
+def test_drift_compares_the_rows_of_an_app_with_its_requests(folder: Path, data: Path) -> None:
+    similarities = _similarities(folder, data)
+    assert len(similarities["support/refunds"]) == 120 and "refunds" not in similarities
+    assert sum(map(len, similarities.values())) == 180
+
+
+def test_a_source_that_is_not_an_app_is_named_once(
+    folder: Path, data: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its rows count as requests of no app. Without apps, a source is only a source."""
+    data.write_bytes(data.read_bytes().replace(b'"source":"support"', b'"source":"desk"'))
+    warning = "60 rows have a `source` that is not an app of policy.yaml (`desk`): they count as requests of no app"
+    for command in (
+        ["eval", "--intents", str(folder), str(data)],
+        ["gate", "--baseline", str(folder), str(folder), str(data)],
+    ):
+        caplog.clear()
+        assert main(command) == 0, capsys.readouterr()
+        assert caplog.messages == [warning]
+    caplog.clear()
+    assert main(["eval", "--intents", str(CONFIGS / "good"), str(data)]) == 0
+    assert caplog.messages == []

@@ -1,6 +1,8 @@
 """Choosing tiers and settings by recorded outcomes: a setting must pay, on rows that are not reported on."""
 
 import re
+from types import SimpleNamespace
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -15,6 +17,7 @@ from extproc.evidence.data.traffic import read_traffic
 from extproc.evidence.execution import Memory, execute
 from extproc.evidence.fit import boosting, edits
 from extproc.evidence.fit.choice import choose
+from extproc.evidence.fit.option_table import _at_lowest_tier, _decided_by
 from extproc.evidence.fit.options import Option
 from extproc.evidence.fit.plans import cap_of, replay
 from extproc.evidence.fit.scored_table import scored_table
@@ -24,6 +27,9 @@ from extproc.evidence.measure.controls import MIX, ROUTED
 from extproc.evidence.measure.metrics import auroc
 from extproc.evidence.show.calibration import choice_text
 from extproc.settings import Chosen
+from tests.routing.test_follow_up import routed, router, with_policy
+
+__all__ = ["router"]  # a fixture
 
 BILL, COOK = "Is my invoice wrong this month", "How long does the egg recipe take"
 DAY = "2026-11-22"
@@ -497,3 +503,14 @@ def test_a_file_that_cannot_be_edited_by_lines_is_refused():
         edits.with_settings("{intent: a, tier: small, utterances: [a b, c d, e f]}\n", {"tier": "large"})
     with pytest.raises(ValueError, match=r"valid YAML|one key per line"):
         edits.with_settings(TEXT.replace("  - ", "- "), {"accept": None})
+
+
+@pytest.mark.parametrize(("tier", "cohort"), [("small", "law"), ("medium", "")])
+def test_a_follow_up_counts_for_its_cohort_only_if_its_conversation_allows_every_tier(router, tier, cohort):
+    """Below the tier of its conversation, it would be decided with the asks before it."""
+    with_policy(router, cooking={"tier": tier})
+    result = routed(router, "cook soup and bake bread", "break lease")
+    assert result.decision.cohort is not None and result.decision.cohort.name == "law"
+    row = SimpleNamespace(request=lambda _: (b"", {}))
+    run = SimpleNamespace(routed=[result], rows=[row], snapshot=router.snapshot)
+    assert _decided_by(cast(Any, run), 0, _at_lowest_tier(router.snapshot.policy)) == cohort

@@ -137,8 +137,12 @@ def _decided_by(run: Execution, i: int, lowest: Policy) -> str:
     if ends_with_person(cohort):
         return ""
     _, headers = run.rows[i].request("")
-    least = decide(lowest, routed.signals, decision.match, headers).tier
-    return cohort.name if lowest.rank(least.name) <= lowest_rank(lowest, cohort) else ""
+    least = lowest.rank(decide(lowest, routed.signals, decision.match, headers).tier.name)
+    if decision.match is not None and decision.match.joined is not None:
+        # At a lower tier of its cohort, the follow-up would be decided with the asks before it.
+        before = decide(run.snapshot.policy, routed.signals, decision.match.joined, headers)
+        least = max(least, lowest.rank(before.tier.name))
+    return cohort.name if least <= lowest_rank(lowest, cohort) else ""
 
 
 def _at_lowest_tier(policy: Policy) -> Policy:

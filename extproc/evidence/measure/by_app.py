@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 
 from extproc.config.load import Config
-from extproc.evidence.app_rows import Side, app_of
+from extproc.evidence.app_rows import Side, app_of, warn_of_sources
 from extproc.evidence.data.tokens import Tokens
 from extproc.evidence.data.traffic import Row, Traffic
 from extproc.evidence.execution import Execution, execute_compiled
@@ -34,6 +34,7 @@ def compare_apps(
     old: Side, new: Side, traffic: Traffic, tokens: Tokens, seed: int
 ) -> tuple[Comparison, list[Part]]:
     """Compare the requests of no app and those of each app. The groups of an app have its name in front."""
+    warn_of_sources((old.snapshot, new.snapshot), traffic.rows)
     parts = list(_parts(old, new, traffic, tokens))
     comparisons = [_named(part.app, compare(part.old, part.new, seed)) for part in parts]
     return _together(comparisons), parts
