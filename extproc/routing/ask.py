@@ -110,6 +110,7 @@ class Ask(msgspec.Struct, frozen=True):
     cut: bool  # only head and tail remain
     alone: "Ask | None" = None  # the last one of several joined asks, if it names a task
     tasks: tuple["Ask", ...] = ()  # several asks that this one joins, and that all get an answer
+    part: bool = False  # it is a part of a text, so it counts only if its match is trusted
 
 
 def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
@@ -140,8 +141,7 @@ def find_opening(turns: Sequence[TurnLike]) -> str:
     raw = ""
     for turn in islice((turn for turn in turns if turn.role == "user"), _OPENING_TURNS):
         parts = _read(turn.texts, _OPENING_CHARS)
-        text = _squeeze(_written_text(parts))
-        if text:
+        if text := _squeeze(_written_text(parts)):
             return text
         raw = raw or _squeeze("\n".join(parts))
     return raw
