@@ -27,6 +27,7 @@ _NEEDS = {
     "image_embeds": "vision",
     "image_pil": "vision",
     "computer_screenshot": "vision",
+    "image_generation_call": "vision",
     "audio": "audio",
     "audio_url": "audio",
     "input_audio": "audio",
@@ -117,7 +118,8 @@ def read_media(messages: Sequence[Message], prompt: object) -> Media:
     places = [m.content for m in messages] + [m.output for m in messages if m.output is not None]
     if isinstance(prompt, Prompt) and prompt.variables:
         places += [value for value in prompt.variables.values() if isinstance(value, Part)]
-    media = [Part(m.type) for m in messages if m.type in _NEEDS]  # a part in place of a message
+    # A part in place of a message, or a picture that was made.
+    media = [Part(m.type, file_data=m.result) for m in messages if m.type in _NEEDS]
     media += [part for message in messages for part in _own_media(message)]
     count = len(messages)
     for content in places:
@@ -135,8 +137,6 @@ def _own_media(message: Message) -> Iterator[Part]:
         yield Part("image", image_url=message.images)
     if bytes(message.audio) not in _NOTHING:
         yield Part("audio")
-    if message.type == "image_generation_call" and bytes(message.result) not in _NOTHING:
-        yield Part("image", file_data=message.result)
     # The content of other messages may be any JSON.
     if message.role == "user" and message.content is not None and not isinstance(message.content, str):
         untyped = (part for part in parts_of(message.content) if not part.type)
@@ -145,9 +145,9 @@ def _own_media(message: Message) -> Iterator[Part]:
 
 def conversation_needs(api: str, messages: Sequence[Message]) -> Iterator[str]:
     """Yield the needs of the conversation's form: items of hosted tools, late system messages, sealed reasoning."""
-    talk = False
+    talk, has_items = False, api == "responses"
     for message in messages:
-        if api == "responses" and message.type is not None:
+        if has_items and message.type is not None and message.type not in _PLAIN_ITEMS:
             yield from _needs_of_item(message)
         if message.role in _SYSTEM:
             if talk:
@@ -191,8 +191,6 @@ def _needs_of_result(kind: str) -> Iterator[str]:
 def _needs_of_item(message: Message) -> Iterator[str]:
     """Yield the needs of an item of the Responses API: the hosted tool that it belongs to, and tools in it."""
     kind = str(message.type)
-    if kind in _PLAIN_ITEMS:
-        return
     tool = next((tool for start, tool in _HOSTED_ITEMS.items() if kind.startswith(start)), None)
     if tool is not None:
         yield HOSTED + tool

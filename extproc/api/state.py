@@ -55,11 +55,12 @@ def read_state(api: str, decoded: Body, messages: Sequence[Message], text: bytes
     """Read the state of a request to `api`. `text` is its body."""
     signed = api == "chat" and any(mark in text for mark in _SIGNED_MARKS)
     ids = tuple(_ids(api, decoded, messages))
-    compacted = any(map(_is_compacted, messages))
+    compacted = _has_compaction(messages) if api == "messages" else any(m.type == "compaction" for m in messages)
+    programs = api == "responses" and any(message.fingerprint for message in messages)
     return UpstreamState(
         ids=ids,
-        sealed=tuple(seal for message in messages for seal in seals_of(message, signed)),
-        fixed=bool(ids) or signed or compacted or any(message.fingerprint for message in messages),
+        sealed=tuple(seal for message in messages for seal in seals_of(message, signed, compacted)),
+        fixed=bool(ids) or signed or compacted or programs,
         compacted=compacted,
         compacts=compacts(api, decoded),
         background=decoded.background is True,
@@ -94,26 +95,33 @@ def _name(value: Named | str | None) -> str | None:
     return value.id if isinstance(value, Named) else value
 
 
-def _is_compacted(message: Message) -> bool:
-    content = message.content
-    return message.type == "compaction" or (
-        isinstance(content, list) and any(isinstance(part, Part) and part.type == "compaction" for part in content)
-    )
+def _has_compaction(messages: Sequence[Message]) -> bool:
+    for message in messages:
+        if isinstance(message.content, list):
+            for part in message.content:
+                if isinstance(part, Part) and part.type == "compaction":
+                    return True
+    return False
 
 
-def seals_of(message: Message, signed: bool = False) -> Iterator[str]:
-    """Yield the unreadable text of each sealed item of a message. `signed`: its calls may have signatures."""
+def seals_of(message: Message, signed: bool = False, compacted: bool = False) -> Iterator[str]:
+    """Yield the unreadable text of each sealed item of a message.
+
+    `signed`: its calls may have signatures. `compacted`: a message of any role may stand for earlier turns.
+    """
     if message.encrypted_content:
         yield message.encrypted_content
     elif message.type == "reasoning" and message.id and not message.content:
         yield message.id  # the upstream keeps its content under this id
-    if message.fingerprint:
+    elif message.fingerprint:
         yield message.fingerprint
-    if isinstance(message.content, list):
-        for part in parts_of(message.content):
-            if part.type in (SEALED_PARTS if message.role == "assistant" else ("compaction",)):
-                yield from (seal for seal in (part.signature or part.data or part.encrypted_content,) if seal)
-    if message.role != "assistant":
+    answers = message.role == "assistant"
+    if not answers and not compacted:
+        return
+    for part in parts_of(message.content):
+        if part.type == "compaction" or (answers and part.type in SEALED_PARTS):
+            yield from (seal for seal in (part.signature or part.data or part.encrypted_content,) if seal)
+    if not answers:
         return
     members = (message.tool_calls, message.reasoning_details, message.thinking_blocks, message.extra_content)
     for raw in members if signed else ():

@@ -111,7 +111,7 @@ class Ask(msgspec.Struct, frozen=True):
     cut: bool  # only head and tail remain
     alone: "Ask | None" = None  # the last one of several joined asks, if it names a task
     tasks: tuple["Ask", ...] = ()  # several asks that this one joins, and that all get an answer
-    is_reply: bool = False  # to a question of the model, so it may name no task after all
+    guess: bool = False  # a part of a text, or a reply to the model: it counts only if its match is trusted
 
 
 def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
@@ -136,7 +136,7 @@ def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:
         return last  # a sentence about long material
     if names_no_task(last.text):
         return joined
-    alone = msgspec.structs.replace(last, is_reply=not is_follow_up(asks[0]))
+    alone = msgspec.structs.replace(last, guess=not is_follow_up(asks[0]))
     return msgspec.structs.replace(joined, alone=alone)
 
 
@@ -145,8 +145,7 @@ def find_opening(turns: Sequence[TurnLike]) -> str:
     raw = ""
     for turn in islice((turn for turn in turns if turn.role == "user"), _OPENING_TURNS):
         parts = _read(turn.texts, _OPENING_CHARS)
-        text = _squeeze(_written_text(parts))
-        if text:
+        if text := _squeeze(_written_text(parts)):
             return text
         raw = raw or _squeeze("\n".join(parts))
     return raw

@@ -40,6 +40,7 @@ class Match(msgspec.Struct, frozen=True):
     columns: tuple[float, ...] = ()  # of the prompt, if a rule predicts the gain again with the answer
     # If this is the match of a follow-up alone: that with the asks before it. Its guard holds, too.
     joined: "Match | None" = None
+    place: int = 0  # of its ask among those that were matched
 
     @property
     def in_scope(self) -> float:

@@ -14,6 +14,7 @@ from extproc.api.splice import DuplicateMember, SpliceError
 from extproc.contract.records import DecisionRecord
 from extproc.contract.words import Reason
 from extproc.routing.answer_cache import CacheLook
+from extproc.routing.batch import model_in_batch
 from extproc.routing.beside import decide_beside
 from extproc.routing.budget import Payment
 from extproc.routing.cache_store import KeptAnswer
@@ -161,7 +162,9 @@ def opened(snapshot: Snapshot, body: bytes, headers: Mapping[str, str], clock: S
         if _starts_an_object(body):
             return bad_request(snapshot, str(error), clock)
         model = _form_model(body)
-    if model in snapshot.policy.private_models:
+    private = snapshot.policy.private_models
+    model = model if model in private else model_in_batch(body, private)
+    if model is not None:
         what = f"no upstream of this path knows the model `{model}`: name a model of the upstream"
         return bad_request(snapshot, f"{what}, or send the request to {', '.join(APIS)}", clock)
     return _foreign(snapshot, headers, clock)

@@ -34,7 +34,7 @@ class Signals(msgspec.Struct, frozen=True):
 def read_signals(request: Request, max_chars: int) -> Signals:
     """Read the signals of `request`. A longer ask is cut to the head and tail of `max_chars` characters."""
     ask = find_ask(request.turns, max_chars)
-    tasks = find_tasks(request, max_chars)
+    tasks = find_tasks(request, ask, max_chars)
     if tasks:
         ask = msgspec.structs.replace(ask, tasks=tasks)
     background = background_kind(request, ask)

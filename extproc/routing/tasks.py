@@ -1,23 +1,70 @@
-"""Several tasks in one request, which all get an answer. The costliest one decides."""
+"""Several tasks in one request, which all get an answer. The costliest one decides.
 
+They are the prompts of a list, or parts of a short text: the items of a list, and sentences that begin with "also"
+or "then". A text to work on may have these words, too. So a part counts only if its match is trusted.
+"""
+
+import re
 from collections.abc import Sequence
+
+import msgspec
 
 from extproc.api.request import Request, Turn
 from extproc.routing.ask import Ask, find_ask
+from extproc.routing.follow_up import is_short
 
 _MOST = 4  # each task is encoded
+_LONGEST_CHARS = 500  # a longer text has a text to work on
+_ORDINALS = """
+    first firstly second secondly third thirdly last lastly erstens zweitens drittens premièrement deuxièmement
+    primero segundo primeiro primo secondo во-первых во-вторых
+"""
+_ADDED = """
+    also then next finally afterwards additionally plus besides moreover furthermore ps
+    außerdem danach dann anschließend zusätzlich ensuite puis également luego después además también
+    depois também poi inoltre infine daarna ook bovendien затем потом также ثم أيضا
+"""
+_VERBS = """
+    tell say check prove write calculate compute solve explain translate summarise summarize extract classify
+    rewrite fix debug find list give show describe compare analyse analyze review implement draft create generate
+    make answer determine decide estimate derive design plan suggest correct convert count verify advise
+"""
 
 
-def find_tasks(request: Request, max_chars: int) -> tuple[Ask, ...]:
-    """Return the asks of the prompts of a request to Completions, at most four of them."""
+def _any(words: str) -> str:
+    return "|".join(sorted(map(re.escape, words.split()), key=len, reverse=True))
+
+
+_START = re.compile(
+    r"(?:^|(?<=\s))(?:\(?[1-9a-e][.)]|[-*•–])\s+"  # an item of a list
+    rf"|(?:^|(?<=[.,;:!?]\s))(?:{_any(_ORDINALS)})\b[,:]?\s+"
+    rf"|(?:(?<=[.,;:!?]\s)|(?<=\s)(?:and|und|et|y|e|en|и)\s+)(?:{_any(_ADDED)}|after that|p\.s\.)(?!\w)[,:]?\s+"
+    rf"|(?<=\s)(?:and|also|then)\s+(?=(?:{_any(_VERBS)})\b)"
+    "|(?:然后|另外|还有|接着|其次|次に|そして|それから)[,，、]?",
+    re.IGNORECASE,
+)
+
+
+def find_tasks(request: Request, ask: Ask, max_chars: int) -> tuple[Ask, ...]:
+    """Return the asks of the tasks, at most four of them. Empty: there is one task."""
     prompts = request.turns[-1].texts if request.api == "completions" and request.turns else ()
-    if len(prompts) < 2:
+    if len(prompts) > 1:
+        return _asks(list(dict.fromkeys(prompts)), max_chars)
+    if ask.cut or ask.alone is not None or len(ask.text) > _LONGEST_CHARS:
         return ()
-    asks = [find_ask((Turn("user", (text,)),), max_chars) for text in _spaced(list(dict.fromkeys(prompts)))]
-    return tuple([ask for ask in asks if ask.text])
+    parts = [part.strip() for part in _START.split(ask.text)]
+    tasks = _asks([part for part in parts if not is_short(part)], max_chars) if len(parts) > 1 else ()
+    return tuple([msgspec.structs.replace(task, guess=True) for task in tasks])
 
 
-def _spaced(texts: Sequence[str]) -> list[str]:
-    """A few of the texts, evenly spaced, with the first and the last one."""
+def matched_asks(ask: Ask) -> tuple[Ask, ...]:
+    """Return the asks that are matched: this one, and those that count if they need a higher tier."""
+    return (ask, *(() if ask.alone is None else (ask.alone,)), *ask.tasks)
+
+
+def _asks(texts: Sequence[str], max_chars: int) -> tuple[Ask, ...]:
+    """The asks of a few of the texts, evenly spaced, with the first and the last one."""
     count = min(len(texts), _MOST)
-    return [texts[at * (len(texts) - 1) // max(1, count - 1)] for at in range(count)]
+    spaced = [texts[at * (len(texts) - 1) // max(1, count - 1)] for at in range(count)]
+    asks = [find_ask((Turn("user", (text,)),), max_chars) for text in spaced]
+    return tuple([ask for ask in asks if ask.text])

@@ -19,6 +19,7 @@ from extproc.routing.policy import is_named
 from extproc.routing.routed import Stopwatch
 from extproc.routing.signals import Signals
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.tasks import matched_asks
 from extproc.routing.trust import trust
 
 
@@ -52,8 +53,7 @@ async def match_ask(
     reason = _unmatched(snapshot, signals)
     if reason is not None:
         return Matched(signals, None, None, reason)
-    alone = () if signals.ask.alone is None else (signals.ask.alone,)
-    asks = [signals.ask, *alone, *signals.ask.tasks]
+    asks = matched_asks(signals.ask)
     each = [_embed(embedder, snapshot, ask, principal) for ask in asks]
     embedded = [await each[0]] if len(each) == 1 else await asyncio.gather(*each)
     clock.lap("embed")
@@ -67,22 +67,24 @@ async def match_ask(
 def match_asks(snapshot: Snapshot, asks: Sequence[Embedded], headers: Mapping[str, str]) -> Matched:
     """Match an ask, or several: a follow-up together with the asks before it and alone, or the prompts of a list.
 
-    The highest tier counts, within the guards of both. A few words and a reply count alone only if their match is
-    trusted.
+    The highest tier counts, within the guards of both. A part of a text, a reply, or a few words alone count only if
+    their match is trusted.
     """
     highest, *alone = [_match(snapshot, ask, asks) for ask in asks]
-    for each in alone:
-        matched = _after(each, highest)
+    for place, each in enumerate(alone, 1):
+        matched = _after(each, highest, place)
         if _needs_more(snapshot, matched, highest, headers):
             highest = matched
     return highest
 
 
-def _after(alone: Matched, joined: Matched) -> Matched:
-    """An ask alone, in the guard that it has with the asks before it."""
+def _after(alone: Matched, joined: Matched, place: int) -> Matched:
+    """An ask alone, in the guard that it has with the others."""
     if alone.match is None or joined.match is None:
         return alone
-    return msgspec.structs.replace(alone, match=msgspec.structs.replace(alone.match, joined=joined.match))
+    return msgspec.structs.replace(
+        alone, match=msgspec.structs.replace(alone.match, joined=joined.match, place=place)
+    )
 
 
 def _match(snapshot: Snapshot, ask: Embedded, asks: Sequence[Embedded]) -> Matched:
@@ -94,8 +96,8 @@ def _needs_more(snapshot: Snapshot, alone: Matched, joined: Matched, headers: Ma
     """Whether an ask alone asks for a higher tier than with the asks before it."""
     if joined.match is None or alone.match is None:
         return False
-    guess = is_short(alone.signals.ask.text) or alone.signals.ask.is_reply
-    if guess and trust(snapshot.policy, alone.match) is not Reason.MATCHED:
+    ask = alone.signals.ask
+    if (ask.guess or is_short(ask.text)) and trust(snapshot.policy, alone.match) is not Reason.MATCHED:
         return False
     above, below = (
         read_findings(snapshot.policy, matched.signals, matched.match, headers, matched.failure)

@@ -141,11 +141,17 @@ def test_a_path_opened_with_the_tiers_key_gets_no_key_of_the_client(stack: Stack
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'{"model":"auto","input":"x"}', b'{"requests":[{"custom_id":"1","params":{"model":"auto"}}]}'],
+    ids=["one", "batch"],
+)
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
-def test_a_name_that_only_the_router_knows_is_refused_on_an_opened_path(stack: Stack, packed: bool) -> None:
+def test_a_name_that_only_the_router_knows_is_refused_on_an_opened_path(
+    stack: Stack, packed: bool, body: bytes
+) -> None:
     """No upstream gets it, in any encoding."""
     before = len(stack.upstreams.received)
-    body = b'{"model":"auto","input":"x"}'
     headers = {"content-encoding": "gzip"} if packed else {}
     answer = send(stack.port, "/v1/embeddings", gzip.compress(body) if packed else body, headers)
     assert (answer.status, len(stack.upstreams.received)) == (400, before)

@@ -1,5 +1,6 @@
 """The sample intents match prompts that they have never seen."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 
@@ -11,8 +12,10 @@ from extproc.config.compile import compile_snapshot
 from extproc.config.load import load_config
 from extproc.contract.words import Reason
 from extproc.encoder.backends import load_encoder
+from extproc.encoder.batcher import Batcher, RememberingEncoder
 from extproc.encoder.protocols import Encoder
 from extproc.routing.index import Match, nearest
+from extproc.routing.router import Router
 from extproc.routing.signals import read_signals
 from extproc.routing.snapshot import Snapshot
 from extproc.routing.trust import trust, weigh
@@ -76,3 +79,47 @@ def test_held_out_prompts_land_in_their_cohort(record_property: Callable[[str, o
     assert right / total >= _LEAST_SHARE
     assert tier / total >= _LEAST_SHARE
     assert outside >= _LEAST_SHARE
+
+
+_EASY = (
+    "summarise the text below in a line",
+    "translate 'good morning' into French",
+    "extract the sender and the total as JSON from: Nordwind, 420 EUR",
+    "classify this review as positive or negative: the soup was cold",
+)
+_HARD = {
+    "tell me whether the GDPR allows us to keep CVs for three years without consent": "frontier",
+    "say if we may dismiss an employee who is on sick leave": "frontier",
+    "prove that there are infinitely many primes": "large",
+    "write a Python function that merges two sorted lists": "large",
+}
+_FORMS = (
+    "1. {easy}\n2. {hard}", "- {hard}\n- {easy}", "{easy}. Also, {hard}.", "{hard}, then {easy}.",
+    "Please {easy} and {hard}", "First {easy}. Second, {hard}. Thanks!",
+)  # fmt: skip
+
+
+def test_a_hard_task_beside_an_easy_one_keeps_its_tier() -> None:
+    """In any order, and in a list or in a sentence."""
+    config = load_config(INTENTS)
+    encoder = load_encoder(config.policy.encoder.model)
+    snapshot = compile_snapshot(config, encoder)
+    snapshot = msgspec.structs.replace(
+        snapshot, encoder=msgspec.structs.replace(snapshot.encoder, deadline_ms=60_000)
+    )
+    router, policy = Router(snapshot, Batcher(RememberingEncoder(encoder))), snapshot.policy
+
+    async def tier_of(text: str) -> str:
+        body = msgspec.json.encode({"model": "auto", "messages": [{"role": "user", "content": text}]})
+        return (await router.route(body, {":path": CHAT})).decision.tier.name
+
+    async def too_low() -> list[tuple[str, str]]:
+        return [
+            (text, tier)
+            for form in _FORMS
+            for easy in _EASY
+            for hard, needed in _HARD.items()
+            if policy.rank(tier := await tier_of(text := form.format(easy=easy, hard=hard))) < policy.rank(needed)
+        ]
+
+    assert asyncio.run(too_low()) == []

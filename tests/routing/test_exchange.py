@@ -524,7 +524,15 @@ def test_odd_bytes_and_members_are_routed(router, body):
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/", "", "/v1/chat/completionsx"])
 def test_an_unknown_path_passes_through(router, path):
     """The default tier serves, and nothing is replaced. It may also be that Envoy sends no attributes."""
-    for raw in (BODY.replace(b"auto", b"gpt-5"), BODY.replace(b"auto", b"qwen3-32b"), b"", b"model=tts-1", b"{}"):
+    batches = (b'{"requests": [{"params": {"model": "gpt-5", "metadata": {"model": "auto"}}}]}', b'{"requests": 5}')
+    for raw in (
+        BODY.replace(b"auto", b"gpt-5"),
+        BODY.replace(b"auto", b"qwen3-32b"),
+        b"",
+        b"model=tts-1",
+        b"{}",
+        *batches,
+    ):
         assert sent(router, raw, headers={":path": path}) == ("passthrough", "large", None)
 
 
@@ -533,6 +541,11 @@ def test_an_unknown_path_passes_through(router, path):
     [
         (BODY, "no upstream of this path knows the model `auto`"),
         (b"input=x&model=a%75to&y", "no upstream of this path knows the model `auto`"),
+        (
+            b'{"requests": [{"custom_id": "1", "params": {"model": "gpt-5"}}, {"params": {"model": "auto"}}]}',
+            "no upstream of this path knows the model `auto`",
+        ),
+        (b'{"model": "gpt-5", "requests": [{"body": {"model": "auto"}}]}', "no upstream of this path knows"),
         (BODY[:-9], "the body is not a JSON object"),
         (BODY.decode().encode("utf-16"), "the body is not a JSON object"),
     ],

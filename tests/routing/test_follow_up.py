@@ -250,7 +250,8 @@ def test_an_encoder_without_time_for_the_second_text_leaves_the_first(router: Ro
 def test_evidence_has_the_ask_that_was_matched(router: Router, tmp_path: Path) -> None:
     """Fits read the signals of a row after its decision. They are those that the router had."""
     path = tmp_path / "rows.jsonl"
-    for texts in ((SUE, "do that again"), ("cook soup", "break lease")):
+    tasks = "cook soup and bake bread and boil egg and fry fish. Then, break lease and sue landlord."
+    for texts in ((SUE, "do that again"), ("cook soup", "break lease"), (tasks,)):
         messages = [{"role": "user", "content": text} for text in texts]
         with path.open("ab") as file:
             file.write(msgspec.json.encode({"request": {"model": "auto", "messages": messages}}) + b"\n")
@@ -260,4 +261,8 @@ def test_evidence_has_the_ask_that_was_matched(router: Router, tmp_path: Path) -
         decided.add(each.decision)
         matched.append(each.signals)
     assert [row.signals for row in decided] == matched
-    assert [signals.ask.source for signals in matched if signals is not None] == ["joined", "last_user"]
+    asks = [(signals.ask.source, signals.ask.text) for signals in matched if signals is not None]
+    assert asks == [
+        ("joined", f"{SUE}\ndo that again"), ("last_user", "break lease"),
+        ("last_user", "break lease and sue landlord."),
+    ]  # fmt: skip

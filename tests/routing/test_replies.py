@@ -156,7 +156,7 @@ def test_a_reply_is_joined_to_the_ask_before_the_question() -> None:
     first, second = "Which notice period applies if I am dismissed by my company?", "Two years, after redundancy"
     ask = find_ask([user(first), Answer((_LONG,)), user(second)])
     assert (ask.text, ask.source) == (f"{first}\n{second}", "joined")
-    assert ask.alone == Ask(second, "last_user", len(second), False, is_reply=True)
+    assert ask.alone == Ask(second, "last_user", len(second), False, guess=True)
     ask = find_ask(
         [user(first), Answer((_LONG,)), user(second), Answer(("Where?",)), user("In Berlin, since 2019")]
     )
@@ -174,7 +174,7 @@ def test_a_reply_is_joined_to_the_ask_before_the_question() -> None:
 def test_an_ask_stays_alone(answer: str, last: str) -> None:
     """Without a question of the model, and if it asks for something."""
     ask = find_ask([user("Which notice period applies?"), Answer((answer,)), user(last)])
-    assert (ask.text, ask.source, ask.is_reply) == (last, "last_user", False)
+    assert (ask.text, ask.source, ask.guess) == (last, "last_user", False)
 
 
 def routed(router: Router, *texts: str) -> Routed:

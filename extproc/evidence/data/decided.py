@@ -21,10 +21,11 @@ from extproc.routing.index import Match
 from extproc.routing.policy import Cohort, routable_model
 from extproc.routing.signals import Signals, read_signals
 from extproc.routing.snapshot import Snapshot
+from extproc.routing.tasks import matched_asks
 from extproc.settings import Tier
 
 _NUMBERS = ("similarity", "margin", "chance", "runner_up_chance", "alike", "background", "gain")
-_ALONE = "alone"
+_PLACE = "place"
 T = TypeVar("T")
 _Kind = tuple[str, str | None, tuple[str, ...]]  # the parts of a match that are not numbers
 
@@ -45,10 +46,10 @@ class Decided(Protocol):
 class DecidedRow:
     """The decision about a row. Its request and its signals are read from the row when they are needed."""
 
-    def __init__(self, decision: Decision, snapshot: Snapshot, rows: RowFile[Row], at: int, alone: bool) -> None:
-        """`alone`: the match is that of a follow-up without the asks before it."""
+    def __init__(self, decision: Decision, snapshot: Snapshot, rows: RowFile[Row], at: int, place: int) -> None:
+        """`place`: of the ask with the match, among those that were matched."""
         self.decision, self.snapshot = decision, snapshot
-        self._rows, self._at, self._alone = rows, at, alone
+        self._rows, self._at, self._place = rows, at, place
 
     @cached_property
     def request(self) -> Request | None:
@@ -61,8 +62,9 @@ class DecidedRow:
         if self.request is None:
             return None
         signals = read_signals(self.request, self.snapshot.encoder.max_chars)
-        alone = signals.ask.alone if self._alone else None
-        return signals if alone is None else msgspec.structs.replace(signals, ask=alone)
+        if self._place:
+            signals = msgspec.structs.replace(signals, ask=matched_asks(signals.ask)[self._place])
+        return signals
 
 
 def request_of(row: Row, snapshot: Snapshot) -> Request | None:
@@ -101,7 +103,7 @@ class DecidedRows(Sequence[DecidedRow]):
             numbers: dict[Hashable, float | None] = {name: getattr(match, name) for name in _NUMBERS}
             numbers |= {("tier", name): chance for name, chance in match.tiers.items()}
             numbers |= {("column", i): value for i, value in enumerate(match.columns)}
-            self._numbers.add(numbers | ({_ALONE: 1.0} if match.joined is not None else {}))
+            self._numbers.add(numbers | ({_PLACE: float(match.place)} if match.place else {}))
 
     def of(self, rows: RowFile[Row], positions: NDArray[np.int64]) -> "DecidedRows":
         """Return the decisions at these positions, which are those about `rows`."""
@@ -125,8 +127,8 @@ class DecidedRows(Sequence[DecidedRow]):
             raise IndexError(at)
         at %= len(self)
         place = at if self._at is None else int(self._at[at])
-        alone = self._numbers.has(_ALONE) and self._numbers.get(_ALONE, place) is not None
-        return DecidedRow(self._decision(place), self._snapshots[place], self._rows, at, alone)
+        ask = (self._numbers.get(_PLACE, place) or 0) if self._numbers.has(_PLACE) else 0
+        return DecidedRow(self._decision(place), self._snapshots[place], self._rows, at, int(ask))
 
     def _decision(self, i: int) -> Decision:
         decision, kind = self._decisions[i], self._kinds[i]
