@@ -20,7 +20,7 @@ from extproc.acceptance.checks import (
     check_non_empty,
     schema_of,
 )
-from extproc.acceptance.refusal import surely_answers, surely_refuses
+from extproc.acceptance.refusal import refuses_early
 from extproc.acceptance.rules import (
     Complete,
     External,
@@ -107,9 +107,10 @@ def _tool_calls(_: ToolCalls, observation: Observation, inputs: CheckInputs) -> 
 
 
 def _no_refusal(_: NoRefusal, observation: Observation, __: CheckInputs) -> str:
-    if observation.refusal is not None or surely_refuses(observation.text):
-        return "refusal"
-    return OK if surely_answers(observation.text) else OPEN
+    refuses = True if observation.refusal is not None else refuses_early(observation.text)
+    if refuses is None:
+        return OPEN
+    return "refusal" if refuses else OK
 
 
 def _logprob(rule: Logprob, observation: Observation, inputs: CheckInputs) -> str:

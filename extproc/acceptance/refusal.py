@@ -7,6 +7,8 @@ also write for other reasons ("I can't recommend it enough", "I couldn't open th
 
 import re2  # google-re2 ships no types
 
+from extproc.acceptance.prefixes import pattern_of_prefixes
+
 OPENING_CHARS = 200
 # Words that make a phrase harmless ("I can't help but ...") end within this many characters after it.
 _TAIL_CHARS = 24
@@ -63,12 +65,18 @@ def _compiled(pattern: str) -> "re2._Regexp":
     return re2.compile(pattern, options)
 
 
-_REFUSAL = _compiled(rf"^(?:{_SORRY_UNABLE}|{_PREAMBLE}*(?:{_UNABLE}{_TASK}|{_OTHERS}))")
+_REFUSING = rf"(?:{_SORRY_UNABLE}|{_PREAMBLE}*(?:{_UNABLE}{_TASK}|{_OTHERS}))"
+_ONLY_SORRY = rf"{_APOLOGY}(?:,? but)?(?: for (?:the|any) (?:confusion|inconvenience))?[.! ]*"
+_REFUSAL = _compiled(f"^{_REFUSING}")
 _NOT_REFUSAL = _compiled(
     rf"^{_PREAMBLE}*{_UNABLE} (?:help but|stress|overstate|emphasi[sz]e|thank|wait|imagine"
     r"|recommend|say enough)"
 )
-_EMPTY_APOLOGY = _compiled(rf"^{_APOLOGY}(?:,? but)?(?: for (?:the|any) (?:confusion|inconvenience))?[.! ]*$")
+_EMPTY_APOLOGY = _compiled(f"^{_ONLY_SORRY}$")
+# It matches an opening that is a refusal, and one that a continuation can turn into a refusal.
+_PERHAPS_REFUSAL = _compiled(
+    f"^(?:{_REFUSING}|(?:{pattern_of_prefixes(_REFUSING)}|{pattern_of_prefixes(_ONLY_SORRY)})$)"
+)
 
 
 def _opening(text: str) -> str:
@@ -85,15 +93,14 @@ def refuses(text: str) -> bool:
     return _REFUSAL.search(opening) is not None and _NOT_REFUSAL.search(opening) is None
 
 
-def surely_refuses(text: str) -> bool:
-    """Whether a text that is still growing is a refusal with any continuation."""
+def refuses_early(text: str) -> bool | None:
+    """Whether a text that is still growing refuses. None if a continuation can change that."""
     opening = _opening(text)
-    refusal = _REFUSAL.search(opening)
-    if refusal is None or _NOT_REFUSAL.search(opening) is not None:
+    if _PERHAPS_REFUSAL.search(opening) is None:
         return False
-    return len(opening) == OPENING_CHARS or len(opening) - refusal.end() >= _TAIL_CHARS
-
-
-def surely_answers(text: str) -> bool:
-    """Whether the whole opening has arrived and is not a refusal."""
-    return len(_opening(text)) == OPENING_CHARS and not refuses(text)
+    if len(opening) == OPENING_CHARS:
+        return refuses(text)
+    if _NOT_REFUSAL.search(opening) is not None:
+        return False
+    refusal = _REFUSAL.search(opening)
+    return True if refusal is not None and len(opening) - refusal.end() >= _TAIL_CHARS else None

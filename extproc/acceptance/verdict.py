@@ -103,6 +103,21 @@ def judge_early(
     return Verdict(True)
 
 
+def is_only_end_open(
+    rules: Sequence[AcceptRule],
+    observation: Observation,
+    *,
+    request: Requirements | None = None,
+    tier: str | None = None,
+) -> bool:
+    """Whether only `complete` is not certain about a growing answer, and all other rules accept any more text."""
+    others = without_ending(rules)
+    if len(others) == len(rules):
+        return False
+    verdict = judge_early(others, observation, request=request, tier=tier)
+    return verdict.decided and verdict.accept
+
+
 def released(verdict: Verdict, late: bool) -> Verdict:
     """Return the verdict on a growing answer that is released. `late`: its first words take too long."""
     reason = "slow" if late else OK

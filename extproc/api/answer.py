@@ -104,6 +104,11 @@ class AnswerReader:
         """Number of characters of answer text so far. Unlike `observation()`, costs nothing."""
         return self._answer.text_chars
 
+    @property
+    def beyond_text(self) -> tuple[Any, ...]:
+        """What was read apart from text. If it is the same later, only text, reasoning and arguments were added."""
+        return *self._answer.beyond_text, self._framing, self._malformed, self._ended
+
     def feed(self, piece: bytes) -> None:
         """Read the next bytes. Bytes after the ending, or after a malformed part, are ignored."""
         if not self._ended:

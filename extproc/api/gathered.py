@@ -180,6 +180,12 @@ class GatheredAnswer:
         )
 
     @property
+    def beyond_text(self) -> tuple[Any, ...]:
+        """What rules look at, apart from text, log-probabilities, and the content of calls."""
+        finishes = tuple(self.finishes.items())
+        return finishes, len(self.refusal), len(self.tools), self.other_output, self.error, self.done
+
+    @property
     def finish(self) -> str | None:
         """The first bad finish reason of any choice, or that of choice 0 once all choices have finished."""
         reasons = [self.finishes[index] for index in sorted(self.finishes)]

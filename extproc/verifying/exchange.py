@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from extproc.acceptance.grounding import Embed
-from extproc.acceptance.verdict import Verdict, judge_early, may_be_certain, without_ending
+from extproc.acceptance.rules import NoRefusal
+from extproc.acceptance.verdict import Verdict, is_only_end_open, judge_early, may_be_certain, without_ending
 from extproc.api.answer import AnswerReader
 from extproc.api.content_encoding import encoding_of
 from extproc.api.observation import Observation, Usage
@@ -34,7 +35,7 @@ from extproc.verifying.keeping import AnswerKeeper
 from extproc.verifying.rescue import kept_answer
 from extproc.verifying.ruling import JudgedAttempt, Ladder, Ruling, final_usage, rule, rule_early, rule_late
 
-# A stream that is judged early is released undecided after this much answer. A refusal shows before that.
+# A stream that is judged early is released after this much answer. A refusal shows before that.
 _EARLY_CHARS = 200
 
 # Queues a case for people and returns its id. It blocks, and never raises.
@@ -79,6 +80,9 @@ class VerifierExchange:
         self._api = decision.api
         # A reload may have removed the cohort. Then the answer passes without a verdict.
         self._cohort = self._snapshot.policy.cohorts.get(decision.cohort)
+        # `no_refusal` is certain at the first words. It waits for more of them: a broken answer can still escalate.
+        rules = self._cohort.accept if self._cohort is not None else ()
+        self._opening_chars = _EARLY_CHARS if any(isinstance(rule, NoRefusal) for rule in rules) else 0
         self._facts = read_requirements(opening.metadata.get(Namespace.REQUIREMENTS, {}))
         self._attempt = JudgedAttempt(decision.cohort, opening.attempt, opening.tier)
         self._ladder = self._ladder_of(decision)
@@ -86,8 +90,7 @@ class VerifierExchange:
         strip = decision.api if decision.logprobs_added else None
         self._hold = Hold(opening.response_body_mode, opening.body_before_reply, strip)
         self._reader: AnswerReader | None = None  # None: the answer is not judged
-        self._content_type = ""
-        self._compressed = False
+        self._content_type, self._compressed = "", False
         self._began_s = 0.0  # when the hold began
         self._counts_itself = opening.counts_tokens  # Envoy counts the tokens of plain answers only
         self._reads_ending = opening.reads_endings and self._facts.choices == 1
@@ -95,6 +98,7 @@ class VerifierExchange:
         # The last verdict is given and the answer goes on. When we end our side of the stream, Envoy sends the
         # rest, with the messages that have no reply.
         self.over = False
+        self._certain_at: tuple[Any, ...] | None = None  # what was read beyond text when any text became acceptable
         self._passed_certain = False  # the last verdict of the verifier came after the release
         self._looked_chars = -1  # of text, when the verdict was last looked for after the release
 
@@ -158,21 +162,26 @@ class VerifierExchange:
         full = self._hold.full
         if cohort.stream == "buffer" and not last and not full:
             return None
-        observation = reader.observation()
+        # Only a piece ends the hold. A stream that sends nothing may be dead, and Envoy can still ask another tier.
+        late = self._verifier.clock() - self._began_s >= self._snapshot.timeouts.early_s
+        released = full or late or reader.text_chars >= _EARLY_CHARS
+        if not (last or released) and reader.beyond_text == self._certain_at:
+            return None  # since then, there was only more text
+        observation, tier = reader.observation(), self._attempt.tier
         if last or observation.complete:  # the upstream may not have closed the stream
             return await self._rule_in_time(cohort, await self._judge(cohort, observation), observation)
-        tier = self._attempt.tier
         verdict = judge_early(cohort.accept, observation, request=self._facts, tier=tier)
         if verdict.decided and not verdict.accept:
             return await self._rule_in_time(cohort, verdict, observation)
-        # Only a piece ends the hold. A stream that sends nothing may be dead, and Envoy can still ask another tier.
-        late = self._verifier.clock() - self._began_s >= self._snapshot.timeouts.early_s
-        if not (full or late or verdict.decided or reader.text_chars >= _EARLY_CHARS):
+        decided = verdict.decided and reader.text_chars >= self._opening_chars
+        if not (released or decided):
+            if verdict.decided or is_only_end_open(cohort.accept, observation, request=self._facts, tier=tier):
+                self._certain_at = reader.beyond_text
             return None
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
-        final = verdict.decided and not full and self._needs_no_more(cohort)
-        open_end = not verdict.decided and not full and self._is_certain_but_for_its_end(cohort, observation)
-        return rule_early(self._attempt, verdict, full, late and not verdict.decided, final, open_end)
+        final = decided and not full and self._needs_no_more(cohort)
+        open_end = not decided and not full and self._is_certain_but_for_its_end(cohort, observation)
+        return rule_early(self._attempt, verdict, full, late and not decided, final, open_end)
 
     def _needs_no_more(self, cohort: Cohort) -> bool:
         """Whether nothing reads the rest of an answer that all rules accept: no cache and no count of tokens."""
@@ -184,13 +193,10 @@ class VerifierExchange:
 
         Some servers write a finish reason into every chunk. Envoy reads the first one, perhaps before we leave.
         """
-        rules = without_ending(cohort.accept)
-        if not (self._reads_ending and len(rules) < len(cohort.accept) and self._needs_no_more(cohort)):
+        one_stream = observation.framing == "sse" and observation.n_choices <= 1 and observation.finish is None
+        if not (one_stream and self._reads_ending and self._needs_no_more(cohort)):
             return False
-        if observation.framing != "sse" or observation.n_choices > 1 or observation.finish is not None:
-            return False
-        verdict = judge_early(rules, observation, request=self._facts, tier=self._attempt.tier)
-        return verdict.decided and verdict.accept
+        return is_only_end_open(cohort.accept, observation, request=self._facts, tier=self._attempt.tier)
 
     async def _rule_in_time(self, cohort: Cohort, verdict: Verdict, observation: Observation) -> Ruling:
         self._verifier.bounds.judged(self._snapshot.name_of(cohort.name), _share(cohort))
@@ -214,7 +220,7 @@ class VerifierExchange:
         if not (may_be_certain(rules, tier) and self._needs_no_more(cohort)):
             return None
         # A look costs as much as the answer is long, so there is none for every piece of a long one.
-        if reader.text_chars <= self._looked_chars * 9 // 8:
+        if reader.text_chars < max(self._opening_chars, self._looked_chars * 9 // 8 + 1):
             return None
         self._looked_chars = reader.text_chars
         observation = reader.observation()
@@ -223,9 +229,8 @@ class VerifierExchange:
         if not certain and not self._is_certain_but_for_its_end(cohort, observation):
             return None
         self._passed_certain = True
-        if not certain:
-            return rule_early(self._attempt, verdict, open_end=True)
-        return rule_late(verdict, self._attempt, Usage())
+        open_end = rule_early(self._attempt, verdict, open_end=True)
+        return rule_late(verdict, self._attempt, Usage()) if certain else open_end
 
     def _keep(self, ruling: Ruling, observation: Observation) -> None:
         """Give a whole answer that was accepted to the cache, if the router wants it kept."""
@@ -273,13 +278,8 @@ class VerifierExchange:
 
     def _ladder_of(self, decision: JudgedDecision) -> Ladder:
         escalate = self._cohort.escalate if self._cohort is not None else None
-        ladder = Ladder(
-            decision.rungs,
-            decision.skipped,
-            decision.repeats,
-            decision.escalations,
-            climbs=tuple(decision.climbs or ()),
-        )
+        climbs = tuple(decision.climbs or ())
+        ladder = Ladder(decision.rungs, decision.skipped, decision.repeats, decision.escalations, climbs=climbs)
         if escalate is None:
             return ladder
         review = self._snapshot.human is not None and self._verifier.enqueue is not None

@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from extproc.acceptance.refusal import refuses, surely_answers, surely_refuses
+from extproc.acceptance.refusal import refuses, refuses_early
 from extproc.acceptance.requirements import UNREAD, Requirements
 from extproc.acceptance.rules import compile_rules
 from extproc.acceptance.schema import MAX_STEPS, SchemaUnusable, conforms, schema_fault
@@ -390,8 +392,39 @@ def test_an_opening_is_decided_early_only_when_nothing_can_change_it(text: str) 
     """At every character, an early decision agrees with the decision on the whole text."""
     text = f"{text} {LONG}"
     for end in range(len(text) + 1):
-        assert not surely_refuses(text[:end]) or refuses(text), end
-        assert not surely_answers(text[:end]) or not refuses(text), end
+        assert refuses_early(text[:end]) in (None, refuses(text)), end
+
+
+@pytest.mark.parametrize(
+    ("text", "certain"),
+    [
+        ("The capital of Norway is Oslo.", "The"),
+        ("In short: no.", "In"),
+        ('{"answer": 42}', "{"),
+        ("## **Steps** to take", "## **St"),
+        ("I think that it is 42.", "I t"),
+        ("I can't stress enough that you should wait.", "I can't stress"),
+        ("Sorry for the long wait! Here it is.", "Sorry for the l"),
+        ("As an example, take two.", "As an e"),
+        ("As an AI, I can see that it is 42.", "As an AI, I can see that it is 4"),
+        ("I understand that you cannot attend.", "I understand that y"),
+    ],
+)
+def test_an_answer_is_certain_when_no_phrase_of_refusals_begins_as_it_does(text: str, certain: str) -> None:
+    first = next(end for end in range(len(text)) if refuses_early(text[:end]) is False)
+    assert text[:first] == certain
+
+
+_WORDS = sorted({word for text in (*REFUSALS, *ANSWERS) for word in text.split()})
+
+
+@given(
+    st.lists(st.sampled_from(_WORDS), max_size=6), st.sampled_from(REFUSALS), st.sampled_from([" ", "\n\n", ", "])
+)
+def test_what_is_certain_of_an_opening_stays_so(words: list[str], refusal: str, between: str) -> None:
+    """Words of refusals in any order, with a refusal after them. An apology before one belongs to it."""
+    text = between.join([*words, refusal])
+    assert {refuses_early(text[:end]) for end in range(len(text) + 1)} <= {None, refuses(text)}
 
 
 # A schema, a value that meets it, a value that does not.

@@ -320,6 +320,22 @@ def test_every_split_reads_the_same(name: str) -> None:
         assert observe(api, [body[:cut], b"", body[cut:]], content_type) == whole, cut
 
 
+@pytest.mark.parametrize("name", [*ANSWERS, *FAULTS])
+def test_an_answer_grows_only_by_text_while_the_rest_is_the_same(name: str) -> None:
+    """Between two cuts with only text between them, only the text, the tokens and arguments differ."""
+    api, content_type, body = (ANSWERS.get(name) or FAULTS[name])[:3]
+    reader = AnswerReader(api, content_type)
+    seen: dict[Any, Observation] = {}
+    for end in range(len(body) + 1):
+        part = reader.observation()
+        grows = {"text": "", "tool_calls": (), "logprobs": (), "reasoning_chars": 0, "usage": None, "model": None}
+        same = msgspec.structs.replace(part, **grows, frames=0)
+        key = (*reader.beyond_text, len(part.tool_calls))
+        assert seen.setdefault(key, same) == same, end
+        reader.feed(body[end : end + 1])
+    assert name in FAULTS or len(seen) > 1
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_part_reads_the_same_however_it_came(name: str) -> None:
     """The observation of a part depends only on its bytes, and calling `observation()` changes nothing."""

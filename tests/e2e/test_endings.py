@@ -22,8 +22,10 @@ from tests.e2e.traffic import COMPLETIONS, eventually, ledger_of, with_ledger
 
 _COHORTS = {"early": "tier: small\naccept: [complete, non_empty, no_refusal]\nescalate: {to: large, share: 1}"}
 _COHORTS["record"] = f"{_COHORTS['early']}\nstream: record"
-# An early judgement sends the stream on after 200 characters. Each quote in it is one inside of JSON.
-_TEXT = 'The settings are {"finish_reason": "length", "type": "message_stop", "stop_reason": "max_tokens"}. ' * 4
+# An early judgement sends the stream on after 200 characters. The rule about refusals does not count quotes. Each
+# quote is one inside of JSON.
+_NAMES = '{"finish_reason": "length", "type": "message_stop", "stop_reason": "max_tokens"}'
+_TEXT = f"The settings are {_NAMES}. These are the settings of today:\n\n{_NAMES}.\n"
 
 
 def _event(value: dict[str, Any], named: bool = False) -> str:

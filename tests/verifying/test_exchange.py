@@ -253,11 +253,20 @@ def test_a_stream_whose_verdict_is_certain_is_left_to_envoy() -> None:
     assert list(final.metadata) == [Namespace.DECISION, Namespace.LEDGER]
 
 
+@pytest.mark.parametrize("rules", [_RULES, _CERTAIN])
+def test_a_stream_with_white_space_and_markdown_is_left_at_its_release(rules: Any) -> None:
+    """They hardly count for the rule about refusals. It is certain at the first word, and holds 200 characters."""
+    pieces = [chunk("## Steps\n\n\n"), *9 * [chunk("**One:**\n\n    `make`\n\n")]]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opening(**_HELPFUL))
+    answers = run(exchange, *streamed([*pieces, transcript()]))
+    assert exchange.over and [len(replies) for replies in answers] == [*10 * [0], 1]
+
+
 def test_a_stream_that_becomes_certain_after_its_release_is_left_to_envoy_then() -> None:
     """The message that makes it certain carries the verdict. The next one with bytes gets no reply."""
-    text = 6 * f"word{6 * ' '}"  # white space hardly counts for the rule, so the release comes first
-    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=_CERTAIN), None), opening(counts_tokens=True))
-    answers = run(exchange, *streamed([*12 * [chunk(text)], transcript()]))
+    rules = (*_CERTAIN, {"min_chars": 300})  # the release comes first, after 200
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opening(counts_tokens=True))
+    answers = run(exchange, *streamed([*12 * [chunk(8 * "word ")], transcript()]))
     assert exchange.over and answers[-1] == []
     final = cast(Ruling, exchange.ruling)
     assert (final.word, final.final, answers[-2][-1].metadata) == ("accept", True, final.metadata)
@@ -280,13 +289,43 @@ def test_a_long_stream_that_stays_uncertain_is_not_judged_at_every_piece(
     assert len(looks) < 50
 
 
+@pytest.mark.parametrize("rules", [_RULES, _CERTAIN])
+def test_words_that_cannot_change_the_verdict_are_not_judged(rules: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look joins the text and runs the rules. Only the end of the answer is open after the first words."""
+    looks, observation = [], AnswerReader.observation
+    monkeypatch.setattr(AnswerReader, "observation", lambda reader: looks.append(1) or observation(reader))  # type: ignore[func-returns-value]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opening(**_HELPFUL))
+    answers = run(exchange, *streamed([*40 * [chunk("word ")], transcript()]))
+    assert exchange.over and [len(replies) for replies in answers] == [*40 * [0], 1]
+    assert len(looks) <= 3  # at the first word and at the release
+
+
+@pytest.mark.parametrize("rules", [_RULES, _CERTAIN])
+@pytest.mark.parametrize(
+    ("piece", "reason"),
+    [
+        (b"data: {half a frame}\n\n", "malformed"),
+        (b'data: {"error": {"message": "overloaded"}}\n\n', "upstream_error"),
+        (b"data: [DONE]\n\n", "incomplete"),
+        (b'data: {"choices": [{"index": 0, "delta": {"refusal": "No."}}]}\n\n', "refusal"),
+    ],
+)
+def test_what_is_no_text_is_judged_as_soon_as_it_comes(piece: bytes, reason: str, rules: Any) -> None:
+    """The words before it were certain."""
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opening(**_HELPFUL))
+    last = Event("response_body", reason == "incomplete", piece)
+    answers = run(exchange, headers(), *4 * [Event("response_body", body=chunk("word "))], last)
+    assert [len(replies) for replies in answers[:-1]] == 5 * [0]
+    assert answers[-1][0].headers == rejected(reason)
+
+
 def test_a_certain_stream_that_only_ends_gets_a_reply_to_its_end() -> None:
     """Envoy does not pass on an end without bytes by itself."""
     for ending in (Event("response_body", True), Event("response_trailers", True)):
         exchange = VerifierExchange(
             Verifier(lambda: snapshot("record", _CERTAIN), None), opening(counts_tokens=True)
         )
-        answers = run(exchange, headers(), *(Event("response_body", body=chunk(text)) for text in LONG[:5]), ending)
+        answers = run(exchange, headers(), Event("response_body", body=chunk("".join(LONG))), ending)
         assert exchange.ruling is not None and not exchange.over
         assert [reply.kind for reply in answers[-1]] == [ending.kind]
 
@@ -415,15 +454,20 @@ def test_an_early_hold_ends_while_the_model_still_thinks(mode: str) -> None:
     assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "refusal")
 
 
-def test_an_early_hold_that_is_due_ends_with_the_next_message() -> None:
+@pytest.mark.parametrize("rules", [_RULES, _CERTAIN])
+@pytest.mark.parametrize(
+    ("text", "verdict"), [("It", rejected("slow", "degraded")), ("I'm sorry, but I can't", rejected("refusal"))]
+)
+def test_an_early_hold_that_is_due_ends_with_the_next_message(
+    rules: Any, text: str, verdict: dict[str, str]
+) -> None:
     """The first piece comes after the time. A rejection that is certain still escalates."""
-    for text, verdict in (("It", rejected("slow", "degraded")), ("I'm sorry, but I can't", rejected("refusal"))):
-        now_s = [100.0]
-        exchange = VerifierExchange(Verifier(lambda: snapshot(), None, clock=lambda: now_s[0]), opening())  # noqa: B023
-        assert run(exchange, headers()) == [[]]
-        now_s[0] += 60
-        [replies] = run(exchange, Event("response_body", body=chunk(f"{text} help with that request. ")))
-        assert replies[0].headers == verdict
+    now_s = [100.0]
+    exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), clock=lambda: now_s[0]), opening())
+    assert run(exchange, headers()) == [[]]
+    now_s[0] += 60
+    [replies] = run(exchange, Event("response_body", body=chunk(f"{text} help with that request. ")))
+    assert replies[0].headers == verdict
 
 
 def test_the_hold_of_a_whole_answer_has_no_limit() -> None:
