@@ -4,7 +4,6 @@ It forwards the first request to the ext_proc server on port ROUTER, and repeats
 does the work of a decision, and this server only that of gRPC. Access logs are read and dropped.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,6 +12,7 @@ import grpc
 
 from extproc.accounting import accesslog
 from extproc.serving import wire
+from extproc.serving.event_loop import run
 
 _HEALTHY = b"\x08\x01"  # HealthCheckResponse: SERVING
 
@@ -65,4 +65,4 @@ async def serve(port: int, router: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), int(sys.argv[2])))
+    run(serve(int(sys.argv[1]), int(sys.argv[2])))

@@ -60,6 +60,7 @@ VENDORS = {
     "serving/workers.py": {"grpc", "grpc_health"},
     "serving/listening.py": {"grpc"},
     "serving/dialing.py": {"grpc"},
+    "serving/event_loop.py": {"uvloop"},
     "serving/health.py": {"grpc", "grpc_health"},
     "serving/files.py": {"grpc", "grpc_health"},
     "serving/genai.py": {"opentelemetry"},

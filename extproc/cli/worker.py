@@ -1,6 +1,5 @@
 """One router process. `extproc serve` runs it, or starts it N times: `python -m extproc.cli.worker JOB [FD]`."""
 
-import asyncio
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from extproc.accounting.store import Store
 from extproc.cli.process import run_process
 from extproc.config.gate import Gate
 from extproc.envoy.bootstrap import sample_of
+from extproc.serving.event_loop import run
 from extproc.serving.golden import GoldenRow
 from extproc.serving.listening import TlsFiles
 from extproc.serving.server import serve
@@ -58,7 +58,7 @@ def run_job(job: Job, ready_fd: int | None = None) -> int:
         explore_url=job.explore_url,
         golden=_golden(job.golden),
     )
-    asyncio.run(serve(serving))
+    run(serve(serving))
     return 0
 
 
