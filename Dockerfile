@@ -3,10 +3,12 @@
 #   docker build -t extproc:0.1.0 .
 #
 # The base is named by its tag. To pin the base that you have checked, give its digest.
-#   docker buildx imagetools inspect debian:bookworm-slim     # prints the current digest
-#   docker build --build-arg BASE=debian:bookworm-slim@sha256:... -t extproc:0.1.0 .
-# Debian 12 has Python 3.11, as the tests do. docs/deploy/image.md compares other bases.
-ARG BASE=debian:bookworm-slim
+#   docker buildx imagetools inspect debian:trixie-slim     # prints the current digest
+#   docker build --build-arg BASE=debian:trixie-slim@sha256:... -t extproc:0.1.0 .
+# Debian 13 is the current stable release, and has Python 3.13. docs/deploy/image.md compares other bases.
+ARG BASE=debian:trixie-slim
+# Python 3.11 of Debian 12 prepares the encoder, as in the tests. No file of this base gets into the image.
+ARG PREPARE_BASE=debian:bookworm-slim
 
 FROM ${BASE} AS python
 RUN apt-get update \
@@ -15,8 +17,8 @@ RUN apt-get update \
     /usr/share/doc/* /usr/share/man/* /usr/share/locale/* /var/log/apt /var/log/*.log
 
 # Prepares the encoder, with torch. Nothing of this stage but the prepared folder gets into the image.
-FROM python AS prepare
-RUN apt-get update && apt-get install -y --no-install-recommends python3-venv
+FROM ${PREPARE_BASE} AS prepare
+RUN apt-get update && apt-get install -y --no-install-recommends python3-venv ca-certificates
 RUN python3 -m venv /opt/prepare
 ENV PATH=/opt/prepare/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # torch is installed first, as a CPU build, like in the Makefile. pip's default brings gigabytes of CUDA.

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Build the image of the Dockerfile without Docker, and run it. debootstrap makes the base, and buildah runs the
+# Build the image of the Dockerfile without Docker, and run it. debootstrap makes the bases, and buildah runs the
 # instructions of the Dockerfile in a chroot. Both are Debian packages. This needs root, and 8 GB in the work folder.
 #
 #   deploy/image.sh PYTHON [FOLDER]
 #
 # PYTHON is the interpreter of the environment with the demo, whose Envoy sends the requests. FOLDER remains with the
-# base, the image and sbom.json in it. Without it, a temporary folder is used. The build mounts pip's configuration and
+# bases, the image and sbom.json in it. Without it, a temporary folder is used. The build mounts pip's configuration and
 # local wheels of this machine. They are not part of the image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -13,7 +13,6 @@ python=$1
 keep=${2:-}
 work=${keep:-$(mktemp -d)}
 mkdir -p "$work"
-base=localhost/debian:bookworm-slim
 image=localhost/extproc:check
 # The limit in docs/deploy/image.md.
 most_mb=900
@@ -25,17 +24,24 @@ finish() {
 }
 trap finish EXIT
 
-if [ -z "$(store images -q "$base" 2> /dev/null)" ]; then
+# make_base SUITE: make the base of this Debian release, unless FOLDER has it. $base:SUITE-slim is its name.
+base=localhost/debian
+make_base() {
+  [ -z "$(store images -q "$base:$1-slim" 2> /dev/null)" ] || return 0
   rm -rf "$work/debian"
-  debootstrap --variant=minbase bookworm "$work/debian" > "$work/debootstrap.log"
+  debootstrap --variant=minbase "$1" "$work/debian" > "$work/debootstrap.log"
   # The published slim image lacks these, too.
   rm -rf "$work"/debian/var/cache/apt/archives/*.deb "$work"/debian/var/lib/apt/lists/* "$work"/debian/usr/share/doc/* \
     "$work"/debian/usr/share/man/* "$work"/debian/usr/share/locale/*
   container=$(store from scratch)
   store add -q "$container" "$work/debian" / > /dev/null
-  store commit -q --rm "$container" "$base" > /dev/null
+  store commit -q --rm "$container" "$base:$1-slim" > /dev/null
   rm -rf "$work/debian"
-fi
+}
+serving=$(sed -n 's/^ARG BASE=debian:\(.*\)-slim$/\1/p' Dockerfile)
+preparing=$(sed -n 's/^ARG PREPARE_BASE=debian:\(.*\)-slim$/\1/p' Dockerfile)
+make_base "$serving"
+make_base "$preparing"
 
 mkdir -p "$work/lent"
 cp /etc/ssl/certs/ca-certificates.crt "$work/lent/"
@@ -48,7 +54,8 @@ done
 for place in $(python3 -m pip config get global.find-links 2> /dev/null || true); do
   [ ! -d "$place" ] || lent+=(--volume "$place:$place:ro")
 done
-store bud --pull-never --network host --layers=false "${lent[@]}" --build-arg "BASE=$base" -t "$image" . \
+store bud --pull-never --network host --layers=false "${lent[@]}" --build-arg "BASE=$base:$serving-slim" \
+  --build-arg "PREPARE_BASE=$base:$preparing-slim" -t "$image" . \
   > "$work/build.log" 2>&1 || { tail -40 "$work/build.log"; exit 1; }
 
 container=$(store from "$image")

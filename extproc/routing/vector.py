@@ -67,8 +67,8 @@ async def match_ask(
 def match_asks(snapshot: Snapshot, asks: Sequence[Embedded], headers: Mapping[str, str]) -> Matched:
     """Match an ask, or several: a follow-up together with the asks before it and alone, or the prompts of a list.
 
-    The highest tier counts, within the guards of both. A part of a text, a reply, or a few words alone count only if
-    their match is trusted.
+    The highest tier counts, within the guards of both. A part of a text, a reply, or a few words alone count only
+    if their match is trusted.
     """
     highest, *alone = [_match(snapshot, ask, asks) for ask in asks]
     for place, each in enumerate(alone, 1):

@@ -75,6 +75,16 @@ def test_torch_stays_in_the_stage_that_prepares_the_encoder() -> None:
     assert re.findall(r"(?m)^USER (.*)$", DOCKERFILE) == ["65532:65532"]
 
 
+def test_only_the_stage_that_prepares_the_encoder_has_the_older_base() -> None:
+    """deploy/image.sh reads the names of the bases from these lines."""
+    assert re.findall(r"(?m)^ARG (\w*BASE)=debian:(\w+)-slim$", DOCKERFILE) == [
+        ("BASE", "trixie"), ("PREPARE_BASE", "bookworm"),
+    ]  # fmt: skip
+    assert re.findall(r"(?m)^FROM (.*)$", DOCKERFILE) == [
+        "${BASE} AS python", "${PREPARE_BASE} AS prepare", "python AS packages", "python",
+    ]  # fmt: skip
+
+
 def test_the_build_gets_every_file_that_it_copies() -> None:
     """.dockerignore excludes all others."""
     ignored = (REPOSITORY / ".dockerignore").read_text().splitlines()
