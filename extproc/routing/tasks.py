@@ -49,11 +49,11 @@ def find_tasks(request: Request, ask: Ask, max_chars: int) -> tuple[Ask, ...]:
     """Return the asks of the tasks, at most four of them. Empty: there is one task."""
     prompts = request.turns[-1].texts if request.api == "completions" and request.turns else ()
     if len(prompts) > 1:
-        return _asks(list(dict.fromkeys(prompts)), max_chars)
+        return _asks(list(dict.fromkeys(prompts)), max_chars, ask)
     if ask.cut or ask.alone is not None or len(ask.text) > _LONGEST_CHARS:
         return ()
     parts = [part.strip() for part in _START.split(ask.text)]
-    tasks = _asks([part for part in parts if not is_short(part)], max_chars) if len(parts) > 1 else ()
+    tasks = _asks([part for part in parts if not is_short(part)], max_chars, ask) if len(parts) > 1 else ()
     return tuple([msgspec.structs.replace(task, guess=True) for task in tasks])
 
 
@@ -62,9 +62,9 @@ def matched_asks(ask: Ask) -> tuple[Ask, ...]:
     return (ask, *(() if ask.alone is None else (ask.alone,)), *ask.tasks)
 
 
-def _asks(texts: Sequence[str], max_chars: int) -> tuple[Ask, ...]:
+def _asks(texts: Sequence[str], max_chars: int, whole: Ask) -> tuple[Ask, ...]:
     """The asks of a few of the texts, evenly spaced, with the first and the last one."""
     count = min(len(texts), _MOST)
     spaced = [texts[at * (len(texts) - 1) // max(1, count - 1)] for at in range(count)]
     asks = [find_ask((Turn("user", (text,)),), max_chars) for text in spaced]
-    return tuple([ask for ask in asks if ask.text])
+    return tuple([msgspec.structs.replace(ask, whole=whole) for ask in asks if ask.text])
