@@ -45,6 +45,16 @@ _START = re.compile(
 )
 
 
+# The start of a request to work on the list that follows, such as "Translate into German:".
+_WORK_ON_LIST = re.compile(
+    r"""(?:please\ |bitte\ )?(?:translate|summari[sz]e|sum\ up|rewrite|rephrase|paraphrase|classify|categori[sz]e
+    |label|tag|fix|proofread|correct|extract|shorten|format|convert|sort|rank|übersetz\w*|fass\w*|korrigier\w*
+    |sortier\w*|tradui\w*|résum\w*|corrig\w*|traduc\w*|resum\w*|traduz\w*|riassum\w*|перевед\w*|исправ\w*)\b[^.!?:]{0,80}:
+    |[^。！？：]{0,20}(?:翻译|总结|修改|翻訳|要約)[^。！？：]{0,40}[:：]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
 def find_tasks(request: Request, ask: Ask, max_chars: int) -> tuple[Ask, ...]:
     """Return the asks of the tasks, at most four of them. Empty: there is one task."""
     prompts = request.turns[-1].texts if request.api == "completions" and request.turns else ()
@@ -53,6 +63,8 @@ def find_tasks(request: Request, ask: Ask, max_chars: int) -> tuple[Ask, ...]:
     if ask.cut or ask.alone is not None or len(ask.text) > _LONGEST_CHARS:
         return ()
     parts = [part.strip() for part in _START.split(ask.text)]
+    if "```" in ask.text or _WORK_ON_LIST.fullmatch(parts[0]):
+        return ()
     tasks = _asks([part for part in parts if not is_short(part)], max_chars, ask) if len(parts) > 1 else ()
     return tuple([msgspec.structs.replace(task, guess=True) for task in tasks])
 
