@@ -86,8 +86,7 @@ def _unknown_key(key: str, steps: Steps, message: str, data: Any, kind: Any) -> 
     if whole is not None and not (isinstance(mapping, dict) and key in mapping):
         key, steps = whole[1], ()  # a key at the top whose own text looks like a path
     names = [field.encode_name for field in _fields(_type_at(kind, steps))]
-    what = f"unknown key `{shown(key)}`: {suggestion(key, names)}"
-    return Mismatch((*steps, key), what, is_key=True)
+    return Mismatch((*steps, key), f"unknown key `{shown(key)}`: {suggestion(key, names)}", is_key=True)
 
 
 def suggestion(name: str, names: Sequence[str]) -> str:
@@ -257,9 +256,8 @@ def _found(value: Any, info: Any) -> str:
             return f"a list of {counted(len(value), 'value')}" if value else "an empty list"
         case dict():
             keys = [str(key) for m in _members(info) for key in _other_keys(value, m)]
-            colon = (
-                ": put a text with a colon in quotes" if _takes(info, inspect.StrType) and len(value) == 1 else ""
-            )
+            is_text = len(value) == 1 and _takes(info, inspect.StrType)
+            colon = ": put a text with a colon in quotes" if is_text else ""
             return f"the key `{shown(keys[0])}`" if keys else f"a mapping{colon}"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     if isinstance(value, float) and value.is_integer() and _takes(info, inspect.IntType):
@@ -272,10 +270,7 @@ def _remedy_for_text(text: str, info: Any) -> str:
     """The remedy for a text in place of a number or a list, or ""."""
     if _takes(info, inspect.IntType, inspect.FloatType) and _ALMOST_NUMBER.match(text):
         whole = not _takes(info, inspect.FloatType)
-        number = plain_number(text, whole)
-        if number is not None:
-            return f"write {number}"
-        return "write digits only" if whole else "write digits and a point only"
+        return f"write {plain_number(text, whole) or ('digits only' if whole else 'digits and a point only')}"
     if _takes(info, inspect.ListType, inspect.VarTupleType) and text.isprintable() and len(text) <= _LONGEST_SHOWN:
         return f"write [{text}]"
     return ""

@@ -3,9 +3,11 @@
 import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 # US dollars are the only currency of the YAML.
 _DOLLARS = re.compile(r"(?:US)?\$\s?|\s?(?:USD|US\$)", re.IGNORECASE)
+_MOST_CHARS = 40  # the forms take the square of the length
 _MOST = 1e15  # a float has all digits of the whole numbers below
 
 
@@ -34,6 +36,8 @@ def plain_number(text: str, whole: bool) -> str | None:
 
     `whole` says that a whole number is expected.
     """
+    if len(text) > _MOST_CHARS:
+        return None
     bare = _DOLLARS.sub("", text.strip()).lower()
     forms = _FORMS if whole else (*_FORMS, _KILO)
     value = next((read(bare) for form, read in forms if re.fullmatch(form, bare)), None)
@@ -41,4 +45,4 @@ def plain_number(text: str, whole: bool) -> str | None:
         return None
     if value.is_integer():
         return str(int(value))
-    return None if whole else f"{value:.12f}".rstrip("0")
+    return None if whole else f"{Decimal(repr(value)):f}"

@@ -195,7 +195,7 @@ def _needs_of_item(message: Message) -> Iterator[str]:
     if tool is not None:
         yield HOSTED + tool
     elif message.role is None and kind not in _PLAIN and kind not in _NEEDS:
-        yield UNKNOWN_PART
+        yield _need_of_unknown_item(kind)
     if bytes(message.tools) not in _NOTHING:
         yield "tools"
         try:
@@ -204,6 +204,12 @@ def _needs_of_item(message: Message) -> Iterator[str]:
             yield f"{HOSTED}other"
         else:
             yield from (need for tool in tools for need in hosted_tools(tool))
+
+
+def _need_of_unknown_item(kind: str) -> str:
+    """The tool of a provider (`x_search_call`, `openrouter:datetime`), which a policy can list, or the doubt."""
+    name = kind.rpartition(":")[2].removesuffix("_output").removesuffix("_call")
+    return HOSTED + name if name != kind and _TOOL_NAME.fullmatch(name) else UNKNOWN_PART
 
 
 def _needs_of_tool(raw: msgspec.Raw) -> Iterator[str]:

@@ -59,7 +59,10 @@ _TASK = re.compile(
 )
 # Below a role for the model, the sentence has to name the conversation directly.
 _ROLE = re.compile(
-    r"\b(?:you are|you're|act as|du bist|sie sind|tu es|vous êtes|eres)\b|你是|あなたは", re.IGNORECASE
+    r"\b(?:you are|you're|act as|du bist|sie sind|tu es|vous êtes|eres|you (?:help|assist|answer|always|never|must"
+    r"|should|will|may)|(?:assistant|ai) (?:is|can|always|never|must|should|will)|be (?:brief|concise|polite"
+    r"|friendly|kind|helpful)|(?:give|keep|write) (?:\w+ ){0,2}(?:short|brief|concise))\b|\Asystem:|你是|あなたは",
+    re.IGNORECASE,
 )
 _NARROW_TASK = re.compile(
     rf"""{_STARTS} {_WORK}\ (?:(?:of|the|this|that|following|whole|entire|above|below|given|user's|customer|chat)

@@ -1,5 +1,6 @@
 """The end of a rollout on disk: the files of the candidate take the place of those that serve, or its key goes."""
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -119,19 +120,27 @@ def _write_key(folder: Path, spec: Candidate) -> None:
     before = _decoded(raw)
     share = "shadow: true" if spec.shadow else f"percent: {spec.percent:g}, loss: {spec.loss:g}"
     line = f"{_KEY}: {{dir: {msgspec.json.encode(spec.dir).decode()}, {share}}}\n"
-    if before is not None and before.candidate is not None:
-        edited = _with_share(raw.decode(), spec).encode()
-    else:
-        edited = raw + (b"" if raw.endswith(b"\n") else b"\n") + line.encode()
-    after = _decoded(edited)
-    if before is None or after != msgspec.structs.replace(before, candidate=spec):
+    wanted = msgspec.structs.replace(before, candidate=spec) if before is not None else None
+    edited = next((text for text in _edits(raw, before, spec, line) if _decoded(text) == wanted), None)
+    if wanted is None or edited is None:
         raise ValueError(f"{folder / POLICY_FILE} does not have one key per line: add `{line.rstrip()}` by hand")
     _replace(folder / POLICY_FILE, edited)
+
+
+def _edits(raw: bytes, before: PolicyFile | None, spec: Candidate, line: str) -> Iterator[bytes]:
+    """Yield texts of policy.yaml with the candidate: edited in its place, and with `line` at the end."""
+    if before is not None and before.candidate is not None:
+        with contextlib.suppress(UnicodeDecodeError):
+            yield _with_share(raw.decode(), spec).encode()
+        raw = without_candidate(raw)
+    yield raw + (b"" if raw.endswith(b"\n") else b"\n") + line.encode()
 
 
 def _with_share(text: str, spec: Candidate) -> str:
     """The text of policy.yaml with the candidate's share in the place of the old one, or before its folder."""
     pairs = pairs_of(text, _KEY)
+    if "dir" not in pairs:  # it is no plain key
+        return text
     share, value = ("shadow", "true") if spec.shadow else ("percent", f"{spec.percent:g}")
     place, shadow = pairs.get(share), pairs.get("shadow")
     edits = []

@@ -78,8 +78,9 @@ def pairs_of(text: str, key: str) -> dict[str, Pair]:
     inner = next((value for name, value in pairs if name.value == key), None)
     if not isinstance(inner, yaml.MappingNode):
         return {}
+    mark = text.startswith("\ufeff")  # YAML does not count a byte order mark
     return {
-        name.value: Pair(name.start_mark.index, value.start_mark.index, value.end_mark.index)
+        name.value: Pair(name.start_mark.index + mark, value.start_mark.index + mark, value.end_mark.index + mark)
         for name, value in inner.value
         if isinstance(value, yaml.ScalarNode)
     }

@@ -112,6 +112,7 @@ class Ask(msgspec.Struct, frozen=True):
     alone: "Ask | None" = None  # the last one of several joined asks, if it names a task
     tasks: tuple["Ask", ...] = ()  # several asks that this one joins, and that all get an answer
     guess: bool = False  # a part of a text, or a reply to the model: it counts only if its match is trusted
+    whole: "Ask | None" = None  # of a task: the ask that joins it with the others
 
 
 def find_ask(turns: Sequence[TurnLike], max_chars: int = 512) -> Ask:

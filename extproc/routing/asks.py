@@ -97,8 +97,9 @@ class Asks:
         decision = routed.decision
         tier = routed.kept.tier if routed.kept is not None else decision.tier.name
         # A joined text, like its vector, has all of the ask before it. Its last ask counts, if that names a task.
-        joined = signals.ask.source == "joined"
-        ask = signals.ask.alone or signals.ask
+        # If one of several tasks decides, the vector is that of the task, and the whole text counts.
+        joined = signals.ask.source == "joined" or signals.ask.whole is not None
+        ask = signals.ask.whole or signals.ask.alone or signals.ask
         asked = last_ask(
             request.turns, ask.text, b"" if joined else routed.vector, name, decision.counted_as, tier,
             self._clock(), secret, identity.thread != "",
@@ -106,9 +107,7 @@ class Asks:
         self._store.set({key: msgspec.msgpack.encode(asked)}, WITHIN_S)
         kind = signal_of(before, asked) if before is not None else None
         if not asked.before and secret:
-            whole = msgspec.structs.replace(
-                asked, words=_hashes(secret, words_that_matter(signals.ask.text, _SHORT_WORD))
-            )
+            whole = msgspec.structs.replace(asked, words=_hashes(secret, words_that_matter(ask.text, _SHORT_WORD)))
             before, kind = await self._asked_first(
                 routed.snapshot.app or "", secret, _opening(request.turns), whole
             )

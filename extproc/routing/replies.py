@@ -32,26 +32,33 @@ _OFFER = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 # A text to work on: after a colon, in quotes or in code, or on other lines.
-_OWN_TEXT = re.compile(r"[:：]\s*\S|[\"“„«「『`\n<>{}]|https?://")
+_OWN_TEXT = re.compile(r"[:：]\s*\S|[\"“„«「『`\n<>{}=^]|https?://")
 # Verbs that begin a request, in the forms in which people give orders.
 _VERBS = r"""
     write|rewrite|translate|explain|summari[sz]e|create|make|give|show|find|calculate|compute|help|compare|describe
     define|generate|draft|suggest|recommend|tell|convert|solve|prove|build|implement|refactor|debug|analy[sz]e
     classify|extract|brainstorm|outline|paraphrase|proofread|correct|teach|simplify|shorten|expand|continue|imagine
     act|pretend|pick|choose|remind|look|search|go|do|run|add|remove|delete|install|deploy|please|let's|lets|recite
-    sing|compose|invent|predict|ignore|forget
+    sing|compose|invent|predict|ignore|forget|integrate|derive|evaluate|optimi[sz]e|investigate|migrate|diagnose
+    draw|simulate|formulate|critique|assess|provide|determine|demonstrate|devise|visuali[sz]e|discuss|argue
     schreib\w*|übersetz\w*|erklär\w*|fass\w*|erstell\w*|mach|mache|zeig\w*|gib|nenn\w*|such\w*|finde\w*|berechn\w*
+    löse|beweise?|integriere|optimiere|entwirf|entwickle|verfasse|formuliere|bestimme|implementiere
     programmier\w*|hilf|plane|prüf\w*|korrigier\w*|vergleich\w*|beschreib\w*|liste|sag|erzähl\w*|bitte
     écri(?:s|vez|re)|tradui\w*|expliqu\w*|résum\w*|cré(?:e|ez|er)|fais|faites|donne\w*|montre\w*|trouve\w*|aide\w*
     corrige\w*|rédige\w*|propose\w*|raconte\w*|dis|calcul\w*|compar\w*
+    démontr\w*|prouve\w*|résou\w*|optimise[rz]?|génère|générez
     escrib\w*|traduc\w*|explic\w*|explíc\w*|resum\w*|crea|crear|haz\w*|dime|dame|cuéntame|muéstra\w*|busca\w*
-    ayúda\w*|redacta\w*|necesito
+    ayúda\w*|redacta\w*|necesit\w*|demuestr\w*|resuelv\w*|arregla\w*|arrégla\w*|optimiza|genera|diseña
     scriv\w*|spiega\w*|riassum\w*|fammi|dammi|dimmi|mostra\w*|trova\w*|aiuta\w*|confronta\w*|correggi\w*|racconta\w*
-    escrev\w*|traduz\w*|expliqu\w*|crie|faça|faz|dê|diga|mostre|encontr\w*|ajud\w*|corrij\w*|preciso|conte
-    schrijf|vertaal|leg|vat|maak|geef|toon|zoek|vind|bereken|vergelijk|vertel|napisz|przetłumacz|wyjaśnij|stwórz
-    podaj|pokaż|znajdź|oblicz|pomóż|porównaj|popraw|opowiedz|skriv|översätt|oversett|oversæt|förklara|forklar
-    berätta|напиш\w*|перевед\w*|переклад\w*|объясн\w*|поясн\w*|состав\w*|созда\w*|сделай\w*|дай\w*|покаж\w*|найди\w*
+    risolv\w*|dimostr\w*|calcol\w*|ottimizza|progetta
+    escrev\w*|traduz\w*|expliqu\w*|crie|faça|faz|dê|diga|mostre|encontr\w*|ajud\w*|corrij\w*|preciso|conte|resolv\w*|demonstr\w*|otimize|elabore
+    schrijf|vertaal|leg|vat|maak|geef|toon|zoek|vind|bereken|vergelijk|vertel|bewijs|napisz|przetłumacz|wyjaśnij|stwórz
+    podaj|pokaż|znajdź|oblicz|pomóż|porównaj|popraw|opowiedz|rozwiąż|udowodnij|skriv|översätt|oversett|oversæt|förklara|forklar
+    berätta|lös|løs|bevisa|skapa|напиш\w*|перевед\w*|переклад\w*|объясн\w*|поясн\w*|состав\w*|созда\w*|сделай\w*|дай\w*|покаж\w*|найди\w*
     рассчита\w*|помоги\w*|сравни\w*|исправ\w*|расскаж\w*|скаж\w*|придума\w*
+    реши|решите|докаж\w*|вычисли\w*|оптимизируй\w*|проанализируй\w*|scrie|tradu|explică|rezolvă|napiš|přelož|vysvětli
+    vyřeš|γράψε|μετάφρασε|εξήγησε|λύσε|kirjoita|käännä|selitä|írj|fordítsd|tulis\w*|buat\w*|jelaskan|terjemahkan
+    viết|dịch|hãy|tóm|כתוב|תרגם|הסבר
 """
 # Nouns as well: they begin a request if an object follows.
 _ALSO_NOUNS = """
@@ -65,14 +72,19 @@ _ASKING = r"""
     (?:what|how|why|who|which|whose)(?:'s|'re)?\b(?!\ (?:i|we|my)\b)
     | (?:when|where)\ (?:is|are|was|were|do|does|did|can|could|should|would|will|to)\b
     | (?:can|could|would|will|do|did|does|is|are|was|were|should|may|has|have)\b
-    | i(?:'d|\ would)?\ (?:need|want|like)\ (?:an?|some|help|you|another|to|more)\b
+    | (?:i|we)(?:'d|\ would)?\ (?:need|want|like|love)\ (?:an?|some|help|you|another|to|more)\b
     | (?:need|looking\ for|searching\ for|trying\ to|any\ (?:tips|ideas?|advice|good|\w+ions?)|best|top
-    |pros\ and\ cons|differences?\ between|(?:examples?|history|meaning|list|summary)\ of
+    |pros\ and\ cons|differences?\ between|(?:the\ )?(?:examples?|history|meaning|list|summary|capital|population
+    |definition|proof)\ of
     |(?:tips|ideas|recipes?|steps|ways)\ (?:for|to|on))\b
+    | (?:an?\ |the\ )?(?:\w+\ )?(?:poem|haiku|limerick|recipe|script|essay|regex|sql|function)
+    \ (?:for|about|to|that|of|in)\b
     | (?:never\ ?mind|moving\ on|next\ question|one\ more\ thing|by\ the\ way|btw|on\ another\ note)\b
     | (?:an?|one|the)?\ ?(?:new|different|another|other|separate|quick)\ (?:question|topic|thing|task|subject)\b
     | (?:kannst|können|könntest|könnten|würdest|wie|was|warum|wer|welche\w*|wieso|woher|wieviel)\b
     | ich\ (?:brauche|möchte|will|hätte\ gern\w*)\b | (?:andere|neue|nächste)\ frage\b
+    | (?:je\ (?:veux|voudrais)|j'ai\ besoin|j'aimerais|il\ (?:me|nous)\ faut|quiero|quisiera|voglio|vorrei
+    |ho\ bisogno|quero|gostaria|мне\ нуж\w+|хочу|potrzebuję|chcę|ik\ wil|jag\ behöver)\b
     | (?:peux-tu|pouvez-vous|pourr\w+|comment|pourquoi|quel(?:le)?s?|qu'est-ce|est-ce|combien)\b
     | (?:puedes|podrías|puede|podría|cómo|qué|cuál\w*|cuánt\w*|dónde|quién)\b
     | (?:puoi|potresti|cosa|qual[ei]?|quant[oaie]|podes|poderia|quanto|onde|quem)\b
@@ -96,7 +108,11 @@ _ASKS = re.compile(
 # The same in scripts whose words are not separated here.
 _ASKS_MARKS = re.compile(
     "帮我|给我|请|写|翻译|解释|总结|怎么|什么|如何|生成|吗|ください|下さい|教え|書い|翻訳|説明|とは|お願い|何|どう|か。?$"
-    "|[해써]\\s?줘|주세요|번역|설명|뭐|어떻게|알려|[까가]요?$"
+    "|证明|实现|修复|优化|列出|推荐|计算(?!机)|^比较(?!.{0,4}的)|我想要|我需要|想知道|作って|まとめて|(?:作成|証明|要約|計算|比較)し"
+    "|[해써]\\s?줘|주세요|번역|설명|뭐|어떻게|알려|[까가]요?$|만들어|(?:증명|요약|작성|계산|비교)해"
+    "|اكتب|اشرح|ترجم|لخص|احسب|أريد|نريد|أحتاج|نحتاج|كيف|لماذا|ما ه[وي]|أعطني"
+    "|(?:लिख|बता|सुना|बना|कर|समझा)(?:ओ|ो|इए|िए| दो)|चाहत|चाहि|अनुवाद|कैसे|क्या|क्यों|เขียน|แปล|อธิบาย"
+    "|\\b(?:yaz|hazırla|özetle|çevir|açıkla|anlat|oluştur|hesapla|çöz|kanıtla|listele|düzelt)(?:[ıiuü]n[ıiuü]?z?)?[.!]?$"
 )
 # Words of a statement in English, and words and forms with which statements begin or end in other languages.
 _STATES = re.compile(

@@ -45,15 +45,27 @@ _START = re.compile(
 )
 
 
+# The start of a request to work on the list that follows, such as "Translate into German:".
+_WORK_ON_LIST = re.compile(
+    r"""(?:please\ |bitte\ )?(?:translate|summari[sz]e|sum\ up|rewrite|rephrase|paraphrase|classify|categori[sz]e
+    |label|tag|fix|proofread|correct|extract|shorten|format|convert|sort|rank|übersetz\w*|fass\w*|korrigier\w*
+    |sortier\w*|tradui\w*|résum\w*|corrig\w*|traduc\w*|resum\w*|traduz\w*|riassum\w*|перевед\w*|исправ\w*)\b[^.!?:]{0,80}:
+    |[^。！？：]{0,20}(?:翻译|总结|修改|翻訳|要約)[^。！？：]{0,40}[:：]""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
 def find_tasks(request: Request, ask: Ask, max_chars: int) -> tuple[Ask, ...]:
     """Return the asks of the tasks, at most four of them. Empty: there is one task."""
     prompts = request.turns[-1].texts if request.api == "completions" and request.turns else ()
     if len(prompts) > 1:
-        return _asks(list(dict.fromkeys(prompts)), max_chars)
+        return _asks(list(dict.fromkeys(prompts)), max_chars, ask)
     if ask.cut or ask.alone is not None or len(ask.text) > _LONGEST_CHARS:
         return ()
     parts = [part.strip() for part in _START.split(ask.text)]
-    tasks = _asks([part for part in parts if not is_short(part)], max_chars) if len(parts) > 1 else ()
+    if "```" in ask.text or _WORK_ON_LIST.fullmatch(parts[0]):
+        return ()
+    tasks = _asks([part for part in parts if not is_short(part)], max_chars, ask) if len(parts) > 1 else ()
     return tuple([msgspec.structs.replace(task, guess=True) for task in tasks])
 
 
@@ -62,9 +74,9 @@ def matched_asks(ask: Ask) -> tuple[Ask, ...]:
     return (ask, *(() if ask.alone is None else (ask.alone,)), *ask.tasks)
 
 
-def _asks(texts: Sequence[str], max_chars: int) -> tuple[Ask, ...]:
+def _asks(texts: Sequence[str], max_chars: int, whole: Ask) -> tuple[Ask, ...]:
     """The asks of a few of the texts, evenly spaced, with the first and the last one."""
     count = min(len(texts), _MOST)
     spaced = [texts[at * (len(texts) - 1) // max(1, count - 1)] for at in range(count)]
     asks = [find_ask((Turn("user", (text,)),), max_chars) for text in spaced]
-    return tuple([ask for ask in asks if ask.text])
+    return tuple([msgspec.structs.replace(ask, whole=whole) for ask in asks if ask.text])

@@ -98,6 +98,23 @@ def test_a_started_candidate_keeps_its_comments(folder: Path, before: str, after
     assert (folder / "policy.yaml").read_text() == policy.replace(before, after) + more
 
 
+def test_a_started_candidate_in_another_form_is_written_anew(folder: Path) -> None:
+    """If the share cannot be written in its place, the key moves to the end of the file."""
+    write_key(folder, "{\n  dir: next # ours\n  }")
+    policy = (folder / "policy.yaml").read_text()
+    start(folder, 20)
+    kept = policy.replace("candidate: {\n  dir: next # ours\n  }\n", "")
+    assert (folder / "policy.yaml").read_text() == f'{kept}candidate: {{dir: "next", percent: 20, loss: 0.02}}\n'
+
+
+def test_a_started_candidate_keeps_the_mark_of_a_windows_editor(folder: Path) -> None:
+    write_key(folder, "{dir: next, shadow: true} # ours")
+    policy = b"\xef\xbb\xbf" + (folder / "policy.yaml").read_bytes()
+    (folder / "policy.yaml").write_bytes(policy)
+    start(folder, 20)
+    assert (folder / "policy.yaml").read_bytes() == policy.replace(b"shadow: true", b"percent: 20")
+
+
 def test_a_stopped_candidate_keeps_its_files_and_nothing_else_changes(folder: Path) -> None:
     write_key(folder, "# the new floors\n  dir: next\n  percent: 20")
     policy = (folder / "policy.yaml").read_text()

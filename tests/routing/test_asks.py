@@ -126,6 +126,16 @@ def test_a_follow_up_does_not_ask_again(ask: Callable[..., AskedAgain | None]) -
         assert ask(f"e{i}", prove, "Here.", follow_up) is None
 
 
+def test_the_same_task_in_another_text_does_not_ask_again(ask: Callable[..., AskedAgain | None]) -> None:
+    """The task decides about both texts. They are still two texts."""
+    task = "Also, prove that the product of two even numbers is even."
+    first, second = f"Write a short birthday greeting for Ann. {task}", f"Say hello to Bo in a line of text. {task}"
+    assert ask("f0", first) is None
+    assert ask("f1", first, "Here.", second) is None
+    again = ask("f2", first, "Here.", second, "Hello, Bo.", second)
+    assert again == AskedAgain(Signal.RE_ASKED, "f1", "math_reasoning", "large", 1.8e9)
+
+
 class FirstTurns:
     """Sends first turns without an id of a conversation, and compares them as the server does."""
 

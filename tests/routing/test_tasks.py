@@ -75,6 +75,15 @@ def test_the_parts_of_a_message_are_one_task() -> None:
         ("Where is the next parcel, and what else do you plan to send?", []),
         ("Summarise the text: the court met last month and rose again in the evening.", []),
         ("thanks, also ok", []),
+        # A list to work on, and code.
+        ("Translate into German:\n1. Sue the landlord for it.\n2. Prove that you paid the rent.", []),
+        ("Summarise: First, we sued the landlord. Then we appealed the verdict.", []),
+        ("请把下面的句子翻译成英语：\n1. 起诉房东并要求退还押金 2. 证明根号二是无理数", []),
+        ("What is wrong here?\n```\na = b - c * d  # then explain the result to the user\n```", []),
+        (
+            "Two things: 1. Translate the sentence below 2. Prove that 17 is a prime number",
+            ["Translate the sentence below", "Prove that 17 is a prime number"],
+        ),
     ],
 )
 def test_the_parts_of_a_short_text_are_tasks(text: str, texts: list[str]) -> None:
