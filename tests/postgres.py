@@ -40,8 +40,12 @@ class Postgres:
         subprocess.run([*self._as, *made], cwd=self._folder, stdout=subprocess.DEVNULL, check=True)
 
     def start(self, *more: str, fsync: bool = False) -> None:
-        """Start the server, and return when it answers. Tests need no `fsync`, so that they are fast."""
+        """Start the server, and return when it answers. Tests need no `fsync`, so that they are fast.
+
+        Autovacuum locks a table for a moment, at any time. Then a round of maintenance adds up nothing new.
+        """
         options = ["-D", "data", "-p", str(self._port), "-h", "127.0.0.1", "-k", str(self._folder), *more]
+        options += ["-c", "autovacuum=off"]
         options += [] if fsync else ["-F"]
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen([*self._as, self._server, *options], cwd=self._folder, stderr=log)
