@@ -105,6 +105,11 @@ class AnswerReader:
         return self._answer.text_chars
 
     @property
+    def done(self) -> bool:
+        """Whether the protocol's own ending was seen. Nothing after it is read."""
+        return self._answer.done
+
+    @property
     def beyond_text(self) -> tuple[Any, ...]:
         """What was read apart from text. If it is the same later, only text, reasoning and arguments were added."""
         return *self._answer.beyond_text, self._framing, self._malformed, self._ended

@@ -168,7 +168,7 @@ class VerifierExchange:
         if not (last or released) and reader.beyond_text == self._certain_at:
             return None  # since then, there was only more text
         observation, tier = reader.observation(), self._attempt.tier
-        if last or observation.complete:  # the upstream may not have closed the stream
+        if last or reader.done:  # the upstream may not have closed the stream
             return await self._rule_in_time(cohort, await self._judge(cohort, observation), observation)
         verdict = judge_early(cohort.accept, observation, request=self._facts, tier=tier)
         if verdict.decided and not verdict.accept:

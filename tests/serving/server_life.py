@@ -24,6 +24,7 @@ from extproc.envoy.bootstrap import sample_of
 from extproc.pb import ext_proc_pb2 as pb
 from extproc.serving import server as serving_module
 from extproc.serving import wire
+from extproc.serving.event_loop import run
 from extproc.serving.files import ask_status, read_config
 from extproc.serving.health import refuses_files, serves
 from extproc.serving.server import announce, build, drain, load, serve
@@ -126,7 +127,7 @@ def with_server(serving: Serving, steps: Callable[[Server], Awaitable[None]]) ->
             await server.rpc.stop(0)
             server.ledger.close()
 
-    asyncio.run(play())
+    run(play())
 
 
 def test_a_built_server_is_open_but_not_serving(serving: Serving) -> None:
@@ -182,7 +183,7 @@ def test_it_serves_until_sigterm(serving: Serving, caplog: pytest.LogCaptureFixt
         await running
 
     with caplog.at_level(logging.INFO, "extproc.serving.server"):
-        asyncio.run(play())
+        run(play())
     os.close(read)
     os.close(write)
     assert sink.closed
@@ -204,7 +205,7 @@ def test_a_worker_stops_when_its_supervisor_is_gone(caplog: pytest.LogCaptureFix
         await asyncio.wait_for(stop.wait(), 30)
 
     with caplog.at_level(logging.ERROR, "extproc"):
-        asyncio.run(play())
+        run(play())
     os.close(write)
     assert [record.getMessage() for record in caplog.records] == [
         "stopping, because the supervisor process has ended and no longer restarts or stops this worker"
@@ -214,7 +215,7 @@ def test_a_worker_stops_when_its_supervisor_is_gone(caplog: pytest.LogCaptureFix
 def test_a_mistake_in_the_yaml_is_raised_before_the_port_opens(serving: Serving) -> None:
     (serving.intents / "billing.yaml").write_text(INTENT.replace("small", "smal"))
     with pytest.raises(ConfigError, match="smal"):
-        asyncio.run(serve(serving))
+        run(serve(serving))
     assert not Path(serving.listen.removeprefix("unix://")).exists()
 
 
@@ -261,7 +262,7 @@ def test_a_mistake_at_the_start_serves_the_last_good_files(
         assert (status.last_good, status.refusal, status.rendered_from) == (False, None, revision)
         assert status.lacks == ["policy.yaml:7 url: small.url http://127.0.0.1:1 -> http://127.0.0.1:9"]
 
-    asyncio.run(lived(first))
+    run(lived(first))
     billing.write_text(INTENT.replace(*MISTAKES[mistake]))
     policy.write_text(POLICY + "state: redis://127.0.0.1:1\n")
     opened: list[str] = []
@@ -272,7 +273,7 @@ def test_a_mistake_at_the_start_serves_the_last_good_files(
 
     monkeypatch.setattr(serving_module, "open_state", opening)
     with caplog.at_level(logging.INFO, "extproc"):
-        asyncio.run(lived(second))
+        run(lived(second))
     assert f"are refused, so the last good revision {revision} serves:\nbilling.yaml:" in caplog.text
     assert (
         "changes: small.url http://127.0.0.1:1 -> http://127.0.0.1:9; needs Envoy: policy.yaml:7 url" in caplog.text
@@ -315,14 +316,14 @@ def test_a_mistake_in_an_app_at_the_start_serves_its_last_good_files(
         os.kill(os.getpid(), signal.SIGTERM)
         await running
 
-    asyncio.run(lived())
+    run(lived())
     (support / "refunds.yaml").write_text(REFUNDS.replace("utterances", "uterances"))
     if policy_too:
         policy.write_text(policy.read_text().replace("default_tier: large", "default_tier: larg"))
     for _ in range(2):
         caplog.clear()
         with caplog.at_level(logging.INFO, "extproc"):
-            asyncio.run(lived())
+            run(lived())
         assert ("app support keeps its earlier intents" in caplog.text) is not policy_too
         assert ("so the last good revision" in caplog.text) is policy_too
         assert "app support is off" not in caplog.text
@@ -382,7 +383,7 @@ def test_a_drain_takes_its_steps_in_order(monkeypatch: pytest.MonkeyPatch, conne
         await drain(server, steps.batcher, *tasks)  # type: ignore[arg-type]
         assert all(task.cancelled() for task in tasks)
 
-    asyncio.run(play())
+    run(play())
     assert steps.processor.stopping is True
     first, *called = [name for name, *_ in steps.mock_calls]
     assert first == "processor.explorer.close"

@@ -223,6 +223,15 @@ def test_a_released_stream_that_breaks_is_passed_broken() -> None:
     assert (exchange.ruling.word, exchange.ruling.verdict.reason) == ("recorded", "incomplete")
 
 
+@pytest.mark.parametrize("rules", [_RULES, ("non_empty", "no_refusal")])
+def test_an_ending_without_a_finish_reason_is_rejected_before_the_stream_closes(rules: Any) -> None:
+    """It comes in one message with the whole text. Envoy sends the end of the stream as another message."""
+    for texts in (("All of it.",), LONG):
+        exchange = VerifierExchange(Verifier(lambda: snapshot(rules=rules), None), opening(**_HELPFUL))
+        answers = run(exchange, headers(), Event("response_body", body=transcript(*texts, finish=None)))
+        assert answers[-1][0].headers == rejected("incomplete")
+
+
 def test_a_refusal_is_rejected_before_its_end() -> None:
     """The verdict comes with the first token after which it cannot change."""
     exchange = VerifierExchange(Verifier(lambda: snapshot(), None), opening())
