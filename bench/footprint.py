@@ -5,6 +5,7 @@ edited, and the router has two snapshots in memory for a time. Memory is the pea
 is its user and system time under load, per 1,000 requests.
 """
 
+import argparse
 import asyncio
 import os
 import subprocess
@@ -27,6 +28,7 @@ _EDIT_S = 60.0
 
 def main() -> int:
     """Print the table. Return 1 if an answer was not expected."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     tiers = load_config(Path("intents")).policy.tiers
     with (
         tempfile.TemporaryDirectory(prefix="extproc-") as folder,

@@ -6,6 +6,7 @@ embedding hides the difference. Answers are whole chat answers. Each round waits
 that its cost is included.
 """
 
+import argparse
 import asyncio
 import os
 import sys
@@ -73,7 +74,8 @@ async def measure(stacks: dict[str, Stack]) -> tuple[dict[str, dict[str, float]]
 
 
 def main() -> int:
-    """Print the table that the README quotes. Return 1 if an answer was not expected or an outcome is missing."""
+    """Print the table. Return 1 if an answer was not expected or an outcome is missing."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     intents = Path("intents")
     tiers = load_config(intents).policy.tiers
     with tempfile.TemporaryDirectory() as folder, SampleUpstreams({t.name: t.model for t in tiers}) as upstreams:

@@ -5,6 +5,7 @@ one run with requests to each tier by its name, the control. Models send one wor
 else is simulated.
 """
 
+import argparse
 import asyncio
 import statistics
 import tempfile
@@ -167,6 +168,7 @@ def row(kind: str, times: Mapping[tuple[str, str], list[float]]) -> str:
 
 def main() -> None:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     answers = replayed()
     token_s = dict.fromkeys((SMALL, LARGE), TOKEN_S)
     with tempfile.TemporaryDirectory(prefix="intents-") as folder:
