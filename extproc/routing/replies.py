@@ -167,5 +167,9 @@ def is_reply(text: str) -> bool:
     """Return whether a text after a question states something and asks for nothing."""
     if len(text) > _MOST_CHARS or len(text.split()) > _MOST_WORDS:
         return False
-    asks = any(pattern.search(text) for pattern in (_OWN_TEXT, _QUESTION, _ASKS, _ASKS_MARKS))
-    return not asks and _STATES.search(text) is not None
+    return not asks_for_something(text) and _OWN_TEXT.search(text) is None and _STATES.search(text) is not None
+
+
+def asks_for_something(text: str) -> bool:
+    """Return whether a text has a question, or a request of one of the known languages."""
+    return any(pattern.search(text) for pattern in (_QUESTION, _ASKS, _ASKS_MARKS))

@@ -1,7 +1,8 @@
 """Several tasks in one request, which all get an answer. The costliest one decides.
 
 They are the prompts of a list, or parts of a short text: the items of a list, and sentences that begin with "also"
-or "then". A text to work on may have these words, too. So a part counts only if its match is trusted.
+or "then". A text to work on may have these words, too. So a part has to ask for something, and counts only if its
+match is trusted.
 """
 
 import re
@@ -12,6 +13,7 @@ import msgspec
 from extproc.api.request import Request, Turn
 from extproc.routing.ask import Ask, find_ask
 from extproc.routing.follow_up import is_short
+from extproc.routing.replies import asks_for_something
 
 _MOST = 4  # each task is encoded
 _LONGEST_CHARS = 500  # a longer text has a text to work on
@@ -45,6 +47,7 @@ _START = re.compile(
 )
 
 
+_REQUEST = re.compile(rf"(?:please\s+)?(?:{_any(_VERBS)}|sum up)\b", re.IGNORECASE)
 # The start of a request to work on the list that follows, such as "Translate into German:".
 _WORK_ON_LIST = re.compile(
     r"""(?:please\ |bitte\ )?(?:translate|summari[sz]e|sum\ up|rewrite|rephrase|paraphrase|classify|categori[sz]e
@@ -65,7 +68,10 @@ def find_tasks(request: Request, ask: Ask, max_chars: int) -> tuple[Ask, ...]:
     parts = [part.strip() for part in _START.split(ask.text)]
     if "```" in ask.text or _WORK_ON_LIST.fullmatch(parts[0]):
         return ()
-    tasks = _asks([part for part in parts if not is_short(part)], max_chars, ask) if len(parts) > 1 else ()
+    asked = [part for part in parts if not is_short(part) and (_REQUEST.match(part) or asks_for_something(part))]
+    if asked[-1:] in ([], parts[:1]):  # the rest is what to work on
+        return ()
+    tasks = _asks(asked, max_chars, ask)
     return tuple([msgspec.structs.replace(task, guess=True) for task in tasks])
 
 

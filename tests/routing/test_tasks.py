@@ -76,6 +76,11 @@ def test_the_parts_of_a_message_are_one_task() -> None:
         ("Summarise the text: the court met last month and rose again in the evening.", []),
         ("thanks, also ok", []),
         # A list to work on, and code.
+        (
+            "Tag each of these with one of: hardware, network.\n1. The laptop won't wake 2. The shared drive is gone",
+            [],
+        ),
+        ("What is the mood of each: (a) the new update is so smooth (b) two hours on hold, never again", []),
         ("Translate into German:\n1. Sue the landlord for it.\n2. Prove that you paid the rent.", []),
         ("Summarise: First, we sued the landlord. Then we appealed the verdict.", []),
         ("请把下面的句子翻译成英语：\n1. 起诉房东并要求退还押金 2. 证明根号二是无理数", []),
@@ -107,8 +112,8 @@ def test_a_long_text_and_a_follow_up_are_one_task() -> None:
     ("text", "ask", "tier"),
     [
         (
-            "cook soup and bake bread and boil egg and fry fish. Then, break lease and sue landlord.",
-            "break lease and sue landlord.",
+            "cook soup and bake bread and boil egg and fry fish. Then, break lease and sue landlord?",
+            "break lease and sue landlord?",
             "large",
         ),
         ("1. sue landlord and appeal verdict 2. bake bread and boil egg", None, "large"),
@@ -125,5 +130,5 @@ def test_the_costliest_task_of_a_text_decides(router: Router, text: str, ask: st
 
 def test_a_task_keeps_the_guard_of_the_whole_text(router: Router) -> None:  # noqa: F811
     with_policy(router, cooking={"only": ("small", "medium")})
-    result = routed(router, "cook soup, bake bread and fry fish. Also, break lease and sue landlord.")
+    result = routed(router, "cook soup, bake bread and fry fish. Also, break lease and sue landlord?")
     assert (result.decision.tier.name, result.decision.refused) == ("medium", False)
