@@ -250,7 +250,7 @@ def test_an_encoder_without_time_for_the_second_text_leaves_the_first(router: Ro
 def test_evidence_has_the_ask_that_was_matched(router: Router, tmp_path: Path) -> None:
     """Fits read the signals of a row after its decision. They are those that the router had."""
     path = tmp_path / "rows.jsonl"
-    tasks = "cook soup and bake bread and boil egg and fry fish. Then, break lease and sue landlord."
+    tasks = "cook soup and bake bread and boil egg and fry fish. Then, break lease and sue landlord?"
     for texts in ((SUE, "do that again"), ("cook soup", "break lease"), (tasks,)):
         messages = [{"role": "user", "content": text} for text in texts]
         with path.open("ab") as file:
@@ -264,5 +264,5 @@ def test_evidence_has_the_ask_that_was_matched(router: Router, tmp_path: Path) -
     asks = [(signals.ask.source, signals.ask.text) for signals in matched if signals is not None]
     assert asks == [
         ("joined", f"{SUE}\ndo that again"), ("last_user", "break lease"),
-        ("last_user", "break lease and sue landlord."),
+        ("last_user", "break lease and sue landlord?"),
     ]  # fmt: skip

@@ -77,7 +77,7 @@ def test_the_parts_of_a_message_are_one_task() -> None:
         ("thanks, also ok", []),
         # A list to work on, and code.
         (
-            "Tag each of these with one of: hardware, network.\n1. The laptop won't wake 2. The shared drive is gone",
+            "Tag each of these with one of: device, network.\n1. The laptop sleeps on 2. The shared drive is gone",
             [],
         ),
         ("What is the mood of each: (a) the new update is so smooth (b) two hours on hold, never again", []),
