@@ -66,20 +66,20 @@ class StoringSentences:
     def encode_parts(self, texts: Sequence[str], parts: Sequence[Parts]) -> tuple[Vectors, Vectors]:
         """Return two float32[len(texts), d] with rows of unit length: of the texts, and of their parts."""
         stored = _read(self.file)
-        by_key = {_key(text, spans): (text, spans) for text, spans in zip(texts, parts, strict=True)}
-        new = [key for key, (text, _) in by_key.items() if key not in stored or _key(text) not in stored]
-        needed = {**dict.fromkeys(_key(text) for text in texts), **by_key}
+        by_key = {key_of(text, spans): (text, spans) for text, spans in zip(texts, parts, strict=True)}
+        new = [key for key, (text, _) in by_key.items() if key not in stored or key_of(text) not in stored]
+        needed = {**dict.fromkeys(key_of(text) for text in texts), **by_key}
         if new:
             whole, second = encode_parts(self._sentences, *zip(*(by_key[key] for key in new), strict=True))
             if any(len(row) != whole.shape[1] for row in stored.values()):
                 return encode_parts(self._sentences, texts, parts)
-            stored |= dict(zip((_key(by_key[key][0]) for key in new), whole, strict=True))
+            stored |= dict(zip((key_of(by_key[key][0]) for key in new), whole, strict=True))
             stored |= dict(zip(new, second, strict=True))
             self._store({key: stored[key] for key in needed})
         if not texts:
             return encode_parts(self._sentences, texts, parts)
-        return np.stack([stored[_key(text)] for text in texts]), np.stack(
-            [stored[_key(*pair)] for pair in zip(texts, parts, strict=True)]
+        return np.stack([stored[key_of(text)] for text in texts]), np.stack(
+            [stored[key_of(*pair)] for pair in zip(texts, parts, strict=True)]
         )
 
     def _store(self, current: Mapping[bytes, Vectors]) -> None:
@@ -92,7 +92,8 @@ class StoringSentences:
             log.info("vectors of utterances are not stored, so each start encodes all of them: %s", error)
 
 
-def _key(text: str, parts: Parts = ()) -> bytes:
+def key_of(text: str, parts: Parts = ()) -> bytes:
+    """Return the hash under which the vector of a text, or of parts of it, is stored."""
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES)
     digest.update(f"\0{parts}".encode() if parts else b"")
     return digest.digest()

@@ -4,7 +4,6 @@ A store is one SQLite file. It has the hash of each text and its vector, and no 
 about, so only its owner can read the file.
 """
 
-import hashlib
 import logging
 import os
 import sqlite3
@@ -16,10 +15,10 @@ import numpy as np
 
 from extproc.encoder.parts import Parts, encode_parts
 from extproc.encoder.protocols import Encoder, Vectors
+from extproc.encoder.vector_file import key_of
 
 log = logging.getLogger(__name__)
 
-_HASH_BYTES = 16
 _BUSY_S = 60.0  # another command writes for this long at most
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB NOT NULL UNIQUE, vector BLOB NOT NULL)"
 
@@ -138,10 +137,3 @@ class StoredVectors:
                 return self.encode_parts(texts, parts)
         pairs = zip(texts, parts, strict=True)
         return np.stack([vectors[key_of(text)] for text in texts]), np.stack([vectors[key_of(*p)] for p in pairs])
-
-
-def key_of(text: str, parts: Parts = ()) -> bytes:
-    """Return the hash under which the vector of a text, or of parts of it, is stored."""
-    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=_HASH_BYTES)
-    digest.update(f"\0{parts}".encode() if parts else b"")
-    return digest.digest()
